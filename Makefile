@@ -1,0 +1,66 @@
+# Two commands do everything: `make run` (data -> models -> ranked pictures -> report) and `make test`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# no telemetry of any tool, no account, nothing asked of a model hub
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DVC_NO_ANALYTICS := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+N ?= 32
+SEED ?= 0
+OUT ?= drawn
+export PROMPT
+
+.PHONY: help setup run test lint draw flow ui verify lock clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  PRESET=smoke|default|emoji|photos  a whole set of knobs, e.g. make run PRESET=smoke'
+
+setup: $(READY)  ## makes .venv from requirements.lock (once)
+
+$(READY): requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {v[0]}.{v[1]}. Try: make $(MAKECMDGOALS) PYTHON=python3.12")'
+	@echo "setting up $(VENV) from requirements.lock (some minutes, once) ..."
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	@python -m pip --disable-pip-version-check check
+	@touch $(READY)
+
+run: $(READY)  ## captioned pictures -> models -> ranked pictures -> report; only what changed runs again
+	@$(if $(PRESET),python -m stages._preset $(PRESET))
+	@dvc repro
+	@python -m stages._headline
+
+test: $(READY)  ## lint and all tests
+	@ruff check .
+	@python -m pytest -n 2 --dist worksteal
+
+lint: $(READY)
+	@ruff check .
+
+draw: $(READY)  ## PROMPT="a small red star on sand" or PROMPTS=file.txt, N=32, SEED=0: ranked pictures in drawn/
+	@python -m thousandwords draw --candidates $(N) --seed $(SEED) --out $(OUT) $(if $(PROMPTS),--prompts "$(PROMPTS)",-- "$$PROMPT")
+
+flow: $(READY)  ## the same graph by Prefect, stage by stage
+	@python -m flows.pipeline
+
+ui: $(READY)  ## MLflow: every run, its curves and pictures, at http://127.0.0.1:5000
+	@mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/.mlflow/mlflow.db}"
+
+verify: $(READY)  ## re-hashes every artefact against its manifest
+	@python -m stages._verify
+
+lock:  ## writes requirements.lock anew from pyproject.toml (needs uv)
+	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--extra pipeline --extra dev pyproject.toml -o requirements.lock
+
+clean:  ## removes resumable state and the environment; data, models and results stay
+	rm -rf $(VENV) .ckpt .pytest_cache .ruff_cache
