@@ -1,0 +1,115 @@
+"""Durable files: written whole or not at all, and known by their sha256.
+
+No format we use notices a flipped bit by itself, so every folder of artefacts carries a `manifest.json` *outside* the
+files, with the sha256, size and row count of each, and a sha256 of its own. Readers check it before first use.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from thousandwords.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+class DamagedArtefact(UserError):
+    """A file is missing, cut short, or not the bytes that its manifest promises."""
+
+
+def write_bytes(path: Path, data: bytes) -> str:
+    """Writes `data` under `path` durably (tmp in the same folder, fsync, rename, fsync folder); returns its sha256."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_json(path: Path, value: object) -> str:
+    """Writes `value` as sorted, indented JSON, durably; returns its sha256."""
+    return write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(value: object) -> str:
+    """The sha256 of `value` as canonical JSON: one name for the same settings, whatever their order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def unit_hash(text: str, seed: int) -> float:
+    """A number in [0, 1) that depends on `text` and `seed` alone."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{text}".encode()).digest()[:8], "big") / 2**64
+
+
+def write_manifest(folder: Path, rows: dict[str, int | None], facts: dict) -> dict:
+    """Writes `folder/manifest.json` over the named files; `rows` maps a file name to its row count (None: not rows)."""
+    folder = Path(folder)
+    files = {
+        name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size, "rows": count}
+        for name, count in sorted(rows.items())
+    }
+    body = {"files": files, "facts": facts}
+    manifest = {**body, "sha256": fingerprint(body)}
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def read_manifest(folder: Path, verify: bool = True, mend: str = "dvc checkout, or dvc repro") -> dict:
+    """The manifest of `folder`, after checking its own sha256 and, with `verify`, every file it names.
+
+    Raises DamagedArtefact, naming the file, what was expected, what was found, and the command that mends it.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise DamagedArtefact(f"{path} is missing, so nothing in {folder} can be trusted. Run: {mend}")
+    try:
+        manifest = json.loads(path.read_bytes())
+        body = {"files": manifest["files"], "facts": manifest["facts"]}
+        found = fingerprint(body)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedArtefact(f"{path} cannot be read ({error}). Run: {mend}") from error
+    if found != manifest.get("sha256"):
+        raise DamagedArtefact(
+            f"{path} was changed: its sha256 should be {manifest.get('sha256')}, found {found}. Run: {mend}"
+        )
+    if verify:
+        for name, entry in manifest["files"].items():
+            check_file(Path(folder) / name, entry, mend)
+    return manifest
+
+
+def check_file(path: Path, entry: dict, mend: str) -> None:
+    """Raises DamagedArtefact unless `path` has the size and the sha256 of its manifest entry."""
+    if not path.is_file():
+        raise DamagedArtefact(f"{path} is missing, but its manifest names it. Run: {mend}")
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        raise DamagedArtefact(f"{path} should be {entry['bytes']} bytes, found {size}. Run: {mend}")
+    found = sha256_of(path)
+    if found != entry["sha256"]:
+        raise DamagedArtefact(f"{path} is damaged: sha256 should be {entry['sha256']}, found {found}. Run: {mend}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
