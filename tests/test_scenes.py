@@ -1,0 +1,333 @@
+"""The built-in data set: what is drawn, what its captions say, and that its reader is not fooled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from thousandwords.scene_reader import ATTRIBUTES, connected_patches, read, read_match
+from thousandwords.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    PHRASINGS,
+    RELATIONS,
+    SEEN_PAIRS,
+    SHAPES,
+    SIZES,
+    SPLITS,
+    UNSEEN_PAIRS,
+    Scene,
+    Thing,
+    caption,
+    draw,
+    mirrored,
+    paint,
+    parse,
+    random_scene,
+    say,
+    scene_pairs,
+)
+
+RED_STAR, BLUE_SQUARE = Thing("star", "red", "small"), Thing("square", "blue", "large")
+PLANTED = Scene((RED_STAR, BLUE_SQUARE), "above", "sand")
+PLANTED_CAPTION = "a small red star above a large blue square on sand"
+
+things = st.builds(Thing, st.sampled_from(SHAPES), st.sampled_from(list(COLOURS)), st.sampled_from(SIZES))
+singles = st.builds(Scene, st.tuples(things), st.none(), st.sampled_from((*BACKGROUNDS, None)))
+couples = st.builds(
+    Scene, st.tuples(things, things), st.sampled_from(RELATIONS), st.sampled_from((*BACKGROUNDS, None))
+)
+seeds = st.integers(0, 2**31)
+law = settings(deadline=None, max_examples=60, database=None)
+
+
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def pairs_of(scene: Scene) -> set[tuple[str, str]]:
+    return {(thing.colour, thing.shape) for thing in scene.things}
+
+
+def wrong(image: np.ndarray, text: str = PLANTED_CAPTION) -> set[str]:
+    """The attributes that the reader says are wrong."""
+    return {name for name, is_right in read_match(image, text).items() if not is_right}
+
+
+# ---- the data set
+
+
+def test_the_vocabulary_is_six_shapes_eight_colours_two_sizes_four_relations_four_backgrounds():
+    assert [len(words) for words in (SHAPES, COLOURS, SIZES, RELATIONS, BACKGROUNDS)] == [6, 8, 2, 4, 4]
+
+
+def test_each_colour_and_each_shape_is_still_seen_with_most_of_the_others():
+    assert len(SEEN_PAIRS) == 40 and len(UNSEEN_PAIRS) == 8
+    assert all(sum(colour == seen for seen, _ in SEEN_PAIRS) == 5 for colour in COLOURS)
+    assert all(sum(shape == seen for _, seen in SEEN_PAIRS) >= 6 for shape in SHAPES)
+
+
+def test_the_same_seed_gives_the_same_pairs_and_another_seed_others():
+    first, again, other = (list(scene_pairs(20, seed, "train")) for seed in (7, 7, 8))
+    for one, same, another in zip(first, again, other, strict=True):
+        assert one[0] == same[0] and (one[1] == same[1]).all() and one[2] == same[2]
+        assert not (one[1] == another[1]).all()
+
+
+def test_a_pair_does_not_depend_on_how_many_follow():
+    *_, few = scene_pairs(3, 0, "train")
+    many = list(scene_pairs(9, 0, "train"))[2]
+    assert few[0] == many[0] == "scene-train-000002" and few[2] == many[2] and (few[1] == many[1]).all()
+
+
+@law
+@given(seed=seeds)
+def test_training_never_shows_an_unseen_pair_and_each_unseen_scene_does(seed):
+    assert pairs_of(random_scene(generator(seed), unseen=False)) <= set(SEEN_PAIRS)
+    assert pairs_of(random_scene(generator(seed), unseen=True)) & set(UNSEEN_PAIRS)
+
+
+def test_captions_of_the_splits_keep_the_unseen_pairs_apart():
+    for split in SPLITS:
+        for _, _, text in scene_pairs(300, 1, split):
+            assert bool(pairs_of(parse(text)) & set(UNSEEN_PAIRS)) == (split == "unseen"), text
+
+
+def test_no_picture_is_in_two_splits_or_twice_in_one():
+    pictures = [image.tobytes() for split in SPLITS for _, image, _ in scene_pairs(300, 2, split)]
+    assert len(set(pictures)) == 900
+
+
+def test_a_split_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="no split 'test' of the scenes; choose one of train, validation,"):
+        next(scene_pairs(1, 0, "test"))
+
+
+def test_the_two_things_of_a_random_scene_differ_in_colour_or_shape():
+    scenes = [random_scene(generator(seed), unseen=False) for seed in range(500)]
+    couples = [scene for scene in scenes if len(scene.things) == 2]
+    assert 350 < len(couples) < 450  # four in five
+    assert all(len(pairs_of(scene)) == 2 for scene in couples)
+
+
+@pytest.mark.parametrize("size", [16, 32, 64, 128])
+def test_a_picture_is_square_rgb_of_the_asked_size(size):
+    image = draw(PLANTED, generator(), size)
+    assert image.shape == (size, size, 3) and image.dtype == np.uint8
+
+
+def test_a_picture_too_small_to_show_shapes_is_refused():
+    with pytest.raises(ValueError, match="can't be drawn 8 pixels wide; set a size of 16 or more"):
+        draw(PLANTED, generator(), 8)
+
+
+def test_some_backgrounds_are_gradients_and_some_carry_grain():
+    shown = {name: draw(replace(PLANTED, background=name), generator()).astype(float) for name in BACKGROUNDS}
+    gradient = {name: abs(image[0].mean() - image[-1].mean()) > 20 for name, image in shown.items()}
+    grain = {name: image[0].std(axis=0).mean() > 2 for name, image in shown.items()}
+    assert gradient == {"snow": False, "fog": True, "sand": False, "dusk": True}
+    assert grain == {"snow": False, "fog": False, "sand": True, "dusk": True}
+
+
+# ---- captions
+
+
+@pytest.mark.parametrize(
+    ("text", "relation", "background"),
+    [
+        ("a small red star above a large blue square", "above", None),
+        ("a small red star is over a large blue square on sand", "above", "sand"),
+        ("On snow there is a small red star to the left of a large blue square.", "left of", "snow"),
+        ("at dusk, a small red star right of a large blue square", "right of", "dusk"),
+        ("a small red star with a large blue square above it in fog", "below", "fog"),
+    ],
+)
+def test_a_caption_is_parsed_to_its_scene(text, relation, background):
+    assert parse(text) == Scene((RED_STAR, BLUE_SQUARE), relation, background)
+
+
+@law
+@given(scene=singles | couples, seed=seeds)
+def test_a_caption_tells_the_scene_from_either_side(scene, seed):
+    told = parse(caption(scene, generator(seed)))
+    assert replace(told, background=scene.background) in (scene, mirrored(scene))
+    assert told.background in (scene.background, None)
+
+
+@pytest.mark.parametrize("phrasing", [phrasing for group in PHRASINGS.values() for phrasing in group])
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_every_phrasing_can_be_parsed_back(phrasing, relation):
+    is_couple = "{b}" in phrasing
+    scene = replace(PLANTED, relation=relation) if is_couple else Scene((RED_STAR,), None, "sand")
+    for seed in range(4):
+        text = say(scene, phrasing, generator(seed))
+        assert parse(text) == replace(scene, background="sand" if "{place}" in phrasing else None)
+        assert text == text.lower()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a dog on grass", "a red star", "a small red star above", "a small red star on a large blue square",
+     "a small red star above a large blue square on mars", "a small small red star", "a red star above it"],
+)
+def test_a_caption_that_is_no_scene_is_refused(text):
+    with pytest.raises(ValueError, match="is not the caption of a scene; write it like 'a small red star"):
+        parse(text)
+
+
+@law
+@given(text=st.text(max_size=40) | st.lists(st.sampled_from(["a", "small", "red", "star"])).map(" ".join))
+def test_any_text_is_a_scene_or_a_clear_refusal(text):
+    try:
+        assert isinstance(parse(text), Scene)
+    except ValueError as error:
+        assert "is not the caption of a scene" in str(error)
+
+
+@pytest.mark.parametrize(("shown", "relation"), [((RED_STAR,), "above"), ((RED_STAR, BLUE_SQUARE), None)])
+def test_a_scene_has_a_relation_if_and_only_if_it_holds_two_things(shown, relation):
+    with pytest.raises(ValueError, match="two things need a relation, one has none"):
+        Scene(shown, relation, "sand")
+
+
+def test_a_scene_of_three_things_is_refused():
+    with pytest.raises(ValueError, match="a scene holds 1 or 2 things, not 3"):
+        Scene((RED_STAR, BLUE_SQUARE, RED_STAR), "above", "sand")
+
+
+# ---- the reader
+
+
+@pytest.mark.parametrize("split", ["train", "unseen"])
+def test_the_reader_is_right_on_99_in_100_drawn_pictures(split):
+    results = [read_match(image, text) for _, image, text in scene_pairs(300, 3, split)]
+    for name in ATTRIBUTES:
+        assert sum(result[name] for result in results) >= 297, name
+    assert sum(all(result.values()) for result in results) >= 297
+
+
+@law
+@given(scene=singles | couples, seed=seeds, size=st.sampled_from([32, 64, 96, 128]))
+def test_any_scene_can_be_read_back_at_any_size(scene, seed, size):
+    rng = generator(seed)
+    assert wrong(draw(scene, rng, size), caption(scene, rng)) == set()
+
+
+def test_the_reader_allows_blur_and_noise():
+    rng, right = generator(), 0
+    for _, image, text in scene_pairs(100, 4, "train"):
+        soft = sum(np.roll(image.astype(float), shift, (0, 1)) for shift in np.ndindex(2, 2)) / 4
+        noisy = (soft + rng.normal(0, 6, image.shape)).clip(0, 255).astype(np.uint8)
+        right += all(read_match(noisy, text).values())
+    assert right >= 98
+
+
+SWAPPED_COLOURS = (replace(RED_STAR, colour="blue"), replace(BLUE_SQUARE, colour="red"))
+
+
+@pytest.mark.parametrize(
+    ("error", "planted"),
+    [
+        ("colour", replace(PLANTED, things=(replace(RED_STAR, colour="pink"), BLUE_SQUARE))),
+        ("colour", replace(PLANTED, things=(RED_STAR, replace(BLUE_SQUARE, colour="purple")))),
+        ("colour", replace(PLANTED, things=SWAPPED_COLOURS)),
+        ("shape", replace(PLANTED, things=(replace(RED_STAR, shape="cross"), BLUE_SQUARE))),
+        ("shape", replace(PLANTED, things=(RED_STAR, replace(BLUE_SQUARE, shape="circle")))),
+        ("size", replace(PLANTED, things=(replace(RED_STAR, size="large"), BLUE_SQUARE))),
+        ("size", replace(PLANTED, things=(RED_STAR, replace(BLUE_SQUARE, size="small")))),
+        ("relation", replace(PLANTED, relation="below")),
+        ("relation", replace(PLANTED, relation="left of")),
+        ("background", replace(PLANTED, background="snow")),
+        ("background", replace(PLANTED, background="fog")),
+    ],
+)
+def test_a_planted_error_fails_its_attribute_and_no_other(error, planted):
+    for seed in range(5):
+        assert wrong(draw(planted, generator(seed))) == {error}
+
+
+@law
+@given(scene=couples, seed=seeds, attribute=st.sampled_from(["colour", "shape", "size"]))
+def test_any_wrong_word_about_one_thing_is_found(scene, seed, attribute):
+    words = {"colour": list(COLOURS), "shape": list(SHAPES), "size": list(SIZES)}[attribute]
+    word = words[(words.index(getattr(scene.things[0], attribute)) + 1 + seed) % len(words)]
+    told = replace(scene, things=(replace(scene.things[0], **{attribute: word}), scene.things[1]))
+    rng = generator(seed)
+    found = wrong(draw(scene, rng), caption(told, rng))
+    assert (attribute in found) == (word != getattr(scene.things[0], attribute))
+
+
+def test_a_missing_thing_fails_all_that_is_said_of_it():
+    alone = draw(Scene((BLUE_SQUARE,), None, "sand"), generator())
+    assert wrong(alone) == {"colour", "shape", "size", "relation"}
+
+
+def test_one_thing_too_many_fails_the_relation():
+    image = draw(PLANTED, generator()).astype(np.float32)
+    paint(image, Thing("ring", "green", "small"), x=10, y=32)
+    assert wrong(image.astype(np.uint8)) == {"relation"}
+    couple = draw(PLANTED, generator())
+    assert wrong(couple, "a small red star on sand") == {"relation"}
+
+
+def test_an_empty_picture_matches_its_background_alone():
+    assert wrong(np.full((64, 64, 3), (226, 207, 166), np.uint8)) == {"colour", "shape", "size", "relation"}
+
+
+def test_a_background_of_no_name_matches_no_caption_that_names_one():
+    image = draw(PLANTED, generator())
+    meadow = np.where(np.abs(image - (226.0, 207, 166)).sum(-1, keepdims=True) < 60, (90, 140, 90), image)
+    assert wrong(meadow.astype(np.uint8)) == {"background"}
+    assert wrong(meadow.astype(np.uint8), "a small red star above a large blue square") == set()
+
+
+def test_a_thing_of_two_colours_has_none():
+    image = draw(Scene((BLUE_SQUARE,), None, "snow"), generator(1))
+    image[:, :32][(image[:, :32] < 200).any(axis=2)] = COLOURS["red"]
+    assert wrong(image, "a large blue square on snow") == {"colour"}
+
+
+def test_a_blot_has_no_shape():
+    image = np.full((64, 64, 3), (246, 247, 249), np.uint8)
+    image[28:34, 10:54] = COLOURS["blue"]
+    assert wrong(image, "a large blue square on snow") == {"shape", "size"}
+
+
+def test_a_few_stray_pixels_do_not_fool_the_reader():
+    image = draw(PLANTED, generator())
+    image[::9, ::11] = 0
+    image[2:5, 2:6] = COLOURS["green"]
+    assert wrong(image) == set()
+
+
+def test_the_reader_says_what_it_sees_and_where():
+    image = draw(replace(PLANTED, relation="left of"), generator())
+    seen = read(image)
+    assert [(thing.size, thing.colour, thing.shape) for thing in seen.things] == [
+        ("large", "blue", "square"), ("small", "red", "star"),
+    ]
+    assert seen.background == "sand"
+    assert seen.things[0].centre == pytest.approx((0.75, 0.5), abs=0.08)
+    assert seen.things[1].centre == pytest.approx((0.25, 0.5), abs=0.08)
+
+
+@law
+@given(pixels=st.integers(0, 2**32), size=st.sampled_from([16, 31, 64]))
+def test_any_square_picture_can_be_read(pixels, size):
+    noise = generator(pixels).integers(0, 256, (size, size, 3)).astype(np.uint8)
+    assert set(read_match(noise, PLANTED_CAPTION)) == set(ATTRIBUTES)
+
+
+def test_a_picture_that_is_not_square_rgb_is_refused():
+    with pytest.raises(ValueError, match=r"a square RGB picture .* not \(64, 32, 3\); crop it to a square"):
+        read(np.zeros((64, 32, 3), np.uint8))
+
+
+def test_patches_are_joined_along_edges_and_not_over_corners():
+    marked = np.array([[1, 0, 1, 1], [1, 0, 1, 0], [1, 1, 1, 0], [0, 0, 0, 1]], bool)
+    assert sorted(len(patch) for patch in connected_patches(marked)) == [1, 8]
+    assert connected_patches(np.zeros((3, 3), bool)) == []
