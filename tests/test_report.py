@@ -1,0 +1,223 @@
+"""The report page and its curves: whole, safe, self-contained, the same every time."""
+
+from __future__ import annotations
+
+import re
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from thousandwords import metrics, plots
+from thousandwords.report import Facts, flatten, number, rate, render_report
+
+RATES = {
+    "prompts": 80, "scene": {"n1": 0.52, "best": 0.87}, "colour": {"n1": 0.61, "best": 0.95},
+    "all": {"n1": 0.41, "best": 0.78, "n1_interval": [0.36, 0.46], "best_interval": [0.73, 0.83]},
+    "curve": {"n": [1, 2, 4], "all": [0.41, 0.6, 0.78], "scene": [0.52, 0.7, 0.87]},
+}
+UNSEEN = RATES | {
+    "all": {"n1": 0.23, "best": 0.57, "n1_interval": [0.19, 0.27], "best_interval": [0.51, 0.63]},
+}
+METRICS = {
+    "reconstruction": {"psnr_hard": 27.43, "psnr_kmeans": 22.12},
+    "codebook": {"perplexity": 231.4, "perplexity_kmeans": 180.2, "used": 0.86, "used_kmeans": 0.97,
+                 "vocab_size": 512},
+    "generator": {"val_loss_text": 1.253, "val_loss_image": 2.402},
+    "clip_score": {"n1": 0.201, "best": 0.287}, "n": 16,
+    "caption_match": {"seen": RATES, "unseen": UNSEEN},
+    "seconds": {"prepare_pairs": 12.4, "train_generator": 1530.0},
+}
+
+
+def png(colour: str = "red", side: int = 8) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (side, side), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PICTURES = {"best": png("red"), "second": png("green"), "original": png("blue"), "rebuilt": png("navy"),
+            "curve": png("white", side=900)}
+
+
+def facts(**changes) -> Facts:
+    whole: Facts = {
+        "title": "A small run", "summary": "64 words per picture.", "metrics": METRICS,
+        "hero": [{"picture": "best", "caption": "a red circle", "score": 0.312}],
+        "reconstructions": [{"original": "original", "hard": "rebuilt", "psnr": 26.51}],
+        "prompts": [{"prompt": "a red circle on a grey background", "split": "unseen", "candidates": [
+            {"picture": "best", "score": 0.312, "matches": {"colour": True, "shape": True}},
+            {"picture": "second", "score": 0.105, "matches": {"colour": False, "shape": True}}]}],
+        "plots": {"training": [{"picture": "curve", "title": "Image loss", "note": "It falls."}]},
+        "stages": {"train_generator": "6,000 steps"},
+        "counts": {"n_in": 1011, "n_ok": 1000, "n_quarantined": 8, "n_duplicate": 3, "n_filtered": 0,
+                   "reasons": {"truncated_data": 5, "too_small": 3},
+                   "splits": {"train": 900, "validation": 100}},
+        "params": {"image_tokenizer": {"kind": "dvae", "dvae": {"kl_weight": 6.6}}},
+        "versions": {"torch": "2.15.0"}, "seeds": {"sampling": 7}, "fingerprints": {"data/pairs": "3f9cabcd"},
+    }
+    return {**whole, **changes}
+
+
+def without(name: str) -> dict:
+    return {key: value for key, value in METRICS.items() if key != name}
+
+
+def text_of(html: str) -> str:
+    """What a reader sees: the body's text, white space folded."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html.split("<body>")[1]))
+
+
+@pytest.mark.parametrize("figure", [
+    "27.4 dB", "22.1 dB", "5.3 dB better than k-means", "231", "k-means: 180", "86%", "of 512 words",
+    "k-means: 97%", "1.253", "2.402", "best of 16", "78%", "CI 73–83%", "41%", "CI 36–46%", "57%",
+    "CI 51–63%", "23%", "CI 19–27%", "87% best, 52% one draw", "0.201", "0.287"])
+def test_every_headline_figure_stands_on_the_page(figure):
+    assert figure in text_of(render_report(facts(), PICTURES)).split("The best pictures")[0]
+
+
+@pytest.mark.parametrize("words", [
+    "a red circle on a grey background", "0.312", "matches", "wrong: colour", "26.5 dB", "61% → 95%",
+    "It falls.", "1,011 inputs", "Every one is accounted for", "truncated data", "25 min 30 s", "6,000 steps",
+    "image_tokenizer.dvae.kl_weight", "6.6", "2.15.0", "3f9cabcd"])
+def test_every_section_shows_its_facts(words):
+    assert words in text_of(render_report(facts(), PICTURES)).split("The best pictures")[1]
+
+
+def test_the_page_loads_nothing_and_runs_nothing():
+    html = render_report(facts(), PICTURES)
+
+    assert "http://" not in html and "https://" not in html
+    assert not re.search(r"<(script|link|iframe|object|embed|base)\b|@import|url\(|\son\w+=", html)
+    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', html))
+    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', html))
+    assert "default-src 'none'" in html
+
+
+def test_every_link_of_the_page_leads_to_a_section():
+    html = render_report(facts(), PICTURES)
+
+    assert set(re.findall(r'href="#([^"]*)"', html)) <= set(re.findall(r'id="([^"]*)"', html))
+
+
+def test_captions_and_settings_are_escaped():
+    evil = '<script>alert("x")</script>'
+    changes = {"title": evil, "params": {"note": evil}, "fingerprints": {evil: "1"},
+               "hero": [{"picture": "best", "caption": evil}],
+               "prompts": [{"prompt": evil, "split": evil, "candidates": [{"picture": "best"}]}]}
+
+    html = render_report(facts(**changes), PICTURES)
+
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;" in html
+
+
+def test_every_picture_has_words_for_those_who_do_not_see_it():
+    images = re.findall(r"<img [^>]*>", render_report(facts(), PICTURES))
+
+    assert len(images) == 6
+    assert all(re.search(r'alt="[^"]+"', image) for image in images)
+    assert any('alt="Generated from: a red circle"' in image for image in images)
+
+
+def test_small_pictures_keep_their_pixels_sharp_and_all_state_their_size():
+    html = render_report(facts(), PICTURES)
+
+    assert len(re.findall(r'width="8" height="8" [^>]*class="pixel-art"', html)) == 5
+    assert re.search(r'width="900" height="900" alt="Image loss">', html)
+
+
+def test_without_caption_match_the_page_says_why():
+    real_data = facts(metrics=without("caption_match"))
+
+    page = render_report(real_data, PICTURES)
+
+    assert "These captions are free text." in page
+    assert "Caption match, seen" not in page
+    assert "No scenes here." in render_report(real_data | {"no_caption_match": "No scenes here."}, PICTURES)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_any_part_of_the_metrics_may_be_missing(name):
+    assert "A small run" in render_report(facts(metrics=without(name)), PICTURES)
+
+
+def test_a_title_and_empty_metrics_already_make_a_page():
+    html = render_report({"title": "Nothing yet", "metrics": {}}, {})
+
+    assert "Nothing yet" in html and "<img" not in html
+
+
+def test_the_same_facts_give_the_same_page():
+    assert render_report(facts(), PICTURES) == render_report(facts(), PICTURES)
+
+
+def test_more_than_eight_candidates_are_folded_away():
+    many = [{"picture": "best", "score": 0.3 - 0.01 * place} for place in range(11)]
+
+    html = render_report(facts(prompts=[{"prompt": "a red circle", "candidates": many}]), PICTURES)
+
+    assert "3 further candidates" in html and 'alt="Candidate 11 for: a red circle"' in html
+
+
+def test_a_tokenizer_worse_than_k_means_and_a_collapsing_codebook_are_called_so():
+    bad = METRICS | {"reconstruction": {"psnr_hard": 20.0, "psnr_kmeans": 22.0},
+                     "codebook": {"perplexity": 2.1, "used": 0.01, "vocab_size": 512}}
+
+    page = text_of(render_report(facts(metrics=bad), PICTURES))
+
+    assert "2.0 dB behind k-means" in page
+    assert "the codebook is collapsing" in page
+
+
+def test_inputs_that_are_not_accounted_for_are_pointed_out():
+    page = text_of(render_report(facts(counts={"n_in": 1011, "n_ok": 1000}), PICTURES))
+
+    assert "11 of them are missing from the rows below" in page
+
+
+def test_a_picture_that_was_not_given_or_is_no_png_is_refused_by_name():
+    with pytest.raises(ValueError, match="name picture 'best', which is not among the 0 given"):
+        render_report(facts(), {})
+    with pytest.raises(ValueError, match=r"picture 'best' begins with b'GIF89a.*encode it as PNG"):
+        render_report(facts(), PICTURES | {"best": b"GIF89a" + bytes(40)})
+
+
+def test_shares_and_figures_are_written_as_one_says_them():
+    assert [rate(share) for share in (0.413, 0, 1, 0.004, 0.0001, 0.99996, None)] == [
+        "41%", "0%", "100%", "0.4%", "<0.1%", ">99.9%", "–"]
+    assert [number(value) for value in (-1.5, 1234.5, None)] == ["−1.50", "1,234.50", "–"]
+    assert flatten({"a": {"b": 1}, "c": {}}) == [("a.b", 1), ("c", {})]
+    assert [plots.duration(seconds) for seconds in (0.42, 9.99, 59.7, 75, 7260)] == [
+        "0.4 s", "10 s", "1 min 0 s", "1 min 15 s", "2 h 1 min"]
+
+
+LOSSES = {"train": [(0, 5.0), (10, 3.0)], "validation": [(10, 3.2)], "not yet": []}
+CURVES = {
+    "loss": lambda: plots.loss_curve(LOSSES, "Image loss"),
+    "match": lambda: plots.match_curve({"seen": RATES, "unseen": UNSEEN}),
+    "score": lambda: plots.score_curve({"n": [1, 2, 4], "score": [0.2, 0.24, 0.26]}),
+    "codebook": lambda: plots.codebook_curve({"dvae": np.array([5, 0, 3, 1]), "k-means": [3, 2, 2, 2]}),
+    "stages": lambda: plots.stage_bars(METRICS["seconds"]),
+    "one point": lambda: plots.match_curve({"seen": metrics.match_rates(
+        [[0.5]], {"colour": [[1]], "relation": [[1]], "background": [[0]]}, np.random.default_rng(0))}),
+}
+
+
+@pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES)
+def test_a_curve_is_a_png_of_nine_hundred_pixels_with_the_same_bytes_every_time(curve):
+    first, second = curve(), curve()
+
+    image = Image.open(BytesIO(first))
+    assert (image.format, image.width) == ("PNG", 900)
+    assert set(image.info) <= {"dpi"}    # no date, no version
+    assert first == second
+
+
+def test_drawing_leaves_the_callers_matplotlib_as_it_was():
+    import matplotlib
+
+    with matplotlib.rc_context({"font.size": 31}):
+        CURVES["score"]()
+        assert matplotlib.rcParams["font.size"] == 31

@@ -1,0 +1,164 @@
+"""Curves as PNG bytes, 900 pixels wide: losses, best-of-N, codebook use, time per stage.
+
+One panel per picture with large letters, so that two stand side by side on a desk and one fills a telephone.
+Colours are Okabe and Ito's, told apart by colour-blind readers. Style and fonts are our own whatever the
+local settings say, and the files hold no date or version: the same numbers give the same bytes.
+Left out: picture grids (`images`) and anything that moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+
+BLUE, ORANGE, GREEN, GREY, INK = "#0072b2", "#d55e00", "#009e73", "#8a8a8a", "#333333"
+COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7")
+DOTS_PER_INCH = 100
+DEFAULTS = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
+STYLE = {
+    "font.family": "DejaVu Sans", "font.size": 17, "figure.titlesize": 19, "figure.titleweight": "bold",
+    "figure.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.edgecolor": GREY, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e4e4", "grid.linewidth": 1.2,
+    "lines.linewidth": 3, "lines.markersize": 8, "lines.solid_capstyle": "round", "legend.frameon": False,
+}
+
+
+Curve = Sequence[tuple[int, float]]    # (step, value), in the order of the steps
+
+
+def loss_curve(curves: Mapping[str, Curve], title: str, unit: str = "nats per token") -> bytes:
+    """Losses over steps, one line per name: {"train": [(step, loss), ...], "validation": [...]} -> PNG.
+
+    The line called "train" is drawn thin and pale behind the others: it is the noisy one.
+    """
+    def draw(axes: Axes) -> None:
+        for name, points, colour in zip(curves, curves.values(), _colours(curves), strict=True):
+            steps, losses = zip(*points, strict=True) if points else ((), ())
+            look = {"alpha": 0.55, "linewidth": 2} if name == "train" else {"marker": "o", "zorder": 3}
+            axes.plot(steps, losses, color=colour, label=name, **look)
+        axes.set(xlabel="step", ylabel=unit)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+        axes.legend()
+    return _figure(title, draw)
+
+
+def match_curve(caption_match: Mapping[str, Mapping], title: str = "Caption match, best of n") -> bytes:
+    """Match rate over the number of candidates: {split: what `metrics.match_rates` gives} -> PNG.
+
+    Colour tells the split, the line tells all attributes (solid) from the scene only (dashed).
+    The pale bars at both ends are the intervals.
+    """
+    def draw(axes: Axes) -> None:
+        for colour, (split, rates) in zip(COLOURS, caption_match.items(), strict=False):
+            for name, line, marker in (("all", "-", "o"), ("scene", "--", "s")):
+                axes.plot(rates["curve"]["n"], rates["curve"][name], line, color=colour, marker=marker,
+                          label=f"{split}, {name}")
+                _whiskers(axes, rates, name, colour)
+        _best_of_axis(axes, [n for rates in caption_match.values() for n in rates["curve"]["n"]])
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+        axes.set(ylabel="pictures that match", ylim=(0, min(1.02, axes.get_ylim()[1])))
+        axes.legend(fontsize=15, handlelength=3)
+    return _figure(title, draw)
+
+
+def score_curve(curve: Mapping[str, Sequence[float]], title: str = "CLIP score, best of n") -> bytes:
+    """Mean score over the number of candidates: {"n": [...], "score": [...]} -> PNG."""
+    def draw(axes: Axes) -> None:
+        axes.plot(curve["n"], curve["score"], "-o", color=BLUE)
+        _best_of_axis(axes, curve["n"])
+        axes.set(ylabel="cosine, picture to caption")
+    return _figure(title, draw)
+
+
+def codebook_curve(counts: Mapping[str, Sequence[int]], title: str = "How often each word is used") -> bytes:
+    """Word frequencies, most used first, on a log axis: {"dvae": counts (V,), "k-means": counts (V,)} -> PNG.
+
+    An even codebook would be the dotted flat line; a line that ends early has words that are never used.
+    """
+    def draw(axes: Axes) -> None:
+        for colour, (name, count) in zip(COLOURS, counts.items(), strict=False):
+            count = np.sort(np.asarray(count, dtype=np.float64))[::-1]
+            share = count[count > 0] / count.sum()
+            label = f"{name}: {len(share)} of {len(count)} words"
+            axes.plot(np.arange(1, len(share) + 1), share, color=colour, label=label)
+        axes.axhline(1 / len(count), color=GREY, linestyle=":", linewidth=2.5, label="even use")
+        axes.set(xlabel="word, most used first", ylabel="share of all image tokens", yscale="log",
+                 xlim=(0, len(count) * 1.01))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.legend()
+    return _figure(title, draw)
+
+
+def stage_bars(seconds: Mapping[str, float], title: str = "Time per stage") -> bytes:
+    """How long each stage took, in the order given: {"prepare_pairs": 12.5, ...} -> PNG."""
+    def draw(axes: Axes) -> None:
+        names, values = list(seconds), list(seconds.values())
+        bars = axes.barh([name.replace("_", " ") for name in names], values, color=BLUE, height=0.62)
+        axes.bar_label(bars, [duration(value) for value in values], padding=8, fontsize=15)
+        axes.set(xlim=(0, max(values, default=1) * 1.3 or 1), xticks=[])
+        axes.invert_yaxis()
+        axes.grid(False)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    return _figure(title, draw, height=1.4 + 0.46 * len(seconds))
+
+
+def duration(seconds: float) -> str:
+    """A time as one says it: 0.42 -> "0.4 s", 75 -> "1 min 15 s", 7260 -> "2 h 1 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _figure(title: str, draw: Callable[[Axes], None], height: float = 5.6) -> bytes:
+    """A 900 pixel wide PNG of one panel that `draw(axes)` fills, under a title."""
+    with matplotlib.rc_context({**DEFAULTS, **STYLE}):
+        figure = Figure(figsize=(9, height), dpi=DOTS_PER_INCH, layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+        figure.suptitle(title, x=0.012, ha="left")
+        draw(figure.add_subplot())
+        buffer = BytesIO()
+        # matplotlib would write its version into the file
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _colours(names: Mapping[str, object]) -> list[str]:
+    """A colour per line: "train" is blue, the others follow from orange on, whatever the order."""
+    others = iter(COLOURS[1:] * len(names))
+    return [BLUE if name == "train" else next(others) for name in names]
+
+
+def _whiskers(axes: Axes, rates: Mapping, name: str, colour: str) -> None:
+    """The intervals of one candidate and of the best of N, where the metrics hold them."""
+    steps = rates["curve"]["n"]
+    for n, end in ((steps[0], "n1"), (steps[-1], "best")):
+        interval = rates.get(name, {}).get(f"{end}_interval")
+        if interval:
+            axes.vlines(n, *interval, color=colour, linewidth=5, alpha=0.25)
+
+
+def _best_of_axis(axes: Axes, steps: Sequence[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(set(steps)), [str(n) for n in sorted(set(steps))])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("candidates drawn per caption")
+
+
+def _thousands(value: float, _position: int) -> str:
+    """1500 -> "1.5k", 200 -> "200"."""
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
