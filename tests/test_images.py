@@ -1,0 +1,352 @@
+"""Pictures at the door: what is put right, what is refused and under which name. Hostile files are made here or skipped."""
+from __future__ import annotations
+
+import csv
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+
+from thousandwords import images
+from thousandwords.images import (
+    RefusedImage,
+    decode_image,
+    decode_png,
+    encode_png,
+    fit_square,
+    grid,
+    to_float,
+    to_uint8,
+)
+
+BAD_IMAGES = Path(__file__).parents[2] / "shared/data/bad-images"
+needs_bad_images = pytest.mark.skipif(not BAD_IMAGES.is_dir(), reason="../shared/data/bad-images is absent")
+
+
+def noise(height: int = 40, width: int = 48, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def encoded(picture: Image.Image | np.ndarray, format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that declares a size and has no pixels."""
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+
+
+def tiff_of_12_bits(values: np.ndarray) -> bytes:
+    """(H, W) of 0 … 4095, two values in three bytes, as cameras and microscopes write them."""
+    pairs = values.reshape(-1, 2).tolist()
+    data = b"".join((a << 12 | b).to_bytes(3, "big") for a, b in pairs)
+    height, width = values.shape
+    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def refusal(data: bytes, **limits) -> str:
+    with pytest.raises(RefusedImage) as caught:
+        decode_image(data, **limits)
+    assert len(caught.value.detail) <= 500
+    return caught.value.reason
+
+
+# ---- between the forms
+
+
+def test_floats_are_channels_first_and_between_zero_and_one():
+    pixels = np.zeros((2, 4, 5, 3), np.uint8)
+    pixels[1, 0, 2] = (255, 51, 0)
+    floats = to_float(pixels)
+    assert floats.shape == (2, 3, 4, 5) and floats.dtype == torch.float32 and floats.is_contiguous()
+    assert floats[1, :, 0, 2].tolist() == pytest.approx([1.0, 0.2, 0.0])
+
+
+def test_uint8_to_float_and_back_is_the_same_picture():
+    pixels = noise()
+    assert (to_uint8(to_float(pixels))[0] == pixels).all()
+
+
+def test_floats_outside_the_range_are_clipped_and_rounded():
+    floats = torch.tensor([-1.0, 0.4999 / 255, 2.0]).view(1, 3, 1, 1)
+    assert to_uint8(floats).ravel().tolist() == [0, 0, 255]
+
+
+def test_wrong_shapes_are_refused_with_both_sides_named():
+    with pytest.raises(ValueError, match=r"wants uint8 \(B, H, W, 3\) or \(H, W, 3\), got float64 \(4, 5, 3\)"):
+        to_float(np.zeros((4, 5, 3)))
+    with pytest.raises(ValueError, match=r"wants \(B, 3, H, W\), got \(1, 4, 4, 3\)"):
+        to_uint8(torch.zeros(1, 4, 4, 3))
+
+
+def test_the_same_pixels_give_the_same_png():
+    assert encode_png(noise()) == encode_png(noise().copy())
+    assert (decode_png(encode_png(noise())) == noise()).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 16), (16, 8)])
+def test_the_square_is_cut_from_the_centre(shape):
+    pixels = np.zeros((*shape, 3), np.uint8)
+    middle = (slice(None), slice(4, 12)) if shape[1] > shape[0] else (slice(4, 12), slice(None))
+    pixels[middle] = 200
+    assert (fit_square(pixels, 4) == 200).all()
+    assert fit_square(pixels, 4).shape == (4, 4, 3)
+
+
+def test_shrinking_averages_instead_of_skipping():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    assert np.abs(fit_square(stripes, 8)[:, 1:-1].astype(int) - 127).max() <= 4
+
+
+def test_a_contact_sheet_has_a_cell_for_each_picture():
+    pictures = np.stack([np.full((10, 10, 3), value, np.uint8) for value in (10, 20, 30)])
+    sheet = grid(pictures, columns=2, pad=2)
+    assert sheet.shape == (2 + 2 * 12, 2 + 2 * 12, 3)
+    assert [int(sheet[5, 5, 0]), int(sheet[5, 17, 0]), int(sheet[17, 5, 0])] == [10, 20, 30]
+    assert (sheet[15:, 15:] == 255).all()
+
+
+def test_labels_stand_under_their_pictures_and_stay_in_their_column():
+    pictures = np.full((2, 60, 60, 3), 255, np.uint8)
+    sheet = grid(pictures, columns=2, pad=4, labels=["", "a very long caption with averyveryverylongword in it 0.95"])
+    inked = np.argwhere(sheet.min(axis=2) < 128)
+    assert inked[:, 0].min() >= 64 and 68 <= inked[:, 1].min() and inked[:, 1].max() < 128
+
+
+def test_zoom_enlarges_by_whole_pixels():
+    assert (grid(noise(8, 8)[None], columns=9, pad=0, zoom=3) == noise(8, 8).repeat(3, 0).repeat(3, 1)).all()
+
+
+def test_a_sheet_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="got 0 images, 2 columns, no labels"):
+        grid(np.zeros((0, 8, 8, 3), np.uint8), columns=2)
+
+
+# ---- what is put right
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "GIF", "WEBP", "JPEG"])
+def test_every_accepted_format_is_read_by_its_content(format):
+    smooth = np.array(Image.fromarray(noise(4, 4)).resize((48, 40), Image.Resampling.BICUBIC))
+    pixels = decode_image(encoded(smooth, format, **({"lossless": True} if format == "WEBP" else {})))
+    assert pixels.shape == (40, 48, 3) and pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - smooth).mean() < {"JPEG": 8, "GIF": 12}.get(format, 1e-9)
+
+
+def test_transparent_pixels_take_the_background_colour():
+    picture = Image.new("RGBA", (40, 40), (200, 0, 0, 0))
+    picture.paste((10, 20, 30, 255), (0, 0, 40, 20))
+    pixels = decode_image(encoded(picture))
+    assert pixels[0, 0].tolist() == [10, 20, 30] and pixels[39, 0].tolist() == [255, 255, 255]
+    assert decode_image(encoded(picture), background=(0, 128, 0))[39, 0].tolist() == [0, 128, 0]
+
+
+def test_half_transparent_pixels_are_mixed_with_the_background():
+    picture = Image.new("LA", (32, 32), (0, 128))
+    assert abs(int(decode_image(encoded(picture))[0, 0, 0]) - 127) <= 1
+
+
+@pytest.mark.parametrize("transparency", [0, bytes([0, 255])])
+def test_transparent_palette_entries_take_the_background_colour(transparency):
+    picture = Image.new("P", (32, 32), 0)
+    picture.putpalette([9, 9, 9, 50, 60, 70])
+    picture.paste(1, (0, 0, 32, 16))
+    pixels = decode_image(encoded(picture, transparency=transparency))
+    assert pixels[0, 0].tolist() == [50, 60, 70] and pixels[31, 0].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_16_bit_greys_are_scaled_by_their_range(format):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    pixels = decode_image(encoded(Image.fromarray(ramp), format))
+    assert np.abs(pixels[:, :, 1] - ramp / 257.0).max() <= 0.51
+
+
+def test_12_bits_are_scaled_by_12_bits():
+    ramp = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
+    assert np.abs(decode_image(tiff_of_12_bits(ramp))[:, :, 0] - ramp / 4095 * 255).max() <= 0.51
+
+
+@pytest.mark.parametrize("white", [1.0, 255.0])
+def test_float_pictures_are_scaled_by_the_range_they_are_in(white):
+    ramp = np.linspace(0, white, 32 * 32, dtype=np.float32).reshape(32, 32)
+    pixels = decode_image(encoded(Image.fromarray(ramp), "TIFF"))
+    assert np.abs(pixels[:, :, 0] - ramp / white * 255).max() <= 0.51
+
+
+@pytest.mark.parametrize("odd", [-1.0, np.nan, 1e9])
+def test_float_pictures_in_no_known_range_are_refused(odd):
+    values = np.full((32, 32), odd, np.float32)
+    assert refusal(encoded(Image.fromarray(values), "TIFF")) == "bad_mode"
+
+
+def test_cmyk_is_converted():
+    pixels = decode_image(encoded(Image.new("CMYK", (32, 32), (0, 255, 255, 0)), "JPEG", quality=95))
+    assert np.abs(pixels.astype(int) - (255, 0, 0)).mean() <= 3
+
+
+@pytest.mark.parametrize("mode", ["1", "L"])
+def test_pictures_without_colour_become_grey(mode):
+    assert decode_image(encoded(Image.new(mode, (32, 32), 255))).tolist() == np.full((32, 32, 3), 255).tolist()
+
+
+TURNS = {1: lambda p: p, 2: np.fliplr, 3: lambda p: np.rot90(p, 2), 4: np.flipud, 5: lambda p: p.transpose(1, 0, 2),
+         6: lambda p: np.rot90(p), 7: lambda p: np.rot90(p.transpose(1, 0, 2), 2), 8: lambda p: np.rot90(p, 3)}
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", [*range(1, 9), 99])
+def test_exif_orientation_is_applied(format, orientation):
+    stored = np.ascontiguousarray(TURNS.get(orientation, TURNS[1])(noise()))    # the camera was held like this
+    exif = Image.Exif()
+    exif[274] = orientation
+    options = {"lossless": True} if format == "WEBP" else {}
+    assert (decode_image(encoded(stored, format, exif=exif, **options)) == noise()).all()
+
+
+def test_broken_exif_turns_nothing_and_loses_nothing():
+    data = encoded(noise(), exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff broken")
+    assert (decode_image(data) == noise()).all()
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+def test_an_animation_gives_its_first_frame(format):
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ((250, 0, 0), (0, 250, 0))]
+    options = {"lossless": True} if format == "WEBP" else {}
+    pixels = decode_image(encoded(frames[0], format, save_all=True, append_images=frames[1:], **options))
+    assert pixels[0, 0].tolist() == [250, 0, 0]
+
+
+def test_only_the_pixels_of_a_picture_with_an_archive_behind_it_are_taken():
+    assert (decode_image(encoded(noise()) + b"PK\x03\x04 and so on") == noise()).all()
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(("data", "reason"), [
+    (b"", "empty_file"),
+    (b"<html><body>404</body></html>", "not_an_image"),
+    (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not_an_image"),
+    (b"\xff", "not_an_image"),
+    (bytes(range(100, 200)), "not_an_image"),
+    (encoded(noise(), "JPEG")[:20], "not_an_image"),
+    (png_header(0, 0), "not_an_image"),
+    (png_header(20_000, 20_000), "too_many_pixels"),
+    (png_header(2**31 - 1, 2**31 - 1), "too_many_pixels"),
+    (png_header(12_000, 12_000), "too_many_pixels"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "bad_format"),
+    (b"8BPS\x00\x01" + bytes(100), "bad_format"),
+    (encoded(noise(), "PPM"), "bad_format"),
+    (encoded(noise(), "ICO"), "bad_format"),
+])
+def test_what_is_no_picture_of_ours_is_named(data, reason):
+    assert refusal(data) == reason
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_a_picture_cut_anywhere_is_refused_or_whole(format):
+    data = encoded(noise(), format)
+    whole = decode_image(data)
+    for length in [*range(1, len(data), 97), len(data) - 2, len(data) - 1]:
+        try:
+            assert (decode_image(data[:length]) == whole).all()    # only an end mark was lost
+        except RefusedImage as error:
+            assert error.reason in ("truncated", "not_an_image")
+
+
+def test_damaged_pixels_of_a_png_are_refused():
+    data = bytearray(encoded(noise()))
+    data[200] ^= 4
+    assert refusal(bytes(data)) == "corrupt_data"
+
+
+def test_a_text_bomb_is_refused():
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("comment", "x" * 20_000_000, zip=True)
+    data = encoded(noise(), pnginfo=notes)
+    assert len(data) < 30_000
+    assert refusal(data) == "corrupt_data"
+
+
+def test_files_over_the_limit_are_refused_unread(monkeypatch):
+    monkeypatch.setattr(images, "MAX_BYTES", 1000)
+    assert refusal(encoded(noise())) == "too_many_bytes"
+
+
+def test_shapes_that_the_settings_leave_out_are_refused_on_the_header():
+    assert refusal(encoded(noise(40, 31)), min_side=32) == "too_small"
+    assert refusal(encoded(noise(32, 97)), max_aspect=3) == "bad_aspect"
+    assert decode_image(encoded(noise(32, 96)), min_side=32, max_aspect=3).shape == (32, 96, 3)
+
+
+@pytest.mark.parametrize("error", [SyntaxError("x"), ValueError("x"), KeyError("x"), RuntimeError("x"), MemoryError()])
+def test_an_error_that_nobody_listed_still_is_a_refusal(monkeypatch, error):
+    def load(self):
+        raise error
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    assert refusal(encoded(noise())) == "corrupt_data"
+
+
+REFUSED = {
+    "too_many_pixels": ["pillow/decompression_bomb.gif", "sharp/65536-uint32-limit.png", "sharp/giant-image.jpg",
+                        "pillow/bmp/b/reallybig.bmp", "pillow/bmp/b/badwidth.bmp", "image-rs/bad/bmp/Bad_height.bmp"],
+    "bad_format": ["pillow/decompression_bomb.ico", "pillow/oom-8ed3316a4109213ca96fb8a256a0bfefdece1461.icns",
+                   "pillow/timeout-c60a3d7314213624607bfb3e38d551a8b24a7435.dds", "pillow/hopper_16bit.pgm"],
+    "truncated": ["pillow/truncated_jpeg.jpg", "pillow/truncated_image.png", "sharp/truncated.jpg",
+                  "sharp/truncated.png", "pillow/truncated_end_chunk.png", "pillow/bmp/b/shortfile.bmp",
+                  "sharp/corrupt-header.jpg"],
+    "not_an_image": ["pillow/oom-225817ca0f8c663be7ab4b9e717b02c661e66834.tif", "pillow/broken.png",
+                     "pillow/pngtest_bad.png.bin", "pillow/unknown_compression_method.png", "pillow/zero_width.gif",
+                     "sharp/invalid-illuminant.icc"],
+    "corrupt_data": ["pillow/broken_data_stream.png", "pillow/bmp/b/badpalettesize.bmp",
+                     "image-rs/regression/jpg/oss-fuzz-36829.jpeg", "pillow/crash-2020-10-test.tif",
+                     "pillow/crash-0c7e0e8e11ce787078f00b5b0ca409a167f070e0.tif",
+                     "pillow/bmp/q/pal8oversizepal.bmp", "pillow/apng/syntax_num_frames_zero.png"],
+}
+
+
+@needs_bad_images
+def test_every_hostile_file_is_decoded_or_refused_under_the_right_name():
+    expected = {name: reason for reason, names in REFUSED.items() for name in names}
+    found = {}
+    with open(BAD_IMAGES / "CURATED.tsv", newline="") as table:
+        for row in csv.DictReader(table, delimiter="\t"):
+            try:
+                assert decode_image((BAD_IMAGES / row["file"]).read_bytes()).dtype == np.uint8
+            except RefusedImage as error:
+                found[row["file"]] = error.reason
+    assert found == expected
+
+
+@needs_bad_images
+@pytest.mark.parametrize(("name", "pixel", "colour"), [
+    ("sharp/full-transparent.png", (150, 150), (255, 255, 255)),
+    ("sharp/fogra-0-100-100-0.tif", (500, 500), (254, 0, 0)),
+    ("sharp/Flag_of_the_Netherlands-16bit.png", (300, 450), (255, 255, 255)),
+    ("pillow/p_trns_single.png", (32, 32), (255, 255, 255)),
+])
+def test_odd_but_sound_files_have_the_right_colours(name, pixel, colour):
+    found = decode_image((BAD_IMAGES / name).read_bytes())[pixel].astype(int)
+    assert np.abs(found - colour).max() <= 3
+
+
+@needs_bad_images
+def test_turned_files_stand_upright():
+    shapes = {name: decode_image((BAD_IMAGES / name).read_bytes()).shape for name in (
+        "sharp/Landscape_1.jpg", "sharp/Landscape_6.jpg", "sharp/Portrait_5.jpg", "pillow/g4_orientation_6.tif")}
+    assert shapes == {"sharp/Landscape_1.jpg": (450, 600, 3), "sharp/Landscape_6.jpg": (450, 600, 3),
+                      "sharp/Portrait_5.jpg": (600, 450, 3), "pillow/g4_orientation_6.tif": (88, 590, 3)}

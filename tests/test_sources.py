@@ -1,0 +1,287 @@
+"""Folders, tables and tars: every input comes out once, in order, as a pair or under the reason why not."""
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thousandwords import sources
+from thousandwords.images import encode_png
+from thousandwords.sources import FolderSource, Source, SourceError, TableSource, WebDatasetSource
+
+SHARED = Path(__file__).parents[2] / "shared/data"
+needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
+
+
+def png(seed: int = 0) -> bytes:
+    return encode_png(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8))
+
+
+def write(folder: Path, files: dict[str, bytes | str]) -> Path:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return folder
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes | str] | tarfile.TarInfo]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+                continue
+            name, data = member
+            info = tarfile.TarInfo(name)
+            data = data.encode() if isinstance(data, str) else data
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def odd_member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def outcome(source: Source) -> dict[str, tuple[str, ...] | str]:
+    """{key: captions, or the reason of a refusal}; also checks that a second look gives the same."""
+    pairs = list(source)
+    assert [pair.key for pair in pairs] == [pair.key for pair in source]
+    assert len({pair.key for pair in pairs}) == len(pairs) == source.check()
+    assert all(pair.image for pair in pairs if not pair.problem)
+    return {pair.key: pair.problem.reason if pair.problem else pair.captions for pair in pairs}
+
+
+# ---- a folder
+
+
+def test_a_folder_pairs_each_picture_with_the_text_of_its_name(tmp_path):
+    write(tmp_path, {"b.png": png(), "b.txt": "a bee\n\n  two bees \na bee\n", "sub/a.b.JPG": png(), "sub/a.b.txt": "an ape",
+                     "notes.md": "not ours", ".hidden.png": b""})
+    assert outcome(FolderSource(tmp_path)) == {"b.png": ("a bee", "two bees"), "sub/a.b.JPG": ("an ape",)}
+
+
+def test_the_bytes_of_a_picture_come_through_unchanged(tmp_path):
+    write(tmp_path, {"a.png": png(7), "a.txt": "a"})
+    pair = next(iter(FolderSource(tmp_path)))
+    assert pair.image == png(7) and pair.provenance == f"{tmp_path.name}/a.png"
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    (b"\xef\xbb\xbfa cat\r\n", ("a cat",)),
+    ("a \U0001f469\u200d\U0001f680 \u202eon the moon".encode(), ("a \U0001f469\u200d\U0001f680 \u202eon the moon",)),
+    (b"", "caption_empty"),
+    (b" \n\t\n", "caption_empty"),
+    (b"caf\xe9", "caption_encoding"),
+    ("a cat".encode("utf-16"), "caption_encoding"),
+    (b"a\0cat", "caption_encoding"),
+    (b"\xed\xa0\x80", "caption_encoding"),
+    (("e" + "\u0301" * 5_000).encode(), "caption_too_long"),
+    (b"x" * 1_000_001, "too_many_bytes"),
+])
+def test_captions_are_utf8_lines_or_refused(tmp_path, text, expected):
+    write(tmp_path, {"a.png": png(), "a.txt": text})
+    assert outcome(FolderSource(tmp_path)) == {"a.png": expected}
+
+
+def test_what_lacks_its_other_half_is_named(tmp_path):
+    write(tmp_path, {"a.png": png(), "a.txt": "a", "b.png": png(), "c.txt": "see"})
+    assert outcome(FolderSource(tmp_path)) == {"a.png": ("a",), "b.png": "missing_pair", "c.txt": "missing_pair"}
+
+
+def test_what_is_no_plain_file_inside_the_folder_is_refused_without_reading_it(tmp_path, monkeypatch):
+    outside = write(tmp_path / "outside", {"secret.png": png(), "more/x.png": png()})
+    root = write(tmp_path / "own", {"ok.png": png(), "big.png": bytes(3_000_000), "folder.png/x.png": png()})
+    os.mkfifo(root / "pipe.png")
+    for name, target in {"away": outside / "secret.png", "loop": root / "loop.png", "nothing": root / "gone",
+                         "inside": root / "ok.png"}.items():
+        (root / f"{name}.png").symlink_to(target)
+    (root / "elsewhere").symlink_to(outside / "more")
+    write(root, {f"{name}.txt": "text" for name in ("ok", "big", "folder", "pipe", "away", "loop", "nothing", "inside")})
+    monkeypatch.setattr(sources, "MAX_BYTES", 2_000_000)
+    assert outcome(FolderSource(root)) == {
+        "away.png": "unsafe_path", "big.png": "too_many_bytes", "elsewhere": "unsafe_path", "folder.png": "not_regular",
+        "inside.png": ("text",), "loop.png": "io_error", "nothing.png": "not_regular", "ok.png": ("text",),
+        "pipe.png": "not_regular"}
+
+
+def test_file_names_of_any_bytes_get_keys_of_their_own(tmp_path):
+    names = [b"caf\xe9", "café".encode(), "cafe\u0301".encode(), b"caf\\xe9", b"new\nline", b"x" * 250]
+    for name in names:
+        for suffix, data in ((b".png", png()), (b".txt", b"text")):
+            with open(os.path.join(os.fsencode(tmp_path), name + suffix), "wb") as file:
+                file.write(data)
+    found = outcome(FolderSource(tmp_path))
+    assert len(found) == 6 and set(found.values()) == {("text",)}
+    assert {"caf\\xe9.png", "caf\\\\xe9.png"} <= set(found) and all(key.encode() for key in found)
+
+
+@pytest.mark.parametrize(("files", "message"), [
+    (None, "there is no folder .*own. Make it, or name another"),
+    ({"a.txt": "a", "b.heic": b"x"}, "own holds no pictures .png, jpg.*Put some there, each with a text file of its name"),
+    ({"a.png": b"x", "b.png": b"x"}, "None of the 2 pictures in .*own has a caption. Put a text file of its name beside"),
+])
+def test_a_folder_that_gives_nothing_is_refused_with_the_mend(tmp_path, files, message):
+    if files is not None:
+        write(tmp_path / "own", files)
+    with pytest.raises(SourceError, match=message):
+        FolderSource(tmp_path / "own").check()
+
+
+# ---- a table
+
+
+def test_the_rows_of_one_picture_are_its_captions(tmp_path):
+    write(tmp_path, {"p/a.png": png(), "b.png": png(), "t.csv":
+                     'caption,image\n"a cat, asleep",p/a.png\na bee,./b.png\na cat,p/../p/a.png\n"a\nline",b.png\n'})
+    assert outcome(TableSource(tmp_path / "t.csv")) == {
+        "p/a.png": ("a cat, asleep", "a cat"), "b.png": ("a bee", "a\nline")}
+
+
+def test_quotes_are_plain_characters_in_a_tab_separated_table(tmp_path):
+    write(tmp_path, {"a.png": png(), "t.tsv": '\ufeffimage\tcaption\r\na.png\t"Quoted" and "not closed\r\n'})
+    assert outcome(TableSource(tmp_path / "t.tsv")) == {"a.png": ('"Quoted" and "not closed',)}
+
+
+def test_columns_and_delimiter_are_settings(tmp_path):
+    write(tmp_path, {"a.png": png(), "t.csv": "id;file;text\n1;a.png;one, two\n"})
+    source = TableSource(tmp_path / "t.csv", image_column="file", caption_column="text", delimiter=";")
+    assert outcome(source) == {"a.png": ("one, two",)}
+
+
+def test_bad_rows_are_refused_one_by_one(tmp_path):
+    write(tmp_path / "outside", {"x.png": png()})
+    write(tmp_path / "own", {"a.png": png(), "b.png": png(), "t.csv": b"image,caption\na.png,ok\na.png,too,many\n\nb.png,\xff\n"
+                             b"gone.png,text\n,text\n../outside/x.png,text\n/etc/hostname,text\nonly one\nblank.png, \n"})
+    write(tmp_path / "own", {"blank.png": png()})
+    assert outcome(TableSource(tmp_path / "own/t.csv")) == {
+        "a.png": ("ok",), "line 3": "bad_row", "b.png": "caption_encoding", "gone.png": "missing_pair",
+        "line 7": "missing_pair", "../outside/x.png": "unsafe_path", "/etc/hostname": "unsafe_path",
+        "line 10": "bad_row", "blank.png": "caption_empty"}
+
+
+@pytest.mark.parametrize(("table", "message"), [
+    (None, "there is no table .*t.csv. Set it to your .csv or .tsv file"),
+    ("", "has no column 'image', only none. Set data.image_column"),
+    ("file,caption\na.png,a\n", "has no column 'image', only 'file', 'caption'. Set data.image_column"),
+    ("image,text\na.png,a\n", "has no column 'caption', only 'image', 'text'. Set data.caption_column"),
+    ("image,caption\n", "has no row with a picture and a caption"),
+    ("image,caption\na.png,\n", "has no captions: its column 'caption' is empty"),
+    ('image,caption\na.png,a\nb.png,"open\nc.png,c\n', "t.csv, line 4: unexpected end of data. Mend the quotes"),
+    ("image,caption\na.png," + "x" * 1_000_000, "t.csv, line 2: over 1,000,000 bytes. Is it a table?"),
+])
+def test_a_table_that_gives_nothing_is_refused_with_the_mend(tmp_path, table, message):
+    if table is not None:
+        write(tmp_path, {"t.csv": table})
+    with pytest.raises(SourceError, match=message):
+        TableSource(tmp_path / "t.csv").check()
+
+
+# ---- WebDataset
+
+
+def test_members_of_one_name_are_a_sample(tmp_path):
+    write_tar(tmp_path / "b.tar", [("x/1.jpg", png(1)), ("x/1.cls", b"7"), ("x/1.txt", "one\nuno")])
+    write_tar(tmp_path / "a.tar", [("1.txt", "first"), ("2.png", png(2)), ("2.json", json.dumps({"caption": "two"})),
+                                   ("1.png", png(1)), ("3.webp", png(3)), ("3.json", '{"caption": ["three", "drei"]}')])
+    expected = {"a/1": ("first",), "a/2": ("two",), "a/3": ("three", "drei"), "b/x/1": ("one", "uno")}
+    for path in (tmp_path, tmp_path / "*.tar"):
+        assert outcome(WebDatasetSource(path)) == expected
+    assert list(outcome(WebDatasetSource(tmp_path))) == list(expected)
+    assert outcome(WebDatasetSource(tmp_path / "b.tar")) == {"b/x/1": ("one", "uno")}
+    assert [pair.image for pair in WebDatasetSource(tmp_path)] == [png(1), png(2), png(3), png(1)]
+
+
+def test_odd_members_are_refused_and_leave_their_neighbours_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_BYTES", 5_000)
+    write_tar(tmp_path / "t.tar", [
+        ("ok.png", png()), ("ok.txt", "ok"), ("../up.png", png()), ("../up.txt", "up"), ("/abs.png", png()), ("/abs.txt", "abs"),
+        odd_member("link.png", tarfile.SYMTYPE, "/etc/hostname"), ("link.txt", "link"),
+        odd_member("hard.png", tarfile.LNKTYPE, "ok.png"), ("hard.txt", "hard"),
+        odd_member("device.png", tarfile.CHRTYPE), ("device.txt", "device"), odd_member("folder.png", tarfile.DIRTYPE),
+        ("big.png", bytes(6_000)), ("big.txt", "big"), ("alone.png", png()), ("widow.txt", "widow"),
+        ("twice.png", png()), ("twice.png", png(1)), ("twice.txt", "twice"), ("bad.png", png()), ("bad.json", "{"),
+        ("nocap.png", png()), ("nocap.json", "{}"), ("list.png", png()), ("list.json", '{"caption": [1]}'),
+        ("half.png", png()), ("half.json", '{"caption": "\\ud800"}'), ("._mac.png", b"junk"), ("README.md", "hello")])
+    found = outcome(WebDatasetSource(tmp_path))
+    twice = next(key for key in found if key.startswith("t/twice.png at byte"))
+    assert found == {
+        "t/ok": ("ok",), "t/../up": "unsafe_path", "t//abs": "unsafe_path", "t/link": "not_regular",
+        "t/hard": "not_regular", "t/device": "not_regular", "t/folder": "not_regular", "t/big": "too_many_bytes",
+        "t/alone": "missing_pair", "t/widow": "missing_pair", "t/twice": ("twice",), twice: "duplicate_id",
+        "t/bad": "caption_encoding", "t/nocap": "missing_pair", "t/list": "caption_encoding", "t/half": "caption_encoding"}
+
+
+def small_tar(path: Path) -> bytes:
+    write_tar(path, [member for name in "abcdef" for member in ((f"{name}.png", png()), (f"{name}.txt", name))])
+    return path.read_bytes()
+
+
+def test_a_tar_cut_anywhere_is_never_read_as_a_shorter_one(tmp_path):
+    path = tmp_path / "t.tar"
+    data = small_tar(path)
+    end = len(data.rstrip(b"\0")) // 512 * 512 + 512 + 1024    # after the last block in use, two of zeros
+    for length in np.random.default_rng(0).integers(0, end, 200):
+        path.write_bytes(data[:length])
+        with pytest.raises(SourceError, match="t.tar .*Fetch it again"):
+            list(WebDatasetSource(path))
+
+
+def test_a_flipped_bit_in_any_tar_header_is_noticed(tmp_path):
+    path = tmp_path / "t.tar"
+    data = small_tar(path)
+    with tarfile.open(path) as tar:
+        headers = [member.offset for member in tar]
+    rng = np.random.default_rng(0)
+    for header in rng.choice(headers, 200):
+        damaged = bytearray(data)
+        damaged[header + rng.integers(512)] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        with pytest.raises(SourceError, match="t.tar .*Fetch it again"):
+            WebDatasetSource(path).check()
+
+
+@pytest.mark.parametrize(("members", "message"), [
+    (None, "there is no .tar file at .*Set data.path to a tar, a folder of tars or a glob"),
+    ([], "The 1 tars at .* hold no pictures"),
+    ([("a.png", b"x"), ("b.cls", b"1")], "The 1 tars at .* hold no captions. Pack a text or JSON of the same name"),
+    ([("a.txt", b"x")], "The 1 tars at .* hold no pictures. Pack pictures and captions under one name"),
+])
+def test_tars_that_give_nothing_are_refused_with_the_mend(tmp_path, members, message):
+    if members is not None:
+        write_tar(tmp_path / "t.tar", members)
+    with pytest.raises(SourceError, match=message):
+        WebDatasetSource(tmp_path).check()
+
+
+def test_a_compressed_tar_is_refused_by_name(tmp_path):
+    with tarfile.open(tmp_path / "t.tar", "w:gz"):
+        pass
+    with pytest.raises(SourceError, match="t.tar is no plain tar"):
+        WebDatasetSource(tmp_path).check()
+
+
+# ---- real data
+
+
+@needs_shared_data
+def test_the_emoji_tars_are_read_whole():
+    pairs = list(WebDatasetSource(SHARED / "emoji"))
+    assert len(pairs) == 3787 and not any(pair.problem for pair in pairs)
+    assert len({pair.captions for pair in pairs}) == 3787
+    assert (pairs[1000].key, pairs[1000].provenance) == ("emoji-000001/001000", "emoji-000001.tar/001000")
+
+
+@needs_shared_data
+def test_the_photograph_table_is_read_whole():
+    source = TableSource(SHARED / "photos/fsa-color/captions.tsv")
+    pairs = list(source)
+    assert source.check() == len(pairs) == 1615 and not any(pair.problem for pair in pairs)
+    assert pairs[0].captions == ("Southeastern Georgia?",)

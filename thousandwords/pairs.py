@@ -1,0 +1,297 @@
+"""Pair shards: decode, check, quarantine, crop, split the pairs of a source; write them as Parquet.
+
+`train-00000.parquet`, `validation-…` (and `unseen-…` for scenes) hold one row per pair, `quarantine.parquet`
+one per refused input, with the reason. What goes in comes out or is counted: n_in = n_ok + n_quarantined +
+n_duplicate + n_filtered, where "filtered" are sound pictures that a setting leaves out. `prepare` is a pure
+function of one input, so that it may run in other processes. Left out: near-duplicates, a second crop,
+decoding in parallel.
+"""
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+
+from thousandwords.errors import UserError
+from thousandwords.files import MANIFEST, unit_hash, write_bytes, write_manifest
+from thousandwords.images import WHITE, Refused, decode_image, encode_png, fit_square
+from thousandwords.pair_shards import PAIR_SCHEMA
+from thousandwords.scenes import scene_pairs
+from thousandwords.sources import FolderSource, RawPair, Source, TableSource, WebDatasetSource
+from thousandwords.tables import table_bytes
+
+ROW_GROUP = 256    # rows
+QUARANTINE = "quarantine.parquet"
+FILTERS = ("too_small", "bad_aspect")    # reasons that lie in a setting, not in the input
+QUARANTINE_SCHEMA = pa.schema([
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("source", pa.string(), nullable=False),
+    pa.field("sha256", pa.string()),       # of the encoded picture, where it was read
+    pa.field("byte_size", pa.int64()),
+    pa.field("reason", pa.string(), nullable=False),
+    pa.field("detail", pa.string(), nullable=False),
+])
+
+
+class BadData(UserError):
+    """The source can be read, but what it gave is not fit to train on."""
+
+
+@dataclass(frozen=True)
+class SceneCounts:
+    """How many scenes to draw."""
+
+    count: int = 20_000              # for training
+    validation_count: int = 1_000
+    unseen_count: int = 1_000        # with a pair of colour and shape that training never shows
+
+    def __post_init__(self) -> None:
+        for name, least in (("count", 1), ("validation_count", 1), ("unseen_count", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"data.scenes.{name} is {getattr(self, name)}; it needs {least} or more")
+
+    def by_split(self) -> dict[str, int]:
+        return {"train": self.count, "validation": self.validation_count, "unseen": self.unseen_count}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The section `data` of params.yaml."""
+
+    source: Literal["scenes", "folder", "csv", "webdataset"] = "scenes"
+    path: str = "data/own"             # the folder, the table, or the tars
+    image_size: int = 64               # pixels a side of the stored square
+    validation_share: float = 0.05     # of the groups, held out by a hash of the group
+    group_by: str | None = None        # regular expression; captions that agree in its group 1 share a split
+    background: tuple[int, int, int] = WHITE    # behind transparent pixels
+    min_side: int = 32                 # pixels; smaller pictures are left out
+    max_aspect: float = 3.0            # long side / short side; the square crop would lose more
+    max_refused_share: float = 0.2     # of the inputs; beyond it preparing stops
+    rows_per_shard: int = 4096
+    image_column: str = "image"        # csv
+    caption_column: str = "caption"    # csv; also the key in the JSON of a WebDataset
+    delimiter: str | None = None       # csv; by default a tab in .tsv, a comma elsewhere
+    scenes: SceneCounts = field(default_factory=SceneCounts)
+
+    def __post_init__(self) -> None:
+        for name, least in (("image_size", 8), ("min_side", 1), ("rows_per_shard", 1), ("max_aspect", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"data.{name} is {getattr(self, name)}; it needs to be {least} or more")
+        for name in ("path", "image_column", "caption_column"):
+            if not getattr(self, name):
+                raise ValueError(f"data.{name} is empty; it needs a name")
+        if not 0 < self.validation_share < 1:
+            raise ValueError(f"data.validation_share is {self.validation_share}; it lies between 0 and 1")
+        if not 0 <= self.max_refused_share <= 1:
+            raise ValueError(f"data.max_refused_share is {self.max_refused_share}; it lies between 0 and 1")
+        if len(self.background) != 3 or not all(0 <= value <= 255 for value in self.background):
+            raise ValueError(f"data.background is {self.background}; it is red, green, blue from 0 to 255")
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            raise ValueError(f"data.delimiter is {self.delimiter!r}; it is one character, like ';' or a tab")
+        _check_group_by(self.group_by)
+
+
+def _check_group_by(group_by: str | None) -> None:
+    try:
+        if group_by is not None and re.compile(group_by).groups < 1:
+            raise ValueError(f"data.group_by is {group_by!r}; it needs a group in (), like ^([^:]*)")
+    except re.error as error:
+        raise ValueError(f"data.group_by is {group_by!r}, no regular expression: {error}") from error
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row of a pair shard, but for its split."""
+
+    key: str
+    image: bytes
+    captions: tuple[str, ...]
+    provenance: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One row of the quarantine table."""
+
+    id: str
+    source: str
+    sha256: str | None
+    byte_size: int | None
+    reason: str
+    detail: str
+
+
+# ---- one pair
+
+
+def prepare(raw: RawPair, config: Config) -> Pair | Refusal:
+    """A raw pair, decoded, flattened, cropped and resized; or why it can't be had."""
+    try:
+        if raw.problem:
+            raise raw.problem
+        pixels = decode_image(raw.image, config.background, config.min_side, config.max_aspect)
+        return Pair(raw.key, encode_png(fit_square(pixels, config.image_size)), raw.captions, raw.provenance)
+    except Refused as problem:
+        digest = None if raw.image is None else hashlib.sha256(raw.image).hexdigest()
+        size = None if raw.image is None else len(raw.image)
+        return Refusal(raw.key, raw.provenance, digest, size, problem.reason, problem.detail)
+
+
+def group_of(pair: Pair, group_by: str | None) -> str:
+    """What must not be torn apart by the split.
+
+    With "^(.*?): .*skin tone", both "man surfing: dark skin tone" and plain "man surfing" give "man surfing".
+    """
+    if group_by is None:
+        return pair.key
+    found = re.search(group_by, pair.captions[0])
+    return found[1] if found and found[1] is not None else pair.captions[0]
+
+
+def split_of(group: str, seed: int, validation_share: float) -> str:
+    """train or validation: by a hash, so that it never depends on what else is in the data set."""
+    return "validation" if unit_hash(group, seed) < validation_share else "train"
+
+
+# ---- all pairs
+
+
+def open_source(config: Config) -> Source:
+    """The source that the settings name; scenes have none, they are drawn."""
+    if config.source == "folder":
+        return FolderSource(config.path)
+    if config.source == "csv":
+        return TableSource(config.path, config.image_column, config.caption_column, config.delimiter)
+    return WebDatasetSource(config.path, config.caption_column)
+
+
+def check_source(config: Config) -> int:
+    """How many inputs there are; SourceError, with the mend, where there is nothing to begin with."""
+    if config.source == "scenes":
+        return sum(config.scenes.by_split().values())
+    return open_source(config).check()
+
+
+def prepared(config: Config, seed: int) -> Iterator[tuple[str, Pair | Refusal]]:
+    """(split, outcome) of every input in order; the split of a refusal is "quarantine"."""
+    if config.source == "scenes":
+        for split, count in config.scenes.by_split().items():
+            for key, pixels, caption in scene_pairs(count, seed, split, config.image_size):
+                yield split, Pair(key, encode_png(pixels), (caption,), f"scenes, seed {seed}")
+        return
+    for raw in open_source(config):
+        outcome = prepare(raw, config)
+        if isinstance(outcome, Refusal):
+            yield "quarantine", outcome
+        else:
+            yield split_of(group_of(outcome, config.group_by), seed, config.validation_share), outcome
+
+
+def write_pairs(config: Config, seed: int, folder: Path,
+                progress: Callable[[Iterable, int], Iterable] = lambda items, total: items) -> dict:
+    """All pairs of the source -> shards, quarantine and manifest in `folder`; returns the counts.
+
+    Raises SourceError or BadData. The manifest is written last: without it nothing in the folder counts.
+    """
+    total = check_source(config)
+    shards, refusals, seen, duplicates = _Shards(folder, config.rows_per_shard), [], set(), 0
+    for split, outcome in progress(prepared(config, seed), total):
+        if isinstance(outcome, Refusal):
+            refusals.append(outcome)
+        elif (digest := _digest(outcome)) in seen:
+            duplicates += 1
+        else:
+            seen.add(digest)
+            shards.add(split, outcome)
+    shards.close()
+    counts = _counts(shards.splits(), refusals, duplicates)
+    _check_counts(counts, refusals, config)
+    table = _table(map(vars, refusals), QUARANTINE_SCHEMA)
+    write_bytes(Path(folder) / QUARANTINE, table_bytes(table, ROW_GROUP))
+    facts = {"image_size": config.image_size, "source": config.source, "seed": seed, "counts": counts,
+             "settings": asdict(config)}
+    write_manifest(folder, {**shards.rows, QUARANTINE: len(refusals)}, facts)
+    return counts
+
+
+class _Shards:
+    """Shards of `rows_per_shard` rows, written as they fill; what an earlier run left is removed first."""
+
+    def __init__(self, folder: Path, rows_per_shard: int):
+        self.folder, self.rows_per_shard = Path(folder), rows_per_shard
+        self.rows: dict[str, int] = {}
+        self._pending: dict[str, list[dict]] = {}
+        for old in [self.folder / MANIFEST, *self.folder.glob("*.parquet")]:
+            old.unlink(missing_ok=True)
+
+    def add(self, split: str, pair: Pair) -> None:
+        rows = self._pending.setdefault(split, [])
+        rows.append({**vars(pair), "split": split})
+        if len(rows) == self.rows_per_shard:
+            self._flush(split)
+
+    def close(self) -> None:
+        for split in list(self._pending):
+            self._flush(split)
+
+    def splits(self) -> dict[str, int]:
+        """How many rows each split has."""
+        totals = Counter()
+        for name, rows in self.rows.items():
+            totals[name.rpartition("-")[0]] += rows
+        return dict(totals)
+
+    def _flush(self, split: str) -> None:
+        if rows := self._pending.pop(split):
+            number = sum(name.startswith(f"{split}-") for name in self.rows)
+            name = f"{split}-{number:05d}.parquet"
+            write_bytes(self.folder / name, table_bytes(_table(rows, PAIR_SCHEMA), ROW_GROUP))
+            self.rows[name] = len(rows)
+
+
+def _table(rows: Iterable[dict], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=schema)
+
+
+def _digest(pair: Pair) -> bytes:
+    """Equal for the same pixels under the same captions."""
+    return hashlib.sha256("\0".join(pair.captions).encode() + b"\0" + pair.image).digest()
+
+
+def _counts(splits: dict[str, int], refusals: Sequence[Refusal], duplicates: int) -> dict:
+    """What became of the inputs."""
+    reasons = Counter(refusal.reason for refusal in refusals)
+    filtered = sum(reasons[reason] for reason in FILTERS)
+    return {
+        "n_in": sum(splits.values()) + len(refusals) + duplicates, "n_ok": sum(splits.values()),
+        "n_quarantined": len(refusals) - filtered, "n_duplicate": duplicates, "n_filtered": filtered,
+        "reasons": dict(reasons.most_common()), "splits": splits,
+    }
+
+
+def _check_counts(counts: dict, refusals: Sequence[Refusal], config: Config) -> None:
+    """BadData where too much was refused, or a split has nothing."""
+    place = config.source if config.source == "scenes" else config.path
+    share = len(refusals) / max(1, counts["n_in"])
+    if share > config.max_refused_share or share == 1:
+        raise BadData(f"{len(refusals)} of the {counts['n_in']} inputs of {place} were refused "
+                      f"({share:.0%}): {_histogram(counts, refusals)}. "
+                      f"Mend them, or raise data.max_refused_share (now {config.max_refused_share:g})")
+    for split in ("train", "validation"):
+        if split not in counts["splits"]:
+            raise BadData(f"None of the {counts['n_ok']} pairs of {place} fell to the {split} split. "
+                          f"Add pairs, or change data.validation_share (now {config.validation_share:g}) "
+                          "or data.group_by")
+
+
+def _histogram(counts: dict, refusals: Sequence[Refusal]) -> str:
+    """Each reason with its count and its first case: "2 truncated (cat.png: image file is truncated)"."""
+    first = {refusal.reason: refusal for refusal in reversed(refusals)}
+    return ", ".join(f"{count} {reason} ({first[reason].id}: {first[reason].detail})"
+                     for reason, count in counts["reasons"].items())

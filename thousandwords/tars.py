@@ -1,0 +1,80 @@
+"""The index of a WebDataset tar: which samples it holds, and where in the file the bytes of each part lie.
+
+A tar has no checksum over its data, and tarfile takes a damaged header for the end: a cut or damaged archive
+reads as a shorter one. So a tar is indexed whole, up to its end mark, before a single sample is used. Members
+are read in place, never unpacked. Left out: compressed tars, and a limit on the headers of a hostile tar.
+"""
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from thousandwords.errors import UserError
+from thousandwords.images import Refused
+
+END_MARK = bytes(1024)              # two blocks of zeros
+Part = tuple[int, int] | Refused    # offset and size in the file, or why it must not be read
+
+
+class SourceError(UserError):
+    """A source of pairs can't be read as a whole; the message says what to do."""
+
+
+def samples_of(path: Path, suffixes: Collection[str]) -> dict[str, dict[str, Part]]:
+    """The samples of a tar, in order: cat.png, cat.txt -> {"cat": {"png": (512, 2005), "txt": (3072, 9)}}."""
+    samples: dict[str, dict[str, Part]] = {}
+    for member in _members(path):
+        stem, suffix = _split_name(member.name)
+        if suffix not in suffixes:
+            continue
+        part = _part(member)
+        if suffix in samples.get(stem, {}):
+            stem = f"{stem}.{suffix} at byte {member.offset}"
+            part = Refused("duplicate_id", f"the tar holds {member.name!r} a second time")
+        samples.setdefault(stem, {})[suffix] = part
+    return samples
+
+
+def read_part(file: BinaryIO, part: Part | None, limit: int) -> bytes:
+    """The bytes of one part; Refused where there are none to be had."""
+    if part is None:
+        raise Refused("missing_pair", "the sample lacks its picture or its caption")
+    if isinstance(part, Refused):
+        raise part
+    offset, size = part
+    if size > limit:
+        raise Refused("too_many_bytes", f"{size:,} bytes; the limit is {limit:,}")
+    file.seek(offset)
+    return file.read(size)
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """At the first dot of the last part, as WebDataset does: "a.b/cat.seg.PNG" -> ("a.b/cat", "seg.png")."""
+    folder, slash, last = name.rpartition("/")
+    stem, _, suffix = last.partition(".")
+    return (f"{folder}{slash}{stem}", suffix.lower()) if stem else (name, "")    # a hidden file is no sample
+
+
+def _part(member: tarfile.TarInfo) -> Part:
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return Refused("unsafe_path", f"{member.name!r} leads out of the tar")
+    if not member.isreg() or member.issparse():
+        return Refused("not_regular", f"{member.name!r} is a link, folder, pipe, device or sparse file")
+    return member.offset_data, member.size
+
+
+def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """Every member, then a look at the end: SourceError unless the headers lead right to the end mark."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []    # else it keeps every one
+                yield member
+            tar.fileobj.seek(tar.offset)
+            is_whole = tar.fileobj.read(len(END_MARK)) == END_MARK
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise SourceError(f"{path} is no plain tar, or was cut short ({error}). Fetch it again") from error
+    if not is_whole:
+        raise SourceError(f"{path} was cut short or damaged at byte {tar.offset:,}. Fetch it again")
