@@ -27,7 +27,7 @@ PAIR_SCHEMA = pa.schema([
 def splits(folder: Path) -> list[str]:
     """The splits that a folder of pair shards holds: train, validation, and unseen if there is one."""
     counted = read_manifest(folder, verify=False, mend=MEND)["facts"]["counts"]["splits"]
-    return [split for split in SPLITS if split in counted]
+    return ["train", *sorted(set(counted) - {"train"}, reverse=True)]
 
 
 class PairReader:
