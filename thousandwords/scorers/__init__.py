@@ -1,0 +1,23 @@
+"""The Scorer contract: how well a picture fits a caption, as one number, so that candidates can be ranked (paper §2.6)."""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Scorer(nn.Module, ABC):
+    """Images (B, 3, H, W) in [0, 1] and B captions -> B scores in [-1, 1]; a better fit has a higher score."""
+
+    is_trainable = True  # False: pretrained weights, taken as they are
+
+    @abstractmethod
+    def score(self, images: Tensor, captions: list[str]) -> Tensor:
+        """How well each image fits the caption beside it: (B,), a cosine."""
+
+    @abstractmethod
+    def loss(
+        self, images: Tensor, captions: list[str], step: int, rng: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The training loss of a batch of true pairs, and what to log beside it."""

@@ -1,0 +1,117 @@
+"""open_clip models as `clip.py` needs them: built from an architecture, or pretrained and named by one setting.
+
+An architecture is what open_clip_config.json holds: {"model_cfg", "preprocess_cfg"} and, for a pretrained model, its "source".
+The forms of `pretrained` are open_clip's own: "local-dir:FOLDER" (open_clip_config.json and weights, nothing is downloaded),
+"MODEL:WEIGHTS" (one of open_clip.list_models() and a local file, or a tag that open_clip downloads), "hf-hub:OWNER/NAME".
+Weights are safetensors, or a torch file opened with weights_only: nothing they carry is ever run.
+"""
+from __future__ import annotations
+
+import difflib
+import pickle
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import open_clip
+from torch import Tensor, nn
+
+FORMS = "'local-dir:FOLDER', 'MODEL:FILE', 'MODEL:TAG' (such as ViT-B-32:laion2b_s34b_b79k) or 'hf-hub:OWNER/NAME'"
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+LOAD_ERRORS = (RuntimeError, OSError, ValueError, LookupError, AssertionError, UserWarning, pickle.UnpicklingError)
+
+
+def build(architecture: dict) -> nn.Module:
+    """The model of an architecture, with fresh weights; nothing is downloaded."""
+    sizes = deepcopy(architecture["model_cfg"])
+    is_custom = sizes.pop("custom_text", False) or "hf_model_name" in sizes["text_cfg"]
+    if "multimodal_cfg" in sizes:
+        return open_clip.CoCa(**sizes)
+    return open_clip.CustomTextCLIP(**sizes) if is_custom else open_clip.CLIP(**sizes)
+
+
+def tokenizer(architecture: dict) -> Callable[[list[str]], Tensor]:
+    """The function captions -> tokens (B, T) of an architecture."""
+    text = architecture["model_cfg"]["text_cfg"]
+    if text.get("hf_tokenizer_name"):
+        return open_clip.get_tokenizer(_model_and_weights(architecture["source"])[0])
+    settings = text.get("tokenizer_kwargs") or {}
+    return open_clip.SimpleTokenizer(context_length=text.get("context_length", 77), **settings)
+
+
+def load_pretrained(pretrained: str) -> tuple[nn.Module, dict]:
+    """(the model with its weights, the architecture that `build` makes it from again); raises ValueError."""
+    check_name(pretrained)
+    name, weights = _model_and_weights(pretrained)
+    _check_weights(pretrained, name, weights)
+    try:
+        with warnings.catch_warnings():
+            # Weights that were trained with QuickGELU score worse under GELU, and open_clip only warns of it.
+            warnings.filterwarnings("error", message="QuickGELU mismatch")
+            model = open_clip.create_model(name, weights, require_pretrained=True, weights_only=True)
+    except LOAD_ERRORS as error:
+        raise ValueError(f"clip.pretrained {pretrained!r} could not be loaded. {_mend(error)} ({error})") from error
+    return model, _architecture(pretrained, name, model)
+
+
+def check_name(pretrained: str) -> None:
+    """Raises ValueError unless `pretrained` has one of the forms, with a model that open_clip knows."""
+    model, _, rest = pretrained.partition(":")
+    if not model or not rest:
+        raise ValueError(f"clip.pretrained is {pretrained!r}; write {FORMS}")
+    if model not in ("local-dir", "hf-hub", *open_clip.list_models()):
+        close = difflib.get_close_matches(model, open_clip.list_models(), n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else "open_clip.list_models() lists those it knows"
+        raise ValueError(f"clip.pretrained names {model!r}, a model that open_clip does not know. {hint}")
+
+
+def _model_and_weights(pretrained: str) -> tuple[str, str | None]:
+    """"ViT-B-32:b.safetensors" -> ("ViT-B-32", "b.safetensors"), "local-dir:b" -> ("local-dir:b", None)"""
+    model, _, rest = pretrained.partition(":")
+    return (pretrained, None) if model in ("local-dir", "hf-hub") else (model, rest)
+
+
+def _check_weights(pretrained: str, name: str, weights: str | None) -> None:
+    """Raises ValueError for local weights that are not there, before anything is built."""
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:"))
+        has_weights = any(path.suffix in SUFFIXES for path in folder.glob("*"))
+        if not has_weights or not (folder / "open_clip_config.json").is_file():
+            raise ValueError(
+                f"clip.pretrained is {pretrained!r}, but that folder lacks open_clip_config.json or weights "
+                f"({', '.join(SUFFIXES)}). Put both there"
+            )
+    elif weights is not None and not _is_weights_file(weights):
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if weights not in tags:
+            raise ValueError(
+                f"clip.pretrained is {pretrained!r}, but {weights!r} is neither a file that ends in "
+                f"{', '.join(SUFFIXES)} nor one of the tags of {name}: {', '.join(tags) or 'there are none'}"
+            )
+
+
+def _is_weights_file(path: str) -> bool:
+    return Path(path).is_file() and Path(path).suffix in SUFFIXES
+
+
+def _mend(error: Exception) -> str:
+    """What to do about an error of open_clip's loading."""
+    text = str(error)
+    if "QuickGELU" in text:
+        return "Name the model's -quickgelu variant"
+    if any(sign in text for sign in ("size mismatch", "Missing key", "Unexpected key", "width changed")):
+        return "The weights belong to another architecture: name the model they were trained as"
+    if "weights_only" in text or "Weights only" in text:
+        return "The file would run code as it loads: convert it to safetensors where you trust it"
+    return "If it has to be downloaded, do so on a machine with a network, and give the file or folder here"
+
+
+def _architecture(pretrained: str, name: str, model: nn.Module) -> dict:
+    """What open_clip_config.json would hold, with no part left that would fetch weights of its own."""
+    sizes = deepcopy(open_clip.get_model_config(name))
+    if "timm_model_name" in sizes["vision_cfg"]:
+        sizes["vision_cfg"]["timm_model_pretrained"] = False
+    if "hf_model_name" in sizes["text_cfg"]:
+        sizes["text_cfg"]["hf_model_pretrained"] = False
+    return {"source": pretrained, "model_cfg": sizes, "preprocess_cfg": deepcopy(model.visual.preprocess_cfg)}
