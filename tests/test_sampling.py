@@ -1,0 +1,108 @@
+"""From logits to tokens: what temperature, top-k, top-p, guidance and the draw do to (B, V)."""
+
+import pytest
+import torch
+
+from thousandwords.sampling import draw, guide, keep_top_k, keep_top_p, truncate, uniforms, with_temperature
+
+LOGITS = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log()
+NOT = -torch.inf
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def kept(logits) -> list[bool]:
+    return logits[0].isfinite().tolist()
+
+
+def test_top_k_keeps_the_k_likeliest():
+    assert kept(keep_top_k(LOGITS, 1)) == [False, True, False, False]
+    assert kept(keep_top_k(LOGITS, 3)) == [False, True, True, True]
+    assert kept(keep_top_k(LOGITS, 99)) == [True, True, True, True]
+
+
+def test_top_p_keeps_the_fewest_that_reach_p():
+    assert kept(keep_top_p(LOGITS, 0.01)) == [False, True, False, False]
+    assert kept(keep_top_p(LOGITS, 0.6)) == [False, True, False, True]
+    assert kept(keep_top_p(LOGITS, 0.76)) == [False, True, True, True]
+    assert kept(keep_top_p(LOGITS, 1.0)) == [True, True, True, True]
+
+
+def test_temperature_sharpens_below_one_and_flattens_above():
+    assert with_temperature(torch.tensor([[0.0, 2.0]]), 0.5).tolist() == [[0.0, 4.0]]
+    assert with_temperature(torch.tensor([[0.0, 2.0]]), 2.0).tolist() == [[0.0, 1.0]]
+
+
+def test_truncation_applies_temperature_then_top_k_then_top_p():
+    # squared and normalised .5 .25 .15 .1 are .725 .181 .065 .029; of the first two the first holds exactly .8
+    assert kept(truncate(LOGITS, temperature=0.5, top_k=2, top_p=0.79)) == [False, True, False, False]
+    assert kept(truncate(LOGITS, temperature=0.5, top_k=2, top_p=0.81)) == [False, True, False, True]
+    assert truncate(LOGITS).equal(LOGITS)
+
+
+def test_logits_are_not_changed_in_place():
+    before = LOGITS.clone()
+
+    truncate(LOGITS, temperature=0.7, top_k=2, top_p=0.5)
+    draw(LOGITS, torch.tensor([0.3]))
+
+    assert before.equal(LOGITS)
+
+
+def test_guidance_moves_away_from_what_is_drawn_without_a_caption():
+    with_caption, without = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0]])
+
+    assert guide(with_caption, without, 0.0).equal(without)
+    assert guide(with_caption, without, 1.0).equal(with_caption)
+    assert guide(with_caption, without, 3.0).tolist() == [[1.0, 6.0]]
+
+
+@pytest.mark.parametrize(
+    ("uniform", "token"), [(0.0, 0), (0.0999, 0), (0.1001, 1), (0.5999, 1), (0.6001, 2), (0.7501, 3), (0.9999999, 3)]
+)
+def test_one_number_picks_the_token_at_which_the_probabilities_pass_it(uniform, token):
+    assert draw(LOGITS, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
+
+
+def test_a_token_of_probability_zero_is_never_drawn():
+    logits = torch.tensor([[NOT, 0.3, NOT, 0.1, NOT]]).repeat(3, 1)
+    almost_one = 1 - 2.0**-53
+
+    assert draw(logits, torch.tensor([0.0, 0.5, almost_one], dtype=torch.float64)).tolist() == [1, 1, 3]
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely():
+    uniform = uniforms(generators(0), 20_000)[0]
+
+    drawn = draw(LOGITS.expand(20_000, -1), uniform)
+
+    shares = torch.bincount(drawn, minlength=4) / 20_000
+    assert torch.allclose(shares, LOGITS[0].exp(), atol=0.01)
+
+
+def test_the_numbers_of_a_row_come_from_its_own_generator():
+    together = uniforms(generators(7, 8, 9), 5)
+
+    assert together.shape == (3, 5) and together.dtype == torch.float64
+    assert together[1].equal(uniforms(generators(8), 5)[0])
+    assert len(together.unique()) == 15
+
+
+def test_no_rows_give_no_numbers():
+    assert uniforms([], 5).shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
+        ({"top_k": 0}, "top_k is 0; keep 1 token or more"),
+        ({"top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1"),
+        ({"top_p": 1.5}, "top_p is 1.5; it must be above 0 and at most 1"),
+    ],
+)
+def test_settings_that_leave_nothing_to_draw_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        truncate(LOGITS, **settings)

@@ -1,0 +1,335 @@
+"""The transformer of arXiv 2102.12092: one stream, two vocabularies, and a cache that changes nothing."""
+
+import copy
+
+import pytest
+import torch
+
+from thousandwords.generators._layers import dense
+from thousandwords.generators._masks import KINDS
+from thousandwords.generators.transformer import Config, Transformer, mean_loss
+
+TEXT_WORDS, TEXT_LENGTH, IMAGE_WORDS, SIDE = 11, 6, 13, 4
+
+
+def tiny(num_layers: int = 3, kinds: list[str] | None = None, **settings) -> Transformer:
+    """A transformer with lively weights, so that every path through it shows in the logits."""
+    torch.manual_seed(0)
+    config = Config(num_layers=num_layers, num_heads=2, width=16, kernel=3, init_std=0.3, **settings)
+    model = Transformer(config, TEXT_WORDS, TEXT_LENGTH, IMAGE_WORDS, (SIDE,))
+    model.kinds = kinds or model.kinds
+    return model
+
+
+def captions(rows: int) -> torch.Tensor:
+    """Different captions of 3 to 6 words, the rest pads."""
+    rng = torch.Generator().manual_seed(1)
+    text = torch.randint(TEXT_WORDS, (rows, TEXT_LENGTH), generator=rng)
+    length = torch.randint(3, TEXT_LENGTH + 1, (rows, 1), generator=rng)
+    return text.where(torch.arange(TEXT_LENGTH) < length, -1)
+
+
+def pictures(rows: int) -> torch.Tensor:
+    return torch.randint(IMAGE_WORDS, (rows, SIDE * SIDE), generator=torch.Generator().manual_seed(2))
+
+
+def generators(rows: int, first: int = 0) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(first + row) for row in range(rows)]
+
+
+# --- the size of the paper -------------------------------------------------------------------------------------------
+
+
+def test_the_papers_size_is_12_billion_parameters():
+    with torch.device("meta"):
+        model = Transformer(Config(), 16_384, 256, 8192, (32,))
+
+    matrices = sum(weight.numel() for weight in model.layers.parameters() if weight.ndim == 2)
+    assert matrices == 64 * 12 * 3968**2 == 12_092_178_432
+    assert sum(weight.numel() for weight in model.parameters()) == 12_292_840_960  # with embeddings and output maps
+    assert model.prefix_length + model.image_length == 1 + 256 + 1 + 1024
+
+
+# --- what a word may depend on ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kinds", [[kind] for kind in KINDS] + [None])
+def test_a_later_token_never_changes_an_earlier_logit(kinds):
+    model = tiny(len(kinds) if kinds else 6, kinds)
+    text, tokens = captions(1), pictures(1)
+    text_logits, image_logits = model.logits(text, tokens)
+
+    for position in range(TEXT_LENGTH):
+        changed = text.clone()
+        changed[:, position] = (text[:, position].clamp(min=0) + 1) % TEXT_WORDS
+        new_text_logits, new_image_logits = model.logits(changed, tokens)
+        assert new_text_logits[:, : position + 1].equal(text_logits[:, : position + 1])
+        assert not new_image_logits[:, 0].equal(image_logits[:, 0])  # the picture does see the text
+    for position in range(SIDE * SIDE):
+        changed = tokens.clone()
+        changed[:, position] = (tokens[:, position] + 1) % IMAGE_WORDS
+        new_text_logits, new_image_logits = model.logits(text, changed)
+        assert new_text_logits.equal(text_logits)
+        assert new_image_logits[:, : position + 1].equal(image_logits[:, : position + 1])
+
+
+def test_every_layer_of_the_whole_model_lets_an_early_token_reach_the_last_logit():
+    model = tiny(6)
+    tokens = pictures(1)
+    changed = tokens.clone()
+    changed[0, 0] = (tokens[0, 0] + 1) % IMAGE_WORDS
+
+    before, after = (model.logits(captions(1), some)[1] for some in (tokens, changed))
+
+    assert not before[0, -1].equal(after[0, -1])
+
+
+def test_text_positions_know_text_words_and_image_positions_image_words_only():
+    text_logits, image_logits = tiny().logits(captions(2), pictures(2))
+
+    assert text_logits.shape == (2, TEXT_LENGTH, TEXT_WORDS)
+    assert image_logits.shape == (2, SIDE * SIDE, IMAGE_WORDS)
+    assert text_logits.dtype == image_logits.dtype == torch.float32
+
+
+def test_every_text_position_has_a_pad_of_its_own():
+    model, nothing = tiny(), torch.full((1, TEXT_LENGTH), -1)
+
+    embedded = model.embed_text(nothing)[0, 1:-1]
+
+    assert embedded.equal(model.pad_embedding.weight)
+    assert len(embedded.unique(dim=0)) == TEXT_LENGTH
+
+
+def test_logits_stay_float32_and_close_under_bfloat16_autocast():
+    model, text, tokens = tiny(), captions(2), pictures(2)
+    exact = model.logits(text, tokens)[1]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model.logits(text, tokens)[1]
+        sampled = model.sample(text, generators(2))
+
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().max() < 0.1 * exact.abs().max()
+    assert sampled.shape == (2, SIDE * SIDE)
+
+
+# --- the loss --------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_an_eighth_of_the_text_and_seven_eighths_of_the_image():
+    loss, parts = tiny().loss(captions(4), pictures(4), step=0, rng=torch.Generator())
+
+    assert set(parts) == {"text_loss", "image_loss"}
+    assert loss.item() == pytest.approx(parts["text_loss"].item() / 8 + parts["image_loss"].item() * 7 / 8)
+
+
+def test_a_loss_is_averaged_over_real_words_and_pads_are_free():
+    logits = torch.tensor([[[0.0, 0.0], [9.0, -9.0]], [[0.0, 0.0], [0.0, 0.0]]])
+
+    assert mean_loss(logits, torch.tensor([[1, -1], [0, 1]])).item() == pytest.approx(0.6931472)
+    assert mean_loss(logits, torch.full((2, 2), -1)).item() == 0
+
+
+def test_untrained_it_knows_nothing_and_says_so():
+    torch.manual_seed(0)
+    model = Transformer(Config(num_layers=2, num_heads=2, width=32), 100, TEXT_LENGTH, 50, (SIDE,))
+    text, tokens = torch.randint(100, (8, TEXT_LENGTH)), torch.randint(50, (8, SIDE * SIDE))
+
+    _, parts = model.loss(text, tokens, step=0, rng=torch.Generator())
+
+    assert parts["text_loss"].item() == pytest.approx(4.605, abs=0.1)  # ln 100
+    assert parts["image_loss"].item() == pytest.approx(3.912, abs=0.1)  # ln 50
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """Two layers that have learned 8 pairs by heart."""
+    torch.manual_seed(0)
+    config = Config(num_layers=2, num_heads=2, width=32, kernel=3)
+    model = Transformer(config, TEXT_WORDS, TEXT_LENGTH, IMAGE_WORDS, (SIDE,))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(120):
+        loss, parts = model.loss(captions(8), pictures(8), step, torch.Generator())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model, parts
+
+
+def test_two_layers_learn_8_pairs_by_heart(learned):
+    model, parts = learned
+
+    assert parts["image_loss"].item() < 0.05
+    assert model.sample(captions(8), generators(8), top_k=1).equal(pictures(8))
+
+
+def test_the_caption_decides_the_picture(learned):
+    model, _ = learned
+    swapped = captions(8).flip(0)
+
+    assert model.sample(swapped, generators(8), top_k=1).equal(pictures(8).flip(0))
+
+
+# --- sampling --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kinds", [[kind] * 2 for kind in KINDS] + [None])
+@pytest.mark.parametrize("primed", [0, 1, 5, 15])
+def test_the_cache_gives_the_logits_of_the_whole_stream(kinds, primed):
+    model = tiny(len(kinds) if kinds else 6, kinds).double()
+    text, tokens = captions(3)[[0, 1, 1, 2, 1]], pictures(5)
+    expected = model.logits(text, tokens)[1]
+
+    logits, caches = model.prefill(text, tokens[:, :primed])
+    found = [logits]
+    for position in range(primed, SIDE * SIDE - 1):
+        found.append(model.decode_one(tokens[:, position], position, caches))
+
+    torch.testing.assert_close(torch.stack(found, dim=1), expected[:, primed:], rtol=0, atol=1e-12)
+
+
+def sample_without_cache(model: Transformer, text: torch.Tensor, rngs: list[torch.Generator]) -> torch.Tensor:
+    """The reference: read the whole stream again for every token."""
+    tokens = torch.zeros(len(text), SIDE * SIDE, dtype=torch.int64)
+    uniform = torch.stack([torch.rand(SIDE * SIDE, generator=rng, dtype=torch.float64) for rng in rngs])
+    for position in range(SIDE * SIDE):
+        probabilities = model.logits(text, tokens)[1][:, position].double().softmax(dim=-1)
+        tokens[:, position] = (probabilities.cumsum(dim=-1) <= uniform[:, position, None]).sum(dim=-1)
+    return tokens
+
+
+@pytest.mark.parametrize("kinds", [[kind] * 2 for kind in KINDS] + [None])
+def test_sampling_with_the_cache_equals_sampling_without(kinds):
+    model = tiny(len(kinds) if kinds else 6, kinds)
+
+    assert model.sample(captions(4), generators(4)).equal(sample_without_cache(model, captions(4), generators(4)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_pictures_do_not_depend_on_the_batch_they_are_drawn_in(batch_size):
+    model, text = tiny(6), captions(4).repeat_interleave(4, dim=0)
+    together = model.sample(text, generators(16), temperature=0.9, top_p=0.95)
+
+    apart = [
+        model.sample(text[first : first + batch_size], generators(batch_size, first), temperature=0.9, top_p=0.95)
+        for first in range(0, 16, batch_size)
+    ]
+
+    assert torch.cat(apart).equal(together)
+
+
+def test_the_order_of_candidates_does_not_matter():
+    model, text, order = tiny(), captions(3)[[0, 1, 1, 2, 0]], [4, 2, 0, 3, 1]
+    straight = model.sample(text, generators(5))
+
+    shuffled = model.sample(text[order], [generators(5)[row] for row in order])
+
+    assert shuffled.equal(straight[order])
+
+
+def test_the_same_seed_draws_the_same_picture_and_another_seed_another():
+    model, text = tiny(), captions(1)
+
+    first, again, other = (model.sample(text, generators(1, seed)) for seed in (3, 3, 4))
+
+    assert first.equal(again) and not first.equal(other)
+    assert first.shape == (1, SIDE * SIDE) and first.min() >= 0 and first.max() < IMAGE_WORDS
+
+
+@pytest.mark.parametrize("given", [0, 1, 7, 15, 16])
+def test_a_picture_primed_with_its_own_beginning_ends_as_it_did(given):
+    model, text = tiny(6), captions(3)
+    whole = model.sample(text, generators(3))
+    prime = whole[:, :given].clone()
+
+    completed = model.sample(text, generators(3), prime=prime)
+
+    assert completed.equal(whole)
+    assert prime.equal(whole[:, :given])
+
+
+def test_a_given_beginning_is_kept():
+    prime = pictures(2)[:, :8]
+
+    completed = tiny().sample(captions(2), generators(2), prime=prime)
+
+    assert completed[:, :8].equal(prime)
+
+
+def test_top_k_of_one_leaves_nothing_to_chance():
+    model, text = tiny(), captions(2)
+
+    first, other = (model.sample(text, generators(2, seed), top_k=1) for seed in (0, 100))
+
+    assert first.equal(other)
+
+
+def test_sampling_touches_neither_the_global_generator_nor_the_weights():
+    model = tiny()
+    state, weights = torch.get_rng_state(), copy.deepcopy(model.state_dict())
+
+    model.sample(captions(2), generators(2))
+
+    assert torch.get_rng_state().equal(state)
+    assert all(weight.equal(weights[name]) for name, weight in model.state_dict().items())
+
+
+def test_no_captions_give_no_pictures():
+    assert tiny().sample(captions(1)[:0], []).shape == (0, SIDE * SIDE)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_dense_attention_is_the_textbook_formula_in_either_precision(dtype, tolerance):
+    queries, keys, values = torch.randn(3, 1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    expected = (queries @ keys.transpose(2, 3) / 2).masked_fill(~mask, -torch.inf).softmax(dim=-1) @ values
+
+    found = dense(mask)(queries.to(dtype), keys.to(dtype), values.to(dtype))
+
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+# --- what is refused at the door -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "message"),
+    [
+        (captions(2)[:, :5], pictures(2), r"text has shape \(2, 5\), wanted \(B, 6\); pad or cut captions"),
+        (captions(2), pictures(2)[:, :9], r"image_tokens has shape \(2, 9\), wanted \(B, 16\) for scales \(4,\)"),
+        (captions(2) + 11, pictures(2), "text holds words 1[0-9]..2[0-9], but this generator knows -1..10"),
+        (captions(2), pictures(2) + 13, "image_tokens holds words 13..2[0-9], but this generator knows 0..12"),
+    ],
+)
+def test_tokens_of_another_shape_or_vocabulary_are_refused(text, tokens, message):
+    with pytest.raises(ValueError, match=message):
+        tiny().logits(text, tokens)
+
+
+def test_a_sampling_request_that_does_not_fit_together_is_refused():
+    with pytest.raises(ValueError, match="2 rows of text came with 3 random generators; give one per row"):
+        tiny().sample(captions(2), generators(3))
+    with pytest.raises(ValueError, match=r"prime has shape \(1, 4\), wanted \(2, P\) with P from 0 to 16"):
+        tiny().sample(captions(2), generators(2), prime=pictures(1)[:, :4])
+
+
+def test_a_tokenizer_with_several_scales_is_refused():
+    with pytest.raises(ValueError, match=r"draws one grid, but the image tokenizer has scales \(1, 2\)"):
+        Transformer(Config(num_layers=1, num_heads=1, width=8), 5, 3, 7, (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_layers": 0}, "transformer.num_layers is 0; it must be 1 or more"),
+        ({"width": 100, "num_heads": 3}, "transformer.width is 100, which 3 heads cannot share evenly"),
+        ({"kernel": 4}, "transformer.kernel is 4; a neighbourhood has an odd side"),
+        ({"image_loss_weight": -1.0}, "transformer.image_loss_weight is -1.0; a loss weight is 0 or more"),
+        ({"init_std": 0.0}, "transformer.init_std is 0.0; it must be above 0"),
+    ],
+)
+def test_settings_that_make_no_model_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**settings)

@@ -1,0 +1,94 @@
+"""The generator's contract: captions in, the words of a picture out.
+
+One file of this folder is one kind; files that begin with an underscore are parts and no kinds. Text is always
+(B, T) with -1 where the caption has ended, image tokens are always (B, L) in raster order, grid after grid of
+`scales`. A kind is built from its own Config and these sizes. Here stands what every kind promises and what it
+refuses at the door; how tokens are modelled stands in the kinds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+PAD = -1  # marks a text position behind the end of the caption; no word has a negative number
+
+
+class Generator(nn.Module, ABC):
+    """A model of the words of a picture, given those of its caption."""
+
+    def __init__(self, text_vocab_size: int, text_length: int, image_vocab_size: int, scales: Sequence[int]):
+        super().__init__()
+        self.text_vocab_size = text_vocab_size
+        self.text_length = text_length
+        self.image_vocab_size = image_vocab_size
+        self.scales = tuple(scales)
+
+    @property
+    def image_length(self) -> int:
+        """L, the number of words of one picture: scales (8,) -> 64."""
+        return sum(side * side for side in self.scales)
+
+    @abstractmethod
+    def loss(
+        self, text: Tensor, image_tokens: Tensor, step: int, rng: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """text (B, T), image_tokens (B, L) -> the loss, and {"text_loss", "image_loss"} in nats per word."""
+
+    @abstractmethod
+    def sample(
+        self,
+        text: Tensor,
+        rngs: Sequence[torch.Generator],
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        prime: Tensor | None = None,
+    ) -> Tensor:
+        """text (B, T), one random generator per row, the first image tokens (B, P) if given -> image tokens (B, L).
+
+        A row depends on its own text, prime and generator only: not on the batch it is drawn in.
+        """
+
+    def check_text(self, text: Tensor) -> None:
+        """Refuse text that is not (B, text_length) of known words and pads."""
+        if text.ndim != 2 or text.shape[1] != self.text_length:
+            raise ValueError(
+                f"text has shape {tuple(text.shape)}, wanted (B, {self.text_length}); "
+                f"pad or cut captions to text_length {self.text_length}"
+            )
+        refuse_unknown_words("text", text, PAD, self.text_vocab_size)
+
+    def check_image_tokens(self, image_tokens: Tensor) -> None:
+        """Refuse image tokens that are not (B, L) of known words."""
+        if image_tokens.ndim != 2 or image_tokens.shape[1] != self.image_length:
+            raise ValueError(
+                f"image_tokens has shape {tuple(image_tokens.shape)}, wanted (B, {self.image_length}) for "
+                f"scales {self.scales}; tokenize the pairs with the image tokenizer this generator was made for"
+            )
+        refuse_unknown_words("image_tokens", image_tokens, 0, self.image_vocab_size)
+
+    def check_prime(self, prime: Tensor, rows: int) -> None:
+        """Refuse first image tokens that are not (rows, P) of known words with P <= L."""
+        if prime.ndim != 2 or prime.shape[0] != rows or prime.shape[1] > self.image_length:
+            raise ValueError(
+                f"prime has shape {tuple(prime.shape)}, wanted ({rows}, P) with P from 0 to {self.image_length}: "
+                "the first image tokens of each row of text"
+            )
+        refuse_unknown_words("prime", prime, 0, self.image_vocab_size)
+
+
+def refuse_unknown_words(name: str, tokens: Tensor, first: int, vocab_size: int) -> None:
+    """Raise unless every token lies in [first, vocab_size)."""
+    if tokens.numel() == 0 or tokens.is_meta:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(tokens))
+    if low < first or high >= vocab_size:
+        raise ValueError(
+            f"{name} holds words {low}..{high}, but this generator knows {first}..{vocab_size - 1}; "
+            "use the tokenizer it was trained with"
+        )

@@ -1,0 +1,220 @@
+"""Text and image tokens as one stream: the transformer of arXiv 2102.12092, section 2.2, at any size.
+
+The stream is start-of-text, T text positions, start-of-image, L image positions. Text and image words have
+embeddings and output maps of their own, so a text position can never predict an image word nor the reverse. A
+position without a word carries a pad embedding learned for that position alone. The text loss is taken over
+real words only: the paper's vocabulary has no word for a pad, and all pads but the first are certain, so that
+counting them would flatter the loss. Left out: the paper's gradient scaling and compression, and BPE-dropout,
+which is the loader's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from thousandwords.generators import PAD, Generator
+from thousandwords.generators._cache import Candidates, LayerCache
+from thousandwords.generators._layers import Layer, dense
+from thousandwords.generators._masks import KINDS, attention_mask, layer_kinds
+from thousandwords.sampling import draw, truncate, uniforms
+
+
+@dataclass(frozen=True)
+class Config:
+    num_layers: int = 64  # paper
+    num_heads: int = 62  # paper; a head is width / num_heads wide, 64 in the paper
+    width: int = 3968  # paper
+    mlp_ratio: int = 4  # MLP width / width; with 4 a layer has 12 width^2 weights
+    kernel: int = 11  # side of the convolutional layer's neighbourhood, odd; paper
+    text_loss_weight: float = 0.125  # paper, 1/8
+    image_loss_weight: float = 0.875  # paper, 7/8
+    init_std: float = 0.02  # of weights and embeddings; not in the paper, GPT-2's
+
+    def __post_init__(self):
+        for name in ("num_layers", "num_heads", "width", "mlp_ratio"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"transformer.{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"transformer.width is {self.width}, which {self.num_heads} heads cannot share evenly; "
+                "make it a multiple of transformer.num_heads"
+            )
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError(f"transformer.kernel is {self.kernel}; a neighbourhood has an odd side (paper: 11)")
+        for name in ("text_loss_weight", "image_loss_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"transformer.{name} is {getattr(self, name)}; a loss weight is 0 or more")
+        if not self.init_std > 0:
+            raise ValueError(f"transformer.init_std is {self.init_std}; it must be above 0")
+
+
+class Transformer(Generator):
+    """The words of a picture after those of its caption, by row, column and convolutional attention."""
+
+    def __init__(
+        self,
+        config: Config,
+        text_vocab_size: int,
+        text_length: int,
+        image_vocab_size: int,
+        scales: Sequence[int],
+    ):
+        super().__init__(text_vocab_size, text_length, image_vocab_size, scales)
+        if len(self.scales) != 1:
+            raise ValueError(
+                f"the transformer draws one grid, but the image tokenizer has scales {self.scales}; "
+                "choose an image tokenizer with one scale"
+            )
+        self.config = config
+        self.kinds = layer_kinds(config.num_layers)
+        self._add_embeddings(config.width)
+        self.layers = nn.ModuleList(
+            Layer(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.num_layers)
+        )
+        self.output_norm = nn.LayerNorm(config.width)
+        self.text_output = nn.Linear(config.width, text_vocab_size)
+        self.image_output = nn.Linear(config.width, image_vocab_size)
+        for kind in KINDS:
+            mask = attention_mask(kind, self.prefix_length, self.side, config.kernel)
+            self.register_buffer(f"{kind}_mask", mask, persistent=False)
+        self._initialise(config)
+
+    @property
+    def side(self) -> int:
+        """Rows, and columns, of the image grid."""
+        return self.scales[0]
+
+    @property
+    def prefix_length(self) -> int:
+        """Positions before the first image token: start-of-text, the text, start-of-image."""
+        return self.text_length + 2
+
+    def loss(
+        self, text: Tensor, image_tokens: Tensor, step: int, rng: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """text (B, T), image_tokens (B, L) -> weighted loss, and both parts in nats per word of their kind."""
+        text_logits, image_logits = self.logits(text, image_tokens)
+        text_loss, image_loss = mean_loss(text_logits, text), mean_loss(image_logits, image_tokens)
+        weighted = self.config.text_loss_weight * text_loss + self.config.image_loss_weight * image_loss
+        return weighted, {"text_loss": text_loss.detach(), "image_loss": image_loss.detach()}
+
+    def logits(self, text: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What each word was expected to be: text (B, T), image_tokens (B, L) -> (B, T, Vt), (B, L, Vi), float32."""
+        self.check_text(text)
+        self.check_image_tokens(image_tokens)
+        stream = torch.cat([self.embed_text(text), self.embed_image(image_tokens[:, :-1])], dim=1)
+        masks = self._masks()
+        for layer, kind in zip(self.layers, self.kinds, strict=True):
+            stream = layer(stream, dense(masks[kind][: stream.shape[1], : stream.shape[1]]))
+        text_states, image_states = stream[:, : self.text_length], stream[:, self.prefix_length - 1 :]
+        return self._read_out(text_states, self.text_output), self._read_out(image_states, self.image_output)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        text: Tensor,
+        rngs: Sequence[torch.Generator],
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        prime: Tensor | None = None,
+    ) -> Tensor:
+        """text (B, T), a generator per row, the first image tokens (B, P) if given -> image tokens (B, L).
+
+        Every generator gives L numbers, one per position: a picture primed with its own beginning ends as it did.
+        """
+        prime = text.new_empty(len(text), 0) if prime is None else prime
+        self._check_request(text, rngs, prime)
+        uniform = uniforms(rngs, self.image_length).to(text.device)
+        tokens = F.pad(prime, (0, self.image_length - prime.shape[1]))
+        if len(text) == 0 or prime.shape[1] == self.image_length:
+            return tokens
+        logits, caches = self.prefill(text, prime)
+        for position in range(prime.shape[1], self.image_length):
+            tokens[:, position] = draw(truncate(logits, temperature, top_k, top_p), uniform[:, position])
+            if position + 1 < self.image_length:
+                logits = self.decode_one(tokens[:, position], position, caches)
+        return tokens
+
+    def prefill(self, text: Tensor, prime: Tensor) -> tuple[Tensor, list[LayerCache]]:
+        """Read text (B, T) and prime (B, P): the logits (B, Vi) of the next image token, and a cache per layer.
+
+        Candidates of one caption repeat it: each different row is read once.
+        """
+        different, rows = torch.unique(torch.cat([text, prime], dim=1), dim=0, return_inverse=True)
+        text, prime = different[:, : self.text_length], different[:, self.text_length :]
+        stream = torch.cat([self.embed_text(text), self.embed_image(prime)], dim=1)
+        candidates = Candidates(rows)
+        caches = [LayerCache(candidates, self.prefix_length, self.image_length) for _ in self.layers]
+        masks = self._masks()
+        for layer, kind, cache in zip(self.layers, self.kinds, caches, strict=True):
+            stream = layer(stream, cache.prefill(masks[kind][: stream.shape[1], : stream.shape[1]]))
+        return self._read_out(stream[rows, -1], self.image_output), caches
+
+    def decode_one(self, tokens: Tensor, position: int, caches: list[LayerCache]) -> Tensor:
+        """Read the image tokens (B,) at one raster position: the logits (B, Vi) of the next."""
+        stream = self.embed_image(tokens[:, None], position)
+        masks = {kind: mask[self.prefix_length + position] for kind, mask in self._masks().items()}
+        seen = {kind: mask[self.prefix_length :].nonzero()[:, 0] for kind, mask in masks.items()}
+        for layer, kind, cache in zip(self.layers, self.kinds, caches, strict=True):
+            stream = layer(stream, cache.step(position, seen[kind]))
+        return self._read_out(stream[:, 0], self.image_output)
+
+    def embed_text(self, text: Tensor) -> Tensor:
+        """Start-of-text, words or pads, start-of-image: (B, T) -> (B, T + 2, D)."""
+        words = self.text_embedding(text.clamp(min=0)) + self.text_position_embedding.weight
+        words = torch.where(text[..., None] == PAD, self.pad_embedding.weight, words)
+        start_of_text, start_of_image = self.start_embedding.weight.expand(len(text), -1, -1).split(1, dim=1)
+        return torch.cat([start_of_text, words, start_of_image], dim=1)
+
+    def embed_image(self, tokens: Tensor, first: int = 0) -> Tensor:
+        """Words plus their row and column: tokens (B, n) at raster positions first, first + 1, ... -> (B, n, D)."""
+        position = torch.arange(first, first + tokens.shape[1], device=tokens.device)
+        place = self.row_embedding(position // self.side) + self.column_embedding(position % self.side)
+        return self.image_embedding(tokens) + place
+
+    def _read_out(self, states: Tensor, output: nn.Linear) -> Tensor:
+        """states (..., D) -> logits (..., V), in float32 also under autocast."""
+        with torch.autocast(states.device.type, enabled=False):
+            return output(self.output_norm(states))
+
+    def _masks(self) -> dict[str, Tensor]:
+        return {kind: self.get_buffer(f"{kind}_mask") for kind in KINDS}
+
+    def _add_embeddings(self, width: int) -> None:
+        self.text_embedding = nn.Embedding(self.text_vocab_size, width)
+        self.text_position_embedding = nn.Embedding(self.text_length, width)
+        self.pad_embedding = nn.Embedding(self.text_length, width)
+        self.start_embedding = nn.Embedding(2, width)  # of the text, of the image
+        self.image_embedding = nn.Embedding(self.image_vocab_size, width)
+        self.row_embedding = nn.Embedding(self.side, width)
+        self.column_embedding = nn.Embedding(self.side, width)
+
+    def _initialise(self, config: Config) -> None:
+        """N(0, init_std), biases 0; what is added to the stream is smaller, the more is added (GPT-2)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=config.init_std)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        for layer in self.layers:
+            for added in (layer.attention.output, layer.mlp.output):
+                nn.init.normal_(added.weight, std=config.init_std / (2 * config.num_layers) ** 0.5)
+
+    def _check_request(self, text: Tensor, rngs: Sequence[torch.Generator], prime: Tensor) -> None:
+        self.check_text(text)
+        self.check_prime(prime, len(text))
+        if len(rngs) != len(text):
+            raise ValueError(f"{len(text)} rows of text came with {len(rngs)} random generators; give one per row")
+
+
+def mean_loss(logits: Tensor, words: Tensor) -> Tensor:
+    """Cross-entropy in nats per word that is no pad: (B, n, V), (B, n) -> scalar, 0 if all are pads."""
+    total = F.cross_entropy(logits.flatten(0, 1), words.flatten(), ignore_index=PAD, reduction="sum")
+    return total / (words != PAD).sum().clamp(min=1)
