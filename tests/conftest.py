@@ -1,0 +1,28 @@
+"""What all tests share: one thread, so that sums round alike, and wild inputs that are the same each time."""
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+
+from tests.tiny import write_parts
+from thousandwords.drawing import Settings
+from thousandwords.package import write_package
+
+torch.set_num_threads(1)
+settings.register_profile("house", deadline=None, derandomize=True, database=None)
+settings.load_profile("house")
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory):
+    """Folders of four tiny models that fit together; to be read only."""
+    return write_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="session")
+def package_folder(parts, tmp_path_factory):
+    """A tiny package; to be read only."""
+    folder = tmp_path_factory.mktemp("models") / "package"
+    write_package(folder, parts, Settings(candidates=4, batch_size=3), {"seed": 0})
+    return folder

@@ -1,0 +1,175 @@
+"""A section of params.yaml becomes a dataclass, or one sentence that says what to change."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thousandwords.config import ConfigError, check_keys, section
+from thousandwords.errors import UserError
+
+
+@dataclass(frozen=True)
+class Crop:
+    side: int = 3
+    background: tuple[int, int, int] = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Training:
+    steps: int
+    learning_rate: float = 0.1
+    is_verbose: bool = False
+    name: str = "plain"
+    schedule: Literal["cosine", "line"] = "cosine"
+    limit: float | None = None
+    depth: int | tuple[int, int] = 12
+    scales: tuple[int, ...] = (8,)
+    labelled: tuple[str, int] = ("a", 1)
+    extra: dict | None = None
+    crop: Crop = Crop()
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"training.steps is {self.steps}; it needs to be 1 or more")
+        if self.name == "nobody":
+            raise ValueError("nobody is no name")
+
+
+def read(**values: object) -> Training:
+    return section({"steps": 5, **values}, "generator.training", Training)
+
+
+def message_of(**values: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read(**values)
+    return str(caught.value)
+
+
+def test_a_section_becomes_its_dataclass_and_keeps_the_defaults_of_what_it_leaves_out():
+    assert read(learning_rate=0.2, scales=[1, 2, 4]) == Training(steps=5, learning_rate=0.2, scales=(1, 2, 4))
+
+
+def test_an_unknown_key_is_refused_with_the_one_that_was_meant():
+    assert message_of(learning_rat=1.0) == (
+        "params.yaml: generator.training has no key 'learning_rat'. Did you mean 'learning_rate'?"
+    )
+
+
+def test_an_unknown_key_like_no_other_is_refused_with_all_that_are_known():
+    with pytest.raises(ConfigError) as caught:
+        section({"zzz": 1}, "crop", Crop)
+    assert str(caught.value) == "params.yaml: crop has no key 'zzz'. It knows: side, background"
+
+
+def test_a_missing_key_is_named_with_its_type():
+    with pytest.raises(ConfigError) as caught:
+        section({}, "generator.training", Training)
+    assert str(caught.value) == "params.yaml: generator.training lacks the key 'steps' (a whole number)"
+
+
+@pytest.mark.parametrize("value", [None, 3, "text", [1]])
+def test_what_is_no_block_of_keys_is_refused(value):
+    with pytest.raises(ConfigError) as caught:
+        section(value, "tokens", Training)
+    assert str(caught.value) == f"params.yaml: tokens should be a block of keys, found {value!r}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("steps", "5", "should be a whole number, found '5'"),
+        ("steps", 5.0, "should be a whole number, found 5.0"),
+        ("steps", True, "should be a whole number, found True"),
+        ("steps", None, "should be a whole number, found None"),
+        ("learning_rate", True, "should be a number, found True"),
+        ("learning_rate", "fast", "should be a number, found 'fast'"),
+        ("limit", False, "should be a number, found False"),
+        ("is_verbose", 1, "should be true or false, found 1"),
+        ("is_verbose", "yes", "should be true or false, found 'yes'"),
+        ("name", 3, "should be text, found 3"),
+        ("schedule", "cosin", "is 'cosin'; it can be: cosine, line"),
+        ("depth", None, "should be int | tuple[int, int], found None"),
+        ("depth", "deep", "should be int | tuple[int, int], found 'deep'"),
+        ("scales", 8, "should be a list, found 8"),
+        ("scales", "8", "should be a list, found '8'"),
+        ("scales", [1, 2.5], "[1] should be a whole number, found 2.5"),
+        ("labelled", ["a"], "should hold 2 values, found 1"),
+        ("labelled", ["a", "b"], "[1] should be a whole number, found 'b'"),
+        ("crop", 3, "should be a block of keys, found 3"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(key, value, sentence):
+    space = "" if sentence.startswith("[") else " "
+    assert message_of(**{key: value}) == f"params.yaml: generator.training.{key}{space}{sentence}"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1e-3", "0.001"), ("3e8", "300000000.0"), ("1e-8", "1.0e-08"), ("1.5e-7", "1.5e-07"), ("0.5", "0.5")],
+)
+def test_a_number_that_yaml_read_as_text_comes_with_a_way_to_write_it(text, number):
+    yaml = pytest.importorskip("yaml")
+    assert message_of(learning_rate=text) == (
+        f"params.yaml: generator.training.learning_rate should be a number, found {text!r} "
+        f"(YAML reads that as text; write {number})"
+    )
+    assert yaml.safe_load(number) == float(text)
+
+
+def test_a_whole_number_serves_as_a_number():
+    rate = read(learning_rate=1).learning_rate
+    assert (rate, type(rate)) == (1.0, float)
+
+
+@given(st.floats(allow_nan=False))
+def test_any_number_arrives_as_it_is(number):
+    assert read(learning_rate=number, limit=number) == Training(steps=5, learning_rate=number, limit=number)
+
+
+def test_null_stands_for_nothing_where_nothing_is_allowed():
+    assert read(limit=None, extra=None) == Training(steps=5)
+
+
+def test_a_union_takes_whichever_of_its_types_fits():
+    assert (read(depth=3).depth, read(depth=[2, 3]).depth) == (3, (2, 3))
+
+
+def test_a_list_of_fixed_length_has_a_type_for_each_place():
+    assert read(labelled=["b", 2]).labelled == ("b", 2)
+
+
+def test_a_block_within_a_block_is_read_as_strictly():
+    assert read(crop={"side": 4, "background": [1, 2, 3]}).crop == Crop(4, (1, 2, 3))
+    assert message_of(crop={"sid": 4}) == (
+        "params.yaml: generator.training.crop has no key 'sid'. Did you mean 'side'?"
+    )
+
+
+def test_a_value_out_of_range_is_named_by_its_whole_path():
+    assert message_of(steps=0) == "params.yaml: generator.training.steps is 0; it needs to be 1 or more"
+
+
+def test_a_complaint_of_a_dataclass_without_a_path_is_passed_on_as_it_is():
+    assert message_of(name="nobody") == "params.yaml: nobody is no name"
+
+
+def test_reading_changes_nothing_in_what_was_read():
+    values = {"steps": 5, "scales": [1, 2]}
+    section(values, "generator.training", Training)
+    assert values == {"steps": 5, "scales": [1, 2]}
+
+
+def test_a_file_must_have_exactly_the_known_sections():
+    check_keys({"seed": 0, "data": {}}, "the file", ["seed", "data"])
+    with pytest.raises(ConfigError, match="params.yaml: the file has no key 'sed'. Did you mean 'seed'?"):
+        check_keys({"sed": 0, "data": {}}, "the file", ["seed", "data"])
+    with pytest.raises(ConfigError, match="params.yaml: the file lacks the key 'data'"):
+        check_keys({"seed": 0}, "the file", ["seed", "data"])
+
+
+def test_every_such_error_is_one_that_a_user_can_mend():
+    assert issubclass(ConfigError, UserError) and issubclass(UserError, ValueError)

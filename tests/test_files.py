@@ -1,0 +1,228 @@
+"""A file is written whole or not at all, and a folder knows each of its bytes."""
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tiny import flipped
+from thousandwords.files import (
+    DamagedArtefact,
+    fingerprint,
+    read_manifest,
+    sha256_of,
+    unit_hash,
+    write_bytes,
+    write_json,
+    write_manifest,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two small files and their manifest."""
+    write_bytes(tmp_path / "words.txt", b"a picture is worth a thousand words\n")
+    write_json(tmp_path / "config.json", {"side": 16})
+    write_manifest(tmp_path, {"words.txt": 1, "config.json": None}, {"source": "scenes", "scales": [1, 2]})
+    return tmp_path
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_durable_write_leaves_the_file_and_nothing_else(tmp_path):
+    digest = write_bytes(tmp_path / "new" / "file.txt", b"abc")
+
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file.txt"]
+    assert (tmp_path / "new" / "file.txt").read_bytes() == b"abc"
+    assert digest == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_the_bytes_reach_the_disk_before_the_name_and_the_name_before_the_return(tmp_path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (events.append("fsync"), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (events.append("replace"), replace(*paths)))
+
+    write_bytes(tmp_path / "file.txt", b"abc")
+
+    assert events == ["fsync", "replace", "fsync"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch, call):
+    write_bytes(tmp_path / "file.txt", b"before")
+
+    def disk_full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, call, disk_full)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_bytes(tmp_path / "file.txt", b"after")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+    assert (tmp_path / "file.txt").read_bytes() == b"before"
+
+
+def test_json_is_written_the_same_way_whatever_the_order_of_its_keys(tmp_path):
+    first = write_json(tmp_path / "first.json", {"b": 1, "a": "ü"})
+    second = write_json(tmp_path / "second.json", {"a": "ü", "b": 1})
+
+    assert first == second
+    assert (tmp_path / "first.json").read_text(encoding="utf-8") == '{\n  "a": "ü",\n  "b": 1\n}\n'
+
+
+# --- naming ----------------------------------------------------------------------------------------------------------
+
+
+def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path):
+    data = bytes(range(256)) * 2000
+    (tmp_path / "file").write_bytes(data)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_unit_hash_is_a_fixed_number_of_text_and_seed():
+    assert unit_hash("a red star", 0) == 0.4301163779985586
+    assert unit_hash("a red star", 1) == 0.6353870804783429
+    assert unit_hash("", 0) == 0.8943794394498068
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.integers())
+def test_a_unit_hash_lies_between_0_and_1(text, seed):
+    assert 0 <= unit_hash(text, seed) < 1
+
+
+def test_unit_hashes_spread_evenly():
+    below = sum(unit_hash(str(number), 0) < 0.25 for number in range(4000))
+    assert below / 4000 == pytest.approx(0.25, abs=0.02)
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.text() | st.booleans(), min_size=2), st.randoms())
+def test_a_fingerprint_does_not_depend_on_the_order_of_keys(settings, random):
+    shuffled = list(settings.items())
+    random.shuffle(shuffled)
+    assert fingerprint({"outer": dict(shuffled)}) == fingerprint({"outer": settings})
+
+
+def test_a_fingerprint_depends_on_every_value():
+    assert fingerprint({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
+    assert len({fingerprint(value) for value in ({"a": 1}, {"a": 2}, {"b": 1}, {"a": "1"}, {"a": [1]}, {})}) == 6
+
+
+# --- the manifest ----------------------------------------------------------------------------------------------------
+
+
+def test_a_manifest_gives_back_its_facts_and_the_size_sum_and_rows_of_each_file(folder):
+    manifest = read_manifest(folder)
+
+    assert manifest["facts"] == {"source": "scenes", "scales": [1, 2]}
+    assert manifest["files"]["words.txt"] == {
+        "bytes": 36,
+        "rows": 1,
+        "sha256": "82e348efe704f0399b26baca82836558afc5505fcd6410a9f19aa25f11a443b2",
+    }
+    assert manifest["files"]["config.json"]["rows"] is None
+
+
+def test_the_same_files_and_facts_have_the_same_manifest(folder):
+    first = (folder / "manifest.json").read_bytes()
+    write_manifest(folder, {"config.json": None, "words.txt": 1}, {"scales": [1, 2], "source": "scenes"})
+    assert (folder / "manifest.json").read_bytes() == first
+
+
+@pytest.mark.parametrize("name", ["words.txt", "config.json", "manifest.json"])
+def test_a_flipped_bit_is_found_in_whichever_byte_it_is(folder, name):
+    whole = (folder / name).read_bytes()
+    for position in range(len(whole)):
+        (folder / name).write_bytes(flipped(whole, position, bit=position % 8))
+        with pytest.raises(DamagedArtefact, match=re.escape(str(folder / name))):
+            read_manifest(folder)
+    (folder / name).write_bytes(whole)
+    read_manifest(folder)
+
+
+def test_a_damaged_file_is_named_with_what_was_expected_what_was_found_and_the_mend(folder):
+    (folder / "words.txt").write_bytes(b"A picture is worth a thousand words\n")
+
+    with pytest.raises(DamagedArtefact) as caught:
+        read_manifest(folder, mend="dvc repro prepare_pairs")
+
+    assert str(caught.value) == (
+        f"{folder}/words.txt is damaged: "
+        "sha256 should be 82e348efe704f0399b26baca82836558afc5505fcd6410a9f19aa25f11a443b2, "
+        "found fa75c67fee12f83b4e2cafbdaa1f00fd40adc2824c51c3cc59eddb084f4bd38d. Run: dvc repro prepare_pairs"
+    )
+
+
+@pytest.mark.parametrize("size", [0, 1, 35, 37])
+def test_a_file_of_another_size_is_refused(folder, size):
+    whole = (folder / "words.txt").read_bytes()
+    (folder / "words.txt").write_bytes((whole + b"!")[:size])
+
+    with pytest.raises(DamagedArtefact) as caught:
+        read_manifest(folder)
+
+    assert str(caught.value) == (
+        f"{folder}/words.txt should be 36 bytes, found {size}. Run: dvc checkout, or dvc repro"
+    )
+
+
+def test_a_missing_file_is_refused(folder):
+    (folder / "words.txt").unlink()
+
+    with pytest.raises(DamagedArtefact) as caught:
+        read_manifest(folder)
+
+    assert str(caught.value) == (
+        f"{folder}/words.txt is missing, but its manifest names it. Run: dvc checkout, or dvc repro"
+    )
+
+
+def test_a_folder_without_a_manifest_is_refused(folder):
+    (folder / "manifest.json").unlink()
+
+    with pytest.raises(DamagedArtefact) as caught:
+        read_manifest(folder)
+
+    assert str(caught.value) == (
+        f"{folder}/manifest.json is missing, so nothing in {folder} can be trusted. Run: dvc checkout, or dvc repro"
+    )
+
+
+def test_a_manifest_cut_short_anywhere_is_refused(folder):
+    whole = (folder / "manifest.json").read_bytes()
+    for size in range(0, len(whole) - 1, 5):  # without its last byte, a line end, it would say the same
+        (folder / "manifest.json").write_bytes(whole[:size])
+        with pytest.raises(DamagedArtefact, match="manifest.json cannot be read"):
+            read_manifest(folder)
+
+
+def test_a_manifest_that_was_edited_by_hand_is_refused(folder):
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["facts"]["source"] = "folder"
+    write_json(folder / "manifest.json", manifest)
+
+    with pytest.raises(DamagedArtefact, match="manifest.json was changed: its sha256 should be [0-9a-f]{64}, found"):
+        read_manifest(folder)
+
+
+def test_without_verify_only_the_manifest_itself_is_checked(folder):
+    (folder / "words.txt").unlink()
+    assert read_manifest(folder, verify=False)["facts"]["source"] == "scenes"
+
+    (folder / "manifest.json").write_bytes(b"[]")
+    with pytest.raises(DamagedArtefact):
+        read_manifest(folder, verify=False)
+
+
+def test_damage_is_found_again_the_second_time(folder):
+    (folder / "words.txt").write_bytes(b"x" * 36)
+    for _ in range(2):
+        with pytest.raises(DamagedArtefact):
+            read_manifest(folder)

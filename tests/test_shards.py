@@ -1,0 +1,265 @@
+"""Token shards give back what was written, refuse what is not theirs, and every batch can be had by itself."""
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tiny import CAPTIONS, HEADER, flips, shard_tokens, write_shards
+from thousandwords.config import ConfigError, section
+from thousandwords.errors import UserError
+from thousandwords.files import DamagedArtefact, write_bytes, write_manifest
+from thousandwords.shards import (
+    Config,
+    TokenHeader,
+    TokenShardWriter,
+    WrongTokenizer,
+    batch_indices,
+    in_order,
+    read_token_rows,
+)
+from thousandwords.tables import table_bytes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """10 rows of train in 3 shards, 3 rows of validation in one."""
+    write_shards(tmp_path, {"train": 10, "validation": 3})
+    return tmp_path
+
+
+# --- there and back --------------------------------------------------------------------------------------------------
+
+
+def test_rows_come_back_as_they_were_written(folder):
+    rows = read_token_rows(folder, "train", HEADER.tokenizer_fingerprint)
+
+    assert rows.header == HEADER and len(rows) == 10
+    assert rows.keys == [f"train-{row}" for row in range(10)]
+    assert rows.captions[5] == [CAPTIONS[1], "picture 5"]
+    assert rows.tokens.shape == (10, 1, 16) and rows.tokens.dtype == np.uint16
+    assert torch.from_numpy(rows.tokens[:, 0].astype(np.int64)).equal(shard_tokens(10))
+
+
+def test_a_batch_is_first_captions_and_tokens(folder):
+    captions, tokens = read_token_rows(folder, "train").batch([7, 0])
+
+    assert captions == [CAPTIONS[3], CAPTIONS[0]]
+    assert tokens.dtype == torch.int64 and tokens.equal(shard_tokens(10)[[7, 0]])
+
+
+def test_splits_have_shards_of_their_own(folder):
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "manifest.json", "train-00000.parquet", "train-00001.parquet", "train-00002.parquet",
+        "validation-00000.parquet",
+    ]  # fmt: skip
+    assert read_token_rows(folder, "validation").keys == ["validation-0", "validation-1", "validation-2"]
+
+
+@pytest.mark.parametrize("parts", [[10], [1] * 10, [3, 7], [9, 1]])
+def test_how_rows_were_handed_in_does_not_change_a_byte(folder, tmp_path_factory, parts):
+    again = tmp_path_factory.mktemp("again")
+    rows, start = read_token_rows(folder, "train"), 0
+    with TokenShardWriter(again, HEADER, 4) as shards:
+        for count in parts:
+            part = slice(start, start + count)
+            shards.write("train", rows.keys[part], rows.captions[part], shard_tokens(10)[part])
+            start += count
+
+    for number in range(3):
+        name = f"train-0000{number}.parquet"
+        assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_the_same_rows_written_twice_have_the_same_manifest(folder, tmp_path_factory):
+    again = tmp_path_factory.mktemp("again")
+    write_shards(again, {"train": 10, "validation": 3})
+    assert (again / "manifest.json").read_bytes() == (folder / "manifest.json").read_bytes()
+
+
+def test_pictures_of_many_scales_and_views_keep_their_layout(tmp_path):
+    header = replace(HEADER, scales=(1, 2, 3), views=2)
+    write_shards(tmp_path, {"train": 5}, header)
+
+    rows = read_token_rows(tmp_path, "train")
+
+    assert header.length == 14 and rows.header == header and rows.tokens.shape == (5, 2, 14)
+    assert rows.batch([4], view=1)[1].equal(shard_tokens(5, header)[4:, 14:])
+
+
+def test_a_column_of_words_is_a_fixed_size_list_of_uint16(folder):
+    field = pq.read_schema(folder / "train-00000.parquet").field("image_tokens")
+    assert field.type == pa.list_(pa.uint16(), 16) and not field.nullable
+
+
+def test_an_interrupted_writer_leaves_no_manifest(tmp_path):
+    with pytest.raises(KeyboardInterrupt), TokenShardWriter(tmp_path, HEADER, 4) as shards:
+        shards.write("train", ["a"] * 5, [["a"]] * 5, shard_tokens(5))
+        raise KeyboardInterrupt
+    with pytest.raises(DamagedArtefact, match="manifest.json is missing"):
+        read_token_rows(tmp_path, "train")
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_shards_of_another_tokenizer_are_refused(folder):
+    with pytest.raises(WrongTokenizer) as caught:
+        read_token_rows(folder, "train", "a210" * 16)
+    assert str(caught.value) == (
+        f"{folder} was written by image tokenizer 'dvae' (fingerprint 3f9c3f9c3f9c), "
+        "but the tokenizer in use has a210a210a210. Run: dvc repro tokenize_pairs"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["train-00000.parquet", "train-00002.parquet", "validation-00000.parquet", "manifest.json"]
+)
+def test_a_flipped_bit_anywhere_is_refused_and_refused_again(folder, name):
+    for _ in flips(folder / name, 40):  # from the first byte through pages and footer to the last
+        for _ in range(2):
+            with pytest.raises(DamagedArtefact, match=f"{name}.* Run: dvc repro tokenize_pairs"):
+                read_token_rows(folder, "train")
+    assert len(read_token_rows(folder, "train")) == 10
+
+
+def test_two_shards_that_changed_places_are_refused(folder):
+    first, second = folder / "train-00000.parquet", folder / "train-00001.parquet"
+    data = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(data)
+    with pytest.raises(DamagedArtefact, match="train-00000.parquet"):
+        read_token_rows(folder, "train")
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_a_shard_cut_short_or_missing_is_refused(folder, damage):
+    path = folder / "train-00001.parquet"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+    with pytest.raises(DamagedArtefact, match="train-00001.parquet .* Run: dvc repro tokenize_pairs"):
+        read_token_rows(folder, "train")
+
+
+def test_a_split_without_a_shard_is_refused_by_name(folder):
+    with pytest.raises(DamagedArtefact) as caught:
+        read_token_rows(folder, "unseen")
+    assert str(caught.value) == f"{folder} has no shard of the split 'unseen'. Run: dvc repro tokenize_pairs"
+
+
+def test_a_word_outside_the_vocabulary_is_refused_with_its_row(folder):
+    table = pq.read_table(folder / "train-00001.parquet").to_pylist()
+    table[2]["image_tokens"][15] = 12
+    wrong = pa.Table.from_pylist(table, schema=pq.read_schema(folder / "train-00001.parquet"))
+    rewrite(folder, "train-00001.parquet", wrong)
+
+    with pytest.raises(DamagedArtefact) as caught:
+        read_token_rows(folder, "train")
+
+    assert str(caught.value) == (
+        f"{folder}/train-00001.parquet, row 2, column image_tokens: word 12 is outside the vocabulary of 12. "
+        "Run: dvc repro tokenize_pairs"
+    )
+
+
+@pytest.mark.parametrize("words", [pa.list_(pa.uint16(), 15), pa.list_(pa.int32(), 16), pa.list_(pa.uint16())])
+def test_words_of_another_number_or_type_are_refused(folder, words):
+    table = pq.read_table(folder / "train-00001.parquet")
+    rows = [row["image_tokens"][: words.list_size if hasattr(words, "list_size") else 16] for row in table.to_pylist()]
+    wrong = table.set_column(2, pa.field("image_tokens", words, nullable=False), [pa.array(rows, words)])
+    rewrite(folder, "train-00001.parquet", wrong)
+
+    with pytest.raises(DamagedArtefact, match="train-00001.parquet has columns .* of other types than a token shard's"):
+        read_token_rows(folder, "train")
+
+
+def rewrite(folder, name: str, table: pa.Table) -> None:
+    """Puts another table in place of a shard, with a manifest that knows of it."""
+    write_bytes(folder / name, table_bytes(table))
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    write_manifest(folder, {name: entry["rows"] for name, entry in manifest["files"].items()}, manifest["facts"])
+
+
+def test_a_vocabulary_that_uint16_cannot_tell_apart_is_refused():
+    assert TokenHeader("dvae", "3f9c", 65_536, (4,), 16).vocab_size == 65_536
+    with pytest.raises(UserError, match=r"'dvae' has 65537 words, but token shards can tell 65536 apart \(uint16\)"):
+        TokenHeader("dvae", "3f9c", 65_537, (4,), 16)
+
+
+@pytest.mark.parametrize(
+    "tokens", [shard_tokens(2) + 12, shard_tokens(2) - 12, shard_tokens(3), shard_tokens(2)[:, 1:]]
+)
+def test_a_writer_takes_only_words_of_its_vocabulary_and_shape(tmp_path, tokens):
+    with pytest.raises(AssertionError), TokenShardWriter(tmp_path, HEADER, 4) as shards:
+        shards.write("train", ["a", "b"], [["a"], ["b"]], tokens)
+
+
+def test_a_folder_that_was_moved_is_the_same_folder(folder, tmp_path_factory):
+    moved = tmp_path_factory.mktemp("moved") / "tokens"
+    shutil.move(folder, moved)
+    assert len(read_token_rows(moved, "train", HEADER.tokenizer_fingerprint)) == 10
+
+
+@pytest.mark.parametrize("key", ["rows_per_shard", "batch_size"])
+def test_settings_that_write_nothing_are_refused(key):
+    with pytest.raises(ConfigError, match=f"params.yaml: tokens.{key} is 0; it needs to be 1 or more"):
+        section({key: 0}, "tokens", Config)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+SIZES = {"count": st.integers(1, 60), "batch_size": st.integers(1, 70), "seed": st.integers(0, 2**32)}
+
+
+def epochs(count: int, batch_size: int, seed: int, number: int) -> list[list[int]]:
+    """The first epochs, cut out of the batches laid end to end."""
+    steps = -(-count * number // batch_size)
+    rows = list(itertools.chain.from_iterable(batch_indices(step, count, batch_size, seed) for step in range(steps)))
+    return [rows[epoch * count : (epoch + 1) * count] for epoch in range(number)]
+
+
+@given(**SIZES)
+def test_an_epoch_is_a_permutation(count, batch_size, seed):
+    for epoch in epochs(count, batch_size, seed, 3):
+        assert sorted(epoch) == list(range(count))
+
+
+@given(**SIZES, steps=st.lists(st.integers(0, 1000), min_size=1, max_size=5))
+def test_every_batch_is_full_and_can_be_had_without_the_others(count, batch_size, seed, steps):
+    forwards = [batch_indices(step, count, batch_size, seed) for step in steps]
+    backwards = [batch_indices(step, count, batch_size, seed) for step in reversed(steps)]
+
+    assert forwards == backwards[::-1]
+    assert all(len(batch) == batch_size for batch in forwards)
+
+
+@given(**{**SIZES, "count": st.integers(20, 60)})
+def test_epochs_and_seeds_have_orders_of_their_own(count, batch_size, seed):
+    first, second = epochs(count, batch_size, seed, 2)
+    assert first != second != epochs(count, batch_size, seed + 1, 1)[0] != first
+
+
+@given(count=st.integers(1, 60), seed=st.integers(0, 2**32))
+def test_the_size_of_a_batch_does_not_change_the_order(count, seed):
+    assert epochs(count, 1, seed, 2) == epochs(count, 7, seed, 2) == epochs(count, 100, seed, 2)
+
+
+def test_the_order_is_the_same_on_every_machine():
+    assert batch_indices(0, 10, 4, seed=0) == [8, 0, 7, 4]
+    assert batch_indices(2, 10, 4, seed=0) == [6, 3, 0, 7]  # the end of one epoch, the start of the next
+
+
+def test_in_order_every_row_comes_once():
+    assert list(in_order(5, 2)) == [[0, 1], [2, 3], [4]]
+    assert list(in_order(0, 2)) == []

@@ -1,0 +1,177 @@
+"""Any caption has a spelling, and the spelling gives the caption back."""
+from __future__ import annotations
+
+import json
+import random
+import tarfile
+import unicodedata
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tiny import CAPTIONS, TEXT_LENGTH, TEXT_WORDS, flips, tiny_text
+from thousandwords import text
+from thousandwords.config import ConfigError, section
+from thousandwords.files import DamagedArtefact
+
+EMOJI = Path(__file__).parents[2] / "shared" / "data" / "emoji" / "emoji-000000.tar"
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))  # lone surrogates are no text
+TINY = tiny_text()
+LONG = text.train(CAPTIONS * 3, text.Config(TEXT_WORDS, 2000))  # long enough to cut nothing
+
+
+def round_trip(caption: str) -> str:
+    return LONG.decode(LONG.encode([caption])[0])
+
+
+# --- the form of captions --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("caption", "normal"),
+    [
+        ("A Red  Star", "a red star"),
+        (" \t a\nred\r\nstar\u00a0\u3000", "a red star"),
+        ("A\u0308PFEL", "äpfel"),
+        ("ΟΔΥΣΣΕΥΣ", "οδυσσευς"),
+        ("J\u030c", "ǰ"),
+        ("\u3000", ""),
+    ],
+)
+def test_a_caption_is_read_lower_cased_composed_and_with_single_spaces(caption, normal):
+    assert text.normalise(caption) == normal
+
+
+@given(ANY_TEXT)
+def test_normalising_twice_changes_nothing_more(caption):
+    once = text.normalise(caption)
+    assert text.normalise(once) == once
+
+
+@given(ANY_TEXT)
+def test_letters_in_parts_and_letters_in_one_are_the_same_caption(caption):
+    assert text.normalise(unicodedata.normalize("NFD", caption)) == text.normalise(caption)
+
+
+# --- there and back --------------------------------------------------------------------------------------------------
+
+
+@given(ANY_TEXT)
+def test_any_text_comes_back_lower_cased(caption):
+    assert round_trip(caption) == text.normalise(caption)
+
+
+@pytest.mark.parametrize(
+    "caption", ["🦊👩🏽‍🚀🏳️‍🌈 #️⃣", "一只红色的狐狸", "赤い星", "مفتاح #", "खुश चेहरा", "קשת", "ключ", "\x00\x07\u202e\u200d\ufeff"]
+)
+def test_emoji_scripts_and_control_characters_come_back(caption):
+    assert round_trip(caption) == text.normalise(caption)
+
+
+@pytest.mark.skipif(not EMOJI.is_file(), reason="../shared/data/emoji is not here: no captions in other languages")
+def test_the_emoji_names_of_many_languages_come_back():
+    with tarfile.open(EMOJI) as tar:
+        records = [json.load(tar.extractfile(name)) for name in tar.getnames() if name.endswith(".json")]
+    captions = [caption for record in records[::4] for caption in (record["emoji"], *record["translations"].values())]
+
+    bpe = text.train(captions, text.Config(2000, 64))
+
+    assert len(captions) > 2000 and bpe.count_cut(captions) == 0
+    for caption, row in zip(captions, bpe.encode(captions), strict=True):
+        assert bpe.decode(row) == text.normalise(caption)
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def test_captions_become_rows_of_words_and_pads():
+    tokens = TINY.encode(["a red star", "", "a small green star on sand"])
+
+    assert tokens.shape == (3, TEXT_LENGTH) and tokens.dtype == torch.int64
+    assert -1 <= tokens.min() and tokens.max() < TINY.vocab_size == TEXT_WORDS
+    assert tokens[1].tolist() == [-1] * TEXT_LENGTH
+    for row in tokens:
+        count = int((row != -1).sum())
+        assert (row[:count] >= 0).all() and (row[count:] == -1).all()
+
+
+def test_pads_fill_a_row_and_the_end_is_cut():
+    assert text.pad([5, 9], 4) == [5, 9, -1, -1]
+    assert text.pad([5, 9, 3], 2) == [5, 9]
+    assert text.pad([], 1) == [-1]
+
+
+def test_captions_that_are_too_long_are_cut_and_counted():
+    captions = ["a", "abcdefgh", "zyxwvut", "zyxwvuts", "zyxwvutsrqponm"]
+    lengths = [len(TINY.words(caption)) for caption in captions]
+
+    assert TINY.count_cut(captions) == sum(length > TEXT_LENGTH for length in lengths) == 2
+    assert TINY.encode(captions)[4].tolist() == TINY.words(captions[4])[:TEXT_LENGTH]
+
+
+def test_frequent_words_get_a_token_of_their_own():
+    bpe = text.train(CAPTIONS * 3, text.Config(400, TEXT_LENGTH))
+    assert len(bpe.words("square")) == 1 < len(bpe.words("hexagon"))
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def test_the_order_of_captions_does_not_matter():
+    captions = [f"{size} {colour} {shape}" for size in "abcd" for colour in "pqrs" for shape in "wxyz"]  # all ties
+    config = text.Config(vocab_size=270, text_length=8)
+    first = text.train(captions, config).bpe.to_str()
+    for seed in range(3):
+        random.Random(seed).shuffle(captions)
+        assert text.train(captions, config).bpe.to_str() == first
+
+
+def test_upper_and_lower_case_train_the_same_words():
+    shouted = [caption.upper() for caption in CAPTIONS]
+    config = text.Config(TEXT_WORDS, TEXT_LENGTH)
+    assert text.train(shouted, config).bpe.to_str() == text.train(CAPTIONS, config).bpe.to_str()
+
+
+def test_no_captions_leave_the_256_bytes():
+    assert text.train([], text.Config(300, 4)).vocab_size == 256
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"vocab_size": 255}, "text_tokenizer.vocab_size is 255; byte-level BPE needs 256 or more"),
+        ({"text_length": 0}, "text_tokenizer.text_length is 0; a caption needs 1 or more"),
+    ],
+)
+def test_sizes_too_small_for_any_text_are_refused(values, sentence):
+    with pytest.raises(ConfigError) as caught:
+        section(values, "text_tokenizer", text.Config)
+    assert str(caught.value) == f"params.yaml: {sentence}"
+
+
+def test_the_default_sizes_are_the_papers():
+    assert text.Config() == text.Config(vocab_size=16384, text_length=256)
+
+
+# --- on disk ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_tokenizer_comes_back_the_same_under_its_fingerprint(tmp_path):
+    fingerprint = text.save(TINY, tmp_path / "first")
+    loaded = text.load(tmp_path / "first")
+
+    assert loaded.fingerprint == fingerprint == text.save(TINY, tmp_path / "again")
+    assert (loaded.vocab_size, loaded.text_length) == (TEXT_WORDS, TEXT_LENGTH)
+    assert loaded.encode(CAPTIONS).equal(TINY.encode(CAPTIONS))
+    assert loaded.decode(loaded.encode(["a red star"])[0]) == "a red star"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "manifest.json"])
+def test_a_tokenizer_with_one_flipped_bit_is_refused(tmp_path, name):
+    text.save(TINY, tmp_path)
+    for _ in flips(tmp_path / name, 20):
+        with pytest.raises(DamagedArtefact, match=f"{name}.* Run: dvc repro train_text_tokenizer"):
+            text.load(tmp_path)

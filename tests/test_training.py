@@ -1,0 +1,373 @@
+"""fit(): a run that was stopped and goes on is the run that never stopped, bit for bit."""
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from thousandwords.checkpoints import Checkpoints
+from thousandwords.config import ConfigError, section
+from thousandwords.training import Config, NotFinite, Stopped, fit, is_bfloat16, step_rng
+
+STEPS = 7
+TINY = Config(
+    steps=STEPS, batch_size=2, learning_rate=0.1, warmup_steps=2, weight_decay=0.1, clip_norm=1.0, ema_decay=0.5,
+    log_every=2, evaluate_every=3, checkpoint_every=2,
+)  # fmt: skip
+
+
+def linear(seed: int = 0) -> nn.Linear:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Linear(3, 2)
+
+
+def batch_of(step: int) -> torch.Tensor:
+    """Another batch (2, 3) at every step."""
+    return torch.arange(6.0).view(2, 3) - step
+
+
+def loss_of(model, batch, step, rng):
+    """A loss with noise in it, and something to log."""
+    noise = torch.randn(2, 2, generator=rng)
+    loss = (model(batch) - noise).square().mean()
+    return loss, {"noise": noise[0, 0]}
+
+
+def weight_sum(model: nn.Module) -> dict[str, float]:
+    return {"weight_sum": float(model.weight.sum())}
+
+
+def run(model=None, config=TINY, *, seed=5, **settings):
+    """(model, averaged state, history rows) of a whole run."""
+    model = model or linear()
+    settings = {"batch_of": batch_of, "loss_of": loss_of, "evaluate": weight_sum, **settings}
+    state, history = fit(model, config, seed=seed, **settings)
+    return model, state, history.rows
+
+
+def assert_equal_runs(first, second) -> None:
+    (model, state, rows), (other_model, other_state, other_rows) = first, second
+    for name, tensor in model.state_dict().items():
+        assert tensor.equal(other_model.state_dict()[name])
+    assert state.keys() == other_state.keys() and all(state[name].equal(other_state[name]) for name in state)
+    assert rows == other_rows
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def never_stopped():
+    return run()
+
+
+def test_the_same_seed_trains_the_same_model_and_another_seed_another(never_stopped):
+    assert_equal_runs(run(), never_stopped)
+    assert not run(seed=6)[0].weight.equal(never_stopped[0].weight)
+
+
+def test_checkpoints_change_nothing(never_stopped, tmp_path):
+    assert_equal_runs(run(checkpoints=Checkpoints(tmp_path)), never_stopped)
+
+
+@pytest.mark.parametrize("stop", range(1, STEPS))
+def test_a_run_that_was_asked_to_stop_goes_on_as_if_never_stopped(never_stopped, tmp_path, stop):
+    done = []
+
+    with pytest.raises(Stopped, match=f"stopped after step {stop}$"):
+        run(
+            checkpoints=Checkpoints(tmp_path),
+            progress=lambda step, note: done.append(step),
+            is_stopped=lambda: done[-1] == stop,
+        )
+    assert Checkpoints(tmp_path).newest().step == stop
+
+    assert_equal_runs(run(linear(seed=9), checkpoints=Checkpoints(tmp_path)), never_stopped)
+
+
+@pytest.mark.parametrize("death", range(STEPS))
+def test_a_run_that_died_at_any_step_goes_on_from_its_last_checkpoint(never_stopped, tmp_path, death):
+    class PowerCut(BaseException):
+        pass
+
+    def deadly_loss(model, batch, step, rng):
+        if step == death:
+            raise PowerCut
+        return loss_of(model, batch, step, rng)
+
+    with pytest.raises(PowerCut):
+        run(checkpoints=Checkpoints(tmp_path), loss_of=deadly_loss)
+
+    resumed = []
+    fresh = linear(seed=0 if death < 2 else 9)  # where there is a checkpoint, first weights do not matter
+    second = run(fresh, checkpoints=Checkpoints(tmp_path), progress=lambda step, note: resumed.append(step))
+    assert_equal_runs(second, never_stopped)
+    assert resumed == list(range(death - death % 2 + 1, STEPS + 1))  # a checkpoint every 2 steps
+
+
+def test_without_the_optimizers_moments_a_resumed_run_is_another(never_stopped, tmp_path):
+    """The law above has teeth: what a checkpoint holds is needed."""
+    with pytest.raises(Stopped):
+        run(checkpoints=Checkpoints(tmp_path), is_stopped=lambda: True)
+    saved = Checkpoints(tmp_path).newest()
+    forgotten = {name: tensor * 0 if "exp_avg" in name else tensor for name, tensor in saved.tensors.items()}
+    Checkpoints(tmp_path).save(1, forgotten, saved.state)
+
+    assert not run(checkpoints=Checkpoints(tmp_path))[0].weight.equal(never_stopped[0].weight)
+
+
+def test_a_finished_run_is_not_trained_again(never_stopped, tmp_path):
+    run(checkpoints=Checkpoints(tmp_path))
+
+    def never(*_):
+        raise AssertionError("a finished run asked for a batch")
+
+    assert_equal_runs(run(linear(9), checkpoints=Checkpoints(tmp_path), batch_of=never), never_stopped)
+
+
+def test_a_request_to_stop_after_the_last_step_is_no_stop(tmp_path):
+    done = []
+    run(
+        checkpoints=Checkpoints(tmp_path),
+        progress=lambda step, note: done.append(step),
+        is_stopped=lambda: done[-1] == STEPS,
+    )
+    assert Checkpoints(tmp_path).newest().step == STEPS
+
+
+@pytest.mark.parametrize("settings", [{"ema_decay": None}, {"ema_warmup": True}, {"precision": "bfloat16"}])
+def test_resuming_holds_with_other_settings_too(tmp_path, settings):
+    config = dataclasses.replace(TINY, **settings)
+    with pytest.raises(Stopped):
+        run(config=config, checkpoints=Checkpoints(tmp_path), is_stopped=lambda: True)
+    assert_equal_runs(run(linear(9), config, checkpoints=Checkpoints(tmp_path)), run(config=config))
+
+
+def test_resuming_holds_for_kernels_that_lie_in_memory_with_channels_last(tmp_path):
+    def train(seed, **settings):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        images = [torch.rand(2, 3, 5, 5, generator=step_rng(0, step)) for step in range(STEPS)]
+        return run(
+            model, batch_of=images.__getitem__, loss_of=lambda model, batch, *_: (model(batch).square().mean(), {}),
+            **settings,
+        )  # fmt: skip
+
+    with pytest.raises(Stopped):
+        train(0, checkpoints=Checkpoints(tmp_path), is_stopped=lambda: True)
+    assert_equal_runs(train(9, checkpoints=Checkpoints(tmp_path)), train(0))
+
+
+# --- what is not finite ----------------------------------------------------------------------------------------------
+
+
+def nan_loss(model, batch, step, rng):
+    loss, logged = loss_of(model, batch, step, rng)
+    return loss * (float("nan") if step == 3 else 1), logged
+
+
+def infinite_gradient(model, batch, step, rng):
+    loss, logged = loss_of(model, batch, step, rng)
+    return loss + ((model.weight * 0).abs().sum().sqrt() if step == 3 else 0), logged
+
+
+@pytest.mark.parametrize(
+    ("bad_loss", "found"),
+    [(nan_loss, "the loss is nan and the gradient norm nan"), (infinite_gradient, r"the loss is \d.* norm (nan|inf)")],
+)
+def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update(tmp_path, bad_loss, found):
+    model, before = linear(), []
+
+    with pytest.raises(NotFinite, match=f"step 3: {found}; the weights were left as they were. Lower training."):
+        run(
+            model,
+            loss_of=bad_loss,
+            checkpoints=Checkpoints(tmp_path),
+            progress=lambda step, note: before.append(model.weight.detach().clone()),
+        )
+
+    assert len(before) == 3 and model.weight.equal(before[-1])
+    assert Checkpoints(tmp_path).newest().step == 2
+
+
+# --- evaluating ------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_sees_the_averaged_weights_and_gives_the_model_back_as_it_was():
+    model, before, seen = linear(), [], []
+
+    def evaluate(one):
+        assert one is model and not one.training and not torch.is_grad_enabled()
+        seen.append(one.weight.clone())
+        return {}
+
+    config = dataclasses.replace(TINY, evaluate_every=1)
+    _, state, _ = run(
+        model, config, evaluate=evaluate,
+        progress=lambda step, note: before.append(model.weight.detach().clone()),
+    )  # fmt: skip
+
+    assert model.training and model.weight.equal(before[-1])
+    assert len(seen) == STEPS and seen[-1].equal(state["weight"]) and not seen[-1].equal(model.weight)
+    average = linear().weight
+    for weight, found in zip(before, seen, strict=True):
+        average = average.lerp(weight, 0.5)
+        torch.testing.assert_close(found, average)
+
+
+def test_how_often_a_run_is_evaluated_does_not_change_it(never_stopped):
+    often = run(config=dataclasses.replace(TINY, evaluate_every=1))
+    assert often[0].weight.equal(never_stopped[0].weight)
+
+
+def test_without_an_average_the_last_weights_are_evaluated_and_kept():
+    seen = []
+    model, state, _ = run(
+        config=dataclasses.replace(TINY, ema_decay=None),
+        evaluate=lambda model: seen.append(model.weight.clone()) or {},
+    )
+    assert state["weight"].equal(model.weight) and seen[-1].equal(model.weight)
+
+
+# --- the curves ------------------------------------------------------------------------------------------------------
+
+
+def test_the_curves_have_a_row_for_each_logged_or_evaluated_step():
+    logged = []
+    _, _, rows = run(log=lambda step, values: logged.append({"step": step, **values}))
+
+    assert logged == rows
+    assert [row["step"] for row in rows] == [2, 3, 4, 6, 7]
+    assert [row["step"] for row in rows if "validation/weight_sum" in row] == [3, 6, 7]
+    assert list(rows[0]) == ["step", "loss", "gradient_norm", "learning_rate", "noise"]
+    assert all(type(value) is float for row in rows for name, value in row.items() if name != "step")
+
+
+def test_the_logged_rate_is_the_schedules():
+    _, _, rows = run(config=dataclasses.replace(TINY, log_every=1))
+    assert [row["learning_rate"] for row in rows] == pytest.approx(
+        [0.05, 0.1, 0.1, 0.09045085, 0.06545085, 0.03454915, 0.00954915]
+    )
+
+
+def test_training_learns():
+    config = Config(steps=200, batch_size=2, learning_rate=0.05, log_every=1)
+    target = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
+
+    def fixed(model, batch, step, rng):
+        return (model(batch) - target).square().mean(), {}
+
+    _, _, rows = run(config=config, batch_of=lambda step: torch.eye(3)[:2], loss_of=fixed, evaluate=None)
+
+    assert rows[0]["loss"] > 1 and rows[-1]["loss"] < 1e-3
+
+
+def test_a_gradient_beyond_the_limit_is_clipped_before_the_update():
+    model, _, rows = run(config=dataclasses.replace(TINY, clip_norm=0.125, log_every=1))
+    gradient = torch.cat([model.weight.grad.flatten(), model.bias.grad])
+    assert rows[-1]["gradient_norm"] > 0.125
+    assert gradient.norm().item() == pytest.approx(0.125, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("units", "is_rounded"), [({}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)]
+)
+def test_auto_precision_rounds_where_the_processor_has_units_for_it(monkeypatch, units, is_rounded):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    assert is_bfloat16("auto", "cpu") == is_rounded
+    assert is_bfloat16("bfloat16", "cpu") and not is_bfloat16("float32", "cpu")
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_weights_in_float32():
+    types = []
+
+    def spy(model, batch, step, rng):
+        types.append(model(batch).dtype)
+        return loss_of(model, batch, step, rng)
+
+    model, state, _ = run(config=dataclasses.replace(TINY, precision="bfloat16"), loss_of=spy)
+
+    assert set(types) == {torch.bfloat16}
+    assert model.weight.dtype == state["weight"].dtype == torch.float32
+
+
+# --- randomness ------------------------------------------------------------------------------------------------------
+
+
+def test_the_generator_of_a_step_is_a_function_of_seed_and_step():
+    assert step_rng(3, 4).initial_seed() == 3_000_013
+    assert torch.rand(2, generator=step_rng(3, 4)).equal(torch.rand(2, generator=step_rng(3, 4)))
+
+
+@pytest.mark.parametrize("start", [0, 4])
+def test_each_step_is_given_its_own_generator_on_the_device_of_the_model(tmp_path, start):
+    given_seeds = []
+
+    def spy(model, batch, step, rng):
+        assert rng.device == model.weight.device
+        given_seeds.append((step, rng.initial_seed()))
+        return loss_of(model, batch, step, rng)
+
+    done = []
+    if start:
+        with pytest.raises(Stopped):
+            run(
+                checkpoints=Checkpoints(tmp_path),
+                progress=lambda step, note: done.append(step),
+                is_stopped=lambda: len(done) == start,
+            )
+    run(loss_of=spy, checkpoints=Checkpoints(tmp_path))
+
+    assert given_seeds == [(step, step_rng(5, step).initial_seed()) for step in range(start, STEPS)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: training on one was not tried")
+def test_a_model_on_a_gpu_is_given_a_generator_it_can_use():
+    def on_gpu(model, batch, step, rng):
+        return model(batch.cuda() + torch.randn(2, 3, generator=rng, device="cuda")).square().mean(), {}
+
+    assert run(linear().cuda(), loss_of=on_gpu)[0].weight.isfinite().all()
+
+
+@given(st.lists(st.tuples(st.integers(-1000, 1000), st.integers(0, 10**6)), min_size=2, max_size=2, unique=True))
+def test_another_seed_or_step_is_another_generator(pairs):
+    first, second = (step_rng(seed, step).initial_seed() for seed, step in pairs)
+    assert first != second
+
+
+def test_training_does_not_touch_the_global_generator():
+    state = torch.get_rng_state()
+    run()
+    assert torch.get_rng_state().equal(state)
+
+
+# --- the settings ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("steps", 0, "needs to be 1 or more"),
+        ("batch_size", 0, "needs to be 1 or more"),
+        ("checkpoint_every", 0, "needs to be 1 or more"),
+        ("learning_rate", 0.0, "needs to be above 0"),
+        ("learning_rate", float("nan"), "needs to be above 0"),
+        ("clip_norm", 0.0, "needs to be above 0"),
+        ("epsilon", 0.0, "needs to be above 0"),
+        ("warmup_steps", -1, "needs to be 0 or more"),
+        ("weight_decay", -0.1, "needs to be 0 or more"),
+        ("beta2", 1.0, r"needs to be in [0, 1)"),
+        ("ema_decay", 1.0, r"needs to be in [0, 1)"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_its_whole_name(key, value, sentence):
+    values = {"steps": 1, "batch_size": 1, "learning_rate": 0.1, key: value}
+    with pytest.raises(ConfigError) as caught:
+        section(values, "generator.training", Config)
+    assert str(caught.value) == f"params.yaml: generator.training.{key} is {value}; it {sentence}"

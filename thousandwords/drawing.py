@@ -1,0 +1,123 @@
+"""From prompts to candidates: many rows at a time, each with a random generator of its own.
+
+Used by the bulk stage and by the package alike, so a picture is the same whichever of them drew it: it depends on (seed,
+prompt, candidate) and on the models, not on the batch it was drawn in (arXiv 2102.12092 §2.6 draws 512 candidates a caption).
+"""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from thousandwords.config import ConfigError
+from thousandwords.errors import UserError
+from thousandwords.text import TextTokenizer, normalise
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How candidates are drawn: the block `sampling` of params.yaml, less the choice of prompts."""
+
+    candidates: int = 512  # N, drawn per prompt (paper §2.6)
+    temperature: float = 1.0  # 1: the model's own probabilities
+    top_k: int | None = None  # keep the k likeliest words; null: all
+    top_p: float | None = None  # keep the fewest words that hold this probability; null: all
+    batch_size: int = 256  # candidates drawn at a time; changes the speed, never a picture
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"sampling.{name} is {getattr(self, name)}; it needs to be 1 or more")
+        if self.temperature <= 0:
+            raise ValueError(f"sampling.temperature is {self.temperature}; it needs to be above 0")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"sampling.top_k is {self.top_k}; it needs to be 1 or more, or null for all words")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"sampling.top_p is {self.top_p}; it needs to be in (0, 1], or null for all words")
+
+
+@dataclass(frozen=True)
+class Prompts(Settings):
+    """The section `sampling` of params.yaml."""
+
+    prompts_per_split: int = 64  # captions taken from each held-out split, one per picture
+    prompts: tuple[str, ...] = ()  # further prompts, in your own words
+
+
+def changed(settings: Settings, **changes: object) -> Settings:
+    """The settings with some of them replaced; raises ConfigError where one is out of range."""
+    try:
+        return dataclasses.replace(settings, **changes)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+class EmptyPrompt(UserError):
+    """A prompt without a word."""
+
+
+def check_prompt(prompt: str, where: str = "the prompt") -> str:
+    """The prompt in the form models read; raises EmptyPrompt."""
+    clean = normalise(prompt)
+    if not clean:
+        raise EmptyPrompt(f'{where} is empty. Say what to draw, for example "a small red star on sand"')
+    try:
+        clean.encode()
+    except UnicodeEncodeError as error:  # bytes of another encoding reach Python as lone surrogates
+        raise UserError(f"{where} is not text in UTF-8: {prompt!r}. Type it again, or save it as UTF-8") from error
+    return clean
+
+
+def candidate_seed(seed: int, prompt: str, candidate: int) -> int:
+    """One 63-bit seed per (seed, prompt, candidate): no picture knows of its neighbours."""
+    digest = hashlib.sha256(f"{seed}\0{prompt}\0{candidate}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Some candidates, drawn together: which prompt each is for, which of its candidates, its seed, its words (B, L)."""
+
+    prompt_ids: list[int]
+    candidates: list[int]
+    seeds: list[int]
+    tokens: Tensor
+
+
+def draw_candidates(
+    generator: nn.Module, words: TextTokenizer, prompts: Sequence[str], settings: Settings, seed: int
+) -> Iterator[Drawn]:
+    """All candidates of all prompts, prompt after prompt, `settings.batch_size` rows at a time."""
+    device = next(generator.parameters()).device
+    text = words.encode(prompts)
+    rows = [(prompt, candidate) for prompt in range(len(prompts)) for candidate in range(settings.candidates)]
+    for start in range(0, len(rows), settings.batch_size):
+        part = rows[start : start + settings.batch_size]
+        prompt_ids, candidates = [row[0] for row in part], [row[1] for row in part]
+        seeds = [candidate_seed(seed, prompts[prompt], candidate) for prompt, candidate in part]
+        tokens = generator.sample(
+            text[prompt_ids].to(device),
+            [torch.Generator().manual_seed(one) for one in seeds],
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+        )
+        yield Drawn(prompt_ids, candidates, seeds, tokens.cpu())
+
+
+def decode_in_parts(tokenizer: nn.Module, tokens: Tensor, batch_size: int = 64) -> Tensor:
+    """Words (B, L) -> pictures (B, 3, H, W), a few at a time so that memory stays small."""
+    device = next(tokenizer.parameters()).device
+    parts = [tokenizer.decode(part.to(device)).cpu() for part in tokens.split(batch_size)]
+    return torch.cat(parts)
+
+
+def score_in_parts(scorer: nn.Module, pictures: Tensor, prompt: str, batch_size: int = 64) -> Tensor:
+    """The scorer's opinion of pictures (B, 3, H, W) of one prompt, on whatever device it lives: (B,) on the CPU."""
+    device = next(scorer.parameters()).device
+    parts = [scorer.score(part.to(device), [prompt] * len(part)).cpu() for part in pictures.split(batch_size)]
+    return torch.cat(parts)

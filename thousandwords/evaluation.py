@@ -1,0 +1,110 @@
+"""The figures of a run: reconstruction and codebook against k-means, caption match, CLIP score. Arrays in, dicts out."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from thousandwords import metrics
+from thousandwords.kmeans import fit_kmeans, kmeans_encode, kmeans_reconstruct, patches_of
+from thousandwords.samples import Samples
+from thousandwords.scene_reader import read_match
+from thousandwords.scenes import parse
+from thousandwords.shards import in_order
+from thousandwords.training import step_rng
+
+NAMES = {"validation": "seen", "unseen": "unseen"}  # a split -> what its colour-shape pairs are
+
+
+@dataclass(frozen=True)
+class Config:
+    """The section `evaluation` of params.yaml."""
+
+    pictures: int = 1024  # validation pictures that are reconstructed
+    kmeans_pictures: int = 4096  # training pictures that the k-means yardstick learns from
+    kmeans_iterations: int = 20
+    shown: int = 16  # originals and reconstructions, and prompts per split, in the report
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"evaluation.{name} is {value}; it needs to be 1 or more")
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """What the arg-max words of held-out pictures give back, beside a k-means codebook of the same size."""
+
+    hard: Tensor  # (B, 3, H, W)
+    psnr_hard: float  # dB
+    psnr_kmeans: float
+    tokens: Tensor  # (B, L)
+    kmeans_tokens: Tensor
+    vocab_size: int
+
+    def codebook(self) -> dict:
+        """The block `codebook` of metrics.json."""
+        ours = metrics.codebook_usage(self.tokens, self.vocab_size)
+        yardstick = metrics.codebook_usage(self.kmeans_tokens, self.vocab_size)
+        return {
+            **ours,
+            "vocab_size": self.vocab_size,
+            "perplexity_kmeans": yardstick["perplexity"],
+            "used_kmeans": yardstick["used"],
+        }
+
+
+@torch.no_grad()
+def reconstruct(tokenizer: nn.Module, held_out: Tensor, training: Tensor, iterations: int, seed: int) -> Reconstructions:
+    """held_out, training (B, 3, H, W): hard reconstructions, and those of k-means over raw patches of `training`.
+
+    The yardstick has as many words as the tokenizer and patches as large as a cell of its (finest) grid.
+    """
+    parts = [tokenizer.encode(held_out[rows]) for rows in in_order(len(held_out), 64)]
+    tokens = torch.cat(parts)
+    hard = torch.cat([tokenizer.decode(tokens[rows]) for rows in in_order(len(tokens), 64)])
+    patch = tokenizer.image_size // max(tokenizer.scales)
+    centroids = fit_kmeans(patches_of(training, patch), tokenizer.vocab_size, step_rng(seed, 0), iterations)
+    flat = torch.cat([kmeans_reconstruct(held_out[rows], centroids, patch) for rows in in_order(len(held_out), 256)])
+    return Reconstructions(
+        hard=hard,
+        psnr_hard=metrics.mean_psnr(held_out, hard),
+        psnr_kmeans=metrics.mean_psnr(held_out, flat),
+        tokens=tokens,
+        kmeans_tokens=kmeans_encode(held_out, centroids, patch),
+        vocab_size=tokenizer.vocab_size,
+    )
+
+
+def is_scene_caption(caption: str) -> bool:
+    """Whether the built-in reader can check a picture against this caption."""
+    try:
+        parse(caption)
+    except ValueError:
+        return False
+    return True
+
+
+def caption_match(
+    samples: Samples, scores: np.ndarray, seed: int, progress: Callable[[Iterable, int], Iterable]
+) -> tuple[dict, dict[int, list[dict[str, bool]]]]:
+    """({"seen": rates, "unseen": rates}, {prompt: [what matches, per candidate]}); empty where captions are free text.
+
+    scores (P, N). Each split's rates are `metrics.match_rates`.
+    """
+    readable = [prompt for prompt, caption in enumerate(samples.prompts) if is_scene_caption(caption)]
+    readable = [prompt for prompt in readable if samples.splits[prompt] in NAMES]
+    read = {
+        prompt: [read_match(picture, samples.prompts[prompt]) for picture in samples.pictures(prompt)]
+        for prompt in progress(readable, len(readable))
+    }
+    rates = {}
+    for split, name in NAMES.items():
+        rows = [prompt for prompt in readable if samples.splits[prompt] == split]
+        if rows and len(rows) == samples.splits.count(split):
+            table = {key: [[one[key] for one in read[row]] for row in rows] for key in read[rows[0]][0]}
+            rates[name] = metrics.match_rates(scores[rows], table, np.random.default_rng(seed))
+    return rates, read

@@ -1,0 +1,77 @@
+"""Parameter groups, the learning rate as a function of the step, and an exponential moving average of weights.
+
+AdamW as both stages of the paper use it (arXiv 2102.12092, appendices A.2 and B.2); torch's own AdamW does the arithmetic.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from thousandwords.schedules import cosine
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay on matrices and kernels only: gains, biases and single vectors are left alone (paper, B.2)."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
+    vectors = [parameter for parameter in trained if parameter.ndim < 2]
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+
+
+def adamw(
+    model: nn.Module, weight_decay: float, beta1: float, beta2: float, epsilon: float
+) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`; `set_learning_rate` gives the rate before each step."""
+    groups = [group for group in parameter_groups(model, weight_decay) if group["params"]]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(beta1, beta2), eps=epsilon, fused=True)
+
+
+def learning_rate(step: int, peak: float, final: float, warmup_steps: int, steps: int) -> float:
+    """Linear warm-up to `peak` over `warmup_steps`, then a cosine that reaches `final` after all `steps` updates.
+
+    The first update (step 0) of a warm-up of 4 has a quarter of the peak: no update is wasted on a rate of zero.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    return cosine(step - warmup_steps, peak, final, max(1, steps - warmup_steps))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Gives every parameter group the same rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:
+    """Scales gradients so that their norm is at most `limit` (None: only measures); returns the norm before."""
+    return torch.nn.utils.clip_grad_norm_(list(parameters), float("inf") if limit is None else limit)
+
+
+class MovingAverage:
+    """An exponential moving average of a model's weights; its `state` loads into the model as it is.
+
+    With `is_warmed_up` the decay starts low, min(decay, (1 + n) / (10 + n)) after n updates, so that a short training is not
+    weighed down by its first weights. The paper's runs are long enough to do without.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, is_warmed_up: bool = False) -> None:
+        self.decay, self.is_warmed_up, self.updates = decay, is_warmed_up, 0
+        self.state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Moves the average towards the weights; what is not floating point (counters, tables) is copied."""
+        decay = self.decay
+        if self.is_warmed_up:
+            decay = min(decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                self.state[name].lerp_(tensor, 1 - decay)
+            else:
+                self.state[name].copy_(tensor)

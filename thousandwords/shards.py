@@ -1,0 +1,213 @@
+"""Token shards: the data set as words. Parquet files of (key, captions, image_tokens), a manifest, and seeded batches.
+
+`image_tokens` is a fixed-size list of uint16, views × L, and the manifest's `scales` says what the L words are: (32,) is
+DALL-E's 1,024, (16,) another model's 256. The manifest binds the shards to the image tokenizer that wrote them; training
+refuses any other. Captions stay text, so a new BPE does not re-encode a single picture.
+"""
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from thousandwords.errors import UserError
+from thousandwords.files import DamagedArtefact, read_manifest, write_bytes, write_manifest
+from thousandwords.tables import table_bytes
+
+MEND = "dvc repro tokenize_pairs"
+MOST_WORDS = 2**16
+
+
+class WrongTokenizer(UserError):
+    """Shards and tokenizer do not belong together."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The section `tokens` of params.yaml."""
+
+    rows_per_shard: int = 8192
+    batch_size: int = 256  # pictures encoded at a time
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"tokens.{name} is {value}; it needs to be 1 or more")
+
+
+@dataclass(frozen=True)
+class TokenHeader:
+    """What the words in a folder of shards are: who wrote them, from which vocabulary, in which grid."""
+
+    tokenizer_kind: str
+    tokenizer_fingerprint: str
+    vocab_size: int
+    scales: tuple[int, ...]
+    image_size: int  # pixels a side
+    views: int = 1  # crops of each picture
+
+    def __post_init__(self) -> None:
+        if self.vocab_size > MOST_WORDS:
+            raise UserError(
+                f"image tokenizer {self.tokenizer_kind!r} has {self.vocab_size} words, but token shards can tell "
+                f"{MOST_WORDS} apart (uint16). Give it a smaller vocab_size"
+            )
+
+    @property
+    def length(self) -> int:
+        """L: how many words one view has."""
+        return sum(side * side for side in self.scales)
+
+    def facts(self) -> dict:
+        return {**vars(self), "scales": list(self.scales)}
+
+    @classmethod
+    def from_facts(cls, facts: dict) -> TokenHeader:
+        return cls(**{**facts, "scales": tuple(facts["scales"])})
+
+
+def schema(header: TokenHeader) -> pa.Schema:
+    """The one schema of token shards."""
+    words = pa.list_(pa.uint16(), header.views * header.length)
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("captions", pa.list_(pa.string()), nullable=False),
+            pa.field("image_tokens", words, nullable=False),
+        ]
+    )
+
+
+@dataclass
+class TokenShardWriter:
+    """Writes shards of `rows_per_shard` rows, one split after the other; `close` writes the manifest.
+
+    Usage: with TokenShardWriter(folder, header, 4096) as shards: shards.write("train", keys, captions, tokens)
+    """
+
+    folder: Path
+    header: TokenHeader
+    rows_per_shard: int
+    _pending: dict[str, list[pa.Table]] = field(default_factory=dict)
+    _rows: dict[str, int] = field(default_factory=dict)
+
+    def write(self, split: str, keys: Sequence[str], captions: Sequence[list[str]], tokens: Tensor) -> None:
+        """Adds rows: tokens is (B, views × L) int64, each in 0 … vocab_size − 1."""
+        width = self.header.views * self.header.length
+        assert tokens.shape == (len(keys), width), f"tokens are {tuple(tokens.shape)}, wanted ({len(keys)}, {width})"
+        assert 0 <= int(tokens.min()) and int(tokens.max()) < self.header.vocab_size
+        flat = pa.array(tokens.numpy().astype(np.uint16).ravel())
+        columns = [pa.array(keys), pa.array(captions), pa.FixedSizeListArray.from_arrays(flat, width)]
+        self._pending.setdefault(split, []).append(pa.Table.from_arrays(columns, schema=schema(self.header)))
+        while sum(table.num_rows for table in self._pending[split]) >= self.rows_per_shard:
+            self._flush(split)
+
+    def close(self) -> dict:
+        """Writes what is pending, and the manifest over all shards; returns the manifest."""
+        for split, tables in self._pending.items():
+            if sum(table.num_rows for table in tables):
+                self._flush(split)
+        return write_manifest(self.folder, self._rows, {"tokens": self.header.facts()})
+
+    def __enter__(self) -> TokenShardWriter:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+
+    def _flush(self, split: str) -> None:
+        whole = pa.concat_tables(self._pending[split])
+        shard = whole.slice(0, self.rows_per_shard)
+        self._pending[split] = [whole.slice(self.rows_per_shard)]
+        number = sum(name.startswith(f"{split}-") for name in self._rows)
+        name = f"{split}-{number:05d}.parquet"
+        write_bytes(Path(self.folder) / name, table_bytes(shard))
+        self._rows[name] = shard.num_rows
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """All rows of one split: keys, captions, and tokens (N, views, L) as uint16."""
+
+    header: TokenHeader
+    keys: list[str]
+    captions: list[list[str]]
+    tokens: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def batch(self, indices: Sequence[int], view: int = 0) -> tuple[list[str], Tensor]:
+        """(the first caption of each row, tokens (B, L) int64)."""
+        tokens = torch.from_numpy(self.tokens[np.asarray(indices), view].astype(np.int64))
+        return [self.captions[index][0] for index in indices], tokens
+
+
+def read_token_rows(folder: Path, split: str, tokenizer_fingerprint: str | None = None) -> TokenRows:
+    """The rows of a split, verified against the manifest and, if given, against the tokenizer in use.
+
+    Raises WrongTokenizer or DamagedArtefact; both say which command mends it.
+    """
+    manifest = read_manifest(folder, mend=MEND)
+    header = TokenHeader.from_facts(manifest["facts"]["tokens"])
+    if tokenizer_fingerprint is not None and tokenizer_fingerprint != header.tokenizer_fingerprint:
+        raise WrongTokenizer(
+            f"{folder} was written by image tokenizer {header.tokenizer_kind!r} (fingerprint "
+            f"{header.tokenizer_fingerprint[:12]}), but the tokenizer in use has {tokenizer_fingerprint[:12]}. Run: {MEND}"
+        )
+    names = sorted(name for name in manifest["files"] if name.startswith(f"{split}-"))
+    if not names:
+        raise DamagedArtefact(f"{folder} has no shard of the split {split!r}. Run: {MEND}")
+    tables = [_read_shard(Path(folder) / name, header) for name in names]
+    table = pa.concat_tables(tables)
+    words = np.concatenate([_words(chunk, header) for chunk in table["image_tokens"].chunks])
+    return TokenRows(header, table["key"].to_pylist(), table["captions"].to_pylist(), words)
+
+
+def _read_shard(path: Path, header: TokenHeader) -> pa.Table:
+    table = pq.read_table(path, page_checksum_verification=True)
+    if table.schema != schema(header):
+        raise DamagedArtefact(
+            f"{path} has columns {table.schema.names} of other types than a token shard's. Run: {MEND}"
+        )
+    words = np.concatenate([_words(chunk, header) for chunk in table["image_tokens"].chunks])
+    if words.max() >= header.vocab_size:
+        row = int(words.max(axis=(1, 2)).argmax())
+        raise DamagedArtefact(
+            f"{path}, row {row}, column image_tokens: word {words.max()} is outside the vocabulary of "
+            f"{header.vocab_size}. Run: {MEND}"
+        )
+    return table
+
+
+def _words(chunk: pa.FixedSizeListArray, header: TokenHeader) -> np.ndarray:
+    return chunk.flatten().to_numpy().reshape(len(chunk), header.views, header.length)
+
+
+def batch_indices(step: int, count: int, batch_size: int, seed: int) -> list[int]:
+    """Which rows make up batch `step`: a function of its arguments alone, so any batch can be had without the others.
+
+    The batches, laid end to end, go through one seeded permutation of all `count` rows after the other; a batch may
+    hold the end of one epoch and the start of the next, so that no row is ever left out.
+    """
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    return [int(_permutation(count, seed, position // count)[position % count]) for position in positions]
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, count]).permutation(count)
+
+
+def in_order(count: int, batch_size: int) -> Iterator[list[int]]:
+    """All rows once, in order, in batches: in_order(5, 2) -> [0, 1], [2, 3], [4]"""
+    for start in range(0, count, batch_size):
+        yield list(range(start, min(count, start + batch_size)))

@@ -1,0 +1,106 @@
+"""Byte-level BPE, trained on the data set's own captions (on the `tokenizers` library), and saved as data.
+
+The paper's text side (arXiv 2102.12092 §2.2): lower-cased captions, up to 256 tokens of a vocabulary of 16,384. Byte-level,
+so that any language and any emoji has a spelling and nothing is ever unknown. Pads are -1 here: the generator has a learned
+pad for each position, so a pad is no word of the vocabulary. BPE-dropout is left out.
+"""
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+import torch
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+
+from thousandwords.files import read_manifest, write_bytes, write_json, write_manifest
+
+PAD = -1
+BYTES = 256
+
+
+@dataclass(frozen=True)
+class Config:
+    """The section `text_tokenizer` of params.yaml."""
+
+    vocab_size: int = 16384  # BPE words, the 256 bytes among them (paper §2.2)
+    text_length: int = 256  # tokens a caption may have; longer ones are cut and counted (paper §2.2)
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < BYTES:
+            raise ValueError(
+                f"text_tokenizer.vocab_size is {self.vocab_size}; byte-level BPE needs {BYTES} or more"
+            )
+        if self.text_length < 1:
+            raise ValueError(f"text_tokenizer.text_length is {self.text_length}; a caption needs 1 or more")
+
+
+def normalise(caption: str) -> str:
+    """The one form in which captions are trained on, drawn from and scored: NFC, lower-cased, single spaces."""
+    return " ".join(unicodedata.normalize("NFC", caption.lower()).split())  # NFC last: lower() can undo it
+
+
+class TextTokenizer:
+    """Captions as tokens (B, T), and back."""
+
+    def __init__(self, bpe: tokenizers.Tokenizer, text_length: int, fingerprint: str = "") -> None:
+        self.bpe, self.text_length, self.fingerprint = bpe, text_length, fingerprint
+        self.vocab_size = bpe.get_vocab_size()
+
+    def words(self, caption: str) -> list[int]:
+        """One caption's tokens, all of them."""
+        return self.bpe.encode(normalise(caption)).ids
+
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """Captions -> (B, T) int64; pad([5, 9], 4) -> [5, 9, -1, -1]; a caption of more than T tokens is cut."""
+        encoded = self.bpe.encode_batch([normalise(caption) for caption in captions])
+        return torch.tensor([pad(entry.ids, self.text_length) for entry in encoded], dtype=torch.int64)
+
+    def decode(self, tokens: Tensor) -> str:
+        """One row of tokens (T,) -> its text, pads left out."""
+        return self.bpe.decode([int(token) for token in tokens if token != PAD]).removeprefix(" ")
+
+    def count_cut(self, captions: Iterable[str]) -> int:
+        """How many captions have more tokens than the model reads."""
+        return sum(len(self.words(caption)) > self.text_length for caption in captions)
+
+
+def pad(tokens: list[int], length: int) -> list[int]:
+    """Exactly `length` tokens: cut at the end, or filled with PAD."""
+    return tokens[:length] + [PAD] * (length - len(tokens))
+
+
+def train(captions: Iterable[str], config: Config) -> TextTokenizer:
+    """Byte-level BPE of at most `config.vocab_size` words; the same captions in any order give the same words."""
+    bpe = tokenizers.Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=[],
+        show_progress=False,
+    )
+    # sorted: with ties in frequency the library's merges depend on the order in which words were first seen
+    bpe.train_from_iterator(sorted(normalise(caption) for caption in captions), trainer)
+    return TextTokenizer(bpe, config.text_length)
+
+
+def save(tokenizer: TextTokenizer, folder: Path) -> str:
+    """Writes tokenizer.json, config.json and the manifest; returns the fingerprint."""
+    folder = Path(folder)
+    write_bytes(folder / "tokenizer.json", tokenizer.bpe.to_str(pretty=True).encode())
+    write_json(folder / "config.json", {"text_length": tokenizer.text_length})
+    return write_manifest(folder, {"tokenizer.json": None, "config.json": None}, {})["sha256"]
+
+
+def load(folder: Path, mend: str = "dvc repro train_text_tokenizer") -> TextTokenizer:
+    """The tokenizer saved in `folder`, verified."""
+    manifest = read_manifest(folder, mend=mend)
+    bpe = tokenizers.Tokenizer.from_str((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))
+    config = json.loads((Path(folder) / "config.json").read_bytes())
+    return TextTokenizer(bpe, config["text_length"], manifest["sha256"])
