@@ -114,14 +114,14 @@ def test_the_two_things_of_a_random_scene_differ_in_colour_or_shape():
     assert all(len(pairs_of(scene)) == 2 for scene in couples)
 
 
-@pytest.mark.parametrize("size", [16, 32, 64, 128])
+@pytest.mark.parametrize("size", [24, 32, 64, 128])
 def test_a_picture_is_square_rgb_of_the_asked_size(size):
     image = draw(PLANTED, generator(), size)
     assert image.shape == (size, size, 3) and image.dtype == np.uint8
 
 
 def test_a_picture_too_small_to_show_shapes_is_refused():
-    with pytest.raises(ValueError, match="can't be drawn 8 pixels wide; set a size of 16 or more"):
+    with pytest.raises(ValueError, match="can't be drawn 8 pixels wide; set a size of 24 or more"):
         draw(PLANTED, generator(), 8)
 
 
@@ -268,7 +268,7 @@ def test_a_missing_thing_fails_all_that_is_said_of_it():
 
 def test_one_thing_too_many_fails_the_relation():
     image = draw(PLANTED, generator()).astype(np.float32)
-    paint(image, Thing("ring", "green", "small"), x=10, y=32)
+    paint(image, Thing("ring", "green", "small"), x=10, y=22)
     assert wrong(image.astype(np.uint8)) == {"relation"}
     couple = draw(PLANTED, generator())
     assert wrong(couple, "a small red star on sand") == {"relation"}

@@ -26,7 +26,7 @@ COLOURS = {
     "red": (214, 32, 40), "orange": (250, 130, 16), "yellow": (252, 222, 32), "green": (28, 158, 60),
     "cyan": (24, 206, 224), "blue": (36, 80, 232), "purple": (150, 50, 206), "pink": (255, 104, 184),
 }
-RADII = {"small": 7.5, "large": 12.0}  # pixels in a picture of 64 x 64
+RADII = {"small": 9.0, "large": 13.0}  # pixels in a picture of 64 x 64
 SIZES = tuple(RADII)
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 RELATIONS = tuple(INVERSE)
@@ -42,7 +42,7 @@ SEEN_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in UNSEEN_PAIRS)
 
 SINGLE_SHARE = 0.2  # of the scenes show one thing alone
 REFERENCE_SIZE = 64  # the side that radii and centres are given for
-SMALLEST_SIZE = 16  # below it shapes are a handful of pixels and no longer tell apart
+SMALLEST_SIZE = 24  # below it shapes are a handful of pixels and no longer tell apart
 
 
 @dataclass(frozen=True)
@@ -226,12 +226,12 @@ def _paint_ground(ground: Ground, rng: np.random.Generator, size: int) -> np.nda
 
 
 def _random_centres(scene: Scene, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Whole pixels, so that few shifted copies of a patch are to be learned; large things keep five apart."""
+    """On a lattice of two pixels, so that few shifted copies of a patch are to be learned; large things keep four apart."""
     if len(scene.things) == 1:
-        return [tuple(rng.integers(24, 40, 2).tolist())]
-    near, far = rng.integers(14, 18), rng.integers(46, 50)
+        return [tuple((24 + 2 * rng.integers(0, 8, 2)).tolist())]
+    near, far = 15 + 2 * rng.integers(0, 2), 47 + 2 * rng.integers(0, 2)
     along = [int(near), int(far)] if scene.relation in ("left of", "above") else [int(far), int(near)]
-    across = rng.integers(28, 36, 2).tolist()
+    across = (28 + 2 * rng.integers(0, 4, 2)).tolist()
     xs, ys = (along, across) if scene.relation in ("left of", "right of") else (across, along)
     return list(zip(xs, ys, strict=True))
 
