@@ -1,0 +1,14 @@
+"""Set before any tool is imported: no telemetry, no model hub, one quiet git. Imported for what it does."""
+import os
+
+QUIET = {
+    "DO_NOT_TRACK": "true",  # MLflow accepts the word `true` only
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DVC_NO_ANALYTICS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+for name, value in QUIET.items():
+    os.environ.setdefault(name, value)

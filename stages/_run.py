@@ -1,0 +1,141 @@
+"""MLflow: one parent run per pipeline run, a child per stage. The only module of the stages that imports mlflow.
+
+A stage never depends on what is recorded here: DVC is the truth about data, MLflow the diary. The run id is kept in
+`results/runs/<stage>.json`, an output of the stage, so that a stage which DVC skips or restores keeps the run that made it.
+"""
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import psutil
+from mlflow.entities import Metric, Param, RunTag
+
+from stages import _environment  # noqa: F401, I001  first: it turns telemetry off before mlflow is imported
+from thousandwords.errors import UserError
+
+EXPERIMENT = "thousandwords"
+logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+
+class Tracker:
+    """The MLflow side: a parent run per pipeline run, a child per stage. A diary that breaks never stops the work."""
+
+    def __init__(self, stage_name: str, params: dict) -> None:
+        self.client = mlflow.MlflowClient(tracking_uri())
+        try:
+            self.experiment = _experiment(self.client)
+            self.parent_id = _parent_run(self.client, self.experiment)
+            self._start(stage_name)
+        except mlflow.exceptions.MlflowException as error:
+            raise UserError(
+                f"MLflow at {tracking_uri()} does not answer: {str(error)[:200]}. Start it, or unset MLFLOW_TRACKING_URI"
+            ) from error
+        self.stage_name, self.warned = stage_name, False
+        self._guarded(self._log_params, params)
+
+    def take_up(self, run_id: str) -> None:
+        """Goes on in the run of an interrupted go at the same work, and drops the one just begun."""
+        if run_id == self.run_id:
+            return
+        try:
+            self.client.update_run(run_id, status="RUNNING")
+        except mlflow.exceptions.MlflowException:
+            return  # another store, or deleted: the new run serves
+        self._guarded(self.client.delete_run, self.run_id)
+        self.run_id = run_id
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        now = int(time.time() * 1000)
+        points = [Metric(name.replace("/", "."), float(value), now, step) for name, value in values.items()]
+        self._guarded(self.client.log_batch, self.run_id, metrics=points)
+
+    def files(self, paths: tuple[Path, ...]) -> None:
+        for path in paths:
+            self._guarded(self.client.log_artifact, self.run_id, str(path))
+
+    def end(self, status: str) -> None:
+        self._guarded(self.client.set_terminated, self.run_id, status)
+        self._guarded(self.client.set_terminated, self.parent_id, status)
+
+    def _start(self, stage_name: str) -> None:
+        tags = {"mlflow.parentRunId": self.parent_id, "mlflow.runName": stage_name, "stage": stage_name}
+        self.run_id = self.client.create_run(self.experiment, tags=tags).info.run_id
+
+    def _log_params(self, params: dict) -> None:
+        flat = [Param(name, str(value)[:500]) for name, value in flatten(params).items()]
+        commit = git_revision().get("commit", "none")
+        self.client.log_batch(self.run_id, params=flat[:100], tags=[RunTag("git.commit", commit)])
+
+    def _guarded(self, call, *args, **named) -> None:
+        try:
+            call(*args, **named)
+        except Exception as error:  # whatever the diary's trouble, the work goes on
+            if not self.warned:
+                print(f"{self.stage_name}: MLflow did not take a record ({error}); going on", file=sys.stderr)
+            self.warned = True
+
+
+def flatten(values: dict, prefix: str = "") -> dict[str, object]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or a database in this project's own folder (absolute: it must not follow the cwd)."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('.mlflow').resolve()}/mlflow.db"
+
+
+def _experiment(client: mlflow.MlflowClient) -> str:
+    if tracking_uri().startswith("sqlite:"):
+        Path(".mlflow").mkdir(exist_ok=True)
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found:
+        return found.experiment_id
+    location = Path(".mlflow/artifacts").resolve().as_uri() if tracking_uri().startswith("sqlite:") else None
+    try:
+        return client.create_experiment(EXPERIMENT, artifact_location=location)
+    except mlflow.exceptions.MlflowException:  # another stage was quicker
+        return client.get_experiment_by_name(EXPERIMENT).experiment_id
+
+
+def pipeline_key() -> str:
+    """One name per pipeline run: given by whoever runs it, else the `dvc` process that all its stages descend from."""
+    if key := os.environ.get("THOUSANDWORDS_PIPELINE"):
+        return key
+    for ancestor in psutil.Process().parents():
+        with contextlib.suppress(psutil.Error):
+            if any(Path(word).name == "dvc" for word in ancestor.cmdline()[:3]):
+                return f"dvc-{ancestor.pid}-{int(ancestor.create_time())}"
+    return f"single-{os.getpid()}-{int(time.time())}"
+
+
+def _parent_run(client: mlflow.MlflowClient, experiment: str) -> str:
+    key = pipeline_key()
+    found = client.search_runs([experiment], filter_string=f"tags.pipeline = '{key}'", max_results=1)
+    if found:
+        client.update_run(found[0].info.run_id, status="RUNNING")
+        return found[0].info.run_id
+    name = time.strftime("pipeline %Y-%m-%d %H:%M:%S")
+    return client.create_run(experiment, tags={"pipeline": key, "mlflow.runName": name}).info.run_id
+
+
+def git_revision() -> dict:
+    """The commit that ran and whether the tree had changes; empty outside git."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"commit": head, "is_dirty": bool(dirty.strip())}

@@ -1,0 +1,61 @@
+"""fit() with what a stage has: checkpoints that resume, a progress bar, the MLflow run, and signals that save first."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from stages._progress import Bar
+from stages._stage import Stage
+from thousandwords import training
+from thousandwords.checkpoints import Checkpoints
+
+
+def train(
+    run: Stage,
+    model: nn.Module,
+    config: training.Config,
+    *,
+    batch_of: Callable[[int], Any],
+    loss_of: training.StepLoss,
+    evaluate: Callable[[nn.Module], dict[str, float]],
+    settings: object,
+    inputs: tuple[str, ...],
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """(the weights to keep, the curves). `settings` and `inputs` name the run that may be resumed."""
+    checkpoints = Checkpoints(run.state_folder(settings, *inputs))
+    bar = Bar(run.name, config.steps)
+    run.is_stoppable = True
+
+    def log(step: int, values: dict[str, float]) -> None:
+        run.log(step, values)
+        run.save_state()
+
+    try:
+        state, history = training.fit(
+            model,
+            config,
+            batch_of=batch_of,
+            loss_of=loss_of,
+            seed=run.seed,
+            evaluate=evaluate,
+            checkpoints=checkpoints,
+            log=log,
+            progress=bar.at,
+            is_stopped=lambda: run.stop_requested,
+        )
+    finally:
+        run.is_stoppable = False
+        bar.close()
+    return state, history.rows
+
+
+def device_of(run: Stage) -> str:
+    """params.yaml `device`: cpu, cuda, or auto for whichever there is."""
+    import torch
+
+    wanted = run.params.get("device", "auto")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted

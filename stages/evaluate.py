@@ -1,0 +1,112 @@
+"""Everything measured and everything to look at: results/metrics.json, plots, results/report.html."""
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from stages import _report
+from stages._progress import progress
+from stages._stage import Stage, arguments, stage
+from thousandwords import components, evaluation, images, metrics
+from thousandwords.config import section
+from thousandwords.files import read_manifest, write_bytes, write_json
+from thousandwords.pair_shards import PairReader
+from thousandwords.report import render_report
+from thousandwords.samples import read_samples
+
+
+def evaluate(pairs: Path, tokenizer: Path, samples: Path, ranked: Path, history: Path, out: Path, run: Stage) -> None:
+    config = section(run.params.get("evaluation"), "evaluation", evaluation.Config)
+    drawn, scores = read_samples(samples), read_scores(ranked)
+    model = components.load("tokenizers", tokenizer, mend="dvc repro train_image_tokenizer")
+    held_out = _pictures(PairReader(pairs, "validation"), config.pictures)
+    training = _pictures(PairReader(pairs, "train"), config.kmeans_pictures)
+    rebuilt = evaluation.reconstruct(model, held_out, training, config.kmeans_iterations, run.seed)
+    match, read = evaluation.caption_match(
+        drawn, scores, run.seed, lambda rows, total: progress(rows, "evaluate: reading pictures", total, "prompt")
+    )
+    curves = {path.stem: json.loads(path.read_bytes()) for path in sorted((history / "curves").glob("*.json"))}
+    records = {path.stem: json.loads(path.read_bytes()) for path in sorted((history / "runs").glob("*.json"))}
+    figures = collect(rebuilt, match, scores, curves["train_generator"], run)
+    figures["seconds"] = {name: record["seconds"] for name, record in records.items()}
+    figures["seconds"]["evaluate"] = round(run.seconds, 2)
+    plots = _report.draw_plots(rebuilt, figures, curves)
+    for name, data in plots.items():
+        write_bytes(out / "plots" / f"{name}.png", data)
+    facts, pictures = _report.gather(
+        config=config, params=run.params, figures=figures, held_out=held_out, rebuilt=rebuilt, drawn=drawn,
+        scores=scores, read=read, plots=plots, counts=read_manifest(pairs)["facts"]["counts"], records=records,
+    )  # fmt: skip
+    facts["versions"] = versions()
+    facts["fingerprints"] = fingerprints(pairs, tokenizer, samples, ranked)
+    write_bytes(out / "report.html", render_report(facts, pictures).encode())
+    write_json(out / "metrics.json", figures)
+    run.record_metrics(_numbers(figures))
+    run.record_files(out / "report.html", out / "metrics.json")
+
+
+def collect(
+    rebuilt: evaluation.Reconstructions, match: dict, scores: np.ndarray, curve: list[dict[str, float]], run: Stage
+) -> dict:
+    """The nested, stable layout of metrics.json."""
+    last = next(row for row in reversed(curve) if "validation/image_loss" in row)
+    figures = {
+        "reconstruction": {"psnr_hard": rebuilt.psnr_hard, "psnr_kmeans": rebuilt.psnr_kmeans},
+        "codebook": rebuilt.codebook(),
+        "generator": {"val_loss_text": last["validation/text_loss"], "val_loss_image": last["validation/image_loss"]},
+        "clip_score": metrics.score_rates(scores, np.random.default_rng(run.seed)),
+        "n": int(scores.shape[1]),
+    }
+    return figures | ({"caption_match": match} if match else {})
+
+
+def read_scores(ranked: Path) -> np.ndarray:
+    """scores (P, N), verified."""
+    manifest = read_manifest(ranked, mend="dvc repro rank_images")
+    table = pq.read_table(ranked / "scores.parquet", page_checksum_verification=True)
+    return table["score"].to_numpy().reshape(manifest["facts"]["prompts"], manifest["facts"]["candidates"])
+
+
+def versions() -> dict[str, str]:
+    """What the figures were made with."""
+    names = ("torch", "open-clip-torch", "tokenizers", "pyarrow", "pillow", "dvc", "mlflow")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+
+
+def fingerprints(pairs: Path, tokenizer: Path, samples: Path, ranked: Path) -> dict[str, str]:
+    """The sha256 of each input's manifest: which very bytes these figures are about."""
+    folders = {"pairs": pairs, "image_tokenizer": tokenizer, "samples": samples, "ranked": ranked}
+    return {name: read_manifest(folder, verify=False)["sha256"] for name, folder in folders.items()}
+
+
+def _pictures(reader: PairReader, count: int) -> torch.Tensor:
+    return images.to_float(reader.images(list(range(min(count, len(reader))))))
+
+
+def _numbers(figures: dict, prefix: str = "") -> dict[str, float]:
+    """Every single number of metrics.json, under its dotted name, for MLflow."""
+    flat: dict[str, float] = {}
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            flat |= _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            flat[f"{prefix}{name}"] = float(value)
+    return flat
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = arguments(__doc__, "pairs", "image-tokenizer", "samples", "ranked", "history", "out", argv=argv)
+    with stage("evaluate", options, "evaluation") as run:
+        evaluate(
+            options.pairs, options.image_tokenizer, options.samples, options.ranked, options.history, options.out, run
+        )
+
+
+if __name__ == "__main__":
+    main()

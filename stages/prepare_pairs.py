@@ -1,0 +1,27 @@
+"""A source of captioned images -> pair shards (data/pairs), a quarantine of what was refused, and counts."""
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages._progress import progress
+from stages._stage import Stage, arguments, stage
+from thousandwords.config import section
+from thousandwords.pairs import Config, write_pairs
+
+
+def prepare_pairs(out: Path, run: Stage) -> None:
+    config = section(run.params.get("data"), "data", Config)
+    counts = write_pairs(config, run.seed, out,
+                         lambda pairs, total: progress(pairs, "prepare_pairs", total, "pair"))
+    run.record_metrics({name: count for name, count in counts.items() if name.startswith("n_")})
+    run.record_metrics({f"pairs/{split}": count for split, count in counts["splits"].items()})
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = arguments(__doc__, "out", argv=argv)
+    with stage("prepare_pairs", options, "data") as run:
+        prepare_pairs(options.out, run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Token shards + text tokenizer -> an autoregressive transformer (models/generator) and its curves."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from stages._stage import Stage, arguments, stage
+from stages._training import device_of, train
+from thousandwords import components, text, training
+from thousandwords.config import check_keys, section
+from thousandwords.files import read_manifest, write_json
+from thousandwords.shards import TokenRows, batch_indices, in_order, read_token_rows
+
+LOOK = 512  # validation rows that are watched while training
+
+
+def train_generator(tokens: Path, text_tokenizer: Path, image_tokenizer: Path, out: Path, curves: Path, run: Stage):
+    block = run.params.get("generator") or {}
+    check_keys(block, "generator", ["kind", block.get("kind"), "training"])
+    config = section(block["training"], "generator.training", training.Config)
+    words = text.load(text_tokenizer)
+    bound_to = read_manifest(image_tokenizer, mend="dvc repro train_image_tokenizer")["sha256"]
+    rows, held_out = (read_token_rows(tokens, split, bound_to) for split in ("train", "validation"))
+    device = device_of(run)
+    torch.manual_seed(run.seed)
+    model = components.build(
+        "generators",
+        block["kind"],
+        components.model_config("generators", block, "generator"),
+        text_vocab_size=words.vocab_size,
+        text_length=words.text_length,
+        image_vocab_size=rows.header.vocab_size,
+        scales=rows.header.scales,
+    ).to(device)
+    encoded = words.encode([captions[0] for captions in rows.captions])
+    watched = range(min(LOOK, len(held_out)))
+    watched_text = words.encode([held_out.captions[row][0] for row in watched]).to(device)
+    watched_tokens = held_out.batch(watched)[1].to(device)
+    state, history = train(
+        run,
+        model,
+        config,
+        batch_of=lambda step: _batch(rows, encoded, step, run.seed, config.batch_size, device),
+        loss_of=lambda model, batch, step, rng: model.loss(*batch, step, rng),
+        evaluate=lambda model: held_out_losses(model, watched_text, watched_tokens),
+        settings=block,
+        inputs=(words.fingerprint, read_manifest(tokens)["sha256"]),
+    )
+    components.save(
+        model, out, state, text_tokenizer=words.fingerprint, image_tokenizer=rows.header.tokenizer_fingerprint
+    )
+    write_json(curves, history)
+
+
+def held_out_losses(model: nn.Module, text_tokens: Tensor, image_tokens: Tensor) -> dict[str, float]:
+    """Mean loss per token in nats over held-out rows: whole, of the text, of the picture."""
+    totals = {"loss": 0.0, "text_loss": 0.0, "image_loss": 0.0}
+    for rows in in_order(len(text_tokens), 64):
+        loss, parts = model.loss(text_tokens[rows], image_tokens[rows], 0, training.step_rng(0, 0))
+        for name, value in {"loss": loss, **parts}.items():
+            totals[name] += float(value) * len(rows) / len(text_tokens)
+    return totals
+
+
+def _batch(rows: TokenRows, encoded: Tensor, step: int, seed: int, batch_size: int, device: str):
+    indices = batch_indices(step, len(rows), batch_size, seed)
+    return encoded[indices].to(device), rows.batch(indices)[1].to(device)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = arguments(__doc__, "tokens", "text-tokenizer", "image-tokenizer", "out", "curves", argv=argv)
+    with stage("train_generator", options, "generator") as run:
+        train_generator(
+            options.tokens, options.text_tokenizer, options.image_tokenizer, options.out, options.curves, run
+        )
+
+
+if __name__ == "__main__":
+    main()

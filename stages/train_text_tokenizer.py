@@ -1,0 +1,37 @@
+"""The training captions -> a byte-level BPE vocabulary (models/text_tokenizer)."""
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages._stage import Stage, arguments, stage
+from thousandwords import text
+from thousandwords.config import section
+from thousandwords.pair_shards import PairReader
+
+
+def train_text_tokenizer(pairs: Path, out: Path, run: Stage) -> None:
+    config = section(run.params.get("text_tokenizer"), "text_tokenizer", text.Config)
+    reader = PairReader(pairs, "train")
+    captions = [caption for row in range(len(reader)) for caption in reader.captions(row)]
+    tokenizer = text.train(captions, config)
+    text.save(tokenizer, out)
+    lengths = [len(tokenizer.words(caption)) for caption in captions]
+    run.record_metrics(
+        {
+            "vocab_size": tokenizer.vocab_size,
+            "captions": len(captions),
+            "captions_cut": sum(length > config.text_length for length in lengths),
+            "mean_tokens": sum(lengths) / len(lengths),
+            "longest": max(lengths),
+        }
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = arguments(__doc__, "pairs", "out", argv=argv)
+    with stage("train_text_tokenizer", options, "text_tokenizer") as run:
+        train_text_tokenizer(options.pairs, options.out, run)
+
+
+if __name__ == "__main__":
+    main()

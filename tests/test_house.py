@@ -1,0 +1,201 @@
+"""The house itself: who may import whom, what dvc.yaml says of it, and that the README's tree is the tree there is."""
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+FAMILIES = {"tokenizers": "image_tokenizer", "generators": "generator", "scorers": "scorer"}
+# They watch, lock and log; no result depends on them, so an edit of theirs reruns no stage.
+WATCHERS = {f"stages/{name}.py" for name in ("_run", "_stage", "_progress", "_environment")}
+DATA = {"numpy", "pyarrow", "PIL", "torch", "tokenizers"}
+MATHS = {"torch", "numpy", "safetensors"}
+
+ALLOWED = {  # part of the library -> the packages from outside that it may import
+    "tokenizers/": {"torch"},
+    "generators/": {"torch"},
+    "scorers/": {"torch", "open_clip"},
+    **{f"{name}.py": DATA for name in ("sources", "tars", "pairs", "pair_shards", "shards", "tables", "samples")},
+    **{f"{name}.py": DATA for name in ("text", "images", "scenes", "scene_reader")},
+    **{f"{name}.py": MATHS for name in ("training", "optim", "checkpoints", "metrics", "sampling", "schedules", "kmeans")},
+    **{f"{name}.py": MATHS for name in ("config", "errors", "files", "naming", "components", "drawing", "evaluation")},
+    **{f"{name}.py": MATHS for name in ("package", "__main__", "__init__")},
+    "plots.py": {"numpy", "matplotlib"},
+    "report.py": {"jinja2"},
+}
+
+
+def python_files(folder: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.py"))
+
+
+def imported(file: str) -> set[str]:
+    """Every module that a file imports, by its full name."""
+    names = set()
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def own_files(file: str) -> set[str]:
+    """The files of this project that a file imports."""
+    found = set()
+    for name in imported(file):
+        if name.partition(".")[0] in ("thousandwords", "stages"):
+            base = Path(*name.split("."))
+            found |= {str(path) for path in (base.with_suffix(".py"), base / "__init__.py") if (ROOT / path).is_file()}
+    return found
+
+
+def outside(file: str) -> set[str]:
+    """The packages from outside, the standard library apart, that a file imports."""
+    tops = {name.partition(".")[0] for name in imported(file)}
+    return tops - set(sys.stdlib_module_names) - {"thousandwords", "stages", "flows", "tests", "__future__"}
+
+
+def closure(file: str) -> set[str]:
+    """A file and all that it imports, directly or not; the watchers and what only they need are left out."""
+    found, open_files = set(), [file]
+    while open_files:
+        one = open_files.pop()
+        if one not in found and one not in WATCHERS:
+            found.add(one)
+            open_files += own_files(one)
+    return found - {"stages/__init__.py", "thousandwords/__init__.py"}
+
+
+def allowed(file: str) -> set[str]:
+    inside = file.removeprefix("thousandwords/")
+    for part, packages in ALLOWED.items():
+        if inside == part or (part.endswith("/") and inside.startswith(part)):
+            return packages
+    pytest.fail(f"{file} is new: say in tests/test_house.py what it may import")
+
+
+@pytest.mark.parametrize("file", python_files("thousandwords"))
+def test_the_library_imports_what_its_part_may_and_no_more(file):
+    assert outside(file) <= allowed(file)
+
+
+@pytest.mark.parametrize("file", [file for family in FAMILIES for file in python_files(f"thousandwords/{family}")])
+def test_a_model_imports_its_own_folder_and_pure_helpers_only(file):
+    family = Path(file).parts[1]
+    pure = {f"thousandwords/{name}.py" for name in ("images", "sampling", "schedules", "kmeans", "errors")}
+    others = {other for other in own_files(file) if not other.startswith(f"thousandwords/{family}/")}
+    assert others <= pure | {"thousandwords/__init__.py"}
+
+
+def test_components_alone_reaches_the_families():
+    reachers = {
+        file
+        for file in [*python_files("thousandwords"), *python_files("stages"), *python_files("flows")]
+        if any(re.match(rf"thousandwords/({'|'.join(FAMILIES)})/", other) for other in own_files(file))
+        and not re.match(rf"thousandwords/({'|'.join(FAMILIES)})/", file)
+    }
+    assert reachers == set(), "reach them through components.component(family, kind)"
+
+
+def test_only_run_imports_mlflow_and_nothing_of_the_stages_imports_prefect():
+    assert {file for file in python_files("stages") if "mlflow" in outside(file)} == {"stages/_run.py"}
+    assert not [file for file in python_files("stages") if {"prefect", "dvc"} & outside(file)]
+
+
+def test_flows_never_touch_tensors():
+    assert not [file for file in python_files("flows") if {"torch", "pyarrow", "numpy"} & outside(file)]
+
+
+def test_nothing_but_tests_imports_stages_or_flows():
+    for file in python_files("thousandwords"):
+        assert not {name for name in imported(file) if name.partition(".")[0] in ("stages", "flows")}, file
+
+
+def dvc_stages() -> dict:
+    return yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def test_each_stage_is_one_module_and_says_what_it_does():
+    modules = {Path(file).stem for file in python_files("stages") if not Path(file).name.startswith("_")}
+    assert modules == set(dvc_stages())
+    for name, stage in dvc_stages().items():
+        assert f"python -m stages.{name} " in stage["cmd"] and len(stage["desc"]) > 20
+
+
+def families_of(stage: str) -> set[str]:
+    """The families whose models a stage builds or loads, read from the words it hands to `components`."""
+    text = "".join((ROOT / file).read_text() for file in closure(f"stages/{stage}.py") if not file.endswith("components.py"))
+    return {family for family in FAMILIES if f'"{family}"' in text}
+
+
+@pytest.mark.parametrize("stage", sorted(dvc_stages()))
+def test_dvc_knows_every_file_that_a_stage_imports(stage):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    wanted = closure(f"stages/{stage}.py")
+    for family in families_of(stage):
+        wanted |= closure(f"thousandwords/{family}/{params[FAMILIES[family]]['kind']}.py")
+    if "thousandwords/report.py" in wanted:
+        wanted.add("thousandwords/report.html.j2")
+    listed = set()
+    for dep in dvc_stages()[stage]["deps"]:
+        for section in FAMILIES.values():
+            dep = dep.replace(f"${{{section}.kind}}", params[section]["kind"])
+        if dep.startswith(("thousandwords/", "stages/")):
+            listed.add(dep)
+    assert listed == wanted
+
+
+def test_every_params_section_is_somebodys_dependency():
+    used = {name for stage in dvc_stages().values() for name in stage.get("params", [])}
+    assert set(yaml.safe_load((ROOT / "params.yaml").read_text())) <= used
+
+
+def test_presets_are_whole_alternatives_that_pass_the_check():
+    from stages.check_params import SECTIONS, check_params
+
+    for path in sorted((ROOT / "presets").glob("*.yaml")):
+        params = yaml.safe_load(path.read_text())
+        assert tuple(params) == SECTIONS, path.name
+        params["data"].update(source="scenes")  # the pictures themselves may not be on this machine
+        check_params(params, params["seed"])
+
+
+def tracked() -> list[str]:
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def test_the_readme_tree_names_every_file_of_the_library_the_stages_and_the_flows():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in tracked():
+        if name.endswith(".py") and name.startswith(("thousandwords/", "stages/", "flows/")):
+            shown = f"{Path(name).parts[1]}/" if name.count("/") > 1 else Path(name).name
+            assert shown in readme or name.endswith("__init__.py"), f"README.md does not name {name}"
+
+
+def test_no_loader_that_runs_code_and_no_shell_stands_in_the_project():
+    forbidden = re.compile(r"\b(pickle\.loads?|torch\.load\((?!.*weights_only=True)|yaml\.load\(|extractall\(|shell=True"
+                           r"|mlflow\.[a-z.]*load_model)")  # fmt: skip
+    for name in tracked():
+        if name.endswith(".py") and not name.startswith("tests/"):
+            assert not forbidden.search((ROOT / name).read_text(encoding="utf-8")), name
+
+
+def test_the_lock_pins_every_package_with_hashes_and_names_no_index():
+    lock = (ROOT / "requirements.lock").read_text()
+    pins = dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", lock, flags=re.MULTILINE))
+    assert "://" not in lock and "--index" not in lock
+    assert lock.count("--hash=sha256:") >= len(pins) > 200
+    wanted = {"torch": "2.15.0", "torchvision": "0.29.2", "prefect": "3.8.8", "mlflow": "3.17.2", "dvc": "3.67.1"}
+    assert {name: pins[name] for name in wanted} == wanted
+    assert pins["fastapi"] < "0.151" and pins["sqlalchemy"].startswith("2.0.")

@@ -1,0 +1,181 @@
+"""The whole way, for real and small: `dvc repro` on the smoke preset in a folder of its own, and what must hold after it."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from thousandwords.files import sha256_of
+from thousandwords.images import decode_png
+from thousandwords.package import load_package
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("thousandwords", "stages", "flows", "presets", "data/own")
+FILES = ("dvc.yaml", ".dvcignore", ".gitignore", "Makefile")
+pytestmark = pytest.mark.pipeline
+
+
+def command(project: Path, *words: str, **more: str) -> subprocess.CompletedProcess:
+    """A command in the project, as a newcomer with the environment active would give it."""
+    return subprocess.run(words, cwd=project, env=environment(**more), capture_output=True, text=True, timeout=600)
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    quiet = {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **quiet, **more}
+
+
+def new_project(folder: Path) -> Path:
+    """A copy of what git tracks, with a repository of its own and the smoke preset in use."""
+    for part in PARTS:
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in FILES:
+        shutil.copy(ROOT / file, folder / file)
+    (folder / ".dvc").mkdir()
+    shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
+    shutil.copy(ROOT / ".dvc" / ".gitignore", folder / ".dvc" / ".gitignore")
+    shutil.copy(ROOT / "presets" / "smoke.yaml", folder / "params.yaml")
+    command(folder, "git", "init", "-q")
+    return folder
+
+
+def repro(project: Path, *words: str) -> str:
+    done = command(project, "dvc", "repro", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def ran(output: str) -> list[str]:
+    """The stages that DVC says it ran."""
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+def change(project: Path, path: str, value: object) -> None:
+    """Sets one knob of params.yaml: change(project, "sampling.candidates", 5)"""
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    *parents, last = path.split(".")
+    block = params
+    for name in parents:
+        block = block[name]
+    block[last] = value
+    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    folder = new_project(tmp_path_factory.mktemp("project"))
+    assert len(ran(repro(folder))) == len(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+    return folder
+
+
+def test_metrics_have_the_stable_layout(project):
+    figures = json.loads((project / "results/metrics.json").read_text())
+    assert 5 < figures["reconstruction"]["psnr_hard"] < 60 and 5 < figures["reconstruction"]["psnr_kmeans"] < 60
+    assert {"perplexity", "perplexity_kmeans", "used", "vocab_size"} <= set(figures["codebook"])
+    assert figures["codebook"]["vocab_size"] == 64 and figures["n"] == 4
+    assert {"val_loss_text", "val_loss_image"} == set(figures["generator"])
+    assert figures["clip_score"]["n1"] <= figures["clip_score"]["best"]
+    for split in ("seen", "unseen"):
+        for part in ("all", "scene"):
+            assert {"n1", "best"} <= set(figures["caption_match"][split][part])
+    assert set(figures["seconds"]) >= {"prepare_pairs", "train_generator", "sample_images", "evaluate"}
+
+
+def test_there_is_a_page_and_a_picture_per_prompt(project):
+    page = (project / "results/report.html").read_text()
+    assert "a small red star above a large blue square" in page and "https://" not in page
+    grids = sorted((project / "results/ranked").glob("0*.png"))
+    assert len(grids) == 9  # 4 seen, 4 unseen, and the one of params.yaml
+    assert decode_png(grids[0].read_bytes()).shape[2] == 3
+
+
+def test_nothing_runs_again_when_nothing_changed(project):
+    assert ran(repro(project)) == []
+
+
+def test_one_changed_knob_reruns_what_it_touches_and_going_back_runs_nothing(project):
+    change(project, "evaluation.shown", 3)
+    assert ran(repro(project)) == ["check_params", "evaluate"]
+    change(project, "evaluation.shown", 4)
+    assert "evaluate" not in ran(repro(project))
+
+
+def test_the_package_draws_and_the_same_seed_gives_the_same_picture(project):
+    package = load_package(project / "models/package")
+    first, again = (package.draw("a large blue circle on sand", candidates=3, seed=5) for _ in range(2))
+    assert [one.score for one in first] == sorted((one.score for one in first), reverse=True)
+    assert all((one.picture == other.picture).all() for one, other in zip(first, again, strict=True))
+    assert {path.suffix for path in (project / "models/package").rglob("*") if path.is_file()} == {".json", ".safetensors"}
+
+
+def test_each_stage_keeps_its_mlflow_run_under_one_parent(project):
+    import mlflow
+
+    records = [json.loads(path.read_text()) for path in sorted((project / "results/runs").glob("*.json"))]
+    client = mlflow.MlflowClient(f"sqlite:///{project}/.mlflow/mlflow.db")
+    run = client.get_run(next(record["run_id"] for record in records if record["stage"] == "train_generator"))
+    assert run.info.status == "FINISHED" and run.data.params["generator.training.steps"] == "30"
+    history = client.get_metric_history(run.info.run_id, "image_loss")
+    assert [point.step for point in history] == [10, 20, 30]
+    first = {record["parent_run_id"] for record in records if record["stage"] not in ("check_params", "evaluate")}
+    assert len(first) == 1 and run.data.tags["mlflow.parentRunId"] in first
+
+
+def test_the_flow_runs_the_same_graph_and_finds_nothing_to_do(project):
+    done = command(project, sys.executable, "-m", "flows.pipeline", PREFECT_HOME=str(project / ".prefect"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]:
+        assert f"{stage} | " in done.stdout + done.stderr
+
+
+def test_a_wrong_knob_stops_before_anything_is_lost(project):
+    before = sha256_of(project / "results/metrics.json")
+    change(project, "generator.transformer.layers", 3)
+    done = command(project, "dvc", "repro")
+    assert done.returncode != 0
+    assert "generator.transformer has no key 'layers'. Did you mean 'num_layers'?" in done.stdout + done.stderr
+    assert sha256_of(project / "results/metrics.json") == before and (project / "models/generator").is_dir()
+    shutil.copy(ROOT / "presets" / "smoke.yaml", project / "params.yaml")
+
+
+def test_a_training_that_was_stopped_goes_on_and_ends_as_if_it_never_was(project, tmp_path):
+    """SIGINT in the middle: a checkpoint is kept, the next run takes it up, and the weights are the same bits."""
+    wanted = sha256_of(project / "models/generator/weights.safetensors")
+    words = [
+        *(sys.executable, "-m", "stages.train_generator", "--tokens", "data/tokens"),
+        *("--text-tokenizer", "models/text_tokenizer", "--image-tokenizer", "models/image_tokenizer"),
+        *("--out", str(tmp_path / "generator"), "--curves", str(tmp_path / "curves.json")),
+    ]
+    shutil.rmtree(project / ".ckpt/train_generator")
+    running = subprocess.Popen(words, cwd=project, env=environment(), stderr=subprocess.PIPE, text=True)
+    checkpoints = project / ".ckpt/train_generator"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("*/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    said = running.communicate(timeout=120)[1]
+
+    stopped_early = running.returncode == 143 and "the next run goes on from there" in said
+    assert stopped_early or running.returncode == 0, said
+    done = command(project, *words)
+
+    assert done.returncode == 0, done.stderr
+    assert sha256_of(tmp_path / "generator/weights.safetensors") == wanted
+
+
+def test_a_second_run_of_a_stage_in_the_same_folder_is_refused(project):
+    import fcntl
+
+    with open(project / ".ckpt/locks/check_params", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = command(project, sys.executable, "-m", "stages.check_params", "--out", "data/checked2")
+    assert done.returncode == 2 and "another run of this stage" in done.stderr

@@ -1,0 +1,133 @@
+"""What a user can get wrong: one clear sentence, exit code 2, before any long work, and nothing of earlier results lost."""
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages import _headline, _preset, check_params
+from stages._stage import read_params
+from thousandwords.config import ConfigError
+from thousandwords.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+SMOKE = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text())
+
+
+def smoke(**changes: object) -> dict:
+    """The smoke preset with some knobs changed: smoke(**{"data.path": "x"})."""
+    params = copy.deepcopy(SMOKE)
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        block = params
+        for name in parents:
+            block = block[name]
+        block[last] = value
+    return params
+
+
+def test_the_smoke_preset_passes_the_check():
+    check_params.check_params(smoke(), 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("sampling.candidats", 4, "sampling has no key 'candidats'. Did you mean 'candidates'?"),
+        ("image_tokenizer.dvae.vocabsize", 4, "image_tokenizer.dvae has no key 'vocabsize'. Did you mean 'vocab_size'?"),
+        ("generator.training.steps", "many", "generator.training.steps should be a whole number, found 'many'"),
+        ("generator.training.learning_rate", "1e-3", "YAML reads that as text; write 0.001"),
+        ("generator.kind", "transfomer", "no kind 'transfomer'. Did you mean 'transformer'?"),
+        ("data.source", "zip", "data.source is 'zip'; it can be: scenes, folder, csv, webdataset"),
+        ("device", "gpu", "device is 'gpu'; it can be: auto, cpu, cuda"),
+        ("sampling.prompts", ["a red star", "  "], "sampling.prompts[1] is empty. Say what to draw"),
+        ("data.image_size", 36, "image_size is 36"),
+        ("sampling.top_p", 1.5, "sampling.top_p is 1.5; it needs to be in (0, 1]"),
+        ("extra", 1, "the file has no key 'extra'"),
+    ],
+)
+def test_a_wrong_knob_is_named_with_its_mend(path, value, sentence):
+    with pytest.raises(UserError) as caught:
+        check_params.check_params(smoke(**{path: value}), 0)
+    assert sentence in str(caught.value)
+
+
+def test_a_missing_section_is_named():
+    params = smoke()
+    del params["scorer"]
+    with pytest.raises(ConfigError, match="lacks the key 'scorer'"):
+        check_params.check_params(params, 0)
+
+
+def test_a_missing_folder_and_an_empty_one_are_told_apart(tmp_path):
+    with pytest.raises(UserError) as missing:
+        check_params.check_params(smoke(**{"data.source": "folder", "data.path": str(tmp_path / "pictures")}), 0)
+    with pytest.raises(UserError) as empty:
+        check_params.check_params(smoke(**{"data.source": "folder", "data.path": str(tmp_path)}), 0)
+    assert str(tmp_path / "pictures") in str(missing.value)
+    assert str(missing.value) != str(empty.value)
+
+
+def test_a_folder_without_captions_is_refused_before_any_work(tmp_path):
+    (tmp_path / "cat.png").write_bytes((ROOT / "tests" / "__init__.py").read_bytes())
+    with pytest.raises(UserError, match="caption"):
+        check_params.check_params(smoke(**{"data.source": "folder", "data.path": str(tmp_path)}), 0)
+
+
+def test_the_stage_itself_ends_with_one_sentence_and_code_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump(smoke(**{"sampling.candidats": 4}), sort_keys=False))
+    with pytest.raises(SystemExit) as ended:
+        check_params.main(["--out", "data/checked"])
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines == [
+        "check_params: params.yaml: sampling has no key 'candidats'. Did you mean 'candidates'?"
+    ]
+    assert not Path("data/checked").exists()
+
+
+def test_a_params_file_that_is_missing_or_no_yaml_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="cp presets/default.yaml"):
+        read_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("seed: [1")
+    with pytest.raises(ConfigError, match="no valid YAML"):
+        read_params(tmp_path / "params.yaml")
+
+
+def test_a_preset_replaces_the_knobs_and_sets_ones_own_aside(tmp_path):
+    presets, params, aside = tmp_path / "presets", tmp_path / "params.yaml", tmp_path / "aside.yaml"
+    presets.mkdir()
+    (presets / "smoke.yaml").write_text("seed: 0\n")
+    (presets / "big.yaml").write_text("seed: 1\n")
+    params.write_text("seed: 7\n")
+
+    told = _preset.use_preset("smoke", presets, params, aside)
+
+    assert params.read_text() == "seed: 0\n" and aside.read_text() == "seed: 7\n"
+    assert told.endswith(f"your own knobs were set aside in {aside}")
+    assert _preset.use_preset("big", presets, params, aside) == "params.yaml is now the preset 'big'"
+    assert aside.read_text() == "seed: 7\n"
+
+
+def test_an_unknown_preset_lists_those_there_are(tmp_path):
+    with pytest.raises(ValueError, match="no preset 'smok'. Did you mean 'smoke'\\? There is: .*smoke"):
+        _preset.use_preset("smok", ROOT / "presets", tmp_path / "params.yaml", tmp_path / "aside.yaml")
+
+
+def test_the_headline_tells_each_figure():
+    figures = {
+        "reconstruction": {"psnr_hard": 25.5, "psnr_kmeans": 22.25},
+        "codebook": {"perplexity": 210.0, "perplexity_kmeans": 100.0, "used": 0.875, "vocab_size": 512},
+        "generator": {"val_loss_image": 1.25, "val_loss_text": 0.5},
+        "clip_score": {"n1": 0.6, "best": 0.75},
+        "n": 32,
+        "caption_match": {"seen": {"all": {"n1": 0.8, "best": 0.975}, "scene": {"n1": 0.99, "best": 1.0}}},
+        "seconds": {"evaluate": 61.0, "train_generator": 120.0},
+    }
+    text = _headline.headline(json.loads(json.dumps(figures)))
+    for words in ("25.50 dB", "22.25 dB", "perplexity 210 (k-means 100)", "88% of 512", "every attribute 80.0%", "3 min 1 s"):
+        assert words in text

@@ -1,0 +1,99 @@
+"""The dVAE's encoder and decoder: residual groups with pooling or up-sampling between them.
+
+After the released dVAE of arXiv 2102.12092. `patch` is ours: with 1 (the released code) the first convolution
+sees pixels; with more, cells of patch * patch pixels become channels first, and the decoder's output is dealt
+back to pixels, which takes the costly full-resolution groups away.
+Shapes: images (B, 3, H, W), logits and words (B, V, h, w) with H = h * patch * 2 ** (groups - 1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+CHANNELS = 3
+OUTPUT_MAPS = 2 * CHANNELS  # mu and ln b of every colour channel
+Kernels = tuple[int, ...]
+Layers = OrderedDict[str, nn.Module]
+
+ENCODER_KERNELS = (3, 3, 3, 1)
+DECODER_KERNELS = (1, 3, 3, 3)
+
+
+def convolution(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
+    """A convolution that keeps height and width."""
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+
+
+class Block(nn.Module):
+    """identity(x) + gain * path(x), the path a bottleneck of four (ReLU, convolution)."""
+
+    def __init__(self, inputs: int, outputs: int, kernels: Kernels, gain: float):
+        super().__init__()
+        self.gain = gain
+        self.identity = convolution(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        widths = [inputs, outputs // 4, outputs // 4, outputs // 4, outputs]
+        layers: Layers = OrderedDict()
+        for number, kernel in enumerate(kernels, start=1):
+            layers[f"relu_{number}"] = nn.ReLU()
+            layers[f"conv_{number}"] = convolution(widths[number - 1], widths[number], kernel)
+        self.path = nn.Sequential(layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, inputs, h, w) -> (B, outputs, h, w)."""
+        return self.identity(features) + self.gain * self.path(features)
+
+
+def add_groups(
+    layers: Layers, widths: list[int], blocks: int, kernels: Kernels, gain: float, resize: nn.Module
+) -> None:
+    """Adds one group of blocks per step of `widths`, with `resize` between groups."""
+    groups = len(widths) - 1
+    for group in range(groups):
+        for block in range(blocks):
+            inputs = widths[group] if block == 0 else widths[group + 1]
+            layers[f"group_{group + 1}_block_{block + 1}"] = Block(inputs, widths[group + 1], kernels, gain)
+        if group < groups - 1:
+            layers[f"group_{group + 1}_resize"] = resize
+
+
+def build_encoder(
+    width: int, groups: int, blocks: int, gain: float, vocab_size: int, patch: int, stem_kernel: int
+) -> nn.Sequential:
+    """Pixels in the model's range (B, 3, H, W) -> logits (B, V, h, w)."""
+    widths = [width * 2**group for group in range(groups)]
+    layers: Layers = OrderedDict()
+    layers["to_cells"] = nn.PixelUnshuffle(patch)
+    layers["input"] = convolution(CHANNELS * patch**2, width, stem_kernel)
+    add_groups(layers, [width, *widths], blocks, ENCODER_KERNELS, gain, nn.MaxPool2d(2))
+    layers["relu"] = nn.ReLU()
+    layers["output"] = convolution(widths[-1], vocab_size, 1)
+    return nn.Sequential(layers)
+
+
+def build_decoder(
+    width: int, groups: int, blocks: int, gain: float, vocab_size: int, patch: int, codebook_width: int
+) -> nn.Sequential:
+    """Words, one-hot or relaxed (B, V, h, w) -> mu and ln b (B, 6, H, W); `codebook.weight` is the codebook."""
+    widths = [width * 2**group for group in reversed(range(groups))]
+    layers: Layers = OrderedDict()
+    layers["codebook"] = convolution(vocab_size, codebook_width, 1)
+    enlarge = nn.Upsample(scale_factor=2, mode="nearest")
+    add_groups(layers, [codebook_width, *widths], blocks, DECODER_KERNELS, gain, enlarge)
+    layers["relu"] = nn.ReLU()
+    layers["output"] = convolution(width, OUTPUT_MAPS * patch**2, 1)
+    layers["to_pixels"] = nn.PixelShuffle(patch)
+    return nn.Sequential(layers)
+
+
+@torch.no_grad()
+def initialise(network: nn.Module, gain: float) -> None:
+    """Weights N(0, gain / sqrt(fan_in)) and biases 0: gain 1 in the released code, sqrt(2) is Kaiming's."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_in = module.in_channels * math.prod(module.kernel_size)
+            module.weight.normal_(0, gain / math.sqrt(fan_in))
+            module.bias.zero_()

@@ -1,0 +1,31 @@
+"""Drawing words so that gradients pass: Gumbel-softmax, and the two entropies that keep the words in use.
+
+After arXiv 2102.12092, section 2.1 (and Jang et al., arXiv 1611.01144). Words are the last axis, V: a CPU takes
+a softmax over the last axis several times faster than over another.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def gumbel_softmax(logits: Tensor, temperature: float, rng: torch.Generator, noise: float = 1.0) -> Tensor:
+    """A relaxed draw from each categorical: logits (..., V) -> points of the simplex, same shape.
+
+    `noise` is ours: below 1 the draw leans towards the arg-max, at 0 it is the arg-max as softly as tau says.
+    """
+    uniform = torch.rand(logits.shape, generator=rng, device=rng.device).clamp_min(1e-12).to(logits.device)
+    gumbel = -(-uniform.log()).log()
+    return ((logits + noise * gumbel) / temperature).softmax(dim=-1)
+
+
+def kl_and_usage(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., V) -> the KL of each word to the uniform prior (...), the entropy of the average word (), in nats."""
+    log_probabilities = logits.log_softmax(dim=-1)
+    probabilities = log_probabilities.exp()
+    kl = (probabilities * log_probabilities).sum(dim=-1) + math.log(logits.shape[-1])
+    average = probabilities.flatten(0, -2).mean(dim=0).clamp_min(1e-12)  # at 0 the slope of the entropy is infinite
+    return kl, torch.special.entr(average).sum()
