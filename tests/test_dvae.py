@@ -197,6 +197,7 @@ def test_what_are_no_words_is_refused_at_the_door(tokens, message):
         ({"temperature_end": 0.0}, "dvae.temperature_end is 0.0"),
         ({"pixel_deviation": 0.05, "log_width_floor": -3.0}, "dvae.log_width_floor has no use beside"),
         ({"usage_weight": -1.0}, "dvae.usage_weight is -1.0"),
+        ({"residual_gain": 0.0}, "dvae.residual_gain is 0.0; it has to be above 0"),
         ({"width": 8, "word_dimensions": 9}, "dvae.word_dimensions is 9; give 1 to dvae.width, 8"),
     ],
 )
@@ -221,6 +222,20 @@ def test_the_residual_gain_can_be_larger_than_the_papers():
 
 def test_kaiming_first_weights_are_wider():
     assert torch.allclose(tiny(init_gain=2.0).encoder.input.weight, 2 * tiny().encoder.input.weight)
+
+
+def test_without_noise_the_cold_draw_is_the_argmax():
+    logits = torch.randn(50, 12, generator=rng(3))
+    words = gumbel_softmax(logits, 1e-3, rng(), noise=0.0)
+    assert torch.equal(words.argmax(dim=-1), logits.argmax(dim=-1))
+    assert words.amax(dim=-1).mean() > 0.99
+
+
+def test_the_noise_falls_with_the_temperature():
+    dvae = tiny(noise_end=0.0, temperature_steps=10)
+    losses = [dvae.loss(pictures(), 10, rng(seed))[0] for seed in (1, 2)]
+    assert losses[0] == losses[1]
+    assert dvae.loss(pictures(), 0, rng(1))[0] != dvae.loss(pictures(), 0, rng(2))[0]
 
 
 def test_the_usage_bonus_is_taken_from_the_loss():

@@ -1,9 +1,8 @@
 """A first codebook in which like words are neighbours: ours, off in the paper (arXiv 2102.12092 starts at random).
 
 The words start as points spread over a cube of a few dimensions, the encoder's logits as minus the squared
-distance to them. A step that helps one word then helps its neighbours, words are in use from the first update, and
-the codes come to share their work: on small pictures this learns what a random start does not reach in the
-same time. Only first weights are set; every weight then trains freely.
+distance to them. A step that helps one word then helps its neighbours, and many words are in use from the first
+update. Only first weights are set; every weight then trains freely. docs/recipes-dvae.md has what it gave.
 """
 
 from __future__ import annotations
