@@ -41,7 +41,7 @@ run: $(READY)  ## captioned pictures -> models -> ranked pictures -> report; onl
 
 test: $(READY)  ## lint and all tests
 	@ruff check .
-	@python -m pytest -n 2 --dist worksteal
+	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	@ruff check .
