@@ -268,7 +268,7 @@ def test_a_missing_thing_fails_all_that_is_said_of_it():
 
 def test_one_thing_too_many_fails_the_relation():
     image = draw(PLANTED, generator()).astype(np.float32)
-    paint(image, Thing("ring", "green", "small"), x=10, y=22)
+    paint(image, Thing("ring", "green", "small"), x=11, y=14)
     assert wrong(image.astype(np.uint8)) == {"relation"}
     couple = draw(PLANTED, generator())
     assert wrong(couple, "a small red star on sand") == {"relation"}
@@ -311,8 +311,8 @@ def test_the_reader_says_what_it_sees_and_where():
         ("large", "blue", "square"), ("small", "red", "star"),
     ]
     assert seen.background == "sand"
-    assert seen.things[0].centre == pytest.approx((0.75, 0.5), abs=0.08)
-    assert seen.things[1].centre == pytest.approx((0.25, 0.5), abs=0.08)
+    assert seen.things[0].centre == pytest.approx((0.75, 0.5), abs=0.14)
+    assert seen.things[1].centre == pytest.approx((0.25, 0.5), abs=0.14)
 
 
 @law

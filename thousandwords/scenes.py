@@ -226,12 +226,14 @@ def _paint_ground(ground: Ground, rng: np.random.Generator, size: int) -> np.nda
 
 
 def _random_centres(scene: Scene, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """On a lattice of four pixels, so that few shifted copies of a patch are to be learned; things stay two apart."""
+    """On a lattice of four pixels, so that few shifted copies of a patch are to be learned.
+
+    A single thing moves both ways, each of two across their line; along it they keep to the middles of their halves.
+    """
     if len(scene.things) == 1:
         return [tuple((24 + 4 * rng.integers(0, 5, 2)).tolist())]
-    near, far = ((16, 48), (20, 48), (16, 44))[rng.integers(3)]
-    along = [near, far] if scene.relation in ("left of", "above") else [far, near]
-    across = (28 + 4 * rng.integers(0, 3, 2)).tolist()
+    along = [16, 48] if scene.relation in ("left of", "above") else [48, 16]
+    across = (24 + 4 * rng.integers(0, 5, 2)).tolist()
     xs, ys = (along, across) if scene.relation in ("left of", "right of") else (across, along)
     return list(zip(xs, ys, strict=True))
 
