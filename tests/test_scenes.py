@@ -268,7 +268,7 @@ def test_a_missing_thing_fails_all_that_is_said_of_it():
 
 def test_one_thing_too_many_fails_the_relation():
     image = draw(PLANTED, generator()).astype(np.float32)
-    paint(image, Thing("ring", "green", "small"), x=11, y=14)
+    paint(image, Thing("ring", "green", "small"), x=53, y=16)
     assert wrong(image.astype(np.uint8)) == {"relation"}
     couple = draw(PLANTED, generator())
     assert wrong(couple, "a small red star on sand") == {"relation"}
