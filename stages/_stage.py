@@ -25,7 +25,7 @@ from stages._run import Tracker, git_revision
 from thousandwords.config import ConfigError
 from thousandwords.errors import UserError
 from thousandwords.files import fingerprint, sha256_of, write_json
-from thousandwords.training import Stopped
+from thousandwords.training import NotFinite, Stopped
 
 STATE = Path(".ckpt")  # resumable state, outside DVC: DVC removes a stage's outputs before it runs it again
 NOT_CODE = ("_run.py", "_stage.py", "_progress.py", "_environment.py")  # they change no result
@@ -127,7 +127,7 @@ def stage(name: str, options: argparse.Namespace, *sections: str) -> Iterator[St
             running = Stage(name, params, tracker)
             with _signals(running), _recorded(running, options.record):
                 yield running
-    except (UserError, FileNotFoundError) as error:
+    except (UserError, FileNotFoundError, NotFinite) as error:
         print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except Stopped as error:
