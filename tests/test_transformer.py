@@ -7,7 +7,7 @@ import torch
 
 from thousandwords.generators._layers import dense
 from thousandwords.generators._masks import KINDS
-from thousandwords.generators.transformer import Config, Transformer, mean_loss
+from thousandwords.generators.transformer import Config, Transformer, hide_captions, mean_loss
 
 TEXT_WORDS, TEXT_LENGTH, IMAGE_WORDS, SIDE = 11, 6, 13, 4
 
@@ -255,6 +255,29 @@ def test_a_given_beginning_is_kept():
     completed = tiny().sample(captions(2), generators(2), prime=prime)
 
     assert completed[:, :8].equal(prime)
+
+
+def test_guidance_of_one_changes_nothing_and_more_draws_other_pictures():
+    model, text = tiny(), captions(6)
+    plain = model.sample(text, generators(6))
+    assert torch.equal(model.sample(text, generators(6), guidance=1.0), plain)
+    assert not torch.equal(model.sample(text, generators(6), guidance=3.0), plain)
+
+
+def test_guided_pictures_follow_the_guided_logits_of_the_whole_stream():
+    model, text = tiny(), captions(3)
+    drawn = model.sample(text, generators(3), guidance=2.0, top_k=1)
+    told, untold = (model.logits(words, drawn)[1] for words in (text, torch.full_like(text, -1)))
+    assert torch.equal((untold + 2.0 * (told - untold)).argmax(dim=-1), drawn)
+
+
+def test_captions_are_hidden_in_training_only_and_the_share_is_kept():
+    model, text, tokens = tiny(caption_dropout=0.5), captions(8), pictures(8)
+    seen = model.eval().loss(text, tokens, 0, torch.Generator().manual_seed(0))[0]
+    assert torch.equal(seen, tiny().eval().loss(text, tokens, 0, torch.Generator())[0])
+    assert not torch.equal(seen, model.train().loss(text, tokens, 0, torch.Generator().manual_seed(0))[0])
+    hidden = hide_captions(captions(1).expand(4000, -1), 0.25, torch.Generator().manual_seed(0))
+    assert (hidden == -1).all(dim=1).float().mean().item() == pytest.approx(0.25, abs=0.03)
 
 
 def test_top_k_of_one_leaves_nothing_to_chance():

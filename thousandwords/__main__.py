@@ -67,7 +67,7 @@ def _prompts(options: argparse.Namespace) -> list[str]:
 
 
 def _changes(options: argparse.Namespace) -> dict:
-    names = ("temperature", "top_k", "top_p")
+    names = ("temperature", "top_k", "top_p", "guidance")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
@@ -80,6 +80,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     draw.add_argument("--out", type=Path, default=Path("drawn"), help="where the pictures go (default: drawn)")
     draw.add_argument("--candidates", "-n", type=_positive, default=32, help="drawn per prompt (default: 32)")
     draw.add_argument("--seed", type=int, default=0, help="another seed, other pictures (default: 0)")
+    draw.add_argument("--guidance", type=float, help="above 1: closer to the caption (default: as trained)")
     draw.add_argument("--temperature", type=float, help="below 1: safer, above: wilder (default: as trained)")
     draw.add_argument("--top-k", type=_positive, help="draw from the k likeliest words (default: as trained)")
     draw.add_argument("--top-p", type=float, help="draw from the words that hold this probability (default: as trained)")

@@ -26,6 +26,7 @@ class Settings:
     temperature: float = 1.0  # 1: the model's own probabilities
     top_k: int | None = None  # keep the k likeliest words; null: all
     top_p: float | None = None  # keep the fewest words that hold this probability; null: all
+    guidance: float = 1.0  # above 1: closer to the caption, if the generator was trained with caption_dropout
     batch_size: int = 256  # candidates drawn at a time; changes the speed, never a picture
 
     def __post_init__(self) -> None:
@@ -105,6 +106,7 @@ def draw_candidates(
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
+            guidance=settings.guidance,
         )
         yield Drawn(prompt_ids, candidates, seeds, tokens.cpu())
 

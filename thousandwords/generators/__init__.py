@@ -47,9 +47,12 @@ class Generator(nn.Module, ABC):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        guidance: float = 1.0,
         prime: Tensor | None = None,
     ) -> Tensor:
         """text (B, T), one random generator per row, the first image tokens (B, P) if given -> image tokens (B, L).
+
+        `guidance` above 1 moves away from what would be drawn without a caption (`sampling.guide`); 1 does nothing.
 
         A row depends on its own text, prime and generator only: not on the batch it is drawn in.
         """

@@ -21,7 +21,7 @@ from thousandwords.generators import PAD, Generator
 from thousandwords.generators._cache import Candidates, LayerCache
 from thousandwords.generators._layers import Layer, dense
 from thousandwords.generators._masks import KINDS, attention_mask, layer_kinds
-from thousandwords.sampling import draw, truncate, uniforms
+from thousandwords.sampling import draw, guide, truncate, uniforms
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Config:
     text_loss_weight: float = 0.125  # paper, 1/8
     image_loss_weight: float = 0.875  # paper, 7/8
     init_std: float = 0.02  # of weights and embeddings; not in the paper, GPT-2's
+    caption_dropout: float = 0.0  # share of captions hidden in training, so that sampling may be guided; 0 in the paper
 
     def __post_init__(self):
         for name in ("num_layers", "num_heads", "width", "mlp_ratio"):
@@ -49,6 +50,8 @@ class Config:
         for name in ("text_loss_weight", "image_loss_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"transformer.{name} is {getattr(self, name)}; a loss weight is 0 or more")
+        if not 0 <= self.caption_dropout < 1:
+            raise ValueError(f"transformer.caption_dropout is {self.caption_dropout}; it must be in [0, 1)")
         if not self.init_std > 0:
             raise ValueError(f"transformer.init_std is {self.init_std}; it must be above 0")
 
@@ -98,6 +101,8 @@ class Transformer(Generator):
         self, text: Tensor, image_tokens: Tensor, step: int, rng: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """text (B, T), image_tokens (B, L) -> weighted loss, and both parts in nats per word of their kind."""
+        if self.training and self.config.caption_dropout:
+            text = hide_captions(text, self.config.caption_dropout, rng)
         text_logits, image_logits = self.logits(text, image_tokens)
         text_loss, image_loss = mean_loss(text_logits, text), mean_loss(image_logits, image_tokens)
         weighted = self.config.text_loss_weight * text_loss + self.config.image_loss_weight * image_loss
@@ -123,6 +128,7 @@ class Transformer(Generator):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        guidance: float = 1.0,
         prime: Tensor | None = None,
     ) -> Tensor:
         """text (B, T), a generator per row, the first image tokens (B, P) if given -> image tokens (B, L).
@@ -135,11 +141,14 @@ class Transformer(Generator):
         tokens = F.pad(prime, (0, self.image_length - prime.shape[1]))
         if len(text) == 0 or prime.shape[1] == self.image_length:
             return tokens
-        logits, caches = self.prefill(text, prime)
+        streams = [self.prefill(text, prime)]
+        if guidance != 1:
+            streams.append(self.prefill(torch.full_like(text, PAD), prime))
         for position in range(prime.shape[1], self.image_length):
+            logits = guide(streams[0][0], streams[-1][0], guidance)
             tokens[:, position] = draw(truncate(logits, temperature, top_k, top_p), uniform[:, position])
             if position + 1 < self.image_length:
-                logits = self.decode_one(tokens[:, position], position, caches)
+                streams = [(self.decode_one(tokens[:, position], position, cache), cache) for _, cache in streams]
         return tokens
 
     def prefill(self, text: Tensor, prime: Tensor) -> tuple[Tensor, list[LayerCache]]:
@@ -212,6 +221,12 @@ class Transformer(Generator):
         self.check_prime(prime, len(text))
         if len(rngs) != len(text):
             raise ValueError(f"{len(text)} rows of text came with {len(rngs)} random generators; give one per row")
+
+
+def hide_captions(text: Tensor, share: float, rng: torch.Generator) -> Tensor:
+    """text (B, T) with about `share` of its rows all pads: what a picture looks like when nothing is said of it."""
+    hidden = torch.rand(len(text), generator=rng, device=rng.device).to(text.device) < share
+    return text.masked_fill(hidden[:, None], PAD)
 
 
 def mean_loss(logits: Tensor, words: Tensor) -> Tensor:
