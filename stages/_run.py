@@ -17,7 +17,6 @@ import mlflow
 import psutil
 from mlflow.entities import Metric, Param, RunTag
 
-from stages import _environment  # noqa: F401, I001  first: it turns telemetry off before mlflow is imported
 from thousandwords.errors import UserError
 
 EXPERIMENT = "thousandwords"
