@@ -11,7 +11,6 @@ from thousandwords.report import Facts
 from thousandwords.samples import Samples
 
 HERO = 12  # pictures on the first screen
-ZOOM_TO = 128  # pixels; smaller pictures are enlarged by whole factors when shown
 
 
 def draw_plots(rebuilt: evaluation.Reconstructions, figures: dict, curves: dict[str, list[dict]]) -> dict[str, bytes]:
@@ -90,18 +89,13 @@ def _memory(record: dict) -> str:
     return f"{record['peak_memory_mb'] / 1024:.1f} GB of memory at most, {record['threads']} threads"
 
 
-def _shown(picture: np.ndarray) -> bytes:
-    zoom = max(1, ZOOM_TO // picture.shape[0])
-    return images.encode_png(picture.repeat(zoom, axis=0).repeat(zoom, axis=1))
-
-
 def _hero(drawn: Samples, scores: np.ndarray, pictures: dict[str, bytes]) -> list[dict[str, Any]]:
     """The best candidate of prompts spread evenly over all: not a choice of the prettiest."""
     chosen = np.unique(np.linspace(0, len(drawn.prompts) - 1, HERO).astype(int))
     shown = []
     for prompt in chosen:
         best = int(scores[prompt].argmax())
-        pictures[f"hero-{prompt}"] = _shown(drawn.pictures(prompt)[best])
+        pictures[f"hero-{prompt}"] = images.encode_png(drawn.pictures(prompt)[best])
         shown.append(
             {"picture": f"hero-{prompt}", "caption": drawn.prompts[prompt], "score": float(scores[prompt, best])}
         )
@@ -115,7 +109,7 @@ def _reconstructions(
     before, after = images.to_uint8(held_out[:count]), images.to_uint8(rebuilt.hard[:count])
     values = metrics.psnr(held_out[:count], rebuilt.hard[:count])
     for row in range(count):
-        pictures[f"original-{row}"], pictures[f"hard-{row}"] = _shown(before[row]), _shown(after[row])
+        pictures[f"original-{row}"], pictures[f"hard-{row}"] = images.encode_png(before[row]), images.encode_png(after[row])
     return [{"original": f"original-{row}", "hard": f"hard-{row}", "psnr": float(values[row])} for row in range(count)]
 
 
@@ -141,7 +135,7 @@ def _prompt(
     drawn_pictures = drawn.pictures(prompt)
     for candidate in np.argsort(-scores[prompt], kind="stable").tolist():
         key = f"sample-{prompt}-{candidate}"
-        pictures[key] = _shown(drawn_pictures[candidate])
+        pictures[key] = images.encode_png(drawn_pictures[candidate])
         one = {"picture": key, "score": float(scores[prompt, candidate])}
         candidates.append(one | ({"matches": read[prompt][candidate]} if prompt in read else {}))
     split = evaluation.NAMES.get(drawn.splits[prompt], drawn.splits[prompt])
