@@ -172,3 +172,20 @@ def test_averaging_leaves_the_model_alone():
     nn.init.zeros_(model.weight)
     average.update(model)
     assert model.weight.eq(0).all() and average.state["weight"].equal(weight / 2)
+
+
+def test_muon_steps_all_directions_of_a_matrix_alike_at_its_own_rate():
+    """One step of a gradient of singular values 100 and 1 moves both directions by nearly the same (Newton-Schulz is rough)."""
+    matrix = nn.Parameter(torch.zeros(2, 2))
+    optimizer = optim.muon([matrix], 0.0, rate_factor=5.0)
+    matrix.grad = torch.diag(torch.tensor([100.0, 1.0]))
+    optim.set_learning_rate(optimizer, 0.01)
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    assert matrix.diag().tolist() == pytest.approx([-0.05, -0.05], rel=0.4)
+
+
+def test_what_muon_trains_adamw_leaves_alone():
+    model = nn.Linear(3, 2)
+    groups = optim.adamw(model, 0.1, 0.9, 0.99, 1e-8, without=[model.weight]).param_groups
+    assert [one is model.bias for group in groups for one in group["params"]] == [True]

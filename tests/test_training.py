@@ -11,6 +11,7 @@ from torch import nn
 
 from thousandwords.checkpoints import Checkpoints
 from thousandwords.config import ConfigError, section
+from thousandwords.errors import UserError
 from thousandwords.training import Config, NotFinite, Stopped, fit, is_bfloat16, step_rng
 
 STEPS = 7
@@ -146,6 +147,32 @@ def test_resuming_holds_with_other_settings_too(tmp_path, settings):
     with pytest.raises(Stopped):
         run(config=config, checkpoints=Checkpoints(tmp_path), is_stopped=lambda: True)
     assert_equal_runs(run(linear(9), config, checkpoints=Checkpoints(tmp_path)), run(config=config))
+
+
+class WithHiddenMatrix(nn.Linear):
+    """A linear map that lets Muon have its matrix."""
+
+    def hidden_matrices(self):
+        return [self.weight]
+
+
+def test_resuming_holds_with_muon_on_the_hidden_matrices(tmp_path):
+    def fresh(seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return WithHiddenMatrix(3, 2)
+
+    config = dataclasses.replace(TINY, muon_factor=5.0)
+    with pytest.raises(Stopped):
+        run(fresh(0), config, checkpoints=Checkpoints(tmp_path), is_stopped=lambda: True)
+    whole = run(fresh(0), config)
+    assert_equal_runs(run(fresh(9), config, checkpoints=Checkpoints(tmp_path)), whole)
+    assert not whole[0].weight.equal(run(fresh(0))[0].weight)
+
+
+def test_muon_without_hidden_matrices_is_refused():
+    with pytest.raises(UserError, match="muon_factor is set, but this model names no hidden matrices. Set it to null"):
+        run(config=dataclasses.replace(TINY, muon_factor=5.0))
 
 
 def test_resuming_holds_for_kernels_that_lie_in_memory_with_channels_last(tmp_path):

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from thousandwords.schedules import cosine
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(model: nn.Module, weight_decay: float, without: Iterable[nn.Parameter] = ()) -> list[dict]:
     """Weight decay on matrices and kernels only: gains, biases and single vectors are left alone (paper, B.2)."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    elsewhere = {id(parameter) for parameter in without}
+    trained = [one for one in model.parameters() if one.requires_grad and id(one) not in elsewhere]
     matrices = [parameter for parameter in trained if parameter.ndim >= 2]
     vectors = [parameter for parameter in trained if parameter.ndim < 2]
     return [
@@ -24,11 +25,26 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def adamw(
-    model: nn.Module, weight_decay: float, beta1: float, beta2: float, epsilon: float
+    model: nn.Module,
+    weight_decay: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    without: Iterable[nn.Parameter] = (),
 ) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`; `set_learning_rate` gives the rate before each step."""
-    groups = [group for group in parameter_groups(model, weight_decay) if group["params"]]
+    groups = [group for group in parameter_groups(model, weight_decay, without) if group["params"]]
     return torch.optim.AdamW(groups, lr=0.0, betas=(beta1, beta2), eps=epsilon, fused=True)
+
+
+def muon(matrices: Iterable[nn.Parameter], weight_decay: float, rate_factor: float) -> torch.optim.Muon:
+    """torch's Muon (orthogonalised momentum) over hidden matrices, at `rate_factor` times the rate of everything else.
+
+    Not in the paper. AdamW lets the directions that many gradients share grow first; Muon gives the rare ones an equal
+    step, and what a caption says of a picture is rare beside what pictures have in common.
+    """
+    group = {"params": list(matrices), "rate_factor": rate_factor}
+    return torch.optim.Muon([group], lr=0.0, weight_decay=weight_decay, momentum=0.95, nesterov=True)
 
 
 def learning_rate(step: int, peak: float, final: float, warmup_steps: int, steps: int) -> float:
@@ -42,9 +58,9 @@ def learning_rate(step: int, peak: float, final: float, warmup_steps: int, steps
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Gives every parameter group the same rate."""
+    """Gives every parameter group the same rate, times its own `rate_factor` if it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_factor", 1.0)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:

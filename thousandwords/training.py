@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from thousandwords import optim
 from thousandwords.checkpoints import Checkpoint, Checkpoints, optimizer_tensors, restore_optimizer
+from thousandwords.errors import UserError
 
 Log = Callable[[int, dict[str, float]], None]
 StepLoss = Callable[[nn.Module, Any, int, torch.Generator], tuple[Tensor, dict[str, Any]]]
@@ -33,6 +34,7 @@ class Config:
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    muon_factor: float | None = None  # hidden matrices by Muon at this many times the rate; null: all by AdamW (paper)
     clip_norm: float | None = None  # of the whole gradient; null: never clipped
     ema_decay: float | None = None  # null: the last weights are the model
     ema_warmup: bool = False  # lower decay at the start, for short runs
@@ -48,7 +50,7 @@ class Config:
         for name in ("final_learning_rate", "warmup_steps", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it needs to be 0 or more")
-        for name in ("learning_rate", "epsilon", "clip_norm"):
+        for name in ("learning_rate", "epsilon", "clip_norm", "muon_factor"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it needs to be above 0")
         for name in ("beta1", "beta2", "ema_decay"):
@@ -131,13 +133,24 @@ def fit(
     return run.averaged(), run.history
 
 
+def _optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the model's `hidden_matrices` and AdamW for the rest."""
+    matrices = []
+    if config.muon_factor is not None:
+        matrices = model.hidden_matrices() if hasattr(model, "hidden_matrices") else []
+        if not matrices:
+            raise UserError("training.muon_factor is set, but this model names no hidden matrices. Set it to null")
+    rest = optim.adamw(model, config.weight_decay, config.beta1, config.beta2, config.epsilon, matrices)
+    return [rest] + ([optim.muon(matrices, config.weight_decay, config.muon_factor)] if matrices else [])
+
+
 class _Run:
     """The moving parts of one training: model, optimizer, average, curves."""
 
     def __init__(self, model: nn.Module, config: Config) -> None:
         self.model, self.config, self.history = model.train(), config, History()
         self.device = next(model.parameters()).device
-        self.optimizer = optim.adamw(model, config.weight_decay, config.beta1, config.beta2, config.epsilon)
+        self.optimizers = _optimizers(model, config)
         self.average = None
         if config.ema_decay is not None:
             self.average = optim.MovingAverage(model, config.ema_decay, config.ema_warmup)
@@ -148,7 +161,8 @@ class _Run:
         rate = optim.learning_rate(
             step, config.learning_rate, config.final_learning_rate, config.warmup_steps, config.steps
         )
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         is_rounded = is_bfloat16(config.precision, self.device.type)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=is_rounded):
             loss, logged = loss_of(self.model, batch, step, rng)
@@ -160,8 +174,9 @@ class _Run:
                 f"step {step}: the loss is {values['loss']} and the gradient norm {values['gradient_norm']}; "
                 "the weights were left as they were. Lower training.learning_rate, or set training.clip_norm"
             )
-        optim.set_learning_rate(self.optimizer, rate)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optim.set_learning_rate(optimizer, rate)
+            optimizer.step()
         if self.average:
             self.average.update(self.model)
         return values | {name: float(value) for name, value in logged.items()}
@@ -183,7 +198,8 @@ class _Run:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a checkpoint needs, flat."""
-        parts = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
+        parts = {"model": self.model.state_dict()}
+        parts |= {f"optimizer{number}": optimizer_tensors(one) for number, one in enumerate(self.optimizers)}
         if self.average:
             parts["average"] = self.average.state
             parts["updates"] = {"average": torch.tensor(self.average.updates)}
@@ -198,7 +214,8 @@ class _Run:
             part, rest = name.split("/", 1)
             parts.setdefault(part, {})[rest] = value
         self.model.load_state_dict(parts["model"])
-        restore_optimizer(self.optimizer, parts["optimizer"])
+        for number, optimizer in enumerate(self.optimizers):
+            restore_optimizer(optimizer, parts[f"optimizer{number}"])
         if self.average:
             self.average.state = parts["average"]
             self.average.updates = int(parts["updates"]["average"])

@@ -175,6 +175,10 @@ class Transformer(Generator):
             stream = layer(stream, cache.step(position, seen[kind]))
         return self._read_out(stream[:, 0], self.image_output)
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The weights that neither read a vocabulary nor write one: 12 width^2 a layer. Muon may train them."""
+        return [weight for weight in self.layers.parameters() if weight.ndim == 2]
+
     def embed_text(self, text: Tensor) -> Tensor:
         """Start-of-text, words or pads, start-of-image: (B, T) -> (B, T + 2, D)."""
         words = self.text_embedding(text.clamp(min=0)) + self.text_position_embedding.weight
