@@ -59,7 +59,7 @@ def read_params(path: Path) -> dict:
 
 @dataclass
 class Stage:
-    """One running stage, as its function sees it: `params`, `log`, `record_metrics`, `record_picture`, `state_folder`."""
+    """One running stage, as its function sees it: `params`, `log`, `record_metrics`, `record_files`, `state_folder`."""
 
     name: str
     params: dict
