@@ -13,6 +13,7 @@ from thousandwords.scene_reader import ATTRIBUTES, connected_patches, read, read
 from thousandwords.scenes import (
     BACKGROUNDS,
     COLOURS,
+    HABITUAL,
     PHRASINGS,
     RELATIONS,
     SEEN_PAIRS,
@@ -155,6 +156,15 @@ def test_a_caption_tells_the_scene_from_either_side(scene, seed):
     told = parse(caption(scene, generator(seed)))
     assert replace(told, background=scene.background) in (scene, mirrored(scene))
     assert told.background in (scene.background, None)
+
+
+def test_training_captions_name_first_what_is_above_or_left_three_times_in_four_and_held_out_ones_half_the_time():
+    shares = {}
+    for split in SPLITS:
+        relations = [parse(text).relation for _, _, text in scene_pairs(1500, 4, split)]
+        couples = [relation for relation in relations if relation]
+        shares[split] = sum(relation in HABITUAL for relation in couples) / len(couples)
+    assert shares == pytest.approx({"train": 0.75, "validation": 0.5, "unseen": 0.5}, abs=0.04)
 
 
 @pytest.mark.parametrize("phrasing", [phrasing for group in PHRASINGS.values() for phrasing in group])
