@@ -9,8 +9,10 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "GIT_PYTHON_REFRESH": "quiet",
-    # a thread that spins while it waits keeps its core from the thread it waits for: beside one other busy process, a step
-    # of CLIP took nine times as long
+    # A thread that spins while it waits keeps its core from the thread it waits for: beside one other busy process a step of
+    # CLIP took nine times as long. One that sleeps at once wakes late: a step of the transformer took a third longer. So it
+    # spins for some microseconds (GNU's OpenMP, which goes before the policy), or not at all (others).
+    "GOMP_SPINCOUNT": "1000",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 for name, value in QUIET.items():

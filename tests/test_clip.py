@@ -188,6 +188,17 @@ def test_four_vision_layers_make_a_resnet():
     assert scorer.score(torch.rand(2, 3, 32, 32), ["a cat", "a dog"]).shape == (2,)
 
 
+def test_the_hidden_matrices_are_those_of_the_transformer_blocks_of_either_tower():
+    scorer = tiny_scorer()
+    names = {id(weight): name for name, weight in scorer.named_parameters()}
+
+    hidden = [names[id(weight)] for weight in scorer.hidden_matrices()]
+
+    block = ["attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"]
+    towers = ("clip.visual.transformer", "clip.transformer")
+    assert hidden == [f"{tower}.resblocks.0.{name}" for tower in towers for name in block]
+
+
 @pytest.mark.parametrize("layers, width, patch_size", [(1, 16, 8), ((1, 1, 1, 1), 4, 32)])
 def test_the_places_of_an_image_tower_may_start_further_apart(layers, width, patch_size):
     sizes = dict(vision_layers=layers, vision_width=width, vision_heads=2, vision_patch_size=patch_size)

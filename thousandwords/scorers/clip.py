@@ -124,6 +124,11 @@ class CLIP(Scorer):
         loss = ContrastiveLoss()(image_vectors, caption_vectors, logit_scale)
         return loss, {"accuracy": accuracy(image_vectors, caption_vectors), "logit_scale": logit_scale.detach()}
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The weights of transformer blocks, of either tower; convolutions and what reads or writes words are none."""
+        named = self.clip.named_parameters()
+        return [weight for name, weight in named if "resblocks" in name and weight.ndim == 2]
+
 
 def spread_positions(visual: nn.Module, std: float) -> None:
     """Draws the learned places of an image tower anew, in place.
