@@ -199,16 +199,6 @@ def test_the_hidden_matrices_are_those_of_the_transformer_blocks_of_either_tower
     assert hidden == [f"{tower}.resblocks.0.{name}" for tower in towers for name in block]
 
 
-def test_it_may_see_pictures_larger_than_the_data_has_them():
-    torch.manual_seed(0)
-    larger = clip.CLIP(dataclasses.replace(TINY, vision_size=24), image_size=16)
-    images = torch.rand(2, 3, 16, 16)
-    resized = torch.nn.functional.interpolate(images, (24, 24), mode="bicubic", antialias=True).clamp(0, 1)
-
-    assert larger.image_size == (24, 24) and larger.clip.visual.grid_size == (3, 3)
-    torch.testing.assert_close(larger.embed_images(images), larger.embed_images(resized))
-
-
 @pytest.mark.parametrize("layers, width, patch_size", [(1, 16, 8), ((1, 1, 1, 1), 4, 32)])
 def test_the_places_of_an_image_tower_may_start_further_apart(layers, width, patch_size):
     sizes = dict(vision_layers=layers, vision_width=width, vision_heads=2, vision_patch_size=patch_size)
@@ -330,7 +320,6 @@ def test_a_name_that_leads_nowhere_says_what_would(pretrained, message):
         ({"text_heads": 3}, "clip.text_heads is 3; it must divide the width that it splits, 512"),
         ({"vision_layers": (1, 1, 1, 1), "vision_patch_size": 8}, "clip.vision_patch_size is 8; the cells of a ResNet"),
         ({"vision_position_std": 0.0}, "clip.vision_position_std is 0.0; it needs to be above 0, or null"),
-        ({"vision_size": 0}, "clip.vision_size is 0; it is a count of pixels, or null"),
         ({"hard_captions": -1}, "clip.hard_captions is -1; it is a count, 0 or more"),
         ({"context_length": 2}, "clip.context_length is 2; it needs 3 or more tokens"),
     ],
@@ -347,5 +336,5 @@ def test_images_and_captions_are_checked_at_the_door():
         scorer.score(torch.rand(4, 3, 16, 16), ["a cat"])
     with pytest.raises(ValueError, match=r"takes images \(B, 3, H, W\), found \(4, 1, 16, 16\)"):
         scorer.score(torch.rand(4, 1, 16, 16), CAPTIONS)
-    with pytest.raises(ValueError, match="20 pixels, no multiple of clip.vision_patch_size, 8; set clip.vision_size"):
+    with pytest.raises(ValueError, match="image_size is 20; it must be a multiple of clip.vision_patch_size, 8"):
         clip.CLIP(TINY, image_size=20)

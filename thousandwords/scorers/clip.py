@@ -30,8 +30,7 @@ class Config:
     vision_layers: int | tuple[int, int, int, int] = 12
     vision_width: int = 768           # of a ResNet: channels of its first stage
     vision_heads: int = 12            # of a ResNet: of the attention that pools its last grid
-    vision_patch_size: int = 32       # pixels per cell, which the side must be a multiple of; a ResNet's is always 32
-    vision_size: int | None = None    # side of the pictures it sees, resized to that; null: as the data has them
+    vision_patch_size: int = 32       # pixels per cell, which image_size must be a multiple of; a ResNet's is always 32
     vision_position_std: float | None = None    # start of the table of places; null: open_clip's, small for a ResNet
     text_layers: int = 12
     text_width: int = 512
@@ -50,8 +49,6 @@ class Config:
             raise ValueError(f"clip.vision_patch_size is {self.vision_patch_size}; the cells of a ResNet have 32 pixels")
         if self.vision_position_std is not None and not self.vision_position_std > 0:
             raise ValueError(f"clip.vision_position_std is {self.vision_position_std}; it needs to be above 0, or null")
-        if self.vision_size is not None and self.vision_size < 1:
-            raise ValueError(f"clip.vision_size is {self.vision_size}; it is a count of pixels, or null")
         if self.hard_captions < 0:
             raise ValueError(f"clip.hard_captions is {self.hard_captions}; it is a count, 0 or more")
         if self.context_length < 3:
@@ -78,7 +75,7 @@ class CLIP(Scorer):
             self.clip, architecture = _open_clip.load_pretrained(config.pretrained)
             config = replace(config, pretrained=None, architecture=architecture)
         else:
-            architecture = config.architecture or small_architecture(config, config.vision_size or image_size)
+            architecture = config.architecture or small_architecture(config, image_size)
             self.clip = _open_clip.build(architecture)
             if config.vision_position_std is not None:
                 spread_positions(self.clip.visual, config.vision_position_std)
@@ -163,8 +160,7 @@ def small_architecture(config: Config, image_size: int) -> dict:
     """What open_clip_config.json would hold for the sizes of a Config."""
     if image_size % config.vision_patch_size:
         raise ValueError(
-            f"clip sees pictures of {image_size} pixels, no multiple of clip.vision_patch_size, "
-            f"{config.vision_patch_size}; set clip.vision_size to one"
+            f"image_size is {image_size}; it must be a multiple of clip.vision_patch_size, {config.vision_patch_size}"
         )
     vision = {
         "image_size": image_size,
