@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -33,8 +34,10 @@ class Settings:
         for name in ("candidates", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"sampling.{name} is {getattr(self, name)}; it needs to be 1 or more")
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise ValueError(f"sampling.temperature is {self.temperature}; it needs to be above 0")
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"sampling.guidance is {self.guidance}; it needs to be 0 or more; 1 changes nothing")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"sampling.top_k is {self.top_k}; it needs to be 1 or more, or null for all words")
         if self.top_p is not None and not 0 < self.top_p <= 1:
