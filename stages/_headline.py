@@ -4,6 +4,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import yaml
+
 RESULTS = Path("results")
 
 
@@ -35,7 +37,13 @@ def main() -> None:
     print()
     print(f"look at          {(RESULTS / 'report.html').resolve()}")
     print(f"                 {(RESULTS / 'ranked' / 'overview.png').resolve()}, and one grid per prompt beside it")
-    print('draw             make draw PROMPT="a small red star above a large blue square"')
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    print(f'draw             make draw PROMPT="{example(params)}"')
+
+
+def example(params: dict) -> str:
+    """A prompt to try: the first of `sampling.prompts`, which are in the words of this data set."""
+    return next(iter((params.get("sampling") or {}).get("prompts") or ()), "...")
 
 
 if __name__ == "__main__":

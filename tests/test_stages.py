@@ -118,6 +118,11 @@ def test_an_unknown_preset_lists_those_there_are(tmp_path):
         _preset.use_preset("smok", ROOT / "presets", tmp_path / "params.yaml", tmp_path / "aside.yaml")
 
 
+def test_the_prompt_to_try_is_one_of_this_data_set():
+    assert _headline.example({"sampling": {"prompts": ["flag: Italy", "a green apple"]}}) == "flag: Italy"
+    assert _headline.example({"sampling": {}}) == "..."
+
+
 def test_the_headline_tells_each_figure():
     figures = {
         "reconstruction": {"psnr_hard": 25.5, "psnr_kmeans": 22.25},
