@@ -5,10 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-# no telemetry of any tool, no account, nothing asked of a model hub
 # idle threads spin for some microseconds only (stages/_environment.py says why)
 export GOMP_SPINCOUNT := 1000
 export OMP_WAIT_POLICY := PASSIVE
+# no telemetry of any tool, no account, nothing asked of a model hub
 export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false

@@ -11,7 +11,7 @@ import torch
 from stages._stage import Stage, arguments, stage
 from thousandwords import components, pairs, text, training
 from thousandwords.config import ConfigError, check_keys, section
-from thousandwords.drawing import Prompts, check_prompt
+from thousandwords.drawing import Prompts, check_guidance, check_prompt
 from thousandwords.evaluation import Config as EvaluationConfig
 from thousandwords.files import write_bytes
 from thousandwords.package import check_device
@@ -57,6 +57,7 @@ def check_models(params: dict, image_size: int, words: text.Config) -> None:
         configs[name] = components.model_config(family, block, name)
         check_keys(block, name, ["kind", block["kind"], "training"])
         section(block["training"], f"{name}.training", training.Config)
+    check_guidance(section(params["sampling"], "sampling", Prompts).guidance, configs["generator"])
     try:
         with torch.device("meta"):
             tokenizer = _build(params, "image_tokenizer", configs, image_size=image_size)

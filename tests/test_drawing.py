@@ -181,6 +181,11 @@ def test_a_setting_out_of_range_is_refused_wherever_it_is_given(key, value, sent
     assert str(caught.value) == f"sampling.{key} is {value}; {sentence}"
 
 
+def test_guidance_is_refused_of_a_generator_that_never_saw_a_hidden_caption():
+    with pytest.raises(ConfigError, match="sampling.guidance is 3.0, but the generator never saw a hidden caption"):
+        drawn(guidance=3.0)
+
+
 def test_some_settings_may_be_replaced():
     before = Settings()
     assert changed(before, top_k=5) == dataclasses.replace(Settings(), top_k=5)

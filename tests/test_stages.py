@@ -113,6 +113,12 @@ def test_a_preset_replaces_the_knobs_and_sets_ones_own_aside(tmp_path):
     assert aside.read_text() == "seed: 7\n"
 
 
+def test_guidance_needs_captions_hidden_in_training():
+    with pytest.raises(ConfigError, match=r"guidance is 2.0.* Train it with generator.transformer.caption_dropout \(0.1"):
+        check_params.check_params(smoke(**{"sampling.guidance": 2.0}), 0)
+    check_params.check_params(smoke(**{"sampling.guidance": 2.0, "generator.transformer.caption_dropout": 0.1}), 0)
+
+
 def test_an_unknown_preset_lists_those_there_are(tmp_path):
     with pytest.raises(ValueError, match="no preset 'smok'. Did you mean 'smoke'\\? There is: .*smoke"):
         _preset.use_preset("smok", ROOT / "presets", tmp_path / "params.yaml", tmp_path / "aside.yaml")

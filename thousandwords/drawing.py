@@ -60,6 +60,15 @@ def changed(settings: Settings, **changes: object) -> Settings:
         raise ConfigError(str(error)) from error
 
 
+def check_guidance(guidance: float, generator_config: object) -> None:
+    """Raises ConfigError for guidance that a generator of this Config was never trained for."""
+    if guidance != 1 and not getattr(generator_config, "caption_dropout", 0):
+        raise ConfigError(
+            f"sampling.guidance is {guidance}, but the generator never saw a hidden caption, so it knows of nothing to "
+            "move away from. Train it with generator.transformer.caption_dropout (0.1, say), or leave guidance at 1"
+        )
+
+
 class EmptyPrompt(UserError):
     """A prompt without a word."""
 
@@ -96,6 +105,7 @@ def draw_candidates(
     generator: nn.Module, words: TextTokenizer, prompts: Sequence[str], settings: Settings, seed: int
 ) -> Iterator[Drawn]:
     """All candidates of all prompts, prompt after prompt, `settings.batch_size` rows at a time."""
+    check_guidance(settings.guidance, generator.config)
     device = next(generator.parameters()).device
     text = words.encode(prompts)
     rows = [(prompt, candidate) for prompt in range(len(prompts)) for candidate in range(settings.candidates)]
