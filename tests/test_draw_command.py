@@ -8,6 +8,7 @@ import pytest
 from tests.tiny import SIDE
 from thousandwords import __main__ as command
 from thousandwords import images
+from thousandwords.commands import draw as draw_command
 from thousandwords.package import load_package
 
 
@@ -32,7 +33,7 @@ def refused(monkeypatch, capsys, tmp_path):
             raise AssertionError("a model was loaded before the command line was checked")
 
         with monkeypatch.context() as patched, pytest.raises(SystemExit) as caught:
-            patched.setattr(command, "load_package", never)
+            patched.setattr(draw_command, "load_package", never)
             command.main(["draw", *words])
         assert caught.value.code == 2
         out, err = capsys.readouterr()

@@ -26,6 +26,7 @@ ALLOWED = {  # part of the library -> the packages from outside that it may impo
     **{f"{name}.py": MATHS for name in ("training", "optim", "checkpoints", "metrics", "sampling", "schedules", "kmeans")},
     **{f"{name}.py": MATHS for name in ("config", "errors", "files", "naming", "components", "drawing", "evaluation")},
     **{f"{name}.py": MATHS for name in ("package", "__main__", "__init__")},
+    "commands/": MATHS,
     "plots.py": {"numpy", "matplotlib"},
     "report.py": {"jinja2"},
 }
