@@ -71,27 +71,28 @@ def test_a_model_without_vectors_has_one_group():
     assert len(optim.adamw(nn.Linear(3, 2, bias=False), 0.1, 0.9, 0.99, 1e-8).param_groups) == 1
 
 
-def plain_adamw(weight, gradients, rates, decay, beta1, beta2, epsilon):
-    """AdamW written down from arXiv 1711.05101, algorithm 2, one number at a time."""
+def plain_adamw(weight, gradients, rates, decay, beta1, beta2, epsilon, limit=math.inf):
+    """AdamW written down from arXiv 1711.05101, algorithm 2, one number at a time; its variance never above `limit`."""
     mean, square = [0.0] * len(weight), [0.0] * len(weight)
     for step, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
         for i, slope in enumerate(gradient):
             mean[i] = beta1 * mean[i] + (1 - beta1) * slope
-            square[i] = beta2 * square[i] + (1 - beta2) * slope**2
+            square[i] = min(limit, beta2 * square[i] + (1 - beta2) * slope**2)
             update = (mean[i] / (1 - beta1**step)) / (math.sqrt(square[i] / (1 - beta2**step)) + epsilon)
             weight[i] = weight[i] - rate * decay * weight[i] - rate * update
     return weight
 
 
-def test_it_steps_as_a_plain_adamw_does():
+@pytest.mark.parametrize("limit", [None, 1e9, 0.02])
+def test_it_steps_as_a_plain_adamw_does(limit):
     model = nn.Linear(4, 1).double()
     gradients = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rates = [0.1, 0.2, 0.3, 0.2, 0.1, 0.05]
-    settings = {"beta1": 0.9, "beta2": 0.96, "epsilon": 1e-6}
+    settings = {"beta1": 0.9, "beta2": 0.96, "epsilon": 1e-6, "limit": limit or math.inf}
     wanted_weight = plain_adamw(model.weight[0].tolist(), gradients[:, :4].tolist(), rates, 0.3, **settings)
     wanted_bias = plain_adamw(model.bias.tolist(), gradients[:, 4:].tolist(), rates, 0.0, **settings)
 
-    optimizer = optim.adamw(model, 0.3, 0.9, 0.96, 1e-6)
+    optimizer = optim.adamw(model, 0.3, 0.9, 0.96, 1e-6, variance_limit=limit)
     for gradient, rate in zip(gradients, rates, strict=True):
         model.weight.grad, model.bias.grad = gradient[None, :4].clone(), gradient[4:].clone()
         optim.set_learning_rate(optimizer, rate)
