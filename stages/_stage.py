@@ -25,7 +25,8 @@ from stages._run import Tracker, git_revision
 from thousandwords.config import ConfigError
 from thousandwords.errors import UserError
 from thousandwords.files import fingerprint, sha256_of, write_json
-from thousandwords.training import NotFinite, Stopped
+from thousandwords.training import Stopped
+from thousandwords.updates import NotFinite
 
 STATE = Path(".ckpt")  # resumable state, outside DVC: DVC removes a stage's outputs before it runs it again
 NOT_CODE = ("_run.py", "_stage.py", "_progress.py", "_environment.py")  # they change no result

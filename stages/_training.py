@@ -1,7 +1,7 @@
 """fit() with what a stage has: checkpoints that resume, a progress bar, the MLflow run, and signals that save first."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ def train(
     model: nn.Module,
     config: training.Config,
     *,
-    batch_of: Callable[[int], Any],
+    batches_of: Callable[[int], Sequence[Any]],
     loss_of: training.StepLoss,
     evaluate: Callable[[nn.Module], dict[str, float]],
     settings: object,
@@ -36,7 +36,7 @@ def train(
         state, history = training.fit(
             model,
             config,
-            batch_of=batch_of,
+            batches_of=batches_of,
             loss_of=loss_of,
             seed=run.seed,
             evaluate=evaluate,

@@ -51,17 +51,17 @@ def check_params(params: dict, seed: int) -> None:
 
 def check_models(params: dict, image_size: int, words: text.Config) -> None:
     """Builds every model on torch's meta device: sizes that do not fit together show at once, and cost no memory."""
-    configs = {}
+    configs, trainings = {}, {}
     for name, family in TRAINED.items():
         block = params[name] or {}
         configs[name] = components.model_config(family, block, name)
         check_keys(block, name, ["kind", block["kind"], "training"])
-        section(block["training"], f"{name}.training", training.Config)
+        trainings[name] = section(block["training"], f"{name}.training", training.Config)
     check_guidance(section(params["sampling"], "sampling", Prompts).guidance, configs["generator"])
     try:
         with torch.device("meta"):
             tokenizer = _build(params, "image_tokenizer", configs, image_size=image_size)
-            _build(
+            generator = _build(
                 params,
                 "generator",
                 configs,
@@ -70,8 +70,10 @@ def check_models(params: dict, image_size: int, words: text.Config) -> None:
                 image_vocab_size=tokenizer.vocab_size,
                 scales=tokenizer.scales,
             )
+        for name, model in (("image_tokenizer", tokenizer), ("generator", generator)):
+            training.check_model(model, trainings[name])
         if getattr(configs["scorer"], "pretrained", None) is None:
-            _build(params, "scorer", configs, image_size=image_size)
+            training.check_model(_build(params, "scorer", configs, image_size=image_size), trainings["scorer"])
     except ConfigError:
         raise
     except ValueError as error:

@@ -11,6 +11,7 @@ from stages._training import device_of, train
 from thousandwords import components, text, training
 from thousandwords.config import check_keys, section
 from thousandwords.files import read_manifest, write_json
+from thousandwords.seeds import step_rng
 from thousandwords.shards import TokenRows, batch_indices, in_order, read_token_rows
 
 LOOK = 512  # validation rows that are watched while training
@@ -42,7 +43,7 @@ def train_generator(tokens: Path, text_tokenizer: Path, image_tokenizer: Path, o
         run,
         model,
         config,
-        batch_of=lambda step: _batch(rows, encoded, step, run.seed, config.batch_size, device),
+        batches_of=lambda step: [_batch(rows, encoded, step, run.seed, config.batch_size, device)],
         loss_of=lambda model, batch, step, rng: model.loss(*batch, step, rng),
         evaluate=lambda model: held_out_losses(model, watched_text, watched_tokens),
         settings=block,
@@ -58,7 +59,7 @@ def held_out_losses(model: nn.Module, text_tokens: Tensor, image_tokens: Tensor)
     """Mean loss per token in nats over held-out rows: whole, of the text, of the picture."""
     totals = {"loss": 0.0, "text_loss": 0.0, "image_loss": 0.0}
     for rows in in_order(len(text_tokens), 64):
-        loss, parts = model.loss(text_tokens[rows], image_tokens[rows], 0, training.step_rng(0, 0))
+        loss, parts = model.loss(text_tokens[rows], image_tokens[rows], 0, step_rng(0, 0))
         for name, value in {"loss": loss, **parts}.items():
             totals[name] += float(value) * len(rows) / len(text_tokens)
     return totals

@@ -13,6 +13,7 @@ from thousandwords import components, images, metrics, training
 from thousandwords.config import check_keys, section
 from thousandwords.files import write_bytes, write_json
 from thousandwords.pair_shards import PairReader
+from thousandwords.seeds import step_rng
 from thousandwords.shards import batch_indices, in_order
 
 LOOK = 256  # validation pictures that are watched while training
@@ -31,13 +32,13 @@ def train_image_tokenizer(pairs: Path, out: Path, curves: Path, run: Stage) -> N
         components.model_config("tokenizers", block, "image_tokenizer"),
         image_size=reader.image_size,
     ).to(device)
-    model.prepare(_batches(reader, run.seed, config.batch_size, device), training.step_rng(run.seed, 0, device))
+    model.prepare(_batches(reader, run.seed, config.batch_size, device), step_rng(run.seed, 0, device))
     watched = images.to_float(held_out.images(list(range(min(LOOK, len(held_out)))))).to(device)
     state, history = train(
         run,
         model,
         config,
-        batch_of=lambda step: _batch(reader, step, run.seed, config.batch_size, device),
+        batches_of=lambda step: [_batch(reader, step, run.seed, config.batch_size, device)],
         loss_of=lambda model, batch, step, rng: model.loss(batch, step, rng),
         evaluate=lambda model: look(model, watched),
         settings=block,

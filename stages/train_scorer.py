@@ -12,6 +12,7 @@ from thousandwords import components, images, metrics, training
 from thousandwords.config import check_keys, section
 from thousandwords.files import write_json
 from thousandwords.pair_shards import PairReader
+from thousandwords.seeds import step_rng
 from thousandwords.shards import batch_indices
 from thousandwords.text import normalise
 
@@ -40,9 +41,9 @@ def train_scorer(pairs: Path, out: Path, curves: Path, run: Stage) -> None:
             run,
             model,
             config,
-            batch_of=lambda step: _pairs(
-                reader, batch_indices(step, len(reader), config.batch_size, run.seed), device
-            ),
+            batches_of=lambda step: [
+                _pairs(reader, batch_indices(step, len(reader), config.batch_size, run.seed), device)
+            ],
             loss_of=lambda model, batch, step, rng: model.loss(*batch, step, rng),
             evaluate=lambda model: retrieval(model, *watched_pairs),
             settings=block,
@@ -54,7 +55,7 @@ def train_scorer(pairs: Path, out: Path, curves: Path, run: Stage) -> None:
 
 def retrieval(model: nn.Module, pictures: torch.Tensor, captions: list[str]) -> dict[str, float]:
     """How often the right caption, among those of all watched pairs, is the nearest to a picture; and the loss."""
-    loss, _ = model.loss(pictures, captions, 0, training.step_rng(0, 0))
+    loss, _ = model.loss(pictures, captions, 0, step_rng(0, 0))
     similarity = model.embed_images(pictures) @ model.embed_captions(captions).T
     return {"loss": float(loss), "top1": metrics.top1(similarity.float().cpu().numpy())}
 

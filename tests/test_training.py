@@ -12,7 +12,9 @@ from torch import nn
 from thousandwords.checkpoints import Checkpoints
 from thousandwords.config import ConfigError, section
 from thousandwords.errors import UserError
-from thousandwords.training import Config, NotFinite, Stopped, fit, is_bfloat16, step_rng
+from thousandwords.seeds import step_rng
+from thousandwords.training import Config, Stopped, fit
+from thousandwords.updates import NotFinite, autocast_type
 
 STEPS = 7
 TINY = Config(
@@ -46,7 +48,7 @@ def weight_sum(model: nn.Module) -> dict[str, float]:
 def run(model=None, config=TINY, *, seed=5, **settings):
     """(model, averaged state, history rows) of a whole run."""
     model = model or linear()
-    settings = {"batch_of": batch_of, "loss_of": loss_of, "evaluate": weight_sum, **settings}
+    settings = {"batches_of": lambda step: [batch_of(step)], "loss_of": loss_of, "evaluate": weight_sum, **settings}
     state, history = fit(model, config, seed=seed, **settings)
     return model, state, history.rows
 
@@ -128,7 +130,7 @@ def test_a_finished_run_is_not_trained_again(never_stopped, tmp_path):
     def never(*_):
         raise AssertionError("a finished run asked for a batch")
 
-    assert_equal_runs(run(linear(9), checkpoints=Checkpoints(tmp_path), batch_of=never), never_stopped)
+    assert_equal_runs(run(linear(9), checkpoints=Checkpoints(tmp_path), batches_of=never), never_stopped)
 
 
 def test_a_request_to_stop_after_the_last_step_is_no_stop(tmp_path):
@@ -141,7 +143,10 @@ def test_a_request_to_stop_after_the_last_step_is_no_stop(tmp_path):
     assert Checkpoints(tmp_path).newest().step == STEPS
 
 
-@pytest.mark.parametrize("settings", [{"ema_decay": None}, {"ema_warmup": True}, {"precision": "bfloat16"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"ema_decay": None}, {"ema_warmup": True}, {"precision": "bfloat16"}, {"ema_every": 3}, {"variance_limit": 0.01}],
+)
 def test_resuming_holds_with_other_settings_too(tmp_path, settings):
     config = dataclasses.replace(TINY, **settings)
     with pytest.raises(Stopped):
@@ -182,7 +187,7 @@ def test_resuming_holds_for_kernels_that_lie_in_memory_with_channels_last(tmp_pa
             model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
         images = [torch.rand(2, 3, 5, 5, generator=step_rng(0, step)) for step in range(STEPS)]
         return run(
-            model, batch_of=images.__getitem__, loss_of=lambda model, batch, *_: (model(batch).square().mean(), {}),
+            model, batches_of=lambda step: [images[step]], loss_of=lambda model, batch, *_: (model(batch).square().mean(), {}),
             **settings,
         )  # fmt: skip
 
@@ -272,7 +277,7 @@ def test_the_curves_have_a_row_for_each_logged_or_evaluated_step():
     assert logged == rows
     assert [row["step"] for row in rows] == [2, 3, 4, 6, 7]
     assert [row["step"] for row in rows if "validation/weight_sum" in row] == [3, 6, 7]
-    assert list(rows[0]) == ["step", "loss", "gradient_norm", "learning_rate", "noise"]
+    assert list(rows[0]) == ["step", "loss", "noise", "gradient_norm", "learning_rate"]
     assert all(type(value) is float for row in rows for name, value in row.items() if name != "step")
 
 
@@ -290,7 +295,7 @@ def test_training_learns():
     def fixed(model, batch, step, rng):
         return (model(batch) - target).square().mean(), {}
 
-    _, _, rows = run(config=config, batch_of=lambda step: torch.eye(3)[:2], loss_of=fixed, evaluate=None)
+    _, _, rows = run(config=config, batches_of=lambda step: [torch.eye(3)[:2]], loss_of=fixed, evaluate=None)
 
     assert rows[0]["loss"] > 1 and rows[-1]["loss"] < 1e-3
 
@@ -302,13 +307,17 @@ def test_a_gradient_beyond_the_limit_is_clipped_before_the_update():
     assert gradient.norm().item() == pytest.approx(0.125, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("units", "is_rounded"), [({}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)]
-)
-def test_auto_precision_rounds_where_the_processor_has_units_for_it(monkeypatch, units, is_rounded):
+@pytest.mark.parametrize("units", [{}, {"avx512_bf16": True}, {"amx_bf16": True}])
+def test_matrix_products_are_rounded_where_that_pays_or_is_asked_for(monkeypatch, units):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
-    assert is_bfloat16("auto", "cpu") == is_rounded
-    assert is_bfloat16("bfloat16", "cpu") and not is_bfloat16("float32", "cpu")
+    assert autocast_type("auto", "cpu") is None and autocast_type("float32", "cpu") is None
+    assert autocast_type("bfloat16_if_supported", "cpu") == (torch.bfloat16 if units else None)
+    assert autocast_type("bfloat16", "cpu") == torch.bfloat16 and autocast_type("float16", "cpu") == torch.float16
+
+
+def test_bfloat16_is_what_a_gpu_computes_in_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert autocast_type(Config(steps=1, batch_size=1, learning_rate=1.0).precision, "cuda") == torch.bfloat16
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_weights_in_float32():
@@ -322,6 +331,103 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_weights_in_float32():
 
     assert set(types) == {torch.bfloat16}
     assert model.weight.dtype == state["weight"].dtype == torch.float32
+
+
+# --- the schedule of the paper's transformer ---------------------------------------------------------------------------
+
+
+PLATEAU = dataclasses.replace(TINY, steps=9, warmup_steps=2, schedule="plateau", patience=1, evaluate_every=2, log_every=1)
+
+
+def losses_from(values):
+    """An evaluation that gives one loss of a list after the other."""
+    left = list(values)
+    return lambda model: {"loss": left.pop(0)}
+
+
+def test_the_rate_halves_when_the_validation_loss_stays():
+    _, _, rows = run(config=PLATEAU, evaluate=losses_from([3.0, 2.0, 2.0, 1.0, 1.0]))
+    # evaluated after updates 2, 4, 6, 8 and 9; at the third nothing was gained
+    rates = [row["learning_rate"] for row in rows]
+    assert rates == pytest.approx([0.05, 0.1, 0.1, 0.1, 0.1, 0.1, 0.05, 0.05, 0.05])
+
+
+def test_a_resumed_run_remembers_the_plateaus_it_has_seen(tmp_path):
+    losses = [3.0, 3.0, 2.0, 2.0, 2.0]
+    whole = run(config=PLATEAU, evaluate=losses_from(losses))
+    done = []
+    with pytest.raises(Stopped):
+        run(config=PLATEAU, evaluate=losses_from(losses), checkpoints=Checkpoints(tmp_path),
+            progress=lambda step, note: done.append(step), is_stopped=lambda: done[-1] == 5)  # fmt: skip
+
+    resumed = run(linear(9), PLATEAU, evaluate=losses_from(losses[2:]), checkpoints=Checkpoints(tmp_path))
+
+    assert_equal_runs(resumed, whole)
+
+
+def test_a_plateau_needs_a_loss_to_look_at():
+    with pytest.raises(UserError, match="training.schedule is plateau, but this model's evaluation gives no loss"):
+        run(config=PLATEAU)
+
+
+def test_the_cosine_may_end_before_the_training_does():
+    _, _, rows = run(config=dataclasses.replace(TINY, decay_steps=4, final_learning_rate=0.01, log_every=1))
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.05, 0.1, 0.1, 0.055, 0.01, 0.01, 0.01])
+
+
+def test_the_average_is_taken_every_so_many_updates():
+    model, seen = linear(), []
+    config = dataclasses.replace(TINY, ema_every=3, ema_decay=0.5, evaluate_every=99)
+
+    state, _ = fit(model, config, batches_of=lambda step: [batch_of(step)], loss_of=loss_of, seed=5,
+                   progress=lambda step, note: seen.append(model.weight.detach().clone()))  # fmt: skip
+
+    first = linear().weight
+    wanted = 0.5 * (0.5 * first + 0.5 * seen[2]) + 0.5 * seen[5]  # after updates 3 and 6 of 7
+    torch.testing.assert_close(state["weight"], wanted)
+
+
+# --- a batch in parts ------------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_of_a_batch_in_parts_is_the_mean_of_the_parts():
+    def plain(model, batch, step, rng):
+        return model(batch).square().mean(), {"parts": 1.0}
+
+    config = dataclasses.replace(TINY, ema_decay=None)
+    whole, _, rows = run(config=config, loss_of=plain)
+    parted, _, other = run(
+        config=dataclasses.replace(config, accumulation=2), loss_of=plain,
+        batches_of=lambda step: [batch_of(step)[:1], batch_of(step)[1:]],
+    )  # fmt: skip
+
+    torch.testing.assert_close(parted.weight, whole.weight)
+    assert [row["loss"] for row in other] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
+
+
+def test_each_part_has_a_generator_of_its_own():
+    seeds = []
+
+    def spy(model, batch, step, rng):
+        seeds.append(rng.initial_seed())
+        return loss_of(model, batch[:1].repeat(2, 1), step, rng)
+
+    run(loss_of=spy, batches_of=lambda step: [batch_of(step)] * 2)
+
+    assert len(set(seeds)) == 2 * STEPS and seeds[0] == step_rng(5, 0).initial_seed()
+
+
+def test_settings_that_do_not_go_together_are_refused():
+    block = {"steps": 1, "batch_size": 6, "learning_rate": 0.1}
+    for extra, sentence in [
+        ({"processes": 4}, "training.batch_size is 6, which 4 processes with 1 micro-batches each cannot share evenly"),
+        ({"processes": 2, "accumulation": 2}, "make it a multiple of 4"),
+        ({"parallel": "fsdp", "powersgd_rank": 2}, "training.powersgd_rank has no use with training.parallel fsdp"),
+        ({"parallel": "fsdp", "muon_factor": 5.0}, "training.muon_factor needs whole matrices"),
+        ({"precision": "float8"}, "it can be: auto, float32, bfloat16, bfloat16_if_supported, float16"),
+    ]:
+        with pytest.raises(ConfigError, match=sentence):
+            section({**block, **extra}, "generator.training", Config)
 
 
 # --- randomness ------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from thousandwords.distributed import alike
 from thousandwords.files import DamagedArtefact, read_manifest, sync_folder, write_bytes, write_json, write_manifest
 
 
@@ -139,5 +140,5 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         index, entry = name.split(".", 1)
         parameter = parameters[int(index)]
         is_moment = value.shape == parameter.shape
-        state.setdefault(int(index), {})[entry] = torch.empty_like(parameter).copy_(value) if is_moment else value
+        state.setdefault(int(index), {})[entry] = alike(value, parameter.detach()) if is_moment else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -13,8 +13,8 @@ from thousandwords.kmeans import fit_kmeans, kmeans_encode, kmeans_reconstruct, 
 from thousandwords.samples import Samples
 from thousandwords.scene_reader import read_match
 from thousandwords.scenes import parse
+from thousandwords.seeds import step_rng
 from thousandwords.shards import in_order
-from thousandwords.training import step_rng
 
 NAMES = {"validation": "seen", "unseen": "unseen"}  # a split -> what its colour-shape pairs are
 

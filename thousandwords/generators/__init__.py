@@ -34,9 +34,13 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def loss(
-        self, text: Tensor, image_tokens: Tensor, step: int, rng: torch.Generator
+        self, text: Tensor, image_tokens: Tensor, step: int, rng: torch.Generator, text_words: float | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """text (B, T), image_tokens (B, L) -> the loss, and {"text_loss", "image_loss"} in nats per word."""
+        """text (B, T), image_tokens (B, L) -> the loss, and {"text_loss", "image_loss"} in nats per word.
+
+        Of a part of a batch, `text_words` says how many words of text a part has on average: the mean of the parts' losses is
+        then the loss of the whole, although captions differ in length. None: as many as these rows have.
+        """
 
     @abstractmethod
     def sample(

@@ -3,7 +3,7 @@
 A layer is handed `attend`, a function from queries, keys and values to what is attended to: `dense` makes one
 for a whole stream, _cache.py one that remembers the keys and values of the tokens before. Sizes as in arXiv
 2102.12092 section 2.2: 4 d^2 weights of attention and 8 d^2 of MLP. The paper does not name its activation: GELU
-here. Left out: its per-block gradient scaling, which float16 needs and bfloat16 does not.
+here. Each of a layer's two residual paths has a gradient scale of its own, which float16 needs and which is off elsewhere.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from thousandwords.scaling import GradientScale, ResidualPath
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values (B, heads, n, head width) -> as queries
 
@@ -26,11 +28,19 @@ class Layer(nn.Module):
         self.attention = Attention(width, num_heads)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = MLP(width, mlp_ratio * width)
+        self.attention_scale, self.mlp_scale = GradientScale(), GradientScale()
 
     def forward(self, stream: Tensor, attend: Attend) -> Tensor:
         """stream (B, n, D) -> (B, n, D)."""
-        stream = stream + self.attention(self.attention_norm(stream), attend)
-        return stream + self.mlp(self.mlp_norm(stream))
+        attended = self.attention(self.attention_norm(self.attention_scale.of_input(stream)), attend)
+        stream = stream + self.attention_scale.of_output(attended)
+        return stream + self.mlp_scale.of_output(self.mlp(self.mlp_norm(self.mlp_scale.of_input(stream))))
+
+    def residual_paths(self) -> list[ResidualPath]:
+        """Attention and MLP, each with the norm before it."""
+        attention = (*self.attention_norm.parameters(), *self.attention.parameters())
+        mlp = (*self.mlp_norm.parameters(), *self.mlp.parameters())
+        return [ResidualPath(self.attention_scale, attention), ResidualPath(self.mlp_scale, mlp)]
 
 
 class Attention(nn.Module):

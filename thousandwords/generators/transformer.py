@@ -4,8 +4,7 @@ The stream is start-of-text, T text positions, start-of-image, L image positions
 embeddings and output maps of their own, so a text position can never predict an image word nor the reverse. A
 position without a word carries a pad embedding learned for that position alone. The text loss is taken over
 real words only: the paper's vocabulary has no word for a pad, and all pads but the first are certain, so that
-counting them would flatter the loss. Left out: the paper's gradient scaling and compression, and BPE-dropout,
-which is the loader's.
+counting them would flatter the loss. Left out: BPE-dropout, which is the loader's.
 """
 
 from __future__ import annotations
@@ -16,12 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from thousandwords.generators import PAD, Generator
 from thousandwords.generators._cache import Candidates, LayerCache
-from thousandwords.generators._layers import Layer, dense
+from thousandwords.generators._layers import Attend, Layer, dense
 from thousandwords.generators._masks import KINDS, attention_mask, layer_kinds
 from thousandwords.sampling import draw, guide, truncate, uniforms
+from thousandwords.scaling import ResidualPath
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Config:
     text_loss_weight: float = 0.125  # paper, 1/8
     image_loss_weight: float = 0.875  # paper, 7/8
     init_std: float = 0.02  # of weights and embeddings; not in the paper, GPT-2's
+    recompute: bool = False  # activation checkpointing: less memory, and each layer's forward pass once more
     caption_dropout: float = 0.0  # share of captions hidden in training, so that sampling may be guided; 0 in the paper
 
     def __post_init__(self):
@@ -98,13 +100,13 @@ class Transformer(Generator):
         return self.text_length + 2
 
     def loss(
-        self, text: Tensor, image_tokens: Tensor, step: int, rng: torch.Generator
+        self, text: Tensor, image_tokens: Tensor, step: int, rng: torch.Generator, text_words: float | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """text (B, T), image_tokens (B, L) -> weighted loss, and both parts in nats per word of their kind."""
         if self.training and self.config.caption_dropout:
             text = hide_captions(text, self.config.caption_dropout, rng)
         text_logits, image_logits = self.logits(text, image_tokens)
-        text_loss, image_loss = mean_loss(text_logits, text), mean_loss(image_logits, image_tokens)
+        text_loss, image_loss = mean_loss(text_logits, text, text_words), mean_loss(image_logits, image_tokens)
         weighted = self.config.text_loss_weight * text_loss + self.config.image_loss_weight * image_loss
         return weighted, {"text_loss": text_loss.detach(), "image_loss": image_loss.detach()}
 
@@ -115,7 +117,7 @@ class Transformer(Generator):
         stream = torch.cat([self.embed_text(text), self.embed_image(image_tokens[:, :-1])], dim=1)
         masks = self._masks()
         for layer, kind in zip(self.layers, self.kinds, strict=True):
-            stream = layer(stream, dense(masks[kind][: stream.shape[1], : stream.shape[1]]))
+            stream = self._read(layer, stream, dense(masks[kind][: stream.shape[1], : stream.shape[1]]))
         text_states, image_states = stream[:, : self.text_length], stream[:, self.prefix_length - 1 :]
         return self._read_out(text_states, self.text_output), self._read_out(image_states, self.image_output)
 
@@ -175,6 +177,19 @@ class Transformer(Generator):
             stream = layer(stream, cache.step(position, seen[kind]))
         return self._read_out(stream[:, 0], self.image_output)
 
+    def _read(self, layer: Layer, stream: Tensor, attend: Attend) -> Tensor:
+        if self.config.recompute and torch.is_grad_enabled():
+            return checkpoint(layer, stream, attend, use_reentrant=False)
+        return layer(stream, attend)
+
+    def blocks(self) -> list[nn.Module]:
+        """The layers: what is held whole at a time where the weights are shared out among processes."""
+        return list(self.layers)
+
+    def residual_paths(self) -> list[ResidualPath]:
+        """Two a layer: 128 in the paper's 64 layers."""
+        return [path for layer in self.layers for path in layer.residual_paths()]
+
     def hidden_matrices(self) -> list[nn.Parameter]:
         """The weights that neither read a vocabulary nor write one: 12 width^2 a layer. Muon may train them."""
         return [weight for weight in self.layers.parameters() if weight.ndim == 2]
@@ -233,7 +248,7 @@ def hide_captions(text: Tensor, share: float, rng: torch.Generator) -> Tensor:
     return text.masked_fill(hidden[:, None], PAD)
 
 
-def mean_loss(logits: Tensor, words: Tensor) -> Tensor:
-    """Cross-entropy in nats per word that is no pad: (B, n, V), (B, n) -> scalar, 0 if all are pads."""
+def mean_loss(logits: Tensor, words: Tensor, count: float | None = None) -> Tensor:
+    """Cross-entropy in nats per word that is no pad, or over `count`: (B, n, V), (B, n) -> scalar, 0 if all are pads."""
     total = F.cross_entropy(logits.flatten(0, 1), words.flatten(), ignore_index=PAD, reduction="sum")
-    return total / (words != PAD).sum().clamp(min=1)
+    return total / ((words != PAD).sum().clamp(min=1) if count is None else max(count, 1))
