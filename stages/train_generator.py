@@ -11,7 +11,8 @@ from stages._training import device_of, train
 from thousandwords import components, text, training
 from thousandwords.config import check_keys, section
 from thousandwords.files import read_manifest, write_json
-from thousandwords.shards import TokenRows, batch_indices, in_order, read_token_rows
+from thousandwords.loader import TokenLoader, positions
+from thousandwords.shards import in_order, read_token_rows
 
 LOOK = 512  # validation rows that are watched while training
 
@@ -34,7 +35,7 @@ def train_generator(tokens: Path, text_tokenizer: Path, image_tokenizer: Path, o
         image_vocab_size=rows.header.vocab_size,
         scales=rows.header.scales,
     ).to(device)
-    encoded = words.encode([captions[0] for captions in rows.captions])
+    loader = TokenLoader(rows, words, run.seed)
     watched = range(min(LOOK, len(held_out)))
     watched_text = words.encode([held_out.captions[row][0] for row in watched]).to(device)
     watched_tokens = held_out.batch(watched)[1].to(device)
@@ -42,7 +43,7 @@ def train_generator(tokens: Path, text_tokenizer: Path, image_tokenizer: Path, o
         run,
         model,
         config,
-        batch_of=lambda step: _batch(rows, encoded, step, run.seed, config.batch_size, device),
+        batch_of=lambda step: _to(device, loader.batch(positions(step, config.batch_size))),
         loss_of=lambda model, batch, step, rng: model.loss(*batch, step, rng),
         evaluate=lambda model: held_out_losses(model, watched_text, watched_tokens),
         settings=block,
@@ -64,9 +65,9 @@ def held_out_losses(model: nn.Module, text_tokens: Tensor, image_tokens: Tensor)
     return totals
 
 
-def _batch(rows: TokenRows, encoded: Tensor, step: int, seed: int, batch_size: int, device: str):
-    indices = batch_indices(step, len(rows), batch_size, seed)
-    return encoded[indices].to(device), rows.batch(indices)[1].to(device)
+def _to(device: str, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    text_tokens, image_tokens = batch
+    return text_tokens.to(device), image_tokens.to(device)
 
 
 def main(argv: list[str] | None = None) -> None:

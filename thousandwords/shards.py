@@ -6,7 +6,6 @@ refuses any other. Captions stay text, so a new BPE does not re-encode a single 
 """
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,21 +189,6 @@ def _read_shard(path: Path, header: TokenHeader) -> pa.Table:
 
 def _words(chunk: pa.FixedSizeListArray, header: TokenHeader) -> np.ndarray:
     return chunk.flatten().to_numpy().reshape(len(chunk), header.views, header.length)
-
-
-def batch_indices(step: int, count: int, batch_size: int, seed: int) -> list[int]:
-    """Which rows make up batch `step`: a function of its arguments alone, so any batch can be had without the others.
-
-    The batches, laid end to end, go through one seeded permutation of all `count` rows after the other; a batch may
-    hold the end of one epoch and the start of the next, so that no row is ever left out.
-    """
-    positions = range(step * batch_size, (step + 1) * batch_size)
-    return [int(_permutation(count, seed, position // count)[position % count]) for position in positions]
-
-
-@functools.lru_cache(maxsize=4)
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch, count]).permutation(count)
 
 
 def in_order(count: int, batch_size: int) -> Iterator[list[int]]:
