@@ -22,7 +22,7 @@ ALLOWED = {  # part of the library -> the packages from outside that it may impo
     "generators/": {"torch"},
     "scorers/": {"torch", "open_clip"},
     **{f"{name}.py": DATA for name in ("sources", "tars", "pairs", "pair_shards", "shards", "tables", "samples")},
-    **{f"{name}.py": DATA for name in ("text", "images", "scenes", "scene_reader", "loader")},
+    **{f"{name}.py": DATA for name in ("text", "images", "scenes", "scene_reader", "loader", "augmentation")},
     **{f"{name}.py": MATHS for name in ("training", "optim", "checkpoints", "metrics", "sampling", "schedules", "kmeans")},
     **{f"{name}.py": MATHS for name in ("config", "errors", "files", "naming", "components", "drawing", "evaluation")},
     **{f"{name}.py": MATHS for name in ("package", "__main__", "__init__")},
