@@ -1,6 +1,7 @@
 """Token shards + text tokenizer -> an autoregressive transformer (models/generator) and its curves."""
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -9,17 +10,17 @@ from torch import Tensor, nn
 from stages._stage import Stage, arguments, stage
 from stages._training import device_of, train
 from thousandwords import components, text, training
-from thousandwords.config import check_keys, section
+from thousandwords.config import model_block, section
 from thousandwords.files import read_manifest, write_json
-from thousandwords.loader import TokenLoader, positions
-from thousandwords.shards import in_order, read_token_rows
+from thousandwords.loader import CaptionSettings, TokenLoader, positions
+from thousandwords.shards import TokenRows, in_order, read_token_rows
 
 LOOK = 512  # validation rows that are watched while training
 
 
 def train_generator(tokens: Path, text_tokenizer: Path, image_tokenizer: Path, out: Path, curves: Path, run: Stage):
     block = run.params.get("generator") or {}
-    check_keys(block, "generator", ["kind", block.get("kind"), "training"])
+    settings = model_block(block, "generator", CaptionSettings)
     config = section(block["training"], "generator.training", training.Config)
     words = text.load(text_tokenizer)
     bound_to = read_manifest(image_tokenizer, mend="dvc repro train_image_tokenizer")["sha256"]
@@ -35,7 +36,8 @@ def train_generator(tokens: Path, text_tokenizer: Path, image_tokenizer: Path, o
         image_vocab_size=rows.header.vocab_size,
         scales=rows.header.scales,
     ).to(device)
-    loader = TokenLoader(rows, words, run.seed)
+    loader = TokenLoader(rows, words, run.seed, settings.bpe_dropout)
+    _count_cut(words, rows, run)
     watched = range(min(LOOK, len(held_out)))
     watched_text = words.encode([held_out.captions[row][0] for row in watched]).to(device)
     watched_tokens = held_out.batch(watched)[1].to(device)
@@ -63,6 +65,14 @@ def held_out_losses(model: nn.Module, text_tokens: Tensor, image_tokens: Tensor)
         for name, value in {"loss": loss, **parts}.items():
             totals[name] += float(value) * len(rows) / len(text_tokens)
     return totals
+
+
+def _count_cut(words: text.TextTokenizer, rows: TokenRows, run: Stage) -> None:
+    captions = [caption for several in rows.captions for caption in several]
+    cut = words.count_cut(captions)
+    run.record_metrics({"captions": len(captions), "captions_cut": cut})
+    if cut:
+        print(f"train_generator: {words.told_cut(cut, len(captions))}", file=sys.stderr, flush=True)
 
 
 def _to(device: str, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from stages._stage import Stage, arguments, stage
 from stages._training import device_of, train
 from thousandwords import components, images, metrics, training
-from thousandwords.config import check_keys, section
+from thousandwords.config import model_block, section
 from thousandwords.files import write_bytes, write_json
-from thousandwords.loader import ImageLoader, positions
+from thousandwords.loader import ImageLoader, PictureSettings, positions
 from thousandwords.pair_shards import PairReader
 from thousandwords.shards import in_order
 
@@ -21,10 +21,10 @@ LOOK = 256  # validation pictures that are watched while training
 
 def train_image_tokenizer(pairs: Path, out: Path, curves: Path, run: Stage) -> None:
     block = run.params.get("image_tokenizer") or {}
-    check_keys(block, "image_tokenizer", ["kind", block.get("kind"), "training"])
+    settings = model_block(block, "image_tokenizer", PictureSettings)
     config = section(block["training"], "image_tokenizer.training", training.Config)
     reader, held_out = PairReader(pairs, "train"), PairReader(pairs, "validation")
-    loader = ImageLoader(reader, run.seed)
+    loader = ImageLoader(reader, run.seed, settings.augmentation)
     device = device_of(run)
     torch.manual_seed(run.seed)
     model = components.build(

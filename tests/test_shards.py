@@ -207,7 +207,16 @@ def test_a_folder_that_was_moved_is_the_same_folder(folder, tmp_path_factory):
     assert len(read_token_rows(moved, "train", HEADER.tokenizer_fingerprint)) == 10
 
 
-@pytest.mark.parametrize("key", ["rows_per_shard", "batch_size"])
+def test_many_views_of_a_plain_square_are_refused():
+    assert section({"views_per_image": 3, "augmentation": "paper"}, "tokens", Config).views_per_image == 3
+    with pytest.raises(ConfigError) as caught:
+        section({"views_per_image": 3}, "tokens", Config)
+    assert str(caught.value) == (
+        "params.yaml: tokens.views_per_image is 3, but all views of a plain square are alike. Set tokens.augmentation: paper"
+    )
+
+
+@pytest.mark.parametrize("key", ["rows_per_shard", "batch_size", "views_per_image"])
 def test_settings_that_write_nothing_are_refused(key):
     with pytest.raises(ConfigError, match=f"params.yaml: tokens.{key} is 0; it needs to be 1 or more"):
         section({key: 0}, "tokens", Config)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from thousandwords.augmentation import Augmentation, tokenizer_crop
 from thousandwords.images import to_float
 from thousandwords.pair_shards import PairReader
 from thousandwords.shards import TokenRows
@@ -55,8 +57,26 @@ def choose(count: int, seed: int, purpose: int, epoch: int, row: int) -> int:
     return int(order[epoch % count])
 
 
+@dataclass(frozen=True)
+class PictureSettings:
+    """What the section `image_tokenizer` of params.yaml says of its pictures."""
+
+    augmentation: Augmentation = "none"  # none: the plain square; paper: random crops, turned or not (listing 1)
+
+
+@dataclass(frozen=True)
+class CaptionSettings:
+    """What the section `generator` of params.yaml says of its captions."""
+
+    bpe_dropout: float = 0.0  # share of merges left out in training; the paper's is 0.1 (arXiv 1910.13267)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bpe_dropout < 1:
+            raise ValueError(f"generator.bpe_dropout is {self.bpe_dropout}; it needs to be in [0, 1)")
+
+
 class TokenLoader:
-    """Batches of (text, image tokens) for the generator."""
+    """Batches of (text, image tokens) for the generator, one caption and one view of each row per epoch."""
 
     def __init__(self, rows: TokenRows, words: TextTokenizer, seed: int, bpe_dropout: float = 0.0) -> None:
         self.rows, self.words, self.seed, self.bpe_dropout = rows, words, seed, bpe_dropout
@@ -67,18 +87,32 @@ class TokenLoader:
         captions = [_caption(self.rows.captions[row], self.seed, epoch, row) for epoch, row in shown]
         views = [choose(self.rows.header.views, self.seed, VIEW, epoch, row) for epoch, row in shown]
         tokens = self.rows.tokens[[row for _, row in shown], views].astype(np.int64)
-        return self.words.encode(captions), torch.from_numpy(tokens)
+        return self._encode(captions, shown), torch.from_numpy(tokens)
+
+    def _encode(self, captions: list[str], shown: list[tuple[int, int]]) -> Tensor:
+        if not self.bpe_dropout:
+            return self.words.encode(captions)
+        rngs = [np.random.default_rng([self.seed, DROPOUT, row, epoch]) for epoch, row in shown]
+        return self.words.encode_with_dropout(captions, self.bpe_dropout, rngs)
 
 
 class ImageLoader:
-    """Batches of pictures for the image tokenizer, and their captions for the scorer."""
+    """Batches of pictures, plain squares or random crops, for the image tokenizer; and their captions, for the scorer."""
 
-    def __init__(self, reader: PairReader, seed: int, augmentation: str = "none") -> None:
+    def __init__(self, reader: PairReader, seed: int, augmentation: Augmentation = "none") -> None:
         self.reader, self.seed, self.augmentation = reader, seed, augmentation
 
     def batch(self, positions: range) -> Tensor:
         """Pictures (B, 3, H, W) float32 in [0, 1]."""
-        return to_float(self.reader.images([row for _, row in places(positions, len(self.reader), self.seed)]))
+        shown = places(positions, len(self.reader), self.seed)
+        if self.augmentation == "paper":
+            return to_float(self._crops(shown))
+        return to_float(self.reader.images([row for _, row in shown]))
+
+    def _crops(self, shown: list[tuple[int, int]]) -> np.ndarray:
+        size, pictures = self.reader.image_size, self.reader.pictures([row for _, row in shown])
+        rngs = [np.random.default_rng([self.seed, CROP, row, epoch]) for epoch, row in shown]
+        return np.stack([tokenizer_crop(picture, size, rng) for picture, rng in zip(pictures, rngs, strict=True)])
 
     def captions(self, positions: range) -> list[str]:
         """One caption, as it was given, of each of the pictures at these positions."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -34,11 +35,18 @@ class Config:
 
     rows_per_shard: int = 8192
     batch_size: int = 256  # pictures encoded at a time
+    views_per_image: int = 1  # crops of each training picture; training sees one of them per epoch
+    augmentation: Literal["none", "paper"] = "none"  # none: the plain square; paper: random crops (listing 2)
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"tokens.{name} is {value}; it needs to be 1 or more")
+        for name in ("rows_per_shard", "batch_size", "views_per_image"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"tokens.{name} is {getattr(self, name)}; it needs to be 1 or more")
+        if self.views_per_image > 1 and self.augmentation == "none":
+            raise ValueError(
+                f"tokens.views_per_image is {self.views_per_image}, but all views of a plain square are alike. "
+                "Set tokens.augmentation: paper"
+            )
 
 
 @dataclass(frozen=True)
