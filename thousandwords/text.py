@@ -99,7 +99,7 @@ class TextTokenizer:
         return self.bpe.decode([token for token in tokens.tolist() if token != PAD]).removeprefix(" ")
 
     def count_cut(self, captions: Iterable[str]) -> int:
-        """How many captions have more tokens than the model reads."""
+        """How many captions have more tokens than the model reads (in the usual spelling; with dropout they are longer)."""
         return sum(len(self.words(caption)) > self.text_length for caption in captions)
 
     def told_cut(self, cut: int, count: int) -> str:
