@@ -82,6 +82,20 @@ class Tracker:
             self.warned = True
 
 
+class NoTracker:
+    """The diary of a process that keeps none: of several that train together the first one writes."""
+
+    run_id = parent_id = None
+
+    def take_up(self, run_id: str) -> None: ...
+
+    def metrics(self, values: dict[str, float], step: int) -> None: ...
+
+    def files(self, paths: tuple[Path, ...]) -> None: ...
+
+    def end(self, status: str) -> None: ...
+
+
 def flatten(values: dict, prefix: str = "") -> dict[str, object]:
     """{"a": {"b": 1}} -> {"a.b": 1}"""
     flat: dict[str, object] = {}

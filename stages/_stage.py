@@ -21,15 +21,16 @@ from pathlib import Path
 import torch
 import yaml
 
-from stages._run import Tracker, git_revision
+from stages._run import NoTracker, Tracker, git_revision
 from thousandwords.config import ConfigError
+from thousandwords.distributed import ALONE, World, joined
 from thousandwords.errors import UserError
 from thousandwords.files import fingerprint, sha256_of, write_json
 from thousandwords.training import Stopped
 from thousandwords.updates import NotFinite
 
 STATE = Path(".ckpt")  # resumable state, outside DVC: DVC removes a stage's outputs before it runs it again
-NOT_CODE = ("_run.py", "_stage.py", "_progress.py", "_environment.py")  # they change no result
+NOT_CODE = ("_run.py", "_stage.py", "_progress.py", "_environment.py", "_launch.py")  # they change no result
 KEPT_RUNS = 4  # resumable runs kept per stage; older ones go
 
 
@@ -64,7 +65,8 @@ class Stage:
 
     name: str
     params: dict
-    tracker: Tracker
+    tracker: Tracker | NoTracker
+    world: World = ALONE
     started: float = field(default_factory=time.monotonic)
     seconds_before: float = 0.0  # spent by earlier, interrupted goes at the same run
     stop_requested: bool = False
@@ -98,6 +100,9 @@ class Stage:
         """Where this very run may be resumed: named by its settings, its inputs' fingerprints and the code."""
         name = fingerprint({"settings": settings, "inputs": inputs, "seed": self.seed, "code": code_digest()})
         self.state = STATE / self.name / name[:24]
+        if not self.world.is_first:
+            self.world.wait()
+            return self.state
         self.state.mkdir(parents=True, exist_ok=True)
         os.utime(self.state)
         _forget_oldest(self.state.parent)
@@ -106,11 +111,12 @@ class Stage:
             self.seconds_before = earlier["seconds"]
             self.tracker.take_up(earlier["run_id"])
         self.save_state()
+        self.world.wait()
         return self.state
 
     def save_state(self) -> None:
         """Notes beside the checkpoints what a resumed run should know."""
-        if self.state:
+        if self.state and self.world.is_first:
             write_json(self.state / "run.json", {"run_id": self.tracker.run_id, "seconds": self.seconds})
 
 
@@ -119,14 +125,16 @@ def stage(name: str, options: argparse.Namespace, *sections: str) -> Iterator[St
     """Runs a stage: reads params, takes the lock, opens the MLflow run, and writes the record at the end.
 
     `sections` are the parts of params.yaml that the run is recorded with. An error that a user can mend ends the
-    program with one sentence and code 2; a signal with 130 or 143, after whatever was safe to keep has been kept.
+    program with one sentence and code 2; a signal with 130 or 143, after whatever was safe to keep has been kept. Of several
+    processes that torchrun started the first alone locks and records.
     """
     try:
         params = read_params(options.params)
-        with _exclusive(name):
-            tracker = Tracker(name, {key: params.get(key) for key in ("seed", *sections)})
-            running = Stage(name, params, tracker)
-            with _signals(running), _recorded(running, options.record):
+        with joined(device_kind(params)) as world, _exclusive(name) if world.is_first else contextlib.nullcontext():
+            recorded = {key: params.get(key) for key in ("seed", *sections)}
+            tracker = Tracker(name, recorded) if world.is_first else NoTracker()
+            running = Stage(name, params, tracker, world)
+            with _signals(running), _recorded(running, options.record if world.is_first else None):
                 yield running
     except (UserError, FileNotFoundError, NotFinite) as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -171,6 +179,14 @@ def _record(running: Stage) -> dict:
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "pyarrow", "pillow")},
         "git": git_revision(),
     }
+
+
+def device_kind(params: dict) -> str:
+    """params.yaml `device`: cpu, cuda, or auto for whichever there is."""
+    wanted = params.get("device", "auto")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
 
 
 def code_digest() -> str:

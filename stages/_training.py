@@ -1,4 +1,4 @@
-"""fit() with what a stage has: checkpoints that resume, a progress bar, the MLflow run, and signals that save first."""
+"""fit() with what a stage has: checkpoints that resume, a progress bar, the MLflow run, signals that save first, processes."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ def train(
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """(the weights to keep, the curves). `settings` and `inputs` name the run that may be resumed."""
     checkpoints = Checkpoints(run.state_folder(settings, *inputs))
-    bar = Bar(run.name, config.steps)
+    bar = Bar(run.name, config.steps) if run.world.is_first else None
     run.is_stoppable = True
 
     def log(step: int, values: dict[str, float]) -> None:
@@ -42,20 +42,17 @@ def train(
             evaluate=evaluate,
             checkpoints=checkpoints,
             log=log,
-            progress=bar.at,
+            progress=bar.at if bar else lambda step, note: None,
             is_stopped=lambda: run.stop_requested,
+            world=run.world,
         )
     finally:
         run.is_stoppable = False
-        bar.close()
+        if bar:
+            bar.close()
     return state, history.rows
 
 
 def device_of(run: Stage) -> str:
-    """params.yaml `device`: cpu, cuda, or auto for whichever there is."""
-    import torch
-
-    wanted = run.params.get("device", "auto")
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
+    """Where this process computes: cpu, cuda, or one GPU of several."""
+    return run.world.device

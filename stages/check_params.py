@@ -10,10 +10,11 @@ import torch
 
 from stages._stage import Stage, arguments, stage
 from thousandwords import components, pairs, text, training
-from thousandwords.config import ConfigError, check_keys, section
+from thousandwords.config import ConfigError, check_keys, model_block, section
 from thousandwords.drawing import Prompts, check_guidance, check_prompt
 from thousandwords.evaluation import Config as EvaluationConfig
 from thousandwords.files import write_bytes
+from thousandwords.loader import CaptionSettings, PictureSettings
 from thousandwords.package import check_device
 from thousandwords.shards import Config as TokensConfig
 
@@ -30,6 +31,7 @@ SECTIONS = (
     "evaluation",
 )
 TRAINED = {"image_tokenizer": "tokenizers", "generator": "generators", "scorer": "scorers"}
+BESIDE_MODEL = {"image_tokenizer": PictureSettings, "generator": CaptionSettings}  # optional keys of a model's block
 
 
 def check_params(params: dict, seed: int) -> None:
@@ -42,11 +44,12 @@ def check_params(params: dict, seed: int) -> None:
     data = section(params["data"], "data", pairs.Config)
     pairs.check_source(data)
     words = section(params["text_tokenizer"], "text_tokenizer", text.Config)
-    section(params["tokens"], "tokens", TokensConfig)
+    tokens = section(params["tokens"], "tokens", TokensConfig)
     section(params["evaluation"], "evaluation", EvaluationConfig)
     for number, prompt in enumerate(section(params["sampling"], "sampling", Prompts).prompts):
         check_prompt(prompt, f"params.yaml: sampling.prompts[{number}]")
     check_models(params, data.image_size, words)
+    check_crops(params, data, tokens)
 
 
 def check_models(params: dict, image_size: int, words: text.Config) -> None:
@@ -55,7 +58,10 @@ def check_models(params: dict, image_size: int, words: text.Config) -> None:
     for name, family in TRAINED.items():
         block = params[name] or {}
         configs[name] = components.model_config(family, block, name)
-        check_keys(block, name, ["kind", block["kind"], "training"])
+        if name in BESIDE_MODEL:
+            model_block(block, name, BESIDE_MODEL[name])
+        else:
+            check_keys(block, name, ["kind", block["kind"], "training"])
         trainings[name] = section(block["training"], f"{name}.training", training.Config)
     check_guidance(section(params["sampling"], "sampling", Prompts).guidance, configs["generator"])
     try:
@@ -78,6 +84,17 @@ def check_models(params: dict, image_size: int, words: text.Config) -> None:
         raise
     except ValueError as error:
         raise ConfigError(f"params.yaml: {error}") from error
+
+
+def check_crops(params: dict, data: pairs.Config, tokens: TokensConfig) -> None:
+    """Random crops need more of a picture than the square that is cut out of it."""
+    pictures = model_block(params["image_tokenizer"] or {}, "image_tokenizer", PictureSettings)
+    for name, settings in (("image_tokenizer", pictures), ("tokens", tokens)):
+        if settings.augmentation == "paper" and data.keep == "square":
+            raise ConfigError(
+                f"params.yaml: {name}.augmentation is paper, but data.keep is square, which leaves nothing to crop. "
+                "Set data.keep: whole"
+            )
 
 
 def _build(params: dict, name: str, configs: dict, **sizes: object) -> torch.nn.Module:

@@ -1,25 +1,30 @@
 """Token shards + text tokenizer -> an autoregressive transformer (models/generator) and its curves."""
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from stages._launch import launch_processes
 from stages._stage import Stage, arguments, stage
 from stages._training import device_of, train
 from thousandwords import components, text, training
-from thousandwords.config import check_keys, section
+from thousandwords.config import model_block, section
+from thousandwords.distributed import World
 from thousandwords.files import read_manifest, write_json
+from thousandwords.loader import CaptionSettings, TokenLoader, positions
 from thousandwords.seeds import step_rng
-from thousandwords.shards import TokenRows, batch_indices, in_order, read_token_rows
+from thousandwords.shards import TokenRows, in_order, read_token_rows
+from thousandwords.text import PAD
 
 LOOK = 512  # validation rows that are watched while training
 
 
 def train_generator(tokens: Path, text_tokenizer: Path, image_tokenizer: Path, out: Path, curves: Path, run: Stage):
     block = run.params.get("generator") or {}
-    check_keys(block, "generator", ["kind", block.get("kind"), "training"])
+    settings = model_block(block, "generator", CaptionSettings)
     config = section(block["training"], "generator.training", training.Config)
     words = text.load(text_tokenizer)
     bound_to = read_manifest(image_tokenizer, mend="dvc repro train_image_tokenizer")["sha256"]
@@ -35,7 +40,8 @@ def train_generator(tokens: Path, text_tokenizer: Path, image_tokenizer: Path, o
         image_vocab_size=rows.header.vocab_size,
         scales=rows.header.scales,
     ).to(device)
-    encoded = words.encode([captions[0] for captions in rows.captions])
+    loader = TokenLoader(rows, words, run.seed, settings.bpe_dropout)
+    _count_cut(words, rows, run)
     watched = range(min(LOOK, len(held_out)))
     watched_text = words.encode([held_out.captions[row][0] for row in watched]).to(device)
     watched_tokens = held_out.batch(watched)[1].to(device)
@@ -43,16 +49,18 @@ def train_generator(tokens: Path, text_tokenizer: Path, image_tokenizer: Path, o
         run,
         model,
         config,
-        batches_of=lambda step: [_batch(rows, encoded, step, run.seed, config.batch_size, device)],
-        loss_of=lambda model, batch, step, rng: model.loss(*batch, step, rng),
+        batches_of=lambda step: _batches(
+            loader, run.world.shares(positions(step, config.batch_size), config.accumulation), run.world, device
+        ),
+        loss_of=lambda model, batch, step, rng: model.loss(*batch[:2], step, rng, text_words=batch[2]),
         evaluate=lambda model: held_out_losses(model, watched_text, watched_tokens),
         settings=block,
         inputs=(words.fingerprint, read_manifest(tokens)["sha256"]),
     )
-    components.save(
-        model, out, state, text_tokenizer=words.fingerprint, image_tokenizer=rows.header.tokenizer_fingerprint
-    )
-    write_json(curves, history)
+    if run.world.is_first:
+        bound = {"text_tokenizer": words.fingerprint, "image_tokenizer": rows.header.tokenizer_fingerprint}
+        components.save(model, out, state, **bound)
+        write_json(curves, history)
 
 
 def held_out_losses(model: nn.Module, text_tokens: Tensor, image_tokens: Tensor) -> dict[str, float]:
@@ -65,13 +73,24 @@ def held_out_losses(model: nn.Module, text_tokens: Tensor, image_tokens: Tensor)
     return totals
 
 
-def _batch(rows: TokenRows, encoded: Tensor, step: int, seed: int, batch_size: int, device: str):
-    indices = batch_indices(step, len(rows), batch_size, seed)
-    return encoded[indices].to(device), rows.batch(indices)[1].to(device)
+def _count_cut(words: text.TextTokenizer, rows: TokenRows, run: Stage) -> None:
+    captions = [caption for several in rows.captions for caption in several]
+    cut = words.count_cut(captions)
+    run.record_metrics({"captions": len(captions), "captions_cut": cut})
+    if cut and run.world.is_first:
+        print(f"train_generator: {words.told_cut(cut, len(captions))}", file=sys.stderr, flush=True)
+
+
+def _batches(loader: TokenLoader, shares: list[range], world: World, device: str) -> list[tuple[Tensor, Tensor, float]]:
+    """This process's parts of a batch: text, image tokens, and how many words of text a part of the batch has on average."""
+    parts = [loader.batch(share) for share in shares]
+    text_words = world.mean(sum(int((text_tokens != PAD).sum()) for text_tokens, _ in parts) / len(parts))
+    return [(text_tokens.to(device), image_tokens.to(device), text_words) for text_tokens, image_tokens in parts]
 
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments(__doc__, "tokens", "text-tokenizer", "image-tokenizer", "out", "curves", argv=argv)
+    launch_processes("train_generator", options.params, "generator", argv)
     with stage("train_generator", options, "generator") as run:
         train_generator(
             options.tokens, options.text_tokenizer, options.image_tokenizer, options.out, options.curves, run

@@ -7,23 +7,26 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from stages._launch import launch_processes
 from stages._stage import Stage, arguments, stage
 from stages._training import device_of, train
 from thousandwords import components, images, metrics, training
-from thousandwords.config import check_keys, section
+from thousandwords.config import model_block, section
 from thousandwords.files import write_bytes, write_json
+from thousandwords.loader import ImageLoader, PictureSettings, positions
 from thousandwords.pair_shards import PairReader
 from thousandwords.seeds import step_rng
-from thousandwords.shards import batch_indices, in_order
+from thousandwords.shards import in_order
 
 LOOK = 256  # validation pictures that are watched while training
 
 
 def train_image_tokenizer(pairs: Path, out: Path, curves: Path, run: Stage) -> None:
     block = run.params.get("image_tokenizer") or {}
-    check_keys(block, "image_tokenizer", ["kind", block.get("kind"), "training"])
+    settings = model_block(block, "image_tokenizer", PictureSettings)
     config = section(block["training"], "image_tokenizer.training", training.Config)
     reader, held_out = PairReader(pairs, "train"), PairReader(pairs, "validation")
+    loader = ImageLoader(reader, run.seed, settings.augmentation)
     device = device_of(run)
     torch.manual_seed(run.seed)
     model = components.build(
@@ -32,21 +35,25 @@ def train_image_tokenizer(pairs: Path, out: Path, curves: Path, run: Stage) -> N
         components.model_config("tokenizers", block, "image_tokenizer"),
         image_size=reader.image_size,
     ).to(device)
-    model.prepare(_batches(reader, run.seed, config.batch_size, device), step_rng(run.seed, 0, device))
+    model.prepare(_one_epoch(loader, config.batch_size, device), step_rng(run.seed, 0, device))
     watched = images.to_float(held_out.images(list(range(min(LOOK, len(held_out)))))).to(device)
     state, history = train(
         run,
         model,
         config,
-        batches_of=lambda step: [_batch(reader, step, run.seed, config.batch_size, device)],
+        batches_of=lambda step: [
+            loader.batch(share).to(device)
+            for share in run.world.shares(positions(step, config.batch_size), config.accumulation)
+        ],
         loss_of=lambda model, batch, step, rng: model.loss(batch, step, rng),
         evaluate=lambda model: look(model, watched),
         settings=block,
         inputs=(reader.fingerprint,),
     )
-    components.save(model, out, state)
-    write_json(curves, history)
-    _show(components.load("tokenizers", out), watched.cpu()[:16], curves.with_suffix(".png"), run)
+    if run.world.is_first:
+        components.save(model, out, state)
+        write_json(curves, history)
+        _show(components.load("tokenizers", out), watched.cpu()[:16], curves.with_suffix(".png"), run)
 
 
 def look(model: nn.Module, watched: Tensor) -> dict[str, float]:
@@ -61,15 +68,10 @@ def look(model: nn.Module, watched: Tensor) -> dict[str, float]:
     }
 
 
-def _batch(reader: PairReader, step: int, seed: int, batch_size: int, device: str) -> Tensor:
-    indices = batch_indices(step, len(reader), batch_size, seed)
-    return images.to_float(reader.images(indices)).to(device)
-
-
-def _batches(reader: PairReader, seed: int, batch_size: int, device: str) -> Iterator[Tensor]:
-    """One epoch, lazily, for a tokenizer that wants to look at some pictures before it starts."""
-    for step in range(max(1, len(reader) // batch_size)):
-        yield _batch(reader, step, seed, batch_size, device)
+def _one_epoch(loader: ImageLoader, batch_size: int, device: str) -> Iterator[Tensor]:
+    """The first epoch, lazily, for a tokenizer that wants to look at some pictures before it starts."""
+    for step in range(max(1, len(loader.reader) // batch_size)):
+        yield loader.batch(positions(step, batch_size)).to(device)
 
 
 def _show(model: nn.Module, originals: Tensor, path: Path, run: Stage) -> None:
@@ -83,6 +85,7 @@ def _show(model: nn.Module, originals: Tensor, path: Path, run: Stage) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments(__doc__, "pairs", "out", "curves", argv=argv)
+    launch_processes("train_image_tokenizer", options.params, "image_tokenizer", argv)
     with stage("train_image_tokenizer", options, "image_tokenizer", "data") as run:
         train_image_tokenizer(options.pairs, options.out, options.curves, run)
 

@@ -11,9 +11,9 @@ from stages._training import device_of, train
 from thousandwords import components, images, metrics, training
 from thousandwords.config import check_keys, section
 from thousandwords.files import write_json
+from thousandwords.loader import ImageLoader, positions
 from thousandwords.pair_shards import PairReader
 from thousandwords.seeds import step_rng
-from thousandwords.shards import batch_indices
 from thousandwords.text import normalise
 
 LOOK = 256  # validation pairs that are watched while training
@@ -36,14 +36,13 @@ def train_scorer(pairs: Path, out: Path, curves: Path, run: Stage) -> None:
     state = None
     if model.is_trainable:
         watched = list(range(min(LOOK, len(held_out))))
-        watched_pairs = _pairs(held_out, watched, device)
+        watched_pairs = _watched(held_out, watched, device)
+        loader = ImageLoader(reader, run.seed)
         state, history = train(
             run,
             model,
             config,
-            batches_of=lambda step: [
-                _pairs(reader, batch_indices(step, len(reader), config.batch_size, run.seed), device)
-            ],
+            batches_of=lambda step: [_batch(loader, positions(step, config.batch_size), device)],
             loss_of=lambda model, batch, step, rng: model.loss(*batch, step, rng),
             evaluate=lambda model: retrieval(model, *watched_pairs),
             settings=block,
@@ -60,9 +59,13 @@ def retrieval(model: nn.Module, pictures: torch.Tensor, captions: list[str]) -> 
     return {"loss": float(loss), "top1": metrics.top1(similarity.float().cpu().numpy())}
 
 
-def _pairs(reader: PairReader, indices: list[int], device: str) -> tuple[torch.Tensor, list[str]]:
+def _watched(reader: PairReader, indices: list[int], device: str) -> tuple[torch.Tensor, list[str]]:
     pictures = images.to_float(reader.images(indices)).to(device)
     return pictures, [normalise(reader.captions(row)[0]) for row in indices]
+
+
+def _batch(loader: ImageLoader, shown: range, device: str) -> tuple[torch.Tensor, list[str]]:
+    return loader.batch(shown).to(device), [normalise(caption) for caption in loader.captions(shown)]
 
 
 def main(argv: list[str] | None = None) -> None:

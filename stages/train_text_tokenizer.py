@@ -1,6 +1,7 @@
 """The training captions -> a byte-level BPE vocabulary (models/text_tokenizer)."""
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from stages._stage import Stage, arguments, stage
@@ -16,15 +17,18 @@ def train_text_tokenizer(pairs: Path, out: Path, run: Stage) -> None:
     tokenizer = text.train(captions, config)
     text.save(tokenizer, out)
     lengths = [len(tokenizer.words(caption)) for caption in captions]
+    cut = sum(length > config.text_length for length in lengths)
     run.record_metrics(
         {
             "vocab_size": tokenizer.vocab_size,
             "captions": len(captions),
-            "captions_cut": sum(length > config.text_length for length in lengths),
+            "captions_cut": cut,
             "mean_tokens": sum(lengths) / len(lengths),
             "longest": max(lengths),
         }
     )
+    if cut:
+        print(f"train_text_tokenizer: {tokenizer.told_cut(cut, len(captions))}", file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:

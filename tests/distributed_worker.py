@@ -18,7 +18,7 @@ from thousandwords import components
 from thousandwords.checkpoints import Checkpoints
 from thousandwords.distributed import World, joined
 from thousandwords.generators import PAD
-from thousandwords.shards import batch_indices
+from thousandwords.loader import places, positions
 from thousandwords.training import Config, Stopped, fit
 
 ROWS, STEPS = 20, 20
@@ -37,8 +37,9 @@ def work(name: str, folder: Path, world: World, *, stop: int | None = None, resu
     text, tokens, seen, done = tiny.captions_as_tokens(ROWS), tiny.image_tokens(ROWS), [], []
 
     def batches_of(step: int) -> list:
-        indices = batch_indices(step, ROWS, config.batch_size, 0)
-        parts = [[indices[one] for one in share] for share in world.shares(range(config.batch_size), config.accumulation)]
+        batch = positions(step, config.batch_size)
+        parts = [[row for _, row in places(share, ROWS, 0)] for share in world.shares(batch, config.accumulation)]
+        indices = [row for _, row in places(batch, ROWS, 0)]
         words = int((text[indices] != PAD).sum()) / (world.size * config.accumulation)
         seen.append(parts)
         return [(text[part], tokens[part], words) for part in parts]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thousandwords.config import ConfigError, check_keys, section
+from thousandwords.config import ConfigError, check_keys, model_block, section
 from thousandwords.errors import UserError
 
 
@@ -169,6 +169,26 @@ def test_a_file_must_have_exactly_the_known_sections():
         check_keys({"sed": 0, "data": {}}, "the file", ["seed", "data"])
     with pytest.raises(ConfigError, match="params.yaml: the file lacks the key 'data'"):
         check_keys({"seed": 0}, "the file", ["seed", "data"])
+    check_keys({"seed": 0, "note": "x"}, "the file", ["seed"], optional=["note", "more"])
+    with pytest.raises(ConfigError, match="the file has no key 'nota'. Did you mean 'note'?"):
+        check_keys({"seed": 0, "nota": "x"}, "the file", ["seed"], optional=["note"])
+
+
+@dataclass(frozen=True)
+class Beside:
+    share: float = 0.0
+
+
+def test_a_models_block_may_hold_more_than_its_kind_and_its_training():
+    block = {"kind": "small", "small": {}, "training": {}}
+    assert model_block(block, "model", Beside) == Beside(0.0)
+    assert model_block({**block, "share": 0.5}, "model", Beside) == Beside(0.5)
+    with pytest.raises(ConfigError, match="params.yaml: model has no key 'shre'. Did you mean 'share'?"):
+        model_block({**block, "shre": 0.5}, "model", Beside)
+    with pytest.raises(ConfigError, match="params.yaml: model lacks the key 'training'"):
+        model_block({"kind": "small", "small": {}}, "model", Beside)
+    with pytest.raises(ConfigError, match="params.yaml: model.share should be a number, found 'half'"):
+        model_block({**block, "share": "half"}, "model", Beside)
 
 
 def test_every_such_error_is_one_that_a_user_can_mend():

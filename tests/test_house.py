@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 FAMILIES = {"tokenizers": "image_tokenizer", "generators": "generator", "scorers": "scorer"}
 # They watch, lock and log; no result depends on them, so an edit of theirs reruns no stage.
-WATCHERS = {f"stages/{name}.py" for name in ("_run", "_stage", "_progress", "_environment")}
+WATCHERS = {f"stages/{name}.py" for name in ("_run", "_stage", "_progress", "_environment", "_launch")}
 DATA = {"numpy", "pyarrow", "PIL", "torch", "tokenizers"}
 MATHS = {"torch", "numpy", "safetensors"}
 
@@ -22,7 +22,7 @@ ALLOWED = {  # part of the library -> the packages from outside that it may impo
     "generators/": {"torch"},
     "scorers/": {"torch", "open_clip"},
     **{f"{name}.py": DATA for name in ("sources", "tars", "pairs", "pair_shards", "shards", "tables", "samples")},
-    **{f"{name}.py": DATA for name in ("text", "images", "scenes", "scene_reader")},
+    **{f"{name}.py": DATA for name in ("text", "images", "scenes", "scene_reader", "loader", "augmentation")},
     **{f"{name}.py": MATHS for name in ("training", "updates", "optim", "checkpoints", "metrics", "sampling", "kmeans")},
     **{f"{name}.py": MATHS for name in ("config", "errors", "files", "naming", "components", "drawing", "evaluation")},
     **{f"{name}.py": MATHS for name in ("schedules", "seeds", "scaling", "distributed", "package", "__main__", "__init__")},

@@ -15,6 +15,7 @@ from PIL import Image, PngImagePlugin
 from thousandwords import images
 from thousandwords.images import (
     RefusedImage,
+    area_resize,
     decode_image,
     decode_png,
     encode_png,
@@ -109,6 +110,32 @@ def test_shrinking_averages_instead_of_skipping():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     assert np.abs(fit_square(stripes, 8)[:, 1:-1].astype(int) - 127).max() <= 4
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (8, 12), (2, 3)])
+def test_an_area_of_whole_pixels_becomes_their_mean(height, width):
+    pixels = noise(16, 24)
+    blocks = pixels.reshape(height, 16 // height, width, 24 // width, 3).mean(axis=(1, 3))
+    assert (area_resize(pixels, height, width) == np.rint(blocks)).all()
+
+
+def test_a_pixel_that_is_cut_counts_in_part():
+    row = np.array([30, 60, 90], np.uint8)[None, :, None].repeat(3, 2)    # (1, 3, 3)
+    assert area_resize(row, 1, 2)[0, :, 0].tolist() == [40, 80]    # (30 + 60 / 2) / 1.5, (60 / 2 + 90) / 1.5
+    assert area_resize(row.swapaxes(0, 1), 2, 1)[:, 0, 0].tolist() == [40, 80]
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 11), (37, 5), (36, 47), (37, 48), (1, 1)])
+def test_areas_of_parts_of_pixels_agree_with_a_sum_over_all_of_them(height, width):
+    pixels = noise(37, 48)
+    wanted = np.einsum("hy,wx,yxc->hwc", coverage(height, 37), coverage(width, 48), pixels)
+    assert np.abs(area_resize(pixels, height, width) - wanted).max() < 0.5001
+
+
+def coverage(size: int, count: int) -> np.ndarray:
+    """(size, count): how much of each new pixel each old one covers."""
+    ends, steps = np.arange(size + 1) * count / size, np.arange(count)
+    return np.clip(np.minimum(ends[1:, None], steps + 1) - np.maximum(ends[:-1, None], steps), 0, None) * size / count
 
 
 def test_a_contact_sheet_has_a_cell_for_each_picture():

@@ -11,7 +11,7 @@ import pytest
 
 from thousandwords.config import ConfigError, section
 from thousandwords.files import DamagedArtefact, read_manifest
-from thousandwords.images import encode_png, fit_square
+from thousandwords.images import area_resize, encode_png, fit_square
 from thousandwords.pair_shards import PairReader, splits
 from thousandwords.pairs import (
     QUARANTINE,
@@ -128,6 +128,56 @@ def test_progress_sees_every_input_and_how_many_there_will_be(tmp_path):
 
     write_pairs(folder_config(write_folder(tmp_path / "own")), 0, tmp_path / "pairs", progress)
     assert seen[0] == 12 and len(seen) == 13
+
+
+# ---- squares and whole pictures
+
+
+def readers(folder: Path) -> dict[str, tuple[PairReader, int]]:
+    """Where each pair of a folder is found: {key: (reader, row)}."""
+    found = {}
+    for split in splits(folder):
+        reader = PairReader(folder, split)
+        found |= {reader.key(row): (reader, row) for row in range(len(reader))}
+    return found
+
+
+def test_whole_pictures_are_kept_at_their_own_shape_and_still_give_squares(tmp_path):
+    own = write_folder(tmp_path / "own")
+    write_pairs(folder_config(own, keep="whole"), 0, tmp_path / "whole")
+    write_pairs(folder_config(own), 0, tmp_path / "squares")
+    squares = readers(tmp_path / "squares")
+
+    for key, (reader, row) in readers(tmp_path / "whole").items():
+        assert (reader.pictures([row])[0] == pixels(int(key[:3]))).all()    # (40, 48, 3), as it was given
+        square_reader, square_row = squares[key]
+        assert (reader.images([row]) == square_reader.images([square_row])).all()
+
+
+def test_whole_pictures_are_shrunk_to_the_side_asked_for_and_never_enlarged(tmp_path):
+    own = write_folder(tmp_path / "own", 8)
+    (own / "small.png").write_bytes(encode_png(pixels(1, 33, 32)))
+    (own / "small.txt").write_text("small")
+    write_pairs(folder_config(own, keep="whole", keep_side=35), 0, tmp_path / "pairs")
+    stored = {key: reader.pictures([row])[0] for key, (reader, row) in readers(tmp_path / "pairs").items()}
+
+    assert (stored["small.png"] == pixels(1, 33, 32)).all()
+    assert stored["007.png"].shape == (35, 42, 3)
+    assert (stored["007.png"] == area_resize(pixels(7), 35, 42)).all()
+
+
+def test_pictures_that_were_stored_as_squares_are_given_as_squares(tmp_path):
+    write_pairs(folder_config(write_folder(tmp_path / "own")), 0, tmp_path / "pairs")
+    reader = PairReader(tmp_path / "pairs", "train")
+    assert [picture.shape for picture in reader.pictures([0, 2])] == [(16, 16, 3)] * 2
+    assert (np.stack(reader.pictures([0, 2])) == reader.images([0, 2])).all()
+
+
+def test_the_manifest_of_squares_is_what_it_was_before_whole_pictures_could_be_kept(tmp_path):
+    write_pairs(scenes_config(), 0, tmp_path / "squares")
+    write_pairs(scenes_config(keep="whole", keep_side=96), 0, tmp_path / "whole")
+    squares, whole = (read_manifest(tmp_path / name)["facts"]["settings"] for name in ("squares", "whole"))
+    assert {**squares, "keep": "whole", "keep_side": 96} == whole and "keep" not in squares
 
 
 # ---- counts and quarantine
@@ -268,6 +318,9 @@ def test_an_absent_split_is_refused_with_those_that_are_there(tmp_path):
     ({"image_size": 4}, "data.image_size is 4; it needs to be 8 or more"),
     ({"min_side": 0}, "data.min_side is 0; it needs to be 1 or more"),
     ({"max_aspect": 0.5}, "data.max_aspect is 0.5; it needs to be 1 or more"),
+    ({"keep": "all"}, "data.keep is 'all'; it can be: square, whole"),
+    ({"keep_side": 96}, "data.keep_side is 96, but data.keep is square, of image_size. Set data.keep: whole"),
+    ({"keep": "whole", "keep_side": 63}, "data.keep_side is 63; it needs to be data.image_size (64) or more"),
     ({"rows_per_shard": 0}, "data.rows_per_shard is 0; it needs to be 1 or more"),
     ({"path": ""}, "data.path is empty"),
     ({"caption_column": ""}, "data.caption_column is empty"),

@@ -1,7 +1,6 @@
-"""Token shards give back what was written, refuse what is not theirs, and every batch can be had by itself."""
+"""Token shards give back what was written, and refuse what is not theirs."""
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -11,8 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.tiny import CAPTIONS, HEADER, flips, shard_tokens, write_shards
 from thousandwords.config import ConfigError, section
@@ -23,7 +20,6 @@ from thousandwords.shards import (
     TokenHeader,
     TokenShardWriter,
     WrongTokenizer,
-    batch_indices,
     in_order,
     read_token_rows,
 )
@@ -211,53 +207,19 @@ def test_a_folder_that_was_moved_is_the_same_folder(folder, tmp_path_factory):
     assert len(read_token_rows(moved, "train", HEADER.tokenizer_fingerprint)) == 10
 
 
-@pytest.mark.parametrize("key", ["rows_per_shard", "batch_size"])
+def test_many_views_of_a_plain_square_are_refused():
+    assert section({"views_per_image": 3, "augmentation": "paper"}, "tokens", Config).views_per_image == 3
+    with pytest.raises(ConfigError) as caught:
+        section({"views_per_image": 3}, "tokens", Config)
+    assert str(caught.value) == (
+        "params.yaml: tokens.views_per_image is 3, but all views of a plain square are alike. Set tokens.augmentation: paper"
+    )
+
+
+@pytest.mark.parametrize("key", ["rows_per_shard", "batch_size", "views_per_image"])
 def test_settings_that_write_nothing_are_refused(key):
     with pytest.raises(ConfigError, match=f"params.yaml: tokens.{key} is 0; it needs to be 1 or more"):
         section({key: 0}, "tokens", Config)
-
-
-# --- batches ---------------------------------------------------------------------------------------------------------
-
-SIZES = {"count": st.integers(1, 60), "batch_size": st.integers(1, 70), "seed": st.integers(0, 2**32)}
-
-
-def epochs(count: int, batch_size: int, seed: int, number: int) -> list[list[int]]:
-    """The first epochs, cut out of the batches laid end to end."""
-    steps = -(-count * number // batch_size)
-    rows = list(itertools.chain.from_iterable(batch_indices(step, count, batch_size, seed) for step in range(steps)))
-    return [rows[epoch * count : (epoch + 1) * count] for epoch in range(number)]
-
-
-@given(**SIZES)
-def test_an_epoch_is_a_permutation(count, batch_size, seed):
-    for epoch in epochs(count, batch_size, seed, 3):
-        assert sorted(epoch) == list(range(count))
-
-
-@given(**SIZES, steps=st.lists(st.integers(0, 1000), min_size=1, max_size=5))
-def test_every_batch_is_full_and_can_be_had_without_the_others(count, batch_size, seed, steps):
-    forwards = [batch_indices(step, count, batch_size, seed) for step in steps]
-    backwards = [batch_indices(step, count, batch_size, seed) for step in reversed(steps)]
-
-    assert forwards == backwards[::-1]
-    assert all(len(batch) == batch_size for batch in forwards)
-
-
-@given(**{**SIZES, "count": st.integers(20, 60)})
-def test_epochs_and_seeds_have_orders_of_their_own(count, batch_size, seed):
-    first, second = epochs(count, batch_size, seed, 2)
-    assert first != second != epochs(count, batch_size, seed + 1, 1)[0] != first
-
-
-@given(count=st.integers(1, 60), seed=st.integers(0, 2**32))
-def test_the_size_of_a_batch_does_not_change_the_order(count, seed):
-    assert epochs(count, 1, seed, 2) == epochs(count, 7, seed, 2) == epochs(count, 100, seed, 2)
-
-
-def test_the_order_is_the_same_on_every_machine():
-    assert batch_indices(0, 10, 4, seed=0) == [8, 0, 7, 4]
-    assert batch_indices(2, 10, 4, seed=0) == [6, 3, 0, 7]  # the end of one epoch, the start of the next
 
 
 def test_in_order_every_row_comes_once():

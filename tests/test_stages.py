@@ -33,6 +33,11 @@ def test_the_smoke_preset_passes_the_check():
     check_params.check_params(smoke(), 0)
 
 
+def test_the_augmentations_of_the_paper_pass_the_check():
+    paper = {"data.keep": "whole", "image_tokenizer.augmentation": "paper", "generator.bpe_dropout": 0.1}
+    check_params.check_params(smoke(**paper, **{"tokens.augmentation": "paper", "tokens.views_per_image": 2}), 0)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
@@ -46,6 +51,14 @@ def test_the_smoke_preset_passes_the_check():
         ("sampling.prompts", ["a red star", "  "], "sampling.prompts[1] is empty. Say what to draw"),
         ("data.image_size", 36, "image_size is 36"),
         ("sampling.top_p", 1.5, "sampling.top_p is 1.5; it needs to be in (0, 1]"),
+        ("image_tokenizer.augmentation", "papre", "image_tokenizer.augmentation is 'papre'; it can be: none, paper"),
+        ("image_tokenizer.augmentation", "paper", "image_tokenizer.augmentation is paper, but data.keep is square, which "
+         "leaves nothing to crop. Set data.keep: whole"),
+        ("tokens.augmentation", "paper", "tokens.augmentation is paper, but data.keep is square"),
+        ("tokens.views_per_image", 2, "all views of a plain square are alike. Set tokens.augmentation: paper"),
+        ("generator.bpe_dropout", 1.0, "generator.bpe_dropout is 1.0; it needs to be in [0, 1)"),
+        ("generator.bpe_dropuot", 0.1, "generator has no key 'bpe_dropuot'. Did you mean 'bpe_dropout'?"),
+        ("scorer.bpe_dropout", 0.1, "scorer has no key 'bpe_dropout'"),
         ("extra", 1, "the file has no key 'extra'"),
     ],
 )

@@ -6,8 +6,11 @@ import random
 import tarfile
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import tokenizers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +20,7 @@ from thousandwords import text
 from thousandwords.config import ConfigError, section
 from thousandwords.files import DamagedArtefact
 
-EMOJI = Path(__file__).parents[2] / "shared" / "data" / "emoji" / "emoji-000000.tar"
+EMOJI = Path(__file__).parents[2] / "shared" / "data" / "emoji"
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))  # lone surrogates are no text
 TINY = tiny_text()
 LONG = text.train(CAPTIONS * 3, text.Config(TEXT_WORDS, 2000))  # long enough to cut nothing
@@ -71,17 +74,36 @@ def test_emoji_scripts_and_control_characters_come_back(caption):
     assert round_trip(caption) == text.normalise(caption)
 
 
-@pytest.mark.skipif(not EMOJI.is_file(), reason="../shared/data/emoji is not here: no captions in other languages")
-def test_the_emoji_names_of_many_languages_come_back():
-    with tarfile.open(EMOJI) as tar:
-        records = [json.load(tar.extractfile(name)) for name in tar.getnames() if name.endswith(".json")]
-    captions = [caption for record in records[::4] for caption in (record["emoji"], *record["translations"].values())]
+@pytest.fixture(scope="module")
+def translations() -> list[str]:
+    """Every emoji and its name in every language there is."""
+    if not EMOJI.is_dir():
+        pytest.skip("../shared/data/emoji is not here: no captions in other languages")
+    captions = []
+    for path in sorted(EMOJI.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            records = [json.load(tar.extractfile(one)) for one in tar if one.name.endswith(".json")]
+        captions += [caption for record in records for caption in (record["emoji"], *record["translations"].values())]
+    return captions
 
-    bpe = text.train(captions, text.Config(2000, 64))
 
-    assert len(captions) > 2000 and bpe.count_cut(captions) == 0
-    for caption, row in zip(captions, bpe.encode(captions), strict=True):
+@pytest.fixture(scope="module")
+def bpe(translations) -> text.TextTokenizer:
+    """A small vocabulary, of every seventh of the names: most are spelt from parts."""
+    return text.train(translations[::7], text.Config(2000, 256))
+
+
+def test_all_emoji_names_in_all_languages_come_back(translations, bpe):
+    assert len(translations) > 50_000 and bpe.count_cut(translations) == 0
+    for caption, row in zip(translations, bpe.encode(translations), strict=True):
         assert bpe.decode(row) == text.normalise(caption)
+
+
+def test_all_emoji_names_have_the_librarys_words_without_dropout_and_come_back_with_it(translations, bpe):
+    rng = np.random.default_rng(0)
+    for caption in translations[::5]:
+        assert bpe.words_with_dropout(caption, 0.0, rng) == bpe.words(caption)
+        assert bpe.decode(torch.tensor(bpe.words_with_dropout(caption, 0.1, rng))) == text.normalise(caption)
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------
@@ -115,6 +137,65 @@ def test_captions_that_are_too_long_are_cut_and_counted():
 def test_frequent_words_get_a_token_of_their_own():
     bpe = text.train(CAPTIONS * 3, text.Config(400, TEXT_LENGTH))
     assert len(bpe.words("square")) == 1 < len(bpe.words("hexagon"))
+
+
+# --- BPE-dropout -----------------------------------------------------------------------------------------------------
+
+WORDY = text.train(CAPTIONS * 3, text.Config(400, TEXT_LENGTH))  # words of many merges
+
+
+@given(ANY_TEXT)
+def test_without_dropout_our_words_are_the_librarys(caption):
+    assert WORDY.words_with_dropout(caption, 0.0, np.random.default_rng(0)) == WORDY.words(caption)
+
+
+@given(ANY_TEXT, st.floats(0, 1), st.integers(0, 2**32))
+def test_every_spelling_gives_the_caption_back(caption, dropout, seed):
+    words = WORDY.words_with_dropout(caption, dropout, np.random.default_rng(seed))
+    assert WORDY.decode(torch.tensor(words)) == text.normalise(caption)
+    assert len(words) >= len(WORDY.words(caption)) or dropout > 0
+
+
+def test_with_all_merges_left_out_each_byte_is_a_word():
+    assert len(WORDY.words_with_dropout("A red ★", 1.0, np.random.default_rng(0))) == len(" a red ★".encode())
+
+
+def test_a_caption_has_many_spellings_and_each_follows_from_its_random_numbers():
+    def spelling(seed: int) -> tuple[int, ...]:
+        return tuple(WORDY.words_with_dropout(CAPTIONS[0], 0.1, np.random.default_rng(seed)))
+
+    assert [spelling(seed) for seed in range(5)] == [spelling(seed) for seed in range(5)]
+    assert len({spelling(seed) for seed in range(50)}) > 20
+    assert tuple(WORDY.words(CAPTIONS[0])) in {spelling(seed) for seed in range(200)}
+
+
+def test_each_merge_is_left_out_as_often_as_said():
+    tokenizer, rng = merging(("a", "b")), np.random.default_rng(0)
+    spellings = [tokenizer.words_with_dropout("ab", 0.3, rng) for _ in range(4000)]
+    assert sum(words == [0, 1] for words in spellings) / 4000 == pytest.approx(0.3, abs=0.03)
+    assert sum(words == [2] for words in spellings) / 4000 == pytest.approx(0.7, abs=0.03)
+
+
+def test_a_merge_left_out_once_may_be_made_later():
+    draws = iter([[0.0, 1.0], [1.0], []])  # of "aabb": aa out and bb kept; aa kept; nothing is left
+    rng = SimpleNamespace(random=lambda count: np.array(next(draws)))
+    assert merging(("a", "a"), ("b", "b")).words_with_dropout("aabb", 0.5, rng) == [2, 3]
+
+
+def merging(*merges: tuple[str, str]) -> text.TextTokenizer:
+    """A tokenizer of the words a, b, and one for each merge."""
+    words = ["a", "b", *("".join(pair) for pair in merges)]
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE({word: number for number, word in enumerate(words)}, list(merges)))
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return text.TextTokenizer(bpe, 8)
+
+
+def test_rows_with_dropout_are_cut_and_filled_like_any():
+    rngs = [np.random.default_rng(seed) for seed in range(3)]
+    tokens = WORDY.encode_with_dropout(["a red star", "", "a small green star on sand"], 0.9, rngs)
+    assert tokens.shape == (3, TEXT_LENGTH) and tokens.dtype == torch.int64
+    assert tokens[1].tolist() == [-1] * TEXT_LENGTH and (tokens[2] >= 0).all()
+    assert tokens[0].tolist() == text.pad(WORDY.words_with_dropout("a red star", 0.9, np.random.default_rng(0)), TEXT_LENGTH)
 
 
 # --- training --------------------------------------------------------------------------------------------------------

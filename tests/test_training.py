@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from tests import tiny
 from thousandwords.checkpoints import Checkpoints
 from thousandwords.config import ConfigError, section
 from thousandwords.errors import UserError
 from thousandwords.seeds import step_rng
-from thousandwords.training import Config, Stopped, fit
+from thousandwords.training import Config, Stopped, check_model, fit
 from thousandwords.updates import NotFinite, autocast_type
 
 STEPS = 7
@@ -403,6 +404,12 @@ def test_the_gradient_of_a_batch_in_parts_is_the_mean_of_the_parts():
 
     torch.testing.assert_close(parted.weight, whole.weight)
     assert [row["loss"] for row in other] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"processes": 2}, {"processes": "auto"}, {"accumulation": 2}])
+def test_a_loss_that_compares_all_pairs_of_a_batch_is_not_dealt_out(settings):
+    with pytest.raises(UserError, match="compares all pairs of a batch. Set both to 1"):
+        check_model(tiny.tiny("scorers", "clip"), dataclasses.replace(TINY, **settings))
 
 
 def test_each_part_has_a_generator_of_its_own():

@@ -50,15 +50,25 @@ def _in_full(message: str, name: str) -> str:
     return f"{parent}.{message}" if parent and message.startswith(f"{own_name}.") else message
 
 
-def check_keys(values: dict, name: str, known: typing.Iterable[str]) -> None:
-    """Raises ConfigError unless `values` has exactly the `known` keys."""
-    known = list(known)
+def check_keys(values: dict, name: str, known: typing.Iterable[str], optional: typing.Iterable[str] = ()) -> None:
+    """Raises ConfigError unless `values` has all the `known` keys, and besides them `optional` ones alone."""
+    known, optional = list(known), list(optional)
     for key in values:
-        if key not in known:
-            raise ConfigError(f"params.yaml: {name} has no key {key!r}.{_suggestion(key, known)}")
+        if key not in known + optional:
+            raise ConfigError(f"params.yaml: {name} has no key {key!r}.{_suggestion(key, known + optional)}")
     for key in known:
         if key not in values:
             raise ConfigError(f"params.yaml: {name} lacks the key {key!r}")
+
+
+def model_block(block: dict, name: str, cls: type[T]) -> T:
+    """The dataclass `cls` filled from what a model's block may hold beside its kind, that kind's settings and `training`.
+
+    Raises ConfigError where one of those three is missing, or a key is neither theirs nor a field of `cls`.
+    """
+    optional = [field.name for field in dataclasses.fields(cls)]
+    check_keys(block, name, ["kind", block.get("kind"), "training"], optional)
+    return section({key: block[key] for key in optional if key in block}, name, cls)
 
 
 def _suggestion(key: str, known: typing.Iterable[str]) -> str:

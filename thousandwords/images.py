@@ -162,6 +162,27 @@ def fit_square(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.array(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
 
 
+def area_resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 (H, W, 3) -> (height, width, 3): each pixel the mean of the area that it covers, parts of pixels in part.
+
+    Neither Pillow's BOX nor torch's "area" does that but for whole factors: they count a pixel that is cut as whole or not.
+    """
+    rows = _area_means(pixels, height)    # (height, W, 3)
+    columns = _area_means(rows.swapaxes(0, 1), width)    # (width, height, 3)
+    return np.rint(columns.swapaxes(0, 1)).astype(np.uint8)
+
+
+def _area_means(values: np.ndarray, size: int) -> np.ndarray:
+    """The means of `size` equal lengths of the first axis, from the running sum at their ends; exact in float64."""
+    count = len(values)
+    whole, rest = np.divmod(np.arange(size + 1) * count, size)    # the ends, as whole steps and size-ths of a step
+    sums = np.zeros((count + 1, *values.shape[1:]))
+    np.cumsum(values, axis=0, out=sums[1:], dtype=np.float64)
+    ends = sums[whole]
+    ends[:-1] += (rest[:-1] / size)[:, None, None] * values[whole[:-1]]
+    return np.diff(ends, axis=0) * (size / count)
+
+
 def to_float(pixels: np.ndarray) -> Tensor:
     """uint8 (B, H, W, 3) or (H, W, 3) -> float32 (B, 3, H, W) in [0, 1]; one picture gives B = 1."""
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3:

@@ -1,10 +1,12 @@
 """Pair shards, read: the rows of one split, verified, with their pictures decoded on demand.
 
+A shard holds squares of `image_size`, or whole pictures (`data.keep`); `images` gives the squares of both.
+
 What writes them is `pairs`; it stands apart, so that a change of how pairs are prepared is no change of how they are trained on.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from thousandwords.files import DamagedArtefact, read_manifest
-from thousandwords.images import decode_png
+from thousandwords.images import decode_png, fit_square
 
 MEND = "dvc repro prepare_pairs"
 PAIR_SCHEMA = pa.schema([
     pa.field("key", pa.string(), nullable=False),
-    pa.field("image", pa.binary(), nullable=False),    # PNG, RGB, image_size x image_size
+    pa.field("image", pa.binary(), nullable=False),    # PNG, RGB: the square, or the whole picture
     pa.field("captions", pa.list_(pa.string()), nullable=False),
     pa.field("split", pa.string(), nullable=False),
     pa.field("provenance", pa.string(), nullable=False),
@@ -54,12 +56,19 @@ class PairReader:
         return self._table["captions"][index].as_py()
 
     def images(self, indices: Sequence[int]) -> np.ndarray:
-        """The pictures of the given rows, uint8 (B, H, W, 3)."""
+        """The plain squares of the given rows, uint8 (B, H, W, 3): the middle, at `image_size`, whatever is stored."""
         pixels = np.empty((len(indices), self.image_size, self.image_size, 3), np.uint8)
-        column = self._table["image"]
-        for row, index in enumerate(indices):
-            pixels[row] = decode_png(column[int(index)].as_py())
+        for row, picture in enumerate(self._decoded(indices)):
+            pixels[row] = fit_square(picture, self.image_size)
         return pixels
+
+    def pictures(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """The pictures of the given rows as they are stored, each uint8 (H, W, 3) of its own height and width."""
+        return list(self._decoded(indices))
+
+    def _decoded(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        column = self._table["image"]
+        return (decode_png(column[int(index)].as_py()) for index in indices)
 
 
 def _read_shard(path: Path) -> pa.Table:

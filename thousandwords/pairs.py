@@ -5,6 +5,8 @@ one per refused input, with the reason. What goes in comes out or is counted: n_
 n_duplicate + n_filtered, where "filtered" are sound pictures that a setting leaves out. `prepare` is a pure
 function of one input, so that it may run in other processes. Left out: near-duplicates, a second crop,
 decoding in parallel.
+
+A pair keeps the square that models see, or (`keep: whole`) the picture at its own shape, so that training can crop at random.
 """
 from __future__ import annotations
 
@@ -16,11 +18,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 
 from thousandwords.errors import UserError
 from thousandwords.files import MANIFEST, unit_hash, write_bytes, write_manifest
-from thousandwords.images import WHITE, Refused, decode_image, encode_png, fit_square
+from thousandwords.images import WHITE, Refused, area_resize, decode_image, encode_png, fit_square
 from thousandwords.pair_shards import PAIR_SCHEMA
 from thousandwords.scenes import scene_pairs
 from thousandwords.sources import FolderSource, RawPair, Source, TableSource, WebDatasetSource
@@ -66,7 +69,9 @@ class Config:
 
     source: Literal["scenes", "folder", "csv", "webdataset"] = "scenes"
     path: str = "data/own"             # the folder, the table, or the tars
-    image_size: int = 64               # pixels a side of the stored square
+    image_size: int = 64               # pixels a side of the square that models see
+    keep: Literal["square", "whole"] = "square"    # what shards hold: that square, or the picture for random crops
+    keep_side: int | None = None       # whole: a longer short side is shrunk to this; the paper's crops need 12/8 image_size
     validation_share: float = 0.05     # of the groups, held out by a hash of the group
     group_by: str | None = None        # regular expression; captions that agree in its group 1 share a split
     background: tuple[int, int, int] = WHITE    # behind transparent pixels
@@ -94,7 +99,14 @@ class Config:
             raise ValueError(f"data.background is {self.background}; it is red, green, blue from 0 to 255")
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
             raise ValueError(f"data.delimiter is {self.delimiter!r}; it is one character, like ';' or a tab")
+        self._check_keep_side()
         _check_group_by(self.group_by)
+
+    def _check_keep_side(self) -> None:
+        if self.keep_side is not None and self.keep == "square":
+            raise ValueError(f"data.keep_side is {self.keep_side}, but data.keep is square, of image_size. Set data.keep: whole")
+        if self.keep_side is not None and self.keep_side < self.image_size:
+            raise ValueError(f"data.keep_side is {self.keep_side}; it needs to be data.image_size ({self.image_size}) or more")
 
 
 def _check_group_by(group_by: str | None) -> None:
@@ -131,16 +143,27 @@ class Refusal:
 
 
 def prepare(raw: RawPair, config: Config) -> Pair | Refusal:
-    """A raw pair, decoded, flattened, cropped and resized; or why it can't be had."""
+    """A raw pair, decoded, flattened and fitted to what is kept; or why it can't be had."""
     try:
         if raw.problem:
             raise raw.problem
         pixels = decode_image(raw.image, config.background, config.min_side, config.max_aspect)
-        return Pair(raw.key, encode_png(fit_square(pixels, config.image_size)), raw.captions, raw.provenance)
+        return Pair(raw.key, encode_png(kept(pixels, config)), raw.captions, raw.provenance)
     except Refused as problem:
         digest = None if raw.image is None else hashlib.sha256(raw.image).hexdigest()
         size = None if raw.image is None else len(raw.image)
         return Refusal(raw.key, raw.provenance, digest, size, problem.reason, problem.detail)
+
+
+def kept(pixels: np.ndarray, config: Config) -> np.ndarray:
+    """What a shard holds of a picture (H, W, 3): its square, or all of it, its short side at most `keep_side`."""
+    if config.keep == "square":
+        return fit_square(pixels, config.image_size)
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    if config.keep_side is None or side <= config.keep_side:
+        return pixels
+    return area_resize(pixels, round(height * config.keep_side / side), round(width * config.keep_side / side))
 
 
 def group_of(pair: Pair, group_by: str | None) -> str:
@@ -215,9 +238,15 @@ def write_pairs(config: Config, seed: int, folder: Path,
     table = _table(map(vars, refusals), QUARANTINE_SCHEMA)
     write_bytes(Path(folder) / QUARANTINE, table_bytes(table, ROW_GROUP))
     facts = {"image_size": config.image_size, "source": config.source, "seed": seed, "counts": counts,
-             "settings": asdict(config)}
+             "settings": _settings(config)}
     write_manifest(folder, {**shards.rows, QUARANTINE: len(refusals)}, facts)
     return counts
+
+
+def _settings(config: Config) -> dict:
+    """All settings; of squares without what is only for whole pictures, so that their manifest stays what it always was."""
+    settings = asdict(config)
+    return settings if config.keep == "whole" else {key: settings[key] for key in settings if not key.startswith("keep")}
 
 
 class _Shards:

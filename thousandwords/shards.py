@@ -6,10 +6,10 @@ refuses any other. Captions stay text, so a new BPE does not re-encode a single 
 """
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,11 +35,18 @@ class Config:
 
     rows_per_shard: int = 8192
     batch_size: int = 256  # pictures encoded at a time
+    views_per_image: int = 1  # crops of each training picture; training sees one of them per epoch
+    augmentation: Literal["none", "paper"] = "none"  # none: the plain square; paper: random crops (listing 2)
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"tokens.{name} is {value}; it needs to be 1 or more")
+        for name in ("rows_per_shard", "batch_size", "views_per_image"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"tokens.{name} is {getattr(self, name)}; it needs to be 1 or more")
+        if self.views_per_image > 1 and self.augmentation == "none":
+            raise ValueError(
+                f"tokens.views_per_image is {self.views_per_image}, but all views of a plain square are alike. "
+                "Set tokens.augmentation: paper"
+            )
 
 
 @dataclass(frozen=True)
@@ -190,21 +197,6 @@ def _read_shard(path: Path, header: TokenHeader) -> pa.Table:
 
 def _words(chunk: pa.FixedSizeListArray, header: TokenHeader) -> np.ndarray:
     return chunk.flatten().to_numpy().reshape(len(chunk), header.views, header.length)
-
-
-def batch_indices(step: int, count: int, batch_size: int, seed: int) -> list[int]:
-    """Which rows make up batch `step`: a function of its arguments alone, so any batch can be had without the others.
-
-    The batches, laid end to end, go through one seeded permutation of all `count` rows after the other; a batch may
-    hold the end of one epoch and the start of the next, so that no row is ever left out.
-    """
-    positions = range(step * batch_size, (step + 1) * batch_size)
-    return [int(_permutation(count, seed, position // count)[position % count]) for position in positions]
-
-
-@functools.lru_cache(maxsize=4)
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch, count]).permutation(count)
 
 
 def in_order(count: int, batch_size: int) -> Iterator[list[int]]:

@@ -2,16 +2,21 @@
 
 The paper's text side (arXiv 2102.12092 §2.2): lower-cased captions, up to 256 tokens of a vocabulary of 16,384. Byte-level,
 so that any language and any emoji has a spelling and nothing is ever unknown. Pads are -1 here: the generator has a learned
-pad for each position, so a pad is no word of the vocabulary. BPE-dropout is left out.
+pad for each position, so a pad is no word of the vocabulary.
+
+With BPE-dropout (Provilkov et al., arXiv 1910.13267) a caption has another spelling each time that training reads it. The
+library draws such spellings from random numbers that nobody can seed, so they are found here, from its merges.
 """
 from __future__ import annotations
 
+import itertools
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -50,6 +55,9 @@ class TextTokenizer:
     def __init__(self, bpe: tokenizers.Tokenizer, text_length: int, fingerprint: str = "") -> None:
         self.bpe, self.text_length, self.fingerprint = bpe, text_length, fingerprint
         self.vocab_size = bpe.get_vocab_size()
+        model = json.loads(bpe.to_str())["model"]
+        self._ids: dict[str, int] = model["vocab"]
+        self._ranks = {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
 
     def words(self, caption: str) -> list[int]:
         """One caption's tokens, all of them."""
@@ -60,13 +68,46 @@ class TextTokenizer:
         encoded = self.bpe.encode_batch([normalise(caption) for caption in captions])
         return torch.tensor([pad(entry.ids, self.text_length) for entry in encoded], dtype=torch.int64)
 
+    def words_with_dropout(self, caption: str, dropout: float, rng: np.random.Generator) -> list[int]:
+        """One caption's tokens, each merge left out with probability `dropout` whenever it could be made; 0 gives `words`."""
+        parts = [part for part, _ in self.bpe.pre_tokenizer.pre_tokenize_str(normalise(caption))]
+        return [self._ids[word] for part in parts for word in self._merged(list(part), dropout, rng)]
+
+    def encode_with_dropout(
+        self, captions: Sequence[str], dropout: float, rngs: Sequence[np.random.Generator]
+    ) -> Tensor:
+        """`encode` with BPE-dropout, one random generator for each caption: (B, T) int64."""
+        drawn = [self.words_with_dropout(caption, dropout, rng) for caption, rng in zip(captions, rngs, strict=True)]
+        return torch.tensor([pad(tokens, self.text_length) for tokens in drawn], dtype=torch.int64)
+
+    def _merged(self, words: list[str], dropout: float, rng: np.random.Generator) -> list[str]:
+        """Bytes -> words: the oldest merge that is not left out, again and again, until none is left (their algorithm 1)."""
+        while True:
+            pairs = [
+                (self._ranks[pair], place) for place, pair in enumerate(itertools.pairwise(words)) if pair in self._ranks
+            ]
+            if dropout:
+                kept = rng.random(len(pairs)) >= dropout
+                pairs = list(itertools.compress(pairs, kept))
+            if not pairs:
+                return words
+            _, place = min(pairs)
+            words = [*words[:place], words[place] + words[place + 1], *words[place + 2 :]]
+
     def decode(self, tokens: Tensor) -> str:
         """One row of tokens (T,) -> its text, pads left out."""
-        return self.bpe.decode([int(token) for token in tokens if token != PAD]).removeprefix(" ")
+        return self.bpe.decode([token for token in tokens.tolist() if token != PAD]).removeprefix(" ")
 
     def count_cut(self, captions: Iterable[str]) -> int:
-        """How many captions have more tokens than the model reads."""
+        """How many captions have more tokens than the model reads (in the usual spelling; with dropout they are longer)."""
         return sum(len(self.words(caption)) > self.text_length for caption in captions)
+
+    def told_cut(self, cut: int, count: int) -> str:
+        """One sentence on captions that were cut: "3 of 2,000 captions have more than 24 tokens; …"."""
+        return (
+            f"{cut:,} of {count:,} captions have more than {self.text_length} tokens; the rest of each is not read. "
+            "To read more, raise text_tokenizer.text_length or vocab_size"
+        )
 
 
 def pad(tokens: list[int], length: int) -> list[int]:

@@ -11,6 +11,7 @@ class Scorer(nn.Module, ABC):
     """Images (B, 3, H, W) in [0, 1] and B captions -> B scores in [-1, 1]; a better fit has a higher score."""
 
     is_trainable = True  # False: pretrained weights, taken as they are
+    needs_whole_batches = True  # the loss compares all pairs of a batch, so that a part of one has another loss
 
     @abstractmethod
     def score(self, images: Tensor, captions: list[str]) -> Tensor:

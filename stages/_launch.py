@@ -1,0 +1,37 @@
+"""A stage that trains in several processes: it becomes torchrun, which starts the stage once per process.
+
+So `dvc repro` and the flows need know nothing of it. On several machines start torchrun yourself:
+`torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:PORT -m stages.train_generator …` with the rest of the stage's `cmd`.
+"""
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from stages._stage import read_params
+from thousandwords.distributed import is_started_by_torchrun
+from thousandwords.errors import UserError
+
+
+def launch_processes(stage: str, params: Path, section: str, argv: list[str] | None) -> None:
+    """Replaces this process by torchrun where the section's `training.processes` asks for more than one; else returns."""
+    if is_started_by_torchrun():
+        return
+    wanted = count_processes(params, section)
+    if wanted > 1:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(wanted), "-m", f"stages.{stage}"]
+        os.execv(sys.executable, [sys.executable, *torchrun, *(sys.argv[1:] if argv is None else argv)])
+
+
+def count_processes(params: Path, section: str) -> int:
+    """How many processes the file asks for; "auto" is one per GPU. A file that cannot be read is the stage's to refuse."""
+    try:
+        wanted = read_params(params)[section]["training"].get("processes", 1)
+    except (UserError, KeyError, TypeError, AttributeError):
+        return 1
+    if wanted == "auto":
+        return max(1, torch.cuda.device_count())
+    return wanted if isinstance(wanted, int) else 1
