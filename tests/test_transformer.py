@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 
-from thousandwords.generators._layers import dense
-from thousandwords.generators._masks import KINDS
+from thousandwords.generators._blocked import Lines, blocked
+from thousandwords.generators._layers import ACTIVATIONS, dense
+from thousandwords.generators._masks import KINDS, attention_mask
 from thousandwords.generators.transformer import Config, Transformer, hide_captions, mean_loss
 
 TEXT_WORDS, TEXT_LENGTH, IMAGE_WORDS, SIDE = 11, 6, 13, 4
@@ -356,3 +357,103 @@ def test_a_tokenizer_with_several_scales_is_refused():
 def test_settings_that_make_no_model_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Config(**settings)
+
+
+# --- the fast path ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", [1, 2, 4, 7])
+@pytest.mark.parametrize("kernel", [1, 3, 5, 11])
+@pytest.mark.parametrize("kind", KINDS)
+def test_attending_line_by_line_is_attending_under_the_whole_mask(kind, kernel, side):
+    prefix, rng = 5, torch.Generator().manual_seed(0)
+    mask = attention_mask(kind, prefix, side, kernel)
+    whole = [torch.randn(2, 3, prefix + side * side, 8, generator=rng, dtype=torch.float64) for _ in range(3)]
+    lines = Lines(mask, prefix, side, kind == "column")
+
+    for length in {len(mask), len(mask) - 1}:
+        read = [tensor[:, :, :length] for tensor in whole]
+        torch.testing.assert_close(blocked(lines)(*read), dense(mask[:length, :length])(*read), atol=1e-12, rtol=0)
+
+
+def test_a_column_is_a_line_of_its_own_once_the_grid_is_transposed():
+    reach = {
+        kind: Lines(attention_mask(kind, 258, 32, 11), 258, 32, kind == "column").reach for kind in KINDS
+    }
+    assert reach == {"row": 1, "column": 0, "convolutional": 6}  # 5 lines above, and one more around the line's end
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 6])
+def test_the_fast_path_gives_the_logits_and_gradients_of_the_whole_mask(num_layers):
+    fast, slow = tiny(num_layers, attention="blocked"), tiny(num_layers, attention="dense")
+    text, tokens = captions(3), pictures(3)
+
+    for one in (fast, slow):
+        one.loss(text, tokens, 0, torch.Generator())[0].backward()
+
+    for found, wanted in zip(fast.logits(text, tokens), slow.logits(text, tokens), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    for found, wanted in zip(fast.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, wanted.grad, atol=1e-5, rtol=0)
+
+
+def test_a_later_token_never_changes_an_earlier_logit_on_the_fast_path():
+    model, text, tokens = tiny(6, attention="blocked"), captions(1), pictures(1)
+    before = model.logits(text, tokens)[1]
+
+    for position in range(SIDE * SIDE):
+        changed = tokens.clone()
+        changed[:, position] = (tokens[:, position] + 1) % IMAGE_WORDS
+        assert model.logits(text, changed)[1][:, : position + 1].equal(before[:, : position + 1])
+
+
+def test_large_grids_take_the_fast_path_where_it_has_far_fewer_keys():
+    def chosen(side: int, text_length: int) -> set[str]:
+        with torch.random.fork_rng(devices=[]):
+            model = Transformer(Config(num_layers=4, num_heads=1, width=4), 5, text_length, 5, (side,))
+        attends = {kind: model._attend(kind, model.prefix_length + side * side).__qualname__ for kind in KINDS}
+        return {kind for kind, name in attends.items() if name.startswith("blocked")}
+
+    assert chosen(8, 24) == set()
+    assert chosen(16, 64) == {"row", "column"}
+    assert chosen(32, 256) == {"row", "column", "convolutional"}
+
+
+# --- what the paper leaves open --------------------------------------------------------------------------------------
+
+
+def test_the_activation_is_a_setting():
+    inputs = torch.tensor([-1.0, 0.0, 1.0])
+    found = {name: function(inputs).tolist() for name, function in ACTIVATIONS.items()}
+    assert found["relu"] == [0, 0, 1]
+    assert found["gelu"] == pytest.approx([-0.158655, 0, 0.841345], abs=1e-5)
+    assert found["quick_gelu"] == pytest.approx([-0.154204, 0, 0.845796], abs=1e-5)
+    logits = [tiny(activation=name).logits(captions(1), pictures(1))[1] for name in ACTIVATIONS]
+    assert not logits[0].equal(logits[1]) and not logits[0].equal(logits[2])
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_dropout_is_a_function_of_the_step_and_off_when_not_training(recompute):
+    model, text, tokens = tiny(dropout=0.5, recompute=recompute), captions(2), pictures(2)
+
+    def loss_and_slope(seed: int) -> tuple[float, torch.Tensor]:
+        model.zero_grad()
+        loss = model.loss(text, tokens, 0, torch.Generator().manual_seed(seed))[0]
+        loss.backward()
+        return float(loss.detach()), model.layers[0].mlp.hidden.weight.grad.clone()
+
+    state = torch.get_rng_state()
+    (first, slope), (again, slope_again), (other, _) = (loss_and_slope(seed) for seed in (1, 1, 2))
+    assert first == again != other and slope.equal(slope_again)
+    assert torch.get_rng_state().equal(state)
+    whole, bare = (one.eval().loss(text, tokens, 0, torch.Generator())[0].detach() for one in (model, tiny()))
+    assert whole.equal(bare)
+
+
+def test_recomputed_layers_give_the_same_gradients():
+    slopes = []
+    for recompute in (False, True):
+        model = tiny(recompute=recompute, dropout=0.5)
+        model.loss(captions(2), pictures(2), 0, torch.Generator().manual_seed(0))[0].backward()
+        slopes.append([parameter.grad for parameter in model.parameters()])
+    assert all(one.equal(other) for one, other in zip(*slopes, strict=True))

@@ -9,8 +9,10 @@ counting them would flatter the loss. Left out: BPE-dropout, which is the loader
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +20,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from thousandwords.generators import PAD, Generator
+from thousandwords.generators._blocked import Lines, blocked
 from thousandwords.generators._cache import Candidates, LayerCache
 from thousandwords.generators._layers import Attend, Layer, dense
 from thousandwords.generators._masks import KINDS, attention_mask, layer_kinds
 from thousandwords.sampling import draw, guide, truncate, uniforms
 from thousandwords.scaling import ResidualPath
+
+LARGE_SIDE = 16  # cells; below it a whole mask costs less than cutting the stream into lines
+LEAST_GAIN = 2.5  # times fewer keys, below which the cutting costs more than it saves (measured on a CPU)
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,10 @@ class Config:
     text_loss_weight: float = 0.125  # paper, 1/8
     image_loss_weight: float = 0.875  # paper, 7/8
     init_std: float = 0.02  # of weights and embeddings; not in the paper, GPT-2's
+    activation: Literal["gelu", "quick_gelu", "relu"] = "gelu"  # of the MLP; the paper does not say
+    dropout: float = 0.0  # of what a layer adds to the stream, in training; the paper does not say
+    # how the training pass attends: under the whole mask, line by line, or the second where grids are large enough to gain by it
+    attention: Literal["auto", "dense", "blocked"] = "auto"
     recompute: bool = False  # activation checkpointing: less memory, and each layer's forward pass once more
     caption_dropout: float = 0.0  # share of captions hidden in training, so that sampling may be guided; 0 in the paper
 
@@ -52,8 +62,9 @@ class Config:
         for name in ("text_loss_weight", "image_loss_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"transformer.{name} is {getattr(self, name)}; a loss weight is 0 or more")
-        if not 0 <= self.caption_dropout < 1:
-            raise ValueError(f"transformer.caption_dropout is {self.caption_dropout}; it must be in [0, 1)")
+        for name in ("caption_dropout", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"transformer.{name} is {getattr(self, name)}; it must be in [0, 1)")
         if not self.init_std > 0:
             raise ValueError(f"transformer.init_std is {self.init_std}; it must be above 0")
 
@@ -79,7 +90,8 @@ class Transformer(Generator):
         self.kinds = layer_kinds(config.num_layers)
         self._add_embeddings(config.width)
         self.layers = nn.ModuleList(
-            Layer(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.num_layers)
+            Layer(config.width, config.num_heads, config.mlp_ratio, config.activation, config.dropout)
+            for _ in range(config.num_layers)
         )
         self.output_norm = nn.LayerNorm(config.width)
         self.text_output = nn.Linear(config.width, text_vocab_size)
@@ -87,6 +99,7 @@ class Transformer(Generator):
         for kind in KINDS:
             mask = attention_mask(kind, self.prefix_length, self.side, config.kernel)
             self.register_buffer(f"{kind}_mask", mask, persistent=False)
+        self._lines: dict[tuple[str, torch.device], Lines] = {}  # read off the masks when first asked for
         self._initialise(config)
 
     @property
@@ -105,7 +118,8 @@ class Transformer(Generator):
         """text (B, T), image_tokens (B, L) -> weighted loss, and both parts in nats per word of their kind."""
         if self.training and self.config.caption_dropout:
             text = hide_captions(text, self.config.caption_dropout, rng)
-        text_logits, image_logits = self.logits(text, image_tokens)
+        with self._seeded_dropout(rng):
+            text_logits, image_logits = self.logits(text, image_tokens)
         text_loss, image_loss = mean_loss(text_logits, text, text_words), mean_loss(image_logits, image_tokens)
         weighted = self.config.text_loss_weight * text_loss + self.config.image_loss_weight * image_loss
         return weighted, {"text_loss": text_loss.detach(), "image_loss": image_loss.detach()}
@@ -115,9 +129,9 @@ class Transformer(Generator):
         self.check_text(text)
         self.check_image_tokens(image_tokens)
         stream = torch.cat([self.embed_text(text), self.embed_image(image_tokens[:, :-1])], dim=1)
-        masks = self._masks()
+        attends = {kind: self._attend(kind, stream.shape[1]) for kind in set(self.kinds)}
         for layer, kind in zip(self.layers, self.kinds, strict=True):
-            stream = self._read(layer, stream, dense(masks[kind][: stream.shape[1], : stream.shape[1]]))
+            stream = self._read(layer, stream, attends[kind])
         text_states, image_states = stream[:, : self.text_length], stream[:, self.prefix_length - 1 :]
         return self._read_out(text_states, self.text_output), self._read_out(image_states, self.image_output)
 
@@ -176,6 +190,29 @@ class Transformer(Generator):
         for layer, kind, cache in zip(self.layers, self.kinds, caches, strict=True):
             stream = layer(stream, cache.step(position, seen[kind]))
         return self._read_out(stream[:, 0], self.image_output)
+
+    def _attend(self, kind: str, length: int) -> Attend:
+        """The attention of a whole stream of that many positions in layers of one kind."""
+        mask = self.get_buffer(f"{kind}_mask")
+        if self.config.attention == "dense" or (self.config.attention == "auto" and self.side < LARGE_SIDE):
+            return dense(mask[:length, :length])
+        lines = self._lines.get((kind, mask.device))
+        if lines is None:
+            lines = self._lines[kind, mask.device] = Lines(mask, self.prefix_length, self.side, kind == "column")
+        if self.config.attention == "auto" and lines.keys * LEAST_GAIN > len(mask):
+            return dense(mask[:length, :length])
+        return blocked(lines)
+
+    @contextlib.contextmanager
+    def _seeded_dropout(self, rng: torch.Generator) -> Iterator[None]:
+        """Dropout draws from torch's own generator, which knows of no step: here it is set from the step's, and put back."""
+        if not (self.training and self.config.dropout):
+            yield
+            return
+        seed = int(torch.randint(2**62, (), generator=rng, device=rng.device))
+        with torch.random.fork_rng([rng.device] if rng.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
 
     def _read(self, layer: Layer, stream: Tensor, attend: Attend) -> Tensor:
         if self.config.recompute and torch.is_grad_enabled():
