@@ -33,7 +33,7 @@ def evaluate(pairs: Path, tokenizer: Path, samples: Path, ranked: Path, history:
     )
     curves = {path.stem: json.loads(path.read_bytes()) for path in sorted((history / "curves").glob("*.json"))}
     records = {path.stem: json.loads(path.read_bytes()) for path in sorted((history / "runs").glob("*.json"))}
-    figures = collect(rebuilt, match, scores, curves["train_generator"], run)
+    figures = collect(rebuilt, match, scores[drawn.from_text()], curves["train_generator"], run)
     figures["seconds"] = {name: record["seconds"] for name, record in records.items()}
     figures["seconds"]["evaluate"] = round(run.seconds, 2)
     plots = _report.draw_plots(rebuilt, figures, curves)
