@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from stages import _report
+from stages.evaluate import collect
 from stages.rank_images import rank_images
 from stages.sample_images import sample_images
 from tests.tiny import pictures, tiny, tiny_text
@@ -111,6 +112,15 @@ def test_the_grid_of_a_completed_picture_begins_with_what_was_given(both, folder
     assert grid.shape[1] == 4 + 4 * (96 + 4)
     plain, same = (folder / name / "ranked/004-a-red-star.png" for name in ("plain", "completed"))
     assert plain.read_bytes() == same.read_bytes()
+
+
+def test_the_figures_of_the_run_are_about_text_alone(both):
+    rebuilt = SimpleNamespace(psnr_hard=1.0, psnr_kmeans=1.0, codebook=dict)
+    curve = [{"validation/text_loss": 1.0, "validation/image_loss": 2.0}]
+
+    plain, completed = (collect(rebuilt, {}, *both[name][:2], curve, running({})) for name in ("plain", "completed"))
+
+    assert completed == plain and plain["n"] == 3
 
 
 def test_captions_of_completed_pictures_are_not_matched(both):
