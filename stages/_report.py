@@ -90,8 +90,9 @@ def _memory(record: dict) -> str:
 
 
 def _hero(drawn: Samples, scores: np.ndarray, pictures: dict[str, bytes]) -> list[dict[str, Any]]:
-    """The best candidate of prompts spread evenly over all: not a choice of the prettiest."""
-    chosen = np.unique(np.linspace(0, len(drawn.prompts) - 1, HERO).astype(int))
+    """The best candidate of prompts spread evenly over all that had no picture: not a choice of the prettiest."""
+    rows = drawn.from_text()
+    chosen = np.array(rows)[np.unique(np.linspace(0, len(rows) - 1, HERO).astype(int))]
     shown = []
     for prompt in chosen:
         best = int(scores[prompt].argmax())
@@ -139,7 +140,11 @@ def _prompt(
         one = {"picture": key, "score": float(scores[prompt, candidate])}
         candidates.append(one | ({"matches": read[prompt][candidate]} if prompt in read else {}))
     split = evaluation.NAMES.get(drawn.splits[prompt], drawn.splits[prompt])
-    return {"prompt": drawn.prompts[prompt], "split": split, "candidates": candidates}
+    row = {"prompt": drawn.prompts[prompt], "split": split, "candidates": candidates}
+    if prompt in drawn.given:
+        pictures[f"given-{prompt}"] = images.encode_png(drawn.given[prompt])
+        row["given"] = f"given-{prompt}"
+    return row
 
 
 def _sections(plots: dict[str, bytes]) -> dict[str, list[dict[str, str]]]:

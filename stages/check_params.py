@@ -10,6 +10,7 @@ import torch
 
 from stages._stage import Stage, arguments, stage
 from thousandwords import components, pairs, text, training
+from thousandwords.completion import read_completions, rows_of, side_of, top_rows
 from thousandwords.config import ConfigError, check_keys, model_block, section
 from thousandwords.drawing import Prompts, check_guidance, check_prompt
 from thousandwords.evaluation import Config as EvaluationConfig
@@ -46,8 +47,11 @@ def check_params(params: dict, seed: int) -> None:
     words = section(params["text_tokenizer"], "text_tokenizer", text.Config)
     tokens = section(params["tokens"], "tokens", TokensConfig)
     section(params["evaluation"], "evaluation", EvaluationConfig)
-    for number, prompt in enumerate(section(params["sampling"], "sampling", Prompts).prompts):
+    sampling = section(params["sampling"], "sampling", Prompts)
+    for number, prompt in enumerate(sampling.prompts):
         check_prompt(prompt, f"params.yaml: sampling.prompts[{number}]")
+    if sampling.complete:
+        list(read_completions(sampling.complete))
     check_models(params, data.image_size, words)
     check_crops(params, data, tokens)
 
@@ -63,7 +67,8 @@ def check_models(params: dict, image_size: int, words: text.Config) -> None:
         else:
             check_keys(block, name, ["kind", block["kind"], "training"])
         trainings[name] = section(block["training"], f"{name}.training", training.Config)
-    check_guidance(section(params["sampling"], "sampling", Prompts).guidance, configs["generator"])
+    sampling = section(params["sampling"], "sampling", Prompts)
+    check_guidance(sampling.guidance, configs["generator"])
     try:
         with torch.device("meta"):
             tokenizer = _build(params, "image_tokenizer", configs, image_size=image_size)
@@ -78,6 +83,9 @@ def check_models(params: dict, image_size: int, words: text.Config) -> None:
             )
         for name, model in (("image_tokenizer", tokenizer), ("generator", generator)):
             training.check_model(model, trainings[name])
+        if sampling.complete:
+            side = side_of(tokenizer.scales)
+            top_rows(side, rows_of(sampling.complete_share, side))
         if getattr(configs["scorer"], "pretrained", None) is None:
             training.check_model(_build(params, "scorer", configs, image_size=image_size), trainings["scorer"])
     except ConfigError:

@@ -18,7 +18,7 @@ from thousandwords.config import section
 from thousandwords.files import read_manifest, write_bytes, write_json
 from thousandwords.pair_shards import PairReader
 from thousandwords.report import render_report
-from thousandwords.samples import read_samples
+from thousandwords.samples import Samples, read_samples
 
 
 def evaluate(pairs: Path, tokenizer: Path, samples: Path, ranked: Path, history: Path, out: Path, run: Stage) -> None:
@@ -33,7 +33,7 @@ def evaluate(pairs: Path, tokenizer: Path, samples: Path, ranked: Path, history:
     )
     curves = {path.stem: json.loads(path.read_bytes()) for path in sorted((history / "curves").glob("*.json"))}
     records = {path.stem: json.loads(path.read_bytes()) for path in sorted((history / "runs").glob("*.json"))}
-    figures = collect(rebuilt, match, scores, curves["train_generator"], run)
+    figures = collect(rebuilt, match, drawn, scores, curves["train_generator"], run)
     figures["seconds"] = {name: record["seconds"] for name, record in records.items()}
     figures["seconds"]["evaluate"] = round(run.seconds, 2)
     plots = _report.draw_plots(rebuilt, figures, curves)
@@ -52,15 +52,20 @@ def evaluate(pairs: Path, tokenizer: Path, samples: Path, ranked: Path, history:
 
 
 def collect(
-    rebuilt: evaluation.Reconstructions, match: dict, scores: np.ndarray, curve: list[dict[str, float]], run: Stage
+    rebuilt: evaluation.Reconstructions,
+    match: dict,
+    drawn: Samples,
+    scores: np.ndarray,
+    curve: list[dict[str, float]],
+    run: Stage,
 ) -> dict:
-    """The nested, stable layout of metrics.json."""
+    """The nested, stable layout of metrics.json; a picture that was given in part counts in no figure of drawn ones."""
     last = next(row for row in reversed(curve) if "validation/image_loss" in row)
     figures = {
         "reconstruction": {"psnr_hard": rebuilt.psnr_hard, "psnr_kmeans": rebuilt.psnr_kmeans},
         "codebook": rebuilt.codebook(),
         "generator": {"val_loss_text": last["validation/text_loss"], "val_loss_image": last["validation/image_loss"]},
-        "clip_score": metrics.score_rates(scores, np.random.default_rng(run.seed)),
+        "clip_score": metrics.score_rates(scores[drawn.from_text()], np.random.default_rng(run.seed)),
         "n": int(scores.shape[1]),
     }
     return figures | ({"caption_match": match} if match else {})

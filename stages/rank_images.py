@@ -30,14 +30,15 @@ def rank_images(samples: Path, scorer: Path, out: Path, run: Stage) -> None:
         pictures = drawn.pictures(prompt)
         scores[prompt] = score_pictures(model, pictures, drawn.prompts[prompt], device)
         name = f"{prompt:03d}-{slug(drawn.prompts[prompt])}.png"
-        write_bytes(out / name, images.encode_png(best_first(pictures, scores[prompt])))
+        write_bytes(out / name, images.encode_png(best_first(pictures, scores[prompt], drawn.given.get(prompt))))
         names.append(name)
     write_bytes(out / "scores.parquet", table_bytes(score_table(scores)))
     write_bytes(out / "overview.png", images.encode_png(overview(drawn, scores)))
     files = {name: None for name in (*names, "overview.png")} | {"scores.parquet": scores.size}
     write_manifest(out, files, {"candidates": drawn.candidates, "prompts": len(drawn.prompts)})
     run.record_files(out / "overview.png")
-    run.record_metrics({"clip_score_n1": scores.mean(), "clip_score_best": scores.max(axis=1).mean()})
+    told = scores[drawn.from_text()]
+    run.record_metrics({"clip_score_n1": told.mean(), "clip_score_best": told.max(axis=1).mean()})
 
 
 def score_pictures(model: torch.nn.Module, pictures: np.ndarray, prompt: str, device: str) -> np.ndarray:
@@ -59,18 +60,20 @@ def score_table(scores: np.ndarray) -> pa.Table:
     )
 
 
-def best_first(pictures: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """A contact sheet of the best candidates with their scores below."""
+def best_first(pictures: np.ndarray, scores: np.ndarray, given: np.ndarray | None = None) -> np.ndarray:
+    """A contact sheet of the best candidates with their scores below; before them what they were given."""
     order = np.argsort(-scores, kind="stable")[:SHOWN]
-    labels = [f"{scores[row]:.3f}" for row in order]
-    return images.grid(pictures[order], columns=min(8, len(order)), labels=labels, zoom=zoom_of(pictures))
+    shown, labels = pictures[order], [f"{scores[row]:.3f}" for row in order]
+    if given is not None:
+        shown, labels = np.concatenate([given[None], shown]), ["given", *labels]
+    return images.grid(shown, columns=min(8, len(shown)), labels=labels, zoom=zoom_of(pictures))
 
 
 def overview(drawn: Samples, scores: np.ndarray) -> np.ndarray:
     """The best candidate of some prompts of every split, with the prompt below."""
     chosen = np.unique(np.linspace(0, len(drawn.prompts) - 1, OVERVIEW).astype(int))
     best = np.stack([drawn.pictures(prompt)[scores[prompt].argmax()] for prompt in chosen])
-    labels = [drawn.prompts[prompt] for prompt in chosen]
+    labels = [f"{'completed: ' if prompt in drawn.given else ''}{drawn.prompts[prompt]}" for prompt in chosen]
     return images.grid(best, columns=6, labels=labels, zoom=2 * zoom_of(best))
 
 

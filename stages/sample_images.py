@@ -1,9 +1,10 @@
 """Prompts + models -> N candidates per prompt (results/samples): words, pictures and seeds."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -11,11 +12,12 @@ from stages._progress import progress
 from stages._stage import Stage, arguments, stage
 from stages._training import device_of
 from thousandwords import components, images, text
+from thousandwords.completion import TO_DRAW, faded, given_words, read_completions, rows_of, side_of, top_rows
 from thousandwords.config import section
 from thousandwords.drawing import Drawn, Prompts, check_prompt, decode_in_parts, draw_candidates
 from thousandwords.errors import UserError
 from thousandwords.pair_shards import PairReader, splits
-from thousandwords.samples import sample_table, write_samples
+from thousandwords.samples import COMPLETED, sample_table, write_samples
 
 OWN = "own"  # the split of prompts that were written in params.yaml
 
@@ -24,18 +26,21 @@ def sample_images(
     pairs: Path, text_tokenizer: Path, image_tokenizer: Path, generator: Path, out: Path, run: Stage
 ) -> None:
     settings = section(run.params.get("sampling"), "sampling", Prompts)
-    prompts = choose_prompts(pairs, settings)
+    completions = list(read_completions(settings.complete)) if settings.complete else []
+    prompts = choose_prompts(pairs, settings) + [(COMPLETED, caption) for caption, _ in completions]
     words = text.load(text_tokenizer)
     pictures = components.load("tokenizers", image_tokenizer, mend="dvc repro train_image_tokenizer")
     drawer = components.load("generators", generator, mend="dvc repro train_generator")
     _check_match(drawer.header, words.fingerprint, pictures.fingerprint)
     device = device_of(run)
     drawer, pictures = drawer.to(device), pictures.to(device)
+    given, shown = given_to(len(prompts), [picture for _, picture in completions], pictures, settings.complete_share)
     batches = -(-len(prompts) * settings.candidates // settings.batch_size)
-    drawn = draw_candidates(drawer, words, [prompt for _, prompt in prompts], settings, run.seed)
+    drawn = draw_candidates(drawer, words, [prompt for _, prompt in prompts], settings, run.seed, given)
     with torch.no_grad():
         tables = [_table(part, prompts, pictures) for part in progress(drawn, "sample_images", batches, "batch")]
-    write_samples(out, tables, {"candidates": settings.candidates, "prompts": len(prompts), "seed": run.seed})
+    facts = {"candidates": settings.candidates, "prompts": len(prompts), "seed": run.seed}
+    write_samples(out, tables, facts, shown)
     run.record_metrics({"prompts": len(prompts), "pictures": len(prompts) * settings.candidates})
 
 
@@ -54,6 +59,20 @@ def _held_out_captions(pairs: Path, count: int) -> Iterator[tuple[str, str]]:
         reader = PairReader(pairs, split)
         captions = dict.fromkeys(check_prompt(reader.captions(row)[0]) for row in range(len(reader)))
         yield from [(split, caption) for caption in captions][:count]
+
+
+def given_to(
+    prompts: int, originals: Sequence[np.ndarray], tokenizer: torch.nn.Module, share: float
+) -> tuple[torch.Tensor | None, dict[int, np.ndarray]]:
+    """(words given to each prompt (P, L), -1 elsewhere; {prompt: what is seen of its picture}): the last have a picture."""
+    if not originals:
+        return None, {}
+    side, first = side_of(tokenizer.scales), prompts - len(originals)
+    kept = top_rows(side, rows_of(share, side))
+    given = torch.full((prompts, tokenizer.num_tokens), TO_DRAW)
+    given[first:] = torch.stack([given_words(tokenizer, original, kept) for original in originals])
+    fitted = [images.fit_square(original, tokenizer.image_size) for original in originals]
+    return given, {first + number: faded(original, kept) for number, original in enumerate(fitted)}
 
 
 def _check_match(header: dict, text_fingerprint: str, image_fingerprint: str) -> None:

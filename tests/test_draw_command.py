@@ -4,11 +4,13 @@ from __future__ import annotations
 import re
 
 import pytest
+from PIL import Image
 
-from tests.tiny import SIDE
+from tests.tiny import SIDE, pictures
 from thousandwords import __main__ as command
 from thousandwords import images
 from thousandwords.commands import draw as draw_command
+from thousandwords.completion import given_words, top_rows
 from thousandwords.package import load_package
 
 
@@ -18,7 +20,7 @@ def draw(package_folder, tmp_path):
 
     def run(*words: str) -> list[str]:
         command.main(["draw", *words, "--package", str(package_folder), "--out", str(tmp_path / "drawn"), "-n", "3"])
-        return sorted(str(path.relative_to(tmp_path / "drawn")) for path in tmp_path.rglob("*.png"))
+        return sorted(str(path.relative_to(tmp_path / "drawn")) for path in (tmp_path / "drawn").rglob("*.png"))
 
     return run
 
@@ -82,6 +84,56 @@ def test_the_same_command_writes_the_same_bytes(draw, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == first
 
 
+@pytest.fixture
+def picture(tmp_path):
+    """A picture on the disk, larger than the models' and no square."""
+    pixels = images.to_uint8(pictures(1))[0].repeat(3, axis=0).repeat(4, axis=1)
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given/picture.png").write_bytes(images.encode_png(pixels))
+    return tmp_path / "given/picture.png"
+
+
+def written(tmp_path, name: str) -> list:
+    """The single pictures of one prompt."""
+    return [images.decode_png(path.read_bytes()) for path in sorted((tmp_path / "drawn" / name).glob("*.png"))]
+
+
+def test_a_picture_is_completed_and_shown_first_with_the_rest_greyed_out(draw, tmp_path, package_folder, picture):
+    files = draw("a red star", "--complete", str(picture), "--keep-rows", "1")
+
+    assert "a-red-star-completed-seed0.png" in files
+    package, pixels = load_package(package_folder), images.decode_png(picture.read_bytes())
+    given = given_words(package.image_tokenizer, pixels, top_rows(4, 1))
+    wanted = package.draw("a red star", candidates=3, given=given)
+    found = written(tmp_path, "a-red-star-completed-seed0")
+    assert all((one.picture == other).all() for one, other in zip(wanted, found, strict=True))
+    grid = images.decode_png((tmp_path / "drawn/a-red-star-completed-seed0.png").read_bytes())
+    first = grid[4 : 4 + 8 * SIDE : 8, 4 : 4 + 8 * SIDE : 8]
+    assert (first[:4] == images.fit_square(pixels, SIDE)[:4]).all() and (first[4:] == first[4:, :, :1]).all()
+    assert grid.shape[1] == 4 + 4 * (8 * SIDE + 4)  # it and three candidates
+
+
+def test_half_of_a_picture_is_kept_if_nothing_else_is_asked_for(draw, tmp_path, picture):
+    draw("a red star", "--complete", str(picture))
+    halves = written(tmp_path, "a-red-star-completed-seed0")
+    draw("a red star", "--complete", str(picture), "--keep-rows", "2")
+    assert all((one == other).all() for one, other in zip(halves, written(tmp_path, "a-red-star-completed-seed0"), strict=True))
+
+
+def test_a_mask_keeps_what_is_white_in_it_and_not_what_is_transparent(draw, tmp_path, package_folder, picture):
+    mask = Image.new("RGBA", (32, 32), (255, 255, 255, 0))
+    mask.paste((255, 255, 255, 255), (16, 0, 32, 32))
+    mask.save(tmp_path / "given/mask.png")
+
+    draw("a red star", "--complete", str(picture), "--keep-mask", str(tmp_path / "given/mask.png"))
+
+    package, right = load_package(package_folder), top_rows(4, 2).T[:, ::-1].copy()
+    given = given_words(package.image_tokenizer, images.decode_png(picture.read_bytes()), right)
+    wanted = package.draw("a red star", candidates=3, given=given)
+    found = written(tmp_path, "a-red-star-completed-seed0")
+    assert all((one.picture == other).all() for one, other in zip(wanted, found, strict=True))
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +169,55 @@ def test_a_file_that_is_not_utf8_is_refused_with_its_line(refused, tmp_path):
     assert sentence.endswith("Type it again, or save it as UTF-8")
 
 
-@pytest.mark.parametrize("words", [["-n", "0"], ["--top-k", "0"]])
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--complete", "none.png"], "there is no file none.png. Give a picture (JPEG, PNG, WEBP, GIF, BMP, TIFF)"),
+        (["--complete", "."], "there is no file .. Give a picture (JPEG, PNG, WEBP, GIF, BMP, TIFF)"),
+        (
+            ["--complete", "text.png"],
+            "text.png is no picture that can be used: the bytes begin with b'a text'. Save it anew, as PNG say",
+        ),
+        (["--complete", "ok.png", "--keep-mask", "none.png"], "there is no file none.png. Give a picture"),
+        (
+            ["--complete", "ok.png", "--keep-mask", "ok.png", "--keep-rows", "2"],
+            "--keep-rows and --keep-mask both say what stays. Give one of them",
+        ),
+        (
+            ["--keep-rows", "2"],
+            "--keep-rows says what stays of a picture, but no picture is given. Name it with --complete",
+        ),
+        (
+            ["--keep-mask", "ok.png"],
+            "--keep-mask says what stays of a picture, but no picture is given. Name it with --complete",
+        ),
+    ],
+)
+def test_a_wrong_request_to_complete_ends_before_a_model_is_loaded(refused, tmp_path, words, sentence):
+    (tmp_path / "text.png").write_text("a text")
+    (tmp_path / "ok.png").write_bytes(images.encode_png(images.to_uint8(pictures(1))[0]))
+    assert refused("a star", *words).startswith(f"draw: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--keep-rows", "4"], "4 rows cannot be kept: these pictures have 4 rows of words. Keep 1 to 3"),
+        (["--keep-mask", "black.png"], "the mask is of no use: no cell of it is white enough."),
+    ],
+)
+def test_what_only_the_models_can_refuse_is_refused_before_anything_is_drawn(
+    draw, picture, tmp_path, monkeypatch, capsys, words, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "black.png").write_bytes(images.encode_png(0 * images.to_uint8(pictures(1))[0]))
+    with pytest.raises(SystemExit) as caught:
+        draw("a star", "--complete", str(picture), *words)
+    assert caught.value.code == 2 and not (tmp_path / "drawn").exists()
+    assert capsys.readouterr().err.startswith(f"draw: {sentence}")
+
+
+@pytest.mark.parametrize("words", [["-n", "0"], ["--top-k", "0"], ["--keep-rows", "0"]])
 def test_a_count_below_one_is_refused(words, capsys):
     with pytest.raises(SystemExit) as caught:
         command.main(["draw", "a star", *words])

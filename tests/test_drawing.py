@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given as given_any
 from hypothesis import strategies as st
 
 from tests.tiny import pictures, tiny, tiny_text
@@ -32,10 +32,10 @@ PROMPTS = ["a red square", "a blue circle", "ein roter stern"]
 WORDS, GENERATOR = tiny_text(), tiny("generators", "transformer")
 
 
-def drawn(prompts=tuple(PROMPTS), seed=0, **settings) -> torch.Tensor:
+def drawn(prompts=tuple(PROMPTS), seed=0, given=None, **settings) -> torch.Tensor:
     """All tokens (prompts * candidates, L)."""
     settings = Settings(**{"candidates": 3, **settings})
-    return torch.cat([part.tokens for part in draw_candidates(GENERATOR, WORDS, prompts, settings, seed)])
+    return torch.cat([part.tokens for part in draw_candidates(GENERATOR, WORDS, prompts, settings, seed, given)])
 
 
 # --- seeds -----------------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def test_the_seed_of_a_candidate_is_a_fixed_number():
     assert candidate_seed(0, "a red stars", 0) == 8747816678103077628
 
 
-@given(st.integers(), st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 10**6))
+@given_any(st.integers(), st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 10**6))
 def test_a_seed_is_one_that_torch_takes(seed, prompt, candidate):
     assert 0 <= candidate_seed(seed, prompt, candidate) < 2**63
 
@@ -94,6 +94,28 @@ def test_the_same_seed_draws_the_same_pictures_and_another_seed_others():
 
 def test_candidates_of_one_prompt_are_not_alike():
     assert len(drawn().unique(dim=0)) == 9
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 9])
+def test_given_words_are_in_every_candidate_of_their_prompt_and_of_no_other(batch_size):
+    given = torch.full((3, 16), -1)
+    given[1, :8], given[2, 5] = torch.arange(8), 3
+
+    found = drawn(given=given, batch_size=batch_size).unflatten(0, (3, 3))
+
+    assert found[0].equal(drawn()[:3])  # nothing was given: drawn as ever
+    assert found[1, :, :8].equal(torch.arange(8).expand(3, -1)) and len(found[1].unique(dim=0)) == 3
+    assert found[2, :, 5].eq(3).all() and found[2, :, :5].equal(drawn()[6:, :5])
+
+
+def test_a_picture_given_its_own_words_is_drawn_again():
+    whole = drawn(candidates=1)
+    assert drawn(candidates=1, given=whole.where(torch.arange(16) < 8, -1)).equal(whole)
+
+
+def test_given_words_of_another_number_of_prompts_are_refused():
+    with pytest.raises(ValueError, match=r"given is torch.int64 of shape \(2, 16\), wanted torch.int64 \(3, 16\)"):
+        drawn(given=torch.full((2, 16), -1))
 
 
 def test_words_become_pictures_a_few_at_a_time():
@@ -181,6 +203,15 @@ def test_a_setting_out_of_range_is_refused_wherever_it_is_given(key, value, sent
     assert str(caught.value) == f"sampling.{key} is {value}; {sentence}"
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, float("nan")])
+def test_a_share_of_rows_that_leaves_nothing_to_draw_or_to_keep_is_refused(share):
+    with pytest.raises(ConfigError) as caught:
+        section({"complete_share": share}, "sampling", Prompts)
+    assert str(caught.value) == (
+        f"params.yaml: sampling.complete_share is {share}; it needs to be between 0 and 1, to leave rows to draw"
+    )
+
+
 def test_guidance_is_refused_of_a_generator_that_never_saw_a_hidden_caption():
     with pytest.raises(ConfigError, match="sampling.guidance is 3.0, but the generator never saw a hidden caption"):
         drawn(guidance=3.0)
@@ -254,7 +285,7 @@ def test_prompts_that_read_alike_get_files_of_their_own():
     assert distinct_slugs(prompts) == ["a-star", "a-star-2", "prompt", "prompt-2", "a-star-2-2", "a-star-3"]
 
 
-@given(st.lists(st.text(max_size=4), max_size=8))
+@given_any(st.lists(st.text(max_size=4), max_size=8))
 def test_no_two_prompts_share_a_name(prompts):
     names = distinct_slugs(prompts)
     assert len(set(names)) == len(prompts) and not any("/" in name or name.startswith(".") for name in names)

@@ -216,10 +216,50 @@ def test_the_same_seed_samples_the_same_picture_and_another_seed_another(kind):
 
 
 @every_generator
-def test_a_sample_keeps_the_beginning_it_is_given(kind):
-    prime = image_tokens(2)[:, :5]
-    completed = tiny("generators", kind).sample(captions_as_tokens(2), rngs(2), prime=prime)
-    assert completed[:, :5].equal(prime)
+@pytest.mark.parametrize("cells", [range(5), [0, 3, 4, 11], [15], range(16)])
+def test_a_sample_keeps_the_words_it_is_given(kind, cells):
+    given = torch.full_like(image_tokens(2), -1)
+    given[:, list(cells)] = image_tokens(2)[:, list(cells)]
+
+    drawn = tiny("generators", kind).sample(captions_as_tokens(2), rngs(2), given=given)
+
+    assert drawn.where(given >= 0, -1).equal(given)
+    assert 0 <= drawn.min() and drawn.max() < IMAGE_WORDS
+
+
+@every_generator
+def test_a_picture_given_some_of_its_own_words_comes_out_as_it_was(kind):
+    generator, text = tiny("generators", kind), captions_as_tokens(3)
+    whole = generator.sample(text, rngs(3))
+    is_given = torch.rand(whole.shape, generator=rng(5)) < 0.5
+
+    assert generator.sample(text, rngs(3), given=whole.where(is_given, -1)).equal(whole)
+    assert generator.sample(text, rngs(3), given=torch.full_like(whole, -1)).equal(whole)
+
+
+@every_generator
+def test_a_completed_picture_does_not_depend_on_the_rows_beside_it(kind):
+    generator, text, tokens = tiny("generators", kind), captions_as_tokens(4), image_tokens(4)
+    given = tokens.where(torch.arange(tokens.shape[1]) < torch.tensor([[8], [0], [3], [16]]), -1)
+    together = generator.sample(text, rngs(4), given=given)
+
+    for row in range(4):
+        alone = generator.sample(text[[row]], [rng(row)], given=given[[row]])
+        assert alone.equal(together[[row]])
+
+
+@every_generator
+def test_log_probabilities_are_those_of_the_loss(kind):
+    generator, text = tiny("generators", kind), captions_as_tokens(4)
+    _, logged = generator.loss(text, image_tokens(4), 0, rng())
+
+    of_text, of_image = generator.log_probabilities(text, image_tokens(4))
+
+    assert of_text.shape == text.shape and of_image.shape == image_tokens(4).shape
+    assert of_text.dtype == of_image.dtype == torch.float32 and not of_image.requires_grad
+    assert of_text[text == -1].eq(0).all() and of_image.max() < 0
+    assert -of_text.sum().item() / (text != -1).sum().item() == pytest.approx(float(logged["text_loss"]), abs=1e-5)
+    assert -of_image.mean().item() == pytest.approx(float(logged["image_loss"]), abs=1e-5)
 
 
 @every_generator
@@ -236,6 +276,10 @@ def test_words_that_a_generator_was_not_built_for_are_refused(kind):
         generator.loss(captions_as_tokens(2), image_tokens(2) + IMAGE_WORDS, 0, rng())
     with pytest.raises(ValueError, match="pad or cut captions"):
         generator.sample(captions_as_tokens(2)[:, 1:], rngs(2))
+    with pytest.raises(ValueError, match="use the tokenizer it was trained with"):
+        generator.sample(captions_as_tokens(2), rngs(2), given=image_tokens(2) + IMAGE_WORDS)
+    with pytest.raises(ValueError, match="use the tokenizer it was trained with"):
+        generator.log_probabilities(captions_as_tokens(2), image_tokens(2) + IMAGE_WORDS)
 
 
 # --- scorers ---------------------------------------------------------------------------------------------------------

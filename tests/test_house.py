@@ -26,6 +26,8 @@ ALLOWED = {  # part of the library -> the packages from outside that it may impo
     **{f"{name}.py": MATHS for name in ("training", "updates", "optim", "checkpoints", "metrics", "sampling", "kmeans")},
     **{f"{name}.py": MATHS for name in ("config", "errors", "files", "naming", "components", "drawing", "evaluation")},
     **{f"{name}.py": MATHS for name in ("schedules", "seeds", "scaling", "distributed", "package", "__main__", "__init__")},
+    **{f"{name}.py": MATHS for name in ("completion", "likelihood")},
+    "workbench.py": DATA,
     "commands/": MATHS,
     "plots.py": {"numpy", "matplotlib"},
     "report.py": {"jinja2"},

@@ -65,6 +65,17 @@ def test_the_same_seed_draws_the_same_pictures_and_another_seed_others(package):
     assert not {tuple(one.tokens.tolist()) for one in first} & {tuple(one.tokens.tolist()) for one in other}
 
 
+def test_given_words_are_in_every_candidate(package):
+    whole = package.draw(PROMPT, candidates=3)
+    given = whole[0].tokens.where(torch.arange(16) < 12, -1)
+
+    completed = package.draw(PROMPT, candidates=3, given=given)
+
+    assert all(one.tokens[:12].equal(given[:12]) for one in completed)
+    same = next(one for one in completed if one.candidate == whole[0].candidate)
+    assert same.tokens.equal(whole[0].tokens) and np.array_equal(same.picture, whole[0].picture)
+
+
 def test_a_prompt_is_the_same_prompt_in_upper_case(package):
     first, shouted = package.draw(PROMPT), package.draw(f"  {PROMPT.upper()}")
     assert [one.score for one in first] == [one.score for one in shouted]

@@ -221,3 +221,14 @@ def test_drawing_leaves_the_callers_matplotlib_as_it_was():
     with matplotlib.rc_context({"font.size": 31}):
         CURVES["score"]()
         assert matplotlib.rcParams["font.size"] == 31
+
+
+@pytest.mark.parametrize(("given", "folded"), [({}, 2), ({"given": "original"}, 3)])
+def test_what_was_given_takes_a_place_in_the_first_line_of_candidates(given, folded):
+    row = {"prompt": "a red circle", "split": "completed", "candidates": [{"picture": "best"}] * 10, **given}
+
+    page = render_report(facts(prompts=[row]), PICTURES)
+
+    assert f"{folded} further candidates" in page
+    assert page.count("What was given of a picture for: a red circle") == len(given)
+    assert [f"Candidate {place} for" in page for place in (1, 10, 11)] == [True, True, False]

@@ -5,11 +5,13 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from stages import _headline, _preset, check_params
 from stages._stage import read_params
+from thousandwords import images
 from thousandwords.config import ConfigError
 from thousandwords.errors import UserError
 
@@ -59,6 +61,7 @@ def test_the_augmentations_of_the_paper_pass_the_check():
         ("generator.bpe_dropout", 1.0, "generator.bpe_dropout is 1.0; it needs to be in [0, 1)"),
         ("generator.bpe_dropuot", 0.1, "generator has no key 'bpe_dropuot'. Did you mean 'bpe_dropout'?"),
         ("scorer.bpe_dropout", 0.1, "scorer has no key 'bpe_dropout'"),
+        ("sampling.complete_share", 1.0, "sampling.complete_share is 1.0; it needs to be between 0 and 1"),
         ("extra", 1, "the file has no key 'extra'"),
     ],
 )
@@ -88,6 +91,19 @@ def test_a_folder_without_captions_is_refused_before_any_work(tmp_path):
     (tmp_path / "cat.png").write_bytes((ROOT / "tests" / "__init__.py").read_bytes())
     with pytest.raises(UserError, match="caption"):
         check_params.check_params(smoke(**{"data.source": "folder", "data.path": str(tmp_path)}), 0)
+
+
+def test_pictures_to_complete_are_looked_at_before_any_work(tmp_path):
+    picture = images.encode_png(np.zeros((20, 20, 3), np.uint8))
+    with pytest.raises(UserError, match="^sampling.complete: there is no folder .*none. Make it, or set sampling.complete to"):
+        check_params.check_params(smoke(**{"sampling.complete": str(tmp_path / "none")}), 0)
+    (tmp_path / "cat.png").write_bytes(picture)
+    (tmp_path / "cat.txt").write_text("a cat")
+    check_params.check_params(smoke(**{"sampling.complete": str(tmp_path)}), 0)
+    (tmp_path / "dog.png").write_bytes(picture[:40])
+    (tmp_path / "dog.txt").write_text("a dog")
+    with pytest.raises(UserError, match="^sampling.complete: dog.png in .* cannot be completed: .*Mend it, or take it out"):
+        check_params.check_params(smoke(**{"sampling.complete": str(tmp_path)}), 0)
 
 
 def test_the_stage_itself_ends_with_one_sentence_and_code_2(tmp_path, monkeypatch, capsys):

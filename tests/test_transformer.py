@@ -1,14 +1,18 @@
 """The transformer of arXiv 2102.12092: one stream, two vocabularies, and a cache that changes nothing."""
 
 import copy
+import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from thousandwords.generators import TO_DRAW, transformer
 from thousandwords.generators._blocked import Lines, blocked
 from thousandwords.generators._layers import ACTIVATIONS, dense
 from thousandwords.generators._masks import KINDS, attention_mask
-from thousandwords.generators.transformer import Config, Transformer, hide_captions, mean_loss
+from thousandwords.generators.transformer import Config, Transformer, hide_captions, known_first, mean_loss
 
 TEXT_WORDS, TEXT_LENGTH, IMAGE_WORDS, SIDE = 11, 6, 13, 4
 
@@ -32,6 +36,15 @@ def captions(rows: int) -> torch.Tensor:
 
 def pictures(rows: int) -> torch.Tensor:
     return torch.randint(IMAGE_WORDS, (rows, SIDE * SIDE), generator=torch.Generator().manual_seed(2))
+
+
+def nothing_given(rows: int) -> torch.Tensor:
+    return torch.full((rows, SIDE * SIDE), TO_DRAW)
+
+
+def beginnings(tokens: torch.Tensor, count: int) -> torch.Tensor:
+    """The first `count` words of each row given, the rest to be drawn."""
+    return tokens.where(torch.arange(SIDE * SIDE) < count, TO_DRAW)
 
 
 def generators(rows: int, first: int = 0) -> list[torch.Generator]:
@@ -175,36 +188,83 @@ def test_the_caption_decides_the_picture(learned):
 # --- sampling --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kinds", [[kind] * 2 for kind in KINDS] + [None])
-@pytest.mark.parametrize("primed", [0, 1, 5, 15])
-def test_the_cache_gives_the_logits_of_the_whole_stream(kinds, primed):
-    model = tiny(len(kinds) if kinds else 6, kinds).double()
+every_layer_kind = pytest.mark.parametrize("kinds", [[kind] * 2 for kind in KINDS] + [None])
+
+
+@every_layer_kind
+@pytest.mark.parametrize("first", [0, 1, 5, 15])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_the_cache_gives_the_logits_of_the_whole_stream(kinds, first, dtype, tolerance):
+    model = tiny(len(kinds) if kinds else 6, kinds).to(dtype)
     text, tokens = captions(3)[[0, 1, 1, 2, 1]], pictures(5)
     expected = model.logits(text, tokens)[1]
 
-    logits, caches = model.prefill(text, tokens[:, :primed])
+    logits, caches = model.prefill(text, tokens[:, :first])
     found = [logits]
-    for position in range(primed, SIDE * SIDE - 1):
+    for position in range(first, SIDE * SIDE - 1):
         found.append(model.decode_one(tokens[:, position], position, caches))
 
-    torch.testing.assert_close(torch.stack(found, dim=1), expected[:, primed:], rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.stack(found, dim=1), expected[:, first:], rtol=0, atol=tolerance)
 
 
-def sample_without_cache(model: Transformer, text: torch.Tensor, rngs: list[torch.Generator]) -> torch.Tensor:
+@every_layer_kind
+@pytest.mark.parametrize("cells", [range(5), [0, 1, 3, 8, 9, 15], [15], range(2, 14)])
+def test_words_are_drawn_from_the_logits_of_the_whole_stream_wherever_some_are_given(kinds, cells, monkeypatch):
+    model, wanted, seen = tiny(len(kinds) if kinds else 6, kinds), nothing_given(4), []
+    wanted[:, list(cells)] = pictures(4)[:, list(cells)]
+    monkeypatch.setattr(transformer, "truncate", lambda logits, *_: seen.append(logits) or logits)
+
+    drawn = model.sample(captions(4), generators(4), given=wanted)
+
+    expected = model.logits(captions(4), drawn)[1][:, known_first(wanted) :]
+    torch.testing.assert_close(torch.stack(seen, dim=1), expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def sample_without_cache(
+    model: Transformer, text: torch.Tensor, rngs: list[torch.Generator], wanted: torch.Tensor | None = None
+) -> torch.Tensor:
     """The reference: read the whole stream again for every token."""
     tokens = torch.zeros(len(text), SIDE * SIDE, dtype=torch.int64)
     uniform = torch.stack([torch.rand(SIDE * SIDE, generator=rng, dtype=torch.float64) for rng in rngs])
     for position in range(SIDE * SIDE):
         probabilities = model.logits(text, tokens)[1][:, position].double().softmax(dim=-1)
         tokens[:, position] = (probabilities.cumsum(dim=-1) <= uniform[:, position, None]).sum(dim=-1)
+        if wanted is not None:
+            is_given = wanted[:, position] >= 0
+            tokens[is_given, position] = wanted[is_given, position]
     return tokens
 
 
-@pytest.mark.parametrize("kinds", [[kind] * 2 for kind in KINDS] + [None])
-def test_sampling_with_the_cache_equals_sampling_without(kinds):
-    model = tiny(len(kinds) if kinds else 6, kinds)
+@every_layer_kind
+def test_a_thousand_pictures_with_the_cache_equal_those_without_word_for_word(kinds):
+    model, text = tiny(len(kinds) if kinds else 4, kinds), captions(40).repeat_interleave(25, dim=0)
 
-    assert model.sample(captions(4), generators(4)).equal(sample_without_cache(model, captions(4), generators(4)))
+    assert model.sample(text, generators(1000)).equal(sample_without_cache(model, text, generators(1000)))
+
+
+# any cells of any row may be given, so a row of this table is a word for each cell or -1
+some_words = st.lists(st.one_of(st.just(TO_DRAW), st.integers(0, IMAGE_WORDS - 1)), min_size=16, max_size=16)
+
+
+@settings(max_examples=40)
+@given(st.lists(some_words, min_size=1, max_size=3), st.integers(0, SIDE * SIDE), st.sampled_from(KINDS))
+def test_with_any_words_given_these_are_kept_and_the_others_are_drawn_as_without_a_cache(rows, first, kind):
+    model, wanted = tiny(2, [kind] * 2), torch.tensor(rows)
+    wanted[:, :first] = wanted[:, :first].clamp(min=0)  # a beginning that all rows have
+    before, text = wanted.clone(), captions(3)[: len(rows)]
+
+    drawn = model.sample(text, generators(len(rows)), given=wanted)
+
+    assert drawn.equal(sample_without_cache(model, text, generators(len(rows)), wanted))
+    assert drawn[wanted >= 0].equal(wanted[wanted >= 0]) and drawn.min() >= 0
+    assert wanted.equal(before)
+
+
+def test_cells_are_known_first_up_to_one_that_some_row_lacks():
+    assert known_first(torch.tensor([[7, 3, -1, 5], [7, 2, 4, 5]])) == 2
+    assert known_first(torch.tensor([[-1, 3, 4, 5], [7, 2, 4, 5]])) == 0
+    assert known_first(torch.tensor([[0, 3, 4, 5]])) == 4
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 16])
@@ -238,24 +298,41 @@ def test_the_same_seed_draws_the_same_picture_and_another_seed_another():
     assert first.shape == (1, SIDE * SIDE) and first.min() >= 0 and first.max() < IMAGE_WORDS
 
 
-@pytest.mark.parametrize("given", [0, 1, 7, 15, 16])
-def test_a_picture_primed_with_its_own_beginning_ends_as_it_did(given):
+@pytest.mark.parametrize("count", [0, 1, 7, 15, 16])
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_a_picture_given_its_own_beginning_ends_as_it_did(count, guidance):
     model, text = tiny(6), captions(3)
-    whole = model.sample(text, generators(3))
-    prime = whole[:, :given].clone()
+    whole = model.sample(text, generators(3), guidance=guidance)
 
-    completed = model.sample(text, generators(3), prime=prime)
+    completed = model.sample(text, generators(3), guidance=guidance, given=beginnings(whole, count))
 
     assert completed.equal(whole)
-    assert prime.equal(whole[:, :given])
 
 
-def test_a_given_beginning_is_kept():
-    prime = pictures(2)[:, :8]
+def test_a_picture_given_any_of_its_own_words_comes_out_as_it_was():
+    model, text = tiny(6), captions(3)
+    whole = model.sample(text, generators(3))
+    is_given = torch.rand(whole.shape, generator=torch.Generator().manual_seed(5)) < 0.5
 
-    completed = tiny().sample(captions(2), generators(2), prime=prime)
+    assert model.sample(text, generators(3), given=whole.where(is_given, TO_DRAW)).equal(whole)
 
-    assert completed[:, :8].equal(prime)
+
+def test_a_given_word_changes_what_is_drawn_after_it_and_nothing_before():
+    model, text = tiny(6), captions(3)
+    whole, wanted = model.sample(text, generators(3)), nothing_given(3)
+    wanted[:, 6] = (whole[:, 6] + 1) % IMAGE_WORDS
+
+    drawn = model.sample(text, generators(3), given=wanted)
+
+    assert drawn[:, :6].equal(whole[:, :6]) and not drawn[:, 7:].equal(whole[:, 7:])
+
+
+def test_a_whole_given_picture_is_returned_as_it_is():
+    tokens = pictures(2)
+
+    drawn = tiny().sample(captions(2), generators(2), given=tokens)
+
+    assert drawn.equal(tokens) and drawn.data_ptr() != tokens.data_ptr()
 
 
 def test_guidance_of_one_changes_nothing_and_more_draws_other_pictures():
@@ -315,6 +392,43 @@ def test_dense_attention_is_the_textbook_formula_in_either_precision(dtype, tole
     torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)
 
 
+# --- how likely a picture is -----------------------------------------------------------------------------------------
+
+
+def test_the_probabilities_of_all_pictures_there_can_be_add_up_to_one():
+    torch.manual_seed(0)
+    settings = Config(num_layers=3, num_heads=2, width=16, kernel=3, init_std=0.5)
+    model = Transformer(settings, TEXT_WORDS, TEXT_LENGTH, image_vocab_size=3, scales=(2,))
+    every_picture = torch.tensor(list(itertools.product(range(3), repeat=4)))
+
+    for caption in captions(3):
+        _, found = model.log_probabilities(caption.expand(81, -1), every_picture)
+        assert found.double().sum(dim=1).exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_probabilities_of_all_captions_of_as_many_words_add_up_to_one():
+    torch.manual_seed(0)
+    settings = Config(num_layers=3, num_heads=2, width=16, kernel=3, init_std=0.5)
+    model = Transformer(settings, 5, text_length=4, image_vocab_size=3, scales=(2,))
+    words = torch.tensor(list(itertools.product(range(5), repeat=2)))
+    captions = torch.nn.functional.pad(words, (0, 2), value=-1)
+
+    found, _ = model.log_probabilities(captions, torch.zeros(25, 4, dtype=torch.int64))
+
+    assert found.double().sum(dim=1).exp().sum().item() == pytest.approx(1, abs=1e-5)
+    assert found[:, 2:].eq(0).all() and found[:, :2].lt(0).all()
+
+
+def test_a_word_is_drawn_as_often_as_it_is_likely():
+    model, text = tiny(), captions(1).expand(4000, -1)
+    drawn = model.sample(text, generators(4000))[:, 0]
+
+    for word in range(IMAGE_WORDS):
+        tokens = pictures(1).index_fill(1, torch.tensor([0]), word)
+        likely = model.log_probabilities(text[:1], tokens)[1][0, 0].exp().item()
+        assert (drawn == word).float().mean().item() == pytest.approx(likely, abs=0.03)
+
+
 # --- what is refused at the door -------------------------------------------------------------------------------------
 
 
@@ -335,8 +449,13 @@ def test_tokens_of_another_shape_or_vocabulary_are_refused(text, tokens, message
 def test_a_sampling_request_that_does_not_fit_together_is_refused():
     with pytest.raises(ValueError, match="2 rows of text came with 3 random generators; give one per row"):
         tiny().sample(captions(2), generators(3))
-    with pytest.raises(ValueError, match=r"prime has shape \(1, 4\), wanted \(2, P\) with P from 0 to 16"):
-        tiny().sample(captions(2), generators(2), prime=pictures(1)[:, :4])
+    for wrong in (pictures(1), pictures(2)[:, :4]):
+        with pytest.raises(ValueError, match=r"given is torch.int64 of shape \(., 1?[46]\*?\), wanted torch.int64 \(2, 16\)"):
+            tiny().sample(captions(2), generators(2), given=wrong)
+    with pytest.raises(ValueError, match=r"given is torch.float32 of shape \(2, 16\), wanted torch.int64"):
+        tiny().sample(captions(2), generators(2), given=pictures(2).float())
+    with pytest.raises(ValueError, match="given holds words -2..1[0-9], but this generator knows -1..12"):
+        tiny().sample(captions(2), generators(2), given=pictures(2) - 2)
 
 
 def test_a_tokenizer_with_several_scales_is_refused():

@@ -7,10 +7,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from thousandwords.commands import draw
+from thousandwords.commands import draw, likelihood, words
 from thousandwords.errors import UserError
 
-COMMANDS = (draw,)
+COMMANDS = (draw, words, likelihood)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,11 +11,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from thousandwords.config import ConfigError
 from thousandwords.errors import UserError
+from thousandwords.images import fit_square, to_float
 from thousandwords.text import TextTokenizer, normalise
 
 
@@ -50,6 +52,15 @@ class Prompts(Settings):
 
     prompts_per_split: int = 64  # captions taken from each held-out split, one per picture
     prompts: tuple[str, ...] = ()  # further prompts, in your own words
+    complete: str | None = None  # a folder of captioned pictures whose top rows are given and the rest drawn; null: none
+    complete_share: float = 0.5  # of the grid's rows, given; to the nearest row
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.complete_share < 1:
+            raise ValueError(
+                f"sampling.complete_share is {self.complete_share}; it needs to be between 0 and 1, to leave rows to draw"
+            )
 
 
 def changed(settings: Settings, **changes: object) -> Settings:
@@ -102,10 +113,20 @@ class Drawn:
 
 
 def draw_candidates(
-    generator: nn.Module, words: TextTokenizer, prompts: Sequence[str], settings: Settings, seed: int
+    generator: nn.Module,
+    words: TextTokenizer,
+    prompts: Sequence[str],
+    settings: Settings,
+    seed: int,
+    given: Tensor | None = None,
 ) -> Iterator[Drawn]:
-    """All candidates of all prompts, prompt after prompt, `settings.batch_size` rows at a time."""
+    """All candidates of all prompts, prompt after prompt, `settings.batch_size` rows at a time.
+
+    `given` (prompts, L) holds the words that all candidates of a prompt have, -1 where one is to be drawn; None: nowhere.
+    """
     check_guidance(settings.guidance, generator.config)
+    if given is not None:
+        generator.check_given(given, len(prompts))
     device = next(generator.parameters()).device
     text = words.encode(prompts)
     rows = [(prompt, candidate) for prompt in range(len(prompts)) for candidate in range(settings.candidates)]
@@ -120,8 +141,18 @@ def draw_candidates(
             top_k=settings.top_k,
             top_p=settings.top_p,
             guidance=settings.guidance,
+            given=None if given is None else given[prompt_ids].to(device),
         )
         yield Drawn(prompt_ids, candidates, seeds, tokens.cpu())
+
+
+@torch.no_grad()
+def encode_in_parts(tokenizer: nn.Module, pictures: Sequence[np.ndarray], batch_size: int = 64) -> Tensor:
+    """Pictures uint8 (H, W, 3) of any size, cropped and resized as in training -> words (B, L), a few at a time."""
+    device, size = next(tokenizer.parameters()).device, tokenizer.image_size
+    fitted = np.stack([fit_square(picture, size) for picture in pictures])
+    starts = range(0, len(fitted), batch_size)
+    return torch.cat([tokenizer.encode(to_float(fitted[one : one + batch_size]).to(device)).cpu() for one in starts])
 
 
 def decode_in_parts(tokenizer: nn.Module, tokens: Tensor, batch_size: int = 64) -> Tensor:

@@ -48,12 +48,18 @@ class Package:
     fingerprint: str
 
     @torch.no_grad()
-    def draw(self, prompt: str, candidates: int | None = None, seed: int = 0, **changes: object) -> list[Candidate]:
-        """Candidates of one prompt, best first. `changes` replaces settings: temperature=0.8, top_p=0.9."""
+    def draw(
+        self, prompt: str, candidates: int | None = None, seed: int = 0, given: Tensor | None = None, **changes: object
+    ) -> list[Candidate]:
+        """Candidates of one prompt, best first. `changes` replaces settings: temperature=0.8, top_p=0.9.
+
+        `given` (L,) are words that all candidates have, -1 where one is to be drawn (`completion.given_words`).
+        """
         prompt = check_prompt(prompt)
         wanted = {**({} if candidates is None else {"candidates": candidates}), **changes}
         settings = changed(self.settings, **wanted)
-        drawn = list(draw_candidates(self.generator, self.text_tokenizer, [prompt], settings, seed))
+        given = None if given is None else given[None]
+        drawn = list(draw_candidates(self.generator, self.text_tokenizer, [prompt], settings, seed, given))
         tokens = torch.cat([part.tokens for part in drawn])
         decoded = decode_in_parts(self.image_tokenizer, tokens)
         scores = score_in_parts(self.scorer, decoded, prompt)

@@ -48,7 +48,8 @@ class Reconstruction(TypedDict, total=False):
 
 class Prompt(TypedDict, total=False):
     prompt: str
-    split: str                   # "seen", "unseen", ... ; shown as a tag
+    split: str                   # "seen", "unseen", "completed", ... ; shown as a tag
+    given: str                   # key into `pictures`: what was given of the picture that this row completes
     candidates: list[Sample]     # best first
 
 

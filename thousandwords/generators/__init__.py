@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 PAD = -1  # marks a text position behind the end of the caption; no word has a negative number
+TO_DRAW = -1  # marks an image position whose word is not given
 
 
 class Generator(nn.Module, ABC):
@@ -52,13 +53,26 @@ class Generator(nn.Module, ABC):
         top_k: int | None = None,
         top_p: float | None = None,
         guidance: float = 1.0,
-        prime: Tensor | None = None,
+        given: Tensor | None = None,
     ) -> Tensor:
-        """text (B, T), one random generator per row, the first image tokens (B, P) if given -> image tokens (B, L).
+        """text (B, T), one random generator per row, given words (B, L) or None -> image tokens (B, L).
+
+        `given` has -1 where a word is to be drawn; all other words come back as they are. Words are drawn in raster
+        order, and one sees those before it only: a given word further down has no say in those drawn above it.
 
         `guidance` above 1 moves away from what would be drawn without a caption (`sampling.guide`); 1 does nothing.
 
-        A row depends on its own text, prime and generator only: not on the batch it is drawn in.
+        A row depends on its own text, given words and generator only: not on the batch it is drawn in. Each generator
+        gives L numbers whatever is given, so that a picture given some of its own words comes out as it was.
+        """
+
+    @abstractmethod
+    def log_probabilities(self, text: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """ln p of each word given those before it: text (B, T), image_tokens (B, L) -> (B, T), (B, L), float32, nats.
+
+        A pad is no word and has 0. The sum over a row's image part is the exact ln p(picture | caption): over all
+        pictures there can be, the probabilities add up to 1. That of the text part is ln p of the caption among all
+        captions of as many words. No gradient is kept.
         """
 
     def check_text(self, text: Tensor) -> None:
@@ -79,14 +93,14 @@ class Generator(nn.Module, ABC):
             )
         refuse_unknown_words("image_tokens", image_tokens, 0, self.image_vocab_size)
 
-    def check_prime(self, prime: Tensor, rows: int) -> None:
-        """Refuse first image tokens that are not (rows, P) of known words with P <= L."""
-        if prime.ndim != 2 or prime.shape[0] != rows or prime.shape[1] > self.image_length:
+    def check_given(self, given: Tensor, rows: int) -> None:
+        """Refuse given words that are not (rows, L) int64 of known words and -1."""
+        if given.shape != (rows, self.image_length) or given.dtype != torch.int64:
             raise ValueError(
-                f"prime has shape {tuple(prime.shape)}, wanted ({rows}, P) with P from 0 to {self.image_length}: "
-                "the first image tokens of each row of text"
+                f"given is {given.dtype} of shape {tuple(given.shape)}, wanted torch.int64 ({rows}, {self.image_length}): "
+                "a word for each cell, or -1 where one is to be drawn"
             )
-        refuse_unknown_words("prime", prime, 0, self.image_vocab_size)
+        refuse_unknown_words("given", given, TO_DRAW, self.image_vocab_size)
 
 
 def refuse_unknown_words(name: str, tokens: Tensor, first: int, vocab_size: int) -> None:

@@ -51,7 +51,7 @@ class LayerCache:
         self.shared_keys = self.shared_values = self.own_keys = self.own_values = torch.empty(0)
 
     def prefill(self, mask: Tensor) -> Attend:
-        """As `dense` for the U different beginnings, prefix and primed image tokens, remembering keys and values."""
+        """As `dense` for the U different beginnings, prefix and given image tokens, remembering keys and values."""
         masked = dense(mask)
 
         def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -84,6 +84,6 @@ class LayerCache:
 
     def _divide(self, read: Tensor) -> tuple[Tensor, Tensor]:
         """(U, heads, prefix + P, x) -> shared (U, heads, prefix, x), own (B, heads, L, x) with 0 from P on."""
-        shared, primed = read[:, :, : self.prefix_length], read[:, :, self.prefix_length :]
-        room = (0, 0, 0, self.image_length - primed.shape[2])
-        return shared.contiguous(), F.pad(primed[self.candidates.rows], room)
+        shared, given = read[:, :, : self.prefix_length], read[:, :, self.prefix_length :]
+        room = (0, 0, 0, self.image_length - given.shape[2])
+        return shared.contiguous(), F.pad(given[self.candidates.rows], room)

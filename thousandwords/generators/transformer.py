@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from thousandwords.generators import PAD, Generator
+from thousandwords.generators import PAD, TO_DRAW, Generator
 from thousandwords.generators._blocked import Lines, blocked
 from thousandwords.generators._cache import Candidates, LayerCache
 from thousandwords.generators._layers import Attend, Layer, dense
@@ -145,36 +145,44 @@ class Transformer(Generator):
         top_k: int | None = None,
         top_p: float | None = None,
         guidance: float = 1.0,
-        prime: Tensor | None = None,
+        given: Tensor | None = None,
     ) -> Tensor:
-        """text (B, T), a generator per row, the first image tokens (B, P) if given -> image tokens (B, L).
+        """text (B, T), a generator per row, given words (B, L) with -1 elsewhere or None -> image tokens (B, L).
 
-        Every generator gives L numbers, one per position: a picture primed with its own beginning ends as it did.
+        The cells at the beginning that are given in every row are read at once; later ones are read one by one in
+        the place of drawn ones, by which time what lies before them has been drawn.
         """
-        prime = text.new_empty(len(text), 0) if prime is None else prime
-        self._check_request(text, rngs, prime)
-        uniform = uniforms(rngs, self.image_length).to(text.device)
-        tokens = F.pad(prime, (0, self.image_length - prime.shape[1]))
-        if len(text) == 0 or prime.shape[1] == self.image_length:
+        if given is None:
+            given = torch.full((len(text), self.image_length), TO_DRAW, device=text.device)
+        self._check_request(text, rngs, given)
+        uniform, tokens, first = uniforms(rngs, self.image_length).to(text.device), given.clone(), known_first(given)
+        if len(text) == 0 or first == self.image_length:
             return tokens
-        streams = [self.prefill(text, prime)]
+        streams = [self.prefill(text, given[:, :first])]
         if guidance != 1:
-            streams.append(self.prefill(torch.full_like(text, PAD), prime))
-        for position in range(prime.shape[1], self.image_length):
+            streams.append(self.prefill(torch.full_like(text, PAD), given[:, :first]))
+        for position in range(first, self.image_length):
             logits = guide(streams[0][0], streams[-1][0], guidance)
-            tokens[:, position] = draw(truncate(logits, temperature, top_k, top_p), uniform[:, position])
+            drawn = draw(truncate(logits, temperature, top_k, top_p), uniform[:, position])
+            tokens[:, position] = drawn.where(given[:, position] == TO_DRAW, given[:, position])
             if position + 1 < self.image_length:
                 streams = [(self.decode_one(tokens[:, position], position, cache), cache) for _, cache in streams]
         return tokens
 
-    def prefill(self, text: Tensor, prime: Tensor) -> tuple[Tensor, list[LayerCache]]:
-        """Read text (B, T) and prime (B, P): the logits (B, Vi) of the next image token, and a cache per layer.
+    @torch.no_grad()
+    def log_probabilities(self, text: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """ln p of each word given those before it, in nats: (B, T), (B, L) -> (B, T) with 0 at pads, (B, L)."""
+        text_logits, image_logits = self.logits(text, image_tokens)
+        return log_probability(text_logits, text), log_probability(image_logits, image_tokens)
+
+    def prefill(self, text: Tensor, beginning: Tensor) -> tuple[Tensor, list[LayerCache]]:
+        """Read text (B, T) and the first image tokens (B, P): the logits (B, Vi) of the next, and a cache per layer.
 
         Candidates of one caption repeat it: each different row is read once.
         """
-        different, rows = torch.unique(torch.cat([text, prime], dim=1), dim=0, return_inverse=True)
-        text, prime = different[:, : self.text_length], different[:, self.text_length :]
-        stream = torch.cat([self.embed_text(text), self.embed_image(prime)], dim=1)
+        different, rows = torch.unique(torch.cat([text, beginning], dim=1), dim=0, return_inverse=True)
+        text, beginning = different[:, : self.text_length], different[:, self.text_length :]
+        stream = torch.cat([self.embed_text(text), self.embed_image(beginning)], dim=1)
         candidates = Candidates(rows)
         caches = [LayerCache(candidates, self.prefix_length, self.image_length) for _ in self.layers]
         masks = self._masks()
@@ -194,7 +202,8 @@ class Transformer(Generator):
     def _attend(self, kind: str, length: int) -> Attend:
         """The attention of a whole stream of that many positions in layers of one kind."""
         mask = self.get_buffer(f"{kind}_mask")
-        if self.config.attention == "dense" or (self.config.attention == "auto" and self.side < LARGE_SIDE):
+        is_small = self.config.attention == "auto" and self.side < LARGE_SIDE
+        if self.config.attention == "dense" or is_small or mask.is_meta:  # a mask without values has no lines to read off
             return dense(mask[:length, :length])
         lines = self._lines.get((kind, mask.device))
         if lines is None:
@@ -246,6 +255,8 @@ class Transformer(Generator):
 
     def _read_out(self, states: Tensor, output: nn.Linear) -> Tensor:
         """states (..., D) -> logits (..., V), in float32 also under autocast."""
+        if states.is_meta:  # sizes without values, which know no autocast
+            return output(self.output_norm(states))
         with torch.autocast(states.device.type, enabled=False):
             return output(self.output_norm(states))
 
@@ -272,9 +283,9 @@ class Transformer(Generator):
             for added in (layer.attention.output, layer.mlp.output):
                 nn.init.normal_(added.weight, std=config.init_std / (2 * config.num_layers) ** 0.5)
 
-    def _check_request(self, text: Tensor, rngs: Sequence[torch.Generator], prime: Tensor) -> None:
+    def _check_request(self, text: Tensor, rngs: Sequence[torch.Generator], given: Tensor) -> None:
         self.check_text(text)
-        self.check_prime(prime, len(text))
+        self.check_given(given, len(text))
         if len(rngs) != len(text):
             raise ValueError(f"{len(text)} rows of text came with {len(rngs)} random generators; give one per row")
 
@@ -289,3 +300,14 @@ def mean_loss(logits: Tensor, words: Tensor, count: float | None = None) -> Tens
     """Cross-entropy in nats per word that is no pad, or over `count`: (B, n, V), (B, n) -> scalar, 0 if all are pads."""
     total = F.cross_entropy(logits.flatten(0, 1), words.flatten(), ignore_index=PAD, reduction="sum")
     return total / ((words != PAD).sum().clamp(min=1) if count is None else max(count, 1))
+
+
+def known_first(given: Tensor) -> int:
+    """How many cells from the first on are given in every row: [[7, 3, -1, 5], [7, 2, 4, 5]] -> 2."""
+    return int((given != TO_DRAW).all(dim=0).long().cumprod(dim=0).sum())
+
+
+def log_probability(logits: Tensor, words: Tensor) -> Tensor:
+    """ln p of the words: logits (B, n, V), words (B, n) -> (B, n) float32, 0 at pads; summed in float64."""
+    known = logits.double().log_softmax(dim=-1).gather(-1, words.clamp(min=0)[..., None])[..., 0]
+    return known.masked_fill(words == PAD, 0).float()
