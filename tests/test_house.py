@@ -26,6 +26,7 @@ ALLOWED = {  # part of the library -> the packages from outside that it may impo
     **{f"{name}.py": MATHS for name in ("training", "optim", "checkpoints", "metrics", "sampling", "schedules", "kmeans")},
     **{f"{name}.py": MATHS for name in ("config", "errors", "files", "naming", "components", "drawing", "evaluation")},
     **{f"{name}.py": MATHS for name in ("package", "__main__", "__init__")},
+    **{f"{name}.py": MATHS for name in ("unpickling", "torch_files", "released")},
     "commands/": MATHS,
     "plots.py": {"numpy", "matplotlib"},
     "report.py": {"jinja2"},
@@ -190,6 +191,18 @@ def test_no_loader_that_runs_code_and_no_shell_stands_in_the_project():
     for name in tracked():
         if name.endswith(".py") and not name.startswith("tests/"):
             assert not forbidden.search((ROOT / name).read_text(encoding="utf-8")), name
+
+
+PICKLES = {"pickle", "_pickle", "cPickle", "pickletools", "shelve", "dill", "cloudpickle", "joblib", "marshal"}
+
+
+def test_nothing_imports_a_reader_of_pickles():
+    """The released weights are read by `thousandwords/unpickling.py`, which is a reader of its own and runs nothing."""
+    for name in tracked():
+        if name.endswith(".py") and not name.startswith("tests/"):
+            tops = {module.partition(".")[0] for module in imported(name)}
+            assert not tops & PICKLES, name
+            assert not re.search(r"__import__|import_module\([^)]*pickle", (ROOT / name).read_text(encoding="utf-8")), name
 
 
 def test_the_lock_pins_every_package_with_hashes_and_names_no_index():
