@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import types
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,8 @@ class Conv2d(nn.Module):
         super().__init__()
         self.n_in, self.n_out, self.kw = n_in, n_out, kw
         self.use_float16, self.device, self.requires_grad = True, torch.device("cpu"), False
-        self.w = nn.Parameter(torch.randn(n_out, n_in, kw, kw) / (n_in * kw * kw) ** 0.5, requires_grad=False)
-        self.b = nn.Parameter(torch.randn(n_out) / 10, requires_grad=False)
+        self.w = nn.Parameter(torch.randn(n_out, n_in, kw, kw) * (2 / (n_in * kw * kw)) ** 0.5, requires_grad=False)
+        self.b = nn.Parameter(torch.randn(n_out) / 50, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.conv2d(x, self.w, self.b, padding=(self.kw - 1) // 2)
@@ -117,11 +118,18 @@ def published() -> Iterator[None]:
             one.__module__ = name
 
 
+def save(network: nn.Module, path: Path, container: str) -> None:
+    """torch.save of the whole module in "zip" or "legacy", as the published files were written."""
+    with published(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Couldn't retrieve source code")  # the legacy container would like to keep it
+        torch.save(network, path, _use_new_zipfile_serialization=container == "zip")
+
+
 def write_published(folder: Path, container: str, sizes: Sizes = SMALL, seed: int = 0) -> tuple[Encoder, Decoder]:
-    """Saves an encoder and a decoder with random weights as encoder.pkl and decoder.pkl, in "zip" or "legacy"."""
-    with torch.random.fork_rng(devices=[]), published():
+    """Saves an encoder and a decoder with random weights as encoder.pkl and decoder.pkl."""
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         networks = Encoder(sizes), Decoder(sizes)
-        for network, name in zip(networks, ("encoder.pkl", "decoder.pkl"), strict=True):
-            torch.save(network, folder / name, _use_new_zipfile_serialization=container == "zip")
+    for network, name in zip(networks, ("encoder.pkl", "decoder.pkl"), strict=True):
+        save(network, folder / name, container)
     return networks

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from thousandwords.errors import UserError
 
-MOST_BYTES = 2**19  # of one file's pickles; a byte may cost a hundred of memory
+MOST_BYTES = 2**18  # of one file's pickles, three times what a released one takes; a byte may cost a hundred of memory
 MOST_MODULES = 1000  # the released encoder has 109; a module that holds itself would have no end
 LONGEST_NAME = 64  # letters of one module's or parameter's name
 MOST_DIMENSIONS = 8  # of a tensor; a kernel has 4
