@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 
+from stages import _pretrained
 from stages._stage import Stage, arguments, stage
 from thousandwords import components, pairs, text, training
 from thousandwords.config import ConfigError, check_keys, section
 from thousandwords.drawing import Prompts, check_guidance, check_prompt
+from thousandwords.errors import UserError
 from thousandwords.evaluation import Config as EvaluationConfig
 from thousandwords.files import write_bytes
 from thousandwords.package import check_device
@@ -55,12 +57,16 @@ def check_models(params: dict, image_size: int, words: text.Config) -> None:
     for name, family in TRAINED.items():
         block = params[name] or {}
         configs[name] = components.model_config(family, block, name)
-        check_keys(block, name, ["kind", block["kind"], "training"])
-        section(block["training"], f"{name}.training", training.Config)
+        if name == "image_tokenizer":
+            _pretrained.check_block(block)
+        else:
+            check_keys(block, name, ["kind", block["kind"], "training"])
+        if "training" in block:
+            section(block["training"], f"{name}.training", training.Config)
     check_guidance(section(params["sampling"], "sampling", Prompts).guidance, configs["generator"])
     try:
         with torch.device("meta"):
-            tokenizer = _build(params, "image_tokenizer", configs, image_size=image_size)
+            tokenizer = _tokenizer(params, configs, image_size)
             _build(
                 params,
                 "generator",
@@ -72,10 +78,16 @@ def check_models(params: dict, image_size: int, words: text.Config) -> None:
             )
         if getattr(configs["scorer"], "pretrained", None) is None:
             _build(params, "scorer", configs, image_size=image_size)
-    except ConfigError:
+    except UserError:
         raise
     except ValueError as error:
         raise ConfigError(f"params.yaml: {error}") from error
+
+
+def _tokenizer(params: dict, configs: dict, image_size: int) -> torch.nn.Module:
+    if _pretrained.folder_of(params["image_tokenizer"]):
+        return _pretrained.architecture(params["image_tokenizer"], image_size)
+    return _build(params, "image_tokenizer", configs, image_size=image_size)
 
 
 def _build(params: dict, name: str, configs: dict, **sizes: object) -> torch.nn.Module:
