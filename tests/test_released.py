@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,15 @@ def test_a_weight_that_is_no_released_class_is_refused(tmp_path, container):
     encoder.blocks.group_1.block_1.id_path = torch.nn.Dropout()
     save(encoder, tmp_path / "encoder.pkl", container)
     assert "asks for torch.nn.modules.dropout.Dropout, which no released tokenizer has" in refusal(tmp_path)
+
+
+def test_a_file_longer_than_any_released_one_is_refused_before_it_is_hashed(tmp_path, container, monkeypatch):
+    write_published(tmp_path, container)
+    os.truncate(tmp_path / "decoder.pkl", 2**30 + 1)
+    monkeypatch.setattr(released, "sha256_of", lambda path: "" if path.name == "encoder.pkl" else 1 / 0)
+    assert refusal(tmp_path) == (
+        f"{tmp_path}/decoder.pkl has more than 1,073,741,824 bytes, the most that a released tokenizer has"
+    )
 
 
 def test_a_pinned_file_has_to_be_that_file_before_it_is_read(tmp_path, container, monkeypatch):

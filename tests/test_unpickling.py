@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from tests.published import SMALL, write_published
 from tests.tiny import flipped
-from thousandwords.torch_files import LEGACY_MAGIC, PART_BYTES, read_tensors
+from thousandwords.torch_files import LEGACY_MAGIC, MOST_FILE_BYTES, PART_BYTES, read_tensors
 from thousandwords.unpickling import MOST_BYTES, MOST_MODULES, RefusedPickle, modules_of, read_pickle, tensors_of
 
 CONTAINERS = ("zip", "legacy")
@@ -237,6 +237,16 @@ def test_a_tensor_that_is_not_what_it_says_is_refused(refused, program, told):
     assert told in refused(program, {"0": bytes(64)})
 
 
+def test_a_legacy_storage_that_says_it_has_gigabytes_is_refused_before_memory_is_taken_for_it(tmp_path):
+    program = conv("(K\x10t", "(K\x01t", count=2**31 - 1)
+    path = write_container(tmp_path / "encoder.pkl", program, "legacy", {"0": bytes(64)})
+    data = path.read_bytes()
+    path.write_bytes(data[:-72] + struct.pack("<q", 2**31 - 1) + data[-64:])
+    assert "it lacks a part of its numbers" in refusal(path)
+    path.write_bytes(data[:-72] + struct.pack("<q", -1) + data[-64:])
+    assert "it lacks a part of its numbers" in refusal(path)
+
+
 def test_two_tensors_may_not_share_numbers(refused):
     one = conv("(K\x10t", "(K\x01t")
     start, end = one.index(b"X\x01\x00\x00\x00w"), one.index(b"su")
@@ -350,6 +360,14 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     for path in (tmp_path / "none.pkl", tmp_path):
         with pytest.raises(RefusedPickle, match="there is no file"):
             read_tensors(path)
+
+
+@pytest.mark.parametrize("head", [b"PK\x03\x04", LEGACY_MAGIC])
+def test_a_file_longer_than_a_gigabyte_is_refused_unread(tmp_path, head):
+    path = tmp_path / "encoder.pkl"
+    path.write_bytes(head)
+    os.truncate(path, MOST_FILE_BYTES + 1)  # sparse: it takes no room
+    assert "has 1,073,741,825 bytes; a released tokenizer has 1,073,741,824 at most" in refusal(path)
 
 
 def test_a_compressed_zip_is_refused_unread(tmp_path):

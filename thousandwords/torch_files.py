@@ -105,12 +105,11 @@ def _check_storages(tensors: dict[str, StoredTensor], storages: Storages) -> Non
 def _numbers(tensor: StoredTensor, storages: Storages) -> np.ndarray:
     with storages[tensor.storage.key].open() as stream:
         storage = _read_floats(stream, tensor.storage.count)
-    array = storage[tensor.offset : tensor.offset + tensor.count].reshape(tensor.shape)
-    return array if array.size == storage.size else array.copy()
+    return storage[tensor.offset : tensor.offset + tensor.count].reshape(tensor.shape)
 
 
 def _read_floats(stream: BinaryIO, count: int) -> np.ndarray:
-    """The next `count` numbers; in parts, so that memory holds them once."""
+    """The next `count` numbers; in parts, so that memory holds them once. A zip compares its checksum after the last."""
     array = np.empty(count, NUMBER)
     view, filled = memoryview(array).cast("B"), 0
     while filled < len(view):
@@ -119,7 +118,6 @@ def _read_floats(stream: BinaryIO, count: int) -> np.ndarray:
             raise EOFError("its numbers end too early")
         view[filled : filled + len(part)] = part
         filled += len(part)
-    stream.read(1)  # a zip's checksum is compared when its member has been read to the end
     return array.astype(np.float32, copy=False)
 
 
