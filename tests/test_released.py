@@ -166,9 +166,9 @@ def test_another_gain_is_refused(tmp_path, container):
 def test_swapped_files_are_told(tmp_path, container):
     write_published(tmp_path, container)
     swapped = {"encoder": tmp_path / "decoder.pkl", "decoder": tmp_path / "encoder.pkl"}
-    with pytest.raises(UserError, match="Were the two files swapped") as caught:
+    with pytest.raises(UserError, match="were the two files swapped") as caught:
         released.convert(swapped, tmp_path / "released", config=config_of(SMALL), image_size=SIDE)
-    assert "decoder.pkl holds dall_e.decoder.Decoder, but as the encoder dall_e.encoder.Encoder was" in str(caught.value)
+    assert "decoder.pkl holds dall_e.decoder.Decoder, but dall_e.encoder.Encoder was wanted" in str(caught.value)
 
 
 @pytest.mark.parametrize(("dtype", "named"), [(torch.float16, "HalfStorage"), (torch.float64, "DoubleStorage")])

@@ -95,7 +95,7 @@ def _check(contents: Contents, half: str, wanted: dict[str, tuple[int, ...]], mo
     """Raises RefusedPickle unless a file holds that half, with the very names, shapes and gains."""
     kind = str(contents.modules[""].kind)
     if kind != HALVES[half]:
-        raise RefusedPickle(f"holds {kind}, but as the {half} {HALVES[half]} was wanted. Were the two files swapped?")
+        raise RefusedPickle(f"holds {kind}, but {HALVES[half]} was wanted (were the two files swapped?)")
     found = {name: tensor.shape for name, tensor in contents.tensors.items()}
     if wrong := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
         first = wrong[0]
