@@ -16,7 +16,7 @@ from thousandwords.errors import UserError
 
 MOST_BYTES = 2**18  # of one file's pickles, three times what a released one takes; a byte may cost a hundred of memory
 MOST_MODULES = 1000  # the released encoder has 109; a module that holds itself would have no end
-LONGEST_NAME = 64  # letters of one module's or parameter's name
+LONGEST_PATH = 100  # letters of a module's or parameter's path; a thousand long ones would fill the memory
 MOST_DIMENSIONS = 8  # of a tensor; a kernel has 4
 STOP = b"."
 
@@ -110,7 +110,7 @@ def modules_of(network: object) -> dict[str, Module]:
             if part is not None:
                 _need(isinstance(part, Module), "has a part that is no module")
                 waiting.append((_joined(path, name), part))
-        _need(len(found) + len(waiting) <= MOST_MODULES, f"has more than {MOST_MODULES} modules")
+            _need(len(found) + len(waiting) <= MOST_MODULES, f"has more than {MOST_MODULES} modules")
     return found
 
 
@@ -132,8 +132,10 @@ def shown(text: str) -> str:
 
 
 def _joined(path: str, name: str) -> str:
-    _need(0 < len(name) <= LONGEST_NAME and "." not in name, f"has a part with the name {shown(name)}")
-    return f"{path}.{name}" if path else name
+    joined = f"{path}.{name}" if path else name
+    is_path = name != "" and "." not in name and len(joined) <= LONGEST_PATH
+    _need(is_path, f"has a part {ascii(name[:80])} whose path is no path of a released tokenizer")
+    return joined
 
 
 def _need(is_so: bool, complaint: str) -> None:
