@@ -8,14 +8,16 @@ from pathlib import Path
 
 import torch
 
+from stages import _pretrained
 from stages._stage import Stage, arguments, stage
 from thousandwords import components, pairs, text, training
 from thousandwords.completion import read_completions, rows_of, side_of, top_rows
 from thousandwords.config import ConfigError, check_keys, model_block, section
 from thousandwords.drawing import Prompts, check_guidance, check_prompt
+from thousandwords.errors import UserError
 from thousandwords.evaluation import Config as EvaluationConfig
 from thousandwords.files import write_bytes
-from thousandwords.loader import CaptionSettings, PictureSettings
+from thousandwords.loader import CaptionSettings
 from thousandwords.package import check_device
 from thousandwords.shards import Config as TokensConfig
 
@@ -32,7 +34,6 @@ SECTIONS = (
     "evaluation",
 )
 TRAINED = {"image_tokenizer": "tokenizers", "generator": "generators", "scorer": "scorers"}
-BESIDE_MODEL = {"image_tokenizer": PictureSettings, "generator": CaptionSettings}  # optional keys of a model's block
 
 
 def check_params(params: dict, seed: int) -> None:
@@ -62,16 +63,19 @@ def check_models(params: dict, image_size: int, words: text.Config) -> None:
     for name, family in TRAINED.items():
         block = params[name] or {}
         configs[name] = components.model_config(family, block, name)
-        if name in BESIDE_MODEL:
-            model_block(block, name, BESIDE_MODEL[name])
+        if name == "image_tokenizer":
+            _pretrained.check_block(block)
+        elif name == "generator":
+            model_block(block, name, CaptionSettings)
         else:
             check_keys(block, name, ["kind", block["kind"], "training"])
-        trainings[name] = section(block["training"], f"{name}.training", training.Config)
+        if "training" in block:
+            trainings[name] = section(block["training"], f"{name}.training", training.Config)
     sampling = section(params["sampling"], "sampling", Prompts)
     check_guidance(sampling.guidance, configs["generator"])
     try:
         with torch.device("meta"):
-            tokenizer = _build(params, "image_tokenizer", configs, image_size=image_size)
+            tokenizer = _tokenizer(params, configs, image_size)
             generator = _build(
                 params,
                 "generator",
@@ -82,13 +86,14 @@ def check_models(params: dict, image_size: int, words: text.Config) -> None:
                 scales=tokenizer.scales,
             )
         for name, model in (("image_tokenizer", tokenizer), ("generator", generator)):
-            training.check_model(model, trainings[name])
+            if name in trainings:  # else it is taken over as it is
+                training.check_model(model, trainings[name])
         if sampling.complete:
             side = side_of(tokenizer.scales)
             top_rows(side, rows_of(sampling.complete_share, side))
         if getattr(configs["scorer"], "pretrained", None) is None:
             training.check_model(_build(params, "scorer", configs, image_size=image_size), trainings["scorer"])
-    except ConfigError:
+    except UserError:
         raise
     except ValueError as error:
         raise ConfigError(f"params.yaml: {error}") from error
@@ -96,13 +101,19 @@ def check_models(params: dict, image_size: int, words: text.Config) -> None:
 
 def check_crops(params: dict, data: pairs.Config, tokens: TokensConfig) -> None:
     """Random crops need more of a picture than the square that is cut out of it."""
-    pictures = model_block(params["image_tokenizer"] or {}, "image_tokenizer", PictureSettings)
+    pictures = _pretrained.check_block(params["image_tokenizer"] or {})
     for name, settings in (("image_tokenizer", pictures), ("tokens", tokens)):
         if settings.augmentation == "paper" and data.keep == "square":
             raise ConfigError(
                 f"params.yaml: {name}.augmentation is paper, but data.keep is square, which leaves nothing to crop. "
                 "Set data.keep: whole"
             )
+
+
+def _tokenizer(params: dict, configs: dict, image_size: int) -> torch.nn.Module:
+    if _pretrained.folder_of(params["image_tokenizer"]):
+        return _pretrained.architecture(params["image_tokenizer"], image_size)
+    return _build(params, "image_tokenizer", configs, image_size=image_size)
 
 
 def _build(params: dict, name: str, configs: dict, **sizes: object) -> torch.nn.Module:

@@ -152,7 +152,7 @@ def test_words_and_pictures_are_sent_to_the_device_of_their_model():
             assert images.device == self.weight.device
             return torch.zeros(len(captions))
 
-    assert decode_in_parts(Elsewhere(), torch.zeros(3, 16, dtype=torch.int64)).shape == (3, 3, 16, 16)
+    assert decode_in_parts(Elsewhere(), torch.zeros(3, 16, dtype=torch.int64), batch_size=2).shape == (3, 3, 16, 16)
     assert score_in_parts(Elsewhere(), pictures(3), "a star").shape == (3,)
 
 

@@ -26,7 +26,7 @@ ALLOWED = {  # part of the library -> the packages from outside that it may impo
     **{f"{name}.py": MATHS for name in ("training", "updates", "optim", "checkpoints", "metrics", "sampling", "kmeans")},
     **{f"{name}.py": MATHS for name in ("config", "errors", "files", "naming", "components", "drawing", "evaluation")},
     **{f"{name}.py": MATHS for name in ("schedules", "seeds", "scaling", "distributed", "package", "__main__", "__init__")},
-    **{f"{name}.py": MATHS for name in ("completion", "likelihood")},
+    **{f"{name}.py": MATHS for name in ("completion", "likelihood", "unpickling", "torch_files", "released")},
     "workbench.py": DATA,
     "commands/": MATHS,
     "plots.py": {"numpy", "matplotlib"},
@@ -192,6 +192,27 @@ def test_no_loader_that_runs_code_and_no_shell_stands_in_the_project():
     for name in tracked():
         if name.endswith(".py") and not name.startswith("tests/"):
             assert not forbidden.search((ROOT / name).read_text(encoding="utf-8")), name
+
+
+PICKLES = {"pickle", "_pickle", "cPickle", "pickletools", "shelve", "dill", "cloudpickle", "joblib", "marshal"}
+
+
+def taken_from_pickle(file: str) -> set[str]:
+    """What a file takes from a reader of pickles: {"pickle.UnpicklingError"}; "pickle" where it is more than one can tell."""
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    used = {name for name in imported(file) if name.partition(".")[0] in PICKLES}
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    plain = {node.value: f"{node.value.id}.{node.attr}" for node in attributes if isinstance(node.value, ast.Name)}
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in PICKLES]
+    return {plain.get(node, node.id) for node in names} | {name for name in used if "." in name} or used
+
+
+def test_nothing_imports_a_reader_of_pickles():
+    """The released weights are read by `thousandwords/unpickling.py`, which is a reader of its own and runs nothing."""
+    takers = {name: taken_from_pickle(name) for name in tracked() if name.endswith(".py") and not name.startswith("tests/")}
+    assert {name: taken for name, taken in takers.items() if taken} == {
+        "thousandwords/scorers/_open_clip.py": {"pickle.UnpicklingError"},  # what torch's reader of plain weights raises
+    }
 
 
 def test_the_lock_pins_every_package_with_hashes_and_names_no_index():

@@ -1,4 +1,4 @@
-"""python -m thousandwords <command>: draw pictures, and look at the words that they are made of.
+"""python -m thousandwords <command>: draw pictures, look at the words that they are made of, take over released weights.
 
 One module of `commands/` per command; each adds its own options and says what it does.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from thousandwords.commands import draw, likelihood, words
+from thousandwords.commands import convert, draw, likelihood, words
 from thousandwords.errors import UserError
 
-COMMANDS = (draw, words, likelihood)
+COMMANDS = (draw, words, likelihood, convert)
 
 
 def main(argv: list[str] | None = None) -> None:

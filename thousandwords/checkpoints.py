@@ -38,6 +38,12 @@ def write_model(folder: Path, header: dict, state: dict[str, Tensor]) -> str:
     return write_manifest(folder, {"config.json": None, "weights.safetensors": None}, {})["sha256"]
 
 
+def read_header(folder: Path, mend: str = "dvc checkout, or dvc repro") -> dict:
+    """What the model of `folder` was written with, every byte of the folder checked first; raises DamagedArtefact."""
+    read_manifest(folder, mend=mend)
+    return json.loads((Path(folder) / "config.json").read_bytes())
+
+
 def read_model(folder: Path, mend: str = "dvc checkout, or dvc repro") -> SavedModel:
     """The model of `folder`, every byte checked first; raises DamagedArtefact."""
     manifest = read_manifest(folder, mend=mend)

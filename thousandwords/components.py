@@ -69,20 +69,25 @@ def save(model: nn.Module, folder: Path, state: dict | None = None, **facts) -> 
     return checkpoints.write_model(folder, header, model.state_dict() if state is None else state)
 
 
-def load(family: str, folder: Path, mend: str = "dvc checkout, or dvc repro") -> nn.Module:
-    """The model saved in `folder`, verified, in evaluation mode, with its `fingerprint` and its `header`."""
+def load(family: str, folder: Path, mend: str = "dvc checkout, or dvc repro", **changes: object) -> nn.Module:
+    """The model saved in `folder`, verified, in evaluation mode, with its `fingerprint` and its `header`.
+
+    `changes` are arguments that differ from those it was built with: image_size=64.
+    """
     saved = checkpoints.read_model(folder, mend)
-    if saved.header["family"] != family:
-        raise ConfigError(f"{folder} holds one of the {saved.header['family']}, but one of the {family} was wanted")
-    config = _written_config(folder, saved.header, mend)
-    arguments = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in saved.header["arguments"].items()
-    }
-    model = build(family, saved.header["kind"], config, **arguments)
+    model = rebuild(family, folder, saved.header, mend, **changes)
     checkpoints.fill(model, saved.state, folder)
     model.fingerprint, model.header = saved.fingerprint, saved.header
     return model.eval().requires_grad_(False)
+
+
+def rebuild(family: str, folder: Path, header: dict, mend: str = "dvc checkout, or dvc repro", **changes) -> nn.Module:
+    """The model that the header of `folder` tells of, with first weights; raises ConfigError where it can't be built."""
+    if header["family"] != family:
+        raise ConfigError(f"{folder} holds one of the {header['family']}, but one of the {family} was wanted")
+    config = _written_config(folder, header, mend)
+    arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in header["arguments"].items()}
+    return build(family, header["kind"], config, **{**arguments, **changes})
 
 
 def _written_config(folder: Path, header: dict, mend: str) -> object:

@@ -147,18 +147,18 @@ def draw_candidates(
 
 
 @torch.no_grad()
-def encode_in_parts(tokenizer: nn.Module, pictures: Sequence[np.ndarray], batch_size: int = 64) -> Tensor:
+def encode_in_parts(tokenizer: nn.Module, pictures: Sequence[np.ndarray], batch_size: int | None = None) -> Tensor:
     """Pictures uint8 (H, W, 3) of any size, cropped and resized as in training -> words (B, L), a few at a time."""
     device, size = next(tokenizer.parameters()).device, tokenizer.image_size
-    fitted = np.stack([fit_square(picture, size) for picture in pictures])
-    starts = range(0, len(fitted), batch_size)
-    return torch.cat([tokenizer.encode(to_float(fitted[one : one + batch_size]).to(device)).cpu() for one in starts])
+    fitted, together = np.stack([fit_square(picture, size) for picture in pictures]), batch_size or tokenizer.images_at_once
+    starts = range(0, len(fitted), together)
+    return torch.cat([tokenizer.encode(to_float(fitted[one : one + together]).to(device)).cpu() for one in starts])
 
 
-def decode_in_parts(tokenizer: nn.Module, tokens: Tensor, batch_size: int = 64) -> Tensor:
+def decode_in_parts(tokenizer: nn.Module, tokens: Tensor, batch_size: int | None = None) -> Tensor:
     """Words (B, L) -> pictures (B, 3, H, W), a few at a time so that memory stays small."""
     device = next(tokenizer.parameters()).device
-    parts = [tokenizer.decode(part.to(device)).cpu() for part in tokens.split(batch_size)]
+    parts = [tokenizer.decode(part.to(device)).cpu() for part in tokens.split(batch_size or tokenizer.images_at_once)]
     return torch.cat(parts)
 
 

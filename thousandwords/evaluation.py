@@ -63,9 +63,9 @@ def reconstruct(tokenizer: nn.Module, held_out: Tensor, training: Tensor, iterat
 
     The yardstick has as many words as the tokenizer and patches as large as a cell of its (finest) grid.
     """
-    parts = [tokenizer.encode(held_out[rows]) for rows in in_order(len(held_out), 64)]
+    parts = [tokenizer.encode(held_out[rows]) for rows in in_order(len(held_out), tokenizer.images_at_once)]
     tokens = torch.cat(parts)
-    hard = torch.cat([tokenizer.decode(tokens[rows]) for rows in in_order(len(tokens), 64)])
+    hard = torch.cat([tokenizer.decode(tokens[rows]) for rows in in_order(len(tokens), tokenizer.images_at_once)])
     patch = tokenizer.image_size // max(tokenizer.scales)
     centroids = fit_kmeans(patches_of(training, patch), tokenizer.vocab_size, step_rng(seed, 0), iterations)
     flat = torch.cat([kmeans_reconstruct(held_out[rows], centroids, patch) for rows in in_order(len(held_out), 256)])

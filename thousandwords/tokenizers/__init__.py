@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 Logs = dict[str, Tensor | float]
+PIXELS_AT_ONCE = 2**18  # the released dVAE takes about 10 kB for each
 
 
 class ImageTokenizer(nn.Module, ABC):
@@ -30,6 +31,11 @@ class ImageTokenizer(nn.Module, ABC):
     def num_tokens(self) -> int:
         """L, the words of one picture."""
         return sum(side * side for side in self.scales)
+
+    @property
+    def images_at_once(self) -> int:
+        """How many pictures may be encoded or decoded together without filling a laptop's memory: 64 of 64 pixels a side."""
+        return max(1, min(64, PIXELS_AT_ONCE // self.image_size**2))
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
