@@ -27,6 +27,7 @@ ALLOWED = {  # part of the library -> the packages from outside that it may impo
     **{f"{name}.py": MATHS for name in ("config", "errors", "files", "naming", "components", "drawing", "evaluation")},
     **{f"{name}.py": MATHS for name in ("schedules", "seeds", "scaling", "distributed", "package", "__main__", "__init__")},
     "commands/": MATHS,
+    "captions.py": {"py3langid"},
     "plots.py": {"numpy", "matplotlib"},
     "report.py": {"jinja2"},
 }
