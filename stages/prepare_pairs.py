@@ -15,6 +15,7 @@ def prepare_pairs(out: Path, run: Stage) -> None:
                          lambda pairs, total: progress(pairs, "prepare_pairs", total, "pair"))
     run.record_metrics({name: count for name, count in counts.items() if name.startswith("n_")})
     run.record_metrics({f"pairs/{split}": count for split, count in counts["splits"].items()})
+    run.record_metrics({f"captions_dropped/{reason}": count for reason, count in counts.get("captions_dropped", {}).items()})
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """What the stages make of whole pictures, many captions and long ones: views, crops, spellings, and a count of what was cut."""
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -194,3 +195,14 @@ def remembering(captions, shown: list[str]):
         return drawn
 
     return wrapped
+
+
+def test_a_batch_in_parts_counts_the_words_of_text_of_the_whole_batch(folder, tmp_path):
+    """Captions differ in length: the mean of the parts' own means would be another loss."""
+    def losses(name: str, accumulation: int) -> list[float]:
+        generator_trained(folder, tmp_path / name, training={**TRAINING, "accumulation": accumulation})
+        return [row["loss"] for row in json.loads((tmp_path / name / "curves.json").read_bytes())]
+
+    whole, parts = losses("whole", 1), losses("parts", 2)
+
+    assert parts == pytest.approx(whole, abs=2e-6)

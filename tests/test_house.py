@@ -29,6 +29,7 @@ ALLOWED = {  # part of the library -> the packages from outside that it may impo
     **{f"{name}.py": MATHS for name in ("completion", "likelihood", "unpickling", "torch_files", "released")},
     "workbench.py": DATA,
     "commands/": MATHS,
+    "captions.py": {"py3langid"},
     "plots.py": {"numpy", "matplotlib"},
     "report.py": {"jinja2"},
 }

@@ -3,13 +3,18 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from thousandwords.config import ConfigError, section
+from thousandwords.errors import UserError
 from thousandwords.files import DamagedArtefact, read_manifest
 from thousandwords.images import area_resize, encode_png, fit_square
 from thousandwords.pair_shards import PairReader, splits
@@ -259,6 +264,135 @@ def test_a_missing_source_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "pairs").exists()
 
 
+# ---- caption filters
+
+FILTERED = {"min_caption_words": 2, "boilerplate": ("^photo(graphed)? ",), "language": "en"}
+CAPTIONS = {"a kite on a hill": None, "the blue house by the sea": None, "kite": "caption_too_short",
+            "Photo taken 2019-01-01": "boilerplate", "ein roter drachen fliegt über den hügel": "wrong_language"}
+
+
+def add_pair(folder: Path, name: str, lines: list[str], picture: int = 0) -> None:
+    (folder / f"{name}.png").write_bytes(encode_png(pixels(picture)))
+    (folder / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
+
+
+def test_each_caption_is_filtered_by_itself_and_a_pair_only_with_its_last(tmp_path):
+    own = write_folder(tmp_path / "own")
+    add_pair(own, "some", ["kite", "a kite on a hill", "Photographed on 3 may 1921", "fog", "the blue house by the sea"])
+    add_pair(own, "none", ["ein roter drachen fliegt über den hügel", "kite"], 1)
+    counts = write_pairs(folder_config(own, **FILTERED), 0, tmp_path / "pairs")
+
+    reader, row = readers(tmp_path / "pairs")["some.png"]
+    assert reader.captions(row) == ["a kite on a hill", "the blue house by the sea"]
+    refused = pq.read_table(tmp_path / "pairs" / QUARANTINE).to_pylist()
+    assert [(line["id"], line["reason"]) for line in refused] == [("none.png", "wrong_language")]
+    assert re.fullmatch(r"de 0\.\d\d, en 0\.00: 'ein roter drachen fliegt über den hügel'", refused[0]["detail"])
+    assert counts.pop("splits").keys() == {"train", "validation"}
+    assert counts == {"n_in": 14, "n_ok": 13, "n_quarantined": 0, "n_duplicate": 0, "n_filtered": 1,
+                      "reasons": {"wrong_language": 1}, "captions_dropped": {"caption_too_short": 2, "boilerplate": 1}}
+    assert read_manifest(tmp_path / "pairs")["facts"]["counts"]["captions_dropped"] == counts["captions_dropped"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(100, 102), st.lists(st.sampled_from(sorted(CAPTIONS)), min_size=1, unique=True)),
+                max_size=9))
+def test_whatever_the_captions_every_input_is_counted_once(drawn):
+    expected, seen, dropped = Counter(ok=12), set(), Counter()
+    for picture, lines in drawn:
+        stay = tuple(line for line in lines if CAPTIONS[line] is None)
+        outcome = CAPTIONS[lines[0]] if not stay else "duplicate" if (picture, stay) in seen else "ok"
+        expected[outcome] += 1
+        dropped.update(CAPTIONS[line] for line in lines if CAPTIONS[line] and outcome == "ok")
+        seen.add((picture, stay))
+
+    with tempfile.TemporaryDirectory() as folder:
+        own = write_folder(Path(folder) / "own")
+        for number, (picture, lines) in enumerate(drawn):
+            add_pair(own, f"z{number}", lines, picture)
+        counts = write_pairs(folder_config(own, **FILTERED), 0, Path(folder) / "pairs")
+
+    assert counts["n_in"] == 12 + len(drawn)
+    assert (counts["n_ok"], counts["n_duplicate"], counts["n_quarantined"]) == (expected["ok"], expected["duplicate"], 0)
+    assert counts["n_in"] == counts["n_ok"] + counts["n_duplicate"] + counts["n_filtered"]
+    assert counts["reasons"] == {reason: expected[reason] for reason in CAPTIONS.values() if expected[reason]}
+    assert counts["captions_dropped"] == dropped
+
+
+@pytest.mark.parametrize("group_by", [None, "^(.*?):"])
+def test_a_filter_moves_no_pair_that_it_leaves(tmp_path, group_by):
+    own = write_folder(tmp_path / "own", 6)
+    for index in range(30):
+        first = f"family {index % 10}: {'fog' if index % 3 else 'a long line of cars'}"
+        add_pair(own, f"z{index:02d}", [first, f"a second caption, {index}"], 50 + index)
+    where = {}
+    for name, rules in (("all", {}), ("sifted", {"min_caption_words": 4})):
+        write_pairs(folder_config(own, group_by=group_by, **rules, max_refused_share=0.5), 0, tmp_path / name)
+        where[name] = {key: (split, reader.pictures([row])[0].tobytes()) for split in splits(tmp_path / name)
+                       for key, (reader, row) in rows_of(tmp_path / name, split).items()}
+    assert where["sifted"] == {key: place for key, place in where["all"].items() if key.startswith("z")}
+    assert len(where["sifted"]) == 30
+
+
+def rows_of(folder: Path, split: str) -> dict[str, tuple[PairReader, int]]:
+    reader = PairReader(folder, split)
+    return {reader.key(row): (reader, row) for row in range(len(reader))}
+
+
+def test_captions_are_looked_at_before_the_picture_is_decoded(tmp_path):
+    own = write_folder(tmp_path / "own")
+    add_pair(own, "cut", ["kite"])
+    (own / "cut.png").write_bytes(encode_png(pixels(0))[:500])
+    counts = write_pairs(folder_config(own, min_caption_words=2), 0, tmp_path / "pairs")
+    assert (counts["n_filtered"], counts["n_quarantined"], counts["reasons"]) == (1, 0, {"caption_too_short": 1})
+
+
+def test_what_caption_filters_leave_out_is_no_sign_of_bad_data(tmp_path):
+    own = write_folder(tmp_path / "own", 10)
+    for index in range(30):
+        add_pair(own, f"short{index}", ["kite"], index)
+    counts = write_pairs(folder_config(own, min_caption_words=2), 0, tmp_path / "pairs")
+    assert (counts["n_ok"], counts["n_filtered"]) == (10, 30)
+
+    for index in range(4):    # 4 of 10, not 4 of 40
+        (own / f"{index:03d}.png").write_bytes(b"<html>")
+    with pytest.raises(BadData, match=r"4 of the 10 inputs of .*own were refused \(40%\): 4 not_an_image \(000.png: the bytes "
+                                      r"begin with b'<html>'\). Mend them, or raise data.max_refused_share \(now 0.2\)"):
+        write_pairs(folder_config(own, min_caption_words=2), 0, tmp_path / "again")
+
+
+def test_filters_that_leave_nothing_stop_with_the_settings_to_change(tmp_path):
+    with pytest.raises(BadData, match=r"The caption filters leave none of the 12 inputs of .*own: 12 caption_too_short "
+                                      r"\(000.png: 2 of 9 words: 'picture 0'\). Change data.min_caption_words, "
+                                      r"data.boilerplate or data.language"):
+        write_pairs(folder_config(write_folder(tmp_path / "own"), min_caption_words=9), 0, tmp_path / "pairs")
+    assert not (tmp_path / "pairs/manifest.json").exists()
+
+
+def test_scenes_are_not_filtered_and_the_manifest_is_the_old_one(tmp_path):
+    write_pairs(scenes_config(), 0, tmp_path / "plain")
+    write_pairs(scenes_config(**FILTERED, language_margin=0.0), 0, tmp_path / "filters")
+    assert files_of(tmp_path / "plain") == files_of(tmp_path / "filters")
+
+
+def test_the_manifest_speaks_of_caption_filters_only_where_there_are_some(tmp_path):
+    own = write_folder(tmp_path / "own")
+    facts = []
+    for name, rules in (("plain", {}), ("sifted", {"min_caption_words": 2})):
+        write_pairs(folder_config(own, **rules), 0, tmp_path / name)
+        facts.append(read_manifest(tmp_path / name)["facts"])
+    plain, sifted = facts
+    assert sifted["counts"] == {**plain["counts"], "captions_dropped": {}} and "captions_dropped" not in plain["counts"]
+    assert sifted["settings"] == {**plain["settings"], "min_caption_words": 2, "boilerplate": [], "language": None,
+                                  "language_margin": 0.2}
+    assert (tmp_path / "plain/train-00000.parquet").read_bytes() == (tmp_path / "sifted/train-00000.parquet").read_bytes()
+
+
+def test_a_language_that_nobody_knows_is_refused_before_anything_is_read(tmp_path):
+    config = folder_config(tmp_path / "nowhere", language="xx")
+    with pytest.raises(UserError, match="data.language is 'xx'; it can be: ace, af"):
+        check_source(config)
+
+
 # ---- splits
 
 
@@ -313,7 +447,7 @@ def test_an_absent_split_is_refused_with_those_that_are_there(tmp_path):
 # ---- settings
 
 
-@pytest.mark.parametrize(("settings", "message"), [
+@pytest.mark.parametrize(("block", "message"), [
     ({"source": "folders"}, "data.source is 'folders'; it can be: scenes, folder, csv, webdataset"),
     ({"image_size": 4}, "data.image_size is 4; it needs to be 8 or more"),
     ({"min_side": 0}, "data.min_side is 0; it needs to be 1 or more"),
@@ -330,12 +464,20 @@ def test_an_absent_split_is_refused_with_those_that_are_there(tmp_path):
     ({"delimiter": ", "}, "data.delimiter is ', '; it is one character"),
     ({"group_by": "("}, "data.group_by is '(', no regular expression"),
     ({"group_by": "skin"}, "data.group_by is 'skin'; it needs a group in ()"),
+    ({"min_caption_words": -1}, "data.min_caption_words is -1; it needs to be 0 (off) or more"),
+    ({"boilerplate": "photo"}, "data.boilerplate should be a list, found 'photo'"),
+    ({"boilerplate": ["photo", "("]}, "data.boilerplate[1] is '(', no regular expression: missing )"),
+    ({"boilerplate": ["a{99999999999}"]}, "data.boilerplate[0] is 'a{99999999999}', no regular expression"),
+    ({"boilerplate": ["photo|"]}, "data.boilerplate[0] is 'photo|'; it is found where nothing is, so it would drop"),
+    ({"language": "English"}, "data.language is 'English'; it is a code of two or three letters, like en"),
+    ({"language": False}, "data.language should be text, found False"),
+    ({"language_margin": 1.0}, "data.language_margin is 1.0; it lies between 0 and 1"),
     ({"scenes": {"validation_count": 0}}, "data.scenes.validation_count is 0; it needs 1 or more"),
     ({"scenes": {"cuont": 3}}, "data.scenes has no key 'cuont'. Did you mean 'count'?"),
 ])
-def test_settings_are_checked_at_birth(settings, message):
+def test_settings_are_checked_at_birth(block, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
-        section(settings, "data", Config)
+        section(block, "data", Config)
 
 
 # ---- real data

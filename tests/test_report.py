@@ -171,6 +171,13 @@ def test_a_tokenizer_worse_than_k_means_and_a_collapsing_codebook_are_called_so(
     assert "the codebook is collapsing" in page
 
 
+def test_captions_that_pairs_have_lost_are_shown_where_captions_were_filtered():
+    counts = facts()["counts"]
+    page = text_of(render_report(facts(counts={**counts, "captions_dropped": {"caption_too_short": 1234}}), PICTURES))
+    assert "captions dropped from pairs that stay: caption too short 1,234" in page
+    assert "captions dropped" not in text_of(render_report(facts(), PICTURES))
+
+
 def test_inputs_that_are_not_accounted_for_are_pointed_out():
     page = text_of(render_report(facts(counts={"n_in": 1011, "n_ok": 1000}), PICTURES))
 

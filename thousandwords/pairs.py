@@ -2,9 +2,13 @@
 
 `train-00000.parquet`, `validation-…` (and `unseen-…` for scenes) hold one row per pair, `quarantine.parquet`
 one per refused input, with the reason. What goes in comes out or is counted: n_in = n_ok + n_quarantined +
-n_duplicate + n_filtered, where "filtered" are sound pictures that a setting leaves out. `prepare` is a pure
+n_duplicate + n_filtered, where "filtered" are sound inputs that a setting leaves out. `prepare` is a pure
 function of one input, so that it may run in other processes. Left out: near-duplicates, a second crop,
 decoding in parallel.
+
+Captions are filtered one by one, before the picture is decoded; a pair is filtered when none of its captions stays. Which
+split a pair falls to is settled by what came in, so that a filter never moves what it leaves. Scenes are not filtered: their
+captions and pictures are drawn as they should be.
 
 A pair keeps the square that models see, or (`keep: whole`) the picture at its own shape, so that training can crop at random.
 """
@@ -21,6 +25,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from thousandwords import captions
 from thousandwords.errors import UserError
 from thousandwords.files import MANIFEST, unit_hash, write_bytes, write_manifest
 from thousandwords.images import WHITE, Refused, area_resize, decode_image, encode_png, fit_square
@@ -31,7 +36,8 @@ from thousandwords.tables import table_bytes
 
 ROW_GROUP = 256    # rows
 QUARANTINE = "quarantine.parquet"
-FILTERS = ("too_small", "bad_aspect")    # reasons that lie in a setting, not in the input
+FILTERS = ("too_small", "bad_aspect", *captions.REASONS)    # reasons that lie in a setting, not in the input
+CAPTION_SETTINGS = ("min_caption_words", "boilerplate", "language", "language_margin")
 QUARANTINE_SCHEMA = pa.schema([
     pa.field("id", pa.string(), nullable=False),
     pa.field("source", pa.string(), nullable=False),
@@ -77,7 +83,11 @@ class Config:
     background: tuple[int, int, int] = WHITE    # behind transparent pixels
     min_side: int = 32                 # pixels; smaller pictures are left out
     max_aspect: float = 3.0            # long side / short side; the square crop would lose more
-    max_refused_share: float = 0.2     # of the inputs; beyond it preparing stops
+    min_caption_words: int = 0         # shorter captions are dropped (paper, appendix C; the number is ours); words end at blanks
+    boilerplate: tuple[str, ...] = ()  # regular expressions; a caption in which one is found, lower-cased, is dropped
+    language: str | None = None        # like en; captions in another are dropped, as far as py3langid can tell
+    language_margin: float = 0.2       # dropped only if another language is likelier by more; of 1
+    max_refused_share: float = 0.2     # of the inputs that the caption filters leave; beyond it preparing stops
     rows_per_shard: int = 4096
     image_column: str = "image"        # csv
     caption_column: str = "caption"    # csv; also the key in the JSON of a WebDataset
@@ -101,6 +111,23 @@ class Config:
             raise ValueError(f"data.delimiter is {self.delimiter!r}; it is one character, like ';' or a tab")
         self._check_keep_side()
         _check_group_by(self.group_by)
+        self._check_caption_filters()
+
+    @property
+    def caption_rules(self) -> captions.Rules:
+        """What is asked of captions; of scenes nothing."""
+        if self.source == "scenes":
+            return captions.Rules()
+        return captions.Rules(self.min_caption_words, self.boilerplate, self.language, self.language_margin)
+
+    def _check_caption_filters(self) -> None:
+        if self.min_caption_words < 0:
+            raise ValueError(f"data.min_caption_words is {self.min_caption_words}; it needs to be 0 (off) or more")
+        captions.check_boilerplate(self.boilerplate)
+        if self.language is not None and not re.fullmatch("[a-z]{2,3}", self.language):
+            raise ValueError(f"data.language is {self.language!r}; it is a code of two or three letters, like en")
+        if not 0 <= self.language_margin < 1:
+            raise ValueError(f"data.language_margin is {self.language_margin}; it lies between 0 and 1")
 
     def _check_keep_side(self) -> None:
         if self.keep_side is not None and self.keep == "square":
@@ -125,6 +152,7 @@ class Pair:
     image: bytes
     captions: tuple[str, ...]
     provenance: str
+    dropped: tuple[str, ...] = ()    # the reason of each caption that was filtered out; counted, no column of the shard
 
 
 @dataclass(frozen=True)
@@ -143,12 +171,13 @@ class Refusal:
 
 
 def prepare(raw: RawPair, config: Config) -> Pair | Refusal:
-    """A raw pair, decoded, flattened and fitted to what is kept; or why it can't be had."""
+    """A raw pair, its captions sifted, its picture decoded, flattened and fitted to what is kept; or why it can't be had."""
     try:
         if raw.problem:
             raise raw.problem
+        fit, dropped = captions.sift(raw.captions, config.caption_rules)
         pixels = decode_image(raw.image, config.background, config.min_side, config.max_aspect)
-        return Pair(raw.key, encode_png(kept(pixels, config)), raw.captions, raw.provenance)
+        return Pair(raw.key, encode_png(kept(pixels, config)), fit, raw.provenance, dropped)
     except Refused as problem:
         digest = None if raw.image is None else hashlib.sha256(raw.image).hexdigest()
         size = None if raw.image is None else len(raw.image)
@@ -166,7 +195,7 @@ def kept(pixels: np.ndarray, config: Config) -> np.ndarray:
     return area_resize(pixels, round(height * config.keep_side / side), round(width * config.keep_side / side))
 
 
-def group_of(pair: Pair, group_by: str | None) -> str:
+def group_of(pair: Pair | RawPair, group_by: str | None) -> str:
     """What must not be torn apart by the split.
 
     With "^(.*?): .*skin tone", both "man surfing: dark skin tone" and plain "man surfing" give "man surfing".
@@ -195,9 +224,10 @@ def open_source(config: Config) -> Source:
 
 
 def check_source(config: Config) -> int:
-    """How many inputs there are; SourceError, with the mend, where there is nothing to begin with."""
+    """How many inputs there are; SourceError or UserError, with the mend, where there is nothing to begin with."""
     if config.source == "scenes":
         return sum(config.scenes.by_split().values())
+    captions.check_language(config.language)
     return open_source(config).check()
 
 
@@ -213,7 +243,7 @@ def prepared(config: Config, seed: int) -> Iterator[tuple[str, Pair | Refusal]]:
         if isinstance(outcome, Refusal):
             yield "quarantine", outcome
         else:
-            yield split_of(group_of(outcome, config.group_by), seed, config.validation_share), outcome
+            yield split_of(group_of(raw, config.group_by), seed, config.validation_share), outcome
 
 
 def write_pairs(config: Config, seed: int, folder: Path,
@@ -223,7 +253,7 @@ def write_pairs(config: Config, seed: int, folder: Path,
     Raises SourceError or BadData. The manifest is written last: without it nothing in the folder counts.
     """
     total = check_source(config)
-    shards, refusals, seen, duplicates = _Shards(folder, config.rows_per_shard), [], set(), 0
+    shards, refusals, seen, duplicates, dropped = _Shards(folder, config.rows_per_shard), [], set(), 0, Counter()
     for split, outcome in progress(prepared(config, seed), total):
         if isinstance(outcome, Refusal):
             refusals.append(outcome)
@@ -231,9 +261,12 @@ def write_pairs(config: Config, seed: int, folder: Path,
             duplicates += 1
         else:
             seen.add(digest)
+            dropped.update(outcome.dropped)
             shards.add(split, outcome)
     shards.close()
     counts = _counts(shards.splits(), refusals, duplicates)
+    if config.caption_rules:
+        counts["captions_dropped"] = dict(dropped.most_common())    # from pairs that stay
     _check_counts(counts, refusals, config)
     table = _table(map(vars, refusals), QUARANTINE_SCHEMA)
     write_bytes(Path(folder) / QUARANTINE, table_bytes(table, ROW_GROUP))
@@ -244,9 +277,10 @@ def write_pairs(config: Config, seed: int, folder: Path,
 
 
 def _settings(config: Config) -> dict:
-    """All settings; of squares without what is only for whole pictures, so that their manifest stays what it always was."""
-    settings = asdict(config)
-    return settings if config.keep == "whole" else {key: settings[key] for key in settings if not key.startswith("keep")}
+    """All settings but those of what is off (whole pictures, caption filters), so that manifests stay what they always were."""
+    off = () if config.keep == "whole" else ("keep", "keep_side")
+    off += () if config.caption_rules else CAPTION_SETTINGS
+    return {key: value for key, value in asdict(config).items() if key not in off}
 
 
 class _Shards:
@@ -305,12 +339,20 @@ def _counts(splits: dict[str, int], refusals: Sequence[Refusal], duplicates: int
 
 
 def _check_counts(counts: dict, refusals: Sequence[Refusal], config: Config) -> None:
-    """BadData where too much was refused, or a split has nothing."""
+    """BadData where too much was refused, or nothing is left, or a split has nothing.
+
+    Captions are sifted only on request, so what they take with them is no sign of bad data and stays out of the share.
+    """
     place = config.source if config.source == "scenes" else config.path
-    share = len(refusals) / max(1, counts["n_in"])
+    refused = [refusal for refusal in refusals if refusal.reason not in captions.REASONS]
+    looked_at = counts["n_in"] - (len(refusals) - len(refused))
+    if refusals and not looked_at:
+        raise BadData(f"The caption filters leave none of the {counts['n_in']} inputs of {place}: {_histogram(refusals)}. "
+                      "Change data.min_caption_words, data.boilerplate or data.language")
+    share = len(refused) / max(1, looked_at)
     if share > config.max_refused_share or share == 1:
-        raise BadData(f"{len(refusals)} of the {counts['n_in']} inputs of {place} were refused "
-                      f"({share:.0%}): {_histogram(counts, refusals)}. "
+        raise BadData(f"{len(refused)} of the {looked_at} inputs of {place} were refused "
+                      f"({share:.0%}): {_histogram(refused)}. "
                       f"Mend them, or raise data.max_refused_share (now {config.max_refused_share:g})")
     for split in ("train", "validation"):
         if split not in counts["splits"]:
@@ -319,8 +361,9 @@ def _check_counts(counts: dict, refusals: Sequence[Refusal], config: Config) -> 
                           "or data.group_by")
 
 
-def _histogram(counts: dict, refusals: Sequence[Refusal]) -> str:
+def _histogram(refusals: Sequence[Refusal]) -> str:
     """Each reason with its count and its first case: "2 truncated (cat.png: image file is truncated)"."""
     first = {refusal.reason: refusal for refusal in reversed(refusals)}
+    reasons = Counter(refusal.reason for refusal in refusals)
     return ", ".join(f"{count} {reason} ({first[reason].id}: {first[reason].detail})"
-                     for reason, count in counts["reasons"].items())
+                     for reason, count in reasons.most_common())

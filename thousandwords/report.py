@@ -68,6 +68,7 @@ class Counts(TypedDict, total=False):
     n_filtered: int
     reasons: dict[str, int]      # why inputs were quarantined or filtered
     splits: dict[str, int]       # pairs per split
+    captions_dropped: dict[str, int]    # why pairs that stay have lost captions, where captions are filtered
 
 
 class Facts(TypedDict, total=False):
