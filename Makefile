@@ -25,7 +25,7 @@ export PROMPT
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo '  PRESET=smoke|default|emoji|photos  a whole set of knobs, e.g. make run PRESET=smoke'
+	@echo '  PRESET=smoke|default|emoji|photos|gpu|paper  a whole set of knobs, e.g. make run PRESET=smoke'
 
 setup: $(READY)  ## makes .venv from requirements.lock (once)
 
