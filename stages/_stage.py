@@ -140,7 +140,8 @@ def stage(name: str, options: argparse.Namespace, *sections: str) -> Iterator[St
         print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except Stopped as error:
-        print(f"{name}: {error}; the next run goes on from there", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes one tells it for all
+            print(f"{name}: {error}; the next run goes on from there", file=sys.stderr)
         raise SystemExit(143) from error
     except KeyboardInterrupt as error:
         print(f"{name}: stopped; nothing half-written was left", file=sys.stderr)
