@@ -188,7 +188,7 @@ def test_an_overlap_is_what_lies_above_the_threshold():
 
     assert found.index.tolist() == [1, 0, 0]
     assert found.similarity.tolist() == pytest.approx([math.sqrt(0.5), 1, 0])
-    assert found.is_seen.tolist() == [False, True, False] and found.share == pytest.approx(1 / 3)
+    assert found.is_overlapping.tolist() == [False, True, False] and found.share == pytest.approx(1 / 3)
     assert found.closest(2) == [1, 0]
 
 

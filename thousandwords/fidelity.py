@@ -115,20 +115,20 @@ def nearest(features: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Overlap:
-    """The nearest training picture of each held-out one, and which held-out pictures are as good as seen."""
+    """The nearest training picture of each held-out one, and which held-out pictures are as good as trained on."""
 
     similarity: Tensor    # (N,) cosine
     index: Tensor    # (N,) of the training picture
     threshold: float
 
     @property
-    def is_seen(self) -> Tensor:
+    def is_overlapping(self) -> Tensor:
         """(N,) bool: the neighbour is nearer than the threshold."""
         return self.similarity > self.threshold
 
     @property
     def share(self) -> float:
-        return float(self.is_seen.double().mean())
+        return float(self.is_overlapping.double().mean())
 
     def closest(self, count: int) -> list[int]:
         """The held-out pictures with the nearest neighbours, nearest first."""
