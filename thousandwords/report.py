@@ -116,7 +116,7 @@ def render_report(facts: Facts, pictures: Mapping[str, bytes]) -> str:
     whole = {**{name: kind() for name, kind in OPTIONAL.items()}, **facts}
     seconds = whole["metrics"].get("seconds", {})
     return template.render(**whole, cards=headline_cards(whole), match_rows=match_rows(whole["metrics"]),
-                           overlap_rows=overlap_rows(whole["metrics"]),
+                           fidelity=whole["metrics"].get("fidelity", {}), overlap_rows=overlap_rows(whole["metrics"]),
                            stage_rows=stage_rows(seconds, whole["stages"]),
                            total_time=duration(sum(seconds.values())), flow=count_rows(whole["counts"]),
                            flat_params=dict(flatten(whole["params"])), shown=SHOWN_AT_ONCE,
