@@ -161,6 +161,7 @@ def test_an_embedding_does_not_depend_on_the_batches(monkeypatch):
     ({"frechet_pictures": -1}, "evaluation.frechet_pictures is -1; it is a count, and 0 turns it off"),
     ({"overlap_pictures": -5}, "evaluation.overlap_pictures is -5; it is a count, and 0 turns it off"),
     ({"overlap_threshold": 98}, "evaluation.overlap_threshold is 98.0; it is a cosine, from -1 to 1"),
+    ({"overlap_threshold": -1.5}, "evaluation.overlap_threshold is -1.5; it is a cosine, from -1 to 1"),
     ({"pictures": 0}, "evaluation.pictures is 0; it needs to be 1 or more"),
 ])    # fmt: skip
 def test_a_setting_out_of_range_is_refused_by_name(settings, sentence):

@@ -29,7 +29,7 @@ class Config:
     shown: int = 16  # originals and reconstructions, and prompts per split, in the report
     frechet_pictures: int = 384  # validation pictures in the Fréchet distance; the paper has 30,000; 0 turns it off
     overlap_pictures: int = 2048  # training pictures that near twins of validation ones are sought among; 0 turns it off
-    overlap_threshold: float = 0.98  # cosine above which a neighbour counts as a twin; the paper's is not told
+    overlap_threshold: float = 0.98  # cosine of a twin; the paper's is not told. On the scenes it misses no near copy
 
     def __post_init__(self) -> None:
         for name in ("pictures", "kmeans_pictures", "kmeans_iterations", "shown"):
