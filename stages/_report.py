@@ -7,10 +7,13 @@ import numpy as np
 from torch import Tensor
 
 from thousandwords import evaluation, images, metrics, plots
-from thousandwords.report import Facts
+from thousandwords.fidelity import Overlap
+from thousandwords.pair_shards import PairReader
+from thousandwords.report import Facts, Twin
 from thousandwords.samples import Samples
 
 HERO = 12  # pictures on the first screen
+TWINS = 4  # held-out pictures beside their nearest training pictures
 
 
 def draw_plots(rebuilt: evaluation.Reconstructions, figures: dict, curves: dict[str, list[dict]]) -> dict[str, bytes]:
@@ -32,6 +35,8 @@ def draw_plots(rebuilt: evaluation.Reconstructions, figures: dict, curves: dict[
         drawn["tokenizer"] = plots.loss_curve({"validation": tokenizer}, title, unit="PSNR, dB")
     if scorer := curves.get("train_scorer"):
         drawn["scorer"] = plots.loss_curve(_losses(scorer, "loss"), "CLIP, contrastive loss", unit="nats")
+    if "clip_frechet" in figures["fidelity"]:
+        drawn["blur"] = plots.blur_curve(figures["fidelity"]["clip_frechet"])
     if "caption_match" in figures:
         drawn["caption_match"] = plots.match_curve(figures["caption_match"])
     return drawn
@@ -114,6 +119,16 @@ def _reconstructions(
     return [{"original": f"original-{row}", "hard": f"hard-{row}", "psnr": float(values[row])} for row in range(count)]
 
 
+def twins(overlap: Overlap, held_out: Tensor, training: PairReader, pictures: dict[str, bytes]) -> list[Twin]:
+    """The held-out pictures that are nearest to a training picture, beside it."""
+    shown: list[Twin] = []
+    for row in overlap.closest(TWINS):
+        pictures[f"held-out-{row}"] = images.encode_png(images.to_uint8(held_out[[row]])[0])
+        pictures[f"twin-{row}"] = images.encode_png(training.images([int(overlap.index[row])])[0])
+        shown.append({"held_out": f"held-out-{row}", "training": f"twin-{row}", "similarity": float(overlap.similarity[row])})
+    return shown
+
+
 def _prompts(
     config: evaluation.Config,
     drawn: Samples,
@@ -154,6 +169,7 @@ def _sections(plots: dict[str, bytes]) -> dict[str, list[dict[str, str]]]:
             "caption_match": "Caption match against the number of candidates that the scorer could choose from",
             "clip_score": "Mean CLIP score against the number of candidates",
         },
+        "likeness": {"blur": "Fréchet distance of drawn and real pictures against the blur of both"},
         "words": {"codebook": "How often each word of the codebook is used on held-out pictures"},
         "training": {
             "tokenizer": "Hard reconstruction of held-out pictures while the image tokenizer learns",

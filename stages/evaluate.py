@@ -13,15 +13,19 @@ import torch
 from stages import _report
 from stages._progress import progress
 from stages._stage import Stage, arguments, stage
-from thousandwords import components, evaluation, images, metrics
+from thousandwords import components, evaluation, images, likeness, metrics
 from thousandwords.config import section
+from thousandwords.fidelity import Overlap
 from thousandwords.files import read_manifest, write_bytes, write_json
 from thousandwords.pair_shards import PairReader
 from thousandwords.report import render_report
 from thousandwords.samples import Samples, read_samples
+from thousandwords.text import normalise
 
 
-def evaluate(pairs: Path, tokenizer: Path, samples: Path, ranked: Path, history: Path, out: Path, run: Stage) -> None:
+def evaluate(
+    pairs: Path, tokenizer: Path, scorer: Path, samples: Path, ranked: Path, history: Path, out: Path, run: Stage
+) -> None:
     config = section(run.params.get("evaluation"), "evaluation", evaluation.Config)
     drawn, scores = read_samples(samples), read_scores(ranked)
     model = components.load("tokenizers", tokenizer, mend="dvc repro train_image_tokenizer")
@@ -34,6 +38,7 @@ def evaluate(pairs: Path, tokenizer: Path, samples: Path, ranked: Path, history:
     curves = {path.stem: json.loads(path.read_bytes()) for path in sorted((history / "curves").glob("*.json"))}
     records = {path.stem: json.loads(path.read_bytes()) for path in sorted((history / "runs").glob("*.json"))}
     figures = collect(rebuilt, match, drawn, scores, curves["train_generator"], run)
+    figures["fidelity"], overlap = compare(scorer, pairs, held_out, rebuilt, drawn, config, run)
     figures["seconds"] = {name: record["seconds"] for name, record in records.items()}
     figures["seconds"]["evaluate"] = round(run.seconds, 2)
     plots = _report.draw_plots(rebuilt, figures, curves)
@@ -43,8 +48,10 @@ def evaluate(pairs: Path, tokenizer: Path, samples: Path, ranked: Path, history:
         config=config, params=run.params, figures=figures, held_out=held_out, rebuilt=rebuilt, drawn=drawn,
         scores=scores, read=read, plots=plots, counts=read_manifest(pairs)["facts"]["counts"], records=records,
     )  # fmt: skip
+    if overlap:
+        facts["twins"] = _report.twins(overlap, held_out, PairReader(pairs, "train"), pictures)
     facts["versions"] = versions()
-    facts["fingerprints"] = fingerprints(pairs, tokenizer, samples, ranked)
+    facts["fingerprints"] = fingerprints(pairs, tokenizer, scorer, samples, ranked)
     write_bytes(out / "report.html", render_report(facts, pictures).encode())
     write_json(out / "metrics.json", figures)
     run.record_metrics(_numbers(figures))
@@ -71,6 +78,29 @@ def collect(
     return figures | ({"caption_match": match} if match else {})
 
 
+def compare(
+    scorer: Path,
+    pairs: Path,
+    held_out: torch.Tensor,
+    rebuilt: evaluation.Reconstructions,
+    drawn: Samples,
+    config: evaluation.Config,
+    run: Stage,
+) -> tuple[dict, Overlap | None]:
+    """The block `fidelity`, and the training pictures nearest to the held-out ones."""
+    model = components.load("scorers", scorer, mend="dvc repro train_scorer").to(run.world.device)
+    validation, training = PairReader(pairs, "validation"), PairReader(pairs, "train")
+    known = likeness.HeldOut(
+        images=held_out,
+        captions=[normalise(validation.captions(row)[0]) for row in range(len(held_out))],
+        psnr=metrics.psnr(held_out, rebuilt.hard),
+    )
+    return likeness.measure(
+        model, known, lambda rows: images.to_float(training.images(rows)), min(config.overlap_pictures, len(training)),
+        drawn, config, lambda batches, total: progress(batches, "evaluate: comparing pictures", total, "batch"),
+    )  # fmt: skip
+
+
 def read_scores(ranked: Path) -> np.ndarray:
     """scores (P, N), verified."""
     manifest = read_manifest(ranked, mend="dvc repro rank_images")
@@ -84,9 +114,9 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
-def fingerprints(pairs: Path, tokenizer: Path, samples: Path, ranked: Path) -> dict[str, str]:
+def fingerprints(pairs: Path, tokenizer: Path, scorer: Path, samples: Path, ranked: Path) -> dict[str, str]:
     """The sha256 of each input's manifest: which very bytes these figures are about."""
-    folders = {"pairs": pairs, "image_tokenizer": tokenizer, "samples": samples, "ranked": ranked}
+    folders = {"pairs": pairs, "image_tokenizer": tokenizer, "scorer": scorer, "samples": samples, "ranked": ranked}
     return {name: read_manifest(folder, verify=False)["sha256"] for name, folder in folders.items()}
 
 
@@ -106,11 +136,14 @@ def _numbers(figures: dict, prefix: str = "") -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = arguments(__doc__, "pairs", "image-tokenizer", "samples", "ranked", "history", "out", argv=argv)
+    options = arguments(
+        __doc__, "pairs", "image-tokenizer", "scorer", "samples", "ranked", "history", "out", argv=argv
+    )
     with stage("evaluate", options, "evaluation") as run:
         evaluate(
-            options.pairs, options.image_tokenizer, options.samples, options.ranked, options.history, options.out, run
-        )
+            options.pairs, options.image_tokenizer, options.scorer, options.samples, options.ranked, options.history,
+            options.out, run,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

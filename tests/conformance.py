@@ -156,6 +156,20 @@ ROWS = (
     Row("completion", "P", "the top rows of a picture (or any cells) given, the rest drawn",
         ("completed_samples::its_top_rows_are_in_every_candidate_and_the_rest_is_drawn",
          "families::a_sample_keeps_the_words_it_is_given")),
+    Row("evaluation", "P", "30,000 held-out captions; Fréchet distance and Inception Score, after a blur of radius 0…8",
+        ("paper::the_evaluation_looks_at_30_000_held_out_pictures", "fidelity::the_distance_is_that_of_a_matrix_square_root",
+         "fidelity::an_inception_score_is_the_exponential_of_what_a_picture_tells_of_its_class",
+         "fidelity::a_blur_is_a_convolution_with_a_gaussian_of_that_deviation", "likeness::both_sides_are_blurred")),
+    Row("overlap", "P", "nearest training neighbours by an embedding, a threshold; figures with and without them",
+        ("fidelity::the_nearest_of_many_is_the_planted_copy_however_long_it_is",
+         "likeness::what_training_has_a_twin_of_is_counted_and_left_out_of_both_sides")),
+    Row("human study", "P", "the majority of five raters over the captions, with its interval (no study was held here)",
+        ("metrics::a_majority_is_more_than_half_of_the_raters",)),
+    Row("data filter", "P", "captions too short, not English or boiler-plate, aspect outside [1/2, 2]: dropped, counted",
+        ("paper::pictures_beyond_twice_as_long_as_wide_are_left_out", "paper::captions_are_sifted_as_in_the_paper",
+         "captions::a_short_caption_is_refused_with_both_numbers", "captions::alt_text_without_a_description_is_boilerplate",
+         "captions::captions_in_another_language_are_left_out",
+         "images::shapes_that_the_settings_leave_out_are_refused_on_the_header")),
 )  # fmt: skip
 
 

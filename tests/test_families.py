@@ -304,3 +304,18 @@ def test_a_score_does_not_depend_on_the_pictures_beside_it(kind):
 @every_scorer
 def test_scoring_keeps_no_gradient(kind):
     assert not tiny("scorers", kind).score(pictures(4), CAPTIONS).requires_grad
+
+
+@every_scorer
+def test_pictures_of_any_size_become_unit_vectors_by_which_they_are_compared(kind):
+    scorer = tiny("scorers", kind)
+
+    with torch.no_grad():
+        vectors = scorer.embed_images(pictures(4))
+        alone = torch.cat([scorer.embed_images(pictures(4)[[row]]) for row in range(4)])
+        larger = scorer.embed_images(torch.rand(2, 3, 2 * SIDE, 2 * SIDE, generator=rng()))
+
+    assert vectors.ndim == 2 and vectors.dtype == torch.float32 and larger.shape == (2, vectors.shape[1])
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close(alone, vectors, rtol=0, atol=1e-6)
+    assert (vectors @ vectors.T).fill_diagonal_(-1).max() < 1    # no two pictures are the same to it

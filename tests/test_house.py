@@ -25,6 +25,7 @@ ALLOWED = {  # part of the library -> the packages from outside that it may impo
     **{f"{name}.py": DATA for name in ("text", "images", "scenes", "scene_reader", "loader", "augmentation")},
     **{f"{name}.py": MATHS for name in ("training", "updates", "optim", "checkpoints", "metrics", "sampling", "kmeans")},
     **{f"{name}.py": MATHS for name in ("config", "errors", "files", "naming", "components", "drawing", "evaluation")},
+    **{f"{name}.py": MATHS for name in ("fidelity", "likeness")},
     **{f"{name}.py": MATHS for name in ("schedules", "seeds", "scaling", "distributed", "package", "__main__", "__init__")},
     **{f"{name}.py": MATHS for name in ("completion", "likelihood", "unpickling", "torch_files", "released")},
     "workbench.py": DATA,

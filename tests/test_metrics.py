@@ -186,3 +186,22 @@ def test_an_interval_agrees_with_the_normal_approximation():
     low, high = metrics.bootstrap_interval(values, seeded())
 
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
+
+
+def test_a_majority_is_more_than_half_of_the_raters():
+    votes = np.array([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], dtype=bool)
+
+    found = metrics.majority(votes, seeded())
+
+    assert found["share"] == 0.5
+    assert found["interval"] == metrics.bootstrap_interval([1, 0, 1, 0], seeded())
+    assert metrics.majority(np.ones((3, 1), dtype=bool), seeded()) == {"share": 1.0, "interval": [1.0, 1.0]}
+
+
+def test_votes_that_could_tie_or_are_no_votes_are_refused():
+    with pytest.raises(ValueError, match="a majority of 4 raters can end in a tie; ask an odd number, like the paper's 5"):
+        metrics.majority(np.ones((2, 4), dtype=bool), seeded())
+    with pytest.raises(ValueError, match=r"true and false; found float64 \(2, 3\)"):
+        metrics.majority(np.full((2, 3), 0.5), seeded())
+    with pytest.raises(ValueError, match=r"found bool \(0, 5\)"):
+        metrics.majority(np.zeros((0, 5), dtype=bool), seeded())

@@ -4,6 +4,7 @@ Laws and literal values that belong to one module stand in that module's test; t
 """
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import cache
 from pathlib import Path
@@ -16,10 +17,12 @@ from torch import nn
 from stages.check_params import check_models, check_params
 from tests import tiny
 from thousandwords import components, optim, text, training
+from thousandwords.captions import fault
 from thousandwords.config import model_block, section
 from thousandwords.distributed import ALONE
 from thousandwords.drawing import Prompts
 from thousandwords.evaluation import Config as EvaluationConfig
+from thousandwords.fidelity import RADII
 from thousandwords.generators._masks import layer_kinds
 from thousandwords.loader import CaptionSettings, PictureSettings
 from thousandwords.pairs import Config as PairsConfig
@@ -348,11 +351,20 @@ def test_512_candidates_are_drawn_at_temperature_1_without_truncation():
 
 
 def test_the_evaluation_looks_at_30_000_held_out_pictures():
-    assert section(block("evaluation"), "evaluation", EvaluationConfig).pictures == 30_000
+    config = section(block("evaluation"), "evaluation", EvaluationConfig)
+    assert (config.pictures, config.frechet_pictures) == (30_000, 30_000) and list(RADII) == [*range(9)]
 
 
 def test_pictures_beyond_twice_as_long_as_wide_are_left_out():
     assert section({**block("data"), "source": "scenes"}, "data", PairsConfig).max_aspect == 2.0
+
+
+def test_captions_are_sifted_as_in_the_paper():
+    rules = section(block("data"), "data", PairsConfig).caption_rules
+    assert rules.language == "en" and rules.min_words > 0
+    found = {caption: fault(caption, dataclasses.replace(rules, language=None)) for caption in (
+        "photographed on 3 May 1921", "a dog", "a dog beside a red car")}  # fmt: skip
+    assert [None if one is None else one.reason for one in found.values()] == ["boilerplate", "caption_too_short", None]
 
 
 def test_models_that_do_not_fit_together_are_refused_before_any_work():

@@ -84,6 +84,8 @@ def test_metrics_have_the_stable_layout(project):
     assert figures["codebook"]["vocab_size"] == 64 and figures["n"] == 4
     assert {"val_loss_text", "val_loss_image"} == set(figures["generator"])
     assert figures["clip_score"]["n1"] <= figures["clip_score"]["best"]
+    assert len(figures["fidelity"]["clip_frechet"]["distance"]) == 9 and figures["fidelity"]["clip_frechet"]["drawn"] == 16
+    assert figures["fidelity"]["overlap"]["held_out"] == 48 and 0 <= figures["fidelity"]["overlap"]["share"] <= 1
     for split in ("seen", "unseen"):
         for part in ("all", "scene"):
             assert {"n1", "best"} <= set(figures["caption_match"][split][part])

@@ -27,6 +27,11 @@ METRICS = {
     "generator": {"val_loss_text": 1.253, "val_loss_image": 2.402},
     "clip_score": {"n1": 0.201, "best": 0.287}, "n": 16,
     "caption_match": {"seen": RATES, "unseen": UNSEEN},
+    "fidelity": {
+        "clip_frechet": {"radius": [0, 1], "distance": [0.0409, 0.0365], "training": 0.0202, "real": 1512, "drawn": 576,
+                         "captions": 96},
+        "overlap": {"threshold": 0.98, "held_out": 1000, "training": 2048, "share": 0.096,
+                    "psnr_hard": {"with": 30.1, "without": 29.92}, "clip_frechet": {"with": 0.0409, "without": None}}},
     "seconds": {"prepare_pairs": 12.4, "train_generator": 1530.0},
 }
 
@@ -46,6 +51,7 @@ def facts(**changes) -> Facts:
         "title": "A small run", "summary": "64 words per picture.", "metrics": METRICS,
         "hero": [{"picture": "best", "caption": "a red circle", "score": 0.312}],
         "reconstructions": [{"original": "original", "hard": "rebuilt", "psnr": 26.51}],
+        "twins": [{"held_out": "original", "training": "rebuilt", "similarity": 0.9871}],
         "prompts": [{"prompt": "a red circle on a grey background", "split": "unseen", "candidates": [
             {"picture": "best", "score": 0.312, "matches": {"colour": True, "shape": True}},
             {"picture": "second", "score": 0.105, "matches": {"colour": False, "shape": True}}]}],
@@ -79,6 +85,9 @@ def test_every_headline_figure_stands_on_the_page(figure):
 
 @pytest.mark.parametrize("words", [
     "a red circle on a grey background", "0.312", "matches", "wrong: colour", "26.5 dB", "61% → 95%",
+    "576 drawn pictures, for 96 captions, to 1,512 held-out ones", "As many training pictures are at 0.020",
+    "10% of 1,000 held-out pictures have a near twin, of a cosine above 0.98, among 2,048 training pictures",
+    "hard PSNR of held-out pictures 30.1 dB 29.9 dB", "Fréchet distance by the scorer 0.041 –", "0.987", "and no FID",
     "It falls.", "1,011 inputs", "Every one is accounted for", "truncated data", "25 min 30 s", "6,000 steps",
     "image_tokenizer.dvae.kl_weight", "6.6", "2.15.0", "3f9cabcd"])
 def test_every_section_shows_its_facts(words):
@@ -116,7 +125,7 @@ def test_captions_and_settings_are_escaped():
 def test_every_picture_has_words_for_those_who_do_not_see_it():
     images = re.findall(r"<img [^>]*>", render_report(facts(), PICTURES))
 
-    assert len(images) == 6
+    assert len(images) == 8
     assert all(re.search(r'alt="[^"]+"', image) for image in images)
     assert any('alt="Generated from: a red circle"' in image for image in images)
 
@@ -124,7 +133,7 @@ def test_every_picture_has_words_for_those_who_do_not_see_it():
 def test_small_pictures_keep_their_pixels_sharp_and_all_state_their_size():
     html = render_report(facts(), PICTURES)
 
-    assert len(re.findall(r'width="8" height="8" [^>]*class="pixel-art"', html)) == 5
+    assert len(re.findall(r'width="8" height="8" [^>]*class="pixel-art"', html)) == 7
     assert re.search(r'width="900" height="900" alt="Image loss">', html)
 
 
@@ -141,6 +150,17 @@ def test_without_caption_match_the_page_says_why():
 @pytest.mark.parametrize("name", METRICS)
 def test_any_part_of_the_metrics_may_be_missing(name):
     assert "A small run" in render_report(facts(metrics=without(name)), PICTURES)
+
+
+@pytest.mark.parametrize(("part", "words"), [("clip_frechet", "held-out ones. It is measured"), ("overlap", "have a near twin")])
+def test_what_of_likeness_was_not_measured_is_left_out(part, words):
+    rest = {name: block for name, block in METRICS["fidelity"].items() if name != part}
+    rest["overlap"] = {name: value for name, value in rest.get("overlap", {}).items() if name != part}
+
+    page = text_of(render_report(facts(metrics=METRICS | {"fidelity": rest}), PICTURES))
+
+    assert words not in page and "Do they look like the real ones?" in page
+    assert "Do they look like" not in text_of(render_report(facts(metrics=METRICS | {"fidelity": {}}), PICTURES))
 
 
 def test_a_title_and_empty_metrics_already_make_a_page():
@@ -205,6 +225,8 @@ CURVES = {
     "loss": lambda: plots.loss_curve(LOSSES, "Image loss"),
     "match": lambda: plots.match_curve({"seen": RATES, "unseen": UNSEEN}),
     "score": lambda: plots.score_curve({"n": [1, 2, 4], "score": [0.2, 0.24, 0.26]}),
+    "blur": lambda: plots.blur_curve(METRICS["fidelity"]["clip_frechet"]),
+    "blur alone": lambda: plots.blur_curve({"radius": [0, 1], "distance": [0.2, 0.1]}),
     "codebook": lambda: plots.codebook_curve({"dvae": np.array([5, 0, 3, 1]), "k-means": [3, 2, 2, 2]}),
     "stages": lambda: plots.stage_bars(METRICS["seconds"]),
     "one point": lambda: plots.match_curve({"seen": metrics.match_rates(

@@ -27,11 +27,19 @@ class Config:
     kmeans_pictures: int = 4096  # training pictures that the k-means yardstick learns from
     kmeans_iterations: int = 20
     shown: int = 16  # originals and reconstructions, and prompts per split, in the report
+    frechet_pictures: int = 384  # validation pictures in the Fréchet distance; the paper has 30,000; 0 turns it off
+    overlap_pictures: int = 2048  # training pictures that near twins of validation ones are sought among; 0 turns it off
+    overlap_threshold: float = 0.98  # cosine of a twin; the paper's is not told. On the scenes it misses no near copy
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"evaluation.{name} is {value}; it needs to be 1 or more")
+        for name in ("pictures", "kmeans_pictures", "kmeans_iterations", "shown"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; it needs to be 1 or more")
+        for name in ("frechet_pictures", "overlap_pictures"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; it is a count, and 0 turns it off")
+        if not -1 <= self.overlap_threshold <= 1:
+            raise ValueError(f"evaluation.overlap_threshold is {self.overlap_threshold}; it is a cosine, from -1 to 1")
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 PSNR and codebook use watch the image tokenizer for the collapse that its relaxed loss hides; best of n is the
 paper's reranking by a contrastive scorer (arXiv 2102.12092, section 2.6).
-Left out: FID and Inception Score, which need a pretrained network.
+Left out: likeness to real pictures, by an embedding (`fidelity`).
 
-Axes: B images, V vocabulary, P prompts, N candidates per prompt.
+Axes: B images, V vocabulary, P prompts, N candidates per prompt, R raters.
 """
 
 from __future__ import annotations
@@ -126,6 +126,21 @@ def bootstrap_interval(values: ArrayLike, rng: np.random.Generator, confidence: 
     means = np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(rounds)])
     tail = (1 - confidence) / 2
     return [float(bound) for bound in np.quantile(means, [tail, 1 - tail])]
+
+
+def majority(votes: ArrayLike, rng: np.random.Generator) -> dict[str, float | list[float]]:
+    """How often more than half of the raters say yes: votes (P, R) bool -> {"share", "interval": [low, high]}.
+
+    The paper asks five raters per caption (§3). The interval is over captions. Raises ValueError: an even R could tie.
+    """
+    votes = np.asarray(votes)
+    if votes.ndim != 2 or votes.size == 0 or votes.dtype != bool:
+        raise ValueError(f"votes are a table (prompts, raters) of true and false; found {votes.dtype} {votes.shape}")
+    raters = votes.shape[1]
+    if raters % 2 == 0:
+        raise ValueError(f"a majority of {raters} raters can end in a tie; ask an odd number, like the paper's 5")
+    won = votes.sum(axis=1) > raters / 2
+    return {"share": float(won.mean()), "interval": bootstrap_interval(won, rng)}
 
 
 def with_summaries(matches: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:

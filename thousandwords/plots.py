@@ -1,4 +1,4 @@
-"""Curves as PNG bytes, 900 pixels wide: losses, best-of-N, codebook use, time per stage.
+"""Curves as PNG bytes, 900 pixels wide: losses, best-of-N, blur, codebook use, time per stage.
 
 One panel per picture with large letters, so that two stand side by side on a desk and one fills a telephone.
 Colours are Okabe and Ito's, told apart by colour-blind readers. Style and fonts are our own whatever the
@@ -76,6 +76,18 @@ def score_curve(curve: Mapping[str, Sequence[float]], title: str = "CLIP score, 
         axes.plot(curve["n"], curve["score"], "-o", color=BLUE)
         _best_of_axis(axes, curve["n"])
         axes.set(ylabel="cosine, picture to caption")
+    return _figure(title, draw)
+
+
+def blur_curve(distances: Mapping[str, Sequence[float]], title: str = "Distance to real pictures, both blurred") -> bytes:
+    """Fréchet distance over the radius of the blur: {"radius": [...], "distance": [...], "training": at radius 0} -> PNG."""
+    def draw(axes: Axes) -> None:
+        axes.plot(distances["radius"], distances["distance"], "-o", color=BLUE, label="drawn")
+        if "training" in distances:
+            axes.plot(0, distances["training"], "s", color=ORANGE, label="training pictures")
+            axes.legend()
+        axes.set(xlabel="radius of the blur, pixels", ylabel="Fréchet distance by the scorer")
+        axes.set_ylim(bottom=0)
     return _figure(title, draw)
 
 

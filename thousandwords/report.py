@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from thousandwords.plots import duration
 
-OPTIONAL = {"summary": str, "no_caption_match": lambda: FREE_CAPTIONS, "hero": list, "reconstructions": list,
+OPTIONAL = {"summary": str, "no_caption_match": lambda: FREE_CAPTIONS, "hero": list, "reconstructions": list, "twins": list,
             "prompts": list, "plots": dict, "stages": dict, "counts": dict, "params": dict, "versions": dict,
             "seeds": dict, "fingerprints": dict}    # facts that may be missing, and what stands for them
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -44,6 +44,13 @@ class Reconstruction(TypedDict, total=False):
     original: str                # keys into `pictures`
     hard: str
     psnr: float                  # dB, of this picture
+
+
+class Twin(TypedDict):
+    """A held-out picture beside the training picture nearest to it."""
+    held_out: str                # keys into `pictures`
+    training: str
+    similarity: float            # the scorer's cosine of both
 
 
 class Prompt(TypedDict, total=False):
@@ -81,6 +88,7 @@ class Facts(TypedDict, total=False):
       n               candidates per prompt
       clip_score      what `metrics.score_rates` gives
       caption_match   {"seen", "unseen"}: what `metrics.match_rates` gives; absent for real data
+      fidelity        {clip_frechet, overlap}: what `likeness.measure` gives; each absent where it was not measured
       seconds         {stage: seconds}
     """
     title: str
@@ -89,8 +97,9 @@ class Facts(TypedDict, total=False):
     no_caption_match: str                  # why caption_match is absent, as sentences; default FREE_CAPTIONS
     hero: list[Sample]                     # the best pictures, each with a caption
     reconstructions: list[Reconstruction]
+    twins: list[Twin]                      # the nearest ones, nearest first
     prompts: list[Prompt]
-    plots: dict[str, list[Plot]]           # by section: "match", "words", "training", "stages"
+    plots: dict[str, list[Plot]]           # by section: "match", "likeness", "words", "training", "stages"
     stages: dict[str, str]                 # stage -> what it made, in words; times are metrics.seconds
     counts: Counts
     params: dict[str, Any]                 # params.yaml, nested
@@ -109,6 +118,7 @@ def render_report(facts: Facts, pictures: Mapping[str, bytes]) -> str:
     whole = {**{name: kind() for name, kind in OPTIONAL.items()}, **facts}
     seconds = whole["metrics"].get("seconds", {})
     return template.render(**whole, cards=headline_cards(whole), match_rows=match_rows(whole["metrics"]),
+                           fidelity=whole["metrics"].get("fidelity", {}), overlap_rows=overlap_rows(whole["metrics"]),
                            stage_rows=stage_rows(seconds, whole["stages"]),
                            total_time=duration(sum(seconds.values())), flow=count_rows(whole["counts"]),
                            flat_params=dict(flatten(whole["params"])), shown=SHOWN_AT_ONCE,
@@ -260,6 +270,15 @@ def match_rows(metrics: Mapping) -> list[dict]:
              "cells": [{"split": split, **(rates.get(name) or {"n1": None, "best": None})}
                        for split, rates in splits.items()]}
             for name, title in MATCH_ROWS.items() if any(name in rates for rates in splits.values())]
+
+
+def overlap_rows(metrics: Mapping) -> list[dict]:
+    """Rows of the table of figures with and without overlapping pictures: {"title", "with", "without"}, as words."""
+    overlap = get(metrics, "fidelity.overlap") or {}
+    figures = {"psnr_hard": ("hard PSNR of held-out pictures", decibel),
+               "clip_frechet": ("Fréchet distance by the scorer", cosine)}
+    return [{"title": title, "with": words(overlap[name]["with"]), "without": words(overlap[name]["without"])}
+            for name, (title, words) in figures.items() if name in overlap]
 
 
 def stage_rows(seconds: Mapping[str, float], words: Mapping[str, str]) -> list[dict]:

@@ -18,6 +18,10 @@ class Scorer(nn.Module, ABC):
         """How well each image fits the caption beside it: (B,), a cosine."""
 
     @abstractmethod
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) of any size -> unit vectors (B, D), whose cosines tell how alike two pictures are."""
+
+    @abstractmethod
     def loss(
         self, images: Tensor, captions: list[str], step: int, rng: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:

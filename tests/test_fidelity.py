@@ -1,0 +1,199 @@
+"""Fréchet distance, Inception Score, blur and neighbours against closed forms, references and planted answers."""
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from tests.tiny import pictures, rng
+from thousandwords import fidelity
+
+
+def gaussian(count: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Correlated features (count, width), float64."""
+    mix = torch.randn(width, width, generator=rng(seed + 100), dtype=torch.float64)
+    return torch.randn(count, width, generator=rng(seed), dtype=torch.float64) @ mix
+
+
+def whitened(count: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Features (count, width) of mean 0 and covariance 1, exactly."""
+    centred = gaussian(count, width, seed) - gaussian(count, width, seed).mean(dim=0)
+    return torch.linalg.qr(centred).Q * math.sqrt(count - 1)
+
+
+# --- Fréchet distance ------------------------------------------------------------------------------------------------
+
+
+def test_a_set_is_at_no_distance_from_itself_in_whatever_order():
+    features = gaussian(50, 6)
+
+    assert fidelity.frechet_distance(features, features) == pytest.approx(0, abs=1e-9)
+    assert fidelity.frechet_distance(features, features.flip(0)) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_shift_is_at_its_squared_length():
+    features, shift = gaussian(50, 3), torch.tensor([1.0, -2.0, 2.0])
+
+    assert fidelity.frechet_distance(features, features + shift) == pytest.approx(9.0)
+
+
+def test_diagonal_covariances_are_apart_by_the_squares_of_their_deviations():
+    unit = whitened(40, 3)
+
+    distance = fidelity.frechet_distance(unit * torch.tensor([1.0, 2.0, 3.0]), unit * torch.tensor([4.0, 2.0, 1.0]))
+
+    assert distance == pytest.approx(3.0**2 + 0.0**2 + 2.0**2)
+
+
+def test_the_distance_of_one_feature_is_that_of_means_and_deviations():
+    a, b = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [7.0]])    # means 1, 4; variances 2, 18
+
+    assert fidelity.frechet_distance(a, b) == pytest.approx(3**2 + (math.sqrt(18) - math.sqrt(2)) ** 2)
+
+
+@pytest.mark.parametrize(("count", "width"), [(60, 8), (6, 8)])    # the second has covariances without full rank
+def test_the_distance_is_that_of_a_matrix_square_root(count, width):
+    a, b = gaussian(count, width, seed=1), gaussian(count + 3, width, seed=2) + 0.3
+
+    covariances = [np.cov(features.numpy(), rowvar=False) for features in (a, b)]
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    shift = (a.mean(dim=0) - b.mean(dim=0)).square().sum().item()
+    reference = shift + np.trace(covariances[0] + covariances[1] - 2 * root)
+
+    assert fidelity.frechet_distance(a, b) == pytest.approx(reference, rel=1e-4)
+    assert fidelity.frechet_distance(b, a) == pytest.approx(fidelity.frechet_distance(a, b), rel=1e-6)
+
+
+@given(st.integers(2, 12), st.integers(2, 12), st.integers(1, 6), st.integers(0, 1000))
+def test_a_distance_is_finite_and_never_negative(count_a, count_b, width, seed):
+    a, b = gaussian(count_a, width, seed), gaussian(count_b, width, seed + 1)
+
+    assert 0 <= fidelity.frechet_distance(a, b) < math.inf
+
+
+def test_features_that_have_no_distance_are_refused():
+    with pytest.raises(ValueError, match=r"2 or more pictures; found \(1, 4\)"):
+        fidelity.frechet_distance(torch.zeros(5, 4), torch.zeros(1, 4))
+    with pytest.raises(ValueError, match="features of one width; found 4 and 3"):
+        fidelity.frechet_distance(torch.zeros(5, 4), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="not finite"):
+        fidelity.frechet_distance(torch.zeros(5, 4), torch.full((5, 4), torch.nan))
+
+
+# --- Inception Score -------------------------------------------------------------------------------------------------
+
+
+def test_sure_and_evenly_spread_classes_score_their_number_and_equal_rows_one():
+    assert fidelity.inception_score(torch.eye(5).repeat(3, 1)) == pytest.approx(5.0)
+    assert fidelity.inception_score(torch.tensor([[0.2, 0.7, 0.1]]).repeat(4, 1)) == pytest.approx(1.0)
+
+
+def test_an_inception_score_is_the_exponential_of_what_a_picture_tells_of_its_class():
+    probabilities = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
+
+    told = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
+    assert fidelity.inception_score(probabilities) == pytest.approx(math.exp(told))
+
+
+def test_what_is_no_distribution_has_no_inception_score():
+    with pytest.raises(ValueError, match="give the classifier's logits a softmax"):
+        fidelity.inception_score(torch.randn(4, 3, generator=rng()))
+    with pytest.raises(ValueError, match=r"found \(0, 3\)"):
+        fidelity.inception_score(torch.zeros(0, 3))
+
+
+# --- blur ------------------------------------------------------------------------------------------------------------
+
+
+def convolved(images: torch.Tensor, radius: float) -> torch.Tensor:
+    """A reference: the whole kernel at once, over a picture with its reflection around it."""
+    reach = math.ceil(4 * radius)
+    line = torch.exp(-torch.arange(-reach, reach + 1.0).square() / (2 * radius**2))
+    kernel = torch.outer(line, line) / line.sum() ** 2
+    padded = functional.pad(images, (reach, reach, reach, reach), mode="reflect")
+    return functional.conv2d(padded.flatten(0, 1)[:, None], kernel[None, None]).view_as(images)
+
+
+@pytest.mark.parametrize("radius", [0.5, 1, 2, 3])
+def test_a_blur_is_a_convolution_with_a_gaussian_of_that_deviation(radius):
+    images = torch.rand(2, 3, 16, 20, generator=rng())
+
+    torch.testing.assert_close(fidelity.blur(images, radius), convolved(images, radius), rtol=0, atol=1e-5)
+
+
+def test_a_blur_of_radius_zero_gives_the_same_bits():
+    images = pictures(2)
+
+    assert torch.equal(fidelity.blur(images, 0), images)
+
+
+@pytest.mark.parametrize("radius", fidelity.RADII)
+@pytest.mark.parametrize("side", [1, 2, 5, 16])    # most of them smaller than the Gaussian is wide
+def test_a_blur_keeps_a_plain_picture_and_stays_in_range(radius, side):
+    plain, noise = torch.full((1, 3, side, side), 0.3), torch.rand(1, 3, side, side, generator=rng())
+
+    torch.testing.assert_close(fidelity.blur(plain, radius), plain)
+    blurred = fidelity.blur(noise, radius)
+    assert blurred.shape == noise.shape and noise.min() - 1e-6 <= blurred.min() and blurred.max() <= noise.max() + 1e-6
+
+
+def test_a_wider_blur_leaves_less_detail_and_the_argument_as_it_was():
+    images = pictures(1)
+    before = images.clone()
+
+    detail = [fidelity.blur(images, radius).std().item() for radius in fidelity.RADII]
+
+    assert all(wider < finer for finer, wider in zip(detail, detail[1:], strict=False)) and len(detail) == 9
+    assert torch.equal(images, before)
+    with pytest.raises(ValueError, match="0 or more pixels; found -1"):
+        fidelity.blur(images, -1)
+
+
+# --- neighbours ------------------------------------------------------------------------------------------------------
+
+
+def test_the_nearest_of_many_is_the_planted_copy_however_long_it_is():
+    features, others = torch.randn(5, 16, generator=rng(1)), torch.randn(40, 16, generator=rng(2))
+    others[[3, 17, 39]] = features[[4, 0, 2]] * torch.tensor([[2.0], [0.5], [1.0]])
+
+    similarity, index = fidelity.nearest(features, others)
+
+    assert index[[4, 0, 2]].tolist() == [3, 17, 39]
+    assert similarity[[4, 0, 2]].tolist() == pytest.approx([1, 1, 1]) and similarity[[1, 3]].max() < 0.9
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 3, 7, 100])
+def test_neighbours_do_not_depend_on_how_many_are_looked_at_at_once(rows_at_once, monkeypatch):
+    features, others = torch.randn(11, 4, generator=rng(1)), torch.randn(23, 4, generator=rng(2))
+    table = functional.cosine_similarity(features[:, None], others[None], dim=2)
+
+    monkeypatch.setattr(fidelity, "ROWS_AT_ONCE", rows_at_once)
+    similarity, index = fidelity.nearest(features, others)
+
+    assert index.tolist() == table.argmax(dim=1).tolist()
+    torch.testing.assert_close(similarity, table.max(dim=1).values)
+
+
+def test_an_overlap_is_what_lies_above_the_threshold():
+    held_out = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    training = torch.tensor([[0.0, 2.0], [1.0, 1.0]])
+
+    found = fidelity.overlap(held_out, training, threshold=0.9)
+
+    assert found.index.tolist() == [1, 0, 0]
+    assert found.similarity.tolist() == pytest.approx([math.sqrt(0.5), 1, 0])
+    assert found.is_overlapping.tolist() == [False, True, False] and found.share == pytest.approx(1 / 3)
+    assert found.closest(2) == [1, 0]
+
+
+def test_neighbours_among_none_or_of_another_width_are_refused():
+    with pytest.raises(ValueError, match=r"M above 0; found \(2, 3\) and \(0, 3\)"):
+        fidelity.nearest(torch.zeros(2, 3), torch.zeros(0, 3))
+    with pytest.raises(ValueError, match=r"found \(2, 3\) and \(2, 4\)"):
+        fidelity.nearest(torch.zeros(2, 3), torch.zeros(2, 4))

@@ -1,0 +1,169 @@
+"""The figures of likeness and overlap, on a scorer whose embedding is a picture's mean colour: answers one can count."""
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tests.tiny import rng, tiny
+from thousandwords import fidelity, images, likeness
+from thousandwords.config import ConfigError, section
+from thousandwords.evaluation import Config
+from thousandwords.samples import Samples, read_samples, sample_table, write_samples
+
+SMALL = Config(frechet_pictures=6, overlap_threshold=0.99999)
+
+
+class MeanColour(nn.Module):
+    """A picture as the direction of its mean colour: no blur changes that of a plain picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.batches: list[int] = []
+
+    def embed_images(self, pictures: torch.Tensor) -> torch.Tensor:
+        self.batches.append(len(pictures))
+        return functional.normalize(pictures.mean(dim=(2, 3)), dim=1)
+
+
+def plain(colours: torch.Tensor) -> torch.Tensor:
+    """Plain pictures (N, 3, 4, 4) of colours (N, 3)."""
+    return colours[:, :, None, None].expand(-1, -1, 4, 4).contiguous()
+
+
+def colours(count: int, seed: int) -> torch.Tensor:
+    return torch.rand(count, 3, generator=rng(seed)) * 0.8 + 0.1
+
+
+def samples(folder, drawn: torch.Tensor, splits: list[str], candidates: int) -> Samples:
+    """drawn (P * candidates, 3, 4, 4) of prompts "caption 0", "caption 1", …"""
+    rows = [{"prompt_id": prompt, "split": split, "prompt": f"caption {prompt}", "candidate": one, "seed": 0}
+            for prompt, split in enumerate(splits) for one in range(candidates)]    # fmt: skip
+    table = sample_table(rows, torch.zeros(len(rows), 1, dtype=torch.int64), images.to_uint8(drawn))
+    write_samples(folder, [table], {"candidates": candidates, "prompts": len(splits)})
+    return read_samples(folder)
+
+
+def held_out(colour: torch.Tensor) -> likeness.HeldOut:
+    names = [f"caption {row}" for row in range(len(colour))]
+    return likeness.HeldOut(plain(colour), names, psnr=torch.arange(20.0, 20 + len(colour)))
+
+
+def silent(batches, total):
+    """A bar that nobody sees, and that is told the truth."""
+    batches = list(batches)
+    assert len(batches) == total
+    return batches
+
+
+def measure(real, trained, drawn, config=SMALL, scorer=None):
+    return likeness.measure(scorer or MeanColour(), real, plain(trained).__getitem__, min(config.overlap_pictures, len(trained)),
+                            drawn, config, silent)    # fmt: skip
+
+
+@pytest.fixture
+def drawn(tmp_path) -> Samples:
+    """Three prompts of held-out captions and one of another split, with four candidates each."""
+    return samples(tmp_path, plain(colours(16, seed=3)), ["validation", "unseen", "validation", "validation"], candidates=4)
+
+
+def test_as_few_candidates_of_each_held_out_caption_are_taken_as_make_the_number(drawn):
+    assert likeness.first_draws(drawn, 3) == [(0, 0), (2, 0), (3, 0)]
+    assert likeness.first_draws(drawn, 4) == [(0, 0), (2, 0), (3, 0), (0, 1), (2, 1), (3, 1)]
+    assert len(likeness.first_draws(drawn, 1000)) == 12
+    assert likeness.first_draws(dataclasses.replace(drawn, splits=["own"] * 4), 3) == []
+
+
+def test_the_distance_is_that_of_the_embeddings_of_both_sides(drawn):
+    real, trained = colours(9, seed=1), colours(7, seed=2)
+
+    figures, _ = measure(held_out(real), trained, drawn)
+
+    found = figures["clip_frechet"]
+    ours = functional.normalize(images.to_float(images.to_uint8(plain(colours(16, 3))))[[0, 8, 12, 1, 9, 13], :, 0, 0], dim=1)
+    assert (found["real"], found["drawn"], found["captions"]) == (6, 6, 3)
+    assert found["radius"] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    wanted = fidelity.frechet_distance(functional.normalize(real[:6], dim=1), ours)
+    assert found["distance"] == pytest.approx([wanted] * 9, rel=1e-4)    # plain pictures have no detail to lose
+    both = [functional.normalize(side[:6], dim=1) for side in (real, trained)]
+    assert found["training"] == pytest.approx(fidelity.frechet_distance(*both), rel=1e-4)
+
+
+def test_both_sides_are_blurred(drawn):
+    """Checkerboards against plain greys: apart for a scorer that sees edges, alike once the edges are gone."""
+    class Edges(MeanColour):
+        def embed_images(self, pictures):
+            edges = pictures.diff(dim=3).abs().mean(dim=(1, 2, 3))
+            return functional.normalize(torch.stack([torch.ones_like(edges), edges], dim=1), dim=1)
+
+    board = (torch.arange(4)[:, None] + torch.arange(4)) % 2 * torch.linspace(0.5, 1, 9).view(9, 1, 1, 1)
+    real = dataclasses.replace(held_out(colours(9, 1)), images=board.expand(9, 3, 4, 4).contiguous())
+
+    distance = measure(real, colours(7, 2), drawn, scorer=Edges())[0]["clip_frechet"]["distance"]
+
+    assert distance[0] > 0.1 and distance[2] < 0.01 * distance[0]
+
+
+def test_what_training_has_a_twin_of_is_counted_and_left_out_of_both_sides(drawn):
+    real = colours(9, seed=1)
+    trained = torch.cat([colours(5, seed=2), real[[2]], real[[7]] * 0.9])    # a darker picture has the same direction
+
+    figures, found = measure(held_out(real), trained, drawn)
+
+    overlap = figures["overlap"]
+    assert found.is_overlapping.nonzero().flatten().tolist() == [2, 7] and found.index[[2, 7]].tolist() == [5, 6]
+    assert (overlap["held_out"], overlap["training"], overlap["threshold"]) == (9, 7, 0.99999)
+    assert overlap["share"] == pytest.approx(2 / 9)
+    assert overlap["psnr_hard"] == pytest.approx({"with": 24.0, "without": (9 * 24 - 22 - 27) / 7})
+    vectors = likeness.embed(MeanColour(), plain(real).__getitem__, 9, [0], silent)[0]
+    ours = likeness.embed(MeanColour(), images.to_float(images.to_uint8(plain(colours(16, 3)))).__getitem__, 16, [0], silent)[0]
+    without = fidelity.frechet_distance(vectors[[0, 1, 3, 4, 5]], ours[[0, 12, 1, 13]])    # "caption 2" is gone as well
+    assert overlap["clip_frechet"]["with"] == figures["clip_frechet"]["distance"][0]
+    assert overlap["clip_frechet"]["without"] == pytest.approx(without, rel=1e-4)
+
+
+def test_where_everything_overlaps_nothing_is_left_to_tell(drawn):
+    real = colours(9, seed=1)
+
+    overlap = measure(held_out(real), real, drawn)[0]["overlap"]
+
+    assert overlap["share"] == 1.0
+    assert overlap["psnr_hard"] == {"with": 24.0, "without": None} and overlap["clip_frechet"]["without"] is None
+
+
+def test_what_is_turned_off_or_has_too_few_pictures_is_absent(drawn):
+    real, trained = held_out(colours(9, 1)), colours(7, 2)
+    no_captions = dataclasses.replace(drawn, splits=["own"] * 4)
+
+    assert measure(real, trained, drawn, Config(frechet_pictures=0, overlap_pictures=0)) == ({}, None)
+    without_overlap = measure(real, trained, drawn, dataclasses.replace(SMALL, overlap_pictures=0))[0]
+    assert list(without_overlap) == ["clip_frechet"] and "training" not in without_overlap["clip_frechet"]
+    without_distance = measure(real, trained, no_captions)[0]
+    assert list(without_distance) == ["overlap"] and "clip_frechet" not in without_distance["overlap"]
+
+
+def test_an_embedding_does_not_depend_on_the_batches(monkeypatch):
+    scorer, pictures = tiny("scorers", "clip"), plain(colours(9, 1))
+    whole = likeness.embed(scorer, pictures.__getitem__, 9, [0, 2], silent)
+
+    monkeypatch.setattr(likeness, "BATCH_SIZE", 2)
+    parts = likeness.embed(scorer, pictures.__getitem__, 9, [0, 2], silent)
+
+    assert whole.shape == (2, 9, scorer.config.embed_dim) and not whole.requires_grad
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("settings", "sentence"), [
+    ({"frechet_pictures": -1}, "evaluation.frechet_pictures is -1; it is a count, and 0 turns it off"),
+    ({"overlap_pictures": -5}, "evaluation.overlap_pictures is -5; it is a count, and 0 turns it off"),
+    ({"overlap_threshold": 98}, "evaluation.overlap_threshold is 98.0; it is a cosine, from -1 to 1"),
+    ({"overlap_threshold": -1.5}, "evaluation.overlap_threshold is -1.5; it is a cosine, from -1 to 1"),
+    ({"pictures": 0}, "evaluation.pictures is 0; it needs to be 1 or more"),
+])    # fmt: skip
+def test_a_setting_out_of_range_is_refused_by_name(settings, sentence):
+    with pytest.raises(ConfigError, match=f"^params.yaml: {sentence}$"):
+        section(settings, "evaluation", Config)

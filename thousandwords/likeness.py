@@ -1,0 +1,142 @@
+"""How like the held-out pictures the drawn ones are, and which held-out ones training has all but seen: models in, figures out.
+
+Everything is measured in the scorer's embedding, which is at hand but is not Inception's: `clip_frechet` compares runs of one
+scorer with each other, and no run with a published FID. It depends on the number of pictures too, which is told beside it.
+Left out: FID and Inception Score (they want a pretrained Inception), and the raters (`metrics.majority`).
+
+Axes: R radii of blur, N held-out and M drawn pictures, D the embedding's width.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from thousandwords import fidelity, images
+from thousandwords.evaluation import Config
+from thousandwords.fidelity import Overlap
+from thousandwords.samples import Samples
+from thousandwords.shards import in_order
+
+Pictures = Callable[[list[int]], Tensor]    # rows -> (B, 3, H, W) in [0, 1]
+Progress = Callable[[Iterable, int], Iterable]    # passes batches on, told how many there are
+SPLIT = "validation"    # whose captions are drawn, and whose pictures the drawn ones are compared with
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """N held-out pictures, and what is known of each."""
+
+    images: Tensor    # (N, 3, H, W)
+    captions: list[str]    # as the generator was given them
+    psnr: Tensor    # (N,) dB, of its reconstruction
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What a Fréchet distance compares, embedded at every radius of blur."""
+
+    real: Tensor    # (R, N, D)
+    drawn: Tensor    # (R, M, D)
+    captions: list[str]    # of the M drawn pictures
+
+    def distance(self, radius: int, real: Tensor | slice = slice(None), drawn: Tensor | slice = slice(None)) -> float | None:
+        """The distance of the chosen pictures at one of the radii; None where too few are left for one."""
+        sides = self.real[radius, real], self.drawn[radius, drawn]
+        return fidelity.frechet_distance(*sides) if min(map(len, sides)) > 1 else None
+
+    def sweep(self) -> dict:
+        """The block `clip_frechet` of metrics.json."""
+        counts = {"real": self.real.shape[1], "drawn": self.drawn.shape[1], "captions": len(set(self.captions))}
+        return counts | {"radius": list(fidelity.RADII), "distance": [self.distance(radius) for radius in fidelity.RADII]}
+
+    def yardstick(self, training: Tensor | None) -> dict:
+        """{"training": the distance, without blur, of as many training pictures (M, D)}: real ones too are at some distance."""
+        enough = training is not None and len(training) >= self.real.shape[1]
+        return {"training": fidelity.frechet_distance(self.real[0], training[: self.real.shape[1]])} if enough else {}
+
+
+def measure(
+    scorer: nn.Module, held_out: HeldOut, training: Pictures, seen: int, drawn: Samples, config: Config, progress: Progress
+) -> tuple[dict, Overlap | None]:
+    """The block `fidelity` of metrics.json, and the neighbours that it speaks of.
+
+    `training` gives pictures by row, and `seen` of them are looked at. What has too few pictures, or is off, is absent.
+    """
+    sides = embed_sides(scorer, held_out.images[: config.frechet_pictures], drawn, progress)
+    trained = embed(scorer, training, seen, [0], progress)[0] if seen else None    # (seen, D)
+    figures = {"clip_frechet": sides.sweep() | sides.yardstick(trained)} if sides else {}
+    if trained is None:
+        return figures, None
+    ours = embed(scorer, held_out.images.__getitem__, len(held_out.images), [0], progress)[0]    # (N, D)
+    found = fidelity.overlap(ours, trained, config.overlap_threshold)
+    return figures | {"overlap": overlap_figures(found, held_out, seen, sides)}, found
+
+
+def embed_sides(scorer: nn.Module, real: Tensor, drawn: Samples, progress: Progress) -> Sides | None:
+    """real (N, 3, H, W) and about as many drawn pictures; None where a side has fewer than 2, too few for a distance."""
+    draws = first_draws(drawn, len(real))
+    if min(len(real), len(draws)) < 2:
+        return None
+    return Sides(
+        real=embed(scorer, real.__getitem__, len(real), fidelity.RADII, progress),
+        drawn=embed(scorer, lambda rows: _drawn(drawn, [draws[row] for row in rows]), len(draws), fidelity.RADII, progress),
+        captions=[drawn.prompts[prompt] for prompt, _ in draws],
+    )
+
+
+def first_draws(drawn: Samples, wanted: int) -> list[tuple[int, int]]:
+    """(prompt, candidate) of the pictures drawn for held-out captions: as few candidates of each as make `wanted` in all.
+
+    In the order in which they were drawn, not in the scorer's: its favourites would flatter a distance in its own space.
+    """
+    prompts = [prompt for prompt, split in enumerate(drawn.splits) if split == SPLIT]
+    each = min(drawn.candidates, -(-wanted // len(prompts))) if prompts else 0
+    return [(prompt, candidate) for candidate in range(each) for prompt in prompts]
+
+
+def overlap_figures(found: Overlap, held_out: HeldOut, seen: int, sides: Sides | None) -> dict:
+    """The block `overlap` of metrics.json: the headline figures with and without what overlaps.
+
+    Without a held-out picture means without what was drawn for its caption as well.
+    """
+    is_new = ~found.is_overlapping
+    figures = {
+        "threshold": found.threshold,
+        "held_out": len(is_new),
+        "training": seen,
+        "share": found.share,
+        "psnr_hard": {"with": float(held_out.psnr.mean()), "without": _mean(held_out.psnr[is_new])},
+    }
+    if sides is None:
+        return figures
+    known = {caption for caption, new in zip(held_out.captions, is_new.tolist(), strict=True) if not new}
+    drawn = torch.tensor([caption not in known for caption in sides.captions])
+    without = sides.distance(0, is_new[: sides.real.shape[1]], drawn)
+    return figures | {"clip_frechet": {"with": sides.distance(0), "without": without}}
+
+
+@torch.no_grad()
+def embed(scorer: nn.Module, pictures: Pictures, count: int, radii: Sequence[int], progress: Progress) -> Tensor:
+    """The scorer's vectors of rows 0 to `count`, blurred by each radius: (R, count, D), on the CPU."""
+    device = next(scorer.parameters()).device
+    parts = []
+    for rows in progress(in_order(count, BATCH_SIZE), -(-count // BATCH_SIZE)):
+        batch = pictures(rows).to(device)
+        parts.append(torch.stack([scorer.embed_images(fidelity.blur(batch, radius)).cpu() for radius in radii]))
+    return torch.cat(parts, dim=1)
+
+
+def _drawn(drawn: Samples, draws: list[tuple[int, int]]) -> Tensor:
+    """The drawn pictures (B, 3, H, W) of some (prompt, candidate)."""
+    column = drawn.table["image"]
+    rows = [prompt * drawn.candidates + candidate for prompt, candidate in draws]
+    return images.to_float(np.stack([images.decode_png(column[row].as_py()) for row in rows]))
+
+
+def _mean(values: Tensor) -> float | None:
+    return float(values.mean()) if len(values) else None
