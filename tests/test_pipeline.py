@@ -18,7 +18,7 @@ from thousandwords.images import decode_png
 from thousandwords.package import load_package
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("thousandwords", "stages", "flows", "presets", "data/own")
+PARTS = ("thousandwords", "stages", "flows", "presets", "data/own", "data/complete")
 FILES = ("dvc.yaml", ".dvcignore", ".gitignore", "Makefile")
 pytestmark = pytest.mark.pipeline
 

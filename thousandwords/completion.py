@@ -79,13 +79,11 @@ def faded(picture: np.ndarray, kept: np.ndarray) -> np.ndarray:
 def read_completions(folder: str | Path) -> Iterator[tuple[str, np.ndarray]]:
     """(caption, picture) of each picture in a folder, in the order of their names; raises UserError at the first bad one.
 
-    Nothing is left out in silence: there are few of them, and each was put there to be completed.
+    Nothing is left out in silence: there are few of them, and each was put there to be completed. No picture: none.
     """
     if not Path(folder).is_dir():
         raise UserError(f"sampling.complete: there is no folder {folder}. Make it, or set sampling.complete to null")
-    source = FolderSource(folder)
-    source.check()
-    for raw in source:
+    for raw in FolderSource(folder):
         try:
             if raw.problem:
                 raise raw.problem
