@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thousandwords import sources
 from thousandwords.images import encode_png
-from thousandwords.sources import FolderSource, Source, SourceError, TableSource, WebDatasetSource
+from thousandwords.sources import FolderSource, Source, SourceError, TableSource, WebDatasetSource, _places
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
@@ -105,7 +104,7 @@ def test_what_is_no_plain_file_inside_the_folder_is_refused_without_reading_it(t
         (root / f"{name}.png").symlink_to(target)
     (root / "elsewhere").symlink_to(outside / "more")
     write(root, {f"{name}.txt": "text" for name in ("ok", "big", "folder", "pipe", "away", "loop", "nothing", "inside")})
-    monkeypatch.setattr(sources, "MAX_BYTES", 2_000_000)
+    monkeypatch.setattr(_places, "MAX_BYTES", 2_000_000)
     assert outcome(FolderSource(root)) == {
         "away.png": "unsafe_path", "big.png": "too_many_bytes", "elsewhere": "unsafe_path", "folder.png": "not_regular",
         "inside.png": ("text",), "loop.png": "io_error", "nothing.png": "not_regular", "ok.png": ("text",),
@@ -200,7 +199,7 @@ def test_members_of_one_name_are_a_sample(tmp_path):
 
 
 def test_odd_members_are_refused_and_leave_their_neighbours_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_BYTES", 5_000)
+    monkeypatch.setattr(_places, "MAX_BYTES", 5_000)
     write_tar(tmp_path / "t.tar", [
         ("ok.png", png()), ("ok.txt", "ok"), ("../up.png", png()), ("../up.txt", "up"), ("/abs.png", png()), ("/abs.txt", "abs"),
         odd_member("link.png", tarfile.SYMTYPE, "/etc/hostname"), ("link.txt", "link"),
