@@ -5,6 +5,7 @@ Several rows of one picture are several captions of one pair, in the order of th
 from __future__ import annotations
 
 import os
+import posixpath
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,5 +98,7 @@ def pictures_of(place: Place, image_folder: str | None) -> Place:
     """Where the pictures of a list lie."""
     if image_folder is None:
         return place
-    is_relative = "://" not in image_folder and not os.path.isabs(image_folder)
-    return place_of(place.shown(image_folder) if is_relative else image_folder)
+    if "://" in image_folder or os.path.isabs(image_folder):
+        return place_of(image_folder)
+    protocol, mark, path = place.shown(image_folder).rpartition("://")
+    return place_of(f"{protocol}{mark}{posixpath.normpath(path) if mark else path}")    # no URL knows what .. means
