@@ -1,4 +1,5 @@
 """Sources behind a URL give what the same files give on this machine; and a network that fails is never bad data."""
+
 from __future__ import annotations
 
 import json
@@ -43,14 +44,31 @@ READERS = {
 def own(tmp_path_factory) -> Path:
     """The same few pictures in every form, with something amiss in each."""
     root = tmp_path_factory.mktemp("own")
-    write(root / "folder", {"a.png": png(1), "a.txt": "a cat\ntwo", "sub/b c é.png": png(2), "sub/b c é.txt": "a bee", "d.png": png(3),
-                            "lone.txt": "x", "z.png": b"", "z.txt": "z", ".hidden.png": b"",
-                            "t.csv": "image,caption\na.png,a cat\nsub/b c é.png,a bee\n../parquet/x.png,x\nsub,folder\ngone.png,x\n"})
+    write(
+        root / "folder",
+        {
+            "a.png": png(1),
+            "a.txt": "a cat\ntwo",
+            "sub/b c é.png": png(2),
+            "sub/b c é.txt": "a bee",
+            "d.png": png(3),
+            "lone.txt": "x",
+            "z.png": b"",
+            "z.txt": "z",
+            ".hidden.png": b"",
+            "t.csv": "image,caption\na.png,a cat\nsub/b c é.png,a bee\n../parquet/x.png,x\nsub,folder\ngone.png,x\n",
+        },
+    )
     lines = [{"image": "a.png", "caption": "a cat"}, {"image": "sub/b c é.png", "caption": ["a bee"]}, {"image": "../x.png"}]
     images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "gone.png"}]
     annotations = [{"image_id": 1, "caption": "a cat"}, {"image_id": 2, "caption": "x"}, {"image_id": 1, "caption": "a tom"}]
-    write(root / "lists", {"l.jsonl": "\n".join(map(json.dumps, lines)) + "\n{",
-                           "c.json": json.dumps({"images": images, "annotations": annotations})})
+    write(
+        root / "lists",
+        {
+            "l.jsonl": "\n".join(map(json.dumps, lines)) + "\n{",
+            "c.json": json.dumps({"images": images, "annotations": annotations}),
+        },
+    )
     for number, folder in enumerate(("parquet", "parquet", "lists")):
         image = pa.array(["a.png", "../up.png"]) if folder == "lists" else pa.array([png(number), None])
         (root / folder).mkdir(exist_ok=True)
@@ -79,12 +97,19 @@ def memory(own) -> str:
 @pytest.fixture(scope="module")
 def s3(own):
     """An S3 stand-in on loopback, and the same files in it."""
-    server_of = pytest.importorskip("moto.server", reason="the S3 stand-in is not installed: pip install 'moto[s3]' flask flask-cors")
+    server_of = pytest.importorskip(
+        "moto.server", reason="the S3 stand-in is not installed: pip install 'moto[s3]' flask flask-cors"
+    )
     pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'thousandwords[s3]'")
     server = server_of.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    wanted = {"AWS_ACCESS_KEY_ID": "anyone", "AWS_SECRET_ACCESS_KEY": "anything", "AWS_DEFAULT_REGION": "us-east-1",
-              "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.get_host_and_port()[1]}", "AWS_EC2_METADATA_DISABLED": "true"}
+    wanted = {
+        "AWS_ACCESS_KEY_ID": "anyone",
+        "AWS_SECRET_ACCESS_KEY": "anything",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.get_host_and_port()[1]}",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     fsspec.core.url_to_fs("s3://pictures")[0].mkdir("pictures")
@@ -165,8 +190,11 @@ def test_a_network_that_fails_stops_the_run_and_is_no_bad_picture(memory, monkey
         return sound(self, path, *arguments, **settings)
 
     monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "cat_file", cat_file)
-    with pytest.raises(SourceError, match=r"own/folder/d.png could not be fetched \(Weather: connection reset\). Look at the network "
-                                          "and at the credentials in the environment, then run it again"):
+    with pytest.raises(
+        SourceError,
+        match=r"own/folder/d.png could not be fetched \(Weather: connection reset\). Look at the network "
+        "and at the credentials in the environment, then run it again",
+    ):
         list(FolderSource(f"{memory}/folder"))
 
 
@@ -179,15 +207,23 @@ def test_copies_are_gone_when_they_are_read(memory, tmp_path, monkeypatch):
 def test_a_tar_behind_a_url_that_was_cut_is_named_by_its_url(memory):
     files, path = fsspec.core.url_to_fs(f"{memory}/cut")
     files.pipe_file(f"{path}/c.tar", files.cat_file(path.replace("cut", "tars/b.tar"))[:1500])
-    with pytest.raises(SourceError, match=r"memory://thousandwords/own/cut/c.tar (is no plain tar, or )?was cut short .*Fetch it again"):
+    with pytest.raises(
+        SourceError, match=r"memory://thousandwords/own/cut/c.tar (is no plain tar, or )?was cut short .*Fetch it again"
+    ):
         WebDatasetSource(f"{memory}/cut").check()
 
 
-@pytest.mark.parametrize(("url", "message"), [
-    ("nonsense://host/x", "nonsense://host/x cannot be opened .*. Set data.url to one that fsspec knows, like s3://bucket/folder"),
-    ("ftp://me:secret@host/x", "data.url holds a password, which would be written down with the data. Leave it out"),
-    ("memory://nowhere/x", "data.url: there is no folder memory://nowhere/x. Make it, or name another"),
-])
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (
+            "nonsense://host/x",
+            "nonsense://host/x cannot be opened .*. Set data.url to one that fsspec knows, like s3://bucket/folder",
+        ),
+        ("ftp://me:secret@host/x", "data.url holds a password, which would be written down with the data. Leave it out"),
+        ("memory://nowhere/x", "data.url: there is no folder memory://nowhere/x. Make it, or name another"),
+    ],
+)
 def test_a_url_of_no_use_is_refused_with_the_mend(url, message):
     with pytest.raises(SourceError, match=message) as caught:
         FolderSource(url).check()
@@ -199,7 +235,9 @@ def test_a_protocol_without_its_package_says_what_to_install(monkeypatch):
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", url_to_fs)
-    with pytest.raises(SourceError, match=r"s3://b/x needs a package that is not installed. Install it: pip install 'thousandwords\[s3\]'"):
+    with pytest.raises(
+        SourceError, match=r"s3://b/x needs a package that is not installed. Install it: pip install 'thousandwords\[s3\]'"
+    ):
         FolderSource("s3://b/x")
     with pytest.raises(SourceError, match="gs://b/x needs a package that is not installed. Install it: Install s3fs"):
         FolderSource("gs://b/x")

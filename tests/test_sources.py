@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.pictures import details, odd_member, outcome, png, write, write_tar
-from thousandwords.sources import FolderSource, Source, SourceError, TableSource, WebDatasetSource, _places
+from thousandwords.sources import FolderSource, SourceError, TableSource, WebDatasetSource, _places
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
@@ -247,12 +247,13 @@ def test_what_img2dataset_wrote_is_read_and_its_failures_are_named(tmp_path):
         ("000000002", png(), "", {"status": "success"}),
     ], {"count": 3, "successes": 2, "failed_to_download": 1})
     source = WebDatasetSource(folder)
-    assert outcome(source) == {"00000/000000000": ("a cat",), "00000/000000001": "missing_pair", "00000/000000002": "caption_empty"}
+    assert outcome(source) == {"00000/000000000": ("a cat",), "00000/000000001": "missing_pair",
+                               "00000/000000002": "caption_empty"}
     assert details(source)["00000/000000001"] == "missing_pair: failed_to_download: HTTP Error 404: Not Found"
 
 
 @pytest.mark.parametrize(("stats", "message"), [
-    ({"count": 9, "successes": 9}, r"00000.tar holds 1 pictures, but img2dataset wrote 9, as its _stats.json says. Fetch both again"),
+    ({"count": 9, "successes": 9}, r"00000.tar holds 1 pictures, but img2dataset wrote 9, as its _stats.json says. Fetch"),
     ('{"successes": 1', r"00000_stats.json can't be read \(.*\). Fetch it again, or remove it"),
 ])
 def test_a_tar_that_differs_from_its_own_statistics_stops_the_run(tmp_path, stats, message):
