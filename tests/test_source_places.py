@@ -152,6 +152,19 @@ def test_pairs_are_written_from_s3_as_from_a_folder(s3, own, tmp_path):
     assert near._table.equals(far._table) and len(near) >= 1
 
 
+def test_a_whole_bucket_and_odd_names_are_read(s3):
+    files = fsspec.core.url_to_fs("s3://odd")[0]
+    files.mkdir("odd")
+    for name in ("a[1]*?.png", "100%20.png", "#.png"):
+        files.pipe_file(f"odd/{name}", png())
+        files.pipe_file(f"odd/{name[:-3]}txt", b"text")
+    files.pipe_file("odd/empty/", b"")
+    assert outcome(FolderSource("s3://odd")) == {"#.png": ("text",), "100%20.png": ("text",), "a[1]*?.png": ("text",)}
+    files.pipe_file("odd/t.csv", b"image,caption\na[1]*?.png,text\n")
+    assert outcome(TableSource("s3://odd/t.csv")) == {"a[1]*?.png": ("text",)}
+    assert WebDatasetSource("s3://odd").tars == []
+
+
 def test_a_missing_bucket_is_refused_with_the_mend(s3):
     with pytest.raises(SourceError, match="data.url: there is no folder s3://nobody/own. Make it, or name another"):
         FolderSource("s3://nobody/own").check()

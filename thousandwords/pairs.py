@@ -31,7 +31,7 @@ from thousandwords.files import MANIFEST, unit_hash, write_bytes, write_manifest
 from thousandwords.images import WHITE, Refused, area_resize, decode_image, encode_png, fit_square
 from thousandwords.pair_shards import PAIR_SCHEMA
 from thousandwords.scenes import scene_pairs
-from thousandwords.sources import KINDS, Mixture, Part, RawPair, Source, clean_captions, open_kind
+from thousandwords.sources import KINDS, Mixture, Part, RawPair, Source, clean_captions, named, open_kind
 from thousandwords.tables import table_bytes
 
 ROW_GROUP = 256    # rows
@@ -298,7 +298,9 @@ def open_source(config: Config) -> Source:
 
 def _part(number: int, part: PartConfig, common: dict) -> Part:
     own = {name: value for name, value in asdict(part).items() if value is not None}
-    return Part(open_kind(part.source, part.path, {**common, **own}), number, part.licence, part.origin)
+    with named(number):
+        source = open_kind(part.source, part.path, {**common, **own})
+    return Part(source, number, part.licence, part.origin)
 
 
 def check_source(config: Config) -> int:

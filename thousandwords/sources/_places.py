@@ -227,7 +227,7 @@ class _Remote(Place):
         clean = posixpath.normpath(name) if name else ""
         if clean.startswith("/") or clean == ".." or clean.startswith("../"):
             raise Refused("unsafe_path", f"{posixpath.basename(clean)} leads out of {self.name}")
-        return f"{self.root.rstrip('/')}/{clean}" if clean else self.root
+        return posixpath.join(self.root, clean) if clean else self.root
 
     @contextlib.contextmanager
     def _fetching(self, name: str) -> Iterator[None]:

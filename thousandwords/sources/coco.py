@@ -13,7 +13,7 @@ from thousandwords.sources._contract import json_object
 from thousandwords.sources._listed import ListSource, Row, picture_name
 from thousandwords.tars import SourceError
 
-MAX_JSON = 1_000_000_000    # bytes; the captions of COCO's 118,287 training pictures take 92 million
+MAX_JSON = 500_000_000    # bytes; the captions of COCO's 118,287 training pictures take 92 million
 
 
 class CocoSource(ListSource):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from thousandwords.sources._contract import RawPair, Source
@@ -61,17 +62,24 @@ class Mixture(Source):
         self.parts = tuple(parts)
 
     def check(self) -> int:
-        return sum(_checked(part) for part in self.parts)
+        total = 0
+        for part in self.parts:
+            with named(part.number):
+                total += part.source.check()
+        return total
 
     def __iter__(self) -> Iterator[RawPair]:
         for part in self.parts:
-            yield from part
+            with named(part.number):
+                yield from part
 
 
-def _checked(part: Part) -> int:
+@contextmanager
+def named(number: int | None) -> Iterator[None]:
+    """What is wrong with a source of a mixture says which source it is."""
     try:
-        return part.source.check()
+        yield
     except SourceError as error:
-        if part.number is None:
+        if number is None:
             raise
-        raise SourceError(f"data.sources[{part.number}]: {error}") from error
+        raise SourceError(f"data.sources[{number}]: {error}") from error

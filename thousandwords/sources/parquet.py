@@ -38,7 +38,8 @@ class ParquetSource(ListSource):
         self.names = [self.file] if self.place.kind(self.file) == "file" else []
         if self.place.kind(self.file) == "folder":
             self.place = place_of(path)
-            self.names = [entry.name for entry in self.place.entries() if _is_parquet(entry.name) and not entry.is_folder]
+            names = [entry.name for entry in self.place.entries() if _is_parquet(entry.name)]
+            self.names = [name for name in names if self.place.kind(name) == "file"]
         self.pictures = pictures_of(self.place, image_folder)
 
     def check(self) -> int:

@@ -59,7 +59,14 @@ class WebDatasetSource(Source):
         if all(parts.isdisjoint(("txt", "json")) for parts in samples):
             raise SourceError(f"The {len(self.tars)} tars at {self.path} hold no captions. "
                               "Pack a text or JSON of the same name with each picture, like cat.txt")
+        if self.recaption_column and not any(map(self._has_recaption, looked_at)):
+            raise SourceError(f"The {len(self.tars)} tars at {self.path} hold no .json with {self.recaption_column!r}. "
+                              "Set data.recaption_column to the key of the second text")
         return len(samples) if looked_at is self.tars else self._estimate(len(samples))
+
+    def _has_recaption(self, tar: _Tar) -> bool:
+        with tar.place.on_disk(tar.name) as path, open(path, "rb") as file:
+            return any(self.recaption_column in _record(file, parts) for parts in _whole(tar, path).values())
 
     def _estimate(self, samples_in_first: int) -> int:
         sizes = [tar.place.size(tar.name) for tar in self.tars]
@@ -109,8 +116,8 @@ def _record(file: BinaryIO, parts: dict[str, Part]) -> dict:
 
 
 def _image(file: BinaryIO, parts: dict[str, Part], record: dict) -> bytes:
-    status = record.get("status", "success")
-    if isinstance(status, str) and status != "success":    # as img2dataset says what became of a download
+    status = record.get("status")
+    if isinstance(status, str) and status.startswith("failed_to_"):    # img2dataset: _download, _resize
         raise Refused("missing_pair", f"{status}: {record.get('error_message')}")
     suffix = next((suffix for suffix in parts if suffix in IMAGE_SUFFIXES), "")
     return read_part(file, parts.get(suffix), _places.MAX_BYTES)
