@@ -244,7 +244,7 @@ def test_the_share_moves_no_pair_to_another_split_and_none_at_share_0(own):
         "source": "jsonl",
         "path": str(recaption_folder(own) / "l.jsonl"),
         "recaption_column": "recaption",
-        "group_by": "([0-9]).png",
+        "group_by": "(.*)",
     }
     where = {}
     for share in (0.0, 0.4, 1.0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import fsspec
@@ -26,6 +27,7 @@ from thousandwords.sources import (
     WebDatasetSource,
     _places,
 )
+from thousandwords.sources._contract import read_ahead
 
 READERS = {
     "folder": lambda root: FolderSource(f"{root}/folder"),
@@ -163,6 +165,20 @@ def test_a_whole_bucket_and_odd_names_are_read(s3):
     files.pipe_file("odd/t.csv", b"image,caption\na[1]*?.png,text\n")
     assert outcome(TableSource("s3://odd/t.csv")) == {"a[1]*?.png": ("text",)}
     assert WebDatasetSource("s3://odd").tars == []
+
+
+def test_inputs_that_are_read_side_by_side_come_in_their_order_and_a_few_at_a_time():
+    under_way, most = set(), []
+
+    def read(number: int) -> int:
+        under_way.add(number)
+        most.append(len(under_way))
+        time.sleep(0.004 * (number % 3))
+        under_way.discard(number)
+        return number
+
+    assert list(read_ahead(read, range(60), 8)) == list(range(60))
+    assert 1 < max(most) <= 8
 
 
 def test_a_missing_bucket_is_refused_with_the_mend(s3):
