@@ -1,7 +1,6 @@
 """Folders, tables and tars: every input comes out once, in order, as a pair or under the reason why not."""
 from __future__ import annotations
 
-import io
 import json
 import os
 import tarfile
@@ -10,53 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thousandwords import sources
-from thousandwords.images import encode_png
-from thousandwords.sources import FolderSource, Source, SourceError, TableSource, WebDatasetSource
+from tests.pictures import details, odd_member, outcome, png, write, write_tar
+from thousandwords.sources import FolderSource, SourceError, TableSource, WebDatasetSource, _places
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
-
-
-def png(seed: int = 0) -> bytes:
-    return encode_png(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8))
-
-
-def write(folder: Path, files: dict[str, bytes | str]) -> Path:
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return folder
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes | str] | tarfile.TarInfo]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                tar.addfile(member)
-                continue
-            name, data = member
-            info = tarfile.TarInfo(name)
-            data = data.encode() if isinstance(data, str) else data
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
-def odd_member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
-    return info
-
-
-def outcome(source: Source) -> dict[str, tuple[str, ...] | str]:
-    """{key: captions, or the reason of a refusal}; also checks that a second look gives the same."""
-    pairs = list(source)
-    assert [pair.key for pair in pairs] == [pair.key for pair in source]
-    assert len({pair.key for pair in pairs}) == len(pairs) == source.check()
-    assert all(pair.image for pair in pairs if not pair.problem)
-    return {pair.key: pair.problem.reason if pair.problem else pair.captions for pair in pairs}
 
 
 # ---- a folder
@@ -105,7 +62,7 @@ def test_what_is_no_plain_file_inside_the_folder_is_refused_without_reading_it(t
         (root / f"{name}.png").symlink_to(target)
     (root / "elsewhere").symlink_to(outside / "more")
     write(root, {f"{name}.txt": "text" for name in ("ok", "big", "folder", "pipe", "away", "loop", "nothing", "inside")})
-    monkeypatch.setattr(sources, "MAX_BYTES", 2_000_000)
+    monkeypatch.setattr(_places, "MAX_BYTES", 2_000_000)
     assert outcome(FolderSource(root)) == {
         "away.png": "unsafe_path", "big.png": "too_many_bytes", "elsewhere": "unsafe_path", "folder.png": "not_regular",
         "inside.png": ("text",), "loop.png": "io_error", "nothing.png": "not_regular", "ok.png": ("text",),
@@ -200,7 +157,7 @@ def test_members_of_one_name_are_a_sample(tmp_path):
 
 
 def test_odd_members_are_refused_and_leave_their_neighbours_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_BYTES", 5_000)
+    monkeypatch.setattr(_places, "MAX_BYTES", 5_000)
     write_tar(tmp_path / "t.tar", [
         ("ok.png", png()), ("ok.txt", "ok"), ("../up.png", png()), ("../up.txt", "up"), ("/abs.png", png()), ("/abs.txt", "abs"),
         odd_member("link.png", tarfile.SYMTYPE, "/etc/hostname"), ("link.txt", "link"),
@@ -266,6 +223,44 @@ def test_a_compressed_tar_is_refused_by_name(tmp_path):
         pass
     with pytest.raises(SourceError, match="t.tar is no plain tar"):
         WebDatasetSource(tmp_path).check()
+
+
+# ---- img2dataset
+
+
+def img2dataset(folder: Path, samples: list[tuple[str, bytes | None, str, dict]], stats: dict | str | None = None) -> Path:
+    """A tar and what lies beside it, as img2dataset writes them: .jpg, .txt and .json, a table of them, the counts."""
+    members = []
+    for name, image, caption, record in samples:
+        members += [(f"{name}.jpg", image)] if image else []
+        members += [(f"{name}.txt", caption), (f"{name}.json", json.dumps({"key": name, "caption": caption, **record}))]
+    folder.mkdir(exist_ok=True)
+    write_tar(folder / "00000.tar", members)
+    write(folder, {"00000.parquet": b"PAR1", "00000_stats.json": stats if isinstance(stats, str) else json.dumps(stats or {})})
+    return folder
+
+
+def test_what_img2dataset_wrote_is_read_and_its_failures_are_named(tmp_path):
+    folder = img2dataset(tmp_path / "laion", [
+        ("000000000", png(), "a cat", {"status": "success", "url": "u", "error_message": None}),
+        ("000000001", None, "a bee", {"status": "failed_to_download", "error_message": "HTTP Error 404: Not Found"}),
+        ("000000002", png(), "", {"status": "success"}),
+    ], {"count": 3, "successes": 2, "failed_to_download": 1})
+    source = WebDatasetSource(folder)
+    assert outcome(source) == {"00000/000000000": ("a cat",), "00000/000000001": "missing_pair",
+                               "00000/000000002": "caption_empty"}
+    assert details(source)["00000/000000001"] == "missing_pair: failed_to_download: HTTP Error 404: Not Found"
+
+
+@pytest.mark.parametrize(("stats", "message"), [
+    ({"count": 9, "successes": 9}, r"00000.tar holds 1 pictures, but img2dataset wrote 9, as its _stats.json says. Fetch"),
+    ('{"successes": 1', r"00000_stats.json can't be read \(.*\). Fetch it again, or remove it"),
+])
+def test_a_tar_that_differs_from_its_own_statistics_stops_the_run(tmp_path, stats, message):
+    folder = img2dataset(tmp_path / "laion", [("0", png(), "a cat", {"status": "success"})], stats)
+    for read in (WebDatasetSource.check, list):
+        with pytest.raises(SourceError, match=message):
+            read(WebDatasetSource(folder))
 
 
 # ---- real data

@@ -18,7 +18,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,12 +31,13 @@ from thousandwords.files import MANIFEST, unit_hash, write_bytes, write_manifest
 from thousandwords.images import WHITE, Refused, area_resize, decode_image, encode_png, fit_square
 from thousandwords.pair_shards import PAIR_SCHEMA
 from thousandwords.scenes import scene_pairs
-from thousandwords.sources import FolderSource, RawPair, Source, TableSource, WebDatasetSource
+from thousandwords.sources import KINDS, Mixture, Part, RawPair, Source, clean_captions, named, open_kind
 from thousandwords.tables import table_bytes
 
 ROW_GROUP = 256    # rows
 QUARANTINE = "quarantine.parquet"
 FILTERS = ("too_small", "bad_aspect", *captions.REASONS)    # reasons that lie in a setting, not in the input
+SOURCE_SETTINGS = ("url", "version", "recaption_column", "recaption_share", "image_folder", "licence", "origin", "sources")
 CAPTION_SETTINGS = ("min_caption_words", "boilerplate", "language", "language_margin")
 QUARANTINE_SCHEMA = pa.schema([
     pa.field("id", pa.string(), nullable=False),
@@ -70,11 +71,36 @@ class SceneCounts:
 
 
 @dataclass(frozen=True)
+class PartConfig:
+    """One source of a mixture: an entry of `data.sources`. What it leaves out is as `data` says."""
+
+    source: Literal["folder", "csv", "webdataset", "jsonl", "parquet", "coco"]
+    path: str                            # or a URL
+    weight: float = 1.0                  # its share of what training sees, against the other weights; inputs come in once
+    licence: str | None = None           # both kept with every row
+    origin: str | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    recaption_column: str | None = None
+    image_folder: str | None = None
+    delimiter: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError("data.sources: path is empty; it needs a path or a URL")
+        if not 0 < self.weight < float("inf"):
+            raise ValueError(f"data.sources: weight is {self.weight}; it needs to be a number above 0")
+        _check_known(self, "data.sources: ", self.source)
+
+
+@dataclass(frozen=True)
 class Config:
     """The section `data` of params.yaml."""
 
-    source: Literal["scenes", "folder", "csv", "webdataset"] = "scenes"
-    path: str = "data/own"             # the folder, the table, or the tars
+    source: Literal["scenes", "folder", "csv", "webdataset", "jsonl", "parquet", "coco", "mixture"] = "scenes"
+    path: str = "data/own"             # the folder, the file, or the tars; DVC watches it
+    url: str | None = None             # where they lie instead, as fsspec knows it (s3://bucket/prefix); DVC can't watch it
+    version: str | None = None         # any text; a new one has a URL, or what DVC does not watch, read again
     image_size: int = 64               # pixels a side of the square that models see
     keep: Literal["square", "whole"] = "square"    # what shards hold: that square, or the picture for random crops
     keep_side: int | None = None       # whole: a longer short side is shrunk to this; the paper's crops need 12/8 image_size
@@ -89,9 +115,15 @@ class Config:
     language_margin: float = 0.2       # dropped only if another language is likelier by more; of 1
     max_refused_share: float = 0.2     # of the inputs that the caption filters leave; beyond it preparing stops
     rows_per_shard: int = 4096
-    image_column: str = "image"        # csv
-    caption_column: str = "caption"    # csv; also the key in the JSON of a WebDataset
+    image_column: str = "image"        # csv, jsonl, parquet
+    caption_column: str = "caption"    # csv, jsonl, parquet; also the key in the JSON of a WebDataset
+    recaption_column: str | None = None    # the same, of a second text: what a machine wrote of the picture
+    recaption_share: float = 0.0       # of the pairs, drawn by a hash of the key: these are trained on the second text alone
     delimiter: str | None = None       # csv; by default a tab in .tsv, a comma elsewhere
+    image_folder: str | None = None    # csv, jsonl, parquet, coco: where pictures lie, from the list's folder; by default there
+    licence: str | None = None         # both kept with every row
+    origin: str | None = None
+    sources: tuple[PartConfig, ...] = ()    # of a mixture
     scenes: SceneCounts = field(default_factory=SceneCounts)
 
     def __post_init__(self) -> None:
@@ -109,6 +141,8 @@ class Config:
             raise ValueError(f"data.background is {self.background}; it is red, green, blue from 0 to 255")
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
             raise ValueError(f"data.delimiter is {self.delimiter!r}; it is one character, like ';' or a tab")
+        self._check_sources()
+        self._check_recaptions()
         self._check_keep_side()
         _check_group_by(self.group_by)
         self._check_caption_filters()
@@ -119,6 +153,35 @@ class Config:
         if self.source == "scenes":
             return captions.Rules()
         return captions.Rules(self.min_caption_words, self.boilerplate, self.language, self.language_margin)
+
+    @property
+    def place(self) -> str:
+        """Where the pictures come from, for messages."""
+        if self.source == "mixture":
+            return f"data.sources ({', '.join(part.path for part in self.sources)})"
+        return self.source if self.source == "scenes" else self.url or self.path
+
+    def _check_sources(self) -> None:
+        if self.sources and self.source != "mixture":
+            raise ValueError(f"data.sources is given, but data.source is {self.source}. "
+                             "Set data.source: mixture, or take data.sources away")
+        if self.source != "mixture":
+            _check_known(self, "data.", self.source)
+        elif not self.sources:
+            raise ValueError("data.source is mixture, but data.sources is empty. List the sources there")
+        elif self.url or self.licence or self.origin:
+            raise ValueError("data.url, data.licence and data.origin are of one source, but data.source is mixture. "
+                             "Say them of each source in data.sources")
+        if self.url is not None and "://" not in self.url:
+            raise ValueError(f"data.url is {self.url!r}, no URL like s3://bucket/folder. For a folder here, set data.path")
+
+    def _check_recaptions(self) -> None:
+        if not 0 <= self.recaption_share <= 1:
+            raise ValueError(f"data.recaption_share is {self.recaption_share}; it lies between 0 and 1")
+        has_column = self.recaption_column or any(part.recaption_column for part in self.sources)
+        if self.recaption_share and not has_column:
+            raise ValueError(f"data.recaption_share is {self.recaption_share}, but data.recaption_column names no second text. "
+                             "Name it, or set the share to 0")
 
     def _check_caption_filters(self) -> None:
         if self.min_caption_words < 0:
@@ -134,6 +197,15 @@ class Config:
             raise ValueError(f"data.keep_side is {self.keep_side}, but data.keep is square, of image_size. Set data.keep: whole")
         if self.keep_side is not None and self.keep_side < self.image_size:
             raise ValueError(f"data.keep_side is {self.keep_side}; it needs to be data.image_size ({self.image_size}) or more")
+
+
+def _check_known(settings: Config | PartConfig, name: str, kind: str) -> None:
+    """ValueError where a setting is given that this kind of source does not read."""
+    known = KINDS[kind].settings if kind in KINDS else ()
+    for setting in ("recaption_column", "image_folder"):
+        if getattr(settings, setting) is not None and setting not in known:
+            able = ", ".join(other for other, source in KINDS.items() if setting in source.settings)
+            raise ValueError(f"{name}{setting} is given, but {kind} knows no such thing. Take it away; it is for {able}")
 
 
 def _check_group_by(group_by: str | None) -> None:
@@ -153,6 +225,7 @@ class Pair:
     captions: tuple[str, ...]
     provenance: str
     dropped: tuple[str, ...] = ()    # the reason of each caption that was filtered out; counted, no column of the shard
+    is_recaptioned: bool = False     # counted, no column of the shard
 
 
 @dataclass(frozen=True)
@@ -177,7 +250,7 @@ def prepare(raw: RawPair, config: Config) -> Pair | Refusal:
             raise raw.problem
         fit, dropped = captions.sift(raw.captions, config.caption_rules)
         pixels = decode_image(raw.image, config.background, config.min_side, config.max_aspect)
-        return Pair(raw.key, encode_png(kept(pixels, config)), fit, raw.provenance, dropped)
+        return Pair(raw.key, encode_png(kept(pixels, config)), fit, raw.provenance, dropped, bool(raw.recaptions))
     except Refused as problem:
         digest = None if raw.image is None else hashlib.sha256(raw.image).hexdigest()
         size = None if raw.image is None else len(raw.image)
@@ -215,12 +288,19 @@ def split_of(group: str, seed: int, validation_share: float) -> str:
 
 
 def open_source(config: Config) -> Source:
-    """The source that the settings name; scenes have none, they are drawn."""
-    if config.source == "folder":
-        return FolderSource(config.path)
-    if config.source == "csv":
-        return TableSource(config.path, config.image_column, config.caption_column, config.delimiter)
-    return WebDatasetSource(config.path, config.caption_column)
+    """The source, or the mixture of sources, that the settings name; scenes have none, they are drawn."""
+    common = asdict(config)
+    if config.source != "mixture":
+        source = open_kind(config.source, config.url or config.path, common)
+        return Mixture([Part(source, None, config.licence, config.origin)])
+    return Mixture([_part(number, part, common) for number, part in enumerate(config.sources)])
+
+
+def _part(number: int, part: PartConfig, common: dict) -> Part:
+    own = {name: value for name, value in asdict(part).items() if value is not None}
+    with named(number):
+        source = open_kind(part.source, part.path, {**common, **own})
+    return Part(source, number, part.licence, part.origin)
 
 
 def check_source(config: Config) -> int:
@@ -231,6 +311,17 @@ def check_source(config: Config) -> int:
     return open_source(config).check()
 
 
+def recaptioned(raw: RawPair, seed: int, share: float) -> RawPair:
+    """The pair with the text that is trained on: for a share of the keys the second text instead of the first, if it has one."""
+    texts = [text for text in raw.recaptions if text.strip()]
+    if raw.problem or not texts or unit_hash(f"recaption\0{raw.key}", seed) >= share:
+        return replace(raw, recaptions=())
+    try:
+        return replace(raw, captions=clean_captions(texts))
+    except Refused as problem:
+        return replace(raw, captions=(), problem=problem)
+
+
 def prepared(config: Config, seed: int) -> Iterator[tuple[str, Pair | Refusal]]:
     """(split, outcome) of every input in order; the split of a refusal is "quarantine"."""
     if config.source == "scenes":
@@ -239,7 +330,7 @@ def prepared(config: Config, seed: int) -> Iterator[tuple[str, Pair | Refusal]]:
                 yield split, Pair(key, encode_png(pixels), (caption,), f"scenes, seed {seed}")
         return
     for raw in open_source(config):
-        outcome = prepare(raw, config)
+        outcome = prepare(recaptioned(raw, seed, config.recaption_share), config)
         if isinstance(outcome, Refusal):
             yield "quarantine", outcome
         else:
@@ -254,6 +345,7 @@ def write_pairs(config: Config, seed: int, folder: Path,
     """
     total = check_source(config)
     shards, refusals, seen, duplicates, dropped = _Shards(folder, config.rows_per_shard), [], set(), 0, Counter()
+    texts = Counter(original=0, recaptioned=0)
     for split, outcome in progress(prepared(config, seed), total):
         if isinstance(outcome, Refusal):
             refusals.append(outcome)
@@ -262,11 +354,14 @@ def write_pairs(config: Config, seed: int, folder: Path,
         else:
             seen.add(digest)
             dropped.update(outcome.dropped)
+            texts["recaptioned" if outcome.is_recaptioned else "original"] += 1
             shards.add(split, outcome)
     shards.close()
     counts = _counts(shards.splits(), refusals, duplicates)
     if config.caption_rules:
         counts["captions_dropped"] = dict(dropped.most_common())    # from pairs that stay
+    if config.recaption_share:
+        counts["texts"] = dict(texts)    # which of the two each pair that stays is trained on
     _check_counts(counts, refusals, config)
     table = _table(map(vars, refusals), QUARANTINE_SCHEMA)
     write_bytes(Path(folder) / QUARANTINE, table_bytes(table, ROW_GROUP))
@@ -277,9 +372,10 @@ def write_pairs(config: Config, seed: int, folder: Path,
 
 
 def _settings(config: Config) -> dict:
-    """All settings but those of what is off (whole pictures, caption filters), so that manifests stay what they always were."""
+    """All settings but those of what is off (whole pictures, caption filters, …): manifests stay what they always were."""
     off = () if config.keep == "whole" else ("keep", "keep_side")
     off += () if config.caption_rules else CAPTION_SETTINGS
+    off += tuple(name for name in SOURCE_SETTINGS if not getattr(config, name))
     return {key: value for key, value in asdict(config).items() if key not in off}
 
 
@@ -343,7 +439,7 @@ def _check_counts(counts: dict, refusals: Sequence[Refusal], config: Config) -> 
 
     Captions are sifted only on request, so what they take with them is no sign of bad data and stays out of the share.
     """
-    place = config.source if config.source == "scenes" else config.path
+    place = config.place
     refused = [refusal for refusal in refusals if refusal.reason not in captions.REASONS]
     looked_at = counts["n_in"] - (len(refusals) - len(refused))
     if refusals and not looked_at:

@@ -22,10 +22,13 @@ class SourceError(UserError):
     """A source of pairs can't be read as a whole; the message says what to do."""
 
 
-def samples_of(path: Path, suffixes: Collection[str]) -> dict[str, dict[str, Part]]:
-    """The samples of a tar, in order: cat.png, cat.txt -> {"cat": {"png": (512, 2005), "txt": (3072, 9)}}."""
+def samples_of(path: Path, suffixes: Collection[str], shown: str | None = None) -> dict[str, dict[str, Part]]:
+    """The samples of a tar, in order: cat.png, cat.txt -> {"cat": {"png": (512, 2005), "txt": (3072, 9)}}.
+
+    Errors name the tar `shown`, where the one at hand is a copy.
+    """
     samples: dict[str, dict[str, Part]] = {}
-    for member in _members(path):
+    for member in _members(path, shown or str(path)):
         stem, suffix = _split_name(member.name)
         if suffix not in suffixes:
             continue
@@ -65,7 +68,7 @@ def _part(member: tarfile.TarInfo) -> Part:
     return member.offset_data, member.size
 
 
-def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+def _members(path: Path, shown: str) -> Iterator[tarfile.TarInfo]:
     """Every member, then a look at the end: SourceError unless the headers lead right to the end mark."""
     try:
         with tarfile.open(path, "r:") as tar:
@@ -75,6 +78,6 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
             tar.fileobj.seek(tar.offset)
             is_whole = tar.fileobj.read(len(END_MARK)) == END_MARK
     except (tarfile.TarError, OSError, ValueError) as error:
-        raise SourceError(f"{path} is no plain tar, or was cut short ({error}). Fetch it again") from error
+        raise SourceError(f"{shown} is no plain tar, or was cut short ({error}). Fetch it again") from error
     if not is_whole:
-        raise SourceError(f"{path} was cut short or damaged at byte {tar.offset:,}. Fetch it again")
+        raise SourceError(f"{shown} was cut short or damaged at byte {tar.offset:,}. Fetch it again")

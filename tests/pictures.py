@@ -1,0 +1,57 @@
+"""Small pictures, files and tars for the tests of sources."""
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from thousandwords.images import encode_png
+from thousandwords.sources import Source
+
+
+def png(seed: int = 0) -> bytes:
+    return encode_png(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8))
+
+
+def write(folder: Path, files: dict[str, bytes | str]) -> Path:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return folder
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes | str] | tarfile.TarInfo]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+                continue
+            name, data = member
+            info = tarfile.TarInfo(name)
+            data = data.encode() if isinstance(data, str) else data
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def odd_member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def outcome(source: Source) -> dict[str, tuple[str, ...] | str]:
+    """{key: captions, or the reason of a refusal}; also checks that a second look gives the same."""
+    pairs = list(source)
+    assert [pair.key for pair in pairs] == [pair.key for pair in source]
+    assert len({pair.key for pair in pairs}) == len(pairs) == source.check()
+    assert all(pair.image for pair in pairs if not pair.problem)
+    return {pair.key: pair.problem.reason if pair.problem else pair.captions for pair in pairs}
+
+
+def details(source: Source) -> dict[str, str]:
+    """{key: "reason: detail"} of what is refused."""
+    return {pair.key: str(pair.problem) for pair in source if pair.problem}

@@ -1,0 +1,134 @@
+"""The contract of sources, and what they share: raw pairs, captions, keys.
+
+Nothing here decodes a picture. An input that can't be used becomes a RawPair with a `problem`, so that each is counted once;
+what makes a whole source doubtful (a cut tar, an unclosed quote) raises SourceError, and never just ends the source early.
+"""
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import ClassVar, TypeVar
+
+from thousandwords.images import Refused
+
+T = TypeVar("T")
+IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "jpe", "webp", "gif", "bmp", "tif", "tiff")
+MAX_CAPTION = 4_000            # characters
+MAX_CAPTION_BYTES = 1_000_000  # of a caption file, and of a line in a table
+
+
+@dataclass(frozen=True)
+class RawPair:
+    """One input as found; `problem` says why it can't become a pair."""
+
+    key: str
+    image: bytes | None
+    captions: tuple[str, ...]
+    provenance: str
+    problem: Refused | None = None
+    recaptions: tuple[str, ...] = ()    # what the second caption column says, as it stands there
+
+
+class Source(ABC):
+    """Raw pairs of one place; iterating twice gives the same pairs in the same order."""
+
+    settings: ClassVar[tuple[str, ...]] = ()    # what it reads of the section `data`, besides where it lies
+
+    @abstractmethod
+    def check(self) -> int:
+        """How many inputs there are; SourceError if no picture or no caption at all. Decodes nothing.
+
+        Of tars behind a URL it is an estimate: they would have to be fetched to be counted.
+        """
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[RawPair]: ...
+
+
+# ---- captions
+
+
+def clean_captions(texts: Iterable[str]) -> tuple[str, ...]:
+    """Trimmed, without blank ones and repeats, in order: [" a cat", "", "a cat"] -> ("a cat",)."""
+    captions = tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
+    if not captions:
+        raise Refused("caption_empty", "there is nothing but blanks")
+    for caption in captions:
+        if "\0" in caption or any("\ud800" <= character <= "\udfff" for character in caption):
+            raise Refused("caption_encoding", f"no UTF-8 text: {ascii(caption[:60])}")
+        if len(caption) > MAX_CAPTION:
+            raise Refused("caption_too_long", f"{len(caption):,} characters; the limit is {MAX_CAPTION:,}")
+    return captions
+
+
+def captions_in_text(data: bytes) -> tuple[str, ...]:
+    """The captions of a .txt file: one a line."""
+    try:
+        return clean_captions(data.decode("utf-8-sig").replace("\r\n", "\n").split("\n"))
+    except UnicodeDecodeError as error:
+        raise Refused("caption_encoding", f"no UTF-8 text: {error}") from error
+
+
+def json_object(data: bytes | str) -> dict:
+    """The JSON object in some bytes; ValueError where there is none."""
+    try:
+        found = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"it is {type(found).__name__}, not an object")
+    return found
+
+
+def texts_in(value: object) -> tuple[str, ...] | None:
+    """A text, a list of texts or nothing, as texts; None where it is anything else: "a" -> ("a",), None -> ()."""
+    texts = () if value is None else (value,) if isinstance(value, str) else value
+    if isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts):
+        return tuple(texts)
+    return None
+
+
+# ---- names
+
+
+def key_of(name: str) -> str:
+    r"""A file name as a key that is UTF-8; no two names share one: b"caf\xe9" -> "caf\\xe9"."""
+    return name.replace("\\", "\\\\").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def suffix_of(name: str) -> str:
+    return PurePosixPath(name).suffix[1:].lower()
+
+
+# ---- pairs
+
+
+def raw_pair(key: str, provenance: str, read_image: Callable[[], bytes], read_captions: Callable[[], tuple[str, ...]],
+             recaptions: tuple[str, ...] = ()) -> RawPair:
+    """Both halves read; what refuses becomes the pair's problem."""
+    image = None
+    try:
+        image = read_image()
+        return RawPair(key, image, read_captions(), provenance, recaptions=recaptions)
+    except Refused as problem:
+        return RawPair(key, image, (), provenance, problem)
+
+
+def read_ahead(read: Callable[[T], RawPair], items: Iterable[T], count: int) -> Iterator[RawPair]:
+    """`read` of each item, in their order; up to `count` of them at a time, for places that answer slowly."""
+    if count == 1:
+        yield from map(read, items)
+        return
+    with ThreadPoolExecutor(count) as threads:
+        waiting = deque()
+        for item in items:
+            waiting.append(threads.submit(read, item))
+            if len(waiting) == count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
