@@ -2,7 +2,8 @@
 
 `decode_image` is the only door for foreign bytes. Pillow's own defaults turn 16-bit greys white and float
 pictures black, drop alpha, and merely warn about a 400 kB file of 144 megapixels; here each is put right or
-refused by name. Left out: colour profiles (ignored), frames after the first, a limit on time.
+refused by name. Limits on time and memory are set by `workers`. Left out: colour profiles (ignored), frames after the
+first.
 """
 from __future__ import annotations
 
@@ -10,11 +11,13 @@ import contextlib
 import io
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
-from torch import Tensor
+
+if TYPE_CHECKING:    # torch is imported where tensors are made: a process that only decodes starts in a tenth of the time
+    from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_BYTES = 64_000_000
@@ -34,6 +37,9 @@ class Refused(ValueError):
         self.detail = detail.encode("utf-8", "backslashreplace").decode()[:500]    # names on a disk may be any bytes
         super().__init__(f"{reason}: {self.detail}")
 
+    def __reduce__(self) -> tuple:
+        return type(self), (self.reason, self.detail)    # how it crosses to another process
+
 
 class RefusedImage(Refused):
     """These bytes are no picture that we can use."""
@@ -41,7 +47,7 @@ class RefusedImage(Refused):
 
 def decode_image(data: bytes, background: Sequence[int] = WHITE, min_side: int = 1,
                  max_aspect: float = float("inf")) -> np.ndarray:
-    """Encoded bytes -> uint8 (H, W, 3), upright, flattened on `background`; or RefusedImage."""
+    """Encoded bytes -> uint8 (H, W, 3), upright, flattened on `background`; or RefusedImage, or MemoryError."""
     if not data:
         raise RefusedImage("empty_file", "the file has no bytes")
     if len(data) > MAX_BYTES:
@@ -51,7 +57,7 @@ def decode_image(data: bytes, background: Sequence[int] = WHITE, min_side: int =
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             return _decode(data, background, min_side, max_aspect)
-        except Refused:
+        except (Refused, MemoryError):    # too little memory says nothing of the bytes
             raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise RefusedImage("too_many_pixels", str(error)) from error
@@ -187,6 +193,8 @@ def to_float(pixels: np.ndarray) -> Tensor:
     """uint8 (B, H, W, 3) or (H, W, 3) -> float32 (B, 3, H, W) in [0, 1]; one picture gives B = 1."""
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3:
         raise ValueError(f"to_float wants uint8 (B, H, W, 3) or (H, W, 3), got {pixels.dtype} {pixels.shape}")
+    import torch
+
     batch = torch.tensor(pixels if pixels.ndim == 4 else pixels[None])
     return batch.permute(0, 3, 1, 2).float().div(255).contiguous()
 
@@ -195,6 +203,8 @@ def to_uint8(images: Tensor) -> np.ndarray:
     """float (B, 3, H, W) -> uint8 (B, H, W, 3), rounded; what lies outside [0, 1] is clipped."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"to_uint8 wants (B, 3, H, W), got {tuple(images.shape)}")
+    import torch
+
     scaled = images.detach().float().clamp(0, 1).mul(255).round()
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
