@@ -34,8 +34,8 @@ Input = TypeVar("Input")
 Output = TypeVar("Output")
 
 BATCH = 16    # inputs handed over at once
-BATCH_BYTES = 4_000_000    # beyond it a batch is full; one input may be larger
-AHEAD = 3    # batches for each worker that are read, at work, or wait for their turn
+BATCH_BYTES = 2_000_000    # beyond it a batch is full; one input may be larger
+AHEAD = 8    # batches for each worker that are read, at work or wait for their turn: enough while a shard is written
 START_SECONDS = 120.0
 SERVE = "import sys; from thousandwords.workers import serve; serve(*map(int, sys.argv[1:]))"
 READY = "ready"
