@@ -102,8 +102,8 @@ def main() -> None:
             "plain loop, Pillow's level 6": lambda: plain_loop(folder, options.size, options.workers, PILLOW_DEFAULT),
         }
         rounds = [{name: measured(run) for name, run in contenders.items()} for _ in range(options.rounds)]
-    print(f"{options.count} JPEGs of {SIDE} x {SIDE} ({made_of}) -> {options.size} x {options.size}, {options.workers} processes, "
-          f"{options.rounds} rounds; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print(f"{options.count} JPEGs of {SIDE} x {SIDE} ({made_of}) -> {options.size} x {options.size}, "
+          f"{options.workers} processes, {options.rounds} rounds; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     report(rounds, options.count)
 
 

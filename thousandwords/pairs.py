@@ -341,7 +341,9 @@ class _Shards:
 
 
 def _table(rows: Iterable[dict], schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_pylist(list(rows), schema=schema)
+    """Column by column: `from_pylist` takes twice as long over pictures."""
+    rows = list(rows)
+    return pa.Table.from_arrays([pa.array([row[field.name] for row in rows], field.type) for field in schema], schema=schema)
 
 
 def _digest(pair: Pair) -> bytes:
