@@ -249,6 +249,20 @@ def test_broken_exif_turns_nothing_and_loses_nothing():
     assert (decode_image(data) == noise()).all()
 
 
+@pytest.mark.parametrize("strip", [1, 48 * 7, 10**6])
+def test_a_large_picture_is_flattened_in_strips_that_do_not_show(monkeypatch, strip):
+    picture = Image.fromarray(noise())
+    clear = picture.convert("RGBA")
+    clear.putalpha(Image.fromarray(noise(seed=1)[:, :, 0]))
+    palette = picture.quantize(8)
+    kinds = [encoded(picture), encoded(clear), encoded(picture.convert("CMYK"), "TIFF"), encoded(palette, transparency=3),
+             encoded(clear, "WEBP", lossless=True), encoded(picture.convert("1"), "TIFF"), encoded(clear.convert("LA"))]
+    whole = [decode_image(data, background=(0, 128, 0)) for data in kinds]
+    monkeypatch.setattr(images, "STRIP_PIXELS", strip)
+    for data, pixels in zip(kinds, whole, strict=True):
+        assert (decode_image(data, background=(0, 128, 0)) == pixels).all()
+
+
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
 def test_an_animation_gives_its_first_frame(format):
     frames = [Image.new("RGB", (32, 32), colour) for colour in ((250, 0, 0), (0, 250, 0))]
@@ -320,12 +334,20 @@ def test_shapes_that_the_settings_leave_out_are_refused_on_the_header():
     assert decode_image(encoded(noise(32, 96)), min_side=32, max_aspect=3).shape == (32, 96, 3)
 
 
-@pytest.mark.parametrize("error", [SyntaxError("x"), ValueError("x"), KeyError("x"), RuntimeError("x"), MemoryError()])
+@pytest.mark.parametrize("error", [SyntaxError("x"), ValueError("x"), KeyError("x"), RuntimeError("x")])
 def test_an_error_that_nobody_listed_still_is_a_refusal(monkeypatch, error):
     def load(self):
         raise error
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
     assert refusal(encoded(noise())) == "corrupt_data"
+
+
+def test_too_little_memory_says_nothing_of_the_bytes(monkeypatch):
+    def load(self):
+        raise MemoryError
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    with pytest.raises(MemoryError):
+        decode_image(encoded(noise()))
 
 
 REFUSED = {

@@ -22,6 +22,7 @@ if TYPE_CHECKING:    # torch is imported where tensors are made: a process that 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_BYTES = 64_000_000
 MAX_PIXELS = 50_000_000
+STRIP_PIXELS = 4_000_000    # flattened at once
 WHITE = (255, 255, 255)
 PLAIN_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -100,6 +101,18 @@ def _flatten(image: Image.Image, background: Sequence[int]) -> np.ndarray:
     """uint8 (H, W, 3), whatever the mode was."""
     if image.mode in DEEP_MODES:
         return _flatten_deep(image, background)
+    width, height = image.size
+    rows = max(1, STRIP_PIXELS // width)
+    if height <= rows:
+        return _flatten_strip(image, background)
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):    # whole, a picture of 50 megapixels would be in memory four times
+        bottom = min(height, top + rows)
+        pixels[top:bottom] = _flatten_strip(image.crop((0, top, width, bottom)), background)
+    return pixels
+
+
+def _flatten_strip(image: Image.Image, background: Sequence[int]) -> np.ndarray:
     if image.has_transparency_data:
         canvas = Image.new("RGBA", image.size, (*background, 255))
         canvas.alpha_composite(image.convert("RGBA"))
