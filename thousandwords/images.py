@@ -147,8 +147,14 @@ def _unidentified(data: bytes) -> RefusedImage:
     Image.init()
     for name, (_, accepts) in sorted(Image.OPEN.items()):
         if name not in FORMATS and accepts is not None and len(data) >= 16 and accepts(data[:16]) is True:
-            return RefusedImage("bad_format", f"looks like {name}; accepted are {', '.join(FORMATS)}")
+            return _bad_format(name)
+    if data.startswith(b"%PDF"):    # Pillow writes them only
+        return _bad_format("PDF")
     return RefusedImage("not_an_image", f"the bytes begin with {data[:16]!r}")
+
+
+def _bad_format(name: str) -> RefusedImage:
+    return RefusedImage("bad_format", f"looks like {name}; accepted are {', '.join(FORMATS)}")
 
 
 def _damaged(error: Exception, data: bytes) -> RefusedImage:

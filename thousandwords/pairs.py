@@ -35,10 +35,11 @@ from thousandwords.pair_shards import PAIR_SCHEMA
 from thousandwords.scenes import scene_pairs
 from thousandwords.sources import FolderSource, RawPair, Source, TableSource, WebDatasetSource
 from thousandwords.tables import table_bytes
-from thousandwords.workers import Fault, batches, cores, ordered_map
+from thousandwords.workers import Fault, Limits, batches, cores, ordered_map
 
 ROW_GROUP = 256    # rows
 QUARANTINE = "quarantine.parquet"
+LIMITS = Limits()    # of one picture
 FILTERS = ("too_small", "bad_aspect", *captions.REASONS)    # reasons that lie in a setting, not in the input
 CAPTION_SETTINGS = ("min_caption_words", "boilerplate", "language", "language_margin")
 QUARANTINE_SCHEMA = pa.schema([
@@ -261,7 +262,7 @@ def prepared(config: Config, seed: int) -> Iterator[tuple[str, Pair | Refusal]]:
 def _outcomes(config: Config) -> Iterator[tuple[RawPair, Pair | Refusal]]:
     """Every input of the source in order, prepared in worker processes; none of those is left when this is closed."""
     inputs = batches(open_source(config), lambda raw: len(raw.image or b""))
-    pairs = ordered_map(functools.partial(prepare, config=config), inputs, config.workers or cores())
+    pairs = ordered_map(functools.partial(prepare, config=config), inputs, config.workers or cores(), LIMITS)
     with contextlib.closing(pairs):
         for raw, outcome in pairs:
             yield raw, refusal(raw, outcome.reason, outcome.detail) if isinstance(outcome, Fault) else outcome
