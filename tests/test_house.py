@@ -31,6 +31,7 @@ ALLOWED = {  # part of the library -> the packages from outside that it may impo
     **{f"{name}.py": MATHS for name in ("schedules", "seeds", "scaling", "distributed", "package", "__main__", "__init__")},
     **{f"{name}.py": MATHS for name in ("completion", "likelihood", "unpickling", "torch_files", "released")},
     "workbench.py": DATA,
+    "workers.py": set(),
     "commands/": MATHS,
     "captions.py": {"py3langid"},
     "plots.py": {"numpy", "matplotlib"},

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from thousandwords import images
 from thousandwords.images import (
@@ -249,6 +249,20 @@ def test_broken_exif_turns_nothing_and_loses_nothing():
     assert (decode_image(data) == noise()).all()
 
 
+@pytest.mark.parametrize("strip", [1, 48 * 7, 10**6])
+def test_a_large_picture_is_flattened_in_strips_that_do_not_show(monkeypatch, strip):
+    picture = Image.fromarray(noise())
+    clear = picture.convert("RGBA")
+    clear.putalpha(Image.fromarray(noise(seed=1)[:, :, 0]))
+    palette = picture.quantize(8)
+    kinds = [encoded(picture), encoded(clear), encoded(picture.convert("CMYK"), "TIFF"), encoded(palette, transparency=3),
+             encoded(clear, "WEBP", lossless=True), encoded(picture.convert("1"), "TIFF"), encoded(clear.convert("LA"))]
+    whole = [decode_image(data, background=(0, 128, 0)) for data in kinds]
+    monkeypatch.setattr(images, "STRIP_PIXELS", strip)
+    for data, pixels in zip(kinds, whole, strict=True):
+        assert (decode_image(data, background=(0, 128, 0)) == pixels).all()
+
+
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
 def test_an_animation_gives_its_first_frame(format):
     frames = [Image.new("RGB", (32, 32), colour) for colour in ((250, 0, 0), (0, 250, 0))]
@@ -257,8 +271,34 @@ def test_an_animation_gives_its_first_frame(format):
     assert pixels[0, 0].tolist() == [250, 0, 0]
 
 
-def test_only_the_pixels_of_a_picture_with_an_archive_behind_it_are_taken():
-    assert (decode_image(encoded(noise()) + b"PK\x03\x04 and so on") == noise()).all()
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_only_the_pixels_of_a_picture_with_an_archive_behind_it_are_taken(format):
+    data = encoded(noise(), format)
+    assert (decode_image(data + b"PK\x03\x04 and so on") == decode_image(data)).all()
+
+
+def test_a_png_without_its_end_chunk_is_taken():
+    data = encoded(noise())
+    assert data[-8:-4] == b"IEND" and (decode_image(data[:-12]) == noise()).all()
+
+
+def test_flipped_bytes_in_the_pixels_of_a_jpeg_do_not_show_and_are_taken():
+    data = bytearray(encoded(noise(), "JPEG"))
+    data[-200] ^= 4    # a JPEG has no checksum
+    assert decode_image(bytes(data)).shape == (40, 48, 3)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_a_bad_colour_profile_changes_nothing(format):
+    plain, bad = encoded(noise(), format), encoded(noise(), format, icc_profile=b"no profile at all" * 20)
+    assert (decode_image(bad) == decode_image(plain)).all()
+
+
+def test_no_decoder_of_another_format_is_entered(monkeypatch):
+    def enter(*_):
+        raise AssertionError("Ghostscript would have run")
+    monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "_open", enter)
+    assert refusal(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n") == "bad_format"
 
 
 # ---- what is refused
@@ -277,6 +317,9 @@ def test_only_the_pixels_of_a_picture_with_an_archive_behind_it_are_taken():
     (png_header(12_000, 12_000), "too_many_pixels"),
     (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "bad_format"),
     (b"8BPS\x00\x01" + bytes(100), "bad_format"),
+    (b"SIMPLE  =                    T" + b" " * 100, "bad_format"),
+    (b"icns" + bytes(100), "bad_format"),
+    (b"%PDF-1.7\n" + bytes(100), "bad_format"),
     (encoded(noise(), "PPM"), "bad_format"),
     (encoded(noise(), "ICO"), "bad_format"),
 ])
@@ -320,12 +363,20 @@ def test_shapes_that_the_settings_leave_out_are_refused_on_the_header():
     assert decode_image(encoded(noise(32, 96)), min_side=32, max_aspect=3).shape == (32, 96, 3)
 
 
-@pytest.mark.parametrize("error", [SyntaxError("x"), ValueError("x"), KeyError("x"), RuntimeError("x"), MemoryError()])
+@pytest.mark.parametrize("error", [SyntaxError("x"), ValueError("x"), KeyError("x"), RuntimeError("x")])
 def test_an_error_that_nobody_listed_still_is_a_refusal(monkeypatch, error):
     def load(self):
         raise error
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
     assert refusal(encoded(noise())) == "corrupt_data"
+
+
+def test_too_little_memory_says_nothing_of_the_bytes(monkeypatch):
+    def load(self):
+        raise MemoryError
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    with pytest.raises(MemoryError):
+        decode_image(encoded(noise()))
 
 
 REFUSED = {

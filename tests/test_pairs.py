@@ -456,6 +456,7 @@ def test_an_absent_split_is_refused_with_those_that_are_there(tmp_path):
     ({"keep_side": 96}, "data.keep_side is 96, but data.keep is square, of image_size. Set data.keep: whole"),
     ({"keep": "whole", "keep_side": 63}, "data.keep_side is 63; it needs to be data.image_size (64) or more"),
     ({"rows_per_shard": 0}, "data.rows_per_shard is 0; it needs to be 1 or more"),
+    ({"workers": -1}, "data.workers is -1; it needs to be 0 or more"),
     ({"path": ""}, "data.path is empty"),
     ({"caption_column": ""}, "data.caption_column is empty"),
     ({"validation_share": 0.0}, "data.validation_share is 0.0; it lies between 0 and 1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,26 @@ def test_tars_that_give_nothing_are_refused_with_the_mend(tmp_path, members, mes
         write_tar(tmp_path / "t.tar", members)
     with pytest.raises(SourceError, match=message):
         WebDatasetSource(tmp_path).check()
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_would_fill_the_memory_is_refused_unread(tmp_path, kind):
+    member = odd_member("long", kind)
+    member.size = 1_000_000_000
+    with open(tmp_path / "t.tar", "wb") as file:
+        file.write(member.tobuf())
+        file.truncate(512 + member.size + 1024)    # a hole: it takes no room on the disk
+    tracemalloc.start()
+    with pytest.raises(SourceError, match="t.tar is no plain tar.*a header of 1,000,000,000 bytes at byte 0"):
+        WebDatasetSource(tmp_path).check()
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+def test_a_long_name_is_a_key_like_any_other(tmp_path):
+    name = "n" * 3000
+    write_tar(tmp_path / "t.tar", [(f"{name}.png", png()), (f"{name}.txt", "text")])
+    assert outcome(WebDatasetSource(tmp_path)) == {f"t/{name}": ("text",)}
 
 
 def test_a_compressed_tar_is_refused_by_name(tmp_path):

@@ -2,7 +2,8 @@
 
 `decode_image` is the only door for foreign bytes. Pillow's own defaults turn 16-bit greys white and float
 pictures black, drop alpha, and merely warn about a 400 kB file of 144 megapixels; here each is put right or
-refused by name. Left out: colour profiles (ignored), frames after the first, a limit on time.
+refused by name. Limits on time and memory are set by `workers`. Left out: colour profiles (ignored), frames after the
+first.
 """
 from __future__ import annotations
 
@@ -10,15 +11,18 @@ import contextlib
 import io
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
-from torch import Tensor
+
+if TYPE_CHECKING:    # torch is imported where tensors are made: a process that only decodes starts in a tenth of the time
+    from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_BYTES = 64_000_000
 MAX_PIXELS = 50_000_000
+STRIP_PIXELS = 4_000_000    # flattened at once
 WHITE = (255, 255, 255)
 PLAIN_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -34,6 +38,9 @@ class Refused(ValueError):
         self.detail = detail.encode("utf-8", "backslashreplace").decode()[:500]    # names on a disk may be any bytes
         super().__init__(f"{reason}: {self.detail}")
 
+    def __reduce__(self) -> tuple:
+        return type(self), (self.reason, self.detail)    # how it crosses to another process
+
 
 class RefusedImage(Refused):
     """These bytes are no picture that we can use."""
@@ -41,7 +48,7 @@ class RefusedImage(Refused):
 
 def decode_image(data: bytes, background: Sequence[int] = WHITE, min_side: int = 1,
                  max_aspect: float = float("inf")) -> np.ndarray:
-    """Encoded bytes -> uint8 (H, W, 3), upright, flattened on `background`; or RefusedImage."""
+    """Encoded bytes -> uint8 (H, W, 3), upright, flattened on `background`; or RefusedImage, or MemoryError."""
     if not data:
         raise RefusedImage("empty_file", "the file has no bytes")
     if len(data) > MAX_BYTES:
@@ -51,7 +58,7 @@ def decode_image(data: bytes, background: Sequence[int] = WHITE, min_side: int =
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             return _decode(data, background, min_side, max_aspect)
-        except Refused:
+        except (Refused, MemoryError):    # too little memory says nothing of the bytes
             raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise RefusedImage("too_many_pixels", str(error)) from error
@@ -94,6 +101,18 @@ def _flatten(image: Image.Image, background: Sequence[int]) -> np.ndarray:
     """uint8 (H, W, 3), whatever the mode was."""
     if image.mode in DEEP_MODES:
         return _flatten_deep(image, background)
+    width, height = image.size
+    rows = max(1, STRIP_PIXELS // width)
+    if height <= rows:
+        return _flatten_strip(image, background)
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):    # whole, a picture of 50 megapixels would be in memory four times
+        bottom = min(height, top + rows)
+        pixels[top:bottom] = _flatten_strip(image.crop((0, top, width, bottom)), background)
+    return pixels
+
+
+def _flatten_strip(image: Image.Image, background: Sequence[int]) -> np.ndarray:
     if image.has_transparency_data:
         canvas = Image.new("RGBA", image.size, (*background, 255))
         canvas.alpha_composite(image.convert("RGBA"))
@@ -128,8 +147,14 @@ def _unidentified(data: bytes) -> RefusedImage:
     Image.init()
     for name, (_, accepts) in sorted(Image.OPEN.items()):
         if name not in FORMATS and accepts is not None and len(data) >= 16 and accepts(data[:16]) is True:
-            return RefusedImage("bad_format", f"looks like {name}; accepted are {', '.join(FORMATS)}")
+            return _bad_format(name)
+    if data.startswith(b"%PDF"):    # Pillow writes them only
+        return _bad_format("PDF")
     return RefusedImage("not_an_image", f"the bytes begin with {data[:16]!r}")
+
+
+def _bad_format(name: str) -> RefusedImage:
+    return RefusedImage("bad_format", f"looks like {name}; accepted are {', '.join(FORMATS)}")
 
 
 def _damaged(error: Exception, data: bytes) -> RefusedImage:
@@ -187,6 +212,8 @@ def to_float(pixels: np.ndarray) -> Tensor:
     """uint8 (B, H, W, 3) or (H, W, 3) -> float32 (B, 3, H, W) in [0, 1]; one picture gives B = 1."""
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3:
         raise ValueError(f"to_float wants uint8 (B, H, W, 3) or (H, W, 3), got {pixels.dtype} {pixels.shape}")
+    import torch
+
     batch = torch.tensor(pixels if pixels.ndim == 4 else pixels[None])
     return batch.permute(0, 3, 1, 2).float().div(255).contiguous()
 
@@ -195,6 +222,8 @@ def to_uint8(images: Tensor) -> np.ndarray:
     """float (B, 3, H, W) -> uint8 (B, H, W, 3), rounded; what lies outside [0, 1] is clipped."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"to_uint8 wants (B, 3, H, W), got {tuple(images.shape)}")
+    import torch
+
     scaled = images.detach().float().clamp(0, 1).mul(255).round()
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 

@@ -3,8 +3,8 @@
 `train-00000.parquet`, `validation-…` (and `unseen-…` for scenes) hold one row per pair, `quarantine.parquet`
 one per refused input, with the reason. What goes in comes out or is counted: n_in = n_ok + n_quarantined +
 n_duplicate + n_filtered, where "filtered" are sound inputs that a setting leaves out. `prepare` is a pure
-function of one input, so that it may run in other processes. Left out: near-duplicates, a second crop,
-decoding in parallel.
+function of one input and runs in worker processes, limited in time and memory, for foreign bytes may do anything to a decoder;
+how many there are changes no byte of what is written. Left out: near-duplicates, a second crop.
 
 Captions are filtered one by one, before the picture is decoded; a pair is filtered when none of its captions stays. Which
 split a pair falls to is settled by what came in, so that a filter never moves what it leaves. Scenes are not filtered: their
@@ -14,6 +14,8 @@ A pair keeps the square that models see, or (`keep: whole`) the picture at its o
 """
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import re
 from collections import Counter
@@ -33,9 +35,11 @@ from thousandwords.pair_shards import PAIR_SCHEMA
 from thousandwords.scenes import scene_pairs
 from thousandwords.sources import KINDS, Mixture, Part, RawPair, Source, clean_captions, named, open_kind
 from thousandwords.tables import table_bytes
+from thousandwords.workers import Fault, Limits, batches, cores, ordered_map
 
 ROW_GROUP = 256    # rows
 QUARANTINE = "quarantine.parquet"
+LIMITS = Limits()    # of one picture
 FILTERS = ("too_small", "bad_aspect", *captions.REASONS)    # reasons that lie in a setting, not in the input
 SOURCE_SETTINGS = ("url", "version", "recaption_column", "recaption_share", "image_folder", "licence", "origin", "sources")
 CAPTION_SETTINGS = ("min_caption_words", "boilerplate", "language", "language_margin")
@@ -115,6 +119,7 @@ class Config:
     language_margin: float = 0.2       # dropped only if another language is likelier by more; of 1
     max_refused_share: float = 0.2     # of the inputs that the caption filters leave; beyond it preparing stops
     rows_per_shard: int = 4096
+    workers: int = 0                   # processes that decode; 0: one a core. What is written does not depend on it
     image_column: str = "image"        # csv, jsonl, parquet
     caption_column: str = "caption"    # csv, jsonl, parquet; also the key in the JSON of a WebDataset
     recaption_column: str | None = None    # the same, of a second text: what a machine wrote of the picture
@@ -127,7 +132,8 @@ class Config:
     scenes: SceneCounts = field(default_factory=SceneCounts)
 
     def __post_init__(self) -> None:
-        for name, least in (("image_size", 8), ("min_side", 1), ("rows_per_shard", 1), ("max_aspect", 1)):
+        least_values = (("image_size", 8), ("min_side", 1), ("rows_per_shard", 1), ("max_aspect", 1), ("workers", 0))
+        for name, least in least_values:
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name} is {getattr(self, name)}; it needs to be {least} or more")
         for name in ("path", "image_column", "caption_column"):
@@ -244,7 +250,10 @@ class Refusal:
 
 
 def prepare(raw: RawPair, config: Config) -> Pair | Refusal:
-    """A raw pair, its captions sifted, its picture decoded, flattened and fitted to what is kept; or why it can't be had."""
+    """A raw pair, its captions sifted, its picture decoded, flattened and fitted to what is kept; or why it can't be had.
+
+    Raises MemoryError, which says as much of this process as of the picture.
+    """
     try:
         if raw.problem:
             raise raw.problem
@@ -252,9 +261,18 @@ def prepare(raw: RawPair, config: Config) -> Pair | Refusal:
         pixels = decode_image(raw.image, config.background, config.min_side, config.max_aspect)
         return Pair(raw.key, encode_png(kept(pixels, config)), fit, raw.provenance, dropped, bool(raw.recaptions))
     except Refused as problem:
-        digest = None if raw.image is None else hashlib.sha256(raw.image).hexdigest()
-        size = None if raw.image is None else len(raw.image)
-        return Refusal(raw.key, raw.provenance, digest, size, problem.reason, problem.detail)
+        return refusal(raw, problem.reason, problem.detail)
+
+
+def _prepare(raw: RawPair, config: Config, seed: int) -> Pair | Refusal:
+    return prepare(recaptioned(raw, seed, config.recaption_share), config)
+
+
+def refusal(raw: RawPair, reason: str, detail: str) -> Refusal:
+    """The row of the quarantine table for this input."""
+    digest = None if raw.image is None else hashlib.sha256(raw.image).hexdigest()
+    size = None if raw.image is None else len(raw.image)
+    return Refusal(raw.key, raw.provenance, digest, size, reason, detail)
 
 
 def kept(pixels: np.ndarray, config: Config) -> np.ndarray:
@@ -329,12 +347,20 @@ def prepared(config: Config, seed: int) -> Iterator[tuple[str, Pair | Refusal]]:
             for key, pixels, caption in scene_pairs(count, seed, split, config.image_size):
                 yield split, Pair(key, encode_png(pixels), (caption,), f"scenes, seed {seed}")
         return
-    for raw in open_source(config):
-        outcome = prepare(recaptioned(raw, seed, config.recaption_share), config)
+    for raw, outcome in _outcomes(config, seed):
         if isinstance(outcome, Refusal):
             yield "quarantine", outcome
         else:
             yield split_of(group_of(raw, config.group_by), seed, config.validation_share), outcome
+
+
+def _outcomes(config: Config, seed: int) -> Iterator[tuple[RawPair, Pair | Refusal]]:
+    """Every input of the source in order, prepared in worker processes; none of those is left when this is closed."""
+    inputs = batches(open_source(config), lambda raw: len(raw.image or b""))
+    pairs = ordered_map(functools.partial(_prepare, config=config, seed=seed), inputs, config.workers or cores(), LIMITS)
+    with contextlib.closing(pairs):
+        for raw, outcome in pairs:
+            yield raw, refusal(raw, outcome.reason, outcome.detail) if isinstance(outcome, Fault) else outcome
 
 
 def write_pairs(config: Config, seed: int, folder: Path,
@@ -346,16 +372,17 @@ def write_pairs(config: Config, seed: int, folder: Path,
     total = check_source(config)
     shards, refusals, seen, duplicates, dropped = _Shards(folder, config.rows_per_shard), [], set(), 0, Counter()
     texts = Counter(original=0, recaptioned=0)
-    for split, outcome in progress(prepared(config, seed), total):
-        if isinstance(outcome, Refusal):
-            refusals.append(outcome)
-        elif (digest := _digest(outcome)) in seen:
-            duplicates += 1
-        else:
-            seen.add(digest)
-            dropped.update(outcome.dropped)
-            texts["recaptioned" if outcome.is_recaptioned else "original"] += 1
-            shards.add(split, outcome)
+    with contextlib.closing(prepared(config, seed)) as outcomes:
+        for split, outcome in progress(outcomes, total):
+            if isinstance(outcome, Refusal):
+                refusals.append(outcome)
+            elif (digest := _digest(outcome)) in seen:
+                duplicates += 1
+            else:
+                seen.add(digest)
+                dropped.update(outcome.dropped)
+                texts["recaptioned" if outcome.is_recaptioned else "original"] += 1
+                shards.add(split, outcome)
     shards.close()
     counts = _counts(shards.splits(), refusals, duplicates)
     if config.caption_rules:
@@ -372,8 +399,8 @@ def write_pairs(config: Config, seed: int, folder: Path,
 
 
 def _settings(config: Config) -> dict:
-    """All settings but those of what is off (whole pictures, caption filters, …): manifests stay what they always were."""
-    off = () if config.keep == "whole" else ("keep", "keep_side")
+    """All settings but the workers and those of what is off (whole pictures, caption filters, …): manifests stay as they were."""
+    off = ("workers",) if config.keep == "whole" else ("workers", "keep", "keep_side")
     off += () if config.caption_rules else CAPTION_SETTINGS
     off += tuple(name for name in SOURCE_SETTINGS if not getattr(config, name))
     return {key: value for key, value in asdict(config).items() if key not in off}
@@ -415,7 +442,9 @@ class _Shards:
 
 
 def _table(rows: Iterable[dict], schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_pylist(list(rows), schema=schema)
+    """Column by column: `from_pylist` takes twice as long over pictures."""
+    rows = list(rows)
+    return pa.Table.from_arrays([pa.array([row[field.name] for row in rows], field.type) for field in schema], schema=schema)
 
 
 def _digest(pair: Pair) -> bytes:

@@ -2,7 +2,7 @@
 
 A tar has no checksum over its data, and tarfile takes a damaged header for the end: a cut or damaged archive
 reads as a shorter one. So a tar is indexed whole, up to its end mark, before a single sample is used. Members
-are read in place, never unpacked. Left out: compressed tars, and a limit on the headers of a hostile tar.
+are read in place, never unpacked. Left out: compressed tars.
 """
 from __future__ import annotations
 
@@ -15,11 +15,22 @@ from thousandwords.errors import UserError
 from thousandwords.images import Refused
 
 END_MARK = bytes(1024)              # two blocks of zeros
+MAX_HEADER = 1_000_000    # bytes; longer names and PAX headers would be read into memory whole
+LONG_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 Part = tuple[int, int] | Refused    # offset and size in the file, or why it must not be read
 
 
 class SourceError(UserError):
     """A source of pairs can't be read as a whole; the message says what to do."""
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header is of a decent size."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in LONG_HEADERS and self.size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes at byte {self.offset:,}")
+        return super()._proc_member(archive)
 
 
 def samples_of(path: Path, suffixes: Collection[str], shown: str | None = None) -> dict[str, dict[str, Part]]:
@@ -71,7 +82,7 @@ def _part(member: tarfile.TarInfo) -> Part:
 def _members(path: Path, shown: str) -> Iterator[tarfile.TarInfo]:
     """Every member, then a look at the end: SourceError unless the headers lead right to the end mark."""
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(path, "r:", tarinfo=_Member) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []    # else it keeps every one
                 yield member

@@ -15,14 +15,16 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tokenizers
-import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from torch import Tensor
 
 from thousandwords.files import read_manifest, write_bytes, write_json, write_manifest
+
+if TYPE_CHECKING:  # torch is imported where tensors are made: processes that prepare pairs need none, and start in no time
+    from torch import Tensor
 
 PAD = -1
 BYTES = 256
@@ -66,7 +68,7 @@ class TextTokenizer:
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Captions -> (B, T) int64; pad([5, 9], 4) -> [5, 9, -1, -1]; a caption of more than T tokens is cut."""
         encoded = self.bpe.encode_batch([normalise(caption) for caption in captions])
-        return torch.tensor([pad(entry.ids, self.text_length) for entry in encoded], dtype=torch.int64)
+        return self._padded([entry.ids for entry in encoded])
 
     def words_with_dropout(self, caption: str, dropout: float, rng: np.random.Generator) -> list[int]:
         """One caption's tokens, each merge left out with probability `dropout` whenever it could be made; 0 gives `words`."""
@@ -78,7 +80,12 @@ class TextTokenizer:
     ) -> Tensor:
         """`encode` with BPE-dropout, one random generator for each caption: (B, T) int64."""
         drawn = [self.words_with_dropout(caption, dropout, rng) for caption, rng in zip(captions, rngs, strict=True)]
-        return torch.tensor([pad(tokens, self.text_length) for tokens in drawn], dtype=torch.int64)
+        return self._padded(drawn)
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        import torch
+
+        return torch.tensor([pad(tokens, self.text_length) for tokens in rows], dtype=torch.int64)
 
     def _merged(self, words: list[str], dropout: float, rng: np.random.Generator) -> list[str]:
         """Bytes -> words: the oldest merge that is not left out, again and again, until none is left (their algorithm 1)."""
