@@ -192,6 +192,10 @@ def test_an_interrupt_ends_it_at_once_and_leaves_no_worker(hanging, everybody):
     assert running.stderr.read().count(b"Traceback") == 1
 
 
+def test_a_worker_leaves_interrupts_to_its_parent():
+    assert outcomes(hostile.obey, ["SIGINT", "a"]) == ["SIGINT", "A"]
+
+
 def test_a_worker_needs_no_torch():
     command = [sys.executable, "-c", "import thousandwords.pairs, sys; print('torch' in sys.modules)"]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout == "False\n"

@@ -147,16 +147,12 @@ class _Desk:
         while len(done) < len(batch):
             for outcome in self._ask(batch[len(done):]):
                 if isinstance(outcome, Fault):    # of the worker as it was: who else had been in it, may matter
-                    outcome = self._ask_alone(batch[len(done)])
+                    outcome = next(self._ask([batch[len(done)]]))
                 done.append(outcome)
         return done
 
-    def _ask_alone(self, one: object) -> object:
-        self._dismiss()
-        return next(self._ask([one]))
-
     def _ask(self, batch: Sequence) -> Iterator:
-        """The outcomes of a batch, in order, up to its first fault: no worker is asked anything after one."""
+        """The outcomes of a batch, in order, up to its first fault: after one, the next to be asked is a fresh worker."""
         if self.worker is None and not self.is_closed:
             self.worker = _Worker(self.function, self.limits)
         if self.is_closed:    # looked at after the start: either `close` sees the new worker, or it is ended here
@@ -165,10 +161,11 @@ class _Desk:
         for outcome in self.worker.outcomes(batch):
             if isinstance(outcome, _Bug):
                 raise RuntimeError(f"a worker process failed:\n{outcome}")
-            yield outcome
             if isinstance(outcome, Fault):
                 self._dismiss()
+                yield outcome
                 return
+            yield outcome
 
     def _dismiss(self) -> None:
         if self.worker is not None:
