@@ -44,7 +44,7 @@ def locked(path: Path, told: str) -> Iterator[None]:
 
 def _lock(path: Path, told: str) -> IO[str]:
     while True:
-        file = open(path, "a+")
+        file = open(path, "a+")  # noqa: SIM115  it is held as long as the lock
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -20,6 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 STAGES = ("prepare_pairs", "tokenize_pairs", "train_generator", "sample_images", "rank_images")
 
+MODELS = {"tokenizers": "dvae", "generators": "transformer", "scorers": "clip"}
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -58,7 +60,11 @@ def serve() -> None:
     """One child per line of standard input."""
     import torch
 
+    from thousandwords import components
+
     torch.set_num_threads(1)
+    for family, kind in MODELS.items():
+        components.component(family, kind)
     mains = {name: importlib.import_module(f"stages.{name}").main for name in STAGES}
     for line in sys.stdin:
         order = json.loads(line)
@@ -101,7 +107,7 @@ def _live(main, order: dict, said: Path, passed: Path) -> None:
     code = 1
     try:
         os.chdir(order["folder"])
-        sys.stderr = open(said, "w", buffering=1)
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         _stage.Tracker = lambda name, params: _stage.NoTracker()
         if order["failpoint"]:
             os.environ["THOUSANDWORDS_FAILPOINT"] = order["failpoint"]
@@ -116,7 +122,6 @@ def _live(main, order: dict, said: Path, passed: Path) -> None:
     finally:
         if order["count"]:
             passed.write_text(json.dumps(files._passed))
-        sys.stderr.flush()
         os._exit(code)
 
 

@@ -102,7 +102,7 @@ _passed: Counter[str] = Counter()
 
 
 def failpoint(name: str) -> None:
-    """For tests. With THOUSANDWORDS_FAILPOINT=name:3 the third passing of `name` dies as by kill -9, with name:3:EIO it fails so."""
+    """For tests: with THOUSANDWORDS_FAILPOINT=name:3 the third passing of `name` dies as by kill -9, with name:3:EIO it fails."""
     wanted = os.environ.get("THOUSANDWORDS_FAILPOINT")
     if wanted is None:
         return
@@ -184,6 +184,13 @@ def check_file(path: Path, entry: dict, mend: str) -> None:
     found = sha256_of(path)
     if found != entry["sha256"]:
         raise DamagedArtefact(f"{path} is damaged: sha256 should be {entry['sha256']}, found {found}. Run: {mend}")
+
+
+def clear(folder: Path, *patterns: str) -> None:
+    """Removes what an earlier or a killed run left in `folder`: its manifest first, then what the patterns name."""
+    for pattern in (MANIFEST, *patterns, ".*.tmp"):
+        for old in Path(folder).glob(pattern):
+            old.unlink()
 
 
 def sync_folder(folder: Path) -> None:
