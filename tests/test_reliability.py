@@ -538,7 +538,7 @@ class Kind:
 def kinds(tmp_path_factory) -> dict[str, Kind]:
     """Every kind of artefact there is, as the pipeline leaves it."""
     folder = tmp_path_factory.mktemp("kinds")
-    scenes = pairs.Config(source="scenes", image_size=SIDE, rows_per_shard=8,
+    scenes = pairs.Config(source="scenes", image_size=24, rows_per_shard=8,
                           scenes=pairs.SceneCounts(count=20, validation_count=4, unseen_count=4))  # fmt: skip
     pairs.write_pairs(scenes, 0, folder / "data/pairs")
     write_shards(folder / "data/tokens", {"train": 10, "validation": 3})
