@@ -52,8 +52,10 @@ class Nursery:
         return Ended(**json.loads(self.process.stdout.readline()))
 
     def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.stdout.close()
 
 
 def serve() -> None:
@@ -74,12 +76,13 @@ def serve() -> None:
 def _raise_child(main, order: dict) -> dict:
     folder = Path(order["folder"])
     said, passed = folder / "said.txt", folder / "passed.json"
+    said.write_text("")
     passed.unlink(missing_ok=True)
     began = time.monotonic()
     child = os.fork()
     if child == 0:
-        os.setsid()
         _live(main, order, said, passed)
+    os.setpgid(child, child)  # here, not in the child: the group must be there however early it is killed
     code = _wait(child, began, order)
     seconds = time.monotonic() - began
     counted = json.loads(passed.read_text()) if passed.exists() else {}
