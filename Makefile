@@ -21,10 +21,10 @@ SEED ?= 0
 OUT ?= drawn
 export PROMPT
 
-.PHONY: help setup run test conformance lint draw flow ui verify lock clean
+.PHONY: help setup run test test-slow conformance lint draw flow ui verify lock clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  PRESET=smoke|default|emoji|photos|gpu|paper  a whole set of knobs, e.g. make run PRESET=smoke'
 
 setup: $(READY)  ## makes .venv from requirements.lock (once)
@@ -45,6 +45,9 @@ run: $(READY)  ## captioned pictures -> models -> ranked pictures -> report; onl
 test: $(READY)  ## lint and all tests
 	@ruff check .
 	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+
+test-slow: $(READY)  ## thousands of trials: kills, flipped bits, damaged files (an hour)
+	@OMP_NUM_THREADS=1 python -m pytest -m slow -s
 
 conformance: $(READY)  ## the paper's numbers, row by row: source, value, tests, and whether they hold
 	@OMP_NUM_THREADS=1 python -m tests.conformance

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -21,16 +20,17 @@ from pathlib import Path
 import torch
 import yaml
 
+from stages._guard import end_with_starters, locked, sole_writer
 from stages._run import NoTracker, Tracker, git_revision
 from thousandwords.config import ConfigError
 from thousandwords.distributed import ALONE, World, joined
 from thousandwords.errors import UserError
-from thousandwords.files import fingerprint, sha256_of, write_json
+from thousandwords.files import FULL, fingerprint, sha256_of, write_json
 from thousandwords.training import Stopped
 from thousandwords.updates import NotFinite
 
 STATE = Path(".ckpt")  # resumable state, outside DVC: DVC removes a stage's outputs before it runs it again
-NOT_CODE = ("_run.py", "_stage.py", "_progress.py", "_environment.py", "_launch.py")  # they change no result
+NOT_CODE = ("_run.py", "_stage.py", "_progress.py", "_environment.py", "_launch.py", "_guard.py")  # they change no result
 KEPT_RUNS = 4  # resumable runs kept per stage; older ones go
 
 
@@ -130,7 +130,8 @@ def stage(name: str, options: argparse.Namespace, *sections: str) -> Iterator[St
     """
     try:
         params = read_params(options.params)
-        with joined(device_kind(params)) as world, _exclusive(name) if world.is_first else contextlib.nullcontext():
+        end_with_starters()
+        with joined(device_kind(params)) as world, _alone(name, options) if world.is_first else contextlib.nullcontext():
             recorded = {key: params.get(key) for key in ("seed", *sections)}
             tracker = Tracker(name, recorded) if world.is_first else NoTracker()
             running = Stage(name, params, tracker, world)
@@ -138,6 +139,11 @@ def stage(name: str, options: argparse.Namespace, *sections: str) -> Iterator[St
                 yield running
     except (UserError, FileNotFoundError, NotFinite) as error:
         print(f"{name}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"{name}: the disk is full ({error}). Make room, then run the same again", file=sys.stderr)
         raise SystemExit(2) from error
     except Stopped as error:
         if os.environ.get("RANK", "0") == "0":  # of several processes one tells it for all
@@ -160,9 +166,11 @@ def _recorded(running: Stage, record: Path | None) -> Iterator[None]:
         status = "KILLED"
         raise
     finally:
-        running.save_state()
-        running.tracker.metrics({"seconds": running.seconds}, 0)
-        running.tracker.end(status)
+        try:
+            running.save_state()
+        finally:  # a full disk is no reason to leave the run open in the diary
+            running.tracker.metrics({"seconds": running.seconds}, 0)
+            running.tracker.end(status)
 
 
 def _record(running: Stage) -> dict:
@@ -208,22 +216,10 @@ def _forget_oldest(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _exclusive(name: str) -> Iterator[None]:
-    """A kernel lock, freed by death: two runs of one stage in one folder would write over each other."""
-    path = STATE / "locks" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise UserError(
-                f"another run of this stage (process {file.read().strip() or 'unknown'}) is at work in this folder. "
-                "Wait for it, or stop it"
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+def _alone(name: str, options: argparse.Namespace) -> Iterator[None]:
+    """No other run of this stage in this folder, since both would keep their state there, and no other that writes `--out`."""
+    told = "another run of this stage ({holder}) is at work in this folder. Wait for it, or stop it"
+    with locked(STATE / "locks" / name, told), sole_writer(options.out):
         yield
 
 

@@ -11,7 +11,7 @@ from stages._progress import progress
 from stages._stage import Stage, arguments, stage
 from stages._training import device_of
 from thousandwords import components, images
-from thousandwords.files import write_bytes, write_manifest
+from thousandwords.files import clear, write_bytes, write_manifest
 from thousandwords.naming import slug
 from thousandwords.samples import Samples, read_samples
 from thousandwords.tables import table_bytes
@@ -26,6 +26,7 @@ def rank_images(samples: Path, scorer: Path, out: Path, run: Stage) -> None:
     model = components.load("scorers", scorer, mend="dvc repro train_scorer").to(device)
     scores = np.zeros((len(drawn.prompts), drawn.candidates), np.float32)
     names = []
+    clear(out, "*.parquet", "*.png")
     for prompt in progress(range(len(drawn.prompts)), "rank_images", len(drawn.prompts), "prompt"):
         pictures = drawn.pictures(prompt)
         scores[prompt] = score_pictures(model, pictures, drawn.prompts[prompt], device)

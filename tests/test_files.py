@@ -6,18 +6,25 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny import flipped
+from thousandwords import files
 from thousandwords.files import (
+    CannotWrite,
     DamagedArtefact,
+    DiskFull,
+    failpoint,
     fingerprint,
     read_manifest,
     sha256_of,
     unit_hash,
+    write_blocks,
     write_bytes,
     write_json,
     write_manifest,
@@ -63,11 +70,84 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch, cal
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, call, disk_full)
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(DiskFull, match="the disk is full"):
         write_bytes(tmp_path / "file.txt", b"after")
 
     assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
     assert (tmp_path / "file.txt").read_bytes() == b"before"
+
+
+def failing(monkeypatch, name: str) -> None:
+    """The next durable write fails in the middle, the way `name` says: ENOSPC, EIO, ..."""
+    monkeypatch.setenv("THOUSANDWORDS_FAILPOINT", f"mid-write:1:{name}")
+    monkeypatch.setattr("thousandwords.files._passed", Counter())
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT"])
+def test_a_full_disk_is_told_with_the_folder_the_room_that_is_needed_and_the_room_there_is(tmp_path, monkeypatch, name):
+    failing(monkeypatch, name)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2))
+    with pytest.raises(DiskFull) as caught:
+        write_bytes(tmp_path / "file.txt", b"12345")
+    assert str(caught.value) == (
+        f"{tmp_path}: the disk is full, or your share of it is: 5 bytes are to be written, 2 are free. Make room, then run the "
+        "same again: what is finished is kept"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("EACCES", "Permission denied. See to it that you may write there, or work in another folder"),
+        ("EROFS", "Read-only file system. Mount it for writing, or work in another folder"),
+        ("EIO", "Input/output error. The disk may be failing: look into the system's log, and work on another disk"),
+    ],
+)
+def test_a_folder_that_takes_nothing_is_told_with_the_mend(tmp_path, monkeypatch, name, sentence):
+    write_bytes(tmp_path / "file.txt", b"before")
+    failing(monkeypatch, name)
+    with pytest.raises(CannotWrite) as caught:
+        write_bytes(tmp_path / "file.txt", b"after")
+    assert str(caught.value) == f"{tmp_path} cannot be written: {sentence}"
+    assert not isinstance(caught.value, DiskFull)
+    assert (tmp_path / "file.txt").read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_would_lie_in_a_file_is_refused(tmp_path):
+    write_bytes(tmp_path / "file.txt", b"before")
+    with pytest.raises(CannotWrite, match="file.txt/deeper cannot be written: Not a directory"):
+        write_bytes(tmp_path / "file.txt" / "deeper" / "file.txt", b"after")
+
+
+def test_what_is_written_in_blocks_is_the_same_file_as_the_whole(tmp_path):
+    whole = write_bytes(tmp_path / "whole", b"a picture")
+    blocks = write_blocks(tmp_path / "blocks", (bytes([byte]) for byte in b"a picture"), 9)
+    assert blocks == whole and (tmp_path / "blocks").read_bytes() == b"a picture"
+
+
+@given(st.binary(max_size=9))
+def test_all_bytes_of_a_write_reach_the_file_however_few(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("few") / "file"
+    assert write_bytes(path, data) == hashlib.sha256(data).hexdigest() and path.read_bytes() == data
+
+
+def test_a_failpoint_that_nobody_asked_for_does_nothing_and_counts_nothing(monkeypatch):
+    monkeypatch.delenv("THOUSANDWORDS_FAILPOINT", raising=False)
+    monkeypatch.setattr("thousandwords.files._passed", Counter())
+    failpoint("mid-write")
+    assert not files._passed
+
+
+def test_the_third_passing_of_a_failpoint_fails_and_no_other_does(monkeypatch):
+    monkeypatch.setenv("THOUSANDWORDS_FAILPOINT", "after-write:3:EIO")
+    monkeypatch.setattr("thousandwords.files._passed", Counter())
+    for _ in range(2):
+        failpoint("after-write")
+        failpoint("mid-write")
+    with pytest.raises(OSError, match="Input/output error"):
+        failpoint("after-write")
+    failpoint("after-write")
 
 
 def test_json_is_written_the_same_way_whatever_the_order_of_its_keys(tmp_path):

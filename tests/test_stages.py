@@ -2,18 +2,22 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 
-from stages import _headline, _preset, check_params
+from stages import _headline, _preset, _stage, check_params
 from stages._stage import read_params
 from thousandwords import images
 from thousandwords.config import ConfigError
 from thousandwords.errors import UserError
+from thousandwords.files import DiskFull
 
 ROOT = Path(__file__).parent.parent
 SMOKE = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text())
@@ -117,6 +121,32 @@ def test_the_stage_itself_ends_with_one_sentence_and_code_2(tmp_path, monkeypatc
         "check_params: params.yaml: sampling has no key 'candidats'. Did you mean 'candidates'?"
     ]
     assert not Path("data/checked").exists()
+
+
+def test_a_disk_that_is_full_where_nothing_durable_is_written_ends_with_one_sentence_too(tmp_path, monkeypatch, capsys):
+    def no_room(name, params):
+        raise OSError(errno.ENOSPC, "No space left on device", ".mlflow")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_stage, "Tracker", no_room)
+    Path("params.yaml").write_text(yaml.safe_dump(smoke(), sort_keys=False))
+    with pytest.raises(SystemExit) as ended:
+        check_params.main(["--out", "data/checked"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "check_params: the disk is full ([Errno 28] No space left on device: '.mlflow'). Make room, then run the same again\n"
+    )
+
+
+def test_a_stage_that_cannot_even_keep_its_notes_ends_its_run_in_the_diary(tmp_path, monkeypatch):
+    ends = []
+    diary = SimpleNamespace(run_id="run", metrics=lambda values, step: None, end=ends.append)
+    running = _stage.Stage("train_generator", {}, diary, state=tmp_path)
+    monkeypatch.setenv("THOUSANDWORDS_FAILPOINT", "mid-write:1:ENOSPC")
+    monkeypatch.setattr("thousandwords.files._passed", Counter())
+    with pytest.raises(DiskFull), _stage._recorded(running, None):
+        raise ValueError("the work went wrong")
+    assert ends == ["FAILED"]
 
 
 def test_a_params_file_that_is_missing_or_no_yaml_is_told(tmp_path):

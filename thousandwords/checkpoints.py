@@ -5,6 +5,7 @@ Two things are written. A *model* (`write_model`, `read_model`) is what a stage 
 """
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -17,7 +18,24 @@ import torch
 from torch import Tensor, nn
 
 from thousandwords.distributed import alike
-from thousandwords.files import DamagedArtefact, read_manifest, sync_folder, write_bytes, write_json, write_manifest
+from thousandwords.files import (
+    DamagedArtefact,
+    read_manifest,
+    sync_folder,
+    telling,
+    write_blocks,
+    write_json,
+    write_manifest,
+)
+
+# name in a file of safetensors <- type; files lie in this order, from wide to narrow, so that each tensor is aligned
+TYPES = {
+    torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.complex64: "C64", torch.float32: "F32",
+    torch.uint32: "U32", torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint16: "U16",
+    torch.int16: "I16", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+ORDER = {kind: place for place, kind in enumerate(TYPES)}
 
 
 @dataclass(frozen=True)
@@ -83,20 +101,28 @@ class Checkpoints:
         self.folder, self.keep = Path(folder), keep
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict) -> None:
-        """Writes a checkpoint under a temporary name, then renames it, then lets the oldest go."""
+        """Writes a checkpoint under a temporary name, then renames it, then lets the oldest go.
+
+        Raises DiskFull or CannotWrite; the checkpoints that there were are then as they were.
+        """
         target = self.folder / f"step-{step:08d}"
         partial = self.folder / f".{target.name}.tmp"
-        for stale in self.folder.glob(".step-*.tmp"):  # of a save that was killed
-            shutil.rmtree(stale)
-        partial.mkdir(parents=True)
-        _write_tensors(partial / "tensors.safetensors", tensors)
-        write_json(partial / "state.json", state)
-        write_manifest(partial, {"state.json": None, "tensors.safetensors": None}, {"step": step})
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
-        sync_folder(self.folder)
-        for old in self._folders()[self.keep :]:
-            shutil.rmtree(old)
+        with telling(self.folder):
+            for stale in self.folder.glob(".step-*.tmp"):  # of a save that was killed
+                shutil.rmtree(stale)
+            try:
+                partial.mkdir(parents=True)
+                _write_tensors(partial / "tensors.safetensors", tensors)
+                write_json(partial / "state.json", state)
+                write_manifest(partial, {"state.json": None, "tensors.safetensors": None}, {"step": step})
+            except BaseException:  # what is half-written would keep the room that is lacking
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(partial, target)
+            sync_folder(self.folder)
+            for old in self._folders()[self.keep :]:
+                shutil.rmtree(old)
 
     def newest(self) -> Checkpoint | None:
         """The newest good checkpoint, or None where there is none at all.
@@ -124,8 +150,31 @@ def _read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
-    write_bytes(path, safetensors.torch.save(plain))
+    """The file that `safetensors.torch.save` would make, bit for bit, but one tensor after the other.
+
+    That function holds two more copies of all of them; `save_file` holds none, but writes to a file of a name and with rights of
+    its own, which a kill leaves behind.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (ORDER[item[1].dtype], item[0]))
+    header, size = _tensor_header(ordered)
+    blocks = itertools.chain([header], (_tensor_bytes(tensor) for _, tensor in ordered))
+    write_blocks(path, blocks, len(header) + size)
+
+
+def _tensor_header(ordered: list[tuple[str, Tensor]]) -> tuple[bytes, int]:
+    """(the table of contents, how many bytes follow it): its length in 8 bytes, then JSON, filled up with blanks to whole 8."""
+    entries, end = {}, 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        entries[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, end
+
+
+def _tensor_bytes(tensor: Tensor) -> memoryview:
+    plain = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return memoryview(plain.view(torch.uint8).numpy())
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

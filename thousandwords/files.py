@@ -2,38 +2,117 @@
 
 No format we use notices a flipped bit by itself, so every folder of artefacts carries a `manifest.json` *outside* the
 files, with the sha256, size and row count of each, and a sha256 of its own. Readers check it before first use.
+
+A durable write passes `FAILPOINTS`, at each of which a test can let the process die or the disk fail.
 """
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from thousandwords.errors import UserError
 
 MANIFEST = "manifest.json"
+FAILPOINTS = ("before-tmp", "mid-write", "after-write", "after-fsync", "after-rename", "after-manifest")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+MENDS = {
+    errno.EROFS: "Mount it for writing, or work in another folder",
+    errno.EIO: "The disk may be failing: look into the system's log, and work on another disk",
+}
 
 
 class DamagedArtefact(UserError):
     """A file is missing, cut short, or not the bytes that its manifest promises."""
 
 
+class CannotWrite(UserError):
+    """A folder does not take what is to be kept in it."""
+
+
+class DiskFull(CannotWrite):
+    """There is no room for what is to be kept."""
+
+
 def write_bytes(path: Path, data: bytes) -> str:
-    """Writes `data` under `path` durably (tmp in the same folder, fsync, rename, fsync folder); returns its sha256."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes `data` under `path` durably; returns its sha256. Raises CannotWrite or DiskFull, and `path` is as it was."""
+    half = len(data) // 2
+    return write_blocks(path, (memoryview(data)[:half], memoryview(data)[half:]), len(data))
+
+
+def write_blocks(path: Path, blocks: Iterable[bytes | memoryview], size: int) -> str:
+    """`write_bytes` of what may be too large to hold twice: `blocks`, `size` bytes in all, one after the other.
+
+    Tmp in the same folder, write, fsync, rename, fsync of the folder: at no moment does `path` name half a file.
+    """
+    path, digest = Path(path), hashlib.sha256()
     partial = path.with_name(f".{path.name}.tmp")
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with telling(path.parent, size):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            failpoint("before-tmp")
+            with open(partial, "wb") as file:
+                for block in blocks:
+                    digest.update(block)
+                    file.write(block)
+                    file.flush()
+                    failpoint("mid-write")
+                failpoint("after-write")
+                os.fsync(file.fileno())
+                failpoint("after-fsync")
+            os.replace(partial, path)
+            failpoint("after-rename")
+            sync_folder(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
-    return hashlib.sha256(data).hexdigest()
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def telling(folder: Path, size: int = 0) -> Iterator[None]:
+    """Turns what the system says against writing `size` bytes to `folder` into DiskFull or CannotWrite."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise DiskFull(
+                f"{folder}: the disk is full, or your share of it is: {size} bytes are to be written, {_free(folder)} are free. "
+                "Make room, then run the same again: what is finished is kept"
+            ) from error
+        mend = MENDS.get(error.errno, "See to it that you may write there, or work in another folder")
+        raise CannotWrite(f"{folder} cannot be written: {error.strerror}. {mend}") from error
+
+
+def _free(folder: Path) -> int | str:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return "an unknown number"
+
+
+_passed: Counter[str] = Counter()
+
+
+def failpoint(name: str) -> None:
+    """For tests: with THOUSANDWORDS_FAILPOINT=name:3 the third passing of `name` dies as by kill -9, with name:3:EIO it fails."""
+    wanted = os.environ.get("THOUSANDWORDS_FAILPOINT")
+    if wanted is None:
+        return
+    place, count, *how = wanted.split(":")
+    _passed[name] += 1
+    if (place, int(count)) != (name, _passed[name]):
+        return
+    if how:
+        raise OSError(getattr(errno, how[0]), os.strerror(getattr(errno, how[0])))
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def write_json(path: Path, value: object) -> str:
@@ -67,6 +146,7 @@ def write_manifest(folder: Path, rows: dict[str, int | None], facts: dict) -> di
     body = {"files": files, "facts": facts}
     manifest = {**body, "sha256": fingerprint(body)}
     write_json(folder / MANIFEST, manifest)
+    failpoint("after-manifest")
     return manifest
 
 
@@ -104,6 +184,13 @@ def check_file(path: Path, entry: dict, mend: str) -> None:
     found = sha256_of(path)
     if found != entry["sha256"]:
         raise DamagedArtefact(f"{path} is damaged: sha256 should be {entry['sha256']}, found {found}. Run: {mend}")
+
+
+def clear(folder: Path, *patterns: str) -> None:
+    """Removes what an earlier or a killed run left in `folder`: its manifest first, then what the patterns name."""
+    for pattern in (MANIFEST, *patterns, ".*.tmp"):
+        for old in Path(folder).glob(pattern):
+            old.unlink()
 
 
 def sync_folder(folder: Path) -> None:

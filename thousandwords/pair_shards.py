@@ -44,7 +44,7 @@ class PairReader:
         self.fingerprint: str = manifest["sha256"]
         self.image_size: int = manifest["facts"]["image_size"]
         self.counts: dict = manifest["facts"]["counts"]
-        self._table = pa.concat_tables([_read_shard(Path(folder) / name) for name in names])
+        self._table = pa.concat_tables([_read_shard(Path(folder) / name, manifest["files"][name]["rows"]) for name in names])
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -71,8 +71,10 @@ class PairReader:
         return (decode_png(column[int(index)].as_py()) for index in indices)
 
 
-def _read_shard(path: Path) -> pa.Table:
+def _read_shard(path: Path, rows: int) -> pa.Table:
     table = pq.read_table(path, page_checksum_verification=True)
     if table.schema != PAIR_SCHEMA:
         raise DamagedArtefact(f"{path} has columns {table.schema.names}, not a pair shard's. Run: {MEND}")
+    if not 0 < table.num_rows == rows:
+        raise DamagedArtefact(f"{path} should have {rows or 'some'} rows, found {table.num_rows}. Run: {MEND}")
     return table

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from thousandwords import images
-from thousandwords.files import read_manifest, write_bytes, write_manifest
+from thousandwords.files import clear, read_manifest, write_bytes, write_manifest
 from thousandwords.tables import table_bytes
 
 MEND = "dvc repro sample_images"
@@ -37,7 +37,8 @@ def sample_table(prompts: list[dict], tokens: Tensor, pictures: np.ndarray) -> p
 def write_samples(
     folder: Path, tables: list[pa.Table], facts: dict, given: Mapping[int, np.ndarray] | None = None
 ) -> None:
-    """One Parquet file per table, a PNG per prompt of `given`, and the manifest."""
+    """One Parquet file per table, a PNG per prompt of `given`, and the manifest; earlier ones are removed."""
+    clear(folder, "*.parquet", "given-*.png")
     rows: dict[str, int | None] = {}
     for number, table in enumerate(tables):
         name = f"samples-{number:05d}.parquet"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from thousandwords.errors import UserError
-from thousandwords.files import DamagedArtefact, read_manifest, write_bytes, write_manifest
+from thousandwords.files import DamagedArtefact, clear, read_manifest, write_bytes, write_manifest
 from thousandwords.tables import table_bytes
 
 MEND = "dvc repro tokenize_pairs"
@@ -94,7 +94,7 @@ def schema(header: TokenHeader) -> pa.Schema:
 
 @dataclass
 class TokenShardWriter:
-    """Writes shards of `rows_per_shard` rows, one split after the other; `close` writes the manifest.
+    """Writes shards of `rows_per_shard` rows, one split after the other; `close` writes the manifest. Earlier ones are removed.
 
     Usage: with TokenShardWriter(folder, header, 4096) as shards: shards.write("train", keys, captions, tokens)
     """
@@ -104,6 +104,9 @@ class TokenShardWriter:
     rows_per_shard: int
     _pending: dict[str, list[pa.Table]] = field(default_factory=dict)
     _rows: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        clear(self.folder, "*.parquet")
 
     def write(self, split: str, keys: Sequence[str], captions: Sequence[list[str]], tokens: Tensor) -> None:
         """Adds rows: tokens is (B, views × L) int64, each in 0 … vocab_size − 1."""
@@ -173,18 +176,20 @@ def read_token_rows(folder: Path, split: str, tokenizer_fingerprint: str | None 
     names = sorted(name for name in manifest["files"] if name.startswith(f"{split}-"))
     if not names:
         raise DamagedArtefact(f"{folder} has no shard of the split {split!r}. Run: {MEND}")
-    tables = [_read_shard(Path(folder) / name, header) for name in names]
+    tables = [_read_shard(Path(folder) / name, header, manifest["files"][name]["rows"]) for name in names]
     table = pa.concat_tables(tables)
     words = np.concatenate([_words(chunk, header) for chunk in table["image_tokens"].chunks])
     return TokenRows(header, table["key"].to_pylist(), table["captions"].to_pylist(), words)
 
 
-def _read_shard(path: Path, header: TokenHeader) -> pa.Table:
+def _read_shard(path: Path, header: TokenHeader, rows: int) -> pa.Table:
     table = pq.read_table(path, page_checksum_verification=True)
     if table.schema != schema(header):
         raise DamagedArtefact(
             f"{path} has columns {table.schema.names} of other types than a token shard's. Run: {MEND}"
         )
+    if not 0 < table.num_rows == rows:
+        raise DamagedArtefact(f"{path} should have {rows or 'some'} rows, found {table.num_rows}. Run: {MEND}")
     words = np.concatenate([_words(chunk, header) for chunk in table["image_tokens"].chunks])
     if words.max() >= header.vocab_size:
         row = int(words.max(axis=(1, 2)).argmax())
