@@ -31,6 +31,8 @@ def obey(word: str) -> str:
         os._exit(int(word.removeprefix("exit ")))
     if word == "hang":
         time.sleep(60)
+    while word == "burn":
+        pass
     if word == "fail":
         raise KeyError("a mistake of ours")
     if word.startswith("take "):

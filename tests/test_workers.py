@@ -100,8 +100,9 @@ def test_a_death_that_does_not_come_again_costs_nothing(tmp_path):
     assert outcomes(hostile.die_once, [tmp_path / name for name in "abc"]) == ["lives"] * 3
 
 
-def test_an_input_that_takes_too_long_is_a_fault_and_its_neighbours_are_not():
-    words = ["a", "hang", "b"]
+@pytest.mark.parametrize("word", ["hang", "burn"])
+def test_an_input_that_takes_too_long_is_a_fault_and_its_neighbours_are_not(word):
+    words = ["a", word, "b"]
     late = Fault("decode_timeout", "not done after 0.5 seconds, twice")
     assert outcomes(hostile.obey, words, limits=Limits(seconds=0.5)) == ["A", late, "B"]
 

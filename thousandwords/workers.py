@@ -21,6 +21,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,6 +38,7 @@ BATCH = 16    # inputs handed over at once
 BATCH_BYTES = 2_000_000    # beyond it a batch is full; one input may be larger
 AHEAD = 8    # batches for each worker that are read, at work or wait for their turn: enough while a shard is written
 START_SECONDS = 120.0
+PATIENCE = 3
 SERVE = "import sys; from thousandwords.workers import serve; serve(*map(int, sys.argv[1:]))"
 READY = "ready"
 PR_SET_PDEATHSIG = 1
@@ -47,7 +49,7 @@ DIED, LATE, TOO_LARGE = "worker_died", "decode_timeout", "out_of_memory"
 class Limits:
     """What one input may cost."""
 
-    seconds: float = 10.0
+    seconds: float = 10.0    # of the worker's own time; PATIENCE times that by the clock
     memory: int = 512_000_000    # bytes of address space beyond what a worker has at its start
 
 
@@ -203,12 +205,29 @@ class _Worker:
         try:
             self.connection.send(batch)
             for _ in batch:
-                if not self.connection.poll(self.seconds):
+                if not self._answers():
                     yield Fault(LATE, f"not done after {self.seconds:g} seconds, twice")
                     return
                 yield self.connection.recv()
         except (EOFError, OSError):
             yield Fault(DIED, f"the process that decoded it ended {self._ending()}, twice")
+
+    def _answers(self) -> bool:
+        """Whether an answer comes in time. The worker's own time counts, for on a busy machine it may have to wait its turn."""
+        end, used = time.monotonic() + PATIENCE * self.seconds, self._cpu_seconds()
+        while time.monotonic() < end and self._cpu_seconds() - used < self.seconds:
+            if self.connection.poll(self.seconds / 10):
+                return True
+        return False
+
+    def _cpu_seconds(self) -> float:
+        """What the worker has used; 0 where the system does not tell."""
+        try:
+            with open(f"/proc/{self.process.pid}/stat") as file:
+                user, system = file.read().rpartition(")")[2].split()[11:13]
+        except (FileNotFoundError, ProcessLookupError):
+            return 0.0
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def _ending(self) -> str:
         """How it ended by itself, or by us if it closed its socket and lives on."""
