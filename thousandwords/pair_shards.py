@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from thousandwords.files import DamagedArtefact, read_manifest
+from thousandwords.files import DamagedArtefact, check_file, read_manifest
 from thousandwords.images import decode_png, fit_square
 
 MEND = "dvc repro prepare_pairs"
@@ -32,19 +32,35 @@ def splits(folder: Path) -> list[str]:
     return ["train", *sorted(set(counted) - {"train"}, reverse=True)]
 
 
+def shards_of(manifest: dict, split: str) -> list[str]:
+    """The names of a split's shards, in the order of their rows."""
+    return sorted(name for name in manifest["files"] if name.startswith(f"{split}-"))
+
+
 class PairReader:
     """The pairs of one split, each file verified; memory holds encoded pictures, `images` decodes a few."""
 
     def __init__(self, folder: Path, split: str):
         manifest = read_manifest(folder, mend=MEND)
-        names = sorted(name for name in manifest["files"] if name.startswith(f"{split}-"))
+        names = shards_of(manifest, split)
         if not names:
             found = ", ".join(manifest["facts"]["counts"]["splits"])
             raise DamagedArtefact(f"{folder} has no split {split!r}, only {found}. Run: {MEND}")
+        self._take(manifest, pa.concat_tables([_read_shard(Path(folder) / name) for name in names]))
+
+    @classmethod
+    def of_shard(cls, folder: Path, manifest: dict, name: str) -> PairReader:
+        """The pairs of one shard alone, verified."""
+        check_file(Path(folder) / name, manifest["files"][name], MEND)
+        reader = cls.__new__(cls)
+        reader._take(manifest, _read_shard(Path(folder) / name))
+        return reader
+
+    def _take(self, manifest: dict, table: pa.Table) -> None:
         self.fingerprint: str = manifest["sha256"]
         self.image_size: int = manifest["facts"]["image_size"]
         self.counts: dict = manifest["facts"]["counts"]
-        self._table = pa.concat_tables([_read_shard(Path(folder) / name) for name in names])
+        self._table = table
 
     def __len__(self) -> int:
         return self._table.num_rows
