@@ -1,6 +1,7 @@
 """Any caption has a spelling, and the spelling gives the caption back."""
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import tarfile
@@ -256,3 +257,37 @@ def test_a_tokenizer_with_one_flipped_bit_is_refused(tmp_path, name):
     for _ in flips(tmp_path / name, 20):
         with pytest.raises(DamagedArtefact, match=f"{name}.* Run: dvc repro train_text_tokenizer"):
             text.load(tmp_path)
+
+
+# --- against the algorithm as it is written --------------------------------------------------------------------------
+
+
+MANY = text.train(CAPTIONS * 3, text.Config(320, 16))
+
+
+def merged_slowly(tokenizer: text.TextTokenizer, words: list[str], dropout: float, rng: np.random.Generator) -> list[str]:
+    """Algorithm 1 of arXiv 1910.13267, all pairs looked at anew in each round, numbers drawn as one array."""
+    while True:
+        pairs = [(tokenizer._ranks.get(pair), place) for place, pair in enumerate(itertools.pairwise(words))]
+        pairs = [pair for pair in pairs if pair[0] is not None]
+        kept = list(itertools.compress(pairs, rng.random(len(pairs)) >= dropout)) if dropout else pairs
+        if not kept:
+            return words
+        _, place = min(kept)
+        words = [*words[:place], words[place] + words[place + 1], *words[place + 2 :]]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5, 0.9])
+@given(caption=st.text(st.sampled_from("abderst éÖ★ "), max_size=60), seed=st.integers(0, 2**32))
+def test_spellings_are_those_of_the_algorithm_draw_by_draw(dropout, caption, seed):
+    tokenizer, rng = MANY, np.random.default_rng(seed)
+    parts = [part for part, _ in tokenizer.bpe.pre_tokenizer.pre_tokenize_str(text.normalise(caption))]
+    wanted = [tokenizer._ids[word] for part in parts for word in merged_slowly(tokenizer, list(part), dropout, rng)]
+
+    assert tokenizer.words_with_dropout(caption, dropout, np.random.default_rng(seed)) == wanted
+
+
+@given(captions=st.lists(st.text(max_size=80), max_size=5))
+def test_a_batch_of_captions_is_the_captions_one_by_one(captions):
+    rows = [(MANY.words(caption) + [-1] * 16)[:16] for caption in captions]
+    assert MANY.encode(captions).equal(torch.tensor(rows, dtype=torch.int64).reshape(-1, 16))

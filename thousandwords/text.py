@@ -64,8 +64,8 @@ class TextTokenizer:
         return self.bpe.encode(normalise(caption)).ids
 
     def encode(self, captions: Sequence[str]) -> Tensor:
-        """Captions -> (B, T) int64; pad([5, 9], 4) -> [5, 9, -1, -1]; a caption of more than T tokens is cut."""
-        return _padded([entry.ids for entry in self._encoded(captions)], self.text_length)
+        """Captions -> (B, T) int64, -1 where a caption has ended; one of more than T tokens is cut."""
+        return padded([entry.ids for entry in self._encoded(captions)], self.text_length)
 
     def _encoded(self, captions: Sequence[str]) -> list[tokenizers.Encoding]:
         return self.bpe.encode_batch_fast([normalise(caption) for caption in captions])
@@ -81,7 +81,7 @@ class TextTokenizer:
     ) -> Tensor:
         """`encode` with BPE-dropout, one random generator for each caption: (B, T) int64."""
         drawn = [self.words_with_dropout(caption, dropout, rng) for caption, rng in zip(captions, rngs, strict=True)]
-        return _padded(drawn, self.text_length)
+        return padded(drawn, self.text_length)
 
     def _merged(self, part: str, dropout: float, draws: Iterator[float]) -> list[str]:
         """Bytes -> words: the oldest merge that is not left out, again and again, until none is left (their algorithm 1)."""
@@ -116,17 +116,13 @@ class TextTokenizer:
         )
 
 
-def pad(tokens: list[int], length: int) -> list[int]:
-    """Exactly `length` tokens: cut at the end, or filled with PAD."""
-    return tokens[:length] + [PAD] * (length - len(tokens))
-
-
-def _padded(several: Sequence[list[int]], length: int) -> Tensor:
-    """`pad` of each: (B, length) int64; by columns of numbers, since lists of Python's take longer than the BPE."""
-    padded = np.full((len(several), length), PAD, np.int64)
-    for row, tokens in zip(padded, several, strict=True):
+def padded(several: Sequence[list[int]], length: int) -> Tensor:
+    """Each cut at the end, or filled with PAD: padded([[5, 9]], 4) -> [[5, 9, -1, -1]], (B, length) int64."""
+    # not as lists of Python's numbers: to make a tensor of those takes longer than the BPE
+    rows = np.full((len(several), length), PAD, np.int64)
+    for row, tokens in zip(rows, several, strict=True):
         row[: len(tokens)] = tokens[:length]
-    return torch.from_numpy(padded)
+    return torch.from_numpy(rows)
 
 
 def _parts(items: Iterable[str], length: int) -> Iterator[list[str]]:
