@@ -122,9 +122,9 @@ def test_captions_become_rows_of_words_and_pads():
 
 
 def test_pads_fill_a_row_and_the_end_is_cut():
-    assert text.pad([5, 9], 4) == [5, 9, -1, -1]
-    assert text.pad([5, 9, 3], 2) == [5, 9]
-    assert text.pad([], 1) == [-1]
+    assert text.padded([[5, 9]], 4).tolist() == [[5, 9, -1, -1]]
+    assert text.padded([[5, 9, 3]], 2).tolist() == [[5, 9]]
+    assert text.padded([[]], 1).tolist() == [[-1]]
 
 
 def test_captions_that_are_too_long_are_cut_and_counted():
@@ -196,7 +196,8 @@ def test_rows_with_dropout_are_cut_and_filled_like_any():
     tokens = WORDY.encode_with_dropout(["a red star", "", "a small green star on sand"], 0.9, rngs)
     assert tokens.shape == (3, TEXT_LENGTH) and tokens.dtype == torch.int64
     assert tokens[1].tolist() == [-1] * TEXT_LENGTH and (tokens[2] >= 0).all()
-    assert tokens[0].tolist() == text.pad(WORDY.words_with_dropout("a red star", 0.9, np.random.default_rng(0)), TEXT_LENGTH)
+    spelt = WORDY.words_with_dropout("a red star", 0.9, np.random.default_rng(0))
+    assert tokens[:1].equal(text.padded([spelt], TEXT_LENGTH))
 
 
 # --- training --------------------------------------------------------------------------------------------------------
