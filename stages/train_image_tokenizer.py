@@ -22,6 +22,7 @@ from thousandwords.loader import Ahead, ImageLoader, positions
 from thousandwords.pair_shards import PairReader
 from thousandwords.seeds import step_rng
 from thousandwords.shards import in_order
+from thousandwords.store import STORE, Store
 
 LOOK = 256  # validation pictures that are watched while training
 
@@ -32,7 +33,8 @@ def train_image_tokenizer(pairs: Path, out: Path, curves: Path, run: Stage) -> N
     if _pretrained.folder_of(block):
         return take_over(block, pairs, out, curves, run)
     config = section(block["training"], "image_tokenizer.training", training.Config)
-    reader, held_out = PairReader(pairs, "train"), PairReader(pairs, "validation")
+    store = Store(STORE / "pairs", kept_runs=2)
+    reader, held_out = PairReader(pairs, "train", store), PairReader(pairs, "validation")
     loader = ImageLoader(reader, run.seed, settings.augmentation)
     device = device_of(run)
     torch.manual_seed(run.seed)

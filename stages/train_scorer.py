@@ -14,6 +14,7 @@ from thousandwords.files import write_json
 from thousandwords.loader import Ahead, ImageLoader, positions
 from thousandwords.pair_shards import PairReader
 from thousandwords.seeds import step_rng
+from thousandwords.store import STORE, Store
 from thousandwords.text import normalise
 
 LOOK = 256  # validation pairs that are watched while training
@@ -23,7 +24,8 @@ def train_scorer(pairs: Path, out: Path, curves: Path, run: Stage) -> None:
     block = run.params.get("scorer") or {}
     check_keys(block, "scorer", ["kind", block.get("kind"), "training"])
     config = section(block["training"], "scorer.training", training.Config)
-    reader, held_out = PairReader(pairs, "train"), PairReader(pairs, "validation")
+    store = Store(STORE / "pairs", kept_runs=2)
+    reader, held_out = PairReader(pairs, "train", store), PairReader(pairs, "validation")
     device = device_of(run)
     torch.manual_seed(run.seed)
     model = components.build(

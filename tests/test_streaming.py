@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,12 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tiny import HEADER, flips, tiny_text, write_shards
-from thousandwords import training
+from thousandwords import pairs, training
 from thousandwords.config import ConfigError, section
 from thousandwords.distributed import World
 from thousandwords.errors import UserError
 from thousandwords.files import DamagedArtefact
-from thousandwords.loader import Ahead, TokenLoader, places, positions
+from thousandwords.images import encode_png
+from thousandwords.loader import Ahead, ImageLoader, TokenLoader, places, positions
+from thousandwords.pair_shards import PairReader
 from thousandwords.rows import write_rows
 from thousandwords.shards import (
     StoredTokenRows,
@@ -275,3 +278,48 @@ def mean_square(model: torch.nn.Module, batch: torch.Tensor, step: int, rng: tor
     return model(batch).square().mean(), {}
 
 
+
+
+# --- pictures on disk ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """20 pictures of noise, with two captions each, in shards of 6."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "own").mkdir()
+    for number in range(20):
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), np.uint8)
+        (folder / "own" / f"{number}.png").write_bytes(encode_png(pixels))
+        (folder / "own" / f"{number}.txt").write_text(f"Picture {number}\nnumber {number} \u2605", encoding="utf-8")
+    config = pairs.Config(source="folder", path=str(folder / "own"), image_size=16, min_side=8, keep="whole", rows_per_shard=6)
+    pairs.write_pairs(config, 0, folder / "pairs")
+    return folder
+
+
+@pytest.mark.parametrize("augmentation", ["none", "paper"])
+def test_pictures_from_disk_are_those_from_memory(pictures, augmentation):
+    store = Store(pictures / "store", tell=lambda sentence: None)
+    inside = PairReader(pictures / "pairs", "train")
+    outside = PairReader(pictures / "pairs", "train", store, most_in_memory=1)
+    assert (pictures / "store").is_dir() and len(outside) == len(inside) > 12
+
+    wanted, found = (ImageLoader(reader, seed=3, augmentation=augmentation) for reader in (inside, outside))
+
+    assert found.batch(range(5, 50)).equal(wanted.batch(range(5, 50)))
+    assert found.captions(range(5, 50)) == wanted.captions(range(5, 50))
+    assert [outside.key(row) for row in range(len(inside))] == [inside.key(row) for row in range(len(inside))]
+    assert (outside.fingerprint, outside.counts, outside.image_size) == (inside.fingerprint, inside.counts, 16)
+
+
+def test_few_pictures_stay_in_memory(pictures, tmp_path):
+    PairReader(pictures / "pairs", "train", Store(tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
+
+
+def test_damaged_pictures_are_not_taken_into_the_store(pictures, tmp_path):
+    shutil.copytree(pictures / "pairs", tmp_path / "pairs")
+    next(flips(tmp_path / "pairs" / "train-00001.parquet", 2))
+    for _ in range(2):
+        with pytest.raises(DamagedArtefact, match="train-00001.parquet is damaged"):
+            PairReader(tmp_path / "pairs", "train", Store(tmp_path / "store", tell=print), most_in_memory=1)

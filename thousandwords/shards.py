@@ -7,7 +7,6 @@ refuses any other. Captions stay text, so a new BPE does not re-encode a single 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,7 +243,7 @@ def open_token_rows(
     store.begin([key])
 
     def make(entry: Path) -> None:
-        _check_room(entry, count * (_token_bytes(header) + BYTES_OF_TEXT), store, folder, split, count)
+        store.check_room(count * (_token_bytes(header) + BYTES_OF_TEXT), f"the {count:,} rows of {split} in {folder}")
         for name in names:
             check_file(Path(folder) / name, manifest["files"][name], MEND)
         write_rows(entry, (_part(read_shard(Path(folder) / name, header), header) for name in names))
@@ -268,14 +267,6 @@ def _opened(manifest: dict, folder: Path, split: str, tokenizer_fingerprint: str
 
 def _token_bytes(header: TokenHeader) -> int:
     return 2 * header.views * header.length
-
-
-def _check_room(entry: Path, needed: int, store: Store, folder: Path, split: str, count: int) -> None:
-    free = shutil.disk_usage(entry).free
-    told = f"the {count:,} rows of {split} in {folder} are more than fits memory; unpacked they take {needed / 1e9:.1f} GB"
-    if free < needed:
-        raise UserError(f"{told}, but {store.folder} has {free / 1e9:.1f} GB free. Make room there")
-    store.tell(f"store: {told} in {store.folder}, written once")
 
 
 def _part(table: pa.Table, header: TokenHeader) -> Part:

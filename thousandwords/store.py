@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from thousandwords.errors import UserError
 from thousandwords.files import DamagedArtefact, read_manifest, sync_folder, write_json
 
 STORE = Path(".store")
@@ -61,6 +62,14 @@ class Store:
     def has(self, key: str) -> bool:
         """Whether there is an entry, whole or not."""
         return (self.folder / key).exists()
+
+    def check_room(self, needed: int, what: str) -> None:
+        """Tells that `what` will be written here, unpacked, once; UserError if there is no room for that many bytes."""
+        free = shutil.disk_usage(self.folder).free
+        told = f"{what} are more than fits memory; unpacked they take {needed / 1e9:.1f} GB"
+        if free < needed:
+            raise UserError(f"{told}, but {self.folder} has {free / 1e9:.1f} GB free. Make room there")
+        self.tell(f"store: {told} in {self.folder}, written once")
 
     def _make(self, entry: Path, make: Callable[[Path], None]) -> None:
         partial = entry.with_name(f".{entry.name}.tmp")
