@@ -51,7 +51,7 @@ def memory() -> dict[str, float]:
     return {name: int(lines[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile", "VmHWM")}
 
 
-def measure(folder: Path, length: int, threads: int, seconds: float) -> dict:
+def measure(folder: Path, length: int, threads: int, seconds: float, verify: bool = True) -> dict:
     """Sequences a second from the rows in `folder`, after one batch; and what memory grew by."""
     words = text.train(captions(10_000, np.random.default_rng(2)), text.Config(16384, 256))
     places(range(BATCH), 10, 0)
@@ -59,7 +59,7 @@ def measure(folder: Path, length: int, threads: int, seconds: float) -> dict:
     before = memory()
     header = TokenHeader("dvae", "0" * 64, VOCAB, (round(length**0.5),), 256)
     opened = time.perf_counter()
-    rows = StoredTokenRows(header, Rows(folder))
+    rows = StoredTokenRows(header, Rows(folder, verify))
     opened = time.perf_counter() - opened
     loader = TokenLoader(rows, words, seed=0)
     first = time.perf_counter()
@@ -86,10 +86,12 @@ def main() -> None:
     parser.add_argument("--threads", default="0,1,2")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--folder", type=Path, default=None, help="where the rows are written and removed again")
+    parser.add_argument("--unverified", action="store_true", help="opens the rows without hashing them first")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # one row of the table, in a process of its own
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure(options.measure, options.length, int(options.threads), options.seconds)))
+        threads = int(options.threads)
+        print(json.dumps(measure(options.measure, options.length, threads, options.seconds, not options.unverified)))
         return
     for rows in (int(count) for count in options.rows.split(",")):
         folder = Path(tempfile.mkdtemp(dir=options.folder))
@@ -97,7 +99,7 @@ def main() -> None:
             write_rows(folder, parts(rows, options.length))
             for threads in options.threads.split(","):
                 arguments = ["--measure", str(folder), "--length", str(options.length), "--threads", threads,
-                             "--seconds", str(options.seconds)]  # fmt: skip
+                             "--seconds", str(options.seconds), *(["--unverified"] if options.unverified else [])]  # fmt: skip
                 subprocess.run([sys.executable, "-m", "bench.loader", *arguments], check=True, env=os.environ)
         finally:
             shutil.rmtree(folder)

@@ -144,6 +144,7 @@ def test_rows_come_back_by_number_whatever_their_length(tmp_path_factory, parts)
     write_rows(folder, [{"a": [a for a, _ in part], "b": [b for _, b in part]} for part in parts])
 
     rows, wanted = Rows(folder), [row for part in parts for row in part]
+    rows.expect(range(len(wanted)))
 
     assert len(rows) == len(wanted)
     for number in reversed(range(len(wanted))):

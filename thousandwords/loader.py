@@ -130,6 +130,7 @@ class TokenLoader:
     def batch(self, positions: range) -> tuple[Tensor, Tensor]:
         """(text (B, T) int64 with −1 where a caption has ended, image tokens (B, L) int64)."""
         shown = places(positions, len(self.rows), self.seed)
+        self.rows.expect([row for _, row in shown])
         captions = [_caption(self.rows.captions_of(row), self.seed, epoch, row) for epoch, row in shown]
         views = [choose(self.rows.header.views, self.seed, VIEW, epoch, row) for epoch, row in shown]
         tokens = self.rows.tokens_of([row for _, row in shown], views).astype(np.int64)

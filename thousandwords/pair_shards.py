@@ -95,6 +95,7 @@ class PairReader:
         return list(self._decoded(indices))
 
     def _decoded(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        self._rows.expect([int(index) for index in indices])
         return (decode_png(self._rows.image(int(index))) for index in indices)
 
 
@@ -106,6 +107,9 @@ class _Memory:
 
     def __len__(self) -> int:
         return self.table.num_rows
+
+    def expect(self, rows: Sequence[int]) -> None:
+        """Nothing to wait for: they are here."""
 
     def key(self, row: int) -> str:
         return self.table["key"][row].as_py()
@@ -125,6 +129,10 @@ class _Disk:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def expect(self, rows: Sequence[int]) -> None:
+        """These rows will be asked for next."""
+        self.rows.expect(rows)
 
     def key(self, row: int) -> str:
         return self.rows.read("key", row).decode()

@@ -79,12 +79,28 @@ class Rows:
     def __len__(self) -> int:
         return self.facts["rows"]
 
+    def expect(self, rows: Sequence[int]) -> None:
+        """Asks the disk for all these rows at once, so that `read` waits for one answer and not for each in turn."""
+        starts = {name: self._files[name] for name in self._files if name.endswith(".offsets")}
+        for file in starts.values():
+            for row in rows:
+                os.posix_fadvise(file, row * OFFSET.itemsize, 2 * OFFSET.itemsize, os.POSIX_FADV_WILLNEED)
+        for name in starts:
+            column = name.removesuffix(".offsets")
+            for row in rows:
+                start, end = self._span(column, row)
+                os.posix_fadvise(self._files[f"{column}.bin"], start, end - start, os.POSIX_FADV_WILLNEED)
+
     def read(self, column: str, row: int) -> bytes:
         """The bytes of one row; IndexError outside 0 … len − 1, DamagedArtefact where the file has lost its end."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        start, end = struct.unpack("<qq", self._read(f"{column}.offsets", row * OFFSET.itemsize, 2 * OFFSET.itemsize))
+        start, end = self._span(column, row)
         return self._read(f"{column}.bin", start, end - start)
+
+    def _span(self, column: str, row: int) -> tuple[int, int]:
+        """Where a row begins and ends."""
+        return struct.unpack("<qq", self._read(f"{column}.offsets", row * OFFSET.itemsize, 2 * OFFSET.itemsize))
 
     def _read(self, name: str, start: int, length: int) -> bytes:
         data = os.pread(self._files[name], length, start)

@@ -168,6 +168,9 @@ class TokenRows:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def expect(self, rows: Sequence[int]) -> None:
+        """Nothing to wait for: they are here."""
+
     def captions_of(self, row: int) -> list[str]:
         return self.captions[row]
 
@@ -189,6 +192,10 @@ class StoredTokenRows:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def expect(self, rows: Sequence[int]) -> None:
+        """These rows will be asked for next."""
+        self.rows.expect(rows)
 
     def captions_of(self, row: int) -> list[str]:
         return json.loads(self.rows.read("captions", row))
