@@ -21,7 +21,7 @@ SEED ?= 0
 OUT ?= drawn
 export PROMPT
 
-.PHONY: help setup run test test-slow conformance lint draw flow ui verify lock clean
+.PHONY: help setup run test test-slow conformance lint draw flow ui plan verify lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ flow: $(READY)  ## the same graph by Prefect, stage by stage
 
 ui: $(READY)  ## MLflow: every run, its curves and pictures, at http://127.0.0.1:5000
 	@mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/.mlflow/mlflow.db}"
+
+plan: $(READY)  ## time, disk and cost of a run, before it starts: make plan PRESET=gpu
+	@python -m stages.plan $(if $(PRESET),--preset $(PRESET))
 
 verify: $(READY)  ## re-hashes every artefact against its manifest
 	@python -m stages._verify

@@ -1,48 +1,96 @@
-"""Pairs + image tokenizer -> Parquet token shards (data/tokens), bound to that tokenizer by its fingerprint."""
+"""Pairs + image tokenizer -> Parquet token shards (data/tokens), bound to that tokenizer by its fingerprint.
+
+Each shard of pairs is encoded by itself and kept in `.store/tokens`, outside DVC, known by all that its words follow from: where
+one input of a hundred has changed one is encoded, and a run that was killed goes on with the shard it was at. Token shards are
+cut from those rows as they always were.
+"""
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from stages._progress import progress
-from stages._stage import Stage, arguments, stage
+from stages._stage import Stage, arguments, code_digest, stage
 from stages._training import device_of
 from thousandwords import components, images
 from thousandwords.augmentation import generator_crop, view_rng
 from thousandwords.config import section
-from thousandwords.pair_shards import PairReader, splits
-from thousandwords.shards import Config, TokenHeader, TokenShardWriter, in_order
+from thousandwords.files import fingerprint, read_manifest, write_bytes, write_manifest
+from thousandwords.pair_shards import MEND, PairReader, shards_of, splits
+from thousandwords.shards import Config, TokenHeader, TokenShardWriter, in_order, read_shard, token_table
+from thousandwords.store import STORE, Store
+from thousandwords.tables import table_bytes
+
+ROWS = "rows.parquet"  # what an entry of the store holds: one shard's rows
 
 
 def tokenize_pairs(pairs: Path, tokenizer: Path, out: Path, run: Stage) -> None:
+    """One shard of pairs at a time; what an earlier run made of the very same shard is taken from the store."""
     config = section(run.params.get("tokens"), "tokens", Config)
+    manifest = read_manifest(pairs, mend=MEND)
     model = components.load("tokenizers", tokenizer, mend="dvc repro train_image_tokenizer").to(device_of(run))
     header = TokenHeader(
         model.header["kind"], model.fingerprint, model.vocab_size, model.scales, model.image_size, config.views_per_image
     )
-    rows = 0
+    names = [(split, name) for split in splits(pairs) for name in shards_of(manifest, split)]
+    keys = {name: key_of(manifest, split, name, header, config, run) for split, name in names}
+    store = Store(STORE / "tokens")
+    store.begin(list(keys.values()))
+    encoded = [name for name in keys if not store.has(keys[name])]
     with TokenShardWriter(out, header, config.rows_per_shard) as shards:
-        for split in splits(pairs):
-            reader = PairReader(pairs, split)
-            batches = list(in_order(len(reader), config.batch_size))
-            for indices in progress(batches, f"tokenize_pairs {split}", len(batches), "batch"):
-                if split == "train":
-                    tokens = encode_views(model, reader, indices, config, run.seed)
-                else:
-                    tokens = encode_square(model, reader, indices, config.views_per_image)
-                keys, captions = [reader.key(i) for i in indices], [reader.captions(i) for i in indices]
-                shards.write(split, keys, captions, tokens)
-            rows += len(reader)
-    run.record_metrics({"rows": rows, "words_per_picture": header.length})
+        for split, name in names:
+
+            def make(entry: Path, split: str = split, name: str = name) -> None:
+                reader = PairReader.of_shard(pairs, manifest, name)
+                table = encode_shard(model, reader, split, header, config, run.seed, f"tokenize_pairs {name}")
+                write_bytes(entry / ROWS, table_bytes(table))
+                write_manifest(entry, {ROWS: table.num_rows}, {"tokens": header.facts()})
+
+            shards.add(split, read_shard(store.get(keys[name], make) / ROWS, header))
+    rows = sum(manifest["files"][name]["rows"] for name in keys)
+    print(f"tokenize_pairs: {len(encoded)} of {len(keys)} shards encoded, the others were known", flush=True)
+    run.record_metrics({"rows": rows, "words_per_picture": header.length, "shards_encoded": len(encoded)})
+
+
+def key_of(manifest: dict, split: str, name: str, header: TokenHeader, config: Config, run: Stage) -> str:
+    """The name of all that the words of one shard follow from: its bytes, the tokenizer, the settings, code and machine.
+
+    Batch size and device are among them: they move the last bits of a logit, and so now and then a word. The seed is not, where
+    nothing is drawn.
+    """
+    drawn = {"augmentation": config.augmentation, "seed": run.seed} if _is_cropped(split, config) else None
+    return fingerprint({
+        "shard": manifest["files"][name]["sha256"], "image_size": manifest["facts"]["image_size"], "drawn": drawn,
+        "tokens": header.facts(), "batch_size": config.batch_size, "device": device_of(run).partition(":")[0],
+        "torch": torch.__version__, "code": code_digest(),
+    })  # fmt: skip
+
+
+def encode_shard(
+    model: nn.Module, reader: PairReader, split: str, header: TokenHeader, config: Config, seed: int, label: str
+) -> pa.Table:
+    """The rows of one shard of pairs as rows of token shards."""
+    tables, batches = [], list(in_order(len(reader), config.batch_size))
+    for indices in progress(batches, label, len(batches), "batch"):
+        if _is_cropped(split, config):
+            tokens = encode_views(model, reader, indices, config, seed)
+        else:
+            tokens = encode_square(model, reader, indices, config.views_per_image)
+        keys, captions = [reader.key(i) for i in indices], [reader.captions(i) for i in indices]
+        tables.append(token_table(header, keys, captions, tokens))
+    return pa.concat_tables(tables)
+
+
+def _is_cropped(split: str, config: Config) -> bool:
+    return split == "train" and config.augmentation != "none"
 
 
 def encode_views(model: nn.Module, reader: PairReader, indices: list[int], config: Config, seed: int) -> Tensor:
-    """The words of all views of some training pictures, one after the other: (B, views × L)."""
-    if config.augmentation == "none":
-        return encode_square(model, reader, indices)
+    """The words of all random crops of some training pictures, one after the other: (B, views × L)."""
     return torch.cat([_encode(model, crops(reader, indices, view, seed)) for view in range(config.views_per_image)], dim=1)
 
 

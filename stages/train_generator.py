@@ -1,6 +1,7 @@
 """Token shards + text tokenizer -> an autoregressive transformer (models/generator) and its curves."""
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from thousandwords import components, text, training
 from thousandwords.config import model_block, section
 from thousandwords.distributed import World
 from thousandwords.files import read_manifest, write_json
-from thousandwords.loader import CaptionSettings, TokenLoader, positions
+from thousandwords.loader import Ahead, CaptionSettings, TokenLoader, positions
 from thousandwords.seeds import step_rng
-from thousandwords.shards import TokenRows, in_order, read_token_rows
+from thousandwords.shards import AnyTokenRows, all_captions, in_order, open_token_rows, read_token_rows
+from thousandwords.store import STORE, Store
 from thousandwords.text import PAD
 
 LOOK = 512  # validation rows that are watched while training
+MOST_COUNTED = 1_000_000  # captions looked at for their length, some seconds' work
 
 
 def train_generator(tokens: Path, text_tokenizer: Path, image_tokenizer: Path, out: Path, curves: Path, run: Stage):
@@ -28,7 +31,8 @@ def train_generator(tokens: Path, text_tokenizer: Path, image_tokenizer: Path, o
     config = section(block["training"], "generator.training", training.Config)
     words = text.load(text_tokenizer)
     bound_to = read_manifest(image_tokenizer, mend="dvc repro train_image_tokenizer")["sha256"]
-    rows, held_out = (read_token_rows(tokens, split, bound_to) for split in ("train", "validation"))
+    held_out = read_token_rows(tokens, "validation", bound_to, first=LOOK)
+    rows = open_token_rows(tokens, "train", bound_to, Store(STORE / "rows", kept_runs=2))
     device = device_of(run)
     torch.manual_seed(run.seed)
     model = components.build(
@@ -45,18 +49,21 @@ def train_generator(tokens: Path, text_tokenizer: Path, image_tokenizer: Path, o
     watched = range(min(LOOK, len(held_out)))
     watched_text = words.encode([held_out.captions[row][0] for row in watched]).to(device)
     watched_tokens = held_out.batch(watched)[1].to(device)
-    state, history = train(
-        run,
-        model,
-        config,
-        batches_of=lambda step: _batches(
-            loader, run.world.shares(positions(step, config.batch_size), config.accumulation), run.world, device
-        ),
-        loss_of=lambda model, batch, step, rng: model.loss(*batch[:2], step, rng, text_words=batch[2]),
-        evaluate=lambda model: held_out_losses(model, watched_text, watched_tokens),
-        settings=block,
-        inputs=(words.fingerprint, read_manifest(tokens)["sha256"]),
-    )
+
+    def parts_of(step: int) -> list[tuple[Tensor, Tensor]]:
+        return [loader.batch(share) for share in run.world.shares(positions(step, config.batch_size), config.accumulation)]
+
+    with Ahead(parts_of, config.steps, config.workers_on(device)) as parts:
+        state, history = train(
+            run,
+            model,
+            config,
+            batches_of=lambda step: _batches(parts(step), run.world, device),
+            loss_of=lambda model, batch, step, rng: model.loss(*batch[:2], step, rng, text_words=batch[2]),
+            evaluate=lambda model: held_out_losses(model, watched_text, watched_tokens),
+            settings=block,
+            inputs=(words.fingerprint, read_manifest(tokens, verify=False)["sha256"]),
+        )
     if run.world.is_first:
         bound = {"text_tokenizer": words.fingerprint, "image_tokenizer": rows.header.tokenizer_fingerprint}
         components.save(model, out, state, **bound)
@@ -73,17 +80,16 @@ def held_out_losses(model: nn.Module, text_tokens: Tensor, image_tokens: Tensor)
     return totals
 
 
-def _count_cut(words: text.TextTokenizer, rows: TokenRows, run: Stage) -> None:
-    captions = [caption for several in rows.captions for caption in several]
+def _count_cut(words: text.TextTokenizer, rows: AnyTokenRows, run: Stage) -> None:
+    captions = list(itertools.islice(all_captions(rows), MOST_COUNTED))
     cut = words.count_cut(captions)
     run.record_metrics({"captions": len(captions), "captions_cut": cut})
     if cut and run.world.is_first:
         print(f"train_generator: {words.told_cut(cut, len(captions))}", file=sys.stderr, flush=True)
 
 
-def _batches(loader: TokenLoader, shares: list[range], world: World, device: str) -> list[tuple[Tensor, Tensor, float]]:
+def _batches(parts: list[tuple[Tensor, Tensor]], world: World, device: str) -> list[tuple[Tensor, Tensor, float]]:
     """This process's parts of a batch: text, image tokens, and how many words of text a part of the batch has on average."""
-    parts = [loader.batch(share) for share in shares]
     text_words = world.mean(sum(int((text_tokens != PAD).sum()) for text_tokens, _ in parts) / len(parts))
     return [(text_tokens.to(device), image_tokens.to(device), text_words) for text_tokens, image_tokens in parts]
 

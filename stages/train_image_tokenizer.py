@@ -18,10 +18,11 @@ from stages._training import device_of, train
 from thousandwords import components, images, metrics, training
 from thousandwords.config import section
 from thousandwords.files import write_bytes, write_json
-from thousandwords.loader import ImageLoader, positions
+from thousandwords.loader import Ahead, ImageLoader, positions
 from thousandwords.pair_shards import PairReader
 from thousandwords.seeds import step_rng
 from thousandwords.shards import in_order
+from thousandwords.store import STORE, Store
 
 LOOK = 256  # validation pictures that are watched while training
 
@@ -32,7 +33,8 @@ def train_image_tokenizer(pairs: Path, out: Path, curves: Path, run: Stage) -> N
     if _pretrained.folder_of(block):
         return take_over(block, pairs, out, curves, run)
     config = section(block["training"], "image_tokenizer.training", training.Config)
-    reader, held_out = PairReader(pairs, "train"), PairReader(pairs, "validation")
+    store = Store(STORE / "pairs", kept_runs=2)
+    reader, held_out = PairReader(pairs, "train", store), PairReader(pairs, "validation")
     loader = ImageLoader(reader, run.seed, settings.augmentation)
     device = device_of(run)
     torch.manual_seed(run.seed)
@@ -44,19 +46,21 @@ def train_image_tokenizer(pairs: Path, out: Path, curves: Path, run: Stage) -> N
     ).to(device)
     model.prepare(_one_epoch(loader, config.batch_size, device), step_rng(run.seed, 0, device))
     watched = images.to_float(held_out.images(list(range(min(LOOK, len(held_out)))))).to(device)
-    state, history = train(
-        run,
-        model,
-        config,
-        batches_of=lambda step: [
-            loader.batch(share).to(device)
-            for share in run.world.shares(positions(step, config.batch_size), config.accumulation)
-        ],
-        loss_of=lambda model, batch, step, rng: model.loss(batch, step, rng),
-        evaluate=lambda model: look(model, watched),
-        settings=block,
-        inputs=(reader.fingerprint,),
-    )
+
+    def parts_of(step: int) -> list[Tensor]:
+        return [loader.batch(share) for share in run.world.shares(positions(step, config.batch_size), config.accumulation)]
+
+    with Ahead(parts_of, config.steps, config.workers_on(device)) as parts:
+        state, history = train(
+            run,
+            model,
+            config,
+            batches_of=lambda step: [part.to(device) for part in parts(step)],
+            loss_of=lambda model, batch, step, rng: model.loss(batch, step, rng),
+            evaluate=lambda model: look(model, watched),
+            settings=block,
+            inputs=(reader.fingerprint,),
+        )
     if run.world.is_first:
         components.save(model, out, state)
         write_json(curves, history)

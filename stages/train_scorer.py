@@ -11,9 +11,10 @@ from stages._training import device_of, train
 from thousandwords import components, images, metrics, training
 from thousandwords.config import check_keys, section
 from thousandwords.files import write_json
-from thousandwords.loader import ImageLoader, positions
+from thousandwords.loader import Ahead, ImageLoader, positions
 from thousandwords.pair_shards import PairReader
 from thousandwords.seeds import step_rng
+from thousandwords.store import STORE, Store
 from thousandwords.text import normalise
 
 LOOK = 256  # validation pairs that are watched while training
@@ -23,7 +24,8 @@ def train_scorer(pairs: Path, out: Path, curves: Path, run: Stage) -> None:
     block = run.params.get("scorer") or {}
     check_keys(block, "scorer", ["kind", block.get("kind"), "training"])
     config = section(block["training"], "scorer.training", training.Config)
-    reader, held_out = PairReader(pairs, "train"), PairReader(pairs, "validation")
+    store = Store(STORE / "pairs", kept_runs=2)
+    reader, held_out = PairReader(pairs, "train", store), PairReader(pairs, "validation")
     device = device_of(run)
     torch.manual_seed(run.seed)
     model = components.build(
@@ -38,16 +40,21 @@ def train_scorer(pairs: Path, out: Path, curves: Path, run: Stage) -> None:
         watched = list(range(min(LOOK, len(held_out))))
         watched_pairs = _watched(held_out, watched, device)
         loader = ImageLoader(reader, run.seed)
-        state, history = train(
-            run,
-            model,
-            config,
-            batches_of=lambda step: [_batch(loader, positions(step, config.batch_size), device)],
-            loss_of=lambda model, batch, step, rng: model.loss(*batch, step, rng),
-            evaluate=lambda model: retrieval(model, *watched_pairs),
-            settings=block,
-            inputs=(reader.fingerprint,),
-        )
+
+        def pairs_of(step: int) -> tuple[torch.Tensor, list[str]]:
+            return _batch(loader, positions(step, config.batch_size))
+
+        with Ahead(pairs_of, config.steps, config.workers_on(device)) as shown:
+            state, history = train(
+                run,
+                model,
+                config,
+                batches_of=lambda step: [_on(device, *shown(step))],
+                loss_of=lambda model, batch, step, rng: model.loss(*batch, step, rng),
+                evaluate=lambda model: retrieval(model, *watched_pairs),
+                settings=block,
+                inputs=(reader.fingerprint,),
+            )
     components.save(model, out, state)
     write_json(curves, history)
 
@@ -64,8 +71,12 @@ def _watched(reader: PairReader, indices: list[int], device: str) -> tuple[torch
     return pictures, [normalise(reader.captions(row)[0]) for row in indices]
 
 
-def _batch(loader: ImageLoader, shown: range, device: str) -> tuple[torch.Tensor, list[str]]:
-    return loader.batch(shown).to(device), [normalise(caption) for caption in loader.captions(shown)]
+def _batch(loader: ImageLoader, shown: range) -> tuple[torch.Tensor, list[str]]:
+    return loader.batch(shown), [normalise(caption) for caption in loader.captions(shown)]
+
+
+def _on(device: str, pictures: torch.Tensor, captions: list[str]) -> tuple[torch.Tensor, list[str]]:
+    return pictures.to(device), captions
 
 
 def main(argv: list[str] | None = None) -> None:

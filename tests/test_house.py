@@ -24,12 +24,13 @@ ALLOWED = {  # part of the library -> the packages from outside that it may impo
     "sources/": DATA | {"fsspec"},
     "mixing.py": {"numpy"},
     **{f"{name}.py": DATA for name in ("tars", "pairs", "pair_shards", "shards", "tables", "samples")},
+    **{f"{name}.py": DATA for name in ("rows", "store")},
     **{f"{name}.py": DATA for name in ("text", "images", "scenes", "scene_reader", "loader", "augmentation")},
     **{f"{name}.py": MATHS for name in ("training", "updates", "optim", "checkpoints", "metrics", "sampling", "kmeans")},
     **{f"{name}.py": MATHS for name in ("config", "errors", "files", "naming", "components", "drawing", "evaluation")},
     **{f"{name}.py": MATHS for name in ("fidelity", "likeness")},
     **{f"{name}.py": MATHS for name in ("schedules", "seeds", "scaling", "distributed", "package", "__main__", "__init__")},
-    **{f"{name}.py": MATHS for name in ("completion", "likelihood", "unpickling", "torch_files", "released")},
+    **{f"{name}.py": MATHS for name in ("plan", "completion", "likelihood", "unpickling", "torch_files", "released")},
     "workbench.py": DATA,
     "workers.py": set(),
     "commands/": MATHS,
@@ -131,8 +132,11 @@ def dvc_stages() -> dict:
     return yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
+COMMANDS = {"plan"}  # modules of stages/ that a user calls by name, though nothing is made by them
+
+
 def test_each_stage_is_one_module_and_says_what_it_does():
-    modules = {Path(file).stem for file in python_files("stages") if not Path(file).name.startswith("_")}
+    modules = {Path(file).stem for file in python_files("stages") if not Path(file).name.startswith("_")} - COMMANDS
     assert modules == set(dvc_stages())
     for name, stage in dvc_stages().items():
         assert f"python -m stages.{name} " in stage["cmd"] and len(stage["desc"]) > 20

@@ -1,6 +1,7 @@
 """Any caption has a spelling, and the spelling gives the caption back."""
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import tarfile
@@ -121,9 +122,9 @@ def test_captions_become_rows_of_words_and_pads():
 
 
 def test_pads_fill_a_row_and_the_end_is_cut():
-    assert text.pad([5, 9], 4) == [5, 9, -1, -1]
-    assert text.pad([5, 9, 3], 2) == [5, 9]
-    assert text.pad([], 1) == [-1]
+    assert text.padded([[5, 9]], 4).tolist() == [[5, 9, -1, -1]]
+    assert text.padded([[5, 9, 3]], 2).tolist() == [[5, 9]]
+    assert text.padded([[]], 1).tolist() == [[-1]]
 
 
 def test_captions_that_are_too_long_are_cut_and_counted():
@@ -195,7 +196,8 @@ def test_rows_with_dropout_are_cut_and_filled_like_any():
     tokens = WORDY.encode_with_dropout(["a red star", "", "a small green star on sand"], 0.9, rngs)
     assert tokens.shape == (3, TEXT_LENGTH) and tokens.dtype == torch.int64
     assert tokens[1].tolist() == [-1] * TEXT_LENGTH and (tokens[2] >= 0).all()
-    assert tokens[0].tolist() == text.pad(WORDY.words_with_dropout("a red star", 0.9, np.random.default_rng(0)), TEXT_LENGTH)
+    spelt = WORDY.words_with_dropout("a red star", 0.9, np.random.default_rng(0))
+    assert tokens[:1].equal(text.padded([spelt], TEXT_LENGTH))
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -256,3 +258,37 @@ def test_a_tokenizer_with_one_flipped_bit_is_refused(tmp_path, name):
     for _ in flips(tmp_path / name, 20):
         with pytest.raises(DamagedArtefact, match=f"{name}.* Run: dvc repro train_text_tokenizer"):
             text.load(tmp_path)
+
+
+# --- against the algorithm as it is written --------------------------------------------------------------------------
+
+
+MANY = text.train(CAPTIONS * 3, text.Config(320, 16))
+
+
+def merged_slowly(tokenizer: text.TextTokenizer, words: list[str], dropout: float, rng: np.random.Generator) -> list[str]:
+    """Algorithm 1 of arXiv 1910.13267, all pairs looked at anew in each round, numbers drawn as one array."""
+    while True:
+        pairs = [(tokenizer._ranks.get(pair), place) for place, pair in enumerate(itertools.pairwise(words))]
+        pairs = [pair for pair in pairs if pair[0] is not None]
+        kept = list(itertools.compress(pairs, rng.random(len(pairs)) >= dropout)) if dropout else pairs
+        if not kept:
+            return words
+        _, place = min(kept)
+        words = [*words[:place], words[place] + words[place + 1], *words[place + 2 :]]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5, 0.9])
+@given(caption=st.text(st.sampled_from("abderst éÖ★ "), max_size=60), seed=st.integers(0, 2**32))
+def test_spellings_are_those_of_the_algorithm_draw_by_draw(dropout, caption, seed):
+    tokenizer, rng = MANY, np.random.default_rng(seed)
+    parts = [part for part, _ in tokenizer.bpe.pre_tokenizer.pre_tokenize_str(text.normalise(caption))]
+    wanted = [tokenizer._ids[word] for part in parts for word in merged_slowly(tokenizer, list(part), dropout, rng)]
+
+    assert tokenizer.words_with_dropout(caption, dropout, np.random.default_rng(seed)) == wanted
+
+
+@given(captions=st.lists(st.text(max_size=80), max_size=5))
+def test_a_batch_of_captions_is_the_captions_one_by_one(captions):
+    rows = [(MANY.words(caption) + [-1] * 16)[:16] for caption in captions]
+    assert MANY.encode(captions).equal(torch.tensor(rows, dtype=torch.int64).reshape(-1, 16))

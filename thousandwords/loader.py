@@ -7,8 +7,11 @@ positions: it can be had without the ones before it, and several processes may e
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -17,10 +20,47 @@ from torch import Tensor
 from thousandwords.augmentation import Augmentation, tokenizer_crop
 from thousandwords.images import to_float
 from thousandwords.pair_shards import PairReader
-from thousandwords.shards import TokenRows
+from thousandwords.shards import AnyTokenRows
 from thousandwords.text import TextTokenizer
 
 CAPTION, VIEW, CROP, DROPOUT = range(4)  # what is drawn for a position; each has random numbers of its own
+AHEAD = 2  # batches that each thread may be ahead
+_ONE_AT_A_TIME = threading.Lock()  # threads that come to a new epoch together make its order once, not once each
+
+
+Batch = TypeVar("Batch")
+
+
+class Ahead(Generic[Batch]):
+    """`batch_of(step)`, the next steps' batches being made by threads meanwhile; without threads, just `batch_of(step)`.
+
+    Usage: with Ahead(batch_of, steps, workers) as batches: batches(0), batches(1), …
+    A batch is a function of its step, so it is the same whoever makes it, and steps may be asked for from any one on. An error is
+    raised where its batch is asked for, not before. No batch from `steps` on is made unasked; leaving waits for those at work.
+    """
+
+    def __init__(self, batch_of: Callable[[int], Batch], steps: int, workers: int) -> None:
+        self.batch_of, self.steps, self.workers = batch_of, steps, workers
+        self._pending: dict[int, Future[Batch]] = {}
+        self._threads = ThreadPoolExecutor(workers, "loader") if workers else None
+
+    def __call__(self, step: int) -> Batch:
+        if self._threads is None:
+            return self.batch_of(step)
+        wanted = range(step, max(step + 1, min(step + 1 + AHEAD * self.workers, self.steps)))
+        for late in set(self._pending) - set(wanted):
+            self._pending.pop(late).cancel()
+        for one in wanted:
+            if one not in self._pending:
+                self._pending[one] = self._threads.submit(self.batch_of, one)
+        return self._pending.pop(step).result()
+
+    def __enter__(self) -> Ahead[Batch]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
 
 
 def positions(step: int, batch_size: int) -> range:
@@ -40,9 +80,15 @@ def places(positions: range, count: int, seed: int) -> list[tuple[int, int]]:
     ]
 
 
-@functools.lru_cache(maxsize=4)
 def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch, count]).permutation(count)
+    with _ONE_AT_A_TIME:
+        return _kept_permutation(count, seed, epoch)
+
+
+@functools.lru_cache(maxsize=4)
+def _kept_permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    order = np.random.default_rng([seed, epoch, count]).permutation(count)
+    return order.astype(np.uint32) if count <= 2**32 else order  # half the memory, while several epochs are kept
 
 
 def choose(count: int, seed: int, purpose: int, epoch: int, row: int) -> int:
@@ -78,15 +124,16 @@ class CaptionSettings:
 class TokenLoader:
     """Batches of (text, image tokens) for the generator, one caption and one view of each row per epoch."""
 
-    def __init__(self, rows: TokenRows, words: TextTokenizer, seed: int, bpe_dropout: float = 0.0) -> None:
+    def __init__(self, rows: AnyTokenRows, words: TextTokenizer, seed: int, bpe_dropout: float = 0.0) -> None:
         self.rows, self.words, self.seed, self.bpe_dropout = rows, words, seed, bpe_dropout
 
     def batch(self, positions: range) -> tuple[Tensor, Tensor]:
         """(text (B, T) int64 with −1 where a caption has ended, image tokens (B, L) int64)."""
         shown = places(positions, len(self.rows), self.seed)
-        captions = [_caption(self.rows.captions[row], self.seed, epoch, row) for epoch, row in shown]
+        self.rows.expect([row for _, row in shown])
+        captions = [_caption(self.rows.captions_of(row), self.seed, epoch, row) for epoch, row in shown]
         views = [choose(self.rows.header.views, self.seed, VIEW, epoch, row) for epoch, row in shown]
-        tokens = self.rows.tokens[[row for _, row in shown], views].astype(np.int64)
+        tokens = self.rows.tokens_of([row for _, row in shown], views).astype(np.int64)
         return self._encode(captions, shown), torch.from_numpy(tokens)
 
     def _encode(self, captions: list[str], shown: list[tuple[int, int]]) -> Tensor:

@@ -6,6 +6,7 @@ What writes them is `pairs`; it stands apart, so that a change of how pairs are 
 """
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,10 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from thousandwords.files import DamagedArtefact, read_manifest
+from thousandwords.files import DamagedArtefact, check_file, fingerprint, read_manifest
 from thousandwords.images import decode_png, fit_square
+from thousandwords.rows import Part, Rows, write_rows
+from thousandwords.store import Store
 
 MEND = "dvc repro prepare_pairs"
+MOST_IN_MEMORY = 2**29  # bytes of shards; more are read from disk row by row, where there is a store
 PAIR_SCHEMA = pa.schema([
     pa.field("key", pa.string(), nullable=False),
     pa.field("image", pa.binary(), nullable=False),    # PNG, RGB: the square, or the whole picture
@@ -32,28 +36,53 @@ def splits(folder: Path) -> list[str]:
     return ["train", *sorted(set(counted) - {"train"}, reverse=True)]
 
 
-class PairReader:
-    """The pairs of one split, each file verified; memory holds encoded pictures, `images` decodes a few."""
+def shards_of(manifest: dict, split: str) -> list[str]:
+    """The names of a split's shards, in the order of their rows."""
+    return sorted(name for name in manifest["files"] if name.startswith(f"{split}-"))
 
-    def __init__(self, folder: Path, split: str):
-        manifest = read_manifest(folder, mend=MEND)
-        names = sorted(name for name in manifest["files"] if name.startswith(f"{split}-"))
+
+class PairReader:
+    """The pairs of one split, each file verified; `images` decodes a few of them.
+
+    Memory holds the encoded pictures; with a `store`, and more of them than `most_in_memory` bytes, the store does: they are
+    written there once, known by the shards' manifest, and read row by row.
+    """
+
+    def __init__(self, folder: Path, split: str, store: Store | None = None, most_in_memory: int = MOST_IN_MEMORY):
+        manifest = read_manifest(folder, verify=False, mend=MEND)
+        names = shards_of(manifest, split)
         if not names:
             found = ", ".join(manifest["facts"]["counts"]["splits"])
             raise DamagedArtefact(f"{folder} has no split {split!r}, only {found}. Run: {MEND}")
+        if store is None or sum(manifest["files"][name]["bytes"] for name in names) <= most_in_memory:
+            read_manifest(folder, mend=MEND)
+            shards = [_read_shard(Path(folder) / name, manifest["files"][name]["rows"]) for name in names]
+            self._take(manifest, _Memory(pa.concat_tables(shards)))
+        else:
+            self._take(manifest, _Disk(_stored(folder, split, manifest, names, store)))
+
+    @classmethod
+    def of_shard(cls, folder: Path, manifest: dict, name: str) -> PairReader:
+        """The pairs of one shard alone, verified."""
+        check_file(Path(folder) / name, manifest["files"][name], MEND)
+        reader = cls.__new__(cls)
+        reader._take(manifest, _Memory(_read_shard(Path(folder) / name, manifest["files"][name]["rows"])))
+        return reader
+
+    def _take(self, manifest: dict, rows: _Memory | _Disk) -> None:
         self.fingerprint: str = manifest["sha256"]
         self.image_size: int = manifest["facts"]["image_size"]
         self.counts: dict = manifest["facts"]["counts"]
-        self._table = pa.concat_tables([_read_shard(Path(folder) / name, manifest["files"][name]["rows"]) for name in names])
+        self._rows = rows
 
     def __len__(self) -> int:
-        return self._table.num_rows
+        return len(self._rows)
 
     def key(self, index: int) -> str:
-        return self._table["key"][index].as_py()
+        return self._rows.key(index)
 
     def captions(self, index: int) -> list[str]:
-        return self._table["captions"][index].as_py()
+        return self._rows.captions(index)
 
     def images(self, indices: Sequence[int]) -> np.ndarray:
         """The plain squares of the given rows, uint8 (B, H, W, 3): the middle, at `image_size`, whatever is stored."""
@@ -67,14 +96,90 @@ class PairReader:
         return list(self._decoded(indices))
 
     def _decoded(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        column = self._table["image"]
-        return (decode_png(column[int(index)].as_py()) for index in indices)
+        self._rows.expect([int(index) for index in indices])
+        return (decode_png(self._rows.image(int(index))) for index in indices)
+
+
+class _Memory:
+    """Rows of a table."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def expect(self, rows: Sequence[int]) -> None:
+        """Nothing to wait for: they are here."""
+
+    def key(self, row: int) -> str:
+        return self.table["key"][row].as_py()
+
+    def captions(self, row: int) -> list[str]:
+        return self.table["captions"][row].as_py()
+
+    def image(self, row: int) -> bytes:
+        return self.table["image"][row].as_py()
+
+
+class _Disk:
+    """The same rows, on disk."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def expect(self, rows: Sequence[int]) -> None:
+        """These rows will be asked for next."""
+        self.rows.expect(rows)
+
+    def key(self, row: int) -> str:
+        return self.rows.read("key", row).decode()
+
+    def captions(self, row: int) -> list[str]:
+        return json.loads(self.rows.read("captions", row))
+
+    def image(self, row: int) -> bytes:
+        return self.rows.read("image", row)
+
+
+def _stored(folder: Path, split: str, manifest: dict, names: Sequence[str], store: Store) -> Rows:
+    entries = [manifest["files"][name] for name in names]
+    needed, count = sum(entry["bytes"] for entry in entries), sum(entry["rows"] for entry in entries)
+
+    def make(entry: Path) -> None:
+        store.check_room(needed, f"the {count:,} pairs of {split} in {folder}")
+        for name in names:
+            check_file(Path(folder) / name, manifest["files"][name], MEND)
+        write_rows(entry, (part for name in names for part in _parts(Path(folder) / name)))
+
+    key = fingerprint({"shards": manifest["sha256"], "split": split, "layout": 1})
+    store.begin([key])
+    return Rows(store.get(key, make), verify=False)
+
+
+def _parts(path: Path) -> Iterator[Part]:
+    """The rows of a shard, a group at a time: whole pictures of a whole shard may be a gigabyte."""
+    file = pq.ParquetFile(path, page_checksum_verification=True)
+    _check_schema(path, file.schema_arrow)
+    for group in file.iter_batches(batch_size=256, columns=["key", "captions", "image"]):
+        yield {
+            "key": [key.encode() for key in group["key"].to_pylist()],
+            "captions": [json.dumps(several, ensure_ascii=False).encode() for several in group["captions"].to_pylist()],
+            "image": group["image"].to_pylist(),
+        }
 
 
 def _read_shard(path: Path, rows: int) -> pa.Table:
     table = pq.read_table(path, page_checksum_verification=True)
-    if table.schema != PAIR_SCHEMA:
-        raise DamagedArtefact(f"{path} has columns {table.schema.names}, not a pair shard's. Run: {MEND}")
+    _check_schema(path, table.schema)
     if not 0 < table.num_rows == rows:
         raise DamagedArtefact(f"{path} should have {rows or 'some'} rows, found {table.num_rows}. Run: {MEND}")
     return table
+
+
+def _check_schema(path: Path, schema: pa.Schema) -> None:
+    if schema != PAIR_SCHEMA:
+        raise DamagedArtefact(f"{path} has columns {schema.names}, not a pair shard's. Run: {MEND}")

@@ -264,7 +264,8 @@ def prepare(raw: RawPair, config: Config) -> Pair | Refusal:
         return refusal(raw, problem.reason, problem.detail)
 
 
-def _prepare(raw: RawPair, config: Config, seed: int) -> Pair | Refusal:
+def _with_second_text(prepare: Callable, raw: RawPair, config: Config, seed: int) -> Pair | Refusal:
+    """`prepare` of the pair with the text that it is trained on; the caller keeps the pair as it came, which tells its split."""
     return prepare(recaptioned(raw, seed, config.recaption_share), config)
 
 
@@ -357,7 +358,8 @@ def prepared(config: Config, seed: int) -> Iterator[tuple[str, Pair | Refusal]]:
 def _outcomes(config: Config, seed: int) -> Iterator[tuple[RawPair, Pair | Refusal]]:
     """Every input of the source in order, prepared in worker processes; none of those is left when this is closed."""
     inputs = batches(open_source(config), lambda raw: len(raw.image or b""))
-    pairs = ordered_map(functools.partial(_prepare, config=config, seed=seed), inputs, config.workers or cores(), LIMITS)
+    work = functools.partial(_with_second_text, prepare, config=config, seed=seed)
+    pairs = ordered_map(work, inputs, config.workers or cores(), LIMITS)
     with contextlib.closing(pairs):
         for raw, outcome in pairs:
             yield raw, refusal(raw, outcome.reason, outcome.detail) if isinstance(outcome, Fault) else outcome

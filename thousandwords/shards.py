@@ -6,6 +6,7 @@ refuses any other. Captions stay text, so a new BPE does not re-encode a single 
 """
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +19,23 @@ import torch
 from torch import Tensor
 
 from thousandwords.errors import UserError
-from thousandwords.files import DamagedArtefact, clear, read_manifest, write_bytes, write_manifest
+from thousandwords.files import (
+    DamagedArtefact,
+    check_file,
+    clear,
+    fingerprint,
+    read_manifest,
+    write_bytes,
+    write_manifest,
+)
+from thousandwords.rows import Part, Rows, write_rows
+from thousandwords.store import Store
 from thousandwords.tables import table_bytes
 
 MEND = "dvc repro tokenize_pairs"
 MOST_WORDS = 2**16
+MOST_IN_MEMORY = 2**28  # bytes of rows; more stay on disk
+BYTES_OF_TEXT = 500  # of a row's captions and key as Python holds them, roughly
 
 
 class WrongTokenizer(UserError):
@@ -92,6 +105,16 @@ def schema(header: TokenHeader) -> pa.Schema:
     )
 
 
+def token_table(header: TokenHeader, keys: Sequence[str], captions: Sequence[list[str]], tokens: Tensor) -> pa.Table:
+    """Rows of a token shard: tokens is (B, views × L) int64, each in 0 … vocab_size − 1."""
+    width = header.views * header.length
+    assert tokens.shape == (len(keys), width), f"tokens are {tuple(tokens.shape)}, wanted ({len(keys)}, {width})"
+    assert 0 <= int(tokens.min()) and int(tokens.max()) < header.vocab_size
+    flat = pa.array(tokens.numpy().astype(np.uint16).ravel())
+    columns = [pa.array(keys), pa.array(captions), pa.FixedSizeListArray.from_arrays(flat, width)]
+    return pa.Table.from_arrays(columns, schema=schema(header))
+
+
 @dataclass
 class TokenShardWriter:
     """Writes shards of `rows_per_shard` rows, one split after the other; `close` writes the manifest. Earlier ones are removed.
@@ -110,12 +133,13 @@ class TokenShardWriter:
 
     def write(self, split: str, keys: Sequence[str], captions: Sequence[list[str]], tokens: Tensor) -> None:
         """Adds rows: tokens is (B, views × L) int64, each in 0 … vocab_size − 1."""
-        width = self.header.views * self.header.length
-        assert tokens.shape == (len(keys), width), f"tokens are {tuple(tokens.shape)}, wanted ({len(keys)}, {width})"
-        assert 0 <= int(tokens.min()) and int(tokens.max()) < self.header.vocab_size
-        flat = pa.array(tokens.numpy().astype(np.uint16).ravel())
-        columns = [pa.array(keys), pa.array(captions), pa.FixedSizeListArray.from_arrays(flat, width)]
-        self._pending.setdefault(split, []).append(pa.Table.from_arrays(columns, schema=schema(self.header)))
+        self.add(split, token_table(self.header, keys, captions, tokens))
+
+    def add(self, split: str, table: pa.Table) -> None:
+        """Adds rows that `token_table` or `read_shard` gave; shards are cut as if all had come at once."""
+        # Parquet calls the field within a list "element" and pyarrow "item": one name, or the bytes hang on where rows came from
+        table = pa.Table.from_arrays(table.columns, schema=schema(self.header))
+        self._pending.setdefault(split, []).append(table)
         while sum(table.num_rows for table in self._pending[split]) >= self.rows_per_shard:
             self._flush(split)
 
@@ -155,18 +179,100 @@ class TokenRows:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def expect(self, rows: Sequence[int]) -> None:
+        """Nothing to wait for: they are here."""
+
+    def captions_of(self, row: int) -> list[str]:
+        return self.captions[row]
+
+    def tokens_of(self, rows: Sequence[int], views: Sequence[int]) -> np.ndarray:
+        """One view of each row: (B, L) uint16."""
+        return self.tokens[rows, views]
+
     def batch(self, indices: Sequence[int], view: int = 0) -> tuple[list[str], Tensor]:
         """(the first caption of each row, tokens (B, L) int64)."""
         tokens = torch.from_numpy(self.tokens[np.asarray(indices), view].astype(np.int64))
         return [self.captions[index][0] for index in indices], tokens
 
 
-def read_token_rows(folder: Path, split: str, tokenizer_fingerprint: str | None = None) -> TokenRows:
-    """The rows of a split, verified against the manifest and, if given, against the tokenizer in use.
+class StoredTokenRows:
+    """What `TokenRows` holds, read row by row from disk: the same answers, whatever the number of rows."""
 
-    Raises WrongTokenizer or DamagedArtefact; both say which command mends it.
+    def __init__(self, header: TokenHeader, rows: Rows) -> None:
+        self.header, self.rows = header, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def expect(self, rows: Sequence[int]) -> None:
+        """These rows will be asked for next."""
+        self.rows.expect(rows)
+
+    def captions_of(self, row: int) -> list[str]:
+        return json.loads(self.rows.read("captions", row))
+
+    def tokens_of(self, rows: Sequence[int], views: Sequence[int]) -> np.ndarray:
+        """One view of each row: (B, L) uint16."""
+        length = self.header.length
+        words = [
+            np.frombuffer(self.rows.read("tokens", row), np.uint16)[view * length : (view + 1) * length]
+            for row, view in zip(rows, views, strict=True)
+        ]
+        return np.stack(words)
+
+
+AnyTokenRows = TokenRows | StoredTokenRows
+
+
+def all_captions(rows: AnyTokenRows) -> Iterator[str]:
+    """Every caption of every row, in order."""
+    return (caption for row in range(len(rows)) for caption in rows.captions_of(row))
+
+
+def read_token_rows(folder: Path, split: str, tokenizer_fingerprint: str | None = None, first: int | None = None) -> TokenRows:
+    """The rows of a split (or no more than its first shards, of `first` rows or more), in memory.
+
+    Verified against the manifest and, if given, against the tokenizer in use. Raises WrongTokenizer or DamagedArtefact; both
+    say which command mends it.
     """
     manifest = read_manifest(folder, mend=MEND)
+    header, names = _opened(manifest, folder, split, tokenizer_fingerprint)
+    tables = []
+    for name in names:
+        if first is None or sum(table.num_rows for table in tables) < first:
+            tables.append(read_shard(Path(folder) / name, header, manifest["files"][name]["rows"]))
+    table = pa.concat_tables(tables)
+    return TokenRows(header, table["key"].to_pylist(), table["captions"].to_pylist(), _all_words(table, header))
+
+
+def open_token_rows(
+    folder: Path, split: str, tokenizer_fingerprint: str | None, store: Store, most_in_memory: int = MOST_IN_MEMORY
+) -> AnyTokenRows:
+    """`read_token_rows`, or where memory would hold more than that many bytes: the same rows, written once to the store.
+
+    They are known there by the shards' manifest, and need as much disk as the shards unpacked. Raises UserError where there is
+    too little.
+    """
+    manifest = read_manifest(folder, verify=False, mend=MEND)
+    header, names = _opened(manifest, folder, split, tokenizer_fingerprint)
+    count = sum(manifest["files"][name]["rows"] for name in names)
+    if count * (_token_bytes(header) + BYTES_OF_TEXT) <= most_in_memory:
+        return read_token_rows(folder, split, tokenizer_fingerprint)
+    key = fingerprint({"shards": manifest["sha256"], "split": split, "layout": 1})
+    store.begin([key])
+
+    def make(entry: Path) -> None:
+        store.check_room(count * (_token_bytes(header) + BYTES_OF_TEXT), f"the {count:,} rows of {split} in {folder}")
+        for name in names:
+            check_file(Path(folder) / name, manifest["files"][name], MEND)
+        shards = (read_shard(Path(folder) / name, header, manifest["files"][name]["rows"]) for name in names)
+        write_rows(entry, (_part(shard, header) for shard in shards))
+
+    return StoredTokenRows(header, Rows(store.get(key, make), verify=False))
+
+
+def _opened(manifest: dict, folder: Path, split: str, tokenizer_fingerprint: str | None) -> tuple[TokenHeader, list[str]]:
+    """(what the words are, the names of the split's shards)."""
     header = TokenHeader.from_facts(manifest["facts"]["tokens"])
     if tokenizer_fingerprint is not None and tokenizer_fingerprint != header.tokenizer_fingerprint:
         raise WrongTokenizer(
@@ -176,21 +282,29 @@ def read_token_rows(folder: Path, split: str, tokenizer_fingerprint: str | None 
     names = sorted(name for name in manifest["files"] if name.startswith(f"{split}-"))
     if not names:
         raise DamagedArtefact(f"{folder} has no shard of the split {split!r}. Run: {MEND}")
-    tables = [_read_shard(Path(folder) / name, header, manifest["files"][name]["rows"]) for name in names]
-    table = pa.concat_tables(tables)
-    words = np.concatenate([_words(chunk, header) for chunk in table["image_tokens"].chunks])
-    return TokenRows(header, table["key"].to_pylist(), table["captions"].to_pylist(), words)
+    return header, names
 
 
-def _read_shard(path: Path, header: TokenHeader, rows: int) -> pa.Table:
+def _token_bytes(header: TokenHeader) -> int:
+    return 2 * header.views * header.length
+
+
+def _part(table: pa.Table, header: TokenHeader) -> Part:
+    words = _all_words(table, header).reshape(table.num_rows, -1)
+    captions = [json.dumps(several, ensure_ascii=False).encode() for several in table["captions"].to_pylist()]
+    return {"captions": captions, "tokens": [row.tobytes() for row in words]}
+
+
+def read_shard(path: Path, header: TokenHeader, rows: int | None = None) -> pa.Table:
+    """The rows of one shard; DamagedArtefact where a page, a column, a word or the count of `rows` is wrong."""
     table = pq.read_table(path, page_checksum_verification=True)
     if table.schema != schema(header):
         raise DamagedArtefact(
             f"{path} has columns {table.schema.names} of other types than a token shard's. Run: {MEND}"
         )
-    if not 0 < table.num_rows == rows:
+    if table.num_rows == 0 or (rows is not None and table.num_rows != rows):
         raise DamagedArtefact(f"{path} should have {rows or 'some'} rows, found {table.num_rows}. Run: {MEND}")
-    words = np.concatenate([_words(chunk, header) for chunk in table["image_tokens"].chunks])
+    words = _all_words(table, header)
     if words.max() >= header.vocab_size:
         row = int(words.max(axis=(1, 2)).argmax())
         raise DamagedArtefact(
@@ -198,6 +312,10 @@ def _read_shard(path: Path, header: TokenHeader, rows: int) -> pa.Table:
             f"{header.vocab_size}. Run: {MEND}"
         )
     return table
+
+
+def _all_words(table: pa.Table, header: TokenHeader) -> np.ndarray:
+    return np.concatenate([_words(chunk, header) for chunk in table["image_tokens"].chunks])
 
 
 def _words(chunk: pa.FixedSizeListArray, header: TokenHeader) -> np.ndarray:

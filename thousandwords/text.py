@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,40 +66,41 @@ class TextTokenizer:
         return self.bpe.encode(normalise(caption)).ids
 
     def encode(self, captions: Sequence[str]) -> Tensor:
-        """Captions -> (B, T) int64; pad([5, 9], 4) -> [5, 9, -1, -1]; a caption of more than T tokens is cut."""
-        encoded = self.bpe.encode_batch([normalise(caption) for caption in captions])
-        return self._padded([entry.ids for entry in encoded])
+        """Captions -> (B, T) int64, -1 where a caption has ended; one of more than T tokens is cut."""
+        return padded([entry.ids for entry in self._encoded(captions)], self.text_length)
+
+    def _encoded(self, captions: Sequence[str]) -> list[tokenizers.Encoding]:
+        return self.bpe.encode_batch_fast([normalise(caption) for caption in captions])
 
     def words_with_dropout(self, caption: str, dropout: float, rng: np.random.Generator) -> list[int]:
         """One caption's tokens, each merge left out with probability `dropout` whenever it could be made; 0 gives `words`."""
         parts = [part for part, _ in self.bpe.pre_tokenizer.pre_tokenize_str(normalise(caption))]
-        return [self._ids[word] for part in parts for word in self._merged(list(part), dropout, rng)]
+        draws = _uniform(rng)
+        return [self._ids[word] for part in parts for word in self._merged(part, dropout, draws)]
 
     def encode_with_dropout(
         self, captions: Sequence[str], dropout: float, rngs: Sequence[np.random.Generator]
     ) -> Tensor:
         """`encode` with BPE-dropout, one random generator for each caption: (B, T) int64."""
         drawn = [self.words_with_dropout(caption, dropout, rng) for caption, rng in zip(captions, rngs, strict=True)]
-        return self._padded(drawn)
+        return padded(drawn, self.text_length)
 
-    def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        import torch
-
-        return torch.tensor([pad(tokens, self.text_length) for tokens in rows], dtype=torch.int64)
-
-    def _merged(self, words: list[str], dropout: float, rng: np.random.Generator) -> list[str]:
+    def _merged(self, part: str, dropout: float, draws: Iterator[float]) -> list[str]:
         """Bytes -> words: the oldest merge that is not left out, again and again, until none is left (their algorithm 1)."""
+        words = list(part)
+        ranks = [self._ranks.get(pair) for pair in itertools.pairwise(words)]
         while True:
-            pairs = [
-                (self._ranks[pair], place) for place, pair in enumerate(itertools.pairwise(words)) if pair in self._ranks
-            ]
-            if dropout:
-                kept = rng.random(len(pairs)) >= dropout
-                pairs = list(itertools.compress(pairs, kept))
-            if not pairs:
+            best = place = None
+            for at, rank in enumerate(ranks):
+                if rank is None or (dropout and next(draws) < dropout):
+                    continue
+                if best is None or rank < best:
+                    best, place = rank, at
+            if place is None:
                 return words
-            _, place = min(pairs)
-            words = [*words[:place], words[place] + words[place + 1], *words[place + 2 :]]
+            words[place : place + 2] = [words[place] + words[place + 1]]
+            around = slice(max(0, place - 1), place + 2)  # the merged word and its neighbours
+            ranks[max(0, place - 1) : place + 2] = [self._ranks.get(pair) for pair in itertools.pairwise(words[around])]
 
     def decode(self, tokens: Tensor) -> str:
         """One row of tokens (T,) -> its text, pads left out."""
@@ -107,7 +108,7 @@ class TextTokenizer:
 
     def count_cut(self, captions: Iterable[str]) -> int:
         """How many captions have more tokens than the model reads (in the usual spelling; with dropout they are longer)."""
-        return sum(len(self.words(caption)) > self.text_length for caption in captions)
+        return sum(len(entry.ids) > self.text_length for part in _parts(captions, 1024) for entry in self._encoded(part))
 
     def told_cut(self, cut: int, count: int) -> str:
         """One sentence on captions that were cut: "3 of 2,000 captions have more than 24 tokens; …"."""
@@ -117,9 +118,28 @@ class TextTokenizer:
         )
 
 
-def pad(tokens: list[int], length: int) -> list[int]:
-    """Exactly `length` tokens: cut at the end, or filled with PAD."""
-    return tokens[:length] + [PAD] * (length - len(tokens))
+def padded(several: Sequence[list[int]], length: int) -> Tensor:
+    """Each cut at the end, or filled with PAD: padded([[5, 9]], 4) -> [[5, 9, -1, -1]], (B, length) int64."""
+    import torch
+
+    # not as lists of Python's numbers: to make a tensor of those takes longer than the BPE
+    rows = np.full((len(several), length), PAD, np.int64)
+    for row, tokens in zip(rows, several, strict=True):
+        row[: len(tokens)] = tokens[:length]
+    return torch.from_numpy(rows)
+
+
+def _parts(items: Iterable[str], length: int) -> Iterator[list[str]]:
+    """_parts("abcde", 2) -> ["a", "b"], ["c", "d"], ["e"]; no more than one part is in memory."""
+    left = iter(items)
+    while part := list(itertools.islice(left, length)):
+        yield part
+
+
+def _uniform(rng: np.random.Generator) -> Iterator[float]:
+    """Its numbers in [0, 1), one after the other; drawn in blocks, which are the same numbers in a tenth of the time."""
+    while True:
+        yield from rng.random(64).tolist()
 
 
 def train(captions: Iterable[str], config: Config) -> TextTokenizer:

@@ -50,6 +50,7 @@ class Config:
     parallel: Literal["ddp", "fsdp"] = "ddp"  # each process holds the whole model, or a share of every weight
     powersgd_rank: int | None = None  # of compressed gradients, with ddp; null: sent whole
     accumulation: int = 1  # micro-batches that a process takes its share of a batch in
+    loader_workers: int | Literal["auto"] = "auto"  # threads that make the next batches; auto: 2 beside a GPU, 0 on a CPU
     log_every: int = 25
     evaluate_every: int = 200
     checkpoint_every: int = 200
@@ -59,8 +60,8 @@ class Config:
         for name in (*counts, "accumulation", "decay_steps", "powersgd_rank", "processes"):
             if isinstance(getattr(self, name), int) and getattr(self, name) < 1:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it needs to be 1 or more")
-        for name in ("final_learning_rate", "warmup_steps", "weight_decay", "least_gain"):
-            if not getattr(self, name) >= 0:
+        for name in ("final_learning_rate", "warmup_steps", "weight_decay", "least_gain", "loader_workers"):
+            if getattr(self, name) != "auto" and not getattr(self, name) >= 0:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it needs to be 0 or more")
         for name in ("learning_rate", "epsilon", "clip_norm", "muon_factor", "variance_limit"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
@@ -69,6 +70,12 @@ class Config:
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it needs to be in [0, 1)")
         self._check_parallel()
+
+    def workers_on(self, device: str) -> int:
+        """How many threads make batches where a process computes on `device`: on a CPU they would take its time."""
+        if self.loader_workers == "auto":
+            return 2 if device.startswith("cuda") else 0
+        return self.loader_workers
 
     def _check_parallel(self) -> None:
         if self.parallel == "fsdp" and self.powersgd_rank is not None:
