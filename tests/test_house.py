@@ -22,6 +22,7 @@ ALLOWED = {  # part of the library -> the packages from outside that it may impo
     "generators/": {"torch"},
     "scorers/": {"torch", "open_clip"},
     **{f"{name}.py": DATA for name in ("sources", "tars", "pairs", "pair_shards", "shards", "tables", "samples")},
+    **{f"{name}.py": DATA for name in ("twins", "duplicates")},
     **{f"{name}.py": DATA for name in ("text", "images", "scenes", "scene_reader", "loader", "augmentation")},
     **{f"{name}.py": MATHS for name in ("training", "updates", "optim", "checkpoints", "metrics", "sampling", "kmeans")},
     **{f"{name}.py": MATHS for name in ("config", "errors", "files", "naming", "components", "drawing", "evaluation")},

@@ -6,7 +6,7 @@ What writes them is `pairs`; it stands apart, so that a change of how pairs are 
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,11 @@ class PairReader:
 
     def key(self, index: int) -> str:
         return self._table["key"][index].as_py()
+
+    def find(self, keys: Iterable[str]) -> dict[str, int]:
+        """The row of each key that is here."""
+        wanted = set(keys)
+        return {key: row for row, key in enumerate(self._table["key"].to_pylist()) if key in wanted}
 
     def captions(self, index: int) -> list[str]:
         return self._table["captions"][index].as_py()

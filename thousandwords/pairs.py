@@ -3,8 +3,10 @@
 `train-00000.parquet`, `validation-…` (and `unseen-…` for scenes) hold one row per pair, `quarantine.parquet`
 one per refused input, with the reason. What goes in comes out or is counted: n_in = n_ok + n_quarantined +
 n_duplicate + n_filtered, where "filtered" are sound inputs that a setting leaves out. `prepare` is a pure
-function of one input, so that it may run in other processes. Left out: near-duplicates, a second crop,
-decoding in parallel.
+function of one input, so that it may run in other processes. Left out: a second crop, decoding in parallel.
+
+A copy (the same pixels under the same captions) is dropped, and on wish (`near_duplicates`) so is what looks the same: see
+`duplicates`. Scenes are alike by design; of them copies alone are dropped.
 
 Captions are filtered one by one, before the picture is decoded; a pair is filtered when none of its captions stays. Which
 split a pair falls to is settled by what came in, so that a filter never moves what it leaves. Scenes are not filtered: their
@@ -26,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from thousandwords import captions
+from thousandwords.duplicates import DUPLICATE_SCHEMA, DUPLICATES, MOST_BITS, Copies, Limits, NearTwins, limits_by_chance
 from thousandwords.errors import UserError
 from thousandwords.files import MANIFEST, unit_hash, write_bytes, write_manifest
 from thousandwords.images import WHITE, Refused, area_resize, decode_image, encode_png, fit_square
@@ -33,10 +36,12 @@ from thousandwords.pair_shards import PAIR_SCHEMA
 from thousandwords.scenes import scene_pairs
 from thousandwords.sources import FolderSource, RawPair, Source, TableSource, WebDatasetSource
 from thousandwords.tables import table_bytes
+from thousandwords.twins import Look, look_of
 
 ROW_GROUP = 256    # rows
 QUARANTINE = "quarantine.parquet"
 FILTERS = ("too_small", "bad_aspect", *captions.REASONS)    # reasons that lie in a setting, not in the input
+TWIN_SETTINGS = ("near_duplicates", "near_duplicate_distance", "near_duplicate_colour")
 CAPTION_SETTINGS = ("min_caption_words", "boilerplate", "language", "language_margin")
 QUARANTINE_SCHEMA = pa.schema([
     pa.field("id", pa.string(), nullable=False),
@@ -87,6 +92,9 @@ class Config:
     boilerplate: tuple[str, ...] = ()  # regular expressions; a caption in which one is found, lower-cased, is dropped
     language: str | None = None        # like en; captions in another are dropped, as far as py3langid can tell
     language_margin: float = 0.2       # dropped only if another language is likelier by more; of 1
+    near_duplicates: Literal["none", "hash"] = "none"    # hash: of pictures that look the same the first stays
+    near_duplicate_distance: int | None = 4    # bits of 64 that their hashes differ by at most; null: as the data say, read twice
+    near_duplicate_colour: int = 24    # of 255 that a cell of 8 × 8 differs by at most; new encodings, sizes and light stay below
     max_refused_share: float = 0.2     # of the inputs that the caption filters leave; beyond it preparing stops
     rows_per_shard: int = 4096
     image_column: str = "image"        # csv
@@ -112,6 +120,11 @@ class Config:
         self._check_keep_side()
         _check_group_by(self.group_by)
         self._check_caption_filters()
+        self._check_near_duplicates()
+
+    @property
+    def drops_near_duplicates(self) -> bool:
+        return self.near_duplicates == "hash" and self.source != "scenes"
 
     @property
     def caption_rules(self) -> captions.Rules:
@@ -128,6 +141,12 @@ class Config:
             raise ValueError(f"data.language is {self.language!r}; it is a code of two or three letters, like en")
         if not 0 <= self.language_margin < 1:
             raise ValueError(f"data.language_margin is {self.language_margin}; it lies between 0 and 1")
+
+    def _check_near_duplicates(self) -> None:
+        for name, most in (("distance", MOST_BITS), ("colour", 255)):
+            value = getattr(self, f"near_duplicate_{name}")
+            if value is not None and not 0 <= value <= most:
+                raise ValueError(f"data.near_duplicate_{name} is {value}; it lies between 0 and {most}")
 
     def _check_keep_side(self) -> None:
         if self.keep_side is not None and self.keep == "square":
@@ -153,6 +172,7 @@ class Pair:
     captions: tuple[str, ...]
     provenance: str
     dropped: tuple[str, ...] = ()    # the reason of each caption that was filtered out; counted, no column of the shard
+    look: Look | None = None    # of the square that models see, where near duplicates are dropped; no column either
 
 
 @dataclass(frozen=True)
@@ -177,7 +197,8 @@ def prepare(raw: RawPair, config: Config) -> Pair | Refusal:
             raise raw.problem
         fit, dropped = captions.sift(raw.captions, config.caption_rules)
         pixels = decode_image(raw.image, config.background, config.min_side, config.max_aspect)
-        return Pair(raw.key, encode_png(kept(pixels, config)), fit, raw.provenance, dropped)
+        look = look_of(fit_square(pixels, config.image_size)) if config.drops_near_duplicates else None
+        return Pair(raw.key, encode_png(kept(pixels, config)), fit, raw.provenance, dropped, look)
     except Refused as problem:
         digest = None if raw.image is None else hashlib.sha256(raw.image).hexdigest()
         size = None if raw.image is None else len(raw.image)
@@ -253,33 +274,47 @@ def write_pairs(config: Config, seed: int, folder: Path,
     Raises SourceError or BadData. The manifest is written last: without it nothing in the folder counts.
     """
     total = check_source(config)
-    shards, refusals, seen, duplicates, dropped = _Shards(folder, config.rows_per_shard), [], set(), 0, Counter()
+    shards, refusals, dropped = _Shards(folder, config.rows_per_shard), [], Counter()
+    known = _known(config, lambda: progress(prepared(config, seed), total))
     for split, outcome in progress(prepared(config, seed), total):
         if isinstance(outcome, Refusal):
             refusals.append(outcome)
-        elif (digest := _digest(outcome)) in seen:
-            duplicates += 1
-        else:
-            seen.add(digest)
+        elif not known.has(outcome, split):
             dropped.update(outcome.dropped)
             shards.add(split, outcome)
     shards.close()
-    counts = _counts(shards.splits(), refusals, duplicates)
+    counts = _counts(shards.splits(), refusals, known.count)
+    if config.drops_near_duplicates:
+        counts["near_duplicates"] = known.summary()
     if config.caption_rules:
         counts["captions_dropped"] = dict(dropped.most_common())    # from pairs that stay
     _check_counts(counts, refusals, config)
-    table = _table(map(vars, refusals), QUARANTINE_SCHEMA)
-    write_bytes(Path(folder) / QUARANTINE, table_bytes(table, ROW_GROUP))
+    tables = {QUARANTINE: _table(map(vars, refusals), QUARANTINE_SCHEMA)}
+    if config.drops_near_duplicates:
+        tables[DUPLICATES] = _table(known.rows, DUPLICATE_SCHEMA)
+    for name, table in tables.items():
+        write_bytes(Path(folder) / name, table_bytes(table, ROW_GROUP))
     facts = {"image_size": config.image_size, "source": config.source, "seed": seed, "counts": counts,
              "settings": _settings(config)}
-    write_manifest(folder, {**shards.rows, QUARANTINE: len(refusals)}, facts)
+    write_manifest(folder, {**shards.rows, **{name: table.num_rows for name, table in tables.items()}}, facts)
     return counts
 
 
+def _known(config: Config, outcomes: Callable[[], Iterable[tuple[str, Pair | Refusal]]]) -> Copies | NearTwins:
+    """What tells duplicates; where the data are to say what a near one is, they are gone through once before."""
+    if not config.drops_near_duplicates:
+        return Copies()
+    if config.near_duplicate_distance is not None:
+        return NearTwins(Limits(config.near_duplicate_distance, config.near_duplicate_colour))
+    looks = (outcome.look for _, outcome in outcomes() if isinstance(outcome, Pair))
+    return NearTwins(limits_by_chance(looks, config.near_duplicate_colour))
+
+
 def _settings(config: Config) -> dict:
-    """All settings but those of what is off (whole pictures, caption filters), so that manifests stay what they always were."""
+    """All settings but those of what is off (whole pictures, filters, near duplicates), so that manifests stay what they were."""
     off = () if config.keep == "whole" else ("keep", "keep_side")
     off += () if config.caption_rules else CAPTION_SETTINGS
+    off += () if config.drops_near_duplicates else TWIN_SETTINGS
     return {key: value for key, value in asdict(config).items() if key not in off}
 
 
@@ -320,11 +355,6 @@ class _Shards:
 
 def _table(rows: Iterable[dict], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=schema)
-
-
-def _digest(pair: Pair) -> bytes:
-    """Equal for the same pixels under the same captions."""
-    return hashlib.sha256("\0".join(pair.captions).encode() + b"\0" + pair.image).digest()
 
 
 def _counts(splits: dict[str, int], refusals: Sequence[Refusal], duplicates: int) -> dict:
