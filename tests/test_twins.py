@@ -55,7 +55,7 @@ def test_a_new_encoding_size_or_light_leaves_the_look_as_it_is(change, kind):
     pictures = [photo(seed) for seed in range(20)] if kind == "photo" else [
         pixels for _, pixels, _ in scene_pairs(20, 0, "train", 64)]    # fmt: skip
     far = [apart(pixels, change(pixels)) for pixels in pictures]
-    assert np.median([one.distance for one in far]) <= 2 and max(one.distance for one in far) <= 6
+    assert np.median([one.distance for one in far]) <= 3 and max(one.distance for one in far) <= 6
     assert max(one.colour for one in far) <= 24
 
 

@@ -142,14 +142,15 @@ def by_chance(apart: np.ndarray, others: int, share: float = CHANCE) -> float:
     """The distance at which `share` of all pictures have one of `others` that near by chance, from pairs at random (K,).
 
     The tail of the pairs, from their nearest 1 % to their nearest 0.1 %, is carried on by as many steps of ten as it takes. So
-    true twins, far fewer than one pair in a thousand, hardly move it; where families look alike it gets strict.
+    true twins, far fewer than one pair in a thousand, hardly move it; where families look alike, or pictures
+    are few, it gets strict.
     """
     near, nearer = np.quantile(apart, [0.01, 0.001])
     return float(nearer - (near - nearer) * np.log10(0.001 * others / share))
 
 
 def hash_by_chance(values: np.ndarray, share: float = CHANCE) -> int:
-    """The most bits short of `by_chance`, of pictures with hashes (N,) among themselves; below 0 if even equal ones are chance."""
+    """The most bits short of `by_chance`, of pictures with hashes (N,) among themselves; below 0 if even equal is chance."""
     some = values[:: max(1, len(values) // 2048)]
     first, second = np.triu_indices(len(some), k=1)
     return int(np.ceil(by_chance(distances(some[first], some[second]), len(values), share))) - 1
