@@ -27,6 +27,7 @@ ALLOWED = {  # part of the library -> the packages from outside that it may impo
     **{f"{name}.py": MATHS for name in ("training", "updates", "optim", "checkpoints", "metrics", "sampling", "kmeans")},
     **{f"{name}.py": MATHS for name in ("config", "errors", "files", "naming", "components", "drawing", "evaluation")},
     **{f"{name}.py": MATHS for name in ("fidelity", "likeness")},
+    "neighbours.py": {"torch", "faiss"},
     **{f"{name}.py": MATHS for name in ("schedules", "seeds", "scaling", "distributed", "package", "__main__", "__init__")},
     **{f"{name}.py": MATHS for name in ("completion", "likelihood", "unpickling", "torch_files", "released")},
     "workbench.py": DATA,
