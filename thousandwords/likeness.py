@@ -113,7 +113,7 @@ def threshold_by_chance(ours: Tensor, trained: Tensor) -> float:
     ours, trained = (rows[:: max(1, len(rows) // PAIRED)] for rows in (ours, trained))
     cosines = functional.normalize(ours.float(), dim=1) @ functional.normalize(trained.float(), dim=1).T
     apart = -torch.atanh(cosines.double().clamp(-ALL_BUT_EQUAL, ALL_BUT_EQUAL)).flatten().numpy()
-    return round(float(np.tanh(-by_chance(apart, others))), 4)
+    return round(float(np.tanh(-by_chance(apart, others))), 7)
 
 
 def embed_sides(scorer: nn.Module, real: Tensor, drawn: Samples, progress: Progress) -> Sides | None:
