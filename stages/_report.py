@@ -1,22 +1,30 @@
 """Which pictures and curves the report shows: the choice is the stage's, the page is `thousandwords.report`'s."""
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from torch import Tensor
 
 from thousandwords import evaluation, images, metrics, plots
+from thousandwords.duplicates import DUPLICATES
 from thousandwords.fidelity import Overlap
+from thousandwords.files import read_manifest
+from thousandwords.likeness import Found
 from thousandwords.pair_shards import PairReader
-from thousandwords.report import Facts, Twin
+from thousandwords.report import Duplicate, Facts, Twin
 from thousandwords.samples import Samples
 
 HERO = 12  # pictures on the first screen
-TWINS = 4  # held-out pictures beside their nearest training pictures
+TWINS = 4  # pictures of a kind beside their nearest training pictures
 
 
-def draw_plots(rebuilt: evaluation.Reconstructions, figures: dict, curves: dict[str, list[dict]]) -> dict[str, bytes]:
+def draw_plots(
+    rebuilt: evaluation.Reconstructions, figures: dict, curves: dict[str, list[dict]], found: Found | None
+) -> dict[str, bytes]:
     """{name: PNG}"""
     counts = {
         "dvae": metrics.codebook_counts(rebuilt.tokens, rebuilt.vocab_size).tolist(),
@@ -37,6 +45,10 @@ def draw_plots(rebuilt: evaluation.Reconstructions, figures: dict, curves: dict[
         drawn["scorer"] = plots.loss_curve(_losses(scorer, "loss"), "CLIP, contrastive loss", unit="nats")
     if "clip_frechet" in figures["fidelity"]:
         drawn["blur"] = plots.blur_curve(figures["fidelity"]["clip_frechet"])
+    if found:
+        sides = {"held out": found.held_out, "drawn": found.drawn}
+        nearest = {name: side.similarity.numpy() for name, side in sides.items() if side}
+        drawn["similarity"] = plots.similarity_histogram(nearest, found.held_out.threshold)
     if "caption_match" in figures:
         drawn["caption_match"] = plots.match_curve(figures["caption_match"])
     return drawn
@@ -119,14 +131,87 @@ def _reconstructions(
     return [{"original": f"original-{row}", "hard": f"hard-{row}", "psnr": float(values[row])} for row in range(count)]
 
 
-def twins(overlap: Overlap, held_out: Tensor, training: PairReader, pictures: dict[str, bytes]) -> list[Twin]:
-    """The held-out pictures that are nearest to a training picture, beside it."""
+def neighbours(found: Found, held_out: Tensor, pairs: Path, drawn: Samples, pictures: dict[str, bytes]) -> Facts:
+    """Held-out, training and drawn pictures beside the training picture nearest to each: the nearest, and at the threshold."""
+    validation, training = PairReader(pairs, "validation"), PairReader(pairs, "train")
+
+    def known(row: int) -> tuple[bytes, str]:
+        return images.encode_png(images.to_uint8(held_out[[row]])[0]), validation.captions(row)[0]
+
+    def trained(row: int) -> tuple[bytes, str]:
+        return images.encode_png(training.images([row])[0]), training.captions(row)[0]
+
+    def sample(row: int) -> tuple[bytes, str]:
+        prompt, candidate = found.draws[row]
+        return images.encode_png(drawn.pictures(prompt)[candidate]), drawn.prompts[prompt]
+
+    nearest = found.held_out.closest(TWINS)
+    at_threshold = [row for row in found.held_out.around(TWINS) if row not in nearest]
+    facts: Facts = {
+        "twins": _beside("held-out", found.held_out, nearest, known, trained, pictures),
+        "borderline": _beside("borderline", found.held_out, at_threshold, known, trained, pictures),
+    }
+    if found.within:
+        facts["within"] = _beside("within", found.within, _once(found.within), trained, trained, pictures)
+    if found.drawn:
+        facts["memorised"] = _beside("drawn", found.drawn, found.drawn.closest(TWINS), sample, trained, pictures)
+    return facts
+
+
+Show = Callable[[int], tuple[bytes, str]]    # a row -> its PNG and its caption
+
+
+def _beside(
+    name: str, found: Overlap, rows: list[int], ours: Show, trained: Show, pictures: dict[str, bytes]
+) -> list[Twin]:
     shown: list[Twin] = []
-    for row in overlap.closest(TWINS):
-        pictures[f"held-out-{row}"] = images.encode_png(images.to_uint8(held_out[[row]])[0])
-        pictures[f"twin-{row}"] = images.encode_png(training.images([int(overlap.index[row])])[0])
-        shown.append({"held_out": f"held-out-{row}", "training": f"twin-{row}", "similarity": float(overlap.similarity[row])})
+    for row in rows:
+        (pictures[f"{name}-{row}"], caption), (pictures[f"{name}-twin-{row}"], other) = ours(row), trained(int(found.index[row]))
+        shown.append({
+            "picture": f"{name}-{row}", "training": f"{name}-twin-{row}", "similarity": float(found.similarity[row]),
+            "is_twin": bool(found.is_overlapping[row]), "captions": [caption, other],
+        })    # fmt: skip
     return shown
+
+
+def _once(within: Overlap) -> list[int]:
+    """The nearest pairs of training pictures, each pair once, though each of both may be the other's nearest."""
+    once: dict[frozenset[int], int] = {}
+    for row in within.closest(2 * TWINS):
+        once.setdefault(frozenset((row, int(within.index[row]))), row)
+    return list(once.values())[:TWINS]
+
+
+def duplicates(pairs: Path, pictures: dict[str, bytes]) -> list[Duplicate]:
+    """Of the pictures that were dropped for their looks the least alike, and of those that stay the most alike."""
+    if DUPLICATES not in read_manifest(pairs, verify=False)["files"]:
+        return []
+    rows = pq.read_table(pairs / DUPLICATES, page_checksum_verification=True).to_pylist()
+    dropped = sorted((row for row in rows if row["image"]), key=_looks)[-TWINS:]
+    stay = sorted((row for row in rows if not row["is_dropped"]), key=_looks)[:TWINS]
+    shown = []
+    for row in dropped + stay:
+        ours = row["image"], row["captions"][0]
+        shown.append(_duplicate(row, ours if row["image"] else _pair(pairs, row["split"], row["key"]),
+                                _pair(pairs, row["twin_split"], row["twin"]), pictures))    # fmt: skip
+    return shown
+
+
+def _looks(row: dict) -> tuple:
+    return row["distance"], row["colour"], row["key"]
+
+
+def _pair(pairs: Path, split: str, key: str) -> tuple[bytes, str]:
+    reader = PairReader(pairs, split)
+    row = reader.find([key])[key]
+    return images.encode_png(reader.images([row])[0]), reader.captions(row)[0]
+
+
+def _duplicate(row: dict, ours: tuple[bytes, str], twin: tuple[bytes, str], pictures: dict[str, bytes]) -> Duplicate:
+    key = f"duplicate-{row['key']}"
+    (pictures[key], caption), (pictures[f"{key}-twin"], other) = ours, twin
+    return {"picture": key, "twin": f"{key}-twin", "captions": [caption, other],
+            **{name: row[name] for name in ("distance", "colour", "is_dropped")}}    # fmt: skip
 
 
 def _prompts(
@@ -170,6 +255,7 @@ def _sections(plots: dict[str, bytes]) -> dict[str, list[dict[str, str]]]:
             "clip_score": "Mean CLIP score against the number of candidates",
         },
         "likeness": {"blur": "Fréchet distance of drawn and real pictures against the blur of both"},
+        "memorisation": {"similarity": "How near the nearest training picture is to held-out and to drawn ones"},
         "words": {"codebook": "How often each word of the codebook is used on held-out pictures"},
         "training": {
             "tokenizer": "Hard reconstruction of held-out pictures while the image tokenizer learns",

@@ -13,9 +13,8 @@ import torch
 from stages import _report
 from stages._progress import progress
 from stages._stage import Stage, arguments, stage
-from thousandwords import components, evaluation, images, likeness, metrics
+from thousandwords import components, evaluation, images, likeness, metrics, neighbours
 from thousandwords.config import section
-from thousandwords.fidelity import Overlap
 from thousandwords.files import read_manifest, write_bytes, write_json
 from thousandwords.pair_shards import PairReader
 from thousandwords.report import render_report
@@ -27,6 +26,7 @@ def evaluate(
     pairs: Path, tokenizer: Path, scorer: Path, samples: Path, ranked: Path, history: Path, out: Path, run: Stage
 ) -> None:
     config = section(run.params.get("evaluation"), "evaluation", evaluation.Config)
+    neighbours.check(min(config.overlap_pictures, len(PairReader(pairs, "train"))), "evaluation.overlap_pictures")
     drawn, scores = read_samples(samples), read_scores(ranked)
     model = components.load("tokenizers", tokenizer, mend="dvc repro train_image_tokenizer")
     held_out = _pictures(PairReader(pairs, "validation"), config.pictures)
@@ -38,18 +38,21 @@ def evaluate(
     curves = {path.stem: json.loads(path.read_bytes()) for path in sorted((history / "curves").glob("*.json"))}
     records = {path.stem: json.loads(path.read_bytes()) for path in sorted((history / "runs").glob("*.json"))}
     figures = collect(rebuilt, match, drawn, scores, curves["train_generator"], run)
-    figures["fidelity"], overlap = compare(scorer, pairs, held_out, rebuilt, drawn, config, run)
+    figures["fidelity"], found = compare(scorer, pairs, held_out, rebuilt, drawn, config, run)
+    if found and (with_and_without := likeness.match_figures(found, _captions(pairs, len(held_out)), drawn, read)):
+        figures["fidelity"]["overlap"]["caption_match"] = with_and_without
     figures["seconds"] = {name: record["seconds"] for name, record in records.items()}
     figures["seconds"]["evaluate"] = round(run.seconds, 2)
-    plots = _report.draw_plots(rebuilt, figures, curves)
+    plots = _report.draw_plots(rebuilt, figures, curves, found)
     for name, data in plots.items():
         write_bytes(out / "plots" / f"{name}.png", data)
     facts, pictures = _report.gather(
         config=config, params=run.params, figures=figures, held_out=held_out, rebuilt=rebuilt, drawn=drawn,
         scores=scores, read=read, plots=plots, counts=read_manifest(pairs)["facts"]["counts"], records=records,
     )  # fmt: skip
-    if overlap:
-        facts["twins"] = _report.twins(overlap, held_out, PairReader(pairs, "train"), pictures)
+    if found:
+        facts |= _report.neighbours(found, held_out, pairs, drawn, pictures)
+    facts["duplicates"] = _report.duplicates(pairs, pictures)
     facts["versions"] = versions()
     facts["fingerprints"] = fingerprints(pairs, tokenizer, scorer, samples, ranked)
     write_bytes(out / "report.html", render_report(facts, pictures).encode())
@@ -86,13 +89,13 @@ def compare(
     drawn: Samples,
     config: evaluation.Config,
     run: Stage,
-) -> tuple[dict, Overlap | None]:
-    """The block `fidelity`, and the training pictures nearest to the held-out ones."""
+) -> tuple[dict, likeness.Found | None]:
+    """The block `fidelity`, and the training pictures nearest to held-out, drawn and other training ones."""
     model = components.load("scorers", scorer, mend="dvc repro train_scorer").to(run.world.device)
-    validation, training = PairReader(pairs, "validation"), PairReader(pairs, "train")
+    training = PairReader(pairs, "train")
     known = likeness.HeldOut(
         images=held_out,
-        captions=[normalise(validation.captions(row)[0]) for row in range(len(held_out))],
+        captions=_captions(pairs, len(held_out)),
         psnr=metrics.psnr(held_out, rebuilt.hard),
     )
     return likeness.measure(
@@ -122,6 +125,12 @@ def fingerprints(pairs: Path, tokenizer: Path, scorer: Path, samples: Path, rank
 
 def _pictures(reader: PairReader, count: int) -> torch.Tensor:
     return images.to_float(reader.images(list(range(min(count, len(reader))))))
+
+
+def _captions(pairs: Path, count: int) -> list[str]:
+    """The first caption of each held-out picture, as the generator is given it."""
+    reader = PairReader(pairs, "validation")
+    return [normalise(reader.captions(row)[0]) for row in range(count)]
 
 
 def _numbers(figures: dict, prefix: str = "") -> dict[str, float]:

@@ -110,7 +110,9 @@ def _live(main, order: dict, said: Path, passed: Path) -> None:
     code = 1
     try:
         os.chdir(order["folder"])
-        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        heard = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        os.dup2(heard, 1)  # the nursery's own is where it answers
+        os.dup2(heard, 2)
         _stage.Tracker = lambda name, params: _stage.NoTracker()
         if order["failpoint"]:
             os.environ["THOUSANDWORDS_FAILPOINT"] = order["failpoint"]

@@ -192,6 +192,14 @@ def test_an_overlap_is_what_lies_above_the_threshold():
     assert found.closest(2) == [1, 0]
 
 
+def test_around_a_threshold_lie_the_last_above_and_the_first_below():
+    found = fidelity.Overlap(torch.tensor([0.2, 0.99, 0.7, 0.95, 0.4, 0.9]), torch.zeros(6, dtype=torch.int64), 0.8)
+    assert found.around(2) == [3, 5, 2, 4] and found.around(1) == [5, 2]
+    assert found.around(9) == [1, 3, 5, 2, 4, 0]
+    nothing_above = fidelity.Overlap(found.similarity, found.index, 1.0)
+    assert nothing_above.around(2) == [1, 3]
+
+
 def test_neighbours_among_none_or_of_another_width_are_refused():
     with pytest.raises(ValueError, match=r"M above 0; found \(2, 3\) and \(0, 3\)"):
         fidelity.nearest(torch.zeros(2, 3), torch.zeros(0, 3))

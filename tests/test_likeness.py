@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -115,7 +116,8 @@ def test_what_training_has_a_twin_of_is_counted_and_left_out_of_both_sides(drawn
     figures, found = measure(held_out(real), trained, drawn)
 
     overlap = figures["overlap"]
-    assert found.is_overlapping.nonzero().flatten().tolist() == [2, 7] and found.index[[2, 7]].tolist() == [5, 6]
+    twins = found.held_out
+    assert twins.is_overlapping.nonzero().flatten().tolist() == [2, 7] and twins.index[[2, 7]].tolist() == [5, 6]
     assert (overlap["held_out"], overlap["training"], overlap["threshold"]) == (9, 7, 0.99999)
     assert overlap["share"] == pytest.approx(2 / 9)
     assert overlap["psnr_hard"] == pytest.approx({"with": 24.0, "without": (9 * 24 - 22 - 27) / 7})
@@ -144,6 +146,80 @@ def test_what_is_turned_off_or_has_too_few_pictures_is_absent(drawn):
     assert list(without_overlap) == ["clip_frechet"] and "training" not in without_overlap["clip_frechet"]
     without_distance = measure(real, trained, no_captions)[0]
     assert list(without_distance) == ["overlap"] and "clip_frechet" not in without_distance["overlap"]
+
+
+def test_drawn_pictures_beside_held_out_ones_say_what_was_learned_by_heart(drawn):
+    """Of the pictures drawn first, (0, 0) (2, 0) (3, 0) (0, 1) (2, 1) (3, 1), two are training pictures, darker."""
+    real, first = colours(9, seed=1), colours(16, seed=3)
+    trained = torch.cat([colours(5, seed=2), first[[8]] * 0.9, real[[4]], first[[13]] * 0.8])
+
+    figures, found = measure(held_out(real), trained, drawn, dataclasses.replace(SMALL, overlap_threshold=0.9999))
+
+    assert found.draws == [(0, 0), (2, 0), (3, 0), (0, 1), (2, 1), (3, 1)]
+    assert found.drawn.is_overlapping.tolist() == [False, True, False, False, False, True]
+    assert found.drawn.index[[1, 5]].tolist() == [5, 7]
+    assert figures["memorisation"] == {
+        "threshold": 0.9999, "drawn": 6, "captions": 3, "training": 8,
+        "share": {"drawn": pytest.approx(2 / 6), "held_out": pytest.approx(1 / 9)},
+        "median_similarity": {"drawn": pytest.approx(np.median(found.drawn.similarity)),
+                              "held_out": pytest.approx(np.median(found.held_out.similarity))},
+    }    # fmt: skip
+
+
+def test_twins_within_the_training_set_are_counted(drawn):
+    trained = torch.cat([colours(6, seed=2), colours(6, seed=2)[[3]] * 0.9])
+    figures, found = measure(held_out(colours(9, 1)), trained, drawn)
+    assert found.within.is_overlapping.tolist() == [False, False, False, True, False, False, True]
+    assert figures["overlap"]["share_within_training"] == pytest.approx(2 / 7)
+    alone, found = measure(held_out(colours(9, 1)), trained[:1], drawn)
+    assert alone["overlap"]["share_within_training"] is None and found.within is None
+
+
+def wide(count: int, seed: int) -> torch.Tensor:
+    return functional.normalize(torch.randn(count, 24, generator=rng(seed)), dim=1)
+
+
+def test_the_threshold_that_the_data_pick_finds_planted_twins_and_hardly_a_chance():
+    trained = wide(2000, 1)
+    new, twins = wide(500, 2), functional.normalize(trained[:100] + 0.02 * wide(100, 3), dim=1)
+
+    threshold = likeness.threshold_by_chance(torch.cat([new, twins]), trained)
+
+    assert 0.7 < threshold < 0.98
+    assert fidelity.overlap(twins, trained, threshold).share == 1.0
+    assert fidelity.overlap(new, trained, threshold).share <= 0.02
+    assert threshold == pytest.approx(likeness.threshold_by_chance(new, trained), abs=0.03)    # twins do not set it
+
+
+@pytest.mark.parametrize("alike", [0.1, 0.01])
+def test_where_an_embedding_tells_nothing_apart_hardly_anything_is_a_twin(alike):
+    same = torch.ones(300, 8) + alike * wide(300, 1)[:, :8]
+    threshold = likeness.threshold_by_chance(same[:100], same[100:])
+    assert 0.99 < threshold <= 1 and fidelity.overlap(same[:100], same[100:], threshold).share <= 0.05
+
+
+def test_no_threshold_in_the_settings_lets_the_data_pick(drawn):
+    real, trained = held_out(colours(9, 1)), colours(7, 2)
+    fixed, _ = measure(real, trained, drawn)
+    picked, found = measure(real, trained, drawn, dataclasses.replace(SMALL, overlap_threshold=None))
+    assert fixed["overlap"]["threshold"] == 0.99999 and fixed["overlap"]["by_chance"] == picked["overlap"]["by_chance"]
+    assert picked["overlap"]["threshold"] == found.held_out.threshold == found.drawn.threshold == picked["overlap"]["by_chance"]
+    assert section({"overlap_threshold": None}, "evaluation", Config).overlap_threshold is None
+    assert Config().overlap_threshold == 0.98
+
+
+def test_caption_match_with_and_without_what_overlaps(drawn):
+    """Prompts 0, 2 and 3 are held-out captions; that of prompt 2 has an overlapping picture. Prompt 1 is of another split."""
+    real = colours(9, seed=1)
+    trained = torch.cat([colours(5, seed=2), real[[2]]])
+    _, found = measure(held_out(real), trained, drawn)
+    good, bad = {"colour": True, "shape": True}, {"colour": True, "shape": False}
+    read = {0: [good, bad, bad, bad], 1: [bad] * 4, 2: [good] * 4, 3: [good, good, good, bad]}
+    captions = [f"caption {row}" for row in range(9)]
+
+    assert likeness.match_figures(found, captions, drawn, read) == {"with": pytest.approx(2 / 3), "without": pytest.approx(0.5)}
+    assert likeness.match_figures(found, captions, drawn, {2: read[2]}) == {"with": 1.0, "without": None}
+    assert likeness.match_figures(found, captions, drawn, {}) == {}
 
 
 def test_an_embedding_does_not_depend_on_the_batches(monkeypatch):

@@ -29,7 +29,8 @@ class Config:
     shown: int = 16  # originals and reconstructions, and prompts per split, in the report
     frechet_pictures: int = 384  # validation pictures in the Fréchet distance; the paper has 30,000; 0 turns it off
     overlap_pictures: int = 2048  # training pictures that near twins of validation ones are sought among; 0 turns it off
-    overlap_threshold: float = 0.98  # cosine of a twin; the paper's is not told. On the scenes it misses no near copy
+    overlap_threshold: float | None = 0.98  # cosine of a twin; the paper's is not told. On the scenes it misses no near copy.
+    # null: as the data say, such that 1 picture in 100 has a twin by chance (`likeness.threshold_by_chance`)
 
     def __post_init__(self) -> None:
         for name in ("pictures", "kmeans_pictures", "kmeans_iterations", "shown"):
@@ -38,7 +39,7 @@ class Config:
         for name in ("frechet_pictures", "overlap_pictures"):
             if getattr(self, name) < 0:
                 raise ValueError(f"evaluation.{name} is {getattr(self, name)}; it is a count, and 0 turns it off")
-        if not -1 <= self.overlap_threshold <= 1:
+        if self.overlap_threshold is not None and not -1 <= self.overlap_threshold <= 1:
             raise ValueError(f"evaluation.overlap_threshold is {self.overlap_threshold}; it is a cosine, from -1 to 1")
 
 

@@ -134,6 +134,11 @@ class Overlap:
         """The held-out pictures with the nearest neighbours, nearest first."""
         return self.similarity.argsort(descending=True, stable=True)[:count].tolist()
 
+    def around(self, count: int) -> list[int]:
+        """The pictures just above and just below the threshold, `count` of each, nearest neighbours first."""
+        edge = int(self.is_overlapping.sum())
+        return self.closest(edge + count)[max(0, edge - count) :]
+
 
 def overlap(held_out: Tensor, training: Tensor, threshold: float) -> Overlap:
     """Which held-out pictures have a training neighbour above a cosine: features (N, D), (M, D).

@@ -1,30 +1,38 @@
-"""How like the held-out pictures the drawn ones are, and which held-out ones training has all but seen: models in, figures out.
+"""How like the held-out pictures the drawn ones are, and which of both training has all but seen: models in, figures out.
 
 Everything is measured in the scorer's embedding, which is at hand but is not Inception's: `clip_frechet` compares runs of one
 scorer with each other, and no run with a published FID. It depends on the number of pictures too, which is told beside it.
+A drawn picture that is as near to a training picture as a twin may be learned by heart; the share of held-out pictures that
+are so near, which nobody learned, stands beside it. Mind that drawn pictures come from the image tokenizer, which smooths them:
+that takes a picture learned by heart a little away from its original.
+
 Left out: FID and Inception Score (they want a pretrained Inception), and the raters (`metrics.majority`).
 
 Axes: R radii of blur, N held-out and M drawn pictures, D the embedding's width.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from thousandwords import fidelity, images
+from thousandwords import fidelity, images, neighbours
 from thousandwords.evaluation import Config
 from thousandwords.fidelity import Overlap
 from thousandwords.samples import Samples
 from thousandwords.shards import in_order
+from thousandwords.twins import by_chance
 
 Pictures = Callable[[list[int]], Tensor]    # rows -> (B, 3, H, W) in [0, 1]
 Progress = Callable[[Iterable, int], Iterable]    # passes batches on, told how many there are
 SPLIT = "validation"    # whose captions are drawn, and whose pictures the drawn ones are compared with
 BATCH_SIZE = 64
+PAIRED = 1024    # held-out and training pictures, each with each, whose cosines tell what chance is
+ALL_BUT_EQUAL = 1 - 1e-7    # Fisher's z of equal pictures is infinite
 
 
 @dataclass(frozen=True)
@@ -60,9 +68,19 @@ class Sides:
         return {"training": fidelity.frechet_distance(self.real[0], training[: self.real.shape[1]])} if enough else {}
 
 
+@dataclass(frozen=True)
+class Found:
+    """The nearest training picture of each held-out, drawn and training one."""
+
+    held_out: Overlap
+    within: Overlap | None    # of the training pictures themselves, each without itself; None of a single one
+    drawn: Overlap | None
+    draws: list[tuple[int, int]]    # (prompt, candidate) of the drawn ones
+
+
 def measure(
     scorer: nn.Module, held_out: HeldOut, training: Pictures, seen: int, drawn: Samples, config: Config, progress: Progress
-) -> tuple[dict, Overlap | None]:
+) -> tuple[dict, Found | None]:
     """The block `fidelity` of metrics.json, and the neighbours that it speaks of.
 
     `training` gives pictures by row, and `seen` of them are looked at. What has too few pictures, or is off, is absent.
@@ -73,8 +91,29 @@ def measure(
     if trained is None:
         return figures, None
     ours = embed(scorer, held_out.images.__getitem__, len(held_out.images), [0], progress)[0]    # (N, D)
-    found = fidelity.overlap(ours, trained, config.overlap_threshold)
-    return figures | {"overlap": overlap_figures(found, held_out, seen, sides)}, found
+    found = find(ours, trained, sides, first_draws(drawn, len(sides.real[0])) if sides else [], config.overlap_threshold)
+    figures |= {"overlap": overlap_figures(found, held_out, seen, sides) | {"by_chance": threshold_by_chance(ours, trained)}}
+    return figures | ({"memorisation": memorisation_figures(found, seen, sides)} if sides else {}), found
+
+
+def find(ours: Tensor, trained: Tensor, sides: Sides | None, draws: list[tuple[int, int]], threshold: float | None) -> Found:
+    """Neighbours of held-out (N, D), training (seen, D) and drawn pictures among the training ones, by one threshold."""
+    threshold = threshold_by_chance(ours, trained) if threshold is None else threshold
+    within = fidelity.Overlap(*neighbours.nearest_other(trained), threshold) if len(trained) > 1 else None
+    drawn = fidelity.overlap(sides.drawn[0], trained, threshold) if sides else None
+    return Found(fidelity.overlap(ours, trained, threshold), within, drawn, draws)
+
+
+def threshold_by_chance(ours: Tensor, trained: Tensor) -> float:
+    """The cosine above which 1 held-out picture in 100 has a training neighbour that is none but by chance (`twins.by_chance`).
+
+    On the scale of Fisher's z a tail that is carried on ends short of 1.
+    """
+    others = len(trained)
+    ours, trained = (rows[:: max(1, len(rows) // PAIRED)] for rows in (ours, trained))
+    cosines = functional.normalize(ours.float(), dim=1) @ functional.normalize(trained.float(), dim=1).T
+    apart = -torch.atanh(cosines.double().clamp(-ALL_BUT_EQUAL, ALL_BUT_EQUAL)).flatten().numpy()
+    return round(float(np.tanh(-by_chance(apart, others))), 7)
 
 
 def embed_sides(scorer: nn.Module, real: Tensor, drawn: Samples, progress: Progress) -> Sides | None:
@@ -99,17 +138,18 @@ def first_draws(drawn: Samples, wanted: int) -> list[tuple[int, int]]:
     return [(prompt, candidate) for candidate in range(each) for prompt in prompts]
 
 
-def overlap_figures(found: Overlap, held_out: HeldOut, seen: int, sides: Sides | None) -> dict:
+def overlap_figures(found: Found, held_out: HeldOut, seen: int, sides: Sides | None) -> dict:
     """The block `overlap` of metrics.json: the headline figures with and without what overlaps.
 
     Without a held-out picture means without what was drawn for its caption as well.
     """
-    is_new = ~found.is_overlapping
+    is_new = ~found.held_out.is_overlapping
     figures = {
-        "threshold": found.threshold,
+        "threshold": found.held_out.threshold,
         "held_out": len(is_new),
         "training": seen,
-        "share": found.share,
+        "share": found.held_out.share,
+        "share_within_training": found.within.share if found.within else None,
         "psnr_hard": {"with": float(held_out.psnr.mean()), "without": _mean(held_out.psnr[is_new])},
     }
     if sides is None:
@@ -118,6 +158,31 @@ def overlap_figures(found: Overlap, held_out: HeldOut, seen: int, sides: Sides |
     drawn = torch.tensor([caption not in known for caption in sides.captions])
     without = sides.distance(0, is_new[: sides.real.shape[1]], drawn)
     return figures | {"clip_frechet": {"with": sides.distance(0), "without": without}}
+
+
+def memorisation_figures(found: Found, seen: int, sides: Sides) -> dict:
+    """The block `memorisation` of metrics.json: how near drawn pictures come to training ones, and held-out ones do."""
+    both = {"drawn": found.drawn, "held_out": found.held_out}
+    return {
+        "threshold": found.drawn.threshold,
+        "drawn": len(found.drawn.similarity),
+        "captions": len(set(sides.captions)),
+        "training": seen,
+        "share": {name: side.share for name, side in both.items()},
+        "median_similarity": {name: float(side.similarity.quantile(0.5)) for name, side in both.items()},
+    }
+
+
+def match_figures(found: Found, captions: Sequence[str], drawn: Samples, read: Mapping[int, list[dict[str, bool]]]) -> dict:
+    """{"with", "without"}: the caption match of one draw for held-out captions, with those of overlapping pictures and without.
+
+    `captions` are those of the held-out pictures, `read` what `evaluation.caption_match` read; empty where nothing was.
+    """
+    known = {caption for caption, one in zip(captions, found.held_out.is_overlapping.tolist(), strict=True) if one}
+    rates = {prompt: float(np.mean([all(one.values()) for one in rows])) for prompt, rows in read.items()
+             if drawn.splits[prompt] == SPLIT}    # fmt: skip
+    new = [rate for prompt, rate in rates.items() if drawn.prompts[prompt] not in known]
+    return {"with": float(np.mean([*rates.values()])), "without": float(np.mean(new)) if new else None} if rates else {}
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ What writes them is `pairs`; it stands apart, so that a change of how pairs are 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,11 @@ class PairReader:
 
     def key(self, index: int) -> str:
         return self._rows.key(index)
+
+    def find(self, keys: Iterable[str]) -> dict[str, int]:
+        """The row of each key that is here."""
+        wanted = set(keys)
+        return {key: row for row, key in enumerate(map(self._rows.key, range(len(self)))) if key in wanted}
 
     def captions(self, index: int) -> list[str]:
         return self._rows.captions(index)

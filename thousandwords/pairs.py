@@ -4,7 +4,10 @@
 one per refused input, with the reason. What goes in comes out or is counted: n_in = n_ok + n_quarantined +
 n_duplicate + n_filtered, where "filtered" are sound inputs that a setting leaves out. `prepare` is a pure
 function of one input and runs in worker processes, limited in time and memory, for foreign bytes may do anything to a decoder;
-how many there are changes no byte of what is written. Left out: near-duplicates, a second crop.
+how many there are changes no byte of what is written. Left out: a second crop.
+
+A copy (the same pixels under the same captions) is dropped, and on wish (`near_duplicates`) so is what looks the same: see
+`duplicates`. Scenes are alike by design; of them copies alone are dropped.
 
 Captions are filtered one by one, before the picture is decoded; a pair is filtered when none of its captions stays. Which
 split a pair falls to is settled by what came in, so that a filter never moves what it leaves. Scenes are not filtered: their
@@ -28,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 
 from thousandwords import captions
+from thousandwords.duplicates import DUPLICATE_SCHEMA, DUPLICATES, MOST_BITS, Copies, Nearness, NearTwins, limits_by_chance
 from thousandwords.errors import UserError
 from thousandwords.files import MANIFEST, unit_hash, write_bytes, write_manifest
 from thousandwords.images import WHITE, Refused, area_resize, decode_image, encode_png, fit_square
@@ -35,6 +39,7 @@ from thousandwords.pair_shards import PAIR_SCHEMA
 from thousandwords.scenes import scene_pairs
 from thousandwords.sources import KINDS, Mixture, Part, RawPair, Source, clean_captions, named, open_kind
 from thousandwords.tables import table_bytes
+from thousandwords.twins import Look, look_of
 from thousandwords.workers import Fault, Limits, batches, cores, ordered_map
 
 ROW_GROUP = 256    # rows
@@ -42,6 +47,7 @@ QUARANTINE = "quarantine.parquet"
 LIMITS = Limits()    # of one picture
 FILTERS = ("too_small", "bad_aspect", *captions.REASONS)    # reasons that lie in a setting, not in the input
 SOURCE_SETTINGS = ("url", "version", "recaption_column", "recaption_share", "image_folder", "licence", "origin", "sources")
+TWIN_SETTINGS = ("near_duplicates", "near_duplicate_distance", "near_duplicate_colour")
 CAPTION_SETTINGS = ("min_caption_words", "boilerplate", "language", "language_margin")
 QUARANTINE_SCHEMA = pa.schema([
     pa.field("id", pa.string(), nullable=False),
@@ -117,6 +123,9 @@ class Config:
     boilerplate: tuple[str, ...] = ()  # regular expressions; a caption in which one is found, lower-cased, is dropped
     language: str | None = None        # like en; captions in another are dropped, as far as py3langid can tell
     language_margin: float = 0.2       # dropped only if another language is likelier by more; of 1
+    near_duplicates: Literal["none", "hash"] = "none"    # hash: of pictures that look the same the first stays
+    near_duplicate_distance: int | None = 4    # bits of 64 that their hashes differ by at most; null: as the data say, read twice
+    near_duplicate_colour: int = 24    # of 255 that a cell of 8 × 8 differs by at most; new encodings, sizes and light stay below
     max_refused_share: float = 0.2     # of the inputs that the caption filters leave; beyond it preparing stops
     rows_per_shard: int = 4096
     workers: int = 0                   # processes that decode; 0: one a core. What is written does not depend on it
@@ -152,6 +161,11 @@ class Config:
         self._check_keep_side()
         _check_group_by(self.group_by)
         self._check_caption_filters()
+        self._check_near_duplicates()
+
+    @property
+    def drops_near_duplicates(self) -> bool:
+        return self.near_duplicates == "hash" and self.source != "scenes"
 
     @property
     def caption_rules(self) -> captions.Rules:
@@ -198,6 +212,12 @@ class Config:
         if not 0 <= self.language_margin < 1:
             raise ValueError(f"data.language_margin is {self.language_margin}; it lies between 0 and 1")
 
+    def _check_near_duplicates(self) -> None:
+        for name, most in (("distance", MOST_BITS), ("colour", 255)):
+            value = getattr(self, f"near_duplicate_{name}")
+            if value is not None and not 0 <= value <= most:
+                raise ValueError(f"data.near_duplicate_{name} is {value}; it lies between 0 and {most}")
+
     def _check_keep_side(self) -> None:
         if self.keep_side is not None and self.keep == "square":
             raise ValueError(f"data.keep_side is {self.keep_side}, but data.keep is square, of image_size. Set data.keep: whole")
@@ -232,6 +252,7 @@ class Pair:
     provenance: str
     dropped: tuple[str, ...] = ()    # the reason of each caption that was filtered out; counted, no column of the shard
     is_recaptioned: bool = False     # counted, no column of the shard
+    look: Look | None = None    # of the square that models see, where near duplicates are dropped; no column either
 
 
 @dataclass(frozen=True)
@@ -259,7 +280,8 @@ def prepare(raw: RawPair, config: Config) -> Pair | Refusal:
             raise raw.problem
         fit, dropped = captions.sift(raw.captions, config.caption_rules)
         pixels = decode_image(raw.image, config.background, config.min_side, config.max_aspect)
-        return Pair(raw.key, encode_png(kept(pixels, config)), fit, raw.provenance, dropped, bool(raw.recaptions))
+        look = look_of(fit_square(pixels, config.image_size)) if config.drops_near_duplicates else None
+        return Pair(raw.key, encode_png(kept(pixels, config)), fit, raw.provenance, dropped, bool(raw.recaptions), look)
     except Refused as problem:
         return refusal(raw, problem.reason, problem.detail)
 
@@ -372,38 +394,51 @@ def write_pairs(config: Config, seed: int, folder: Path,
     Raises SourceError or BadData. The manifest is written last: without it nothing in the folder counts.
     """
     total = check_source(config)
-    shards, refusals, seen, duplicates, dropped = _Shards(folder, config.rows_per_shard), [], set(), 0, Counter()
-    texts = Counter(original=0, recaptioned=0)
+    shards, refusals, dropped = _Shards(folder, config.rows_per_shard), [], Counter()
+    known, texts = _known(config, lambda: progress(prepared(config, seed), total)), Counter(original=0, recaptioned=0)
     with contextlib.closing(prepared(config, seed)) as outcomes:
         for split, outcome in progress(outcomes, total):
             if isinstance(outcome, Refusal):
                 refusals.append(outcome)
-            elif (digest := _digest(outcome)) in seen:
-                duplicates += 1
-            else:
-                seen.add(digest)
+            elif not known.has(outcome, split):
                 dropped.update(outcome.dropped)
                 texts["recaptioned" if outcome.is_recaptioned else "original"] += 1
                 shards.add(split, outcome)
     shards.close()
-    counts = _counts(shards.splits(), refusals, duplicates)
+    counts = _counts(shards.splits(), refusals, known.count)
+    if config.drops_near_duplicates:
+        counts["near_duplicates"] = known.summary()
     if config.caption_rules:
         counts["captions_dropped"] = dict(dropped.most_common())    # from pairs that stay
     if config.recaption_share:
         counts["texts"] = dict(texts)    # which of the two each pair that stays is trained on
     _check_counts(counts, refusals, config)
-    table = _table(map(vars, refusals), QUARANTINE_SCHEMA)
-    write_bytes(Path(folder) / QUARANTINE, table_bytes(table, ROW_GROUP))
+    tables = {QUARANTINE: _table(map(vars, refusals), QUARANTINE_SCHEMA)}
+    if config.drops_near_duplicates:
+        tables[DUPLICATES] = _table(known.rows, DUPLICATE_SCHEMA)
+    for name, table in tables.items():
+        write_bytes(Path(folder) / name, table_bytes(table, ROW_GROUP))
     facts = {"image_size": config.image_size, "source": config.source, "seed": seed, "counts": counts,
              "settings": _settings(config)}
-    write_manifest(folder, {**shards.rows, QUARANTINE: len(refusals)}, facts)
+    write_manifest(folder, {**shards.rows, **{name: table.num_rows for name, table in tables.items()}}, facts)
     return counts
 
 
+def _known(config: Config, outcomes: Callable[[], Iterable[tuple[str, Pair | Refusal]]]) -> Copies | NearTwins:
+    """What tells duplicates; where the data are to say what a near one is, they are gone through once before."""
+    if not config.drops_near_duplicates:
+        return Copies()
+    if config.near_duplicate_distance is not None:
+        return NearTwins(Nearness(config.near_duplicate_distance, config.near_duplicate_colour))
+    looks = (outcome.look for _, outcome in outcomes() if isinstance(outcome, Pair))
+    return NearTwins(limits_by_chance(looks, config.near_duplicate_colour))
+
+
 def _settings(config: Config) -> dict:
-    """All settings but the workers and those of what is off (whole pictures, caption filters, …): manifests stay as they were."""
+    """All settings but the workers and those of what is off (whole pictures, filters, near duplicates, …): as they ever were."""
     off = ("workers",) if config.keep == "whole" else ("workers", "keep", "keep_side")
     off += () if config.caption_rules else CAPTION_SETTINGS
+    off += () if config.drops_near_duplicates else TWIN_SETTINGS
     off += tuple(name for name in SOURCE_SETTINGS if not getattr(config, name))
     return {key: value for key, value in asdict(config).items() if key not in off}
 
@@ -447,11 +482,6 @@ def _table(rows: Iterable[dict], schema: pa.Schema) -> pa.Table:
     """Column by column: `from_pylist` takes twice as long over pictures."""
     rows = list(rows)
     return pa.Table.from_arrays([pa.array([row[field.name] for row in rows], field.type) for field in schema], schema=schema)
-
-
-def _digest(pair: Pair) -> bytes:
-    """Equal for the same pixels under the same captions."""
-    return hashlib.sha256("\0".join(pair.captions).encode() + b"\0" + pair.image).digest()
 
 
 def _counts(splits: dict[str, int], refusals: Sequence[Refusal], duplicates: int) -> dict:

@@ -91,6 +91,25 @@ def blur_curve(distances: Mapping[str, Sequence[float]], title: str = "Distance 
     return _figure(title, draw)
 
 
+def similarity_histogram(
+    similarities: Mapping[str, Sequence[float]], threshold: float, title: str = "Nearest training picture"
+) -> bytes:
+    """How near the nearest training picture is: {"held out": cosines, "drawn": cosines} and the cosine of a twin -> PNG.
+
+    Lines that lie on each other are as they should be; a hill of one beyond the dotted threshold is a set of twins.
+    """
+    def draw(axes: Axes) -> None:
+        lowest = min([threshold, *(float(np.quantile(values, 0.005)) for values in similarities.values())])
+        edges = np.linspace(min(lowest, 0.999), 1, 41)
+        for name, values, colour in zip(similarities, similarities.values(), COLOURS, strict=False):
+            counts, _ = np.histogram(np.clip(values, edges[0], 1), edges)
+            axes.stairs(counts / max(1, len(values)), edges, color=colour, linewidth=3, label=name)
+        axes.axvline(threshold, color=GREY, linestyle=":", linewidth=2.5, label="twin from here on")
+        axes.set(xlabel="cosine to the nearest training picture", ylabel="share of pictures")
+        axes.legend()
+    return _figure(title, draw)
+
+
 def codebook_curve(counts: Mapping[str, Sequence[int]], title: str = "How often each word is used") -> bytes:
     """Word frequencies, most used first, on a log axis: {"dvae": counts (V,), "k-means": counts (V,)} -> PNG.
 

@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from thousandwords.plots import duration
 
 OPTIONAL = {"summary": str, "no_caption_match": lambda: FREE_CAPTIONS, "hero": list, "reconstructions": list, "twins": list,
+            "borderline": list, "memorised": list, "within": list, "duplicates": list,
             "prompts": list, "plots": dict, "stages": dict, "counts": dict, "params": dict, "versions": dict,
             "seeds": dict, "fingerprints": dict}    # facts that may be missing, and what stands for them
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -47,10 +48,22 @@ class Reconstruction(TypedDict, total=False):
 
 
 class Twin(TypedDict):
-    """A held-out picture beside the training picture nearest to it."""
-    held_out: str                # keys into `pictures`
+    """A picture beside the training picture nearest to it."""
+    picture: str                 # keys into `pictures`
     training: str
     similarity: float            # the scorer's cosine of both
+    is_twin: bool                # above the threshold
+    captions: list[str]          # of both; a drawn picture's is its prompt
+
+
+class Duplicate(TypedDict):
+    """A picture beside the earlier one that it looks like."""
+    picture: str                 # keys into `pictures`
+    twin: str
+    distance: int                # bits of 64
+    colour: int                  # largest difference of a cell, of 255
+    is_dropped: bool
+    captions: list[str]          # of both
 
 
 class Prompt(TypedDict, total=False):
@@ -75,6 +88,7 @@ class Counts(TypedDict, total=False):
     n_filtered: int
     reasons: dict[str, int]      # why inputs were quarantined or filtered
     splits: dict[str, int]       # pairs per split
+    near_duplicates: dict[str, Any]     # `duplicates.NearTwins.summary`, where they were dropped
     captions_dropped: dict[str, int]    # why pairs that stay have lost captions, where captions are filtered
 
 
@@ -88,7 +102,7 @@ class Facts(TypedDict, total=False):
       n               candidates per prompt
       clip_score      what `metrics.score_rates` gives
       caption_match   {"seen", "unseen"}: what `metrics.match_rates` gives; absent for real data
-      fidelity        {clip_frechet, overlap}: what `likeness.measure` gives; each absent where it was not measured
+      fidelity        {clip_frechet, overlap, memorisation}: what `likeness.measure` gives; each absent where it was not measured
       seconds         {stage: seconds}
     """
     title: str
@@ -97,7 +111,11 @@ class Facts(TypedDict, total=False):
     no_caption_match: str                  # why caption_match is absent, as sentences; default FREE_CAPTIONS
     hero: list[Sample]                     # the best pictures, each with a caption
     reconstructions: list[Reconstruction]
-    twins: list[Twin]                      # the nearest ones, nearest first
+    twins: list[Twin]                      # held-out pictures: the nearest ones, nearest first
+    borderline: list[Twin]                 # held-out pictures: those just above and just below the threshold
+    memorised: list[Twin]                  # drawn pictures: the nearest ones
+    within: list[Twin]                     # training pictures beside the nearest other one
+    duplicates: list[Duplicate]            # dropped as pairs were prepared, and the nearest that were not
     prompts: list[Prompt]
     plots: dict[str, list[Plot]]           # by section: "match", "likeness", "words", "training", "stages"
     stages: dict[str, str]                 # stage -> what it made, in words; times are metrics.seconds
@@ -276,9 +294,10 @@ def overlap_rows(metrics: Mapping) -> list[dict]:
     """Rows of the table of figures with and without overlapping pictures: {"title", "with", "without"}, as words."""
     overlap = get(metrics, "fidelity.overlap") or {}
     figures = {"psnr_hard": ("hard PSNR of held-out pictures", decibel),
-               "clip_frechet": ("Fréchet distance by the scorer", cosine)}
+               "clip_frechet": ("Fréchet distance by the scorer", cosine),
+               "caption_match": ("caption match of one draw", rate)}
     return [{"title": title, "with": words(overlap[name]["with"]), "without": words(overlap[name]["without"])}
-            for name, (title, words) in figures.items() if name in overlap]
+            for name, (title, words) in figures.items() if overlap.get(name)]
 
 
 def stage_rows(seconds: Mapping[str, float], words: Mapping[str, str]) -> list[dict]:
