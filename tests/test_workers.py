@@ -153,7 +153,8 @@ def test_leaving_early_ends_the_workers_at_once_even_busy_ones():
 
 
 HANGING = """
-import itertools
+import itertools, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background, a shell has it ignored
 from tests import hostile
 from thousandwords.workers import batches, ordered_map
 words = itertools.chain(["a"] * 16, ["hang"] * 99)
