@@ -64,8 +64,8 @@ flow: $(READY)  ## the same graph by Prefect, stage by stage
 ui: $(READY)  ## MLflow: every run, its curves and pictures, at http://127.0.0.1:5000
 	@mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/.mlflow/mlflow.db}"
 
-plan: $(READY)  ## time, disk and cost of a run, before it starts: make plan PRESET=gpu
-	@python -m stages.plan $(if $(PRESET),--preset $(PRESET))
+plan: $(READY)  ## time, disk and cost of a run, before it starts: make plan PRESET=gpu PAIRS=1000000
+	@python -m stages.plan $(if $(PRESET),--preset $(PRESET)) $(if $(PAIRS),--pairs $(PAIRS))
 
 verify: $(READY)  ## re-hashes every artefact against its manifest
 	@python -m stages._verify

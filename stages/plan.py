@@ -24,6 +24,7 @@ from thousandwords.config import section
 from thousandwords.errors import UserError
 from thousandwords.plan import ASSUMED, Rate, Settings, Sizes, Training
 from thousandwords.shards import Config as TokensConfig
+from thousandwords.sources import SourceError
 
 
 def sizes_of(params: dict) -> Sizes:
@@ -150,7 +151,7 @@ def show(options: argparse.Namespace) -> str:
     path = Path("presets") / f"{options.preset}.yaml" if options.preset else options.params
     params = read_params(path)
     if options.pairs is None:
-        check_params(params, params["seed"])
+        _check_with_pictures(params)
     sizes = sizes_of(params)
     settings = settings_of(params, options.pairs or count_of(params))
     is_in_use = path.read_bytes() == options.params.read_bytes() if options.params.is_file() else False
@@ -167,6 +168,13 @@ def show(options: argparse.Namespace) -> str:
         *(f"{unit}: {_told(unit, rate.value)} ({rate.source})" for unit, rate in rates.items()),
         "DVC's cache holds data/ and models/ once more, unless its links are reflinks or hard links.",
     ])  # fmt: skip
+
+
+def _check_with_pictures(params: dict) -> None:
+    try:
+        check_params(params, params["seed"])
+    except SourceError as error:
+        raise UserError(f"{error}. To plan without them, say how many there will be, like --pairs 1000000") from error
 
 
 def _told(unit: str, value: float) -> str:

@@ -155,6 +155,20 @@ def test_a_plan_for_what_is_not_there_says_so(monkeypatch, capsys):
         assert caught.value.code == 2 and capsys.readouterr().err.startswith(told)
 
 
+def test_without_pictures_one_says_how_many_there_will_be(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    params = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text())
+    params["data"] |= {"source": "folder", "path": str(tmp_path)}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+
+    with pytest.raises(SystemExit):
+        command.main(["--params", str(tmp_path / "params.yaml")])
+    assert capsys.readouterr().err.endswith("To plan without them, say how many there will be, like --pairs 1000000\n")
+
+    command.main(["--params", str(tmp_path / "params.yaml"), "--pairs", "1000"])
+    assert capsys.readouterr().out.startswith("1,000 pairs, ")
+
+
 def test_the_default_preset_is_planned_without_further_words(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     command.main(["--on", "cpu", "--results", "nowhere"])

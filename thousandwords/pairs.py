@@ -86,7 +86,6 @@ class PartConfig:
 
     source: Literal["folder", "csv", "webdataset", "jsonl", "parquet", "coco"]
     path: str                            # or a URL
-    weight: float = 1.0                  # its share of what training sees, against the other weights; inputs come in once
     licence: str | None = None           # both kept with every row
     origin: str | None = None
     image_column: str | None = None
@@ -98,8 +97,6 @@ class PartConfig:
     def __post_init__(self) -> None:
         if not self.path:
             raise ValueError("data.sources: path is empty; it needs a path or a URL")
-        if not 0 < self.weight < float("inf"):
-            raise ValueError(f"data.sources: weight is {self.weight}; it needs to be a number above 0")
         _check_known(self, "data.sources: ", self.source)
 
 

@@ -1,7 +1,7 @@
 """Several sources as one, each with its licence and origin kept beside every row.
 
-Sources come one after the other, and each input once: a weight is no number of copies, it says how often training sees a
-source. Keys begin with the source's number, "1/cat.png", so that equal names stay apart and a row's source is known from its key.
+Sources come one after the other, and each input once. Keys begin with the source's number, "1/cat.png", so that equal names stay
+apart and a row's source is known from its key. Left out: weights, by which training would see one source more often than another.
 """
 from __future__ import annotations
 
