@@ -14,7 +14,7 @@ from stages.evaluate import collect
 from stages.rank_images import rank_images
 from stages.sample_images import sample_images
 from tests.tiny import pictures, tiny, tiny_text
-from thousandwords import components, evaluation, images, pairs, text
+from thousandwords import components, evaluation, images, pair_settings, pairs, text
 from thousandwords.distributed import ALONE
 from thousandwords.report import render_report
 from thousandwords.samples import read_samples
@@ -27,7 +27,7 @@ CAPTIONS = ("A green star above a small blue circle", "something else")
 def folder(tmp_path_factory):
     """Pairs, models that know each other, and two pictures to complete, one of them wide."""
     folder = tmp_path_factory.mktemp("completed")
-    scenes = pairs.SceneCounts(count=4, validation_count=3, unseen_count=3)
+    scenes = pair_settings.SceneCounts(count=4, validation_count=3, unseen_count=3)
     pairs.write_pairs(pairs.Config(image_size=24, scenes=scenes), 0, folder / "pairs")
     words = text.save(tiny_text(), folder / "text_tokenizer")
     of_pictures = components.save(tiny("tokenizers", "dvae"), folder / "image_tokenizer")

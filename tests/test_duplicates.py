@@ -17,8 +17,9 @@ from thousandwords.config import ConfigError, section
 from thousandwords.duplicates import DUPLICATES, EXAMPLES, Nearness, NearTwins, limits_by_chance
 from thousandwords.files import read_manifest
 from thousandwords.images import encode_png
+from thousandwords.pair_settings import SceneCounts
 from thousandwords.pair_shards import PairReader, splits
-from thousandwords.pairs import Config, SceneCounts, write_pairs
+from thousandwords.pairs import Config, write_pairs
 from thousandwords.twins import Look
 
 COUNT = 30

@@ -22,7 +22,7 @@ ALLOWED = {  # part of the library -> the packages from outside that it may impo
     "generators/": {"torch"},
     "scorers/": {"torch", "open_clip"},
     "sources/": DATA | {"fsspec"},
-    **{f"{name}.py": DATA for name in ("tars", "pairs", "pair_shards", "shards", "tables", "samples")},
+    **{f"{name}.py": DATA for name in ("tars", "pairs", "pair_settings", "pair_shards", "shards", "tables", "samples")},
     **{f"{name}.py": DATA for name in ("rows", "store")},
     **{f"{name}.py": DATA for name in ("twins", "duplicates")},
     **{f"{name}.py": DATA for name in ("text", "images", "scenes", "scene_reader", "loader", "augmentation")},

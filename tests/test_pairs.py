@@ -17,13 +17,13 @@ from thousandwords.config import ConfigError, section
 from thousandwords.errors import UserError
 from thousandwords.files import DamagedArtefact, read_manifest
 from thousandwords.images import area_resize, encode_png, fit_square
+from thousandwords.pair_settings import SceneCounts
 from thousandwords.pair_shards import PairReader, splits
 from thousandwords.pairs import (
     QUARANTINE,
     BadData,
     Config,
     Pair,
-    SceneCounts,
     check_source,
     group_of,
     split_of,

@@ -15,7 +15,7 @@ from stages import _pretrained, check_params
 from stages import train_image_tokenizer as stage
 from tests.published import SMALL, write_published
 from tests.tiny import tiny
-from thousandwords import components, images, pairs, released
+from thousandwords import components, images, pair_settings, pairs, released
 from thousandwords.config import ConfigError
 from thousandwords.distributed import ALONE
 from thousandwords.errors import UserError
@@ -42,7 +42,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def pairs_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "pairs"
-    pairs.write_pairs(pairs.Config(image_size=SIDE, scenes=pairs.SceneCounts(24, 9, 2)), 0, folder)
+    pairs.write_pairs(pairs.Config(image_size=SIDE, scenes=pair_settings.SceneCounts(24, 9, 2)), 0, folder)
     return folder
 
 

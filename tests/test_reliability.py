@@ -30,7 +30,7 @@ from stages import _verify, rank_images
 from stages._guard import sole_writer
 from tests.killing import ROOT, Ended, Nursery
 from tests.tiny import CAPTIONS, HEADER, SIDE, TINY, flipped, rng, tiny, tiny_text, write_parts, write_shards
-from thousandwords import checkpoints, components, pairs, text
+from thousandwords import checkpoints, components, pair_settings, pairs, text
 from thousandwords.checkpoints import Checkpoints, read_model
 from thousandwords.errors import UserError
 from thousandwords.files import (
@@ -539,7 +539,7 @@ def kinds(tmp_path_factory) -> dict[str, Kind]:
     """Every kind of artefact there is, as the pipeline leaves it."""
     folder = tmp_path_factory.mktemp("kinds")
     scenes = pairs.Config(source="scenes", image_size=24, rows_per_shard=8,
-                          scenes=pairs.SceneCounts(count=20, validation_count=4, unseen_count=4))  # fmt: skip
+                          scenes=pair_settings.SceneCounts(count=20, validation_count=4, unseen_count=4))  # fmt: skip
     pairs.write_pairs(scenes, 0, folder / "data/pairs")
     write_shards(folder / "data/tokens", {"train": 10, "validation": 3})
     models = write_parts(folder / "models")
