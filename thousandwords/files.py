@@ -48,32 +48,66 @@ def write_bytes(path: Path, data: bytes) -> str:
 
 
 def write_blocks(path: Path, blocks: Iterable[bytes | memoryview], size: int) -> str:
-    """`write_bytes` of what may be too large to hold twice: `blocks`, `size` bytes in all, one after the other.
+    """`write_bytes` of what may be too large to hold twice: `blocks`, `size` bytes in all, one after the other."""
+    with DurableFile(path, size) as file:
+        for block in blocks:
+            file.write(block)
+        return file.commit()
 
-    Tmp in the same folder, write, fsync, rename, fsync of the folder: at no moment does `path` name half a file.
+
+class DurableFile:
+    """A file that is written bit by bit, and comes under `path` whole by `commit`, or not at all.
+
+    Tmp in the same folder, write, fsync, rename, fsync of the folder: at no moment does `path` name half a file. Usage:
+    with DurableFile(path) as file: file.write(data); sha256 = file.commit(). Everything raises CannotWrite or DiskFull, where
+    `size` is how many bytes the message says are to be written; then, and where it is left uncommitted, `path` is as it was.
     """
-    path, digest = Path(path), hashlib.sha256()
-    partial = path.with_name(f".{path.name}.tmp")
-    try:
-        with telling(path.parent, size):
-            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        self.path, self.size, self.written = Path(path), size, 0
+        self.partial = self.path.with_name(f".{self.path.name}.tmp")
+        self._digest = hashlib.sha256()
+        with self._telling():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             failpoint("before-tmp")
-            with open(partial, "wb") as file:
-                for block in blocks:
-                    digest.update(block)
-                    file.write(block)
-                    file.flush()
-                    failpoint("mid-write")
-                failpoint("after-write")
-                os.fsync(file.fileno())
-                failpoint("after-fsync")
-            os.replace(partial, path)
+            self._file = open(self.partial, "wb", buffering=0)  # noqa: SIM115 (closed by `close`)
+
+    def write(self, block: bytes | memoryview) -> int:
+        with self._telling(len(block)):
+            self._digest.update(block)
+            rest = memoryview(block)
+            while len(rest):
+                rest = rest[self._file.write(rest) :]
+            self.written += len(block)
+            failpoint("mid-write")
+        return len(block)
+
+    def commit(self) -> str:
+        """Gives the file its name, safe from a power cut; returns its sha256."""
+        with self._telling():
+            failpoint("after-write")
+            os.fsync(self._file.fileno())
+            failpoint("after-fsync")
+            self._file.close()
+            os.replace(self.partial, self.path)
             failpoint("after-rename")
-            sync_folder(path.parent)
-    finally:
+            sync_folder(self.path.parent)
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        """Drops what was not committed."""
+        self._file.close()
         with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-    return digest.hexdigest()
+            self.partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> DurableFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _telling(self, more: int = 0) -> contextlib.AbstractContextManager[None]:
+        return telling(self.path.parent, self.written + more if self.size is None else self.size)
 
 
 @contextlib.contextmanager
@@ -136,11 +170,16 @@ def unit_hash(text: str, seed: int) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}\0{text}".encode()).digest()[:8], "big") / 2**64
 
 
-def write_manifest(folder: Path, rows: dict[str, int | None], facts: dict) -> dict:
-    """Writes `folder/manifest.json` over the named files; `rows` maps a file name to its row count (None: not rows)."""
-    folder = Path(folder)
+def write_manifest(folder: Path, rows: dict[str, int | None], facts: dict, digests: dict[str, str] | None = None) -> dict:
+    """Writes `folder/manifest.json` over the named files; `rows` maps a file name to its row count (None: not rows).
+
+    `digests` are sha256s that are known from writing; files without are hashed.
+    """
+    folder, digests = Path(folder), digests or {}
     files = {
-        name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size, "rows": count}
+        name: {
+            "sha256": digests.get(name) or sha256_of(folder / name), "bytes": (folder / name).stat().st_size, "rows": count,
+        }
         for name, count in sorted(rows.items())
     }
     body = {"files": files, "facts": facts}

@@ -32,17 +32,16 @@ import pyarrow as pa
 from thousandwords import captions
 from thousandwords.duplicates import DUPLICATE_SCHEMA, DUPLICATES, Copies, Nearness, NearTwins, limits_by_chance
 from thousandwords.errors import UserError
-from thousandwords.files import MANIFEST, unit_hash, write_bytes, write_manifest
+from thousandwords.files import unit_hash, write_bytes, write_manifest
 from thousandwords.images import Refused, area_resize, decode_image, encode_png, fit_square
 from thousandwords.pair_settings import Config, PartConfig, settings_in_use
-from thousandwords.pair_shards import PAIR_SCHEMA
+from thousandwords.pair_writer import ROW_GROUP, PairShardWriter, table_of
 from thousandwords.scenes import scene_pairs
 from thousandwords.sources import Mixture, Part, RawPair, Source, clean_captions, named, open_kind
 from thousandwords.tables import table_bytes
 from thousandwords.twins import Look, look_of
 from thousandwords.workers import Fault, Limits, batches, cores, ordered_map
 
-ROW_GROUP = 256    # rows
 QUARANTINE = "quarantine.parquet"
 LIMITS = Limits()    # of one picture
 FILTERS = ("too_small", "bad_aspect", *captions.REASONS)    # reasons that lie in a setting, not in the input
@@ -212,17 +211,17 @@ def write_pairs(config: Config, seed: int, folder: Path,
     Raises SourceError or BadData. The manifest is written last: without it nothing in the folder counts.
     """
     total = check_source(config)
-    shards, refusals, dropped = _Shards(folder, config.rows_per_shard), [], Counter()
-    known, texts = _known(config, lambda: progress(prepared(config, seed), total)), Counter(original=0, recaptioned=0)
-    with contextlib.closing(prepared(config, seed)) as outcomes:
+    refusals, dropped, texts = [], Counter(), Counter(original=0, recaptioned=0)
+    known = _known(config, lambda: progress(prepared(config, seed), total))
+    with PairShardWriter(folder, config.rows_per_shard) as shards, contextlib.closing(prepared(config, seed)) as outcomes:
         for split, outcome in progress(outcomes, total):
             if isinstance(outcome, Refusal):
                 refusals.append(outcome)
             elif not known.has(outcome, split):
                 dropped.update(outcome.dropped)
                 texts["recaptioned" if outcome.is_recaptioned else "original"] += 1
-                shards.add(split, outcome)
-    shards.close()
+                shards.add({**vars(outcome), "split": split})
+        shards.commit()
     counts = _counts(shards.splits(), refusals, known.count)
     if config.drops_near_duplicates:
         counts["near_duplicates"] = known.summary()
@@ -231,14 +230,15 @@ def write_pairs(config: Config, seed: int, folder: Path,
     if config.recaption_share:
         counts["texts"] = dict(texts)    # which of the two each pair that stays is trained on
     _check_counts(counts, refusals, config)
-    tables = {QUARANTINE: _table(map(vars, refusals), QUARANTINE_SCHEMA)}
+    tables = {QUARANTINE: table_of(map(vars, refusals), QUARANTINE_SCHEMA)}
     if config.drops_near_duplicates:
-        tables[DUPLICATES] = _table(known.rows, DUPLICATE_SCHEMA)
+        tables[DUPLICATES] = table_of(known.rows, DUPLICATE_SCHEMA)
     for name, table in tables.items():
         write_bytes(Path(folder) / name, table_bytes(table, ROW_GROUP))
     facts = {"image_size": config.image_size, "source": config.source, "seed": seed, "counts": counts,
              "settings": settings_in_use(config)}
-    write_manifest(folder, {**shards.rows, **{name: table.num_rows for name, table in tables.items()}}, facts)
+    rows = {**shards.rows, **{name: table.num_rows for name, table in tables.items()}}
+    write_manifest(folder, rows, facts, shards.digests)
     return counts
 
 
@@ -250,47 +250,6 @@ def _known(config: Config, outcomes: Callable[[], Iterable[tuple[str, Pair | Ref
         return NearTwins(Nearness(config.near_duplicate_distance, config.near_duplicate_colour))
     looks = (outcome.look for _, outcome in outcomes() if isinstance(outcome, Pair))
     return NearTwins(limits_by_chance(looks, config.near_duplicate_colour))
-
-
-class _Shards:
-    """Shards of `rows_per_shard` rows, written as they fill; what an earlier run left is removed first."""
-
-    def __init__(self, folder: Path, rows_per_shard: int):
-        self.folder, self.rows_per_shard = Path(folder), rows_per_shard
-        self.rows: dict[str, int] = {}
-        self._pending: dict[str, list[dict]] = {}
-        for old in [self.folder / MANIFEST, *self.folder.glob("*.parquet")]:
-            old.unlink(missing_ok=True)
-
-    def add(self, split: str, pair: Pair) -> None:
-        rows = self._pending.setdefault(split, [])
-        rows.append({**vars(pair), "split": split})
-        if len(rows) == self.rows_per_shard:
-            self._flush(split)
-
-    def close(self) -> None:
-        for split in list(self._pending):
-            self._flush(split)
-
-    def splits(self) -> dict[str, int]:
-        """How many rows each split has."""
-        totals = Counter()
-        for name, rows in self.rows.items():
-            totals[name.rpartition("-")[0]] += rows
-        return dict(totals)
-
-    def _flush(self, split: str) -> None:
-        if rows := self._pending.pop(split):
-            number = sum(name.startswith(f"{split}-") for name in self.rows)
-            name = f"{split}-{number:05d}.parquet"
-            write_bytes(self.folder / name, table_bytes(_table(rows, PAIR_SCHEMA), ROW_GROUP))
-            self.rows[name] = len(rows)
-
-
-def _table(rows: Iterable[dict], schema: pa.Schema) -> pa.Table:
-    """Column by column: `from_pylist` takes twice as long over pictures."""
-    rows = list(rows)
-    return pa.Table.from_arrays([pa.array([row[field.name] for row in rows], field.type) for field in schema], schema=schema)
 
 
 def _counts(splits: dict[str, int], refusals: Sequence[Refusal], duplicates: int) -> dict:

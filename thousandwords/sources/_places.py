@@ -13,7 +13,7 @@ import posixpath
 import stat
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -103,6 +103,7 @@ class _Disk(Place):
 
     def __init__(self, root: Path):
         self.root, self.address, self.name = root, str(root), root.name
+        self._inside: dict[str, bool] = {}
 
     def kind(self, name: str = "") -> str | None:
         path = self.root / name
@@ -116,7 +117,13 @@ class _Disk(Place):
         return [_entry(entry) for entry in found]
 
     def read(self, name: str, limit: int) -> bytes:
-        return read_regular(self.root / name, self.root, limit)
+        return read_regular(self.root / name, self.root, limit, self._is_inside)
+
+    def _is_inside(self, folder: str) -> bool:
+        """Whether a folder, links followed, lies in this place: looked up once each, for it may hold a million files."""
+        if folder not in self._inside:
+            self._inside[folder] = Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(self.root))
+        return self._inside[folder]
 
     def size(self, name: str) -> int:
         return (self.root / name).stat().st_size
@@ -140,18 +147,22 @@ def _entry(found: os.DirEntry) -> Entry:
     return Entry(found.name, is_folder, is_folder and found.is_symlink())
 
 
-def read_regular(path: Path, root: Path, limit: int) -> bytes:
-    """The bytes of a plain file that lies, links followed, inside `root`; type and size are seen first."""
+def read_regular(path: Path, root: Path, limit: int, is_inside: Callable[[str], bool]) -> bytes:
+    """The bytes of a plain file that lies, links followed, inside `root`; type and size are seen first.
+
+    `is_inside` says that a folder does; where it does not know, the whole way is followed.
+    """
     try:
-        real = Path(os.path.realpath(path))
-        if not real.is_relative_to(os.path.realpath(root)):
-            raise Refused("unsafe_path", f"{path.name} leads out of {root.name}")
-        found = real.stat()
+        if not is_inside(os.path.dirname(path)) or stat.S_ISLNK((found := os.lstat(path)).st_mode):
+            real = Path(os.path.realpath(path))
+            if not real.is_relative_to(os.path.realpath(root)):
+                raise Refused("unsafe_path", f"{path.name} leads out of {root.name}")
+            path, found = real, real.stat()
         if not stat.S_ISREG(found.st_mode):
             raise Refused("not_regular", f"{path.name} is a folder, pipe, socket or device")
         if found.st_size > limit:
             raise Refused("too_many_bytes", f"{found.st_size:,} bytes; the limit is {limit:,}")
-        return real.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
         if path.is_symlink():
             raise Refused("not_regular", f"{path.name} is a link to nothing") from error

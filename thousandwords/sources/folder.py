@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from thousandwords.images import Refused
 from thousandwords.sources._contract import (
@@ -59,7 +59,7 @@ class FolderSource(Source):
         except Refused as problem:
             yield folder or ".", problem
             return
-        pictured = {PurePosixPath(entry.name).stem for entry in entries if suffix_of(entry.name) in IMAGE_SUFFIXES}
+        pictured = {_stem_of(entry.name) for entry in entries if suffix_of(entry.name) in IMAGE_SUFFIXES}
         for entry in entries:
             name = os.path.join(folder, entry.name)
             if entry.name.startswith("."):
@@ -70,9 +70,14 @@ class FolderSource(Source):
                 yield from self._inputs(name)
             elif entry.is_folder:
                 yield name, Refused("unsafe_path", "a link to a folder; such links are not followed")
-            elif suffix_of(entry.name) == "txt" and PurePosixPath(entry.name).stem not in pictured:
+            elif suffix_of(entry.name) == "txt" and _stem_of(entry.name) not in pictured:
                 yield name, Refused("missing_pair", f"there is no picture beside {entry.name}")
 
 
 def _caption_of(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(".txt"))
+    return f"{_stem_of(name)}.txt"
+
+
+def _stem_of(name: str) -> str:
+    """The name of a file with a suffix, without it: "a/cat.png" -> "a/cat"."""
+    return name.rpartition(".")[0]
