@@ -20,6 +20,7 @@ from thousandwords import components, images
 from thousandwords.augmentation import generator_crop, view_rng
 from thousandwords.config import section
 from thousandwords.files import fingerprint, read_manifest, write_bytes, write_manifest
+from thousandwords.mixing import MIXTURES
 from thousandwords.pair_shards import MEND, PairReader, shards_of, splits
 from thousandwords.shards import Config, TokenHeader, TokenShardWriter, in_order, read_shard, token_table
 from thousandwords.store import STORE, Store
@@ -41,7 +42,8 @@ def tokenize_pairs(pairs: Path, tokenizer: Path, out: Path, run: Stage) -> None:
     store = Store(STORE / "tokens")
     store.begin(list(keys.values()))
     encoded = [name for name in keys if not store.has(keys[name])]
-    with TokenShardWriter(out, header, config.rows_per_shard) as shards:
+    mixtures = {name: manifest["facts"][name] for name in (MIXTURES,) if name in manifest["facts"]}
+    with TokenShardWriter(out, header, config.rows_per_shard, mixtures) as shards:
         for split, name in names:
 
             def make(entry: Path, split: str = split, name: str = name) -> None:

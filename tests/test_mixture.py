@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,12 +13,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages import tokenize_pairs
 from tests.pictures import png, write, write_tar
+from tests.test_data_stages import stage
+from tests.tiny import SIDE, tiny, tiny_text
+from thousandwords import components
 from thousandwords.config import ConfigError, section
 from thousandwords.files import read_manifest, unit_hash
 from thousandwords.images import Refused
+from thousandwords.loader import ImageLoader, TokenLoader, places
+from thousandwords.mixing import Mixing
+from thousandwords.pair_shards import PairReader
 from thousandwords.pairs import QUARANTINE, BadData, Config, check_source, open_source, recaptioned, write_pairs
+from thousandwords.shards import open_token_rows
 from thousandwords.sources import Provenance, RawPair, SourceError, read_provenance
+from thousandwords.store import Store
 
 LOOSE = {"image_size": 16, "validation_share": 0.3, "max_refused_share": 0.9}
 
@@ -67,6 +77,49 @@ def test_a_mixture_holds_every_input_of_every_source_once_and_says_whose_it_is(o
     }
     said = read_manifest(own / "pairs")["facts"]["settings"]["sources"]
     assert [part["path"] for part in said] == [f"{own}/photos", f"{own}/drawings", f"{own}/table/t.tsv"]
+
+
+def test_training_sees_of_each_source_what_its_weight_says_though_every_input_is_kept_once(own):
+    for index in range(8, 40):
+        write(own / "photos", {f"{index}.png": png(100 + index), f"{index}.txt": f"photos {index}"})
+    sources = [{**part, "weight": weight} for part, weight in zip(mixture(own), (1, 2, 1), strict=True)]
+    write_pairs(config(source="mixture", sources=sources), 0, own / "pairs")
+
+    reader = PairReader(own / "pairs", "train")
+    keys = [reader.key(row) for row in range(len(reader))]
+    counted = [sum(key.startswith(f"{number}/") for key in keys) for number in range(3)]
+    assert reader.mixing == Mixing(tuple(counted), (1.0, 2.0, 1.0))
+    captions = ImageLoader(reader, seed=0).captions(range(3 * len(reader)))
+    seen = Counter(caption.split()[0] for caption in captions)
+    present = 4 if counted[2] else 3
+    assert seen["drawings"] / len(captions) == pytest.approx(2 / present, abs=0.05)
+    assert set(Counter(caption for caption in captions if "drawings" in caption).values()) <= {
+        seen["drawings"] // counted[1], seen["drawings"] // counted[1] + 1}  # fmt: skip
+
+
+def test_without_weights_every_row_is_shown_once_an_epoch(own):
+    write_pairs(config(source="mixture", sources=mixture(own)), 0, own / "pairs")
+    reader = PairReader(own / "pairs", "train")
+    assert reader.mixing is None and "mixtures" not in read_manifest(own / "pairs")["facts"]
+    assert sorted(row for _, row in places(range(len(reader)), len(reader), 0)) == list(range(len(reader)))
+
+
+def test_the_weights_travel_with_the_words_of_the_pictures(own, monkeypatch):
+    sources = [{**part, "weight": weight} for part, weight in zip(mixture(own)[:2], (1, 3), strict=True)]
+    data = {**LOOSE, "image_size": SIDE, "source": "mixture", "sources": sources}
+    write_pairs(section(data, "data", Config), 0, own / "pairs")
+    components.save(tiny("tokenizers", "dvae"), own / "tokenizer")
+    monkeypatch.chdir(own)
+    tokenize_pairs.tokenize_pairs(Path("pairs"), Path("tokenizer"), Path("tokens"), stage("tokenize_pairs", tokens={}))
+
+    of_pairs = PairReader(Path("pairs"), "train").mixing
+    assert of_pairs is not None and of_pairs.weights == (1.0, 3.0)
+    rows = open_token_rows(Path("tokens"), "train", None, Store(Path("store")))
+    stored = open_token_rows(Path("tokens"), "train", None, Store(Path("store")), most_in_memory=0)
+    assert rows.mixing == stored.mixing == of_pairs
+    loaders = [TokenLoader(one, tiny_text(), seed=0) for one in (rows, stored)]
+    (words, tokens), (other_words, other_tokens) = (loader.batch(range(20, 50)) for loader in loaders)
+    assert (words == other_words).all() and (tokens == other_tokens).all()
 
 
 def test_what_is_refused_in_a_mixture_says_whose_it_is(own):
@@ -126,7 +179,14 @@ def test_too_many_bad_inputs_of_a_mixture_name_all_places(own):
             {"source": "mixture", "sources": [{"source": "csv", "path": "x", "lisence": "MIT"}]},
             "no key 'lisence'. Did you mean 'licence'?",
         ),
-        ({"source": "mixture", "sources": [{"source": "csv", "path": "x", "weight": 2}]}, "has no key 'weight'"),
+        (
+            {"source": "mixture", "sources": [{"source": "csv", "path": "x", "weight": 0}]},
+            "data.sources: weight is 0.0; it needs to be a number above 0",
+        ),
+        (
+            {"source": "mixture", "sources": [{"source": "csv", "path": "x", "weight": 2}, {"source": "csv", "path": "y"}]},
+            "some of data.sources have a weight and some have none. Give each one, or none",
+        ),
         (
             {"source": "mixture", "sources": [{"source": "csv", "path": ""}]},
             "data.sources: path is empty; it needs a path or a URL",

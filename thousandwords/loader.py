@@ -19,6 +19,7 @@ from torch import Tensor
 
 from thousandwords.augmentation import Augmentation, tokenizer_crop
 from thousandwords.images import to_float
+from thousandwords.mixing import Mixing, epoch_places
 from thousandwords.pair_shards import PairReader
 from thousandwords.shards import AnyTokenRows
 from thousandwords.text import TextTokenizer
@@ -68,16 +69,28 @@ def positions(step: int, batch_size: int) -> range:
     return range(step * batch_size, (step + 1) * batch_size)
 
 
-def places(positions: range, count: int, seed: int) -> list[tuple[int, int]]:
+def places(positions: range, count: int, seed: int, mixing: Mixing | None = None) -> list[tuple[int, int]]:
     """(epoch, row) of each position, of `count` rows.
 
     The batches, laid end to end, go through one seeded permutation of all rows after the other; a batch may hold the end of
-    one epoch and the start of the next, so that no row is ever left out.
+    one epoch and the start of the next, so that no row is ever left out. With a `mixing` each source is gone through so, at
+    the pace that its weight gives it, and for the epoch stands how often the row was shown before.
     """
+    if mixing is not None:
+        return [_mixed_place(mixing, seed, *divmod(position, count)) for position in positions]
     return [
         (position // count, int(_permutation(count, seed, position // count)[position % count]))
         for position in positions
     ]
+
+
+def _mixed_place(mixing: Mixing, seed: int, epoch: int, at: int) -> tuple[int, int]:
+    with _ONE_AT_A_TIME:
+        rounds, rows = _kept_mixture(mixing, seed, epoch)
+    return int(rounds[at]), int(rows[at])
+
+
+_kept_mixture = functools.lru_cache(maxsize=4)(epoch_places)
 
 
 def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
@@ -129,7 +142,7 @@ class TokenLoader:
 
     def batch(self, positions: range) -> tuple[Tensor, Tensor]:
         """(text (B, T) int64 with −1 where a caption has ended, image tokens (B, L) int64)."""
-        shown = places(positions, len(self.rows), self.seed)
+        shown = places(positions, len(self.rows), self.seed, self.rows.mixing)
         self.rows.expect([row for _, row in shown])
         captions = [_caption(self.rows.captions_of(row), self.seed, epoch, row) for epoch, row in shown]
         views = [choose(self.rows.header.views, self.seed, VIEW, epoch, row) for epoch, row in shown]
@@ -151,7 +164,7 @@ class ImageLoader:
 
     def batch(self, positions: range) -> Tensor:
         """Pictures (B, 3, H, W) float32 in [0, 1]."""
-        shown = places(positions, len(self.reader), self.seed)
+        shown = places(positions, len(self.reader), self.seed, self.reader.mixing)
         if self.augmentation == "paper":
             return to_float(self._crops(shown))
         return to_float(self.reader.images([row for _, row in shown]))
@@ -163,7 +176,7 @@ class ImageLoader:
 
     def captions(self, positions: range) -> list[str]:
         """One caption, as it was given, of each of the pictures at these positions."""
-        shown = places(positions, len(self.reader), self.seed)
+        shown = places(positions, len(self.reader), self.seed, self.reader.mixing)
         return [_caption(self.reader.captions(row), self.seed, epoch, row) for epoch, row in shown]
 
 

@@ -38,6 +38,7 @@ class PartConfig:
 
     source: Literal["folder", "csv", "webdataset", "jsonl", "parquet", "coco"]
     path: str                            # or a URL
+    weight: float | None = None          # its share of what training sees, against the other weights; inputs come in once
     licence: str | None = None           # both kept with every row
     origin: str | None = None
     image_column: str | None = None
@@ -49,6 +50,8 @@ class PartConfig:
     def __post_init__(self) -> None:
         if not self.path:
             raise ValueError("data.sources: path is empty; it needs a path or a URL")
+        if self.weight is not None and not 0 < self.weight < float("inf"):
+            raise ValueError(f"data.sources: weight is {self.weight}; it needs to be a number above 0")
         _check_known(self, "data.sources: ", self.source)
 
 
@@ -86,7 +89,7 @@ class Config:
     image_folder: str | None = None    # csv, jsonl, parquet, coco: where pictures lie, from the list's folder; by default there
     licence: str | None = None         # both kept with every row
     origin: str | None = None
-    sources: tuple[PartConfig, ...] = ()    # of a mixture
+    sources: tuple[PartConfig, ...] = ()    # of a mixture; without weights training sees every pair once an epoch
     scenes: SceneCounts = field(default_factory=SceneCounts)
 
     def __post_init__(self) -> None:
@@ -141,6 +144,8 @@ class Config:
         elif self.url or self.licence or self.origin:
             raise ValueError("data.url, data.licence and data.origin are of one source, but data.source is mixture. "
                              "Say them of each source in data.sources")
+        if len({part.weight is None for part in self.sources}) > 1:
+            raise ValueError("some of data.sources have a weight and some have none. Give each one, or none")
         if self.url is not None and "://" not in self.url:
             raise ValueError(f"data.url is {self.url!r}, no URL like s3://bucket/folder. For a folder here, set data.path")
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from thousandwords.files import DamagedArtefact, check_file, fingerprint, read_manifest
 from thousandwords.images import decode_png, fit_square
+from thousandwords.mixing import Mixing
 from thousandwords.rows import Part, Rows, write_rows
 from thousandwords.store import Store
 
@@ -48,6 +49,8 @@ class PairReader:
     written there once, known by the shards' manifest, and read row by row.
     """
 
+    mixing: Mixing | None = None    # how much training sees of each source, where they have weights
+
     def __init__(self, folder: Path, split: str, store: Store | None = None, most_in_memory: int = MOST_IN_MEMORY):
         manifest = read_manifest(folder, verify=False, mend=MEND)
         names = shards_of(manifest, split)
@@ -60,6 +63,7 @@ class PairReader:
             self._take(manifest, _Memory(pa.concat_tables(shards)))
         else:
             self._take(manifest, _Disk(_stored(folder, split, manifest, names, store)))
+        self.mixing = Mixing.from_facts(manifest["facts"], split)
 
     @classmethod
     def of_shard(cls, folder: Path, manifest: dict, name: str) -> PairReader:

@@ -34,10 +34,11 @@ from thousandwords.duplicates import DUPLICATE_SCHEMA, DUPLICATES, Copies, Nearn
 from thousandwords.errors import UserError
 from thousandwords.files import unit_hash, write_bytes, write_manifest
 from thousandwords.images import Refused, area_resize, decode_image, encode_png, fit_square
+from thousandwords.mixing import MIXTURES
 from thousandwords.pair_settings import Config, PartConfig, settings_in_use
 from thousandwords.pair_writer import ROW_GROUP, PairShardWriter, table_of
 from thousandwords.scenes import scene_pairs
-from thousandwords.sources import Mixture, Part, RawPair, Source, clean_captions, named, open_kind
+from thousandwords.sources import Mixture, Part, RawPair, Source, clean_captions, named, open_kind, source_of
 from thousandwords.tables import table_bytes
 from thousandwords.twins import Look, look_of
 from thousandwords.workers import Fault, Limits, batches, cores, ordered_map
@@ -212,6 +213,7 @@ def write_pairs(config: Config, seed: int, folder: Path,
     """
     total = check_source(config)
     refusals, dropped, texts = [], Counter(), Counter(original=0, recaptioned=0)
+    of_sources: dict[str, Counter] = {}    # the rows of each source, by split
     known = _known(config, lambda: progress(prepared(config, seed), total))
     with PairShardWriter(folder, config.rows_per_shard) as shards, contextlib.closing(prepared(config, seed)) as outcomes:
         for split, outcome in progress(outcomes, total):
@@ -220,6 +222,8 @@ def write_pairs(config: Config, seed: int, folder: Path,
             elif not known.has(outcome, split):
                 dropped.update(outcome.dropped)
                 texts["recaptioned" if outcome.is_recaptioned else "original"] += 1
+                if config.source == "mixture":
+                    of_sources.setdefault(split, Counter())[source_of(outcome.key)] += 1
                 shards.add({**vars(outcome), "split": split})
         shards.commit()
     counts = _counts(shards.splits(), refusals, known.count)
@@ -236,10 +240,19 @@ def write_pairs(config: Config, seed: int, folder: Path,
     for name, table in tables.items():
         write_bytes(Path(folder) / name, table_bytes(table, ROW_GROUP))
     facts = {"image_size": config.image_size, "source": config.source, "seed": seed, "counts": counts,
-             "settings": settings_in_use(config)}
+             "settings": settings_in_use(config), **_mixtures(config, of_sources)}
     rows = {**shards.rows, **{name: table.num_rows for name, table in tables.items()}}
     write_manifest(folder, rows, facts, shards.digests)
     return counts
+
+
+def _mixtures(config: Config, of_sources: dict[str, Counter]) -> dict:
+    """What the manifest says of weights, where there are any: rows lie source by source, as `Mixing` wants them."""
+    weights = [part.weight for part in config.sources]
+    if not weights or weights[0] is None:
+        return {}
+    rows = {split: [counted[number] for number in range(len(weights))] for split, counted in of_sources.items()}
+    return {MIXTURES: {split: {"rows": counts, "weights": weights} for split, counts in rows.items()}}
 
 
 def _known(config: Config, outcomes: Callable[[], Iterable[tuple[str, Pair | Refusal]]]) -> Copies | NearTwins:

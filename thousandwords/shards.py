@@ -28,6 +28,7 @@ from thousandwords.files import (
     write_bytes,
     write_manifest,
 )
+from thousandwords.mixing import Mixing
 from thousandwords.rows import Part, Rows, write_rows
 from thousandwords.store import Store
 from thousandwords.tables import table_bytes
@@ -119,12 +120,14 @@ def token_table(header: TokenHeader, keys: Sequence[str], captions: Sequence[lis
 class TokenShardWriter:
     """Writes shards of `rows_per_shard` rows, one split after the other; `close` writes the manifest. Earlier ones are removed.
 
+    `facts` are further ones for the manifest, like the weights of a mixture.
     Usage: with TokenShardWriter(folder, header, 4096) as shards: shards.write("train", keys, captions, tokens)
     """
 
     folder: Path
     header: TokenHeader
     rows_per_shard: int
+    facts: dict = field(default_factory=dict)
     _pending: dict[str, list[pa.Table]] = field(default_factory=dict)
     _rows: dict[str, int] = field(default_factory=dict)
 
@@ -148,7 +151,7 @@ class TokenShardWriter:
         for split, tables in self._pending.items():
             if sum(table.num_rows for table in tables):
                 self._flush(split)
-        return write_manifest(self.folder, self._rows, {"tokens": self.header.facts()})
+        return write_manifest(self.folder, self._rows, {"tokens": self.header.facts(), **self.facts})
 
     def __enter__(self) -> TokenShardWriter:
         return self
@@ -175,6 +178,7 @@ class TokenRows:
     keys: list[str]
     captions: list[list[str]]
     tokens: np.ndarray
+    mixing: Mixing | None = None  # how much training sees of each source, where they have weights
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -198,8 +202,8 @@ class TokenRows:
 class StoredTokenRows:
     """What `TokenRows` holds, read row by row from disk: the same answers, whatever the number of rows."""
 
-    def __init__(self, header: TokenHeader, rows: Rows) -> None:
-        self.header, self.rows = header, rows
+    def __init__(self, header: TokenHeader, rows: Rows, mixing: Mixing | None = None) -> None:
+        self.header, self.rows, self.mixing = header, rows, mixing
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -242,7 +246,8 @@ def read_token_rows(folder: Path, split: str, tokenizer_fingerprint: str | None 
         if first is None or sum(table.num_rows for table in tables) < first:
             tables.append(read_shard(Path(folder) / name, header, manifest["files"][name]["rows"]))
     table = pa.concat_tables(tables)
-    return TokenRows(header, table["key"].to_pylist(), table["captions"].to_pylist(), _all_words(table, header))
+    mixing = None if first is not None else Mixing.from_facts(manifest["facts"], split)
+    return TokenRows(header, table["key"].to_pylist(), table["captions"].to_pylist(), _all_words(table, header), mixing)
 
 
 def open_token_rows(
@@ -268,7 +273,7 @@ def open_token_rows(
         shards = (read_shard(Path(folder) / name, header, manifest["files"][name]["rows"]) for name in names)
         write_rows(entry, (_part(shard, header) for shard in shards))
 
-    return StoredTokenRows(header, Rows(store.get(key, make), verify=False))
+    return StoredTokenRows(header, Rows(store.get(key, make), verify=False), Mixing.from_facts(manifest["facts"], split))
 
 
 def _opened(manifest: dict, folder: Path, split: str, tokenizer_fingerprint: str | None) -> tuple[TokenHeader, list[str]]:

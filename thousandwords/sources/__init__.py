@@ -9,7 +9,7 @@ from thousandwords.sources._contract import RawPair, Source, clean_captions
 from thousandwords.sources.coco import CocoSource
 from thousandwords.sources.folder import FolderSource
 from thousandwords.sources.jsonl import JsonLinesSource
-from thousandwords.sources.mixture import Mixture, Part, Provenance, named, read_provenance
+from thousandwords.sources.mixture import Mixture, Part, Provenance, named, read_provenance, source_of
 from thousandwords.sources.parquet import ParquetSource
 from thousandwords.sources.table import TableSource
 from thousandwords.sources.webdataset import WebDatasetSource
@@ -27,7 +27,7 @@ KINDS: dict[str, type[Source]] = {
 __all__ = [  # what others import from here
     "KINDS", "CocoSource", "FolderSource", "JsonLinesSource", "Mixture", "ParquetSource", "Part", "Provenance", "RawPair",
     "Source", "SourceError", "TableSource", "WebDatasetSource", "clean_captions", "named", "open_kind",
-    "read_provenance",
+    "read_provenance", "source_of",
 ]  # fmt: skip
 
 

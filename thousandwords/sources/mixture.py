@@ -1,7 +1,7 @@
 """Several sources as one, each with its licence and origin kept beside every row.
 
 Sources come one after the other, and each input once. Keys begin with the source's number, "1/cat.png", so that equal names stay
-apart and a row's source is known from its key. Left out: weights, by which training would see one source more often than another.
+apart and a row's source is known from its key. Weights are for training to heed (`mixing`): here every input comes in once.
 """
 from __future__ import annotations
 
@@ -53,6 +53,11 @@ class Part:
         for raw in self.source:
             key = raw.key if self.number is None else f"{self.number}/{raw.key}"
             yield replace(raw, key=key, provenance=Provenance(raw.provenance, self.number, self.licence, self.origin).text())
+
+
+def source_of(key: str) -> int:
+    """The number of the source that a row of a mixture comes from: "1/cat.png" -> 1."""
+    return int(key.partition("/")[0])
 
 
 class Mixture(Source):
