@@ -120,6 +120,8 @@ def test_the_weights_travel_with_the_words_of_the_pictures(own, monkeypatch):
     loaders = [TokenLoader(one, tiny_text(), seed=0) for one in (rows, stored)]
     (words, tokens), (other_words, other_tokens) = (loader.batch(range(20, 50)) for loader in loaders)
     assert (words == other_words).all() and (tokens == other_tokens).all()
+    shown = [row for _, row in places(range(20, 50), len(rows), 0, of_pairs)]
+    assert (tokens.numpy() == rows.tokens_of(shown, [0] * 30)).all()
 
 
 def test_what_is_refused_in_a_mixture_says_whose_it_is(own):
