@@ -46,9 +46,14 @@ def test_a_word_of_8192_takes_13_bits_in_the_shards_and_16_unpacked():
     assert step(".store/rows").bytes == 900_000 * (2 * 2048 + 100)
 
 
-def test_what_fits_memory_is_not_unpacked():
+def test_pictures_that_training_reads_in_random_order_are_on_disk_once_more():
+    assert step(".store/pairs").bytes == 900_000 * 300 * 300 * 2
+
+
+@pytest.mark.parametrize(("folder", "pairs"), [(".store/rows", 10_000), (".store/pairs", 3_000)])
+def test_what_fits_memory_is_not_unpacked(folder, pairs):
     with pytest.raises(KeyError):
-        step(".store/rows", pairs=10_000)
+        step(folder, pairs=pairs)
 
 
 def test_an_update_is_three_passes_or_four():
@@ -174,3 +179,13 @@ def test_the_default_preset_is_planned_without_further_words(monkeypatch, capsys
     command.main(["--on", "cpu", "--results", "nowhere"])
     told = capsys.readouterr().out
     assert told.startswith("22,000 pairs, params.yaml, on 1 CPU; the generator sees each training pair 3.84 times\n")
+
+
+def test_the_plan_of_the_papers_run_in_the_readme_is_what_the_command_says(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    command.main(["--preset", "paper", "--pairs", "250000000", "--on", "gpu", "--gpus", "256", "--price-per-hour", "2.5",
+                  "--results", "nowhere"])  # fmt: skip
+    table = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    first = readme.index(f"  {table[0]}")
+    assert [line.removeprefix("  ") for line in readme[first : first + len(table)]] == table and len(table) == 12

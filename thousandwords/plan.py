@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from thousandwords import pair_shards
 from thousandwords.shards import BYTES_OF_TEXT, MOST_IN_MEMORY
 
 TRAINED = ("train_image_tokenizer", "train_generator", "train_scorer")
@@ -106,10 +107,13 @@ def steps(settings: Settings, sizes: Sizes, bytes_per_pixel: float) -> list[Step
     token_bytes = pairs * token_row_bytes(words, sizes.image_vocab_size)
     is_unpacked = trained * (2 * words + BYTES_OF_TEXT) > MOST_IN_MEMORY
     shards = math.ceil(pairs / settings.pairs_per_shard)
+    picture_bytes = sizes.kept_side**2 * bytes_per_pixel
+    are_pairs_unpacked = trained * picture_bytes > pair_shards.MOST_IN_MEMORY
     drawings = settings.prompts * settings.candidates
     found = [
         Step("prepare_pairs", pairs, pairs * sizes.kept_side**2 / 1e6, "megapixels", "data/pairs", shards,
-             pairs * sizes.kept_side**2 * bytes_per_pixel),
+             pairs * picture_bytes),
+        Step("", trained, 0, "flops", ".store/pairs", 1, trained * picture_bytes) if are_pairs_unpacked else None,
         Step("train_text_tokenizer", trained, trained, "captions"),
         _trained("train_image_tokenizer", settings, sizes.tokenizer_loss, sizes.tokenizer_parameters),
         Step("tokenize_pairs", drawn, drawn * sizes.encode, "flops", "data/tokens",
