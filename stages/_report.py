@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from stages._pairs import open_pairs
 from thousandwords import evaluation, images, metrics, plots
 from thousandwords.duplicates import DUPLICATES
 from thousandwords.fidelity import Overlap
@@ -131,9 +132,10 @@ def _reconstructions(
     return [{"original": f"original-{row}", "hard": f"hard-{row}", "psnr": float(values[row])} for row in range(count)]
 
 
-def neighbours(found: Found, held_out: Tensor, pairs: Path, drawn: Samples, pictures: dict[str, bytes]) -> Facts:
+def neighbours(
+    found: Found, held_out: Tensor, validation: PairReader, training: PairReader, drawn: Samples, pictures: dict[str, bytes]
+) -> Facts:
     """Held-out, training and drawn pictures beside the training picture nearest to each: the nearest, and at the threshold."""
-    validation, training = PairReader(pairs, "validation"), PairReader(pairs, "train")
 
     def known(row: int) -> tuple[bytes, str]:
         return images.encode_png(images.to_uint8(held_out[[row]])[0]), validation.captions(row)[0]
@@ -189,11 +191,12 @@ def duplicates(pairs: Path, pictures: dict[str, bytes]) -> list[Duplicate]:
     rows = pq.read_table(pairs / DUPLICATES, page_checksum_verification=True).to_pylist()
     dropped = sorted((row for row in rows if row["image"]), key=_looks)[-TWINS:]
     stay = sorted((row for row in rows if not row["is_dropped"]), key=_looks)[:TWINS]
+    readers = {split: open_pairs(pairs, split) for split in sorted({row["split"] for row in stay} | _twin_splits(dropped + stay))}
     shown = []
     for row in dropped + stay:
         ours = row["image"], row["captions"][0]
-        shown.append(_duplicate(row, ours if row["image"] else _pair(pairs, row["split"], row["key"]),
-                                _pair(pairs, row["twin_split"], row["twin"]), pictures))    # fmt: skip
+        shown.append(_duplicate(row, ours if row["image"] else _pair(readers[row["split"]], row["key"]),
+                                _pair(readers[row["twin_split"]], row["twin"]), pictures))    # fmt: skip
     return shown
 
 
@@ -201,8 +204,11 @@ def _looks(row: dict) -> tuple:
     return row["distance"], row["colour"], row["key"]
 
 
-def _pair(pairs: Path, split: str, key: str) -> tuple[bytes, str]:
-    reader = PairReader(pairs, split)
+def _twin_splits(rows: list[dict]) -> set[str]:
+    return {row["twin_split"] for row in rows}
+
+
+def _pair(reader: PairReader, key: str) -> tuple[bytes, str]:
     row = reader.find([key])[key]
     return images.encode_png(reader.images([row])[0]), reader.captions(row)[0]
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import torch
 
 from stages import _report
+from stages._pairs import open_pairs
 from stages._progress import progress
 from stages._stage import Stage, arguments, stage
 from thousandwords import components, evaluation, images, likeness, metrics, neighbours
@@ -26,11 +27,12 @@ def evaluate(
     pairs: Path, tokenizer: Path, scorer: Path, samples: Path, ranked: Path, history: Path, out: Path, run: Stage
 ) -> None:
     config = section(run.params.get("evaluation"), "evaluation", evaluation.Config)
-    neighbours.check(min(config.overlap_pictures, len(PairReader(pairs, "train"))), "evaluation.overlap_pictures")
+    known, validation = open_pairs(pairs, "train"), open_pairs(pairs, "validation")
+    neighbours.check(min(config.overlap_pictures, len(known)), "evaluation.overlap_pictures")
     drawn, scores = read_samples(samples), read_scores(ranked)
     model = components.load("tokenizers", tokenizer, mend="dvc repro train_image_tokenizer")
-    held_out = _pictures(PairReader(pairs, "validation"), config.pictures)
-    training = _pictures(PairReader(pairs, "train"), config.kmeans_pictures)
+    held_out = _pictures(validation, config.pictures)
+    training = _pictures(known, config.kmeans_pictures)
     rebuilt = evaluation.reconstruct(model, held_out, training, config.kmeans_iterations, run.seed)
     match, read = evaluation.caption_match(
         drawn, scores, run.seed, lambda rows, total: progress(rows, "evaluate: reading pictures", total, "prompt")
@@ -38,8 +40,13 @@ def evaluate(
     curves = {path.stem: json.loads(path.read_bytes()) for path in sorted((history / "curves").glob("*.json"))}
     records = {path.stem: json.loads(path.read_bytes()) for path in sorted((history / "runs").glob("*.json"))}
     figures = collect(rebuilt, match, drawn, scores, curves["train_generator"], run)
-    figures["fidelity"], found = compare(scorer, pairs, held_out, rebuilt, drawn, config, run)
-    if found and (with_and_without := likeness.match_figures(found, _captions(pairs, len(held_out)), drawn, read)):
+    seen = likeness.HeldOut(
+        images=held_out,
+        captions=[normalise(validation.captions(row)[0]) for row in range(len(held_out))],
+        psnr=metrics.psnr(held_out, rebuilt.hard),
+    )
+    figures["fidelity"], found = compare(scorer, known, seen, drawn, config, run)
+    if found and (with_and_without := likeness.match_figures(found, seen.captions, drawn, read)):
         figures["fidelity"]["overlap"]["caption_match"] = with_and_without
     figures["seconds"] = {name: record["seconds"] for name, record in records.items()}
     figures["seconds"]["evaluate"] = round(run.seconds, 2)
@@ -51,7 +58,7 @@ def evaluate(
         scores=scores, read=read, plots=plots, counts=read_manifest(pairs)["facts"]["counts"], records=records,
     )  # fmt: skip
     if found:
-        facts |= _report.neighbours(found, held_out, pairs, drawn, pictures)
+        facts |= _report.neighbours(found, held_out, validation, known, drawn, pictures)
     facts["duplicates"] = _report.duplicates(pairs, pictures)
     facts["versions"] = versions()
     facts["fingerprints"] = fingerprints(pairs, tokenizer, scorer, samples, ranked)
@@ -83,23 +90,16 @@ def collect(
 
 def compare(
     scorer: Path,
-    pairs: Path,
-    held_out: torch.Tensor,
-    rebuilt: evaluation.Reconstructions,
+    training: PairReader,
+    seen: likeness.HeldOut,
     drawn: Samples,
     config: evaluation.Config,
     run: Stage,
 ) -> tuple[dict, likeness.Found | None]:
     """The block `fidelity`, and the training pictures nearest to held-out, drawn and other training ones."""
     model = components.load("scorers", scorer, mend="dvc repro train_scorer").to(run.world.device)
-    training = PairReader(pairs, "train")
-    known = likeness.HeldOut(
-        images=held_out,
-        captions=_captions(pairs, len(held_out)),
-        psnr=metrics.psnr(held_out, rebuilt.hard),
-    )
     return likeness.measure(
-        model, known, lambda rows: images.to_float(training.images(rows)), min(config.overlap_pictures, len(training)),
+        model, seen, lambda rows: images.to_float(training.images(rows)), min(config.overlap_pictures, len(training)),
         drawn, config, lambda batches, total: progress(batches, "evaluate: comparing pictures", total, "batch"),
     )  # fmt: skip
 
@@ -125,12 +125,6 @@ def fingerprints(pairs: Path, tokenizer: Path, scorer: Path, samples: Path, rank
 
 def _pictures(reader: PairReader, count: int) -> torch.Tensor:
     return images.to_float(reader.images(list(range(min(count, len(reader))))))
-
-
-def _captions(pairs: Path, count: int) -> list[str]:
-    """The first caption of each held-out picture, as the generator is given it."""
-    reader = PairReader(pairs, "validation")
-    return [normalise(reader.captions(row)[0]) for row in range(count)]
 
 
 def _numbers(figures: dict, prefix: str = "") -> dict[str, float]:

@@ -16,7 +16,7 @@ from thousandwords.completion import TO_DRAW, faded, given_words, read_completio
 from thousandwords.config import section
 from thousandwords.drawing import Drawn, Prompts, check_prompt, decode_in_parts, draw_candidates
 from thousandwords.errors import UserError
-from thousandwords.pair_shards import PairReader, splits
+from thousandwords.pair_shards import read_captions, splits
 from thousandwords.samples import COMPLETED, sample_table, write_samples
 
 OWN = "own"  # the split of prompts that were written in params.yaml
@@ -56,8 +56,7 @@ def _held_out_captions(pairs: Path, count: int) -> Iterator[tuple[str, str]]:
     for split in splits(pairs):
         if split == "train":
             continue
-        reader = PairReader(pairs, split)
-        captions = dict.fromkeys(check_prompt(reader.captions(row)[0]) for row in range(len(reader)))
+        captions = dict.fromkeys(check_prompt(several[0]) for several in read_captions(pairs, split))
         yield from [(split, caption) for caption in captions][:count]
 
 

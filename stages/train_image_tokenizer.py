@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stages import _pretrained
 from stages._launch import launch_processes
+from stages._pairs import open_pairs
 from stages._progress import progress
 from stages._stage import Stage, arguments, stage
 from stages._training import device_of, train
@@ -19,10 +20,8 @@ from thousandwords import components, images, metrics, training
 from thousandwords.config import section
 from thousandwords.files import write_bytes, write_json
 from thousandwords.loader import Ahead, ImageLoader, positions
-from thousandwords.pair_shards import PairReader
 from thousandwords.seeds import step_rng
 from thousandwords.shards import in_order
-from thousandwords.store import STORE, Store
 
 LOOK = 256  # validation pictures that are watched while training
 
@@ -33,8 +32,7 @@ def train_image_tokenizer(pairs: Path, out: Path, curves: Path, run: Stage) -> N
     if _pretrained.folder_of(block):
         return take_over(block, pairs, out, curves, run)
     config = section(block["training"], "image_tokenizer.training", training.Config)
-    store = Store(STORE / "pairs", kept_runs=2)
-    reader, held_out = PairReader(pairs, "train", store), PairReader(pairs, "validation")
+    reader, held_out = open_pairs(pairs, "train"), open_pairs(pairs, "validation")
     loader = ImageLoader(reader, run.seed, settings.augmentation)
     device = device_of(run)
     torch.manual_seed(run.seed)
@@ -69,7 +67,7 @@ def train_image_tokenizer(pairs: Path, out: Path, curves: Path, run: Stage) -> N
 
 def take_over(block: dict, pairs: Path, out: Path, curves: Path, run: Stage) -> None:
     """The tokenizer of `image_tokenizer.init`, checked, for pictures of this size; looked at as a trained one would be."""
-    held_out = PairReader(pairs, "validation")
+    held_out = open_pairs(pairs, "validation")
     model = _pretrained.load(block, held_out.image_size).to(device_of(run))
     watched = images.to_float(held_out.images(list(range(min(LOOK, len(held_out))))))
     tokens, decoded = _through(model, watched)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from stages._pairs import open_pairs
 from stages._stage import Stage, arguments, stage
 from stages._training import device_of, train
 from thousandwords import components, images, metrics, training
@@ -14,7 +15,6 @@ from thousandwords.files import write_json
 from thousandwords.loader import Ahead, ImageLoader, positions
 from thousandwords.pair_shards import PairReader
 from thousandwords.seeds import step_rng
-from thousandwords.store import STORE, Store
 from thousandwords.text import normalise
 
 LOOK = 256  # validation pairs that are watched while training
@@ -24,8 +24,7 @@ def train_scorer(pairs: Path, out: Path, curves: Path, run: Stage) -> None:
     block = run.params.get("scorer") or {}
     check_keys(block, "scorer", ["kind", block.get("kind"), "training"])
     config = section(block["training"], "scorer.training", training.Config)
-    store = Store(STORE / "pairs", kept_runs=2)
-    reader, held_out = PairReader(pairs, "train", store), PairReader(pairs, "validation")
+    reader, held_out = open_pairs(pairs, "train"), open_pairs(pairs, "validation")
     device = device_of(run)
     torch.manual_seed(run.seed)
     model = components.build(

@@ -7,13 +7,12 @@ from pathlib import Path
 from stages._stage import Stage, arguments, stage
 from thousandwords import text
 from thousandwords.config import section
-from thousandwords.pair_shards import PairReader
+from thousandwords.pair_shards import read_captions
 
 
 def train_text_tokenizer(pairs: Path, out: Path, run: Stage) -> None:
     config = section(run.params.get("text_tokenizer"), "text_tokenizer", text.Config)
-    reader = PairReader(pairs, "train")
-    captions = [caption for row in range(len(reader)) for caption in reader.captions(row)]
+    captions = [caption for several in read_captions(pairs, "train") for caption in several]
     tokenizer = text.train(captions, config)
     text.save(tokenizer, out)
     lengths = [len(tokenizer.words(caption)) for caption in captions]

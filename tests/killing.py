@@ -42,10 +42,13 @@ class Nursery:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
-    def run(self, folder: Path, stage: str, *argv: str, signal_after: float | None = None,
+    def run(self, folder: Path, stage: str, *argv: str, signal_after: float | None = None, once: str = "",
             number: int = signal.SIGKILL, failpoint: str | None = None, count: bool = False) -> Ended:
-        """`stage` with `argv` in `folder`; its process group gets signal `number` after some seconds, unless it has ended."""
-        order = {"folder": str(folder), "stage": stage, "argv": argv, "after": signal_after, "number": number,
+        """`stage` with `argv` in `folder`; its process group gets signal `number` after some seconds, unless it has ended.
+
+        `once` is a pattern of files in `folder`: the signal waits until there is one.
+        """
+        order = {"folder": str(folder), "stage": stage, "argv": argv, "after": signal_after, "once": once, "number": number,
                  "failpoint": failpoint, "count": count}  # fmt: skip
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
@@ -96,10 +99,14 @@ def _wait(child: int, began: float, order: dict) -> int:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             return os.waitstatus_to_exitcode(status)
-        if is_due and time.monotonic() - began >= order["after"]:
+        if is_due and time.monotonic() - began >= order["after"] and _is_there(order["folder"], order["once"]):
             os.killpg(child, order["number"])
             is_due = False
         time.sleep(0.0005)
+
+
+def _is_there(folder: str, pattern: str) -> bool:
+    return not pattern or any(Path(folder).glob(pattern))
 
 
 def _live(main, order: dict, said: Path, passed: Path) -> None:

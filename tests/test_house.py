@@ -120,6 +120,11 @@ def test_only_run_imports_mlflow_and_nothing_of_the_stages_imports_prefect():
     assert not [file for file in python_files("stages") if {"prefect", "dvc"} & outside(file)]
 
 
+def test_stages_open_pairs_by_the_one_door_that_keeps_memory_bounded():
+    calls = {file: re.findall(r"(?<!def )\bPairReader\(", (ROOT / file).read_text()) for file in python_files("stages")}
+    assert {file for file, found in calls.items() if found} == {"stages/_pairs.py"}
+
+
 def test_flows_never_touch_tensors():
     assert not [file for file in python_files("flows") if {"torch", "pyarrow", "numpy"} & outside(file)]
 

@@ -18,7 +18,7 @@ from thousandwords.errors import UserError
 from thousandwords.files import DamagedArtefact, read_manifest
 from thousandwords.images import area_resize, encode_png, fit_square
 from thousandwords.pair_settings import SceneCounts
-from thousandwords.pair_shards import PairReader, splits
+from thousandwords.pair_shards import PairReader, read_captions, splits
 from thousandwords.pairs import (
     QUARANTINE,
     BadData,
@@ -408,6 +408,28 @@ def test_a_split_depends_on_the_group_and_the_seed_alone():
     assert [split_of(f"group {index}", 0, 0.5)[0] for index in range(12)] == list("tvtvvvtvvttt")
     shares = [sum(split_of(str(index), seed, 0.1) == "validation" for index in range(5_000)) / 5_000 for seed in (0, 1)]
     assert shares == pytest.approx([0.1, 0.1], abs=0.02)
+
+
+# ---- captions alone
+
+
+def test_captions_are_read_without_the_pictures_in_the_order_of_the_rows(tmp_path):
+    write_pairs(folder_config(write_folder(tmp_path / "own"), rows_per_shard=3), 0, tmp_path / "pairs")
+    for split in ("train", "validation"):
+        reader = PairReader(tmp_path / "pairs", split)
+        assert list(read_captions(tmp_path / "pairs", split)) == [reader.captions(row) for row in range(len(reader))]
+
+
+def test_captions_of_a_damaged_shard_or_a_split_that_is_not_there_are_refused(tmp_path):
+    write_pairs(scenes_config(3), 0, tmp_path)
+    with pytest.raises(DamagedArtefact, match="has no split 'nonsense', only train, unseen, validation"):
+        list(read_captions(tmp_path, "nonsense"))
+    path = tmp_path / "train-00000.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1    # in a picture
+    path.write_bytes(data)
+    with pytest.raises(DamagedArtefact, match="train-00000.parquet is damaged"):
+        list(read_captions(tmp_path, "train"))
 
 
 # ---- damage

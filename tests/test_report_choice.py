@@ -52,9 +52,9 @@ def test_neighbours_stand_beside_their_training_picture_and_each_pair_once(pairs
     found = Found(towards, within, Overlap(torch.tensor([0.1, 0.85]), torch.tensor([0, 2]), 0.8), [(0, 0), (1, 1)])
     pictures: dict[str, bytes] = {}
 
-    facts = _report.neighbours(found, held_out, pairs, drawn, pictures)
-
     training = PairReader(pairs, "train")
+    facts = _report.neighbours(found, held_out, PairReader(pairs, "validation"), training, drawn, pictures)
+
     assert [one["similarity"] for one in facts["twins"]] == pytest.approx([0.99, 0.9, 0.7, 0.5])
     assert [one["is_twin"] for one in facts["twins"]] == [True, True, False, False]
     assert [one["similarity"] for one in facts["borderline"]] == pytest.approx([0.3])    # the rest stands above already

@@ -42,6 +42,26 @@ def shards_of(manifest: dict, split: str) -> list[str]:
     return sorted(name for name in manifest["files"] if name.startswith(f"{split}-"))
 
 
+def read_captions(folder: Path, split: str) -> Iterator[list[str]]:
+    """The captions of every pair of a split in order, verified shard by shard; no picture is read into memory."""
+    manifest = read_manifest(folder, verify=False, mend=MEND)
+    for name in _shards_of(folder, manifest, split):
+        check_file(Path(folder) / name, manifest["files"][name], MEND)
+        file = pq.ParquetFile(Path(folder) / name, page_checksum_verification=True)
+        _check_schema(Path(folder) / name, file.schema_arrow)
+        for group in file.iter_batches(columns=["captions"]):
+            yield from group["captions"].to_pylist()
+
+
+def _shards_of(folder: Path, manifest: dict, split: str) -> list[str]:
+    """`shards_of`; DamagedArtefact where there are none."""
+    names = shards_of(manifest, split)
+    if not names:
+        found = ", ".join(manifest["facts"]["counts"]["splits"])
+        raise DamagedArtefact(f"{folder} has no split {split!r}, only {found}. Run: {MEND}")
+    return names
+
+
 class PairReader:
     """The pairs of one split, each file verified; `images` decodes a few of them.
 
@@ -53,10 +73,7 @@ class PairReader:
 
     def __init__(self, folder: Path, split: str, store: Store | None = None, most_in_memory: int = MOST_IN_MEMORY):
         manifest = read_manifest(folder, verify=False, mend=MEND)
-        names = shards_of(manifest, split)
-        if not names:
-            found = ", ".join(manifest["facts"]["counts"]["splits"])
-            raise DamagedArtefact(f"{folder} has no split {split!r}, only {found}. Run: {MEND}")
+        names = _shards_of(folder, manifest, split)
         if store is None or sum(manifest["files"][name]["bytes"] for name in names) <= most_in_memory:
             read_manifest(folder, mend=MEND)
             shards = [_read_shard(Path(folder) / name, manifest["files"][name]["rows"]) for name in names]
