@@ -1,0 +1,425 @@
+"""A stage that is killed, asked to end or out of room ends, when it is run again, as if it had never been."""
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages._guard import sole_writer
+from tests.killing import ROOT, Ended, Nursery
+from tests.tiny import CAPTIONS, SIDE, TINY, tiny, tiny_text, write_shards
+from thousandwords import components, text
+from thousandwords.checkpoints import Checkpoints
+from thousandwords.errors import UserError
+from thousandwords.files import (
+    FAILPOINTS,
+    DiskFull,
+    read_manifest,
+    write_bytes,
+    write_json,
+    write_manifest,
+)
+from thousandwords.images import encode_png
+from thousandwords.samples import read_samples
+from thousandwords.shards import read_token_rows
+
+# --- stages to be killed ---------------------------------------------------------------------------------------------
+
+TRAINING = {"batch_size": 4, "learning_rate": 0.01, "evaluate_every": 50, "log_every": 10, "checkpoint_every": 10,
+            "ema_decay": 0.9, "clip_norm": 1.0}  # fmt: skip
+PARTS = ("--text-tokenizer", "models/text_tokenizer", "--image-tokenizer", "models/image_tokenizer")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage is given, in a folder that it shares with no other trial, and what it leaves."""
+
+    argv: tuple[str, ...]
+    needs: tuple[str, ...]
+    leaves: tuple[str, ...]
+
+
+WORK = {
+    "prepare_pairs": Work(("--out", "data/pairs"), ("own",), ("data/pairs",)),
+    "tokenize_pairs": Work(
+        ("--pairs", "data/pairs", "--tokenizer", "models/image_tokenizer", "--out", "data/tokens"),
+        ("data/pairs", "models/image_tokenizer"), ("data/tokens",)),
+    "train_generator": Work(
+        ("--tokens", "data/tokens", *PARTS, "--out", "models/generator", "--curves", "results/curves.json"),
+        ("data/tokens", "models/text_tokenizer", "models/image_tokenizer"), ("models/generator", "results/curves.json")),
+    "sample_images": Work(
+        ("--pairs", "data/pairs", *PARTS, "--generator", "models/generator", "--out", "results/samples"),
+        ("data/pairs", "models/text_tokenizer", "models/image_tokenizer", "models/generator"), ("results/samples",)),
+    "rank_images": Work(
+        ("--samples", "results/samples", "--scorer", "models/scorer", "--out", "results/ranked"),
+        ("results/samples", "models/scorer"), ("results/ranked",)),
+}  # fmt: skip
+
+
+OTHERS = [stage for stage in WORK if stage != "train_generator"]
+
+
+def params_of(steps: int, **training: object) -> dict:
+    """Small settings, with many shards and many checkpoints to be killed in between."""
+    return {
+        "seed": 0, "device": "cpu",
+        "data": {"source": "folder", "path": "own", "image_size": SIDE, "min_side": 8, "validation_share": 0.3,
+                 "rows_per_shard": 4},
+        "tokens": {"rows_per_shard": 4, "batch_size": 4},
+        "generator": {"kind": "transformer", "transformer": TINY["generators"]["transformer"],
+                      "training": {**TRAINING, "steps": steps, **training}},
+        "sampling": {"prompts_per_split": 8, "candidates": 4, "batch_size": 4, "prompts": ["a red star"]},
+    }  # fmt: skip
+
+
+class Never:
+    """A run of all five stages that nobody killed: what they are given, what they leave, how long it takes, what is passed."""
+
+    def __init__(self, folder: Path, nursery: Nursery, steps: int) -> None:
+        self.folder, self.nursery, self.params = folder, nursery, params_of(steps)
+        (folder / "own").mkdir(parents=True)
+        for number in range(40):
+            pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+            (folder / "own" / f"{number:03d}.png").write_bytes(encode_png(pixels))
+            (folder / "own" / f"{number:03d}.txt").write_text(f"{CAPTIONS[number % 4]}\nPicture {number}")
+        write_json(folder / "params.yaml", self.params)
+        text.save(tiny_text(), folder / "models/text_tokenizer")
+        components.save(tiny("tokenizers", "dvae"), folder / "models/image_tokenizer")
+        components.save(tiny("scorers", "clip"), folder / "models/scorer")
+        self.passed, self.seconds, self.left = {}, {}, {}
+        for stage, work in WORK.items():
+            done = nursery.run(folder, stage, *work.argv, count=True)
+            assert done.code == 0, done.said
+            self.passed[stage], self.left[stage] = done.passed, left_by(folder, stage)
+            self.seconds[stage] = done.seconds
+
+    def workplace(self, folder: Path, stage: str) -> Path:
+        """A new folder with what the stage needs, and nothing that it makes."""
+        folder.mkdir(parents=True)
+        write_json(folder / "params.yaml", self.params)
+        for name in WORK[stage].needs:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).symlink_to(self.folder / name)
+        return folder
+
+    def run(self, folder: Path, stage: str, **how: object) -> Ended:
+        return self.nursery.run(folder, stage, *WORK[stage].argv, **how)
+
+    def go_on_and_compare(self, folder: Path, stage: str) -> None:
+        """Runs the stage to its end, as nothing more than itself, and asks for the very bytes of the run that was not killed."""
+        done = self.run(folder, stage)
+        assert done.code == 0, done.said
+        assert left_by(folder, stage) == self.left[stage]
+        assert not [path for path in folder.rglob("*.tmp") if path.is_file() and ".ckpt" not in path.parts]
+        assert not [path for path in folder.rglob(".*.lock")]
+
+
+def left_by(folder: Path, stage: str) -> dict[str, object]:
+    """{name: bytes} of every file in the outputs, hidden ones too; of a training also its last checkpoint, tensor by tensor."""
+    files = {}
+    for name in WORK[stage].leaves:
+        whole = folder / name
+        files |= {str(path.relative_to(folder)): path.read_bytes() for path in [whole, *whole.rglob("*")] if path.is_file()}
+    for run in folder.glob(f".ckpt/{stage}/*"):
+        last = Checkpoints(run).newest()
+        files["checkpoint"] = (last.step, json.dumps(last.state), sorted(last.tensors))
+        files |= {f"checkpoint/{name}": (str(one.dtype), one.numpy().tobytes()) for name, one in last.tensors.items()}
+    return files
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture(scope="module")
+def never(nursery, tmp_path_factory) -> Never:
+    return Never(tmp_path_factory.mktemp("never") / "run", nursery, steps=30)
+
+
+@pytest.fixture(scope="module")
+def never_for_long(nursery, tmp_path_factory) -> Never:
+    return Never(tmp_path_factory.mktemp("long") / "run", nursery, steps=200)
+
+
+def places(passed: dict[str, int]) -> list[str]:
+    """Every fail point at its first, its middle and its last passing."""
+    return [f"{name}:{count}" for name in FAILPOINTS for count in sorted({1, passed[name] // 2 or 1, passed[name]})]
+
+
+# --- A: kills --------------------------------------------------------------------------------------------------------
+
+
+def die_and_go_on(never: Never, folder: Path, stage: str, failpoint: str) -> None:
+    never.workplace(folder, stage)
+    died = never.run(folder, stage, failpoint=failpoint)
+    assert died.code == -signal.SIGKILL, f"{failpoint}: {died}"
+    never.go_on_and_compare(folder, stage)
+
+
+@pytest.mark.parametrize(
+    ("stage", "failpoint"),
+    [*(("tokenize_pairs", failpoint) for failpoint in FAILPOINTS), ("train_generator", "mid-write")],
+)
+def test_a_stage_that_died_at_a_fail_point_ends_as_if_it_had_not(never, tmp_path, stage, failpoint):
+    middle = never.passed[stage][failpoint] // 2 or 1
+    die_and_go_on(never, tmp_path / "run", stage, f"{failpoint}:{middle}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", WORK)
+def test_every_stage_survives_its_death_at_every_fail_point(never_for_long, tmp_path, stage):
+    cases = places(never_for_long.passed[stage])
+    for case in cases:
+        die_and_go_on(never_for_long, tmp_path / case.replace(":", "-"), stage, case)
+        shutil.rmtree(tmp_path / case.replace(":", "-"))
+    print(f"{stage}: {len(cases)} deaths at fail points, all equal")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [stage for stage in WORK if stage != "rank_images"])
+def test_random_kills_change_nothing(never_for_long, tmp_path, stage):
+    """Each trial is killed one to five times, each time at a random moment between its start and its end, and then goes on."""
+    trials, kills, random = int(os.environ.get("THOUSANDWORDS_KILLS", "20")), 0, np.random.default_rng(0)
+    for trial in range(trials):
+        folder = never_for_long.workplace(tmp_path / str(trial), stage)
+        for _ in range(1 + trial % 5):
+            ended = never_for_long.run(folder, stage, signal_after=random.uniform(0, never_for_long.seconds[stage]))
+            assert ended.code in (0, -signal.SIGKILL), ended.said
+            kills += ended.code != 0
+        never_for_long.go_on_and_compare(folder, stage)
+        shutil.rmtree(folder)
+    print(f"{stage}: {trials} trials, {kills} kills, all equal")
+    assert kills >= trials / 2
+
+
+def test_every_candidate_of_every_prompt_is_drawn_once(never):
+    drawn = read_samples(never.folder / "results/samples")
+    seen = list(zip(*(drawn.table[name].to_pylist() for name in ("prompt_id", "candidate")), strict=True))
+    assert seen == [(prompt, candidate) for prompt in range(len(drawn.prompts)) for candidate in range(4)]
+
+
+def test_a_training_that_is_asked_to_end_keeps_a_checkpoint(never, tmp_path):
+    never.workplace(tmp_path / "run", "train_generator")
+    write_json(tmp_path / "run/params.yaml", params_of(steps=100_000))
+    ended = never.run(tmp_path / "run", "train_generator", signal_after=0.0, once=".ckpt/train_generator/*/step-*",
+                      number=signal.SIGTERM)    # fmt: skip
+    assert ended.code == 143 and "the next run goes on from there" in ended.said
+    assert Checkpoints(next((tmp_path / "run/.ckpt/train_generator").iterdir())).newest().step > 0
+
+
+@pytest.mark.slow
+def test_changed_settings_never_take_up_what_others_left(never, tmp_path):
+    """A checkpoint of another rate lies ready; the run with the rate of before neither takes it up nor is changed by it."""
+    folder = never.workplace(tmp_path / "run", "train_generator")
+    write_json(folder / "params.yaml", params_of(steps=30, learning_rate=0.02))
+    assert never.run(folder, "train_generator", failpoint="after-manifest:2").code == -signal.SIGKILL
+    assert len(list(folder.glob(".ckpt/train_generator/*/step-*"))) == 1
+    other = next((folder / ".ckpt/train_generator").iterdir())
+
+    write_json(folder / "params.yaml", never.params)
+    shutil.copytree(other, tmp_path / "other")
+    assert never.run(folder, "train_generator").code == 0
+
+    found = {name: data for name, data in left_by(folder, "train_generator").items() if not name.startswith("checkpoint")}
+    assert found == {name: never.left["train_generator"][name] for name in found}
+    assert sorted(path.name for path in other.iterdir()) == sorted(path.name for path in (tmp_path / "other").iterdir())
+
+
+# --- A6: one writer, and no orphan -----------------------------------------------------------------------------------
+
+
+def test_a_second_writer_of_an_output_is_refused_wherever_it_was_started(never, tmp_path):
+    """Another stage, another working folder, the same output by another name."""
+    folder = never.workplace(tmp_path / "run", "prepare_pairs")
+    (tmp_path / "door").symlink_to(folder / "data/pairs")
+    with sole_writer(tmp_path / "door"):
+        refused = never.run(folder, "prepare_pairs")
+        assert refused.code == 2
+        assert refused.said == (
+            f"prepare_pairs: data/pairs is being written by process {os.getpid()}. Wait for it, or stop it\n"
+        )
+        assert not (folder / "data/pairs").exists()
+    never.go_on_and_compare(folder, "prepare_pairs")
+
+
+def environment() -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
+
+
+def processes_at(folder: Path) -> set[int]:
+    """Those that work in a folder."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "cwd").resolve(strict=True) == folder.resolve():
+                    found.add(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return is_so()
+
+
+def kill_when_training(folder: Path, words: list[str]) -> set[int]:
+    """Starts a command that trains, kills it alone once there is a checkpoint; returns who is still there after 10 s."""
+    with open(folder / "said.txt", "w") as said:
+        running = subprocess.Popen(words, cwd=folder, env=environment(), stdout=said, stderr=said)
+    assert wait_until(lambda: list(folder.glob(".ckpt/train_generator/*/step-*")), 180), (folder / "said.txt").read_text()
+    assert len(processes_at(folder)) > 1
+    running.kill()
+    running.wait()
+    wait_until(lambda: not processes_at(folder), 10)
+    return processes_at(folder)
+
+
+@pytest.mark.slow
+def test_no_worker_outlives_torchrun(never, tmp_path):
+    folder = never.workplace(tmp_path / "run", "train_generator")
+    write_json(folder / "params.yaml", params_of(steps=100_000, processes=2))
+    words = [sys.executable, "-m", "stages.train_generator", *WORK["train_generator"].argv]
+    assert kill_when_training(folder, words) == set()
+    assert Checkpoints(next((folder / ".ckpt/train_generator").iterdir())).newest().step > 0
+
+
+@pytest.mark.slow
+def test_no_stage_outlives_dvc_and_the_next_repro_goes_on(never, tmp_path):
+    folder = never.workplace(tmp_path / "run", "train_generator")
+    write_json(folder / "params.yaml", params_of(steps=1000))
+    stage = {"cmd": " ".join(("python -m stages.train_generator", *WORK["train_generator"].argv)),
+             "outs": ["models/generator", "results/curves.json"]}  # fmt: skip
+    write_json(folder / "dvc.yaml", {"stages": {"train_generator": stage}})
+    subprocess.run(["dvc", "init", "--no-scm", "-q"], cwd=folder, env=environment(), check=True)
+
+    assert kill_when_training(folder, ["dvc", "repro"]) == set()
+
+    before = Checkpoints(next((folder / ".ckpt/train_generator").iterdir())).newest().step
+    done = subprocess.run(["dvc", "repro"], cwd=folder, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0 and before > 0, done.stdout + done.stderr
+    curves = json.loads((folder / "results/curves.json").read_bytes())
+    assert [row["step"] for row in curves] == list(range(10, 1001, 10))
+
+
+# --- B: full disks ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["train_generator", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+def test_a_stage_on_a_full_disk_says_so_and_goes_on_when_there_is_room(never, tmp_path, stage):
+    folder = never.workplace(tmp_path / "run", stage)
+    middle = never.passed[stage]["mid-write"] // 2
+
+    full = never.run(folder, stage, failpoint=f"mid-write:{middle}:ENOSPC")
+
+    assert full.code == 2
+    last = full.said.splitlines()[-1]
+    assert re.fullmatch(rf"{stage}: .*: the disk is full, or your share of it is: \d+ bytes are to be written, \d+ are free\. "
+                        "Make room, then run the same again: what is finished is kept", last), full.said  # fmt: skip
+    assert not list(folder.rglob("*.tmp"))
+    assert stage != "train_generator" or left_by(folder, stage)["checkpoint"][0] > 0
+    never.go_on_and_compare(folder, stage)
+
+
+@pytest.mark.parametrize("name", ["EROFS", "EACCES", "EIO"])
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(never, tmp_path, monkeypatch, name):
+    out = tmp_path / "file" / "pairs"
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match=f"{tmp_path}/file cannot be written: .*exists"), sole_writer(out):
+        pytest.fail("the work began")
+
+
+def on_small_disk(folder: Path, work: Callable[[Path], None]) -> None:
+    """Does `work` in a child, on a disk of 2 MB that only that child sees; skips where nobody may mount."""
+    child = os.fork()
+    if child == 0:
+        code = 3
+        try:
+            libc = ctypes.CDLL(None)
+            is_there = libc.unshare(0x20000) == 0 and libc.mount(b"none", bytes(folder), b"tmpfs", 0, b"size=2m") == 0
+            if is_there:
+                code = 1
+                work(folder)
+                code = 0
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code == 3:
+        pytest.skip("only root may mount a small disk")
+    assert code == 0
+
+
+def checkpoint_work(folder: Path) -> None:
+    run = Checkpoints(folder / "run")
+    for step, size in ((10, 1000), (20, 2000), (30, 600_000)):
+        before = sorted(path.name for path in folder.rglob("*"))
+        try:
+            run.save(step, {"weight": torch.full((size,), float(step))}, {"history": []})
+        except DiskFull as error:
+            assert step == 30 and "the disk is full" in str(error)
+            assert sorted(path.name for path in folder.rglob("*")) == before
+    assert run.newest().step == 20 and run.newest().tensors["weight"].eq(20).all()
+    assert len(list((folder / "run").iterdir())) == 2
+
+
+def write_until_full(write: Callable[[int], object], folder: Path) -> None:
+    """Writes more and more; what was written before stays whole, nothing half-written stays."""
+    written = 0
+    try:
+        for written in range(1, 100):  # noqa: B007
+            write(written)
+    except DiskFull:
+        assert 1 < written < 99 and not [path for path in folder.rglob(".*")]
+        for path in folder.rglob("*.whole"):
+            assert len(path.read_bytes()) == 100_000
+        return
+    raise AssertionError("the disk took it all")
+
+
+def picture_work(folder: Path) -> None:
+    write_until_full(lambda number: write_bytes(folder / f"{number}.whole", os.urandom(100_000)), folder)
+
+
+def shard_work(folder: Path) -> None:
+    write_until_full(lambda number: write_shards(folder / str(number), {"train": 4000}, rows_per_shard=1000), folder)
+    assert len(read_token_rows(folder / "1", "train")) == 4000
+
+
+def manifest_work(folder: Path) -> None:
+    (folder / "rows").write_bytes(b"rows")
+    rows = {"rows": 4}
+    write_manifest(folder, rows, {"note": "first"})
+    try:
+        write_manifest(folder, rows, {"note": os.urandom(1_500_000).hex()})
+    except DiskFull:
+        assert read_manifest(folder)["facts"] == {"note": "first"}
+        return
+    raise AssertionError("the disk took it all")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("work", [checkpoint_work, picture_work, shard_work, manifest_work])
+def test_a_disk_of_two_megabytes_keeps_what_was_on_it(tmp_path, work):
+    on_small_disk(tmp_path, work)
