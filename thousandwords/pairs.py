@@ -33,7 +33,7 @@ from thousandwords import captions
 from thousandwords.duplicates import DUPLICATE_SCHEMA, DUPLICATES, Copies, Nearness, NearTwins, limits_by_chance
 from thousandwords.errors import UserError
 from thousandwords.files import unit_hash, write_bytes, write_manifest
-from thousandwords.images import Refused, area_resize, decode_image, encode_png, fit_square
+from thousandwords.images import Refused, area_resize, decode_picture, encode_png, fit_square
 from thousandwords.pair_settings import Config, PartConfig, settings_in_use
 from thousandwords.pair_writer import ROW_GROUP, PairShardWriter, table_of
 from thousandwords.scenes import scene_pairs
@@ -44,6 +44,7 @@ from thousandwords.workers import Fault, Limits, batches, cores, ordered_map
 
 QUARANTINE = "quarantine.parquet"
 LIMITS = Limits()    # of one picture
+FATES = ("n_ok", "n_quarantined", "n_duplicate", "n_filtered")    # each input has one; they add up to n_in
 FILTERS = ("too_small", "bad_aspect", *captions.REASONS)    # reasons that lie in a setting, not in the input
 QUARANTINE_SCHEMA = pa.schema([
     pa.field("id", pa.string(), nullable=False),
@@ -70,6 +71,9 @@ class Pair:
     dropped: tuple[str, ...] = ()    # the reason of each caption that was filtered out; counted, no column of the shard
     is_recaptioned: bool = False     # counted, no column of the shard
     look: Look | None = None    # of the square that models see, where near duplicates are dropped; no column either
+    format: str | None = None    # of the picture as it came; counted, as are its flags
+    flags: tuple[str, ...] = ()
+    shard: str | None = None    # the file of many pairs that it came from; counted by it
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class Refusal:
     byte_size: int | None
     reason: str
     detail: str
+    shard: str | None = None    # as of a pair; no column
 
 
 # ---- one pair
@@ -96,9 +101,10 @@ def prepare(raw: RawPair, config: Config) -> Pair | Refusal:
         if raw.problem:
             raise raw.problem
         fit, dropped = captions.sift(raw.captions, config.caption_rules)
-        pixels = decode_image(raw.image, config.background, config.min_side, config.max_aspect)
-        look = look_of(fit_square(pixels, config.image_size)) if config.drops_near_duplicates else None
-        return Pair(raw.key, encode_png(kept(pixels, config)), fit, raw.provenance, dropped, bool(raw.recaptions), look)
+        picture = decode_picture(raw.image, config.background, config.min_side, config.max_aspect)
+        look = look_of(fit_square(picture.pixels, config.image_size)) if config.drops_near_duplicates else None
+        return Pair(raw.key, encode_png(kept(picture.pixels, config)), fit, raw.provenance, dropped, bool(raw.recaptions), look,
+                    picture.format, picture.flags, raw.shard)
     except Refused as problem:
         return refusal(raw, problem.reason, problem.detail)
 
@@ -112,7 +118,7 @@ def refusal(raw: RawPair, reason: str, detail: str) -> Refusal:
     """The row of the quarantine table for this input."""
     digest = None if raw.image is None else hashlib.sha256(raw.image).hexdigest()
     size = None if raw.image is None else len(raw.image)
-    return Refusal(raw.key, raw.provenance, digest, size, reason, detail)
+    return Refusal(raw.key, raw.provenance, digest, size, reason, detail, raw.shard)
 
 
 def kept(pixels: np.ndarray, config: Config) -> np.ndarray:
@@ -204,6 +210,34 @@ def _outcomes(config: Config, seed: int) -> Iterator[tuple[RawPair, Pair | Refus
             yield raw, refusal(raw, outcome.reason, outcome.detail) if isinstance(outcome, Fault) else outcome
 
 
+class Tally:
+    """What is counted of the inputs as they go by."""
+
+    def __init__(self) -> None:
+        self.dropped: Counter[str] = Counter()    # reasons of captions that pairs which stay have lost
+        self.texts = Counter(original=0, recaptioned=0)    # which of the two each pair that stays is trained on
+        self.formats: Counter[str] = Counter()    # of the pictures that stay, as are their flags
+        self.flags: Counter[str] = Counter()
+        self.by_shard: dict[str, Counter[str]] = {}
+
+    def add(self, outcome: Pair | Refusal, fate: str) -> None:
+        """One input; `fate` is the name of the count that it falls to."""
+        if outcome.shard is not None:
+            shard = self.by_shard.setdefault(outcome.shard, Counter(dict.fromkeys(("n_in", *FATES), 0)))
+            shard.update(("n_in", fate))
+        if fate == "n_ok":
+            self.dropped.update(outcome.dropped)
+            self.texts["recaptioned" if outcome.is_recaptioned else "original"] += 1
+            self.formats.update(filter(None, [outcome.format]))
+            self.flags.update(outcome.flags)
+
+    def found(self) -> dict[str, dict]:
+        """What there was of formats, flags and shards; of scenes none."""
+        shards = {name: dict(counts) for name, counts in self.by_shard.items()}
+        found = {"formats": dict(self.formats.most_common()), "flags": dict(self.flags.most_common()), "by_shard": shards}
+        return {name: counts for name, counts in found.items() if counts}
+
+
 def write_pairs(config: Config, seed: int, folder: Path,
                 progress: Callable[[Iterable, int], Iterable] = lambda items, total: items) -> dict:
     """All pairs of the source -> shards, quarantine and manifest in `folder`; returns the counts.
@@ -211,24 +245,26 @@ def write_pairs(config: Config, seed: int, folder: Path,
     Raises SourceError or BadData. The manifest is written last: without it nothing in the folder counts.
     """
     total = check_source(config)
-    refusals, dropped, texts = [], Counter(), Counter(original=0, recaptioned=0)
+    refusals, tally = [], Tally()
     known = _known(config, lambda: progress(prepared(config, seed), total))
     with PairShardWriter(folder, config.rows_per_shard) as shards, contextlib.closing(prepared(config, seed)) as outcomes:
         for split, outcome in progress(outcomes, total):
             if isinstance(outcome, Refusal):
                 refusals.append(outcome)
-            elif not known.has(outcome, split):
-                dropped.update(outcome.dropped)
-                texts["recaptioned" if outcome.is_recaptioned else "original"] += 1
+                tally.add(outcome, "n_filtered" if outcome.reason in FILTERS else "n_quarantined")
+            elif known.has(outcome, split):
+                tally.add(outcome, "n_duplicate")
+            else:
+                tally.add(outcome, "n_ok")
                 shards.add({**vars(outcome), "split": split})
         shards.commit()
-    counts = _counts(shards.splits(), refusals, known.count)
+    counts = {**_counts(shards.splits(), refusals, known.count), **tally.found()}
     if config.drops_near_duplicates:
         counts["near_duplicates"] = known.summary()
     if config.caption_rules:
-        counts["captions_dropped"] = dict(dropped.most_common())    # from pairs that stay
+        counts["captions_dropped"] = dict(tally.dropped.most_common())
     if config.recaption_share:
-        counts["texts"] = dict(texts)    # which of the two each pair that stays is trained on
+        counts["texts"] = dict(tally.texts)
     _check_counts(counts, refusals, config)
     tables = {QUARANTINE: table_of(map(vars, refusals), QUARANTINE_SCHEMA)}
     if config.drops_near_duplicates:
