@@ -226,6 +226,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 def _is_picture(kind: pa.DataType) -> bool:
     if not pa.types.is_struct(kind):
         return _is_bytes(kind) or _is_text(kind)
-    fields = {kind.field(number).name: kind.field(number).type for number in range(kind.num_fields)}
+    fields = {kind.field(number).name: kind.field(number).type for number in range(kind.num_fields)
+              if not pa.types.is_null(kind.field(number).type)}    # where no row has any
     known = {"bytes": _is_bytes, "path": _is_text}
     return not fields.keys().isdisjoint(known) and all(fit(fields[name]) for name, fit in known.items() if name in fields)
