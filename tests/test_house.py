@@ -22,7 +22,7 @@ ALLOWED = {  # part of the library -> the packages from outside that it may impo
     "generators/": {"torch"},
     "scorers/": {"torch", "open_clip"},
     "sources/": DATA | {"fsspec"},
-    **{f"{name}.py": DATA for name in ("tars", "pairs", "pair_settings", "pair_shards", "pair_writer")},
+    **{f"{name}.py": DATA for name in ("tars", "pairs", "pair_settings", "pair_shards", "pair_writer", "pair_counts")},
     **{f"{name}.py": DATA for name in ("shards", "tables", "samples", "rows", "store")},
     **{f"{name}.py": DATA for name in ("twins", "duplicates", "mixing")},
     **{f"{name}.py": DATA for name in ("text", "images", "scenes", "scene_reader", "loader", "augmentation")},

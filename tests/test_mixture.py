@@ -23,8 +23,9 @@ from thousandwords.files import read_manifest, unit_hash
 from thousandwords.images import Refused
 from thousandwords.loader import ImageLoader, TokenLoader, places
 from thousandwords.mixing import Mixing
+from thousandwords.pair_counts import BadData
 from thousandwords.pair_shards import PairReader
-from thousandwords.pairs import QUARANTINE, BadData, Config, check_source, open_source, recaptioned, write_pairs
+from thousandwords.pairs import QUARANTINE, Config, check_source, open_source, recaptioned, write_pairs
 from thousandwords.shards import open_token_rows
 from thousandwords.sources import Provenance, RawPair, SourceError, read_provenance
 from thousandwords.store import Store

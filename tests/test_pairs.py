@@ -17,11 +17,11 @@ from thousandwords.config import ConfigError, section
 from thousandwords.errors import UserError
 from thousandwords.files import DamagedArtefact, read_manifest
 from thousandwords.images import area_resize, encode_png, fit_square
+from thousandwords.pair_counts import BadData
 from thousandwords.pair_settings import SceneCounts
 from thousandwords.pair_shards import PairReader, read_captions, splits
 from thousandwords.pairs import (
     QUARANTINE,
-    BadData,
     Config,
     Pair,
     check_source,
@@ -201,7 +201,7 @@ def test_bad_inputs_are_counted_named_and_leave_their_neighbours_alone(tmp_path)
     (own / "lone.txt").unlink()
     counts = write_pairs(config, 0, tmp_path / "mixed")
     reasons = counts.pop("reasons")
-    assert counts == {"n_in": 29, "n_ok": 20, "n_quarantined": 6, "n_duplicate": 1, "n_filtered": 2,
+    assert counts == {"n_in": 29, "n_ok": 20, "n_quarantined": 6, "n_duplicate": 1, "n_filtered": 2, "formats": {"PNG": 20},
                       "splits": read_manifest(tmp_path / "clean")["facts"]["counts"]["splits"]}
     assert reasons == {"truncated": 1, "not_an_image": 1, "empty_file": 1, "missing_pair": 1, "caption_empty": 1,
                        "caption_encoding": 1, "too_small": 1, "bad_aspect": 1}
@@ -289,7 +289,8 @@ def test_each_caption_is_filtered_by_itself_and_a_pair_only_with_its_last(tmp_pa
     assert re.fullmatch(r"de 0\.\d\d, en 0\.00: 'ein roter drachen fliegt über den hügel'", refused[0]["detail"])
     assert counts.pop("splits").keys() == {"train", "validation"}
     assert counts == {"n_in": 14, "n_ok": 13, "n_quarantined": 0, "n_duplicate": 0, "n_filtered": 1,
-                      "reasons": {"wrong_language": 1}, "captions_dropped": {"caption_too_short": 2, "boilerplate": 1}}
+                      "formats": {"PNG": 13}, "reasons": {"wrong_language": 1},
+                      "captions_dropped": {"caption_too_short": 2, "boilerplate": 1}}
     assert read_manifest(tmp_path / "pairs")["facts"]["counts"]["captions_dropped"] == counts["captions_dropped"]
 
 

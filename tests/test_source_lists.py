@@ -297,6 +297,13 @@ def test_each_row_with_a_picture_inside_is_a_pair(tmp_path):
     assert list(outcome(ParquetSource(f"{tmp_path}/data/train-1.parquet"))) == ["train-1/00000000"]
 
 
+def test_pictures_of_which_none_has_a_path_or_none_has_bytes_are_read(tmp_path):
+    write(tmp_path, {"a.png": png(1)})
+    for name, picture in (("bytes", {"bytes": png(), "path": None}), ("paths", {"bytes": None, "path": "a.png"})):
+        pq.write_table(pa.Table.from_pylist([{"image": picture, "caption": "a cat"}]), tmp_path / f"{name}.parquet")
+        assert outcome(ParquetSource(tmp_path / f"{name}.parquet")) == {f"{name}/00000000": ("a cat",)}
+
+
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
 @pytest.mark.parametrize(
     "text", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.string())]

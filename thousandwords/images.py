@@ -2,15 +2,18 @@
 
 `decode_image` is the only door for foreign bytes. Pillow's own defaults turn 16-bit greys white and float
 pictures black, drop alpha, and merely warn about a 400 kB file of 144 megapixels; here each is put right or
-refused by name. Limits on time and memory are set by `workers`. Left out: colour profiles (ignored), frames after the
-first.
+refused by name. Limits on time and memory are set by `workers`. Left out: colour profiles and frames after the first; a
+`Picture` is flagged where it is animated or its profile is damaged.
 """
 from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import warnings
+import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +30,10 @@ WHITE = (255, 255, 255)
 PLAIN_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")    # over 8 bits: convert() would clip them
+ANIMATED, BAD_PROFILE = "animated", "bad_icc_profile"
+FRAMED = ("PNG", "WEBP")    # where Pillow knows from the header whether more frames follow
+PNG_START = b"\x89PNG\r\n\x1a\n"
+ICC_HEADER, ICC_TAG = 132, 12    # bytes: up to the number of tags; of each line in their table
 LABEL_LINES, LABEL_SIZE = 3, 10
 
 
@@ -46,9 +53,24 @@ class RefusedImage(Refused):
     """These bytes are no picture that we can use."""
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was taken in."""
+
+    pixels: np.ndarray    # uint8 (H, W, 3), upright, flattened
+    format: str           # by its content, whatever its name
+    flags: tuple[str, ...] = ()    # ANIMATED: the first frame was taken; BAD_PROFILE: it says nothing of the colours
+
+
 def decode_image(data: bytes, background: Sequence[int] = WHITE, min_side: int = 1,
                  max_aspect: float = float("inf")) -> np.ndarray:
     """Encoded bytes -> uint8 (H, W, 3), upright, flattened on `background`; or RefusedImage, or MemoryError."""
+    return decode_picture(data, background, min_side, max_aspect).pixels
+
+
+def decode_picture(data: bytes, background: Sequence[int] = WHITE, min_side: int = 1,
+                   max_aspect: float = float("inf")) -> Picture:
+    """`decode_image`, and what one may want to know of the bytes."""
     if not data:
         raise RefusedImage("empty_file", "the file has no bytes")
     if len(data) > MAX_BYTES:
@@ -68,15 +90,26 @@ def decode_image(data: bytes, background: Sequence[int] = WHITE, min_side: int =
             raise _damaged(error, data) from error
 
 
-def _decode(data: bytes, background: Sequence[int], min_side: int, max_aspect: float) -> np.ndarray:
+def _decode(data: bytes, background: Sequence[int], min_side: int, max_aspect: float) -> Picture:
+    _check_checksums(data)
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check_header(image, min_side, max_aspect)
+        flags = _flags(image, data)
         image.load()    # before any look at EXIF: getexif() on a cut PNG would hide the cut
         _turn_upright(image)
         pixels = _flatten(image, background)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise RefusedImage("corrupt_data", f"decoded to an array of shape {pixels.shape}")
-    return pixels
+    return Picture(pixels, image.format, flags)
+
+
+def _check_checksums(data: bytes) -> None:
+    """RefusedImage where a chunk of a PNG is not what its checksum promised: Pillow does not look at that of the pixels."""
+    start = len(PNG_START) if data.startswith(PNG_START) else len(data)
+    while (end := start + 12 + int.from_bytes(data[start:start + 4])) <= len(data) and data[start + 4:start + 8] != b"IEND":
+        if zlib.crc32(memoryview(data)[start + 4:end - 4]) != int.from_bytes(data[end - 4:end]):
+            raise RefusedImage("corrupt_data", f"chunk {data[start + 4:start + 8]!r} at byte {start} has a wrong checksum")
+        start = end
 
 
 def _check_header(image: Image.Image, min_side: int, max_aspect: float) -> None:
@@ -89,6 +122,30 @@ def _check_header(image: Image.Image, min_side: int, max_aspect: float) -> None:
         raise RefusedImage("bad_aspect", f"{width} x {height} pixels; max_aspect is {max_aspect:g}")
     if image.mode not in PLAIN_MODES + ALPHA_MODES + DEEP_MODES:
         raise RefusedImage("bad_mode", f"pixels of mode {image.mode!r} are not supported")
+
+
+def _flags(image: Image.Image, data: bytes) -> tuple[str, ...]:
+    found = {ANIMATED: _is_animated(image, data),
+             BAD_PROFILE: "icc_profile" in image.info and not _is_profile(image.info["icc_profile"])}
+    return tuple(flag for flag, is_so in found.items() if is_so)
+
+
+def _is_animated(image: Image.Image, data: bytes) -> bool:
+    if image.format != "GIF":
+        return image.format in FRAMED and image.is_animated
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(data), formats=("GIF",)) as again:    # looking ahead moves it
+        return again.is_animated
+    return False    # what follows the first frame is damage
+
+
+def _is_profile(profile: object) -> bool:
+    """Whether this can be an ICC profile: its length, its signature, all its tags inside. No decoder of profiles is entered."""
+    if not isinstance(profile, bytes) or len(profile) < ICC_HEADER or profile[36:40] != b"acsp":
+        return False
+    size, count = int.from_bytes(profile[:4]), int.from_bytes(profile[128:132])
+    tags = range(ICC_HEADER, ICC_HEADER + ICC_TAG * min(count, size), ICC_TAG)
+    ends = (sum(struct.unpack_from(">II", profile, tag + 4)) for tag in tags)
+    return size <= len(profile) and tags.stop <= size and all(end <= size for end in ends)
 
 
 def _turn_upright(image: Image.Image) -> None:

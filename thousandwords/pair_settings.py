@@ -10,7 +10,8 @@ from thousandwords.duplicates import MOST_BITS
 from thousandwords.images import WHITE
 from thousandwords.sources import KINDS
 
-SOURCE_SETTINGS = ("url", "version", "recaption_column", "recaption_share", "image_folder", "licence", "origin", "sources")
+SOURCE_SETTINGS = ("url", "version", "recaption_column", "recaption_share", "sha256_column", "image_folder", "licence", "origin",
+                   "sources")
 TWIN_SETTINGS = ("near_duplicates", "near_duplicate_distance", "near_duplicate_colour")
 CAPTION_SETTINGS = ("min_caption_words", "boilerplate", "language", "language_margin")
 
@@ -44,6 +45,7 @@ class PartConfig:
     image_column: str | None = None
     caption_column: str | None = None
     recaption_column: str | None = None
+    sha256_column: str | None = None
     image_folder: str | None = None
     delimiter: str | None = None
 
@@ -85,6 +87,7 @@ class Config:
     caption_column: str = "caption"    # csv, jsonl, parquet; also the key in the JSON of a WebDataset
     recaption_column: str | None = None    # the same, of a second text: what a machine wrote of the picture
     recaption_share: float = 0.0       # of the pairs, drawn by a hash of the key: these are trained on the second text alone
+    sha256_column: str | None = None   # csv, jsonl, parquet, webdataset: the digest of the picture's file, checked where given
     delimiter: str | None = None       # csv; by default a tab in .tsv, a comma elsewhere
     image_folder: str | None = None    # csv, jsonl, parquet, coco: where pictures lie, from the list's folder; by default there
     licence: str | None = None         # both kept with every row
@@ -182,7 +185,7 @@ class Config:
 def _check_known(settings: Config | PartConfig, name: str, kind: str) -> None:
     """ValueError where a setting is given that this kind of source does not read."""
     known = KINDS[kind].settings if kind in KINDS else ()
-    for setting in ("recaption_column", "image_folder"):
+    for setting in ("recaption_column", "sha256_column", "image_folder"):
         if getattr(settings, setting) is not None and setting not in known:
             able = ", ".join(other for other, source in KINDS.items() if setting in source.settings)
             raise ValueError(f"{name}{setting} is given, but {kind} knows no such thing. Take it away; it is for {able}")

@@ -22,7 +22,7 @@ import functools
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -31,10 +31,10 @@ import pyarrow as pa
 
 from thousandwords import captions
 from thousandwords.duplicates import DUPLICATE_SCHEMA, DUPLICATES, Copies, Nearness, NearTwins, limits_by_chance
-from thousandwords.errors import UserError
 from thousandwords.files import unit_hash, write_bytes, write_manifest
-from thousandwords.images import Refused, area_resize, decode_image, encode_png, fit_square
+from thousandwords.images import Refused, area_resize, decode_picture, encode_png, fit_square
 from thousandwords.mixing import MIXTURES
+from thousandwords.pair_counts import FILTERS, Tally, check_counts, counts_of
 from thousandwords.pair_settings import Config, PartConfig, settings_in_use
 from thousandwords.pair_writer import ROW_GROUP, PairShardWriter, table_of
 from thousandwords.scenes import scene_pairs
@@ -45,7 +45,6 @@ from thousandwords.workers import Fault, Limits, batches, cores, ordered_map
 
 QUARANTINE = "quarantine.parquet"
 LIMITS = Limits()    # of one picture
-FILTERS = ("too_small", "bad_aspect", *captions.REASONS)    # reasons that lie in a setting, not in the input
 QUARANTINE_SCHEMA = pa.schema([
     pa.field("id", pa.string(), nullable=False),
     pa.field("source", pa.string(), nullable=False),
@@ -54,10 +53,6 @@ QUARANTINE_SCHEMA = pa.schema([
     pa.field("reason", pa.string(), nullable=False),
     pa.field("detail", pa.string(), nullable=False),
 ])
-
-
-class BadData(UserError):
-    """The source can be read, but what it gave is not fit to train on."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +66,9 @@ class Pair:
     dropped: tuple[str, ...] = ()    # the reason of each caption that was filtered out; counted, no column of the shard
     is_recaptioned: bool = False     # counted, no column of the shard
     look: Look | None = None    # of the square that models see, where near duplicates are dropped; no column either
+    format: str | None = None    # of the picture as it came; counted, as are its flags
+    flags: tuple[str, ...] = ()
+    shard: str | None = None    # the file of many pairs that it came from; counted by it
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,7 @@ class Refusal:
     byte_size: int | None
     reason: str
     detail: str
+    shard: str | None = None    # as of a pair; no column
 
 
 # ---- one pair
@@ -97,9 +96,10 @@ def prepare(raw: RawPair, config: Config) -> Pair | Refusal:
         if raw.problem:
             raise raw.problem
         fit, dropped = captions.sift(raw.captions, config.caption_rules)
-        pixels = decode_image(raw.image, config.background, config.min_side, config.max_aspect)
-        look = look_of(fit_square(pixels, config.image_size)) if config.drops_near_duplicates else None
-        return Pair(raw.key, encode_png(kept(pixels, config)), fit, raw.provenance, dropped, bool(raw.recaptions), look)
+        picture = decode_picture(raw.image, config.background, config.min_side, config.max_aspect)
+        look = look_of(fit_square(picture.pixels, config.image_size)) if config.drops_near_duplicates else None
+        return Pair(raw.key, encode_png(kept(picture.pixels, config)), fit, raw.provenance, dropped, bool(raw.recaptions), look,
+                    picture.format, picture.flags, raw.shard)
     except Refused as problem:
         return refusal(raw, problem.reason, problem.detail)
 
@@ -113,7 +113,7 @@ def refusal(raw: RawPair, reason: str, detail: str) -> Refusal:
     """The row of the quarantine table for this input."""
     digest = None if raw.image is None else hashlib.sha256(raw.image).hexdigest()
     size = None if raw.image is None else len(raw.image)
-    return Refusal(raw.key, raw.provenance, digest, size, reason, detail)
+    return Refusal(raw.key, raw.provenance, digest, size, reason, detail, raw.shard)
 
 
 def kept(pixels: np.ndarray, config: Config) -> np.ndarray:
@@ -212,28 +212,30 @@ def write_pairs(config: Config, seed: int, folder: Path,
     Raises SourceError or BadData. The manifest is written last: without it nothing in the folder counts.
     """
     total = check_source(config)
-    refusals, dropped, texts = [], Counter(), Counter(original=0, recaptioned=0)
+    refusals, tally = [], Tally()
     of_sources: dict[str, Counter] = {}    # the rows of each source, by split
     known = _known(config, lambda: progress(prepared(config, seed), total))
     with PairShardWriter(folder, config.rows_per_shard) as shards, contextlib.closing(prepared(config, seed)) as outcomes:
         for split, outcome in progress(outcomes, total):
             if isinstance(outcome, Refusal):
                 refusals.append(outcome)
-            elif not known.has(outcome, split):
-                dropped.update(outcome.dropped)
-                texts["recaptioned" if outcome.is_recaptioned else "original"] += 1
+                tally.add(outcome, "n_filtered" if outcome.reason in FILTERS else "n_quarantined")
+            elif known.has(outcome, split):
+                tally.add(outcome, "n_duplicate")
+            else:
+                tally.add(outcome, "n_ok")
                 if config.source == "mixture":
                     of_sources.setdefault(split, Counter())[source_of(outcome.key)] += 1
                 shards.add({**vars(outcome), "split": split})
         shards.commit()
-    counts = _counts(shards.splits(), refusals, known.count)
+    counts = {**counts_of(shards.splits(), refusals, known.count), **tally.found()}
     if config.drops_near_duplicates:
         counts["near_duplicates"] = known.summary()
     if config.caption_rules:
-        counts["captions_dropped"] = dict(dropped.most_common())    # from pairs that stay
+        counts["captions_dropped"] = dict(tally.dropped.most_common())
     if config.recaption_share:
-        counts["texts"] = dict(texts)    # which of the two each pair that stays is trained on
-    _check_counts(counts, refusals, config)
+        counts["texts"] = dict(tally.texts)
+    check_counts(counts, refusals, config)
     tables = {QUARANTINE: table_of(map(vars, refusals), QUARANTINE_SCHEMA)}
     if config.drops_near_duplicates:
         tables[DUPLICATES] = table_of(known.rows, DUPLICATE_SCHEMA)
@@ -263,45 +265,3 @@ def _known(config: Config, outcomes: Callable[[], Iterable[tuple[str, Pair | Ref
         return NearTwins(Nearness(config.near_duplicate_distance, config.near_duplicate_colour))
     looks = (outcome.look for _, outcome in outcomes() if isinstance(outcome, Pair))
     return NearTwins(limits_by_chance(looks, config.near_duplicate_colour))
-
-
-def _counts(splits: dict[str, int], refusals: Sequence[Refusal], duplicates: int) -> dict:
-    """What became of the inputs."""
-    reasons = Counter(refusal.reason for refusal in refusals)
-    filtered = sum(reasons[reason] for reason in FILTERS)
-    return {
-        "n_in": sum(splits.values()) + len(refusals) + duplicates, "n_ok": sum(splits.values()),
-        "n_quarantined": len(refusals) - filtered, "n_duplicate": duplicates, "n_filtered": filtered,
-        "reasons": dict(reasons.most_common()), "splits": splits,
-    }
-
-
-def _check_counts(counts: dict, refusals: Sequence[Refusal], config: Config) -> None:
-    """BadData where too much was refused, or nothing is left, or a split has nothing.
-
-    Captions are sifted only on request, so what they take with them is no sign of bad data and stays out of the share.
-    """
-    place = config.place
-    refused = [refusal for refusal in refusals if refusal.reason not in captions.REASONS]
-    looked_at = counts["n_in"] - (len(refusals) - len(refused))
-    if refusals and not looked_at:
-        raise BadData(f"The caption filters leave none of the {counts['n_in']} inputs of {place}: {_histogram(refusals)}. "
-                      "Change data.min_caption_words, data.boilerplate or data.language")
-    share = len(refused) / max(1, looked_at)
-    if share > config.max_refused_share or share == 1:
-        raise BadData(f"{len(refused)} of the {looked_at} inputs of {place} were refused "
-                      f"({share:.0%}): {_histogram(refused)}. "
-                      f"Mend them, or raise data.max_refused_share (now {config.max_refused_share:g})")
-    for split in ("train", "validation"):
-        if split not in counts["splits"]:
-            raise BadData(f"None of the {counts['n_ok']} pairs of {place} fell to the {split} split. "
-                          f"Add pairs, or change data.validation_share (now {config.validation_share:g}) "
-                          "or data.group_by")
-
-
-def _histogram(refusals: Sequence[Refusal]) -> str:
-    """Each reason with its count and its first case: "2 truncated (cat.png: image file is truncated)"."""
-    first = {refusal.reason: refusal for refusal in reversed(refusals)}
-    reasons = Counter(refusal.reason for refusal in refusals)
-    return ", ".join(f"{count} {reason} ({first[reason].id}: {first[reason].detail})"
-                     for reason, count in reasons.most_common())

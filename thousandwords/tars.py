@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +18,18 @@ from thousandwords.images import Refused
 END_MARK = bytes(1024)              # two blocks of zeros
 MAX_HEADER = 1_000_000    # bytes; longer names and PAX headers would be read into memory whole
 LONG_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-Part = tuple[int, int] | Refused    # offset and size in the file, or why it must not be read
+
+
+@dataclass(frozen=True)
+class Again:
+    """A member of a name that came before; it may be read where both are the same bytes."""
+
+    name: str
+    part: tuple[int, int]
+    first: tuple[int, int]
+
+
+Part = tuple[int, int] | Again | Refused    # offset and size in the file, or why it must not be read
 
 
 class SourceError(UserError):
@@ -36,18 +48,26 @@ class _Member(tarfile.TarInfo):
 def samples_of(path: Path, suffixes: Collection[str], shown: str | None = None) -> dict[str, dict[str, Part]]:
     """The samples of a tar, in order: cat.png, cat.txt -> {"cat": {"png": (512, 2005), "txt": (3072, 9)}}.
 
+    A name that comes again begins a sample of its own, "cat.png at byte 4096", which borrows from the first what it lacks.
     Errors name the tar `shown`, where the one at hand is a copy.
     """
     samples: dict[str, dict[str, Part]] = {}
+    again: dict[str, str] = {}    # the latest sample of a name that came before
+    origin: dict[str, str] = {}    # which name that is, for each of them
     for member in _members(path, shown or str(path)):
         stem, suffix = _split_name(member.name)
         if suffix not in suffixes:
             continue
-        part = _part(member)
-        if suffix in samples.get(stem, {}):
-            stem = f"{stem}.{suffix} at byte {member.offset}"
-            part = Refused("duplicate_id", f"the tar holds {member.name!r} a second time")
-        samples.setdefault(stem, {})[suffix] = part
+        first, part = samples.setdefault(stem, {}), _part(member)
+        if suffix not in first:
+            first[suffix] = part
+            continue
+        if suffix in samples.get(again.get(stem, ""), (suffix,)):
+            again[stem] = f"{stem}.{suffix} at byte {member.offset}"
+        samples.setdefault(again[stem], {})[suffix] = _again(member.name, part, first[suffix])
+        origin[again[stem]] = stem
+    for name, stem in origin.items():
+        samples[name] = {**samples[stem], **samples[name]}
     return samples
 
 
@@ -57,11 +77,22 @@ def read_part(file: BinaryIO, part: Part | None, limit: int) -> bytes:
         raise Refused("missing_pair", "the sample lacks its picture or its caption")
     if isinstance(part, Refused):
         raise part
+    if isinstance(part, Again):
+        data = read_part(file, part.part, limit)
+        if part.part[1] != part.first[1] or data != read_part(file, part.first, limit):
+            raise Refused("duplicate_id", f"the tar holds {part.name!r} a second time, with other bytes")
+        return data
     offset, size = part
     if size > limit:
         raise Refused("too_many_bytes", f"{size:,} bytes; the limit is {limit:,}")
     file.seek(offset)
     return file.read(size)
+
+
+def _again(name: str, part: Part, first: Part) -> Part:
+    if isinstance(part, Refused) or isinstance(first, Refused):
+        return Refused("duplicate_id", f"the tar holds {name!r} a second time")
+    return Again(name, part, first)
 
 
 def _split_name(name: str) -> tuple[str, str]:

@@ -5,8 +5,10 @@ what makes a whole source doubtful (a cut tar, an unclosed quote) raises SourceE
 """
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +34,7 @@ class RawPair:
     provenance: str
     problem: Refused | None = None
     recaptions: tuple[str, ...] = ()    # what the second caption column says, as it stands there
+    shard: str | None = None    # the file it lies in, where a source is files of many pairs each
 
 
 class Source(ABC):
@@ -59,11 +62,21 @@ def clean_captions(texts: Iterable[str]) -> tuple[str, ...]:
     if not captions:
         raise Refused("caption_empty", "there is nothing but blanks")
     for caption in captions:
-        if "\0" in caption or any("\ud800" <= character <= "\udfff" for character in caption):
-            raise Refused("caption_encoding", f"no UTF-8 text: {ascii(caption[:60])}")
         if len(caption) > MAX_CAPTION:
             raise Refused("caption_too_long", f"{len(caption):,} characters; the limit is {MAX_CAPTION:,}")
+        if "\0" in caption or any("\ud800" <= character <= "\udfff" for character in caption):
+            raise Refused("caption_encoding", f"no UTF-8 text: {ascii(caption[:60])}")
     return captions
+
+
+def caption_bytes(read: Callable[[int], bytes]) -> bytes:
+    """What `read` gives of a file of captions, when told how much it may be; Refused as a caption is where that is too much."""
+    try:
+        return read(MAX_CAPTION_BYTES)
+    except Refused as problem:
+        if problem.reason == "too_many_bytes":
+            raise Refused("caption_too_long", problem.detail) from problem
+        raise
 
 
 def captions_in_text(data: bytes) -> tuple[str, ...]:
@@ -111,14 +124,27 @@ def suffix_of(name: str) -> str:
 
 
 def raw_pair(key: str, provenance: str, read_image: Callable[[], bytes], read_captions: Callable[[], tuple[str, ...]],
-             recaptions: tuple[str, ...] = ()) -> RawPair:
-    """Both halves read; what refuses becomes the pair's problem."""
+             recaptions: tuple[str, ...] = (), digests: Iterable[object] = (), shard: str | None = None) -> RawPair:
+    """Both halves read, the picture held against what its source says is its sha256; what refuses becomes the pair's problem."""
     image = None
     try:
         image = read_image()
-        return RawPair(key, image, read_captions(), provenance, recaptions=recaptions)
+        for digest in digests:
+            check_digest(image, digest)
+        return RawPair(key, image, read_captions(), provenance, recaptions=recaptions, shard=shard)
     except Refused as problem:
-        return RawPair(key, image, (), provenance, problem)
+        return RawPair(key, image, (), provenance, problem, shard=shard)
+
+
+def check_digest(image: bytes, wanted: object) -> None:
+    """Refused where `wanted`, a field of a source, is another sha256 than the picture's; an empty field asks for nothing."""
+    if wanted in (None, ""):
+        return
+    if not isinstance(wanted, str) or not re.fullmatch("[0-9a-fA-F]{64}", wanted.strip()):
+        raise Refused("bad_row", f"no sha256 of 64 hexadecimal digits: {ascii(wanted)[:100]}")
+    found = hashlib.sha256(image).hexdigest()
+    if found != wanted.strip().lower():
+        raise Refused("hash_mismatch", f"its sha256 should be {wanted.strip()}, found {found}")
 
 
 def read_ahead(read: Callable[[T], RawPair], items: Iterable[T], count: int) -> Iterator[RawPair]:

@@ -24,6 +24,7 @@ class Row:
     picture: str
     captions: tuple[str, ...] = ()
     recaptions: tuple[str, ...] = ()
+    digests: tuple[object, ...] = ()    # what it says is the sha256 of the picture's file
     problem: Refused | None = None
 
 
@@ -66,14 +67,15 @@ class ListSource(Source):
         for picture, rows in gathered.items():
             captions = tuple(text for row in rows for text in row.captions)
             recaptions = tuple(text for row in rows for text in row.recaptions)
-            yield Row(picture, captions, recaptions, next((row.problem for row in rows if row.problem), None))
+            digests = tuple(dict.fromkeys(digest for row in rows for digest in row.digests))
+            yield Row(picture, captions, recaptions, digests, next((row.problem for row in rows if row.problem), None))
 
     def _read(self, row: Row) -> RawPair:
         key, provenance = key_of(row.picture), key_of(f"{self.file}/{row.picture}")
         if row.problem:
             return RawPair(key, None, (), provenance, row.problem)
         return raw_pair(key, provenance, lambda: self.pictures.picture(row.picture),
-                        lambda: clean_captions(row.captions), row.recaptions)
+                        lambda: clean_captions(row.captions), row.recaptions, row.digests)
 
 
 def picture_name(value: object, where: str) -> str:

@@ -162,13 +162,37 @@ def read_regular(path: Path, root: Path, limit: int, is_inside: Callable[[str], 
             raise Refused("not_regular", f"{path.name} is a folder, pipe, socket or device")
         if found.st_size > limit:
             raise Refused("too_many_bytes", f"{found.st_size:,} bytes; the limit is {limit:,}")
-        return path.read_bytes()
+        return _read_whole(path, limit)
     except FileNotFoundError as error:
         if path.is_symlink():
             raise Refused("not_regular", f"{path.name} is a link to nothing") from error
         raise Refused("missing_pair", f"there is no {path.name}") from error
     except OSError as error:
         raise Refused("io_error", f"{path.name}: {error.strerror}") from error
+
+
+def _read_whole(path: Path, limit: int) -> bytes:
+    """The bytes of a file that was plain a moment ago; Refused where it is something else by now, or changes meanwhile."""
+    with open(path, "rb", buffering=0, opener=_at_once) as file:
+        before = os.fstat(file.fileno())
+        is_fit = stat.S_ISREG(before.st_mode) and before.st_size <= limit
+        data = _read_up_to(file, before.st_size + 1) if is_fit else b""
+        after = os.fstat(file.fileno())
+    if not is_fit or len(data) != before.st_size or before.st_mtime_ns != after.st_mtime_ns:
+        raise Refused("io_error", f"{path.name} changed while it was read")
+    return data
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens without waiting for the other end of a pipe, and follows no link: neither was there a moment ago."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
+
+
+def _read_up_to(file: BinaryIO, count: int) -> bytes:
+    data = file.read(count)
+    while len(data) < count and (more := file.read(count - len(data))):
+        data += more
+    return data
 
 
 # ---- behind a URL

@@ -8,9 +8,9 @@ from pathlib import Path
 from thousandwords.images import Refused
 from thousandwords.sources._contract import (
     IMAGE_SUFFIXES,
-    MAX_CAPTION_BYTES,
     RawPair,
     Source,
+    caption_bytes,
     captions_in_text,
     key_of,
     raw_pair,
@@ -50,7 +50,7 @@ class FolderSource(Source):
         if problem:
             return RawPair(key, None, (), provenance, problem)
         return raw_pair(key, provenance, lambda: self.place.picture(name),
-                        lambda: captions_in_text(self.place.read(_caption_of(name), MAX_CAPTION_BYTES)))
+                        lambda: captions_in_text(caption_bytes(lambda most: self.place.read(_caption_of(name), most))))
 
     def _inputs(self, folder: str) -> Iterator[tuple[str, Refused | None]]:
         """Names under the root, sorted folder by folder: the pictures, and what should have been one."""

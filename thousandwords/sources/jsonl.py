@@ -17,11 +17,12 @@ from thousandwords.tars import SourceError
 class JsonLinesSource(ListSource):
     """Several lines of one picture are several captions; blank lines are skipped."""
 
-    settings = ("image_column", "caption_column", "recaption_column", "image_folder")
+    settings = ("image_column", "caption_column", "recaption_column", "sha256_column", "image_folder")
 
     def __init__(self, path: str | Path, image_column: str = "image", caption_column: str = "caption",
-                 recaption_column: str | None = None, image_folder: str | None = None):
+                 recaption_column: str | None = None, image_folder: str | None = None, sha256_column: str | None = None):
         super().__init__(path, image_folder)
+        self.sha256_column = sha256_column
         self.image_column, self.caption_column, self.recaption_column = image_column, caption_column, recaption_column
 
     def check(self) -> int:
@@ -46,7 +47,8 @@ class JsonLinesSource(ListSource):
         except ValueError as error:
             raise Refused("bad_row", f"no JSON object: {error}") from error
         picture = picture_name(found.get(self.image_column), f"key {self.image_column!r}")
-        return Row(picture, self._texts(found, self.caption_column), self._texts(found, self.recaption_column))
+        columns = (self.caption_column, self.recaption_column, self.sha256_column)
+        return Row(picture, *(self._texts(found, column) for column in columns))
 
     def _texts(self, found: dict, key: str | None) -> tuple[str, ...]:
         texts = texts_in(found.get(key))
@@ -55,8 +57,9 @@ class JsonLinesSource(ListSource):
         return texts
 
     def _check_keys(self) -> None:
-        """SourceError if no line has a picture, or none a recaption: then the setting is wrong, not the data."""
-        wanted, seen = {"image_column": self.image_column, "recaption_column": self.recaption_column}, set()
+        """SourceError if no line has a picture, or none a recaption or sha256: then the setting is wrong, not the data."""
+        wanted = {name: getattr(self, name) for name in ("image_column", "recaption_column", "sha256_column")}
+        seen = set()
         for _, line in self._lines():
             try:
                 seen |= json_object(line or b"").keys()

@@ -51,8 +51,11 @@ class Part:
             yield from self.source
             return
         for raw in self.source:
-            key = raw.key if self.number is None else f"{self.number}/{raw.key}"
-            yield replace(raw, key=key, provenance=Provenance(raw.provenance, self.number, self.licence, self.origin).text())
+            provenance = Provenance(raw.provenance, self.number, self.licence, self.origin).text()
+            yield replace(raw, key=self._named(raw.key), provenance=provenance, shard=self._named(raw.shard))
+
+    def _named(self, name: str | None) -> str | None:
+        return name if None in (name, self.number) else f"{self.number}/{name}"
 
 
 def source_of(key: str) -> int:

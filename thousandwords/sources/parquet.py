@@ -27,14 +27,14 @@ Values = dict[str, pa.Scalar]    # of one row, by the setting that names the col
 class ParquetSource(ListSource):
     """One .parquet file, or a folder of them in the order of their names."""
 
-    settings = ("image_column", "caption_column", "recaption_column", "image_folder")
+    settings = ("image_column", "caption_column", "recaption_column", "sha256_column", "image_folder")
 
     def __init__(self, path: str | Path, image_column: str = "image", caption_column: str = "caption",
-                 recaption_column: str | None = None, image_folder: str | None = None):
+                 recaption_column: str | None = None, image_folder: str | None = None, sha256_column: str | None = None):
         super().__init__(str(path).rstrip("/"))
         self.columns = {"image_column": image_column, "caption_column": caption_column}
-        if recaption_column is not None:
-            self.columns["recaption_column"] = recaption_column
+        more = {"recaption_column": recaption_column, "sha256_column": sha256_column}
+        self.columns |= {setting: column for setting, column in more.items() if column is not None}
         self.names = [self.file] if self.place.kind(self.file) == "file" else []
         if self.place.kind(self.file) == "folder":
             self.place = place_of(path)
@@ -64,21 +64,22 @@ class ParquetSource(ListSource):
 
     # ---- rows with pictures inside
 
-    def _numbered(self) -> Iterator[tuple[str, Values]]:
-        """("train-00000.parquet/00000007", its values) of every row."""
+    def _numbered(self) -> Iterator[tuple[str, int, Values]]:
+        """("train-00000.parquet", 7, its values) of every row."""
         for name in self.names:
             for number, values in enumerate(self._values(name, self.columns)):
-                yield f"{name}/{number:08d}", values
+                yield name, number, values
 
-    def _read_row(self, found: tuple[str, Values]) -> RawPair:
-        where, values = found
-        key, provenance = key_of(where.replace(".parquet/", "/")), key_of(where)
+    def _read_row(self, found: tuple[str, int, Values]) -> RawPair:
+        name, number, values = found
+        key, provenance = key_of(f"{name.removesuffix('.parquet')}/{number:08d}"), key_of(f"{name}/{number:08d}")
         try:
             recaptions = self._texts(values, "recaption_column")
         except Refused as problem:
-            return RawPair(key, None, (), provenance, problem)
+            return RawPair(key, None, (), provenance, problem, shard=key_of(name))
         return raw_pair(key, provenance, lambda: self._picture(values["image_column"]),
-                        lambda: clean_captions(self._texts(values, "caption_column")), recaptions)
+                        lambda: clean_captions(self._texts(values, "caption_column")), recaptions,
+                        self._digests(values), key_of(name))
 
     def _picture(self, value: pa.Scalar) -> bytes:
         found = value
@@ -107,7 +108,7 @@ class ParquetSource(ListSource):
             for number, values in enumerate(self._values(name, self.columns)):
                 try:
                     yield Row(self._path(values["image_column"]), self._texts(values, "caption_column"),
-                              self._texts(values, "recaption_column"))
+                              self._texts(values, "recaption_column"), self._digests(values))
                 except Refused as problem:
                     yield Row(f"{name}, row {number}", problem=problem)
 
@@ -125,6 +126,9 @@ class ParquetSource(ListSource):
             detail = "bytes that are no UTF-8" if isinstance(found, Undecodable) else "no text in its list"
             raise Refused("caption_encoding", f"column {self.columns[setting]!r} holds {detail}")
         return texts
+
+    def _digests(self, values: Values) -> tuple[object, ...]:
+        return (_plain(values["sha256_column"]),) if "sha256_column" in values else ()
 
     def _values(self, name: str, columns: dict[str, str]) -> Iterator[Values]:
         """The wanted values of each row of a file."""
@@ -222,6 +226,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 def _is_picture(kind: pa.DataType) -> bool:
     if not pa.types.is_struct(kind):
         return _is_bytes(kind) or _is_text(kind)
-    fields = {kind.field(number).name: kind.field(number).type for number in range(kind.num_fields)}
+    fields = {kind.field(number).name: kind.field(number).type for number in range(kind.num_fields)
+              if not pa.types.is_null(kind.field(number).type)}    # where no row has any
     known = {"bytes": _is_bytes, "path": _is_text}
     return not fields.keys().isdisjoint(known) and all(fit(fields[name]) for name, fit in known.items() if name in fields)

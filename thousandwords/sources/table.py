@@ -15,12 +15,14 @@ from thousandwords.tars import SourceError
 class TableSource(ListSource):
     """Several rows of one picture are several captions. Tab-separated tables know no quoting, others have CSV's."""
 
-    settings = ("image_column", "caption_column", "delimiter", "recaption_column", "image_folder")
+    settings = ("image_column", "caption_column", "delimiter", "recaption_column", "sha256_column", "image_folder")
 
     def __init__(self, path: str | Path, image_column: str = "image", caption_column: str = "caption",
-                 delimiter: str | None = None, recaption_column: str | None = None, image_folder: str | None = None):
+                 delimiter: str | None = None, recaption_column: str | None = None, image_folder: str | None = None,
+                 sha256_column: str | None = None):
         super().__init__(path, image_folder)
         self.image_column, self.caption_column, self.recaption_column = image_column, caption_column, recaption_column
+        self.sha256_column = sha256_column
         self.delimiter = delimiter or ("\t" if self.file.lower().endswith((".tsv", ".tab")) else ",")
 
     def check(self) -> int:
@@ -39,21 +41,23 @@ class TableSource(ListSource):
         try:
             header = next(rows, [])
             picture, text = self._column(header, "image_column"), self._column(header, "caption_column")
-            again = None if self.recaption_column is None else self._column(header, "recaption_column")
+            again, digest = (self._column(header, name) if getattr(self, name) is not None else None
+                             for name in ("recaption_column", "sha256_column"))
             for row in filter(None, rows):
                 try:
-                    yield self._row(row, header, picture, text, again)
+                    yield self._row(row, header, picture, text, again, digest)
                 except Refused as problem:
                     yield Row(f"line {rows.line_num}", problem=problem)
         except csv.Error as error:
             where = f"{self.address}, line {rows.line_num}"
             raise SourceError(f"{where}: {error}. Mend the quotes or line ends") from error
 
-    def _row(self, row: list[str], header: list[str], picture: int, text: int, again: int | None) -> Row:
+    def _row(self, row: list[str], header: list[str], picture: int, text: int, again: int | None, digest: int | None) -> Row:
         if len(row) != len(header):
             raise Refused("bad_row", f"{len(row)} fields where the header has {len(header)}")
         name = picture_name(row[picture], f"column {self.image_column!r}")
-        return Row(name, (row[text],), () if again is None else (row[again],))
+        recaptions, digests = (() if column is None else (row[column],) for column in (again, digest))
+        return Row(name, (row[text],), recaptions, digests)
 
     def _column(self, header: list[str], setting: str) -> int:
         wanted = getattr(self, setting)

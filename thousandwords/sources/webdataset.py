@@ -21,6 +21,7 @@ from thousandwords.sources._contract import (
     MAX_CAPTION_BYTES,
     RawPair,
     Source,
+    caption_bytes,
     captions_in_text,
     clean_captions,
     json_object,
@@ -41,10 +42,12 @@ class WebDatasetSource(Source):
     Where a sample has a .txt and a .json, the .txt is its caption.
     """
 
-    settings = ("caption_column", "recaption_column")
+    settings = ("caption_column", "recaption_column", "sha256_column")
 
-    def __init__(self, path: str | Path, caption_column: str = "caption", recaption_column: str | None = None):
+    def __init__(self, path: str | Path, caption_column: str = "caption", recaption_column: str | None = None,
+                 sha256_column: str | None = None):
         self.path, self.caption_column, self.recaption_column = str(path), caption_column, recaption_column
+        self.sha256_column = sha256_column
         self.tars = _find(self.path)
 
     def check(self) -> int:
@@ -52,21 +55,23 @@ class WebDatasetSource(Source):
             raise SourceError(f"{place_of(self.path).setting}: there is no .tar file at {self.path}. "
                               "Set data.path to a tar, a folder of tars or a glob")
         looked_at = self.tars if self.tars[0].place.at_once == 1 else self.tars[:1]
-        samples = [parts.keys() for tar in looked_at for parts in _samples(tar).values()]
-        if all(parts.isdisjoint(IMAGE_SUFFIXES) for parts in samples):
+        count, suffixes = 0, set()
+        for tar in looked_at:    # the index of one tar in memory, not of all
+            samples = _samples(tar)
+            count += len(samples)
+            suffixes.update(*samples.values())
+        if suffixes.isdisjoint(IMAGE_SUFFIXES):
             raise SourceError(f"The {len(self.tars)} tars at {self.path} hold no pictures. "
                               "Pack pictures and captions under one name, like cat.png and cat.txt")
-        if all(parts.isdisjoint(("txt", "json")) for parts in samples):
+        if suffixes.isdisjoint(("txt", "json")):
             raise SourceError(f"The {len(self.tars)} tars at {self.path} hold no captions. "
                               "Pack a text or JSON of the same name with each picture, like cat.txt")
-        if self.recaption_column and not any(map(self._has_recaption, looked_at)):
-            raise SourceError(f"The {len(self.tars)} tars at {self.path} hold no .json with {self.recaption_column!r}. "
-                              "Set data.recaption_column to the key of the second text")
-        return len(samples) if looked_at is self.tars else self._estimate(len(samples))
-
-    def _has_recaption(self, tar: _Tar) -> bool:
-        with tar.place.on_disk(tar.name) as path, open(path, "rb") as file:
-            return any(self.recaption_column in _record(file, parts) for parts in _whole(tar, path).values())
+        for setting, meaning in (("recaption_column", "second text"), ("sha256_column", "sha256 of the picture's file")):
+            key = getattr(self, setting)
+            if key and not any(_has_key(tar, key) for tar in looked_at):
+                raise SourceError(f"The {len(self.tars)} tars at {self.path} hold no .json with {key!r}. "
+                                  f"Set data.{setting} to the key of the {meaning}")
+        return count if looked_at is self.tars else self._estimate(count)
 
     def _estimate(self, samples_in_first: int) -> int:
         sizes = [tar.place.size(tar.name) for tar in self.tars]
@@ -76,21 +81,27 @@ class WebDatasetSource(Source):
         for tar in self.tars:
             with tar.place.on_disk(tar.name) as path, open(path, "rb") as file:
                 for stem, parts in _whole(tar, path).items():
-                    key = key_of(f"{tar.shown.removesuffix('.tar')}/{stem}")
-                    yield self._read(file, parts, key, key_of(f"{tar.shown}/{stem}"))
+                    yield self._read(file, parts, tar.shown, stem)
 
-    def _read(self, file: BinaryIO, parts: dict[str, Part], key: str, provenance: str) -> RawPair:
+    def _read(self, file: BinaryIO, parts: dict[str, Part], shard: str, stem: str) -> RawPair:
+        key, provenance = key_of(f"{shard.removesuffix('.tar')}/{stem}"), key_of(f"{shard}/{stem}")
         record = _record(file, parts)
         recaptions = texts_in(record.get(self.recaption_column))
-        return raw_pair(key, provenance, lambda: _image(file, parts, record),
-                        lambda: self._captions(file, parts, recaptions), recaptions or ())
+        return raw_pair(key, provenance, lambda: _image(file, parts, record), lambda: self._captions(file, parts, recaptions),
+                        recaptions or (), [record.get(self.sha256_column)], key_of(shard))
 
     def _captions(self, file: BinaryIO, parts: dict[str, Part], recaptions: tuple[str, ...] | None) -> tuple[str, ...]:
         if recaptions is None:
             raise Refused("bad_row", f"{self.recaption_column!r} in the .json is neither a text nor a list of texts")
         if "json" in parts and "txt" not in parts:
-            return captions_in_json(read_part(file, parts["json"], MAX_CAPTION_BYTES), self.caption_column)
-        return captions_in_text(read_part(file, parts.get("txt"), MAX_CAPTION_BYTES))
+            return captions_in_json(caption_bytes(lambda most: read_part(file, parts["json"], most)), self.caption_column)
+        return captions_in_text(caption_bytes(lambda most: read_part(file, parts.get("txt"), most)))
+
+
+def _has_key(tar: _Tar, key: str) -> bool:
+    """Whether the .json of any sample has the key."""
+    with tar.place.on_disk(tar.name) as path, open(path, "rb") as file:
+        return any(key in _record(file, parts) for parts in _whole(tar, path).values())
 
 
 def captions_in_json(data: bytes, name: str) -> tuple[str, ...]:
