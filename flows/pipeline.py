@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 
+from flows._alone import alone, held_places
 from flows._lifeline import end_with_worker
 from flows.artifacts import show_results
 from flows.graph import read_graph
@@ -69,7 +70,8 @@ def command(stage: str, gpus: int) -> list[str]:
 
 def stream(words: list[str], on_line) -> tuple[int, list[str]]:
     """Runs a command and hands on its lines as they come; its code and the lines."""
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    process = subprocess.Popen(words, pass_fds=held_places(), **piped)  # the run is over when its last keeper is
     lines = []
     for line in process.stdout:
         if line.strip():
@@ -95,6 +97,12 @@ def is_skipped(stage: str, lines: list[str]) -> bool:
 def pipeline(targets: list[str] | None = None) -> dict[str, str]:
     """Every stage, or those that `targets` need, each as soon as what it needs is done: {stage: "ran" or "unchanged"}."""
     end_with_worker()
+    with alone():
+        return run_graph(targets)
+
+
+def run_graph(targets: list[str] | None) -> dict[str, str]:
+    """The flow without its surroundings."""
     os.environ.setdefault("THOUSANDWORDS_PIPELINE", f"flow-{os.getpid()}-{int(time.time())}")  # one MLflow parent
     whole = read_graph()
     graph = whole.part(targets) if targets else whole
@@ -103,7 +111,7 @@ def pipeline(targets: list[str] | None = None) -> dict[str, str]:
     for stage, needs in graph.needs.items():
         before = [running[other] for other in needs]
         place = placement.of(stage)
-        running[stage] = placed(place).submit(stage, stage in graph.stale, place.gpus, placement.parallel, before)
+        running[stage] = placed(stage, place).submit(stage, stage in graph.stale, place.gpus, placement.parallel, before)
     done = outcome(running)
     if RAN in done.values():
         show_results()
@@ -120,9 +128,9 @@ def outcome(running: dict[str, PrefectFuture]) -> dict[str, str]:
     return {stage: future.result() for stage, future in running.items()}
 
 
-def placed(place: Place):
-    """The task with the retries of its stage."""
-    return run_stage.with_options(retries=place.retries, retry_delay_seconds=place.delays)
+def placed(stage: str, place: Place):
+    """The task with the name and the retries of its stage."""
+    return run_stage.with_options(name=stage, retries=place.retries, retry_delay_seconds=place.delays)
 
 
 def main(argv: list[str] | None = None) -> None:
