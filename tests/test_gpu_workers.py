@@ -8,8 +8,6 @@ import http.server
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -19,7 +17,7 @@ import pytest
 import yaml
 
 from flows.workers import planned
-from tests.orchestra import ROOT, Server, environment, run, tiny_project, wait_for
+from tests.orchestra import ROOT, Server, run, tiny_project, wait_for
 from thousandwords.errors import UserError
 
 TRIALS = int(os.environ.get("THOUSANDWORDS_KILLS", "10"))
