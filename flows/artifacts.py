@@ -43,7 +43,11 @@ def table(figures: dict, prefix: str = "") -> list[dict[str, object]]:
 
 def grids(folder: Path) -> list[Path]:
     """The overview and the first grids of a folder, as many as fit."""
-    found = [path for path in (folder / "overview.png", *sorted(folder.glob("[0-9]*.png"))[:GRIDS]) if path.is_file()]
+    return fitting([path for path in (folder / "overview.png", *sorted(folder.glob("[0-9]*.png"))[:GRIDS]) if path.is_file()])
+
+
+def fitting(found: list[Path]) -> list[Path]:
+    """The first of these pictures, as many as fit into one artifact."""
     kept, size = [], 0
     for path in found:
         size += path.stat().st_size
