@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows._alone import alone
 from flows._lifeline import end_with_worker
+from flows.artifacts import table
 from flows.pipeline import StageFailed, places, stream
 from flows.placement import read_placement
 from thousandwords.errors import UserError
@@ -105,17 +106,18 @@ def compare(title: str, wanted: list[dict[str, object]]) -> list[dict]:
     from dvc.api import exp_show
 
     known = {row.get("Experiment"): row for row in exp_show()}
+    knobs = {row["figure"] for row in table(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8")))}
     rows = []
     for number, values in enumerate(wanted):
         name = f"{title}-{number}"
-        figures = {key: value for key, value in known.get(name, {}).items() if is_figure(key, value)}
+        figures = {key: value for key, value in known.get(name, {}).items() if is_figure(key, value) and key not in knobs}
         rows.append({"experiment": name, **values, **{key: round(value, 4) for key, value in figures.items()}})
         write_down(title, name, values, figures)
     return rows
 
 
 def is_figure(key: str, value: object) -> bool:
-    """Whether a column of `dvc exp show` is one of results/metrics.json; other files are named in front of theirs."""
+    """Whether a column of `dvc exp show` is a number of a metrics file."""
     return isinstance(value, int | float) and not isinstance(value, bool) and "params.yaml" not in key
 
 

@@ -17,13 +17,6 @@ from tests.orchestra import Server, run, tiny_project
 from thousandwords.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("prefect"))
-    yield server
-    server.stop()
-
-
 def copy_of(*names: str, out: str) -> dict:
     return {"cmd": f"cat {' '.join(names)} > {out}", "deps": list(names), "outs": [out]}
 

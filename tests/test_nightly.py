@@ -1,26 +1,23 @@
 """The flows around the pipeline: nightly, draw, sweep; with a stand-in for the registry, which has tests of its own."""
 from __future__ import annotations
 
+import http.server
+import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import prefect.settings
 import pytest
 import yaml
+from prefect.client.orchestration import get_client
 
 import flows
-from flows import draw, nightly, sweep
-from tests.orchestra import ROOT, Server, tiny_project
+from flows import bootstrap, draw, nightly, status, sweep
+from tests.orchestra import ROOT, tiny_project, wait_for
 from thousandwords.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("prefect"))
-    yield server
-    server.stop()
 
 
 @pytest.fixture
@@ -145,3 +142,61 @@ def test_a_sweep_compares_its_experiments_and_leaves_the_folder_as_it_was(here, 
     client = mlflow.MlflowClient(f"sqlite:///{here}/.mlflow/mlflow.db")
     found = client.search_runs(["1"], "tags.sweep LIKE 'sweep-%'")
     assert {run.data.params["x"]: run.data.metrics for run in found} == {"2": {"y": 4.0}, "3": {"y": 9.0}}
+
+
+# --- status and notices -----------------------------------------------------------------------------------------------
+
+
+def test_status_says_what_runs_what_is_champion_and_what_is_stale(here, monkeypatch):
+    tiny_project(here, {"first": {"cmd": "touch a", "outs": ["a"]}})
+    registry(monkeypatch, show=lambda: ["version 2  sound @champion", "version 1  sound"])
+    monkeypatch.setattr(status.gpu, "visible", lambda: ["0"])
+    screen = status.status()
+    assert "server    http://127.0.0.1:" in screen and "nothing runs" in screen
+    assert "GPU 0 is free" in screen and "champion  version 2  sound @champion" in screen and "version 1" not in screen
+    assert "stages    stale: first" in screen and "figures   none yet" in screen
+
+
+def test_status_needs_no_server_and_says_so(here, monkeypatch):
+    def nothing():
+        raise UserError("the registry does not answer")
+
+    registry(monkeypatch, show=nothing)
+    for url, told in (("", "none (PREFECT_API_URL is not set)"), ("http://127.0.0.1:9/api", "9/api does not answer (ConnectError)")):
+        with prefect.settings.temporary_settings({prefect.settings.PREFECT_API_URL: url}):
+            assert told in status.status()
+    assert "champion  the registry does not answer" in status.status()
+    assert "stages    unknown: " in status.status()
+
+
+def test_a_webhook_is_told_of_runs_that_ended(here, monkeypatch):
+    told = []
+
+    class Listener(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+    listener = http.server.HTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    assert bootstrap.notices() == []
+    monkeypatch.setenv("THOUSANDWORDS_WEBHOOK_URL", f"http://127.0.0.1:{listener.server_port}/")
+    with get_client(sync_client=True) as client:
+        bootstrap.replace(client, bootstrap.notices()[0])
+
+    @prefect.flow(name="a night")
+    def fails():
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    wait_for(lambda: told, 60)
+    listener.shutdown()
+    assert {key: told[0][key] for key in ("flow", "state")} == {"flow": "a night", "state": "Failed"}
+
+
+def test_an_address_that_is_none_is_refused_without_showing_it(monkeypatch):
+    monkeypatch.setenv("THOUSANDWORDS_WEBHOOK_URL", "hooks.example/secret")
+    with pytest.raises(UserError, match="should be an address that begins with http"):
+        bootstrap.notices()
