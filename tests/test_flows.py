@@ -17,14 +17,14 @@ from tests.orchestra import Server, run, tiny_project
 from thousandwords.errors import UserError
 
 
-def copy_of(*names: str, out: str) -> dict:
-    return {"cmd": f"cat {' '.join(names)} > {out}", "deps": list(names), "outs": [out]}
+def copy_of(*names: str, out: str, seconds: float = 0) -> dict:
+    return {"cmd": f"sleep {seconds}; cat {' '.join(names)} > {out}", "deps": list(names), "outs": [out]}
 
 
 DIAMOND = {
     "first": {"cmd": "echo 1 > a", "outs": ["a"]},
-    "left": copy_of("a", out="b"),
-    "right": copy_of("a", out="c"),
+    "left": copy_of("a", out="b", seconds=3),
+    "right": copy_of("a", out="c", seconds=3),
     "last": copy_of("b", "c", out="d"),
 }
 
@@ -132,6 +132,10 @@ def test_the_flow_runs_what_changed_shows_it_and_then_finds_nothing_to_do(tmp_pa
     shown = server.ask("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [latest["id"]]}}})
     assert [json.loads(one["data"]) for one in shown if one["key"] == "metrics"] == [[{"figure": "generator.loss", "value": 1.5}]]
     assert any("left | " in line for line in server.lines(latest["id"]))
+
+    sides = [server.task_runs(latest["id"])[name] for name in ("left", "right")]
+    begins, ends = ([datetime.fromisoformat(one[moment]) for one in sides] for moment in ("start_time", "end_time"))
+    assert (max(ends) - min(begins)).total_seconds() < 0.65 * sum(one["total_run_time"] for one in sides)
 
     second = run(project, "flows.pipeline", PREFECT_API_URL=server.api)
     said = second.stdout + second.stderr
