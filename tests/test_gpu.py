@@ -193,3 +193,31 @@ def test_a_stopped_holder_keeps_its_gpu_however_long_it_is_not_heard_of(locks):
     os.killpg(first.pid, signal.SIGCONT)
     first.terminate()
     assert second.wait(30) == 0 and first.wait(1) == 143
+
+
+# --- one run in a folder ----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_taken_until_the_last_keeper_of_a_killed_run_has_ended(tmp_path):
+    """The next run's stages would be refused by those that still end."""
+    import fcntl
+
+    code = """if True:
+        import subprocess, sys, time
+        from flows._alone import alone, held_places
+        with alone(), alone():
+            kept = subprocess.Popen(["sleep", "60"], pass_fds=held_places())
+            open("kept", "w").write(str(kept.pid))
+            time.sleep(60)
+    """
+    run = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    kept = number_in(tmp_path / "kept")
+    run.kill()
+    run.wait(10)
+
+    with open(tmp_path / ".dvc/tmp/flow.lock") as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.kill(kept, signal.SIGKILL)
+        wait_for(lambda: not is_alive(kept))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
