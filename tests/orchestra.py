@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -95,9 +96,16 @@ class Server:
     def ask(self, path: str, body: dict | None = None, method: str = "POST"):
         data = None if method == "GET" else json.dumps(body or {}).encode()
         asked = urllib.request.Request(f"{self.api}/{path}", data, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.urlopen(asked, timeout=20) as answer:
-            text = answer.read()
-        return json.loads(text) if text else None
+        for _ in range(30):
+            try:
+                with urllib.request.urlopen(asked, timeout=20) as answer:
+                    text = answer.read()
+                return json.loads(text) if text else None
+            except urllib.error.HTTPError as error:
+                if error.code != 503:  # its database was locked for a moment; Prefect's own client asks again, too
+                    raise
+                time.sleep(1)
+        raise TimeoutError(f"{self.api}/{path} gives 503 again and again")
 
     def runs(self, name: str | None = None) -> list[dict]:
         """The runs of a deployment, or of all, oldest first."""
