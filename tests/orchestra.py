@@ -101,11 +101,11 @@ class Server:
                 with urllib.request.urlopen(asked, timeout=20) as answer:
                     text = answer.read()
                 return json.loads(text) if text else None
-            except urllib.error.HTTPError as error:
-                if error.code != 503:  # its database was locked for a moment; Prefect's own client asks again, too
+            except (TimeoutError, urllib.error.HTTPError) as error:
+                if getattr(error, "code", 503) != 503:  # 503: its database is locked; clients ask again
                     raise
                 time.sleep(1)
-        raise TimeoutError(f"{self.api}/{path} gives 503 again and again")
+        raise TimeoutError(f"{self.api}/{path} does not answer")
 
     def runs(self, name: str | None = None) -> list[dict]:
         """The runs of a deployment, or of all, oldest first."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -193,6 +194,29 @@ def test_a_stopped_holder_keeps_its_gpu_however_long_it_is_not_heard_of(locks):
     os.killpg(first.pid, signal.SIGCONT)
     first.terminate()
     assert second.wait(30) == 0 and first.wait(1) == 143
+
+
+@pytest.mark.slow
+def test_never_two_runs_on_a_gpu_whatever_is_killed(tmp_path):
+    """Many come for one GPU at once; keepers, commands and their children are killed. The probe is another kernel lock."""
+    rng, runs = random.Random(0), int(os.environ.get("THOUSANDWORDS_RUNS", "50"))
+    probe = f"exec 9>>{tmp_path}/probe; flock -n 9 || echo >>{tmp_path}/clashes; echo >>{tmp_path}/begun"
+    work = f"{probe}; setsid sleep 0.6 & sleep 0.3"
+    waiting = [keeper("bash", "-c", work, gpus=1, shows="0") for _ in range(4)]
+    kills = started = 0
+    while waiting:
+        time.sleep(rng.uniform(0.05, 0.4))
+        waiting = [one for one in waiting if one.poll() is None]
+        if waiting and rng.random() < 0.4:
+            one = rng.choice(waiting)
+            family = [psutil.Process(one.pid), *psutil.Process(one.pid).children(recursive=True)]
+            rng.choice(family).kill()
+            kills += 1
+        while len(waiting) < 4 and (started := started + 1) <= runs - 4:
+            waiting.append(keeper("bash", "-c", work, gpus=1, shows="0"))
+    begun = len((tmp_path / "begun").read_text().splitlines())
+    print(f"E5, without Prefect: {runs} runs, {kills} kills, {begun} begun, clashes: {(tmp_path / 'clashes').exists()}")
+    assert not (tmp_path / "clashes").exists() and begun > runs // 3
 
 
 # --- one run in a folder ----------------------------------------------------------------------------------------------
