@@ -21,10 +21,10 @@ SEED ?= 0
 OUT ?= drawn
 export PROMPT
 
-.PHONY: help setup run test test-slow conformance lint draw flow ui plan verify lock clean
+.PHONY: help setup run test test-slow conformance lint draw flow status workers workers-stop nightly ui plan verify lock clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  PRESET=smoke|default|emoji|photos|gpu|paper  a whole set of knobs, e.g. make run PRESET=smoke'
 
 setup: $(READY)  ## makes .venv from requirements.lock (once)
@@ -60,6 +60,18 @@ draw: $(READY)  ## PROMPT="a small red star on sand" or PROMPTS=file.txt, N=32, 
 
 flow: $(READY)  ## the same graph by Prefect, stage by stage
 	@python -m flows.pipeline
+
+status: $(READY)  ## what runs where, what is champion, what is stale
+	@python -m flows.status
+
+workers: $(READY)  ## sets up the Prefect server of PREFECT_API_URL and starts one worker per GPU
+	@python -m flows.bootstrap && python -m flows.workers start
+
+workers-stop: $(READY)  ## ends the workers, checkpoints first
+	@python -m flows.workers stop
+
+nightly: $(READY)  ## new data, pipeline, gate, champion: once, now
+	@python -m flows.nightly
 
 ui: $(READY)  ## MLflow: every run, its curves and pictures, at http://127.0.0.1:5000
 	@mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/.mlflow/mlflow.db}"

@@ -1,96 +1,136 @@
 """python -m flows.pipeline: the DVC graph, one Prefect task per stage, branches side by side, lines in the run's log.
 
-The graph is read from DVC at run time; a task is `dvc --wait-for-lock repro -s STAGE`. DVC alone decides what must run, so
-Prefect caches nothing; a stage that fails leaves those that need it unrun.
+The graph is read from DVC at run time; a task is `dvc --wait-for-lock repro -s STAGE`, on the GPUs that flows/placement.yaml
+gives it. DVC alone decides what must run, so Prefect caches nothing; a stage that fails leaves those that need it unrun.
 """
 from __future__ import annotations
 
 import argparse
+import functools
 import os
+import re
 import subprocess
 import sys
+import threading
 import time
-from pathlib import Path
 
-QUIET = {
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "true",
-    "PREFECT_HOME": str(Path(".prefect").resolve()),  # this project's own database and settings
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # 20 s is too short on a busy machine
-    "PREFECT_LOGGING_LEVEL": "INFO",
-}
-for name, value in QUIET.items():
-    os.environ.setdefault(name, value)  # before prefect is imported: it reads them once
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
 
-from dvc.repo import Repo  # noqa: E402
-from prefect import flow, get_run_logger, task  # noqa: E402
-from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
+from flows._alone import alone, held_places
+from flows._lifeline import end_with_worker
+from flows.artifacts import show_results
+from flows.graph import read_graph
+from flows.placement import Place, read_placement
+from thousandwords.errors import UserError
 
-
-def read_graph(root: str = ".") -> dict[str, list[str]]:
-    """{stage: the stages it waits for}, from dvc.yaml, in an order in which they can run."""
-    with Repo(root) as repo:
-        graph = repo.index.graph
-        needs = {node.addressing: [other.addressing for other in graph.successors(node)] for node in graph.nodes}
-    ordered: dict[str, list[str]] = {}
-
-    def visit(name: str) -> None:
-        if name not in ordered:
-            for other in sorted(needs[name]):
-                visit(other)
-            ordered[name] = sorted(needs[name])
-
-    for name in sorted(needs):
-        visit(name)
-    return ordered
+CACHED, RAN = "unchanged", "ran"
 
 
-@task(task_run_name="{stage}")
-def run_stage(stage: str) -> str:
-    """One stage by DVC, its lines streamed into the log. Raises RuntimeError with the last of them when it fails."""
+class StageFailed(RuntimeError):
+    """A stage ended with an error that may pass: it is tried again."""
+
+
+class StageRefused(StageFailed):
+    """A stage that a user has to mend, or that somebody stopped: the same again would end the same way."""
+
+
+def may_pass(task_: object, run: object, state: State) -> bool:
+    """Whether a failed stage is worth another try."""
+    return not isinstance(state.result(raise_on_failure=False), StageRefused)
+
+
+@task(task_run_name="{stage}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+def run_stage(stage: str, is_stale: bool, gpus: int, parallel: int, before: list[str]) -> str:
+    """One stage by DVC, its lines streamed into the log; "unchanged" or "ran". Raises StageFailed with the last lines."""
     log = get_run_logger()
-    # no session of its own: a cancelled flow then takes the stage and its children along
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", stage],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    if not is_stale and RAN not in before:
+        log.info("%s | unchanged", stage)
+        return CACHED
+    with places(parallel):
+        code, lines = stream(command(stage, gpus), lambda line: log.info("%s | %s", stage, line))
+    if code:
+        raise failure(stage, code, lines)
+    return CACHED if is_skipped(stage, lines) else RAN
+
+
+@functools.cache
+def places(parallel: int) -> threading.BoundedSemaphore:
+    """How many stages may be at work in this process; those that wait for others are not."""
+    return threading.BoundedSemaphore(parallel)
+
+
+def command(stage: str, gpus: int) -> list[str]:
+    """The command line of a stage: it has no session of its own, so that whoever cancels the flow reaches it."""
+    keeper = [sys.executable, "-m", "flows.keeper", "--gpus", str(gpus), "--what", stage, "--"]
+    return [*keeper, sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", stage]
+
+
+def stream(words: list[str], on_line) -> tuple[int, list[str]]:
+    """Runs a command and hands on its lines as they come; its code and the lines."""
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    process = subprocess.Popen(words, pass_fds=held_places(), **piped)  # the run is over when its last keeper is
     lines = []
     for line in process.stdout:
         if line.strip():
             lines.append(line.rstrip())
-            log.info("%s | %s", stage, lines[-1])
-    if process.wait():
-        raise RuntimeError(f"stage {stage} failed with code {process.returncode}: " + " / ".join(lines[-5:]))
-    return stage
+            on_line(lines[-1])
+    return process.wait(), lines
 
 
-@flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=2))
-def pipeline(targets: list[str] | None = None) -> None:
-    """Every stage, or those that `targets` need, each as soon as what it needs is done."""
+def failure(stage: str, code: int, lines: list[str]) -> StageFailed:
+    """What to raise for a stage that ended with `code`: DVC tells the stage's own code in its last lines."""
+    told = re.findall(r"exited with (-?\d+)", "\n".join(lines))
+    ended = int(told[-1]) if told else code
+    is_final = ended in (2, 130, 143, -2, -15) or code in (130, 143)
+    kind = StageRefused if is_final else StageFailed
+    return kind(f"stage {stage} failed with code {ended}: " + " / ".join(lines[-5:]))
+
+
+def is_skipped(stage: str, lines: list[str]) -> bool:
+    return any(line.startswith(f"Stage '{stage}' didn't change, skipping") for line in lines)
+
+
+@flow(name="pipeline")
+def pipeline(targets: list[str] | None = None) -> dict[str, str]:
+    """Every stage, or those that `targets` need, each as soon as what it needs is done: {stage: "ran" or "unchanged"}."""
+    end_with_worker()
+    with alone():
+        return run_graph(targets)
+
+
+def run_graph(targets: list[str] | None) -> dict[str, str]:
+    """The flow without its surroundings."""
     os.environ.setdefault("THOUSANDWORDS_PIPELINE", f"flow-{os.getpid()}-{int(time.time())}")  # one MLflow parent
-    graph = read_graph()
-    wanted = _needed(graph, targets) if targets else set(graph)
+    whole = read_graph()
+    graph = whole.part(targets) if targets else whole
+    placement = read_placement(list(whole.needs))
     running = {}
-    for stage, needs in graph.items():
-        if stage in wanted:
-            running[stage] = run_stage.submit(stage, wait_for=[running[other] for other in needs])
+    for stage, needs in graph.needs.items():
+        before = [running[other] for other in needs]
+        place = placement.of(stage)
+        running[stage] = placed(stage, place).submit(stage, stage in graph.stale, place.gpus, placement.parallel, before)
+    done = outcome(running)
+    if RAN in done.values():
+        show_results()
+    return done
+
+
+def outcome(running: dict[str, PrefectFuture]) -> dict[str, str]:
+    """What became of each stage, once all have ended: one that fails does not stop a branch that can do without it."""
     for future in running.values():
-        future.result()
+        future.wait()
+    failed = [future.result(raise_on_failure=False) for future in running.values() if future.state.is_failed()]
+    if failed:
+        raise RuntimeError("; ".join(str(error) for error in failed if isinstance(error, StageFailed)) or str(failed[0]))
+    return {stage: future.result() for stage, future in running.items()}
 
 
-def _needed(graph: dict[str, list[str]], targets: list[str]) -> set[str]:
-    unknown = [name for name in targets if name not in graph]
-    if unknown:
-        raise ValueError(f"dvc.yaml has no stage {unknown[0]!r}. It has: {', '.join(graph)}")
-    wanted, open_names = set(), list(targets)
-    while open_names:
-        name = open_names.pop()
-        if name not in wanted:
-            wanted.add(name)
-            open_names += graph[name]
-    return wanted
+def placed(stage: str, place: Place):
+    """The task with the name and the retries of its stage."""
+    return run_stage.with_options(name=stage, retries=place.retries, retry_delay_seconds=place.delays)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -98,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("stages", nargs="*", help="only these stages and what they need (default: all)")
     try:
         pipeline(parser.parse_args(argv).stages or None)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, UserError) as error:
         print(f"pipeline: {error}", file=sys.stderr)
         raise SystemExit(1) from error
 

@@ -226,7 +226,8 @@ def _alone(name: str, options: argparse.Namespace) -> Iterator[None]:
 @contextlib.contextmanager
 def _signals(running: Stage) -> Iterator[None]:
     def on_signal(number: int, _: object) -> None:
-        if running.is_stoppable and not running.stop_requested:
+        # who cancels may signal the whole group, and the death of `dvc` signals again: only a second Ctrl-C is impatience
+        if running.is_stoppable and (number == signal.SIGTERM or not running.stop_requested):
             running.stop_requested = True
             return
         raise KeyboardInterrupt

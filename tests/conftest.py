@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.orchestra import Server
 from tests.tiny import write_parts
 from thousandwords.drawing import Settings
 from thousandwords.package import write_package
@@ -26,3 +27,11 @@ def package_folder(parts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "package"
     write_package(folder, parts, Settings(candidates=4, batch_size=3), {"seed": 0})
     return folder
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A Prefect server; what a test finds in it may be another's."""
+    server = Server(tmp_path_factory.mktemp("prefect"))
+    yield server
+    server.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import errno
 import json
+import signal
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -201,3 +202,14 @@ def test_the_headline_tells_each_figure():
     text = _headline.headline(json.loads(json.dumps(figures)))
     for words in ("25.50 dB", "22.25 dB", "perplexity 210 (k-means 100)", "88% of 512", "every attribute 80.0%", "3 min 1 s"):
         assert words in text
+
+
+def test_a_second_sigterm_does_not_cut_short_the_checkpoint_that_the_first_one_asked_for():
+    """Who cancels a flow signals the whole group, and `dvc`, ended by it, makes the stage signal itself again."""
+    running = SimpleNamespace(is_stoppable=True, stop_requested=False)
+    with _stage._signals(running):
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert running.stop_requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

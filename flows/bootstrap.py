@@ -1,0 +1,182 @@
+"""python -m flows.bootstrap: work pools, deployments and the watch over dead runs, on the server of PREFECT_API_URL.
+
+May be run again at any time: what is there is brought up to date. It refuses a server that another project uses.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import prefect
+from prefect.automations import Automation, EventTrigger, Posture
+from prefect.blocks.webhook import Webhook
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import CallWebhook, ChangeFlowRunState
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
+from prefect.variables import Variable
+
+from flows import gpu
+from thousandwords.errors import UserError
+
+CPU_POOL, GPU_POOL = "thousandwords-cpu", "thousandwords-gpu"
+CPU_RUNS = 2  # at once, in the whole pool; a GPU worker takes one run at a time anyway
+OWNER = "thousandwords_project"
+ZOMBIES, NOTICES = "thousandwords: crash what is no longer heard of", "thousandwords: tell a webhook"
+SILENCE = timedelta(seconds=90)  # three heartbeats (flows/_environment.py)
+ENDS = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")}
+WAITS = {f"prefect.flow-run.{name}" for name in ("Scheduled", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended")}
+WEBHOOK = "THOUSANDWORDS_WEBHOOK_URL"
+
+
+def bootstrap(root: Path = Path(".")) -> list[str]:
+    """Brings the server up to date; a line for each thing that is there now. Raises UserError with the mend."""
+    url = server_url()
+    with get_client(sync_client=True) as client:
+        check_server(client, url)
+        claim(project_id(root), url)
+        make_pool(client, CPU_POOL, CPU_RUNS)
+        make_pool(client, GPU_POOL, None)
+        lines = [f"server       {url}", f"work pools   {CPU_POOL}, {GPU_POOL}"]
+        for automation in (zombie_watch(), *notices()):
+            replace(client, automation)
+            lines.append(f"automation   {automation.name}")
+    return [*lines, *deploy(root)]
+
+
+def server_url() -> str:
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise UserError(
+            "PREFECT_API_URL is not set, so there is no server to set up. Start one (prefect server start) and say where: "
+            "export PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
+    return url
+
+
+def check_server(client: SyncPrefectClient, url: str) -> None:
+    """Raises UserError unless a Prefect server of this client's version answers at `url`."""
+    try:
+        found = client.request("GET", "/admin/version").json()
+    except httpx.HTTPError as error:
+        told = f"no Prefect server answers at {url} ({type(error).__name__}). Start it, or mend PREFECT_API_URL"
+        raise UserError(told) from error
+    except ValueError as error:
+        told = f"what listens at {url} is no Prefect server. Give Prefect another port, or mend PREFECT_API_URL"
+        raise UserError(told) from error
+    if found != prefect.__version__:
+        raise UserError(
+            f"the server at {url} is Prefect {found}, and this project's is {prefect.__version__}: it is another one's. "
+            "Start this project's own on another port, and mend PREFECT_API_URL"
+        )
+
+
+def project_id(root: Path) -> str:
+    """The same in every clone of a project: its first commit; outside git its folder."""
+    asked = ["git", "rev-list", "--max-parents=0", "HEAD"]
+    done = subprocess.run(asked, cwd=root, capture_output=True, text=True)
+    return done.stdout.split()[-1] if done.stdout.split() else str(root.resolve())
+
+
+def claim(project: str, url: str) -> None:
+    """Makes the server this project's; raises UserError where it is another's."""
+    owner = Variable.get(OWNER)
+    if owner not in (None, project):
+        raise UserError(
+            f"the Prefect server at {url} belongs to another project ({owner}). Start one for this project on another "
+            f"port, or, if that project is gone: prefect variable delete {OWNER}"
+        )
+    Variable.set(OWNER, project, overwrite=True)
+
+
+def make_pool(client: SyncPrefectClient, name: str, limit: int | None) -> None:
+    try:
+        client.read_work_pool(name)
+        client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit))
+    except ObjectNotFound:
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", concurrency_limit=limit))
+
+
+def zombie_watch() -> Automation:
+    """A run of which nothing was heard for `SILENCE` is dead: it is marked so, and its place is free.
+
+    Prefect's documentation watches what came after a heartbeat. One that dies before its first, or while it is cancelled,
+    would never end; so the watch begins as soon as a worker has taken the run.
+    """
+    heard = "prefect.flow-run.heartbeat"
+    begun = {f"prefect.flow-run.{name}" for name in ("Pending", "Running", "Cancelling")}
+    return Automation(
+        name=ZOMBIES,
+        description="A worker or its machine died: no heartbeat for 90 s",
+        trigger=EventTrigger(
+            after={heard} | begun,
+            expect={heard, "prefect.flow-run.Running"} | ENDS | WAITS,
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=SILENCE,
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="No heartbeat for 90 s: the worker or its machine died")],
+    )
+
+
+def notices() -> list[Automation]:
+    """What tells a webhook of finished and failed runs, if THOUSANDWORDS_WEBHOOK_URL names one."""
+    url = os.environ.get(WEBHOOK)
+    if not url:
+        return []
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"{WEBHOOK} should be an address that begins with http:// or https://, found {url[:8]!r}...")
+    block = Webhook(url=url, method="POST").save("thousandwords", overwrite=True)
+    trigger = EventTrigger(
+        expect=ENDS,
+        match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+        for_each={"prefect.resource.id"},
+        posture=Posture.Reactive,
+        threshold=1,
+        within=timedelta(0),
+    )
+    told = '{"run": "{{ flow_run.name }}", "flow": "{{ flow.name }}", "state": "{{ flow_run.state.name }}"}'
+    action = CallWebhook(block_document_id=block, payload=told)
+    return [Automation(name=NOTICES, description="Runs that ended", trigger=trigger, actions=[action])]
+
+
+def replace(client: SyncPrefectClient, automation: Automation) -> None:
+    """Makes the automation, in the place of any of its name."""
+    for old in client.request("POST", "/automations/filter", json={}).json():
+        if old["name"] == automation.name:
+            client.request("DELETE", "/automations/{id}", path_params={"id": old["id"]})
+    automation.create(_sync=True)
+
+
+def deploy(root: Path) -> list[str]:
+    """Deploys prefect.yaml; raises UserError with what Prefect said."""
+    pool = GPU_POOL if gpu.visible() else CPU_POOL
+    environment = {**os.environ, "THOUSANDWORDS_POOL": pool, "THOUSANDWORDS_ROOT": str(root.resolve())}
+    words = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"prefect.yaml could not be deployed: {' '.join((done.stdout + done.stderr).split())[-500:]}")
+    return [f"deployments  of prefect.yaml, on {pool}"]
+
+
+def main(argv: list[str] | None = None) -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    try:
+        print("\n".join(bootstrap()))
+    except UserError as error:
+        print(f"bootstrap: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()
