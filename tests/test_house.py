@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 FAMILIES = {"tokenizers": "image_tokenizer", "generators": "generator", "scorers": "scorer"}
 # They watch, lock and log; no result depends on them, so an edit of theirs reruns no stage.
-WATCHERS = {f"stages/{name}.py" for name in ("_run", "_stage", "_progress", "_environment", "_launch", "_guard")}
+WATCHERS = {f"stages/{name}.py" for name in ("_run", "_stage", "_progress", "_environment", "_launch", "_guard", "_engine")}
 DATA = {"numpy", "pyarrow", "PIL", "torch", "tokenizers"}
 MATHS = {"torch", "numpy", "safetensors"}
 

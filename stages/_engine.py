@@ -1,0 +1,461 @@
+"""Units of work over processes or machines: the same results in the same order, whoever did them.
+
+    for unit, result in run_units(open_worker, units, engine_of(params, device), "tokenize_pairs"): ...
+
+`open_worker(device)` loads what the work needs, once per worker, and returns the work on one unit. How the work is shared out is
+said by the section `engine` of params.yaml, which no stage but the check depends on: it changes no byte, so DVC runs nothing
+again for it. A worker therefore computes with as many threads as one process alone would, since sums are cut up by threads.
+
+A worker that dies costs its unit alone, which is tried again in a fresh one. Ray is imported only where it is asked for. Left
+out: shipping data to machines that do not share the project's folder; they get the code, and read the rest under its path.
+"""
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+
+from stages._guard import end_with
+from stages._progress import progress
+from thousandwords.config import ConfigError, section
+from thousandwords.errors import UserError
+
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
+Opener = Callable[[str], Callable[[Unit], Result]]
+
+ROOT = Path(__file__).parent.parent
+ATTEMPTS = 3  # for a unit whose worker dies
+AHEAD = 2  # units for each worker that are at work or wait for their turn: results are kept in memory until it comes
+PLACE_SECONDS = 300.0  # a cluster may take that long to find room for a worker
+SERVE = "import sys; from stages._engine import serve; serve(*map(int, sys.argv[1:]))"
+MEND_RAY = "Install it on every machine: pip install 'ray==2.60.0', or set engine.kind: local"
+
+
+@dataclass(frozen=True)
+class Config:
+    """The optional section `engine` of params.yaml; without it one process does all."""
+
+    kind: Literal["local", "ray"] = "local"
+    workers: int | Literal["auto"] = 1  # auto: one per GPU, or as many as have cores of their own
+    address: str = "auto"  # of a Ray cluster that this machine belongs to, HOST:PORT; auto: RAY_ADDRESS, or the one running here
+
+    def __post_init__(self) -> None:
+        if self.workers != "auto" and self.workers < 1:
+            raise ValueError(f"engine.workers is {self.workers}; it needs to be 1 or more, or auto")
+        if self.kind == "local" and self.address != "auto":
+            raise ValueError(f"engine.address is {self.address!r}, but engine.kind is local. Set engine.kind: ray")
+
+
+def read_engine(params: dict) -> Config:
+    """The section `engine`, or one process where there is none; raises ConfigError, also where Ray is wanted but missing."""
+    config = section(params["engine"], "engine", Config) if "engine" in params else Config()
+    if config.kind == "ray" and importlib.util.find_spec("ray") is None:
+        raise ConfigError(f"params.yaml: engine.kind is ray, but Ray is not installed. {MEND_RAY}")
+    return config
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Who does the work: settings, and what each worker computes on."""
+
+    config: Config
+    device: str  # cpu, cuda, or one GPU of several
+    threads: int
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this very process does all of it."""
+        return self.config.kind == "local" and self.count(2) == 1
+
+    def count(self, units: int) -> int:
+        """How many workers here are of use for so many units."""
+        wanted = self.config.workers
+        if wanted == "auto":
+            wanted = places(self.device, self.threads, os.cpu_count() or 1, torch.cuda.device_count())
+        return min(wanted, units)
+
+    @property
+    def device_kind(self) -> str:
+        return self.device.partition(":")[0]
+
+
+def places(device: str, threads: int, cores: float, gpus: float) -> int:
+    """How many workers of so many threads have a GPU, or cores, of their own: places("cpu", 2, 8, 0) -> 4."""
+    return max(1, int(cores) // threads if device.startswith("cpu") else int(gpus))
+
+
+def engine_of(params: dict, device: str) -> Engine:
+    return Engine(read_engine(params), device, torch.get_num_threads())
+
+
+def run_units(open_worker: Opener, units: Sequence[Unit], engine: Engine, label: str) -> Iterator[tuple[Unit, Result]]:
+    """(unit, result) in the order of `units`; no worker outlives the iterator.
+
+    Raises what the work raises, if it is an error of the user's or of the system's; RuntimeError with the traceback otherwise,
+    and UserError where a unit has ended `ATTEMPTS` workers.
+    """
+    if not units:
+        return
+    if engine.is_alone:
+        work = open_worker(engine.device)
+        yield from ((unit, work(unit)) for unit in units)
+        return
+    with _hiring(open_worker, engine) as (hire, free), _Crew(hire, min(free, len(units)), label) as crew:
+        yield from progress(crew.results(units), label, len(units), "unit")
+
+
+# ---- in the process that has the units
+
+
+class Died(Exception):
+    """A worker ended while it was at work."""
+
+
+class Worker(Protocol):
+    """A place where work is done. Born cheaply, so that whoever gives up can end it while it starts."""
+
+    def start(self) -> object: ...
+
+    def do(self, unit: object) -> object: ...
+
+    def end(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Done:
+    value: Any
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An error of the user's or of the system's."""
+
+    error: UserError | OSError
+
+
+@dataclass(frozen=True)
+class Bug:
+    """The traceback of a mistake of ours; an exception itself may not survive the way."""
+
+    trace: str
+
+
+Outcome = Done | Failed | Bug
+
+
+def result_of(outcome: Outcome) -> Any:
+    if isinstance(outcome, Failed):
+        raise outcome.error
+    if isinstance(outcome, Bug):
+        raise RuntimeError(f"a worker failed:\n{outcome.trace}")
+    return outcome.value
+
+
+class _Crew:
+    """`count` desks, each with a thread that waits for its worker: one that is slow holds up nobody."""
+
+    def __init__(self, hire: Callable[[int], Worker], count: int, label: str) -> None:
+        self.desks = [_Desk(partial(hire, number), label) for number in range(count)]
+        self.free: SimpleQueue[_Desk] = SimpleQueue()
+        for desk in self.desks:
+            self.free.put(desk)
+        self.threads = ThreadPoolExecutor(count, "engine")
+
+    def results(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Result]]:
+        waiting: deque = deque()
+        for unit in units:
+            waiting.append((unit, self.threads.submit(self._work, unit)))
+            if len(waiting) == AHEAD * len(self.desks):
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for unit, future in waiting:
+            yield unit, future.result()
+
+    def _work(self, unit: Unit) -> Result:
+        desk = self.free.get()
+        try:
+            return result_of(desk.do(unit))
+        finally:
+            self.free.put(desk)
+
+    def __enter__(self) -> _Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for desk in self.desks:
+            desk.close()
+        self.threads.shutdown(cancel_futures=True)
+
+
+class _Desk:
+    """The place of one worker, which is replaced when it dies."""
+
+    def __init__(self, hire: Callable[[], Worker], label: str) -> None:
+        self.hire, self.label = hire, label
+        self.worker: Worker | None = None
+        self.is_closed = False
+
+    def do(self, unit: object) -> Outcome:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._ask(unit)
+            except Died as error:
+                self._dismiss()
+                if not self.is_closed:
+                    told = f"{self.label}: a worker died at {unit} ({error}), attempt {attempt} of {ATTEMPTS}"
+                    print(told, file=sys.stderr, flush=True)
+        raise UserError(
+            f"{unit} has ended {ATTEMPTS} workers, which is often a lack of memory. "
+            "Lower engine.workers, or the section's batch_size"
+        )
+
+    def _ask(self, unit: object) -> Outcome:
+        if self.worker is None:
+            self.worker = self.hire()
+            if self.is_closed:  # looked at after the birth: either `close` sees the new worker, or it is ended here
+                self._dismiss()
+                raise RuntimeError("the work was left early")
+            opened = self.worker.start()
+            if not isinstance(opened, Done):
+                self._dismiss()
+                return opened
+        return self.worker.do(unit)
+
+    def _dismiss(self) -> None:
+        if self.worker is not None:
+            self.worker.end()
+            self.worker = None
+
+    def close(self) -> None:
+        self.is_closed = True
+        if (worker := self.worker) is not None:
+            worker.end()
+
+
+@contextlib.contextmanager
+def _hiring(open_worker: Opener, engine: Engine) -> Iterator[tuple[Callable[[int], Worker], int]]:
+    """(how to hire worker number n, how many there are to be)"""
+    if engine.config.kind == "local":
+        yield partial(LocalWorker, open_worker, engine), engine.count(sys.maxsize)
+        return
+    with Cluster(engine) as cluster:
+        yield partial(RayWorker, cluster, open_worker, engine), cluster.count()
+
+
+# ---- a process of this machine
+
+
+class LocalWorker:
+    """A fresh interpreter on a socket of its own: no fork, since torch's threads do not survive one."""
+
+    def __init__(self, open_worker: Opener, engine: Engine, number: int) -> None:
+        self.order = (open_worker, engine.device_kind, engine.threads)
+        self.connection, theirs = Pipe()
+        words = [sys.executable, "-P", "-c", SERVE, str(theirs.fileno()), str(os.getpid())]
+        environment = {**os.environ, **_gpu(engine, number), "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+        self.process = subprocess.Popen(words, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)
+        theirs.close()
+
+    def start(self) -> Outcome:
+        return self._answer(self.order)
+
+    def do(self, unit: object) -> Outcome:
+        return self._answer(unit)
+
+    def _answer(self, message: object) -> Outcome:
+        try:
+            self.connection.send(message)
+            return self.connection.recv()
+        except (EOFError, ConnectionError) as error:
+            raise Died(self._ending()) from error
+
+    def _ending(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(1.0)
+        self.end()
+        code = self.process.returncode
+        return f"code {code}" if code >= 0 else signal.Signals(-code).name
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def _gpu(engine: Engine, number: int) -> dict[str, str]:
+    """Worker `number` sees one GPU of those that this process sees."""
+    if engine.device_kind != "cuda":
+        return {}
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    names = seen.split(",")
+    return {"CUDA_VISIBLE_DEVICES": names[number % len(names)]}
+
+
+# ---- in a worker
+
+
+class Hand:
+    """What works: opened once, then asked unit by unit. Every answer is an outcome."""
+
+    def open(self, open_worker: Opener, device: str, threads: int) -> Outcome:
+        torch.set_num_threads(threads)
+        outcome = _outcome(open_worker, device)
+        if isinstance(outcome, Done):
+            self.work, outcome = outcome.value, Done(None)
+        return outcome
+
+    def do(self, unit: object) -> Outcome:
+        return _outcome(self.work, unit)
+
+
+def _outcome(function: Callable, argument: object) -> Outcome:
+    try:
+        return Done(function(argument))
+    except (UserError, OSError) as error:
+        return Failed(error)
+    except Exception:
+        return Bug(traceback.format_exc())
+
+
+def serve(descriptor: int, parent: int) -> None:
+    """What a process does: takes an order, then units, until nobody asks any more or whoever started it is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
+    if hasattr(os, "pidfd_open"):
+        end_with(parent)
+    if os.getppid() != parent:
+        os._exit(1)
+    hand = Hand()
+    with contextlib.suppress(EOFError, ConnectionError), Connection(descriptor) as connection:
+        connection.send(hand.open(*connection.recv()))
+        while True:
+            connection.send(hand.do(connection.recv()))
+
+
+# ---- a Ray cluster
+
+
+class FarHand(Hand):
+    """A hand on some machine of a cluster: it works in the project's folder, and on a machine like the first."""
+
+    def open(self, open_worker: Opener, device: str, threads: int, folder: str, like: dict) -> Outcome:
+        torch.set_num_threads(threads)
+        outcome = _outcome(partial(_check_place, folder, like), device)
+        return super().open(open_worker, device, threads) if isinstance(outcome, Done) else outcome
+
+    def do(self, unit: object) -> Outcome:
+        outcome = super().do(unit)
+        if isinstance(outcome, Failed) and isinstance(outcome.error, UserError):
+            return Failed(type(outcome.error)(f"on {socket.gethostname()}: {outcome.error}"))
+        return outcome
+
+
+def machine(device: str) -> dict[str, str]:
+    """What the last bits of a sum hang on, beside the code and the threads."""
+    chip = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {"torch": torch.__version__, "arithmetic": chip}
+
+
+def _check_place(folder: str, like: dict, device: str) -> None:
+    """Raises UserError unless the project is here, under the same path, and this machine computes as the first does."""
+    here = socket.gethostname()
+    if not Path(folder).is_dir():
+        raise UserError(f"{here} has no folder {folder}. Every machine of a cluster needs this project under the same path")
+    os.chdir(folder)
+    if (found := machine(device)) != like:
+        raise UserError(
+            f"{here} has {_told(found)}, but the machine that started this has {_told(like)}; the words would not be the same. "
+            "Use machines of one kind, with one environment"
+        )
+
+
+def _told(facts: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+class Cluster:
+    """A connection to a Ray cluster that is there already, with this project's code handed to its workers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def __enter__(self) -> Cluster:
+        import ray
+
+        self.ray = ray
+        code = [str(ROOT / name) for name in ("thousandwords", "stages")]
+        try:
+            ray.init(
+                self.engine.config.address, runtime_env={"py_modules": code}, log_to_driver=False, logging_level="warning"
+            )
+        except ConnectionError as error:
+            raise UserError(
+                f"no Ray cluster answers at engine.address {self.engine.config.address!r}. Start one here: ray start --head, "
+                "join it from the other machines: ray start --address HOST:6379, or set engine.kind: local"
+            ) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ray.shutdown()
+
+    def count(self) -> int:
+        """How many workers: as many as wanted, or as the cluster has room for."""
+        wanted, has = self.engine.config.workers, self.ray.cluster_resources()
+        if wanted != "auto":
+            return wanted
+        return places(self.engine.device, self.engine.threads, has.get("CPU", 0), has.get("GPU", 0))
+
+    def needs(self) -> dict[str, int]:
+        """What one worker takes of a machine."""
+        return {"num_gpus": 1, "num_cpus": 1} if self.engine.device_kind == "cuda" else {"num_cpus": self.engine.threads}
+
+
+class RayWorker:
+    """An actor somewhere in the cluster. Never restarted by Ray: the desk hires another, and tells of it."""
+
+    def __init__(self, cluster: Cluster, open_worker: Opener, engine: Engine, _: int) -> None:
+        self.cluster, self.ray = cluster, cluster.ray
+        self.order = (open_worker, engine.device_kind, engine.threads, str(Path.cwd()), machine(engine.device_kind))
+        self.actor = self.ray.remote(FarHand).options(**cluster.needs(), scheduling_strategy="SPREAD").remote()
+
+    def start(self) -> Outcome:
+        self._wait_for_place()
+        return self._get(self.actor.open.remote(*self.order))
+
+    def _wait_for_place(self) -> None:
+        try:
+            self._get(self.actor.__ray_ready__.remote(), PLACE_SECONDS)
+        except self.ray.exceptions.GetTimeoutError as error:
+            free = {name: value for name, value in self.ray.available_resources().items() if name in ("CPU", "GPU")}
+            raise UserError(
+                f"the Ray cluster found no place for a worker, which needs {_told(self.cluster.needs())}, in {PLACE_SECONDS:g} "
+                f"seconds; free are: {_told(free) or 'none'}. Lower engine.workers, or add machines"
+            ) from error
+
+    def do(self, unit: object) -> Outcome:
+        return self._get(self.actor.do.remote(unit))
+
+    def _get(self, reference: object, timeout: float | None = None) -> Any:
+        failures = self.ray.exceptions
+        try:
+            return self.ray.get(reference, timeout=timeout)
+        except (failures.RayActorError, failures.ObjectLostError, failures.OutOfMemoryError) as error:
+            raise Died(str(error).strip().splitlines()[0]) from error
+
+    def end(self) -> None:
+        self.ray.kill(self.actor)
