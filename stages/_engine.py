@@ -6,8 +6,7 @@
 said by the section `engine` of params.yaml, which no stage but the check depends on: it changes no byte, so DVC runs nothing
 again for it. A worker therefore computes with as many threads as one process alone would, since sums are cut up by threads.
 
-A worker that dies costs its unit alone, which is tried again in a fresh one. Ray is imported only where it is asked for. Left
-out: shipping data to machines that do not share the project's folder; they get the code, and read the rest under its path.
+A worker that dies costs its unit alone, which is tried again in a fresh one. What works is in `_hand.py`, Ray in `_ray.py`.
 """
 from __future__ import annotations
 
@@ -15,36 +14,30 @@ import contextlib
 import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import sys
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
+from multiprocessing.connection import Pipe
 from queue import SimpleQueue
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 
-from stages._guard import end_with
+from stages._hand import Bug, Failed, Opener, Outcome
 from stages._progress import progress
 from thousandwords.config import ConfigError, section
 from thousandwords.errors import UserError
 
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
-Opener = Callable[[str], Callable[[Unit], Result]]
 
-ROOT = Path(__file__).parent.parent
 ATTEMPTS = 3  # for a unit whose worker dies
 AHEAD = 2  # units for each worker that are at work or wait for their turn: results are kept in memory until it comes
-PLACE_SECONDS = 300.0  # a cluster may take that long to find room for a worker
-SERVE = "import sys; from stages._engine import serve; serve(*map(int, sys.argv[1:]))"
+SERVE = "import sys; from stages._hand import serve; serve(*map(int, sys.argv[1:]))"
 MEND_RAY = "Install it on every machine: pip install 'ray==2.60.0', or set engine.kind: local"
 
 
@@ -138,28 +131,6 @@ class Worker(Protocol):
     def end(self) -> None: ...
 
 
-@dataclass(frozen=True)
-class Done:
-    value: Any
-
-
-@dataclass(frozen=True)
-class Failed:
-    """An error of the user's or of the system's."""
-
-    error: UserError | OSError
-
-
-@dataclass(frozen=True)
-class Bug:
-    """The traceback of a mistake of ours; an exception itself may not survive the way."""
-
-    trace: str
-
-
-Outcome = Done | Failed | Bug
-
-
 def result_of(outcome: Outcome) -> Any:
     if isinstance(outcome, Failed):
         raise outcome.error
@@ -233,7 +204,7 @@ class _Desk:
                 self._dismiss()
                 raise RuntimeError("the work was left early")
             opened = self.worker.start()
-            if not isinstance(opened, Done):
+            if isinstance(opened, Failed | Bug):
                 self._dismiss()
                 return opened
         return self.worker.do(unit)
@@ -255,8 +226,10 @@ def _hiring(open_worker: Opener, engine: Engine) -> Iterator[tuple[Callable[[int
     if engine.config.kind == "local":
         yield partial(LocalWorker, open_worker, engine), engine.count(sys.maxsize)
         return
+    from stages._ray import Cluster  # it imports Ray, an optional extra
+
     with Cluster(engine) as cluster:
-        yield partial(RayWorker, cluster, open_worker, engine), cluster.count()
+        yield partial(cluster.hire, open_worker), cluster.count()
 
 
 # ---- a process of this machine
@@ -266,11 +239,13 @@ class LocalWorker:
     """A fresh interpreter on a socket of its own: no fork, since torch's threads do not survive one."""
 
     def __init__(self, open_worker: Opener, engine: Engine, number: int) -> None:
-        self.order = (open_worker, engine.device_kind, engine.threads)
+        self.order = (open_worker, engine.device_kind)
         self.connection, theirs = Pipe()
         words = [sys.executable, "-P", "-c", SERVE, str(theirs.fileno()), str(os.getpid())]
-        environment = {**os.environ, **_gpu(engine, number), "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
-        self.process = subprocess.Popen(words, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)
+        more = {**_threads(engine), **_gpu(engine, number), "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+        self.process = subprocess.Popen(
+            words, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**os.environ, **more}
+        )
         theirs.close()
 
     def start(self) -> Outcome:
@@ -298,6 +273,10 @@ class LocalWorker:
         self.process.wait()
 
 
+def _threads(engine: Engine) -> dict[str, str]:
+    return {f"{name}_NUM_THREADS": str(engine.threads) for name in ("OMP", "OPENBLAS", "MKL")}
+
+
 def _gpu(engine: Engine, number: int) -> dict[str, str]:
     """Worker `number` sees one GPU of those that this process sees."""
     if engine.device_kind != "cuda":
@@ -305,157 +284,3 @@ def _gpu(engine: Engine, number: int) -> dict[str, str]:
     seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     names = seen.split(",")
     return {"CUDA_VISIBLE_DEVICES": names[number % len(names)]}
-
-
-# ---- in a worker
-
-
-class Hand:
-    """What works: opened once, then asked unit by unit. Every answer is an outcome."""
-
-    def open(self, open_worker: Opener, device: str, threads: int) -> Outcome:
-        torch.set_num_threads(threads)
-        outcome = _outcome(open_worker, device)
-        if isinstance(outcome, Done):
-            self.work, outcome = outcome.value, Done(None)
-        return outcome
-
-    def do(self, unit: object) -> Outcome:
-        return _outcome(self.work, unit)
-
-
-def _outcome(function: Callable, argument: object) -> Outcome:
-    try:
-        return Done(function(argument))
-    except (UserError, OSError) as error:
-        return Failed(error)
-    except Exception:
-        return Bug(traceback.format_exc())
-
-
-def serve(descriptor: int, parent: int) -> None:
-    """What a process does: takes an order, then units, until nobody asks any more or whoever started it is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
-    if hasattr(os, "pidfd_open"):
-        end_with(parent)
-    if os.getppid() != parent:
-        os._exit(1)
-    hand = Hand()
-    with contextlib.suppress(EOFError, ConnectionError), Connection(descriptor) as connection:
-        connection.send(hand.open(*connection.recv()))
-        while True:
-            connection.send(hand.do(connection.recv()))
-
-
-# ---- a Ray cluster
-
-
-class FarHand(Hand):
-    """A hand on some machine of a cluster: it works in the project's folder, and on a machine like the first."""
-
-    def open(self, open_worker: Opener, device: str, threads: int, folder: str, like: dict) -> Outcome:
-        torch.set_num_threads(threads)
-        outcome = _outcome(partial(_check_place, folder, like), device)
-        return super().open(open_worker, device, threads) if isinstance(outcome, Done) else outcome
-
-    def do(self, unit: object) -> Outcome:
-        outcome = super().do(unit)
-        if isinstance(outcome, Failed) and isinstance(outcome.error, UserError):
-            return Failed(type(outcome.error)(f"on {socket.gethostname()}: {outcome.error}"))
-        return outcome
-
-
-def machine(device: str) -> dict[str, str]:
-    """What the last bits of a sum hang on, beside the code and the threads."""
-    chip = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
-    return {"torch": torch.__version__, "arithmetic": chip}
-
-
-def _check_place(folder: str, like: dict, device: str) -> None:
-    """Raises UserError unless the project is here, under the same path, and this machine computes as the first does."""
-    here = socket.gethostname()
-    if not Path(folder).is_dir():
-        raise UserError(f"{here} has no folder {folder}. Every machine of a cluster needs this project under the same path")
-    os.chdir(folder)
-    if (found := machine(device)) != like:
-        raise UserError(
-            f"{here} has {_told(found)}, but the machine that started this has {_told(like)}; the words would not be the same. "
-            "Use machines of one kind, with one environment"
-        )
-
-
-def _told(facts: dict[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts.items())
-
-
-class Cluster:
-    """A connection to a Ray cluster that is there already, with this project's code handed to its workers."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-
-    def __enter__(self) -> Cluster:
-        import ray
-
-        self.ray = ray
-        code = [str(ROOT / name) for name in ("thousandwords", "stages")]
-        try:
-            ray.init(
-                self.engine.config.address, runtime_env={"py_modules": code}, log_to_driver=False, logging_level="warning"
-            )
-        except ConnectionError as error:
-            raise UserError(
-                f"no Ray cluster answers at engine.address {self.engine.config.address!r}. Start one here: ray start --head, "
-                "join it from the other machines: ray start --address HOST:6379, or set engine.kind: local"
-            ) from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ray.shutdown()
-
-    def count(self) -> int:
-        """How many workers: as many as wanted, or as the cluster has room for."""
-        wanted, has = self.engine.config.workers, self.ray.cluster_resources()
-        if wanted != "auto":
-            return wanted
-        return places(self.engine.device, self.engine.threads, has.get("CPU", 0), has.get("GPU", 0))
-
-    def needs(self) -> dict[str, int]:
-        """What one worker takes of a machine."""
-        return {"num_gpus": 1, "num_cpus": 1} if self.engine.device_kind == "cuda" else {"num_cpus": self.engine.threads}
-
-
-class RayWorker:
-    """An actor somewhere in the cluster. Never restarted by Ray: the desk hires another, and tells of it."""
-
-    def __init__(self, cluster: Cluster, open_worker: Opener, engine: Engine, _: int) -> None:
-        self.cluster, self.ray = cluster, cluster.ray
-        self.order = (open_worker, engine.device_kind, engine.threads, str(Path.cwd()), machine(engine.device_kind))
-        self.actor = self.ray.remote(FarHand).options(**cluster.needs(), scheduling_strategy="SPREAD").remote()
-
-    def start(self) -> Outcome:
-        self._wait_for_place()
-        return self._get(self.actor.open.remote(*self.order))
-
-    def _wait_for_place(self) -> None:
-        try:
-            self._get(self.actor.__ray_ready__.remote(), PLACE_SECONDS)
-        except self.ray.exceptions.GetTimeoutError as error:
-            free = {name: value for name, value in self.ray.available_resources().items() if name in ("CPU", "GPU")}
-            raise UserError(
-                f"the Ray cluster found no place for a worker, which needs {_told(self.cluster.needs())}, in {PLACE_SECONDS:g} "
-                f"seconds; free are: {_told(free) or 'none'}. Lower engine.workers, or add machines"
-            ) from error
-
-    def do(self, unit: object) -> Outcome:
-        return self._get(self.actor.do.remote(unit))
-
-    def _get(self, reference: object, timeout: float | None = None) -> Any:
-        failures = self.ray.exceptions
-        try:
-            return self.ray.get(reference, timeout=timeout)
-        except (failures.RayActorError, failures.ObjectLostError, failures.OutOfMemoryError) as error:
-            raise Died(str(error).strip().splitlines()[0]) from error
-
-    def end(self) -> None:
-        self.ray.kill(self.actor)
