@@ -4,9 +4,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -244,3 +246,92 @@ def test_no_stage_depends_on_the_engine():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert not [name for name, one in stages.items() if "engine" in str(one.get("params", []))]
     assert [name for name, one in stages.items() if "params.yaml" in one["deps"]] == ["check_params"]
+
+
+# --- a Ray cluster ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[object]:
+    """Two nodes of one core each, on this machine's loopback."""
+    pytest.importorskip("ray", reason="Ray is not installed (pip install 'ray==2.60.0'): nothing was tried on a cluster")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", str(ROOT))  # nodes hand it to workers: only the tests' own work needs it
+        patch.setenv("RAY_health_check_period_ms", "1000")
+        patch.setenv("RAY_health_check_failure_threshold", "3")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        cluster.add_node(num_cpus=1)
+        yield cluster
+        cluster.shutdown()
+
+
+def far(cluster, workers: int | str = 2) -> dict[str, object]:
+    return {"kind": "ray", "workers": workers, "address": cluster.address}
+
+
+def test_two_nodes_give_the_words_that_one_process_gives(cluster, folder):
+    alone, count = tokenized(folder, "alone")
+    shutil.rmtree(".store")
+    assert tokenized(folder, "ray", engine=far(cluster)) == (alone, count)
+
+
+def test_two_nodes_give_the_pictures_that_one_process_gives(cluster, folder):
+    assert sampled(folder, "ray", engine=far(cluster, "auto")) == sampled(folder, "alone")
+
+
+def test_both_nodes_work(cluster):
+    assert len(set(done(unit_work.nodes, [0.5] * 6, **far(cluster)))) == 2
+
+
+def test_an_actor_that_dies_costs_its_unit_two_more_trials(cluster, tmp_path, capfd):
+    assert done(unit_work.Deadly(tmp_path, 2), [0, 1, 2, 3], **far(cluster)) == [0, 1, 2, 3]
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("test: a worker died at 1 ")]
+    assert [line[-15:] for line in told] == ["attempt 1 of 3", "attempt 2 of 3"]
+
+
+def test_an_error_far_away_says_on_which_machine(cluster):
+    with pytest.raises(DamagedArtefact, match=f"^on {socket.gethostname()}: shard 2 is damaged. Run: dvc checkout$"):
+        done(unit_work.damaged, [2], **far(cluster))
+
+
+def test_a_cluster_without_room_says_what_is_free(cluster, monkeypatch):
+    from stages import _ray
+
+    monkeypatch.setattr(_ray, "PLACE_SECONDS", 6.0)
+    with pytest.raises(UserError, match="no place for a worker, which needs num_cpus 1, in 6 seconds.*Lower engine.workers"):
+        done(unit_work.nodes, [20.0] * 3, **far(cluster, 3))
+
+
+def test_another_kind_of_machine_is_refused(cluster, monkeypatch):
+    from stages import _ray
+
+    monkeypatch.setattr(_ray, "machine", lambda device: {"torch": "2.11.0", "arithmetic": "NEON"})
+    with pytest.raises(UserError, match="found torch .*, but the machine that started this has torch 2.11.0, arithmetic NEON"):
+        done(unit_work.nodes, [0.0], **far(cluster))
+
+
+def test_a_folder_that_a_machine_does_not_have_is_named(cluster, tmp_path, monkeypatch):
+    from stages import _ray
+
+    monkeypatch.setattr(_ray.Path, "cwd", lambda: tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="there is no folder .*elsewhere. Every machine of a cluster needs this project"):
+        done(unit_work.nodes, [0.0], **far(cluster))
+
+
+def test_where_no_cluster_answers_the_way_to_one_is_told(cluster):
+    with pytest.raises(UserError, match="no Ray cluster answers at engine.address '127.0.0.1:1'. Start one here: ray start"):
+        done(unit_work.nodes, [0.0], kind="ray", address="127.0.0.1:1")
+
+
+def test_a_node_that_is_lost_costs_the_work_in_flight_only(cluster):
+    """The last test with the cluster: what is left of it afterwards is one node."""
+    lost = cluster.add_node(num_cpus=1)
+    results = run_units(unit_work.nodes, [0.2] * 4 + [2.0] * 4, engine(**far(cluster, 3)), "test")
+    before = [next(results)[1] for _ in range(4)]
+    cluster.remove_node(lost, allow_graceful=False)
+    assert lost.node_id in before
+    after = [result for _, result in results]
+    assert len(after) == 4 and lost.node_id not in after
