@@ -101,7 +101,7 @@ def open_drawer(work: Work, device: str) -> Callable[[int], pa.Table]:
 def _drawing(models: Models, work: Work, device: str) -> Callable[[int], pa.Table]:
     """The number of a batch -> its rows of a sample shard."""
     models = models.to(device)
-    given = None if work.given is None else torch.from_numpy(work.given)
+    given = None if work.given is None else torch.tensor(work.given)
     prompts = [prompt for _, prompt in work.prompts]
 
     def draw(number: int) -> pa.Table:
