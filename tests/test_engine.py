@@ -289,7 +289,7 @@ def test_both_nodes_work(cluster):
 def test_an_actor_that_dies_costs_its_unit_two_more_trials(cluster, tmp_path, capfd):
     assert done(unit_work.Deadly(tmp_path, 2), [0, 1, 2, 3], **far(cluster)) == [0, 1, 2, 3]
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("test: a worker died at 1 ")]
-    assert [line[-15:] for line in told] == ["attempt 1 of 3", "attempt 2 of 3"]
+    assert [line[-14:] for line in told] == ["attempt 1 of 3", "attempt 2 of 3"]
 
 
 def test_an_error_far_away_says_on_which_machine(cluster):
