@@ -6,6 +6,8 @@ and retries, since the desk that lost a worker tells of it and hires another; an
 """
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from stages._hand import FarHand, Opener, Outcome, machine, told
 from thousandwords.errors import UserError
 
 ROOT = Path(__file__).parent.parent
+SECONDS_TO_ANSWER = 10.0
 PLACE_SECONDS = 300.0  # a cluster may take that long to find room for a worker
 
 
@@ -30,8 +33,9 @@ class Cluster:
         code = [str(ROOT / name) for name in ("thousandwords", "stages")]
         address = self.engine.config.address
         try:
+            _check_answers(address)
             ray.init(address, runtime_env={"py_modules": code}, log_to_driver=False, logging_level="warning")
-        except ConnectionError as error:
+        except OSError as error:
             raise UserError(
                 f"no Ray cluster answers at engine.address {address!r}. Start one here: ray start --head, and join it from the "
                 "other machines: ray start --address HOST:6379; or set engine.kind: local"
@@ -56,6 +60,13 @@ class Cluster:
         device = self.engine.device_kind
         order = (open_worker, device, self.engine.threads, str(Path.cwd()), machine(device))
         return RayWorker(order, self.needs())
+
+
+def _check_answers(address: str) -> None:
+    """Raises OSError where nobody listens; Ray itself would try again for minutes."""
+    host, _, port = (os.environ.get("RAY_ADDRESS", "") if address == "auto" else address).rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
 
 
 class RayWorker:
