@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Pipe
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
@@ -121,6 +122,10 @@ class Died(Exception):
     """A worker ended while it was at work."""
 
 
+class NoPlace(UserError):
+    """Nowhere is there room for a worker."""
+
+
 class Worker(Protocol):
     """A place where work is done. Born cheaply, so that whoever gives up can end it while it starts."""
 
@@ -148,23 +153,41 @@ class _Crew:
         for desk in self.desks:
             self.free.put(desk)
         self.threads = ThreadPoolExecutor(count, "engine")
+        self.label, self.closing = label, Lock()
 
     def results(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Result]]:
         waiting: deque = deque()
         for unit in units:
             waiting.append((unit, self.threads.submit(self._work, unit)))
-            if len(waiting) == AHEAD * len(self.desks):
+            while len(waiting) >= AHEAD * len(self.desks):
                 first, future = waiting.popleft()
                 yield first, future.result()
         for unit, future in waiting:
             yield unit, future.result()
 
     def _work(self, unit: Unit) -> Result:
-        desk = self.free.get()
-        try:
-            return result_of(desk.do(unit))
-        finally:
+        while True:
+            desk = self.free.get()
+            try:
+                outcome = desk.do(unit)
+            except NoPlace as error:  # fewer machines than before, or than hoped: whoever has a place takes this unit
+                self._do_without(desk, error)
+                continue
+            except BaseException:
+                self.free.put(desk)
+                raise
             self.free.put(desk)
+            return result_of(outcome)
+
+    def _do_without(self, desk: _Desk, error: NoPlace) -> None:
+        """Gives up a desk; raises its error where it was the last."""
+        with self.closing:
+            self.desks.remove(desk)
+            if not self.desks:
+                self.desks.append(desk)
+                self.free.put(desk)
+                raise error
+            print(f"{self.label}: {error}; going on with {len(self.desks)} workers", file=sys.stderr, flush=True)
 
     def __enter__(self) -> _Crew:
         return self
@@ -203,7 +226,11 @@ class _Desk:
             if self.is_closed:  # looked at after the birth: either `close` sees the new worker, or it is ended here
                 self._dismiss()
                 raise RuntimeError("the work was left early")
-            opened = self.worker.start()
+            try:
+                opened = self.worker.start()
+            except NoPlace:
+                self._dismiss()
+                raise
             if isinstance(opened, Failed | Bug):
                 self._dismiss()
                 return opened

@@ -14,13 +14,13 @@ from typing import Any
 import ray
 from ray import exceptions
 
-from stages._engine import Died, Engine, places
+from stages._engine import Died, Engine, NoPlace, places
 from stages._hand import FarHand, Opener, Outcome, machine, told
 from thousandwords.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SECONDS_TO_ANSWER = 10.0
-PLACE_SECONDS = 300.0  # a cluster may take that long to find room for a worker
+PLACE_SECONDS = 120.0  # a cluster may take that long to find room for a worker
 
 
 class Cluster:
@@ -91,7 +91,7 @@ class RayWorker:
             self._get(self.actor.__ray_ready__.remote(), PLACE_SECONDS)
         except exceptions.GetTimeoutError as error:
             free = {name: value for name, value in ray.available_resources().items() if name in ("CPU", "GPU")}
-            raise UserError(
+            raise NoPlace(
                 f"the Ray cluster found no place for a worker, which needs {told(self.needs)}, in {PLACE_SECONDS:g} seconds; "
                 f"free: {told(free) or 'nothing'}. Lower engine.workers, or add machines"
             ) from error

@@ -300,9 +300,9 @@ def test_an_error_far_away_says_on_which_machine(cluster):
 def test_a_cluster_without_room_says_what_is_free(cluster, monkeypatch):
     from stages import _ray
 
-    monkeypatch.setattr(_ray, "PLACE_SECONDS", 6.0)
-    with pytest.raises(UserError, match="no place for a worker, which needs num_cpus 1, in 6 seconds.*Lower engine.workers"):
-        done(unit_work.nodes, [20.0] * 3, **far(cluster, 3))
+    monkeypatch.setattr(_ray, "PLACE_SECONDS", 3.0)
+    with pytest.raises(UserError, match="no place for a worker, which needs num_cpus 5, in 3 seconds.*Lower engine.workers"):
+        list(run_units(unit_work.nodes, [0.0], Engine(Config(**far(cluster)), "cpu", threads=5), "test"))
 
 
 def test_another_kind_of_machine_is_refused(cluster, monkeypatch):
@@ -326,8 +326,11 @@ def test_where_no_cluster_answers_the_way_to_one_is_told(cluster):
         done(unit_work.nodes, [0.0], kind="ray", address="127.0.0.1:1")
 
 
-def test_a_node_that_is_lost_costs_the_work_in_flight_only(cluster):
-    """The last test with the cluster: what is left of it afterwards is one node."""
+def test_a_node_that_is_lost_costs_the_work_in_flight_only(cluster, monkeypatch, capfd):
+    """Those that still have a place take over what it had, and the one that has none any more is told of."""
+    from stages import _ray
+
+    monkeypatch.setattr(_ray, "PLACE_SECONDS", 20.0)
     lost = cluster.add_node(num_cpus=1)
     results = run_units(unit_work.nodes, [0.2] * 4 + [2.0] * 4, engine(**far(cluster, 3)), "test")
     before = [next(results)[1] for _ in range(4)]
@@ -335,3 +338,4 @@ def test_a_node_that_is_lost_costs_the_work_in_flight_only(cluster):
     assert lost.node_id in before
     after = [result for _, result in results]
     assert len(after) == 4 and lost.node_id not in after
+    assert "going on with 2 workers" in capfd.readouterr().err
