@@ -48,8 +48,11 @@ class Bar:
         return line + f"{left // 60}:{left % 60:02d} left" + (f", {note}" if note else "")
 
 
-def progress(items: Iterable[T], label: str, total: int, unit: str = "row") -> Iterator[T]:
-    """`items`, with their progress shown; `total` counts items."""
+def progress(items: Iterable[T], label: str | None, total: int, unit: str = "row") -> Iterator[T]:
+    """`items`, with their progress shown; `total` counts items. Without a label nothing is shown."""
+    if label is None:
+        yield from items
+        return
     bar = Bar(label, total, unit)
     try:
         for done, item in enumerate(items, start=1):

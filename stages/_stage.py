@@ -30,7 +30,10 @@ from thousandwords.training import Stopped
 from thousandwords.updates import NotFinite
 
 STATE = Path(".ckpt")  # resumable state, outside DVC: DVC removes a stage's outputs before it runs it again
-NOT_CODE = ("_run.py", "_stage.py", "_progress.py", "_environment.py", "_launch.py", "_guard.py")  # they change no result
+# they watch, log and share work out, and change no result
+NOT_CODE = (
+    "_run.py", "_stage.py", "_progress.py", "_environment.py", "_launch.py", "_guard.py", "_engine.py", "_hand.py", "_ray.py",
+)  # fmt: skip
 KEPT_RUNS = 4  # resumable runs kept per stage; older ones go
 
 

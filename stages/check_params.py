@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from stages import _pretrained
+from stages._engine import read_engine
 from stages._stage import Stage, arguments, stage
 from thousandwords import components, pairs, text, training
 from thousandwords.completion import read_completions, rows_of, side_of, top_rows
@@ -38,7 +39,8 @@ TRAINED = {"image_tokenizer": "tokenizers", "generator": "generators", "scorer":
 
 def check_params(params: dict, seed: int) -> None:
     """Raises ConfigError or another UserError: one sentence that names the key and the mend."""
-    check_keys(params, "the file", SECTIONS)
+    check_keys(params, "the file", SECTIONS, optional=["engine"])
+    read_engine(params)
     if params["device"] not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"params.yaml: device is {params['device']!r}; it can be: auto, cpu, cuda")
     if params["device"] == "cuda":

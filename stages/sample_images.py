@@ -1,20 +1,28 @@
-"""Prompts + models -> N candidates per prompt (results/samples): words, pictures and seeds."""
+"""Prompts + models -> N candidates per prompt (results/samples): words, pictures and seeds.
+
+A batch of candidates is a file, and stands for itself: each candidate has a random generator of its own. So the batches may be
+drawn in any number of processes (`_engine.py`).
+"""
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import nn
 
+from stages._engine import engine_of, run_units
 from stages._progress import progress
 from stages._stage import Stage, arguments, stage
 from stages._training import device_of
 from thousandwords import components, images, text
 from thousandwords.completion import TO_DRAW, faded, given_words, read_completions, rows_of, side_of, top_rows
 from thousandwords.config import section
-from thousandwords.drawing import Drawn, Prompts, check_prompt, decode_in_parts, draw_candidates
+from thousandwords.drawing import Drawn, Prompts, check_guidance, check_prompt, count_batches, decode_in_parts, draw_batch
 from thousandwords.errors import UserError
 from thousandwords.pair_shards import read_captions, splits
 from thousandwords.samples import COMPLETED, sample_table, write_samples
@@ -22,26 +30,86 @@ from thousandwords.samples import COMPLETED, sample_table, write_samples
 OWN = "own"  # the split of prompts that were written in params.yaml
 
 
+@dataclass(frozen=True)
+class Models:
+    """The three that draw."""
+
+    words: text.TextTokenizer
+    pictures: nn.Module
+    drawer: nn.Module
+
+    @property
+    def fingerprints(self) -> tuple[str, str, str]:
+        return self.words.fingerprint, self.pictures.fingerprint, self.drawer.fingerprint
+
+    def to(self, device: str) -> Models:
+        return Models(self.words, self.pictures.to(device), self.drawer.to(device))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all batches are drawn from: what a worker is told once."""
+
+    folders: tuple[Path, Path, Path]
+    fingerprints: tuple[str, str, str]
+    prompts: list[tuple[str, str]]  # (split, prompt)
+    settings: Prompts
+    seed: int
+    given: np.ndarray | None  # (prompts, L), as an array: a tensor would be handed over by a share of memory
+
+
 def sample_images(
     pairs: Path, text_tokenizer: Path, image_tokenizer: Path, generator: Path, out: Path, run: Stage
 ) -> None:
     settings = section(run.params.get("sampling"), "sampling", Prompts)
+    engine = engine_of(run.params, device_of(run))
     completions = list(read_completions(settings.complete)) if settings.complete else []
     prompts = choose_prompts(pairs, settings) + [(COMPLETED, caption) for caption, _ in completions]
+    folders = (text_tokenizer, image_tokenizer, generator)
+    models = load_models(*folders).to(device_of(run))
+    check_guidance(settings.guidance, models.drawer.config)
+    originals = [picture for _, picture in completions]
+    given, shown = given_to(len(prompts), originals, models.pictures, settings.complete_share)
+    work = Work(folders, models.fingerprints, prompts, settings, run.seed, None if given is None else given.numpy())
+    open_worker = partial(_drawing, models, work) if engine.is_alone else partial(open_drawer, work)
+    batches = range(count_batches(len(prompts), settings))
+    drawn = run_units(open_worker, batches, engine, "sample_images")
+    drawn = progress(drawn, "sample_images", len(batches), "batch") if engine.is_alone else drawn
+    tables = [table for _, table in drawn]
+    facts = {"candidates": settings.candidates, "prompts": len(prompts), "seed": run.seed}
+    write_samples(out, tables, facts, shown)
+    run.record_metrics({"prompts": len(prompts), "pictures": len(prompts) * settings.candidates})
+
+
+def load_models(text_tokenizer: Path, image_tokenizer: Path, generator: Path) -> Models:
+    """The three, verified; raises UserError where they do not belong together."""
     words = text.load(text_tokenizer)
     pictures = components.load("tokenizers", image_tokenizer, mend="dvc repro train_image_tokenizer")
     drawer = components.load("generators", generator, mend="dvc repro train_generator")
     _check_match(drawer.header, words.fingerprint, pictures.fingerprint)
-    device = device_of(run)
-    drawer, pictures = drawer.to(device), pictures.to(device)
-    given, shown = given_to(len(prompts), [picture for _, picture in completions], pictures, settings.complete_share)
-    batches = -(-len(prompts) * settings.candidates // settings.batch_size)
-    drawn = draw_candidates(drawer, words, [prompt for _, prompt in prompts], settings, run.seed, given)
-    with torch.no_grad():
-        tables = [_table(part, prompts, pictures) for part in progress(drawn, "sample_images", batches, "batch")]
-    facts = {"candidates": settings.candidates, "prompts": len(prompts), "seed": run.seed}
-    write_samples(out, tables, facts, shown)
-    run.record_metrics({"prompts": len(prompts), "pictures": len(prompts) * settings.candidates})
+    return Models(words, pictures, drawer)
+
+
+def open_drawer(work: Work, device: str) -> Callable[[int], pa.Table]:
+    """What a worker does with a batch's number: it draws it with the models that it finds for itself."""
+    models = load_models(*work.folders)
+    if models.fingerprints != work.fingerprints:
+        raise UserError("the models here are not those where the stage was started. Run there and here: dvc checkout")
+    return _drawing(models, work, device)
+
+
+def _drawing(models: Models, work: Work, device: str) -> Callable[[int], pa.Table]:
+    """The number of a batch -> its rows of a sample shard."""
+    models = models.to(device)
+    given = None if work.given is None else torch.tensor(work.given)
+    prompts = [prompt for _, prompt in work.prompts]
+
+    def draw(number: int) -> pa.Table:
+        with torch.no_grad():
+            part = draw_batch(models.drawer, models.words, prompts, work.settings, work.seed, number, given)
+            return _table(part, work.prompts, models.pictures)
+
+    return draw
 
 
 def choose_prompts(pairs: Path, settings: Prompts) -> list[tuple[str, str]]:
@@ -102,4 +170,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    import stages.sample_images  # under its own name, by which workers know what is in it
+
+    stages.sample_images.main()

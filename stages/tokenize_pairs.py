@@ -6,6 +6,9 @@ cut from those rows as they always were.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +16,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from stages._engine import engine_of, run_units
 from stages._progress import progress
 from stages._stage import Stage, arguments, code_digest, stage
 from stages._training import device_of
 from thousandwords import components, images
 from thousandwords.augmentation import generator_crop, view_rng
 from thousandwords.config import section
+from thousandwords.errors import UserError
 from thousandwords.files import fingerprint, read_manifest, write_bytes, write_manifest
 from thousandwords.mixing import MIXTURES
 from thousandwords.pair_shards import MEND, PairReader, shards_of, splits
@@ -29,33 +34,77 @@ from thousandwords.tables import table_bytes
 ROWS = "rows.parquet"  # what an entry of the store holds: one shard's rows
 
 
+@dataclass(frozen=True)
+class Work:
+    """What the words of any one shard follow from, beside its pixels: what a worker is told once."""
+
+    pairs: Path
+    manifest: dict
+    splits: dict[str, str]  # of each shard
+    tokenizer: Path
+    header: TokenHeader
+    config: Config
+    seed: int
+    is_shown: bool  # the progress within each shard
+
+
 def tokenize_pairs(pairs: Path, tokenizer: Path, out: Path, run: Stage) -> None:
     """One shard of pairs at a time; what an earlier run made of the very same shard is taken from the store."""
-    config = section(run.params.get("tokens"), "tokens", Config)
+    config, engine = section(run.params.get("tokens"), "tokens", Config), engine_of(run.params, device_of(run))
     manifest = read_manifest(pairs, mend=MEND)
-    model = components.load("tokenizers", tokenizer, mend="dvc repro train_image_tokenizer").to(device_of(run))
+    model = components.load("tokenizers", tokenizer, mend="dvc repro train_image_tokenizer")
     header = TokenHeader(
         model.header["kind"], model.fingerprint, model.vocab_size, model.scales, model.image_size, config.views_per_image
     )
-    names = [(split, name) for split in splits(pairs) for name in shards_of(manifest, split)]
-    keys = {name: key_of(manifest, split, name, header, config, run) for split, name in names}
+    split_of = {name: split for split in splits(pairs) for name in shards_of(manifest, split)}
+    keys = {name: key_of(manifest, split, name, header, config, run) for name, split in split_of.items()}
     store = Store(STORE / "tokens")
     store.begin(list(keys.values()))
-    encoded = [name for name in keys if not store.has(keys[name])]
+    missing = [name for name in keys if not store.has(keys[name])]
+    work = Work(pairs, manifest, split_of, tokenizer, header, config, run.seed, engine.is_alone)
+    encode_here = partial(encoder, model, work)
+    open_worker = encode_here if engine.is_alone else partial(open_encoder, work)
+    for name, table in run_units(open_worker, missing, engine, "tokenize_pairs"):
+        store.get(keys[name], partial(_keep, header=header, table=table))
     mixtures = {name: manifest["facts"][name] for name in (MIXTURES,) if name in manifest["facts"]}
     with TokenShardWriter(out, header, config.rows_per_shard, mixtures) as shards:
-        for split, name in names:
+        for name, split in split_of.items():
 
-            def make(entry: Path, split: str = split, name: str = name) -> None:
-                reader = PairReader.of_shard(pairs, manifest, name)
-                table = encode_shard(model, reader, split, header, config, run.seed, f"tokenize_pairs {name}")
-                write_bytes(entry / ROWS, table_bytes(table))
-                write_manifest(entry, {ROWS: table.num_rows}, {"tokens": header.facts()})
+            def again(entry: Path, name: str = name) -> None:  # it was there, but damaged
+                _keep(entry, header, encode_here(device_of(run))(name))
 
-            shards.add(split, read_shard(store.get(keys[name], make) / ROWS, header))
+            shards.add(split, read_shard(store.get(keys[name], again) / ROWS, header))
     rows = sum(manifest["files"][name]["rows"] for name in keys)
-    print(f"tokenize_pairs: {len(encoded)} of {len(keys)} shards encoded, the others were known", flush=True)
-    run.record_metrics({"rows": rows, "words_per_picture": header.length, "shards_encoded": len(encoded)})
+    print(f"tokenize_pairs: {len(missing)} of {len(keys)} shards encoded, the others were known", flush=True)
+    run.record_metrics({"rows": rows, "words_per_picture": header.length, "shards_encoded": len(missing)})
+
+
+def _keep(entry: Path, header: TokenHeader, table: pa.Table) -> None:
+    write_bytes(entry / ROWS, table_bytes(table))
+    write_manifest(entry, {ROWS: table.num_rows}, {"tokens": header.facts()})
+
+
+def open_encoder(work: Work, device: str) -> Callable[[str], pa.Table]:
+    """What a worker does with a shard's name: `encoder` of the tokenizer that it finds for itself."""
+    model = components.load("tokenizers", work.tokenizer, mend="dvc checkout, or dvc repro")
+    if model.fingerprint != work.header.tokenizer_fingerprint:
+        raise UserError(
+            f"{work.tokenizer} holds tokenizer {model.fingerprint[:12]} here, but {work.header.tokenizer_fingerprint[:12]} "
+            "where the stage was started. Run there and here: dvc checkout"
+        )
+    return encoder(model, work, device)
+
+
+def encoder(model: nn.Module, work: Work, device: str) -> Callable[[str], pa.Table]:
+    """The name of a shard of pairs -> its rows as rows of token shards."""
+    model = model.to(device)
+
+    def encode(name: str) -> pa.Table:
+        reader = PairReader.of_shard(work.pairs, work.manifest, name)
+        label = f"tokenize_pairs {name}" if work.is_shown else None
+        return encode_shard(model, reader, work.splits[name], work.header, work.config, work.seed, label)
+
+    return encode
 
 
 def key_of(manifest: dict, split: str, name: str, header: TokenHeader, config: Config, run: Stage) -> str:
@@ -73,7 +122,7 @@ def key_of(manifest: dict, split: str, name: str, header: TokenHeader, config: C
 
 
 def encode_shard(
-    model: nn.Module, reader: PairReader, split: str, header: TokenHeader, config: Config, seed: int, label: str
+    model: nn.Module, reader: PairReader, split: str, header: TokenHeader, config: Config, seed: int, label: str | None
 ) -> pa.Table:
     """The rows of one shard of pairs as rows of token shards."""
     tables, batches = [], list(in_order(len(reader), config.batch_size))
@@ -121,4 +170,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    import stages.tokenize_pairs  # under its own name, by which workers, and the digest of the code, know what is in it
+
+    stages.tokenize_pairs.main()

@@ -12,8 +12,11 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 FAMILIES = {"tokenizers": "image_tokenizer", "generators": "generator", "scorers": "scorer"}
-# They watch, lock and log; no result depends on them, so an edit of theirs reruns no stage.
-WATCHERS = {f"stages/{name}.py" for name in ("_run", "_stage", "_progress", "_environment", "_launch", "_guard")}
+# They watch, lock, log and share work out; no result depends on them, so an edit of theirs reruns no stage.
+WATCHERS = {
+    f"stages/{name}.py"
+    for name in ("_run", "_stage", "_progress", "_environment", "_launch", "_guard", "_engine", "_hand", "_ray")
+}
 DATA = {"numpy", "pyarrow", "PIL", "torch", "tokenizers"}
 MATHS = {"torch", "numpy", "safetensors"}
 
@@ -123,6 +126,12 @@ def test_only_run_imports_mlflow_and_nothing_of_the_stages_imports_prefect():
 def test_stages_open_pairs_by_the_one_door_that_keeps_memory_bounded():
     calls = {file: re.findall(r"(?<!def )\bPairReader\(", (ROOT / file).read_text()) for file in python_files("stages")}
     assert {file for file, found in calls.items() if found} == {"stages/_pairs.py"}
+
+
+def test_ray_is_imported_by_one_module_that_nobody_imports_unasked():
+    assert {file for file in python_files("stages") if "ray" in outside(file)} == {"stages/_ray.py"}
+    heads = [line for file in python_files("stages") for line in (ROOT / file).read_text().splitlines()]
+    assert not [line for line in heads if re.match(r"(from|import) .*\b_ray\b", line)]
 
 
 def test_flows_never_touch_tensors():

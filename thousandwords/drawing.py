@@ -127,23 +127,40 @@ def draw_candidates(
     check_guidance(settings.guidance, generator.config)
     if given is not None:
         generator.check_given(given, len(prompts))
+    for number in range(count_batches(len(prompts), settings)):
+        yield draw_batch(generator, words, prompts, settings, seed, number, given)
+
+
+def count_batches(prompts: int, settings: Settings) -> int:
+    """How many batches all candidates of so many prompts make."""
+    return -(-prompts * settings.candidates // settings.batch_size)
+
+
+def draw_batch(
+    generator: nn.Module,
+    words: TextTokenizer,
+    prompts: Sequence[str],
+    settings: Settings,
+    seed: int,
+    number: int,
+    given: Tensor | None = None,
+) -> Drawn:
+    """Batch `number` of those that `draw_candidates` gives, without the others."""
+    first, all_rows = number * settings.batch_size, len(prompts) * settings.candidates
+    rows = [divmod(row, settings.candidates) for row in range(first, min(first + settings.batch_size, all_rows))]
+    prompt_ids, candidates = [row[0] for row in rows], [row[1] for row in rows]
+    seeds = [candidate_seed(seed, prompts[prompt], candidate) for prompt, candidate in rows]
     device = next(generator.parameters()).device
-    text = words.encode(prompts)
-    rows = [(prompt, candidate) for prompt in range(len(prompts)) for candidate in range(settings.candidates)]
-    for start in range(0, len(rows), settings.batch_size):
-        part = rows[start : start + settings.batch_size]
-        prompt_ids, candidates = [row[0] for row in part], [row[1] for row in part]
-        seeds = [candidate_seed(seed, prompts[prompt], candidate) for prompt, candidate in part]
-        tokens = generator.sample(
-            text[prompt_ids].to(device),
-            [torch.Generator().manual_seed(one) for one in seeds],
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            guidance=settings.guidance,
-            given=None if given is None else given[prompt_ids].to(device),
-        )
-        yield Drawn(prompt_ids, candidates, seeds, tokens.cpu())
+    tokens = generator.sample(
+        words.encode([prompts[prompt] for prompt in prompt_ids]).to(device),
+        [torch.Generator().manual_seed(one) for one in seeds],
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        guidance=settings.guidance,
+        given=None if given is None else given[prompt_ids].to(device),
+    )
+    return Drawn(prompt_ids, candidates, seeds, tokens.cpu())
 
 
 @torch.no_grad()
