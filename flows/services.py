@@ -4,7 +4,6 @@ Passwords travel by environment and by files of mode 600, never by command line:
 """
 from __future__ import annotations
 
-import base64
 import importlib.util
 import os
 import secrets
@@ -12,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -136,7 +134,7 @@ def _postgres(settings: Settings, passwords: Passwords) -> Server:
         command += ["-c", f"{name}={value}"]
 
     def is_up() -> bool:
-        return _sql(settings, passwords, "select 1").returncode == 0
+        return sql(settings, passwords, "select 1").returncode == 0
 
     # SIGTERM would wait for every client to leave
     return Server("postgres", command, _environment(), is_up, stop=signal.SIGINT, user=postgres_user())
@@ -282,16 +280,17 @@ def _refuse_closed_parents(folder: Path, user: str | None) -> None:
 
 
 def make_databases(settings: Settings, passwords: Passwords) -> None:
-    there = _sql(settings, passwords, "select datname from pg_database").stdout.split()
+    there = sql(settings, passwords, "select datname from pg_database").stdout.split()
     for name in DATABASES:
         if name not in there:
-            done = _sql(settings, passwords, f"create database {name}")
+            done = sql(settings, passwords, f"create database {name}")
             if done.returncode:
                 raise UserError(f"PostgreSQL made no database {name}: {done.stderr.strip()}")
 
 
-def _sql(settings: Settings, passwords: Passwords, statement: str) -> subprocess.CompletedProcess:
-    words = ["-h", "127.0.0.1", "-p", str(settings.postgres_port), "-U", USER, "-d", "postgres", "-tAc", statement]
+def sql(settings: Settings, passwords: Passwords, statement: str, database: str = "postgres") -> subprocess.CompletedProcess:
+    """What psql says to one statement, rows as plain lines."""
+    words = ["-h", "127.0.0.1", "-p", str(settings.postgres_port), "-U", USER, "-d", database, "-tAc", statement]
     env = _environment(PGPASSWORD=passwords.postgres_password, PGCONNECT_TIMEOUT="5")
     return subprocess.run([f"{postgres_programs()}/psql", *words], env=env, capture_output=True, text=True)
 
@@ -319,15 +318,3 @@ def _answers(url: str) -> bool:
             return answer.status == 200
     except OSError:
         return False
-
-
-def status_of(url: str, password: str | None = None, host: str | None = None) -> int:
-    """The HTTP status that a request gets: with or without `user:password`, under its own or another Host."""
-    request = urllib.request.Request(url, headers={"Host": host} if host else {})
-    if password:
-        request.add_header("Authorization", "Basic " + base64.b64encode(password.encode()).decode())
-    try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        return error.code
