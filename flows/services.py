@@ -215,7 +215,8 @@ def missing() -> list[str]:
     sentences = []
     lacking = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if lacking:
-        sentences.append(f"the Python packages {', '.join(lacking)} are missing. Run: pip install -e '.[servers]'")
+        elsewhere = "" if sys.platform == "linux" else " (swift, the store, is for Linux; elsewhere: docker compose up)"
+        sentences.append(f"the Python packages {', '.join(lacking)} are missing. Run: pip install '.[servers]'{elsewhere}")
     try:
         postgres_programs()
         postgres_user()
