@@ -20,6 +20,7 @@ import yaml
 
 from flows import processes, servers, services, store
 from flows.services import Passwords, Server, Settings
+from tests.test_pipeline import new_project
 from thousandwords.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -398,6 +399,91 @@ def test_a_second_start_finds_them_running(team):
     assert "running already" in team.command("start").stdout and team.command("status").stdout == before
 
 
+STAGE_FLOW = """
+import subprocess, sys
+from prefect import flow
+
+@flow(name="stage", log_prints=True)
+def run_stage(stage: str):
+    for words in (["fetch", "--run-cache"], ["--wait-for-lock", "repro", "--pull", stage], ["push", "--run-cache", stage]):
+        done = subprocess.run([sys.executable, "-m", "dvc", *words], capture_output=True, text=True)
+        with open("dvc.log", "a") as log:
+            log.write(done.stdout + done.stderr)
+        if done.returncode and words[0] != "fetch":
+            raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
+"""
+DEPLOYMENT = """
+name: trial
+pull:
+- prefect.deployments.steps.set_working_directory: {directory: "{{ $TEAM_CLONE }}"}
+deployments:
+- name: trial
+  entrypoint: stage_flow.py:run_stage
+  work_pool: {name: team}
+"""
+COORDINATOR = """
+from concurrent.futures import ThreadPoolExecutor
+import networkx
+from dvc.repo import Repo
+from prefect.deployments import run_deployment
+
+graph = Repo(".").index.graph
+running = {}
+
+def go(stage):
+    for needed in graph.successors(stage):
+        running[needed].result()
+    assert run_deployment("stage/trial", parameters={"stage": stage.addressing}, timeout=1500).state.is_completed()
+
+with ThreadPoolExecutor(len(graph)) as pool:
+    for stage in reversed(list(networkx.topological_sort(graph))):
+        running[stage] = pool.submit(go, stage)
+for future in running.values():
+    future.result()
+"""
+
+
+@pytest.mark.slow
+def test_two_workers_share_the_whole_pipeline_by_the_store(team, tmp_path):
+    clones = [prepare_clone(team, tmp_path / name) for name in ("coordinator", "first", "second")]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    client = {**team.client(), "PATH": path, "THOUSANDWORDS_PIPELINE": "trial"}
+    run([sys.executable, "-m", "prefect", "work-pool", "create", "team", "--type", "process"], clones[0], client)
+    run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], clones[0], client)
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "team", "--limit", "1", "--name"]
+    workers = [
+        subprocess.Popen([*command, clone.name], cwd=clone, env={**client, "TEAM_CLONE": str(clone)}, stderr=subprocess.DEVNULL)
+        for clone in clones[1:]
+    ]
+    try:
+        run([sys.executable, "-c", COORDINATOR], clones[0], client, timeout=2400)
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.wait(60)
+    logs = [(clone / "dvc.log").read_text() for clone in clones[1:]]
+    ran = [line.split("'")[1] for log in logs for line in log.splitlines() if line.startswith("Running stage")]
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert sorted(ran) == sorted(stages) and all("Running stage" in log for log in logs)
+    run([sys.executable, "-m", "dvc", "fetch", "--run-cache"], clones[0])
+    last = run([sys.executable, "-m", "dvc", "repro", "--pull"], clones[0], client).stdout
+    assert "Running stage" not in last and (clones[0] / "results/report.html").is_file()
+    asked = "select count(*) from flow_run where state_type = 'COMPLETED' and deployment_id is not null"
+    secrets = services.read_passwords(team.settings.folder)
+    assert services.sql(team.settings, secrets, asked, "prefect").stdout.split() == [str(len(stages))]
+    assert int(services.sql(team.settings, secrets, "select count(*) from runs", "mlflow").stdout) >= len(stages)
+
+
+def prepare_clone(team: Team, folder: Path) -> Path:
+    """A clone with the smoke preset whose default remote is the store."""
+    new_project(folder)
+    (folder / "stage_flow.py").write_text(STAGE_FLOW)
+    (folder / "prefect.yaml").write_text(DEPLOYMENT)
+    run([sys.executable, "-m", "flows.servers", "remote"], folder, team.environment)
+    run([sys.executable, "-m", "dvc", "remote", "default", "--local", "servers"], folder)
+    return folder
+
+
 @real
 def test_killed_leaders_leave_nothing_behind_after_a_stop(team):
     for name in servers.NAMES:
@@ -424,7 +510,7 @@ def keys_in(team: Team, bucket: str) -> list[str]:
     return [found["Key"] for found in client.list_objects_v2(Bucket=bucket).get("Contents", [])]
 
 
-def run(words: list[str], folder: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+def run(words: list[str], folder: Path, environment: dict[str, str] | None = None, timeout: int = 300):
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
