@@ -5,10 +5,12 @@ import base64
 import json
 import os
 import re
+import shutil
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -263,12 +265,11 @@ class Team:
 
 
 @pytest.fixture(scope="module")
-def team(tmp_path_factory):
+def team():
     if absent := services.missing():
         pytest.skip("; ".join(absent))
-    folder = tmp_path_factory.mktemp("team")
-    for parent in (folder, *folder.parents[:2]):  # pytest closes its folders; user postgres has to pass
-        parent.chmod(parent.stat().st_mode | 0o711)
+    folder = Path(tempfile.mkdtemp(prefix="team-"))  # any other pytest of this user closes the folder above tmp_path again
+    folder.chmod(0o711)  # and user postgres has to pass
     team = Team(folder / ".servers")
     try:
         started = team.command("start")
@@ -276,6 +277,7 @@ def team(tmp_path_factory):
         yield team
     finally:
         team.command("stop")
+        shutil.rmtree(folder)
 
 
 def status_of(url: str, password: str | None = None, host: str | None = None, body: dict | None = None, **headers: str) -> int:
