@@ -16,6 +16,8 @@ from pathlib import Path
 import psutil
 
 MARK = "THOUSANDWORDS_SERVER"  # in the environment of every server and so of all its children
+OTHERS = ("AWS_", "MLFLOW_", "PREFECT_", "PG", "SERVERS_")  # a client's settings are not meant for the servers
+QUIET = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 
 def launch(name: str, command: list[str], folder: Path, env: dict[str, str], user: str | None = None) -> subprocess.Popen:
@@ -37,6 +39,14 @@ def launch(name: str, command: list[str], folder: Path, env: dict[str, str], use
         born = psutil.Process(process.pid).create_time()
         _pid_file(folder, name).write_text(json.dumps({"pid": process.pid, "born": born}))
     return process
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This environment without what is meant for clients. The project stays importable from any folder."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(OTHERS)}
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH")]))
+    return {**kept, **QUIET, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **more}
 
 
 def leader(folder: Path, name: str) -> psutil.Process | None:

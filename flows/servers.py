@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from flows import processes, services
+from flows import database, processes, services
 from flows.services import Passwords, Server, Settings
 from thousandwords.errors import UserError
 
@@ -47,7 +47,7 @@ def start(settings: Settings) -> None:
 def _start_all(settings: Settings, passwords: Passwords) -> None:
     for name in NAMES:
         (settings.folder / name).mkdir(exist_ok=True)
-    services.make_database_folder(settings, passwords)
+    database.make_folder(settings.folder / "postgres", passwords.postgres_password)
     auth = settings.folder / "mlflow" / "auth.ini"
     auth.touch(mode=0o600)
     auth.write_text(services.mlflow_auth(settings, passwords))
@@ -57,7 +57,7 @@ def _start_all(settings: Settings, passwords: Passwords) -> None:
         process = processes.launch(server.name, server.command, settings.folder, server.env, server.user)
         wait_until_up(server, process, settings.folder, SECONDS_TO_START)
         if server.name == "postgres":
-            services.make_databases(settings, passwords)
+            database.make_databases(settings.postgres_port, passwords.postgres_password)
         port = settings.ports()[server.name][0]
         print(f"servers: {server.name} at 127.0.0.1:{port} after {time.monotonic() - began:.0f} s", flush=True)
 

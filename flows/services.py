@@ -7,25 +7,20 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
-import shutil
-import signal
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from flows import store
+from flows import database, store
+from flows.database import USER
+from flows.processes import environment
 from thousandwords.errors import UserError
 
-USER = "thousandwords"
 S3_USER = "thousandwords:team"
 MLFLOW_USER = "admin"
-DATABASES = ("mlflow", "mlflow_auth", "prefect")
 PACKAGES = ("swift", "boto3", "dvc_s3", "psycopg2", "asyncpg", "flask_wtf", "mlflow", "prefect")
-OTHERS = ("AWS_", "MLFLOW_", "PREFECT_", "PG", "SERVERS_")  # a client's settings are not meant for the servers
-QUIET = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +113,6 @@ class Server:
     command: list[str]
     env: dict[str, str]
     is_up: Callable[[], bool]
-    stop: signal.Signals = signal.SIGTERM
     user: str | None = None
 
 
@@ -129,27 +123,26 @@ def servers(settings: Settings, passwords: Passwords) -> list[Server]:
 
 
 def _postgres(settings: Settings, passwords: Passwords) -> Server:
-    command = [f"{postgres_programs()}/postgres", "-D", str(settings.folder / "postgres" / "data")]
+    command = [f"{database.programs()}/postgres", "-D", str(settings.folder / "postgres" / "data")]
     for name, value in {"port": settings.postgres_port, "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}.items():
         command += ["-c", f"{name}={value}"]
 
     def is_up() -> bool:
-        return sql(settings, passwords, "select 1").returncode == 0
+        return database.sql(settings.postgres_port, passwords.postgres_password, "select 1").returncode == 0
 
-    # SIGTERM would wait for every client to leave
-    return Server("postgres", command, _environment(), is_up, stop=signal.SIGINT, user=postgres_user())
+    return Server("postgres", command, environment(), is_up, user=database.user())
 
 
 def _s3(settings: Settings, passwords: Passwords) -> Server:
     folder = settings.folder / "s3"
     command = [sys.executable, "-m", "flows.store", "--folder", str(folder), "--port", str(settings.s3_port)]
-    return Server("s3", command, _environment(**_s3_keys(passwords)), lambda: (folder / "ready").is_file())
+    return Server("s3", command, environment(**_s3_keys(passwords)), lambda: (folder / "ready").is_file())
 
 
 def _mlflow(settings: Settings, passwords: Passwords) -> Server:
     port, folder = settings.mlflow_port, settings.folder / "mlflow"
     hosts = ",".join(f"{name}:{port}" for name in ("127.0.0.1", "localhost"))
-    env = _environment(
+    env = environment(
         **_s3_keys(passwords),
         MLFLOW_S3_ENDPOINT_URL=f"http://127.0.0.1:{settings.s3_port}",
         MLFLOW_BACKEND_STORE_URI=_database(settings, passwords, "postgresql+psycopg2", "mlflow"),
@@ -167,7 +160,7 @@ def _mlflow(settings: Settings, passwords: Passwords) -> Server:
 
 def _prefect(settings: Settings, passwords: Passwords) -> Server:
     port = settings.prefect_port
-    env = _environment(
+    env = environment(
         PREFECT_HOME=str(settings.folder / "prefect"),
         PREFECT_API_DATABASE_CONNECTION_URL=_database(settings, passwords, "postgresql+asyncpg", "prefect"),
         PREFECT_SERVER_API_AUTH_STRING=f"{USER}:{passwords.prefect_password}",
@@ -218,82 +211,11 @@ def missing() -> list[str]:
         elsewhere = "" if sys.platform == "linux" else " (swift, the store, is for Linux; elsewhere: docker compose up)"
         sentences.append(f"the Python packages {', '.join(lacking)} are missing. Run: pip install '.[servers]'{elsewhere}")
     try:
-        postgres_programs()
-        postgres_user()
+        database.programs()
+        database.user()
     except UserError as error:
         sentences.append(str(error))
     return sentences
-
-
-def postgres_programs() -> Path:
-    """The folder of the newest PostgreSQL. Raises UserError when there is none."""
-    found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres")]
-    if found:
-        return max(found, key=lambda path: float(path.parent.name))
-    if (program := shutil.which("postgres")) and shutil.which("initdb"):
-        return Path(program).resolve().parent
-    raise UserError("PostgreSQL is missing. Run: sudo apt-get install postgresql (or, with docker: docker compose up)")
-
-
-def postgres_user() -> str | None:
-    """PostgreSQL refuses to be run by root: then it runs as the user that its package brings."""
-    import pwd
-
-    if os.geteuid() != 0:
-        return None
-    if "postgres" not in {entry.pw_name for entry in pwd.getpwall()}:
-        raise UserError("PostgreSQL can't be run by root, and there is no user postgres. Run: useradd --system postgres")
-    return "postgres"
-
-
-def make_database_folder(settings: Settings, passwords: Passwords) -> None:
-    """PostgreSQL's data, once: made under another name first, so that a half-made one is never taken for whole."""
-    folder, user = settings.folder / "postgres", postgres_user()
-    if (folder / "data").is_dir():
-        return
-    _refuse_closed_parents(folder, user)
-    shutil.rmtree(folder / "data.new", ignore_errors=True)
-    secret = folder / "password.tmp"
-    secret.unlink(missing_ok=True)
-    secret.touch(mode=0o600)
-    secret.write_text(passwords.postgres_password)
-    if user:
-        shutil.chown(folder, user)
-        shutil.chown(secret, user)
-    command = [f"{postgres_programs()}/initdb", "-D", str(folder / "data.new"), "-U", USER, f"--pwfile={secret}"]
-    command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
-    done = subprocess.run(
-        command, user=user, extra_groups=[] if user else None, cwd=folder, env=_environment(), capture_output=True, text=True
-    )
-    secret.unlink()
-    if done.returncode:
-        raise UserError(f"PostgreSQL could not make its folder {folder / 'data'}: {done.stderr.strip()[-500:]}")
-    (folder / "data.new").rename(folder / "data")
-
-
-def _refuse_closed_parents(folder: Path, user: str | None) -> None:
-    closed = next((parent for parent in folder.parents if user and not parent.stat().st_mode & 0o001), None)
-    if closed:
-        raise UserError(
-            f"PostgreSQL runs as user {user}, who may not enter {closed}. "
-            "Set SERVERS_FOLDER to a folder elsewhere, or run this as another user than root"
-        )
-
-
-def make_databases(settings: Settings, passwords: Passwords) -> None:
-    there = sql(settings, passwords, "select datname from pg_database").stdout.split()
-    for name in DATABASES:
-        if name not in there:
-            done = sql(settings, passwords, f"create database {name}")
-            if done.returncode:
-                raise UserError(f"PostgreSQL made no database {name}: {done.stderr.strip()}")
-
-
-def sql(settings: Settings, passwords: Passwords, statement: str, database: str = "postgres") -> subprocess.CompletedProcess:
-    """What psql says to one statement, rows as plain lines."""
-    words = ["-h", "127.0.0.1", "-p", str(settings.postgres_port), "-U", USER, "-d", database, "-tAc", statement]
-    env = _environment(PGPASSWORD=passwords.postgres_password, PGCONNECT_TIMEOUT="5")
-    return subprocess.run([f"{postgres_programs()}/psql", *words], env=env, capture_output=True, text=True)
 
 
 def _database(settings: Settings, passwords: Passwords, driver: str, name: str) -> str:
@@ -303,14 +225,6 @@ def _database(settings: Settings, passwords: Passwords, driver: str, name: str) 
 def _s3_keys(passwords: Passwords) -> dict[str, str]:
     keys = {"AWS_ACCESS_KEY_ID": S3_USER, "AWS_SECRET_ACCESS_KEY": passwords.s3_secret_key}
     return {**keys, "AWS_DEFAULT_REGION": "us-east-1"}
-
-
-def _environment(**more: str) -> dict[str, str]:
-    """This environment without what is meant for clients. The project stays importable from any folder."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(OTHERS)}
-    root = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH")]))
-    return {**kept, **QUIET, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **more}
 
 
 def _answers(url: str) -> bool:

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from flows import processes, servers, services, store
+from flows import database, processes, servers, services, store
 from flows.services import Passwords, Server, Settings
 from tests.test_pipeline import new_project
 from thousandwords.errors import UserError
@@ -89,8 +89,8 @@ def test_clients_get_each_address_and_key_as_a_line_for_the_shell():
 
 
 def test_no_password_stands_in_a_command_line_and_no_client_setting_reaches_a_server(monkeypatch):
-    monkeypatch.setattr(services, "postgres_programs", lambda: Path("/pg"))
-    monkeypatch.setattr(services, "postgres_user", lambda: None)
+    monkeypatch.setattr(database, "programs", lambda: Path("/pg"))
+    monkeypatch.setattr(database, "user", lambda: None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
     for server in services.servers(Settings(), SECRETS):
         assert not set(vars(SECRETS).values()) & set(server.command), server.name
@@ -115,6 +115,14 @@ def test_only_the_door_of_the_store_may_listen_elsewhere_than_on_loopback(tmp_pa
 def test_a_key_that_the_store_cannot_take_is_refused(tmp_path):
     with pytest.raises(UserError, match="AWS_ACCESS_KEY_ID is 'team'; the store wants account:user"):
         store.configuration(tmp_path, "127.0.0.1", 9000, "team", "key", "salt")
+
+
+def test_a_folder_that_user_postgres_may_not_enter_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "user", lambda: "postgres")
+    (tmp_path / "closed").mkdir(mode=0o700)
+    with pytest.raises(UserError, match="PostgreSQL runs as user postgres, who may not enter .*/closed. Set SERVERS_FOLDER"):
+        database.make_folder(tmp_path / "closed" / "postgres", "secret")
+    assert not list((tmp_path / "closed").iterdir())
 
 
 FAMILY = """
@@ -182,8 +190,8 @@ def test_when_one_server_fails_none_is_left(tmp_path, monkeypatch):
     ]
     monkeypatch.setattr(services, "servers", lambda *_: fakes)
     monkeypatch.setattr(services, "missing", list)
-    for name in ("make_database_folder", "make_databases"):
-        monkeypatch.setattr(services, name, lambda *_: None)
+    for name in ("make_folder", "make_databases"):
+        monkeypatch.setattr(database, name, lambda *_: None)
     with pytest.raises(UserError, match="bad luck"):
         servers.start(free_settings(tmp_path))
     assert [process for name in servers.NAMES for process in processes.ours(tmp_path, name)] == []
@@ -203,12 +211,12 @@ def test_compose_names_the_same_servers_on_the_same_ports_of_loopback():
 
 
 def test_compose_sets_the_same_variables_as_the_servers_without_docker(monkeypatch):
-    monkeypatch.setattr(services, "postgres_programs", lambda: Path("/pg"))
-    monkeypatch.setattr(services, "postgres_user", lambda: None)
+    monkeypatch.setattr(database, "programs", lambda: Path("/pg"))
+    monkeypatch.setattr(database, "user", lambda: None)
     for server in services.servers(Settings(), SECRETS)[1:]:
-        told = {name for name in server.env if name.startswith(("AWS_", "MLFLOW_", "PREFECT_"))} - set(services.QUIET)
+        told = {name for name in server.env if name.startswith(("AWS_", "MLFLOW_", "PREFECT_"))} - set(processes.QUIET)
         assert told <= set(compose()["services"][server.name]["environment"]), server.name
-    assert re.findall("create database (.*);", compose()["configs"]["databases"]["content"]) == list(services.DATABASES)
+    assert re.findall("create database (.*);", compose()["configs"]["databases"]["content"]) == list(database.DATABASES)
     mine = services.mlflow_auth(Settings(), SECRETS).replace("pg@127.0.0.1:5442", "PASSWORD@postgres:5432")
     assert re.sub(r"\$\{.*?\}", "PASSWORD", compose()["configs"]["mlflow_auth"]["content"]) == mine
 
@@ -318,8 +326,7 @@ def test_nobody_gets_in_without_the_password(team):
     secret = team.client()["PREFECT_API_AUTH_STRING"]
     assert [status_of(prefect, password) for password in (None, "thousandwords:wrong", secret)] == [401, 401, 200]
     assert 400 <= status_of(f"http://127.0.0.1:{team.settings.s3_port}/mlflow") < 500
-    wrong = Passwords(**{**vars(services.read_passwords(team.settings.folder)), "postgres_password": "wrong"})
-    assert "password authentication failed" in services.sql(team.settings, wrong, "select 1").stderr
+    assert "password authentication failed" in database.sql(team.settings.postgres_port, "wrong", "select 1").stderr
 
 
 def mlflow_password(team: Team) -> str:
@@ -390,8 +397,7 @@ def test_a_flow_run_stands_in_postgres(team, tmp_path):
     (tmp_path / "trial.py").write_text(FLOW)
     run([sys.executable, "trial.py"], tmp_path, team.client())
     asked = "select r.state_type from flow_run r join flow f on f.id = r.flow_id where f.name = 'trial'"
-    found = services.sql(team.settings, services.read_passwords(team.settings.folder), asked, "prefect")
-    assert found.stdout.split() == ["COMPLETED"]
+    assert rows(team, asked, "prefect") == ["COMPLETED"]
 
 
 @real
@@ -471,9 +477,8 @@ def test_two_workers_share_the_whole_pipeline_by_the_store(team, tmp_path):
     last = run([sys.executable, "-m", "dvc", "repro", "--pull"], clones[0], client).stdout
     assert "Running stage" not in last and (clones[0] / "results/report.html").is_file()
     asked = "select count(*) from flow_run where state_type = 'COMPLETED' and deployment_id is not null"
-    secrets = services.read_passwords(team.settings.folder)
-    assert services.sql(team.settings, secrets, asked, "prefect").stdout.split() == [str(len(stages))]
-    assert int(services.sql(team.settings, secrets, "select count(*) from runs", "mlflow").stdout) >= len(stages)
+    assert rows(team, asked, "prefect") == [str(len(stages))]
+    assert int(rows(team, "select count(*) from runs", "mlflow")[0]) >= len(stages)
 
 
 def prepare_clone(team: Team, folder: Path) -> Path:
@@ -496,6 +501,11 @@ def test_killed_leaders_leave_nothing_behind_after_a_stop(team):
     assert not [process for name in servers.NAMES for process in processes.ours(team.settings.folder, name)]
     assert all(processes.is_free(port) for ports in team.settings.ports().values() for port in ports)
     assert team.command("status").stdout.count("down") == 4
+
+
+def rows(team: Team, asked: str, name: str) -> list[str]:
+    secret = services.read_passwords(team.settings.folder).postgres_password
+    return database.sql(team.settings.postgres_port, secret, asked, name).stdout.split()
 
 
 def keys_in(team: Team, bucket: str) -> list[str]:
