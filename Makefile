@@ -21,10 +21,10 @@ SEED ?= 0
 OUT ?= drawn
 export PROMPT
 
-.PHONY: help setup run test test-slow conformance lint draw flow status workers workers-stop nightly ui plan verify lock clean
+.PHONY: help setup run test test-slow conformance lint draw flow status workers workers-stop nightly servers servers-stop servers-status ui plan verify lock clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  PRESET=smoke|default|emoji|photos|gpu|paper  a whole set of knobs, e.g. make run PRESET=smoke'
 
 setup: $(READY)  ## makes .venv from requirements.lock (once)
@@ -73,6 +73,15 @@ workers-stop: $(READY)  ## ends the workers, checkpoints first
 nightly: $(READY)  ## new data, pipeline, gate, champion: once, now
 	@python -m flows.nightly
 
+servers: $(READY)  ## PostgreSQL, S3, MLflow and Prefect for a team, on this machine, with passwords (no docker)
+	@python -m flows.servers start
+
+servers-stop: $(READY)  ## ends them, also what a kill left behind
+	@python -m flows.servers stop
+
+servers-status: $(READY)  ## which of them are up
+	@python -m flows.servers status
+
 ui: $(READY)  ## MLflow: every run, its curves and pictures, at http://127.0.0.1:5000
 	@mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/.mlflow/mlflow.db}"
 
@@ -84,7 +93,7 @@ verify: $(READY)  ## re-hashes every artefact against its manifest
 
 lock:  ## writes requirements.lock anew from pyproject.toml (needs uv)
 	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--extra pipeline --extra dev pyproject.toml -o requirements.lock
+		--extra pipeline --extra servers --extra dev pyproject.toml -o requirements.lock
 
 clean:  ## removes resumable state and the environment; data, models and results stay
 	rm -rf $(VENV) .ckpt .pytest_cache .ruff_cache

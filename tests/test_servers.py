@@ -1,0 +1,528 @@
+"""The servers of a team: their settings, how they are found and ended, compose.yml, and all four of them for real."""
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from flows import database, processes, servers, services, store
+from flows.services import Passwords, Server, Settings
+from tests.test_pipeline import new_project
+from thousandwords.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+SECRETS = Passwords("pg", "s3key", "mlpw", "mlsecret", "prpw")
+
+
+def test_every_server_has_a_port_of_its_own_and_the_store_four():
+    assert Settings().ports() == {"postgres": [5442], "s3": [9000, 9001, 9002, 9003], "mlflow": [5000], "prefect": [4200]}
+
+
+def test_ports_and_folder_come_from_the_environment(tmp_path):
+    settings = services.read_settings({"SERVERS_MLFLOW_PORT": "5055", "SERVERS_FOLDER": str(tmp_path)})
+    assert settings == Settings(tmp_path, 5442, 9000, 5055, 4200)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"SERVERS_S3_PORT": "many"}, "SERVERS_S3_PORT is 'many'; it must be the number of a port"),
+        ({"SERVERS_S3_PORT": "80"}, "SERVERS_S3_PORT leads to port 80; ports from 1024 to 65535 can be used"),
+        ({"SERVERS_S3_PORT": "65534"}, "SERVERS_S3_PORT leads to port 65536"),
+        ({"SERVERS_MLFLOW_PORT": "9002"}, "SERVERS_MLFLOW_PORT and SERVERS_S3_PORT both lead to port 9002; change one"),
+    ],
+)
+def test_a_port_that_cannot_be_is_refused_by_its_setting(given, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        services.read_settings(given)
+
+
+def test_a_taken_port_is_named_with_the_setting_that_changes_it():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = f"port {port} of 127.0.0.1 is taken, and mlflow wants it. Set SERVERS_MLFLOW_PORT to another, or stop what listens"
+        with pytest.raises(UserError, match=re.escape(said)):
+            servers.refuse_taken_ports(free_settings(Path("."), mlflow_port=port))
+
+
+def test_passwords_are_made_once_for_their_owner_only(tmp_path):
+    first = services.keep_passwords(tmp_path)
+    assert services.keep_passwords(tmp_path) == first and len(set(vars(first).values())) == 5
+    assert stat.S_IMODE(services.password_file(tmp_path).stat().st_mode) == 0o600
+    assert {len(value) for value in vars(first).values()} == {48}
+
+
+def test_asking_for_the_variables_before_any_start_says_what_to_run(tmp_path):
+    with pytest.raises(UserError, match=r"has no passwords yet. Run: make servers"):
+        services.read_passwords(tmp_path)
+
+
+def test_clients_get_each_address_and_key_as_a_line_for_the_shell():
+    lines = servers.export_lines(services.client_environment(Settings(), SECRETS)).splitlines()
+    assert lines == [
+        "export MLFLOW_TRACKING_URI=http://127.0.0.1:5000",
+        "export MLFLOW_TRACKING_USERNAME=admin",
+        "export MLFLOW_TRACKING_PASSWORD=mlpw",
+        "export PREFECT_API_URL=http://127.0.0.1:4200/api",
+        "export PREFECT_API_AUTH_STRING=thousandwords:prpw",
+        "export AWS_ACCESS_KEY_ID=thousandwords:team",
+        "export AWS_SECRET_ACCESS_KEY=s3key",
+        "export AWS_DEFAULT_REGION=us-east-1",
+        "export AWS_ENDPOINT_URL_S3=http://127.0.0.1:9000",
+    ]
+    assert servers.export_lines({"A": "x y"}) == "export A='x y'"
+
+
+def test_no_password_stands_in_a_command_line_and_no_client_setting_reaches_a_server(monkeypatch):
+    monkeypatch.setattr(database, "programs", lambda: Path("/pg"))
+    monkeypatch.setattr(database, "user", lambda: None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+    for server in services.servers(Settings(), SECRETS):
+        assert not set(vars(SECRETS).values()) & set(server.command), server.name
+        assert not any(value in word for word in server.command for value in ("mlpw", "prpw", "s3key", "mlsecret"))
+        assert "MLFLOW_TRACKING_URI" not in server.env
+        assert "127.0.0.1" in " ".join(server.command) or server.name == "s3"  # the store's own default
+
+
+def test_only_the_door_of_the_store_may_listen_elsewhere_than_on_loopback(tmp_path):
+    files = store.configuration(tmp_path, "0.0.0.0", 9000, "one:two", "key", "salt")
+    places = {name: re.findall(r"bind_ip = (\S+)\nbind_port = (\d+)", text) for name, text in files.items()}
+    assert places == {
+        "swift.conf": [],
+        "proxy.conf": [("0.0.0.0", "9000")],
+        "account.conf": [("127.0.0.1", "9001")],
+        "container.conf": [("127.0.0.1", "9002")],
+        "object.conf": [("127.0.0.1", "9003")],
+    }
+    assert "user_one_two = key .admin" in files["proxy.conf"]
+
+
+def test_a_key_that_the_store_cannot_take_is_refused(tmp_path):
+    with pytest.raises(UserError, match="AWS_ACCESS_KEY_ID is 'team'; the store wants account:user"):
+        store.configuration(tmp_path, "127.0.0.1", 9000, "team", "key", "salt")
+
+
+def test_a_folder_that_user_postgres_may_not_enter_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "user", lambda: "postgres")
+    (tmp_path / "closed").mkdir(mode=0o700)
+    with pytest.raises(UserError, match="PostgreSQL runs as user postgres, who may not enter .*/closed. Set SERVERS_FOLDER"):
+        database.make_folder(tmp_path / "closed" / "postgres", "secret")
+    assert not list((tmp_path / "closed").iterdir())
+
+
+FAMILY = """
+import subprocess, sys, time
+if len(sys.argv) == 1:
+    for own_session in (False, True):
+        subprocess.Popen([sys.executable, __file__, "child"], start_new_session=own_session)
+print("here", flush=True)
+time.sleep(60)
+"""
+
+
+def launch_family(folder: Path) -> subprocess.Popen:
+    """A server with two children, one of which left its session."""
+    (folder / "family").mkdir()
+    script = folder / "family.py"
+    script.write_text(FAMILY)
+    process = processes.launch("family", [sys.executable, str(script)], folder, dict(os.environ))
+    wait_for(lambda: processes.last_lines(folder, "family").count("here") == 3)
+    return process
+
+
+def wait_for(condition, seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("is_leader_killed", [False, True])
+def test_an_end_leaves_no_process_even_when_the_leader_was_killed(tmp_path, is_leader_killed):
+    process = launch_family(tmp_path)
+    if is_leader_killed:
+        process.kill()
+        process.wait()
+        assert processes.leader(tmp_path, "family") is None
+    assert processes.end(tmp_path, "family", patience=2) == (2 if is_leader_killed else 3)
+    assert processes.ours(tmp_path, "family") == [] and not (tmp_path / "family.pid").exists()
+
+
+def test_a_process_that_only_has_the_number_of_ours_is_left_alone(tmp_path):
+    somebody = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    born = psutil.Process(somebody.pid).create_time()
+    (tmp_path / "mlflow.pid").write_text(json.dumps({"pid": somebody.pid, "born": born - 100}))
+    assert processes.end(tmp_path, "mlflow") == 0 and somebody.poll() is None
+    somebody.kill()
+    somebody.wait()
+
+
+def test_a_server_that_ends_is_named_with_its_last_lines(tmp_path):
+    (tmp_path / "mlflow").mkdir()
+    command = [sys.executable, "-c", "print('no such database'); raise SystemExit(3)"]
+    process = processes.launch("mlflow", command, tmp_path, dict(os.environ))
+    server = Server("mlflow", command, {}, lambda: False)
+    with pytest.raises(UserError, match=r"mlflow ended with code 3; the others were stopped(.|\n)*\n  no such database"):
+        servers.wait_until_up(server, process, tmp_path, 20)
+
+
+def test_when_one_server_fails_none_is_left(tmp_path, monkeypatch):
+    (tmp_path / "postgres").mkdir()
+    commands = {"postgres": "import time; time.sleep(60)", "mlflow": "raise SystemExit('bad luck')"}
+    fakes = [
+        Server(name, [sys.executable, "-c", code], dict(os.environ), lambda name=name: name == "postgres")
+        for name, code in commands.items()
+    ]
+    monkeypatch.setattr(services, "servers", lambda *_: fakes)
+    monkeypatch.setattr(services, "missing", list)
+    for name in ("make_folder", "make_databases"):
+        monkeypatch.setattr(database, name, lambda *_: None)
+    with pytest.raises(UserError, match="bad luck"):
+        servers.start(free_settings(tmp_path))
+    assert [process for name in servers.NAMES for process in processes.ours(tmp_path, name)] == []
+
+
+def compose() -> dict:
+    return yaml.safe_load((ROOT / "compose.yml").read_text())
+
+
+def test_compose_names_the_same_servers_on_the_same_ports_of_loopback():
+    published = {name: service["ports"] for name, service in compose()["services"].items()}
+    assert published == {
+        name: [f"127.0.0.1:${{SERVERS_{name.upper()}_PORT:-{ports[0]}}}:{inside}"]
+        for (name, ports), inside in zip(Settings().ports().items(), (5432, 9000, 5000, 4200), strict=True)
+    }
+    assert all(service["healthcheck"]["test"] for service in compose()["services"].values())
+
+
+def test_compose_sets_the_same_variables_as_the_servers_without_docker(monkeypatch):
+    monkeypatch.setattr(database, "programs", lambda: Path("/pg"))
+    monkeypatch.setattr(database, "user", lambda: None)
+    for server in services.servers(Settings(), SECRETS)[1:]:
+        told = {name for name in server.env if name.startswith(("AWS_", "MLFLOW_", "PREFECT_"))} - set(processes.QUIET)
+        assert told <= set(compose()["services"][server.name]["environment"]), server.name
+    assert re.findall("create database (.*);", compose()["configs"]["databases"]["content"]) == list(database.DATABASES)
+    mine = services.mlflow_auth(Settings(), SECRETS).replace("pg@127.0.0.1:5442", "PASSWORD@postgres:5432")
+    assert re.sub(r"\$\{.*?\}", "PASSWORD", compose()["configs"]["mlflow_auth"]["content"]) == mine
+
+
+def test_compose_starts_mlflow_with_the_same_words(monkeypatch):
+    (mlflow,) = (one for one in services.servers(Settings(), SECRETS)[2:3])
+    told = re.sub(r"\$\{\w+:-(\d+)\}", r"\1", compose()["services"]["mlflow"]["command"]).replace(",mlflow:5000", "").split()
+    assert told[1:] == [word if word != "127.0.0.1" else "0.0.0.0" for word in mlflow.command[1:]]
+
+
+def test_the_example_of_the_environment_file_names_what_compose_asks_for():
+    asked = set(re.findall(r"SERVERS_[A-Z0-9_]+", (ROOT / "compose.yml").read_text()))
+    given = re.findall(r"^(SERVERS_[A-Z0-9_]+)=", (ROOT / ".env.example").read_text(), flags=re.MULTILINE)
+    assert set(given) == asked and len(given) == len(asked)
+
+
+def test_compose_installs_the_versions_of_the_lock():
+    pins = dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE))
+    text = (ROOT / "compose.yml").read_text()
+    told = dict(re.findall(r"([a-z0-9-]+)(?:\[auth\])?==(\S+)", text)) | {"prefect": re.search("prefect:([0-9.]+)-", text)[1]}
+    assert {name: pins.get(name, told[name]) for name in told} == told and {"mlflow", "prefect", "boto3"} <= set(pins)
+
+
+def free_settings(folder: Path, **more: int) -> Settings:
+    """Ports that nobody has now: one block of seven, so that the store's four are in a row."""
+    for first in range(20000 + os.getpid() % 1000 * 10, 60000, 10):
+        if all(processes.is_free(port) for port in range(first, first + 7)):
+            names = {"postgres_port": first + 4, "mlflow_port": first + 5, "prefect_port": first + 6}
+            return Settings(folder.resolve(), s3_port=first, **{**names, **more})
+    pytest.fail("no free ports")
+
+
+def settings_as_variables(settings: Settings) -> dict[str, str]:
+    return {f"SERVERS_{name.upper()}": str(value) for name, value in vars(settings).items()}
+
+
+class Team:
+    """The four servers, up, in a folder and on ports of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = free_settings(folder)
+        self.environment = {**os.environ, **settings_as_variables(self.settings), "PYTHONPATH": str(ROOT)}
+
+    def command(self, what: str) -> subprocess.CompletedProcess:
+        words = [sys.executable, "-m", "flows.servers", what]
+        folder = self.settings.folder.parent
+        return subprocess.run(words, env=self.environment, cwd=folder, capture_output=True, text=True, timeout=500)
+
+    def client(self) -> dict[str, str]:
+        """The environment of a client, as `env` prints it."""
+        lines = self.command("env").stdout.splitlines()
+        told = dict(line.removeprefix("export ").split("=", 1) for line in lines)
+        return {**os.environ, **told, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(self.settings.folder.parent / "client")}
+
+
+@pytest.fixture(scope="module")
+def team():
+    if absent := services.missing():
+        pytest.skip("; ".join(absent))
+    folder = Path(tempfile.mkdtemp(prefix="team-"))  # any other pytest of this user closes the folder above tmp_path again
+    folder.chmod(0o711)  # and user postgres has to pass
+    team = Team(folder / ".servers")
+    try:
+        started = team.command("start")
+        assert started.returncode == 0, started.stderr
+        yield team
+    finally:
+        team.command("stop")
+        shutil.rmtree(folder)
+
+
+def status_of(url: str, password: str | None = None, host: str | None = None, body: dict | None = None, **headers: str) -> int:
+    """The HTTP status that a request gets: with or without `user:password`, under its own or another Host."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, headers={**({"Host": host} if host else {}), **headers})
+    if password:
+        request.add_header("Authorization", "Basic " + base64.b64encode(password.encode()).decode())
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+real = pytest.mark.slow
+
+
+@real
+def test_mlflow_answers_to_its_own_names_only(team):
+    url, password = f"http://127.0.0.1:{team.settings.mlflow_port}/", mlflow_password(team)
+    hosts = ("evil.example", "169.254.169.254", "10.0.0.1", f"localhost:{team.settings.mlflow_port}")
+    assert [status_of(url, password, host) for host in hosts] == [403, 403, 403, 200]
+
+
+@real
+def test_mlflow_refuses_a_page_from_elsewhere(team):
+    url = f"http://127.0.0.1:{team.settings.mlflow_port}/api/2.0/mlflow/experiments/create"
+    headers = {"Content-Type": "application/json", "Origin": "http://evil.example"}
+    assert status_of(url, mlflow_password(team), body={"name": "stolen"}, **headers) == 403
+
+
+@real
+def test_nobody_gets_in_without_the_password(team):
+    mlflow = f"http://127.0.0.1:{team.settings.mlflow_port}/api/2.0/mlflow/experiments/get?experiment_id=0"
+    assert [status_of(mlflow, password) for password in (None, "admin:wrong", mlflow_password(team))] == [401, 401, 200]
+    prefect = f"http://127.0.0.1:{team.settings.prefect_port}/api/admin/version"
+    secret = team.client()["PREFECT_API_AUTH_STRING"]
+    assert [status_of(prefect, password) for password in (None, "thousandwords:wrong", secret)] == [401, 401, 200]
+    assert 400 <= status_of(f"http://127.0.0.1:{team.settings.s3_port}/mlflow") < 500
+    assert "password authentication failed" in database.sql(team.settings.postgres_port, "wrong", "select 1").stderr
+
+
+def mlflow_password(team: Team) -> str:
+    return "admin:" + services.read_passwords(team.settings.folder).mlflow_password
+
+
+@real
+def test_every_port_is_open_on_loopback_only_and_every_secret_is_its_owners(team):
+    own = {process for name in servers.NAMES for process in processes.ours(team.settings.folder, name)}
+    listening = {c.laddr for process in own for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    wanted = {port for ports in team.settings.ports().values() for port in ports}
+    assert {address.ip for address in listening} == {"127.0.0.1"} and {address.port for address in listening} == wanted
+    secrets = [value.encode() for value in vars(services.read_passwords(team.settings.folder)).values()]
+    for path in team.settings.folder.rglob("*"):
+        if path.is_file() and any(secret in path.read_bytes() for secret in secrets):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600 and "logs" not in path.parts, path
+
+
+RECORD = """
+import mlflow, pathlib
+client = mlflow.MlflowClient()
+run = client.create_run(client.create_experiment("trial"))
+pathlib.Path("words.txt").write_text("a red star")
+client.log_artifact(run.info.run_id, "words.txt")
+pathlib.Path("words.txt").unlink()
+print(pathlib.Path(client.download_artifacts(run.info.run_id, "words.txt")).read_text())
+"""
+
+
+@real
+def test_an_artifact_goes_through_mlflow_to_the_store_and_back(team, tmp_path):
+    done = run([sys.executable, "-c", RECORD], tmp_path, team.client())
+    assert done.stdout.splitlines()[-1] == "a red star"
+    assert [key.rpartition("/")[2] for key in keys_in(team, "mlflow")] == ["words.txt"]
+
+
+@real
+def test_dvc_pushes_to_the_store_and_another_clone_pulls(team, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for clone in (first, second):
+        clone.mkdir()
+        run(["git", "init", "-q"], clone)
+        run([sys.executable, "-m", "dvc", "init", "-q"], clone)
+        run([sys.executable, "-m", "flows.servers", "remote"], clone, team.environment)
+        assert stat.S_IMODE((clone / ".dvc/config.local").stat().st_mode) == 0o600
+        assert not run(["git", "status", "--porcelain", ".dvc/config.local"], clone).stdout
+    (first / "shards").mkdir()
+    (first / "shards/large.bin").write_bytes(os.urandom(12 * 2**20))  # more than one part of a multipart upload
+    (first / "shards/small name é.txt").write_text("hi")
+    run([sys.executable, "-m", "dvc", "add", "-q", "shards"], first)
+    run([sys.executable, "-m", "dvc", "push", "-q", "-r", "servers"], first)
+    (second / "shards.dvc").write_bytes((first / "shards.dvc").read_bytes())
+    run([sys.executable, "-m", "dvc", "pull", "-q", "-r", "servers"], second)
+    assert (second / "shards/large.bin").read_bytes() == (first / "shards/large.bin").read_bytes()
+    assert (second / "shards/small name é.txt").read_text() == "hi"
+
+
+FLOW = """
+from prefect import flow
+@flow(name="trial")
+def trial(): return 3
+trial()
+"""
+
+
+@real
+def test_a_flow_run_stands_in_postgres(team, tmp_path):
+    (tmp_path / "trial.py").write_text(FLOW)
+    run([sys.executable, "trial.py"], tmp_path, team.client())
+    asked = "select r.state_type from flow_run r join flow f on f.id = r.flow_id where f.name = 'trial'"
+    assert rows(team, asked, "prefect") == ["COMPLETED"]
+
+
+@real
+def test_a_second_start_finds_them_running(team):
+    before = team.command("status").stdout
+    assert before.count("up, process") == 4
+    assert "running already" in team.command("start").stdout and team.command("status").stdout == before
+
+
+STAGE_FLOW = """
+import subprocess, sys
+from prefect import flow
+
+@flow(name="stage", log_prints=True)
+def run_stage(stage: str):
+    for words in (["fetch", "--run-cache"], ["--wait-for-lock", "repro", "--pull", stage], ["push", "--run-cache", stage]):
+        done = subprocess.run([sys.executable, "-m", "dvc", *words], capture_output=True, text=True)
+        with open("dvc.log", "a") as log:
+            log.write(done.stdout + done.stderr)
+        if done.returncode and words[0] != "fetch":
+            raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
+"""
+DEPLOYMENT = """
+name: trial
+pull:
+- prefect.deployments.steps.set_working_directory: {directory: "{{ $TEAM_CLONE }}"}
+deployments:
+- name: trial
+  entrypoint: stage_flow.py:run_stage
+  work_pool: {name: team}
+"""
+COORDINATOR = """
+from concurrent.futures import ThreadPoolExecutor
+import networkx
+from dvc.repo import Repo
+from prefect.deployments import run_deployment
+
+graph = Repo(".").index.graph
+running = {}
+
+def go(stage):
+    for needed in graph.successors(stage):
+        running[needed].result()
+    assert run_deployment("stage/trial", parameters={"stage": stage.addressing}, timeout=1500).state.is_completed()
+
+with ThreadPoolExecutor(len(graph)) as pool:
+    for stage in reversed(list(networkx.topological_sort(graph))):
+        running[stage] = pool.submit(go, stage)
+for future in running.values():
+    future.result()
+"""
+
+
+@pytest.mark.slow
+def test_two_workers_share_the_whole_pipeline_by_the_store(team, tmp_path):
+    clones = [prepare_clone(team, tmp_path / name) for name in ("coordinator", "first", "second")]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    client = {**team.client(), "PATH": path, "THOUSANDWORDS_PIPELINE": "trial"}
+    run([sys.executable, "-m", "prefect", "work-pool", "create", "team", "--type", "process"], clones[0], client)
+    run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], clones[0], client)
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "team", "--limit", "1", "--name"]
+    workers = [
+        subprocess.Popen([*command, clone.name], cwd=clone, env={**client, "TEAM_CLONE": str(clone)}, stderr=subprocess.DEVNULL)
+        for clone in clones[1:]
+    ]
+    try:
+        run([sys.executable, "-c", COORDINATOR], clones[0], client, timeout=2400)
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.wait(60)
+    logs = [(clone / "dvc.log").read_text() for clone in clones[1:]]
+    ran = [line.split("'")[1] for log in logs for line in log.splitlines() if line.startswith("Running stage")]
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert sorted(ran) == sorted(stages) and all("Running stage" in log for log in logs)
+    run([sys.executable, "-m", "dvc", "fetch", "--run-cache"], clones[0])
+    last = run([sys.executable, "-m", "dvc", "repro", "--pull"], clones[0], client).stdout
+    assert "Running stage" not in last and (clones[0] / "results/report.html").is_file()
+    asked = "select count(*) from flow_run where state_type = 'COMPLETED' and deployment_id is not null"
+    assert rows(team, asked, "prefect") == [str(len(stages))]
+    assert int(rows(team, "select count(*) from runs", "mlflow")[0]) >= len(stages)
+
+
+def prepare_clone(team: Team, folder: Path) -> Path:
+    """A clone with the smoke preset whose default remote is the store."""
+    new_project(folder)
+    (folder / "stage_flow.py").write_text(STAGE_FLOW)
+    (folder / "prefect.yaml").write_text(DEPLOYMENT)
+    run([sys.executable, "-m", "flows.servers", "remote"], folder, team.environment)
+    run([sys.executable, "-m", "dvc", "remote", "default", "--local", "servers"], folder)
+    return folder
+
+
+@real
+def test_killed_leaders_leave_nothing_behind_after_a_stop(team):
+    for name in servers.NAMES:
+        processes.leader(team.settings.folder, name).kill()
+    orphans = [process for name in servers.NAMES for process in processes.ours(team.settings.folder, name)]
+    stopped = team.command("stop")
+    assert orphans and stopped.returncode == 0, stopped.stderr
+    assert not [process for name in servers.NAMES for process in processes.ours(team.settings.folder, name)]
+    assert all(processes.is_free(port) for ports in team.settings.ports().values() for port in ports)
+    assert team.command("status").stdout.count("down") == 4
+
+
+def rows(team: Team, asked: str, name: str) -> list[str]:
+    secret = services.read_passwords(team.settings.folder).postgres_password
+    return database.sql(team.settings.postgres_port, secret, asked, name).stdout.split()
+
+
+def keys_in(team: Team, bucket: str) -> list[str]:
+    import boto3
+
+    told = team.client()
+    client = boto3.client(
+        "s3",
+        endpoint_url=told["AWS_ENDPOINT_URL_S3"],
+        region_name=told["AWS_DEFAULT_REGION"],
+        aws_access_key_id=told["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=told["AWS_SECRET_ACCESS_KEY"],
+    )
+    return [found["Key"] for found in client.list_objects_v2(Bucket=bucket).get("Contents", [])]
+
+
+def run(words: list[str], folder: Path, environment: dict[str, str] | None = None, timeout: int = 300):
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
