@@ -103,7 +103,8 @@ def _judge(rule: Rule, candidate: Evidence, champion: Evidence | None) -> list[s
     if rule.limit is not None and rule.is_worse(value, rule.limit):
         said.append(f"{rule.name} is {value:.4g}, worse than gate's limit {rule.limit:.4g}")
     if other is not None and rule.is_worse(value, rule.bar(other)):
-        said.append(f"{rule.name} is {value:.4g}, worse than the champion's {other:.4g} by more than the margin {rule.margin:.4g}")
+        beyond = f"by more than the margin {rule.margin:.4g}"
+        said.append(f"{rule.name} is {value:.4g}, worse than the champion's {other:.4g} {beyond}")
     return said
 
 
