@@ -19,6 +19,8 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import stages  # noqa: F401  first of all: it turns telemetry off
+
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")  # before mlflow is imported
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
