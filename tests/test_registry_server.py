@@ -125,7 +125,7 @@ def test_a_server_killed_while_the_alias_moves_leaves_the_old_or_the_new_value(s
         assert server.is_gone()
         assert stored(server.database) in (last, tried)
         flips += len(told) - 2
-        assert len(told) > 3, "it was killed before the first flip was answered"
+        assert len(told) >= 3, "it was killed before the first flip was answered"
     print(f"F2: the server killed {count} times, amid {flips} flips: each time the old or the new value, the database whole")
 
 
