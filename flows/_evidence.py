@@ -121,8 +121,19 @@ def params_problems(lock: dict, params: dict) -> Iterator[str]:
     """A section of params.yaml that is not the one its stage ran with."""
     for name, stage in lock.items():
         for section, used in stage.get("params", {}).get("params.yaml", {}).items():
-            if params.get(section) != used:
+            if _as_read(params.get(section)) != _as_read(used):
                 yield f"params.yaml: {section} is not what {name} ran with. {AGAIN}"
+
+
+def _as_read(value: object) -> object:
+    """DVC writes 0.00001 as 1e-05, which YAML 1.1 reads as text: numbers, wherever they stand, as numbers."""
+    if isinstance(value, dict):
+        return {name: _as_read(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_as_read(one) for one in value]
+    with contextlib.suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
 
 
 def git_problems(git: dict) -> Iterator[str]:

@@ -325,6 +325,13 @@ def test_what_does_not_belong_together_speaks_against_a_version(project, change,
     assert [problem for problem in _evidence.gather(project)["problems"] if problem.startswith(said)]
 
 
+def test_a_small_number_is_the_same_in_params_yaml_and_as_dvc_writes_it():
+    """dvc.lock has 1e-05 where params.yaml has 0.00001."""
+    ran = yaml.safe_load("train: {params: {params.yaml: {scorer: {steps: [1, 2], learning_rate: 1e-05, kind: clip}}}}")
+    assert list(_evidence.params_problems(ran, {"scorer": {"steps": [1, 2], "learning_rate": 0.00001, "kind": "clip"}})) == []
+    assert len(list(_evidence.params_problems(ran, {"scorer": {"steps": [1, 2], "learning_rate": 0.00002, "kind": "clip"}}))) == 1
+
+
 def test_what_speaks_against_a_version_stays_with_it(project):
     other_words(project)
     assert registry.register(project) == "3"
