@@ -21,7 +21,7 @@ SEED ?= 0
 OUT ?= drawn
 export PROMPT
 
-.PHONY: help setup run test test-slow conformance lint draw flow status workers workers-stop nightly servers servers-stop servers-status ui plan verify lock clean
+.PHONY: help setup run test test-slow conformance lint draw flow status workers workers-stop nightly register promote rollback servers servers-stop servers-status ui plan verify lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,15 @@ workers-stop: $(READY)  ## ends the workers, checkpoints first
 
 nightly: $(READY)  ## new data, pipeline, gate, champion: once, now
 	@python -m flows.nightly
+
+register: $(READY)  ## models/package becomes a version in the registry, @challenger
+	@python -m flows.registry register
+
+promote: $(READY)  ## @challenger becomes @champion, if the gate lets it
+	@python -m flows.registry promote
+
+rollback: $(READY)  ## the champion before this one is champion again
+	@python -m flows.registry rollback
 
 servers: $(READY)  ## PostgreSQL, S3, MLflow and Prefect for a team, on this machine, with passwords (no docker)
 	@python -m flows.servers start

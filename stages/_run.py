@@ -30,7 +30,7 @@ class Tracker:
     def __init__(self, stage_name: str, params: dict) -> None:
         self.client = mlflow.MlflowClient(tracking_uri())
         try:
-            self.experiment = _experiment(self.client)
+            self.experiment = experiment_of(self.client)
             self.parent_id = _parent_run(self.client, self.experiment)
             self._start(stage_name)
         except mlflow.exceptions.MlflowException as error:
@@ -105,18 +105,20 @@ def flatten(values: dict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def tracking_uri() -> str:
+def tracking_uri(root: Path = Path(".")) -> str:
     """MLFLOW_TRACKING_URI, or a database in this project's own folder (absolute: it must not follow the cwd)."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('.mlflow').resolve()}/mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / '.mlflow').resolve()}/mlflow.db"
 
 
-def _experiment(client: mlflow.MlflowClient) -> str:
-    if tracking_uri().startswith("sqlite:"):
-        Path(".mlflow").mkdir(exist_ok=True)
+def experiment_of(client: mlflow.MlflowClient, root: Path = Path(".")) -> str:
+    """The id of the one experiment, which is made where there is none; its files lie beside a database of our own."""
+    is_local = tracking_uri(root).startswith("sqlite:")
+    if is_local:
+        (root / ".mlflow").mkdir(exist_ok=True)
     found = client.get_experiment_by_name(EXPERIMENT)
     if found:
         return found.experiment_id
-    location = Path(".mlflow/artifacts").resolve().as_uri() if tracking_uri().startswith("sqlite:") else None
+    location = (root / ".mlflow/artifacts").resolve().as_uri() if is_local else None
     try:
         return client.create_experiment(EXPERIMENT, artifact_location=location)
     except mlflow.exceptions.MlflowException:  # another stage was quicker
@@ -144,11 +146,12 @@ def _parent_run(client: mlflow.MlflowClient, experiment: str) -> str:
     return client.create_run(experiment, tags={"pipeline": key, "mlflow.runName": name}).info.run_id
 
 
-def git_revision() -> dict:
+def git_revision(root: Path = Path(".")) -> dict:
     """The commit that ran and whether the tree had changes; empty outside git."""
+    named = {"cwd": root, "capture_output": True, "text": True}
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout
+        head = subprocess.run(["git", "rev-parse", "HEAD"], check=True, **named).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], **named).stdout
     except (OSError, subprocess.CalledProcessError):
         return {}
     return {"commit": head, "is_dirty": bool(dirty.strip())}

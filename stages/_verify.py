@@ -59,20 +59,29 @@ def _outputs(lock: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
 
 
 def _check_output(path: Path, wanted: str) -> None:
-    found = _digest_of_folder(path) if path.is_dir() else _md5(path.read_bytes())
+    found = dvc_digest(path)
     if found != wanted:
         raise DamagedArtefact(f"{path} is not what dvc.lock says: md5 should be {wanted}, found {found}. Run: {MEND}")
 
 
+def dvc_digest(path: Path) -> str:
+    """The name that DVC gives to what lies at `path`: the md5 of a file, or of a list of a folder's files."""
+    return _digest_of_folder(path) if path.is_dir() else _md5_of(path)
+
+
 def _digest_of_folder(folder: Path) -> str:
-    """The name that DVC gives to a folder: the md5 of a list of its files."""
     names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    entries = [{"md5": _md5(names[name].read_bytes()), "relpath": name} for name in sorted(names)]
+    entries = [{"md5": _md5_of(names[name]), "relpath": name} for name in sorted(names)]
     return f"{_md5(json.dumps(entries, sort_keys=True).encode())}.dir"
 
 
 def _md5(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def _md5_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from thousandwords.drawing import Prompts, check_guidance, check_prompt
 from thousandwords.errors import UserError
 from thousandwords.evaluation import Config as EvaluationConfig
 from thousandwords.files import write_bytes
+from thousandwords.gate import Config as GateConfig
 from thousandwords.loader import CaptionSettings
 from thousandwords.package import check_device
 from thousandwords.shards import Config as TokensConfig
@@ -34,12 +35,13 @@ SECTIONS = (
     "sampling",
     "evaluation",
 )
+OPTIONAL = ("gate", "engine")  # no stage's outputs hang on them: what the registry takes for champion, who does the work
 TRAINED = {"image_tokenizer": "tokenizers", "generator": "generators", "scorer": "scorers"}
 
 
 def check_params(params: dict, seed: int) -> None:
     """Raises ConfigError or another UserError: one sentence that names the key and the mend."""
-    check_keys(params, "the file", SECTIONS, optional=["engine"])
+    check_keys(params, "the file", SECTIONS, OPTIONAL)
     read_engine(params)
     if params["device"] not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"params.yaml: device is {params['device']!r}; it can be: auto, cpu, cuda")
@@ -50,6 +52,7 @@ def check_params(params: dict, seed: int) -> None:
     words = section(params["text_tokenizer"], "text_tokenizer", text.Config)
     tokens = section(params["tokens"], "tokens", TokensConfig)
     section(params["evaluation"], "evaluation", EvaluationConfig)
+    section(params.get("gate", {}), "gate", GateConfig)
     sampling = section(params["sampling"], "sampling", Prompts)
     for number, prompt in enumerate(sampling.prompts):
         check_prompt(prompt, f"params.yaml: sampling.prompts[{number}]")

@@ -68,6 +68,7 @@ def test_the_augmentations_of_the_paper_pass_the_check():
         ("scorer.bpe_dropout", 0.1, "scorer has no key 'bpe_dropout'"),
         ("sampling.complete_share", 1.0, "sampling.complete_share is 1.0; it needs to be between 0 and 1"),
         ("extra", 1, "the file has no key 'extra'"),
+        ("gate", {"minimum_promts": 8}, "gate has no key 'minimum_promts'. Did you mean 'minimum_prompts'?"),
     ],
 )
 def test_a_wrong_knob_is_named_with_its_mend(path, value, sentence):

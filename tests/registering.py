@@ -1,0 +1,169 @@
+"""A tiny project as a finished run leaves it, with git, dvc.lock and figures: what the registry is tried on.
+
+As a program it is a process that imports the registry once and forks a child per trial, which may be killed at any moment.
+"""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import yaml
+
+from stages._verify import dvc_digest
+from tests.tiny import HEADER, tiny, write_parts, write_shards
+from thousandwords import components
+from thousandwords.drawing import Settings
+from thousandwords.files import read_manifest, write_json, write_manifest
+from thousandwords.package import write_package
+
+ROOT = Path(__file__).parent.parent
+PROMPT = "a small green star on sand"
+PARTS = {"text_tokenizer": "train_text_tokenizer", "image_tokenizer": "train_image_tokenizer", "generator": "train_generator",
+         "scorer": "train_scorer"}  # fmt: skip
+FIGURES = {
+    "reconstruction": {"psnr_hard": 30.0, "psnr_kmeans": 26.0},
+    "caption_match": {"seen": {"all": {"n1": 0.92, "best": 1.0, "curve": {"n": [1, 4], "rate": [0.92, 1.0]}}}},
+    "generator": {"val_loss_image": 1.5, "val_loss_text": 0.5},
+    "clip_score": {"n1": 0.8, "best": 0.9},
+    "n": 4,
+}
+
+
+def new_project(folder: Path, seed: int = 0, **figures: dict) -> Path:
+    """A project with a package of tiny models; another seed, other models. `figures` replace blocks of metrics.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run_git(folder, "init", "-q")
+    (folder / ".gitignore").write_text("/data\n/models\n/results\n/.mlflow\n")
+    (folder / "params.yaml").write_text("seed: 0\nsampling: {candidates: 4}\n")
+    train(folder, seed, **figures)
+    return folder
+
+
+def train(folder: Path, seed: int, **figures: dict) -> None:
+    """What another run would have left: models of that seed, samples, figures, dvc.lock, all committed."""
+    parts = write_parts(folder / "models", seed)
+    bound = {name: read_manifest(parts[name])["sha256"] for name in ("text_tokenizer", "image_tokenizer")}
+    components.save(tiny("generators", "transformer", seed), parts["generator"], **bound)
+    write_package(folder / "models/package", parts, Settings(candidates=4, batch_size=3), {"seed": 0})
+    header = HEADER.__class__(**{**vars(HEADER), "tokenizer_fingerprint": bound["image_tokenizer"]})
+    write_shards(folder / "data/tokens", {"train": 4}, header)
+    counts = {"n_in": 8, "splits": {"train": 4, "validation": 4}}
+    pairs = {"source": "folder", "image_size": 16, "counts": counts,
+             "settings": {"path": "data/own", "licence": "CC-BY-4.0", "origin": "https://example.org/cats"}}  # fmt: skip
+    (folder / "data/pairs").mkdir(exist_ok=True)
+    write_manifest(folder / "data/pairs", {}, pairs)
+    (folder / "results/samples").mkdir(parents=True, exist_ok=True)
+    write_manifest(folder / "results/samples", {}, {"prompts": 100, "candidates": 4, "seed": seed})
+    write_json(folder / "results/metrics.json", {**FIGURES, **figures})
+    for stage in (*PARTS.values(), "evaluate"):
+        write_json(folder / f"results/runs/{stage}.json", {"stage": stage, "run_id": f"run-of-{stage}"})
+    lock(folder)
+    commit(folder)
+
+
+def lock(folder: Path) -> None:
+    """dvc.lock as `dvc repro` would have left it."""
+    outs = {name: [f"models/{part}"] for part, name in PARTS.items()}
+    outs |= {"tokenize_pairs": ["data/tokens"], "package_model": ["models/package"], "sample_images": ["results/samples"],
+             "evaluate": ["results/metrics.json"]}  # fmt: skip
+    deps = {
+        "package_model": [f"models/{part}" for part in PARTS],
+        "sample_images": ["models/text_tokenizer", "models/image_tokenizer", "models/generator"],
+        "evaluate": ["models/image_tokenizer", "models/scorer", "results/samples"],
+    }
+
+    def named(paths: list[str]) -> list[dict]:
+        return [{"path": path, "hash": "md5", "md5": dvc_digest(folder / path)} for path in paths]
+
+    stages = {name: {"deps": named(deps.get(name, [])), "outs": named(paths)} for name, paths in outs.items()}
+    stages["sample_images"]["params"] = {"params.yaml": {"sampling": {"candidates": 4}, "seed": 0}}
+    (folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+
+
+def commit(folder: Path) -> None:
+    run_git(folder, "add", "-A")
+    run_git(folder, "commit", "-q", "--allow-empty", "-m", "a run")
+
+
+def run_git(folder: Path, *words: str) -> str:
+    named = ("-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false")
+    return subprocess.run(["git", *named, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+# --- registrations that die ------------------------------------------------------------------------------------------
+
+
+class Nursery:
+    """The process that forks. `run` registers `folder` in a child, which is killed after some seconds or at a fail point.
+
+    It has registered `root` once itself, in a database of its own, since most of what a first time takes is imports.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.registering", str(root)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def run(self, folder: Path, after: float | None = None, failpoint: str | None = None) -> tuple[int, float]:
+        """(exit code, or minus the signal's number; seconds)"""
+        order = {"folder": str(folder), "after": after, "failpoint": failpoint, "uri": os.environ["MLFLOW_TRACKING_URI"]}
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return tuple(json.loads(self.process.stdout.readline()))
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+def serve(root: Path) -> None:
+    """One child per line of standard input."""
+    from flows import registry
+
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(root / ".mlflow/mlflow.db", folder)
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        train(root, seed=50)
+        registry.register(root)
+    answers = os.fdopen(os.dup(1), "w")  # what the children say goes elsewhere
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        order = json.loads(line)
+        print(json.dumps(_raise_child(registry, order)), file=answers, flush=True)
+
+
+def _raise_child(registry, order: dict) -> list:
+    began = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.environ["MLFLOW_TRACKING_URI"] = order["uri"]
+            if order["failpoint"]:
+                os.environ["THOUSANDWORDS_FAILPOINT"] = order["failpoint"]
+            registry.register(Path(order["folder"]))
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    is_due = order["after"] is not None
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if is_due and time.monotonic() - began >= order["after"]:
+            os.kill(child, signal.SIGKILL)
+            is_due = False
+        time.sleep(0.0005)
+    return [os.waitstatus_to_exitcode(ended[1]), time.monotonic() - began]
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))
