@@ -425,15 +425,34 @@ def _answering(root: Path) -> Iterator[mlflow.MlflowClient]:
     """A client of this project's registry; what MLflow has against it becomes a UserError."""
     uri = tracking_uri(Path(root))
     try:
-        mlflow.set_tracking_uri(uri)  # artefact stores of a server ask for it behind our back
-        mlflow.set_registry_uri(uri)
         if uri.startswith("sqlite:"):
             (Path(root) / ".mlflow").mkdir(exist_ok=True)
-        yield mlflow.MlflowClient(uri, uri)
+        with _named_to_mlflow(uri):
+            yield mlflow.MlflowClient(uri, uri)
     except MlflowException as error:
         raise UserError(
             f"MLflow at {uri} did not do what was asked: {str(error)[:300]}. Start it, or unset MLFLOW_TRACKING_URI"
         ) from error
+
+
+@contextlib.contextmanager
+def _named_to_mlflow(uri: str) -> Iterator[None]:
+    """Where MLflow looks when it asks nobody, as artefact stores of a server do.
+
+    MLflow writes that into the environment, too, where every stage that this process starts would find it: so it is taken back.
+    """
+    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before["MLFLOW_TRACKING_URI"])
+        mlflow.set_registry_uri(before["MLFLOW_REGISTRY_URI"])
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def main(argv: list[str] | None = None) -> None:

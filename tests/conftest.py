@@ -1,6 +1,8 @@
 """What all tests share: one thread, so that sums round alike, and wild inputs that are the same each time."""
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
@@ -10,9 +12,17 @@ from tests.tiny import write_parts
 from thousandwords.drawing import Settings
 from thousandwords.package import write_package
 
+RECORDS_AT = os.environ.get("MLFLOW_TRACKING_URI")
 torch.set_num_threads(1)
 settings.register_profile("house", deadline=None, derandomize=True, database=None)
 settings.load_profile("house")
+
+
+@pytest.fixture(autouse=True)
+def environment_is_left_as_it_was():
+    """MLflow writes where it records into the environment, where the stages of every later test would find it."""
+    yield
+    assert os.environ.get("MLFLOW_TRACKING_URI") == RECORDS_AT, "this test left MLFLOW_TRACKING_URI behind"
 
 
 @pytest.fixture(scope="session")
