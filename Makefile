@@ -46,7 +46,7 @@ test: $(READY)  ## lint and all tests
 	@ruff check .
 	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
-test-slow: $(READY)  ## thousands of trials: kills, flipped bits, damaged files (an hour)
+test-slow: $(READY)  ## thousands of trials: kills, flipped bits, damaged files, real servers (hours)
 	@OMP_NUM_THREADS=1 python -m pytest -m slow -s
 
 conformance: $(READY)  ## the paper's numbers, row by row: source, value, tests, and whether they hold

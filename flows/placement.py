@@ -65,4 +65,4 @@ def read_placement(known: list[str], path: Path = FILE) -> Placement:
 
 @dataclass(frozen=True)
 class _Top:
-    parallel: int = 2
+    parallel: int = Placement.parallel
