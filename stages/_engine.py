@@ -18,11 +18,9 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Pipe
-from queue import SimpleQueue
 from threading import Lock
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -31,6 +29,7 @@ import torch
 from stages._hand import Bug, Failed, Opener, Outcome
 from stages._progress import progress
 from thousandwords.config import ConfigError, section
+from thousandwords.desks import Crew, Desk
 from thousandwords.errors import UserError
 
 Unit = TypeVar("Unit")
@@ -144,15 +143,11 @@ def result_of(outcome: Outcome) -> Any:
     return outcome.value
 
 
-class _Crew:
-    """`count` desks, each with a thread that waits for its worker: one that is slow holds up nobody."""
+class _Crew(Crew):
+    """`count` desks that are handed units."""
 
     def __init__(self, hire: Callable[[int], Worker], count: int, label: str) -> None:
-        self.desks = [_Desk(partial(hire, number), label) for number in range(count)]
-        self.free: SimpleQueue[_Desk] = SimpleQueue()
-        for desk in self.desks:
-            self.free.put(desk)
-        self.threads = ThreadPoolExecutor(count, "engine")
+        super().__init__([_Desk(partial(hire, number), label) for number in range(count)], "engine")
         self.label, self.closing = label, Lock()
 
     def results(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Result]]:
@@ -189,29 +184,22 @@ class _Crew:
                 raise error
             print(f"{self.label}: {error}; going on with {len(self.desks)} workers", file=sys.stderr, flush=True)
 
-    def __enter__(self) -> _Crew:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        for desk in self.desks:
-            desk.close()
-        self.threads.shutdown(cancel_futures=True)
-
-
-class _Desk:
+class _Desk(Desk[Worker]):
     """The place of one worker, which is replaced when it dies."""
 
     def __init__(self, hire: Callable[[], Worker], label: str) -> None:
-        self.hire, self.label = hire, label
-        self.worker: Worker | None = None
-        self.is_closed = False
+        self._hire, self.label = hire, label
+
+    def hire(self) -> Worker:
+        return self._hire()
 
     def do(self, unit: object) -> Outcome:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return self._ask(unit)
             except Died as error:
-                self._dismiss()
+                self.dismiss()
                 if not self.is_closed:
                     told = f"{self.label}: a worker died at {unit} ({error}), attempt {attempt} of {ATTEMPTS}"
                     print(told, file=sys.stderr, flush=True)
@@ -221,30 +209,17 @@ class _Desk:
         )
 
     def _ask(self, unit: object) -> Outcome:
-        if self.worker is None:
-            self.worker = self.hire()
-            if self.is_closed:  # looked at after the birth: either `close` sees the new worker, or it is ended here
-                self._dismiss()
-                raise RuntimeError("the work was left early")
+        worker, is_new = self.seated()
+        if is_new:
             try:
-                opened = self.worker.start()
+                opened = worker.start()
             except NoPlace:
-                self._dismiss()
+                self.dismiss()
                 raise
             if isinstance(opened, Failed | Bug):
-                self._dismiss()
+                self.dismiss()
                 return opened
-        return self.worker.do(unit)
-
-    def _dismiss(self) -> None:
-        if self.worker is not None:
-            self.worker.end()
-            self.worker = None
-
-    def close(self) -> None:
-        self.is_closed = True
-        if (worker := self.worker) is not None:
-            worker.end()
+        return worker.do(unit)
 
 
 @contextlib.contextmanager

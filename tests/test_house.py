@@ -37,6 +37,7 @@ ALLOWED = {  # part of the library -> the packages from outside that it may impo
     **{f"{name}.py": MATHS for name in ("plan", "completion", "likelihood", "unpickling", "torch_files", "released")},
     "workbench.py": DATA,
     "workers.py": set(),
+    "desks.py": set(),
     "commands/": MATHS,
     "captions.py": {"py3langid"},
     "gate.py": set(),

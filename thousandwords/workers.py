@@ -25,11 +25,11 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
-from queue import SimpleQueue
 from typing import TypeVar
+
+from thousandwords.desks import Crew, Desk
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
@@ -107,15 +107,11 @@ def _answered(batch: Sequence[Input], answers) -> Iterator[tuple[Input, Output |
 # ---- in the process that has the inputs
 
 
-class _Crew:
-    """`count` desks, each with a thread that feeds its worker: one that waits for an answer holds up nobody."""
+class _Crew(Crew):
+    """`count` desks that are handed batches."""
 
     def __init__(self, function: Callable, count: int, limits: Limits):
-        self.desks = [_Desk(function, limits) for _ in range(count)]
-        self.free: SimpleQueue[_Desk] = SimpleQueue()
-        for desk in self.desks:
-            self.free.put(desk)
-        self.threads = ThreadPoolExecutor(count, "workers")
+        super().__init__([_Desk(function, limits) for _ in range(count)], "workers")
 
     def submit(self, batch: Sequence):
         return self.threads.submit(self._work, batch)
@@ -127,22 +123,15 @@ class _Crew:
         finally:
             self.free.put(desk)
 
-    def __enter__(self) -> _Crew:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        for desk in self.desks:
-            desk.close()
-        self.threads.shutdown(cancel_futures=True)
-
-
-class _Desk:
-    """The place of one worker, which is replaced when it fails."""
+class _Desk(Desk["_Worker"]):
+    """The place of one worker process."""
 
     def __init__(self, function: Callable, limits: Limits):
         self.function, self.limits = function, limits
-        self.worker: _Worker | None = None
-        self.is_closed = False
+
+    def hire(self) -> _Worker:
+        return _Worker(self.function, self.limits)
 
     def outcomes(self, batch: Sequence) -> list:
         done = []
@@ -155,29 +144,15 @@ class _Desk:
 
     def _ask(self, batch: Sequence) -> Iterator:
         """The outcomes of a batch, in order, up to its first fault: after one, the next to be asked is a fresh worker."""
-        if self.worker is None and not self.is_closed:
-            self.worker = _Worker(self.function, self.limits)
-        if self.is_closed:    # looked at after the start: either `close` sees the new worker, or it is ended here
-            self._dismiss()
-            raise RuntimeError("the map was left early")
-        for outcome in self.worker.outcomes(batch):
+        worker, _ = self.seated()
+        for outcome in worker.outcomes(batch):
             if isinstance(outcome, _Bug):
                 raise RuntimeError(f"a worker process failed:\n{outcome}")
             if isinstance(outcome, Fault):
-                self._dismiss()
+                self.dismiss()
                 yield outcome
                 return
             yield outcome
-
-    def _dismiss(self) -> None:
-        if self.worker is not None:
-            self.worker.end()
-            self.worker = None
-
-    def close(self) -> None:
-        self.is_closed = True
-        if (worker := self.worker) is not None:
-            worker.end()
 
 
 class _Worker:
