@@ -28,36 +28,42 @@ from flows import gpu
 from thousandwords.errors import UserError
 
 CPU_POOL, GPU_POOL = "thousandwords-cpu", "thousandwords-gpu"
-CPU_RUNS = 2  # at once, in the whole pool; a GPU worker takes one run at a time anyway
 OWNER = "thousandwords_project"
 ZOMBIES, NOTICES = "thousandwords: crash what is no longer heard of", "thousandwords: tell a webhook"
 SILENCE = timedelta(seconds=90)  # three heartbeats (flows/_environment.py)
 ENDS = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")}
 WAITS = {f"prefect.flow-run.{name}" for name in ("Scheduled", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended")}
+NIGHTLY = "0 3 * * *"  # UTC; the variable THOUSANDWORDS_NIGHTLY has another
 WEBHOOK = "THOUSANDWORDS_WEBHOOK_URL"
 
 
 def bootstrap(root: Path = Path(".")) -> list[str]:
     """Brings the server up to date; a line for each thing that is there now. Raises UserError with the mend."""
-    url = server_url()
+    lines = enter(root)
     with get_client(sync_client=True) as client:
-        check_server(client, url)
-        claim(project_id(root), url)
-        make_pool(client, CPU_POOL, CPU_RUNS)
-        make_pool(client, GPU_POOL, None)
-        lines = [f"server       {url}", f"work pools   {CPU_POOL}, {GPU_POOL}"]
         for automation in (zombie_watch(), *notices()):
             replace(client, automation)
             lines.append(f"automation   {automation.name}")
     return [*lines, *deploy(root)]
 
 
+def enter(root: Path = Path(".")) -> list[str]:
+    """The server made this project's, with its work pools; raises UserError where it is another's, or none answers."""
+    url = server_url()
+    with get_client(sync_client=True) as client:
+        check_server(client, url)
+        claim(project_id(root), url)
+        make_pool(client, CPU_POOL)
+        make_pool(client, GPU_POOL)
+    return [f"server       {url}", f"work pools   {CPU_POOL}, {GPU_POOL}"]
+
+
 def server_url() -> str:
     url = PREFECT_API_URL.value()
     if not url:
         raise UserError(
-            "PREFECT_API_URL is not set, so there is no server to set up. Start one (prefect server start) and say where: "
-            "export PREFECT_API_URL=http://127.0.0.1:4200/api"
+            "PREFECT_API_URL is not set, and no server of this folder is up, so there is nothing to set up. Run: make servers; "
+            "or start one (prefect server start) and say where: export PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
     return url
 
@@ -97,12 +103,13 @@ def claim(project: str, url: str) -> None:
     Variable.set(OWNER, project, overwrite=True)
 
 
-def make_pool(client: SyncPrefectClient, name: str, limit: int | None) -> None:
+def make_pool(client: SyncPrefectClient, name: str) -> None:
+    """Each worker has a limit of its own, and the pool none: a machine more is room for more runs."""
     try:
         client.read_work_pool(name)
-        client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit))
+        client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=None))
     except ObjectNotFound:
-        client.create_work_pool(WorkPoolCreate(name=name, type="process", concurrency_limit=limit))
+        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
 
 
 def zombie_watch() -> Automation:
@@ -161,7 +168,9 @@ def replace(client: SyncPrefectClient, automation: Automation) -> None:
 def deploy(root: Path) -> list[str]:
     """Deploys prefect.yaml; raises UserError with what Prefect said."""
     pool = GPU_POOL if gpu.visible() else CPU_POOL
-    environment = {**os.environ, "THOUSANDWORDS_POOL": pool, "THOUSANDWORDS_ROOT": str(root.resolve())}
+    nightly = os.environ.get("THOUSANDWORDS_NIGHTLY") or NIGHTLY
+    environment = {**os.environ, "THOUSANDWORDS_POOL": pool, "THOUSANDWORDS_NIGHTLY": nightly}
+    environment.pop("THOUSANDWORDS_ROOT", None)  # what is not known here is left to each worker, who has a folder of its own
     words = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode:

@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from flows import gpu
 from flows._lifeline import end_with_worker
 from flows.artifacts import fitting, page
+from flows.keeper import kept
 from flows.pipeline import stream
 from thousandwords.errors import UserError
 
@@ -43,9 +44,8 @@ def draw_prompts(package: str, prompts: list[str], candidates: int, seed: int, o
 
 def command(package: str, prompts: Path, candidates: int, seed: int, out: str) -> list[str]:
     device = "cuda" if gpu.visible() else "cpu"
-    keeper = [sys.executable, "-m", "flows.keeper", "--gpus", "1", "--what", "draw", "--"]
     words = ["--prompts", str(prompts), "--candidates", str(candidates), "--seed", str(seed), "--out", out, "--device", device]
-    return [*keeper, sys.executable, "-m", "thousandwords", "draw", "--package", package, *words]
+    return kept([sys.executable, "-m", "thousandwords", "draw", "--package", package, *words], 1, "draw")
 
 
 @flow(name="draw")

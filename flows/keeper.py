@@ -13,6 +13,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import psutil
 
@@ -21,6 +22,11 @@ from thousandwords.errors import UserError
 
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 ALONE = 3.0  # seconds after which a SIGTERM is passed on: one for the whole group has reached everybody before
+
+
+def kept(command: Sequence[str], gpus: int, what: str) -> list[str]:
+    """The command line that runs a command by this module."""
+    return [sys.executable, "-m", "flows.keeper", "--gpus", str(gpus), "--what", what, "--", *command]
 
 
 def keep(command: list[str], gpus: int, what: str) -> int:

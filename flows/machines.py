@@ -5,17 +5,20 @@ have run (DVC's run-cache), runs its stage, and pushes what came of it; nobody p
 it fetches the same, every stage is found in the run-cache, and its `dvc.lock` is whole, in one place, without merging.
 
 A worker's own `dvc.lock` is thrown away when it begins again: all that it says is in the run-cache. Left out: who does which
-stage when. A stage that needs another starts once that one is pushed, or its worker runs the other, too.
+stage when; `flows.fleet` does that by Prefect. A stage that needs another starts once that one is pushed, or its worker runs the
+other, too.
 """
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from flows._git import changes, git, is_known
 from thousandwords.errors import UserError
 
 LOCK = "dvc.lock"
@@ -28,24 +31,44 @@ class CommandFailed(UserError):
     """A command of git or DVC ended with an error."""
 
 
-def work(stage: str, revision: str | None = None) -> list[str]:
-    """Runs one stage, at `revision` where it is given, and hands over what came of it; the stages that had to run."""
+def work(stage: str, revision: str | None = None, repro: Callable[..., list[str]] | None = None) -> list[str]:
+    """Runs one stage, at `revision` where it is given, and hands over what came of it; the stages that had to run.
+
+    `repro` runs DVC's command and returns its lines; `run` does if it is left out.
+    """
     check_clone()
     forget_lock()
     if revision:
-        run("git", "checkout", "--quiet", "--detach", revision)
+        check_out(revision)
     fetch()
-    ran = stages_run(run(*DVC, "--wait-for-lock", "repro", "--pull", stage))
+    ran = stages_run((repro or run)(*DVC, "--wait-for-lock", "repro", "--pull", stage))
     # with what the stage needs: where this worker had to make that, too, nobody else has it
     run(*DVC, "push", "--run-cache", "--with-deps", stage)
     return ran
 
 
-def collect() -> list[str]:
-    """Brings together what all workers have done; the stages that no worker had done, which ran here."""
+def collect(targets: Sequence[str] | None = None) -> list[str]:
+    """Brings together what all workers have done, for `targets` or for all stages; those that no worker had done ran here."""
     check_clone()
     fetch()
-    return stages_run(run(*DVC, "--wait-for-lock", "repro", "--pull"))
+    return stages_run(run(*DVC, "--wait-for-lock", "repro", "--pull", *(targets or ())))
+
+
+def bring() -> None:
+    """What `dvc.lock` names, as far as the remote has it: what is here already need not be asked of anybody."""
+    fetch()
+    with contextlib.suppress(CommandFailed):
+        run(*DVC, "checkout", "--allow-missing")
+
+
+def check_out(revision: str) -> None:
+    """The clone at that revision; raises UserError where neither it nor its origin has it."""
+    commit = f"{revision}^{{commit}}"
+    if not is_known("rev-parse", "--verify", commit):
+        run("git", "fetch", "--quiet", "--tags")
+    if not is_known("rev-parse", "--verify", commit):
+        raise UserError(f"neither this clone nor where it comes from has the revision {revision}. Push it first: git push")
+    git("checkout", "--quiet", "--detach", revision)
 
 
 def fetch() -> None:
@@ -60,32 +83,26 @@ def check_clone() -> None:
     """Raises UserError unless this is a clone as it was committed, with a remote that all machines share."""
     if not Path("dvc.yaml").is_file():
         raise UserError("there is no dvc.yaml here. Run this in the root of a clone of the project")
-    if not output("git", "rev-parse", "--is-inside-work-tree", may_fail=True):
+    if not is_known("rev-parse", "--is-inside-work-tree"):
         raise UserError("this folder is no git clone. Clone the project, so that every machine has the same revision")
-    if changed := changes():
+    if changed := [name for name in changes() if name != LOCK]:
         raise UserError(
             f"this clone has changes that no other machine has: {', '.join(changed)}. Commit them and check that revision out "
             "everywhere, or stash them"
         )
-    if not output(*DVC, "config", "core.remote", may_fail=True):
+    if not subprocess.run([*DVC, "config", "core.remote"], capture_output=True, text=True).stdout.strip():
         raise UserError(
             "no DVC remote is configured, by which machines hand over what they made. Add one that all of them reach: "
             "dvc remote add --default store s3://BUCKET/FOLDER (or a shared folder), and commit .dvc/config"
         )
 
 
-def changes() -> list[str]:
-    """What git sees here that is not committed, `dvc.lock` aside."""
-    lines = output("git", "status", "--porcelain").splitlines()
-    return [name for name in (line[3:] for line in lines) if name != LOCK]
-
-
 def forget_lock() -> None:
     """`dvc.lock` as it was committed: another revision can then be checked out."""
-    if output("git", "ls-tree", "--name-only", "HEAD", LOCK):
-        run("git", "checkout", "--quiet", "HEAD", "--", LOCK)
+    if git("ls-tree", "--name-only", "HEAD", LOCK):
+        git("checkout", "--quiet", "HEAD", "--", LOCK)
         return
-    run("git", "rm", "--quiet", "--cached", "--force", "--ignore-unmatch", LOCK)
+    git("rm", "--quiet", "--cached", "--force", "--ignore-unmatch", LOCK)
     Path(LOCK).unlink(missing_ok=True)
 
 
@@ -106,14 +123,6 @@ def run(*words: str) -> list[str]:
         last = " / ".join([line for line in lines if line][-3:])
         raise CommandFailed(f"`{told(words)}` failed with code {process.returncode}: {last}")
     return lines
-
-
-def output(*words: str, may_fail: bool = False) -> str:
-    """What a command says, shown to nobody."""
-    ended = subprocess.run(words, capture_output=True, text=True)
-    if ended.returncode and not may_fail:
-        raise CommandFailed(f"`{told(words)}` failed with code {ended.returncode}: {ended.stderr.strip()}")
-    return ended.stdout.rstrip() if ended.returncode == 0 else ""
 
 
 def told(words: Sequence[str]) -> str:

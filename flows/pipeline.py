@@ -23,6 +23,7 @@ from flows._alone import alone, held_places
 from flows._lifeline import end_with_worker
 from flows.artifacts import show_results
 from flows.graph import read_graph
+from flows.keeper import kept
 from flows.placement import Place, read_placement
 from thousandwords.errors import UserError
 
@@ -64,8 +65,7 @@ def places(parallel: int) -> threading.BoundedSemaphore:
 
 def command(stage: str, gpus: int) -> list[str]:
     """The command line of a stage: it has no session of its own, so that whoever cancels the flow reaches it."""
-    keeper = [sys.executable, "-m", "flows.keeper", "--gpus", str(gpus), "--what", stage, "--"]
-    return [*keeper, sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", stage]
+    return kept([sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", stage], gpus, stage)
 
 
 def stream(words: list[str], on_line) -> tuple[int, list[str]]:

@@ -19,10 +19,11 @@ from pathlib import Path
 import psutil
 
 from flows import gpu
-from flows.bootstrap import CPU_POOL, CPU_RUNS, GPU_POOL, server_url
+from flows.bootstrap import CPU_POOL, GPU_POOL, enter
 from thousandwords.errors import UserError
 
 FOLDER = Path(".prefect/workers")
+CPU_RUNS = 2  # at once, of a worker without a GPU; one with GPUs takes one run at a time
 PATIENCE = 45.0  # seconds: a worker gives its runs 30 to end
 
 
@@ -40,19 +41,21 @@ class Worker:
         return FOLDER / f"{self.name}.json"
 
 
-def planned(gpus: list[str], per_worker: int = 1, host: str | None = None) -> list[Worker]:
+def planned(gpus: list[str], per_worker: int = 1, name: str | None = None, cpu_runs: int = CPU_RUNS) -> list[Worker]:
     """The workers of a machine: planned(["0", "1"]) -> one for GPU 0, one for GPU 1, one for the CPU."""
-    host = host or socket.gethostname().partition(".")[0]
+    name = name or socket.gethostname().partition(".")[0]
     if per_worker < 1 or (gpus and len(gpus) % per_worker):
         raise UserError(f"{len(gpus)} GPUs cannot be shared out by {per_worker}. Give another --gpus-per-worker")
+    if cpu_runs < 1:
+        raise UserError(f"a worker cannot take {cpu_runs} runs at once. Give --runs 1 or more")
     shares = [tuple(gpus[first : first + per_worker]) for first in range(0, len(gpus), per_worker)]
-    workers = [Worker(f"{host}-gpu{'-'.join(share)}", GPU_POOL, share, 1) for share in shares]
-    return [*workers, Worker(f"{host}-cpu", CPU_POOL, (), CPU_RUNS)]
+    workers = [Worker(f"{name}-gpu{'-'.join(share)}", GPU_POOL, share, 1) for share in shares]
+    return [*workers, Worker(f"{name}-cpu", CPU_POOL, (), cpu_runs)]
 
 
 def start(workers: list[Worker]) -> list[str]:
     """Starts those that do not run; a line for each."""
-    server_url()
+    enter()
     FOLDER.mkdir(parents=True, exist_ok=True)
     return [_start(worker) for worker in workers]
 
@@ -136,10 +139,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["start", "stop", "list"])
     parser.add_argument("--gpus-per-worker", type=int, default=1, help="for stages that train on several (default: 1)")
+    parser.add_argument("--runs", type=int, default=CPU_RUNS, help="at once, without a GPU (default: 2; in a fleet: 1)")
+    parser.add_argument("--name", help="what the names begin with, if another clone has workers here (default: the host's)")
     options = parser.parse_args(argv)
     try:
         lines = {
-            "start": lambda: start(planned(gpu.visible(), options.gpus_per_worker)),
+            "start": lambda: start(planned(gpu.visible(), options.gpus_per_worker, options.name, options.runs)),
             "stop": stop,
             "list": listed,
         }[options.what]()

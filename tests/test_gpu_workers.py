@@ -127,7 +127,7 @@ def kill(processes: list[psutil.Process]) -> None:
 
 
 def test_a_machine_gets_a_worker_for_each_gpu_and_one_for_what_needs_none():
-    workers = planned(["0", "1"], host="big")
+    workers = planned(["0", "1"], name="big")
     assert [(one.name, one.pool, one.gpus, one.runs) for one in workers] == [
         ("big-gpu0", "thousandwords-gpu", ("0",), 1),
         ("big-gpu1", "thousandwords-gpu", ("1",), 1),

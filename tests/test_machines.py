@@ -1,7 +1,6 @@
 """Two workers and a coordinator, each with a clone of its own, and one remote: everything is run once, and known everywhere."""
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,29 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.clones import STAGE, clone, command, make_origin, must, ran
 from thousandwords.files import sha256_of
 
-ROOT = Path(__file__).parent.parent
 NEEDS = {"pairs": (), "words": ("pairs",), "pictures": ("pairs",), "tokens": ("pictures",), "generator": ("words", "tokens"),
          "samples": ("generator",)}  # fmt: skip
-STAGE = """import os, sys
-open(sys.argv[1], "w").write(" ".join(sys.argv[1:]))
-print(sys.argv[1], file=open(os.environ["RUN"], "a"))
-"""
-
-
-def command(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    quiet = {"DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(ROOT), "RUN": str(folder.parent / "run.txt")}
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    identity = {f"GIT_{who}_{what}": "test" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    environment = {**os.environ, **quiet, **identity, "PATH": path}
-    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def must(folder: Path, *words: str) -> str:
-    done = command(folder, *words)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def machines(folder: Path, *words: str) -> subprocess.CompletedProcess:
@@ -40,37 +21,7 @@ def machines(folder: Path, *words: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def origin(tmp_path) -> Path:
-    """A project of six small stages, committed; its remote is a folder beside it."""
-    origin = tmp_path / "origin"
-    (origin / ".dvc").mkdir(parents=True)
-    (tmp_path / "remote").mkdir()
-    (origin / ".dvc/config").write_text(
-        f"[core]\n    remote = store\n    autostage = true\n['remote \"store\"']\n    url = {tmp_path / 'remote'}\n"
-    )
-    (origin / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
-    (origin / ".gitignore").write_text("".join(f"/{name}.txt\n" for name in NEEDS))
-    (origin / "stage.py").write_text(STAGE)
-    stages = {
-        name: {"cmd": f"python stage.py {name}.txt {' '.join(needs)}", "outs": [f"{name}.txt"],
-               "deps": ["stage.py", *(f"{other}.txt" for other in needs)]}
-        for name, needs in NEEDS.items()
-    }  # fmt: skip
-    (origin / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
-    must(origin, "git", "init", "-q", "-b", "main")
-    must(origin, "git", "add", "-A")
-    must(origin, "git", "commit", "-qm", "six stages")
-    return origin
-
-
-def clone(origin: Path, name: str) -> Path:
-    must(origin.parent, "git", "clone", "-q", str(origin), name)
-    return origin.parent / name
-
-
-def ran(origin: Path) -> list[str]:
-    """The stages that ran on whatever machine, in order."""
-    ledger = origin.parent / "run.txt"
-    return [line.removesuffix(".txt") for line in ledger.read_text().splitlines()] if ledger.exists() else []
+    return make_origin(tmp_path, NEEDS)
 
 
 @pytest.mark.slow
@@ -132,3 +83,13 @@ def test_a_stage_that_fails_is_told_and_hands_nothing_over(origin):
 def test_outside_a_clone_the_mend_is_told(tmp_path):
     done = machines(tmp_path, "collect")
     assert done.returncode == 1 and done.stderr.startswith("machines: there is no dvc.yaml here. Run this in the root of a clone")
+
+
+def test_a_revision_that_nobody_has_is_refused_and_one_that_only_the_origin_has_is_fetched(origin):
+    worker = clone(origin, "worker")
+    must(origin, "git", "commit", "-q", "--allow-empty", "-m", "later")
+    later = must(origin, "git", "rev-parse", "HEAD").strip()
+    assert machines(worker, "work", "--stage", "pairs", "--revision", later).returncode == 0
+    assert must(worker, "git", "rev-parse", "HEAD").strip() == later
+    done = machines(worker, "work", "--stage", "pairs", "--revision", "f" * 40)
+    assert done.returncode == 1 and f"has the revision {'f' * 40}. Push it first: git push" in done.stderr

@@ -1,0 +1,113 @@
+"""One pipeline on two workers, each with a clone of its own, asked for by a coordinator: on a real Prefect server."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import clones
+from tests.orchestra import ROOT, Server, environment
+
+NEEDS = {"first": (), "left": ("first",), "right": ("first",), "last": ("left", "right")}
+SECONDS = 8.0  # that each stage takes
+
+
+class Fleet:
+    """A server, a coordinator's clone and two more, each of which has a worker that takes one run at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.server = Server(folder / "server", PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="2")
+        text = (ROOT / "prefect.yaml").read_text()
+        placement = yaml.safe_dump({"stages": {"last": {"gpus": 1, "retries": 0}, "first": {"retries": 1, "retry_seconds": 0.1}}})
+        self.origin = clones.make_origin(folder, NEEDS, {"prefect.yaml": text, "flows/placement.yaml": placement})
+        self.coordinator, *self.workers = (clones.clone(self.origin, name) for name in ("coordinator", "one", "two"))
+
+    def call(self, clone: Path, *words: str) -> subprocess.CompletedProcess:
+        own = {"PREFECT_API_URL": self.server.api, "PREFECT_WORKER_QUERY_SECONDS": "1", "SECONDS": str(SECONDS)}
+        told = {**clones.environment(clone), **environment(clone / ".prefect", **own)}
+        words = [sys.executable, "-m", *words]
+        return subprocess.run(words, cwd=clone, env=told, capture_output=True, text=True, timeout=300)
+
+    def must(self, clone: Path, *words: str) -> str:
+        done = self.call(clone, *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def start_workers(self) -> None:
+        for clone in self.workers:
+            self.must(clone, "flows.workers", "start", "--runs", "1", "--name", clone.name)
+
+    def close(self) -> None:
+        for clone in self.workers:
+            self.call(clone, "flows.workers", "stop")
+        self.server.stop()
+
+    def stage_runs(self) -> dict[str, dict]:
+        """The newest run of each stage."""
+        return {one["name"]: one for one in self.server.runs() if one["name"] in NEEDS}
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory):
+    fleet = Fleet(tmp_path_factory.mktemp("fleet"))
+    yield fleet
+    fleet.close()
+
+
+def test_without_deployments_or_workers_the_mend_is_told_before_anything_runs(fleet):
+    done = fleet.call(fleet.coordinator, "flows.fleet")
+    assert done.returncode == 1 and "the server has no deployment stage/stage-cpu. Run: make deploy" in done.stderr
+    fleet.must(fleet.coordinator, "flows.bootstrap")
+    done = fleet.call(fleet.coordinator, "flows.fleet")
+    told = "no worker takes runs from thousandwords-cpu, which stage/stage-cpu needs. In a clone for each, run: make workers"
+    assert done.returncode == 1 and told in done.stderr and clones.ran(fleet.origin) == []
+
+
+def test_each_stage_runs_once_and_two_that_need_not_wait_run_at_the_same_time(fleet):
+    fleet.start_workers()
+
+    said = fleet.must(fleet.coordinator, "flows.fleet")
+
+    assert said.endswith("fleet: 4 of 4 stages went to workers: first, left, right, last\n")
+    order = clones.ran(fleet.origin)
+    assert sorted(order) == sorted(NEEDS) and order[0] == "first" and order[-1] == "last"
+    assert set(yaml.safe_load((fleet.coordinator / "dvc.lock").read_text())["stages"]) == set(NEEDS)
+    assert (fleet.coordinator / "last.txt").read_text() == "last.txt left right"
+    assert clones.must(fleet.origin, "git", "status", "--porcelain") == ""  # no worker pushed anything to git
+    ran = fleet.stage_runs()
+    assert {one["state_type"] for one in ran.values()} == {"COMPLETED"}
+    share = wall_over_sum([ran["left"], ran["right"]])
+    print(f"two stages on two workers took {share:.2f} of the sum of both")
+    assert share <= 0.65
+
+
+def wall_over_sum(runs: list[dict]) -> float:
+    begins, ends = ([datetime.fromisoformat(one[moment]) for one in runs] for moment in ("start_time", "end_time"))
+    return (max(ends) - min(begins)).total_seconds() / sum(one["total_run_time"] for one in runs)
+
+
+def test_what_is_known_already_goes_to_nobody(fleet):
+    clones.must(fleet.coordinator, "git", "commit", "-qm", "what the fleet made", "dvc.lock")
+    before = len(fleet.server.runs("stage-cpu"))
+    assert fleet.must(fleet.coordinator, "flows.fleet").endswith("fleet: 0 of 4 stages went to workers\n")
+    assert len(fleet.server.runs("stage-cpu")) == before
+
+
+def test_a_stage_that_fails_is_named_with_its_worker_and_what_needs_it_is_not_asked_for(fleet):
+    (fleet.coordinator / "stage.py").write_text("raise SystemExit(2)\n")
+    clones.must(fleet.coordinator, "git", "commit", "-qam", "a mistake")
+    asked = {one["id"] for one in fleet.server.runs()}
+
+    done = fleet.call(fleet.coordinator, "flows.fleet")
+    assert done.returncode == 1 and "Push it first: git push" in done.stderr  # nobody else has that commit
+
+    clones.must(fleet.coordinator, "git", "push", "-q", "origin", "HEAD:refs/heads/mistake")
+    done = fleet.call(fleet.coordinator, "flows.fleet")
+    assert done.returncode == 1 and "fleet: stage first is failed on its worker: " in done.stderr
+    assert "stage first failed with code 2" in done.stderr
+    new = [one["name"] for one in fleet.server.runs() if one["id"] not in asked]
+    assert new.count("first") == 2 and not {"left", "right", "last"} & set(new)
