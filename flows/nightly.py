@@ -1,6 +1,8 @@
 """python -m flows.nightly: new data -> the pipeline -> its figures -> the gate -> a new champion, or why not.
 
 Registering and promoting are side effects, so they are tasks here and never DVC stages: a cache would skip or replay them.
+What the night made is committed (`dvc.lock`, and what `dvc update` wrote), since the gate wants a commit that says how a version
+was made. Where somebody's own changes are in the folder nothing is committed, and the gate refuses.
 """
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows._alone import alone
+from flows._git import changes, commit_all_of
 from flows._lifeline import end_with_worker
+from flows.machines import LOCK
 from flows.pipeline import pipeline, stream
 from thousandwords.errors import UserError
 
@@ -29,6 +33,23 @@ def take_new_data() -> list[str]:
         if code:
             raise RuntimeError(f"dvc update failed with code {code}: " + " / ".join(lines[-5:]))
     return files
+
+
+@task(cache_policy=NO_CACHE)
+def commit() -> str | None:
+    """The commit that records this night; None where nothing has changed, or not by this night alone."""
+    log, made = get_run_logger(), commit_all_of(is_of_a_run, "Record a nightly run")
+    if made:
+        log.info("committed what this run made as %s", made)
+    elif others := [name for name in changes("-uno") if not is_of_a_run(name)]:
+        log.warning("not committed, since this folder has changes of somebody's own: %s", ", ".join(others))
+    return made
+
+
+def is_of_a_run(name: str) -> bool:
+    """Whether a run writes this file: is_of_a_run("data/photos.dvc") -> True"""
+    path = Path(name)
+    return name == LOCK or (path.suffix == ".dvc" and path.parent == IMPORTED)
 
 
 @task(cache_policy=NO_CACHE)
@@ -58,6 +79,7 @@ def nightly() -> dict:
     with alone():
         take_new_data()
         ran = [stage for stage, how in pipeline().items() if how == "ran"]
+        commit()
         version = register()
         refusals = promote(version)
     create_markdown_artifact(markdown=told(version, refusals, ran), key="champion", description="What the gate said")

@@ -16,6 +16,7 @@ from prefect.client.orchestration import get_client
 
 import flows
 from flows import bootstrap, draw, nightly, status, sweep
+from flows._git import changes, commit_all_of
 from tests.orchestra import ROOT, tiny_project, wait_for
 from thousandwords.errors import UserError
 
@@ -80,6 +81,37 @@ def test_a_pipeline_that_fails_registers_nothing(here, monkeypatch):
     registry(monkeypatch, register=lambda root: pytest.fail("it was registered"))
     with pytest.raises(RuntimeError, match="stage package_model failed with code 2"):
         nightly.nightly()
+
+
+def committed(folder: Path) -> list[str]:
+    said = subprocess.run(["git", "log", "--format=%s"], cwd=folder, capture_output=True, text=True)
+    return said.stdout.splitlines()
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A committed project with an imported file, as a night finds it and then leaves it."""
+    for name, text in {"dvc.lock": "1", "data/photos.dvc": "1", "params.yaml": "1"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    identity = ["-c", "user.name=test", "-c", "user.email=test"]
+    for words in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "as it was"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def test_a_night_commits_what_it_made_and_nothing_of_anybody_else(clone):
+    assert commit_all_of(nightly.is_of_a_run, "night", clone) is None
+    (clone / "dvc.lock").write_text("2")
+    (clone / "data/photos.dvc").write_text("2")
+    (clone / "notes.txt").write_text("never seen by git")
+    made = commit_all_of(nightly.is_of_a_run, "night", clone)
+    assert made and committed(clone) == ["night", "as it was"] and changes(root=clone) == ["notes.txt"]
+
+    (clone / "dvc.lock").write_text("3")
+    (clone / "params.yaml").write_text("3")
+    assert commit_all_of(nightly.is_of_a_run, "night", clone) is None
+    assert committed(clone) == ["night", "as it was"] and changes("-uno", root=clone) == ["dvc.lock", "params.yaml"]
 
 
 # --- draw -------------------------------------------------------------------------------------------------------------
