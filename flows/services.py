@@ -179,15 +179,16 @@ def mlflow_auth(settings: Settings, passwords: Passwords) -> str:
 
 
 def client_environment(settings: Settings, passwords: Passwords) -> dict[str, str]:
-    """The variables with which runs, flows and workers find the servers and are let in."""
+    """The variables with which runs, flows and workers find the servers and are let in.
+
+    No key of the store is among them: MLflow hands artifacts on, and DVC has its own in .dvc/config.local.
+    """
     return {
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{settings.mlflow_port}",
         "MLFLOW_TRACKING_USERNAME": MLFLOW_USER,
         "MLFLOW_TRACKING_PASSWORD": passwords.mlflow_password,
         "PREFECT_API_URL": f"http://127.0.0.1:{settings.prefect_port}/api",
         "PREFECT_API_AUTH_STRING": f"{USER}:{passwords.prefect_password}",
-        **_s3_keys(passwords),
-        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{settings.s3_port}",
     }
 
 

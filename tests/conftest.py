@@ -12,6 +12,7 @@ from tests.tiny import write_parts
 from thousandwords.drawing import Settings
 from thousandwords.package import write_package
 
+os.environ["SERVERS_FOLDER"] = os.devnull  # a test uses no servers but its own
 RECORDS_AT = os.environ.get("MLFLOW_TRACKING_URI")
 torch.set_num_threads(1)
 settings.register_profile("house", deadline=None, derandomize=True, database=None)

@@ -80,12 +80,30 @@ def test_clients_get_each_address_and_key_as_a_line_for_the_shell():
         "export MLFLOW_TRACKING_PASSWORD=mlpw",
         "export PREFECT_API_URL=http://127.0.0.1:4200/api",
         "export PREFECT_API_AUTH_STRING=thousandwords:prpw",
-        "export AWS_ACCESS_KEY_ID=thousandwords:team",
-        "export AWS_SECRET_ACCESS_KEY=s3key",
-        "export AWS_DEFAULT_REGION=us-east-1",
-        "export AWS_ENDPOINT_URL_S3=http://127.0.0.1:9000",
     ]
     assert servers.export_lines({"A": "x y"}) == "export A='x y'"
+
+
+SHOW = "import flows, os; print(*(os.environ.get(name) for name in ('PREFECT_API_URL', 'MLFLOW_TRACKING_URI')))"
+
+
+@pytest.mark.parametrize("is_up", [True, False])
+def test_flows_use_the_servers_of_their_folder_while_they_are_up_unless_told_otherwise(tmp_path, is_up):
+    settings = free_settings(tmp_path / ".servers")
+    settings.folder.mkdir()
+    services.keep_passwords(settings.folder)
+    me = psutil.Process()
+    record = {"pid": me.pid, "born": me.create_time() - (0 if is_up else 100)}
+    for name in ("prefect", "mlflow"):
+        (settings.folder / f"{name}.pid").write_text(json.dumps(record))
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_", "SERVERS_"))}
+    own = {**bare, "PYTHONPATH": str(ROOT), "SERVERS_PREFECT_PORT": "4321", "SERVERS_MLFLOW_PORT": "5432"}
+    elsewhere = {**own, "PREFECT_API_URL": "http://elsewhere/api"}
+
+    told = [run([sys.executable, "-c", SHOW], tmp_path, one).stdout.split() for one in (own, elsewhere)]
+
+    here = ["http://127.0.0.1:4321/api", "http://127.0.0.1:5432"] if is_up else ["None", "None"]
+    assert told == [here, ["http://elsewhere/api", "None"]]
 
 
 def test_no_password_stands_in_a_command_line_and_no_client_setting_reaches_a_server(monkeypatch):
@@ -511,13 +529,13 @@ def rows(team: Team, asked: str, name: str) -> list[str]:
 def keys_in(team: Team, bucket: str) -> list[str]:
     import boto3
 
-    told = team.client()
+    told = services.dvc_remote(team.settings, services.read_passwords(team.settings.folder))
     client = boto3.client(
         "s3",
-        endpoint_url=told["AWS_ENDPOINT_URL_S3"],
-        region_name=told["AWS_DEFAULT_REGION"],
-        aws_access_key_id=told["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=told["AWS_SECRET_ACCESS_KEY"],
+        endpoint_url=told["endpointurl"],
+        region_name=told["region"],
+        aws_access_key_id=told["access_key_id"],
+        aws_secret_access_key=told["secret_access_key"],
     )
     return [found["Key"] for found in client.list_objects_v2(Bucket=bucket).get("Contents", [])]
 
