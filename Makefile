@@ -20,8 +20,9 @@ N ?= 32
 SEED ?= 0
 OUT ?= drawn
 export PROMPT
+export THOUSANDWORDS_NIGHTLY := $(NIGHTLY)
 
-.PHONY: help setup run test test-slow conformance lint draw flow status workers workers-stop nightly register promote rollback servers servers-stop servers-status ui plan verify lock clean
+.PHONY: help setup run test test-slow conformance lint draw flow status deploy workers workers-stop fleet nightly register promote rollback servers servers-stop servers-status ui plan verify lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,8 +56,9 @@ conformance: $(READY)  ## the paper's numbers, row by row: source, value, tests,
 lint: $(READY)
 	@ruff check .
 
-draw: $(READY)  ## PROMPT="a small red star on sand" or PROMPTS=file.txt, N=32, SEED=0: ranked pictures in drawn/
-	@python -m thousandwords draw --candidates $(N) --seed $(SEED) --out $(OUT) $(if $(PROMPTS),--prompts "$(PROMPTS)",-- "$$PROMPT")
+draw: $(READY)  ## PROMPT="a small red star on sand" or PROMPTS=file.txt, N=32, SEED=0: ranked pictures in drawn/; FROM=champion
+	@$(if $(FROM),python -m flows.draw --alias $(FROM) --candidates $(N) --seed $(SEED) -- "$$PROMPT",python -m thousandwords draw \
+		--candidates $(N) --seed $(SEED) --out $(OUT) $(if $(PROMPTS),--prompts "$(PROMPTS)",-- "$$PROMPT"))
 
 flow: $(READY)  ## the same graph by Prefect, stage by stage
 	@python -m flows.pipeline
@@ -64,8 +66,14 @@ flow: $(READY)  ## the same graph by Prefect, stage by stage
 status: $(READY)  ## what runs where, what is champion, what is stale
 	@python -m flows.status
 
-workers: $(READY)  ## sets up the Prefect server of PREFECT_API_URL and starts one worker per GPU
-	@python -m flows.bootstrap && python -m flows.workers start
+workers: $(READY)  ## one worker per GPU and one for what needs none, on the servers of this folder or of PREFECT_API_URL
+	@python -m flows.workers start $(if $(RUNS),--runs $(RUNS)) $(if $(NAME),--name $(NAME))
+
+deploy: $(READY)  ## work pools, the watch over dead runs, prefect.yaml's deployments; NIGHTLY="0 3 * * *" (UTC)
+	@python -m flows.bootstrap
+
+fleet: $(READY)  ## the pipeline over all workers' clones, each stage where there is room (docs/scale.md)
+	@python -m flows.fleet
 
 workers-stop: $(READY)  ## ends the workers, checkpoints first
 	@python -m flows.workers stop
