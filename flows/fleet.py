@@ -6,6 +6,7 @@ it asks for each stage as soon as those that it needs have been handed over, and
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from uuid import UUID
@@ -14,8 +15,10 @@ import httpx
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
+from prefect.runtime import flow_run
 from prefect.states import Cancelling
 
 from flows import machines
@@ -38,9 +41,10 @@ ASKED_EVERY = 1.0  # seconds
 
 
 @flow(name="stage", flow_run_name="{stage}", log_prints=True)
-def run_here(stage: str, revision: str, place: dict) -> list[str]:
+def run_here(stage: str, revision: str, place: dict, pipeline: str) -> list[str]:
     """One stage at that revision in this worker's clone, handed over to the others; the stages that had to run."""
     end_with_worker()
+    os.environ["THOUSANDWORDS_PIPELINE"] = pipeline  # one MLflow parent for the stages of all workers
     where = Place(**place)
     with alone():
         tried = run_and_push.with_options(name=stage, retries=where.retries, retry_delay_seconds=where.delays)
@@ -108,7 +112,7 @@ def ask_a_worker(stage: str, is_stale: bool, place: dict, revision: str, before:
     """One stage as a run of its own; returns when that has ended, and raises StageFailed where it ended otherwise."""
     if not is_stale and RAN not in before:
         return CACHED
-    given = {"stage": stage, "revision": revision, "place": place}
+    given = {"stage": stage, "revision": revision, "place": place, "pipeline": f"fleet-{flow_run.id}"}
     run = run_deployment(deployment(Place(**place)), parameters=given, flow_run_name=stage, timeout=0)
     asked.append(run.id)
     print(f"{stage} is run {run.id}; its lines: prefect flow-run logs {run.id}")
@@ -147,9 +151,7 @@ def check_workers(client: SyncPrefectClient, wanted: set[str]) -> None:
             raise UserError(f"no worker takes runs from {pool}, which {name} needs. In a clone for each, run: make workers")
 
 
-def _named(name: str):
-    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
-
+def _named(name: str) -> DeploymentFilter:
     return DeploymentFilter(name=DeploymentFilterName(any_=[name.partition("/")[2]]))
 
 

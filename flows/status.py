@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 from dvc.exceptions import DvcException
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
 from flows import gpu
 from flows.bootstrap import CPU_POOL, GPU_POOL
@@ -37,23 +37,31 @@ def server() -> list[str]:
     """What Prefect knows: workers, runs at work, the last that ended, the next on schedule."""
     url = PREFECT_API_URL.value()
     if not url:
-        return ["none (PREFECT_API_URL is not set): `python -m flows.pipeline` starts one for each run"]
+        return ["none (PREFECT_API_URL is not set): `make flow` starts one for each run"]
     try:
-        with httpx.Client(base_url=url, timeout=5) as client:
+        with httpx.Client(base_url=url, timeout=5, auth=password()) as client:
             return [url, *pools(client), *runs(client)]
     except (httpx.HTTPError, ValueError, KeyError) as error:
-        return [f"{url} does not answer ({type(error).__name__}). Start it: prefect server start"]
+        return [f"{url} does not answer ({type(error).__name__}). Start it: make servers"]
+
+
+def password() -> tuple[str, str] | None:
+    """Of a server that asks for one: user and password."""
+    user, _, word = (PREFECT_API_AUTH_STRING.value() or "").partition(":")
+    return (user, word) if word else None
 
 
 def pools(client: httpx.Client) -> list[str]:
-    lines = []
+    """Who takes runs from which pool."""
+    online = {}
     for pool in (CPU_POOL, GPU_POOL):
         answer = client.post(f"/work_pools/{pool}/workers/filter", json={})
         if answer.status_code == httpx.codes.NOT_FOUND:
-            return ["there are no work pools yet. Run: python -m flows.bootstrap"]
-        names = [one["name"] for one in answer.raise_for_status().json() if one["status"] == "ONLINE"]
-        lines.append(f"pool {pool}: {', '.join(names) or 'no worker. Run: python -m flows.workers start'}")
-    return lines
+            return ["there are no work pools yet. Run: make deploy"]
+        online[pool] = [one["name"] for one in answer.raise_for_status().json() if one["status"] == "ONLINE"]
+    if not any(online.values()):
+        return ["no worker takes runs. Run: make workers"]
+    return [f"pool {pool}: {', '.join(names) or 'no worker'}" for pool, names in online.items()]
 
 
 def runs(client: httpx.Client) -> list[str]:

@@ -4,6 +4,7 @@ import os
 QUIET = {
     "DO_NOT_TRACK": "true",  # MLflow accepts the word `true` only
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with a server, two lines for each run that ends
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DVC_NO_ANALYTICS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -419,94 +419,63 @@ def test_a_flow_run_stands_in_postgres(team, tmp_path):
 
 
 @real
+def test_status_lets_itself_in_to_the_server_and_the_registry(team, tmp_path):
+    run(["git", "init", "-q"], tmp_path)
+    screen = run([sys.executable, "-m", "flows.status"], tmp_path, team.client()).stdout
+    assert f"server    http://127.0.0.1:{team.settings.prefect_port}/api\n" in screen
+    assert "          there are no work pools yet. Run: make deploy\n" in screen and "champion  none yet" in screen
+
+
+@real
 def test_a_second_start_finds_them_running(team):
     before = team.command("status").stdout
     assert before.count("up, process") == 4
     assert "running already" in team.command("start").stdout and team.command("status").stdout == before
 
 
-STAGE_FLOW = """
-import subprocess, sys
-from prefect import flow
-
-@flow(name="stage", log_prints=True)
-def run_stage(stage: str):
-    for words in (["fetch", "--run-cache"], ["--wait-for-lock", "repro", "--pull", stage], ["push", "--run-cache", stage]):
-        done = subprocess.run([sys.executable, "-m", "dvc", *words], capture_output=True, text=True)
-        with open("dvc.log", "a") as log:
-            log.write(done.stdout + done.stderr)
-        if done.returncode and words[0] != "fetch":
-            raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
-"""
-DEPLOYMENT = """
-name: trial
-pull:
-- prefect.deployments.steps.set_working_directory: {directory: "{{ $TEAM_CLONE }}"}
-deployments:
-- name: trial
-  entrypoint: stage_flow.py:run_stage
-  work_pool: {name: team}
-"""
-COORDINATOR = """
-from concurrent.futures import ThreadPoolExecutor
-import networkx
-from dvc.repo import Repo
-from prefect.deployments import run_deployment
-
-graph = Repo(".").index.graph
-running = {}
-
-def go(stage):
-    for needed in graph.successors(stage):
-        running[needed].result()
-    assert run_deployment("stage/trial", parameters={"stage": stage.addressing}, timeout=1500).state.is_completed()
-
-with ThreadPoolExecutor(len(graph)) as pool:
-    for stage in reversed(list(networkx.topological_sort(graph))):
-        running[stage] = pool.submit(go, stage)
-for future in running.values():
-    future.result()
-"""
-
-
 @pytest.mark.slow
 def test_two_workers_share_the_whole_pipeline_by_the_store(team, tmp_path):
-    clones = [prepare_clone(team, tmp_path / name) for name in ("coordinator", "first", "second")]
+    coordinator, *workers = clones_of(team, tmp_path, ("coordinator", "first", "second"))
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    client = {**team.client(), "PATH": path, "THOUSANDWORDS_PIPELINE": "trial"}
-    run([sys.executable, "-m", "prefect", "work-pool", "create", "team", "--type", "process"], clones[0], client)
-    run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], clones[0], client)
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "team", "--limit", "1", "--name"]
-    workers = [
-        subprocess.Popen([*command, clone.name], cwd=clone, env={**client, "TEAM_CLONE": str(clone)}, stderr=subprocess.DEVNULL)
-        for clone in clones[1:]
-    ]
+    client = {**team.client(), "PATH": path, "CUDA_VISIBLE_DEVICES": ""}
+    flows = [sys.executable, "-m"]
+    run([*flows, "flows.bootstrap"], coordinator, client)
     try:
-        run([sys.executable, "-c", COORDINATOR], clones[0], client, timeout=2400)
+        for clone in workers:
+            run([*flows, "flows.workers", "start", "--runs", "1", "--name", clone.name], clone, client)
+        said = run([*flows, "flows.fleet"], coordinator, client, timeout=2400).stdout
     finally:
-        for worker in workers:
-            worker.terminate()
-            worker.wait(60)
-    logs = [(clone / "dvc.log").read_text() for clone in clones[1:]]
-    ran = [line.split("'")[1] for log in logs for line in log.splitlines() if line.startswith("Running stage")]
+        for clone in workers:
+            run([*flows, "flows.workers", "stop"], clone, client)
+    logs = ["".join(log.read_text() for log in (clone / ".prefect/workers").glob("*.log")) for clone in workers]
+    ran = [found for log in logs for found in re.findall("Running stage '(\\w+)'", log)]
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert sorted(ran) == sorted(stages) and all("Running stage" in log for log in logs)
-    run([sys.executable, "-m", "dvc", "fetch", "--run-cache"], clones[0])
-    last = run([sys.executable, "-m", "dvc", "repro", "--pull"], clones[0], client).stdout
-    assert "Running stage" not in last and (clones[0] / "results/report.html").is_file()
-    asked = "select count(*) from flow_run where state_type = 'COMPLETED' and deployment_id is not null"
+    assert said.endswith(f"to workers: {', '.join(ordered(stages, said))}\n") and f"{len(stages)} of {len(stages)}" in said
+    assert (coordinator / "results/report.html").is_file() and "Running stage" not in said
+    asked = "select count(*) from flow_run r join flow f on f.id = r.flow_id where f.name = 'stage' and state_type = 'COMPLETED'"
     assert rows(team, asked, "prefect") == [str(len(stages))]
-    assert int(rows(team, "select count(*) from runs", "mlflow")[0]) >= len(stages)
+    parents = "select count(distinct value) from tags where key = 'mlflow.parentRunId'"
+    assert int(rows(team, "select count(*) from runs", "mlflow")[0]) >= len(stages) and rows(team, parents, "mlflow") == ["1"]
 
 
-def prepare_clone(team: Team, folder: Path) -> Path:
-    """A clone with the smoke preset whose default remote is the store."""
-    new_project(folder)
-    (folder / "stage_flow.py").write_text(STAGE_FLOW)
-    (folder / "prefect.yaml").write_text(DEPLOYMENT)
-    run([sys.executable, "-m", "flows.servers", "remote"], folder, team.environment)
-    run([sys.executable, "-m", "dvc", "remote", "default", "--local", "servers"], folder)
-    return folder
+def ordered(stages: dict, said: str) -> list[str]:
+    """The stages in the order in which they are named at the end."""
+    return sorted(stages, key=said.rpartition("to workers: ")[2].strip().split(", ").index)
+
+
+def clones_of(team: Team, folder: Path, names: tuple[str, ...]) -> list[Path]:
+    """Clones of a project with the smoke preset; the default remote of each is the store."""
+    origin = new_project(folder / "origin")
+    shutil.copy(ROOT / "prefect.yaml", origin / "prefect.yaml")
+    identity = ["-c", "user.name=test", "-c", "user.email=test"]
+    run(["git", "add", "-A"], origin)
+    run(["git", *identity, "commit", "-qm", "smoke"], origin)
+    for name in names:
+        run(["git", "clone", "-q", str(origin), name], folder)
+        run([sys.executable, "-m", "flows.servers", "remote"], folder / name, team.environment)
+        run([sys.executable, "-m", "dvc", "remote", "default", "--local", "servers"], folder / name)
+    return [folder / name for name in names]
 
 
 @real
