@@ -22,7 +22,7 @@ OUT ?= drawn
 export PROMPT
 export THOUSANDWORDS_NIGHTLY := $(NIGHTLY)
 
-.PHONY: help setup run test test-slow conformance lint draw flow status deploy workers workers-stop fleet nightly register promote rollback servers servers-stop servers-status ui plan verify lock clean
+.PHONY: help setup ray run test test-slow conformance lint draw flow status deploy workers workers-stop fleet nightly register promote rollback servers servers-stop servers-status ui plan verify lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ $(READY): requirements.lock
 	@python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@python -m pip --disable-pip-version-check check
 	@touch $(READY)
+
+ray: $(READY)  ## adds Ray to .venv, for engine: {kind: ray} (docs/scale.md)
+	@python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-ray.lock
 
 run: $(READY)  ## captioned pictures -> models -> ranked pictures -> report; only what changed runs again
 	@$(if $(PRESET),python -m stages._preset $(PRESET))
@@ -111,6 +114,9 @@ verify: $(READY)  ## re-hashes every artefact against its manifest
 lock:  ## writes requirements.lock anew from pyproject.toml (needs uv)
 	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--extra pipeline --extra servers --extra dev pyproject.toml -o requirements.lock
+
+	@sed -n 's/^ray = \["\(.*\)"\].*/\1/p' pyproject.toml | uv pip compile - -c requirements.lock --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-header --no-annotate -o requirements-ray.lock
 
 clean:  ## removes resumable state and the environment; data, models and results stay
 	rm -rf $(VENV) .ckpt .pytest_cache .ruff_cache

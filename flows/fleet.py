@@ -15,8 +15,15 @@ import httpx
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
+    FlowRunFilter,
+    FlowRunFilterName,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
@@ -35,6 +42,7 @@ from thousandwords.errors import UserError
 
 WITH_GPU, WITHOUT = "stage/stage-gpu", "stage/stage-cpu"  # the deployments of `run_here`, each on a pool of its own
 ASKED_EVERY = 1.0  # seconds
+PAUSES = [2, 10, 30, 60]  # seconds before a server that could not answer is asked again
 
 
 # --- on a worker ------------------------------------------------------------------------------------------------------
@@ -107,20 +115,37 @@ def ask_for(graph: Graph, known: list[str], revision: str) -> dict[str, str]:
             cancel(client, asked)
 
 
-@task(task_run_name="{stage}", cache_policy=NO_CACHE, log_prints=True)
+def is_the_servers(task_: object, run: object, state: State) -> bool:
+    """Whether asking failed, not the stage: it is asked again, and what was asked for already is taken up."""
+    return not isinstance(state.result(raise_on_failure=False), StageFailed)
+
+
+@task(
+    task_run_name="{stage}", cache_policy=NO_CACHE, log_prints=True,
+    retries=len(PAUSES), retry_delay_seconds=PAUSES, retry_condition_fn=is_the_servers,
+)  # fmt: skip
 def ask_a_worker(stage: str, is_stale: bool, place: dict, revision: str, before: list[str], asked: list[UUID]) -> str:
     """One stage as a run of its own; returns when that has ended, and raises StageFailed where it ended otherwise."""
     if not is_stale and RAN not in before:
         return CACHED
     given = {"stage": stage, "revision": revision, "place": place, "pipeline": f"fleet-{flow_run.id}"}
-    run = run_deployment(deployment(Place(**place)), parameters=given, flow_run_name=stage, timeout=0)
-    asked.append(run.id)
-    print(f"{stage} is run {run.id}; its lines: prefect flow-run logs {run.id}")
     with get_client(sync_client=True) as client:
+        run = asked_before(client, stage, revision)
+        run = run or run_deployment(deployment(Place(**place)), parameters=given, flow_run_name=stage, timeout=0)
+        asked.append(run.id)
+        print(f"{stage} is run {run.id}; its lines: prefect flow-run logs {run.id}")
         state = end_of(client, run)
     if not state.is_completed():
         raise StageFailed(f"stage {stage} is {state.name.lower()} on its worker: {' '.join((state.message or '').split())}")
     return RAN
+
+
+def asked_before(client: SyncPrefectClient, stage: str, revision: str) -> FlowRun | None:
+    """The run that a coordinator asked for and did not live to see the end of."""
+    going = FlowRunFilterStateType(any_=[StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING])
+    wanted = FlowRunFilter(name=FlowRunFilterName(any_=[stage]), state=FlowRunFilterState(type=going))
+    found = client.read_flow_runs(flow_run_filter=wanted)
+    return next((run for run in found if run.parameters.get("revision") == revision), None)
 
 
 def deployment(place: Place) -> str:
@@ -135,6 +160,10 @@ def end_of(client: SyncPrefectClient, run: FlowRun) -> State:
             state = client.read_flow_run(run.id).state
         except httpx.TransportError:
             continue
+        except httpx.HTTPStatusError as error:
+            if error.response.is_server_error:
+                continue
+            raise
         if state and state.is_final():
             return state
 

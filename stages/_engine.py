@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 ATTEMPTS = 3  # for a unit whose worker dies
 AHEAD = 2  # units for each worker that are at work or wait for their turn: results are kept in memory until it comes
 SERVE = "import sys; from stages._hand import serve; serve(*map(int, sys.argv[1:]))"
-MEND_RAY = "Install it on every machine: pip install 'ray==2.60.0', or set engine.kind: local"
+MEND_RAY = "Run on every machine: make ray, or set engine.kind: local"
 
 
 @dataclass(frozen=True)

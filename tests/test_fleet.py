@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests import clones
-from tests.orchestra import ROOT, Server, environment
+from tests.orchestra import ROOT, Server, environment, wait_for
 
 NEEDS = {"first": (), "left": ("first",), "right": ("first",), "last": ("left", "right")}
 SECONDS = 8.0  # that each stage takes
@@ -26,11 +26,16 @@ class Fleet:
         self.origin = clones.make_origin(folder, NEEDS, {"prefect.yaml": text, "flows/placement.yaml": placement})
         self.coordinator, *self.workers = (clones.clone(self.origin, name) for name in ("coordinator", "one", "two"))
 
-    def call(self, clone: Path, *words: str) -> subprocess.CompletedProcess:
+    def begin(self, clone: Path, *words: str) -> subprocess.Popen:
         own = {"PREFECT_API_URL": self.server.api, "PREFECT_WORKER_QUERY_SECONDS": "1", "SECONDS": str(SECONDS)}
         told = {**clones.environment(clone), **environment(clone / ".prefect", **own)}
-        words = [sys.executable, "-m", *words]
-        return subprocess.run(words, cwd=clone, env=told, capture_output=True, text=True, timeout=300)
+        piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, "-m", *words], cwd=clone, env=told, **piped)
+
+    def call(self, clone: Path, *words: str) -> subprocess.CompletedProcess:
+        process = self.begin(clone, *words)
+        said, told = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(words, process.returncode, said, told)
 
     def must(self, clone: Path, *words: str) -> str:
         done = self.call(clone, *words)
@@ -95,6 +100,22 @@ def test_what_is_known_already_goes_to_nobody(fleet):
     before = len(fleet.server.runs("stage-cpu"))
     assert fleet.must(fleet.coordinator, "flows.fleet").endswith("fleet: 0 of 4 stages went to workers\n")
     assert len(fleet.server.runs("stage-cpu")) == before
+
+
+def test_a_second_coordinator_takes_up_what_one_that_was_killed_had_asked_for(fleet):
+    (fleet.coordinator / "stage.py").write_text(clones.STAGE + "# changed\n")
+    clones.must(fleet.coordinator, "git", "commit", "-qam", "a change")
+    clones.must(fleet.coordinator, "git", "push", "-q", "origin", "HEAD:refs/heads/change")
+    before = len(fleet.server.runs("stage-cpu"))
+    first = fleet.begin(fleet.coordinator, "flows.fleet")
+    wait_for(lambda: len(fleet.server.runs("stage-cpu")) > before, 60)
+    first.kill()
+    first.wait()
+
+    said = fleet.must(fleet.coordinator, "flows.fleet")
+
+    assert said.endswith("fleet: 4 of 4 stages went to workers: first, left, right, last\n")
+    assert sorted(clones.ran(fleet.origin)) == sorted([*NEEDS, *NEEDS])
 
 
 def test_a_stage_that_fails_is_named_with_its_worker_and_what_needs_it_is_not_asked_for(fleet):
