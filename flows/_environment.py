@@ -1,4 +1,4 @@
-"""Set before prefect is imported: quiet, a database of this project's own, heartbeats. Imported for what it does."""
+"""Set before prefect is imported: quiet, a database of this project's own, heartbeats, no pickles. Imported for what it does."""
 import os
 from pathlib import Path
 
@@ -12,6 +12,8 @@ SETTINGS = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # what flows/bootstrap.py's watch over dead runs counts on
     # a worker would otherwise start flows by `uv run`, in an environment that nobody locked
     "PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 for name, value in SETTINGS.items():
     os.environ.setdefault(name, value)

@@ -20,12 +20,10 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from flows import registry
-from tests.registering import PROMPT, new_project, train
-from thousandwords.package import load_package
+from flows import _versions, registry
+from tests.registered import pictures, two_champions
 
 pytestmark = pytest.mark.slow
-NAME = "thousandwords"
 
 
 class Server:
@@ -87,20 +85,8 @@ def server(tmp_path, monkeypatch):
         running.kill()
 
 
-def pictures(package: Path) -> list[bytes]:
-    return [one.picture.tobytes() for one in load_package(package).draw(PROMPT, candidates=3, seed=5)]
-
-
-def two_versions(folder: Path) -> Path:
-    root = new_project(folder / "project")
-    assert registry.register(root) == registry.promote(root) == "1"
-    train(root, seed=1)
-    assert registry.register(root) == registry.promote(root) == "2"
-    return root
-
-
 def test_on_a_server_the_commands_do_what_they_do_on_a_database(server, tmp_path):
-    root = two_versions(tmp_path)
+    root = two_champions(tmp_path / "project")
     second = pictures(registry.fetch("champion", tmp_path / "a", root))
     began = time.monotonic()
 
@@ -113,7 +99,7 @@ def test_on_a_server_the_commands_do_what_they_do_on_a_database(server, tmp_path
 
 
 def test_a_server_killed_while_the_alias_moves_leaves_the_old_or_the_new_value(server, tmp_path):
-    two_versions(tmp_path)
+    two_champions(tmp_path / "project")
     count, moments, flips = int(os.environ.get("THOUSANDWORDS_KILLS", "20")), random.Random(0), 0
     for number in range(count):
         if number:
@@ -141,7 +127,7 @@ def flip_until_it_fails(uri: str, told: list[str]) -> None:
     while True:
         told.append("1" if told[-1] == "2" else "2")
         try:
-            registry.move(client, "champion", told[-1])
+            _versions.move(client, "champion", told[-1])
         except MlflowException:
             return
 
