@@ -36,11 +36,11 @@ def move(client: mlflow.MlflowClient, alias: str, version: str) -> None:
     client.set_registered_model_alias(NAME, alias, version)
 
 
-def newest_first(client: mlflow.MlflowClient) -> list[ModelVersion]:
-    """All versions; those of a search know none of their aliases."""
+def newest_first(client: mlflow.MlflowClient, name: str = NAME) -> list[ModelVersion]:
+    """All versions of a registered model; those of a search know none of their aliases."""
     found, token = [], None
     while True:
-        page = client.search_model_versions(f"name='{NAME}'", page_token=token)
+        page = client.search_model_versions(f"name='{name}'", page_token=token)
         found += page
         token = page.token
         if not token:

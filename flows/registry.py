@@ -2,8 +2,9 @@
 
 A version is one row that appears after all its files are stored, in one transaction with the tags that pin them, so it is absent
 or complete. `@challenger` is the last one registered, `@champion` the one in use; the gate (`thousandwords.gate`) stands between
-them. `fetch` checks every byte against the pinned hashes and leaves loading to `thousandwords.package`: MLflow's own loader runs
-code that it finds in a version. Left out: removing versions.
+them, and promotions and rollbacks at the same time never mix (`flows._champions`). `fetch` checks every byte against the pinned
+hashes and leaves loading to `thousandwords.package`: MLflow's own loader runs code that it finds in a version. Left out: removing
+versions.
 """
 from __future__ import annotations
 
@@ -13,24 +14,14 @@ import tempfile
 from pathlib import Path
 
 import yaml
+from mlflow.entities.model_registry import ModelVersion
 
-from flows._champions import champion_of, history_of, remember
+from flows._champions import crown, standing
 from flows._client import answering
 from flows._evidence import evidence_of, gather
 from flows._new_version import add_version
 from flows._stored import fetch_version, manifest_of
-from flows._versions import (
-    CHALLENGER,
-    CHAMPION,
-    NAME,
-    known_of,
-    line,
-    move,
-    newest_first,
-    newest_with,
-    number_of,
-    resolve,
-)
+from flows._versions import CHALLENGER, CHAMPION, NAME, known_of, line, move, newest_first, newest_with, number_of, resolve
 from thousandwords.config import section
 from thousandwords.errors import UserError
 from thousandwords.files import fingerprint
@@ -62,42 +53,49 @@ def promote(root: Path = Path("."), wanted: str = CHALLENGER) -> str:
     """Makes a version (its alias or number) the champion, if the gate of params.yaml lets it; returns its number.
 
     Raises Refused with every reason, or DamagedArtefact where its files are not the pinned ones; the alias is then as it was.
+    Where another became champion in the meantime, the gate judges again, beside that one.
     """
     config = gate_of(root)
-    with answering(root) as client:
-        candidate, champion = resolve(client, wanted), champion_of(client)
-        if champion is not None and number_of(champion) == number_of(candidate):
-            return number_of(candidate)
-        refusals = decide(config, evidence_of(known_of(candidate)), champion and evidence_of(known_of(champion)))
-        if refusals:
-            against = f"beside champion {champion.version}" if champion else "as the first champion"
-            lines = "".join(f"\n- {refusal}" for refusal in refusals)
-            raise Refused(f"version {candidate.version} was not promoted {against}:{lines}")
-        with tempfile.TemporaryDirectory() as folder:
+    with answering(root) as client, tempfile.TemporaryDirectory() as folder:
+        candidate = resolve(client, wanted)
+        number, is_champion = number_of(candidate), False
+        while not is_champion:
+            seen = standing(client)
+            if number in seen.champions[-1:]:
+                return number
+            _judge(config, candidate, resolve(client, seen.champions[-1]) if seen.champions else None)
             fetch_version(candidate, Path(folder))
-        before = history_of(client, champion)
-        remember(client, [*before, number_of(candidate)])  # first: a kill between the two leaves the champion where it was
-        move(client, CHAMPION, number_of(candidate))
-        return number_of(candidate)
+            is_champion = crown(client, seen, (*seen.champions, number))
+        return number
+
+
+def _judge(config: Config, candidate: ModelVersion, champion: ModelVersion | None) -> None:
+    refusals = decide(config, evidence_of(known_of(candidate)), champion and evidence_of(known_of(champion)))
+    if refusals:
+        against = f"beside champion {champion.version}" if champion else "as the first champion"
+        lines = "".join(f"\n- {refusal}" for refusal in refusals)
+        raise Refused(f"version {candidate.version} was not promoted {against}:{lines}")
 
 
 def rollback(root: Path = Path(".")) -> str:
     """Makes the champion before this one the champion again; returns its number. Once more goes further back.
 
-    Raises UserError where there is none, or where its files are no longer all there.
+    Raises UserError where there is none, where its files are no longer all there, or where another became champion meanwhile.
     """
     with answering(root) as client:
-        champion = champion_of(client)
-        if champion is None:
+        seen = standing(client)
+        if not seen.champions:
             raise UserError("there is no champion, so there is nothing to roll back. Run: make promote")
-        *before, _ = history_of(client, champion)
+        *before, champion = seen.champions
         if not before:
-            raise UserError(f"no version was champion before version {champion.version}: there is nothing to roll back to")
-        earlier = resolve(client, before[-1])
-        manifest_of(earlier)
-        move(client, CHAMPION, number_of(earlier))
-        remember(client, before)
-        return number_of(earlier)
+            raise UserError(f"no version was champion before version {champion}: there is nothing to roll back to")
+        manifest_of(resolve(client, before[-1]))
+        if not crown(client, seen, tuple(before)) and standing(client).champions != tuple(before):
+            raise UserError(
+                f"somebody else has just moved the champion away from version {champion}, so it was not rolled back. "
+                "Look with: python -m flows.registry show"
+            )
+        return before[-1]
 
 
 def fetch(wanted: str, folder: Path, root: Path = Path(".")) -> Path:

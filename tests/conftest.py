@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.nursery import Nursery
 from tests.orchestra import Server
 from tests.tiny import write_parts
 from thousandwords.drawing import Settings
@@ -65,3 +66,11 @@ def project(two_versions, tmp_path, monkeypatch):
     shutil.copy(two_versions / ".mlflow/mlflow.db", tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     return tmp_path / "project"
+
+
+@pytest.fixture(scope="session")
+def nursery(two_versions, tmp_path_factory):
+    """A process that does the registry's commands in children, which may be killed."""
+    running = Nursery(two_versions, tmp_path_factory.mktemp("nursery") / "project")
+    yield running
+    running.close()

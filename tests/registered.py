@@ -10,7 +10,8 @@ import mlflow
 from mlflow.utils.file_utils import local_file_uri_to_path
 
 from flows import registry
-from flows._versions import NAME
+from flows._champions import AFTER, CHAMPIONS, LOG
+from flows._versions import NAME, newest_first
 from tests.registering import PROMPT, new_project, train
 from thousandwords.files import write_json, write_manifest
 from thousandwords.package import load_package
@@ -35,6 +36,32 @@ def champion() -> str:
 
 def pictures(package: Path) -> list[bytes]:
     return [one.picture.tobytes() for one in load_package(package).draw(PROMPT, candidates=3, seed=5)]
+
+
+def register_with(root: Path, seed: int, psnr: float) -> str:
+    """Another version, whose reconstruction is that good; by its number."""
+    train(root, seed=seed, reconstruction={"psnr_hard": psnr})
+    return registry.register(root)
+
+
+def check_moves(margin: float = 0.3) -> list[list[str]]:
+    """What each move that counts left as the history, in their order; every one passed the gate beside the one before it."""
+    found, last, history = [], "0", []
+    for one in reversed(newest_first(client(), LOG)):
+        if one.tags[AFTER] != last:
+            continue  # decided on what was no longer so
+        last, after = str(one.version), json.loads(one.tags[CHAMPIONS])
+        is_rollback = after == history[:-1] and after
+        is_promotion = after[:-1] == history and (not history or psnr_of(after[-1]) >= psnr_of(history[-1]) - margin)
+        assert is_rollback or is_promotion, (history, after)
+        history = after
+        found.append(after)
+    assert champion() == history[-1]
+    return found
+
+
+def psnr_of(version: str) -> float:
+    return json.loads(client().get_model_version(NAME, version).tags["evidence"])["metrics"]["reconstruction.psnr_hard"]
 
 
 def plant(folder: Path, change, pins: dict[str, str] | None = None) -> Path:
