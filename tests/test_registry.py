@@ -5,14 +5,13 @@ Rows F3 and F4 of the reliability plan.
 from __future__ import annotations
 
 import shutil
-import time
 
 import pytest
 import yaml
 
 from flows import registry
 from flows.registry import Refused
-from tests.registered import NAME, champion, client, pictures, plant
+from tests.registered import NAME, champion, client, pictures, plant, run_rollback
 from tests.registering import FIGURES, run_git, train
 from tests.test_evidence import other_words
 from tests.tiny import flipped
@@ -110,11 +109,11 @@ def test_the_command_ends_with_one_sentence(project, monkeypatch, capsys):
 def test_after_a_rollback_samples_are_the_earlier_versions_byte_for_byte(project, tmp_path):
     first = pictures(registry.fetch("1", tmp_path / "a", project))
     second = pictures(registry.fetch("champion", tmp_path / "b", project))
-    began = time.monotonic()
 
-    assert registry.rollback(project) == "1"
+    seconds, wall, said = run_rollback(project)
 
-    assert time.monotonic() - began < 5
+    print(f"F4: rollback as a command on a database: {wall:.1f} s, {seconds:.1f} s of them its own")
+    assert said == "version 1 is the champion again\n" and seconds < 5
     assert pictures(registry.fetch("champion", tmp_path / "c", project)) == first != second
 
 
