@@ -5,9 +5,9 @@ both have is the next number of a model. A move says which move it was decided o
 between; so of several decided at once the first counts, and the others change nothing and are told. The alias follows the log.
 
 Whatever interleaves, and wherever a process dies: each move that counts was decided on the champion before it, and the log lists
-them all; the alias names the last of them, or the one before where a process died in between, until the next move or the next
-look here brings it up. An alias that somebody set by hand stands: the next move is decided on it. (An alias that a process moves
-late, after others have moved on, is moved up at once; if that process dies in just that instant, it stays as if set by hand.)
+them all. The alias names the last of them, or, where a process died in between, the one before, until the next promotion or
+rollback brings it up. An alias that somebody set by hand stands: the next move is decided on it. (A process that moves the alias
+late, after others have moved on, moves it up at once; if it dies in just that instant, a former champion stays, as if by hand.)
 """
 from __future__ import annotations
 
