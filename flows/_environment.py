@@ -1,4 +1,4 @@
-"""Set before prefect is imported: quiet, a database of this project's own, heartbeats. Imported for what it does.
+"""Set before prefect is imported: quiet, a database of this project's own, heartbeats, no pickles. Imported for what it does.
 
 The team's servers of this folder are used where they are up, unless the environment names others: what was started by `make
 servers` is what `make workers`, `make deploy` and every flow of the folder talk to.
@@ -17,6 +17,8 @@ SETTINGS = {
     "PREFECT_WORKER_QUERY_SECONDS": "3",
     # a worker would otherwise start flows by `uv run`, in an environment that nobody locked
     "PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 SERVERS = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")  # whoever names one of these has servers of their own
 

@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 import torch
 from hypothesis import settings
 
+from tests.nursery import Nursery
 from tests.orchestra import Server
 from tests.tiny import write_parts
 from thousandwords.drawing import Settings
@@ -46,3 +48,30 @@ def server(tmp_path_factory):
     server = Server(tmp_path_factory.mktemp("prefect"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def two_versions(tmp_path_factory):
+    """A project with two champions one after the other in a registry of its own; to be copied, never changed."""
+    from tests.registered import two_champions  # late: it loads MLflow
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return two_champions(tmp_path_factory.mktemp("registry") / "project")
+
+
+@pytest.fixture
+def project(two_versions, tmp_path, monkeypatch):
+    """A working tree and a registry of a test's own; the files of its two versions are shared, and not to be changed."""
+    shutil.copytree(two_versions, tmp_path / "project", ignore=shutil.ignore_patterns(".mlflow"))
+    shutil.copy(two_versions / ".mlflow/mlflow.db", tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return tmp_path / "project"
+
+
+@pytest.fixture(scope="session")
+def nursery(two_versions, tmp_path_factory):
+    """A process that does the registry's commands in children, which may be killed."""
+    running = Nursery(two_versions, tmp_path_factory.mktemp("nursery") / "project")
+    yield running
+    running.close()

@@ -1,18 +1,7 @@
-"""A tiny project as a finished run leaves it, with git, dvc.lock and figures: what the registry is tried on.
-
-As a program it is a process that imports the registry once and forks a child per trial, which may be killed at any moment.
-"""
+"""A tiny project as a finished run leaves it, with git, dvc.lock and figures: what the registry is tried on."""
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import signal
 import subprocess
-import sys
-import tempfile
-import time
-import traceback
 from pathlib import Path
 
 import yaml
@@ -24,7 +13,6 @@ from thousandwords.drawing import Settings
 from thousandwords.files import read_manifest, write_json, write_manifest
 from thousandwords.package import write_package
 
-ROOT = Path(__file__).parent.parent
 PROMPT = "a small green star on sand"
 PARTS = {"text_tokenizer": "train_text_tokenizer", "image_tokenizer": "train_image_tokenizer", "generator": "train_generator",
          "scorer": "train_scorer"}  # fmt: skip
@@ -96,74 +84,3 @@ def commit(folder: Path) -> None:
 def run_git(folder: Path, *words: str) -> str:
     named = ("-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false")
     return subprocess.run(["git", *named, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
-
-
-# --- registrations that die ------------------------------------------------------------------------------------------
-
-
-class Nursery:
-    """The process that forks. `run` registers `folder` in a child, which is killed after some seconds or at a fail point.
-
-    It has registered `root` once itself, in a database of its own, since most of what a first time takes is imports.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.registering", str(root)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-
-    def run(self, folder: Path, after: float | None = None, failpoint: str | None = None) -> tuple[int, float]:
-        """(exit code, or minus the signal's number; seconds)"""
-        order = {"folder": str(folder), "after": after, "failpoint": failpoint, "uri": os.environ["MLFLOW_TRACKING_URI"]}
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return tuple(json.loads(self.process.stdout.readline()))
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
-
-
-def serve(root: Path) -> None:
-    """One child per line of standard input."""
-    from flows import registry
-
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(root / ".mlflow/mlflow.db", folder)
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        train(root, seed=50)
-        registry.register(root)
-    answers = os.fdopen(os.dup(1), "w")  # what the children say goes elsewhere
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        order = json.loads(line)
-        print(json.dumps(_raise_child(registry, order)), file=answers, flush=True)
-
-
-def _raise_child(registry, order: dict) -> list:
-    began = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.environ["MLFLOW_TRACKING_URI"] = order["uri"]
-            if order["failpoint"]:
-                os.environ["THOUSANDWORDS_FAILPOINT"] = order["failpoint"]
-            registry.register(Path(order["folder"]))
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    is_due = order["after"] is not None
-    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-        if is_due and time.monotonic() - began >= order["after"]:
-            os.kill(child, signal.SIGKILL)
-            is_due = False
-        time.sleep(0.0005)
-    return [os.waitstatus_to_exitcode(ended[1]), time.monotonic() - began]
-
-
-if __name__ == "__main__":
-    serve(Path(sys.argv[1]))

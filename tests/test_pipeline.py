@@ -100,6 +100,21 @@ def test_there_is_a_page_and_a_picture_per_prompt(project):
     assert decode_png(grids[0].read_bytes()).shape[2] == 3
 
 
+def test_a_run_can_be_registered_and_become_the_champion(project, tmp_path, monkeypatch):
+    from flows import registry
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    change(project, "gate", {"minimum_prompts": 8})  # 4 seen, 4 unseen; the usual 64 are more than this preset draws
+    for words in (["add", "-A"], ["-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-q", "-m", "a run"]):
+        assert command(project, "git", *words).returncode == 0
+
+    assert registry.register(project) == registry.promote(project) == "1"
+
+    assert registry.show(project)[0].endswith("  sound @challenger @champion")
+    package = load_package(registry.fetch("champion", tmp_path, project))
+    assert package.fingerprint == load_package(project / "models/package").fingerprint
+
+
 def test_nothing_runs_again_when_nothing_changed(project):
     assert ran(repro(project)) == []
 

@@ -5,7 +5,6 @@ import base64
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,9 +16,10 @@ from types import SimpleNamespace
 import pytest
 from mlflow.exceptions import MlflowException
 
-from flows import registry
 from flows._served_model import Request, ServedPackage
-from tests.registering import PROMPT, new_project
+from tests.mlflow_server import answers
+from tests.orchestra import free_port, wait_for
+from tests.registering import PROMPT
 from thousandwords.images import decode_png
 from thousandwords.package import load_package
 
@@ -73,12 +73,6 @@ def test_a_wrong_request_is_told_what_is_wrong_before_anything_is_drawn(served, 
 # --- a real server ---------------------------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 def ask(port: int, body: dict) -> tuple[int, dict]:
     """(status, answer)"""
     request = urllib.request.Request(
@@ -91,32 +85,15 @@ def ask(port: int, body: dict) -> tuple[int, dict]:
         return error.code, json.loads(error.read())
 
 
-def wait_until_up(port: int, process: subprocess.Popen) -> None:
-    until = time.monotonic() + 180
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail("the server did not come up")
-
-
-@pytest.mark.slow
-def test_mlflow_serves_the_champion_with_pickle_forbidden(tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    root, port = new_project(tmp_path / "project"), free_port()
-    registry.register(root)
-    registry.promote(root)
-    mlflow = Path(sys.executable).with_name("mlflow")
+def test_mlflow_serves_the_champion_with_pickle_forbidden(project):
+    mlflow, port = Path(sys.executable).with_name("mlflow"), free_port()
     environment = {**os.environ, "PATH": f"{mlflow.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
-                   "MLFLOW_TRACKING_URI": f"sqlite:///{root}/.mlflow/mlflow.db",
                    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}  # fmt: skip
     words = [mlflow, "models", "serve", "-m", "models:/thousandwords@champion", "--env-manager", "local", "-p", str(port)]
     began = time.monotonic()
     process = subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True)
     try:
-        wait_until_up(port, process)
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/ping"), 180, "MLflow served nothing")
         up = time.monotonic()
         status, answer = ask(port, {"inputs": [{"prompt": PROMPT, "candidates": 4, "keep": 2, "seed": 5}]})
         print(f"mlflow models serve: up after {up - began:.1f} s, four candidates in {time.monotonic() - up:.2f} s")
@@ -125,9 +102,9 @@ def test_mlflow_serves_the_champion_with_pickle_forbidden(tmp_path, monkeypatch)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()
-    drawn = load_package(root / "models/package").draw(PROMPT, candidates=4, seed=5)
+    drawn = load_package(project / "models/package").draw(PROMPT, candidates=4, seed=5)
     assert status == 200
-    for sent, one in zip(answer["predictions"][0]["pictures"], drawn, strict=False):
+    for sent, one in zip(answer["predictions"][0]["pictures"], drawn[:2], strict=True):
         assert (decode_png(base64.b64decode(sent["png"])) == one.picture).all()
     assert refused == 400 and "the prompt is empty. Say what to draw" in said["message"]
     assert misshapen == 400 and "Request" in why["message"]
