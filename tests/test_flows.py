@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from datetime import datetime
@@ -55,20 +54,6 @@ def test_what_has_changed_is_what_dvc_says(tmp_path, monkeypatch):
     assert graph.read_graph().stale == frozenset()
     (project / "c").write_text("another")
     assert graph.read_graph().stale == {"right", "last"}
-
-
-@pytest.mark.parametrize("left", ['{"write": {', '{"write": {"PLACE/a": {"pid": OWN, "cmd": "dvc repro"}}}'])
-def test_what_a_killed_dvc_left_in_its_list_of_locks_is_in_nobodys_way(tmp_path, left):
-    """Half of it, and an entry whose number is now that of a process which is no dvc."""
-    project = tiny_project(tmp_path, {"first": DIAMOND["first"]})
-    (project / ".dvc/tmp").mkdir(exist_ok=True)
-    text = left.replace("OWN", str(os.getpid())).replace("PLACE", str(project))
-    (project / ".dvc/tmp/rwlock").write_text(text)
-    assert repro(project).returncode != 0
-
-    graph.repair_locks(project)
-
-    assert repro(project).returncode == 0
 
 
 # --- placement --------------------------------------------------------------------------------------------------------
