@@ -5,21 +5,29 @@ The slow tests are trials of the same kind, THOUSANDWORDS_KILLS of each; they pr
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from flows import repair
 from tests.orchestra import environment, run, tiny_project, wait_for
+from tests.tiny import SIDE, tiny
+from thousandwords import components, pairs
 from thousandwords.errors import UserError
+from thousandwords.files import sha256_of, write_json
+from thousandwords.images import encode_png
 
 TRIALS = int(os.environ.get("THOUSANDWORDS_KILLS", "20"))
 # the kernel's word on who writes: a lock of its own for each stage, a line for each that begins, and one for each clash
@@ -161,6 +169,87 @@ def test_a_flow_waits_for_a_plain_dvc_which_a_flow_turns_away(tmp_path, server):
     (project / "go").touch()
     assert ended(flow)[0] == 0
     assert begun(project)[2:3] == ["first"] and not (project / "clashes").exists()
+
+
+# --- E9: a dvc that is killed in the midst of a stage ----------------------------------------------------------------
+
+SHARDS = 40
+TOKENIZE = "python witness.py --pairs data/pairs --tokenizer models/image_tokenizer --out data/tokens"
+WITNESS = """import os, runpy, time
+from thousandwords import files
+written, is_first = os.open("written", os.O_WRONLY | os.O_CREAT | os.O_APPEND), not os.path.exists("again")
+def passing(name):  # as every durable write does, some times
+    os.write(written, b"%d\\n" % os.getpid())
+    time.sleep(1 if is_first and os.path.exists("again") else 0)
+files.failpoint = passing
+runpy.run_module("stages.tokenize_pairs", run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory) -> Path:
+    """Pairs in many small shards, and a tokenizer that takes its time."""
+    folder = tmp_path_factory.mktemp("captioned")
+    (folder / "own").mkdir()
+    for number in range(4 * SHARDS):
+        pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+        (folder / "own" / f"{number:03d}.png").write_bytes(encode_png(pixels))
+        (folder / "own" / f"{number:03d}.txt").write_text(f"Picture {number}")
+    settings = {"image_size": SIDE, "min_side": 8, "validation_share": 0.1, "rows_per_shard": 4}
+    pairs.write_pairs(pairs.Config(source="folder", path=str(folder / "own"), **settings), 0, folder / "data/pairs")
+    components.save(tiny("tokenizers", "dvae"), folder / "models/image_tokenizer")
+    return folder
+
+
+def tokenizing(folder: Path, captioned: Path) -> Path:
+    """A project of that one stage, the real one, which notes in `written` who writes."""
+    stage = {"cmd": TOKENIZE, "deps": ["data/pairs", "models/image_tokenizer"], "outs": ["data/tokens"]}
+    project = tiny_project(folder, {"tokenize_pairs": stage})
+    (project / "witness.py").write_text(WITNESS)
+    for name in ("data", "models"):
+        shutil.copytree(captioned / name, project / name)
+    write_json(project / "params.yaml", {"seed": 0, "device": "cpu", "tokens": {"rows_per_shard": 4, "batch_size": 4}})
+    return project
+
+
+def kept(project: Path) -> dict[str, int]:
+    """The finished shards and when each was made."""
+    found = (project / ".store/tokens").glob("[0-9a-f]*/manifest.json")
+    return {path.parent.name: path.stat().st_mtime_ns for path in found}
+
+
+def kill_and_repeat(project: Path, number: int, shards: int) -> None:
+    """Kills `dvc` alone once so many shards are finished, and starts it again at once."""
+    first = start(project, *DVC, "repro")
+    wait_for(lambda: len(kept(project)) >= shards or first.poll() is not None, 120)
+    first.send_signal(number)
+    first.wait()
+    finished = kept(project)
+    (project / "again").touch()  # if the first goes on, then for long
+    code, said = ended(start(project, *DVC, "repro"))
+    assert code == 0, said
+    writers = [pid for pid, _ in itertools.groupby((project / "written").read_text().split())]
+    assert len(writers) == len(set(writers)) <= 2  # one after the other
+    encoded, of = (int(word) for word in re.search(r"(\d+) of (\d+) shards encoded", said).groups())
+    assert of >= SHARDS and encoded <= of - len(finished) and len(finished) >= shards
+    assert {key: kept(project)[key] for key in finished} == finished
+
+
+def test_shards_that_were_finished_when_dvc_was_killed_are_kept_and_two_never_write(tmp_path, captioned):
+    kill_and_repeat(tokenizing(tmp_path, captioned), signal.SIGKILL, shards=10)
+
+
+@pytest.mark.slow
+def test_random_kills_of_dvc_cost_no_finished_shard(tmp_path, captioned):
+    chance = random.Random(0)
+    undisturbed = tokenizing(tmp_path / "undisturbed", captioned)
+    repro(undisturbed)
+    for trial in range(TRIALS):
+        project = tokenizing(tmp_path / str(trial), captioned)
+        kill_and_repeat(project, (signal.SIGKILL, signal.SIGTERM)[trial % 2], shards=chance.randrange(SHARDS))
+        assert sha256_of(project / "data/tokens/manifest.json") == sha256_of(undisturbed / "data/tokens/manifest.json")
+        shutil.rmtree(project)
+    print(f"dvc killed in the midst of a stage: {TRIALS} trials, no overlap, 0 finished shards encoded again, all equal")
 
 
 # --- E10: what a killed dvc leaves -----------------------------------------------------------------------------------
