@@ -1,22 +1,18 @@
 """The flows around the pipeline: nightly, draw, sweep; with a stand-in for the registry, which has tests of its own."""
 from __future__ import annotations
 
-import http.server
-import json
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import prefect.settings
 import pytest
 import yaml
-from prefect.client.orchestration import get_client
 
 import flows
-from flows import bootstrap, draw, nightly, status, sweep
-from tests.orchestra import ROOT, tiny_project, wait_for
+from flows import draw, nightly, status, sweep
+from tests.orchestra import ROOT, tiny_project
 from thousandwords.errors import UserError
 
 
@@ -148,7 +144,7 @@ def test_a_sweep_compares_its_experiments_and_leaves_the_folder_as_it_was(here, 
     assert {run.data.params["x"]: run.data.metrics for run in found} == {"2": {"y": 4.0}, "3": {"y": 9.0}}
 
 
-# --- status and notices -----------------------------------------------------------------------------------------------
+# --- status -----------------------------------------------------------------------------------------------------------
 
 
 def test_status_says_what_runs_what_is_champion_and_what_is_stale(here, monkeypatch):
@@ -172,36 +168,3 @@ def test_status_needs_no_server_and_says_so(here, monkeypatch):
             assert told in status.status()
     assert "champion  the registry does not answer" in status.status()
     assert "stages    unknown: " in status.status()
-
-
-def test_a_webhook_is_told_of_runs_that_ended(here, monkeypatch):
-    told = []
-
-    class Listener(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-    listener = http.server.HTTPServer(("127.0.0.1", 0), Listener)
-    threading.Thread(target=listener.serve_forever, daemon=True).start()
-    assert bootstrap.notices() == []
-    monkeypatch.setenv("THOUSANDWORDS_WEBHOOK_URL", f"http://127.0.0.1:{listener.server_port}/")
-    with get_client(sync_client=True) as client:
-        bootstrap.replace(client, bootstrap.notices()[0])
-
-    @prefect.flow(name="a night")
-    def fails():
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fails()
-    wait_for(lambda: told, 60)
-    listener.shutdown()
-    assert {key: told[0][key] for key in ("flow", "state")} == {"flow": "a night", "state": "Failed"}
-
-
-def test_an_address_that_is_none_is_refused_without_showing_it(monkeypatch):
-    monkeypatch.setenv("THOUSANDWORDS_WEBHOOK_URL", "hooks.example/secret")
-    with pytest.raises(UserError, match="should be an address that begins with http"):
-        bootstrap.notices()
