@@ -1,4 +1,4 @@
-"""python -m flows.pipeline: the DVC graph, one Prefect task per stage, branches side by side, lines in the run's log.
+"""python -m flows.pipeline: the DVC graph, a Prefect task per stage with something to do, side by side, lines in the run's log.
 
 The graph is read from DVC at run time; a task is `dvc --wait-for-lock repro -s STAGE`, on the GPUs that flows/placement.yaml
 gives it. DVC alone decides what must run, so Prefect caches nothing; a stage that fails leaves those that need it unrun.
@@ -133,12 +133,15 @@ def run_graph(targets: list[str] | None) -> dict[str, str]:
     whole = read_graph_when_free()
     graph = whole.part(targets) if targets else whole
     placement = read_placement(list(whole.needs))
-    running = {}
+    running: dict[str, PrefectFuture] = {}
     for stage, needs in graph.needs.items():
-        before = [running[other] for other in needs]
+        before = [running[other] for other in needs if other in running]
+        if stage not in graph.stale and not before:
+            get_run_logger().info("%s | %s", stage, CACHED)  # a task of its own would cost more time than it is worth
+            continue
         place = placement.of(stage)
         running[stage] = placed(stage, place).submit(stage, stage in graph.stale, place.gpus, placement.parallel, before)
-    done = outcome(running)
+    done = {**dict.fromkeys(graph.needs, CACHED), **outcome(running)}
     if RAN in done.values():
         show_results()
     return done
