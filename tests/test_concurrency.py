@@ -22,7 +22,10 @@ import pytest
 import yaml
 
 from flows import repair
+from tests.killing import Nursery
 from tests.orchestra import environment, run, tiny_project, wait_for
+from tests.test_flows import planned_waits
+from tests.test_kills import WORK, Never, left_by
 from tests.tiny import SIDE, tiny
 from thousandwords import components, pairs
 from thousandwords.errors import UserError
@@ -368,3 +371,31 @@ def test_a_dvc_killed_while_it_commits_is_mended_by_the_next_flow(tmp_path, serv
         assert_it_is_done(project, trial)
     print(f"killed while committing: {TRIALS} trials, {unfinished} unfinished, all mended")
     assert unfinished >= TRIALS / 2
+
+
+# --- E6: a stage that fails, and goes on -----------------------------------------------------------------------------
+
+# the first attempt dies while it keeps its second checkpoint, and so does the next
+ATTEMPT = """ls .ckpt/train_generator/*/ 2>/dev/null | grep -o 'step-.*' | sort | tail -1 >> found
+tries=$(wc -l < tries 2>/dev/null || echo 0); echo >> tries
+[ $tries -ge 2 ] || export THOUSANDWORDS_FAILPOINT=after-manifest:2
+exec python -m stages.train_generator """
+
+
+@pytest.mark.slow
+def test_each_retry_goes_on_from_the_last_checkpoint_and_ends_as_if_none_had_failed(tmp_path, server):
+    nursery = Nursery()
+    never = Never(tmp_path / "never", nursery, steps=30)
+    nursery.close()
+    folder = never.workplace(tmp_path / "run", "train_generator")
+    (folder / "attempt.sh").write_text(ATTEMPT + " ".join(WORK["train_generator"].argv))
+    stage = {"cmd": "sh attempt.sh", "outs": list(WORK["train_generator"].leaves)}
+    project = tiny_project(folder, {"train": stage}, {"stages": {"train": {"retries": 2, "retry_seconds": 0.5}}})
+
+    done = run(project, "flows.pipeline", PREFECT_API_URL=server.api)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.rstrip("/") for line in (project / "found").read_text().split()] == ["step-00000010", "step-00000020"]
+    assert left_by(project, "train_generator") == never.left["train_generator"]
+    train = server.task_runs(server.runs()[-1]["id"])["train"]
+    assert train["run_count"] == 3 and planned_waits(server, train) == pytest.approx([0.5, 1], rel=0.2)
