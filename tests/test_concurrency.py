@@ -71,6 +71,11 @@ def repro(project: Path, *words: str) -> str:
     return said
 
 
+def at_once() -> float:
+    """Five seconds, and more on a machine that has other work to do."""
+    return 5 * max(1, os.getloadavg()[0] / os.cpu_count())
+
+
 def assert_lock_file_is_sound(project: Path, cache: Path | None = None) -> None:
     """Every output that dvc.lock names is in the cache, with the bytes that it should have."""
     cache = cache or project / ".dvc/cache"
@@ -99,7 +104,7 @@ def test_of_two_that_want_the_same_stage_one_ends_at_once_and_says_who_has_it(tm
     for flags in ([], ["--wait-for-lock"]):  # the flag is for DVC's own lock, not for a stage at work
         came = time.monotonic()
         code, said = ended(start(project, *DVC, *flags, "repro"))
-        assert code == 255 and time.monotonic() - came < 5
+        assert code == 255 and time.monotonic() - came < at_once()
         assert f"first' is busy, it is being blocked by:\n  (PID {winner.pid}): " in said
 
     (project / "go").touch()
@@ -168,7 +173,7 @@ def test_a_flow_waits_for_a_plain_dvc_which_a_flow_turns_away(tmp_path, server):
     wait_for(lambda: len(begun(project)) == 3, 60)
     came = time.monotonic()
     code, said = ended(start(project, *DVC, "repro"))
-    assert code == 255 and "first' is busy, it is being blocked by:" in said and time.monotonic() - came < 5
+    assert code == 255 and "first' is busy, it is being blocked by:" in said and time.monotonic() - came < at_once()
     (project / "go").touch()
     assert ended(flow)[0] == 0
     assert begun(project)[2:3] == ["first"] and not (project / "clashes").exists()

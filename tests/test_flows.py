@@ -101,7 +101,6 @@ def test_what_somebody_has_to_mend_or_has_stopped_is_not_tried_again():
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_the_flow_runs_what_changed_shows_it_and_then_finds_nothing_to_do(tmp_path, server):
     figures = json.dumps({"generator": {"loss": 1.5}})
     write = f"mkdir -p results && echo '{figures}' > results/metrics.json && cat d >> /dev/null"
@@ -153,7 +152,6 @@ def test_what_has_nothing_to_do_and_waits_for_nobody_is_no_task(tmp_path, monkey
 TRY = "echo $(date +%s.%N) >> {name}.tries; {ends}"
 
 
-@pytest.mark.slow
 def test_a_stage_is_tried_again_as_often_as_its_table_says(tmp_path, server):
     """Two failures that pass, one that does not, and one that a user has to mend: 3, 4 and 1 attempts."""
     ends = {"passing": "test $(wc -l < passing.tries) -ge 3 && touch passing", "failing": "exit 1", "refused": "exit 2"}

@@ -37,7 +37,6 @@ def registry(monkeypatch, **functions) -> None:
 # --- nightly ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_night_takes_new_data_runs_what_they_touch_and_promotes(here, monkeypatch, server):
     tiny_project(here, {"package_model": {"cmd": "cp data/new package", "deps": ["data/new"], "outs": ["package"]}})
     (here / "elsewhere").write_text("monday")
@@ -55,7 +54,6 @@ def test_a_night_takes_new_data_runs_what_they_touch_and_promotes(here, monkeypa
     assert nightly.nightly()["ran"] == []
 
 
-@pytest.mark.slow
 def test_a_version_that_the_gate_refuses_is_told_and_is_no_failure(here, monkeypatch, server):
     tiny_project(here, {"package_model": {"cmd": "touch package", "outs": ["package"]}})
 
@@ -81,7 +79,6 @@ def test_a_pipeline_that_fails_registers_nothing(here, monkeypatch):
 # --- draw -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_the_champion_draws_each_prompt(here, monkeypatch, package_folder):
     asked = []
     registry(monkeypatch, fetch=lambda alias, folder: asked.append((alias, str(folder))) or package_folder)
@@ -121,7 +118,6 @@ def test_a_knob_that_does_not_exist_is_refused_before_any_experiment(tmp_path):
         sweep.check_knobs({"generator.training.step": [1]}, tmp_path / "params.yaml")
 
 
-@pytest.mark.slow
 def test_a_sweep_compares_its_experiments_and_leaves_the_folder_as_it_was(here, monkeypatch):
     (here / "square.sh").write_text("x=$(cut -d' ' -f2 params.yaml); echo '{\"y\": '$((x * x))'}' > m.json")
     tiny_project(here, {"evaluate": {"cmd": "sh square.sh", "params": ["x"], "metrics": [{"m.json": {"cache": False}}]}})
