@@ -14,27 +14,25 @@ from pathlib import Path
 import httpx
 import prefect
 from prefect.automations import Automation, EventTrigger, Posture
-from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import CallWebhook, ChangeFlowRunState
+from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.variables import Variable
 
 from flows import gpu
+from flows.notices import ENDS, notices
 from thousandwords.errors import UserError
 
 CPU_POOL, GPU_POOL = "thousandwords-cpu", "thousandwords-gpu"
 OWNER = "thousandwords_project"
-ZOMBIES, NOTICES = "thousandwords: crash what is no longer heard of", "thousandwords: tell a webhook"
+ZOMBIES = "thousandwords: crash what is no longer heard of"
 SILENCE = timedelta(seconds=90)  # three heartbeats (flows/_environment.py)
-ENDS = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")}
 WAITS = {f"prefect.flow-run.{name}" for name in ("Scheduled", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended")}
 NIGHTLY = "0 3 * * *"  # UTC; the variable THOUSANDWORDS_NIGHTLY has another
-WEBHOOK = "THOUSANDWORDS_WEBHOOK_URL"
 
 
 def bootstrap(root: Path = Path(".")) -> list[str]:
@@ -134,27 +132,6 @@ def zombie_watch() -> Automation:
         ),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message="No heartbeat for 90 s: the worker or its machine died")],
     )
-
-
-def notices() -> list[Automation]:
-    """What tells a webhook of finished and failed runs, if THOUSANDWORDS_WEBHOOK_URL names one."""
-    url = os.environ.get(WEBHOOK)
-    if not url:
-        return []
-    if not url.startswith(("http://", "https://")):
-        raise UserError(f"{WEBHOOK} should be an address that begins with http:// or https://, found {url[:8]!r}...")
-    block = Webhook(url=url, method="POST").save("thousandwords", overwrite=True)
-    trigger = EventTrigger(
-        expect=ENDS,
-        match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-        for_each={"prefect.resource.id"},
-        posture=Posture.Reactive,
-        threshold=1,
-        within=timedelta(0),
-    )
-    told = '{"run": "{{ flow_run.name }}", "flow": "{{ flow.name }}", "state": "{{ flow_run.state.name }}"}'
-    action = CallWebhook(block_document_id=block, payload=told)
-    return [Automation(name=NOTICES, description="Runs that ended", trigger=trigger, actions=[action])]
 
 
 def replace(client: SyncPrefectClient, automation: Automation) -> None:

@@ -1,4 +1,4 @@
-"""python -m flows.pipeline: the DVC graph, one Prefect task per stage, branches side by side, lines in the run's log.
+"""python -m flows.pipeline: the DVC graph, a Prefect task per stage with something to do, side by side, lines in the run's log.
 
 The graph is read from DVC at run time; a task is `dvc --wait-for-lock repro -s STAGE`, on the GPUs that flows/placement.yaml
 gives it. DVC alone decides what must run, so Prefect caches nothing; a stage that fails leaves those that need it unrun.
@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 
+from dvc.lock import LockError
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -22,9 +23,10 @@ from prefect.futures import PrefectFuture
 from flows._alone import alone, held_places
 from flows._lifeline import end_with_worker
 from flows.artifacts import show_results
-from flows.graph import read_graph
+from flows.graph import Graph, read_graph
 from flows.keeper import kept
 from flows.placement import Place, read_placement
+from flows.repair import repair, wait_for
 from thousandwords.errors import UserError
 
 CACHED, RAN = "unchanged", "ran"
@@ -52,9 +54,33 @@ def run_stage(stage: str, is_stale: bool, gpus: int, parallel: int, before: list
         return CACHED
     with places(parallel):
         code, lines = stream(command(stage, gpus), lambda line: log.info("%s | %s", stage, line))
+        while code and has_waited_for_others("\n".join(lines)):
+            code, lines = stream(command(stage, gpus), lambda line: log.info("%s | %s", stage, line))
     if code:
         raise failure(stage, code, lines)
     return CACHED if is_skipped(stage, lines) else RAN
+
+
+def read_graph_when_free() -> Graph:
+    """The graph, once no other `dvc` has any of its stages in hand."""
+    while True:
+        try:
+            return read_graph()
+        except LockError as error:
+            if not has_waited_for_others(str(error)):
+                raise
+
+
+def has_waited_for_others(told: str) -> bool:
+    """Waits for the end of those whom DVC names where it says that a stage is busy; False where it says something else."""
+    _, is_busy, names = told.partition("is busy, it is being blocked by:")
+    if not is_busy:
+        return False
+    pids = sorted({int(pid) for pid in re.findall(r"\(PID (\d+)\)", names)})
+    get_run_logger().info("a `dvc` of somebody else is at work here (process %s); this run waits for it", *pids[:1])
+    wait_for(pids)
+    repair(wait=True)
+    return True
 
 
 @functools.cache
@@ -104,15 +130,18 @@ def pipeline(targets: list[str] | None = None) -> dict[str, str]:
 def run_graph(targets: list[str] | None) -> dict[str, str]:
     """The flow without its surroundings."""
     os.environ.setdefault("THOUSANDWORDS_PIPELINE", f"flow-{os.getpid()}-{int(time.time())}")  # one MLflow parent
-    whole = read_graph()
+    whole = read_graph_when_free()
     graph = whole.part(targets) if targets else whole
     placement = read_placement(list(whole.needs))
-    running = {}
+    running: dict[str, PrefectFuture] = {}
     for stage, needs in graph.needs.items():
-        before = [running[other] for other in needs]
+        before = [running[other] for other in needs if other in running]
+        if stage not in graph.stale and not before:
+            get_run_logger().info("%s | %s", stage, CACHED)  # a task of its own would cost more time than it is worth
+            continue
         place = placement.of(stage)
         running[stage] = placed(stage, place).submit(stage, stage in graph.stale, place.gpus, placement.parallel, before)
-    done = outcome(running)
+    done = {**dict.fromkeys(graph.needs, CACHED), **outcome(running)}
     if RAN in done.values():
         show_results()
     return done

@@ -11,7 +11,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +23,7 @@ from thousandwords.files import telling
 
 STARTERS = {"dvc", "torchrun", "torch.distributed.run", "flows.keeper", "flows.pipeline", "prefect.engine", "prefect.flow_engine"}
 GRACE = 7.0  # seconds for a last checkpoint, once whoever started this process is gone
+PATIENCE = GRACE + 3  # seconds to wait for one that is in its last seconds
 
 
 @contextlib.contextmanager
@@ -43,6 +44,7 @@ def locked(path: Path, told: str) -> Iterator[None]:
 
 
 def _lock(path: Path, told: str) -> IO[str]:
+    deadline = time.monotonic() + PATIENCE
     while True:
         file = open(path, "a+")  # noqa: SIM115  it is held as long as the lock
         try:
@@ -51,11 +53,23 @@ def _lock(path: Path, told: str) -> IO[str]:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             file.close()
-            raise UserError(told.replace("{holder}", f"process {holder}")) from error
+            if not _is_left_behind(holder) or time.monotonic() > deadline:
+                raise UserError(told.replace("{holder}", f"process {holder}")) from error
+            time.sleep(0.1)
+            continue
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 return file
         file.close()  # whoever held it took the file away while this process was opening it
+
+
+def _is_left_behind(holder: str) -> bool:
+    """Whether the process was started by a `dvc` that is gone: it has a few seconds for a last checkpoint, and then ends."""
+    try:
+        process = psutil.Process(int(holder))
+        return "DVC_STAGE" in process.environ() and not any(_is_starter(one, {"dvc"}) for one in process.parents())
+    except (ValueError, psutil.Error):
+        return False
 
 
 def sole_writer(out: Path) -> contextlib.AbstractContextManager[None]:
@@ -98,10 +112,10 @@ def _end_after(handles: list[int]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _is_starter(process: psutil.Process) -> bool:
+def _is_starter(process: psutil.Process, names: Collection[str] = STARTERS) -> bool:
     try:
         words = process.cmdline()
     except psutil.Error:
         return False
     programs = words[:2] + [module for flag, module in zip(words, words[1:], strict=False) if flag == "-m"]
-    return any(Path(word).name in STARTERS for word in programs)
+    return any(Path(word).name in names for word in programs)

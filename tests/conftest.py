@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def server(tmp_path_factory):
     """A Prefect server; what a test finds in it may be another's."""
     server = Server(tmp_path_factory.mktemp("prefect"))
     yield server
-    server.stop()
+    server.stop(signal.SIGKILL)  # one that is asked takes five seconds
 
 
 @pytest.fixture(scope="session")

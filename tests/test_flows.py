@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 import subprocess
 import sys
 from datetime import datetime
@@ -21,12 +21,9 @@ def copy_of(*names: str, out: str, seconds: float = 0) -> dict:
     return {"cmd": f"sleep {seconds}; cat {' '.join(names)} > {out}", "deps": list(names), "outs": [out]}
 
 
-DIAMOND = {
-    "first": {"cmd": "echo 1 > a", "outs": ["a"]},
-    "left": copy_of("a", out="b", seconds=3),
-    "right": copy_of("a", out="c", seconds=3),
-    "last": copy_of("b", "c", out="d"),
-}
+def diamond(seconds: float = 0) -> dict[str, dict]:
+    sides = {name: copy_of("a", out=out, seconds=seconds) for name, out in (("left", "b"), ("right", "c"))}
+    return {"first": {"cmd": "echo 1 > a", "outs": ["a"]}, **sides, "last": copy_of("b", "c", out="d")}
 
 
 # --- the graph --------------------------------------------------------------------------------------------------------
@@ -48,27 +45,13 @@ def repro(project: Path) -> subprocess.CompletedProcess:
 
 
 def test_what_has_changed_is_what_dvc_says(tmp_path, monkeypatch):
-    project = tiny_project(tmp_path, DIAMOND)
+    project = tiny_project(tmp_path, diamond())
     monkeypatch.chdir(project)
     assert graph.read_graph().stale == {"first", "left", "right", "last"}
     assert repro(project).returncode == 0
     assert graph.read_graph().stale == frozenset()
     (project / "c").write_text("another")
     assert graph.read_graph().stale == {"right", "last"}
-
-
-@pytest.mark.parametrize("left", ['{"write": {', '{"write": {"PLACE/a": {"pid": OWN, "cmd": "dvc repro"}}}'])
-def test_what_a_killed_dvc_left_in_its_list_of_locks_is_in_nobodys_way(tmp_path, left):
-    """Half of it, and an entry whose number is now that of a process which is no dvc."""
-    project = tiny_project(tmp_path, {"first": DIAMOND["first"]})
-    (project / ".dvc/tmp").mkdir(exist_ok=True)
-    text = left.replace("OWN", str(os.getpid())).replace("PLACE", str(project))
-    (project / ".dvc/tmp/rwlock").write_text(text)
-    assert repro(project).returncode != 0
-
-    graph.repair_locks(project)
-
-    assert repro(project).returncode == 0
 
 
 # --- placement --------------------------------------------------------------------------------------------------------
@@ -118,11 +101,10 @@ def test_what_somebody_has_to_mend_or_has_stopped_is_not_tried_again():
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_the_flow_runs_what_changed_shows_it_and_then_finds_nothing_to_do(tmp_path, server):
     figures = json.dumps({"generator": {"loss": 1.5}})
     write = f"mkdir -p results && echo '{figures}' > results/metrics.json && cat d >> /dev/null"
-    stages = {**DIAMOND, "evaluate": {"cmd": write, "deps": ["d"], "outs": ["results/metrics.json"]}}
+    stages = {**diamond(seconds=2), "evaluate": {"cmd": write, "deps": ["d"], "outs": ["results/metrics.json"]}}
     project = tiny_project(tmp_path, stages)
 
     first = run(project, "flows.pipeline", PREFECT_API_URL=server.api)
@@ -141,12 +123,35 @@ def test_the_flow_runs_what_changed_shows_it_and_then_finds_nothing_to_do(tmp_pa
     second = run(project, "flows.pipeline", PREFECT_API_URL=server.api)
     said = second.stdout + second.stderr
     assert second.returncode == 0 and said.count("| unchanged") == 5 and "Running stage" not in said
+    assert server.task_runs(server.runs()[-1]["id"]) == {}
+
+
+def test_what_has_nothing_to_do_and_waits_for_nobody_is_no_task(tmp_path, monkeypatch):
+    project = tiny_project(tmp_path, diamond())
+    repro(project)
+    (project / "c").write_text("another")
+    submitted = {}
+
+    class Task:
+        def __init__(self, stage):
+            self.stage = stage
+
+        def submit(self, stage, is_stale, gpus, parallel, before):
+            submitted[stage] = (is_stale, before)
+            return f"what became of {stage}"
+
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(pipeline, "placed", lambda stage, place: Task(stage))
+    monkeypatch.setattr(pipeline, "outcome", lambda running: dict.fromkeys(running, "unchanged"))
+    monkeypatch.setattr(pipeline, "get_run_logger", logging.getLogger)
+    monkeypatch.setenv("THOUSANDWORDS_PIPELINE", "a test")
+    assert pipeline.run_graph(None) == dict.fromkeys(diamond(), "unchanged")
+    assert submitted == {"right": (True, []), "last": (True, ["what became of right"])}
 
 
 TRY = "echo $(date +%s.%N) >> {name}.tries; {ends}"
 
 
-@pytest.mark.slow
 def test_a_stage_is_tried_again_as_often_as_its_table_says(tmp_path, server):
     """Two failures that pass, one that does not, and one that a user has to mend: 3, 4 and 1 attempts."""
     ends = {"passing": "test $(wc -l < passing.tries) -ge 3 && touch passing", "failing": "exit 1", "refused": "exit 2"}

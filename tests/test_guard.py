@@ -5,6 +5,8 @@ import errno
 import fcntl
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,6 +100,43 @@ def test_on_a_full_disk_a_lock_holds_though_it_cannot_name_its_holder(tmp_path, 
     refused = pytest.raises(UserError, match="process unknown is at work")
     with locked(tmp_path / "lock", TOLD), refused, locked(tmp_path / "lock", TOLD):
         pytest.fail("both hold it")
+
+HOLDER = """import fcntl, os, sys, time
+file = open(sys.argv[1], "a+")
+fcntl.flock(file, fcntl.LOCK_EX)
+print(os.getpid(), file=file, flush=True)
+print("ready", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def holder(path: Path, seconds: float, **environment: str) -> subprocess.Popen:
+    """A process that holds a lock for some seconds."""
+    words = [sys.executable, "-c", HOLDER, str(path), str(seconds)]
+    process = subprocess.Popen(words, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_a_lock_is_waited_for_where_its_holder_was_left_behind_by_its_dvc(tmp_path):
+    """That one keeps a last checkpoint, and ends; whoever runs the same again at once need not know of it."""
+    left_behind = holder(tmp_path / "lock", 1, DVC_STAGE="train_generator")
+    with locked(tmp_path / "lock", TOLD):
+        assert left_behind.wait() == 0
+    alive = holder(tmp_path / "lock", 30)
+    with pytest.raises(UserError, match=f"^process {alive.pid} is at work$"), locked(tmp_path / "lock", TOLD):
+        pytest.fail("both hold it")
+    alive.kill()
+    alive.wait()
+
+
+def test_one_that_was_left_behind_and_does_not_end_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(_guard, "PATIENCE", 0.3)
+    left_behind = holder(tmp_path / "lock", 30, DVC_STAGE="train_generator")
+    with pytest.raises(UserError, match=f"^process {left_behind.pid} is at work$"), locked(tmp_path / "lock", TOLD):
+        pytest.fail("both hold it")
+    left_behind.kill()
+    left_behind.wait()
 
 
 # --- ends ------------------------------------------------------------------------------------------------------------

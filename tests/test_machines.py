@@ -24,7 +24,6 @@ def origin(tmp_path) -> Path:
     return make_origin(tmp_path, NEEDS)
 
 
-@pytest.mark.slow
 def test_two_workers_run_each_stage_once_and_the_coordinator_ends_with_everything(origin):
     first, second, coordinator = (clone(origin, name) for name in ("first", "second", "coordinator"))
     revision = must(origin, "git", "rev-parse", "HEAD").strip()
@@ -43,7 +42,6 @@ def test_two_workers_run_each_stage_once_and_the_coordinator_ends_with_everythin
     assert must(origin, "git", "status", "--porcelain") == ""  # no worker pushed anything to git
 
 
-@pytest.mark.slow
 def test_a_stage_that_no_worker_did_runs_at_the_coordinator_and_is_named(origin):
     worker, coordinator = clone(origin, "worker"), clone(origin, "coordinator")
     assert machines(worker, "work", "--stage", "generator").returncode == 0

@@ -1,23 +1,19 @@
 """The flows around the pipeline: nightly, draw, sweep; with a stand-in for the registry, which has tests of its own."""
 from __future__ import annotations
 
-import http.server
-import json
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import prefect.settings
 import pytest
 import yaml
-from prefect.client.orchestration import get_client
 
 import flows
-from flows import bootstrap, draw, nightly, status, sweep
+from flows import draw, nightly, status, sweep
 from flows._git import changes, commit_all_of
-from tests.orchestra import ROOT, tiny_project, wait_for
+from tests.orchestra import ROOT, tiny_project
 from thousandwords.errors import UserError
 
 
@@ -42,7 +38,6 @@ def registry(monkeypatch, **functions) -> None:
 # --- nightly ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_night_takes_new_data_runs_what_they_touch_and_promotes(here, monkeypatch, server):
     tiny_project(here, {"package_model": {"cmd": "cp data/new package", "deps": ["data/new"], "outs": ["package"]}})
     (here / "elsewhere").write_text("monday")
@@ -60,7 +55,6 @@ def test_a_night_takes_new_data_runs_what_they_touch_and_promotes(here, monkeypa
     assert nightly.nightly()["ran"] == []
 
 
-@pytest.mark.slow
 def test_a_version_that_the_gate_refuses_is_told_and_is_no_failure(here, monkeypatch, server):
     tiny_project(here, {"package_model": {"cmd": "touch package", "outs": ["package"]}})
 
@@ -117,7 +111,6 @@ def test_a_night_commits_what_it_made_and_nothing_of_anybody_else(clone):
 # --- draw -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_the_champion_draws_each_prompt(here, monkeypatch, package_folder):
     asked = []
     registry(monkeypatch, fetch=lambda alias, folder: asked.append((alias, str(folder))) or package_folder)
@@ -157,7 +150,6 @@ def test_a_knob_that_does_not_exist_is_refused_before_any_experiment(tmp_path):
         sweep.check_knobs({"generator.training.step": [1]}, tmp_path / "params.yaml")
 
 
-@pytest.mark.slow
 def test_a_sweep_compares_its_experiments_and_leaves_the_folder_as_it_was(here, monkeypatch):
     (here / "square.sh").write_text("x=$(cut -d' ' -f2 params.yaml); echo '{\"y\": '$((x * x))'}' > m.json")
     tiny_project(here, {"evaluate": {"cmd": "sh square.sh", "params": ["x"], "metrics": [{"m.json": {"cache": False}}]}})
@@ -180,7 +172,7 @@ def test_a_sweep_compares_its_experiments_and_leaves_the_folder_as_it_was(here, 
     assert {run.data.params["x"]: run.data.metrics for run in found} == {"2": {"y": 4.0}, "3": {"y": 9.0}}
 
 
-# --- status and notices -----------------------------------------------------------------------------------------------
+# --- status -----------------------------------------------------------------------------------------------------------
 
 
 def test_status_says_what_runs_what_is_champion_and_what_is_stale(here, monkeypatch):
@@ -204,36 +196,3 @@ def test_status_needs_no_server_and_says_so(here, monkeypatch):
             assert told in status.status()
     assert "champion  the registry does not answer" in status.status()
     assert "stages    unknown: " in status.status()
-
-
-def test_a_webhook_is_told_of_runs_that_ended(here, monkeypatch):
-    told = []
-
-    class Listener(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-    listener = http.server.HTTPServer(("127.0.0.1", 0), Listener)
-    threading.Thread(target=listener.serve_forever, daemon=True).start()
-    assert bootstrap.notices() == []
-    monkeypatch.setenv("THOUSANDWORDS_WEBHOOK_URL", f"http://127.0.0.1:{listener.server_port}/")
-    with get_client(sync_client=True) as client:
-        bootstrap.replace(client, bootstrap.notices()[0])
-
-    @prefect.flow(name="a night")
-    def fails():
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fails()
-    wait_for(lambda: told, 60)
-    listener.shutdown()
-    assert {key: told[0][key] for key in ("flow", "state")} == {"flow": "a night", "state": "Failed"}
-
-
-def test_an_address_that_is_none_is_refused_without_showing_it(monkeypatch):
-    monkeypatch.setenv("THOUSANDWORDS_WEBHOOK_URL", "hooks.example/secret")
-    with pytest.raises(UserError, match="should be an address that begins with http"):
-        bootstrap.notices()
