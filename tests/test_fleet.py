@@ -1,9 +1,11 @@
-"""One pipeline on two workers, each with a clone of its own, asked for by a coordinator: on a real Prefect server."""
+"""One pipeline on two workers, each with a clone of its own, asked for by a coordinator: on a real Prefect server.
+
+How much time two workers save is tried on PostgreSQL (tests/test_servers.py): SQLite makes one of two writers wait for seconds.
+"""
 from __future__ import annotations
 
 import subprocess
 import sys
-from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -13,24 +15,24 @@ from tests import clones
 from tests.orchestra import ROOT, Server, environment, wait_for
 
 NEEDS = {"first": (), "left": ("first",), "right": ("first",), "last": ("left", "right")}
-SECONDS = 8.0  # that each stage takes
 
 
 class Fleet:
-    """A server, a coordinator's clone and two more, each of which has a worker that takes one run at a time."""
+    """A coordinator's clone and two more, each of which has a worker that takes one run at a time; `told` says of the server."""
 
-    def __init__(self, folder: Path) -> None:
-        self.server = Server(folder / "server", PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="2")
-        text = (ROOT / "prefect.yaml").read_text()
+    def __init__(self, folder: Path, told: dict[str, str], seconds: float) -> None:
+        whole = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+        stages = [one for one in whole["deployments"] if one["name"].startswith("stage-")]  # no night begins in these tests
+        text = yaml.safe_dump({**whole, "deployments": stages})
         placement = yaml.safe_dump({"stages": {"last": {"gpus": 1, "retries": 0}, "first": {"retries": 1, "retry_seconds": 0.1}}})
         self.origin = clones.make_origin(folder, NEEDS, {"prefect.yaml": text, "flows/placement.yaml": placement})
         self.coordinator, *self.workers = (clones.clone(self.origin, name) for name in ("coordinator", "one", "two"))
+        self.told = {**told, "PREFECT_WORKER_QUERY_SECONDS": "1", "SECONDS": str(seconds)}
 
     def begin(self, clone: Path, *words: str) -> subprocess.Popen:
-        own = {"PREFECT_API_URL": self.server.api, "PREFECT_WORKER_QUERY_SECONDS": "1", "SECONDS": str(SECONDS)}
-        told = {**clones.environment(clone), **environment(clone / ".prefect", **own)}
+        own = {**clones.environment(clone), **environment(clone / ".prefect", **self.told)}
         piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([sys.executable, "-m", *words], cwd=clone, env=told, **piped)
+        return subprocess.Popen([sys.executable, "-m", *words], cwd=clone, env=own, **piped)
 
     def call(self, clone: Path, *words: str) -> subprocess.CompletedProcess:
         process = self.begin(clone, *words)
@@ -49,16 +51,18 @@ class Fleet:
     def close(self) -> None:
         for clone in self.workers:
             self.call(clone, "flows.workers", "stop")
-        self.server.stop()
-
-    def stage_runs(self) -> dict[str, dict]:
-        """The newest run of each stage."""
-        return {one["name"]: one for one in self.server.runs() if one["name"] in NEEDS}
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory):
-    fleet = Fleet(tmp_path_factory.mktemp("fleet"))
+def prefect(tmp_path_factory):
+    running = Server(tmp_path_factory.mktemp("server"), PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="2")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def fleet(prefect, tmp_path_factory):
+    fleet = Fleet(tmp_path_factory.mktemp("fleet"), {"PREFECT_API_URL": prefect.api}, seconds=2)
     yield fleet
     fleet.close()
 
@@ -72,7 +76,7 @@ def test_without_deployments_or_workers_the_mend_is_told_before_anything_runs(fl
     assert done.returncode == 1 and told in done.stderr and clones.ran(fleet.origin) == []
 
 
-def test_each_stage_runs_once_and_two_that_need_not_wait_run_at_the_same_time(fleet):
+def test_each_stage_runs_once_on_whatever_worker_is_free(fleet, prefect):
     fleet.start_workers()
 
     said = fleet.must(fleet.coordinator, "flows.fleet")
@@ -83,32 +87,24 @@ def test_each_stage_runs_once_and_two_that_need_not_wait_run_at_the_same_time(fl
     assert set(yaml.safe_load((fleet.coordinator / "dvc.lock").read_text())["stages"]) == set(NEEDS)
     assert (fleet.coordinator / "last.txt").read_text() == "last.txt left right"
     assert clones.must(fleet.origin, "git", "status", "--porcelain") == ""  # no worker pushed anything to git
-    ran = fleet.stage_runs()
-    assert {one["state_type"] for one in ran.values()} == {"COMPLETED"}
-    share = wall_over_sum([ran["left"], ran["right"]])
-    print(f"two stages on two workers took {share:.2f} of the sum of both")
-    assert share <= 0.65
+    ran = [one for one in prefect.runs() if one["name"] in NEEDS]
+    assert {one["name"]: one["state_type"] for one in ran} == dict.fromkeys(NEEDS, "COMPLETED")
 
 
-def wall_over_sum(runs: list[dict]) -> float:
-    begins, ends = ([datetime.fromisoformat(one[moment]) for one in runs] for moment in ("start_time", "end_time"))
-    return (max(ends) - min(begins)).total_seconds() / sum(one["total_run_time"] for one in runs)
-
-
-def test_what_is_known_already_goes_to_nobody(fleet):
+def test_what_is_known_already_goes_to_nobody(fleet, prefect):
     clones.must(fleet.coordinator, "git", "commit", "-qm", "what the fleet made", "dvc.lock")
-    before = len(fleet.server.runs("stage-cpu"))
+    before = len(prefect.runs("stage-cpu"))
     assert fleet.must(fleet.coordinator, "flows.fleet").endswith("fleet: 0 of 4 stages went to workers\n")
-    assert len(fleet.server.runs("stage-cpu")) == before
+    assert len(prefect.runs("stage-cpu")) == before
 
 
-def test_a_second_coordinator_takes_up_what_one_that_was_killed_had_asked_for(fleet):
+def test_a_second_coordinator_takes_up_what_one_that_was_killed_had_asked_for(fleet, prefect):
     (fleet.coordinator / "stage.py").write_text(clones.STAGE + "# changed\n")
     clones.must(fleet.coordinator, "git", "commit", "-qam", "a change")
     clones.must(fleet.coordinator, "git", "push", "-q", "origin", "HEAD:refs/heads/change")
-    before = len(fleet.server.runs("stage-cpu"))
+    before = len(prefect.runs("stage-cpu"))
     first = fleet.begin(fleet.coordinator, "flows.fleet")
-    wait_for(lambda: len(fleet.server.runs("stage-cpu")) > before, 60)
+    wait_for(lambda: len(prefect.runs("stage-cpu")) > before, 60)
     first.kill()
     first.wait()
 
@@ -118,10 +114,10 @@ def test_a_second_coordinator_takes_up_what_one_that_was_killed_had_asked_for(fl
     assert sorted(clones.ran(fleet.origin)) == sorted([*NEEDS, *NEEDS])
 
 
-def test_a_stage_that_fails_is_named_with_its_worker_and_what_needs_it_is_not_asked_for(fleet):
+def test_a_stage_that_fails_is_named_with_its_worker_and_what_needs_it_is_not_asked_for(fleet, prefect):
     (fleet.coordinator / "stage.py").write_text("raise SystemExit(2)\n")
     clones.must(fleet.coordinator, "git", "commit", "-qam", "a mistake")
-    asked = {one["id"] for one in fleet.server.runs()}
+    asked = {one["id"] for one in prefect.runs()}
 
     done = fleet.call(fleet.coordinator, "flows.fleet")
     assert done.returncode == 1 and "Push it first: git push" in done.stderr  # nobody else has that commit
@@ -130,5 +126,5 @@ def test_a_stage_that_fails_is_named_with_its_worker_and_what_needs_it_is_not_as
     done = fleet.call(fleet.coordinator, "flows.fleet")
     assert done.returncode == 1 and "fleet: stage first is failed on its worker: " in done.stderr
     assert "stage first failed with code 2" in done.stderr
-    new = [one["name"] for one in fleet.server.runs() if one["id"] not in asked]
+    new = [one["name"] for one in prefect.runs() if one["id"] not in asked]
     assert new.count("first") == 2 and not {"left", "right", "last"} & set(new)

@@ -20,8 +20,9 @@ import psutil
 import pytest
 import yaml
 
-from flows import database, processes, servers, services, store
+from flows import bootstrap, database, processes, servers, services, store
 from flows.services import Passwords, Server, Settings
+from tests.test_fleet import Fleet
 from tests.test_pipeline import new_project
 from thousandwords.errors import UserError
 
@@ -319,24 +320,18 @@ def status_of(url: str, password: str | None = None, host: str | None = None, bo
         return error.code
 
 
-real = pytest.mark.slow
-
-
-@real
 def test_mlflow_answers_to_its_own_names_only(team):
     url, password = f"http://127.0.0.1:{team.settings.mlflow_port}/", mlflow_password(team)
     hosts = ("evil.example", "169.254.169.254", "10.0.0.1", f"localhost:{team.settings.mlflow_port}")
     assert [status_of(url, password, host) for host in hosts] == [403, 403, 403, 200]
 
 
-@real
 def test_mlflow_refuses_a_page_from_elsewhere(team):
     url = f"http://127.0.0.1:{team.settings.mlflow_port}/api/2.0/mlflow/experiments/create"
     headers = {"Content-Type": "application/json", "Origin": "http://evil.example"}
     assert status_of(url, mlflow_password(team), body={"name": "stolen"}, **headers) == 403
 
 
-@real
 def test_nobody_gets_in_without_the_password(team):
     mlflow = f"http://127.0.0.1:{team.settings.mlflow_port}/api/2.0/mlflow/experiments/get?experiment_id=0"
     assert [status_of(mlflow, password) for password in (None, "admin:wrong", mlflow_password(team))] == [401, 401, 200]
@@ -351,7 +346,6 @@ def mlflow_password(team: Team) -> str:
     return "admin:" + services.read_passwords(team.settings.folder).mlflow_password
 
 
-@real
 def test_every_port_is_open_on_loopback_only_and_every_secret_is_its_owners(team):
     own = {process for name in servers.NAMES for process in processes.ours(team.settings.folder, name)}
     listening = {c.laddr for process in own for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
@@ -374,14 +368,12 @@ print(pathlib.Path(client.download_artifacts(run.info.run_id, "words.txt")).read
 """
 
 
-@real
 def test_an_artifact_goes_through_mlflow_to_the_store_and_back(team, tmp_path):
     done = run([sys.executable, "-c", RECORD], tmp_path, team.client())
     assert done.stdout.splitlines()[-1] == "a red star"
     assert [key.rpartition("/")[2] for key in keys_in(team, "mlflow")] == ["words.txt"]
 
 
-@real
 def test_dvc_pushes_to_the_store_and_another_clone_pulls(team, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     for clone in (first, second):
@@ -410,7 +402,6 @@ trial()
 """
 
 
-@real
 def test_a_flow_run_stands_in_postgres(team, tmp_path):
     (tmp_path / "trial.py").write_text(FLOW)
     run([sys.executable, "trial.py"], tmp_path, team.client())
@@ -418,7 +409,6 @@ def test_a_flow_run_stands_in_postgres(team, tmp_path):
     assert rows(team, asked, "prefect") == ["COMPLETED"]
 
 
-@real
 def test_status_lets_itself_in_to_the_server_and_the_registry(team, tmp_path):
     run(["git", "init", "-q"], tmp_path)
     screen = run([sys.executable, "-m", "flows.status"], tmp_path, team.client()).stdout
@@ -426,11 +416,26 @@ def test_status_lets_itself_in_to_the_server_and_the_registry(team, tmp_path):
     assert "          there are no work pools yet. Run: make deploy\n" in screen and "champion  none yet" in screen
 
 
-@real
 def test_a_second_start_finds_them_running(team):
     before = team.command("status").stdout
     assert before.count("up, process") == 4
     assert "running already" in team.command("start").stdout and team.command("status").stdout == before
+
+
+def test_two_stages_in_two_workers_take_two_thirds_of_their_sum_at_the_most(team, tmp_path):
+    fleet = Fleet(tmp_path, team.client(), seconds=12)
+    try:
+        fleet.must(fleet.coordinator, "flows.bootstrap")
+        fleet.start_workers()
+        fleet.must(fleet.coordinator, "flows.fleet")
+    finally:
+        fleet.close()
+        run([sys.executable, "-m", "prefect", "variable", "delete", bootstrap.OWNER], tmp_path, team.client())
+    asked = "extract(epoch from max(end_time) - min(start_time)), extract(epoch from sum(end_time - start_time))"
+    (both,) = rows(team, f"select {asked} from flow_run where name in ('left', 'right')", "prefect")
+    wall, together = map(float, both.split("|"))
+    print(f"two stages in two workers took {wall:.1f} s, one after the other {together:.1f} s: {wall / together:.2f}")
+    assert wall <= 0.65 * together
 
 
 @pytest.mark.slow
@@ -478,7 +483,6 @@ def clones_of(team: Team, folder: Path, names: tuple[str, ...]) -> list[Path]:
     return [folder / name for name in names]
 
 
-@real
 def test_killed_leaders_leave_nothing_behind_after_a_stop(team):
     for name in servers.NAMES:
         processes.leader(team.settings.folder, name).kill()
