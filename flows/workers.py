@@ -1,6 +1,7 @@
 """python -m flows.workers start | stop | list: one worker per GPU, which sees that GPU alone, and one for what needs none.
 
-Each runs in a session of its own and is known by a file with its process number in .prefect/workers/, its log beside it.
+Beside them runs the watch over dead runs (flows/watch.py). Each is in a session of its own and is known by a file with its
+process number in .prefect/workers/, its log beside it.
 """
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ from flows.bootstrap import CPU_POOL, CPU_RUNS, GPU_POOL, server_url
 from thousandwords.errors import UserError
 
 FOLDER = Path(".prefect/workers")
+WATCH = FOLDER / "watch.json"
 PATIENCE = 45.0  # seconds: a worker gives its runs 30 to end
 
 
@@ -54,22 +56,27 @@ def start(workers: list[Worker]) -> list[str]:
     """Starts those that do not run; a line for each."""
     server_url()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    return [_start(worker) for worker in workers]
+    return [*(_start(worker) for worker in workers), _launch(WATCH, ["flows.watch"], (), "watches over dead runs")]
 
 
 def _start(worker: Worker) -> str:
-    if process := living(worker.file):
-        return f"{worker.name} runs already (process {process.pid})"
     named = ["--pool", worker.pool, "--name", worker.name, "--type", "process", "--limit", str(worker.runs)]
+    return _launch(worker.file, ["prefect", "worker", "start", *named], worker.gpus, f"takes runs from {worker.pool}")
+
+
+def _launch(file: Path, words: list[str], gpus: tuple[str, ...], does: str) -> str:
+    """Starts `python -m WORDS`, unless the process that `file` names lives."""
+    if process := living(file):
+        return f"{file.stem} runs already (process {process.pid})"
     environment = {
         **os.environ,
-        "CUDA_VISIBLE_DEVICES": ",".join(worker.gpus),
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         "THOUSANDWORDS_ROOT": str(Path.cwd()),
         "PYTHONPATH": os.pathsep.join(filter(None, (str(Path.cwd()), os.environ.get("PYTHONPATH")))),
     }
-    with open(worker.file.with_suffix(".log"), "a") as log:
+    with open(file.with_suffix(".log"), "a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "worker", "start", *named],
+            [sys.executable, "-m", *words],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -77,8 +84,8 @@ def _start(worker: Worker) -> str:
             start_new_session=True,  # it outlives this command and its terminal; a stage never gets one
         )
     born = psutil.Process(process.pid).create_time()
-    worker.file.write_text(json.dumps({"pid": process.pid, "born": born, "pool": worker.pool, "gpus": worker.gpus}))
-    return f"{worker.name} takes runs from {worker.pool} (process {process.pid}, log {worker.file.with_suffix('.log')})"
+    file.write_text(json.dumps({"pid": process.pid, "born": born, "gpus": gpus}))
+    return f"{file.stem} {does} (process {process.pid}, log {file.with_suffix('.log')})"
 
 
 def living(file: Path) -> psutil.Process | None:

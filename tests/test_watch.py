@@ -1,0 +1,71 @@
+"""The watch over dead runs: what counts as silence, and what it does to a run on a real Prefect server."""
+from __future__ import annotations
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.events import Event
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows import watch
+from flows.watch import Heard, Sign
+from tests.orchestra import Server, run, tiny_project, wait_for
+
+OLD, NEW = Sign("RUNNING", "x", 1), Sign("RUNNING", "x", 2)
+
+
+def test_silence_is_counted_from_the_last_sign_of_life():
+    assert watch.listen({}, {"a": OLD}, passed=3) == {"a": Heard(OLD)}
+    assert watch.listen({"a": Heard(OLD, 5)}, {"a": OLD}, passed=3) == {"a": Heard(OLD, 8)}
+    assert watch.listen({"a": Heard(OLD, 5)}, {"a": NEW}, passed=3) == {"a": Heard(NEW)}
+    assert watch.listen({"a": Heard(OLD, 5)}, {}, passed=3) == {}
+
+
+def test_three_heartbeats_may_stay_away_and_one_that_is_a_minute_late_is_no_death():
+    assert watch.dead({"a": Heard(OLD, 99), "b": Heard(OLD, 100)}) == ["b"] and watch.SILENCE > 30 + 60
+
+
+def test_time_in_which_the_watch_itself_was_stopped_does_not_count():
+    assert [watch.counted(seconds) for seconds in (0, 3, 6, 7, 3600)] == [0, 3, 6, 6, 6]
+
+
+@pytest.fixture
+def client(server):
+    with temporary_settings({PREFECT_API_URL: server.api}), get_client(sync_client=True) as client:
+        yield client
+
+
+def begun_run(server: Server, kind: str = "RUNNING") -> str:
+    flow = server.ask("flows/", {"name": "watched"})["id"]
+    made = server.ask("flow_runs/", {"flow_id": flow, "state": {"type": "PENDING"}})["id"]
+    server.ask(f"flow_runs/{made}/set_state", {"state": {"type": "RUNNING"}})
+    if kind != "RUNNING":
+        server.ask(f"flow_runs/{made}/set_state", {"state": {"type": kind}})
+    return made
+
+
+def test_a_heartbeat_is_a_sign_of_life_whatever_its_clock_says(server, client):
+    one = begun_run(server)
+    wait_for(lambda: watch.look(client)[one].events >= 2, 30, "its states are not known as events")
+    for year in (2001, 2101):
+        before = watch.look(client)[one]
+        beat = Event(event="prefect.flow-run.heartbeat", resource={"prefect.resource.id": f"prefect.flow-run.{one}"},
+                     occurred=f"{year}-01-01T00:00:00Z")  # fmt: skip
+        client.request("POST", "/events", json=[beat.model_dump(mode="json")])
+        wait_for(lambda before=before: watch.look(client)[one] != before, 30, f"a heartbeat of {year} is not heard")
+
+
+def test_a_silent_run_is_crashed_one_that_somebody_cancels_is_cancelled_and_one_that_has_ended_stays(server, client):
+    runs = {kind: begun_run(server, kind) for kind in ("RUNNING", "CANCELLING", "COMPLETED")}
+    assert set(watch.look(client)) & set(runs.values()) == {runs["RUNNING"], runs["CANCELLING"]}
+
+    for kind, one in runs.items():
+        watch.end(client, one, kind)
+
+    assert [server.run(one)["state_type"] for one in runs.values()] == ["CRASHED", "CANCELLED", "COMPLETED"]
+    assert server.run(runs["RUNNING"])["state"]["message"].startswith("Nothing was heard of it for 100 s")
+    assert not set(watch.look(client)) & set(runs.values())
+
+
+def test_without_a_server_the_watch_says_what_is_missing(tmp_path):
+    done = run(tiny_project(tmp_path, {}), "flows.watch", PREFECT_API_URL="")
+    assert done.returncode == 1 and "watch: PREFECT_API_URL is not set" in done.stderr
