@@ -10,6 +10,8 @@ import argparse
 import sys
 import time
 from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 import httpx
@@ -22,6 +24,7 @@ from flows.bootstrap import server_url
 from thousandwords.errors import UserError
 
 SILENCE = 100.0  # seconds: a heartbeat comes each 30, and one that is late by 60 is no death (10 more to reach the database)
+HEAD_START = 40.0  # seconds of silence that a watch takes over when it starts: it hears two heartbeats before it judges
 PERIOD = 3.0  # seconds between two looks
 WRITTEN = "thousandwords_watch"  # a variable on the server
 AT_WORK = ["PENDING", "RUNNING", "CANCELLING"]
@@ -67,12 +70,28 @@ def look(client: SyncPrefectClient) -> dict[str, Sign]:
     """The newest sign of life of each run at work."""
     wanted = {"flow_runs": {"state": {"type": {"any_": AT_WORK}}}}
     runs = client.request("POST", "/flow_runs/filter", json=wanted).json()
-    return {run["id"]: Sign(run["state_type"], run["state_id"], _events(client, run["id"])) for run in runs}
+    return {
+        run["id"]: Sign(run["state_type"], run["state_id"], _events(client, run["id"]).json()["total"]) for run in runs
+    }
 
 
-def _events(client: SyncPrefectClient, run: str) -> int:
+def _events(client: SyncPrefectClient, run: str) -> httpx.Response:
     of_run = {"occurred": EVER, "resource": {"id": [f"prefect.flow-run.{run}"]}}
-    return client.request("POST", "/events/filter", json={"filter": of_run, "limit": 1}).json()["total"]
+    return client.request("POST", "/events/filter", json={"filter": of_run, "limit": 1})
+
+
+def begin(client: SyncPrefectClient) -> dict[str, Heard]:
+    """What a watch knows when it starts: somebody who died may have taken the one before along."""
+    return {run: Heard(sign, min(HEAD_START, silence(_events(client, run)))) for run, sign in look(client).items()}
+
+
+def silence(answer: httpx.Response) -> float:
+    """Seconds since the newest event in the server's answer came in, by the server's clock alone."""
+    received = [event["received"] for event in answer.json()["events"]]
+    if not received:
+        return 0.0
+    now = parsedate_to_datetime(answer.headers["date"])
+    return max(0.0, (now - datetime.fromisoformat(received[0])).total_seconds())
 
 
 def end(client: SyncPrefectClient, run: str, kind: str) -> None:
@@ -85,12 +104,12 @@ def end(client: SyncPrefectClient, run: str, kind: str) -> None:
 
 def watch() -> None:
     """Looks for ever."""
-    known, last = {}, time.monotonic()
+    known, last = None, time.monotonic()
     while True:
         try:
             with get_client(sync_client=True) as client:
                 Variable.set(WRITTEN, round(time.monotonic()), overwrite=True)  # a server whose disk is full hears no heartbeat
-                known = listen(known, look(client), counted(time.monotonic() - last))
+                known = begin(client) if known is None else listen(known, look(client), counted(time.monotonic() - last))
                 for run in dead(known):
                     end(client, run, known[run].sign.kind)
         except (httpx.HTTPError, PrefectException, ValueError, KeyError) as error:

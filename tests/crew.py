@@ -79,7 +79,7 @@ class Crew:
 
     def wait_for_state(self, run_id: str, *states: str, seconds: float) -> float:
         start = time.monotonic()
-        wait_for(lambda: self.state(run_id) in states, seconds, f"{states}, it is {self.state(run_id)}")
+        wait_for(lambda: self.state(run_id) in states, seconds, f"{states}, it is {self.state(run_id)}", every=0.3)
         return time.monotonic() - start
 
     def cancel(self, run_id: str) -> None:
@@ -96,7 +96,7 @@ class Crew:
 
     def at_work(self, run_id: str, seconds: float = 90) -> None:
         self.wait_for_state(run_id, "RUNNING", seconds=seconds)
-        wait_for(self.on_gpu, seconds, "no stage began")
+        wait_for(self.on_gpu, seconds, "no stage began", every=0.3)
 
     # --- processes
 
@@ -124,6 +124,10 @@ class Crew:
 
     def workers(self) -> list[psutil.Process]:
         return self.processes("prefect worker start")
+
+    def left(self) -> list[psutil.Process]:
+        """All that belongs to a run."""
+        return [*self.processes("_workspace_supervisor", "prefect.engine", "flows.keeper"), *self.on_gpu()]
 
     def machine(self) -> list[psutil.Process]:
         """All that dies with a machine of this crew; its keepers and stages follow."""

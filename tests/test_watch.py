@@ -1,6 +1,7 @@
 """The watch over dead runs: what counts as silence, and what it does to a run on a real Prefect server."""
 from __future__ import annotations
 
+import httpx
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.events import Event
@@ -26,6 +27,13 @@ def test_three_heartbeats_may_stay_away_and_one_that_is_a_minute_late_is_no_deat
 
 def test_time_in_which_the_watch_itself_was_stopped_does_not_count():
     assert [watch.counted(seconds) for seconds in (0, 3, 6, 7, 3600)] == [0, 3, 6, 6, 6]
+
+
+@pytest.mark.parametrize(("received", "seconds"), [("11:59:30", 30.0), ("11:00:00", 3600.0), ("12:30:00", 0.0), (None, 0.0)])
+def test_silence_before_the_watch_came_is_told_by_the_servers_clock_alone(received, seconds):
+    events = [{"received": f"2026-11-22T{received}.000000Z", "occurred": "2001-01-01T00:00:00Z"}] if received else []
+    answer = httpx.Response(200, json={"events": events}, headers={"date": "Sun, 22 Nov 2026 12:00:00 GMT"})
+    assert watch.silence(answer) == seconds
 
 
 @pytest.fixture
@@ -64,6 +72,14 @@ def test_a_silent_run_is_crashed_one_that_somebody_cancels_is_cancelled_and_one_
     assert [server.run(one)["state_type"] for one in runs.values()] == ["CRASHED", "CANCELLED", "COMPLETED"]
     assert server.run(runs["RUNNING"])["state"]["message"].startswith("Nothing was heard of it for 100 s")
     assert not set(watch.look(client)) & set(runs.values())
+
+
+def test_a_new_watch_takes_over_some_silence_but_never_enough_to_judge(server, client, monkeypatch):
+    one = begun_run(server)
+    wait_for(lambda: watch.look(client)[one].events >= 2, 30)
+    assert 0 <= watch.begin(client)[one].silent < 40
+    monkeypatch.setattr(watch, "silence", lambda answer: 3600.0)
+    assert watch.begin(client)[one].silent == 40 and watch.dead(watch.begin(client)) == []
 
 
 def test_without_a_server_the_watch_says_what_is_missing(tmp_path):
