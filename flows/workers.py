@@ -103,19 +103,19 @@ def stop() -> list[str]:
     found = {file: living(file) for file in sorted(FOLDER.glob("*.json"))}
     for process in filter(None, found.values()):
         process.send_signal(signal.SIGTERM)
-    return [_end(file, process) for file, process in found.items()]
+    deadline = time.monotonic() + PATIENCE  # for all of them
+    return [_end(file, process, deadline) for file, process in found.items()]
 
 
-def _end(file: Path, process: psutil.Process | None) -> str:
+def _end(file: Path, process: psutil.Process | None, deadline: float) -> str:
     how = "had ended already"
     if process:
-        how = "ended" if _wait(process) else "was killed"
+        how = "ended" if _wait(process, deadline) else "was killed"
     file.unlink(missing_ok=True)
     return f"{file.stem} {how}"
 
 
-def _wait(process: psutil.Process) -> bool:
-    deadline = time.monotonic() + PATIENCE
+def _wait(process: psutil.Process, deadline: float) -> bool:
     while time.monotonic() < deadline:
         if living_still(process):
             time.sleep(0.1)

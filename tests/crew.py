@@ -96,9 +96,14 @@ class Crew:
 
     def at_work(self, run_id: str, seconds: float = 90) -> None:
         self.wait_for_state(run_id, "RUNNING", seconds=seconds)
-        wait_for(self.on_gpu, seconds, "no stage began", every=0.3)
+        wait_for(self.is_held, seconds, "no stage began", every=0.1)
 
     # --- processes
+
+    def is_held(self) -> bool:
+        """Whether anybody is on GPU 0, by the kernel's list of locks."""
+        probe = self.logs / "0.probe"
+        return probe.is_file() and f":{probe.stat().st_ino} " in Path("/proc/locks").read_text()
 
     def on_gpu(self) -> list[psutil.Process]:
         """What holds the probe's lock of GPU 0 open, by the kernel's list of open files."""
@@ -114,10 +119,13 @@ class Crew:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                line, home = " ".join(process.cmdline()), str(process.environ().get("PREFECT_HOME"))
-                if any(word in line for word in words) and home.startswith(f"{self.folder}/"):
+                line = " ".join(process.cmdline())
+                if any(word in line for word in words) and self.owns(process):
                     found.append(process)
         return found
+
+    def owns(self, process: psutil.Process) -> bool:
+        return process.environ().get("PREFECT_HOME", "").startswith(f"{self.folder}/")
 
     def flows(self) -> list[psutil.Process]:
         return self.processes("prefect.engine")
@@ -187,7 +195,7 @@ def flow_is_killed(crew: Crew) -> tuple[float, float]:
     kill(crew.flows())
     crew.wait_for_state(one, "CRASHED", "FAILED", seconds=10)
     told = time.monotonic() - start
-    wait_for(lambda: not crew.on_gpu(), 10 - told, "the GPU is not free")
+    wait_for(lambda: not crew.is_held(), 10 - told, "the GPU is not free")
     return told, time.monotonic() - start
 
 
@@ -200,7 +208,7 @@ def worker_is_killed(crew: Crew, is_early: bool = False) -> float:
         crew.at_work(one)
     start = time.monotonic()
     kill(crew.workers())
-    wait_for(lambda: not crew.on_gpu() and not crew.processes("_workspace_supervisor", "prefect.engine"), 60, "the flow lives on")
+    wait_for(lambda: not crew.is_held() and not crew.left(), 60, "the flow lives on", every=0.3)
     left = time.monotonic() - start
     crew.wait_for_state(one, "CRASHED", "FAILED", "CANCELLED", seconds=130)
     crew.start_workers()

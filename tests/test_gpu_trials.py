@@ -74,7 +74,7 @@ def test_a_dead_machine_s_run_is_crashed_in_two_minutes_and_the_next_one_starts(
         saw(f"E2 {moment}: {known}, {wanted} after {ended:.0f} s, the next at work after {time.monotonic() - start:.0f} s")
         kill(crew.flows())
         crew.wait_for_state(following, "CRASHED", "FAILED", seconds=30)
-        wait_for(lambda: not crew.on_gpu(), 30)
+        wait_for(lambda: not crew.is_held(), 30)
     saw(f"E2 {moment}: {told_so} had told the server that they were complete")
     assert crew.clashes() == 0
 
@@ -89,7 +89,7 @@ def reach(crew: Crew, run_id: str, moment: str, rng: random.Random) -> None:
         crew.at_work(run_id)
     if moment == "at the end":
         (crew.logs / "go").touch()
-        wait_for(lambda: not crew.on_gpu(), 20)
+        wait_for(lambda: not crew.is_held(), 20)
         time.sleep(rng.uniform(0, 3))
     if moment == "while it is cancelled":
         crew.cancel(run_id)
@@ -177,7 +177,7 @@ def test_a_training_cancelled_at_any_moment_leaves_nothing_and_goes_on_where_it_
         one = crew.ask_for_a_run()
         crew.wait_for_state(one, "PENDING", "RUNNING", seconds=60)
         if rng.random() < 0.6:
-            wait_for(crew.on_gpu, 60)
+            wait_for(crew.is_held, 60)
         time.sleep(rng.uniform(0, 6))
         seen = len(crew.left())
         gone, told = cancelled(crew, one)

@@ -5,14 +5,16 @@ All on one Prefect server. The same with many trials is in tests/test_gpu_trials
 from __future__ import annotations
 
 import http.server
+import json
 import os
+import subprocess
 import threading
 import time
 
 import psutil
 import pytest
 
-from flows import _lifeline
+from flows import _lifeline, workers
 from flows.workers import planned
 from tests.crew import Crew, flow_is_killed, worker_is_killed
 from tests.orchestra import run, tiny_project, wait_for
@@ -22,8 +24,8 @@ from thousandwords.errors import UserError
 
 
 def test_a_machine_gets_a_worker_for_each_gpu_and_one_for_what_needs_none():
-    workers = planned(["0", "1"], host="big")
-    assert [(one.name, one.pool, one.gpus, one.runs) for one in workers] == [
+    found = planned(["0", "1"], host="big")
+    assert [(one.name, one.pool, one.gpus, one.runs) for one in found] == [
         ("big-gpu0", "thousandwords-gpu", ("0",), 1),
         ("big-gpu1", "thousandwords-gpu", ("1",), 1),
         ("big-cpu", "thousandwords-cpu", (), 2),
@@ -51,6 +53,19 @@ def test_what_listens_and_is_no_prefect_server_is_refused(tmp_path):
     done = run(tiny_project(tmp_path, {}), "flows.bootstrap", PREFECT_API_URL=url)
     other.shutdown()
     assert done.returncode == 1 and f"what listens at {url} is no Prefect server" in done.stderr
+
+
+def test_workers_that_mind_no_signal_are_killed_after_one_wait_for_all(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(workers, "PATIENCE", 1.0)
+    workers.FOLDER.mkdir(parents=True)
+    stubborn = [psutil.Popen(["sh", "-c", "trap '' TERM; echo; sleep 60; true"], stdout=subprocess.PIPE) for _ in range(3)]
+    for number, one in enumerate(stubborn):
+        one.stdout.readline()
+        (workers.FOLDER / f"{number}.json").write_text(json.dumps({"pid": one.pid, "born": one.create_time()}))
+    start = time.monotonic()
+    assert workers.stop() == ["0 was killed", "1 was killed", "2 was killed"]
+    assert time.monotonic() - start < 2 and [one.wait(5) for one in stubborn] == [-9, -9, -9]
 
 
 # --- a schedule fires, a run is cancelled -----------------------------------------------------------------------------
