@@ -1,7 +1,7 @@
 """python -m flows.watch: marks runs as crashed of which nothing was heard for `SILENCE`; `flows.workers start` starts it.
 
 Prefect's automations compare the clocks of two machines, and go on counting while their server is away: a clock that jumps, or
-a minute without a server, would crash runs that work. This watch counts seconds of its own, and begins anew when the server
+a minute without a server, would crash runs that work. This watch counts seconds of its own, and waits longer when the server
 could not answer or not write. Several may run side by side; where none does, an automation ends such runs in two hours.
 """
 from __future__ import annotations
@@ -55,6 +55,11 @@ def listen(known: dict[str, Heard], signs: dict[str, Sign], passed: float) -> di
         return Heard(sign, before.silent + passed) if before and before.sign == sign else Heard(sign)
 
     return {run: heard(run, sign) for run, sign in signs.items()}
+
+
+def calmed(known: dict[str, Heard]) -> dict[str, Heard]:
+    """What is known once the server has failed: it may have lost a heartbeat, so two more are waited for."""
+    return {run: Heard(heard.sign, min(heard.silent, HEAD_START)) for run, heard in known.items()}
 
 
 def counted(seconds: float) -> float:
@@ -113,7 +118,7 @@ def watch() -> None:
                 for run in dead(known):
                     end(client, run, known[run].sign.kind)
         except (httpx.HTTPError, PrefectException, ValueError, KeyError) as error:
-            known = {}
+            known = calmed(known or {})
             print(f"the server gives no answer: {type(error).__name__}", file=sys.stderr, flush=True)
         last = time.monotonic()
         time.sleep(PERIOD)

@@ -29,6 +29,10 @@ def test_time_in_which_the_watch_itself_was_stopped_does_not_count():
     assert [watch.counted(seconds) for seconds in (0, 3, 6, 7, 3600)] == [0, 3, 6, 6, 6]
 
 
+def test_after_a_failure_of_the_server_two_more_heartbeats_are_waited_for():
+    assert watch.calmed({"a": Heard(OLD, 99), "b": Heard(OLD, 5)}) == {"a": Heard(OLD, 40), "b": Heard(OLD, 5)}
+
+
 @pytest.mark.parametrize(("received", "seconds"), [("11:59:30", 30.0), ("11:00:00", 3600.0), ("12:30:00", 0.0), (None, 0.0)])
 def test_silence_before_the_watch_came_is_told_by_the_servers_clock_alone(received, seconds):
     events = [{"received": f"2026-11-22T{received}.000000Z", "occurred": "2001-01-01T00:00:00Z"}] if received else []
