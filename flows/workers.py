@@ -26,6 +26,7 @@ from thousandwords.errors import UserError
 FOLDER = Path(".prefect/workers")
 WATCH = FOLDER / "watch.json"
 PATIENCE = 45.0  # seconds: a worker gives its runs 30 to end
+IDLE_PATIENCE = 10.0  # for one without a run: Prefect 3.8's hang for ever once their server was away
 
 
 @dataclass(frozen=True)
@@ -103,25 +104,30 @@ def stop() -> list[str]:
     found = {file: living(file) for file in sorted(FOLDER.glob("*.json"))}
     for process in filter(None, found.values()):
         process.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + PATIENCE  # for all of them
-    return [_end(file, process, deadline) for file, process in found.items()]
+    asked = time.monotonic()  # one wait for all of them
+    return [_end(file, process, asked) for file, process in found.items()]
 
 
-def _end(file: Path, process: psutil.Process | None, deadline: float) -> str:
+def _end(file: Path, process: psutil.Process | None, asked: float) -> str:
     how = "had ended already"
     if process:
-        how = "ended" if _wait(process, deadline) else "was killed"
+        how = "ended" if _wait(process, asked) else "was killed"
     file.unlink(missing_ok=True)
     return f"{file.stem} {how}"
 
 
-def _wait(process: psutil.Process, deadline: float) -> bool:
-    while time.monotonic() < deadline:
-        if living_still(process):
-            time.sleep(0.1)
-        else:
-            return True
-    process.kill()  # its runs end with it (flows/_lifeline.py)
+def _wait(process: psutil.Process, asked: float) -> bool:
+    while living_still(process):
+        if time.monotonic() - asked > (PATIENCE if has_runs(process) else IDLE_PATIENCE):
+            process.kill()  # its runs end with it (flows/_lifeline.py)
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def has_runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.children())
     return False
 
 

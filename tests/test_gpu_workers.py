@@ -16,7 +16,7 @@ import pytest
 
 from flows import _lifeline, workers
 from flows.workers import planned
-from tests.crew import Crew, flow_is_killed, worker_is_killed
+from tests.crew import Crew, flow_is_killed, kill, worker_is_killed
 from tests.orchestra import run, tiny_project, wait_for
 from thousandwords.errors import UserError
 
@@ -56,16 +56,21 @@ def test_what_listens_and_is_no_prefect_server_is_refused(tmp_path):
 
 
 def test_workers_that_mind_no_signal_are_killed_after_one_wait_for_all(tmp_path, monkeypatch):
+    """A longer one for those with a run."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(workers, "PATIENCE", 1.0)
+    monkeypatch.setattr(workers, "PATIENCE", 2.0)
+    monkeypatch.setattr(workers, "IDLE_PATIENCE", 1.0)
     workers.FOLDER.mkdir(parents=True)
-    stubborn = [psutil.Popen(["sh", "-c", "trap '' TERM; echo; sleep 60; true"], stdout=subprocess.PIPE) for _ in range(3)]
+    deaf, busy = "trap '' TERM; echo; exec sleep 60", "trap '' TERM; echo; sleep 60; true"
+    stubborn = [psutil.Popen(["sh", "-c", words], stdout=subprocess.PIPE) for words in (deaf, deaf, busy, busy)]
     for number, one in enumerate(stubborn):
         one.stdout.readline()
         (workers.FOLDER / f"{number}.json").write_text(json.dumps({"pid": one.pid, "born": one.create_time()}))
+    runs = [child for one in stubborn[2:] for child in one.children()]
     start = time.monotonic()
-    assert workers.stop() == ["0 was killed", "1 was killed", "2 was killed"]
-    assert time.monotonic() - start < 2 and [one.wait(5) for one in stubborn] == [-9, -9, -9]
+    assert workers.stop() == [f"{number} was killed" for number in range(4)]
+    assert 2 <= time.monotonic() - start < 3 and [one.wait(5) for one in stubborn] == [-9] * 4
+    kill(runs)
 
 
 # --- a schedule fires, a run is cancelled -----------------------------------------------------------------------------
