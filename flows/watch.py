@@ -71,6 +71,10 @@ def dead(known: dict[str, Heard]) -> list[str]:
     return [run for run, heard in known.items() if heard.silent >= SILENCE]
 
 
+def suspects(known: dict[str, Heard]) -> list[str]:
+    return [run for run, heard in known.items() if heard.silent >= HEAD_START]
+
+
 def look(client: SyncPrefectClient) -> dict[str, Sign]:
     """The newest sign of life of each run at work."""
     wanted = {"flow_runs": {"state": {"type": {"any_": AT_WORK}}}}
@@ -113,7 +117,8 @@ def watch() -> None:
     while True:
         try:
             with get_client(sync_client=True) as client:
-                Variable.set(WRITTEN, round(time.monotonic()), overwrite=True)  # a server whose disk is full hears no heartbeat
+                if suspects(known or {}):
+                    Variable.set(WRITTEN, round(time.monotonic()), overwrite=True)  # one whose disk is full hears no heartbeat
                 known = begin(client) if known is None else listen(known, look(client), counted(time.monotonic() - last))
                 for run in dead(known):
                     end(client, run, known[run].sign.kind)

@@ -94,7 +94,7 @@ class Crew:
         """How many of them found another on their GPU."""
         return lines(self.logs / "clashes")
 
-    def at_work(self, run_id: str, seconds: float = 90) -> None:
+    def at_work(self, run_id: str, seconds: float = 180) -> None:
         self.wait_for_state(run_id, "RUNNING", seconds=seconds)
         wait_for(self.is_held, seconds, "no stage began", every=0.1)
 

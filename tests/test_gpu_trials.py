@@ -82,9 +82,9 @@ def test_a_dead_machine_s_run_is_crashed_in_two_minutes_and_the_next_one_starts(
 def reach(crew: Crew, run_id: str, moment: str, rng: random.Random) -> None:
     """Waits until the run is there; "at the end" is any moment from the end of its last stage to its last word."""
     if moment == "pending":
-        crew.wait_for_state(run_id, "PENDING", "RUNNING", seconds=60)
+        crew.wait_for_state(run_id, "PENDING", "RUNNING", seconds=180)
     elif moment == "at start":
-        crew.wait_for_state(run_id, "RUNNING", seconds=60)
+        crew.wait_for_state(run_id, "RUNNING", seconds=180)
     else:
         crew.at_work(run_id)
     if moment == "at the end":
@@ -175,7 +175,7 @@ def test_a_training_cancelled_at_any_moment_leaves_nothing_and_goes_on_where_it_
     rng = random.Random(1)
     for _ in trials(50):
         one = crew.ask_for_a_run()
-        crew.wait_for_state(one, "PENDING", "RUNNING", seconds=60)
+        crew.wait_for_state(one, "PENDING", "RUNNING", seconds=180)
         if rng.random() < 0.6:
             wait_for(crew.is_held, 60)
         time.sleep(rng.uniform(0, 6))

@@ -25,6 +25,10 @@ def test_three_heartbeats_may_stay_away_and_one_that_is_a_minute_late_is_no_deat
     assert watch.dead({"a": Heard(OLD, 99), "b": Heard(OLD, 100)}) == ["b"] and watch.SILENCE > 30 + 60
 
 
+def test_whether_the_server_can_write_is_tried_only_for_a_run_that_misses_a_heartbeat():
+    assert watch.suspects({"a": Heard(OLD, 39), "b": Heard(OLD, 40)}) == ["b"] and watch.HEAD_START > 30 + watch.PERIOD + 5
+
+
 def test_time_in_which_the_watch_itself_was_stopped_does_not_count():
     assert [watch.counted(seconds) for seconds in (0, 3, 6, 7, 3600)] == [0, 3, 6, 6, 6]
 
