@@ -86,6 +86,10 @@ class Crew:
         wanted = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": False}
         self.server.ask(f"flow_runs/{run_id}/set_state", wanted)
 
+    def pause_schedule(self) -> None:
+        """No run comes any more but those that are asked for."""
+        self.server.ask(f"deployments/{self.server.ask('deployments/filter')[0]['id']}/pause_deployment")
+
     def begun(self) -> int:
         """How many stages have begun so far."""
         return lines(self.logs / "begun")
@@ -213,3 +217,15 @@ def worker_is_killed(crew: Crew, is_early: bool = False) -> float:
     crew.wait_for_state(one, "CRASHED", "FAILED", "CANCELLED", seconds=130)
     crew.start_workers()
     return left
+
+
+def run_is_cancelled(crew: Crew, run_id: str) -> tuple[float, float]:
+    """E7: when its last process was seen, and when Prefect said that it is cancelled, which is never before."""
+    start = last = time.monotonic()
+    crew.cancel(run_id)
+    while crew.state(run_id) != "CANCELLED":
+        assert time.monotonic() - start < 240
+        last = time.monotonic() if crew.left() else last
+        time.sleep(0.3)
+    assert crew.left() == []
+    return last - start, time.monotonic() - start

@@ -20,6 +20,7 @@ from tests.crew import (
     database_is_locked,
     flow_is_killed,
     kill,
+    run_is_cancelled,
     saw,
     server_is_away,
     stopped,
@@ -180,23 +181,11 @@ def test_a_training_cancelled_at_any_moment_leaves_nothing_and_goes_on_where_it_
             wait_for(crew.is_held, 60)
         time.sleep(rng.uniform(0, 6))
         seen = len(crew.left())
-        gone, told = cancelled(crew, one)
+        gone, told = run_is_cancelled(crew, one)
         saw(f"E7: nothing left of {seen} processes after {gone:.1f} s, told as cancelled after {told:.1f} s")
         assert gone <= 15
     assert crew.clashes() == 0
     assert_it_ends_as_if_never_stopped(crew)
-
-
-def cancelled(crew: Crew, run_id: str) -> tuple[float, float]:
-    """When its last process was seen, and when Prefect said that it is cancelled: never before."""
-    start = last = time.monotonic()
-    crew.cancel(run_id)
-    while crew.state(run_id) != "CANCELLED":
-        assert time.monotonic() - start < 240
-        last = time.monotonic() if crew.left() else last
-        time.sleep(0.3)
-    assert crew.left() == []
-    return last - start, time.monotonic() - start
 
 
 def assert_it_ends_as_if_never_stopped(crew: Crew) -> None:
