@@ -114,9 +114,9 @@ def test_a_flow_whose_parent_is_no_worker_was_left_alone(monkeypatch):
     assert _lifeline.is_worker(os.getppid())  # nobody says that a worker started it
     monkeypatch.setenv("PREFECT__WORKER_NAME", "gpu0")
     assert not _lifeline.is_worker(1) and not _lifeline.is_worker(os.getpid())
-    with psutil.Popen(["sh", "-c", "sleep 60; true", "worker"]) as worker:
-        assert _lifeline.is_worker(worker.pid)
-        worker.kill()
+    worker = psutil.Popen(["sh", "-c", "sleep 60; true", "worker"])
+    wait_for(lambda: _lifeline.is_worker(worker.pid), 10)
+    kill([*worker.children(), worker])
 
 
 # --- the server, last: a deployment that comes again is not paused, so runs come on schedule ---------------------------------
