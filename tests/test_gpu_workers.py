@@ -55,21 +55,21 @@ def test_what_listens_and_is_no_prefect_server_is_refused(tmp_path):
     assert done.returncode == 1 and f"what listens at {url} is no Prefect server" in done.stderr
 
 
-def test_workers_that_mind_no_signal_are_killed_after_one_wait_for_all(tmp_path, monkeypatch):
-    """A longer one for those with a run."""
+@pytest.mark.parametrize(("words", "seconds"), [("exec sleep 60", 1), ("sleep 60; true", 2)])
+def test_workers_that_mind_no_signal_are_killed_after_one_wait_for_all(tmp_path, monkeypatch, words, seconds):
+    """A longer one for those with a run, which is a child."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(workers, "PATIENCE", 2.0)
     monkeypatch.setattr(workers, "IDLE_PATIENCE", 1.0)
+    monkeypatch.setattr(workers, "PATIENCE", 2.0)
     workers.FOLDER.mkdir(parents=True)
-    deaf, busy = "trap '' TERM; echo; exec sleep 60", "trap '' TERM; echo; sleep 60; true"
-    stubborn = [psutil.Popen(["sh", "-c", words], stdout=subprocess.PIPE) for words in (deaf, deaf, busy, busy)]
+    stubborn = [psutil.Popen(["sh", "-c", f"trap '' TERM; echo; {words}"], stdout=subprocess.PIPE) for _ in range(3)]
     for number, one in enumerate(stubborn):
         one.stdout.readline()
         (workers.FOLDER / f"{number}.json").write_text(json.dumps({"pid": one.pid, "born": one.create_time()}))
-    runs = [child for one in stubborn[2:] for child in one.children()]
+    runs = [child for one in stubborn for child in one.children()]
     start = time.monotonic()
-    assert workers.stop() == [f"{number} was killed" for number in range(4)]
-    assert 2 <= time.monotonic() - start < 3 and [one.wait(5) for one in stubborn] == [-9] * 4
+    assert workers.stop() == ["0 was killed", "1 was killed", "2 was killed"]
+    assert seconds <= time.monotonic() - start < seconds + 0.9 and [one.wait(5) for one in stubborn] == [-9, -9, -9]
     kill(runs)
 
 
