@@ -13,7 +13,7 @@ SETTINGS = {
     "PREFECT_HOME": str(Path(".prefect").resolve()),  # this project's own database and settings
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # 20 s is too short on a busy machine
     "PREFECT_LOGGING_LEVEL": "INFO",
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # what flows/bootstrap.py's watch over dead runs counts on
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # what flows/watch.py counts on
     "PREFECT_WORKER_QUERY_SECONDS": "3",
     # a worker would otherwise start flows by `uv run`, in an environment that nobody locked
     "PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES": "false",

@@ -1,11 +1,14 @@
 """A flow that a worker started ends with that worker: nobody would hear its cancellation, nor free its place."""
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import threading
 import time
+
+import psutil
 
 GRACE = 20.0  # seconds until what did not end by itself is killed: more than the keepers of the stages take
 
@@ -16,9 +19,18 @@ def end_with_worker() -> None:
         return
     worker = os.getppid()
     handle = os.pidfd_open(worker)
-    if os.getppid() != worker:
+    if os.getppid() != worker or not is_worker(worker):
         os.killpg(os.getpgrp(), signal.SIGTERM)
     threading.Thread(target=_end_after, args=(handle,), daemon=True).start()
+
+
+def is_worker(process: int) -> bool:
+    """False for init, which inherits a flow whose worker died while the flow was being prepared."""
+    if "PREFECT__WORKER_NAME" not in os.environ:
+        return True  # another kind of starter
+    with contextlib.suppress(psutil.Error):
+        return "worker" in psutil.Process(process).cmdline()
+    return False
 
 
 def _end_after(handle: int) -> None:

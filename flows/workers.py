@@ -1,6 +1,7 @@
 """python -m flows.workers start | stop | list: one worker per GPU, which sees that GPU alone, and one for what needs none.
 
-Each runs in a session of its own and is known by a file with its process number in .prefect/workers/, its log beside it.
+Beside them runs the watch over dead runs (flows/watch.py). Each is in a session of its own and is known by a file with its
+process number in .prefect/workers/, its log beside it.
 """
 from __future__ import annotations
 
@@ -23,8 +24,10 @@ from flows.bootstrap import CPU_POOL, GPU_POOL, enter
 from thousandwords.errors import UserError
 
 FOLDER = Path(".prefect/workers")
+WATCH = FOLDER / "watch.json"
 CPU_RUNS = 2  # at once, of a worker without a GPU; one with GPUs takes one run at a time
 PATIENCE = 45.0  # seconds: a worker gives its runs 30 to end
+IDLE_PATIENCE = 10.0  # for one without a run: Prefect 3.8's hang for ever once their server was away
 
 
 @dataclass(frozen=True)
@@ -57,22 +60,27 @@ def start(workers: list[Worker]) -> list[str]:
     """Starts those that do not run; a line for each."""
     enter()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    return [_start(worker) for worker in workers]
+    return [*(_start(worker) for worker in workers), _launch(WATCH, ["flows.watch"], (), "watches over dead runs")]
 
 
 def _start(worker: Worker) -> str:
-    if process := living(worker.file):
-        return f"{worker.name} runs already (process {process.pid})"
     named = ["--pool", worker.pool, "--name", worker.name, "--type", "process", "--limit", str(worker.runs)]
+    return _launch(worker.file, ["prefect", "worker", "start", *named], worker.gpus, f"takes runs from {worker.pool}")
+
+
+def _launch(file: Path, words: list[str], gpus: tuple[str, ...], does: str) -> str:
+    """Starts `python -m WORDS`, unless the process that `file` names lives."""
+    if process := living(file):
+        return f"{file.stem} runs already (process {process.pid})"
     environment = {
         **os.environ,
-        "CUDA_VISIBLE_DEVICES": ",".join(worker.gpus),
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         "THOUSANDWORDS_ROOT": str(Path.cwd()),
         "PYTHONPATH": os.pathsep.join(filter(None, (str(Path.cwd()), os.environ.get("PYTHONPATH")))),
     }
-    with open(worker.file.with_suffix(".log"), "a") as log:
+    with open(file.with_suffix(".log"), "a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "worker", "start", *named],
+            [sys.executable, "-m", *words],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -80,8 +88,8 @@ def _start(worker: Worker) -> str:
             start_new_session=True,  # it outlives this command and its terminal; a stage never gets one
         )
     born = psutil.Process(process.pid).create_time()
-    worker.file.write_text(json.dumps({"pid": process.pid, "born": born, "pool": worker.pool, "gpus": worker.gpus}))
-    return f"{worker.name} takes runs from {worker.pool} (process {process.pid}, log {worker.file.with_suffix('.log')})"
+    file.write_text(json.dumps({"pid": process.pid, "born": born, "gpus": gpus}))
+    return f"{file.stem} {does} (process {process.pid}, log {file.with_suffix('.log')})"
 
 
 def living(file: Path) -> psutil.Process | None:
@@ -99,25 +107,30 @@ def stop() -> list[str]:
     found = {file: living(file) for file in sorted(FOLDER.glob("*.json"))}
     for process in filter(None, found.values()):
         process.send_signal(signal.SIGTERM)
-    return [_end(file, process) for file, process in found.items()]
+    asked = time.monotonic()  # one wait for all of them
+    return [_end(file, process, asked) for file, process in found.items()]
 
 
-def _end(file: Path, process: psutil.Process | None) -> str:
+def _end(file: Path, process: psutil.Process | None, asked: float) -> str:
     how = "had ended already"
     if process:
-        how = "ended" if _wait(process) else "was killed"
+        how = "ended" if _wait(process, asked) else "was killed"
     file.unlink(missing_ok=True)
     return f"{file.stem} {how}"
 
 
-def _wait(process: psutil.Process) -> bool:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if living_still(process):
-            time.sleep(0.1)
-        else:
-            return True
-    process.kill()  # its runs end with it (flows/_lifeline.py)
+def _wait(process: psutil.Process, asked: float) -> bool:
+    while living_still(process):
+        if time.monotonic() - asked > (PATIENCE if has_runs(process) else IDLE_PATIENCE):
+            process.kill()  # its runs end with it (flows/_lifeline.py)
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def has_runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.children())
     return False
 
 

@@ -21,12 +21,12 @@ ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 
 
-def wait_for(what: Callable, seconds: float, told: str = "it did not come"):
-    """The first true answer of `what`."""
+def wait_for(what: Callable, seconds: float, told: str = "it did not come", every: float = 0.05):
+    """The first true answer of `what`, asked `every` so many seconds."""
     deadline = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < deadline, f"{told} within {seconds} s"
-        time.sleep(0.05)
+        time.sleep(every)
     return found
 
 

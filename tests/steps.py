@@ -1,0 +1,66 @@
+"""A training for tests: `python -m tests.steps CHECKPOINT TARGET`, with ranks, data loaders and a child in a session of its own.
+
+Each step changes a number that depends on all steps before. It goes on from its checkpoint; SIGTERM saves one and ends it with
+143. It ends at the step that the file TARGET names, as soon as there is one, and writes the number there.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RANKS, LOADERS = 2, 2
+EVERY = 20  # steps from one checkpoint to the next
+
+
+def after(steps: int, start: int = 0, number: str = "") -> str:
+    """The number after so many steps."""
+    for step in range(start, steps):
+        number = hashlib.sha256(f"{number} {step}".encode()).hexdigest()
+    return number
+
+
+def train(checkpoint: Path, target: Path) -> None:
+    told = []
+    signal.signal(signal.SIGTERM, lambda *_: told.append(True))
+    done = json.loads(checkpoint.read_text()) if checkpoint.is_file() else {"step": 0, "number": ""}
+    while not told:
+        step = done["step"]
+        if target.is_file() and int(target.read_text()) <= step:
+            target.with_suffix(".reached").write_text(json.dumps(done))
+            return
+        done = {"step": step + 1, "number": after(step + 1, step, done["number"])}
+        if done["step"] % EVERY == 0:
+            save(checkpoint, done)
+        time.sleep(0.01)
+    save(checkpoint, done)
+    raise SystemExit(143)
+
+
+def save(checkpoint: Path, done: dict) -> None:
+    fresh = checkpoint.with_suffix(".tmp")
+    fresh.write_text(json.dumps(done))
+    fresh.rename(checkpoint)
+
+
+def surround() -> None:
+    """The other ranks, each with data loaders, and one that leaves the session; it minds no SIGTERM one time in four."""
+    for _ in range(RANKS):
+        if not os.fork():
+            for _ in range(LOADERS):
+                if not os.fork():
+                    break
+            while True:
+                time.sleep(60)
+    stubborn = "trap '' TERM; " if os.getpid() % 4 == 0 else ""
+    subprocess.Popen(["sh", "-c", f"{stubborn}sleep 600; sleep 600"], start_new_session=True, close_fds=False)
+
+
+if __name__ == "__main__":
+    surround()
+    train(Path(sys.argv[1]), Path(sys.argv[2]))
