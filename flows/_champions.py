@@ -78,7 +78,8 @@ def _follow(client: mlflow.MlflowClient, last: ModelVersion) -> ModelVersion:
         move(client, CHAMPION, _champions(last)[-1])
         newest = _moves(client)[-1]
         if number_of(newest) == number_of(last):  # else the alias was moved over that of a later one
-            client.set_model_version_tag(LOG, number_of(last), FOLLOWED, "true")
+            with contextlib.suppress(MlflowException):  # two say so at once; and without it the alias is but moved once more
+                client.set_model_version_tag(LOG, number_of(last), FOLLOWED, "true")
             return newest
         last = newest
 

@@ -33,7 +33,10 @@ def resolve(client: mlflow.MlflowClient, wanted: str) -> ModelVersion:
 
 def move(client: mlflow.MlflowClient, alias: str, version: str) -> None:
     """Points an alias at a version: at every moment it is the one or the other."""
-    client.set_registered_model_alias(NAME, alias, version)
+    try:
+        client.set_registered_model_alias(NAME, alias, version)
+    except MlflowException:  # MLflow cannot make an alias twice at once; now it is there, and only moves
+        client.set_registered_model_alias(NAME, alias, version)
 
 
 def newest_first(client: mlflow.MlflowClient, name: str = NAME) -> list[ModelVersion]:

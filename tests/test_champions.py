@@ -8,7 +8,9 @@ import os
 import random
 import time
 
+import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
 
 from flows import _champions, registry
 from flows._champions import Standing
@@ -21,10 +23,10 @@ def meanwhile(monkeypatch, module, name: str, others) -> None:
     """`others` happens, once, just before the next call of that function."""
     function, due = getattr(module, name), [others]
 
-    def late(*words):
+    def late(*words, **named):
         if due:
             due.pop()()
-        return function(*words)
+        return function(*words, **named)
 
     monkeypatch.setattr(module, name, late)
 
@@ -105,6 +107,19 @@ def test_an_alias_that_is_moved_late_ends_at_the_last_champion(project, monkeypa
     meanwhile(monkeypatch, _champions, "move", lambda: registry.promote(project, "4"))
     assert registry.promote(project, "3") == "3"
     assert champion() == "4" and check_moves()[-1] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("asked", ["set_registered_model_alias", "set_model_version_tag"])
+def test_what_two_make_at_once_in_mlflow_does_not_stop_the_second(project, monkeypatch, asked):
+    """MLflow looks whether a row is there, then makes it; of two at once it refuses one."""
+    register_with(project, 2, 30.0)
+
+    def refuse():
+        raise MlflowException("UNIQUE constraint failed")
+
+    meanwhile(monkeypatch, mlflow.MlflowClient, asked, refuse)
+    assert registry.promote(project, "3") == champion() == "3"
+    assert registry.promote(project, "1") == champion() == "1" and check_moves()[-1] == ["1", "2", "3", "1"]
 
 
 # --- one that dies ---------------------------------------------------------------------------------------------------

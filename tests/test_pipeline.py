@@ -113,6 +113,7 @@ def test_a_run_can_be_registered_and_become_the_champion(project, tmp_path, monk
     assert registry.show(project)[0].endswith("  sound @challenger @champion")
     package = load_package(registry.fetch("champion", tmp_path, project))
     assert package.fingerprint == load_package(project / "models/package").fingerprint
+    shutil.copy(ROOT / "presets" / "smoke.yaml", project / "params.yaml")
 
 
 def test_nothing_runs_again_when_nothing_changed(project):
