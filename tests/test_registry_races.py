@@ -57,6 +57,7 @@ def flip_and_read(root: Path, folder: Path, flips: int, reads: int, writers: int
 def test_an_alias_that_moves_always_names_a_whole_version(project, tmp_path):
     whole, errors = flip_and_read(project, tmp_path / "read", flips=200, reads=40, writers=2, readers=2)
     assert (whole, errors) == (40, [])
+    assert "MLFLOW_REGISTRY_URI" not in os.environ, "the threads left behind where they looked"
 
 
 @pytest.mark.slow

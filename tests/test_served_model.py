@@ -104,6 +104,7 @@ def test_mlflow_serves_the_champion_with_pickle_forbidden(project):
         process.wait()
     drawn = load_package(project / "models/package").draw(PROMPT, candidates=4, seed=5)
     assert status == 200
+    assert answer["predictions"][0]["package"] == load_package(project / "models/package").fingerprint
     for sent, one in zip(answer["predictions"][0]["pictures"], drawn[:2], strict=True):
         assert (decode_png(base64.b64decode(sent["png"])) == one.picture).all()
     assert refused == 400 and "the prompt is empty. Say what to draw" in said["message"]
