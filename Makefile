@@ -22,7 +22,7 @@ OUT ?= drawn
 export PROMPT
 export THOUSANDWORDS_NIGHTLY := $(NIGHTLY)
 
-.PHONY: help setup ray run test test-slow conformance lint draw flow status deploy workers workers-stop fleet nightly register promote rollback servers servers-stop servers-status ui plan verify lock clean
+.PHONY: help setup ray run test test-slow conformance lint draw flow status deploy workers workers-stop fleet nightly register promote rollback serve servers servers-stop servers-status ui plan verify lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ promote: $(READY)  ## @challenger becomes @champion, if the gate lets it
 
 rollback: $(READY)  ## the champion before this one is champion again
 	@python -m flows.registry rollback
+
+serve: $(READY)  ## the champion as a service: prompts in, pictures out, at http://127.0.0.1:5001/invocations
+	@python -m flows.registry serve
 
 servers: $(READY)  ## PostgreSQL, S3, MLflow and Prefect for a team, on this machine, with passwords (no docker)
 	@python -m flows.servers start

@@ -19,6 +19,7 @@ from flows._contents import PACKAGE, check_contents, check_names
 from flows._versions import MEND, label_of, pinned_by
 from thousandwords.files import MANIFEST, DamagedArtefact, check_file, read_manifest, write_bytes
 
+MLFLOWS_NOTE = "registered_model_meta"  # MLflow leaves it in a local store when it loads a version; nobody fetches it
 MOST_MANIFEST = 2**22  # bytes; it is read before anything is known of it
 
 
@@ -89,7 +90,7 @@ def check_stored(source: str, manifest: dict, label: str) -> None:
 
 def _compare(found: dict[str, int | None], manifest: dict, label: str) -> None:
     wanted = {name: entry["bytes"] for name, entry in manifest["files"].items()}
-    for name in sorted(found.keys() - wanted.keys() - {MANIFEST}):
+    for name in sorted(found.keys() - wanted.keys() - {MANIFEST, MLFLOWS_NOTE}):
         raise DamagedArtefact(f"{label} holds {name!r}, which its manifest does not name. {MEND}")
     for name, size in sorted(wanted.items()):
         if found.get(name) != size:

@@ -17,7 +17,6 @@ from flows.keeper import kept
 from flows.pipeline import stream
 from thousandwords.errors import UserError
 
-FETCHED = Path(".store/registry")  # may be deleted at any time
 OUT = Path("drawn")
 
 
@@ -26,7 +25,7 @@ def fetch_champion(alias: str) -> str:
     """The folder of the package with that alias, verified."""
     from flows import registry  # here: it loads MLflow, which no other flow needs
 
-    return str(registry.fetch(alias, FETCHED))
+    return str(registry.fetch(alias, registry.FETCHED))
 
 
 @task(cache_policy=NO_CACHE)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dvc.repo import Repo
+from dvc.repo import Repo, lock_repo
 
 from flows.repair import repair
 from thousandwords.errors import UserError
@@ -33,7 +33,7 @@ class Graph:
 def read_graph() -> Graph:
     """The graph of dvc.yaml here and what has changed; waits where another `dvc` is at work in the folder."""
     repair(wait=True)
-    with Repo(_wait_for_lock=True) as repo:
+    with Repo(_wait_for_lock=True) as repo, lock_repo(repo):  # one lock, or DVC would read all of it twice
         graph = repo.index.graph
         needs = {node.addressing: [other.addressing for other in graph.successors(node)] for node in graph.nodes}
         return Graph(ordered(needs), frozenset(repo.status()))

@@ -1,4 +1,4 @@
-"""python -m flows.registry register|promote|rollback|show|fetch: versions of the package in the MLflow registry.
+"""python -m flows.registry register|promote|rollback|show|fetch|serve: versions of the package in the MLflow registry.
 
 A version is one row that appears after all its files are stored, in one transaction with the tags that pin them, so it is absent
 or complete. `@challenger` is the last one registered, `@champion` the one in use; the gate (`thousandwords.gate`) stands between
@@ -9,6 +9,7 @@ versions.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +28,7 @@ from thousandwords.errors import UserError
 from thousandwords.files import fingerprint
 from thousandwords.gate import Config, decide
 
+FETCHED = Path(".store/registry")  # may be deleted at any time
 SAME = ("package", "metrics", "prompts", "problems")  # a version is the same, whatever commit or run it is found in, by these
 
 
@@ -116,6 +118,14 @@ def show(root: Path = Path(".")) -> list[str]:
         return [line(one, [alias for alias, number in aliases.items() if str(number) == number_of(one)]) for one in versions]
 
 
+def serve(wanted: str, port: int, root: Path = Path(".")) -> None:
+    """Turns this process into MLflow's server of that version, on 127.0.0.1; its files are verified first, and then stay here."""
+    package = fetch(wanted, FETCHED, root)
+    model = next(folder for folder in package.parents if (folder / "MLmodel").is_file())
+    words = ["models", "serve", "-m", str(model.resolve()), "--env-manager", "local", "--host", "127.0.0.1", "-p", str(port)]
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", *words])
+
+
 def gate_of(root: Path) -> Config:
     """The section `gate` of `root`'s params.yaml, or the usual one; raises ConfigError."""
     path = Path(root) / "params.yaml"
@@ -134,8 +144,13 @@ def main(argv: list[str] | None = None) -> None:
     fetched = commands.add_parser("fetch", help="a version's package, verified, into a folder")
     fetched.add_argument("version", nargs="?", default=CHAMPION, help="an alias or a number (default: champion)")
     fetched.add_argument("--out", type=Path, default=Path("models/fetched"), help="(default: models/fetched)")
+    served = commands.add_parser("serve", help="a version answers prompts with pictures, at /invocations")
+    served.add_argument("version", nargs="?", default=CHAMPION, help="an alias or a number (default: champion)")
+    served.add_argument("--port", type=int, default=5001, help="(default: 5001)")
     options = parser.parse_args(argv)
     try:
+        if options.command == "serve":
+            serve(options.version, options.port)
         print(_obey(options))
     except UserError as error:
         print(f"registry: {error}", file=sys.stderr)

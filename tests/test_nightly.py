@@ -113,7 +113,12 @@ def test_a_night_commits_what_it_made_and_nothing_of_anybody_else(clone):
 
 def test_the_champion_draws_each_prompt(here, monkeypatch, package_folder):
     asked = []
-    registry(monkeypatch, fetch=lambda alias, folder: asked.append((alias, str(folder))) or package_folder)
+
+    def fetch(alias, folder):
+        asked.append((alias, str(folder)))
+        return package_folder
+
+    registry(monkeypatch, FETCHED=Path(".store/registry"), fetch=fetch)
     prompts = ["a small red star", "--help me"]
     grids = draw.draw(prompts, candidates=2, seed=3)
     assert asked == [("champion", ".store/registry")] and len(grids) == 2

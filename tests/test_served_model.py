@@ -85,13 +85,17 @@ def ask(port: int, body: dict) -> tuple[int, dict]:
         return error.code, json.loads(error.read())
 
 
-def test_mlflow_serves_the_champion_with_pickle_forbidden(project):
+MLFLOW = ("mlflow", "models", "serve", "-m", "models:/thousandwords@champion", "--env-manager", "local", "-p")
+
+
+@pytest.mark.parametrize("words", [MLFLOW, ("flows.registry", "serve", "--port")], ids=["mlflow", "make serve"])
+def test_the_champion_is_served_with_pickle_forbidden(project, words):
     mlflow, port = Path(sys.executable).with_name("mlflow"), free_port()
     environment = {**os.environ, "PATH": f"{mlflow.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
-                   "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}  # fmt: skip
-    words = [mlflow, "models", "serve", "-m", "models:/thousandwords@champion", "--env-manager", "local", "-p", str(port)]
+                   "PYTHONPATH": str(ROOT), "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}  # fmt: skip
+    words = [sys.executable, "-m", *words, str(port)]
     began = time.monotonic()
-    process = subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True)
+    process = subprocess.Popen(words, cwd=project, env=environment, start_new_session=True)
     try:
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/ping"), 180, "MLflow served nothing")
         up = time.monotonic()
