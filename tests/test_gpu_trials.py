@@ -127,10 +127,7 @@ def test_a_run_does_not_mind_that_its_server_does_not_answer(crew, trouble, seco
 
 @pytest.mark.parametrize("crew", [("setsid sleep 1.5 & sleep 1", 3)], indirect=True)
 def test_never_two_runs_on_a_gpu_whatever_is_killed(crew):
-    """E5: three workers that all take GPU 0 for theirs; flows, keepers and stages are killed or stopped at random.
-
-    As long as a deployment names one folder for all workers, that folder's lock comes before the GPU's.
-    """
+    """E5: three workers that all take GPU 0 for theirs; flows, keepers and stages are killed or stopped at random."""
     rng, runs = random.Random(0), (TRIALS or 10) * 5
     asked = [crew.ask_for_a_run() for _ in range(runs)]
     kills, stops, deadline = 0, 0, time.monotonic() + 30 * runs

@@ -14,7 +14,7 @@ import time
 import psutil
 import pytest
 
-from flows import _lifeline, workers
+from flows import _lifeline, bootstrap, workers
 from flows.workers import planned
 from tests.crew import Crew, flow_is_killed, kill, run_is_cancelled, worker_is_killed
 from tests.orchestra import run, tiny_project, wait_for
@@ -134,5 +134,7 @@ def test_the_bootstrap_may_come_again_and_watches_over_the_dead(scheduled):
 
 def test_the_server_of_another_project_is_refused(scheduled, tmp_path):
     other = tiny_project(tmp_path, {})
-    done = run(other, "flows.bootstrap", PREFECT_API_URL=scheduled.server.api)
-    assert done.returncode == 1 and f"belongs to another project ({scheduled.projects[0]})" in done.stderr
+    for words in (["flows.bootstrap"], ["flows.workers", "start"]):
+        done = run(other, *words, PREFECT_API_URL=scheduled.server.api)
+        owner = bootstrap.project_id(scheduled.projects[0])
+        assert done.returncode == 1 and f"belongs to another project ({owner})" in done.stderr and len(owner) == 40
