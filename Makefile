@@ -20,7 +20,7 @@ N ?= 32
 SEED ?= 0
 OUT ?= drawn
 export PROMPT
-export THOUSANDWORDS_NIGHTLY := $(NIGHTLY)
+export THOUSANDWORDS_NIGHTLY := $(or $(NIGHTLY),$(THOUSANDWORDS_NIGHTLY))
 
 .PHONY: help setup ray run test test-slow conformance lint draw flow status deploy workers workers-stop fleet nightly register promote rollback serve servers servers-stop servers-status ui plan verify lock clean
 
@@ -61,8 +61,8 @@ lint: $(READY)
 	@ruff check .
 
 draw: $(READY)  ## PROMPT="a small red star on sand" or PROMPTS=file.txt, N=32, SEED=0: ranked pictures in drawn/; FROM=champion
-	@$(if $(FROM),python -m flows.draw --alias $(FROM) --candidates $(N) --seed $(SEED) -- "$$PROMPT",python -m thousandwords draw \
-		--candidates $(N) --seed $(SEED) --out $(OUT) $(if $(PROMPTS),--prompts "$(PROMPTS)",-- "$$PROMPT"))
+	@python -m $(if $(FROM),flows.draw --alias $(FROM),thousandwords draw) --candidates $(N) --seed $(SEED) --out $(OUT) \
+		$(if $(PROMPTS),--prompts "$(PROMPTS)",-- "$$PROMPT")
 
 flow: $(READY)  ## the same graph by Prefect, stage by stage
 	@python -m flows.pipeline

@@ -35,5 +35,5 @@ def commit_all_of(is_ours: Callable[[str], bool], message: str, root: Path = Pat
     if not changed or not all(map(is_ours, changed)):
         return None
     missing = [f"-c{name}={value}" for name, value in NOBODY.items() if not is_known("config", name, root=root)]
-    git(*missing, "commit", "--quiet", "--no-verify", "-m", message, "--", *changed, root=root)
+    git(*missing, "commit", "--quiet", "-m", message, "--", *changed, root=root)
     return git("rev-parse", "--short", "HEAD", root=root)

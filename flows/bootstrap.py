@@ -24,6 +24,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.variables import Variable
 
 from flows import gpu
+from flows._git import git
 from flows.notices import ENDS, notices
 from thousandwords.errors import UserError
 
@@ -85,9 +86,10 @@ def check_server(client: SyncPrefectClient, url: str) -> None:
 
 def project_id(root: Path) -> str:
     """The same in every clone of a project: its first commit; outside git its folder."""
-    asked = ["git", "rev-list", "--max-parents=0", "HEAD"]
-    done = subprocess.run(asked, cwd=root, capture_output=True, text=True)
-    return done.stdout.split()[-1] if done.stdout.split() else str(root.resolve())
+    try:
+        return git("rev-list", "--max-parents=0", "HEAD", root=root).split()[-1]
+    except UserError:
+        return str(root.resolve())
 
 
 def claim(project: str, url: str) -> None:

@@ -62,13 +62,18 @@ def draw(prompts: list[str], candidates: int = 32, seed: int = 0, alias: str = "
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT")
+    parser.add_argument("prompt", nargs="*", help="what to draw; several prompts may be given")
+    parser.add_argument("--prompts", type=Path, help="a text file with one prompt per line")
+    parser.add_argument("--out", default=str(OUT), help=f"where the pictures go (default: {OUT})")
     parser.add_argument("--candidates", "-n", type=int, default=32, help="drawn per prompt (default: 32)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other pictures (default: 0)")
     parser.add_argument("--alias", default="champion", help="which version draws (default: champion)")
     options = parser.parse_args(argv)
+    from thousandwords.commands.prompts import read_prompts  # here: it loads torch, which a worker's flow does not need
+
     try:
-        print("\n".join(draw(options.prompts, options.candidates, options.seed, options.alias)))
+        prompts = read_prompts(options.prompt, options.prompts)
+        print("\n".join(draw(prompts, options.candidates, options.seed, options.alias, options.out)))
     except (RuntimeError, UserError) as error:
         print(f"draw: {error}", file=sys.stderr)
         raise SystemExit(1) from error

@@ -6,6 +6,7 @@ it asks for each stage as soon as those that it needs have been handed over, and
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -185,11 +186,12 @@ def _named(name: str) -> DeploymentFilter:
 
 
 def cancel(client: SyncPrefectClient, asked: list[UUID]) -> None:
-    """Asks the workers to end what has not ended yet."""
+    """Asks the workers to end what has not ended yet, as far as the server answers."""
     for run_id in asked:
-        state = client.read_flow_run(run_id).state
-        if state and not state.is_final():
-            client.set_flow_run_state(run_id, Cancelling(message="its coordinator was stopped"))
+        with contextlib.suppress(httpx.HTTPError):
+            state = client.read_flow_run(run_id).state
+            if state and not state.is_final():
+                client.set_flow_run_state(run_id, Cancelling(message="its coordinator was stopped"))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -159,7 +159,8 @@ def _start(settings: Settings) -> None:
     start(settings)
     if Path(".dvc").is_dir():
         _remote(settings)
-    print('servers: eval "$(python -m flows.servers env)" lets runs, flows and workers use them')
+    print("servers: the flows, workers and registry of this folder use them from now on; any other program after")
+    print('         eval "$(python -m flows.servers env)"')
 
 
 def _env(settings: Settings) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 
 from thousandwords import images
 from thousandwords.commands._inputs import positive, read_picture
+from thousandwords.commands.prompts import read_prompts
 from thousandwords.completion import faded, given_words, kept_by_mask, side_of, top_rows
-from thousandwords.drawing import Settings, changed, check_prompt
+from thousandwords.drawing import Settings, changed
 from thousandwords.errors import UserError
 from thousandwords.files import write_bytes
 from thousandwords.naming import distinct_slugs
@@ -52,7 +53,7 @@ class Original:
 
 def run(options: argparse.Namespace) -> None:
     """Draws what was asked for; a bad request is refused before a model is loaded."""
-    prompts = _prompts(options)
+    prompts = read_prompts(options.prompt, options.prompts)
     changed(Settings(), **_changes(options))
     picture, mask = _pictures(options)
     package = load_package(options.package, options.device)
@@ -105,22 +106,6 @@ def _original(package: Package, picture: np.ndarray, mask: np.ndarray | None, ro
     side = side_of(package.image_tokenizer.scales)
     kept = kept_by_mask(mask, side) if mask is not None else top_rows(side, side // 2 if rows is None else rows)
     return Original(images.fit_square(picture, package.image_tokenizer.image_size), kept)
-
-
-def _prompts(options: argparse.Namespace) -> list[str]:
-    """The prompts of the command line, or one per line of a file; raises UserError before any model is loaded."""
-    if options.prompts is None:
-        if not options.prompt:
-            raise UserError('no prompt was given. For example: make draw PROMPT="a small red star on sand"')
-        return [check_prompt(prompt) for prompt in options.prompt]
-    if not options.prompts.is_file():
-        raise UserError(f"there is no file {options.prompts}. Give a text file with one prompt per line")
-    lines = options.prompts.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    numbered = [(f"{options.prompts}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
-    prompts = [check_prompt(line, where) for where, line in numbered]
-    if not prompts:
-        raise UserError(f"{options.prompts} holds no prompt. Write one per line")
-    return prompts
 
 
 def _changes(options: argparse.Namespace) -> dict:
