@@ -1,6 +1,7 @@
 """Worker processes: order, limits, deaths that cost one input, and none left behind."""
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -28,8 +29,11 @@ def outcomes(function: Callable, inputs: Sequence, count: int = 2, limits: Limit
 
 def children(parent: int | None = None) -> set[int]:
     """The worker processes of a process."""
-    parent = parent or os.getpid()
-    return {int(child) for task in Path(f"/proc/{parent}/task").iterdir() for child in (task / "children").read_text().split()}
+    found: set[int] = set()
+    for task in Path(f"/proc/{parent or os.getpid()}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread ended while it was listed
+            found.update(map(int, (task / "children").read_text().split()))
+    return found
 
 
 def are_gone(processes: set[int], seconds: float = 10) -> bool:
