@@ -1,6 +1,6 @@
 """One pipeline on two workers, each with a clone of its own, asked for by a coordinator: on a real Prefect server.
 
-How much time two workers save is tried on PostgreSQL (tests/test_servers.py): SQLite makes one of two writers wait for seconds.
+How much time two workers save is tried on PostgreSQL (tests/test_team.py): SQLite makes one of two writers wait for seconds.
 """
 from __future__ import annotations
 
