@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.distributed_worker import STEPS, work
+from tests.distributed_worker import STEPS, compare, work
 from thousandwords.distributed import ALONE, World
 from thousandwords.errors import UserError
 
@@ -47,6 +47,7 @@ def runs(tmp_path_factory) -> Path:
     work("accumulated", folder, ALONE, accumulation=4)
     work("recomputed", folder, ALONE, model={"recompute": True})
     work("half by one", folder, ALONE, stop=10)
+    compare("scorer", folder, ALONE)
     in_two_processes(
         folder,
         {"name": "ddp"},
@@ -61,6 +62,7 @@ def runs(tmp_path_factory) -> Path:
         {"name": "compressed, then compressed", "resume": "half compressed", "powersgd_rank": 2},
         {"name": "half compressed again", "stop": 10, "powersgd_rank": 2},
         {"name": "float16", "precision": "float16"},
+        {"name": "scorer in two", "is_scorer": True},
         {"name": "compressed float16", "precision": "float16", "powersgd_rank": 2},
     )
     work("two, then one", folder, ALONE, resume="half by two")
@@ -101,6 +103,17 @@ def test_the_kept_weights_are_whole_and_those_of_one_process(runs, name):
     assert {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in wanted.items()}
     for key, value in wanted.items():
         if value.ndim >= 2:  # a key's bias has no gradient but rounding, of which Adam makes a whole step
+            torch.testing.assert_close(found[key], value, atol=2e-3, rtol=0)
+
+
+def test_a_loss_that_compares_a_whole_batch_compares_it_over_all_processes(runs):
+    losses, wanted = (torch.tensor(result(runs, one)["losses"]) for one in ("scorer in two", "scorer"))
+    found, kept = weights(runs, "scorer in two"), weights(runs, "scorer")
+
+    assert wanted[-1] < wanted[0] - 0.1
+    torch.testing.assert_close(losses, wanted, atol=1e-3, rtol=0)
+    for key, value in kept.items():
+        if value.ndim >= 2:
             torch.testing.assert_close(found[key], value, atol=2e-3, rtol=0)
 
 

@@ -57,6 +57,18 @@ class World:
         dist.all_gather(parts, tensor.contiguous())
         return parts
 
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Every process's rows (n, …), one after the other: (size * n, …); gradients reach this process's own.
+
+        For a loss of all rows, the same on every process. Their gradients are averaged afterwards, as if each were of a
+        share of the loss, so that a row's own counts as often as there are processes.
+        """
+        if self.size == 1:
+            return rows
+        parts = self.gather(rows.detach())
+        parts[self.rank] = rows.detach() + self.size * (rows - rows.detach())
+        return torch.cat(parts)
+
     def wait(self) -> None:
         """Until all have come here."""
         if self.size > 1:

@@ -107,10 +107,10 @@ def check_model(model: nn.Module, config: Config) -> None:
     """Raises UserError where a setting asks for what this model does not offer."""
     if config.muon_factor is not None and not (hasattr(model, "hidden_matrices") and model.hidden_matrices()):
         raise UserError("training.muon_factor is set, but this model names no hidden matrices. Set it to null")
-    if getattr(model, "needs_whole_batches", False) and (config.processes != 1 or config.accumulation != 1):
+    if getattr(model, "needs_whole_batches", False) and config.accumulation != 1:
         raise UserError(
-            "training.processes and training.accumulation deal a batch out in parts, but this model's loss compares all pairs "
-            "of a batch. Set both to 1"
+            "training.accumulation takes a batch in parts, one after the other, but this model's loss compares all pairs of a "
+            "batch. Set it to 1"
         )
     if config.precision == "float16" and not hasattr(model, "residual_paths"):
         raise UserError(
