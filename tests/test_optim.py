@@ -186,6 +186,42 @@ def test_muon_steps_all_directions_of_a_matrix_alike_at_its_own_rate():
     assert matrix.diag().tolist() == pytest.approx([-0.05, -0.05], rel=0.4)
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (6, 4), (300, 400)])
+def test_muon_is_torchs_muon_whose_iterations_are_rougher(shape):
+    ours, theirs = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+    optimizers = optim.muon([ours], 0.1, 1.0), torch.optim.Muon([theirs], weight_decay=0.1)
+    for step in range(3):
+        ours.grad = theirs.grad = torch.randn(shape, generator=torch.Generator().manual_seed(step))
+        for optimizer in optimizers:
+            optim.set_learning_rate(optimizer, 0.01)
+            optimizer.step()
+    moved, wanted = (ours - 1).flatten(), (theirs - 1).flatten()
+    assert torch.cosine_similarity(moved, wanted, dim=0) > 0.9995
+    assert moved.norm().item() == pytest.approx(wanted.norm().item(), rel=0.01)
+
+
+def test_muon_takes_a_kernel_for_the_matrix_of_its_outputs():
+    kernel, matrix = nn.Parameter(torch.zeros(4, 2, 3, 3)), nn.Parameter(torch.zeros(4, 18))
+    kernel.data = kernel.data.to(memory_format=torch.channels_last)
+    matrix.grad = torch.randn(4, 18, generator=torch.Generator().manual_seed(0))
+    kernel.grad = matrix.grad.reshape(4, 2, 3, 3).to(memory_format=torch.channels_last)
+    for parameter in (kernel, matrix):
+        optimizer = optim.muon([parameter], 0.0, 1.0)
+        optim.set_learning_rate(optimizer, 0.01)
+        optimizer.step()
+    torch.testing.assert_close(kernel.flatten(1), matrix)
+
+
+def test_muon_leaves_what_has_no_gradient_alone_and_treats_others_as_if_it_were_not_there():
+    resting, moving, alone = (nn.Parameter(torch.ones(3, 3)) for _ in range(3))
+    moving.grad = alone.grad = torch.eye(3)
+    for parameters in ([resting, moving], [alone]):
+        optimizer = optim.muon(parameters, 0.1, 1.0)
+        optim.set_learning_rate(optimizer, 0.1)
+        optimizer.step()
+    assert resting.eq(1).all() and moving.equal(alone) and not moving.equal(resting)
+
+
 def test_what_muon_trains_adamw_leaves_alone():
     model = nn.Linear(3, 2)
     groups = optim.adamw(model, 0.1, 0.9, 0.99, 1e-8, without=[model.weight]).param_groups

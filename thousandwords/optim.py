@@ -70,14 +70,69 @@ class LimitedAdamW(torch.optim.Optimizer):
         parameter.addcdiv_(mean, unbiased.sqrt_().add_(group["eps"]), value=-group["lr"] / (1 - beta1 ** state["step"].item()))
 
 
-def muon(matrices: Iterable[nn.Parameter], weight_decay: float, rate_factor: float) -> torch.optim.Muon:
-    """torch's Muon (orthogonalised momentum) over hidden matrices, at `rate_factor` times the rate of everything else.
+class Muon(torch.optim.Optimizer):
+    """Orthogonalised momentum over hidden matrices (Jordan et al., 2024), as torch's Muon does it, and over kernels.
+
+    A kernel (out, in, h, w) counts as a matrix (out, in * h * w). Matrices of one shape take their iterations together, which
+    saves most of the time of many small ones. A parameter without a gradient is left alone.
+    """
+
+    def __init__(self, groups: list[dict], weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(groups, {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            alike: dict[tuple, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    alike.setdefault((len(parameter), parameter[0].numel()), []).append(parameter)
+            for shape, parameters in alike.items():
+                self._step_alike(parameters, shape, group)
+
+    def _step_alike(self, parameters: list[nn.Parameter], shape: tuple[int, int], group: dict) -> None:
+        gradients = torch.stack([parameter.grad.reshape(shape) for parameter in parameters])
+        momenta = torch.stack([self._momentum(parameter).reshape(shape) for parameter in parameters])
+        momenta.lerp_(gradients, 1 - group["momentum"])
+        updates = orthogonalised(gradients.lerp_(momenta, group["momentum"]))
+        rate = group["lr"] * max(1, shape[0] / shape[1]) ** 0.5
+        for parameter, momentum, update in zip(parameters, momenta, updates, strict=True):
+            self.state[parameter]["momentum_buffer"].copy_(momentum.reshape(parameter.shape))
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(update.reshape(parameter.shape), alpha=-rate)
+
+    def _momentum(self, parameter: nn.Parameter) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        return state["momentum_buffer"]
+
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """Matrices (N, A, B) with all singular values near 1, by five Newton-Schulz iterations (torch's coefficients)."""
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    wide = matrices.mT if is_tall else matrices
+    wide = (wide / wide.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)).to(_iteration_type(wide))
+    for _ in range(5):
+        gram = wide @ wide.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        wide = torch.baddbmm(wide, polynomial, wide, beta=3.4445)
+    return (wide.mT if is_tall else wide).to(matrices.dtype)
+
+
+def _iteration_type(matrices: Tensor) -> torch.dtype:
+    """bfloat16, which is exact enough; for what is small on a CPU float32, since there the change costs more than it gives."""
+    is_small = matrices.device.type == "cpu" and matrices[0].numel() < 2**16
+    return torch.float32 if is_small else torch.bfloat16
+
+
+def muon(matrices: Iterable[nn.Parameter], weight_decay: float, rate_factor: float) -> Muon:
+    """`Muon` over hidden matrices and kernels, at `rate_factor` times the rate of everything else.
 
     Not in the paper. AdamW lets the directions that many gradients share grow first; Muon gives the rare ones an equal
     step, and what a caption says of a picture is rare beside what pictures have in common.
     """
-    group = {"params": list(matrices), "rate_factor": rate_factor}
-    return torch.optim.Muon([group], lr=0.0, weight_decay=weight_decay, momentum=0.95, nesterov=True)
+    return Muon([{"params": list(matrices), "rate_factor": rate_factor}], weight_decay)
 
 
 def learning_rate(step: int, peak: float, final: float, warmup_steps: int, steps: int) -> float:
