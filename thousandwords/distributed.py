@@ -169,7 +169,8 @@ class Replicas(Alone):
         self.world = world
         # Left to itself DDP deals parameters into other buckets after the first update; what PowerSGD keeps is kept per
         # bucket, and a resumed run would not find its own. Looking for unused parameters makes the buckets stay.
-        self.replica = DistributedDataParallel(self.whole, find_unused_parameters=rank is not None)
+        looks_for_unused = rank is not None or getattr(model, "rests", False)
+        self.replica = DistributedDataParallel(self.whole, find_unused_parameters=looks_for_unused)
         self.compression = None
         if rank is not None:
             self.compression = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=2)

@@ -70,10 +70,14 @@ class LimitedAdamW(torch.optim.Optimizer):
         parameter.addcdiv_(mean, unbiased.sqrt_().add_(group["eps"]), value=-group["lr"] / (1 - beta1 ** state["step"].item()))
 
 
+KERNEL_RATE = 0.04**2  # a fifth of what would move weights as far as AdamW does: so one factor suits matrices and kernels
+
+
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum over hidden matrices (Jordan et al., 2024), as torch's Muon does it, and over kernels.
 
-    A kernel (out, in, h, w) counts as a matrix (out, in * h * w). Matrices of one shape take their iterations together, which
+    A kernel (out, in, h, w) counts as a matrix (out, in * h * w), whose rate grows with the root of its longer side, so that
+    all kernels' weights move alike (arXiv 2502.16982, section 2.2). Matrices of one shape take their iterations together, which
     saves most of the time of many small ones. A parameter without a gradient is left alone.
     """
 
@@ -86,16 +90,16 @@ class Muon(torch.optim.Optimizer):
             alike: dict[tuple, list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    alike.setdefault((len(parameter), parameter[0].numel()), []).append(parameter)
-            for shape, parameters in alike.items():
-                self._step_alike(parameters, shape, group)
+                    alike.setdefault((parameter.ndim, len(parameter), parameter[0].numel()), []).append(parameter)
+            for (_, *shape), parameters in alike.items():
+                self._step_alike(parameters, tuple(shape), group)
 
     def _step_alike(self, parameters: list[nn.Parameter], shape: tuple[int, int], group: dict) -> None:
         gradients = torch.stack([parameter.grad.reshape(shape) for parameter in parameters])
         momenta = torch.stack([self._momentum(parameter).reshape(shape) for parameter in parameters])
         momenta.lerp_(gradients, 1 - group["momentum"])
         updates = orthogonalised(gradients.lerp_(momenta, group["momentum"]))
-        rate = group["lr"] * max(1, shape[0] / shape[1]) ** 0.5
+        rate = group["lr"] * (KERNEL_RATE * max(shape) if parameters[0].ndim > 2 else max(1, shape[0] / shape[1])) ** 0.5
         for parameter, momentum, update in zip(parameters, momenta, updates, strict=True):
             self.state[parameter]["momentum_buffer"].copy_(momentum.reshape(parameter.shape))
             parameter.mul_(1 - group["lr"] * group["weight_decay"])

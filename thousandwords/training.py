@@ -46,7 +46,7 @@ class Config:
     ema_every: int = 1  # updates
     # of matrix products (autocast; weights stay float32); auto: bfloat16 on a GPU, float32 on a CPU
     precision: Literal["auto", "float32", "bfloat16", "bfloat16_if_supported", "float16"] = "auto"
-    processes: int | Literal["auto"] = 1  # on this machine, by torchrun; auto: one per GPU
+    processes: int | Literal["auto"] = 1  # on this machine, by torchrun; auto: one per GPU, two on a CPU
     parallel: Literal["ddp", "fsdp"] = "ddp"  # each process holds the whole model, or a share of every weight
     powersgd_rank: int | None = None  # of compressed gradients, with ddp; null: sent whole
     accumulation: int = 1  # micro-batches that a process takes its share of a batch in

@@ -7,6 +7,8 @@ Left out: CLIP's random crops, which would cut off what a caption tells of.
 from __future__ import annotations
 
 import math
+import re
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import open_clip
@@ -14,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from thousandwords.scorers import Gather, Scorer, _open_clip, alone
 from thousandwords.scorers._hard_captions import hard_captions
 
+HIDDEN = re.compile(r"resblocks|layer\d\.\d+\.conv")
 MAX_LOGIT_SCALE = math.log(100)    # arXiv 2103.00020 §2.5: clipped, or the training becomes unstable
 
 
@@ -102,12 +106,14 @@ class CLIP(Scorer):
             raise ValueError(f"the scorer takes images (B, 3, H, W), found {tuple(images.shape)}")
         if images.shape[2:] != self.image_size:
             images = F.interpolate(images, self.image_size, mode=self.interpolation, antialias=True).clamp(0, 1)
-        return F.normalize(self.clip.encode_image((images - self.mean) / self.std).float(), dim=-1)
+        with written_out(images.device):
+            return F.normalize(self.clip.encode_image((images - self.mean) / self.std).float(), dim=-1)
 
     def embed_captions(self, captions: list[str]) -> Tensor:
         """B captions -> unit vectors (B, D)."""
         tokens = self.tokenizer(captions).to(self.mean.device)    # (B, T)
-        return F.normalize(self.clip.encode_text(tokens).float(), dim=-1)
+        with written_out(tokens.device):
+            return F.normalize(self.clip.encode_text(tokens).float(), dim=-1)
 
     @torch.no_grad()
     def score(self, images: Tensor, captions: list[str]) -> Tensor:
@@ -134,9 +140,16 @@ class CLIP(Scorer):
         return loss, {"accuracy": accuracy(image_vectors, caption_vectors), "logit_scale": logit_scale.detach()}
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """The weights of transformer blocks, of either tower; convolutions and what reads or writes words are none."""
-        named = self.clip.named_parameters()
-        return [weight for name, weight in named if "resblocks" in name and weight.ndim == 2]
+        """The weights of transformer blocks, of either tower, and the kernels on the paths of a ResNet's blocks.
+
+        What reads pixels or words is none, nor what writes vectors; shortcuts are left out since they are the largest by far.
+        """
+        return [weight for name, weight in self.clip.named_parameters() if HIDDEN.search(name) and weight.ndim >= 2]
+
+
+def written_out(device: torch.device) -> AbstractContextManager:
+    """Attention as plain products on a CPU: over a caption's few tokens torch's fused kernel is slower, in bfloat16 ten times."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def spread_positions(visual: nn.Module, std: float) -> None:
