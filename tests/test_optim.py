@@ -186,20 +186,6 @@ def test_muon_steps_all_directions_of_a_matrix_alike_at_its_own_rate():
     assert matrix.diag().tolist() == pytest.approx([-0.05, -0.05], rel=0.4)
 
 
-@pytest.mark.parametrize("shape", [(3, 5), (6, 4), (300, 400)])
-def test_muon_is_torchs_muon_whose_iterations_are_rougher(shape):
-    ours, theirs = (nn.Parameter(torch.ones(shape)) for _ in range(2))
-    optimizers = optim.muon([ours], 0.1, 1.0), torch.optim.Muon([theirs], weight_decay=0.1)
-    for step in range(3):
-        ours.grad = theirs.grad = torch.randn(shape, generator=torch.Generator().manual_seed(step))
-        for optimizer in optimizers:
-            optim.set_learning_rate(optimizer, 0.01)
-            optimizer.step()
-    moved, wanted = (ours - 1).flatten(), (theirs - 1).flatten()
-    assert torch.cosine_similarity(moved, wanted, dim=0) > 0.9995
-    assert moved.norm().item() == pytest.approx(wanted.norm().item(), rel=0.01)
-
-
 def test_muon_takes_a_kernel_for_the_matrix_of_its_outputs():
     kernel, matrix = nn.Parameter(torch.zeros(4, 2, 3, 3)), nn.Parameter(torch.zeros(4, 18))
     kernel.data = kernel.data.to(memory_format=torch.channels_last)
@@ -209,7 +195,7 @@ def test_muon_takes_a_kernel_for_the_matrix_of_its_outputs():
         optimizer = optim.muon([parameter], 0.0, 1.0)
         optim.set_learning_rate(optimizer, 0.01)
         optimizer.step()
-    torch.testing.assert_close(kernel.flatten(1), matrix * 0.04 * 18**0.5)  # at a rate of its own
+    torch.testing.assert_close(kernel.flatten(1), matrix * 0.04 * 18**0.5, atol=2e-4, rtol=0)  # at a rate of its own
 
 
 def test_muon_leaves_what_has_no_gradient_alone_and_treats_others_as_if_it_were_not_there():
@@ -220,6 +206,35 @@ def test_muon_leaves_what_has_no_gradient_alone_and_treats_others_as_if_it_were_
         optim.set_learning_rate(optimizer, 0.1)
         optimizer.step()
     assert resting.eq(1).all() and moving.equal(alone) and not moving.equal(resting)
+
+
+def test_muon_over_equal_shapes_at_once_is_torchs_muon_one_by_one():
+    """Ten steps with shapes of both kinds and one without a gradient: the weights, what is remembered, and its names."""
+    shapes = [(24, 8), (8, 8), (24, 8), (8, 32), (8, 8)]
+    ours, theirs = ([nn.Parameter(torch.randn(shape, generator=some(7))) for shape in shapes] for _ in range(2))
+    together = optim.muon(ours, 0.1, rate_factor=5.0)
+    group = {"params": theirs, "rate_factor": 5.0}
+    apart = torch.optim.Muon([group], lr=0.0, weight_decay=0.1, momentum=0.95, nesterov=True)
+
+    for step in range(10):
+        for number, (one, other) in enumerate(zip(ours[:-1], theirs[:-1], strict=True)):
+            one.grad = torch.randn(one.shape, generator=some(100 * step + number))
+            other.grad = one.grad.clone()
+        for optimizer in (together, apart):
+            optim.set_learning_rate(optimizer, 0.02)
+            optimizer.step()
+
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-3, rtol=0)  # a direction in bfloat16, at a rate of 0.1
+    found, wanted = together.state_dict(), apart.state_dict()
+    assert found["state"].keys() == wanted["state"].keys()
+    for number, state in wanted["state"].items():
+        assert found["state"][number].keys() == state.keys()
+        torch.testing.assert_close(found["state"][number]["momentum_buffer"], state["momentum_buffer"])
+
+
+def some(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def test_what_muon_trains_adamw_leaves_alone():
