@@ -7,7 +7,6 @@ Left out: CLIP's random crops, which would cut off what a caption tells of.
 from __future__ import annotations
 
 import math
-import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -21,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from thousandwords.scorers import Gather, Scorer, _open_clip, alone
 from thousandwords.scorers._hard_captions import hard_captions
 
-HIDDEN = re.compile(r"resblocks|layer\d\.\d+\.conv")
+READS_PIXELS = "visual.conv1.weight"    # of a transformer or a ResNet
 MAX_LOGIT_SCALE = math.log(100)    # arXiv 2103.00020 §2.5: clipped, or the training becomes unstable
 
 
@@ -140,11 +139,9 @@ class CLIP(Scorer):
         return loss, {"accuracy": accuracy(image_vectors, caption_vectors), "logit_scale": logit_scale.detach()}
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """The weights of transformer blocks, of either tower, and the kernels on the paths of a ResNet's blocks.
-
-        What reads pixels or words is none, nor what writes vectors; shortcuts are left out since they are the largest by far.
-        """
-        return [weight for name, weight in self.clip.named_parameters() if HIDDEN.search(name) and weight.ndim >= 2]
+        """The weights of transformer blocks, of either tower, and a ResNet's kernels; what reads pixels or words is none."""
+        named = [(name, weight) for name, weight in self.clip.named_parameters() if name != READS_PIXELS]
+        return [weight for name, weight in named if weight.ndim == 4 or ("resblocks" in name and weight.ndim == 2)]
 
 
 def written_out(device: torch.device) -> AbstractContextManager:
