@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from stages import _launch
 from tests.distributed_worker import STEPS, compare, work
 from thousandwords.distributed import ALONE, World
 from thousandwords.errors import UserError
@@ -128,6 +130,42 @@ def test_a_share_of_the_rows_that_comes_out_uneven_is_refused():
     assert World(rank=1, size=2).shares(range(8, 16), 2) == [range(12, 14), range(14, 16)]
     with pytest.raises(UserError, match="batch_size is 9, which 2 processes with 1 micro-batches each cannot share evenly"):
         World(rank=1, size=2).shares(range(9))
+
+
+# --- how many ---------------------------------------------------------------------------------------------------------
+
+
+def params_of(folder: Path, processes: int | str, device: str = "cpu") -> Path:
+    (folder / "params.yaml").write_text(json.dumps({"device": device, "scorer": {"training": {"processes": processes}}}))
+    return folder / "params.yaml"
+
+
+@pytest.mark.parametrize("threads, wanted", [(1, 1), (2, 2), (16, 2)])
+def test_auto_is_two_processes_on_a_cpu_that_has_threads_for_them(tmp_path, monkeypatch, threads, wanted):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert _launch.count_processes(params_of(tmp_path, "auto"), "scorer") == wanted
+    assert _launch.count_processes(params_of(tmp_path, 3), "scorer") == 3
+
+
+@pytest.mark.parametrize("gpus", [1, 8])
+def test_auto_is_a_process_for_each_gpu_where_gpus_compute(tmp_path, monkeypatch, gpus):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert _launch.count_processes(params_of(tmp_path, "auto", "cuda"), "scorer") == gpus
+
+
+@pytest.mark.parametrize("threads, each", [(16, "8"), (1, "1")])
+def test_processes_share_the_threads_that_one_would_have(tmp_path, monkeypatch, threads, each):
+    started = []
+    monkeypatch.setenv("OMP_NUM_THREADS", "")  # so that whatever it was comes back
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(_launch.os, "execv", lambda program, words: started.append((words, os.environ["OMP_NUM_THREADS"])))
+
+    _launch.launch_processes("train_scorer", params_of(tmp_path, 2), "scorer", ["--pairs", "here"])
+
+    words, found = started[0]
+    assert words[words.index("--nproc-per-node") + 1] == "2" and words[-3:] == ["stages.train_scorer", "--pairs", "here"]
+    assert found == each
 
 
 # --- compressed gradients --------------------------------------------------------------------------------------------
