@@ -517,7 +517,7 @@ def test_a_setting_out_of_range_is_refused_by_its_whole_name(key, value, sentenc
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_a_step_on_a_cpu_touches_no_memory_anew():
-    """40 MB made and let go 20 times: 10,000 page faults each if the C library hands them back meanwhile, else next to none."""
+    """40 MB made and let go 20 times: 10,000 page faults each where the C library hands it back, else next to none."""
     program = (
         "import resource, torch; from thousandwords.updates import keep_freed_memory; keep_freed_memory()\n"
         "for turn in range(25):\n"
