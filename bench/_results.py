@@ -65,13 +65,6 @@ def record(rows: Sequence[Row], path: Path = RESULTS) -> None:
         lines.writelines(json.dumps({**asdict(row), **told}) + "\n" for row in rows)
 
 
-def newest(id: str, path: Path = RESULTS) -> dict | None:
-    """The last row that was recorded of a figure; None where it never was."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = [row for row in map(json.loads, lines) if row["id"] == id]
-    return found[-1] if found else None
-
-
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown: id, what, size, figure, peer or limit, ratio."""
     lines = ["| id | what | size | figure | peer or limit | ratio |", "|---|---|---|---|---|---|"]
