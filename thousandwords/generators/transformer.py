@@ -16,13 +16,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from thousandwords.generators import PAD, TO_DRAW, Generator
 from thousandwords.generators._blocked import Lines, blocked
 from thousandwords.generators._cache import Candidates, LayerCache
 from thousandwords.generators._layers import Attend, Layer, dense
+from thousandwords.generators._loss import mean_loss, mean_loss_in_chunks, pays
 from thousandwords.generators._masks import KINDS, attention_mask, layer_kinds
 from thousandwords.sampling import draw, guide, truncate, uniforms
 from thousandwords.scaling import ResidualPath
@@ -119,21 +119,26 @@ class Transformer(Generator):
         if self.training and self.config.caption_dropout:
             text = hide_captions(text, self.config.caption_dropout, rng)
         with self._seeded_dropout(rng):
-            text_logits, image_logits = self.logits(text, image_tokens)
-        text_loss, image_loss = mean_loss(text_logits, text, text_words), mean_loss(image_logits, image_tokens)
+            text_states, image_states = self.states(text, image_tokens)
+        text_loss = self._mean_loss(text_states, self.text_output, text, text_words)
+        image_loss = self._mean_loss(image_states, self.image_output, image_tokens)
         weighted = self.config.text_loss_weight * text_loss + self.config.image_loss_weight * image_loss
         return weighted, {"text_loss": text_loss.detach(), "image_loss": image_loss.detach()}
 
     def logits(self, text: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """What each word was expected to be: text (B, T), image_tokens (B, L) -> (B, T, Vt), (B, L, Vi), float32."""
+        text_states, image_states = self.states(text, image_tokens)
+        return self._read_out(text_states, self.text_output), self._read_out(image_states, self.image_output)
+
+    def states(self, text: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What is known before each word: text (B, T), image_tokens (B, L) -> (B, T, D), (B, L, D), not normalised."""
         self.check_text(text)
         self.check_image_tokens(image_tokens)
         stream = torch.cat([self.embed_text(text), self.embed_image(image_tokens[:, :-1])], dim=1)
         attends = {kind: self._attend(kind, stream.shape[1]) for kind in set(self.kinds)}
         for layer, kind in zip(self.layers, self.kinds, strict=True):
             stream = self._read(layer, stream, attends[kind])
-        text_states, image_states = stream[:, : self.text_length], stream[:, self.prefix_length - 1 :]
-        return self._read_out(text_states, self.text_output), self._read_out(image_states, self.image_output)
+        return stream[:, : self.text_length], stream[:, self.prefix_length - 1 :]
 
     @torch.no_grad()
     def sample(
@@ -260,6 +265,14 @@ class Transformer(Generator):
         with torch.autocast(states.device.type, enabled=False):
             return output(self.output_norm(states))
 
+    def _mean_loss(self, states: Tensor, output: nn.Linear, words: Tensor, count: float | None = None) -> Tensor:
+        """Nats per word: states (B, n, D), words (B, n) -> scalar."""
+        if states.is_meta or not pays(words.numel(), len(output.weight)):
+            return mean_loss(self._read_out(states, output), words, count)
+        with torch.autocast(states.device.type, enabled=False):
+            normal = self.output_norm(states)
+        return mean_loss_in_chunks(normal, output, words, count)
+
     def _masks(self) -> dict[str, Tensor]:
         return {kind: self.get_buffer(f"{kind}_mask") for kind in KINDS}
 
@@ -294,12 +307,6 @@ def hide_captions(text: Tensor, share: float, rng: torch.Generator) -> Tensor:
     """text (B, T) with about `share` of its rows all pads: what a picture looks like when nothing is said of it."""
     hidden = torch.rand(len(text), generator=rng, device=rng.device).to(text.device) < share
     return text.masked_fill(hidden[:, None], PAD)
-
-
-def mean_loss(logits: Tensor, words: Tensor, count: float | None = None) -> Tensor:
-    """Cross-entropy in nats per word that is no pad, or over `count`: (B, n, V), (B, n) -> scalar, 0 if all are pads."""
-    total = F.cross_entropy(logits.flatten(0, 1), words.flatten(), ignore_index=PAD, reduction="sum")
-    return total / ((words != PAD).sum().clamp(min=1) if count is None else max(count, 1))
 
 
 def known_first(given: Tensor) -> int:
