@@ -21,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from thousandwords.generators import PAD, TO_DRAW, Generator
 from thousandwords.generators._blocked import Lines, blocked
 from thousandwords.generators._cache import Candidates, LayerCache
+from thousandwords.generators._compiled import Compiled, wants_compiling
+from thousandwords.generators._flex import Order, can_run, flexible
 from thousandwords.generators._layers import Attend, Layer, dense
 from thousandwords.generators._loss import mean_loss, mean_loss_in_chunks, pays
 from thousandwords.generators._masks import KINDS, attention_mask, layer_kinds
@@ -43,8 +45,9 @@ class Config:
     init_std: float = 0.02  # of weights and embeddings; not in the paper, GPT-2's
     activation: Literal["gelu", "quick_gelu", "relu"] = "gelu"  # of the MLP; the paper does not say
     dropout: float = 0.0  # of what a layer adds to the stream, in training; the paper does not say
-    # how the training pass attends: under the whole mask, line by line, or the second where grids are large enough to gain by it
-    attention: Literal["auto", "dense", "blocked"] = "auto"
+    # how the training pass attends: under the whole mask, line by line, by FlexAttention (on a GPU alone); auto: what is fastest
+    attention: Literal["auto", "dense", "blocked", "flex"] = "auto"
+    compile: bool | Literal["auto"] = "auto"  # a layer's training pass, by torch.compile; auto: on a GPU
     recompute: bool = False  # activation checkpointing: less memory, and each layer's forward pass once more
     caption_dropout: float = 0.0  # share of captions hidden in training, so that sampling may be guided; 0 in the paper
 
@@ -100,6 +103,8 @@ class Transformer(Generator):
             mask = attention_mask(kind, self.prefix_length, self.side, config.kernel)
             self.register_buffer(f"{kind}_mask", mask, persistent=False)
         self._lines: dict[tuple[str, torch.device], Lines] = {}  # read off the masks when first asked for
+        self._flexible: dict[tuple[str, int, torch.device], Attend] = {}
+        self._compiled = Compiled(read, "transformer: a layer")
         self._initialise(config)
 
     @property
@@ -207,13 +212,31 @@ class Transformer(Generator):
     def _attend(self, kind: str, length: int) -> Attend:
         """The attention of a whole stream of that many positions in layers of one kind."""
         mask = self.get_buffer(f"{kind}_mask")
-        is_small = self.config.attention == "auto" and self.side < LARGE_SIDE
+        if not self._takes_flex(mask.device):
+            return self._attend_by_mask(kind, mask, length)
+        where = (kind, length, mask.device)
+        if where not in self._flexible:
+            order = Order(kind, self.prefix_length, self.side, self.config.kernel)
+            self._flexible[where] = flexible(order, length, mask.device, self._attend_by_mask(kind, mask, length))
+        return self._flexible[where]
+
+    def _takes_flex(self, device: torch.device) -> bool:
+        """Whether this pass attends by FlexAttention."""
+        setting, is_large = self.config.attention, self.side >= LARGE_SIDE
+        if device.type == "meta" or not torch.is_grad_enabled():
+            return False
+        return (setting == "flex" or (setting == "auto" and is_large)) and can_run(device, is_asked_for=setting == "flex")
+
+    def _attend_by_mask(self, kind: str, mask: Tensor, length: int) -> Attend:
+        """The same under the whole mask, or line by line."""
+        is_chosen = self.config.attention == "blocked"
+        is_small = not is_chosen and (self.side < LARGE_SIDE or mask.device.type == "cuda")
         if self.config.attention == "dense" or is_small or mask.is_meta:  # a mask without values has no lines to read off
             return dense(mask[:length, :length])
         lines = self._lines.get((kind, mask.device))
         if lines is None:
             lines = self._lines[kind, mask.device] = Lines(mask, self.prefix_length, self.side, kind == "column")
-        if self.config.attention == "auto" and lines.keys * LEAST_GAIN > len(mask):
+        if not is_chosen and lines.keys * LEAST_GAIN > len(mask):
             return dense(mask[:length, :length])
         return blocked(lines)
 
@@ -229,9 +252,15 @@ class Transformer(Generator):
             yield
 
     def _read(self, layer: Layer, stream: Tensor, attend: Attend) -> Tensor:
+        run = self._compiled if self._is_compiled(layer, stream.device) else read
         if self.config.recompute and torch.is_grad_enabled():
-            return checkpoint(layer, stream, attend, use_reentrant=False)
-        return layer(stream, attend)
+            return checkpoint(run, layer, stream, attend, use_reentrant=False)
+        return run(layer, stream, attend)
+
+    def _is_compiled(self, layer: Layer, device: torch.device) -> bool:
+        """In training passes only, whose sizes stay; not where weights come and go (FSDP) or scales change (float16)."""
+        is_plain = layer.attention_scale.value is None and not layer._forward_pre_hooks
+        return torch.is_grad_enabled() and is_plain and wants_compiling(self.config.compile, device)
 
     def blocks(self) -> list[nn.Module]:
         """The layers: what is held whole at a time where the weights are shared out among processes."""
@@ -301,6 +330,11 @@ class Transformer(Generator):
         self.check_given(given, len(text))
         if len(rngs) != len(text):
             raise ValueError(f"{len(text)} rows of text came with {len(rngs)} random generators; give one per row")
+
+
+def read(layer: Layer, stream: Tensor, attend: Attend) -> Tensor:
+    """One layer: a function of all that it needs, so that one compiled version serves all layers of a kind."""
+    return layer(stream, attend)
 
 
 def hide_captions(text: Tensor, share: float, rng: torch.Generator) -> Tensor:
