@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch._dynamo.testing
 
-from thousandwords.generators import _compiled, _flex, transformer
-from thousandwords.generators._compiled import Compiled, wants_compiling
+from thousandwords import compiling
+from thousandwords.compiling import Compiled, wants_compiling
+from thousandwords.generators import _flex, transformer
 from thousandwords.generators._flex import Order, attend_in_blocks, can_run, flexible
 from thousandwords.generators._layers import dense
 from thousandwords.generators._masks import KINDS, attention_mask
@@ -23,7 +24,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 @pytest.fixture(autouse=True)
 def nothing_was_told(monkeypatch):
-    monkeypatch.setattr(_compiled, "TOLD", set())
+    monkeypatch.setattr(compiling, "TOLD", set())
 
 
 def stream(length: int, width: int = 16) -> tuple[torch.Tensor, ...]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from thousandwords.generators._compiled import Compiled, tell
+from thousandwords.compiling import Compiled, tell
 from thousandwords.generators._layers import Attend
 from thousandwords.generators._masks import sees
 

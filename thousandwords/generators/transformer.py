@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from thousandwords.compiling import Compiled, wants_compiling
 from thousandwords.generators import PAD, TO_DRAW, Generator
 from thousandwords.generators._blocked import Lines, blocked
 from thousandwords.generators._cache import Candidates, LayerCache
-from thousandwords.generators._compiled import Compiled, wants_compiling
 from thousandwords.generators._flex import Order, can_run, flexible
 from thousandwords.generators._layers import Attend, Layer, dense
 from thousandwords.generators._loss import mean_loss, mean_loss_in_chunks, pays
