@@ -202,7 +202,7 @@ def test_the_cache_gives_the_logits_of_the_whole_stream(kinds, first, dtype, tol
     logits, caches = model.prefill(text, tokens[:, :first])
     found = [logits]
     for position in range(first, SIDE * SIDE - 1):
-        found.append(model.decode_one(tokens[:, position], position, caches))
+        found.append(model.decode_one(model.embed_image(tokens[:, position : position + 1], position)[:, 0], position, caches))
 
     torch.testing.assert_close(torch.stack(found, dim=1), expected[:, first:], rtol=0, atol=tolerance)
 

@@ -1,15 +1,16 @@
-"""What the layers have already read, so that a new token costs the work of one token.
+"""What the layers have already read, so that a new token costs the work of one token and reads no more than its layer may see.
 
-Candidates of one caption read the same text: its keys and values are held, and attended to, once for all of
-them. What each candidate has drawn itself is held in room taken at once. Which positions a token sees comes from
-_masks.py, as in the dense path; a test holds the two paths equal for every kind of layer.
+Candidates of one caption read the same text: its keys and values are held, and attended to, once for all of them. Of what a
+candidate has drawn itself a row layer keeps the last row and one cell more, the convolutional layer as far as its neighbourhood
+reaches, and a column layer each column by itself: of 1,024 words 33, 166 and 1,024 are kept, and 33, 166 and 32 are read. Where
+a position is kept and whom it sees there is read off the masks of _masks.py, the one source of truth; a test holds this path and
+the dense one equal for every kind of layer. All shapes are the same at every position, as CUDA graphs want them.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from thousandwords.generators._layers import Attend, dense
 
@@ -17,7 +18,8 @@ from thousandwords.generators._layers import Attend, dense
 class Candidates:
     """Which of U prefixes each of B candidates continues, and how to line up those of one prefix side by side.
 
-    Groups are filled up to the size of the largest: rows [0, 0, 1] -> 2 prefixes, 2 places each, the last empty.
+    Groups are filled up to the size of the largest: rows [0, 0, 1] -> 2 prefixes, 2 places each, the last empty. Where they are
+    of one size and in order ([0, 0, 1, 1], or one caption, or all different) lining up moves nothing.
     """
 
     def __init__(self, rows: Tensor):
@@ -29,61 +31,105 @@ class Candidates:
         number_in_group = torch.empty_like(rows)
         number_in_group[order] = torch.arange(len(rows), device=rows.device) - first[rows[order]]
         self.place = rows * self.places + number_in_group
+        self.is_in_order = self.place.equal(torch.arange(self.prefixes * self.places, device=rows.device))
 
     def group(self, values: Tensor) -> Tensor:
-        """(B, heads, 1, x) -> (U, heads, places, x), 0 at empty places."""
-        grouped = values.new_zeros(self.prefixes * self.places, *values[:, :, 0].shape[1:])
-        grouped[self.place] = values[:, :, 0]
-        return grouped.unflatten(0, (self.prefixes, self.places)).transpose(1, 2)
+        """(B, heads, x) -> (U, heads, places, x), 0 at empty places."""
+        if not self.is_in_order:
+            grouped = values.new_zeros(self.prefixes * self.places, *values.shape[1:])
+            grouped[self.place] = values
+            values = grouped
+        return values.unflatten(0, (self.prefixes, self.places)).transpose(1, 2)
 
     def ungroup(self, grouped: Tensor) -> Tensor:
-        """(U, heads, places, x) -> (B, heads, 1, x)."""
-        return grouped.transpose(1, 2).flatten(0, 1)[self.place][:, :, None]
+        """(U, heads, places, x) -> (B, heads, x)."""
+        values = grouped.transpose(1, 2).flatten(0, 1)
+        return values if self.is_in_order else values[self.place]
+
+
+def different_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The different rows (U, n) in the order in which they first come, and which of them each row is: (B,)."""
+    different, which = torch.unique(rows, dim=0, return_inverse=True)
+    first = torch.full((len(different),), len(rows), device=rows.device)
+    first.scatter_reduce_(0, which, torch.arange(len(rows), device=rows.device), "amin")
+    order = first.argsort()
+    return different[order], order.argsort()[which]
+
+
+class Window:
+    """Where the layers of one kind keep each image position, and which of those kept it sees: lines of slots.
+
+    A column layer has a line for every column and a slot for every row; a new position reads the line of its column. The others
+    have one line, a ring as long as their mask reaches back, in which a new position takes the place of one that nobody sees.
+    """
+
+    def __init__(self, seen: Tensor, side: int, is_by_column: bool):
+        """`seen` (L, L): the image part of a mask, True where a query (row) sees a key (column)."""
+        position = torch.arange(side * side, device=seen.device)
+        query, key = seen.nonzero().T
+        self.slots = side if is_by_column else int((query - key).max()) + 1
+        self.lines = side if is_by_column else 1
+        self.line = (position % side if is_by_column else torch.zeros_like(position)).tolist()
+        slot = position // side if is_by_column else position % self.slots
+        self.slot = slot.tolist()
+        self.hidden = torch.full((side * side, self.slots), -torch.inf, device=seen.device)
+        self.hidden[query, slot[key]] = 0.0  # (L, slots), added to scores
+
+    def kept(self, count: int) -> range:
+        """Which of the first `count` positions are still kept."""
+        return range(0 if self.lines > 1 else max(0, count - self.slots), count)
 
 
 class LayerCache:
-    """Keys and values of one layer: shared (U, heads, prefix, head width), own (B, heads, L, head width)."""
+    """Keys and values of one layer: shared (2, U, heads, prefix, x), own (2, B, heads, lines, slots, x); x is a head's width."""
 
-    def __init__(self, candidates: Candidates, prefix_length: int, image_length: int):
+    def __init__(self, candidates: Candidates, prefix_length: int, window: Window):
         self.candidates = candidates
         self.prefix_length = prefix_length
-        self.image_length = image_length
-        self.shared_keys = self.shared_values = self.own_keys = self.own_values = torch.empty(0)
+        self.window = window
+        self.shared = self.own = torch.empty(0)
 
     def prefill(self, mask: Tensor) -> Attend:
         """As `dense` for the U different beginnings, prefix and given image tokens, remembering keys and values."""
         masked = dense(mask)
 
         def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            self.shared_keys, self.own_keys = self._divide(keys)
-            self.shared_values, self.own_values = self._divide(values)
+            both = torch.stack([keys, values])  # (2, U, heads, prefix + P, x)
+            self.shared = both[:, :, :, : self.prefix_length].contiguous()
+            self.own = self._own(both[:, :, :, self.prefix_length :])
             return masked(queries, keys, values)
 
         return attend
 
-    def step(self, position: int, seen: Tensor) -> Attend:
-        """Attention of one new image token to the prefix and the image positions it has `seen`, itself among them."""
+    def step(self, position: int, queries: Tensor, keys_and_values: Tensor) -> Tensor:
+        """Attention of one new image token to the prefix and what it sees of the image, itself among it.
 
-        def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            self.own_keys[:, :, position] = keys[:, :, 0]
-            self.own_values[:, :, position] = values[:, :, 0]
-            return self._attend_to_both(queries, seen)
+        queries (B, heads, x), keys_and_values (B, 2, heads, x) -> (B, heads * x).
+        """
+        window, line = self.window, self.window.line[position]
+        self.own[:, :, :, line, window.slot[position]] = keys_and_values.transpose(0, 1)
+        keys, values = self.own[:, :, :, line].flatten(1, 2)  # (B * heads, slots, x)
+        return self._attend_to_both(queries, keys, values, window.hidden[position])
 
-        return attend
-
-    def _attend_to_both(self, queries: Tensor, seen: Tensor) -> Tensor:
-        """One softmax over prefix and own positions: (B, heads, 1, head width) -> the same shape."""
+    def _attend_to_both(self, queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
+        """One softmax over prefix and own positions."""
         group, ungroup = self.candidates.group, self.candidates.ungroup
-        keys, values = self.own_keys.index_select(2, seen), self.own_values.index_select(2, seen)
-        to_prefix = ungroup(group(queries) @ self.shared_keys.transpose(2, 3))
-        scores = torch.cat([to_prefix, queries @ keys.transpose(2, 3)], dim=-1)  # (B, heads, 1, prefix + seen)
-        scale, exact = queries.shape[-1] ** -0.5, torch.promote_types(scores.dtype, torch.float32)
-        weights = (scores.to(exact) * scale).softmax(dim=-1).to(values.dtype)
-        prefix_weights, own_weights = weights.split([self.prefix_length, len(seen)], dim=-1)
-        return ungroup(group(prefix_weights) @ self.shared_values) + own_weights @ values
+        queries = queries * queries.shape[-1] ** -0.5
+        rows, heads, _ = queries.shape
+        to_prefix = ungroup(group(queries) @ self.shared[0].transpose(2, 3))  # (B, heads, prefix)
+        own = torch.bmm(queries.flatten(0, 1)[:, None], keys.transpose(1, 2))  # (B * heads, 1, slots)
+        scores = torch.cat([to_prefix, own.view(rows, heads, -1) + hidden.to(own.dtype)], dim=-1)
+        exact = torch.promote_types(scores.dtype, torch.float32)
+        weights = scores.softmax(dim=-1, dtype=exact).to(values.dtype)
+        from_prefix = ungroup(group(weights[..., : self.prefix_length]) @ self.shared[1])  # (B, heads, x)
+        from_own = torch.bmm(weights[..., self.prefix_length :].flatten(0, 1)[:, None], values)  # (B * heads, 1, x)
+        return (from_prefix + from_own.view_as(from_prefix)).flatten(1)
 
-    def _divide(self, read: Tensor) -> tuple[Tensor, Tensor]:
-        """(U, heads, prefix + P, x) -> shared (U, heads, prefix, x), own (B, heads, L, x) with 0 from P on."""
-        shared, given = read[:, :, : self.prefix_length], read[:, :, self.prefix_length :]
-        room = (0, 0, 0, self.image_length - given.shape[2])
-        return shared.contiguous(), F.pad(given[self.candidates.rows], room)
+    def _own(self, given: Tensor) -> Tensor:
+        """Room for every candidate, with what is kept of the given tokens: (2, U, heads, P, x) -> as `own`."""
+        window, kept = self.window, list(self.window.kept(given.shape[3]))
+        lines, slots = ([table[position] for position in kept] for table in (window.line, window.slot))
+        two, prefixes, heads, _, width = given.shape
+        own = given.new_zeros(two, prefixes, heads, window.lines, window.slots, width)
+        own[:, :, :, lines, slots] = given[:, :, :, kept]
+        return own[:, self.candidates.rows]

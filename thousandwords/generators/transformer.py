@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from thousandwords.compiling import Compiled, wants_compiling
 from thousandwords.generators import PAD, TO_DRAW, Generator
 from thousandwords.generators._blocked import Lines, blocked
-from thousandwords.generators._cache import Candidates, LayerCache
+from thousandwords.generators._cache import Candidates, LayerCache, Window, different_rows
+from thousandwords.generators._decode import read_one, shares, side_by_side
 from thousandwords.generators._flex import Order, can_run, flexible
 from thousandwords.generators._layers import Attend, Layer, dense
 from thousandwords.generators._loss import mean_loss, mean_loss_in_chunks, pays
@@ -105,6 +106,7 @@ class Transformer(Generator):
         self._lines: dict[tuple[str, torch.device], Lines] = {}  # read off the masks when first asked for
         self._flexible: dict[tuple[str, int, torch.device], Attend] = {}
         self._compiled = Compiled(read, "transformer: a layer")
+        self._windows: dict[tuple[str, torch.device], Window] = {}
         self._initialise(config)
 
     @property
@@ -165,18 +167,37 @@ class Transformer(Generator):
         if given is None:
             given = torch.full((len(text), self.image_length), TO_DRAW, device=text.device)
         self._check_request(text, rngs, given)
-        uniform, tokens, first = uniforms(rngs, self.image_length).to(text.device), given.clone(), known_first(given)
+        uniform, first = uniforms(rngs, self.image_length).to(text.device), known_first(given)
         if len(text) == 0 or first == self.image_length:
-            return tokens
-        streams = [self.prefill(text, given[:, :first])]
-        if guidance != 1:
-            streams.append(self.prefill(torch.full_like(text, PAD), given[:, :first]))
+            return given.clone()
+
+        def draw_rows(rows: slice) -> Tensor:
+            streams = [self.prefill(text[rows], given[rows, :first])]
+            if guidance != 1:
+                streams.append(self.prefill(torch.full_like(text[rows], PAD), given[rows, :first]))
+            return self._draw_rest(streams, given[rows], first, uniform[rows], (temperature, top_k, top_p), guidance)
+
+        return torch.cat(side_by_side(draw_rows, shares(len(text), text.device)))
+
+    @torch.no_grad()
+    def _draw_rest(
+        self,
+        streams: list[tuple[Tensor, list[LayerCache]]],
+        given: Tensor,
+        first: int,
+        uniform: Tensor,
+        truncation: tuple[float, int | None, float | None],
+        guidance: float,
+    ) -> Tensor:
+        """The words from position `first` on, one after the other; `streams` are what was read of it, without a caption last."""
+        tokens, places = given.clone(), self._places(0, self.image_length)
         for position in range(first, self.image_length):
             logits = guide(streams[0][0], streams[-1][0], guidance)
-            drawn = draw(truncate(logits, temperature, top_k, top_p), uniform[:, position])
+            drawn = draw(truncate(logits, *truncation), uniform[:, position])
             tokens[:, position] = drawn.where(given[:, position] == TO_DRAW, given[:, position])
             if position + 1 < self.image_length:
-                streams = [(self.decode_one(tokens[:, position], position, cache), cache) for _, cache in streams]
+                stream = self.image_embedding(tokens[:, position]) + places[position]
+                streams = [(self.decode_one(stream, position, caches), caches) for _, caches in streams]
         return tokens
 
     @torch.no_grad()
@@ -190,24 +211,30 @@ class Transformer(Generator):
 
         Candidates of one caption repeat it: each different row is read once.
         """
-        different, rows = torch.unique(torch.cat([text, beginning], dim=1), dim=0, return_inverse=True)
+        different, rows = different_rows(torch.cat([text, beginning], dim=1))
         text, beginning = different[:, : self.text_length], different[:, self.text_length :]
         stream = torch.cat([self.embed_text(text), self.embed_image(beginning)], dim=1)
-        candidates = Candidates(rows)
-        caches = [LayerCache(candidates, self.prefix_length, self.image_length) for _ in self.layers]
-        masks = self._masks()
-        for layer, kind, cache in zip(self.layers, self.kinds, caches, strict=True):
+        candidates, masks, caches = Candidates(rows), self._masks(), []
+        for layer, kind in zip(self.layers, self.kinds, strict=True):
+            cache = LayerCache(candidates, self.prefix_length, self._window(kind))
             stream = layer(stream, cache.prefill(masks[kind][: stream.shape[1], : stream.shape[1]]))
-        return self._read_out(stream[rows, -1], self.image_output), caches
+            caches.append(cache)
+        return self._read_out(stream[:, -1], self.image_output)[rows], caches
 
-    def decode_one(self, tokens: Tensor, position: int, caches: list[LayerCache]) -> Tensor:
-        """Read the image tokens (B,) at one raster position: the logits (B, Vi) of the next."""
-        stream = self.embed_image(tokens[:, None], position)
-        masks = {kind: mask[self.prefix_length + position] for kind, mask in self._masks().items()}
-        seen = {kind: mask[self.prefix_length :].nonzero()[:, 0] for kind, mask in masks.items()}
-        for layer, kind, cache in zip(self.layers, self.kinds, caches, strict=True):
-            stream = layer(stream, cache.step(position, seen[kind]))
-        return self._read_out(stream[:, 0], self.image_output)
+    def decode_one(self, stream: Tensor, position: int, caches: list[LayerCache]) -> Tensor:
+        """Read the embedded image tokens (B, D) at one raster position: the logits (B, Vi) of the next."""
+        for layer, cache in zip(self.layers, caches, strict=True):
+            stream = read_one(layer, stream, position, cache)
+        return self._read_out(stream, self.image_output)
+
+    def _window(self, kind: str) -> Window:
+        """Where layers of one kind keep what was drawn, read off their mask when first asked for."""
+        mask = self.get_buffer(f"{kind}_mask")
+        found = self._windows.get((kind, mask.device))
+        if found is None:
+            seen = mask[self.prefix_length :, self.prefix_length :]
+            found = self._windows[kind, mask.device] = Window(seen, self.side, kind == "column")
+        return found
 
     def _attend(self, kind: str, length: int) -> Attend:
         """The attention of a whole stream of that many positions in layers of one kind."""
@@ -283,9 +310,12 @@ class Transformer(Generator):
 
     def embed_image(self, tokens: Tensor, first: int = 0) -> Tensor:
         """Words plus their row and column: tokens (B, n) at raster positions first, first + 1, ... -> (B, n, D)."""
-        position = torch.arange(first, first + tokens.shape[1], device=tokens.device)
-        place = self.row_embedding(position // self.side) + self.column_embedding(position % self.side)
-        return self.image_embedding(tokens) + place
+        return self.image_embedding(tokens) + self._places(first, tokens.shape[1])
+
+    def _places(self, first: int, count: int) -> Tensor:
+        """What the embedding of a word says of its row and column, from a raster position on: (count, D)."""
+        position = torch.arange(first, first + count, device=self.row_embedding.weight.device)
+        return self.row_embedding(position // self.side) + self.column_embedding(position % self.side)
 
     def _read_out(self, states: Tensor, output: nn.Linear) -> Tensor:
         """states (..., D) -> logits (..., V), in float32 also under autocast."""
