@@ -24,8 +24,9 @@ from thousandwords.generators._blocked import Lines, blocked
 from thousandwords.generators._cache import Candidates, LayerCache, Window, different_rows
 from thousandwords.generators._decode import read_one, shares, side_by_side
 from thousandwords.generators._flex import Order, can_run, flexible
+from thousandwords.generators._graph import Drawing, Kept, draw_to_the_end
 from thousandwords.generators._layers import Attend, Layer, dense
-from thousandwords.generators._loss import mean_loss, mean_loss_in_chunks, pays
+from thousandwords.generators._loss import mean_loss, mean_loss_in_chunks, pays, wide
 from thousandwords.generators._masks import KINDS, attention_mask, layer_kinds
 from thousandwords.sampling import draw, guide, truncate, uniforms
 from thousandwords.scaling import ResidualPath
@@ -175,7 +176,8 @@ class Transformer(Generator):
             streams = [self.prefill(text[rows], given[rows, :first])]
             if guidance != 1:
                 streams.append(self.prefill(torch.full_like(text[rows], PAD), given[rows, :first]))
-            return self._draw_rest(streams, given[rows], first, uniform[rows], (temperature, top_k, top_p), guidance)
+            draw_rest = self._draw_rest_on_device if text.is_cuda else self._draw_rest
+            return draw_rest(streams, given[rows], first, uniform[rows], (temperature, top_k, top_p), guidance)
 
         return torch.cat(side_by_side(draw_rows, shares(len(text), text.device)))
 
@@ -199,6 +201,36 @@ class Transformer(Generator):
                 stream = self.image_embedding(tokens[:, position]) + places[position]
                 streams = [(self.decode_one(stream, position, caches), caches) for _, caches in streams]
         return tokens
+
+    def _draw_rest_on_device(
+        self,
+        streams: list[tuple[Tensor, list[LayerCache]]],
+        given: Tensor,
+        first: int,
+        uniform: Tensor,
+        truncation: tuple[float, int | None, float | None],
+        guidance: float,
+    ) -> Tensor:
+        """`_draw_rest` without a word from the host in between, as a CUDA graph wants it."""
+        drawing = Drawing(
+            read=self._read_one_on_device,
+            embed=self.image_embedding,
+            places=self._places(0, self.image_length),
+            logits=[logits.clone() for logits, _ in streams],
+            caches=[[Kept(cache) for cache in caches] for _, caches in streams],
+            tokens=given.clone(),
+            uniform=uniform,
+            position=torch.tensor([first], device=given.device),
+            truncation=truncation,
+            guidance=guidance,
+        )
+        return draw_to_the_end(drawing)
+
+    def _read_one_on_device(self, stream: Tensor, position: Tensor, caches: Sequence[Kept]) -> Tensor:
+        """`decode_one` where the position is a tensor (1,)."""
+        for layer, cache in zip(self.layers, caches, strict=True):
+            stream = read_one(layer, stream, position, cache)
+        return self._read_out(stream, self.image_output)
 
     @torch.no_grad()
     def log_probabilities(self, text: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -322,7 +354,10 @@ class Transformer(Generator):
         if states.is_meta:  # sizes without values, which know no autocast
             return output(self.output_norm(states))
         with torch.autocast(states.device.type, enabled=False):
-            return output(self.output_norm(states))
+            normal = self.output_norm(states)
+            if normal.dtype != torch.bfloat16:
+                return output(normal)
+            return wide(normal.flatten(0, -2), output.weight.T, torch.float32).add_(output.bias).view(*states.shape[:-1], -1)
 
     def _mean_loss(self, states: Tensor, output: nn.Linear, words: Tensor, count: float | None = None) -> Tensor:
         """Nats per word: states (B, n, D), words (B, n) -> scalar."""
