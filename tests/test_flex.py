@@ -150,6 +150,25 @@ def test_compiled_layers_give_the_same_loss_and_gradients_from_one_graph(monkeyp
     assert counter.frame_count == 1  # 6 layers share it, as masks come in from outside
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_flex_attention_gives_the_loss_and_gradients_of_the_whole_mask_compiled_alone_or_in_its_layer(
+    monkeypatch, capfd, recompute, is_whole
+):
+    # torch refuses gradients on a CPU for want of a kernel, but has them without one: what is left is what a GPU does as well
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
+    monkeypatch.setattr(_flex, "problem", lambda device: "")
+    monkeypatch.setattr(_flex, "Compiled", lambda *settings: Compiled(*settings, backend="aot_eager"))
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled_by(monkeypatch, counter)
+
+    found = learned(tiny(attention="flex", compile=is_whole, recompute=recompute))
+
+    assert_alike(found, learned(tiny(attention="dense")))
+    assert counter.frame_count == (3 if is_whole else 0)  # rows, columns, convolution: 6 layers share them
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.slow  # half a minute of compiling
 @needs_compiler
 def test_layers_compiled_by_inductor_give_the_same_loss_and_gradients(capfd):

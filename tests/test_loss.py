@@ -75,6 +75,14 @@ def test_in_bfloat16_it_is_no_further_from_the_truth_than_a_plain_loss_in_bfloat
     assert own[1] > 0  # that is, it was in bfloat16
 
 
+def test_under_float16_it_stays_in_float32():
+    states, output, words = case()
+    with torch.autocast("cpu", torch.float16):
+        found = taken(chunked(output, words), states, output)
+    for one, wanted in zip(found, taken(plain(output, words), states, output), strict=True):
+        assert (one - wanted).norm() <= 1e-5 * wanted.norm()
+
+
 class Largest(TorchDispatchMode):
     """Remembers how many numbers the largest tensor had that was made."""
 

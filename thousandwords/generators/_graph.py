@@ -1,8 +1,9 @@
 """Drawing word after word on a GPU: one position's work is captured as a CUDA graph and replayed, with no word from the host.
 
 A position is some hundred small kernels, and Python takes longer to launch each than the GPU to run it. A graph has fixed
-addresses, so all that changes lies in tensors: the position itself, the words, what was read before. Where a position is kept comes
-from the tables of `Window`; `read_one`, the draw and the truncation are those of every other path. A test holds the words equal.
+addresses, so all that changes lies in tensors: the position itself, the words, what was read before. Where a position is kept
+comes from the tables of `Window`; `read_one`, the draw and the truncation are those of every other path. A test holds the words
+equal.
 """
 from __future__ import annotations
 

@@ -35,7 +35,9 @@ def mean_loss_in_chunks(
     Under bfloat16 autocast the products are in bfloat16 and all sums in float32; else they are in the type of the states.
     """
     rows = max(1, (chunk or CHUNK.get(states.device.type, LARGE)) // len(output.weight))
-    total = _Chunks.apply(states.flatten(0, 1), output.weight, output.bias, words.flatten(), rows, product_type(states))
+    product = product_type(states)
+    with torch.autocast(states.device.type, enabled=False):  # what is cast is said here
+        total = _Chunks.apply(states.flatten(0, 1), output.weight, output.bias, words.flatten(), rows, product)
     return total / number_of_words(words, count)
 
 
