@@ -32,15 +32,15 @@ class Kept:
         self.line = torch.tensor(window.line, device=device)
         self.place = self.line * window.slots + torch.tensor(window.slot, device=device)  # among all slots of all lines
 
-    def step(self, position: Tensor, queries: Tensor, keys_and_values: Tensor) -> Tensor:
-        """As `LayerCache.step`: queries (B, heads, x), keys_and_values (B, 2, heads, x) -> (B, heads * x)."""
+    def step(self, position: Tensor, read: Tensor) -> Tensor:
+        """As `LayerCache.step`: queries, keys and values (B, 3, heads, x) -> (B, heads * x)."""
         cache, own = self.cache, self.cache.own
-        place = self.place.index_select(0, position)
         slots = own.view(*own.shape[:3], -1, own.shape[-1])
-        slots.index_copy_(3, place, keys_and_values.transpose(0, 1)[:, :, :, None].to(own.dtype))
+        slots.index_copy_(3, self.place.index_select(0, position), read[:, 1:].transpose(0, 1)[:, :, :, None])
         line = own.index_select(3, self.line.index_select(0, position)) if self.has_lines else own
         keys, values = line[:, :, :, 0].flatten(1, 2)  # (B * heads, slots, x)
-        return cache._attend_to_both(queries, keys, values, cache.window.hidden.index_select(0, position)[0])
+        hidden = cache.window.hidden.index_select(0, position)[0].to(keys.dtype)
+        return cache._attend_to_both(read[:, 0] * read.shape[-1] ** -0.5, keys, values, hidden)
 
 
 @dataclass
