@@ -190,6 +190,50 @@ def best_of(sizes: Sizes, machine: Machine) -> list[Row]:
     ]  # fmt: skip
 
 
+def draw_compiled(sizes: Sizes, machine: Machine) -> list[Row]:
+    """Drawing alone, as the library does it and with each layer's step compiled: whether compiling would pay."""
+    model = generator(sizes, machine).eval().requires_grad_(False).to(machine.half)
+    text, plain = captions(sizes, machine, 1).expand(sizes.candidates, -1), transformer.read_one
+
+    def draw() -> Tensor:
+        return model.sample(text, rngs(sizes.candidates))
+
+    before = machine.seconds(draw, rounds=1, warm=1)
+    transformer.read_one = Compiled(plain, "a layer's step")
+    if machine.device.type != "cuda":
+        transformer.read_one.is_broken = True  # half a minute of compiling on a CPU would show nothing
+    try:
+        after = machine.seconds(draw, rounds=1, warm=1)
+        told = "not compiled" if transformer.read_one.is_broken else "compiled"
+    finally:
+        transformer.read_one = plain
+    return [Row("gpu_draw_compiled", f"drawing, a layer's step {told}", f"{sizes.candidates} candidates, bfloat16", after, "s",
+                "uncompiled", before, after / before)]  # fmt: skip
+
+
+def profile(sizes: Sizes, machine: Machine) -> list[Row]:
+    """No row: tables of what an update and a drawing of a few words spend their time on, on stdout."""
+    few = replace(sizes, accumulation=1, updates=1)
+    with plain_profile(machine):
+        updated(few, machine, is_plain=False)
+    model = generator(sizes, machine).eval().requires_grad_(False).to(machine.half)
+    given = torch.zeros(sizes.candidates, sizes.side**2, dtype=torch.int64, device=machine.device)
+    given[:, -20:] = -1
+    with plain_profile(machine):
+        model.sample(captions(sizes, machine, 1).expand(sizes.candidates, -1), rngs(sizes.candidates), given=given)
+    return []
+
+
+@contextlib.contextmanager
+def plain_profile(machine: Machine) -> Iterator[None]:
+    """Prints the 15 operations that took longest meanwhile."""
+    kind = "cuda" if machine.device.type == "cuda" else "cpu"
+    with torch.profiler.profile() as profiled:
+        yield
+    averages = profiled.key_averages()
+    print(averages.table(sort_by=f"self_{kind}_time_total", row_limit=15, max_name_column_width=60))
+
+
 def encode(sizes: Sizes, machine: Machine) -> list[Row]:
     """Pictures a second into words, as tokenize_pairs does it, and compiled; and how many words are float32's."""
     tokenizer, images = image_tokenizer(sizes, machine), pictures(sizes, machine)
@@ -236,7 +280,9 @@ PARTS: dict[str, tuple[Callable[[Sizes, Machine], list[Row]], float]] = {  # wit
     "train": (train, 150),
     "encode": (encode, 60),
     "equal": (equal, 60),
+    "draw_compiled": (draw_compiled, 90),
 }
+ASKED_FOR = {"profile": (profile, 90)}
 
 
 # ---- the generator
@@ -474,7 +520,7 @@ def measured(names: list[str], sizes: Sizes, machine: Machine, minutes: float) -
     """The rows of each part, one part after the other; a part that fails, or has no time left, has one row that says so."""
     end = time.monotonic() + 60 * minutes
     for name in names:
-        part, needed = PARTS[name]
+        part, needed = (PARTS | ASKED_FOR)[name]
         left = end - time.monotonic()
         if left < (0 if sizes.suffix else needed):
             rows = [failed(name, f"skipped: {left:.0f} s are left, and it may take {needed:.0f}")]
@@ -520,14 +566,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu", action="store_true", help="tiny sizes on the CPU, to see that all of it runs")
     parser.add_argument("--minutes", type=float, default=8.5, help="no part is begun that may take longer than what is left")
-    parser.add_argument("--parts", default=",".join(PARTS), help="some of them, in this order (rates comes first in any case)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="some of them, in this order, rates first; and profile")
     parser.add_argument("--out", type=Path, default=results.RESULTS, help="where the rows are added")
     options = parser.parse_args(argv)
     if not options.cpu and not torch.cuda.is_available():
         parser.error("torch sees no GPU here; --cpu tries the same code on tiny sizes")
     names = ["rates", *(name for name in options.parts.split(",") if name != "rates")]
-    if unknown := set(names) - set(PARTS):
-        parser.error(f"there is no part {', '.join(sorted(unknown))}; there is {', '.join(PARTS)}")
+    if unknown := set(names) - set(PARTS | ASKED_FOR):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}; there is {', '.join(PARTS | ASKED_FOR)}")
     sizes, machine = (TINY, Machine(torch.device("cpu"))) if options.cpu else (Sizes(), Machine(torch.device("cuda")))
     rows = []
     for found in measured(names, sizes, machine, options.minutes):

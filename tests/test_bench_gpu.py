@@ -29,12 +29,23 @@ def test_every_part_runs_and_leaves_its_rows(tmp_path, capsys):
         f"gpu_{name}_tiny"
         for name in (
             "matmul", "copy", "best_of_512", "memory", "train", "train_plain", "encode_float32", "encode", "encode_equal",
-            "equal_gradients", "equal_words",
+            "equal_gradients", "equal_words", "draw_compiled",
         )
     }  # fmt: skip
     assert rows["gpu_equal_words_tiny"]["figure"] == 1 and rows["gpu_equal_gradients_tiny"]["figure"] < 1e-5
     assert rows["gpu_encode_equal_tiny"]["figure"] >= 0.99
     assert "| `gpu_best_of_512_tiny` | the best of 6 candidates (drawn " in capsys.readouterr().out
+
+
+def test_a_profile_is_printed_where_it_is_asked_for(tmp_path, capsys):
+    gpu.main(["--cpu", "--parts", "profile", "--out", str(tmp_path / "rows.jsonl")])
+    assert capsys.readouterr().out.count("Self CPU time total") == 2
+
+
+def test_a_part_that_nobody_knows_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        gpu.main(["--cpu", "--parts", "trian"])
+    assert "there is no part trian; there is rates, best, train" in capsys.readouterr().err
 
 
 def test_a_part_that_fails_says_so_in_its_row_and_the_others_go_on(monkeypatch):
