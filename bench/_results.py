@@ -7,6 +7,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -43,8 +44,9 @@ def machine() -> str:
 
 
 def revision() -> str:
-    """The commit that was measured, with "+" where files were changed since; "" outside a clone."""
-
+    """The commit that was measured, with "+" where files were changed since; "" outside a clone, or where there is no git."""
+    if not shutil.which("git"):
+        return ""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=RESULTS.parent, capture_output=True, text=True, check=False).stdout.strip()
