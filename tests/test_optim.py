@@ -186,6 +186,35 @@ def test_muon_steps_all_directions_of_a_matrix_alike_at_its_own_rate():
     assert matrix.diag().tolist() == pytest.approx([-0.05, -0.05], rel=0.4)
 
 
+def test_muon_over_equal_shapes_at_once_is_torchs_muon_one_by_one():
+    """Ten steps with shapes of both kinds and one without a gradient: the weights, what is remembered, and its names."""
+    shapes = [(24, 8), (8, 8), (24, 8), (8, 32), (8, 8)]
+    ours, theirs = ([nn.Parameter(torch.randn(shape, generator=some(7))) for shape in shapes] for _ in range(2))
+    together = optim.muon(ours, 0.1, rate_factor=5.0)
+    group = {"params": theirs, "rate_factor": 5.0}
+    apart = torch.optim.Muon([group], lr=0.0, weight_decay=0.1, momentum=0.95, nesterov=True)
+
+    for step in range(10):
+        for number, (one, other) in enumerate(zip(ours[:-1], theirs[:-1], strict=True)):
+            one.grad = torch.randn(one.shape, generator=some(100 * step + number))
+            other.grad = one.grad.clone()
+        for optimizer in (together, apart):
+            optim.set_learning_rate(optimizer, 0.02)
+            optimizer.step()
+
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-3, rtol=0)  # a direction in bfloat16, at a rate of 0.1
+    found, wanted = together.state_dict(), apart.state_dict()
+    assert found["param_groups"] == wanted["param_groups"] and found["state"].keys() == wanted["state"].keys()
+    for number, state in wanted["state"].items():
+        assert found["state"][number].keys() == state.keys()
+        torch.testing.assert_close(found["state"][number]["momentum_buffer"], state["momentum_buffer"])
+
+
+def some(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def test_what_muon_trains_adamw_leaves_alone():
     model = nn.Linear(3, 2)
     groups = optim.adamw(model, 0.1, 0.9, 0.99, 1e-8, without=[model.weight]).param_groups

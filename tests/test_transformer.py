@@ -12,6 +12,7 @@ from thousandwords.generators import TO_DRAW, transformer
 from thousandwords.generators._blocked import Lines, blocked
 from thousandwords.generators._layers import ACTIVATIONS, dense
 from thousandwords.generators._masks import KINDS, attention_mask
+from thousandwords.generators._strips import strips
 from thousandwords.generators.transformer import Config, Transformer, hide_captions, known_first, mean_loss
 
 TEXT_WORDS, TEXT_LENGTH, IMAGE_WORDS, SIDE = 11, 6, 13, 4
@@ -390,6 +391,56 @@ def test_dense_attention_is_the_textbook_formula_in_either_precision(dtype, tole
 
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("side", [1, 2, 5, 8, 14])
+def test_attention_in_strips_has_the_values_and_slopes_of_the_textbook_formula(kind, side):
+    """Streams of 26 to 221 positions: fewer than a strip, whole strips and odd ends, strips of 32 and of 64 queries."""
+    mask = attention_mask(kind, 25, side, 5)
+    whole = [tensor.double().requires_grad_() for tensor in drawn(3, 2, 2, len(mask), 4)]
+    slope = drawn(2, 2, len(mask), 4).double()
+    found, wanted = dense(mask)(*whole), textbook(*whole, mask)
+
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    for one, other in zip(torch.autograd.grad(found, whole, slope), torch.autograd.grad(wanted, whole, slope), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "room"), [(torch.float32, 1e-5), (torch.bfloat16, None)])
+def test_attention_in_strips_rounds_no_more_than_the_formula_does_in_the_same_precision(dtype, room):
+    mask, slope = attention_mask("row", 26, 8, 11), drawn(2, 4, 90, 16)
+    exact = slopes(textbook, drawn(3, 2, 4, 90, 16).double(), slope.double(), mask)
+    rounded = slopes(textbook, drawn(3, 2, 4, 90, 16).to(dtype), slope.to(dtype), mask)
+
+    found = slopes(lambda *read: dense(read[-1])(*read[:-1]), drawn(3, 2, 4, 90, 16).to(dtype), slope.to(dtype), mask)
+
+    for one, usual, true in zip(found, rounded, exact, strict=True):
+        error = (one.double() - true).abs().max()
+        assert error <= (room if room else 1.2 * (usual.double() - true).abs().max())
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def slopes(attend, read: torch.Tensor, slope: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+    """What is attended to, and its slopes to queries, keys and values."""
+    read = [tensor.requires_grad_() for tensor in read.unbind()]
+    attended = attend(*read, mask)
+    return [attended.detach(), *torch.autograd.grad(attended, read, slope)]
+
+
+def textbook(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    scores = queries @ keys.mT * queries.shape[-1] ** -0.5
+    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ values
+
+
+def test_strips_are_about_eight_of_whole_vectors():
+    assert strips(20) == [(0, 20, 32)]
+    assert strips(70) == [(0, 32, 32), (32, 64, 64), (64, 70, 96)]
+    assert strips(322)[:2] == [(0, 64, 64), (64, 128, 128)] and strips(322)[-1] == (320, 322, 352)
+    assert len(strips(1282)) == 11 and strips(4096)[-1] == (3968, 4096, 4096)
 
 
 # --- how likely a picture is -----------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@
 """
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,9 @@ from thousandwords.seeds import step_rng
 
 if TYPE_CHECKING:
     from thousandwords.training import Config, StepLoss
+
+
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # malloc.h: the least size with a mapping of its own, the most that is kept free
 
 
 class NotFinite(ArithmeticError):
@@ -45,6 +50,18 @@ def _has_bfloat16_units(device: str) -> bool:
     return bool(units.get("avx512_bf16") or units.get("amx_bf16"))
 
 
+def keep_freed_memory() -> None:
+    """The process keeps what it frees, for the next tensor; not on systems whose C library knows no such wish.
+
+    Else glibc hands every large tensor back to the kernel at once, and touching the next one anew takes a tenth of a step on a
+    CPU (5 to 25 thousand page faults). The peak stays what it was.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option:
+        set_option(MMAP_THRESHOLD, 2**30)
+        set_option(TRIM_THRESHOLD, 2**31 - 1)
+
+
 def optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for the model's `hidden_matrices` and AdamW for the rest."""
     matrices = model.hidden_matrices() if config.muon_factor is not None else []
@@ -69,6 +86,8 @@ class Run:
     def __init__(self, model: nn.Module, config: Config, world: World) -> None:
         self.model, self.config, self.world = model.train(), config, world
         self.device = next(model.parameters()).device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.spread = spread(model, config, world)
         self.optimizers = optimizers(model, config)  # after the weights were shared out: it holds what each process has
         self.autocast_type = autocast_type(config.precision, self.device.type)

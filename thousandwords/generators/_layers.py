@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from thousandwords.generators._strips import Strips
 from thousandwords.scaling import GradientScale, ResidualPath
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values (B, heads, n, head width) -> as queries
@@ -86,21 +87,11 @@ class MLP(nn.Module):
 
 
 def dense(mask: Tensor) -> Attend:
-    """Attention of a whole stream to itself under a mask (n, n), True where a query sees a key."""
+    """Attention of a whole stream to itself under a mask (n, n), True where a query sees a key, never a later one."""
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        if queries.device.type == "cpu" and queries.dtype == torch.bfloat16:
-            return textbook(queries, keys, values, mask)
+        if queries.device.type == "cpu":
+            return Strips.apply(queries, keys, values, mask)
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
     return attend
-
-
-def textbook(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """The same written out: five times as fast as torch's fused kernel for bfloat16 on a CPU, both ways.
-
-    torch's softmax sums in float32 whatever it is given, so that only the scores themselves are rounded.
-    """
-    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(2, 3)  # (B, heads, n, n)
-    hidden = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
-    return scores.add_(hidden).softmax(dim=-1) @ values
