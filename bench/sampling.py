@@ -10,13 +10,15 @@ one caption over 512 captions with one each.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench import _peer
-from bench._results import Row, record, seconds, table
+from bench import _results as results
+from bench._results import Row, seconds
 from thousandwords.generators.transformer import Config, Transformer
 
 WORDS = 512  # in either vocabulary
@@ -92,19 +94,23 @@ def best_of(count: int, depth: int, width: int, heads: int, text_length: int, si
     return Row("best_of_n", f"{count} candidates of one caption", size, shared, "s", f"{count} captions", apart, shared / apart)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dry", action="store_true", help="print the table, leave bench/results.jsonl alone")
-    options = parser.parse_args()
-    rows = [
-        *against_peer(32, 4, 192, 6, 33, 8),
-        against_matmul(256, 4, 256, 4, 24, 8, "decode_vs_matmul"),
-        against_matmul(32, 4, 192, 6, 33, 8, "decode_vs_matmul_small"),
-        best_of(512, 2, 128, 2, 256, 8),
-    ]
-    print(table(rows))
-    if not options.dry:
-        record(rows)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes and no peer, to see that all of it runs")
+    parser.add_argument("--out", type=Path, default=results.RESULTS, help="where the rows are added")
+    options = parser.parse_args(argv)
+    if options.quick:
+        rows = [against_matmul(8, 1, 16, 1, 4, 2, "decode_vs_matmul"), best_of(8, 1, 16, 1, 4, 2)]
+    else:
+        rows = [
+            *against_peer(32, 4, 192, 6, 33, 8),
+            decode := against_matmul(256, 4, 256, 4, 24, 8, "decode_vs_matmul"),
+            against_matmul(32, 4, 192, 6, 33, 8, "decode_vs_matmul_small"),
+            Row("cpu_draw", decode.what, decode.size, decode.figure / 1e3, "TFLOP/s"),
+            best_of(512, 2, 128, 2, 256, 8),
+        ]
+    results.record(rows, options.out)
+    print(results.table(rows))
 
 
 if __name__ == "__main__":
