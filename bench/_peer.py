@@ -117,13 +117,15 @@ def build(
     attention: Literal["full", "pattern"] = "full",
     *,
     for_sampling: bool = False,
+    is_mended: bool = False,
 ) -> Peer:
     """The peer at these sizes, attending to everything before or by its row, column and convolutional layers.
 
     `for_sampling` makes row and column layers ones that its cache knows ("optimize_for_inference"); the weights stay the same.
+    `is_mended` makes its drawing without guidance use the cache that it is told to use, which as published it does not.
     """
     library = imported()
-    dalle = _dalle_class(library)(
+    dalle = (_mended(library) if is_mended else library.DALLE)(
         dim=width,
         vae=_words_only(library, image_side, image_vocab),
         num_text_tokens=text_vocab + 1,
@@ -137,7 +139,7 @@ def build(
     return Peer(dalle)
 
 
-def _dalle_class(library: ModuleType) -> type[nn.Module]:
+def _mended(library: ModuleType) -> type[nn.Module]:
     class Cached(library.DALLE):
         """As it comes, its loop forgets the cache where no guidance is asked for (forward_with_cond_scale): here it keeps it."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -43,8 +44,9 @@ def machine() -> str:
 
 
 def revision() -> str:
-    """The commit that was measured, with "+" where files were changed since; "" outside a clone."""
-
+    """The commit that was measured, with "+" where files were changed since; "" outside a clone, or where there is no git."""
+    if not shutil.which("git"):
+        return ""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=RESULTS.parent, capture_output=True, text=True, check=False).stdout.strip()
@@ -63,13 +65,6 @@ def record(rows: Sequence[Row], path: Path = RESULTS) -> None:
     }
     with path.open("a", encoding="utf-8") as lines:
         lines.writelines(json.dumps({**asdict(row), **told}) + "\n" for row in rows)
-
-
-def newest(id: str, path: Path = RESULTS) -> dict | None:
-    """The last row that was recorded of a figure; None where it never was."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = [row for row in map(json.loads, lines) if row["id"] == id]
-    return found[-1] if found else None
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -3,14 +3,15 @@
 python -m stages.plan                                       the knobs in params.yaml, on a machine like this
 python -m stages.plan --preset paper --pairs 250000000 --on gpu --gpus 256 --price-per-hour 2.5
 
-Rates are those of the last run here (results/runs), if params.yaml is still what it was made with; else assumed, and said so.
+Rates are those of the last run here (results/runs), if params.yaml is still what it was made with; else of the newest benchmark
+(bench/results.jsonl); else assumed. Each says which.
 """
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -84,10 +85,13 @@ def count_of(params: dict) -> int:
     return pairs.check_source(data)
 
 
-def rates_of(params: dict, sizes: Sizes, on: str, tflops: float | None, folder: Path) -> dict[str, Rate]:
-    """The rate of each unit of work: given, measured by the records in `folder`, or assumed."""
-    rates = {"megapixels": ASSUMED["megapixels"], "captions": ASSUMED["captions"], "flops": ASSUMED[on],
-             "bytes_per_pixel": ASSUMED["bytes_per_pixel"]}  # fmt: skip
+def rates_of(
+    params: dict, sizes: Sizes, on: str, tflops: float | None, folder: Path, benchmarks: Sequence[dict] = ()
+) -> dict[str, Rate]:
+    """The rate of each unit of work: given, measured by the records in `folder`, by the benchmarks, or assumed."""
+    rates = {"megapixels": ASSUMED["megapixels"], "captions": ASSUMED["captions"],
+             "flops": plan.benchmarked_rate(benchmarks, on) or ASSUMED[on], "bytes_per_pixel": ASSUMED["bytes_per_pixel"],
+             "drawing_share": plan.benchmarked_drawing_share(benchmarks, on) or plan.DRAWING_SHARE}  # fmt: skip
     if tflops is not None:
         rates["flops"] = Rate(tflops * 1e12, f"given: {tflops:g} TFLOP/s")
     records = [json.loads(path.read_bytes()) for path in sorted(folder.glob("runs/*.json"))]
@@ -101,6 +105,11 @@ def rates_of(params: dict, sizes: Sizes, on: str, tflops: float | None, folder: 
         rates["megapixels"] = Rate(megapixels / seconds["prepare_pairs"], told)
         rates["bytes_per_pixel"] = Rate(known[1] / megapixels / 1e6, f"measured: data/pairs has {plan.told_bytes(known[1])}")
     return rates
+
+
+def benchmarks_of(path: Path) -> list[dict]:
+    """The rows of bench/results.jsonl; none where no benchmark was run."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def _counted(folder: Path) -> tuple[int, int] | None:
@@ -155,8 +164,9 @@ def show(options: argparse.Namespace) -> str:
     sizes = sizes_of(params)
     settings = settings_of(params, options.pairs or count_of(params))
     is_in_use = path.read_bytes() == options.params.read_bytes() if options.params.is_file() else False
-    rates = rates_of(params, sizes, options.on, options.tflops, options.results if is_in_use else Path("nowhere/results"))
-    steps = plan.steps(settings, sizes, rates["bytes_per_pixel"].value)
+    results = options.results if is_in_use else Path("nowhere/results")
+    rates = rates_of(params, sizes, options.on, options.tflops, results, benchmarks_of(options.benchmarks))
+    steps = plan.steps(settings, sizes, rates["bytes_per_pixel"].value, rates["drawing_share"].value)
     costs = [plan.cost(step, rates, options.gpus, options.price_per_hour) for step in steps]
     epochs = settings.trainings["train_generator"].rows / max(1, settings.pairs * (1 - settings.validation_share))
     return "\n".join([
@@ -179,7 +189,7 @@ def _check_with_pictures(params: dict) -> None:
 
 def _told(unit: str, value: float) -> str:
     return f"{value / 1e12:.3g} TFLOP/s on each device" if unit == "flops" else f"{value:,.3g}" + (
-        "" if unit == "bytes_per_pixel" else " a second")
+        "" if unit in ("bytes_per_pixel", "drawing_share") else " a second")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -192,6 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tflops", type=float, help="what one GPU sustains, in 10^12 operations a second")
     parser.add_argument("--price-per-hour", type=float, default=0.0, help="of one GPU")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where the records of the last run lie")
+    parser.add_argument("--benchmarks", type=Path, default=Path("bench/results.jsonl"), help="what make bench measured")
     options = parser.parse_args(argv)
     try:
         for name, value in (("pairs", options.pairs), ("gpus", options.gpus), ("tflops", options.tflops)):

@@ -6,10 +6,14 @@ cut from those rows as they always were.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +35,9 @@ from thousandwords.shards import Config, TokenHeader, TokenShardWriter, in_order
 from thousandwords.store import STORE, Store
 from thousandwords.tables import table_bytes
 
+THREADS = 8  # that decode and crop the next pictures while a GPU encodes; Pillow lets others work meanwhile
+Input = TypeVar("Input")
+Output = TypeVar("Output")
 ROWS = "rows.parquet"  # what an entry of the store holds: one shard's rows
 
 
@@ -126,31 +133,43 @@ def encode_shard(
 ) -> pa.Table:
     """The rows of one shard of pairs as rows of token shards."""
     tables, batches = [], list(in_order(len(reader), config.batch_size))
-    for indices in progress(batches, label, len(batches), "batch"):
-        if _is_cropped(split, config):
-            tokens = encode_views(model, reader, indices, config, seed)
-        else:
-            tokens = encode_square(model, reader, indices, config.views_per_image)
+    shown = partial(views_of, reader, config=config, seed=seed, is_cropped=_is_cropped(split, config))
+    threads = min(THREADS, os.cpu_count() or 1) if next(model.parameters()).is_cuda else 0
+    made = ahead(shown, batches, threads)
+    for indices, views in zip(progress(batches, label, len(batches), "batch"), made, strict=True):
+        tokens = torch.cat([_encode(model, view) for view in views], dim=1).repeat(1, config.views_per_image // len(views))
         keys, captions = [reader.key(i) for i in indices], [reader.captions(i) for i in indices]
         tables.append(token_table(header, keys, captions, tokens))
     return pa.concat_tables(tables)
+
+
+def ahead(make: Callable[[Input], Output], inputs: Iterable[Input], threads: int) -> Iterator[Output]:
+    """`map`, the next few outputs being made by threads meanwhile; without threads, just `map`."""
+    if not threads:
+        yield from map(make, inputs)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque = deque()
+        for one in inputs:
+            waiting.append(pool.submit(make, one))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _is_cropped(split: str, config: Config) -> bool:
     return split == "train" and config.augmentation != "none"
 
 
-def encode_views(model: nn.Module, reader: PairReader, indices: list[int], config: Config, seed: int) -> Tensor:
-    """The words of all random crops of some training pictures, one after the other: (B, views × L)."""
-    return torch.cat([_encode(model, crops(reader, indices, view, seed)) for view in range(config.views_per_image)], dim=1)
+def views_of(reader: PairReader, indices: list[int], config: Config, seed: int, is_cropped: bool) -> list[np.ndarray]:
+    """What is encoded of some pictures, each uint8 (B, H, W, 3): all random crops of theirs, or the plain squares once.
 
-
-def encode_square(model: nn.Module, reader: PairReader, indices: list[int], copies: int = 1) -> Tensor:
-    """The words of the plain squares, (B, copies × L).
-
-    So for held-out pictures: no draw should decide what is measured on them, yet all splits have as many views.
+    Held-out pictures are squares: no draw should decide what is measured on them, yet all splits have as many views.
     """
-    return _encode(model, reader.images(indices)).repeat(1, copies)
+    if not is_cropped:
+        return [reader.images(indices)]
+    return [crops(reader, indices, view, seed) for view in range(config.views_per_image)]
 
 
 def crops(reader: PairReader, indices: list[int], view: int, seed: int) -> np.ndarray:
@@ -160,7 +179,7 @@ def crops(reader: PairReader, indices: list[int], view: int, seed: int) -> np.nd
 
 
 def _encode(model: nn.Module, pictures: np.ndarray) -> Tensor:
-    return model.encode(images.to_float(pictures).to(next(model.parameters()).device)).cpu()
+    return model.encode(images.to_float(pictures, next(model.parameters()).device)).cpu()
 
 
 def main(argv: list[str] | None = None) -> None:

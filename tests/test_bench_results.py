@@ -1,7 +1,6 @@
 """The rows that benchmarks leave: one line a figure, the newest found again, one table."""
 from __future__ import annotations
 
-import dataclasses
 import json
 
 from bench import _results as results
@@ -15,14 +14,6 @@ def test_a_recorded_row_says_when_on_what_and_of_which_commit(tmp_path):
     told = json.loads(line)
     assert told["id"] == "sample_vs_peer" and told["figure"] == 120.0 and told["ratio"] == 30.0
     assert {"date", "machine", "versions", "revision", "unit", "against"} <= set(told)
-
-
-def test_the_newest_row_of_an_id_is_the_last_one(tmp_path):
-    path = tmp_path / "results.jsonl"
-    results.record([ROW], path)
-    results.record([dataclasses.replace(ROW, figure=240.0), dataclasses.replace(ROW, id="other")], path)
-    assert results.newest("sample_vs_peer", path)["figure"] == 240.0
-    assert results.newest("never measured", path) is None
 
 
 def test_the_table_has_figure_limit_and_ratio():

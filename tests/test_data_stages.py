@@ -124,6 +124,25 @@ def words_trained(folder: Path, out: Path, text_length: int) -> dict[str, float]
     return run.tracker.figures
 
 
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_pictures_made_ahead_come_in_order_and_an_error_comes_in_its_place(threads):
+    begun = []
+
+    def make(number: int) -> int:
+        begun.append(number)
+        if number == 7:
+            raise ValueError("picture 7")
+        return -number
+
+    made, taken = tokenize_pairs.ahead(make, range(20), threads), []
+    with pytest.raises(ValueError, match="picture 7"):
+        for one in made:
+            taken.append(one)
+            assert len(begun) <= len(taken) + threads  # memory holds a few batches, not all
+
+    assert taken == [0, -1, -2, -3, -4, -5, -6]
+
+
 def test_captions_that_are_cut_are_counted_and_told(folder, tmp_path, capsys):
     figures = words_trained(folder, tmp_path / "words", text_length=14)
 

@@ -21,6 +21,7 @@ from thousandwords.drawing import (
     check_prompt,
     decode_in_parts,
     draw_candidates,
+    in_precision,
     score_in_parts,
 )
 from thousandwords.errors import UserError
@@ -36,6 +37,27 @@ def drawn(prompts=tuple(PROMPTS), seed=0, given=None, **settings) -> torch.Tenso
     """All tokens (prompts * candidates, L)."""
     settings = Settings(**{"candidates": 3, **settings})
     return torch.cat([part.tokens for part in draw_candidates(GENERATOR, WORDS, prompts, settings, seed, given)])
+
+
+# --- precision -------------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_in_bfloat16_draws_and_the_generator_stays_as_it_was():
+    generator = tiny("generators", "transformer")
+    before = {name: weight.clone() for name, weight in generator.state_dict().items()}
+
+    halved = in_precision(generator, "bfloat16")
+
+    assert {weight.dtype for weight in halved.parameters()} == {torch.bfloat16}
+    assert in_precision(generator, "bfloat16") is halved and halved.config == generator.config
+    assert all(weight.equal(before[name]) for name, weight in generator.state_dict().items())
+    assert not {one.data_ptr() for one in halved.parameters()} & {one.data_ptr() for one in generator.parameters()}
+
+
+def test_on_a_cpu_the_generator_itself_draws_unless_bfloat16_is_asked_for():
+    assert in_precision(GENERATOR, "auto") is GENERATOR and in_precision(GENERATOR, "float32") is GENERATOR
+    found = drawn(precision="bfloat16")
+    assert found.equal(drawn(precision="bfloat16")) and found.shape == drawn().shape and found.min() >= 0
 
 
 # --- seeds -----------------------------------------------------------------------------------------------------------

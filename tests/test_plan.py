@@ -105,13 +105,29 @@ def test_the_longest_training_gives_the_rate():
     assert plan.measured_rate(SETTINGS, SIZES, {"evaluate": 3.0}) is None
 
 
+BENCHMARKS = [
+    {"id": "cpu_matmul", "figure": 0.2, "ratio": None, "date": "2026-11-01T00:00:00+00:00", "machine": "old"},
+    {"id": "cpu_matmul", "figure": 0.4, "ratio": None, "date": "2026-11-20T00:00:00+00:00", "machine": "a CPU"},
+    {"id": "cpu_train", "figure": 9.0, "ratio": 0.5, "date": "2026-11-21T00:00:00+00:00", "machine": "a CPU"},
+    {"id": "cpu_draw", "figure": 0.05, "ratio": None, "date": "2026-11-21T00:00:00+00:00", "machine": "a CPU"},
+]
+
+
+def test_a_benchmark_gives_the_rate_of_training_and_of_drawing_and_the_newest_counts():
+    assert plan.benchmarked_rate(BENCHMARKS, "cpu") == Rate(0.2e12, "benchmark of 2026-11-21 on a CPU")
+    assert plan.benchmarked_drawing_share(BENCHMARKS, "cpu") == Rate(0.25, "benchmark of 2026-11-21 on a CPU")
+    assert plan.benchmarked_rate(BENCHMARKS, "gpu") is None and plan.benchmarked_drawing_share(BENCHMARKS, "gpu") is None
+    assert plan.benchmarked_rate(BENCHMARKS[:2], "cpu") is None
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in (ROOT / "presets").glob("*.yaml")))
 def test_every_preset_can_be_planned(preset, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    command.main(["--preset", preset, "--pairs", "250000000", "--on", "gpu", "--gpus", "64", "--price-per-hour", "2"])
+    command.main(["--preset", preset, "--pairs", "250000000", "--on", "gpu", "--gpus", "64", "--price-per-hour", "2",
+                  "--benchmarks", "none"])  # fmt: skip
 
     told = capsys.readouterr().out
     assert told.startswith(f"250,000,000 pairs, presets/{preset}.yaml, on 64 GPUs; the generator sees each training pair ")
@@ -143,6 +159,9 @@ def test_rates_come_from_the_last_run_where_there_is_one(tmp_path):
     assert rates["megapixels"].value == pytest.approx(22_000 * 64 * 64 / 1e6 / 11) and rates["bytes_per_pixel"].value == 1.0
     assert all(rates[unit].source.startswith("measured: ") for unit in ("flops", "megapixels", "bytes_per_pixel"))
 
+    assert command.rates_of(params, sizes, "cpu", None, tmp_path / "results", BENCHMARKS)["flops"] == rates["flops"]
+    told = command.rates_of(params, sizes, "cpu", None, tmp_path / "none", BENCHMARKS)
+    assert (told["flops"].value, told["drawing_share"].value) == (0.2e12, 0.25)
     assert command.rates_of(params, sizes, "gpu", None, tmp_path / "results")["flops"] == plan.ASSUMED["gpu"]
     assert command.rates_of(params, sizes, "cpu", 3.0, tmp_path / "results")["flops"].source == "given: 3 TFLOP/s"
     assert command.rates_of(params, sizes, "cpu", None, tmp_path / "none")["megapixels"] == plan.ASSUMED["megapixels"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from thousandwords.sampling import draw, guide, keep_top_k, keep_top_p, truncate, uniforms, with_temperature
+from thousandwords.sampling import FEW, draw, guide, keep_top_k, keep_top_p, truncate, uniforms, with_temperature
 
 LOGITS = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log()
 NOT = -torch.inf
@@ -28,6 +28,23 @@ def test_top_p_keeps_the_fewest_that_reach_p():
     assert kept(keep_top_p(LOGITS, 0.6)) == [False, True, False, True]
     assert kept(keep_top_p(LOGITS, 0.76)) == [False, True, True, True]
     assert kept(keep_top_p(LOGITS, 1.0)) == [True, True, True, True]
+
+
+def keep_top_p_by_sorting(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The reference: all tokens in order, the first of equals first."""
+    ordered, order = logits.double().softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    ruled_out = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, ordered.cumsum(dim=-1) - ordered >= top_p)
+    return logits.masked_fill(ruled_out, -torch.inf)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 4.0])
+@pytest.mark.parametrize("words", [3, FEW, FEW + 1, 600])
+@pytest.mark.parametrize("top_p", [0.001, 0.5, 0.8, 0.999, 1.0])
+def test_top_p_keeps_the_very_tokens_that_sorting_would_also_among_equals(spread, words, top_p):
+    rng = torch.Generator().manual_seed(words)
+    logits = (torch.randn(40, words, generator=rng) * spread * 4).round() / 4  # many equals
+
+    assert keep_top_p(logits, top_p).equal(keep_top_p_by_sorting(logits, top_p))
 
 
 def test_temperature_sharpens_below_one_and_flattens_above():

@@ -5,11 +5,14 @@ prompt, candidate) and on the models, not on the batch it was drawn in (arXiv 21
 """
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -31,6 +34,8 @@ class Settings:
     top_p: float | None = None  # keep the fewest words that hold this probability; null: all
     guidance: float = 1.0  # above 1: closer to the caption, if the generator was trained with caption_dropout
     batch_size: int = 256  # candidates drawn at a time; changes the speed, never a picture
+    # of the weights that draw: bfloat16 halves their memory and reads several times faster, other words come out; auto: on a GPU
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("candidates", "batch_size"):
@@ -150,6 +155,7 @@ def draw_batch(
     rows = [divmod(row, settings.candidates) for row in range(first, min(first + settings.batch_size, all_rows))]
     prompt_ids, candidates = [row[0] for row in rows], [row[1] for row in rows]
     seeds = [candidate_seed(seed, prompts[prompt], candidate) for prompt, candidate in rows]
+    generator = in_precision(generator, settings.precision)
     device = next(generator.parameters()).device
     tokens = generator.sample(
         words.encode([prompts[prompt] for prompt in prompt_ids]).to(device),
@@ -161,6 +167,21 @@ def draw_batch(
         given=None if given is None else given[prompt_ids].to(device),
     )
     return Drawn(prompt_ids, candidates, seeds, tokens.cpu())
+
+
+_IN_BFLOAT16: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()  # copies, for as long as there is the original
+
+
+def in_precision(generator: nn.Module, precision: str) -> nn.Module:
+    """The generator, or a copy of it whose weights are in bfloat16, made once; the original is left as it is."""
+    if precision == "auto":
+        precision = "bfloat16" if next(generator.parameters()).is_cuda else "float32"
+    if precision == "float32":
+        return generator
+    if generator not in _IN_BFLOAT16:
+        halved = {id(weight): nn.Parameter(weight.detach().bfloat16(), requires_grad=False) for weight in generator.parameters()}
+        _IN_BFLOAT16[generator] = copy.deepcopy(generator, halved)  # what is in the memo is taken from it: no second float32 copy
+    return _IN_BFLOAT16[generator]
 
 
 @torch.no_grad()

@@ -265,13 +265,13 @@ def _area_means(values: np.ndarray, size: int) -> np.ndarray:
     return np.diff(ends, axis=0) * (size / count)
 
 
-def to_float(pixels: np.ndarray) -> Tensor:
-    """uint8 (B, H, W, 3) or (H, W, 3) -> float32 (B, 3, H, W) in [0, 1]; one picture gives B = 1."""
+def to_float(pixels: np.ndarray, device: object = "cpu") -> Tensor:
+    """uint8 (B, H, W, 3) or (H, W, 3) -> float32 (B, 3, H, W) in [0, 1], made on that device; one picture gives B = 1."""
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3:
         raise ValueError(f"to_float wants uint8 (B, H, W, 3) or (H, W, 3), got {pixels.dtype} {pixels.shape}")
     import torch
 
-    batch = torch.tensor(pixels if pixels.ndim == 4 else pixels[None])
+    batch = torch.tensor(pixels if pixels.ndim == 4 else pixels[None], device=device)
     return batch.permute(0, 3, 1, 2).float().div(255).contiguous()
 
 

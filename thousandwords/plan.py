@@ -1,8 +1,8 @@
 """What a run will take, before it starts: rows, shards, bytes, hours and money of each stage, by arithmetic.
 
 A stage's time is its work over a rate. The work follows from params.yaml and the models' sizes; a rate was measured by the last
-run on this machine, or is one of `ASSUMED`, and the plan says which. Left out: what takes minutes at any size (check_params,
-rank_images, package_model, evaluate).
+run on this machine, or by the benchmarks, or is one of `ASSUMED`, and the plan says which. Left out: what takes minutes at any
+size (check_params, rank_images, package_model, evaluate).
 """
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ ASSUMED = {
     "gpu": Rate(400e12, "assumed: 40 % of what a GPU with 989 TFLOP/s in bfloat16 promises; give --tflops to correct it"),
     "bytes_per_pixel": Rate(2.0, "assumed: photographs as PNG"),
 }
-DRAWING_SHARE = 0.1  # of the training's FLOP/s: word by word, weights are read more than they are multiplied
+# of the training's FLOP/s: word by word, weights are read more than they are multiplied
+DRAWING_SHARE = Rate(0.1, "assumed: a tenth of the training's FLOP/s")
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ class Cost:
     money: float
 
 
-def steps(settings: Settings, sizes: Sizes, bytes_per_pixel: float) -> list[Step]:
+def steps(
+    settings: Settings, sizes: Sizes, bytes_per_pixel: float, drawing_share: float = DRAWING_SHARE.value
+) -> list[Step]:
     """The stages in their order; what the stores keep beside a stage's output is a line of its own, without work."""
     pairs, views, words = settings.pairs, settings.views, settings.views * sizes.words  # of all views
     trained = round(pairs * (1 - settings.validation_share))
@@ -122,7 +125,7 @@ def steps(settings: Settings, sizes: Sizes, bytes_per_pixel: float) -> list[Step
         Step("", trained, 0, "flops", ".store/rows", 1, trained * (2 * words + TEXT_BYTES)) if is_unpacked else None,
         _trained("train_generator", settings, sizes.generator_loss, sizes.generator_parameters),
         _trained("train_scorer", settings, sizes.scorer_loss, sizes.scorer_parameters),
-        Step("sample_images", drawings, drawings * sizes.generator_loss / DRAWING_SHARE, "flops"),
+        Step("sample_images", drawings, drawings * sizes.generator_loss / drawing_share, "flops"),
     ]  # fmt: skip
     return [step for step in found if step is not None]
 
@@ -171,6 +174,31 @@ def measured_rate(settings: Settings, sizes: Sizes, seconds: dict[str, float]) -
     longest = max(known, key=lambda stage: seconds[stage])
     work = next(step.work for step in steps(settings, sizes, 1.0) if step.stage == longest)
     return Rate(work / seconds[longest], f"measured: {longest} took {seconds[longest]:,.0f} s here")
+
+
+def newest(rows: Sequence[dict], id: str) -> dict | None:
+    """The last row of bench/results.jsonl with that id; None where it was never measured."""
+    return next((row for row in reversed(rows) if row["id"] == id), None)
+
+
+def benchmarked_rate(rows: Sequence[dict], on: str) -> Rate | None:
+    """Operations a second of training on a "cpu" or "gpu": the machine's own matrix product times the share that was reached."""
+    product, trained = newest(rows, f"{on}_matmul"), newest(rows, f"{on}_train")
+    if product is None or trained is None or not trained["ratio"]:
+        return None
+    return Rate(product["figure"] * 1e12 * trained["ratio"], f"benchmark of {_when_and_where(trained)}")
+
+
+def benchmarked_drawing_share(rows: Sequence[dict], on: str) -> Rate | None:
+    """Drawing's FLOP/s over training's, where both were measured."""
+    trained, drawn = benchmarked_rate(rows, on), newest(rows, f"{on}_draw")
+    if trained is None or drawn is None:
+        return None
+    return Rate(drawn["figure"] * 1e12 / trained.value, f"benchmark of {_when_and_where(drawn)}")
+
+
+def _when_and_where(row: dict) -> str:
+    return f"{row['date'][:10]} on {row['machine']}"
 
 
 def table(costs: Sequence[Cost], currency: str = "$") -> str:

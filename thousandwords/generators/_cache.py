@@ -43,7 +43,7 @@ class Candidates:
 
     def ungroup(self, grouped: Tensor) -> Tensor:
         """(U, heads, places, x) -> (B, heads, x)."""
-        values = grouped.transpose(1, 2).flatten(0, 1)
+        values = grouped.transpose(1, 2).reshape(-1, grouped.shape[1], grouped.shape[3])
         return values if self.is_in_order else values[self.place]
 
 
@@ -101,29 +101,29 @@ class LayerCache:
 
         return attend
 
-    def step(self, position: int, queries: Tensor, keys_and_values: Tensor) -> Tensor:
+    def step(self, position: int, read: Tensor) -> Tensor:
         """Attention of one new image token to the prefix and what it sees of the image, itself among it.
 
-        queries (B, heads, x), keys_and_values (B, 2, heads, x) -> (B, heads * x).
+        `read`: its queries, keys and values (B, 3, heads, x) -> (B, heads * x).
         """
         window, line = self.window, self.window.line[position]
-        self.own[:, :, :, line, window.slot[position]] = keys_and_values.transpose(0, 1)
+        self.own[:, :, :, line, window.slot[position]] = read[:, 1:].transpose(0, 1)
         keys, values = self.own[:, :, :, line].flatten(1, 2)  # (B * heads, slots, x)
-        return self._attend_to_both(queries, keys, values, window.hidden[position])
+        queries = read[:, 0] * read.shape[-1] ** -0.5
+        return self._attend_to_both(queries, keys, values, window.hidden[position].to(keys.dtype))
 
     def _attend_to_both(self, queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
-        """One softmax over prefix and own positions."""
+        """One softmax over prefix and own positions; few operations, since each costs as much as its arithmetic."""
         group, ungroup = self.candidates.group, self.candidates.ungroup
-        queries = queries * queries.shape[-1] ** -0.5
-        rows, heads, _ = queries.shape
+        rows, heads, width = queries.shape
+        to_own = torch.baddbmm(hidden, queries.view(rows * heads, 1, width), keys.transpose(1, 2))
         to_prefix = ungroup(group(queries) @ self.shared[0].transpose(2, 3))  # (B, heads, prefix)
-        own = torch.bmm(queries.flatten(0, 1)[:, None], keys.transpose(1, 2))  # (B * heads, 1, slots)
-        scores = torch.cat([to_prefix, own.view(rows, heads, -1) + hidden.to(own.dtype)], dim=-1)
+        scores = torch.cat([to_prefix, to_own.view(rows, heads, -1)], dim=-1)
         exact = torch.promote_types(scores.dtype, torch.float32)
         weights = scores.softmax(dim=-1, dtype=exact).to(values.dtype)
-        from_prefix = ungroup(group(weights[..., : self.prefix_length]) @ self.shared[1])  # (B, heads, x)
-        from_own = torch.bmm(weights[..., self.prefix_length :].flatten(0, 1)[:, None], values)  # (B * heads, 1, x)
-        return (from_prefix + from_own.view_as(from_prefix)).flatten(1)
+        own_weights = weights[..., self.prefix_length :].reshape(rows * heads, 1, -1)
+        attended = torch.bmm(own_weights, values).view(rows, heads, width)
+        return (attended + ungroup(group(weights[..., : self.prefix_length]) @ self.shared[1])).flatten(1)
 
     def _own(self, given: Tensor) -> Tensor:
         """Room for every candidate, with what is kept of the given tokens: (2, U, heads, P, x) -> as `own`."""

@@ -21,9 +21,8 @@ from thousandwords.generators._layers import Layer
 def read_one(layer: Layer, stream: Tensor, position: int, cache: LayerCache) -> Tensor:
     """The stream (B, D) of one new image position through one layer that remembers those before it: (B, D)."""
     attention, mlp = layer.attention, layer.mlp
-    split = _linear(attention.query_key_value, _normalised(layer.attention_norm, stream))
-    split = split.unflatten(-1, (3, attention.num_heads, -1))  # (B, 3, heads, head width)
-    attended = cache.step(position, split[:, 0], split[:, 1:])
+    read = _linear(attention.query_key_value, _normalised(layer.attention_norm, stream))
+    attended = cache.step(position, read.view(len(read), 3, attention.num_heads, -1))
     stream = stream + _linear(attention.output, attended)
     hidden = mlp.activation(_linear(mlp.hidden, _normalised(layer.mlp_norm, stream)))
     return stream + _linear(mlp.output, hidden)

@@ -1,10 +1,10 @@
 """Who may look at whom: the attention masks of arXiv 2102.12092 (figure 11) and which layer gets which.
 
-The one source of truth for both paths: the dense path uses a whole mask, the cached path the row of the new
-token. A stream is a prefix (start-of-text, text, start-of-image), read causally, then the image grid in raster
-order. Every image position sees the whole prefix; among image positions the kind decides. Left out: the paper's
-transposition of the image states before column attention, which makes that mask block-shaped for its GPU kernels
-and changes no value.
+The one source of truth for every path: the dense path uses a whole mask, the cached path the row of the new
+token, FlexAttention the rule itself (`sees`). A stream is a prefix (start-of-text, text, start-of-image), read
+causally, then the image grid in raster order. Every image position sees the whole prefix; among image positions
+the kind decides. Left out: the paper's transposition of the image states before column attention, which makes
+that mask block-shaped for its GPU kernels and changes no value (_blocked.py and _flex.py have it).
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ def attention_mask(kind: str, prefix_length: int, side: int, kernel: int) -> Ten
 def image_mask(kind: str, side: int, kernel: int) -> Tensor:
     """The image-to-image part: (side * side, side * side)."""
     position = torch.arange(side * side)
-    steps_back = position[:, None] - position[None, :]  # how far the key lies behind the query in raster order
+    return sees(kind, position[:, None] - position[None, :], side, kernel)
+
+
+def sees(kind: str, steps_back: Tensor, side: int, kernel: int) -> Tensor:
+    """Whether an image position sees another so many steps behind it in raster order, element by element."""
     if kind == "row":
         seen = steps_back <= side
     elif kind == "column":
@@ -56,7 +60,7 @@ def image_mask(kind: str, side: int, kernel: int) -> Tensor:
 def in_neighbourhood(steps_back: Tensor, side: int, kernel: int) -> Tensor:
     """True within kernel // 2 rows above and kernel // 2 cells to either side, wrapping over the line's end."""
     reach = kernel // 2
-    seen = torch.zeros_like(steps_back, dtype=torch.bool)
-    for rows_above in range(reach + 1):
-        seen |= (steps_back - rows_above * side).abs() <= reach
+    seen = steps_back.abs() <= reach
+    for rows_above in range(1, reach + 1):
+        seen = seen | ((steps_back - rows_above * side).abs() <= reach)
     return seen

@@ -16,14 +16,17 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from thousandwords.compiling import Compiled, wants_compiling
 from thousandwords.generators import PAD, TO_DRAW, Generator
 from thousandwords.generators._blocked import Lines, blocked
 from thousandwords.generators._cache import Candidates, LayerCache, Window, different_rows
 from thousandwords.generators._decode import read_one, shares, side_by_side
+from thousandwords.generators._flex import Order, can_run, flexible
+from thousandwords.generators._graph import Drawing, Kept, draw_to_the_end
 from thousandwords.generators._layers import Attend, Layer, dense
+from thousandwords.generators._loss import mean_loss, mean_loss_in_chunks, pays, wide
 from thousandwords.generators._masks import KINDS, attention_mask, layer_kinds
 from thousandwords.sampling import draw, guide, truncate, uniforms
 from thousandwords.scaling import ResidualPath
@@ -44,8 +47,9 @@ class Config:
     init_std: float = 0.02  # of weights and embeddings; not in the paper, GPT-2's
     activation: Literal["gelu", "quick_gelu", "relu"] = "gelu"  # of the MLP; the paper does not say
     dropout: float = 0.0  # of what a layer adds to the stream, in training; the paper does not say
-    # how the training pass attends: under the whole mask, line by line, or the second where grids are large enough to gain by it
-    attention: Literal["auto", "dense", "blocked"] = "auto"
+    # how the training pass attends: under the whole mask, line by line, by FlexAttention (on a GPU alone); auto: what is fastest
+    attention: Literal["auto", "dense", "blocked", "flex"] = "auto"
+    compile: bool | Literal["auto"] = "auto"  # a layer's training pass, by torch.compile; auto: on a GPU
     recompute: bool = False  # activation checkpointing: less memory, and each layer's forward pass once more
     caption_dropout: float = 0.0  # share of captions hidden in training, so that sampling may be guided; 0 in the paper
 
@@ -101,6 +105,8 @@ class Transformer(Generator):
             mask = attention_mask(kind, self.prefix_length, self.side, config.kernel)
             self.register_buffer(f"{kind}_mask", mask, persistent=False)
         self._lines: dict[tuple[str, torch.device], Lines] = {}  # read off the masks when first asked for
+        self._flexible: dict[tuple[str, int, torch.device], Attend] = {}
+        self._compiled = Compiled(read, "transformer: a layer")
         self._windows: dict[tuple[str, torch.device], Window] = {}
         self._initialise(config)
 
@@ -121,21 +127,26 @@ class Transformer(Generator):
         if self.training and self.config.caption_dropout:
             text = hide_captions(text, self.config.caption_dropout, rng)
         with self._seeded_dropout(rng):
-            text_logits, image_logits = self.logits(text, image_tokens)
-        text_loss, image_loss = mean_loss(text_logits, text, text_words), mean_loss(image_logits, image_tokens)
+            text_states, image_states = self.states(text, image_tokens)
+        text_loss = self._mean_loss(text_states, self.text_output, text, text_words)
+        image_loss = self._mean_loss(image_states, self.image_output, image_tokens)
         weighted = self.config.text_loss_weight * text_loss + self.config.image_loss_weight * image_loss
         return weighted, {"text_loss": text_loss.detach(), "image_loss": image_loss.detach()}
 
     def logits(self, text: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """What each word was expected to be: text (B, T), image_tokens (B, L) -> (B, T, Vt), (B, L, Vi), float32."""
+        text_states, image_states = self.states(text, image_tokens)
+        return self._read_out(text_states, self.text_output), self._read_out(image_states, self.image_output)
+
+    def states(self, text: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What is known before each word: text (B, T), image_tokens (B, L) -> (B, T, D), (B, L, D), not normalised."""
         self.check_text(text)
         self.check_image_tokens(image_tokens)
         stream = torch.cat([self.embed_text(text), self.embed_image(image_tokens[:, :-1])], dim=1)
         attends = {kind: self._attend(kind, stream.shape[1]) for kind in set(self.kinds)}
         for layer, kind in zip(self.layers, self.kinds, strict=True):
             stream = self._read(layer, stream, attends[kind])
-        text_states, image_states = stream[:, : self.text_length], stream[:, self.prefix_length - 1 :]
-        return self._read_out(text_states, self.text_output), self._read_out(image_states, self.image_output)
+        return stream[:, : self.text_length], stream[:, self.prefix_length - 1 :]
 
     @torch.no_grad()
     def sample(
@@ -165,7 +176,8 @@ class Transformer(Generator):
             streams = [self.prefill(text[rows], given[rows, :first])]
             if guidance != 1:
                 streams.append(self.prefill(torch.full_like(text[rows], PAD), given[rows, :first]))
-            return self._draw_rest(streams, given[rows], first, uniform[rows], (temperature, top_k, top_p), guidance)
+            draw_rest = self._draw_rest_on_device if text.is_cuda else self._draw_rest
+            return draw_rest(streams, given[rows], first, uniform[rows], (temperature, top_k, top_p), guidance)
 
         return torch.cat(side_by_side(draw_rows, shares(len(text), text.device)))
 
@@ -189,6 +201,36 @@ class Transformer(Generator):
                 stream = self.image_embedding(tokens[:, position]) + places[position]
                 streams = [(self.decode_one(stream, position, caches), caches) for _, caches in streams]
         return tokens
+
+    def _draw_rest_on_device(
+        self,
+        streams: list[tuple[Tensor, list[LayerCache]]],
+        given: Tensor,
+        first: int,
+        uniform: Tensor,
+        truncation: tuple[float, int | None, float | None],
+        guidance: float,
+    ) -> Tensor:
+        """`_draw_rest` without a word from the host in between, as a CUDA graph wants it."""
+        drawing = Drawing(
+            read=self._read_one_on_device,
+            embed=self.image_embedding,
+            places=self._places(0, self.image_length),
+            logits=[logits.clone() for logits, _ in streams],
+            caches=[[Kept(cache) for cache in caches] for _, caches in streams],
+            tokens=given.clone(),
+            uniform=uniform,
+            position=torch.tensor([first], device=given.device),
+            truncation=truncation,
+            guidance=guidance,
+        )
+        return draw_to_the_end(drawing)
+
+    def _read_one_on_device(self, stream: Tensor, position: Tensor, caches: Sequence[Kept]) -> Tensor:
+        """`decode_one` where the position is a tensor (1,)."""
+        for layer, cache in zip(self.layers, caches, strict=True):
+            stream = read_one(layer, stream, position, cache)
+        return self._read_out(stream, self.image_output)
 
     @torch.no_grad()
     def log_probabilities(self, text: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,13 +271,31 @@ class Transformer(Generator):
     def _attend(self, kind: str, length: int) -> Attend:
         """The attention of a whole stream of that many positions in layers of one kind."""
         mask = self.get_buffer(f"{kind}_mask")
-        is_small = self.config.attention == "auto" and self.side < LARGE_SIDE
+        if not self._takes_flex(mask.device):
+            return self._attend_by_mask(kind, mask, length)
+        where = (kind, length, mask.device)
+        if where not in self._flexible:
+            order = Order(kind, self.prefix_length, self.side, self.config.kernel)
+            self._flexible[where] = flexible(order, length, mask.device, self._attend_by_mask(kind, mask, length))
+        return self._flexible[where]
+
+    def _takes_flex(self, device: torch.device) -> bool:
+        """Whether this pass attends by FlexAttention."""
+        setting, is_large = self.config.attention, self.side >= LARGE_SIDE
+        if device.type == "meta" or not torch.is_grad_enabled():
+            return False
+        return (setting == "flex" or (setting == "auto" and is_large)) and can_run(device, is_asked_for=setting == "flex")
+
+    def _attend_by_mask(self, kind: str, mask: Tensor, length: int) -> Attend:
+        """The same under the whole mask, or line by line."""
+        is_chosen = self.config.attention == "blocked"
+        is_small = not is_chosen and (self.side < LARGE_SIDE or mask.device.type == "cuda")
         if self.config.attention == "dense" or is_small or mask.is_meta:  # a mask without values has no lines to read off
             return dense(mask[:length, :length])
         lines = self._lines.get((kind, mask.device))
         if lines is None:
             lines = self._lines[kind, mask.device] = Lines(mask, self.prefix_length, self.side, kind == "column")
-        if self.config.attention == "auto" and lines.keys * LEAST_GAIN > len(mask):
+        if not is_chosen and lines.keys * LEAST_GAIN > len(mask):
             return dense(mask[:length, :length])
         return blocked(lines)
 
@@ -251,9 +311,15 @@ class Transformer(Generator):
             yield
 
     def _read(self, layer: Layer, stream: Tensor, attend: Attend) -> Tensor:
+        run = self._compiled if self._is_compiled(layer, stream.device) else read
         if self.config.recompute and torch.is_grad_enabled():
-            return checkpoint(layer, stream, attend, use_reentrant=False)
-        return layer(stream, attend)
+            return checkpoint(run, layer, stream, attend, use_reentrant=False)
+        return run(layer, stream, attend)
+
+    def _is_compiled(self, layer: Layer, device: torch.device) -> bool:
+        """In training passes only, whose sizes stay; not where weights come and go (FSDP) or scales change (float16)."""
+        is_plain = layer.attention_scale.value is None and not layer._forward_pre_hooks
+        return torch.is_grad_enabled() and is_plain and wants_compiling(self.config.compile, device)
 
     def blocks(self) -> list[nn.Module]:
         """The layers: what is held whole at a time where the weights are shared out among processes."""
@@ -288,7 +354,18 @@ class Transformer(Generator):
         if states.is_meta:  # sizes without values, which know no autocast
             return output(self.output_norm(states))
         with torch.autocast(states.device.type, enabled=False):
-            return output(self.output_norm(states))
+            normal = self.output_norm(states)
+            if normal.dtype != torch.bfloat16:
+                return output(normal)
+            return wide(normal.flatten(0, -2), output.weight.T, torch.float32).add_(output.bias).view(*states.shape[:-1], -1)
+
+    def _mean_loss(self, states: Tensor, output: nn.Linear, words: Tensor, count: float | None = None) -> Tensor:
+        """Nats per word: states (B, n, D), words (B, n) -> scalar."""
+        if states.is_meta or not pays(words.numel(), len(output.weight)):
+            return mean_loss(self._read_out(states, output), words, count)
+        with torch.autocast(states.device.type, enabled=False):
+            normal = self.output_norm(states)
+        return mean_loss_in_chunks(normal, output, words, count)
 
     def _masks(self) -> dict[str, Tensor]:
         return {kind: self.get_buffer(f"{kind}_mask") for kind in KINDS}
@@ -320,16 +397,15 @@ class Transformer(Generator):
             raise ValueError(f"{len(text)} rows of text came with {len(rngs)} random generators; give one per row")
 
 
+def read(layer: Layer, stream: Tensor, attend: Attend) -> Tensor:
+    """One layer: a function of all that it needs, so that one compiled version serves all layers of a kind."""
+    return layer(stream, attend)
+
+
 def hide_captions(text: Tensor, share: float, rng: torch.Generator) -> Tensor:
     """text (B, T) with about `share` of its rows all pads: what a picture looks like when nothing is said of it."""
     hidden = torch.rand(len(text), generator=rng, device=rng.device).to(text.device) < share
     return text.masked_fill(hidden[:, None], PAD)
-
-
-def mean_loss(logits: Tensor, words: Tensor, count: float | None = None) -> Tensor:
-    """Cross-entropy in nats per word that is no pad, or over `count`: (B, n, V), (B, n) -> scalar, 0 if all are pads."""
-    total = F.cross_entropy(logits.flatten(0, 1), words.flatten(), ignore_index=PAD, reduction="sum")
-    return total / ((words != PAD).sum().clamp(min=1) if count is None else max(count, 1))
 
 
 def known_first(given: Tensor) -> int:

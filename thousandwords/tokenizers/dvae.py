@@ -17,6 +17,7 @@ from torch.nn import functional
 from thousandwords.schedules import cosine
 from thousandwords.tokenizers import ImageTokenizer, Logs
 from thousandwords.tokenizers._convolutions import build_decoder, build_encoder, initialise
+from thousandwords.tokenizers._halves import decoded_in_halves, encoded_in_halves, is_settled_on_a_gpu
 from thousandwords.tokenizers._likelihood import log_likelihood, normal_log_likelihood, to_images, to_model_range
 from thousandwords.tokenizers._relaxation import gumbel_softmax, kl_and_usage
 from thousandwords.tokenizers._word_order import order_words
@@ -111,12 +112,16 @@ class DiscreteVAE(ImageTokenizer):
     def encode(self, images: Tensor) -> Tensor:
         """The picture's words: images (B, 3, H, W) in [0, 1] -> tokens (B, L) int64."""
         self.check_images(images)
+        if is_settled_on_a_gpu(self) and (words := encoded_in_halves(self.encoder, to_model_range(images))) is not None:
+            return words
         # arg-max, no Gumbel noise: the generator learns the words it will see decoded (paper, section 2.2)
         return self._logits(images).argmax(dim=-1).flatten(1)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """The picture of the words: tokens (B, L) int64 -> images (B, 3, H, W) in [0, 1]."""
         self.check_tokens(tokens)
+        if is_settled_on_a_gpu(self) and (maps := decoded_in_halves(self.decoder, tokens, self.scales[0])) is not None:
+            return to_images(maps[:, :3])
         mu, _ = self._draw(self._one_hot(tokens))
         return to_images(mu)
 
