@@ -22,7 +22,7 @@ OUT ?= drawn
 export PROMPT
 export THOUSANDWORDS_NIGHTLY := $(or $(NIGHTLY),$(THOUSANDWORDS_NIGHTLY))
 
-.PHONY: help setup ray run test test-slow conformance lint draw flow status deploy workers workers-stop fleet nightly register promote rollback serve servers servers-stop servers-status ui plan verify lock clean
+.PHONY: help setup ray run test test-slow bench conformance lint draw flow status deploy workers workers-stop fleet nightly register promote rollback serve servers servers-stop servers-status ui plan verify lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,11 @@ test: $(READY)  ## lint and all tests
 
 test-slow: $(READY)  ## thousands of trials: kills, flipped bits, damaged files, real servers (hours)
 	@OMP_NUM_THREADS=1 python -m pytest -m slow -s
+
+bench: $(READY)  ## how fast training and drawing are here, against the peer and against bare matrix products (ten minutes)
+	@python -m bench.training
+	@python -m bench.sampling
+	@python -m bench.growth
 
 conformance: $(READY)  ## the paper's numbers, row by row: source, value, tests, and whether they hold
 	@OMP_NUM_THREADS=1 python -m tests.conformance

@@ -1,0 +1,134 @@
+"""python -m bench.training [--threads 2] [--record]: a generator's training step on a CPU, in sequences a second.
+
+Against the widely used DALLE of dalle-pytorch (bench/_peer.py says how it differs) and against our own model in plain PyTorch
+(bench/_plain.py). In float32 unless the row says bfloat16, all by the same fused AdamW: forward, backward, clip, step. Works
+alternate in one run. Beside other work, threads that spin while they wait spoil it: GOMP_SPINCOUNT=1000 OMP_WAIT_POLICY=PASSIVE.
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bench import _peer, _plain
+from bench._results import Row, record, seconds, table
+from thousandwords import optim
+from thousandwords.generators.transformer import Config, Transformer
+from thousandwords.updates import keep_freed_memory
+
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is trained on how much at once: batch sequences of text + side * side words."""
+
+    layers: int
+    width: int
+    heads: int
+    text: int
+    side: int
+    batch: int
+    text_vocab: int = 512
+    image_vocab: int = 512
+
+    def __str__(self) -> str:
+        words = f"{self.text} + {self.side**2} words"
+        return f"width {self.width}, {self.layers} layers, {self.heads} heads, {words}, batch {self.batch}"
+
+
+SMALL = Size(4, 192, 6, 33, 8, 32)
+LARGE = Size(6, 256, 8, 64, 16, 8, 4096, 1024)
+
+
+def batch(size: Size) -> tuple[Tensor, Tensor]:
+    """Captions of half the length, and pictures."""
+    rng = torch.Generator().manual_seed(0)
+    text = torch.randint(size.text_vocab, (size.batch, size.text), generator=rng)
+    text[:, size.text // 2 :] = -1
+    return text, torch.randint(size.image_vocab, (size.batch, size.side**2), generator=rng)
+
+
+def step_of(model: nn.Module, loss: Callable[[], Tensor], in_bfloat16: bool = False) -> Step:
+    """One update of the model: forward, backward, clip, AdamW; its products on wish in bfloat16, by torch's autocast."""
+    optimizer = optim.adamw(model, 0.01, 0.9, 0.96, 1e-8)
+    optim.set_learning_rate(optimizer, 1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16):
+            found = loss()
+        found.backward()
+        optim.clip_gradients(model.parameters(), 4.0)
+        optimizer.step()
+
+    return step
+
+
+def ours(size: Size) -> Transformer:
+    torch.manual_seed(0)
+    config = Config(num_layers=size.layers, width=size.width, num_heads=size.heads)
+    return Transformer(config, size.text_vocab, size.text, size.image_vocab, (size.side,)).train()
+
+
+def our_step(size: Size, in_bfloat16: bool = False) -> tuple[nn.Module, Step]:
+    (text, tokens), rng, model = batch(size), torch.Generator(), ours(size)
+    return model, step_of(model, lambda: model.loss(text, tokens, 0, rng)[0], in_bfloat16)
+
+
+def plain_step(size: Size) -> Step:
+    (text, tokens), model = batch(size), ours(size)
+    return step_of(model, lambda: _plain.loss(model, text, tokens))
+
+
+def peer_step(size: Size, attention: str, in_bfloat16: bool = False) -> tuple[nn.Module, Step]:
+    text, tokens = batch(size)
+    torch.manual_seed(0)
+    sizes = (size.layers, size.width, size.heads, size.text, size.side, size.text_vocab, size.image_vocab)
+    peer = _peer.build(*sizes, attention).train()
+    return peer, step_of(peer, lambda: peer.loss(text, tokens), in_bfloat16)
+
+
+def against_plain(size: Size) -> Row:
+    fast, plain = seconds(our_step(size)[1], plain_step(size))
+    return row("train_vs_plain", size, "in float32, the same model", fast, "our model in plain PyTorch", plain)
+
+
+def against_peer(id: str, size: Size, attention: str, in_bfloat16: bool = False) -> Row:
+    (model, ours_of_it), (peer, its) = our_step(size, in_bfloat16), peer_step(size, attention, in_bfloat16)
+    fast, slow = seconds(ours_of_it, its)
+    weights = f"{_peer.parameters(model) / 1e6:.1f} against {_peer.parameters(peer) / 1e6:.1f} million weights"
+    what = f"in {'bfloat16' if in_bfloat16 else 'float32'}, {weights}"
+    return row(id, size, what, fast, f"dalle-pytorch 1.6.6, {attention} attention", slow)
+
+
+def row(id: str, size: Size, what: str, fast: float, against: str, slow: float) -> Row:
+    figure, limit = size.batch / fast, size.batch / slow
+    return Row(id, f"a training step {what}", str(size), figure, "sequences/s", against, limit, figure / limit)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--record", action="store_true", help="appends the rows to bench/results.jsonl")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as our training does; the peer gains by it as well
+    rows = [against_plain(SMALL)]
+    if _peer.installed():
+        rows += [
+            against_peer("train_vs_peer", SMALL, "full"),
+            against_peer("train_vs_peer_pattern", SMALL, "pattern"),
+            against_peer("train_vs_peer_large", LARGE, "full"),
+            against_peer("train_vs_peer_bfloat16", SMALL, "full", in_bfloat16=True),
+        ]
+    print(table(rows))
+    if options.record:
+        record(rows)
+
+
+if __name__ == "__main__":
+    main()
