@@ -311,6 +311,14 @@ def test_a_vocabulary_that_was_cut_spells_rare_words_in_parts_and_loses_none():
     assert cut.score(torch.rand(1, 3, 16, 16), [caption]).isfinite().all()
 
 
+def test_muon_is_offered_blocks_and_kernels_but_neither_what_reads_nor_what_writes():
+    resnet = clip.CLIP(dataclasses.replace(TINY, vision_layers=(1, 1, 1, 1), vision_patch_size=32, vision_heads=8), image_size=32)
+    offered = {id(weight) for weight in resnet.hidden_matrices()}
+    names = [name for name, weight in resnet.clip.named_parameters() if id(weight) in offered]
+    assert {"visual.conv2.weight", "visual.layer4.0.downsample.0.weight", "transformer.resblocks.0.mlp.c_fc.weight"} <= set(names)
+    assert not {"visual.conv1.weight", "token_embedding.weight", "text_projection", "visual.attnpool.c_proj.weight"} & set(names)
+
+
 @pytest.mark.parametrize(
     "pretrained, message",
     [
