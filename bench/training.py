@@ -1,4 +1,4 @@
-"""python -m bench.training [--threads 2] [--record]: a generator's training step on a CPU, in sequences a second.
+"""python -m bench.training [--threads 2]: a generator's training step on a CPU, in sequences a second.
 
 Against the widely used DALLE of dalle-pytorch (bench/_peer.py says how it differs) and against our own model in plain PyTorch
 (bench/_plain.py). In float32 unless the row says bfloat16, all by the same fused AdamW: forward, backward, clip, step. Works
@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench import _peer, _plain
-from bench._results import Row, record, seconds, table
+from bench import _results as results
+from bench._results import Row, seconds
 from thousandwords import optim
 from thousandwords.generators.transformer import Config, Transformer
 from thousandwords.updates import keep_freed_memory
@@ -41,6 +44,7 @@ class Size:
 
 
 SMALL = Size(4, 192, 6, 33, 8, 32)
+TINY = Size(1, 16, 1, 4, 2, 2)
 LARGE = Size(6, 256, 8, 64, 16, 8, 4096, 1024)
 
 
@@ -105,29 +109,45 @@ def against_peer(id: str, size: Size, attention: str, in_bfloat16: bool = False)
     return row(id, size, what, fast, f"dalle-pytorch 1.6.6, {attention} attention", slow)
 
 
+def against_machine(size: Size) -> list[Row]:
+    """What this machine's matrix product gives, and which share of it a training step reaches; make plan reads both."""
+    left, right = torch.randn(2, 1024, 1024)
+    model, step = our_step(size)
+    taken, product = seconds(step, lambda: left @ right)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.loss(*batch(size), 0, torch.Generator())
+    work, rate = 3 * counter.get_total_flops(), 2 * 1024**3 / product  # backward is two forward passes
+    return [
+        Row("cpu_matmul", "matrix product", "1,024 x 1,024, float32", rate / 1e12, "TFLOP/s"),
+        Row("cpu_train", "a training step in float32", str(size), work / taken / 1e12, "TFLOP/s", "the matrix product",
+            rate / 1e12, work / taken / rate),
+    ]  # fmt: skip
+
+
 def row(id: str, size: Size, what: str, fast: float, against: str, slow: float) -> Row:
     figure, limit = size.batch / fast, size.batch / slow
     return Row(id, f"a training step {what}", str(size), figure, "sequences/s", against, limit, figure / limit)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--record", action="store_true", help="appends the rows to bench/results.jsonl")
-    options = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="a tiny size and no peer, to see that all of it runs")
+    parser.add_argument("--out", type=Path, default=results.RESULTS, help="where the rows are added")
+    options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     keep_freed_memory()  # as our training does; the peer gains by it as well
-    rows = [against_plain(SMALL)]
-    if _peer.installed():
+    small = TINY if options.quick else SMALL
+    rows = [*against_machine(small), against_plain(small)]
+    if not options.quick and _peer.installed():
         rows += [
             against_peer("train_vs_peer", SMALL, "full"),
             against_peer("train_vs_peer_pattern", SMALL, "pattern"),
             against_peer("train_vs_peer_large", LARGE, "full"),
             against_peer("train_vs_peer_bfloat16", SMALL, "full", in_bfloat16=True),
         ]
-    print(table(rows))
-    if options.record:
-        record(rows)
+    results.record(rows, options.out)
+    print(results.table(rows))
 
 
 if __name__ == "__main__":
