@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from stages._stage import read_params
+from stages._stage import device_kind, read_params
 from thousandwords.distributed import is_started_by_torchrun
 from thousandwords.errors import UserError
 
@@ -22,16 +22,22 @@ def launch_processes(stage: str, params: Path, section: str, argv: list[str] | N
         return
     wanted = count_processes(params, section)
     if wanted > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // wanted)))  # as many as one would have
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(wanted), "-m", f"stages.{stage}"]
         os.execv(sys.executable, [sys.executable, *torchrun, *(sys.argv[1:] if argv is None else argv)])
 
 
 def count_processes(params: Path, section: str) -> int:
-    """How many processes the file asks for; "auto" is one per GPU. A file that cannot be read is the stage's to refuse."""
+    """How many processes the file asks for. A file that cannot be read is the stage's to refuse.
+
+    "auto" is one per GPU; on a CPU with threads for it two, since two threads meet at every product, two processes once an
+    update: half a batch each takes a third less time than the whole batch by both threads.
+    """
     try:
-        wanted = read_params(params)[section]["training"].get("processes", 1)
+        settings = read_params(params)
+        wanted = settings[section]["training"].get("processes", 1)
     except (UserError, KeyError, TypeError, AttributeError):
         return 1
     if wanted == "auto":
-        return max(1, torch.cuda.device_count())
+        return max(1, torch.cuda.device_count()) if device_kind(settings) == "cuda" else min(2, torch.get_num_threads())
     return wanted if isinstance(wanted, int) else 1

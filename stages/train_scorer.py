@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from stages._launch import launch_processes
 from stages._pairs import open_pairs
 from stages._stage import Stage, arguments, stage
 from stages._training import device_of, train
@@ -41,7 +42,8 @@ def train_scorer(pairs: Path, out: Path, curves: Path, run: Stage) -> None:
         loader = ImageLoader(reader, run.seed)
 
         def pairs_of(step: int) -> tuple[torch.Tensor, list[str]]:
-            return _batch(loader, positions(step, config.batch_size))
+            (share,) = run.world.shares(positions(step, config.batch_size))
+            return _batch(loader, share)
 
         with Ahead(pairs_of, config.steps, config.workers_on(device)) as shown:
             state, history = train(
@@ -49,13 +51,14 @@ def train_scorer(pairs: Path, out: Path, curves: Path, run: Stage) -> None:
                 model,
                 config,
                 batches_of=lambda step: [_on(device, *shown(step))],
-                loss_of=lambda model, batch, step, rng: model.loss(*batch, step, rng),
+                loss_of=lambda model, batch, step, rng: model.loss(*batch, step, rng, run.world.gather_rows),
                 evaluate=lambda model: retrieval(model, *watched_pairs),
                 settings=block,
                 inputs=(reader.fingerprint,),
             )
-    components.save(model, out, state)
-    write_json(curves, history)
+    if run.world.is_first:
+        components.save(model, out, state)
+        write_json(curves, history)
 
 
 def retrieval(model: nn.Module, pictures: torch.Tensor, captions: list[str]) -> dict[str, float]:
@@ -80,6 +83,7 @@ def _on(device: str, pictures: torch.Tensor, captions: list[str]) -> tuple[torch
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments(__doc__, "pairs", "out", "curves", argv=argv)
+    launch_processes("train_scorer", options.params, "scorer", argv)
     with stage("train_scorer", options, "scorer") as run:
         train_scorer(options.pairs, options.out, options.curves, run)
 

@@ -1,7 +1,8 @@
 """python -m tests.distributed_worker FOLDER JOBS: some tiny trainings, in as many processes as torchrun has started.
 
 JOBS is a JSON list of {"name", "steps", "resume", "stop", "settings"}; each process leaves FOLDER/<name>.<rank>.json with its
-losses and the rows it saw, the first one also <name>.safetensors with the weights that were kept.
+losses and the rows it saw, the first one also <name>.safetensors with the weights that were kept. With {"is_scorer": true} it is
+a CLIP that is trained, which takes no further settings.
 """
 from __future__ import annotations
 
@@ -64,12 +65,33 @@ def work(name: str, folder: Path, world: World, *, stop: int | None = None, resu
         safetensors.torch.save_file(state, folder / f"{name}.safetensors")
 
 
+def compare(name: str, folder: Path, world: World) -> None:
+    """Trains the tiny CLIP, whose loss compares all pictures and captions of a batch."""
+    config = Config(steps=STEPS, **{**BASE, "checkpoint_every": STEPS})
+    scorer = tiny.tiny("scorers", "clip")
+    pictures, captions = tiny.pictures(ROWS), [f"{number} red stars on sand" for number in range(ROWS)]
+
+    def batches_of(step: int) -> list:
+        (share,) = world.shares(positions(step, config.batch_size))
+        rows = [row for _, row in places(share, ROWS, 0)]
+        return [(pictures[rows], [captions[row] for row in rows])]
+
+    def loss_of(one, batch, step, rng):
+        return one.loss(*batch, step, rng, world.gather_rows)
+
+    state, history = fit(scorer, config, batches_of=batches_of, loss_of=loss_of, seed=0, world=world)
+    rows = [row["loss"] for row in history.rows]
+    (folder / f"{name}.{world.rank}.json").write_text(json.dumps({"losses": rows}))
+    if world.is_first:
+        safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, folder / f"{name}.safetensors")
+
+
 def main() -> None:
     torch.set_num_threads(1)
     folder, jobs = Path(sys.argv[1]), json.loads(sys.argv[2])
     with joined("cpu") as world:
         for job in jobs:
-            work(job.pop("name"), folder, world, **job)
+            (compare if job.pop("is_scorer", False) else work)(job.pop("name"), folder, world, **job)
 
 
 if __name__ == "__main__":

@@ -298,6 +298,27 @@ def test_a_download_that_fails_says_how_to_do_without(monkeypatch):
         clip.CLIP(clip.Config(pretrained="ViT-B-32:laion2b_s34b_b79k"), image_size=64)
 
 
+def test_a_vocabulary_that_was_cut_spells_rare_words_in_parts_and_loses_none():
+    whole, cut = (clip.CLIP(dataclasses.replace(TINY, vocab_size=size), image_size=16) for size in (49_408, 1024))
+    caption = "a red square at dusk"
+
+    words, parts = (one.tokenizer([caption])[0] for one in (whole, cut))
+
+    assert words.tolist()[:7] == [49406, 320, 736, 3999, 536, 19708, 49407]
+    assert len(parts[parts > 0]) > 7 and parts.max() == 1023  # the end of a caption is still the highest token
+    assert cut.tokenizer.decode(parts[parts > 0].tolist()[1:-1]).strip() == caption
+    assert cut.clip.token_embedding.weight.shape == (1024, 16)
+    assert cut.score(torch.rand(1, 3, 16, 16), [caption]).isfinite().all()
+
+
+def test_muon_is_offered_blocks_and_kernels_but_neither_what_reads_nor_what_writes():
+    resnet = clip.CLIP(dataclasses.replace(TINY, vision_layers=(1, 1, 1, 1), vision_patch_size=32, vision_heads=8), image_size=32)
+    offered = {id(weight) for weight in resnet.hidden_matrices()}
+    names = [name for name, weight in resnet.clip.named_parameters() if id(weight) in offered]
+    assert {"visual.conv2.weight", "visual.layer4.0.downsample.0.weight", "transformer.resblocks.0.mlp.c_fc.weight"} <= set(names)
+    assert not {"visual.conv1.weight", "token_embedding.weight", "text_projection", "visual.attnpool.c_proj.weight"} & set(names)
+
+
 @pytest.mark.parametrize(
     "pretrained, message",
     [
@@ -322,6 +343,8 @@ def test_a_name_that_leads_nowhere_says_what_would(pretrained, message):
         ({"vision_position_std": 0.0}, "clip.vision_position_std is 0.0; it needs to be above 0, or null"),
         ({"hard_captions": -1}, "clip.hard_captions is -1; it is a count, 0 or more"),
         ({"context_length": 2}, "clip.context_length is 2; it needs 3 or more tokens"),
+        ({"vocab_size": 512}, "clip.vocab_size is 512; CLIP's vocabulary can be cut to 514 tokens or more, and has 49408"),
+        ({"vocab_size": 50_000}, "clip.vocab_size is 50000; CLIP's vocabulary can be cut to 514"),
     ],
 )
 def test_a_wrong_setting_is_named(settings, message):

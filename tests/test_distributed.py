@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.distributed_worker import STEPS, work
+from stages import _launch
+from tests.distributed_worker import STEPS, compare, work
 from thousandwords.distributed import ALONE, World
 from thousandwords.errors import UserError
 
@@ -47,6 +49,7 @@ def runs(tmp_path_factory) -> Path:
     work("accumulated", folder, ALONE, accumulation=4)
     work("recomputed", folder, ALONE, model={"recompute": True})
     work("half by one", folder, ALONE, stop=10)
+    compare("scorer", folder, ALONE)
     in_two_processes(
         folder,
         {"name": "ddp"},
@@ -61,6 +64,7 @@ def runs(tmp_path_factory) -> Path:
         {"name": "compressed, then compressed", "resume": "half compressed", "powersgd_rank": 2},
         {"name": "half compressed again", "stop": 10, "powersgd_rank": 2},
         {"name": "float16", "precision": "float16"},
+        {"name": "scorer in two", "is_scorer": True},
         {"name": "compressed float16", "precision": "float16", "powersgd_rank": 2},
     )
     work("two, then one", folder, ALONE, resume="half by two")
@@ -104,6 +108,17 @@ def test_the_kept_weights_are_whole_and_those_of_one_process(runs, name):
             torch.testing.assert_close(found[key], value, atol=2e-3, rtol=0)
 
 
+def test_a_loss_that_compares_a_whole_batch_compares_it_over_all_processes(runs):
+    losses, wanted = (torch.tensor(result(runs, one)["losses"]) for one in ("scorer in two", "scorer"))
+    found, kept = weights(runs, "scorer in two"), weights(runs, "scorer")
+
+    assert wanted[-1] < wanted[0] - 0.1
+    torch.testing.assert_close(losses, wanted, atol=1e-3, rtol=0)
+    for key, value in kept.items():
+        if value.ndim >= 2:
+            torch.testing.assert_close(found[key], value, atol=2e-3, rtol=0)
+
+
 def test_evaluation_gives_the_same_on_every_process_and_as_alone(runs):
     for name in ("ddp", "fsdp"):
         first, second = (result(runs, name, rank)["history"][-1]["validation/loss"] for rank in (0, 1))
@@ -115,6 +130,42 @@ def test_a_share_of_the_rows_that_comes_out_uneven_is_refused():
     assert World(rank=1, size=2).shares(range(8, 16), 2) == [range(12, 14), range(14, 16)]
     with pytest.raises(UserError, match="batch_size is 9, which 2 processes with 1 micro-batches each cannot share evenly"):
         World(rank=1, size=2).shares(range(9))
+
+
+# --- how many ---------------------------------------------------------------------------------------------------------
+
+
+def params_of(folder: Path, processes: int | str, device: str = "cpu") -> Path:
+    (folder / "params.yaml").write_text(json.dumps({"device": device, "scorer": {"training": {"processes": processes}}}))
+    return folder / "params.yaml"
+
+
+@pytest.mark.parametrize("threads, wanted", [(1, 1), (2, 2), (16, 2)])
+def test_auto_is_two_processes_on_a_cpu_that_has_threads_for_them(tmp_path, monkeypatch, threads, wanted):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert _launch.count_processes(params_of(tmp_path, "auto"), "scorer") == wanted
+    assert _launch.count_processes(params_of(tmp_path, 3), "scorer") == 3
+
+
+@pytest.mark.parametrize("gpus", [1, 8])
+def test_auto_is_a_process_for_each_gpu_where_gpus_compute(tmp_path, monkeypatch, gpus):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert _launch.count_processes(params_of(tmp_path, "auto", "cuda"), "scorer") == gpus
+
+
+@pytest.mark.parametrize("threads, each", [(16, "8"), (1, "1")])
+def test_processes_share_the_threads_that_one_would_have(tmp_path, monkeypatch, threads, each):
+    started = []
+    monkeypatch.setenv("OMP_NUM_THREADS", "")  # so that whatever it was comes back
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(_launch.os, "execv", lambda program, words: started.append((words, os.environ["OMP_NUM_THREADS"])))
+
+    _launch.launch_processes("train_scorer", params_of(tmp_path, 2), "scorer", ["--pairs", "here"])
+
+    words, found = started[0]
+    assert words[words.index("--nproc-per-node") + 1] == "2" and words[-3:] == ["stages.train_scorer", "--pairs", "here"]
+    assert found == each
 
 
 # --- compressed gradients --------------------------------------------------------------------------------------------

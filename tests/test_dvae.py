@@ -338,3 +338,19 @@ def test_training_on_a_picture_draws_it_again():
         optimizer.step()
     after = (dvae.decode(dvae.encode(images)) - images).abs().mean()
     assert after < 0.6 * before
+
+
+def test_muon_is_offered_the_kernels_of_the_blocks_paths_alone():
+    model = tiny()
+    offered = {id(weight) for weight in model.hidden_matrices()}
+    names = [name for name, weight in model.named_parameters() if id(weight) in offered]
+    assert "encoder.group_1_block_1.path.conv_1.weight" in names and "decoder.group_2_block_1.path.conv_4.weight" in names
+    assert len(names) == 16 and all(".path.conv_" in name and name.endswith("weight") for name in names)
+
+
+@pytest.mark.parametrize("argmax_from", [None, 5])
+def test_some_weights_rest_only_where_the_decoder_trains_alone_at_the_end(argmax_from):
+    """Several processes have to know before they start that the encoder may have no gradient to send."""
+    model = tiny(argmax_from=argmax_from, pixel_deviation=0.05)
+    model.loss(torch.rand(2, 3, 16, 16), 5, rng())[0].backward()
+    assert model.rests == any(weight.grad is None for weight in model.parameters())

@@ -57,6 +57,18 @@ class World:
         dist.all_gather(parts, tensor.contiguous())
         return parts
 
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Every process's rows (n, …), one after the other: (size * n, …); gradients reach this process's own.
+
+        For a loss of all rows, the same on every process. Their gradients are averaged afterwards, as if each were of a
+        share of the loss, so that a row's own counts as often as there are processes.
+        """
+        if self.size == 1:
+            return rows
+        parts = self.gather(rows.detach())
+        parts[self.rank] = rows.detach() + self.size * (rows - rows.detach())
+        return torch.cat(parts)
+
     def wait(self) -> None:
         """Until all have come here."""
         if self.size > 1:
@@ -157,7 +169,8 @@ class Replicas(Alone):
         self.world = world
         # Left to itself DDP deals parameters into other buckets after the first update; what PowerSGD keeps is kept per
         # bucket, and a resumed run would not find its own. Looking for unused parameters makes the buckets stay.
-        self.replica = DistributedDataParallel(self.whole, find_unused_parameters=rank is not None)
+        looks_for_unused = rank is not None or getattr(model, "rests", False)
+        self.replica = DistributedDataParallel(self.whole, find_unused_parameters=looks_for_unused)
         self.compression = None
         if rank is not None:
             self.compression = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=2)

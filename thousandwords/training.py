@@ -46,7 +46,7 @@ class Config:
     ema_every: int = 1  # updates
     # of matrix products (autocast; weights stay float32); auto: bfloat16 on a GPU, float32 on a CPU
     precision: Literal["auto", "float32", "bfloat16", "bfloat16_if_supported", "float16"] = "auto"
-    processes: int | Literal["auto"] = 1  # on this machine, by torchrun; auto: one per GPU
+    processes: int | Literal["auto"] = 1  # on this machine, by torchrun; auto: one per GPU, two on a CPU
     parallel: Literal["ddp", "fsdp"] = "ddp"  # each process holds the whole model, or a share of every weight
     powersgd_rank: int | None = None  # of compressed gradients, with ddp; null: sent whole
     accumulation: int = 1  # micro-batches that a process takes its share of a batch in
@@ -107,10 +107,10 @@ def check_model(model: nn.Module, config: Config) -> None:
     """Raises UserError where a setting asks for what this model does not offer."""
     if config.muon_factor is not None and not (hasattr(model, "hidden_matrices") and model.hidden_matrices()):
         raise UserError("training.muon_factor is set, but this model names no hidden matrices. Set it to null")
-    if getattr(model, "needs_whole_batches", False) and (config.processes != 1 or config.accumulation != 1):
+    if getattr(model, "needs_whole_batches", False) and config.accumulation != 1:
         raise UserError(
-            "training.processes and training.accumulation deal a batch out in parts, but this model's loss compares all pairs "
-            "of a batch. Set both to 1"
+            "training.accumulation takes a batch in parts, one after the other, but this model's loss compares all pairs of a "
+            "batch. Set it to 1"
         )
     if config.precision == "float16" and not hasattr(model, "residual_paths"):
         raise UserError(

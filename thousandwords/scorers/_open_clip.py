@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 FORMS = "'local-dir:FOLDER', 'MODEL:FILE', 'MODEL:TAG' (such as ViT-B-32:laion2b_s34b_b79k) or 'hf-hub:OWNER/NAME'"
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+MARKS = ("<start_of_text>", "<end_of_text>")
+ALL_TOKENS = 49_408  # of CLIP's vocabulary: 512 letters, merges from the most frequent on, the marks
+FEWEST_TOKENS = 512 + len(MARKS)
 LOAD_ERRORS = (RuntimeError, OSError, ValueError, LookupError, AssertionError, UserWarning, pickle.UnpicklingError)
 
 
@@ -37,7 +40,25 @@ def tokenizer(architecture: dict) -> Callable[[list[str]], Tensor]:
     if text.get("hf_tokenizer_name"):
         return open_clip.get_tokenizer(_model_and_weights(architecture["source"])[0])
     settings = text.get("tokenizer_kwargs") or {}
-    return open_clip.SimpleTokenizer(context_length=text.get("context_length", 77), **settings)
+    whole = open_clip.SimpleTokenizer(context_length=text.get("context_length", 77), **settings)
+    vocab_size = text.get("vocab_size", ALL_TOKENS)
+    return cut(whole, vocab_size) if vocab_size < ALL_TOKENS else whole
+
+
+def cut(tokenizer: open_clip.SimpleTokenizer, vocab_size: int) -> open_clip.SimpleTokenizer:
+    """The tokenizer with the first merges only, in place: a word of a rare kind is spelt in more parts, none is lost.
+
+    A table of tokens that never occur costs an update as much as one of tokens that do. The marks come last, as they
+    always do: open_clip finds the end of a caption by its being the highest token.
+    """
+    tokens = [*list(tokenizer.encoder)[: vocab_size - len(MARKS)], *MARKS]
+    tokenizer.encoder = {token: place for place, token in enumerate(tokens)}
+    tokenizer.decoder = dict(enumerate(tokens))
+    tokenizer.bpe_ranks = dict(list(tokenizer.bpe_ranks.items())[: vocab_size - FEWEST_TOKENS])
+    tokenizer.all_special_ids = [tokenizer.encoder[mark] for mark in MARKS]
+    tokenizer.sot_token_id, tokenizer.eot_token_id = tokenizer.all_special_ids
+    tokenizer.vocab_size = vocab_size
+    return tokenizer
 
 
 def load_pretrained(pretrained: str) -> tuple[nn.Module, dict]:

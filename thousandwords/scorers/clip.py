@@ -2,11 +2,12 @@
 
 DALL-E draws many candidates and keeps those CLIP likes best (arXiv 2102.12092, §2.6). The model and its contrastive loss are
 open_clip's own; here it is given sizes, or the name of pretrained weights, and pictures and captions instead of tensors.
-Left out: CLIP's random crops, which would cut off what a caption tells of, and the gathering of batches over many machines.
+Left out: CLIP's random crops, which would cut off what a caption tells of.
 """
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import open_clip
@@ -14,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from thousandwords.scorers import Scorer, _open_clip
+from thousandwords.scorers import Gather, Scorer, _open_clip, alone
 from thousandwords.scorers._hard_captions import hard_captions
 
+READS_PIXELS = "visual.conv1.weight"    # of a transformer or a ResNet
 MAX_LOGIT_SCALE = math.log(100)    # arXiv 2103.00020 §2.5: clipped, or the training becomes unstable
 
 
@@ -36,6 +39,7 @@ class Config:
     text_width: int = 512
     text_heads: int = 8
     context_length: int = 77          # text tokens, with the marks of start and end; longer captions are cut
+    vocab_size: int = 49_408          # text tokens there are, the first of CLIP's; with fewer, rare words are spelt in parts
     hard_captions: int = 0            # altered captions per picture that its own must beat; 0 as in the CLIP paper
     pretrained: str | None = None     # an open_clip model to use instead, whatever the sizes above: _open_clip.FORMS
     architecture: dict | None = None  # of a pretrained model that was loaded; written by CLIP, not by hand
@@ -51,6 +55,11 @@ class Config:
             raise ValueError(f"clip.vision_position_std is {self.vision_position_std}; it needs to be above 0, or null")
         if self.hard_captions < 0:
             raise ValueError(f"clip.hard_captions is {self.hard_captions}; it is a count, 0 or more")
+        if not _open_clip.FEWEST_TOKENS <= self.vocab_size <= _open_clip.ALL_TOKENS:
+            raise ValueError(
+                f"clip.vocab_size is {self.vocab_size}; CLIP's vocabulary can be cut to {_open_clip.FEWEST_TOKENS} tokens or "
+                f"more, and has {_open_clip.ALL_TOKENS}"
+            )
         if self.context_length < 3:
             raise ValueError(f"clip.context_length is {self.context_length}; it needs 3 or more tokens")
         if self.pretrained is not None:
@@ -96,12 +105,14 @@ class CLIP(Scorer):
             raise ValueError(f"the scorer takes images (B, 3, H, W), found {tuple(images.shape)}")
         if images.shape[2:] != self.image_size:
             images = F.interpolate(images, self.image_size, mode=self.interpolation, antialias=True).clamp(0, 1)
-        return F.normalize(self.clip.encode_image((images - self.mean) / self.std).float(), dim=-1)
+        with written_out(images.device):
+            return F.normalize(self.clip.encode_image((images - self.mean) / self.std).float(), dim=-1)
 
     def embed_captions(self, captions: list[str]) -> Tensor:
         """B captions -> unit vectors (B, D)."""
         tokens = self.tokenizer(captions).to(self.mean.device)    # (B, T)
-        return F.normalize(self.clip.encode_text(tokens).float(), dim=-1)
+        with written_out(tokens.device):
+            return F.normalize(self.clip.encode_text(tokens).float(), dim=-1)
 
     @torch.no_grad()
     def score(self, images: Tensor, captions: list[str]) -> Tensor:
@@ -114,20 +125,28 @@ class CLIP(Scorer):
         return (self.embed_images(images) * caption_vectors).sum(dim=-1).clamp(-1, 1)
 
     def loss(
-        self, images: Tensor, captions: list[str], step: int, rng: torch.Generator
+        self, images: Tensor, captions: list[str], step: int, rng: torch.Generator, gather: Gather = alone
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """CLIP's contrastive loss: in a batch, each picture must find its caption and each caption its picture."""
         seed = int(torch.randint(2**31, (1,), generator=rng))
         altered = hard_captions(captions, self.config.hard_captions, seed)
-        image_vectors, caption_vectors = self.embed_images(images), self.embed_captions(captions + altered)
+        image_vectors, caption_vectors = gather(self.embed_images(images)), self.embed_captions(captions + altered)
+        own, rivals = caption_vectors.split([len(captions), len(altered)])
+        caption_vectors = torch.cat([gather(own), gather(rivals)])
         logit_scale = self.clip.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-        loss = ContrastiveLoss()(image_vectors, caption_vectors, logit_scale)
+        with torch.autocast(images.device.type, enabled=False):    # a hundred times a cosine, which bfloat16 has no digits for
+            loss = ContrastiveLoss()(image_vectors, caption_vectors, logit_scale)
         return loss, {"accuracy": accuracy(image_vectors, caption_vectors), "logit_scale": logit_scale.detach()}
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """The weights of transformer blocks, of either tower; convolutions and what reads or writes words are none."""
-        named = self.clip.named_parameters()
-        return [weight for name, weight in named if "resblocks" in name and weight.ndim == 2]
+        """The weights of transformer blocks, of either tower, and a ResNet's kernels; what reads pixels or words is none."""
+        named = [(name, weight) for name, weight in self.clip.named_parameters() if name != READS_PIXELS]
+        return [weight for name, weight in named if weight.ndim == 4 or ("resblocks" in name and weight.ndim == 2)]
+
+
+def written_out(device: torch.device) -> AbstractContextManager:
+    """Attention as plain products on a CPU: over a caption's few tokens torch's fused kernel is slower, in bfloat16 ten times."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def spread_positions(visual: nn.Module, std: float) -> None:
@@ -171,6 +190,7 @@ def small_architecture(config: Config, image_size: int) -> dict:
     }
     text = {
         "context_length": config.context_length,
+        "vocab_size": config.vocab_size,
         "width": config.text_width,
         "layers": config.text_layers,
         "heads": config.text_heads,

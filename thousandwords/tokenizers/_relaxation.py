@@ -17,9 +17,9 @@ def gumbel_softmax(logits: Tensor, temperature: float, rng: torch.Generator, noi
 
     `noise` is ours: below 1 the draw leans towards the arg-max, at 0 it is the arg-max as softly as tau says.
     """
-    uniform = torch.rand(logits.shape, generator=rng, device=rng.device).clamp_min(1e-12).to(logits.device)
-    gumbel = -(-uniform.log()).log()
-    return ((logits + noise * gumbel) / temperature).softmax(dim=-1)
+    uniform = torch.rand(logits.shape, generator=rng, device=rng.device).clamp_min_(1e-12).to(logits.device)
+    minus_gumbel = uniform.log_().neg_().log_()
+    return (torch.sub(logits, minus_gumbel, alpha=noise) / temperature).softmax(dim=-1)
 
 
 def kl_and_usage(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from thousandwords.schedules import cosine
@@ -102,6 +102,7 @@ class DiscreteVAE(ImageTokenizer):
         self.encoder = build_encoder(*shape, config.stem_kernel)
         self.decoder = build_decoder(*shape, config.codebook_width)
         initialise(self, config.init_gain)
+        self.to(memory_format=torch.channels_last)  # as the features lie; faster on a CPU
 
     @property
     def codebook(self) -> Tensor:
@@ -141,6 +142,15 @@ class DiscreteVAE(ImageTokenizer):
             return self._argmax_loss(images)
         return self._relaxed_loss(images, step, rng)
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The kernels on the paths of all blocks; what reads pixels or words, or writes them, is none."""
+        return [weight for name, weight in self.named_parameters() if ".path." in name and weight.ndim == 4]
+
+    @property
+    def rests(self) -> bool:
+        """Whether some weights have no gradient at some updates: the encoder's, when the decoder trains alone."""
+        return self.config.argmax_from is not None
+
     def _relaxed_loss(self, images: Tensor, step: int, rng: torch.Generator) -> tuple[Tensor, Logs]:
         """The paper's loss: -(log-likelihood) + beta * KL, with words drawn by Gumbel-softmax."""
         config = self.config
@@ -176,7 +186,7 @@ class DiscreteVAE(ImageTokenizer):
 
     def _logits(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, h, w, V) float32."""
-        pixels = to_model_range(images).contiguous(memory_format=torch.channels_last)  # faster on a CPU
+        pixels = to_model_range(images).contiguous(memory_format=torch.channels_last)
         return self.encoder(pixels).permute(0, 2, 3, 1).float()
 
     def _one_hot(self, tokens: Tensor) -> Tensor:
