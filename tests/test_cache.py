@@ -1,11 +1,12 @@
-"""What a decoding layer keeps and reads: windows read off the masks, candidates under their captions, rows dealt to cores."""
+"""What a decoding layer keeps and reads: windows read off the masks, candidates under their captions, and on how many cores."""
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from thousandwords.generators._cache import Candidates, Window, different_rows
-from thousandwords.generators._decode import shares, side_by_side
+from thousandwords.generators._decode import cores_for
 from thousandwords.generators._masks import KINDS, image_mask
 
 
@@ -53,18 +54,19 @@ def test_different_rows_come_in_the_order_in_which_they_are_first_seen():
     assert different.tolist() == [[5, 1], [2, 9], [3, 3]] and which.tolist() == [0, 0, 1, 0, 2]
 
 
-def test_rows_are_dealt_to_the_cores_and_too_few_are_left_together(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    cpu = torch.device("cpu")
-    assert shares(33, cpu) == [slice(0, 17), slice(17, 33)]
-    assert shares(15, cpu) == [slice(0, 15)]
-    assert shares(1000, torch.device("cuda")) == [slice(0, 1000)]
+@pytest.mark.parametrize(("rows", "seen"), [(1, 1), (2**10 - 1, 1), (2**10, 2)])
+def test_little_work_keeps_to_one_core_and_the_setting_comes_back(rows, seen, two_threads):
+    with cores_for(rows, nn.Linear(128, 512)):
+        assert torch.get_num_threads() == seen
+    assert torch.get_num_threads() == 2
+    with pytest.raises(KeyError), cores_for(1, nn.Linear(128, 512)):
+        raise KeyError
+    assert torch.get_num_threads() == 2
 
 
-def test_work_side_by_side_keeps_to_one_core_each_and_leaves_the_setting_as_it_was():
+@pytest.fixture
+def two_threads():
     before = torch.get_num_threads()
-    assert side_by_side(lambda part: (part.start, torch.get_num_threads()), [slice(0, 1), slice(1, 2)]) == [(0, 1), (1, 1)]
-    assert torch.get_num_threads() == before
-    with pytest.raises(ZeroDivisionError):
-        side_by_side(lambda part: 1 // part.start, [slice(0, 1), slice(1, 2)])
-    assert torch.get_num_threads() == before
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

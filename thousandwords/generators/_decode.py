@@ -1,14 +1,12 @@
 """One new token through the layers: what `Layer.forward` does for a whole stream, written out for a row per candidate.
 
-The modules' own `forward` costs a new token more time in Python than in arithmetic; a test holds both equal. And rows side by
-side: a token of some dozen rows is too little work for torch to share out, operation by operation, among the cores of a CPU.
+The modules' own `forward` costs a new token more time in Python than in arithmetic; a test holds both equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -36,24 +34,20 @@ def _normalised(norm: nn.LayerNorm, stream: Tensor) -> Tensor:
     return F.layer_norm(stream, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-LEAST_ROWS = 8  # of a share: fewer make a matrix product that mostly reads weights
+LEAST_WORK = 2**26  # multiplications of a layer's widest product, from which several cores are faster (measured)
 
 
-def shares(rows: int, device: torch.device) -> list[slice]:
-    """Rows dealt out evenly to the cores of a CPU: shares(33, cpu) of two cores -> [0:17, 17:33]; elsewhere one share."""
-    is_shared = device.type == "cpu" and not torch.is_autocast_enabled("cpu")  # autocast is a setting of each thread
-    count = max(1, min(torch.get_num_threads(), rows // LEAST_ROWS)) if is_shared else 1
-    borders = [-(-rows * share // count) for share in range(count + 1)]
-    return [slice(*both) for both in pairwise(borders)]
+@contextlib.contextmanager
+def cores_for(rows: int, hidden: nn.Linear) -> Iterator[None]:
+    """Keeps torch to one core of a CPU for as long, unless a token of so many rows is work enough to share out.
 
-
-def side_by_side(work: Callable[[slice], Tensor], parts: Sequence[slice]) -> list[Tensor]:
-    """`work` of each part, on a thread each, which keep to one core; of a single part with all cores, here."""
-    if len(parts) == 1:
-        return [work(parts[0])]
+    Less is over sooner on one core than cores have told each other to begin, and on a busy machine by far. Threads of Python that
+    draw rows each are no way out: they wait for one another after each operation.
+    """
     threads = torch.get_num_threads()
+    is_small = hidden.weight.device.type == "cpu" and rows * hidden.weight.numel() < LEAST_WORK
     try:
-        with ThreadPoolExecutor(len(parts), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(work, parts))
+        torch.set_num_threads(1 if is_small else threads)
+        yield
     finally:
-        torch.set_num_threads(threads)  # the setting of threads to come is one for the whole process
+        torch.set_num_threads(threads)

@@ -22,7 +22,7 @@ from thousandwords.compiling import Compiled, wants_compiling
 from thousandwords.generators import PAD, TO_DRAW, Generator
 from thousandwords.generators._blocked import Lines, blocked
 from thousandwords.generators._cache import Candidates, LayerCache, Window, different_rows
-from thousandwords.generators._decode import read_one, shares, side_by_side
+from thousandwords.generators._decode import cores_for, read_one
 from thousandwords.generators._flex import Order, can_run, flexible
 from thousandwords.generators._graph import Drawing, Kept, draw_to_the_end
 from thousandwords.generators._layers import Attend, Layer, dense
@@ -172,14 +172,12 @@ class Transformer(Generator):
         if len(text) == 0 or first == self.image_length:
             return given.clone()
 
-        def draw_rows(rows: slice) -> Tensor:
-            streams = [self.prefill(text[rows], given[rows, :first])]
-            if guidance != 1:
-                streams.append(self.prefill(torch.full_like(text[rows], PAD), given[rows, :first]))
-            draw_rest = self._draw_rest_on_device if text.is_cuda else self._draw_rest
-            return draw_rest(streams, given[rows], first, uniform[rows], (temperature, top_k, top_p), guidance)
-
-        return torch.cat(side_by_side(draw_rows, shares(len(text), text.device)))
+        streams = [self.prefill(text, given[:, :first])]
+        if guidance != 1:
+            streams.append(self.prefill(torch.full_like(text, PAD), given[:, :first]))
+        draw_rest = self._draw_rest_on_device if text.is_cuda else self._draw_rest
+        with cores_for(len(text), self.layers[0].mlp.hidden):
+            return draw_rest(streams, given, first, uniform, (temperature, top_k, top_p), guidance)
 
     @torch.no_grad()
     def _draw_rest(
