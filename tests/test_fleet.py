@@ -4,7 +4,6 @@ How much time two workers save is tried on PostgreSQL (tests/test_team.py): SQLi
 """
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -113,19 +112,6 @@ def test_a_second_coordinator_takes_up_what_one_that_was_killed_had_asked_for(fl
 
     assert said.endswith("fleet: 4 of 4 stages went to workers: first, left, right, last\n")
     assert sorted(clones.ran(fleet.origin)) == sorted([*NEEDS, *NEEDS])
-
-
-def test_a_coordinator_that_is_stopped_takes_back_what_it_had_asked_for(fleet, prefect):
-    (fleet.coordinator / "stage.py").write_text("import time\ntime.sleep(120)\n")
-    clones.must(fleet.coordinator, "git", "commit", "-qam", "a long stage")
-    clones.must(fleet.coordinator, "git", "push", "-q", "origin", "HEAD:refs/heads/long")
-    coordinator = fleet.begin(fleet.coordinator, "flows.fleet")
-    asked = wait_for(lambda: [one for one in prefect.runs() if one["name"] == "first" and one["state_type"] == "RUNNING"], 60)
-    coordinator.send_signal(signal.SIGINT)
-    said, told = coordinator.communicate(timeout=60)
-
-    assert coordinator.returncode != 0, said + told
-    wait_for(lambda: prefect.run(asked[0]["id"])["state_type"] == "CANCELLED", 60)
 
 
 def test_a_stage_that_fails_is_named_with_its_worker_and_what_needs_it_is_not_asked_for(fleet, prefect):
