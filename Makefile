@@ -43,8 +43,7 @@ ray: $(READY)  ## adds Ray to .venv, for engine: {kind: ray} (docs/scale.md)
 
 run: $(READY)  ## captioned pictures -> models -> ranked pictures -> report; only what changed runs again
 	@$(if $(PRESET),python -m stages._preset $(PRESET))
-	@python -m flows.repair
-	@dvc repro
+	@python -m flows.run
 	@python -m stages._headline
 
 test: $(READY)  ## lint and all tests

@@ -4,24 +4,22 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-from prefect import get_run_logger
 
 PLACE = Path(".dvc/tmp/flow.lock")
 _held: list[int] = []
 
 
 @contextlib.contextmanager
-def alone(place: Path = PLACE) -> Iterator[None]:
-    """Holds the kernel lock of this folder; a flow within a flow of the same process has it already."""
+def alone(tell: Callable[[str], None], place: Path = PLACE) -> Iterator[None]:
+    """Holds the kernel lock of this folder; a flow within a flow of the same process has it already. `tell` is told of a wait."""
     if _held:
         yield
         return
     place.parent.mkdir(parents=True, exist_ok=True)
     with open(place, "a") as file:
-        _wait(file.fileno())
+        _wait(file.fileno(), tell)
         _held.append(file.fileno())
         try:
             yield
@@ -34,13 +32,13 @@ def held_places() -> tuple[int, ...]:
     return tuple(_held)
 
 
-def _wait(handle: int) -> None:
+def _wait(handle: int, tell: Callable[[str], None]) -> None:
     is_told = False
     while True:
         try:
             return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if not is_told:
-                get_run_logger().info("another run is at work in this folder; this one waits for it")
+                tell("another run is at work in this folder; this one waits for it")
             is_told = True
             time.sleep(0.2)

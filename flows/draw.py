@@ -11,10 +11,11 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows import gpu
+from flows._alone import held_places
 from flows._lifeline import end_with_worker
 from flows.artifacts import fitting, page
 from flows.keeper import kept
-from flows.pipeline import stream
+from flows.repro import stream
 from thousandwords.errors import UserError
 
 OUT = Path("drawn")
@@ -35,7 +36,7 @@ def draw_prompts(package: str, prompts: list[str], candidates: int, seed: int, o
     with tempfile.TemporaryDirectory() as folder:
         lines = Path(folder) / "prompts.txt"
         lines.write_text("\n".join(prompts), encoding="utf-8", errors="surrogateescape")
-        code, said = stream(command(package, lines, candidates, seed, out), log.info)
+        code, said = stream(command(package, lines, candidates, seed, out), log.info, held_places())
     if code:
         raise RuntimeError(f"drawing failed with code {code}: " + " / ".join(said[-5:]))
     return [line.rpartition(" -> ")[2] for line in said if " -> " in line]

@@ -30,15 +30,16 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelling
 
 from flows import machines
-from flows._alone import alone
+from flows._alone import alone, held_places
 from flows._git import git
 from flows._lifeline import end_with_worker
 from flows.artifacts import show_results
 from flows.bootstrap import server_url
 from flows.graph import Graph, read_graph
 from flows.keeper import kept
-from flows.pipeline import CACHED, RAN, StageFailed, StageRefused, failure, may_pass, outcome, stream
+from flows.pipeline import may_pass, outcome
 from flows.placement import Place, read_placement
+from flows.repro import CACHED, RAN, StageFailed, StageRefused, failure, stream
 from thousandwords.errors import UserError
 
 WITH_GPU, WITHOUT = "stage/stage-gpu", "stage/stage-cpu"  # the deployments of `run_here`, each on a pool of its own
@@ -55,7 +56,7 @@ def run_here(stage: str, revision: str, place: dict, pipeline: str) -> list[str]
     end_with_worker()
     os.environ["THOUSANDWORDS_PIPELINE"] = pipeline  # one MLflow parent for the stages of all workers
     where = Place(**place)
-    with alone():
+    with alone(get_run_logger().info):
         tried = run_and_push.with_options(name=stage, retries=where.retries, retry_delay_seconds=where.delays)
         return tried(stage, revision, where.gpus)
 
@@ -66,7 +67,7 @@ def run_and_push(stage: str, revision: str, gpus: int) -> list[str]:
     log = get_run_logger()
 
     def repro(*words: str) -> list[str]:
-        code, lines = stream(kept(words, gpus, stage), lambda line: log.info("%s | %s", stage, line))
+        code, lines = stream(kept(words, gpus, stage), lambda line: log.info("%s | %s", stage, line), held_places())
         if code:
             raise failure(stage, code, lines)
         return lines
@@ -89,7 +90,7 @@ def fleet(targets: list[str] | None = None) -> dict[str, str]:
     Raises UserError where a pool that it needs has no worker, or this clone has something that no other has.
     """
     end_with_worker()
-    with alone():
+    with alone(get_run_logger().info):
         machines.check_clone()
         revision = git("rev-parse", "HEAD")
         machines.bring()

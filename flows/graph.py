@@ -3,9 +3,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
 
 from flows.repair import repair
+from flows.repro import Tell, has_waited_for_others
 from thousandwords.errors import UserError
 
 
@@ -37,6 +39,16 @@ def read_graph() -> Graph:
         graph = repo.index.graph
         needs = {node.addressing: [other.addressing for other in graph.successors(node)] for node in graph.nodes}
         return Graph(ordered(needs), frozenset(repo.status()))
+
+
+def read_graph_when_free(tell: Tell) -> Graph:
+    """The graph, once no other `dvc` has any of its stages in hand."""
+    while True:
+        try:
+            return read_graph()
+        except LockError as error:
+            if not has_waited_for_others(str(error), tell):
+                raise
 
 
 def ordered(needs: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -13,11 +13,12 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows._alone import alone
+from flows._alone import alone, held_places
 from flows._git import changes, commit_all_of
 from flows._lifeline import end_with_worker
 from flows.machines import LOCK
-from flows.pipeline import pipeline, stream
+from flows.pipeline import pipeline
+from flows.repro import stream
 from thousandwords.errors import UserError
 
 IMPORTED = Path("data")  # where `dvc import` and `dvc import-url` leave their files
@@ -29,7 +30,7 @@ def take_new_data() -> list[str]:
     log, files = get_run_logger(), sorted(str(path) for path in IMPORTED.glob("*.dvc"))
     if files:
         words = [sys.executable, "-m", "dvc", "update", *files]
-        code, lines = stream(words, log.info)
+        code, lines = stream(words, log.info, held_places())
         if code:
             raise RuntimeError(f"dvc update failed with code {code}: " + " / ".join(lines[-5:]))
     return files
@@ -76,7 +77,7 @@ def promote(version: str) -> list[str]:
 def nightly() -> dict:
     """{"ran": stages that ran, "version": its number, "refusals": []}. A version that the gate refuses is no failure."""
     end_with_worker()
-    with alone():
+    with alone(get_run_logger().info):
         take_new_data()
         ran = [stage for stage, how in pipeline().items() if how == "ran"]
         commit()

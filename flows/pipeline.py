@@ -8,13 +8,10 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-import re
-import subprocess
 import sys
 import threading
 import time
 
-from dvc.lock import LockError
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -23,21 +20,11 @@ from prefect.futures import PrefectFuture
 from flows._alone import alone, held_places
 from flows._lifeline import end_with_worker
 from flows.artifacts import show_results
-from flows.graph import Graph, read_graph
+from flows.graph import read_graph_when_free
 from flows.keeper import kept
 from flows.placement import Place, read_placement
-from flows.repair import repair, wait_for
+from flows.repro import CACHED, RAN, StageFailed, StageRefused, command, failure, has_waited_for_others, is_skipped, stream
 from thousandwords.errors import UserError
-
-CACHED, RAN = "unchanged", "ran"
-
-
-class StageFailed(RuntimeError):
-    """A stage ended with an error that may pass: it is tried again."""
-
-
-class StageRefused(StageFailed):
-    """A stage that a user has to mend, or that somebody stopped: the same again would end the same way."""
 
 
 def may_pass(task_: object, run: object, state: State) -> bool:
@@ -52,35 +39,14 @@ def run_stage(stage: str, is_stale: bool, gpus: int, parallel: int, before: list
     if not is_stale and RAN not in before:
         log.info("%s | unchanged", stage)
         return CACHED
+    words = kept(command(stage), gpus, stage)  # no session of its own, so that whoever cancels the flow reaches it
     with places(parallel):
-        code, lines = stream(command(stage, gpus), lambda line: log.info("%s | %s", stage, line))
-        while code and has_waited_for_others("\n".join(lines)):
-            code, lines = stream(command(stage, gpus), lambda line: log.info("%s | %s", stage, line))
+        code, lines = stream(words, lambda line: log.info("%s | %s", stage, line), held_places())
+        while code and has_waited_for_others("\n".join(lines), log.info):
+            code, lines = stream(words, lambda line: log.info("%s | %s", stage, line), held_places())
     if code:
         raise failure(stage, code, lines)
     return CACHED if is_skipped(stage, lines) else RAN
-
-
-def read_graph_when_free() -> Graph:
-    """The graph, once no other `dvc` has any of its stages in hand."""
-    while True:
-        try:
-            return read_graph()
-        except LockError as error:
-            if not has_waited_for_others(str(error)):
-                raise
-
-
-def has_waited_for_others(told: str) -> bool:
-    """Waits for the end of those whom DVC names where it says that a stage is busy; False where it says something else."""
-    _, is_busy, names = told.partition("is busy, it is being blocked by:")
-    if not is_busy:
-        return False
-    pids = sorted({int(pid) for pid in re.findall(r"\(PID (\d+)\)", names)})
-    get_run_logger().info("a `dvc` of somebody else is at work here (process %s); this run waits for it", *pids[:1])
-    wait_for(pids)
-    repair(wait=True)
-    return True
 
 
 @functools.cache
@@ -89,48 +55,18 @@ def places(parallel: int) -> threading.BoundedSemaphore:
     return threading.BoundedSemaphore(parallel)
 
 
-def command(stage: str, gpus: int) -> list[str]:
-    """The command line of a stage: it has no session of its own, so that whoever cancels the flow reaches it."""
-    return kept([sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", stage], gpus, stage)
-
-
-def stream(words: list[str], on_line) -> tuple[int, list[str]]:
-    """Runs a command and hands on its lines as they come; its code and the lines."""
-    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-    process = subprocess.Popen(words, pass_fds=held_places(), **piped)  # the run is over when its last keeper is
-    lines = []
-    for line in process.stdout:
-        if line.strip():
-            lines.append(line.rstrip())
-            on_line(lines[-1])
-    return process.wait(), lines
-
-
-def failure(stage: str, code: int, lines: list[str]) -> StageFailed:
-    """What to raise for a stage that ended with `code`: DVC tells the stage's own code in its last lines."""
-    told = re.findall(r"exited with (-?\d+)", "\n".join(lines))
-    ended = int(told[-1]) if told else code
-    is_final = ended in (2, 130, 143, -2, -15) or code in (130, 143)
-    kind = StageRefused if is_final else StageFailed
-    return kind(f"stage {stage} failed with code {ended}: " + " / ".join(lines[-5:]))
-
-
-def is_skipped(stage: str, lines: list[str]) -> bool:
-    return any(line.startswith(f"Stage '{stage}' didn't change, skipping") for line in lines)
-
-
 @flow(name="pipeline")
 def pipeline(targets: list[str] | None = None) -> dict[str, str]:
     """Every stage, or those that `targets` need, each as soon as what it needs is done: {stage: "ran" or "unchanged"}."""
     end_with_worker()
-    with alone():
+    with alone(get_run_logger().info):
         return run_graph(targets)
 
 
 def run_graph(targets: list[str] | None) -> dict[str, str]:
     """The flow without its surroundings."""
     os.environ.setdefault("THOUSANDWORDS_PIPELINE", f"flow-{os.getpid()}-{int(time.time())}")  # one MLflow parent
-    whole = read_graph_when_free()
+    whole = read_graph_when_free(get_run_logger().info)
     graph = whole.part(targets) if targets else whole
     placement = read_placement(list(whole.needs))
     running: dict[str, PrefectFuture] = {}

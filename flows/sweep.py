@@ -17,11 +17,12 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows._alone import alone
+from flows._alone import alone, held_places
 from flows._lifeline import end_with_worker
 from flows.artifacts import table
-from flows.pipeline import StageFailed, places, stream
+from flows.pipeline import places
 from flows.placement import read_placement
+from flows.repro import StageFailed, stream
 from thousandwords.errors import UserError
 
 EXPERIMENT = "thousandwords"  # that of the stages (stages/_run.py)
@@ -57,7 +58,7 @@ def run_experiment(name: str, values: dict[str, object], parallel: int) -> str:
     keeper = [sys.executable, "-m", "flows.keeper", "--gpus", "1", "--what", name, "--", "env", f"THOUSANDWORDS_PIPELINE={name}"]
     with places(parallel):
         words = [*keeper, sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name, *sets]
-        code, lines = stream(words, lambda line: log.info("%s | %s", name, line))
+        code, lines = stream(words, lambda line: log.info("%s | %s", name, line), held_places())
     if code:
         raise StageFailed(f"experiment {name} failed with code {code}: " + " / ".join(lines[-5:]))
     return name
@@ -69,7 +70,7 @@ def sweep(grid: dict[str, list]) -> list[dict]:
     end_with_worker()
     wanted = combinations(grid)
     check_knobs(grid)
-    with alone():
+    with alone(get_run_logger().info):
         use_one_diary()
         title = datetime.now(UTC).strftime("sweep-%Y%m%d-%H%M%S")
         parallel = read_placement(list(yaml.safe_load(Path("dvc.yaml").read_text())["stages"])).parallel

@@ -21,7 +21,10 @@ from thousandwords.distributed import is_started_by_torchrun
 from thousandwords.errors import UserError
 from thousandwords.files import telling
 
-STARTERS = {"dvc", "torchrun", "torch.distributed.run", "flows.keeper", "flows.pipeline", "prefect.engine", "prefect.flow_engine"}
+STARTERS = {
+    "dvc", "torchrun", "torch.distributed.run", "flows.keeper", "flows.pipeline", "flows.run", "prefect.engine",
+    "prefect.flow_engine",
+}  # fmt: skip
 GRACE = 7.0  # seconds for a last checkpoint, once whoever started this process is gone
 PATIENCE = GRACE + 3  # seconds to wait for one that is in its last seconds
 

@@ -27,7 +27,7 @@ def headline(figures: dict) -> str:
             f"colours, background, relation {rates['scene']['n1']:.1%} and {rates['scene']['best']:.1%}"
         )
     seconds = sum(figures["seconds"].values())
-    return "\n".join([*lines, f"time             {int(seconds // 60)} min {seconds % 60:.0f} s in all stages"])
+    return "\n".join([*lines, f"time             {int(seconds // 60)} min {seconds % 60:.0f} s of all stages together"])
 
 
 def main() -> None:

@@ -27,11 +27,22 @@ def launch_processes(stage: str, params: Path, section: str, argv: list[str] | N
         os.execv(sys.executable, [sys.executable, *torchrun, *(sys.argv[1:] if argv is None else argv)])
 
 
+def share_cores() -> None:
+    """Half of this machine's cores for this process, before it computes.
+
+    The image tokenizer and the scorer need nothing of each other, so `python -m flows.run` trains them side by side. A plain
+    `dvc repro` trains them one after the other with the same half: sums are cut up by threads, and other threads would give
+    other last bits.
+    """
+    if not is_started_by_torchrun():  # which has the threads that its starter gave it
+        torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+
+
 def count_processes(params: Path, section: str) -> int:
     """How many processes the file asks for. A file that cannot be read is the stage's to refuse.
 
-    "auto" is one per GPU; on a CPU with threads for it two, since two threads meet at every product, two processes once an
-    update: half a batch each takes a third less time than the whole batch by both threads.
+    "auto" is one per GPU; on a CPU with threads for it two: two threads meet at every product, two processes once
+    an update. On a quiet machine that is no faster, beside other work it is (bench/README.md).
     """
     try:
         settings = read_params(params)

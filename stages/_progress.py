@@ -1,6 +1,7 @@
 """A bar with rate and time left in a terminal; in a log, a plain line now and then."""
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -9,7 +10,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
-SECONDS_BETWEEN_LINES = 15.0
+SECONDS_BETWEEN_LINES = float(os.environ.get("THOUSANDWORDS_SECONDS_BETWEEN_LINES") or 15)  # fewer where they become bars
 
 
 class Bar:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stages import _pretrained
-from stages._launch import launch_processes
+from stages._launch import launch_processes, share_cores
 from stages._pairs import open_pairs
 from stages._progress import progress
 from stages._stage import Stage, arguments, stage
@@ -125,6 +125,7 @@ def _write_sheet(originals: Tensor, decoded: Tensor, path: Path, run: Stage) -> 
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments(__doc__, "pairs", "out", "curves", argv=argv)
+    share_cores()
     launch_processes("train_image_tokenizer", options.params, "image_tokenizer", argv)
     with stage("train_image_tokenizer", options, "image_tokenizer", "data") as run:
         train_image_tokenizer(options.pairs, options.out, options.curves, run)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from stages._launch import launch_processes
+from stages._launch import launch_processes, share_cores
 from stages._pairs import open_pairs
 from stages._stage import Stage, arguments, stage
 from stages._training import device_of, train
@@ -83,6 +83,7 @@ def _on(device: str, pictures: torch.Tensor, captions: list[str]) -> tuple[torch
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments(__doc__, "pairs", "out", "curves", argv=argv)
+    share_cores()
     launch_processes("train_scorer", options.params, "scorer", argv)
     with stage("train_scorer", options, "scorer") as run:
         train_scorer(options.pairs, options.out, options.curves, run)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from flows import artifacts, graph, pipeline
+from flows import repro as one_stage
 from flows.placement import Place, read_placement
 from tests.orchestra import Server, run, tiny_project
 from thousandwords.errors import UserError
@@ -88,14 +89,14 @@ def test_each_wait_is_twice_as_long_as_the_one_before():
 
 def test_what_somebody_has_to_mend_or_has_stopped_is_not_tried_again():
     def kind(words: str, code: int = 255) -> type:
-        return type(pipeline.failure("train", code, ["...", words]))
+        return type(one_stage.failure("train", code, ["...", words]))
 
-    assert kind("failed to reproduce 'train': failed to run: python, exited with 2") is pipeline.StageRefused
-    assert kind("failed to run: python, exited with 143") is pipeline.StageRefused
-    assert kind("", code=143) is pipeline.StageRefused
-    assert kind("failed to run: python, exited with 1") is pipeline.StageFailed
-    assert kind("failed to run: python, exited with -9") is pipeline.StageFailed
-    assert kind("") is pipeline.StageFailed
+    assert kind("failed to reproduce 'train': failed to run: python, exited with 2") is one_stage.StageRefused
+    assert kind("failed to run: python, exited with 143") is one_stage.StageRefused
+    assert kind("", code=143) is one_stage.StageRefused
+    assert kind("failed to run: python, exited with 1") is one_stage.StageFailed
+    assert kind("failed to run: python, exited with -9") is one_stage.StageFailed
+    assert kind("") is one_stage.StageFailed
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

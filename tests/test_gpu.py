@@ -229,7 +229,7 @@ def test_a_folder_is_taken_until_the_last_keeper_of_a_killed_run_has_ended(tmp_p
     code = """if True:
         import subprocess, sys, time
         from flows._alone import alone, held_places
-        with alone(), alone():
+        with alone(print), alone(print):
             kept = subprocess.Popen(["sleep", "60"], pass_fds=held_places())
             open("kept", "w").write(str(kept.pid))
             time.sleep(60)
