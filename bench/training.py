@@ -20,7 +20,7 @@ from bench import _results as results
 from bench._results import Row, seconds
 from thousandwords import optim
 from thousandwords.generators.transformer import Config, Transformer
-from thousandwords.updates import keep_freed_memory
+from thousandwords.memory import keep_freed_memory
 
 Step = Callable[[], None]
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from thousandwords import compiling
-from thousandwords.generators import _graph, transformer
+from thousandwords import compiling, sampling
+from thousandwords.generators import _graph
 from thousandwords.generators._masks import KINDS
 from thousandwords.generators.transformer import Config, Transformer
 
@@ -70,8 +70,7 @@ def test_given_words_are_kept_wherever_they_are(monkeypatch, cells):
 
 def test_in_bfloat16_pictures_are_drawn_from_float32_logits(monkeypatch):
     model, seen = tiny().to(torch.bfloat16), []
-    monkeypatch.setattr(_graph, "draw", lambda logits, uniform: seen.append(logits.dtype) or transformer.draw(logits, uniform))
-    monkeypatch.setattr(transformer, "draw", transformer.draw)
+    monkeypatch.setattr(_graph, "draw", lambda logits, uniform: seen.append(logits.dtype) or sampling.draw(logits, uniform))
 
     drawn = both_ways(model, monkeypatch, TEXT)[1]
 

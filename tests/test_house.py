@@ -38,6 +38,7 @@ ALLOWED = {  # part of the library -> the packages from outside that it may impo
     "workbench.py": DATA,
     "workers.py": set(),
     "compiling.py": {"torch"},
+    "memory.py": set(),
     "desks.py": set(),
     "commands/": MATHS,
     "captions.py": {"py3langid"},
@@ -106,7 +107,7 @@ def test_the_library_imports_what_its_part_may_and_no_more(file):
 @pytest.mark.parametrize("file", [file for family in FAMILIES for file in python_files(f"thousandwords/{family}")])
 def test_a_model_imports_its_own_folder_and_pure_helpers_only(file):
     family = Path(file).parts[1]
-    helpers = ("images", "sampling", "schedules", "scaling", "kmeans", "errors", "compiling")
+    helpers = ("images", "sampling", "schedules", "scaling", "kmeans", "errors", "compiling", "memory")
     pure = {f"thousandwords/{name}.py" for name in helpers}
     others = {other for other in own_files(file) if not other.startswith(f"thousandwords/{family}/")}
     assert others <= pure | {"thousandwords/__init__.py"}

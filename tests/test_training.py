@@ -519,7 +519,7 @@ def test_a_setting_out_of_range_is_refused_by_its_whole_name(key, value, sentenc
 def test_a_step_on_a_cpu_touches_no_memory_anew():
     """40 MB made and let go 20 times: 10,000 page faults each where the C library hands it back, else next to none."""
     program = (
-        "import resource, torch; from thousandwords.updates import keep_freed_memory; keep_freed_memory()\n"
+        "import resource, torch; from thousandwords.memory import keep_freed_memory; keep_freed_memory()\n"
         "for turn in range(25):\n"
         "    torch.ones(10_000_000)\n"
         "    if turn == 4: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench import _plain
-from thousandwords.generators import TO_DRAW, transformer
+from thousandwords.generators import TO_DRAW, _drawing
 from thousandwords.generators._blocked import Lines, blocked
+from thousandwords.generators._drawing import known_first
 from thousandwords.generators._layers import ACTIVATIONS, dense
 from thousandwords.generators._masks import KINDS, attention_mask
 from thousandwords.generators._strips import strips
-from thousandwords.generators.transformer import Config, Transformer, hide_captions, known_first, mean_loss
+from thousandwords.generators.transformer import Config, Transformer, hide_captions, mean_loss
 
 TEXT_WORDS, TEXT_LENGTH, IMAGE_WORDS, SIDE = 11, 6, 13, 4
 
@@ -215,7 +216,7 @@ def test_the_cache_gives_the_logits_of_the_whole_stream(kinds, first, dtype, tol
 def test_words_are_drawn_from_the_logits_of_the_whole_stream_wherever_some_are_given(kinds, cells, monkeypatch):
     model, wanted, seen = tiny(len(kinds) if kinds else 6, kinds), nothing_given(4), []
     wanted[:, list(cells)] = pictures(4)[:, list(cells)]
-    monkeypatch.setattr(transformer, "truncate", lambda logits, *_: seen.append(logits) or logits)
+    monkeypatch.setattr(_drawing, "truncate", lambda logits, *_: seen.append(logits) or logits)
 
     drawn = model.sample(captions(4), generators(4), given=wanted)
 

@@ -48,7 +48,7 @@ def with_temperature(logits: Tensor, temperature: float) -> Tensor:
     """Sharper below 1, flatter above: (B, V) -> (B, V)."""
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0 (for the likeliest token use top_k 1)")
-    return logits / temperature
+    return logits / temperature if temperature != 1 else logits
 
 
 def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
@@ -83,4 +83,6 @@ def _likeliest(probabilities: Tensor, top_p: float) -> Tensor:
 
 def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
     """Classifier-free guidance: away from what is drawn without the caption; 1 changes nothing."""
+    if conditional is unconditional:
+        return conditional
     return unconditional + guidance * (conditional - unconditional)

@@ -4,9 +4,7 @@
 """
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +14,12 @@ from torch import Tensor, nn
 from thousandwords import distributed, optim, schedules
 from thousandwords.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
 from thousandwords.distributed import World
+from thousandwords.memory import keep_freed_memory
 from thousandwords.scaling import GradientScales
 from thousandwords.seeds import step_rng
 
 if TYPE_CHECKING:
     from thousandwords.training import Config, StepLoss
-
-
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # malloc.h: the least size with a mapping of its own, the most that is kept free
 
 
 class NotFinite(ArithmeticError):
@@ -48,18 +44,6 @@ def _has_bfloat16_units(device: str) -> bool:
         return torch.cuda.is_bf16_supported()
     units = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # torch 2.11 has it not
     return bool(units.get("avx512_bf16") or units.get("amx_bf16"))
-
-
-def keep_freed_memory() -> None:
-    """The process keeps what it frees, for the next tensor; not on systems whose C library knows no such wish.
-
-    Else glibc hands every large tensor back to the kernel at once, and touching the next one anew takes a tenth of a step on a
-    CPU (5 to 25 thousand page faults). The peak stays what it was.
-    """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if set_option:
-        set_option(MMAP_THRESHOLD, 2**30)
-        set_option(TRIM_THRESHOLD, 2**31 - 1)
 
 
 def optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:

@@ -9,8 +9,11 @@ the dense one equal for every kind of layer. All shapes are the same at every po
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from thousandwords.generators._layers import Attend, dense
 
@@ -75,31 +78,50 @@ class Window:
         self.hidden = torch.full((side * side, self.slots), -torch.inf, device=seen.device)
         self.hidden[query, slot[key]] = 0.0  # (L, slots), added to scores
 
+    @functools.lru_cache(maxsize=4)  # noqa: B019  as long as the model keeps the window
+    def hidden_after(self, seen: int) -> Tensor:
+        """`hidden` behind so many positions that all see: (L, seen + slots)."""
+        return F.pad(self.hidden, (seen, 0))
+
     def kept(self, count: int) -> range:
         """Which of the first `count` positions are still kept."""
         return range(0 if self.lines > 1 else max(0, count - self.slots), count)
 
 
 class LayerCache:
-    """Keys and values of one layer: shared (2, U, heads, prefix, x), own (2, B, heads, lines, slots, x); x is a head's width."""
+    """Keys and values of one layer: shared (2, U, heads, prefix, x), own (2, B, heads, lines, slots, x); x is a head's width.
+
+    Where candidates are many for each prefix, reading the shared ones apart is what makes them cheap. Where each has a prefix of
+    its own nothing is shared, and on a CPU, where an operation costs as much as its arithmetic, `whole` has prefix and own
+    positions side by side, (2, B, heads, prefix + slots, x), so that attention is one product each way.
+    """
 
     def __init__(self, candidates: Candidates, prefix_length: int, window: Window):
         self.candidates = candidates
         self.prefix_length = prefix_length
         self.window = window
         self.shared = self.own = torch.empty(0)
+        self.whole: Tensor | None = None
 
     def prefill(self, mask: Tensor) -> Attend:
         """As `dense` for the U different beginnings, prefix and given image tokens, remembering keys and values."""
         masked = dense(mask)
 
         def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            both = torch.stack([keys, values])  # (2, U, heads, prefix + P, x)
-            self.shared = both[:, :, :, : self.prefix_length].contiguous()
-            self.own = self._own(both[:, :, :, self.prefix_length :])
+            self.remember(keys, values)
             return masked(queries, keys, values)
 
         return attend
+
+    def remember(self, keys: Tensor, values: Tensor) -> None:
+        """Keeps those of the U different beginnings: (U, heads, prefix + P, x) each."""
+        both = torch.stack([keys, values])
+        self.shared = both[:, :, :, : self.prefix_length].contiguous()
+        self.own = self._own(both[:, :, :, self.prefix_length :])
+        if self.candidates.places == 1 and not keys.is_cuda:
+            self.whole = torch.cat([self.shared[:, self.candidates.rows], self.own[:, :, :, 0]], dim=3)
+            if self.window.lines == 1:
+                self.own = self.whole[:, :, :, None, self.prefix_length :]  # one memory: what is kept is in both
 
     def step(self, position: int, read: Tensor) -> Tensor:
         """Attention of one new image token to the prefix and what it sees of the image, itself among it.
@@ -108,9 +130,15 @@ class LayerCache:
         """
         window, line = self.window, self.window.line[position]
         self.own[:, :, :, line, window.slot[position]] = read[:, 1:].transpose(0, 1)
-        keys, values = self.own[:, :, :, line].flatten(1, 2)  # (B * heads, slots, x)
         queries = read[:, 0] * read.shape[-1] ** -0.5
-        return self._attend_to_both(queries, keys, values, window.hidden[position].to(keys.dtype))
+        if self.whole is None:
+            hidden = window.hidden[position].to(read.dtype)
+            keys, values = self.own[:, :, :, line].flatten(1, 2)  # (B * heads, slots, x)
+            return self._attend_to_both(queries, keys, values, hidden)
+        if window.lines > 1:
+            self.whole[:, :, :, self.prefix_length :] = self.own[:, :, :, line]
+        keys, values = self.whole.flatten(1, 2)
+        return attend_to(queries, keys, values, window.hidden_after(self.prefix_length)[position].to(read.dtype))
 
     def _attend_to_both(self, queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
         """One softmax over prefix and own positions; few operations, since each costs as much as its arithmetic."""
@@ -133,3 +161,11 @@ class LayerCache:
         own = given.new_zeros(two, prefixes, heads, window.lines, window.slots, width)
         own[:, :, :, lines, slots] = given[:, :, :, kept]
         return own[:, self.candidates.rows]
+
+
+def attend_to(queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
+    """Attention of one query each: queries (B, heads, x), keys and values (B * heads, n, x), hidden (n,) -> (B, heads * x)."""
+    rows, heads, width = queries.shape
+    scores = torch.baddbmm(hidden, queries.view(rows * heads, 1, width), keys.transpose(1, 2))
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
+    return torch.bmm(weights, values).view(rows, heads * width)

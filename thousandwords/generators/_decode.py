@@ -26,6 +26,22 @@ def read_one(layer: Layer, stream: Tensor, position: int, cache: LayerCache) -> 
     return stream + _linear(mlp.output, hidden)
 
 
+def read_last(layer: Layer, stream: Tensor, cache: LayerCache, seen: Tensor) -> Tensor:
+    """As the last of a model's layers reads a beginning (U, n, D): all of it is remembered, of the last position read out.
+
+    `seen` (n,): what that position sees. -> (U, D).
+    """
+    attention, mlp = layer.attention, layer.mlp
+    read = _linear(attention.query_key_value, _normalised(layer.attention_norm, stream))
+    split = read.unflatten(-1, (3, attention.num_heads, -1))
+    queries, keys, values = split.transpose(1, 3).unbind(dim=2)  # (U, heads, n, head width)
+    cache.remember(keys, values)
+    attended = F.scaled_dot_product_attention(queries[:, :, -1:], keys, values, attn_mask=seen[None])
+    stream = stream[:, -1] + _linear(attention.output, attended.flatten(1))
+    hidden = mlp.activation(_linear(mlp.hidden, _normalised(layer.mlp_norm, stream)))
+    return stream + _linear(mlp.output, hidden)
+
+
 def _linear(linear: nn.Linear, inputs: Tensor) -> Tensor:
     return F.linear(inputs, linear.weight, linear.bias)
 
@@ -34,15 +50,16 @@ def _normalised(norm: nn.LayerNorm, stream: Tensor) -> Tensor:
     return F.layer_norm(stream, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-LEAST_WORK = 2**26  # multiplications of a layer's widest product, from which several cores are faster (measured)
+LEAST_WORK = 2**21  # multiplications of a layer's widest product, from which two idle cores gain a fifth and more (measured)
 
 
 @contextlib.contextmanager
 def cores_for(rows: int, hidden: nn.Linear) -> Iterator[None]:
     """Keeps torch to one core of a CPU for as long, unless a token of so many rows is work enough to share out.
 
-    Less is over sooner on one core than cores have told each other to begin, and on a busy machine by far. Threads of Python that
-    draw rows each are no way out: they wait for one another after each operation.
+    Less is over sooner on one core than cores have told each other to begin. The choice is by size alone, never by what else the
+    machine does, so that the same seed gives the same bits: beside a process that takes a whole core OMP_NUM_THREADS=1 is faster.
+    Threads of Python that draw rows each are no way out: they wait for one another after each operation.
     """
     threads = torch.get_num_threads()
     is_small = hidden.weight.device.type == "cpu" and rows * hidden.weight.numel() < LEAST_WORK

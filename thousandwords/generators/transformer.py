@@ -22,13 +22,15 @@ from thousandwords.compiling import Compiled, wants_compiling
 from thousandwords.generators import PAD, TO_DRAW, Generator
 from thousandwords.generators._blocked import Lines, blocked
 from thousandwords.generators._cache import Candidates, LayerCache, Window, different_rows
-from thousandwords.generators._decode import cores_for, read_one
+from thousandwords.generators._decode import cores_for, read_last, read_one
+from thousandwords.generators._drawing import Rest, draw_rest, known_first
 from thousandwords.generators._flex import Order, can_run, flexible
 from thousandwords.generators._graph import Drawing, Kept, draw_to_the_end
 from thousandwords.generators._layers import Attend, Layer, dense
 from thousandwords.generators._loss import mean_loss, mean_loss_in_chunks, pays, wide
 from thousandwords.generators._masks import KINDS, attention_mask, layer_kinds
-from thousandwords.sampling import draw, guide, truncate, uniforms
+from thousandwords.memory import keep_freed_memory
+from thousandwords.sampling import uniforms
 from thousandwords.scaling import ResidualPath
 
 LARGE_SIDE = 16  # cells; below it a whole mask costs less than cutting the stream into lines
@@ -175,40 +177,24 @@ class Transformer(Generator):
         streams = [self.prefill(text, given[:, :first])]
         if guidance != 1:
             streams.append(self.prefill(torch.full_like(text, PAD), given[:, :first]))
-        draw_rest = self._draw_rest_on_device if text.is_cuda else self._draw_rest
+        if text.device.type == "cpu":
+            keep_freed_memory()
+        rest = Rest(given, first, uniform, (temperature, top_k, top_p), guidance)
         with cores_for(len(text), self.layers[0].mlp.hidden):
-            return draw_rest(streams, given, first, uniform, (temperature, top_k, top_p), guidance)
+            return self._draw_rest_on_device(streams, rest) if text.is_cuda else self._draw_rest(streams, rest)
 
     @torch.no_grad()
-    def _draw_rest(
-        self,
-        streams: list[tuple[Tensor, list[LayerCache]]],
-        given: Tensor,
-        first: int,
-        uniform: Tensor,
-        truncation: tuple[float, int | None, float | None],
-        guidance: float,
-    ) -> Tensor:
-        """The words from position `first` on, one after the other; `streams` are what was read of it, without a caption last."""
-        tokens, places = given.clone(), self._places(0, self.image_length)
-        for position in range(first, self.image_length):
-            logits = guide(streams[0][0], streams[-1][0], guidance)
-            drawn = draw(truncate(logits, *truncation), uniform[:, position])
-            tokens[:, position] = drawn.where(given[:, position] == TO_DRAW, given[:, position])
-            if position + 1 < self.image_length:
-                stream = self.image_embedding(tokens[:, position]) + places[position]
-                streams = [(self.decode_one(stream, position, caches), caches) for _, caches in streams]
-        return tokens
+    def _draw_rest(self, streams: list[tuple[Tensor, list[LayerCache]]], rest: Rest) -> Tensor:
+        """All words; `streams` are the logits and caches of what was read, without a caption last."""
+        places = self._places(0, self.image_length)
 
-    def _draw_rest_on_device(
-        self,
-        streams: list[tuple[Tensor, list[LayerCache]]],
-        given: Tensor,
-        first: int,
-        uniform: Tensor,
-        truncation: tuple[float, int | None, float | None],
-        guidance: float,
-    ) -> Tensor:
+        def read(words: Tensor, position: int) -> list[Tensor]:
+            stream = self.image_embedding(words) + places[position]
+            return [self.decode_one(stream, position, caches) for _, caches in streams]
+
+        return draw_rest(rest, [logits for logits, _ in streams], read)
+
+    def _draw_rest_on_device(self, streams: list[tuple[Tensor, list[LayerCache]]], rest: Rest) -> Tensor:
         """`_draw_rest` without a word from the host in between, as a CUDA graph wants it."""
         drawing = Drawing(
             read=self._read_one_on_device,
@@ -216,11 +202,11 @@ class Transformer(Generator):
             places=self._places(0, self.image_length),
             logits=[logits.clone() for logits, _ in streams],
             caches=[[Kept(cache) for cache in caches] for _, caches in streams],
-            tokens=given.clone(),
-            uniform=uniform,
-            position=torch.tensor([first], device=given.device),
-            truncation=truncation,
-            guidance=guidance,
+            tokens=rest.given.clone(),
+            uniform=rest.uniform,
+            position=torch.tensor([rest.first], device=rest.given.device),
+            truncation=rest.truncation,
+            guidance=rest.guidance,
         )
         return draw_to_the_end(drawing)
 
@@ -244,12 +230,15 @@ class Transformer(Generator):
         different, rows = different_rows(torch.cat([text, beginning], dim=1))
         text, beginning = different[:, : self.text_length], different[:, self.text_length :]
         stream = torch.cat([self.embed_text(text), self.embed_image(beginning)], dim=1)
-        candidates, masks, caches = Candidates(rows), self._masks(), []
+        candidates, caches, length = Candidates(rows), [], stream.shape[1]
         for layer, kind in zip(self.layers, self.kinds, strict=True):
-            cache = LayerCache(candidates, self.prefix_length, self._window(kind))
-            stream = layer(stream, cache.prefill(masks[kind][: stream.shape[1], : stream.shape[1]]))
-            caches.append(cache)
-        return self._read_out(stream[:, -1], self.image_output)[rows], caches
+            mask = self.get_buffer(f"{kind}_mask")[:length, :length]
+            caches.append(LayerCache(candidates, self.prefix_length, self._window(kind)))
+            if len(caches) < len(self.layers):
+                stream = layer(stream, caches[-1].prefill(mask))
+            else:
+                stream = read_last(layer, stream, caches[-1], mask[-1])
+        return self._read_out(stream, self.image_output)[rows], caches
 
     def decode_one(self, stream: Tensor, position: int, caches: list[LayerCache]) -> Tensor:
         """Read the embedded image tokens (B, D) at one raster position: the logits (B, Vi) of the next."""
@@ -365,9 +354,6 @@ class Transformer(Generator):
             normal = self.output_norm(states)
         return mean_loss_in_chunks(normal, output, words, count)
 
-    def _masks(self) -> dict[str, Tensor]:
-        return {kind: self.get_buffer(f"{kind}_mask") for kind in KINDS}
-
     def _add_embeddings(self, width: int) -> None:
         self.text_embedding = nn.Embedding(self.text_vocab_size, width)
         self.text_position_embedding = nn.Embedding(self.text_length, width)
@@ -404,11 +390,6 @@ def hide_captions(text: Tensor, share: float, rng: torch.Generator) -> Tensor:
     """text (B, T) with about `share` of its rows all pads: what a picture looks like when nothing is said of it."""
     hidden = torch.rand(len(text), generator=rng, device=rng.device).to(text.device) < share
     return text.masked_fill(hidden[:, None], PAD)
-
-
-def known_first(given: Tensor) -> int:
-    """How many cells from the first on are given in every row: [[7, 3, -1, 5], [7, 2, 4, 5]] -> 2."""
-    return int((given != TO_DRAW).all(dim=0).long().cumprod(dim=0).sum())
 
 
 def log_probability(logits: Tensor, words: Tensor) -> Tensor:
