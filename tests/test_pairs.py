@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from thousandwords import pair_shards
 from thousandwords.config import ConfigError, section
 from thousandwords.errors import UserError
 from thousandwords.files import DamagedArtefact, read_manifest
-from thousandwords.images import area_resize, encode_png, fit_square
+from thousandwords.images import area_resize, decode_png, encode_png, fit_square
 from thousandwords.pair_counts import BadData
 from thousandwords.pair_settings import SceneCounts
 from thousandwords.pair_shards import PairReader, read_captions, splits
@@ -83,6 +84,20 @@ def test_pictures_are_decoded_in_the_order_asked_for(tmp_path):
     reader = PairReader(tmp_path, "train")
     assert (reader.images([7, 0, 7])[[1, 0]] == reader.images([0, 7])).all()
     assert reader.images([]).shape == (0, 64, 64, 3)
+
+
+@pytest.mark.parametrize(("kept", "unpacked"), [(2**29, 3), (0, 6)])
+def test_few_squares_are_unpacked_once_many_each_time_and_all_come_out_the_same(tmp_path, monkeypatch, kept, unpacked):
+    write_pairs(scenes_config(), 0, tmp_path)
+    reader, seen = PairReader(tmp_path, "train"), []
+    monkeypatch.setattr(pair_shards, "MOST_UNPACKED", kept)
+    monkeypatch.setattr(pair_shards, "decode_png", lambda data: seen.append(data) or decode_png(data))
+
+    first, second = reader.images([5, 2, 7]), reader.images([2, 7, 5])
+
+    assert len(seen) == unpacked and (first[[1, 2, 0]] == second).all()
+    second[:] = 0  # what is handed out is the caller's own
+    assert (reader.images([5, 2, 7]) == first).all()
 
 
 def test_the_rows_have_the_columns_that_the_house_knows(tmp_path):

@@ -7,6 +7,7 @@ What writes them is `pairs`; it stands apart, so that a change of how pairs are 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from thousandwords.rows import Part, Rows, write_rows
 from thousandwords.store import Store
 
 MEND = "dvc repro prepare_pairs"
+MOST_UNPACKED = 2**29  # bytes of squares that are kept unpacked; of more none is
 MOST_IN_MEMORY = 2**29  # bytes of shards; more are read from disk row by row, where there is a store
 PAIR_SCHEMA = pa.schema([
     pa.field("key", pa.string(), nullable=False),
@@ -95,6 +97,7 @@ class PairReader:
         self.image_size: int = manifest["facts"]["image_size"]
         self.counts: dict = manifest["facts"]["counts"]
         self._rows = rows
+        self._kept: tuple[np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -111,11 +114,24 @@ class PairReader:
         return self._rows.captions(index)
 
     def images(self, indices: Sequence[int]) -> np.ndarray:
-        """The plain squares of the given rows, uint8 (B, H, W, 3): the middle, at `image_size`, whatever is stored."""
-        pixels = np.empty((len(indices), self.image_size, self.image_size, 3), np.uint8)
-        for row, picture in enumerate(self._decoded(indices)):
-            pixels[row] = fit_square(picture, self.image_size)
-        return pixels
+        """The plain squares of the given rows, uint8 (B, H, W, 3): the middle, at `image_size`, whatever is stored.
+
+        Few enough of them are kept once they are unpacked: a small set is shown many times over.
+        """
+        shape = (self.image_size, self.image_size, 3)
+        if len(self) * math.prod(shape) > MOST_UNPACKED:
+            pixels = np.empty((len(indices), *shape), np.uint8)
+            for row, picture in enumerate(self._decoded(indices)):
+                pixels[row] = fit_square(picture, self.image_size)
+            return pixels
+        if self._kept is None:
+            self._kept = np.empty((len(self), *shape), np.uint8), np.zeros(len(self), bool)  # memory comes as rows do
+        squares, is_kept = self._kept
+        missing = [index for index in indices if not is_kept[index]]
+        for index, picture in zip(missing, self._decoded(missing), strict=True):
+            squares[index] = fit_square(picture, self.image_size)
+            is_kept[index] = True
+        return squares[list(indices)]
 
     def pictures(self, indices: Sequence[int]) -> list[np.ndarray]:
         """The pictures of the given rows as they are stored, each uint8 (H, W, 3) of its own height and width."""
