@@ -4,6 +4,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,19 +34,23 @@ def evaluate(
     model = components.load("tokenizers", tokenizer, mend="dvc repro train_image_tokenizer")
     held_out = _pictures(validation, config.pictures)
     training = _pictures(known, config.kmeans_pictures)
-    rebuilt = evaluation.reconstruct(model, held_out, training, config.kmeans_iterations, run.seed)
-    match, read = evaluation.caption_match(
-        drawn, scores, run.seed, lambda rows, total: progress(rows, "evaluate: reading pictures", total, "prompt")
-    )
+    with ThreadPoolExecutor(1) as reader:  # scenes are read in Python, pictures compared in torch, which lets Python go on
+        reading = reader.submit(
+            evaluation.caption_match, drawn, scores, run.seed,
+            lambda rows, total: progress(rows, "evaluate: reading pictures", total, "prompt"),
+        )  # fmt: skip
+        rebuilt = evaluation.reconstruct(model, held_out, training, config.kmeans_iterations, run.seed)
+        seen = likeness.HeldOut(
+            images=held_out,
+            captions=[normalise(validation.captions(row)[0]) for row in range(len(held_out))],
+            psnr=metrics.psnr(held_out, rebuilt.hard),
+        )
+        fidelity, found = compare(scorer, known, seen, drawn, config, run)
+        match, read = reading.result()
     curves = {path.stem: json.loads(path.read_bytes()) for path in sorted((history / "curves").glob("*.json"))}
     records = {path.stem: json.loads(path.read_bytes()) for path in sorted((history / "runs").glob("*.json"))}
     figures = collect(rebuilt, match, drawn, scores, curves["train_generator"], run)
-    seen = likeness.HeldOut(
-        images=held_out,
-        captions=[normalise(validation.captions(row)[0]) for row in range(len(held_out))],
-        psnr=metrics.psnr(held_out, rebuilt.hard),
-    )
-    figures["fidelity"], found = compare(scorer, known, seen, drawn, config, run)
+    figures["fidelity"] = fidelity
     if found and (with_and_without := likeness.match_figures(found, seen.captions, drawn, read)):
         figures["fidelity"]["overlap"]["caption_match"] = with_and_without
     figures["seconds"] = {name: record["seconds"] for name, record in records.items()}
