@@ -6,7 +6,9 @@ import sys
 
 from tqdm import tqdm
 
-PROGRESS = re.compile(r"\w+: (?P<done>\d+)/(?P<total>\d+) \(\d+ %\), \S+ (?P<unit>\w+)/s, \S+ left(?:, (?P<note>.*))?")
+PROGRESS = re.compile(
+    r"(?P<label>[^/]+): (?P<done>\d+)/(?P<total>\d+) \(\d+ %\), \S+ (?P<unit>\w+)/s, \S+ left(?:, (?P<note>.*))?"
+)
 CHATTER = re.compile(  # what DVC says at the end of every stage, and would say of a whole run once
     r"Running stage|> |Generating lock|Updating lock|To track the changes|To enable auto staging|Use `dvc push`|\tgit add|"
     r"\tdvc config|Data and pipelines are up to date|Verifying data sources"
@@ -18,10 +20,10 @@ class Screen:
 
     def __init__(self) -> None:
         self.is_terminal = sys.stderr.isatty()
-        self.bars: dict[str, tqdm | None] = {}
+        self.bars: dict[str, dict[str, tqdm]] = {}  # of each stage at work, by what a bar counts
 
     def begins(self, stage: str) -> None:
-        self.bars[stage] = None
+        self.bars[stage] = {}
         self.tell(f"{stage} ...")
 
     def line(self, stage: str, text: str) -> None:
@@ -33,8 +35,7 @@ class Screen:
             self.tell(text if text.startswith(f"{stage}: ") else f"{stage}: {text}")
 
     def ends(self, stage: str) -> None:
-        bar = self.bars.pop(stage, None)
-        if bar:
+        for bar in self.bars.pop(stage, {}).values():
             bar.close()
 
     def tell(self, text: str) -> None:
@@ -49,10 +50,10 @@ class Screen:
             self.ends(stage)
 
     def _move(self, stage: str, found: re.Match) -> None:
-        total, unit, bar = int(found["total"]), found["unit"], self.bars.get(stage)
-        if bar is None or bar.total != total:  # some stages count one thing after another
-            self.ends(stage)
-            bar = self.bars[stage] = tqdm(total=total, desc=stage, unit=unit, dynamic_ncols=True, leave=False, file=sys.stderr)
+        bars, label, total = self.bars.setdefault(stage, {}), found["label"], int(found["total"])
+        if label not in bars:
+            bars[label] = tqdm(total=total, desc=label, unit=found["unit"], dynamic_ncols=True, leave=False, file=sys.stderr)
+        bar = bars[label]
         bar.set_postfix_str(found["note"] or "", refresh=False)
         bar.update(int(found["done"]) - bar.n)
         bar.refresh()

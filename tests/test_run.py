@@ -121,12 +121,14 @@ def test_the_screen_makes_bars_of_the_lines_of_a_stage_and_shows_the_others(monk
     bar = Bar("train_generator", 1200)
     bar.at(400)
     line = bar._line(401, "loss 2.1034", bar.started + 2.0)
-    assert _screen.PROGRESS.fullmatch(line).groupdict() == {"done": "401", "total": "1200", "unit": "step", "note": "loss 2.1034"}
+    found = _screen.PROGRESS.fullmatch(line).groupdict()
+    assert list(found.values()) == ["train_generator", "401", "1200", "step", "loss 2.1034"]
     screen = _screen.Screen()
     screen.is_terminal = True
     screen.begins("train_generator")
     screen.line("train_generator", line)
-    assert (screen.bars["train_generator"].n, screen.bars["train_generator"].total) == (401, 1200)
+    (shown,) = screen.bars["train_generator"].values()
+    assert (shown.n, shown.total) == (401, 1200)
     screen.line("train_generator", "a warning")
     screen.ends("train_generator")
     told = capsys.readouterr().err
