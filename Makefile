@@ -53,7 +53,7 @@ test: $(READY)  ## lint and all tests
 test-slow: $(READY)  ## thousands of trials: kills, flipped bits, damaged files, real servers (hours)
 	@OMP_NUM_THREADS=1 python -m pytest -m slow -s
 
-bench: $(READY)  ## how fast training and drawing are here, against the peer and against bare matrix products (ten minutes)
+bench: $(READY)  ## how fast training and drawing are here, against the peer and against bare matrix products (three minutes)
 	@python -m bench.training
 	@python -m bench.sampling
 	@python -m bench.growth

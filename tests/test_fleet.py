@@ -4,6 +4,7 @@ How much time two workers save is tried on PostgreSQL (tests/test_team.py): SQLi
 """
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,10 +30,12 @@ class Fleet:
         self.coordinator, *self.workers = (clones.clone(self.origin, name) for name in ("coordinator", "one", "two"))
         self.told = {**told, "PREFECT_WORKER_QUERY_SECONDS": "1", "SECONDS": str(seconds)}
 
-    def begin(self, clone: Path, *words: str) -> subprocess.Popen:
+    def begin(self, clone: Path, *words: str, hears_ctrl_c: bool = False) -> subprocess.Popen:
+        """`hears_ctrl_c`: also where these tests run in a shell's background, which has it ignored."""
+        hear = (lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) if hears_ctrl_c else None
         own = {**clones.environment(clone), **environment(clone / ".prefect", **self.told)}
         piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([sys.executable, "-m", *words], cwd=clone, env=own, **piped)
+        return subprocess.Popen([sys.executable, "-m", *words], cwd=clone, env=own, preexec_fn=hear, **piped)
 
     def call(self, clone: Path, *words: str) -> subprocess.CompletedProcess:
         process = self.begin(clone, *words)
@@ -67,6 +70,21 @@ def fleet(prefect, tmp_path_factory):
     fleet.close()
 
 
+@pytest.fixture(scope="module")
+def working(fleet):
+    """The same with deployments and workers."""
+    fleet.must(fleet.coordinator, "flows.bootstrap")
+    fleet.start_workers()
+    return fleet
+
+
+def changed(fleet: Fleet, stage: str, what: str) -> None:
+    """Another program for all stages, known to every clone."""
+    (fleet.coordinator / "stage.py").write_text(stage)
+    clones.must(fleet.coordinator, "git", "commit", "-qam", what)
+    clones.must(fleet.coordinator, "git", "push", "-q", "origin", f"HEAD:refs/heads/{what.replace(' ', '-')}")
+
+
 def test_without_deployments_or_workers_the_mend_is_told_before_anything_runs(fleet):
     done = fleet.call(fleet.coordinator, "flows.fleet")
     assert done.returncode == 1 and "the server has no deployment stage/stage-cpu. Run: make deploy" in done.stderr
@@ -76,9 +94,8 @@ def test_without_deployments_or_workers_the_mend_is_told_before_anything_runs(fl
     assert done.returncode == 1 and told in done.stderr and clones.ran(fleet.origin) == []
 
 
-def test_each_stage_runs_once_on_whatever_worker_is_free(fleet, prefect):
-    fleet.start_workers()
-
+def test_each_stage_runs_once_on_whatever_worker_is_free(working, prefect):
+    fleet = working
     said = fleet.must(fleet.coordinator, "flows.fleet")
 
     assert said.endswith("fleet: 4 of 4 stages went to workers: first, left, right, last\n")
@@ -91,18 +108,19 @@ def test_each_stage_runs_once_on_whatever_worker_is_free(fleet, prefect):
     assert {one["name"]: one["state_type"] for one in ran} == dict.fromkeys(NEEDS, "COMPLETED")
 
 
-def test_what_is_known_already_goes_to_nobody(fleet, prefect):
-    clones.must(fleet.coordinator, "git", "commit", "-qm", "what the fleet made", "dvc.lock")
+def test_what_is_known_already_goes_to_nobody(working, prefect):
+    fleet = working
+    fleet.must(fleet.coordinator, "flows.fleet")
+    clones.command(fleet.coordinator, "git", "commit", "-qm", "what the fleet made", "dvc.lock")
     before = len(prefect.runs("stage-cpu"))
     assert fleet.must(fleet.coordinator, "flows.fleet").endswith("fleet: 0 of 4 stages went to workers\n")
     assert len(prefect.runs("stage-cpu")) == before
 
 
-def test_a_second_coordinator_takes_up_what_one_that_was_killed_had_asked_for(fleet, prefect):
-    (fleet.coordinator / "stage.py").write_text(clones.STAGE + "# changed\n")
-    clones.must(fleet.coordinator, "git", "commit", "-qam", "a change")
-    clones.must(fleet.coordinator, "git", "push", "-q", "origin", "HEAD:refs/heads/change")
-    before = len(prefect.runs("stage-cpu"))
+def test_a_second_coordinator_takes_up_what_one_that_was_killed_had_asked_for(working, prefect):
+    fleet = working
+    changed(fleet, clones.STAGE + "# changed\n", "a change")
+    before, ran = len(prefect.runs("stage-cpu")), clones.ran(fleet.origin)
     first = fleet.begin(fleet.coordinator, "flows.fleet")
     wait_for(lambda: len(prefect.runs("stage-cpu")) > before, 60)
     first.kill()
@@ -111,10 +129,27 @@ def test_a_second_coordinator_takes_up_what_one_that_was_killed_had_asked_for(fl
     said = fleet.must(fleet.coordinator, "flows.fleet")
 
     assert said.endswith("fleet: 4 of 4 stages went to workers: first, left, right, last\n")
-    assert sorted(clones.ran(fleet.origin)) == sorted([*NEEDS, *NEEDS])
+    assert sorted(clones.ran(fleet.origin)[len(ran) :]) == sorted(NEEDS)
 
 
-def test_a_stage_that_fails_is_named_with_its_worker_and_what_needs_it_is_not_asked_for(fleet, prefect):
+def test_a_coordinator_stopped_by_ctrl_c_takes_back_what_it_has_asked_for(working, prefect):
+    fleet = working
+    changed(fleet, clones.STAGE + "# again\n", "another change")
+    known = {one["id"] for one in prefect.runs()}
+    coordinator = fleet.begin(fleet.coordinator, "flows.fleet", hears_ctrl_c=True)
+
+    def asked() -> list[dict]:
+        return [one for one in prefect.runs() if one["id"] not in known and one["name"] in NEEDS]
+
+    wait_for(asked, 60)
+    coordinator.send_signal(signal.SIGINT)
+    said, told = coordinator.communicate(timeout=60)
+    assert coordinator.returncode, said + told
+    wait_for(lambda: {one["state_type"] for one in asked()} <= {"CANCELLED"}, 90, "its runs are not cancelled", every=1)
+
+
+def test_a_stage_that_fails_is_named_with_its_worker_and_what_needs_it_is_not_asked_for(working, prefect):
+    fleet = working
     (fleet.coordinator / "stage.py").write_text("raise SystemExit(2)\n")
     clones.must(fleet.coordinator, "git", "commit", "-qam", "a mistake")
     asked = {one["id"] for one in prefect.runs()}
