@@ -53,6 +53,7 @@ def evaluate(
     figures["fidelity"] = fidelity
     if found and (with_and_without := likeness.match_figures(found, seen.captions, drawn, read)):
         figures["fidelity"]["overlap"]["caption_match"] = with_and_without
+    figures["protocol"] = protocol(known.image_size, run.seed, fingerprints(pairs, tokenizer, scorer, samples, ranked))
     figures["seconds"] = {name: record["seconds"] for name, record in records.items()}
     figures["seconds"]["evaluate"] = round(run.seconds, 2)
     plots = _report.draw_plots(rebuilt, figures, curves, found)
@@ -66,7 +67,7 @@ def evaluate(
         facts |= _report.neighbours(found, held_out, validation, known, drawn, pictures)
     facts["duplicates"] = _report.duplicates(pairs, pictures)
     facts["versions"] = versions()
-    facts["fingerprints"] = fingerprints(pairs, tokenizer, scorer, samples, ranked)
+    facts["fingerprints"] = figures["protocol"]["checkpoints"]
     write_bytes(out / "report.html", render_report(facts, pictures).encode())
     write_json(out / "metrics.json", figures)
     run.record_metrics(_numbers(figures))
@@ -87,7 +88,7 @@ def collect(
         "reconstruction": {"psnr_hard": rebuilt.psnr_hard, "psnr_kmeans": rebuilt.psnr_kmeans},
         "codebook": rebuilt.codebook(),
         "generator": {"val_loss_text": last["validation/text_loss"], "val_loss_image": last["validation/image_loss"]},
-        "clip_score": metrics.score_rates(scores[drawn.from_text()], np.random.default_rng(run.seed)),
+        "clip_score": evaluation.clip_score(scores[drawn.from_text()], run.seed),
         "n": int(scores.shape[1]),
     }
     return figures | ({"caption_match": match} if match else {})
@@ -105,7 +106,7 @@ def compare(
     model = components.load("scorers", scorer, mend="dvc repro train_scorer").to(run.world.device)
     return likeness.measure(
         model, seen, lambda rows: images.to_float(training.images(rows)), min(config.overlap_pictures, len(training)),
-        drawn, config, lambda batches, total: progress(batches, "evaluate: comparing pictures", total, "batch"),
+        drawn, config, lambda batches, total: progress(batches, "evaluate: comparing pictures", total, "batch"), run.seed,
     )  # fmt: skip
 
 
@@ -118,8 +119,21 @@ def read_scores(ranked: Path) -> np.ndarray:
 
 def versions() -> dict[str, str]:
     """What the figures were made with."""
-    names = ("torch", "open-clip-torch", "tokenizers", "pyarrow", "pillow", "dvc", "mlflow")
+    names = ("torch", "open-clip-torch", "torch-fidelity", "numpy", "tokenizers", "pyarrow", "pillow", "dvc", "mlflow")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+
+
+def protocol(image_size: int, seed: int, checkpoints: dict[str, str]) -> dict:
+    """What has to be the same for the same digits: the block `protocol` of metrics.json."""
+    return {
+        "features": "the image tower of models/scorer, this pipeline's own CLIP, unit vectors; not Inception: no FID, no KID",
+        "preprocessing": f"held-out and training pictures: the middle square at {image_size} pixels; drawn: as decoded; uint8",
+        "blur": "a Gaussian of that standard deviation in pixels on both sides, reflected at the edges",
+        "clip_score": "raw cosine; scaled: 100 max(cosine, 0)",
+        "seed": seed,
+        "versions": versions(),
+        "checkpoints": checkpoints,
+    }
 
 
 def fingerprints(pairs: Path, tokenizer: Path, scorer: Path, samples: Path, ranked: Path) -> dict[str, str]:

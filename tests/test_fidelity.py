@@ -86,26 +86,78 @@ def test_features_that_have_no_distance_are_refused():
         fidelity.frechet_distance(torch.zeros(5, 4), torch.full((5, 4), torch.nan))
 
 
+# --- kernel distance, precision and recall ---------------------------------------------------------------------------
+
+
+def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def test_a_kernel_distance_is_the_mean_unbiased_mmd_of_random_halves():
+    """Written out: the mean of k over pairs of different pictures of a side, for both, less twice that over pairs across."""
+    a, b = gaussian(14, 3, seed=1).numpy(), gaussian(9, 3, seed=2).numpy()
+    rng, found = np.random.RandomState(7), []
+    for _ in range(100):
+        x, y = a[rng.choice(14, 4, replace=False)], b[rng.choice(9, 4, replace=False)]
+        apart = ~np.eye(4, dtype=bool)
+        found.append(kernel(x, x)[apart].mean() + kernel(y, y)[apart].mean() - 2 * kernel(x, y).mean())
+
+    told = fidelity.kernel_distance(torch.from_numpy(a), torch.from_numpy(b), seed=7)
+
+    assert told == {"mean": pytest.approx(np.mean(found), rel=1e-6), "deviation": pytest.approx(np.std(found), rel=1e-6),
+                    "subsets": 100, "size": 4}    # fmt: skip
+
+
+def test_a_kernel_distance_is_near_0_between_alike_sets_grows_with_a_shift_and_repeats_to_the_digit():
+    a, b = torch.randn(400, 8, generator=rng(1)), torch.randn(300, 8, generator=rng(2))
+
+    alike, shifted = fidelity.kernel_distance(a, b, seed=0), fidelity.kernel_distance(a, b + 0.5, seed=0)
+
+    assert abs(alike["mean"]) < 0.05 < 0.2 < shifted["mean"] and (alike["subsets"], alike["size"]) == (100, 150)
+    assert fidelity.kernel_distance(a, b, seed=0) == alike != fidelity.kernel_distance(a, b, seed=1)
+
+
+def test_precision_is_of_the_drawn_and_recall_of_the_real():
+    here, there = torch.randn(40, 4, generator=rng(1)) * 0.1, torch.randn(40, 4, generator=rng(2)) * 0.1 + 9
+    both = torch.cat([here, there])
+
+    assert fidelity.precision_recall(both, both) == {"precision": 1.0, "recall": 1.0, "neighbours": 3}
+    assert fidelity.precision_recall(here, there) == {"precision": 0.0, "recall": 0.0, "neighbours": 3}
+    one_of_two = fidelity.precision_recall(here, both)    # all drawn are like real ones, but half of the real are missing
+    assert one_of_two == {"precision": 1.0, "recall": 0.5, "neighbours": 3}
+
+
+@pytest.mark.parametrize("measure", [lambda a, b: fidelity.kernel_distance(a, b, 0), fidelity.precision_recall])
+def test_features_that_cannot_be_compared_are_refused(measure):
+    with pytest.raises(ValueError, match=r"wants rows \(N, D\) of 4 or more pictures; found \(3, 4\)"):
+        measure(torch.zeros(5, 4), torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="wants features of one width; found 4 and 3"):
+        measure(torch.zeros(5, 4), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="not finite"):
+        measure(torch.zeros(5, 4), torch.full((5, 4), torch.nan))
+
+
 # --- Inception Score -------------------------------------------------------------------------------------------------
 
 
 def test_sure_and_evenly_spread_classes_score_their_number_and_equal_rows_one():
-    assert fidelity.inception_score(torch.eye(5).repeat(3, 1)) == pytest.approx(5.0)
-    assert fidelity.inception_score(torch.tensor([[0.2, 0.7, 0.1]]).repeat(4, 1)) == pytest.approx(1.0)
+    sure, alike = 1000 * torch.eye(5).repeat(3, 1), torch.tensor([[0.2, 0.7, 0.1]]).log().repeat(20, 1)
+    assert fidelity.inception_score(sure, splits=1)["mean"] == pytest.approx(5.0)
+    assert fidelity.inception_score(alike) == {"mean": pytest.approx(1.0), "deviation": pytest.approx(0, abs=1e-9), "splits": 10}
 
 
 def test_an_inception_score_is_the_exponential_of_what_a_picture_tells_of_its_class():
-    probabilities = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
+    logits = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()
 
     told = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
-    assert fidelity.inception_score(probabilities) == pytest.approx(math.exp(told))
+    assert fidelity.inception_score(logits, splits=1)["mean"] == pytest.approx(math.exp(told))
 
 
-def test_what_is_no_distribution_has_no_inception_score():
-    with pytest.raises(ValueError, match="give the classifier's logits a softmax"):
+def test_too_few_pictures_or_no_numbers_have_no_inception_score():
+    with pytest.raises(ValueError, match=r"of 10 or more pictures; found \(4, 3\)"):
         fidelity.inception_score(torch.randn(4, 3, generator=rng()))
-    with pytest.raises(ValueError, match=r"found \(0, 3\)"):
-        fidelity.inception_score(torch.zeros(0, 3))
+    with pytest.raises(ValueError, match="not finite"):
+        fidelity.inception_score(torch.full((20, 3), torch.nan))
 
 
 # --- blur ------------------------------------------------------------------------------------------------------------

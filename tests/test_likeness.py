@@ -13,6 +13,7 @@ from tests.tiny import rng, tiny
 from thousandwords import fidelity, images, likeness
 from thousandwords.config import ConfigError, section
 from thousandwords.evaluation import Config
+from thousandwords.retrieval import retrieval
 from thousandwords.samples import Samples, read_samples, sample_table, write_samples
 
 SMALL = Config(frechet_pictures=6, overlap_threshold=0.99999)
@@ -29,6 +30,10 @@ class MeanColour(nn.Module):
     def embed_images(self, pictures: torch.Tensor) -> torch.Tensor:
         self.batches.append(len(pictures))
         return functional.normalize(pictures.mean(dim=(2, 3)), dim=1)
+
+    def embed_captions(self, captions: list[str]) -> torch.Tensor:
+        """"caption 0" is red, "caption 1" green, "caption 2" blue, and so on in turns."""
+        return torch.eye(3)[[int(caption.split()[1]) % 3 for caption in captions]]
 
 
 def plain(colours: torch.Tensor) -> torch.Tensor:
@@ -94,12 +99,34 @@ def test_the_distance_is_that_of_the_embeddings_of_both_sides(drawn):
     assert found["training"] == pytest.approx(fidelity.frechet_distance(*both), rel=1e-4)
 
 
+def test_how_far_both_sets_spread_is_told_beside_the_distance_and_left_out_where_pictures_are_too_few(drawn):
+    figures, _ = measure(held_out(colours(9, seed=1)), colours(7, seed=2), drawn)
+
+    assert (figures["clip_kernel"]["size"], figures["clip_kernel"]["subsets"]) == (3, 100)
+    assert set(figures["clip_precision"]) == {"precision", "recall", "neighbours"}
+    few, _ = measure(held_out(colours(9, seed=1)), colours(7, seed=2), drawn, Config(frechet_pictures=3))
+    assert "clip_frechet" in few and not {"clip_kernel", "clip_precision"} & set(few)
+
+
+def test_retrieval_counts_own_captions_and_own_pictures_among_the_nearest():
+    primary = torch.tensor([[1.0, 0.1, 0], [0, 1, 0.1], [0.1, 0, 1]])
+    real = held_out(primary[[0, 1, 2, 0]])    # "caption 3" is red, too: the first and the last picture share two captions
+
+    found = retrieval(MeanColour().embed_images(real.images), MeanColour().embed_captions(real.captions))
+
+    assert found == {"pictures": 4, "captions_of_pictures": {"r1": 0.75, "r5": 1.0, "r10": 1.0},
+                     "pictures_of_captions": {"r1": 0.75, "r5": 1.0, "r10": 1.0}}    # fmt: skip
+
+
 def test_both_sides_are_blurred(drawn):
     """Checkerboards against plain greys: apart for a scorer that sees edges, alike once the edges are gone."""
     class Edges(MeanColour):
         def embed_images(self, pictures):
             edges = pictures.diff(dim=3).abs().mean(dim=(1, 2, 3))
             return functional.normalize(torch.stack([torch.ones_like(edges), edges], dim=1), dim=1)
+
+        def embed_captions(self, captions):
+            return torch.eye(2)[[0] * len(captions)]
 
     board = (torch.arange(4)[:, None] + torch.arange(4)) % 2 * torch.linspace(0.5, 1, 9).view(9, 1, 1, 1)
     real = dataclasses.replace(held_out(colours(9, 1)), images=board.expand(9, 3, 4, 4).contiguous())
@@ -141,11 +168,13 @@ def test_what_is_turned_off_or_has_too_few_pictures_is_absent(drawn):
     real, trained = held_out(colours(9, 1)), colours(7, 2)
     no_captions = dataclasses.replace(drawn, splits=["own"] * 4)
 
-    assert measure(real, trained, drawn, Config(frechet_pictures=0, overlap_pictures=0)) == ({}, None)
+    assert measure(real, trained, drawn, Config(frechet_pictures=0, overlap_pictures=0))[1] is None
+    assert list(measure(real, trained, drawn, Config(frechet_pictures=0, overlap_pictures=0))[0]) == ["retrieval"]
     without_overlap = measure(real, trained, drawn, dataclasses.replace(SMALL, overlap_pictures=0))[0]
-    assert list(without_overlap) == ["clip_frechet"] and "training" not in without_overlap["clip_frechet"]
+    assert set(without_overlap) == {"clip_frechet", "clip_kernel", "clip_precision", "retrieval"}
+    assert "training" not in without_overlap["clip_frechet"]
     without_distance = measure(real, trained, no_captions)[0]
-    assert list(without_distance) == ["overlap"] and "clip_frechet" not in without_distance["overlap"]
+    assert set(without_distance) == {"retrieval", "overlap"} and "clip_frechet" not in without_distance["overlap"]
 
 
 def test_drawn_pictures_beside_held_out_ones_say_what_was_learned_by_heart(drawn):

@@ -92,6 +92,21 @@ def test_metrics_have_the_stable_layout(project):
     assert set(figures["seconds"]) >= {"prepare_pairs", "train_generator", "sample_images", "evaluate"}
 
 
+def test_the_same_evaluation_twice_gives_the_same_digits_and_says_what_they_rest_on(project, tmp_path):
+    stage = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]["evaluate"]["cmd"].split()
+    again = [str(tmp_path / "again") if before == "--out" else word for before, word in zip(["", *stage], stage, strict=False)]
+    again = again[: again.index("--record")]
+
+    done = command(project, *again)
+
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (project / "results", tmp_path / "again"))
+    assert {**first, "seconds": None} == {**second, "seconds": None}
+    assert set(first["protocol"]) == {"features", "preprocessing", "blur", "clip_score", "seed", "versions", "checkpoints"}
+    manifest = json.loads((project / "models/scorer/manifest.json").read_text())
+    assert first["protocol"]["checkpoints"]["scorer"] == manifest["sha256"]
+
+
 def test_there_is_a_page_and_a_picture_per_prompt(project):
     page = (project / "results/report.html").read_text()
     assert "a small red star above a large blue square" in page and "https://" not in page

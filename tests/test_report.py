@@ -30,11 +30,16 @@ METRICS = {
     "fidelity": {
         "clip_frechet": {"radius": [0, 1], "distance": [0.0409, 0.0365], "training": 0.0202, "real": 1512, "drawn": 576,
                          "captions": 96},
+        "clip_kernel": {"mean": 0.00123, "deviation": 0.0004, "subsets": 100, "size": 288},
+        "clip_precision": {"precision": 0.81, "recall": 0.64, "neighbours": 3},
+        "retrieval": {"pictures": 1000, "captions_of_pictures": {"r1": 0.31, "r5": 0.77, "r10": 0.9},
+                      "pictures_of_captions": {"r1": 0.3, "r5": 0.75, "r10": 0.89}},
         "memorisation": {"threshold": 0.98, "drawn": 576, "captions": 96, "training": 2048,
                          "share": {"drawn": 0.031, "held_out": 0.096}, "median_similarity": {"drawn": 0.93, "held_out": 0.94}},
         "overlap": {"threshold": 0.98, "held_out": 1000, "training": 2048, "share": 0.096, "share_within_training": 0.18,
                     "by_chance": 0.9912, "caption_match": {"with": 0.91, "without": 0.905},
                     "psnr_hard": {"with": 30.1, "without": 29.92}, "clip_frechet": {"with": 0.0409, "without": None}}},
+    "protocol": {"features": "models/scorer <own>", "seed": 7, "versions": {"torch": "2"}},
     "seconds": {"prepare_pairs": 12.4, "train_generator": 1530.0},
 }
 
@@ -177,6 +182,15 @@ def test_where_looks_tell_no_twins_the_page_says_so():
     assert "in these data looks alone tell no twins, and only equal looks should be dropped" in page
     bare = {name: value for name, value in counts.items() if name != "near_duplicates"}
     assert "first stays" not in text_of(render_report(facts(counts=bare), PICTURES))
+
+
+def test_likeness_is_told_in_figures_with_what_each_is_of_and_how_it_was_measured():
+    page = text_of(render_report(facts(), PICTURES))
+
+    assert "kernel distance 0.0012 ± 0.0004 over 100 random sets of 288; 0 for equal ones" in page
+    assert "precision 81% drawn pictures among real ones, within the 3 nearest" in page
+    assert "the own caption first, in the first 5, in the first 10 31%, 77%, 90% of 1,000 held-out ones" in page
+    assert "How it was measured features models/scorer &lt;own&gt; seed 7" in page
 
 
 @pytest.mark.parametrize(("part", "words"), [("clip_frechet", "held-out ones. It is measured"), ("overlap", "have a near twin"),

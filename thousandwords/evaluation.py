@@ -97,6 +97,16 @@ def is_scene_caption(caption: str) -> bool:
     return True
 
 
+def clip_score(scores: np.ndarray, seed: int) -> dict:
+    """The block `clip_score` of metrics.json, of the scorer's raw cosines (P, N): `metrics.score_rates`, and its ends scaled.
+
+    `scaled` is 100 max(cosine, 0), which is what many call CLIP score; Hessel et al. (arXiv 2104.08718) take 2.5 for 100.
+    """
+    scaled = 100 * np.maximum(np.asarray(scores, dtype=np.float64), 0)
+    ends = {name: metrics.best_of(n, scores, scaled) for name, n in (("n1", 1), ("best", np.shape(scores)[1]))}
+    return {**metrics.score_rates(scores, np.random.default_rng(seed)), "scaled": ends}
+
+
 def caption_match(
     samples: Samples, scores: np.ndarray, seed: int, progress: Callable[[Iterable, int], Iterable]
 ) -> tuple[dict, dict[int, list[dict[str, bool]]]]:

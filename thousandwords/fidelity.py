@@ -1,9 +1,9 @@
 """Do drawn pictures look like real ones, and were the real ones seen in training: pure functions on features and pictures.
 
-The Fréchet distance (Heusel et al., arXiv 1706.08500, §3) and the Inception Score (Salimans et al., arXiv 1606.03498, §4) as
-the paper uses them: also after a blur of both sides, and with the held-out pictures that training has all but seen told apart
-(arXiv 2102.12092, §3). Which network gives the features or the classes is the caller's matter: only Inception's pool features
-make a Fréchet distance an FID.
+The Fréchet distance (Heusel et al., arXiv 1706.08500, §3), the Inception Score (Salimans et al., arXiv 1606.03498, §4), the
+kernel distance and precision and recall are torch-fidelity's, which the field compares itself with. The paper (arXiv 2102.12092,
+§3) also blurs both sides, and tells the held-out pictures apart that training has all but seen. Which network gives the features
+or the classes is the caller's matter: only Inception's pool features make a Fréchet distance an FID, a kernel distance a KID.
 
 Axes: N and M pictures, D features, K classes.
 """
@@ -15,9 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+from torch_fidelity.metric_prc import calculate_precision_recall_part
 
 RADII = range(9)    # of the paper's blur, in pixels; 0 leaves the pictures as they are
 ROWS_AT_ONCE = 4096    # bounds the table (rows, rows) of similarities
+SUBSETS, MOST_IN_SUBSET = 100, 1000    # of a kernel distance, as KID is usually taken
+NEIGHBOURS = 3    # of precision and recall, the paper's
 REACH = 4    # standard deviations after which a Gaussian is cut
 
 
@@ -26,48 +32,65 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 
     In float64. 0 for equal means and covariances; small sets, and most of all N <= D, read too high. Raises ValueError.
     """
-    mean_a, covariance_a = _moments(features_a)
-    mean_b, covariance_b = _moments(features_b)
-    if len(mean_a) != len(mean_b):
-        raise ValueError(f"a Fréchet distance wants features of one width; found {len(mean_a)} and {len(mean_b)}")
-    root = _symmetric_root(covariance_a)
-    # S_a S_b and √S_a S_b √S_a have the same eigenvalues, and the second is symmetric
-    shared = torch.linalg.eigvalsh(root @ covariance_b @ root).clamp(min=0).sqrt().sum()
-    spread = covariance_a.trace() + covariance_b.trace() - 2 * shared
-    return max(0.0, float((mean_a - mean_b).square().sum() + spread))
+    sides = [_checked("a Fréchet distance", features, least=2) for features in (features_a, features_b)]
+    if sides[0].shape[1] == 1:
+        sides = [functional.pad(side, (0, 1)) for side in sides]    # numpy gives the covariance of one feature no axes
+    _check_widths("a Fréchet distance", *sides)
+    statistics = [fid_features_to_statistics(side) for side in sides]
+    return max(0.0, fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])    # rounding goes below 0
 
 
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean (D,) and the unbiased covariance (D, D) of features (N, D), in float64."""
-    if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"a Fréchet distance wants features (N, D) of 2 or more pictures; found {tuple(features.shape)}")
-    features = features.detach().cpu().double()
-    if not features.isfinite().all():
-        raise ValueError("a Fréchet distance was given features that are not finite numbers")
-    return features.mean(dim=0), torch.cov(features.T).reshape(features.shape[1], -1)    # cov squeezes D = 1
+def kernel_distance(features_a: Tensor, features_b: Tensor, seed: int) -> dict[str, float | int]:
+    """The squared MMD of sets (N, D), (M, D) by the cubic kernel (x·y / D + 1)³: {"mean", "deviation", "subsets", "size"}.
+
+    The mean over random subsets of `size` pictures of either side, `SUBSETS` of them; with Inception's features it is KID
+    (Binkowski et al., arXiv 1801.01401). Unbiased: few pictures read no higher than many, equal sets about 0. Raises ValueError.
+    """
+    sides = [_checked("a kernel distance", features, least=4) for features in (features_a, features_b)]
+    _check_widths("a kernel distance", *sides)
+    size = min(MOST_IN_SUBSET, *(len(side) // 2 for side in sides))    # halves, so that subsets differ
+    found = kid_features_to_metric(
+        *sides, kid_subsets=SUBSETS, kid_subset_size=size, kid_kernel="poly", kid_kernel_poly_degree=3,
+        kid_kernel_poly_gamma=None, kid_kernel_poly_coef0=1.0, rng_seed=seed, verbose=False,
+    )    # fmt: skip
+    return {"mean": found[KEY_METRIC_KID_MEAN], "deviation": found[KEY_METRIC_KID_STD], "subsets": SUBSETS, "size": size}
 
 
-def _symmetric_root(matrix: Tensor) -> Tensor:
-    """The square root of a symmetric matrix (D, D) without negative eigenvalues, but for rounding."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+def precision_recall(drawn: Tensor, real: Tensor) -> dict[str, float | int]:
+    """Share of drawn pictures (M, D) among the real ones (N, D), and of real among drawn: {"precision", "recall", "neighbours"}.
+
+    "Among" is within the distance of some picture of that side to its third nearest (Kynkäänniemi et al., arXiv 1904.06991, §2).
+    Raises ValueError.
+    """
+    sides = [_checked("precision and recall", features, least=NEIGHBOURS + 1) for features in (drawn, real)]
+    _check_widths("precision and recall", *sides)
+    precision, recall = calculate_precision_recall_part(*sides, neighborhood=NEIGHBOURS)
+    return {"precision": precision, "recall": recall, "neighbours": NEIGHBOURS}
 
 
-def inception_score(probabilities: Tensor) -> float:
+def inception_score(logits: Tensor, splits: int = 10) -> dict[str, float | int]:
     """exp of the mean KL of each picture's classes from those of all: (N, K) -> 1, all alike, to K, sure and evenly spread.
 
-    Over all pictures at once; reports that average ten tenths read lower. No stage calls it: it wants a classifier whose classes
-    are kinds of things, and the scorer knows captions only. Raises ValueError.
+    {"mean", "deviation", "splits"} over parts of the pictures in a fixed random order, as is usual; one split takes all at once
+    and reads higher. It wants a classifier whose classes are kinds of things. Raises ValueError.
     """
-    if probabilities.ndim != 2 or len(probabilities) == 0:
-        found = tuple(probabilities.shape)
-        raise ValueError(f"an Inception Score wants probabilities (N, K) of 1 or more pictures; found {found}")
-    each = probabilities.detach().cpu().double()
-    if not (each.min() >= 0 and (each.sum(dim=1) - 1).abs().max() < 1e-3):
-        raise ValueError("an Inception Score wants rows of probabilities that sum to 1; give the classifier's logits a softmax")
-    of_all = each.mean(dim=0, keepdim=True)    # (1, K)
-    divergence = torch.special.xlogy(each, each) - torch.special.xlogy(each, of_all)
-    return float(divergence.sum(dim=1).mean().exp())
+    logits = _checked("an Inception Score", logits, least=splits)
+    found = isc_features_to_metric(logits, splits=splits)
+    return {"mean": found[KEY_METRIC_ISC_MEAN], "deviation": found[KEY_METRIC_ISC_STD], "splits": splits}
+
+
+def _checked(what: str, rows: Tensor, least: int) -> Tensor:
+    """Rows (N, D) in float64 on the CPU, at least so many and all finite."""
+    if rows.ndim != 2 or len(rows) < least:
+        raise ValueError(f"{what} wants rows (N, D) of {least} or more pictures; found {tuple(rows.shape)}")
+    if not rows.isfinite().all():
+        raise ValueError(f"{what} was given numbers that are not finite")
+    return rows.detach().cpu().double()
+
+
+def _check_widths(what: str, a: Tensor, b: Tensor) -> None:
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"{what} wants features of one width; found {a.shape[1]} and {b.shape[1]}")
 
 
 def blur(images: Tensor, radius: float) -> Tensor:

@@ -6,7 +6,7 @@ A drawn picture that is as near to a training picture as a twin may be learned b
 are so near, which nobody learned, stands beside it. Mind that drawn pictures come from the image tokenizer, which smooths them:
 that takes a picture learned by heart a little away from its original.
 
-Left out: FID and Inception Score (they want a pretrained Inception), and the raters (`metrics.majority`).
+Left out: FID, KID and Inception Score (they want a pretrained Inception), and the raters (`metrics.majority`).
 
 Axes: R radii of blur, N held-out and M drawn pictures, D the embedding's width.
 """
@@ -23,6 +23,7 @@ from torch.nn import functional
 from thousandwords import fidelity, images, neighbours
 from thousandwords.evaluation import Config
 from thousandwords.fidelity import Overlap
+from thousandwords.retrieval import retrieval
 from thousandwords.samples import Samples
 from thousandwords.shards import in_order
 from thousandwords.twins import by_chance
@@ -62,6 +63,14 @@ class Sides:
         counts = {"real": self.real.shape[1], "drawn": self.drawn.shape[1], "captions": len(set(self.captions))}
         return counts | {"radius": list(fidelity.RADII), "distance": [self.distance(radius) for radius in fidelity.RADII]}
 
+    def spread(self, seed: int) -> dict:
+        """The blocks `clip_kernel` and `clip_precision`, without blur; each absent where there are too few pictures for it."""
+        enough = min(len(self.real[0]), len(self.drawn[0])) > fidelity.NEIGHBOURS
+        sides = self.drawn[0], self.real[0]
+        return {
+            "clip_kernel": fidelity.kernel_distance(*sides, seed), "clip_precision": fidelity.precision_recall(*sides),
+        } if enough else {}    # fmt: skip
+
     def yardstick(self, training: Tensor | None) -> dict:
         """{"training": the distance, without blur, of as many training pictures (M, D)}: real ones too are at some distance."""
         enough = training is not None and len(training) >= self.real.shape[1]
@@ -79,18 +88,21 @@ class Found:
 
 
 def measure(
-    scorer: nn.Module, held_out: HeldOut, training: Pictures, seen: int, drawn: Samples, config: Config, progress: Progress
+    scorer: nn.Module, held_out: HeldOut, training: Pictures, seen: int, drawn: Samples, config: Config, progress: Progress,
+    seed: int = 0,
 ) -> tuple[dict, Found | None]:
     """The block `fidelity` of metrics.json, and the neighbours that it speaks of.
 
-    `training` gives pictures by row, and `seen` of them are looked at. What has too few pictures, or is off, is absent.
+    `training` gives pictures by row, and `seen` of them are looked at; `seed` picks subsets. What has too few pictures, or is
+    off, is absent.
     """
     sides = embed_sides(scorer, held_out.images[: config.frechet_pictures], drawn, progress)
     trained = embed(scorer, training, seen, [0], progress)[0] if seen else None    # (seen, D)
-    figures = {"clip_frechet": sides.sweep() | sides.yardstick(trained)} if sides else {}
+    figures = {"clip_frechet": sides.sweep() | sides.yardstick(trained), **sides.spread(seed)} if sides else {}
+    ours = embed(scorer, held_out.images.__getitem__, len(held_out.images), [0], progress)[0]    # (N, D)
+    figures["retrieval"] = retrieval(ours, embed_captions(scorer, held_out.captions))
     if trained is None:
         return figures, None
-    ours = embed(scorer, held_out.images.__getitem__, len(held_out.images), [0], progress)[0]    # (N, D)
     found = find(ours, trained, sides, first_draws(drawn, len(sides.real[0])) if sides else [], config.overlap_threshold)
     figures |= {"overlap": overlap_figures(found, held_out, seen, sides) | {"by_chance": threshold_by_chance(ours, trained)}}
     return figures | ({"memorisation": memorisation_figures(found, seen, sides)} if sides else {}), found
@@ -194,6 +206,13 @@ def embed(scorer: nn.Module, pictures: Pictures, count: int, radii: Sequence[int
         batch = pictures(rows).to(device)
         parts.append(torch.stack([scorer.embed_images(fidelity.blur(batch, radius)).cpu() for radius in radii]))
     return torch.cat(parts, dim=1)
+
+
+@torch.no_grad()
+def embed_captions(scorer: nn.Module, captions: Sequence[str]) -> Tensor:
+    """The scorer's vectors of captions: (N, D), on the CPU."""
+    parts = [scorer.embed_captions(captions[start : start + BATCH_SIZE]).cpu() for start in range(0, len(captions), BATCH_SIZE)]
+    return torch.cat(parts)
 
 
 def _drawn(drawn: Samples, draws: list[tuple[int, int]]) -> Tensor:

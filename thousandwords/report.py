@@ -102,7 +102,9 @@ class Facts(TypedDict, total=False):
       n               candidates per prompt
       clip_score      what `metrics.score_rates` gives
       caption_match   {"seen", "unseen"}: what `metrics.match_rates` gives; absent for real data
-      fidelity        {clip_frechet, overlap, memorisation}: what `likeness.measure` gives; each absent where it was not measured
+      fidelity        {clip_frechet, clip_kernel, clip_precision, retrieval, overlap, memorisation}: what `likeness.measure`
+                      gives; each absent where it was not measured
+      protocol        {what was done: in words}: what has to be the same for the same digits
       seconds         {stage: seconds}
     """
     title: str
@@ -137,6 +139,7 @@ def render_report(facts: Facts, pictures: Mapping[str, bytes]) -> str:
     seconds = whole["metrics"].get("seconds", {})
     return template.render(**whole, cards=headline_cards(whole), match_rows=match_rows(whole["metrics"]),
                            fidelity=whole["metrics"].get("fidelity", {}), overlap_rows=overlap_rows(whole["metrics"]),
+                           likeness_rows=likeness_rows(whole["metrics"]), protocol=whole["metrics"].get("protocol", {}),
                            stage_rows=stage_rows(seconds, whole["stages"]),
                            total_time=duration(sum(seconds.values())), flow=count_rows(whole["counts"]),
                            flat_params=dict(flatten(whole["params"])), shown=SHOWN_AT_ONCE,
@@ -298,6 +301,25 @@ def overlap_rows(metrics: Mapping) -> list[dict]:
                "caption_match": ("caption match of one draw", rate)}
     return [{"title": title, "with": words(overlap[name]["with"]), "without": words(overlap[name]["without"])}
             for name, (title, words) in figures.items() if overlap.get(name)]
+
+
+def likeness_rows(metrics: Mapping) -> list[dict]:
+    """Rows of the table of likeness, as words: {"title", "value", "note"}; what was not measured has no row."""
+    found = get(metrics, "fidelity") or {}
+    rows = []
+    if kernel := found.get("clip_kernel"):
+        note = f"± {kernel['deviation']:.4f} over {kernel['subsets']} random sets of {kernel['size']}; 0 for equal ones"
+        rows.append({"title": "kernel distance", "value": f"{kernel['mean']:.4f}", "note": note})
+    if spread := found.get("clip_precision"):
+        among = f"within the {spread['neighbours']} nearest"
+        rows += [{"title": "precision", "value": rate(spread["precision"]), "note": f"drawn pictures among real ones, {among}"},
+                 {"title": "recall", "value": rate(spread["recall"]), "note": f"real pictures among drawn ones, {among}"}]
+    for name, what in (("captions_of_pictures", "the own caption"), ("pictures_of_captions", "the own picture")):
+        if recall := (found.get("retrieval") or {}).get(name):
+            value = ", ".join(rate(recall[k]) for k in ("r1", "r5", "r10"))
+            note = f"of {found['retrieval']['pictures']:,} held-out ones; how well the scorer itself tells them apart"
+            rows.append({"title": f"{what} first, in the first 5, in the first 10", "value": value, "note": note})
+    return rows
 
 
 def stage_rows(seconds: Mapping[str, float], words: Mapping[str, str]) -> list[dict]:
