@@ -11,7 +11,7 @@ PROGRESS = re.compile(
 )
 CHATTER = re.compile(  # what DVC says at the end of every stage, and would say of a whole run once
     r"Running stage|> |Generating lock|Updating lock|To track the changes|To enable auto staging|Use `dvc push`|\tgit add|"
-    r"\tdvc config|Data and pipelines are up to date|Verifying data sources"
+    r"\tdvc config|Data and pipelines are up to date|Verifying data sources|Stage '\w+' didn't change"
 )
 
 

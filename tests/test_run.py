@@ -137,7 +137,8 @@ def test_the_screen_makes_bars_of_the_lines_of_a_stage_and_shows_the_others(monk
 
 def test_in_a_log_each_line_names_its_stage_and_what_dvc_says_every_time_is_left_out(capsys):
     screen = _screen.Screen()
-    for line in ("Running stage 'a':", "> python -m stages.a", "a: 1/2 (50 %), 1.0 row/s, 0:01 left", "odd", "ERROR: failed"):
+    for line in ("Running stage 'a':", "> python -m stages.a", "a: 1/2 (50 %), 1.0 row/s, 0:01 left", "odd", "ERROR: failed",
+                 "Stage 'a' didn't change, skipping"):  # fmt: skip
         screen.line("a", line)
     assert capsys.readouterr().err == "a: 1/2 (50 %), 1.0 row/s, 0:01 left\na: odd\na: ERROR: failed\n"
 

@@ -308,8 +308,8 @@ def likeness_rows(metrics: Mapping) -> list[dict]:
     found = get(metrics, "fidelity") or {}
     rows = []
     if kernel := found.get("clip_kernel"):
-        note = f"± {kernel['deviation']:.4f} over {kernel['subsets']} random sets of {kernel['size']}; 0 for equal ones"
-        rows.append({"title": "kernel distance", "value": f"{kernel['mean']:.4f}", "note": note})
+        note = f"± {kernel['deviation']:.2g} over {kernel['subsets']} random sets of {kernel['size']}; 0 for equal ones"
+        rows.append({"title": "kernel distance", "value": f"{kernel['mean']:.2g}", "note": note})
     if spread := found.get("clip_precision"):
         among = f"within the {spread['neighbours']} nearest"
         rows += [{"title": "precision", "value": rate(spread["precision"]), "note": f"drawn pictures among real ones, {among}"},
