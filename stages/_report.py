@@ -18,8 +18,10 @@ from thousandwords.likeness import Found
 from thousandwords.pair_shards import PairReader
 from thousandwords.report import Duplicate, Facts, Twin
 from thousandwords.samples import Samples
+from thousandwords.thumbnails import thumbnail
 
 HERO = 12  # pictures on the first screen
+LARGE, SMALL = 256, 128  # pixels of a picture by itself, and of one among all candidates
 TWINS = 4  # pictures of a kind beside their nearest training pictures
 
 
@@ -114,7 +116,7 @@ def _hero(drawn: Samples, scores: np.ndarray, pictures: dict[str, bytes]) -> lis
     shown = []
     for prompt in chosen:
         best = int(scores[prompt].argmax())
-        pictures[f"hero-{prompt}"] = images.encode_png(drawn.pictures(prompt)[best])
+        pictures[f"hero-{prompt}"] = thumbnail(drawn.pictures(prompt)[best], LARGE)
         shown.append(
             {"picture": f"hero-{prompt}", "caption": drawn.prompts[prompt], "score": float(scores[prompt, best])}
         )
@@ -128,7 +130,7 @@ def _reconstructions(
     before, after = images.to_uint8(held_out[:count]), images.to_uint8(rebuilt.hard[:count])
     values = metrics.psnr(held_out[:count], rebuilt.hard[:count])
     for row in range(count):
-        pictures[f"original-{row}"], pictures[f"hard-{row}"] = images.encode_png(before[row]), images.encode_png(after[row])
+        pictures[f"original-{row}"], pictures[f"hard-{row}"] = thumbnail(before[row], LARGE), thumbnail(after[row], LARGE)
     return [{"original": f"original-{row}", "hard": f"hard-{row}", "psnr": float(values[row])} for row in range(count)]
 
 
@@ -138,14 +140,14 @@ def neighbours(
     """Held-out, training and drawn pictures beside the training picture nearest to each: the nearest, and at the threshold."""
 
     def known(row: int) -> tuple[bytes, str]:
-        return images.encode_png(images.to_uint8(held_out[[row]])[0]), validation.captions(row)[0]
+        return thumbnail(images.to_uint8(held_out[[row]])[0], LARGE), validation.captions(row)[0]
 
     def trained(row: int) -> tuple[bytes, str]:
-        return images.encode_png(training.images([row])[0]), training.captions(row)[0]
+        return thumbnail(training.images([row])[0], LARGE), training.captions(row)[0]
 
     def sample(row: int) -> tuple[bytes, str]:
         prompt, candidate = found.draws[row]
-        return images.encode_png(drawn.pictures(prompt)[candidate]), drawn.prompts[prompt]
+        return thumbnail(drawn.pictures(prompt)[candidate], LARGE), drawn.prompts[prompt]
 
     nearest = found.held_out.closest(TWINS)
     at_threshold = [row for row in found.held_out.around(TWINS) if row not in nearest]
@@ -210,7 +212,7 @@ def _twin_splits(rows: list[dict]) -> set[str]:
 
 def _pair(reader: PairReader, key: str) -> tuple[bytes, str]:
     row = reader.find([key])[key]
-    return images.encode_png(reader.images([row])[0]), reader.captions(row)[0]
+    return thumbnail(reader.images([row])[0], LARGE), reader.captions(row)[0]
 
 
 def _duplicate(row: dict, ours: tuple[bytes, str], twin: tuple[bytes, str], pictures: dict[str, bytes]) -> Duplicate:
@@ -242,13 +244,13 @@ def _prompt(
     drawn_pictures = drawn.pictures(prompt)
     for candidate in np.argsort(-scores[prompt], kind="stable").tolist():
         key = f"sample-{prompt}-{candidate}"
-        pictures[key] = images.encode_png(drawn_pictures[candidate])
+        pictures[key] = thumbnail(drawn_pictures[candidate], SMALL)
         one = {"picture": key, "score": float(scores[prompt, candidate])}
         candidates.append(one | ({"matches": read[prompt][candidate]} if prompt in read else {}))
     split = evaluation.NAMES.get(drawn.splits[prompt], drawn.splits[prompt])
     row = {"prompt": drawn.prompts[prompt], "split": split, "candidates": candidates}
     if prompt in drawn.given:
-        pictures[f"given-{prompt}"] = images.encode_png(drawn.given[prompt])
+        pictures[f"given-{prompt}"] = thumbnail(drawn.given[prompt], SMALL)
         row["given"] = f"given-{prompt}"
     return row
 

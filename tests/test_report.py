@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 
 from thousandwords import metrics, plots
-from thousandwords.report import Facts, flatten, number, rate, render_report
+from thousandwords.images import encode_png
+from thousandwords.report import Facts, flatten, image, number, rate, render_report
+from thousandwords.scenes import scene_pairs
+from thousandwords.thumbnails import thumbnail
 
 RATES = {
     "prompts": 80, "scene": {"n1": 0.52, "best": 0.87}, "colour": {"n1": 0.61, "best": 0.95},
@@ -251,6 +254,29 @@ def test_a_picture_that_was_not_given_or_is_no_png_is_refused_by_name():
         render_report(facts(), {})
     with pytest.raises(ValueError, match=r"picture 'best' begins with b'GIF89a.*encode it as PNG"):
         render_report(facts(), PICTURES | {"best": b"GIF89a" + bytes(40)})
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (300, 200, 3), np.uint8)
+SCENE = next(iter(scene_pairs(1, 0, "validation")))[1]
+
+
+@pytest.mark.parametrize(("pixels", "width", "height"), [(SCENE, 64, 64), (NOISE, 85, 128)])
+def test_a_thumbnail_stands_on_the_page_in_its_own_size_and_is_the_same_every_time(pixels, width, height):
+    small = thumbnail(pixels, 128)
+
+    found = image("one", {"one": small})
+
+    assert found["src"].startswith("data:image/webp;base64,") and (found["width"], found["height"]) == (width, height)
+    with Image.open(BytesIO(small)) as again:
+        assert again.format == "WEBP" and again.size == (width, height)
+    assert thumbnail(pixels, 128) == small
+
+
+def test_a_thumbnail_of_a_scene_takes_a_quarter_of_its_png_at_most_and_looks_the_same():
+    small = thumbnail(SCENE, 128)
+    with Image.open(BytesIO(small)) as again:
+        apart = np.abs(np.array(again.convert("RGB"), np.float32) - SCENE)
+    assert len(small) < len(encode_png(SCENE)) / 4 and apart.mean() < 6
 
 
 def test_shares_and_figures_are_written_as_one_says_them():

@@ -66,6 +66,15 @@ def test_stages_that_need_nothing_of_each_other_run_side_by_side_and_then_nothin
     assert re.fullmatch(r"1 stage ran in \d+ s; unchanged: first, left, last\n", again)
 
 
+def test_what_a_stage_makes_anew_reaches_those_that_had_nothing_to_do_before(tmp_path):
+    project, stages = tiny_project(tmp_path, meeting()), meeting()
+    assert run(project, "flows.run").returncode == 0
+    stages["first"]["cmd"] = "printenv THOUSANDWORDS_PIPELINE > f; echo 2 > a"
+    (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    assert run(project, "flows.run").stdout.startswith("4 stages ran")
+    assert (project / "d").read_text() == "2\n2\n"
+
+
 def test_with_a_gpu_or_one_place_they_take_turns(monkeypatch, tmp_path):
     project = tiny_project(tmp_path, meeting(), {"parallel": 3})
     monkeypatch.chdir(project)

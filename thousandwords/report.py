@@ -147,15 +147,18 @@ def render_report(facts: Facts, pictures: Mapping[str, bytes]) -> str:
 
 
 def image(key: str, pictures: Mapping[str, bytes]) -> dict[str, Any]:
-    """What an img element needs, from a PNG: {"src": data URI, "width", "height", "pixel_art"}."""
+    """What an img element needs, from a PNG or a lossy WebP: {"src": data URI, "width", "height", "pixel_art"}."""
     if key not in pictures:
         raise ValueError(f"the report's facts name picture '{key}', which is not among the {len(pictures)} "
                          "given; add its PNG bytes to `pictures` under that key")
     data = pictures[key]
-    if not data.startswith(PNG_SIGNATURE) or len(data) < 24:
-        raise ValueError(f"picture '{key}' begins with {data[:8]!r}, which is no PNG; encode it as PNG first")
-    width, height = struct.unpack(">II", data[16:24])
-    return {"src": "data:image/png;base64," + base64.b64encode(data).decode("ascii"),
+    if data.startswith(PNG_SIGNATURE) and len(data) >= 24:
+        kind, (width, height) = "png", struct.unpack(">II", data[16:24])
+    elif data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8 " and len(data) >= 30:
+        kind, (width, height) = "webp", (side & 0x3FFF for side in struct.unpack("<HH", data[26:30]))    # RFC 6386, §9.1
+    else:
+        raise ValueError(f"picture '{key}' begins with {data[:8]!r}, which is no PNG; encode it as PNG or as lossy WebP first")
+    return {"src": f"data:image/{kind};base64," + base64.b64encode(data).decode("ascii"),
             "width": width, "height": height, "pixel_art": width <= PIXEL_ART_WIDTH}
 
 
