@@ -50,10 +50,10 @@ class Screen:
             self.ends(stage)
 
     def _move(self, stage: str, found: re.Match) -> None:
-        bars, label, total = self.bars.setdefault(stage, {}), found["label"], int(found["total"])
-        if label not in bars:
-            bars[label] = tqdm(total=total, desc=label, unit=found["unit"], dynamic_ncols=True, leave=False, file=sys.stderr)
+        bars, label, done = self.bars.setdefault(stage, {}), found["label"], int(found["done"])
+        if label not in bars:  # the rate is of what is done from here on: a resumed training begins late
+            shown = {"unit": found["unit"], "dynamic_ncols": True, "leave": False, "file": sys.stderr}
+            bars[label] = tqdm(initial=done, total=int(found["total"]), desc=label, **shown)
         bar = bars[label]
-        bar.set_postfix_str(found["note"] or "", refresh=False)
-        bar.update(int(found["done"]) - bar.n)
-        bar.refresh()
+        bar.n = done
+        bar.set_postfix_str(found["note"] or "")
