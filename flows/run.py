@@ -22,7 +22,7 @@ from flows._alone import alone
 from flows._screen import Screen
 from flows.graph import Graph, read_graph_when_free
 from flows.placement import read_placement
-from flows.repro import CACHED, RAN, begin, command, failure, has_waited_for_others, is_skipped
+from flows.repro import CACHED, RAN, StageFailed, begin, command, failure, has_waited_for_others, is_skipped
 from thousandwords.errors import UserError
 
 PATIENCE = 12.0  # seconds for a last checkpoint once a run is stopped
@@ -153,6 +153,10 @@ def main(argv: list[str] | None = None) -> None:
         with stopped_by_signals(), alone(screen.tell):
             whole = read_graph_when_free(screen.tell)
             done = run(whole.part(wanted) if wanted else whole, count_places(list(whole.needs)), screen)
+    except StageFailed as error:  # its lines stand above
+        told = str(error).partition(":")[0]
+        print(f"run: {told}. What was made before it stays; mend it, and run the same again", file=sys.stderr)
+        raise SystemExit(1) from error
     except (RuntimeError, UserError) as error:
         print(f"run: {error}", file=sys.stderr)
         raise SystemExit(1) from error

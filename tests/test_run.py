@@ -85,7 +85,7 @@ def test_with_a_gpu_or_one_place_they_take_turns(monkeypatch, tmp_path):
     (project / "flows/placement.yaml").write_text("parallel: 1")
     done = run(project, "flows.run")
     assert done.returncode == 1
-    assert "run: stage left failed with code 3: " in done.stderr, done.stderr
+    assert "run: stage left failed with code 3. What was made before it stays" in done.stderr, done.stderr
 
 
 def test_a_failure_is_told_at_once_and_stops_the_others_which_the_next_run_takes_up(tmp_path):
@@ -95,7 +95,7 @@ def test_a_failure_is_told_at_once_and_stops_the_others_which_the_next_run_takes
     project = tiny_project(tmp_path, stages)
     done = run(project, "flows.run")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("run: stage left failed with code 2: ")
+    assert done.stderr.splitlines()[-1].startswith("run: stage left failed with code 2. ")
     assert not [one for one in psutil.process_iter() if works_in(one, project)]
     (project / "mended").touch()
     assert run(project, "flows.run").stdout.endswith("; unchanged: first\n")
