@@ -18,6 +18,7 @@ from thousandwords import components, evaluation, images, pair_settings, pairs, 
 from thousandwords.distributed import ALONE
 from thousandwords.report import render_report
 from thousandwords.samples import read_samples
+from thousandwords.thumbnails import thumbnail
 
 SETTINGS = {"candidates": 3, "prompts_per_split": 2, "prompts": ["a red star"], "batch_size": 4}
 CAPTIONS = ("A green star above a small blue circle", "something else")
@@ -140,7 +141,7 @@ def test_the_report_shows_a_row_of_each_and_none_of_them_among_the_best(both):
 
     assert [row["split"] for row in rows][-2:] == ["completed", "completed"]
     assert [row.get("given") for row in rows] == [None] * 5 + ["given-5", "given-6"]
-    assert np.array_equal(images.decode_png(shown["given-5"]), samples.given[5])
+    assert shown["given-5"] == thumbnail(samples.given[5], _report.SMALL)
     assert [one["caption"] for one in hero] == samples.prompts[:5]
     page = render_report({"title": "t", "metrics": {"n": 3}, "prompts": rows, "hero": hero}, shown)
     assert page.count('alt="What was given of a picture for: ') == 2
