@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from flows import gpu
@@ -126,19 +125,14 @@ def count_places(stages: list[str]) -> int:
     return 1 if gpu.visible() else read_placement(stages).parallel
 
 
-@contextlib.contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and the end of a terminal stop a run as Ctrl-C does."""
+def stop_on_signals() -> None:
+    """SIGTERM and the end of a terminal stop this program as Ctrl-C does."""
 
     def on_signal(number: int, _: object) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, on_signal)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -150,7 +144,8 @@ def main(argv: list[str] | None = None) -> None:
     if screen.is_terminal:
         os.environ["THOUSANDWORDS_SECONDS_BETWEEN_LINES"] = "0.5"
     try:
-        with stopped_by_signals(), alone(screen.tell):
+        stop_on_signals()
+        with alone(screen.tell):
             whole = read_graph_when_free(screen.tell)
             done = run(whole.part(wanted) if wanted else whole, count_places(list(whole.needs)), screen)
     except StageFailed as error:  # its lines stand above

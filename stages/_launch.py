@@ -42,7 +42,7 @@ def count_processes(params: Path, section: str) -> int:
     """How many processes the file asks for. A file that cannot be read is the stage's to refuse.
 
     "auto" is one per GPU; on a CPU with threads for it two: two threads meet at every product, two processes once
-    an update. On a quiet machine that is no faster, beside other work it is (bench/README.md).
+    an update. On a quiet machine that is no faster, beside other work it is (docs/recipes-clip.md).
     """
     try:
         settings = read_params(params)

@@ -66,7 +66,7 @@ def evaluate(
     if found:
         facts |= _report.neighbours(found, held_out, validation, known, drawn, pictures)
     facts["duplicates"] = _report.duplicates(pairs, pictures)
-    facts["versions"] = versions()
+    facts["versions"] = figures["protocol"]["versions"]
     facts["fingerprints"] = figures["protocol"]["checkpoints"]
     write_bytes(out / "report.html", render_report(facts, pictures).encode())
     write_json(out / "metrics.json", figures)

@@ -82,6 +82,8 @@ def test_features_that_have_no_distance_are_refused():
         fidelity.frechet_distance(torch.zeros(5, 4), torch.zeros(1, 4))
     with pytest.raises(ValueError, match="features of one width; found 4 and 3"):
         fidelity.frechet_distance(torch.zeros(5, 4), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="found 1 and 3"):
+        fidelity.frechet_distance(torch.zeros(5, 1), torch.zeros(5, 3))
     with pytest.raises(ValueError, match="not finite"):
         fidelity.frechet_distance(torch.zeros(5, 4), torch.full((5, 4), torch.nan))
 

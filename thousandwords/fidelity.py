@@ -33,9 +33,9 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     In float64. 0 for equal means and covariances; small sets, and most of all N <= D, read too high. Raises ValueError.
     """
     sides = [_checked("a Fréchet distance", features, least=2) for features in (features_a, features_b)]
+    _check_widths("a Fréchet distance", *sides)
     if sides[0].shape[1] == 1:
         sides = [functional.pad(side, (0, 1)) for side in sides]    # numpy gives the covariance of one feature no axes
-    _check_widths("a Fréchet distance", *sides)
     statistics = [fid_features_to_statistics(side) for side in sides]
     return max(0.0, fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])    # rounding goes below 0
 

@@ -100,7 +100,7 @@ class Facts(TypedDict, total=False):
       codebook        {used, used_kmeans (shares 0..1), perplexity, perplexity_kmeans, vocab_size}
       generator       {val_loss_text, val_loss_image} in nats per token
       n               candidates per prompt
-      clip_score      what `metrics.score_rates` gives
+      clip_score      what `evaluation.clip_score` gives
       caption_match   {"seen", "unseen"}: what `metrics.match_rates` gives; absent for real data
       fidelity        {clip_frechet, clip_kernel, clip_precision, retrieval, overlap, memorisation}: what `likeness.measure`
                       gives; each absent where it was not measured
