@@ -9,8 +9,6 @@ the dense one equal for every kind of layer. All shapes are the same at every po
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -77,11 +75,13 @@ class Window:
         self.slot = slot.tolist()
         self.hidden = torch.full((side * side, self.slots), -torch.inf, device=seen.device)
         self.hidden[query, slot[key]] = 0.0  # (L, slots), added to scores
+        self._after: dict[int, Tensor] = {}
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019  as long as the model keeps the window
     def hidden_after(self, seen: int) -> Tensor:
-        """`hidden` behind so many positions that all see: (L, seen + slots)."""
-        return F.pad(self.hidden, (seen, 0))
+        """`hidden` behind so many positions that all see: (L, seen + slots), made when first asked for."""
+        if seen not in self._after:
+            self._after[seen] = F.pad(self.hidden, (seen, 0))
+        return self._after[seen]
 
     def kept(self, count: int) -> range:
         """Which of the first `count` positions are still kept."""
