@@ -18,12 +18,8 @@ from thousandwords.generators._layers import Layer
 
 def read_one(layer: Layer, stream: Tensor, position: int, cache: LayerCache) -> Tensor:
     """The stream (B, D) of one new image position through one layer that remembers those before it: (B, D)."""
-    attention, mlp = layer.attention, layer.mlp
-    read = _linear(attention.query_key_value, _normalised(layer.attention_norm, stream))
-    attended = cache.step(position, read.view(len(read), 3, attention.num_heads, -1))
-    stream = stream + _linear(attention.output, attended)
-    hidden = mlp.activation(_linear(mlp.hidden, _normalised(layer.mlp_norm, stream)))
-    return stream + _linear(mlp.output, hidden)
+    read = _linear(layer.attention.query_key_value, _normalised(layer.attention_norm, stream))
+    return _with(layer, stream, cache.step(position, read.view(len(read), 3, layer.attention.num_heads, -1)))
 
 
 def read_last(layer: Layer, stream: Tensor, cache: LayerCache, seen: Tensor) -> Tensor:
@@ -31,15 +27,19 @@ def read_last(layer: Layer, stream: Tensor, cache: LayerCache, seen: Tensor) -> 
 
     `seen` (n,): what that position sees. -> (U, D).
     """
-    attention, mlp = layer.attention, layer.mlp
-    read = _linear(attention.query_key_value, _normalised(layer.attention_norm, stream))
-    split = read.unflatten(-1, (3, attention.num_heads, -1))
+    read = _linear(layer.attention.query_key_value, _normalised(layer.attention_norm, stream))
+    split = read.unflatten(-1, (3, layer.attention.num_heads, -1))
     queries, keys, values = split.transpose(1, 3).unbind(dim=2)  # (U, heads, n, head width)
     cache.remember(keys, values)
     attended = F.scaled_dot_product_attention(queries[:, :, -1:], keys, values, attn_mask=seen[None])
-    stream = stream[:, -1] + _linear(attention.output, attended.flatten(1))
-    hidden = mlp.activation(_linear(mlp.hidden, _normalised(layer.mlp_norm, stream)))
-    return stream + _linear(mlp.output, hidden)
+    return _with(layer, stream[:, -1], attended.flatten(1))
+
+
+def _with(layer: Layer, stream: Tensor, attended: Tensor) -> Tensor:
+    """The stream (B, D) with what it attended to (B, heads * head width), and with what the MLP makes of both."""
+    stream = stream + _linear(layer.attention.output, attended)
+    hidden = layer.mlp.activation(_linear(layer.mlp.hidden, _normalised(layer.mlp_norm, stream)))
+    return stream + _linear(layer.mlp.output, hidden)
 
 
 def _linear(linear: nn.Linear, inputs: Tensor) -> Tensor:
