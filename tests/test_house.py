@@ -28,6 +28,7 @@ ALLOWED = {  # part of the library -> the packages from outside that it may impo
     **{f"{name}.py": DATA for name in ("tars", "pairs", "pair_settings", "pair_shards", "pair_writer", "pair_counts")},
     **{f"{name}.py": DATA for name in ("shards", "tables", "samples", "rows", "store")},
     **{f"{name}.py": DATA for name in ("twins", "duplicates", "mixing")},
+    "provenance.py": DATA,
     **{f"{name}.py": DATA for name in ("text", "images", "thumbnails", "scenes", "scene_reader", "loader", "augmentation")},
     **{f"{name}.py": MATHS for name in ("training", "updates", "optim", "checkpoints", "metrics", "sampling", "kmeans")},
     **{f"{name}.py": MATHS for name in ("config", "errors", "files", "naming", "components", "drawing", "evaluation")},

@@ -17,7 +17,16 @@ from torch import Tensor
 
 from thousandwords import components, images, text
 from thousandwords.config import section
-from thousandwords.drawing import Settings, changed, check_prompt, decode_in_parts, draw_candidates, score_in_parts
+from thousandwords.drawing import (
+    Settings,
+    changed,
+    check_guidance,
+    check_prompt,
+    count_batches,
+    decode_in_parts,
+    draw_batch,
+    score_in_parts,
+)
 from thousandwords.errors import UserError
 from thousandwords.files import MANIFEST, read_manifest, write_bytes, write_json, write_manifest
 
@@ -47,7 +56,6 @@ class Package:
     settings: Settings
     fingerprint: str
 
-    @torch.no_grad()
     def draw(
         self, prompt: str, candidates: int | None = None, seed: int = 0, given: Tensor | None = None, **changes: object
     ) -> list[Candidate]:
@@ -58,14 +66,29 @@ class Package:
         prompt = check_prompt(prompt)
         wanted = {**({} if candidates is None else {"candidates": candidates}), **changes}
         settings = changed(self.settings, **wanted)
+        parts = [self.draw_part(prompt, settings, seed, number, given) for number in range(count_batches(1, settings))]
+        return best_first([one for part in parts for one in part])
+
+    @torch.no_grad()
+    def draw_part(
+        self, prompt: str, settings: Settings, seed: int, number: int, given: Tensor | None = None
+    ) -> list[Candidate]:
+        """Batch `number` of a prompt's candidates, in the order of their numbers: `settings.batch_size` of them, or the rest.
+
+        The same batch of the same prompt gives the same bits again, without those before it.
+        """
+        check_guidance(settings.guidance, self.generator.config)
         given = None if given is None else given[None]
-        drawn = list(draw_candidates(self.generator, self.text_tokenizer, [prompt], settings, seed, given))
-        tokens = torch.cat([part.tokens for part in drawn])
-        decoded = decode_in_parts(self.image_tokenizer, tokens)
+        part = draw_batch(self.generator, self.text_tokenizer, [prompt], settings, seed, number, given)
+        decoded = decode_in_parts(self.image_tokenizer, part.tokens)
         scores = score_in_parts(self.scorer, decoded, prompt)
-        pictures = images.to_uint8(decoded)
-        order = scores.argsort(descending=True, stable=True).tolist()
-        return [Candidate(pictures[row], float(scores[row]), row, seed, tokens[row]) for row in order]
+        rows = zip(images.to_uint8(decoded), scores.tolist(), part.candidates, part.tokens, strict=True)
+        return [Candidate(picture, score, candidate, seed, tokens) for picture, score, candidate, tokens in rows]
+
+
+def best_first(drawn: list[Candidate]) -> list[Candidate]:
+    """The highest score in front; of equal ones the first drawn."""
+    return sorted(drawn, key=lambda one: (-one.score, one.candidate))
 
 
 def write_package(folder: Path, parts: dict[str, Path], settings: Settings, facts: dict) -> str:

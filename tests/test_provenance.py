@@ -1,0 +1,68 @@
+"""A picture says how it was drawn; what says something else is refused with a sentence."""
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+
+from thousandwords.drawing import Settings
+from thousandwords.errors import UserError
+from thousandwords.images import decode_image
+from thousandwords.provenance import CHUNK, Provenance, provenance_of, with_provenance
+
+PICTURE = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
+DRAWN = Provenance("a small red star", 7, 2, "0f" * 32, Settings(candidates=4, batch_size=8, top_p=0.8))
+
+
+def png_saying(text: str) -> bytes:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_itxt(CHUNK, text)
+    buffer = io.BytesIO()
+    Image.fromarray(PICTURE).save(buffer, "PNG", pnginfo=chunks)
+    return buffer.getvalue()
+
+
+def saying(**changes: object) -> bytes:
+    return png_saying(json.dumps(dataclasses.asdict(DRAWN) | changes))
+
+
+@given(caption=st.text(st.characters(exclude_categories=["Cs"])), seed=st.integers(0, 2**63 - 1),
+       words=st.none() | st.lists(st.integers(-1, 8191), max_size=9).map(tuple))
+def test_what_is_written_is_read_and_the_picture_stays(caption, seed, words):
+    facts = dataclasses.replace(DRAWN, caption=caption, seed=seed, given=words)
+    data = with_provenance(PICTURE, facts)
+    assert provenance_of(data) == facts
+    assert (decode_image(data) == PICTURE).all()
+    assert with_provenance(PICTURE, facts) == data
+
+
+def test_a_picture_that_says_nothing_has_no_provenance():
+    buffer = io.BytesIO()
+    Image.fromarray(PICTURE).save(buffer, "PNG")
+    assert provenance_of(buffer.getvalue()) is None
+    assert provenance_of(b"GIF89a") is None
+    assert provenance_of(b"") is None
+
+
+@pytest.mark.parametrize(("data", "said"), [
+    (saying(seed=-1), "provenance.seed is -1; seeds run from 0"),
+    (saying(seed="7"), "provenance.seed should be a whole number, found '7'"),
+    (saying(candidate=4), "provenance.candidate is 4 of 4; they count from 0"),
+    (saying(colour="red"), "provenance has no key 'colour'"),
+    (saying(settings={"temperature": 0}), "sampling.temperature is 0.0; it needs to be above 0"),
+    (png_saying("{"), "it is no JSON"),
+    (png_saying("[" * 100_000), "it is no JSON"),
+    (png_saying("[1]"), "provenance should be a block of keys, found [1]"),
+    (png_saying("1" * (2**20 + 1)), "longer than any that was drawn here"),
+    (with_provenance(PICTURE, DRAWN)[:60], "this picture is damaged"),
+])  # fmt: skip
+def test_what_is_not_to_be_understood_is_told(data, said):
+    with pytest.raises(UserError) as caught:
+        provenance_of(data)
+    assert said in str(caught.value) and "params.yaml" not in str(caught.value)
