@@ -1,0 +1,31 @@
+// "Byte for byte": sends a picture of the studio back to the server, which draws it again from what the file says of itself.
+import { postBytes } from './api.js';
+import { announce, el, facts, image } from './pieces.js';
+
+const SAME = 'The same picture came, byte for byte.';
+const OTHER = 'Another picture came. The model, its settings or the machine differ from then.';
+const NAMES = { candidate: 'Candidate', candidates: 'Of', seed: 'Seed', version: 'Model', score: 'Score', fingerprint: 'Fingerprint', caption: 'Caption' };
+
+/** Draws again -> {box: what came of it, for the page; provenance}. `source` is the first picture's address. */
+export async function redraw(blob, source, signal) {
+  const answer = await postBytes('/api/redraw', new Blob([blob], { type: 'image/png' }), signal);
+  announce(answer.same ? SAME : OTHER);
+  return { box: verdict(answer, source), provenance: answer.provenance };
+}
+
+function verdict({ same, png }, source) {
+  return el('section', { class: `verdict ${same ? 'good' : 'bad'}`, 'data-testid': 'redraw-result', 'data-same': String(same) },
+    el('p', {}, el('span', { class: 'mark', 'aria-hidden': 'true' }, same ? '✓' : '≠'), same ? SAME : OTHER),
+    el('div', { class: 'then-now' }, figure(source, 'The file'), figure(`data:image/png;base64,${png}`, 'Drawn now')));
+}
+
+const figure = (source, text) => el('figure', {}, image(source, text), el('figcaption', {}, text));
+
+/** What a picture tells of its making; what is nested is not shown, long fingerprints are shortened. */
+export function provenanceFacts(provenance) {
+  return facts(Object.entries(provenance)
+    .filter(([, value]) => typeof value !== 'object')
+    .map(([key, value]) => [NAMES[key] ?? sentence(key), /^[0-9a-f]{24,}$/.test(value) ? `${value.slice(0, 12)}…` : value]));
+}
+
+const sentence = (key) => (key[0].toUpperCase() + key.slice(1)).replaceAll('_', ' ');
