@@ -1,7 +1,7 @@
 // Compare: two models side by side, with the same caption and seed.
 import { makeBoard } from './board.js';
 import { clearNotice, showError } from './notice.js';
-import { armDice, parts } from './pieces.js';
+import { armDice, armStop, parts } from './pieces.js';
 import { keepInAddress } from './router.js';
 import { requestOf } from './settings.js';
 import { describe, entryOf, fillVersions, listVersions, nameOf } from './versions.js';
@@ -10,11 +10,12 @@ export function makeCompare(view) {
   const part = parts(view);
   const { form } = part;
   const running = new Set();
+  const stop = () => boards.forEach((board) => board.stop());
+  const showRunning = armStop(view, part.stop, stop);
   const boards = [...part.boards.querySelectorAll('.board')].map((root, index) => makeBoard(root, (isDrawing) => {
     running[isDrawing ? 'add' : 'delete'](index);
-    part.stop.hidden = running.size === 0;
+    showRunning(running.size > 0);
   }));
-  const stop = () => boards.forEach((board) => board.stop());
 
   async function load(query) {
     try {
@@ -53,8 +54,6 @@ export function makeCompare(view) {
 
   armDice(part.dice, form);
   form.addEventListener('submit', (event) => { event.preventDefault(); draw(); });
-  part.stop.addEventListener('click', stop);
-  document.addEventListener('keydown', (event) => { if (event.key === 'Escape' && view.isConnected) stop(); });
   let isLoaded = false;
 
   return {

@@ -3,7 +3,7 @@ import { ApiError } from './api.js';
 import { makeBoard } from './board.js';
 import { makeKeepGrid } from './keep.js';
 import { clearNotice, showError } from './notice.js';
-import { armDice, el, image, parts } from './pieces.js';
+import { armDice, armStop, el, image, parts } from './pieces.js';
 import { readPiece, rereadPiece } from './piece.js';
 import { armSettings, requestOf } from './settings.js';
 import { dropZone } from './source.js';
@@ -14,7 +14,7 @@ const DRAWN = -1;    // in `given`: a word to be drawn
 export function makeComplete(view) {
   const form = view.querySelector('form');
   const part = parts(view);
-  const board = makeBoard(view.querySelector('.board'), (isDrawing) => { part.stop.hidden = !isDrawing; });
+  const board = makeBoard(view.querySelector('.board'), armStop(view, part.stop, () => board.stop()));
   let piece = null;
   let grid = null;
 
@@ -76,8 +76,6 @@ export function makeComplete(view) {
   part.source.append(dropZone({ label: 'Choose a picture', hint: 'or drop one here; drawn ones come by “Complete from here”', onFile: (file) => take({ file }) }));
   form.addEventListener('submit', (event) => { event.preventDefault(); draw(); });
   form.elements.rows.addEventListener('input', () => keepTop(Number(form.elements.rows.value)));
-  part.stop.addEventListener('click', board.stop);
-  document.addEventListener('keydown', (event) => { if (event.key === 'Escape' && view.isConnected) board.stop(); });
   chosen.addEventListener('change', async () => {
     if (piece && piece.version !== await currentVersion()) place(() => rereadPiece(piece));
   });

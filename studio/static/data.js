@@ -15,6 +15,7 @@ export function makeData(view) {
   let next = null;
   let latest = null;    // the search whose answer is wanted; an earlier one may answer later
   let timer = null;
+  let search = { query: '', split: '' };    // as it was asked; the form may be typed in meanwhile
 
   /** The first page of the search in the form, or the one at `offset`. */
   async function load(offset = 0) {
@@ -23,9 +24,8 @@ export function makeData(view) {
     try {
       clearNotice(part.notice);
       view.classList.add('busy');
-      const { query, split } = form.elements;
       const version = await currentVersion();
-      const page = await getJson(withQuery('/api/data', { query: query.value.trim(), split: split.value, limit: PAGE, offset, version }));
+      const page = await getJson(withQuery('/api/data', { ...search, limit: PAGE, offset, version }));
       if (mine === latest) showPage(page, offset);
     } catch (error) {
       if (mine === latest) showError(part.notice, error, { retry: () => load(offset) });
@@ -41,18 +41,19 @@ export function makeData(view) {
     else part.pictures.replaceChildren(...things);
     next = page.next;
     part.more.hidden = next === null || next === undefined;
-    part.status.replaceChildren(...stateOf(page, offset, form.elements.query.value));
+    part.status.replaceChildren(...stateOf(page, search.query, part.pictures.childElementCount));
     if (page.state === 'reading') timer = setTimeout(() => { if (view.isConnected) load(); }, READING_PAUSE);
     else announce(part.status.textContent);
   }
 
-  function search() {
-    keepInAddress('data', { query: form.elements.query.value.trim(), split: form.elements.split.value });
+  function ask() {
+    search = { query: form.elements.query.value.trim(), split: form.elements.split.value };
+    keepInAddress('data', search);
     load();
   }
 
-  form.addEventListener('submit', (event) => { event.preventDefault(); search(); });
-  form.elements.split.addEventListener('change', search);
+  form.addEventListener('submit', (event) => { event.preventDefault(); ask(); });
+  form.elements.split.addEventListener('change', ask);
   part.more.addEventListener('click', () => load(next));
   chosen.addEventListener('change', () => { if (view.isConnected) load(); });
   const armed = armVersionSelect(part.versionField.querySelector('select')).catch(() => {});    // load() tells of it
@@ -60,12 +61,13 @@ export function makeData(view) {
   return {
     async enter({ query, split }) {
       await armed;
-      const asked = query !== undefined || split !== undefined;
-      if (asked) {
+      if (query !== undefined || split !== undefined) {
         form.elements.query.value = query ?? '';
         setSplit(form.elements.split, split ?? '');
+        return ask();
       }
-      if (asked || !part.pictures.childElementCount) load();
+      keepInAddress('data', search);
+      if (!part.pictures.childElementCount) load();
     },
   };
 }
@@ -82,10 +84,10 @@ function setSplit(select, split) {
   select.value = split;
 }
 
-function stateOf({ state, done, total, pictures }, offset, query) {
+function stateOf({ state, done, total }, query, shown) {
   if (state === 'none') return ['There are no data here. ', el('span', {}, 'They are made by '), el('code', {}, 'make run'), '.'];
   if (state === 'reading') return [el('span', { 'data-testid': 'reading' }, `Reading the pictures: ${done} of ${total} `), el('progress', { class: 'bar inline', max: total, value: done, 'aria-label': 'Read so far' })];
-  if (!pictures.length && !offset) return [query ? 'Nothing fits. Try other words, or all splits.' : 'This split is empty.'];
+  if (!shown) return [query ? 'Nothing fits. Try other words, or all splits.' : 'This split is empty.'];
   return [query ? `The pictures nearest to “${query}”, best first` : 'In the order of the data'];
 }
 

@@ -1,10 +1,11 @@
 // The dialog of one picture: large, its facts, and everything that can be done with it.
-import { postJson } from './api.js';
+import { postBytes, postJson, withQuery } from './api.js';
 import { provenanceFacts, redraw } from './redraw.js';
 import { clearNotice, showError } from './notice.js';
-import { el, image } from './pieces.js';
+import { announce, el, image } from './pieces.js';
 import { altOf, bytesOf, download, sourceOf } from './pictures.js';
 import { go } from './router.js';
+import { currentVersion } from './versions.js';
 
 const READING_PAUSE = 1500;    // milliseconds until a server that reads its data is asked again
 let shown = null;    // {pictures, index, abort}
@@ -21,9 +22,10 @@ dialog.addEventListener('keydown', (event) => {
 export function openDetail(pictures, index = 0) {
   shown?.abort.abort();
   shown = { pictures, index, abort: new AbortController() };
+  const step = document.activeElement?.dataset.step;    // one who steps on by a button wants to do so again
   fillDialog(pictures[index], shown.abort.signal);
   if (!dialog.open) dialog.showModal();
-  document.getElementById('detail-title').focus();
+  (dialog.querySelector(`[data-step="${step}"]:enabled`) ?? document.getElementById('detail-title')).focus();
 }
 
 /** Opens a file that the studio made, and draws it again at once: that is what one opens it for. */
@@ -33,12 +35,16 @@ export function openStudioPicture(file) {
 }
 
 function fillDialog(picture, signal) {
-  const results = el('div', { class: 'results', 'aria-live': 'polite' });
-  const knowledge = el('div', {}, knownFacts(picture));
-  const learn = (provenance) => knowledge.replaceChildren(provenanceFacts(provenance));
+  const results = el('div', { class: 'results' });
+  const title = el('h2', { id: 'detail-title', tabindex: '-1' }, picture.caption ?? 'A picture');
+  const knowledge = el('div', {}, provenanceFacts(knownOf(picture)));
+  const learn = ({ caption, ...rest }) => {
+    title.textContent = caption ?? title.textContent;
+    knowledge.replaceChildren(provenanceFacts({ ...knownOf(picture), ...rest }));
+  };
   dialog.replaceChildren(
-    el('div', { class: 'detail-head' }, el('h2', { id: 'detail-title', tabindex: '-1' }, picture.caption ?? 'A picture'), stepper(),
-      el('button', { type: 'button', class: 'icon', 'aria-label': 'Close', 'data-testid': 'close', onclick: () => dialog.close() }, '×')),
+    el('div', { class: 'detail-head' }, title,
+      el('button', { type: 'button', class: 'icon', 'aria-label': 'Close', 'data-testid': 'close', onclick: () => dialog.close() }, '×'), stepper()),
     el('div', { class: 'detail-body' },
       image(sourceOf(picture), altOf(picture), { 'data-testid': 'detail-picture' }),
       el('div', {}, knowledge, actions(picture, results, learn, signal))),
@@ -49,14 +55,12 @@ function stepper() {
   const { pictures, index } = shown;
   if (pictures.length < 2) return null;
   const step = (by, name, sign) => el('button', {
-    type: 'button', class: 'icon', 'aria-label': name, disabled: !pictures[index + by], onclick: () => openDetail(pictures, index + by),
+    type: 'button', class: 'icon', 'aria-label': name, 'data-step': by, disabled: !pictures[index + by], onclick: () => openDetail(pictures, index + by),
   }, sign);
   return el('div', { class: 'stepper' }, step(-1, 'The one before', '‹'), el('span', {}, `${index + 1} of ${pictures.length}`), step(1, 'The next', '›'));
 }
 
-const knownFacts = (picture) => provenanceFacts({
-  seed: picture.seed, candidate: picture.candidate, candidates: picture.candidates, version: picture.version, score: picture.score?.toFixed(3),
-});
+const knownOf = ({ seed, candidate, candidates, version, score }) => ({ seed, candidate, candidates, version, score: score?.toFixed(3) });
 
 function actions(picture, results, learn, signal) {
   const button = (name, testid, onclick) => el('button', { type: 'button', 'data-testid': testid, onclick }, name);
@@ -66,13 +70,14 @@ function actions(picture, results, learn, signal) {
     button('Draw again, byte for byte', 'redraw', () => attempt(results, () => showRedrawn(picture, results, learn, signal))),
     button('Complete from here', 'to-complete', send('complete')),
     button('Look at its words', 'to-words', send('words')),
-    picture.words && button('Nearest training pictures', 'nearest', () => attempt(results, () => showNearest(picture, results, signal))));
+    button('Nearest training pictures', 'nearest', () => attempt(results, () => showNearest(picture, results, signal))));
 }
 
 async function attempt(results, action) {
   clearNotice(results);
   try {
     await action();
+    results.scrollIntoView({ block: 'nearest' });
   } catch (error) {
     showError(results, error, { retry: () => attempt(results, action) });
   }
@@ -86,11 +91,12 @@ async function showRedrawn(picture, results, learn, signal) {
 }
 
 async function showNearest(picture, results, signal) {
-  const { words, version } = picture;
+  const version = picture.version ?? await currentVersion();
+  const { words } = picture.words ? picture : await postBytes(withQuery('/api/pictures', { version }), await bytesOf(picture), signal);
   for (;;) {
     const answer = await postJson('/api/nearest', { words, version }, signal);
     results.replaceChildren(nearestOf(answer));
-    if (answer.state !== 'reading') return;
+    if (answer.state !== 'reading') return announce('The nearest training pictures are here.');
     await new Promise((resolve) => setTimeout(resolve, READING_PAUSE));
     signal.throwIfAborted();
   }

@@ -2,7 +2,7 @@
 import { makeBoard } from './board.js';
 import { openStudioPicture } from './detail.js';
 import { clearNotice, showError } from './notice.js';
-import { armDice, parts } from './pieces.js';
+import { armDice, armStop, parts } from './pieces.js';
 import { keepInAddress } from './router.js';
 import { armSettings, exampleChips, requestOf } from './settings.js';
 import { dropZone } from './source.js';
@@ -14,7 +14,7 @@ const KEPT = ['prompt', 'candidates', 'seed', 'temperature', 'top_k', 'top_p', '
 export function makeDraw(view) {
   const form = view.querySelector('form');
   const part = parts(view);
-  const board = makeBoard(view.querySelector('.board'), (isDrawing) => { part.stop.hidden = !isDrawing; });
+  const board = makeBoard(view.querySelector('.board'), armStop(view, part.stop, () => board.stop()));
   const notices = view.querySelector('.notices');
 
   async function load() {
@@ -47,8 +47,6 @@ export function makeDraw(view) {
   form.addEventListener('submit', (event) => { event.preventDefault(); draw(); });
   form.addEventListener('input', keep);
   chosen.addEventListener('change', () => { keepAddress(form); showExamples(part.examples, form).catch((error) => showError(notices, error, { retry: load })); });
-  part.stop.addEventListener('click', board.stop);
-  document.addEventListener('keydown', (event) => { if (event.key === 'Escape' && view.isConnected && !event.defaultPrevented) board.stop(); });
   part.opener.append(dropZone({ label: 'Open a picture of the studio', hint: 'it tells how it was drawn, and is drawn again', testid: 'upload-studio', onFile: openStudioPicture }));
   armDice(part.dice, form);
   const ready = load().then(() => fill(form, recall('draw')));
@@ -61,10 +59,13 @@ export function makeDraw(view) {
       if (payload?.settings) fill(form, payload.settings);
       keep();
       if (payload?.drawNow) draw();
-      else form.elements.prompt.focus({ preventScroll: true });
+      else if (hasKeyboard()) form.elements.prompt.focus({ preventScroll: true });
     },
   };
 }
+
+/** On a phone the focus would raise a keyboard over half of the page. */
+const hasKeyboard = () => matchMedia('(pointer: fine)').matches;
 
 /** Writes those values that are there; a form that is new has the packaged numbers. */
 function fill(form, values) {

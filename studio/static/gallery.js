@@ -4,6 +4,7 @@ import { openDetail } from './detail.js';
 import { clearNotice, showError } from './notice.js';
 import { announce, confirmed, count, el, facts, image, parts, when } from './pieces.js';
 import { go } from './router.js';
+import { sentence } from './redraw.js';
 import { tile } from './tiles.js';
 
 const PAGE = 24;
@@ -11,13 +12,15 @@ const PAGE = 24;
 export function makeGallery(view) {
   const part = parts(view);
   let next = null;
+  let listScroll = 0;    // where one was when a draw was opened
 
   /** Reads the newest page, or the one after what is shown. */
   async function load(before = null) {
     try {
       clearNotice(part.notice);
-      if (!before) part.draws.replaceChildren(...Array.from({ length: 3 }, () => el('li', { class: 'card pending', 'aria-hidden': 'true' })));
+      if (!part.draws.childElementCount) part.draws.replaceChildren(...Array.from({ length: 3 }, () => el('li', { class: 'card pending', 'aria-hidden': 'true' })));
       const page = await getJson(withQuery('/api/gallery', { before, limit: PAGE }));
+      if (!before && page.draws.length && page.draws[0].id === part.draws.firstElementChild?.dataset.id) return;    // nothing new
       next = page.next;
       const cards = page.draws.map((draw) => card(draw, discard));
       if (before) part.draws.append(...cards);
@@ -30,8 +33,10 @@ export function makeGallery(view) {
   }
 
   async function open(id) {
+    if (!part.list.hidden) listScroll = scrollY;
     part.list.hidden = true;
     part.one.hidden = false;
+    scrollTo(0, 0);
     part.one.replaceChildren(el('p', { class: 'status busy' }, 'Looking it up …'));
     try {
       part.one.replaceChildren(...wholeDraw(await getJson(`/api/gallery/${encodeURIComponent(id)}`), discard));
@@ -47,19 +52,30 @@ export function makeGallery(view) {
     try {
       await remove(`/api/gallery/${encodeURIComponent(draw.id)}`);
       announce('Deleted.');
-      if (part.one.hidden) load();
-      else go('gallery');
+      takeCard(draw.id);
+      if (part.list.hidden) go('gallery');
     } catch (error) {
       showError(part.notice, error, { retry: () => discard(draw) });
     }
+  }
+
+  /** Takes a card away; the focus goes to its neighbour, and an empty gallery says so. */
+  function takeCard(id) {
+    const gone = [...part.draws.children].find((one) => one.dataset.id === id);
+    const neighbour = gone?.nextElementSibling ?? gone?.previousElementSibling;
+    gone?.remove();
+    neighbour?.querySelector('a').focus();
+    if (!part.draws.childElementCount) load();
   }
 
   part.more.addEventListener('click', () => load(next));
   return {
     enter({ id }) {
       if (id) return open(id);
+      const wasOpen = part.list.hidden;
       part.list.hidden = false;
       part.one.hidden = true;
+      if (wasOpen) scrollTo(0, listScroll);
       return load();
     },
   };
@@ -78,7 +94,7 @@ function card(draw, discard) {
     el('a', { class: 'best-four', href: addressOf(draw), 'aria-label': `Open all candidates of “${draw.prompt}”` },
       draw.best.map(({ url }) => image(url, '', { loading: 'lazy' }))),
     el('div', { class: 'card-text' }, el('h2', {}, el('a', { href: addressOf(draw) }, draw.prompt)),
-      el('p', { class: 'quiet' }, `${when(draw.when)} · ${count(draw.candidates, 'candidate')} · seed ${draw.seed}${draw.is_completion ? ' · completion' : ''}`)),
+      el('p', { class: 'quiet' }, `${when(draw.when)} · ${count(draw.candidates, 'candidate')} · seed ${draw.seed} · ${draw.version}${draw.is_completion ? ' · completion' : ''}`)),
     el('div', { class: 'card-actions' }, again(draw),
       el('button', { type: 'button', class: 'quiet', 'data-testid': 'delete', 'aria-label': `Delete “${draw.prompt}”`, onclick: () => discard(draw) }, 'Delete')));
 }
@@ -104,7 +120,7 @@ function wholeDraw(draw, discard) {
     back(),
     el('header', { class: 'intro' }, el('h1', { tabindex: '-1' }, draw.prompt)),
     facts([['Drawn', when(draw.when)], ['Seed', draw.seed], ['Model', draw.version], ['Kind', draw.is_completion ? 'completion' : null],
-      ...Object.entries(draw.settings ?? {}).filter(([, value]) => typeof value !== 'object').map(([name, value]) => [name.replaceAll('_', '-'), value])]),
+      ...Object.entries(draw.settings ?? {}).filter(([, value]) => typeof value !== 'object').map(([name, value]) => [sentence(name), value])]),
     el('div', { class: 'controls' }, again(draw), el('button', { type: 'button', class: 'quiet', 'data-testid': 'delete', onclick: () => discard(draw) }, 'Delete')),
     el('ul', { class: 'tiles' }, pictures.map((picture, index) => el('li', { class: `tile-place${index ? '' : ' best'}` }, tile(picture, () => openDetail(pictures, index))))),
   ];

@@ -25,13 +25,16 @@ export function clearNotice(place, form = null) {
 function notice(error, place, retry) {
   const words = el('p', {}, error.message);
   const box = el('div', { class: 'notice', role: 'alert', 'data-testid': 'notice', 'data-status': error.status }, words);
-  if (!retry) return box;
+  if (!retry || !mayPass(error.status)) return box;
   const again = () => { clearNotice(place); retry(); };
   box.append(el('button', { type: 'button', 'data-testid': 'retry', onclick: again }, 'Try again'));
   if (error.status === 429) countDown(box, words, error.retryAfter ?? QUEUE_WAIT, again, place);
   if (error.status === 0 || error.status === 503) retryWhenBack(box, again);
   return box;
 }
+
+/** Whether the same request may go well later: not, where the request itself was refused. */
+const mayPass = (status) => status === 0 || status === 408 || status === 429 || status >= 500;
 
 function countDown(box, words, seconds, again, place) {
   const left = el('p', { class: 'countdown', 'data-testid': 'countdown' });

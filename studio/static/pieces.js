@@ -66,6 +66,21 @@ export function armDice(button, form) {
   });
 }
 
+/**
+ * Lets the button and Escape stop what runs -> onChange(isRunning), which shows the button while there is something to stop.
+ * Escape belongs to a dialog first, and to no view that is not looked at.
+ */
+export function armStop(view, button, stop) {
+  button.addEventListener('click', stop);
+  document.addEventListener('keydown', (event) => {
+    if (event.key === 'Escape' && view.isConnected && !document.querySelector('dialog[open]')) stop();
+  });
+  return (isRunning) => {
+    if (!isRunning && document.activeElement === button) view.querySelector('[type=submit]').focus();    // it goes, the focus shall not
+    button.hidden = !isRunning;
+  };
+}
+
 /** "Mon 22 Nov, 12:00" in the reader's own language and time zone. */
 export function when(iso) {
   const date = new Date(iso);

@@ -4,7 +4,7 @@ import { announce, el, facts, image } from './pieces.js';
 
 const SAME = 'The same picture came, byte for byte.';
 const OTHER = 'Another picture came. The model, its settings or the machine differ from then.';
-const NAMES = { candidate: 'Candidate', candidates: 'Of', seed: 'Seed', version: 'Model', score: 'Score', fingerprint: 'Fingerprint', caption: 'Caption' };
+const NAMES = { candidate: 'Candidate', candidates: 'Candidates', seed: 'Seed', version: 'Model', score: 'Score', fingerprint: 'Fingerprint', caption: 'Caption' };
 
 /** Draws again -> {box: what came of it, for the page; provenance}. `source` is the first picture's address. */
 export async function redraw(blob, source, signal) {
@@ -28,4 +28,4 @@ export function provenanceFacts(provenance) {
     .map(([key, value]) => [NAMES[key] ?? sentence(key), /^[0-9a-f]{24,}$/.test(value) ? `${value.slice(0, 12)}…` : value]));
 }
 
-const sentence = (key) => (key[0].toUpperCase() + key.slice(1)).replaceAll('_', ' ');
+export const sentence = (key) => (key[0].toUpperCase() + key.slice(1)).replaceAll('_', ' ');

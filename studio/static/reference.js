@@ -45,6 +45,7 @@ function parameterRow({ name, in: place, schema, required, description }, whole)
 }
 
 function table(head, rows) {
+  if (rows.every((row) => !row.at(-1))) return table(head.slice(0, -1), rows.map((row) => row.slice(0, -1)));    // nothing is said there
   return el('div', { class: 'table', tabindex: '0' }, el('table', {}, el('thead', {}, el('tr', {}, head.map((text) => el('th', { scope: 'col' }, text)))),
     el('tbody', {}, rows.map((row) => el('tr', {}, row.map((text, index) => (index ? el('td', {}, text) : el('td', {}, el('code', {}, text)))))))));
 }

@@ -13,7 +13,8 @@ export async function armSettings(form) {
     fold.append(document.getElementById('settings').content.cloneNode(true));
     chosen.addEventListener('change', () => showModel(form).catch(() => {}));    // the view tells of it
   }
-  await armVersionSelect(fold.querySelector('.version'));
+  const select = fold.querySelector('.version');
+  if (!select.options.length) await armVersionSelect(select);
   await showModel(form);
 }
 

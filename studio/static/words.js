@@ -17,6 +17,7 @@ const READABLE = 12;    // words a side, up to which numbers fit into their cell
 
 export function makeWords(view) {
   const part = parts(view);
+  let edits = Promise.resolve();
   const bench = { part, piece: null, grid: null, history: null, cell: null };
   const surprise = makeSurprise(part, { state: () => stateOf(bench), jump: (row, column) => { choose(bench, row, column); bench.grid.focus(row, column); } });
   const stitch = makeStitch(part, { piece: () => bench.piece, apply: (change, done) => edit(change, done) });
@@ -38,11 +39,15 @@ export function makeWords(view) {
     }
   }
 
+  /** One change after the other: each starts from the words that the one before left. */
+  function edit(change, done) {
+    edits = edits.then(() => editNow(change, done));
+  }
+
   /** Changes the words by POST /api/words, and remembers them as they were. */
-  async function edit(change, done) {
-    const form = part.editor;
+  async function editNow(change, done) {
     try {
-      clearNotice(part.notice, form);
+      clearNotice(part.notice, part.editor);
       const { words, version } = stateOf(bench);
       const answer = await postJson('/api/words', { words, version, ...change });
       bench.history.push({ words: answer.words, source: pngSource(answer.png), png: answer.png });
