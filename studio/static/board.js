@@ -24,7 +24,8 @@ export function makeBoard(root, onChange = () => {}) {
     try {
       await follow(shown, request, mine.signal, form);
     } catch (error) {
-      showEnd(shown, error, mine.signal);
+      if (controller !== mine) return;    // another draw has begun here, and the board is its
+      showEnd(shown, mine.signal);
       showError(shown.notices, error, { retry: () => draw(request, form), form });
     } finally {
       if (controller === mine) {
@@ -43,13 +44,14 @@ export function makeBoard(root, onChange = () => {}) {
 
 async function follow(shown, request, signal, form) {
   const run = { request, drawn: [], places: placeholders(request.candidates), version: request.version };
+  let isRanked = false;
   begin(shown, run, form);
   for await (const event of postForEvents('/api/draw', request, signal)) {
     const handle = HANDLERS[event.event];
     if (handle) handle(shown, run, event);    // events that a later server adds are no concern of ours
-    if (event.event === 'ranked') return;
+    isRanked ||= event.event === 'ranked';    // read on to the end: hanging up early looks like a stop
   }
-  throw new ApiError('The server stopped in the middle of its answer. Draw again.', { status: 500 });
+  if (!isRanked) throw new ApiError('The server stopped in the middle of its answer. Draw again.', { status: 500 });
 }
 
 function begin(shown, run, form) {
@@ -118,7 +120,7 @@ function showTruncated(note, read) {
 }
 
 /** What was drawn stays; places that will not be filled go. */
-function showEnd(shown, error, signal) {
+function showEnd(shown, signal) {
   shown.bar.hidden = true;
   for (const place of shown.list.querySelectorAll('.pending')) place.closest('li').remove();
   shown.status.textContent = signal.aborted ? `Stopped after ${count(shown.list.children.length, 'candidate')}` : '';
