@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
@@ -78,11 +79,29 @@ def label_of(version: ModelVersion) -> str:
     return f"version {version.version} of {version.name}"
 
 
-def line(version: ModelVersion, aliases: list[str]) -> str:
-    """"version 3  package 0f1e2d3c4b5a  commit 9a8b7c6d  sound @challenger"."""
-    known = json.loads(version.tags.get(EVIDENCE, "{}"))
-    problems = len(known.get("problems", []))
-    said = f"{problems} problem{'s' * (problems > 1)}" if problems else "sound"
-    commit, package = version.tags.get("git.commit", "none")[:8], version.tags.get("package.sha256", "none")[:12]
-    named = "".join(f" @{alias}" for alias in sorted(aliases))
-    return f"version {version.version}  package {package}  commit {commit}  {said}{named}"
+@dataclass(frozen=True)
+class Known:
+    """What the tags of a version say of it, in short."""
+
+    number: str
+    aliases: tuple[str, ...]
+    package: str  # sha256 of the package's manifest
+    commit: str
+    problems: int  # that spoke against it when it was registered
+
+    @property
+    def soundness(self) -> str:
+        return f"{self.problems} problem{'s' * (self.problems > 1)}" if self.problems else "sound"
+
+    @property
+    def line(self) -> str:
+        """"version 3  package 0f1e2d3c4b5a  commit 9a8b7c6d  sound @challenger"."""
+        named = "".join(f" @{alias}" for alias in self.aliases)
+        return f"version {self.number}  package {self.package[:12]}  commit {self.commit[:8]}  {self.soundness}{named}"
+
+
+def in_short(version: ModelVersion, aliases: list[str]) -> Known:
+    tags = version.tags
+    problems = len(json.loads(tags.get(EVIDENCE, "{}")).get("problems", []))
+    package, commit = tags.get("package.sha256", "none"), tags.get("git.commit", "none")
+    return Known(number_of(version), tuple(sorted(aliases)), package, commit, problems)

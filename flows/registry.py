@@ -22,7 +22,19 @@ from flows._client import answering
 from flows._evidence import evidence_of, gather
 from flows._new_version import add_version
 from flows._stored import fetch_version, manifest_of
-from flows._versions import CHALLENGER, CHAMPION, NAME, known_of, line, move, newest_first, newest_with, number_of, resolve
+from flows._versions import (
+    CHALLENGER,
+    CHAMPION,
+    NAME,
+    Known,
+    in_short,
+    known_of,
+    move,
+    newest_first,
+    newest_with,
+    number_of,
+    resolve,
+)
 from thousandwords.config import section
 from thousandwords.errors import UserError
 from thousandwords.files import fingerprint
@@ -110,12 +122,17 @@ def fetch(wanted: str, folder: Path, root: Path = Path(".")) -> Path:
         return fetch_version(resolve(client, wanted), Path(folder))
 
 
-def show(root: Path = Path(".")) -> list[str]:
-    """A line per version, newest first."""
+def listed(root: Path = Path(".")) -> list[Known]:
+    """All versions in short, newest first."""
     with answering(root) as client:
         versions = newest_first(client)
         aliases = client.get_registered_model(NAME).aliases if versions else {}
-        return [line(one, [alias for alias, number in aliases.items() if str(number) == number_of(one)]) for one in versions]
+        return [in_short(one, [alias for alias, number in aliases.items() if str(number) == number_of(one)]) for one in versions]
+
+
+def show(root: Path = Path(".")) -> list[str]:
+    """A line per version, newest first."""
+    return [known.line for known in listed(root)]
 
 
 def serve(wanted: str, port: int, root: Path = Path(".")) -> None:
