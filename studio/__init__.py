@@ -1,1 +1,1 @@
-"""The studio: a page and an HTTP API in which a trained model is drawn with and looked into."""
+"""A page and an HTTP API over the models: ask, look, complete, set words, compare. Run: python -m studio."""

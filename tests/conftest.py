@@ -30,6 +30,12 @@ def environment_is_left_as_it_was():
 
 
 @pytest.fixture(scope="session")
+def anyio_backend():
+    """What runs a test that is marked `anyio`."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
 def parts(tmp_path_factory):
     """Folders of four tiny models that fit together; to be read only."""
     return write_parts(tmp_path_factory.mktemp("parts"))

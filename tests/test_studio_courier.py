@@ -1,0 +1,163 @@
+"""The line of requests: in order, with an end, left and stopped at any time; a painter that dies takes one request with it."""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+
+import psutil
+import pytest
+
+from studio import courier as couriers
+from studio.courier import Courier, Full, NotReady, events_of
+from studio.painter import Places
+from tests.studio_process import TryingPainter
+from thousandwords.errors import UserError
+
+pytestmark = pytest.mark.anyio
+
+
+@contextlib.asynccontextmanager
+async def running(first=lambda: "somewhere"):
+    courier = Courier(Places(), 200, make=TryingPainter, first=first)
+    courier.start()
+    try:
+        while courier.status == "loading":
+            await asyncio.sleep(0.01)
+        yield courier
+    finally:
+        await asyncio.to_thread(courier.close)
+
+
+@pytest.fixture(scope="module")
+async def courier():
+    """One for all tests: each leaves it as it was, or waits until it is so."""
+    async with running() as courier:
+        yield courier
+
+
+async def never() -> bool:
+    return False
+
+
+async def until(is_so) -> None:
+    for _ in range(2000):
+        if is_so():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("waited in vain")
+
+
+async def answers(courier: Courier, prompt: str, seconds: float = 60) -> list[dict]:
+    request = courier.ask("draw", folder="", prompt=prompt)
+    return [event async for event in events_of(courier, request, seconds, never)]
+
+
+def names(events: list[dict]) -> list[str]:
+    return [event["event"] for event in events]
+
+
+async def test_requests_are_done_one_after_the_other_and_told_how_many_are_ahead(courier):
+    first = courier.ask("draw", folder="", prompt="sleep")
+    await until(lambda: courier.is_at_work(first))
+    second, third = courier.ask("draw", folder="", prompt="a"), courier.ask("draw", folder="", prompt="b")
+    assert [courier.ahead(one) for one in (first, second, third)] == [0, 1, 2]
+    heard = []
+
+    async def listen() -> None:
+        async for event in events_of(courier, third, 60, never):
+            heard.append(event)
+
+    listening = asyncio.create_task(listen())
+    await until(lambda: heard)
+    assert heard[0] == {"event": "queued", "ahead": 2}
+    courier.stop(first)
+    await listening
+    assert names(heard)[-2:] == ["started", "ranked"] and courier.ahead(third) is None
+
+
+async def test_a_full_line_takes_no_more_and_works_again_when_it_is_shorter(courier, monkeypatch):
+    monkeypatch.setattr(courier, "capacity", 2)
+    first = courier.ask("draw", folder="", prompt="sleep")
+    await until(lambda: courier.is_at_work(first))
+    waiting = [courier.ask("draw", folder="", prompt="a") for _ in range(2)]
+    with pytest.raises(Full):
+        courier.ask("draw", folder="", prompt="b")
+    courier.stop(waiting[0])
+    assert courier.waiting() == 1
+    third = courier.ask("draw", folder="", prompt="b")
+    courier.stop(first)
+    assert names([event async for event in events_of(courier, third, 60, never)])[-1] == "ranked"
+
+
+async def test_what_nobody_waits_for_is_stopped_in_the_middle_and_the_painter_lives_on(courier):
+    asked = []
+
+    async def gone() -> bool:
+        return len(asked) > 0
+
+    request = courier.ask("draw", folder="", prompt="sleep")
+    pid = courier._process.pid
+    async for event in events_of(courier, request, 60, gone):
+        asked.append(event)
+    await until(lambda: not courier.is_at_work(request))
+    assert names(await answers(courier, "a")) == ["started", "ranked"]
+    assert courier._process.pid == pid
+
+
+async def test_200_requests_that_are_left_at_once_leave_nothing_behind(courier):
+    requests = [courier.ask("draw", folder="", prompt="sleep" if number % 2 else "a") for number in range(200)]
+    for request in requests:
+        courier.stop(request)
+    assert courier.waiting() == 0
+    assert names(await answers(courier, "a")) == ["started", "ranked"]
+
+
+async def test_what_takes_too_long_is_stopped_with_a_sentence(courier):
+    *_, last = await answers(courier, "sleep", seconds=0.3)
+    assert last["status"] == 503 and last["error"].startswith("this took longer than 0 seconds and was stopped. Ask for fewer")
+    assert names(await answers(courier, "a")) == ["started", "ranked"]
+
+
+async def test_a_painter_that_does_not_hear_is_ended(courier, monkeypatch):
+    monkeypatch.setattr(couriers, "PATIENCE", 0.3)
+    request = courier.ask("draw", folder="", prompt="deaf")
+    await until(lambda: courier.is_at_work(request) and not request.events.empty())
+    pid = courier._process.pid
+    courier.stop(request)
+    await until(lambda: courier.status == "ready" and courier._process.pid != pid)
+    assert not psutil.pid_exists(pid) and names(await answers(courier, "a")) == ["started", "ranked"]
+
+
+@pytest.mark.parametrize("prompt, said", [
+    ("die", "the process that draws has died, perhaps for lack of memory, and is being replaced. Try again in a moment"),
+    ("break", "something went wrong while drawing, and the log says what. Try again"),
+    ("CUDA", "something went wrong while drawing, and the log says what. Try again"),
+    ("full", "the GPU has no memory left for this. Ask for fewer candidates, or later"),
+])  # fmt: skip
+async def test_a_request_that_goes_wrong_is_told_and_the_next_is_served(courier, prompt, said):
+    pid = courier._process.pid
+    waiting = courier.ask("draw", folder="", prompt=prompt)
+    behind = courier.ask("draw", folder="", prompt="behind")
+    *_, last = [event async for event in events_of(courier, waiting, 60, never)]
+    assert (last["status"], last["error"]) == (503, said)
+    assert [event async for event in events_of(courier, behind, 60, never)][-1] == {"event": "ranked", "prompt": "behind"}
+    assert (courier._process.pid == pid) is (prompt in ("break", "full"))  # a GPU that has failed needs a new process
+
+
+async def test_without_models_everybody_is_told_why():
+    def nothing() -> str:
+        raise UserError("there is nothing to draw with. Run: make run")
+
+    async with running(first=nothing) as courier:
+        assert courier.status == "broken"
+        with pytest.raises(NotReady, match="there is nothing to draw with. Run: make run"):
+            courier.ask("draw", folder="", prompt="a")
+
+
+async def test_the_end_of_the_server_is_the_painters():
+    async with running() as courier:
+        request = courier.ask("draw", folder="", prompt="sleep")
+        await until(lambda: courier.is_at_work(request))
+        pid = courier._process.pid
+    assert not psutil.pid_exists(pid) and pid != os.getpid()
