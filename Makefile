@@ -22,7 +22,7 @@ OUT ?= drawn
 export PROMPT
 export THOUSANDWORDS_NIGHTLY := $(or $(NIGHTLY),$(THOUSANDWORDS_NIGHTLY))
 
-.PHONY: help setup ray run test test-slow bench conformance lint draw flow status deploy workers workers-stop fleet nightly register promote rollback serve servers servers-stop servers-status ui plan verify lock clean
+.PHONY: help setup ray run test test-slow bench conformance lint draw flow status deploy workers workers-stop fleet nightly register promote rollback serve servers servers-stop servers-status studio ui plan verify lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -109,6 +109,9 @@ servers-stop: $(READY)  ## ends them, also what a kill left behind
 
 servers-status: $(READY)  ## which of them are up
 	@python -m flows.servers status
+
+studio: $(READY)  ## a page to draw, complete, set words, look back and compare, at http://127.0.0.1:7860; OPTIONS="--port 8000"
+	@python -m studio $(OPTIONS)
 
 ui: $(READY)  ## MLflow: every run, its curves and pictures, at http://127.0.0.1:5000
 	@mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/.mlflow/mlflow.db}"

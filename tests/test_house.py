@@ -79,7 +79,7 @@ def own_files(file: str) -> set[str]:
 def outside(file: str) -> set[str]:
     """The packages from outside, the standard library apart, that a file imports."""
     tops = {name.partition(".")[0] for name in imported(file)}
-    return tops - set(sys.stdlib_module_names) - {"thousandwords", "stages", "flows", "tests", "__future__"}
+    return tops - set(sys.stdlib_module_names) - {"thousandwords", "stages", "flows", "studio", "tests", "__future__"}
 
 
 def closure(file: str) -> set[str]:
@@ -145,9 +145,24 @@ def test_flows_never_touch_tensors():
     assert not [file for file in python_files("flows") if {"torch", "pyarrow", "numpy"} & outside(file)]
 
 
-def test_nothing_but_tests_imports_stages_or_flows():
+def test_nothing_but_the_studio_and_tests_imports_stages_or_flows():
     for file in python_files("thousandwords"):
-        assert not {name for name in imported(file) if name.partition(".")[0] in ("stages", "flows")}, file
+        assert not {name for name in imported(file) if name.partition(".")[0] in ("stages", "flows", "studio")}, file
+    for file in [*python_files("stages"), *python_files("flows")]:
+        assert not {name for name in imported(file) if name.partition(".")[0] == "studio"}, file
+
+
+def test_the_studio_reaches_the_registry_by_one_door_and_tools_of_the_pipeline_not_at_all():
+    files = python_files("studio")
+    reached = {file: {name for name in imported(file) if name.partition(".")[0] in ("stages", "flows")} for file in files}
+    assert {file for file, names in reached.items() if names} == {"studio/versions.py", "studio/__main__.py"}
+    assert reached["studio/__main__.py"] == {"stages._environment"}  # no telemetry, before anything else is imported
+    assert not [file for file in files if {"mlflow", "prefect", "dvc"} & outside(file)]
+
+
+def test_no_request_to_the_studio_touches_a_tensor_in_its_server():
+    for name in ("app", "routes", "schema", "streaming", "refusals", "doors", "connections", "courier", "versions"):
+        assert "torch" not in outside(f"studio/{name}.py"), name
 
 
 def dvc_stages() -> dict:
@@ -214,7 +229,7 @@ def tracked() -> list[str]:
 def test_the_readme_tree_names_every_file_of_the_library_the_stages_and_the_flows():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in tracked():
-        if name.endswith(".py") and name.startswith(("thousandwords/", "stages/", "flows/")):
+        if name.endswith(".py") and name.startswith(("thousandwords/", "stages/", "flows/", "studio/")):
             shown = f"{Path(name).parts[1]}/" if name.count("/") > 1 else Path(name).name
             assert shown in readme or name.endswith("__init__.py"), f"README.md does not name {name}"
 
