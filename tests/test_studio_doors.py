@@ -49,7 +49,9 @@ def ask(app, method="GET", path="/", headers=(), pieces=(b"",)) -> Answer:
 
     async def send(message):
         if message["type"] == "http.response.start":
-            answer.status, answer.headers = message["status"], {k.decode(): v.decode() for k, v in message["headers"]}
+            answer.status, names = message["status"], [name for name, _ in message["headers"]]
+            answer.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+            assert len(names) == len(answer.headers), f"a header stands twice in {names}"
         answer.body += message.get("body", b"")
 
     asyncio.run(asyncio.wait_for(app(scope, receive, send), 10))  # what waits for ever is a failure, no hang
