@@ -87,7 +87,7 @@ def serve(options: argparse.Namespace) -> None:
         app = make_app(Studio(courier, versions, Gallery(options.gallery), options.deadline))
         names = [*options.allowed_host, *([] if options.host in WILDCARDS else [options.host])]
         config = uvicorn.Config(guarded(app, hosts=names, limits=UPLOADS), http=Protocol, log_level="warning", ws="none",
-                                timeout_graceful_shutdown=GRACE, server_header=False)  # fmt: skip
+                                timeout_graceful_shutdown=GRACE, server_header=False, proxy_headers=False)  # fmt: skip
         uvicorn.Server(config).run(sockets=[door])
 
 

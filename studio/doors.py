@@ -9,7 +9,6 @@ studio/connections.py. Left out: who the user is (whoever reaches the port may d
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import logging
 import re
@@ -21,7 +20,7 @@ from urllib.parse import quote
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from thousandwords.errors import UserError
+from studio.hosts import allowed_name, host_and_port, is_origin_of
 
 LOGGER = logging.getLogger("studio")
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -44,11 +43,6 @@ WENT_WRONG = (
     "something went wrong here, not with your request. What it was stands in the studio's log; ask again, and if it "
     "happens again, restart the studio"
 )
-HOST = re.compile(
-    r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?)(?::(?P<port>[0-9]{1,5}))?",
-    re.ASCII | re.IGNORECASE,
-)
-
 Problem = tuple[int, str]  # the status of a refusal and its sentence
 
 
@@ -305,37 +299,6 @@ def header(scope: Scope, name: bytes) -> list[str]:
 
 def is_api(scope: Scope) -> bool:
     return scope["path"] == "/api" or scope["path"].startswith("/api/")
-
-
-def host_and_port(text: str) -> tuple[str, int | None] | None:
-    """"LOCALHOST.:80" -> ("localhost", 80), "[0:0::1]" -> ("::1", None); None for what is no host, as "localhost@evil"."""
-    found = HOST.fullmatch(text)
-    if not found:
-        return None
-    port = int(found["port"]) if found["port"] else None
-    try:
-        name = str(ipaddress.IPv6Address(found["six"])) if found["six"] else found["name"].lower()
-    except ValueError:
-        return None
-    return (name, port) if port is None or 1 <= port <= 65535 else None
-
-
-def allowed_name(host: str) -> str:
-    """A host as `host_and_port` names it: "Studio.Example" -> "studio.example", "[::1]" or "::1" -> "::1"."""
-    found = host_and_port(f"[{host}]" if ":" in host and not host.startswith("[") else host)
-    if found is None or found[1] is not None:
-        raise UserError(f"allowed host {host!r} is not a name or an address; give it like studio.example, without scheme or port")
-    return found[0]
-
-
-def is_origin_of(origin: str, hosts: list[str]) -> bool:
-    """Whether a page of `origin` was served by the one host in `hosts`: "http://localhost" and "localhost:80" -> True."""
-    scheme, _, rest = origin.partition("://")
-    usual = {"http": 80, "https": 443}.get(scheme)
-    theirs, ours = host_and_port(rest), host_and_port(hosts[0]) if len(hosts) == 1 else None
-    if not (usual and theirs and ours):
-        return False
-    return (theirs[0], theirs[1] or usual) == (ours[0], ours[1] or usual)
 
 
 def is_more(digits: str, limit: int) -> bool:

@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from studio.doors import guarded, host_and_port, one_word
+from studio.doors import guarded, one_word
+from studio.hosts import host_and_port
 from thousandwords.errors import UserError
 
 KIB = 1024
