@@ -22,7 +22,7 @@ OUT ?= drawn
 export PROMPT
 export THOUSANDWORDS_NIGHTLY := $(or $(NIGHTLY),$(THOUSANDWORDS_NIGHTLY))
 
-.PHONY: help setup ray run test test-slow bench conformance lint draw flow status deploy workers workers-stop fleet nightly register promote rollback serve servers servers-stop servers-status studio ui plan verify lock clean
+.PHONY: help setup ray run test test-slow bench conformance lint draw compare flow status deploy workers workers-stop fleet nightly register promote rollback serve servers servers-stop servers-status studio ui plan verify lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,10 @@ lint: $(READY)
 draw: $(READY)  ## PROMPT="a small red star on sand" or PROMPTS=file.txt, N=32, SEED=0: ranked pictures in drawn/; FROM=champion
 	@python -m $(if $(FROM),flows.draw --alias $(FROM),thousandwords draw) --candidates $(N) --seed $(SEED) --out $(OUT) \
 		$(if $(PROMPTS),--prompts "$(PROMPTS)",-- "$$PROMPT")
+
+compare: $(READY)  ## two runs side by side as a page: A=HEAD~1 B=workspace, or any two of commits, branches, tags, folders
+	@python -m flows.compare "$(or $(A),HEAD~1)" "$(or $(B),workspace)" --out $(or $(PAGE),results/compare.html) \
+		$(if $(COUNT),--prompts $(COUNT))
 
 flow: $(READY)  ## the same graph by Prefect, stage by stage
 	@python -m flows.pipeline

@@ -47,6 +47,8 @@ ALLOWED = {  # part of the library -> the packages from outside that it may impo
     "gate.py": set(),
     "plots.py": {"numpy", "matplotlib"},
     "report.py": {"jinja2"},
+    "runs.py": DATA,
+    "comparison.py": {"jinja2"},
 }
 
 
@@ -104,6 +106,11 @@ def allowed(file: str) -> set[str]:
 @pytest.mark.parametrize("file", python_files("thousandwords"))
 def test_the_library_imports_what_its_part_may_and_no_more(file):
     assert outside(file) <= allowed(file)
+
+
+def test_the_commands_load_nothing_that_a_bare_library_comes_without():
+    asked = "import sys, thousandwords.__main__; print({'jinja2', 'matplotlib', 'torch_fidelity'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"
 
 
 @pytest.mark.parametrize("file", [file for family in FAMILIES for file in python_files(f"thousandwords/{family}")])
