@@ -22,7 +22,7 @@ OUT ?= drawn
 export PROMPT
 export THOUSANDWORDS_NIGHTLY := $(or $(NIGHTLY),$(THOUSANDWORDS_NIGHTLY))
 
-.PHONY: help setup ray run test test-slow bench conformance lint draw compare flow status deploy workers workers-stop fleet nightly register promote rollback serve servers servers-stop servers-status studio ui plan verify lock clean
+.PHONY: help setup ray run test test-slow bench conformance lint draw compare sheet votes flow status deploy workers workers-stop fleet nightly register promote rollback serve servers servers-stop servers-status studio ui plan verify lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,13 @@ draw: $(READY)  ## PROMPT="a small red star on sand" or PROMPTS=file.txt, N=32, 
 compare: $(READY)  ## two runs side by side as a page: A=HEAD~1 B=workspace, or any two of commits, branches, tags, folders
 	@python -m flows.compare "$(or $(A),HEAD~1)" "$(or $(B),workspace)" --out $(or $(PAGE),results/compare.html) \
 		$(if $(COUNT),--prompts $(COUNT))
+
+sheet: $(READY)  ## a page on which people vote blindly between two runs: A=, B= as for compare, COUNT=50 prompts
+	@python -m flows.compare "$(or $(A),HEAD~1)" "$(or $(B),workspace)" --sheet $(or $(PAGE),results/sheet.html) \
+		$(if $(COUNT),--prompts $(COUNT))
+
+votes: $(READY)  ## VOTES="anna.csv ben.csv": what they voted; KEY=results/sheet-key.json
+	@python -m thousandwords votes --key $(or $(KEY),results/sheet-key.json) --out results/votes.json $(VOTES)
 
 flow: $(READY)  ## the same graph by Prefect, stage by stage
 	@python -m flows.pipeline

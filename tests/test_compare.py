@@ -1,6 +1,7 @@
 """make compare: runs named by revisions, by "workspace" or by folders; what DVC knows of them; what cannot be compared."""
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -82,6 +83,12 @@ def test_a_folder_of_another_run_is_taken_as_it_is(history, tmp_path):
 
     assert fetch(found, tmp_path / "nowhere", history) == other and not (tmp_path / "nowhere").exists()
     assert "params" not in compare.told_of(found, find("workspace", history), history)
+
+
+def test_a_sheet_is_made_of_the_same_runs(history, capfd):
+    assert compare.compare(("longer~1", "longer"), ["sheet", "--out", "page.html"], history) == 0
+    key = json.loads((history / "page-key.json").read_bytes())
+    assert (key["a"], key["b"], len(key["prompts"])) == ("longer~1", "longer", 3) and "3 pairs" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from thousandwords.commands import compare, convert, draw, likelihood, words
+from thousandwords.commands import compare, convert, draw, likelihood, sheet, votes, words
 from thousandwords.errors import UserError
 
-COMMANDS = (draw, words, likelihood, compare, convert)
+COMMANDS = (draw, words, likelihood, compare, sheet, votes, convert)
 
 
 def main(argv: list[str] | None = None) -> None:

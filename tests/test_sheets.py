@@ -1,0 +1,293 @@
+"""A blind vote: the sheet tells nothing of the runs, holds whatever a caption says, and its votes come back as given."""
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import html
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.two_runs import write_run
+from thousandwords.__main__ import main
+from thousandwords.errors import UserError
+from thousandwords.metrics import majority
+from thousandwords.runs import read_run
+from thousandwords.sheets import encoded, make_sheet, render_sheet
+from thousandwords.votes import COLUMNS, QUESTIONS, agreement, count_votes, lines, markdown, read_votes
+
+CAPTIONS = [f"picture {number}" for number in range(12)]
+
+
+@pytest.fixture
+def runs(tmp_path):
+    named = {"run-x": 10, "run-y": 100}
+    return tuple(read_run(write_run(tmp_path / name, CAPTIONS, grey), name) for name, grey in named.items())
+
+
+def data_of(page: str) -> dict:
+    """What the page's script reads."""
+    return json.loads(re.search(r'<script type="application/json" id="sheet">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def level(uri: str) -> int:
+    """The grey of a picture on the sheet: 11 in run x, 101 in run y, their best."""
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).getpixel((0, 0))[0]
+
+
+def rows_of(key: dict, rater: str, choose=lambda number, question: "a", changes: dict | None = None) -> list[dict]:
+    """The votes of somebody who chooses a run ("a" or "b") by prompt and question."""
+    return [
+        {"sheet": key["sheet"], "rater": rater, "prompt_number": prompt["number"], "caption": prompt["caption"],
+         "question": question, "side": "left" if prompt["left"] == choose(prompt["number"], question) else "right",
+         "seconds": 2.5} | (changes or {})
+        for prompt in key["prompts"] for question in QUESTIONS
+    ]  # fmt: skip
+
+
+def write_votes(path, rows: list[dict]):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, COLUMNS, quoting=csv.QUOTE_ALL)
+        table.writeheader()
+        table.writerows(rows)
+    return path
+
+
+def count(files, key: dict) -> dict:
+    return count_votes(read_votes(files, key), key, np.random.default_rng(0))
+
+
+def test_the_key_tells_which_side_is_which(runs):
+    page, key = make_sheet(*runs, prompts=50, seed=7)
+
+    shown = data_of(page)["pairs"]
+    assert [pair["caption"] for pair in shown] == [prompt["caption"] for prompt in key["prompts"]]
+    assert sorted(pair["caption"] for pair in shown) == sorted(CAPTIONS)
+    for pair, prompt in zip(shown, key["prompts"], strict=True):
+        assert (level(pair["left"]), level(pair["right"])) == ((11, 101) if prompt["left"] == "a" else (101, 11))
+    assert (key["a"], key["b"], key["seed"], key["sheet"]) == ("run-x", "run-y", 7, data_of(page)["id"])
+
+
+def test_order_sides_and_choice_hang_on_the_seed(runs):
+    sheets = {seed: make_sheet(*runs, prompts=6, seed=seed) for seed in range(8)}
+
+    assert make_sheet(*runs, prompts=6, seed=3) == sheets[3]
+    assert len({tuple(prompt["caption"] for prompt in key["prompts"]) for _, key in sheets.values()}) == 8
+    assert {prompt["left"] for _, key in sheets.values() for prompt in key["prompts"]} == {"a", "b"}
+    assert len({key["sheet"] for _, key in sheets.values()}) == 8
+
+
+def test_from_the_sheet_alone_nobody_can_tell_the_runs(runs):
+    """The same runs given in the other order: only the sides of the pictures change, and the id made from them."""
+    (page, key), (swapped, other) = make_sheet(*runs, 50, seed=7), make_sheet(*reversed(runs), 50, seed=7)
+
+    first, second = data_of(page), data_of(swapped)
+    assert [(pair["caption"], pair["left"], pair["right"]) for pair in first["pairs"]] == [
+        (pair["caption"], pair["right"], pair["left"]) for pair in second["pairs"]
+    ]
+    bare = [page.replace(first["id"], ""), swapped.replace(second["id"], "")]
+    for pair in first["pairs"]:
+        bare = [text.replace(pair["left"], "PICTURE").replace(pair["right"], "PICTURE") for text in bare]
+    assert bare[0] == bare[1] and first["id"] != second["id"]
+    assert [prompt["left"] for prompt in key["prompts"]] == [prompt["left"] for prompt in other["prompts"]]
+    assert not re.search(r"run-[xy]|seed|score|0\.3", bare[0].replace("performance", ""))
+
+
+def test_pictures_are_of_one_size_and_hold_nothing_but_pixels(tmp_path):
+    both = [read_run(write_run(tmp_path / str(side), CAPTIONS, side, side=side), "run") for side in (8, 32)]
+    of_every_webp = {"loop", "background", "timestamp", "duration"}
+
+    page, _ = make_sheet(*both, 50, seed=0)
+
+    for uri in (pair[side] for pair in data_of(page)["pairs"] for side in ("left", "right")):
+        picture = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+        assert (picture.size, picture.format, set(picture.info) - of_every_webp) == ((32, 32), "WEBP", set())
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    assert np.array_equal(np.array(Image.open(io.BytesIO(encoded(noise, 16)))), noise)
+
+
+def test_pictures_that_are_the_same_in_both_are_no_choice(tmp_path):
+    both = [read_run(write_run(tmp_path / str(n), CAPTIONS[: n + 2], 10), f"run {n}") for n in range(2)]
+    with pytest.raises(UserError, match="run 0 and run 1 have the same best picture of each prompt: there is nothing to vote on"):
+        make_sheet(*both, 50, seed=0)
+
+
+def test_a_caption_cannot_leave_its_place(tmp_path):
+    evil = "</script><script>alert(1)</script> & <b>'\"\u2028"
+    page, key = make_sheet(*[read_run(write_run(tmp_path / str(g), [evil], g), evil) for g in (1, 9)], 50, seed=0)
+
+    assert data_of(page)["pairs"][0]["caption"] == key["prompts"][0]["caption"] == evil
+    assert page.count("<script") == page.count("</script>") == 2 and "<b>" not in page
+    assert evil not in page and html.escape(evil) not in page
+
+
+@given(st.text(min_size=1, max_size=60))
+@example("<!--<script>")
+@example("{{ 7 * 7 }}")
+@settings(max_examples=60, deadline=None)
+def test_any_caption_comes_through_the_page_as_it_is(caption):
+    page = render_sheet("0", [{"caption": caption, "left": "", "right": ""}], True)
+    assert data_of(page)["pairs"][0]["caption"] == caption and page.count("<script") == 2 and "<!--" not in page
+
+
+def test_the_policy_allows_the_one_script_and_nothing_from_elsewhere(runs):
+    page, _ = make_sheet(*runs, 50, seed=0)
+
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)[1]
+    known = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = html.unescape(re.search(r'Content-Security-Policy" content="(.*?)"', page)[1])
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{known}'"
+    assert not re.findall(r"\son[a-z]+=", page) and "http" not in page.replace("http-equiv", "")
+
+
+def test_votes_for_one_run_alone_come_back_as_all_of_it(runs, tmp_path):
+    _, key = make_sheet(*runs, 50, seed=7)
+    files = [write_votes(tmp_path / f"{rater}.csv", rows_of(key, rater)) for rater in "vwxyz"]
+
+    counted = count(files, key)
+
+    for answers in counted["questions"].values():
+        assert (answers["a_share"], answers["interval"], answers["agreement"], answers["kappa"]) == (1.0, [1.0, 1.0], 1.0, None)
+        assert answers["a_votes"] == {"5 of 5": 12}
+    assert counted["missing"] == {} and len(lines(counted)) == 2
+    assert lines(counted)[0].startswith("Which is more realistic? run-x: 100.0% of 12 prompts by majority (95% interval ")
+
+
+def test_the_majority_is_the_one_of_the_paper(runs, tmp_path):
+    """Five raters vote at random: the share and its interval are those of `metrics.majority`."""
+    _, key = make_sheet(*runs, 50, seed=7)
+    table = np.random.default_rng(1).random((12, 5)) < 0.6
+    chosen = [lambda number, _, votes=votes: "a" if votes[number - 1] else "b" for votes in table.T]
+    files = [write_votes(tmp_path / f"{n}.csv", rows_of(key, f"rater {n}", choose)) for n, choose in enumerate(chosen)]
+
+    answers = count(files, key)["questions"]["realism"]
+
+    assert {"share": answers["a_share"], "interval": answers["interval"]} == majority(table, np.random.default_rng(0))
+    assert answers["ties"] == 0 and 0 < answers["a_share"] < 1
+
+
+def test_the_questions_are_counted_apart_and_a_tie_is_half_of_each(runs, tmp_path):
+    _, key = make_sheet(*runs, 50, seed=7)
+    first = write_votes(tmp_path / "1.csv", rows_of(key, "first"))
+    second = write_votes(tmp_path / "2.csv", rows_of(key, "second", lambda number, question: "ab"[question == "caption"]))
+
+    counted = count([first, second], key)
+
+    realism, caption = (counted["questions"][name] for name in ("realism", "caption"))
+    assert (realism["a_share"], realism["ties"]) == (1.0, 0) and (caption["a_share"], caption["ties"]) == (0.5, 12)
+    assert (caption["agreement"], caption["kappa"]) == (0.0, -1.0)
+    assert "12 ties count half" in lines(counted)[1]
+    assert lines(counted)[2] == "only 2 of 5 raters: the paper asked 5, and so few may not speak for others"
+
+
+def test_agreement_is_fleiss_kappa():
+    """Ten raters, five prompts: worked out by hand for two categories."""
+    found = agreement([(10, 10), (5, 10), (0, 10), (8, 10), (2, 10)])
+    assert found["agreement"] == pytest.approx((1 + 20 / 45 + 1 + 29 / 45 + 29 / 45) / 5)
+    assert found["kappa"] == pytest.approx((found["agreement"] - 0.5) / 0.5)
+    assert agreement([(1, 1), (0, 1)]) == {"agreement": None, "kappa": None}
+
+
+def test_a_rater_who_stopped_is_named_and_what_was_given_counts(runs, tmp_path):
+    _, key = make_sheet(*runs, 50, seed=7)
+    file = write_votes(tmp_path / "ann.csv", rows_of(key, "Ann")[:-3])
+
+    counted = count([file], key)
+
+    assert counted["missing"] == {"Ann": ["11 caption", "12 realism", "12 caption"]}
+    assert counted["questions"]["realism"]["prompts"] == 11 and counted["questions"]["caption"]["prompts"] == 10
+    assert "Ann left 3 votes out (prompt 11 caption, 12 realism, 12 caption); the others' count" in lines(counted)
+    assert counted["raters"]["Ann"]["votes"] == 21 and counted["raters"]["Ann"]["median_seconds"] == 2.5
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"sheet": "0123"}, r"votes.csv belongs to the sheet '0123', and the key to '[0-9a-f]{16}'"),
+        ({"prompt_number": 99}, r"votes.csv, row 2: the sheet has no prompt '99'"),
+        ({"caption": "a dog"}, r"votes.csv, row 2: prompt 1 is 'picture \d+', not 'a dog'"),
+        ({"question": "colour"}, r"votes.csv, row 2: there is no question 'colour'; it can be: realism, caption"),
+        ({"side": "both"}, r"votes.csv, row 2: the side is 'both'; it can be: left, right"),
+        ({"seconds": "nan"}, r"votes.csv, row 2: 'nan' is no number of seconds"),
+        ({"rater": " "}, r"votes.csv, row 2: there is no rater's name"),
+        ({"prompt_number": 1, "caption": None, "question": "realism"}, r"votes.csv, row 3: the second vote on one question"),
+    ],
+)
+def test_votes_that_do_not_belong_to_the_sheet_are_refused_row_by_row(runs, tmp_path, change, said):
+    _, key = make_sheet(*runs, 50, seed=7)
+    change = {name: key["prompts"][0]["caption"] if value is None else value for name, value in change.items()}
+    file = write_votes(tmp_path / "votes.csv", rows_of(key, "Ann", changes=change))
+    with pytest.raises(UserError, match="these votes cannot be counted:\n.*" + said):
+        read_votes([file], key)
+
+
+def test_a_rater_counts_once(runs, tmp_path):
+    _, key = make_sheet(*runs, 50, seed=7)
+    files = [write_votes(tmp_path / f"{n}.csv", rows_of(key, name)) for n, name in enumerate(("Ann", "ann "))]
+    with pytest.raises(UserError, match=r"1.csv: 'ann' has voted in .*0.csv already; keep one of both"):
+        read_votes(files, key)
+
+
+@pytest.mark.parametrize(
+    "data, said",
+    [
+        (b"a;b\n1;2\n", "lacks the column 'sheet'; give a CSV file that the sheet saved"),
+        (b"\xff\xfe\x00", r"cannot be read \(UnicodeDecodeError\)"),
+        (b"", "lacks the column 'sheet'"),
+        ((",".join(COLUMNS) + "\n").encode(), "there is no vote in these files"),
+        (None, r"cannot be read \(FileNotFoundError\)"),
+    ],
+)
+def test_what_is_no_file_of_votes_is_refused(runs, tmp_path, data, said):
+    _, key = make_sheet(*runs, 50, seed=7)
+    if data is not None:
+        (tmp_path / "v.csv").write_bytes(data)
+    with pytest.raises(UserError, match=said):
+        read_votes([tmp_path / "v.csv"], key)
+
+
+def test_a_table_that_was_opened_and_saved_again_is_still_read(runs, tmp_path):
+    """Other programs write a byte order mark and no quotes."""
+    _, key = make_sheet(*runs, 50, seed=7)
+    text = io.StringIO()
+    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows_of(key, "Ann"))
+    (tmp_path / "v.csv").write_text("\ufeff" + text.getvalue(), encoding="utf-8")
+    assert len(read_votes([tmp_path / "v.csv"], key)) == 24
+
+
+def test_names_of_strangers_are_no_markup(runs, tmp_path):
+    _, key = make_sheet(*runs, 50, seed=7)
+    counted = count([write_votes(tmp_path / "v.csv", rows_of(key, "Ann | <b>"))], key)
+    assert "| Ann \\| \\<b\\> | 24 |" in markdown(counted)
+
+
+def test_the_commands_make_a_sheet_and_count_its_votes(tmp_path, capsys):
+    folders = [str(write_run(tmp_path / name, CAPTIONS, grey)) for name, grey in (("old", 10), ("new", 90))]
+    sheet = tmp_path / "sheet.html"
+    main(["sheet", "--a", folders[0], "--b", folders[1], "--out", str(sheet), "--prompts", "5"])
+    key = json.loads((tmp_path / "sheet-key.json").read_bytes())
+    assert "5 pairs" in capsys.readouterr().out and data_of(sheet.read_text())["id"] == key["sheet"] and len(key["prompts"]) == 5
+
+    file = write_votes(tmp_path / "ann.csv", rows_of(key, "Ann", lambda number, _: "b"))
+    main(["votes", "--key", str(tmp_path / "sheet-key.json"), str(file), "--out", str(tmp_path / "votes.json")])
+
+    assert json.loads((tmp_path / "votes.json").read_bytes())["questions"]["realism"]["a_share"] == 0.0
+    assert "0.0% of 5 prompts" in capsys.readouterr().out and (tmp_path / "votes.md").read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("data, said", [(None, "there is no file"), (b"[]", "is no key of a"), (b"{", "is no key of a")])
+def test_a_key_that_is_none_is_refused(tmp_path, capsys, data, said):
+    if data is not None:
+        (tmp_path / "key.json").write_bytes(data)
+    with pytest.raises(SystemExit) as end:
+        main(["votes", "--key", str(tmp_path / "key.json"), "x.csv"])
+    assert end.value.code == 2 and said in capsys.readouterr().err
