@@ -68,12 +68,12 @@ draw: $(READY)  ## PROMPT="a small red star on sand" or PROMPTS=file.txt, N=32, 
 	@python -m $(if $(FROM),flows.draw --alias $(FROM),thousandwords draw) --candidates $(N) --seed $(SEED) --out $(OUT) \
 		$(if $(PROMPTS),--prompts "$(PROMPTS)",-- "$$PROMPT")
 
-compare: $(READY)  ## two runs side by side as a page: A=HEAD~1 B=workspace, or any two of commits, branches, tags, folders
-	@python -m flows.compare "$(or $(A),HEAD~1)" "$(or $(B),workspace)" --out $(or $(PAGE),results/compare.html) \
+compare: $(READY)  ## two runs side by side as a page: A=HEAD B=workspace, or any two of commits, branches, tags, folders
+	@python -m flows.compare "$(or $(A),HEAD)" "$(or $(B),workspace)" --out $(or $(PAGE),results/compare.html) \
 		$(if $(COUNT),--prompts $(COUNT))
 
 sheet: $(READY)  ## a page on which people vote blindly between two runs: A=, B= as for compare, COUNT=50 prompts
-	@python -m flows.compare "$(or $(A),HEAD~1)" "$(or $(B),workspace)" --sheet $(or $(PAGE),results/sheet.html) \
+	@python -m flows.compare "$(or $(A),HEAD)" "$(or $(B),workspace)" --sheet $(or $(PAGE),results/sheet.html) \
 		$(if $(COUNT),--prompts $(COUNT))
 
 votes: $(READY)  ## VOTES="anna.csv ben.csv": what they voted; KEY=results/sheet-key.json

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import yaml
 
-from flows._evidence import LOCK
 from flows._git import git, is_known
 from thousandwords.errors import UserError
 
+LOCK = "dvc.lock"
 WORKSPACE = "workspace"  # as DVC calls it
 NEEDED, WISHED = ("results/samples", "results/ranked"), ("results/metrics.json",)
 OLDER = f"git log --oneline -- {LOCK}"
