@@ -18,6 +18,7 @@ from thousandwords.files import DamagedArtefact, read_manifest, sha256_of
 from thousandwords.gate import PARTS, Evidence
 
 PACKAGE = Path("models/package")
+PAIRS = Path("data/pairs")
 METRICS = "results/metrics.json"
 LOCK = "dvc.lock"
 JUDGED = ("models/", "results/")  # outputs that are hashed anew; data may be of any size, and is known by its manifest
@@ -45,7 +46,7 @@ def gather(root: Path) -> dict:
         "git": git,
         "lock": sha256_of(root / LOCK) if lock else None,
         "runs": _runs(root),
-        "data": data_facts(_manifest(root / "data/pairs")),
+        "data": data_facts(sound_manifest(root / PAIRS)),
     }
 
 
@@ -65,7 +66,7 @@ def figures(path: Path) -> dict[str, float] | None:
 def part_problems(root: Path, promised: dict[str, str], parts: dict[str, str]) -> Iterator[str]:
     """A part of the package that is not the one it was made with, or not the one that stands beside it."""
     for name in PARTS:
-        beside = (_manifest(root / "models" / name) or {}).get("sha256")
+        beside = (sound_manifest(root / "models" / name) or {}).get("sha256")
         if promised.get(name) != parts[name]:
             yield f"{PACKAGE / name} is not the part that the package was made with. Run: dvc repro package_model"
         elif beside != parts[name]:
@@ -81,7 +82,7 @@ def word_problems(root: Path, parts: dict[str, str]) -> Iterator[str]:
                 f"the generator was trained on words of another {name} ({_short(header.get(name))}) than the package holds "
                 f"({_short(parts[name])}). Run: dvc repro train_generator"
             )
-    tokens = _manifest(root / "data/tokens")
+    tokens = sound_manifest(root / "data/tokens")
     if tokens is None:
         yield "data/tokens has no sound manifest, so nobody knows whose words the generator learned. Run: dvc checkout"
     elif tokens["facts"]["tokens"]["tokenizer_fingerprint"] != parts["image_tokenizer"]:
@@ -163,8 +164,14 @@ def _origin(source: dict) -> dict[str, str]:
     """One source of pictures; the built-in scenes are drawn by this project, and nobody else's."""
     if source["source"] == "scenes":
         return {"source": "scenes", "licence": "Apache-2.0", "origin": "drawn by this project"}
-    licence, origin = source.get("licence") or "not stated", source.get("origin") or source.get("url") or source.get("path")
+    licence, origin = source.get("licence") or "not stated", source.get("origin") or source.get("url") or _inside(source)
     return {"source": source["source"], "licence": licence, "origin": origin or "not stated"}
+
+
+def _inside(source: dict) -> str | None:
+    """The place of a source in the project; one elsewhere on the machine is nobody else's business."""
+    path = source.get("path")
+    return path if path and not Path(path).is_absolute() else None
 
 
 def licences(known: dict) -> str:
@@ -175,7 +182,7 @@ def licences(known: dict) -> str:
 
 def _drawn(root: Path) -> dict[str, int]:
     """How many prompts, and candidates of each, the figures come from."""
-    facts = (_manifest(root / "results/samples") or {"facts": {}})["facts"]
+    facts = (sound_manifest(root / "results/samples") or {"facts": {}})["facts"]
     return {"prompts": facts.get("prompts", 0), "candidates": facts.get("candidates", 0)}
 
 
@@ -196,7 +203,7 @@ def _params(root: Path) -> dict:
     return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.is_file() else {}
 
 
-def _manifest(folder: Path) -> dict | None:
+def sound_manifest(folder: Path) -> dict | None:
     """The manifest of `folder`, itself sound; None where there is none."""
     with contextlib.suppress(DamagedArtefact):
         return read_manifest(folder, verify=False)

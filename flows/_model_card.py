@@ -27,12 +27,16 @@ def model_card(name: str, known: dict, settings: dict[str, dict]) -> str:
 
     It holds no clock and no path, so the same facts give the same card.
     """
-    layout = Environment(
+    card = layout().get_template("model_card.md.j2")
+    return card.render(name=name, known=known, settings=settings, rows=rows(known["metrics"] or {}), plain=plain)
+
+
+def layout() -> Environment:
+    """What fills the cards; what stands in them is Markdown, so `plain` guards it, and no escape of html."""
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
     )  # fmt: skip
-    card = layout.get_template("model_card.md.j2")
-    return card.render(name=name, known=known, settings=settings, rows=rows(known["metrics"] or {}), plain=plain)
 
 
 def rows(metrics: dict[str, float]) -> list[tuple[str, str]]:

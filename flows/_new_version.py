@@ -12,12 +12,13 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from flows._contents import SERVED, check_names
-from flows._evidence import PACKAGE, licences
+from flows._data_card import data_card
+from flows._evidence import PACKAGE, PAIRS, licences, sound_manifest
 from flows._model_card import model_card
 from flows._stored import check_stored
 from flows._versions import EVIDENCE, NAME, PINNED, SAME_AS, number_of
 from stages._run import experiment_of
-from thousandwords.files import failpoint, read_manifest, write_bytes, write_manifest
+from thousandwords.files import DamagedArtefact, failpoint, read_manifest, write_bytes, write_manifest
 from thousandwords.gate import PARTS
 
 HERE = Path(__file__).parent
@@ -50,10 +51,21 @@ def _write_version(root: Path, folder: Path, known: dict) -> dict[str, str]:
     )
     card = model_card(NAME, known, {name: _header(root / PACKAGE / name) for name in PARTS})
     write_bytes(folder / "model_card.md", card.encode())
+    write_bytes(folder / "data_card.md", data_card(NAME, *_data(root / PAIRS)).encode())
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     manifest = write_manifest(folder, dict.fromkeys(names), {"package": known["package"]})
     check_names(manifest["files"], "this version")
     return _tags(known, manifest["sha256"])
+
+
+def _data(pairs: Path) -> tuple[dict | None, dict | None]:
+    """What the data card is made from; a shard that is damaged has no captions to count, and `make verify` names it."""
+    from thousandwords.caption_counts import caption_counts  # late: it loads what reads shards
+
+    manifest = sound_manifest(pairs)
+    with contextlib.suppress(DamagedArtefact):
+        return manifest, caption_counts(pairs)
+    return manifest, None
 
 
 def _tags(known: dict, pinned: str) -> dict[str, str]:

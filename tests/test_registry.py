@@ -206,5 +206,6 @@ def test_what_speaks_against_a_version_stays_with_it(project):
             registry.promote(project, "3")
     assert champion() == "2"
     assert registry.show(project)[0].endswith("  1 problem @challenger")
-    card = registry.fetch("3", project / "fetched", project).parent.parent / "model_card.md"
-    assert "**What speaks against it**" in card.read_text()
+    version = registry.fetch("3", project / "fetched", project).parent.parent
+    assert "**What speaks against it**" in (version / "model_card.md").read_text()
+    assert "| folder | CC-BY-4.0 | https://example.org/cats |" in (version / "data_card.md").read_text()
