@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.browser import chromium
 from tests.nursery import Nursery
 from tests.orchestra import Server
 from tests.tiny import write_parts
@@ -33,6 +34,13 @@ def environment_is_left_as_it_was():
 def anyio_backend():
     """What runs a test that is marked `anyio`."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium; tests that ask for it skip where there is none."""
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.browser import expect
 from tests.two_runs import write_run
 from thousandwords.__main__ import main
 from thousandwords.errors import UserError
@@ -291,3 +292,50 @@ def test_a_key_that_is_none_is_refused(tmp_path, capsys, data, said):
     with pytest.raises(SystemExit) as end:
         main(["votes", "--key", str(tmp_path / "key.json"), "x.csv"])
     assert end.value.code == 2 and said in capsys.readouterr().err
+
+
+# --- in a browser ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def voting(browser, runs, tmp_path):
+    """A sheet of three prompts in a browser, its key, and where it lies; the page asks for nothing and complains of nothing."""
+    sheet, key = make_sheet(*runs, prompts=3, seed=7)
+    (tmp_path / "sheet.html").write_text(sheet, encoding="utf-8")
+    context, said, asked = browser.new_context(viewport={"width": 375, "height": 740}), [], []
+    page = context.new_page()
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url[:5]))
+    page.goto(f"file://{tmp_path}/sheet.html")
+    yield page, key
+    context.close()
+    assert said == [] and set(asked) <= {"file:", "data:"}
+
+
+def test_votes_of_a_browser_come_back_as_they_were_given(voting, tmp_path):
+    """By click and by key, with a step back and a reload on the way: always run a for realism, b for the caption."""
+    page, key = voting
+    page.fill("#rater", 'Zoë "Z"; =1')
+    page.keyboard.press("Enter")
+    wanted = [(prompt, run) for prompt in key["prompts"] for run in ("a", "b")]
+    for number, (prompt, run) in enumerate(wanted):
+        expect(page.locator("#count")).to_have_text(f"{number} of 6 votes")
+        side = "left" if prompt["left"] == run else "right"
+        if number % 2:
+            page.keyboard.press(f"Arrow{side.capitalize()}")
+        else:
+            page.click(f"#{side}")
+        if number == 3:
+            page.reload()
+            page.click("#back")
+            expect(page.locator(f"#{side}")).to_have_attribute("aria-pressed", "true")
+            page.click("#next")
+    with page.expect_download() as saved:
+        page.click("#save")
+    saved.value.save_as(tmp_path / "votes.csv")
+    votes = read_votes([tmp_path / "votes.csv"], key)
+    assert {(vote.rater, vote.question, vote.run) for vote in votes} == {
+        ('Zoë "Z"; =1', "realism", "a"), ('Zoë "Z"; =1', "caption", "b")}  # fmt: skip
+    assert len(votes) == 6
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375

@@ -2,22 +2,18 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.browser import expect
 from tests.studio_process import StudioProcess
 from thousandwords import pairs
 from thousandwords.images import decode_image
 from thousandwords.pairs import Config
 from thousandwords.provenance import provenance_of
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed, so the page was not tried")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here, so the page was not tried: apt install chromium")
 
 PROMPT = "a small green star on sand"
 VIEWS = ("draw", "complete", "words", "gallery", "data", "compare", "api")
@@ -33,14 +29,6 @@ def studio(tmp_path_factory, package_folder):
     running = StudioProcess(folder)
     yield running
     running.stop()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else [])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -68,8 +56,8 @@ def draw(page, caption: str = PROMPT, candidates: int = 6, seed: int = 0) -> Non
 
 
 def ranked(page, candidates: int) -> None:
-    playwright.expect(page.get_by_test_id("tile")).to_have_count(candidates)
-    playwright.expect(page.get_by_test_id("status")).to_contain_text("best first")
+    expect(page.get_by_test_id("tile")).to_have_count(candidates)
+    expect(page.get_by_test_id("status")).to_contain_text("best first")
 
 
 def scores(page) -> list[float]:
@@ -102,7 +90,7 @@ def test_an_address_is_a_draw_that_can_be_sent_to_somebody(page):
     first, address = scores(page), page.url
     page.goto("about:blank")
     page.goto(address)
-    playwright.expect(page.get_by_test_id("caption")).to_have_value(PROMPT)
+    expect(page.get_by_test_id("caption")).to_have_value(PROMPT)
     page.get_by_test_id("candidates").fill("6")
     page.get_by_test_id("draw-button").click()
     ranked(page, 6)
@@ -117,10 +105,10 @@ def test_a_download_says_how_it_was_drawn_and_is_drawn_again(page):
     facts = provenance_of(data)
     assert (facts.caption, facts.seed, str(facts.candidate)) == (PROMPT, 5, tile.get_attribute("data-candidate"))
     page.get_by_test_id("redraw").click()
-    playwright.expect(page.get_by_test_id("redraw-result")).to_have_attribute("data-same", "true")
+    expect(page.get_by_test_id("redraw-result")).to_have_attribute("data-same", "true")
     page.get_by_test_id("close").click()
     page.get_by_test_id("upload-studio").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": data})
-    playwright.expect(page.get_by_test_id("redraw-result")).to_have_attribute("data-same", "true")
+    expect(page.get_by_test_id("redraw-result")).to_have_attribute("data-same", "true")
 
 
 def test_a_caption_is_text_whatever_it_says(page):
@@ -128,22 +116,22 @@ def test_a_caption_is_text_whatever_it_says(page):
     page.on("dialog", lambda dialog: pytest.fail(f"a caption ran: {dialog.message}"))
     draw(page, caption, candidates=1)
     page.get_by_test_id("tile").click()
-    playwright.expect(page.get_by_test_id("detail")).to_contain_text("<script>alert(2)</script>")
+    expect(page.get_by_test_id("detail")).to_contain_text("<script>alert(2)</script>")
     page.get_by_test_id("close").click()
     page.goto("/#/gallery")
-    playwright.expect(page.get_by_test_id("gallery-item").first).to_contain_text("<script>alert(2)</script>")
+    expect(page.get_by_test_id("gallery-item").first).to_contain_text("<script>alert(2)</script>")
 
 
 def test_what_is_not_read_of_a_caption_is_told(page):
     draw(page, "a red square above a blue circle " * 9, candidates=1)
-    playwright.expect(page.get_by_test_id("truncated")).to_be_visible()
+    expect(page.get_by_test_id("truncated")).to_be_visible()
 
 
 def test_a_wrong_number_is_told_beside_its_field(page):
     page.get_by_test_id("caption").fill(PROMPT)
     page.get_by_test_id("candidates").fill("65")
     page.get_by_test_id("draw-button").click()
-    playwright.expect(page.get_by_test_id("field-error")).to_contain_text("whole number from 1")
+    expect(page.get_by_test_id("field-error")).to_contain_text("whole number from 1")
     assert page.get_by_test_id("tile").count() == 0
 
 
@@ -154,11 +142,11 @@ def test_it_is_all_done_by_keyboard_too(page):
     ranked(page, 16)
     page.get_by_test_id("tile").first.focus()
     page.keyboard.press("Enter")
-    playwright.expect(page.get_by_test_id("detail")).to_be_visible()
+    expect(page.get_by_test_id("detail")).to_be_visible()
     page.keyboard.press("ArrowRight")
-    playwright.expect(page.get_by_test_id("detail")).to_contain_text("2 of 16")
+    expect(page.get_by_test_id("detail")).to_contain_text("2 of 16")
     page.keyboard.press("Escape")
-    playwright.expect(page.get_by_test_id("detail")).not_to_be_visible()
+    expect(page.get_by_test_id("detail")).not_to_be_visible()
 
 
 # --- complete ------------------------------------------------------------------------------------------------------------
@@ -167,12 +155,12 @@ def test_it_is_all_done_by_keyboard_too(page):
 def test_a_picture_is_completed_from_the_cells_that_are_kept(page):
     page.goto("/#/complete")
     page.get_by_test_id("upload").set_input_files(a_picture())
-    playwright.expect(page.get_by_test_id("cell")).to_have_count(16)
+    expect(page.get_by_test_id("cell")).to_have_count(16)
     pressed = page.locator("[data-testid=cell][aria-pressed=true]")
-    playwright.expect(pressed).to_have_count(8)
+    expect(pressed).to_have_count(8)
     page.locator("[data-testid=cell][data-row='3'][data-column='0']").focus()
     page.keyboard.press("Space")
-    playwright.expect(pressed).to_have_count(9)
+    expect(pressed).to_have_count(9)
     draw(page, candidates=2)
     page.get_by_test_id("tile").first.click()
     given = provenance_of(downloaded(page)).given
@@ -185,13 +173,13 @@ def test_nothing_kept_is_told_and_not_drawn(page):
     page.get_by_test_id("keep-none").click()
     page.get_by_test_id("caption").fill(PROMPT)
     page.get_by_test_id("draw-button").click()
-    playwright.expect(page.get_by_test_id("notice")).to_contain_text("Nothing is kept")
+    expect(page.get_by_test_id("notice")).to_contain_text("Nothing is kept")
 
 
 def test_what_is_no_picture_is_told(page):
     page.goto("/#/complete")
     page.get_by_test_id("upload").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"nothing"})
-    playwright.expect(page.get_by_test_id("notice")).to_contain_text("this is no picture that can be used")
+    expect(page.get_by_test_id("notice")).to_contain_text("this is no picture that can be used")
 
 
 # --- words ---------------------------------------------------------------------------------------------------------------
@@ -206,11 +194,11 @@ def test_a_word_is_set_and_taken_back_and_the_picture_follows(page):
     cell.click()
     page.get_by_test_id("word-input").fill(str((int(before) + 5) % 12))
     page.keyboard.press("Enter")
-    playwright.expect(cell).to_have_attribute("data-word", str((int(before) + 5) % 12))
+    expect(cell).to_have_attribute("data-word", str((int(before) + 5) % 12))
     assert page.locator(".grid img").get_attribute("src") != picture
     changed = decode_image(downloaded(page))
     page.get_by_test_id("undo").click()
-    playwright.expect(cell).to_have_attribute("data-word", before)
+    expect(cell).to_have_attribute("data-word", before)
     assert page.locator(".grid img").get_attribute("src") == picture
     page.get_by_test_id("redo").click()
     assert np.array_equal(decode_image(downloaded(page)), changed)
@@ -223,11 +211,11 @@ def test_words_are_flipped_and_what_surprises_is_shown(page):
     other = page.locator("[data-testid=cell][data-row='0'][data-column='3']")
     wanted = other.get_attribute("data-word")
     page.get_by_test_id("flip").click()
-    playwright.expect(corner).to_have_attribute("data-word", wanted)
+    expect(corner).to_have_attribute("data-word", wanted)
     page.get_by_test_id("caption").fill(PROMPT)
     page.get_by_test_id("surprise-button").click()
-    playwright.expect(page.get_by_test_id("heat")).to_be_visible()
-    playwright.expect(page.get_by_test_id("worst")).to_have_count(5)
+    expect(page.get_by_test_id("heat")).to_be_visible()
+    expect(page.get_by_test_id("worst")).to_have_count(5)
 
 
 # --- looking back ----------------------------------------------------------------------------------------------------------
@@ -237,29 +225,29 @@ def test_the_gallery_keeps_a_draw_until_it_is_deleted(page):
     draw(page, "a draw of its own", candidates=2)
     page.goto("/#/gallery")
     item = page.get_by_test_id("gallery-item").filter(has_text="a draw of its own")
-    playwright.expect(item).to_have_count(1)
+    expect(item).to_have_count(1)
     item.get_by_test_id("delete").click()
     page.get_by_test_id("confirm-yes").click()
-    playwright.expect(item).to_have_count(0)
+    expect(item).to_have_count(0)
 
 
 def test_the_data_set_is_searched_by_text_and_a_sample_finds_its_neighbours(page):
     page.goto("/#/data")
-    playwright.expect(page.get_by_test_id("data-item")).to_have_count(24)
+    expect(page.get_by_test_id("data-item")).to_have_count(24)
     page.get_by_test_id("data-search").fill("a star")
     page.get_by_test_id("search-button").click()
-    playwright.expect(page.get_by_test_id("data-item").first).to_be_visible()
+    expect(page.get_by_test_id("data-item").first).to_be_visible()
     page.goto("/#/draw")
     draw(page, candidates=1)
     page.get_by_test_id("tile").click()
     page.get_by_test_id("nearest").click()
-    playwright.expect(page.get_by_test_id("nearest-result").locator("img").first).to_be_visible()
+    expect(page.get_by_test_id("nearest-result").locator("img").first).to_be_visible()
 
 
 def test_every_operation_of_the_api_is_listed(page, studio):
     page.goto("/#/api")
     described = studio.ask.get("/openapi.json").json()["paths"]
-    playwright.expect(page.get_by_test_id("operation")).to_have_count(sum(map(len, described.values())))
+    expect(page.get_by_test_id("operation")).to_have_count(sum(map(len, described.values())))
 
 
 @pytest.mark.parametrize("width", [360, 1440])
@@ -268,7 +256,7 @@ def test_no_view_is_wider_than_its_window(page, view, width):
     page.set_viewport_size({"width": width, "height": 740})
     page.goto(f"/#/{view}")
     page.wait_for_load_state("networkidle")
-    playwright.expect(page.locator("main h1, main label").first).to_be_visible()
+    expect(page.locator("main h1, main label").first).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -277,7 +265,7 @@ def test_a_server_that_is_gone_is_told_and_found_again(page):
     page.route("**/health", lambda route: route.abort())
     page.get_by_test_id("caption").fill(PROMPT)
     page.get_by_test_id("draw-button").click()
-    playwright.expect(page.get_by_test_id("notice").or_(page.get_by_test_id("error-banner")).first).to_be_visible()
+    expect(page.get_by_test_id("notice").or_(page.get_by_test_id("error-banner")).first).to_be_visible()
     page.unroute_all()
     page.get_by_test_id("draw-button").click()
     ranked(page, 16)
