@@ -60,7 +60,7 @@ function stepper() {
   return el('div', { class: 'stepper' }, step(-1, 'The one before', '‹'), el('span', {}, `${index + 1} of ${pictures.length}`), step(1, 'The next', '›'));
 }
 
-const knownOf = ({ seed, candidate, candidates, version, score }) => ({ seed, candidate, candidates, version, score: score?.toFixed(3) });
+const knownOf = ({ seed, candidate, candidates, version, score, given }) => ({ seed, candidate, candidates, version, given, score: score?.toFixed(3) });
 
 function actions(picture, results, learn, signal) {
   const button = (name, testid, onclick) => el('button', { type: 'button', 'data-testid': testid, onclick }, name);

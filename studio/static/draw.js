@@ -4,23 +4,25 @@ import { openStudioPicture } from './detail.js';
 import { clearNotice, showError } from './notice.js';
 import { armDice, armStop, parts } from './pieces.js';
 import { keepInAddress } from './router.js';
-import { armSettings, exampleChips, requestOf } from './settings.js';
+import { armSettings, exampleChips, NUMBERS, requestOf } from './settings.js';
 import { dropZone } from './source.js';
 import { recall, remember } from './store.js';
 import { chooseVersion, chosen, currentModel, currentVersion } from './versions.js';
 
-const KEPT = ['prompt', 'candidates', 'seed', 'temperature', 'top_k', 'top_p', 'guidance'];
+const KEPT = ['prompt', 'candidates', 'seed', ...NUMBERS];
 
 export function makeDraw(view) {
   const form = view.querySelector('form');
   const part = parts(view);
   const board = makeBoard(view.querySelector('.board'), armStop(view, part.stop, () => board.stop()));
   const notices = view.querySelector('.notices');
+  const kept = recall('draw');
 
   async function load() {
     try {
       clearNotice(notices);
       await armSettings(form);
+      fill(form, { ...kept, prompt: undefined, candidates: undefined, seed: undefined });    // those are there from the start
       await showExamples(part.examples, form);
     } catch (error) {
       showError(notices, error, { retry: load });
@@ -40,7 +42,8 @@ export function makeDraw(view) {
   }
 
   function keep() {
-    remember('draw', Object.fromEntries(KEPT.map((name) => [name, form.elements[name]?.value ?? ''])));
+    for (const name of KEPT) if (form.elements[name]) kept[name] = form.elements[name].value;
+    remember('draw', kept);
     keepAddress(form);
   }
 
@@ -49,19 +52,26 @@ export function makeDraw(view) {
   chosen.addEventListener('change', () => { keepAddress(form); showExamples(part.examples, form).catch((error) => showError(notices, error, { retry: load })); });
   part.opener.append(dropZone({ label: 'Open a picture of the studio', hint: 'it tells how it was drawn, and is drawn again', testid: 'upload-studio', onFile: openStudioPicture }));
   armDice(part.dice, form);
-  const ready = load().then(() => fill(form, recall('draw')));
+  fill(form, kept);
+  let ready = null;
 
   return {
     async enter(query, payload) {
-      await ready;
-      if (query.version) chooseVersion(query.version);
+      chooseVersion(query.version);
       fill(form, { prompt: query.caption, seed: query.seed });
-      if (payload?.settings) fill(form, payload.settings);
+      if (!payload && hasKeyboard()) form.elements.prompt.focus({ preventScroll: true });
+      await (ready ??= load());
+      if (payload?.settings) fill(form, await asTyped(payload.settings));
       keep();
       if (payload?.drawNow) draw();
-      else if (hasKeyboard()) form.elements.prompt.focus({ preventScroll: true });
     },
   };
+}
+
+/** Settings as a form says them: an empty field would be the packaged value, so "all words" needs a number. */
+async function asTyped(settings) {
+  const { vocab_size: all } = await currentModel();
+  return { ...settings, top_k: settings.top_k ?? all, top_p: settings.top_p ?? 1 };
 }
 
 /** On a phone the focus would raise a keyboard over half of the page. */

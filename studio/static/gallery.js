@@ -100,16 +100,8 @@ function card(draw, discard) {
 }
 
 function again(draw) {
-  const use = () => go('draw', { caption: draw.prompt, seed: draw.seed, version: draw.version }, { settings: settingsOf(draw) });
+  const use = () => go('draw', { caption: draw.prompt, seed: draw.seed, version: draw.version }, { settings: draw.settings && { ...draw.settings, candidates: draw.candidates } });
   return el('button', { type: 'button', 'data-testid': 'use-again', onclick: use }, 'Use again');
-}
-
-/** For the form: null means "all words", which the form says by 1 for top-p. */
-function settingsOf({ settings = {}, candidates }) {
-  const values = { ...settings, candidates };
-  if (values.top_p === null) values.top_p = 1;
-  if (values.top_k === null) values.top_k = '';
-  return values;
 }
 
 function wholeDraw(draw, discard) {

@@ -1,5 +1,5 @@
 // A picture on the workbench: its words by the model that is worked with, and how well they tell it.
-import { postBytes, withQuery } from './api.js';
+import { ApiError, postBytes, withQuery } from './api.js';
 import { bytesOf, sourceOf } from './pictures.js';
 import { chooseVersion, currentVersion, describe } from './versions.js';
 
@@ -16,19 +16,26 @@ export const rereadPiece = async ({ origin }) => pieceOfPixels(origin, await cur
 
 async function pieceOfWords(picture) {
   const version = picture.version ?? await currentVersion();
-  const model = await describe(version);
+  const model = await gridModel(version);
   chooseVersion(version);
   const source = sourceOf(picture);
   return { words: picture.words, source, rebuilt: source, psnr: null, version, model, caption: picture.caption ?? '', origin: picture };
 }
 
 async function pieceOfPixels(picture, version) {
-  const model = await describe(version);
+  const model = await gridModel(version);
   const read = await postBytes(withQuery('/api/pictures', { version }), await bytesOf(picture));
   return {
     words: read.words, source: pngSource(read.png), rebuilt: pngSource(read.rebuilt), psnr: read.psnr, version, model,
     caption: read.provenance?.caption ?? (picture.file ? '' : picture.caption ?? ''), origin: picture,
   };
+}
+
+/** The model, if its words form one grid; those of several scales do not. */
+async function gridModel(version) {
+  const model = await describe(version);
+  if (!model.side) throw new ApiError('The words of this model form no single grid, so they cannot be looked at one by one. Choose another model.', { status: 422 });
+  return model;
 }
 
 export const pngSource = (png) => `data:image/png;base64,${png}`;

@@ -21,9 +21,9 @@ function verdict({ same, png }, source) {
 
 const figure = (source, text) => el('figure', {}, image(source, text), el('figcaption', {}, text));
 
-/** What a picture tells of its making; what is nested is not shown, long fingerprints are shortened. */
-export function provenanceFacts(provenance) {
-  return facts(Object.entries(provenance)
+/** What a picture tells of its making: the settings too, but not all given words; long fingerprints are shortened. */
+export function provenanceFacts({ settings, given, ...told }) {
+  return facts(Object.entries({ ...told, kind: given ? 'completion' : null, ...settings })
     .filter(([, value]) => typeof value !== 'object')
     .map(([key, value]) => [NAMES[key] ?? sentence(key), /^[0-9a-f]{24,}$/.test(value) ? `${value.slice(0, 12)}…` : value]));
 }

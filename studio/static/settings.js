@@ -3,7 +3,7 @@ import { ApiError } from './api.js';
 import { el } from './pieces.js';
 import { armVersionSelect, chosen, currentModel, entryOf } from './versions.js';
 
-const NUMBERS = ['temperature', 'top_k', 'top_p', 'guidance'];
+export const NUMBERS = ['temperature', 'top_k', 'top_p', 'guidance'];
 const NAMES = { candidates: 'The number of candidates', seed: 'The seed', temperature: 'The temperature', top_k: 'Top-k', top_p: 'Top-p', guidance: 'The guidance' };
 
 /** Fills the <details> of `form`; raises ApiError where the server does not say what its models are. */
