@@ -11,7 +11,10 @@ const READING_PAUSE = 1500;    // milliseconds until a server that reads its dat
 let shown = null;    // {pictures, index, abort}
 
 const dialog = document.getElementById('detail');
-dialog.addEventListener('close', () => shown?.abort.abort());
+dialog.addEventListener('close', () => {
+  shown?.abort.abort();
+  if (!dialog.open) dialog.replaceChildren();    // its buttons shall not be found while it is not there
+});
 dialog.addEventListener('click', (event) => { if (event.target === dialog) dialog.close(); });    // outside of the sheet
 dialog.addEventListener('keydown', (event) => {
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -85,9 +88,15 @@ async function attempt(results, action) {
 
 async function showRedrawn(picture, results, learn, signal) {
   results.replaceChildren(el('p', { class: 'status busy' }, 'Drawing it again …'));
-  const { box, provenance } = await redraw(await bytesOf(picture), sourceOf(picture), signal);
-  learn(provenance);
+  const { box, answer } = await redraw(await bytesOf(picture), sourceOf(picture), signal);
+  learn(answer.provenance);
+  if (picture.file && answer.same) knowAgain(picture, answer);
   results.replaceChildren(box);
+}
+
+/** A file that came again is the picture that was drawn: its words are known exactly, and need not be read from its pixels. */
+function knowAgain(picture, { words, version, provenance: { caption, seed, candidate } }) {
+  Object.assign(picture, { words, version, caption, seed, candidate });
 }
 
 async function showNearest(picture, results, signal) {

@@ -68,10 +68,12 @@ export function makeDraw(view) {
   };
 }
 
-/** Settings as a form says them: an empty field would be the packaged value, so "all words" needs a number. */
+/** Settings as a form says them: an empty field is the packaged value, so where that is another, "all words" needs a number. */
 async function asTyped(settings) {
-  const { vocab_size: all } = await currentModel();
-  return { ...settings, top_k: settings.top_k ?? all, top_p: settings.top_p ?? 1 };
+  const { settings: packaged, vocab_size: words } = await currentModel();
+  const all = { top_k: words, top_p: 1 };
+  const typed = NUMBERS.map((name) => [name, settings[name] === packaged[name] ? '' : settings[name] ?? all[name]]);
+  return { ...settings, ...Object.fromEntries(typed) };
 }
 
 /** On a phone the focus would raise a keyboard over half of the page. */

@@ -14,6 +14,8 @@ export function makeGallery(view) {
   let next = null;
   let listScroll = 0;    // where one was when a draw was opened
 
+  const isListShown = () => part.list.parentNode === view;
+
   /** Reads the newest page, or the one after what is shown. */
   async function load(before = null) {
     try {
@@ -33,9 +35,8 @@ export function makeGallery(view) {
   }
 
   async function open(id) {
-    if (!part.list.hidden) listScroll = scrollY;
-    part.list.hidden = true;
-    part.one.hidden = false;
+    if (isListShown()) listScroll = scrollY;
+    view.replaceChildren(part.one);
     scrollTo(0, 0);
     part.one.replaceChildren(el('p', { class: 'status busy' }, 'Looking it up …'));
     try {
@@ -53,7 +54,7 @@ export function makeGallery(view) {
       await remove(`/api/gallery/${encodeURIComponent(draw.id)}`);
       announce('Deleted.');
       takeCard(draw.id);
-      if (part.list.hidden) go('gallery');
+      if (!isListShown()) go('gallery');
     } catch (error) {
       showError(part.notice, error, { retry: () => discard(draw) });
     }
@@ -72,10 +73,10 @@ export function makeGallery(view) {
   return {
     enter({ id }) {
       if (id) return open(id);
-      const wasOpen = part.list.hidden;
-      part.list.hidden = false;
-      part.one.hidden = true;
-      if (wasOpen) scrollTo(0, listScroll);
+      if (!isListShown()) {
+        view.replaceChildren(part.list);
+        scrollTo(0, listScroll);
+      }
       return load();
     },
   };
@@ -101,7 +102,7 @@ function card(draw, discard) {
 
 function again(draw) {
   const use = () => go('draw', { caption: draw.prompt, seed: draw.seed, version: draw.version }, { settings: draw.settings && { ...draw.settings, candidates: draw.candidates } });
-  return el('button', { type: 'button', 'data-testid': 'use-again', onclick: use }, 'Use again');
+  return el('button', { type: 'button', 'data-testid': 'use-again', onclick: use }, 'Use this caption again');
 }
 
 function wholeDraw(draw, discard) {

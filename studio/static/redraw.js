@@ -6,11 +6,11 @@ const SAME = 'The same picture came, byte for byte.';
 const OTHER = 'Another picture came. The model, its settings or the machine differ from then.';
 const NAMES = { candidate: 'Candidate', candidates: 'Candidates', seed: 'Seed', version: 'Model', score: 'Score', fingerprint: 'Fingerprint', caption: 'Caption' };
 
-/** Draws again -> {box: what came of it, for the page; provenance}. `source` is the first picture's address. */
+/** Draws again -> {box: what came of it, for the page; answer: the server's}. `source` is the first picture's address. */
 export async function redraw(blob, source, signal) {
   const answer = await postBytes('/api/redraw', new Blob([blob], { type: 'image/png' }), signal);
   announce(answer.same ? SAME : OTHER);
-  return { box: verdict(answer, source), provenance: answer.provenance };
+  return { box: verdict(answer, source), answer };
 }
 
 function verdict({ same, png }, source) {

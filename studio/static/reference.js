@@ -3,6 +3,8 @@ import { getJson } from './api.js';
 import { clearNotice, showError } from './notice.js';
 import { el, parts } from './pieces.js';
 
+// where a description has no example of its own; a grid has as many rows as the model
+const EXAMPLES = { prompt: 'a small red star on sand', words: [[17, 3], [5, 0]] };
 const METHODS = ['get', 'post', 'put', 'patch', 'delete'];
 
 export function makeReference(view) {
@@ -60,7 +62,7 @@ function bodyOf({ requestBody }, whole) {
   const fields = Object.entries(schema.properties ?? {}).map(([name, inner]) => [
     `${name}${required.has(name) ? ' *' : ''}`, kindOf(inner, whole), resolve(inner, whole).description ?? '',
   ]);
-  return { type, example, fields };
+  return { type: type.replace('image/*', 'image/png'), example, fields };
 }
 
 /** Follows a $ref within the description. */
@@ -86,7 +88,7 @@ function exampleOf(schema, whole) {
   if (known.default !== undefined) return known.default;
   if (known.anyOf) return exampleOf(known.anyOf[0], whole);
   if (known.type === 'object' || known.properties) {
-    return Object.fromEntries((known.required ?? []).map((name) => [name, exampleOf(known.properties[name], whole)]));
+    return Object.fromEntries((known.required ?? []).map((name) => [name, EXAMPLES[name] ?? exampleOf(known.properties[name], whole)]));
   }
   return { array: [], integer: known.minimum ?? 0, number: known.minimum ?? 0, boolean: false, string: '…' }[known.type] ?? null;
 }
