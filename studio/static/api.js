@@ -33,14 +33,16 @@ export async function* postForEvents(path, value, signal) {
   let rest = '';
   try {
     for (;;) {
-      const { done, value: text } = await reader.read().catch((error) => { throw lost(error); });
+      const { done, value: text } = await reader.read().catch((error) => {
+        throw lost(error);
+      });
       if (done) return;
       const lines = (rest + text).split('\n');
       rest = lines.pop();
       for (const line of lines) if (line.trim()) yield JSON.parse(line);
     }
   } finally {
-    reader.cancel().catch(() => {});    // tells the server to stop; it may be gone already
+    reader.cancel().catch(() => {}); // tells the server to stop; it may be gone already
   }
 }
 
@@ -50,11 +52,17 @@ export function withQuery(path, values) {
   return set.length ? `${path}?${new URLSearchParams(set)}` : path;
 }
 
-const json = (value, signal) =>
-  ({ method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(value), signal });
+const json = (value, signal) => ({
+  method: 'POST',
+  headers: { 'Content-Type': 'application/json' },
+  body: JSON.stringify(value),
+  signal,
+});
 
 async function request(path, options) {
-  const response = await fetch(path, options).catch((error) => { throw lost(error); });
+  const response = await fetch(path, options).catch((error) => {
+    throw lost(error);
+  });
   if (response.ok) return response;
   const error = await refusal(response);
   if (response.status === 503) trouble(error);
@@ -62,7 +70,7 @@ async function request(path, options) {
 }
 
 function lost(error) {
-  if (error.name === 'AbortError') return error;    // we ended it ourselves
+  if (error.name === 'AbortError') return error; // we ended it ourselves
   const gone = new ApiError(GONE);
   trouble(gone);
   return gone;
@@ -74,7 +82,8 @@ function trouble(error) {
 
 async function refusal(response) {
   const body = await response.json().catch(() => ({}));
-  const message = typeof body.error === 'string' ? body.error : `The server answered ${response.status} ${response.statusText}`.trim();
+  const message =
+    typeof body.error === 'string' ? body.error : `The server answered ${response.status} ${response.statusText}`.trim();
   const seconds = Number(response.headers.get('Retry-After'));
   return new ApiError(message, { status: response.status, field: body.field ?? null, retryAfter: seconds > 0 ? seconds : null });
 }

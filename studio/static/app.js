@@ -12,9 +12,15 @@ import { takeDrops } from './source.js';
 import { makeWords } from './words.js';
 
 const MAKERS = {
-  draw: makeDraw, complete: makeComplete, words: makeWords, gallery: makeGallery, data: makeData, compare: makeCompare, api: makeReference,
+  draw: makeDraw,
+  complete: makeComplete,
+  words: makeWords,
+  gallery: makeGallery,
+  data: makeData,
+  compare: makeCompare,
+  api: makeReference,
 };
-const views = new Map();    // made when first looked at, and kept: a view remembers what was done in it
+const views = new Map(); // made when first looked at, and kept: a view remembers what was done in it
 const main = document.getElementById('main');
 let current = null;
 
@@ -55,7 +61,10 @@ function markTab(name) {
 /** A file dropped on the page goes to the view if it wants one, else it is a picture of the studio. */
 takeDrops(document, (file) => (current.view.takeFile ?? openStudioPicture)(file));
 // the skip link is an address too, but no view's
-document.querySelector('.skip').addEventListener('click', (event) => { event.preventDefault(); main.focus(); });
+document.querySelector('.skip').addEventListener('click', (event) => {
+  event.preventDefault();
+  main.focus();
+});
 window.addEventListener('hashchange', show);
 watchHealth();
 show();

@@ -19,12 +19,12 @@ export function makeBoard(root, onChange = () => {}) {
 
   async function draw(request, form = null) {
     stop();
-    const mine = controller = new AbortController();
+    const mine = (controller = new AbortController());
     onChange(true);
     try {
       await follow(shown, request, mine.signal, form);
     } catch (error) {
-      if (controller !== mine) return;    // another draw has begun here, and the board is its
+      if (controller !== mine) return; // another draw has begun here, and the board is its
       showEnd(shown, mine.signal);
       showError(shown.notices, error, { retry: () => draw(request, form), form });
     } finally {
@@ -48,8 +48,8 @@ async function follow(shown, request, signal, form) {
   begin(shown, run, form);
   for await (const event of postForEvents('/api/draw', request, signal)) {
     const handle = HANDLERS[event.event];
-    if (handle) handle(shown, run, event);    // events that a later server adds are no concern of ours
-    isRanked ||= event.event === 'ranked';    // read on to the end: hanging up early looks like a stop
+    if (handle) handle(shown, run, event); // events that a later server adds are no concern of ours
+    isRanked ||= event.event === 'ranked'; // read on to the end: hanging up early looks like a stop
   }
   if (!isRanked) throw new ApiError('The server stopped in the middle of its answer. Draw again.', { status: 500 });
 }
@@ -60,7 +60,7 @@ function begin(shown, run, form) {
   shown.note.hidden = true;
   shown.status.textContent = 'Asking the model …';
   Object.assign(shown.bar, { hidden: false, max: run.places.length, value: 0 });
-  shown.bar.removeAttribute('value');    // no value: busy, nobody knows how far
+  shown.bar.removeAttribute('value'); // no value: busy, nobody knows how far
 }
 
 const HANDLERS = {
@@ -78,17 +78,30 @@ const HANDLERS = {
 
   candidate(shown, run, { candidate, png, words, score }) {
     const picture = {
-      candidate, png, words, score, caption: run.caption, seed: run.seed, version: run.version, candidates: run.places.length,
+      candidate,
+      png,
+      words,
+      score,
+      caption: run.caption,
+      seed: run.seed,
+      version: run.version,
+      candidates: run.places.length,
       given: run.request.given ?? null,
     };
     run.drawn[candidate] = picture;
-    fill(run.places[candidate], tile(picture, () => openDetail(inOrder(run), inOrder(run).indexOf(picture))));
+    fill(
+      run.places[candidate],
+      tile(picture, () => openDetail(inOrder(run), inOrder(run).indexOf(picture))),
+    );
     showProgress(shown, run);
   },
 
   ranked(shown, run, { order, seconds }) {
     run.order = order;
-    reorder(shown.list, order.map((candidate) => run.places[candidate]));
+    reorder(
+      shown.list,
+      order.map((candidate) => run.places[candidate]),
+    );
     run.places[order[0]].classList.add('best');
     shown.bar.hidden = true;
     shown.status.textContent = `${count(order.length, 'candidate')} in ${seconds.toFixed(1)} s, best first`;

@@ -12,10 +12,12 @@ export function makeCompare(view) {
   const running = new Set();
   const stop = () => boards.forEach((board) => board.stop());
   const showRunning = armStop(view, part.stop, stop);
-  const boards = [...part.boards.querySelectorAll('.board')].map((root, index) => makeBoard(root, (isDrawing) => {
-    running[isDrawing ? 'add' : 'delete'](index);
-    showRunning(running.size > 0);
-  }));
+  const boards = [...part.boards.querySelectorAll('.board')].map((root, index) =>
+    makeBoard(root, (isDrawing) => {
+      running[isDrawing ? 'add' : 'delete'](index);
+      showRunning(running.size > 0);
+    }),
+  );
 
   async function load(query) {
     try {
@@ -23,7 +25,10 @@ export function makeCompare(view) {
       const { versions, default: first } = await listVersions();
       part.single.hidden = versions.length > 1;
       form.hidden = versions.length < 2;
-      const second = (versions.find(({ aliases, id }) => aliases.includes('champion') && id !== first) ?? versions.find(({ id }) => id !== first))?.id;
+      const second = (
+        versions.find(({ aliases, id }) => aliases.includes('champion') && id !== first) ??
+        versions.find(({ id }) => id !== first)
+      )?.id;
       await fillVersions(form.elements.left, query.left ?? first);
       await fillVersions(form.elements.right, query.right ?? second);
       fill(form, { prompt: query.caption, seed: query.seed });
@@ -53,7 +58,10 @@ export function makeCompare(view) {
   }
 
   armDice(part.dice, form);
-  form.addEventListener('submit', (event) => { event.preventDefault(); draw(); });
+  form.addEventListener('submit', (event) => {
+    event.preventDefault();
+    draw();
+  });
   let isLoaded = false;
 
   return {
@@ -77,7 +85,10 @@ async function showExample(form) {
 }
 
 async function name(part, [left, right]) {
-  for (const [place, id] of [[part.leftName, left], [part.rightName, right]]) {
+  for (const [place, id] of [
+    [part.leftName, left],
+    [part.rightName, right],
+  ]) {
     const entry = await entryOf(id);
     place.textContent = entry ? nameOf(entry) : id;
   }

@@ -9,12 +9,15 @@ import { armSettings, requestOf } from './settings.js';
 import { dropZone } from './source.js';
 import { chosen, currentVersion } from './versions.js';
 
-const DRAWN = -1;    // in `given`: a word to be drawn
+const DRAWN = -1; // in `given`: a word to be drawn
 
 export function makeComplete(view) {
   const form = view.querySelector('form');
   const part = parts(view);
-  const board = makeBoard(view.querySelector('.board'), armStop(view, part.stop, () => board.stop()));
+  const board = makeBoard(
+    view.querySelector('.board'),
+    armStop(view, part.stop, () => board.stop()),
+  );
   let piece = null;
   let grid = null;
 
@@ -73,24 +76,48 @@ export function makeComplete(view) {
   form.elements.candidates.value = 8;
   form.elements.seed.value = 0;
   armDice(part.dice, form);
-  part.source.append(dropZone({ label: 'Choose a picture', hint: 'or drop one here; drawn ones come by “Complete from here”', onFile: (file) => take({ file }) }));
-  form.addEventListener('submit', (event) => { event.preventDefault(); draw(); });
+  part.source.append(
+    dropZone({
+      label: 'Choose a picture',
+      hint: 'or drop one here; drawn ones come by “Complete from here”',
+      onFile: (file) => take({ file }),
+    }),
+  );
+  form.addEventListener('submit', (event) => {
+    event.preventDefault();
+    draw();
+  });
   form.elements.rows.addEventListener('input', () => keepTop(Number(form.elements.rows.value)));
   chosen.addEventListener('change', async () => {
-    if (piece && piece.version !== await currentVersion()) place(() => rereadPiece(piece));
+    if (piece && piece.version !== (await currentVersion())) place(() => rereadPiece(piece));
   });
 
   return {
-    enter(query, payload) { if (payload?.picture) take(payload.picture); },
+    enter(query, payload) {
+      if (payload?.picture) take(payload.picture);
+    },
     takeFile: (file) => take({ file }),
   };
 }
 
 function quickButtons(side, choose) {
-  const button = (name, rule) => el('button', { type: 'button', class: 'chip', 'data-testid': `keep-${name.toLowerCase().replace(' ', '-')}`, onclick: () => choose(rule) }, name);
+  const button = (name, rule) =>
+    el(
+      'button',
+      {
+        type: 'button',
+        class: 'chip',
+        'data-testid': `keep-${name.toLowerCase().replace(' ', '-')}`,
+        onclick: () => choose(rule),
+      },
+      name,
+    );
   return [
-    button('Top half', (row) => row < side / 2), button('Left half', (row, column) => column < side / 2),
-    button('Invert', (row, column, kept) => !kept), button('All', () => true), button('None', () => false),
+    button('Top half', (row) => row < side / 2),
+    button('Left half', (row, column) => column < side / 2),
+    button('Invert', (row, column, kept) => !kept),
+    button('All', () => true),
+    button('None', () => false),
   ];
 }
 
@@ -99,18 +126,26 @@ function tellKept(part, kept, side) {
 }
 
 function checkKept(kept) {
-  if (!kept.includes(true)) throw new ApiError('Nothing is kept. Keep some cells, or draw a whole picture in Draw.', { status: 422 });
-  if (!kept.includes(false)) throw new ApiError('All is kept, so nothing is left to draw. Leave some cells out.', { status: 422 });
+  if (!kept.includes(true))
+    throw new ApiError('Nothing is kept. Keep some cells, or draw a whole picture in Draw.', { status: 422 });
+  if (!kept.includes(false))
+    throw new ApiError('All is kept, so nothing is left to draw. Leave some cells out.', { status: 422 });
 }
 
 /** The words where they are kept, -1 elsewhere: [[5, 9], [2, 4]] and the top row -> [[5, 9], [-1, -1]]. */
-export const givenOf = (words, kept) =>
-  words.map((row, y) => row.map((word, x) => (kept[y * row.length + x] ? word : DRAWN)));
+export const givenOf = (words, kept) => words.map((row, y) => row.map((word, x) => (kept[y * row.length + x] ? word : DRAWN)));
 
 /** The original, faded where it is not kept. */
 function showGiven(part, piece, kept) {
-  const veil = el('div', { class: 'cells veils', 'aria-hidden': 'true' }, kept.map((isKept) => el('span', { class: isKept ? '' : 'veil' })));
+  const veil = el(
+    'div',
+    { class: 'cells veils', 'aria-hidden': 'true' },
+    kept.map((isKept) => el('span', { class: isKept ? '' : 'veil' })),
+  );
   veil.style.gridTemplateColumns = `repeat(${piece.model.side}, 1fr)`;
-  part.given.replaceChildren(el('div', { class: 'grid' }, image(piece.source, 'The picture; what is not kept is faded'), veil), el('figcaption', {}, 'What is kept'));
+  part.given.replaceChildren(
+    el('div', { class: 'grid' }, image(piece.source, 'The picture; what is not kept is faded'), veil),
+    el('figcaption', {}, 'What is kept'),
+  );
   part.results.hidden = false;
 }

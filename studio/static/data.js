@@ -7,20 +7,20 @@ import { go, keepInAddress } from './router.js';
 import { armVersionSelect, chosen, currentVersion } from './versions.js';
 
 const PAGE = 24;
-const READING_PAUSE = 1000;    // milliseconds until a server that reads its data is asked again
+const READING_PAUSE = 1000; // milliseconds until a server that reads its data is asked again
 
 export function makeData(view) {
   const form = view.querySelector('form');
   const part = parts(view);
   let next = null;
-  let latest = null;    // the search whose answer is wanted; an earlier one may answer later
+  let latest = null; // the search whose answer is wanted; an earlier one may answer later
   let timer = null;
-  let search = { query: '', split: '' };    // as it was asked; the form may be typed in meanwhile
+  let search = { query: '', split: '' }; // as it was asked; the form may be typed in meanwhile
 
   /** The first page of the search in the form, or the one at `offset`. */
   async function load(offset = 0) {
     clearTimeout(timer);
-    const mine = latest = {};
+    const mine = (latest = {});
     try {
       clearNotice(part.notice);
       view.classList.add('busy');
@@ -42,7 +42,10 @@ export function makeData(view) {
     next = page.next;
     part.more.hidden = next === null || next === undefined;
     part.status.replaceChildren(...stateOf(page, search.query, part.pictures.childElementCount));
-    if (page.state === 'reading') timer = setTimeout(() => { if (view.isConnected) load(); }, READING_PAUSE);
+    if (page.state === 'reading')
+      timer = setTimeout(() => {
+        if (view.isConnected) load();
+      }, READING_PAUSE);
     else announce(part.status.textContent);
   }
 
@@ -52,11 +55,16 @@ export function makeData(view) {
     load();
   }
 
-  form.addEventListener('submit', (event) => { event.preventDefault(); ask(); });
+  form.addEventListener('submit', (event) => {
+    event.preventDefault();
+    ask();
+  });
   form.elements.split.addEventListener('change', ask);
   part.more.addEventListener('click', () => load(next));
-  chosen.addEventListener('change', () => { if (view.isConnected) load(); });
-  const armed = armVersionSelect(part.versionField.querySelector('select')).catch(() => {});    // load() tells of it
+  chosen.addEventListener('change', () => {
+    if (view.isConnected) load();
+  });
+  const armed = armVersionSelect(part.versionField.querySelector('select')).catch(() => {}); // load() tells of it
 
   return {
     async enter({ query, split }) {
@@ -86,14 +94,41 @@ function setSplit(select, split) {
 
 function stateOf({ state, done, total }, query, shown) {
   if (state === 'none') return ['There are no data here. ', el('span', {}, 'They are made by '), el('code', {}, 'make run'), '.'];
-  if (state === 'reading') return [el('span', { 'data-testid': 'reading' }, `Reading the pictures: ${done} of ${total} `), el('progress', { class: 'bar inline', max: total, value: done, 'aria-label': 'Read so far' })];
+  if (state === 'reading')
+    return [
+      el('span', { 'data-testid': 'reading' }, `Reading the pictures: ${done} of ${total} `),
+      el('progress', { class: 'bar inline', max: total, value: done, 'aria-label': 'Read so far' }),
+    ];
   if (!shown) return [query ? 'Nothing fits. Try other words, or all splits.' : 'This split is empty.'];
   return [query ? `The pictures nearest to “${query}”, best first` : 'In the order of the data'];
 }
 
 function thing({ key, caption, split, score, png }) {
   const draw = () => go('draw', { caption }, { drawNow: true });
-  return el('li', { 'data-testid': 'data-item', 'data-key': key }, el('figure', { class: 'thing' }, image(pngSource(png), caption),
-    el('figcaption', {}, caption, el('small', {}, [key, split, typeof score === 'number' ? score.toFixed(3) : null].filter(Boolean).join(' · ')))),
-    el('button', { type: 'button', class: 'chip', 'data-testid': 'draw-caption', 'aria-label': `Draw this caption: ${caption}`, onclick: draw }, 'Draw this caption'));
+  return el(
+    'li',
+    { 'data-testid': 'data-item', 'data-key': key },
+    el(
+      'figure',
+      { class: 'thing' },
+      image(pngSource(png), caption),
+      el(
+        'figcaption',
+        {},
+        caption,
+        el('small', {}, [key, split, typeof score === 'number' ? score.toFixed(3) : null].filter(Boolean).join(' · ')),
+      ),
+    ),
+    el(
+      'button',
+      {
+        type: 'button',
+        class: 'chip',
+        'data-testid': 'draw-caption',
+        'aria-label': `Draw this caption: ${caption}`,
+        onclick: draw,
+      },
+      'Draw this caption',
+    ),
+  );
 }

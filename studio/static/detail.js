@@ -7,15 +7,17 @@ import { altOf, bytesOf, download, sourceOf } from './pictures.js';
 import { go } from './router.js';
 import { currentVersion } from './versions.js';
 
-const READING_PAUSE = 1500;    // milliseconds until a server that reads its data is asked again
-let shown = null;    // {pictures, index, abort}
+const READING_PAUSE = 1500; // milliseconds until a server that reads its data is asked again
+let shown = null; // {pictures, index, abort}
 
 const dialog = document.getElementById('detail');
 dialog.addEventListener('close', () => {
   shown?.abort.abort();
-  if (!dialog.open) dialog.replaceChildren();    // its buttons shall not be found while it is not there
+  if (!dialog.open) dialog.replaceChildren(); // its buttons shall not be found while it is not there
 });
-dialog.addEventListener('click', (event) => { if (event.target === dialog) dialog.close(); });    // outside of the sheet
+dialog.addEventListener('click', (event) => {
+  if (event.target === dialog) dialog.close();
+}); // outside of the sheet
 dialog.addEventListener('keydown', (event) => {
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   if (step && shown.pictures[shown.index + step]) openDetail(shown.pictures, shown.index + step);
@@ -25,7 +27,7 @@ dialog.addEventListener('keydown', (event) => {
 export function openDetail(pictures, index = 0) {
   shown?.abort.abort();
   shown = { pictures, index, abort: new AbortController() };
-  const step = document.activeElement?.dataset.step;    // one who steps on by a button wants to do so again
+  const step = document.activeElement?.dataset.step; // one who steps on by a button wants to do so again
   fillDialog(pictures[index], shown.abort.signal);
   if (!dialog.open) dialog.showModal();
   (dialog.querySelector(`[data-step="${step}"]:enabled`) ?? document.getElementById('detail-title')).focus();
@@ -46,34 +48,76 @@ function fillDialog(picture, signal) {
     knowledge.replaceChildren(provenanceFacts({ ...knownOf(picture), ...rest }));
   };
   dialog.replaceChildren(
-    el('div', { class: 'detail-head' }, title,
-      el('button', { type: 'button', class: 'icon', 'aria-label': 'Close', 'data-testid': 'close', onclick: () => dialog.close() }, '×'), stepper()),
-    el('div', { class: 'detail-body' },
+    el(
+      'div',
+      { class: 'detail-head' },
+      title,
+      el(
+        'button',
+        { type: 'button', class: 'icon', 'aria-label': 'Close', 'data-testid': 'close', onclick: () => dialog.close() },
+        '×',
+      ),
+      stepper(),
+    ),
+    el(
+      'div',
+      { class: 'detail-body' },
       image(sourceOf(picture), altOf(picture), { 'data-testid': 'detail-picture' }),
-      el('div', {}, knowledge, actions(picture, results, learn, signal))),
-    results);
+      el('div', {}, knowledge, actions(picture, results, learn, signal)),
+    ),
+    results,
+  );
 }
 
 function stepper() {
   const { pictures, index } = shown;
   if (pictures.length < 2) return null;
-  const step = (by, name, sign) => el('button', {
-    type: 'button', class: 'icon', 'aria-label': name, 'data-step': by, disabled: !pictures[index + by], onclick: () => openDetail(pictures, index + by),
-  }, sign);
-  return el('div', { class: 'stepper' }, step(-1, 'The one before', '‹'), el('span', {}, `${index + 1} of ${pictures.length}`), step(1, 'The next', '›'));
+  const step = (by, name, sign) =>
+    el(
+      'button',
+      {
+        type: 'button',
+        class: 'icon',
+        'aria-label': name,
+        'data-step': by,
+        disabled: !pictures[index + by],
+        onclick: () => openDetail(pictures, index + by),
+      },
+      sign,
+    );
+  return el(
+    'div',
+    { class: 'stepper' },
+    step(-1, 'The one before', '‹'),
+    el('span', {}, `${index + 1} of ${pictures.length}`),
+    step(1, 'The next', '›'),
+  );
 }
 
-const knownOf = ({ seed, candidate, candidates, version, score, given }) => ({ seed, candidate, candidates, version, given, score: score?.toFixed(3) });
+const knownOf = ({ seed, candidate, candidates, version, score, given }) => ({
+  seed,
+  candidate,
+  candidates,
+  version,
+  given,
+  score: score?.toFixed(3),
+});
 
 function actions(picture, results, learn, signal) {
   const button = (name, testid, onclick) => el('button', { type: 'button', 'data-testid': testid, onclick }, name);
-  const send = (view) => () => { dialog.close(); go(view, {}, { picture }); };
-  return el('div', { class: 'actions' },
+  const send = (view) => () => {
+    dialog.close();
+    go(view, {}, { picture });
+  };
+  return el(
+    'div',
+    { class: 'actions' },
     button('Download', 'download', () => attempt(results, () => download(picture))),
     button('Draw again, byte for byte', 'redraw', () => attempt(results, () => showRedrawn(picture, results, learn, signal))),
     button('Complete from here', 'to-complete', send('complete')),
     button('Look at its words', 'to-words', send('words')),
-    button('Nearest training pictures', 'nearest', () => attempt(results, () => showNearest(picture, results, signal))));
+    button('Nearest training pictures', 'nearest', () => attempt(results, () => showNearest(picture, results, signal))),
+  );
 }
 
 async function attempt(results, action) {
@@ -100,8 +144,10 @@ function knowAgain(picture, { words, version, provenance: { caption, seed, candi
 }
 
 async function showNearest(picture, results, signal) {
-  const version = picture.version ?? await currentVersion();
-  const { words } = picture.words ? picture : await postBytes(withQuery('/api/pictures', { version }), await bytesOf(picture), signal);
+  const version = picture.version ?? (await currentVersion());
+  const { words } = picture.words
+    ? picture
+    : await postBytes(withQuery('/api/pictures', { version }), await bytesOf(picture), signal);
   for (;;) {
     const answer = await postJson('/api/nearest', { words, version }, signal);
     results.replaceChildren(nearestOf(answer));
@@ -112,10 +158,28 @@ async function showNearest(picture, results, signal) {
 }
 
 function nearestOf({ state, done, total, pictures }) {
-  if (state === 'reading') return el('p', { class: 'status busy', 'data-testid': 'reading' }, `Reading the training pictures: ${done} of ${total}`);
+  if (state === 'reading')
+    return el('p', { class: 'status busy', 'data-testid': 'reading' }, `Reading the training pictures: ${done} of ${total}`);
   if (state === 'none') return el('p', { class: 'status' }, 'There are no training pictures here to compare with.');
-  return el('section', { 'data-testid': 'nearest-result' }, el('h3', {}, 'Nearest training pictures'),
-    el('ul', { class: 'tiles small' }, pictures.map((near) => el('li', {}, el('figure', { class: 'thing' },
-      image(`data:image/png;base64,${near.png}`, near.caption),
-      el('figcaption', {}, near.caption, el('small', {}, `${near.key} · ${near.score.toFixed(3)}`)))))));
+  return el(
+    'section',
+    { 'data-testid': 'nearest-result' },
+    el('h3', {}, 'Nearest training pictures'),
+    el(
+      'ul',
+      { class: 'tiles small' },
+      pictures.map((near) =>
+        el(
+          'li',
+          {},
+          el(
+            'figure',
+            { class: 'thing' },
+            image(`data:image/png;base64,${near.png}`, near.caption),
+            el('figcaption', {}, near.caption, el('small', {}, `${near.key} · ${near.score.toFixed(3)}`)),
+          ),
+        ),
+      ),
+    ),
+  );
 }

@@ -14,7 +14,10 @@ const KEPT = ['prompt', 'candidates', 'seed', ...NUMBERS];
 export function makeDraw(view) {
   const form = view.querySelector('form');
   const part = parts(view);
-  const board = makeBoard(view.querySelector('.board'), armStop(view, part.stop, () => board.stop()));
+  const board = makeBoard(
+    view.querySelector('.board'),
+    armStop(view, part.stop, () => board.stop()),
+  );
   const notices = view.querySelector('.notices');
   const kept = recall('draw');
 
@@ -22,7 +25,7 @@ export function makeDraw(view) {
     try {
       clearNotice(notices);
       await armSettings(form);
-      fill(form, { ...kept, prompt: undefined, candidates: undefined, seed: undefined });    // those are there from the start
+      fill(form, { ...kept, prompt: undefined, candidates: undefined, seed: undefined }); // those are there from the start
       await showExamples(part.examples, form);
     } catch (error) {
       showError(notices, error, { retry: load });
@@ -47,10 +50,23 @@ export function makeDraw(view) {
     keepAddress(form);
   }
 
-  form.addEventListener('submit', (event) => { event.preventDefault(); draw(); });
+  form.addEventListener('submit', (event) => {
+    event.preventDefault();
+    draw();
+  });
   form.addEventListener('input', keep);
-  chosen.addEventListener('change', () => { keepAddress(form); showExamples(part.examples, form).catch((error) => showError(notices, error, { retry: load })); });
-  part.opener.append(dropZone({ label: 'Open a picture of the studio', hint: 'it tells how it was drawn, and is drawn again', testid: 'upload-studio', onFile: openStudioPicture }));
+  chosen.addEventListener('change', () => {
+    keepAddress(form);
+    showExamples(part.examples, form).catch((error) => showError(notices, error, { retry: load }));
+  });
+  part.opener.append(
+    dropZone({
+      label: 'Open a picture of the studio',
+      hint: 'it tells how it was drawn, and is drawn again',
+      testid: 'upload-studio',
+      onFile: openStudioPicture,
+    }),
+  );
   armDice(part.dice, form);
   fill(form, kept);
   let ready = null;
@@ -72,7 +88,7 @@ export function makeDraw(view) {
 async function asTyped(settings) {
   const { settings: packaged, vocab_size: words } = await currentModel();
   const all = { top_k: words, top_p: 1 };
-  const typed = NUMBERS.map((name) => [name, settings[name] === packaged[name] ? '' : settings[name] ?? all[name]]);
+  const typed = NUMBERS.map((name) => [name, settings[name] === packaged[name] ? '' : (settings[name] ?? all[name])]);
   return { ...settings, ...Object.fromEntries(typed) };
 }
 
@@ -90,11 +106,13 @@ function fill(form, values) {
 
 async function showExamples(place, form) {
   const { examples } = await currentModel();
-  place.replaceChildren(...exampleChips(examples, (caption) => {
-    form.elements.prompt.value = caption;
-    form.elements.prompt.dispatchEvent(new Event('input', { bubbles: true }));
-    form.elements.prompt.focus();
-  }));
+  place.replaceChildren(
+    ...exampleChips(examples, (caption) => {
+      form.elements.prompt.value = caption;
+      form.elements.prompt.dispatchEvent(new Event('input', { bubbles: true }));
+      form.elements.prompt.focus();
+    }),
+  );
 }
 
 async function keepAddress(form) {

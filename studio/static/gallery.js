@@ -12,7 +12,7 @@ const PAGE = 24;
 export function makeGallery(view) {
   const part = parts(view);
   let next = null;
-  let listScroll = 0;    // where one was when a draw was opened
+  let listScroll = 0; // where one was when a draw was opened
 
   const isListShown = () => part.list.parentNode === view;
 
@@ -20,9 +20,12 @@ export function makeGallery(view) {
   async function load(before = null) {
     try {
       clearNotice(part.notice);
-      if (!part.draws.childElementCount) part.draws.replaceChildren(...Array.from({ length: 3 }, () => el('li', { class: 'card pending', 'aria-hidden': 'true' })));
+      if (!part.draws.childElementCount)
+        part.draws.replaceChildren(
+          ...Array.from({ length: 3 }, () => el('li', { class: 'card pending', 'aria-hidden': 'true' })),
+        );
       const page = await getJson(withQuery('/api/gallery', { before, limit: PAGE }));
-      if (!before && page.draws.length && page.draws[0].id === part.draws.firstElementChild?.dataset.id) return;    // nothing new
+      if (!before && page.draws.length && page.draws[0].id === part.draws.firstElementChild?.dataset.id) return; // nothing new
       next = page.next;
       const cards = page.draws.map((draw) => card(draw, discard));
       if (before) part.draws.append(...cards);
@@ -49,7 +52,14 @@ export function makeGallery(view) {
   }
 
   async function discard(draw) {
-    if (!await confirmed(`Delete the ${count(draw.candidates, 'candidate')} of “${draw.prompt}”? They cannot be brought back, but the same caption and seed draw them again.`, 'Delete')) return;
+    if (
+      !(await confirmed(
+        `Delete the ${count(draw.candidates, 'candidate')} of “${draw.prompt}”? ` +
+          'They cannot be brought back, but the same caption and seed draw them again.',
+        'Delete',
+      ))
+    )
+      return;
     try {
       await remove(`/api/gallery/${encodeURIComponent(draw.id)}`);
       announce('Deleted.');
@@ -83,38 +93,106 @@ export function makeGallery(view) {
 }
 
 function nothing() {
-  return el('li', { class: 'empty', 'data-testid': 'empty' }, el('p', { class: 'lead' }, 'Nothing was drawn yet.'),
-    el('p', {}, 'Whatever you draw will be here, with all that is needed to draw it again.'), el('a', { class: 'button primary', href: '#/draw' }, 'Draw something'));
+  return el(
+    'li',
+    { class: 'empty', 'data-testid': 'empty' },
+    el('p', { class: 'lead' }, 'Nothing was drawn yet.'),
+    el('p', {}, 'Whatever you draw will be here, with all that is needed to draw it again.'),
+    el('a', { class: 'button primary', href: '#/draw' }, 'Draw something'),
+  );
 }
 
 const back = () => el('a', { class: 'back', href: '#/gallery' }, '‹ All draws');
+const kindOf = ({ is_completion: isCompletion }) => (isCompletion ? ['completion'] : []);
+const versionName = ({ version }) => (/^\d+$/.test(version) ? `version ${version}` : version);
 const addressOf = ({ id }) => `#/gallery?${new URLSearchParams({ id })}`;
 
 function card(draw, discard) {
-  return el('li', { class: 'card', 'data-testid': 'gallery-item', 'data-id': draw.id },
-    el('a', { class: 'best-four', href: addressOf(draw), 'aria-label': `Open all candidates of “${draw.prompt}”` },
-      draw.best.map(({ url }) => image(url, '', { loading: 'lazy' }))),
-    el('div', { class: 'card-text' }, el('h2', {}, el('a', { href: addressOf(draw) }, draw.prompt)),
-      el('p', { class: 'quiet' }, `${when(draw.when)} · ${count(draw.candidates, 'candidate')} · seed ${draw.seed} · ${draw.version}${draw.is_completion ? ' · completion' : ''}`)),
-    el('div', { class: 'card-actions' }, again(draw),
-      el('button', { type: 'button', class: 'quiet', 'data-testid': 'delete', 'aria-label': `Delete “${draw.prompt}”`, onclick: () => discard(draw) }, 'Delete')));
+  return el(
+    'li',
+    { class: 'card', 'data-testid': 'gallery-item', 'data-id': draw.id },
+    el(
+      'a',
+      { class: 'best-four', href: addressOf(draw), 'aria-label': `Open all candidates of “${draw.prompt}”` },
+      draw.best.map(({ url }) => image(url, '', { loading: 'lazy' })),
+    ),
+    el(
+      'div',
+      { class: 'card-text' },
+      el('h2', {}, el('a', { href: addressOf(draw) }, draw.prompt)),
+      el(
+        'p',
+        { class: 'quiet' },
+        [when(draw.when), count(draw.candidates, 'candidate'), `seed ${draw.seed}`, versionName(draw), ...kindOf(draw)].join(
+          ' · ',
+        ),
+      ),
+    ),
+    el(
+      'div',
+      { class: 'card-actions' },
+      again(draw),
+      el(
+        'button',
+        {
+          type: 'button',
+          class: 'quiet',
+          'data-testid': 'delete',
+          'aria-label': `Delete “${draw.prompt}”`,
+          onclick: () => discard(draw),
+        },
+        'Delete',
+      ),
+    ),
+  );
 }
 
 function again(draw) {
-  const use = () => go('draw', { caption: draw.prompt, seed: draw.seed, version: draw.version }, { settings: draw.settings && { ...draw.settings, candidates: draw.candidates } });
+  const use = () =>
+    go(
+      'draw',
+      { caption: draw.prompt, seed: draw.seed, version: draw.version },
+      { settings: draw.settings && { ...draw.settings, candidates: draw.candidates } },
+    );
   return el('button', { type: 'button', 'data-testid': 'use-again', onclick: use }, 'Use this caption again');
 }
 
 function wholeDraw(draw, discard) {
   const pictures = draw.pictures.map((picture) => ({
-    ...picture, caption: draw.prompt, seed: draw.seed, candidates: draw.candidates, version: draw.version,
+    ...picture,
+    caption: draw.prompt,
+    seed: draw.seed,
+    candidates: draw.candidates,
+    version: draw.version,
   }));
   return [
     back(),
     el('header', { class: 'intro' }, el('h1', { tabindex: '-1' }, draw.prompt)),
-    facts([['Drawn', when(draw.when)], ['Seed', draw.seed], ['Model', draw.version], ['Kind', draw.is_completion ? 'completion' : null],
-      ...Object.entries(draw.settings ?? {}).filter(([, value]) => typeof value !== 'object').map(([name, value]) => [sentence(name), value])]),
-    el('div', { class: 'controls' }, again(draw), el('button', { type: 'button', class: 'quiet', 'data-testid': 'delete', onclick: () => discard(draw) }, 'Delete')),
-    el('ul', { class: 'tiles' }, pictures.map((picture, index) => el('li', { class: `tile-place${index ? '' : ' best'}` }, tile(picture, () => openDetail(pictures, index))))),
+    facts([
+      ['Drawn', when(draw.when)],
+      ['Seed', draw.seed],
+      ['Model', draw.version],
+      ['Kind', draw.is_completion ? 'completion' : null],
+      ...Object.entries(draw.settings ?? {})
+        .filter(([, value]) => typeof value !== 'object')
+        .map(([name, value]) => [sentence(name), value]),
+    ]),
+    el(
+      'div',
+      { class: 'controls' },
+      again(draw),
+      el('button', { type: 'button', class: 'quiet', 'data-testid': 'delete', onclick: () => discard(draw) }, 'Delete'),
+    ),
+    el(
+      'ul',
+      { class: 'tiles' },
+      pictures.map((picture, index) =>
+        el(
+          'li',
+          { class: `tile-place${index ? '' : ' best'}` },
+          tile(picture, () => openDetail(pictures, index)),
+        ),
+      ),
+    ),
   ];
 }

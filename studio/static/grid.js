@@ -31,18 +31,34 @@ export function makeGrid(side, source, { label, onMove = () => {} }) {
     onMove(from, at(...to), event);
     focus(...to);
   });
-  layer.addEventListener('focusin', (event) => {    // by mouse, too
+  layer.addEventListener('focusin', (event) => {
+    // by mouse, too
     layer.querySelector('[tabindex="0"]')?.setAttribute('tabindex', '-1');
     event.target.setAttribute('tabindex', '0');
   });
   at(0, 0).setAttribute('tabindex', '0');
-  return { element, layer, cells, at, focus, show: (next) => { picture.src = next; } };
+  return {
+    element,
+    layer,
+    cells,
+    at,
+    focus,
+    show: (next) => {
+      picture.src = next;
+    },
+  };
 }
 
-const makeCell = (row, column) => el('button', {
-  type: 'button', class: 'cell', tabindex: '-1', 'data-testid': 'cell', 'data-row': row, 'data-column': column,
-  'aria-label': `Row ${row + 1}, column ${column + 1}`,
-});
+const makeCell = (row, column) =>
+  el('button', {
+    type: 'button',
+    class: 'cell',
+    tabindex: '-1',
+    'data-testid': 'cell',
+    'data-row': row,
+    'data-column': column,
+    'aria-label': `Row ${row + 1}, column ${column + 1}`,
+  });
 
 /** [row, column] of a cell. */
 export const placeOf = (cell) => [Number(cell.dataset.row), Number(cell.dataset.column)];

@@ -2,7 +2,7 @@
 import { connection } from './api.js';
 import { announce, el } from './pieces.js';
 
-const PAUSE = 2000;    // milliseconds between two looks at /health
+const PAUSE = 2000; // milliseconds between two looks at /health
 let timer = null;
 
 /** Watches for trouble from now on, and looks once at the start. */
@@ -23,22 +23,25 @@ async function health() {
   try {
     return await (await fetch('/health', { cache: 'no-store' })).json();
   } catch {
-    return { status: 'gone' };    // no answer, or none of ours
+    return { status: 'gone' }; // no answer, or none of ours
   }
 }
 
 function said({ status, error }) {
-  if (status === 'loading') return ['loading', 'The models are being loaded', 'This page goes on by itself as soon as they are ready.'];
+  if (status === 'loading')
+    return ['loading', 'The models are being loaded', 'This page goes on by itself as soon as they are ready.'];
   if (status === 'broken') return ['broken', 'The studio cannot draw', error ?? 'The server says no more.'];
   return ['gone', 'The studio’s server does not answer', 'Is it still running? This page looks for it every two seconds.'];
 }
 
 function show(kind, title, text) {
   const banner = document.getElementById('banner');
-  if (banner.dataset.kind === kind) return;    // said already; a screen reader shall not hear it every two seconds
+  if (banner.dataset.kind === kind) return; // said already; a screen reader shall not hear it every two seconds
   banner.dataset.kind = kind;
-  banner.replaceChildren(el('div', {}, el('strong', {}, title), el('span', {}, text)),
-    el('button', { type: 'button', 'data-testid': 'banner-retry', onclick: look }, 'Look again'));
+  banner.replaceChildren(
+    el('div', {}, el('strong', {}, title), el('span', {}, text)),
+    el('button', { type: 'button', 'data-testid': 'banner-retry', onclick: look }, 'Look again'),
+  );
   banner.hidden = false;
 }
 

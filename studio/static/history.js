@@ -6,10 +6,19 @@ export function makeHistory(first) {
   let index = 0;
   return {
     now: () => states[index],
-    push(state) { states = [...states.slice(0, index + 1), state]; index += 1; },
+    push(state) {
+      states = [...states.slice(0, index + 1), state];
+      index += 1;
+    },
     canUndo: () => index > 0,
     canRedo: () => index < states.length - 1,
-    undo() { index = Math.max(0, index - 1); return states[index]; },
-    redo() { index = Math.min(states.length - 1, index + 1); return states[index]; },
+    undo() {
+      index = Math.max(0, index - 1);
+      return states[index];
+    },
+    redo() {
+      index = Math.min(states.length - 1, index + 1);
+      return states[index];
+    },
   };
 }

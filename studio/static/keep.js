@@ -5,7 +5,9 @@ import { makeGrid } from './grid.js';
 export function makeKeepGrid(side, source, onChange) {
   const grid = makeGrid(side, source, {
     label: 'Cells of the picture: pressed ones are kept, others are drawn',
-    onMove: (from, to, event) => { if (event.shiftKey) paint(to, isKept(from)); },
+    onMove: (from, to, event) => {
+      if (event.shiftKey) paint(to, isKept(from));
+    },
   });
 
   function paint(cell, kept) {
@@ -31,7 +33,7 @@ const isKept = (cell) => cell.getAttribute('aria-pressed') === 'true';
 
 /** The cell under the pointer is toggled, and those it is dragged over become alike. */
 function armPainting(layer, paint) {
-  let brush = null;    // what is painted while the pointer is down
+  let brush = null; // what is painted while the pointer is down
   layer.addEventListener('pointerdown', (event) => {
     const cell = event.target.closest('.cell');
     if (!cell || event.button !== 0) return;
@@ -44,8 +46,12 @@ function armPainting(layer, paint) {
     const cell = document.elementFromPoint(event.clientX, event.clientY)?.closest('.cell');
     if (cell && layer.contains(cell)) paint(cell, brush);
   });
-  for (const end of ['pointerup', 'pointercancel']) window.addEventListener(end, () => { brush = null; });
-  layer.addEventListener('click', (event) => {    // no pointer: Space, Enter, or a screen reader
+  for (const end of ['pointerup', 'pointercancel'])
+    window.addEventListener(end, () => {
+      brush = null;
+    });
+  layer.addEventListener('click', (event) => {
+    // no pointer: Space, Enter, or a screen reader
     const cell = event.target.closest('.cell');
     if (cell && event.detail === 0) paint(cell, !isKept(cell));
   });

@@ -1,14 +1,15 @@
-// Shows an error where it happened, beside the field at fault, with a way on: try again now, or after the time the server asks for.
+// Shows an error where it happened, beside the field at fault, with a way on: try again, now or
+// after the time the server asks for.
 import { connection } from './api.js';
 import { announce, el, freshId } from './pieces.js';
 
-const QUEUE_WAIT = 5;    // seconds, where a full queue names no time
+const QUEUE_WAIT = 5; // seconds, where a full queue names no time
 
 /** Shows `error` in `place`; `retry` is what to do again. An abort is no error: we ended it ourselves. */
 export function showError(place, error, { retry = null, form = null } = {}) {
   clearNotice(place);
   if (error.name === 'AbortError') return;
-  if (!('status' in error)) throw error;    // a mistake of this page belongs in the console
+  if (!('status' in error)) throw error; // a mistake of this page belongs in the console
   const field = form && error.field ? form.elements[error.field] : null;
   if (field instanceof HTMLElement) markField(field, error.message);
   else place.append(notice(error, place, retry));
@@ -26,7 +27,10 @@ function notice(error, place, retry) {
   const words = el('p', {}, error.message);
   const box = el('div', { class: 'notice', role: 'alert', 'data-testid': 'notice', 'data-status': error.status }, words);
   if (!retry || !mayPass(error.status)) return box;
-  const again = () => { clearNotice(place); retry(); };
+  const again = () => {
+    clearNotice(place);
+    retry();
+  };
   box.append(el('button', { type: 'button', 'data-testid': 'retry', onclick: again }, 'Try again'));
   if (error.status === 429) countDown(box, words, error.retryAfter ?? QUEUE_WAIT, again, place);
   if (error.status === 0 || error.status === 503) retryWhenBack(box, again);
@@ -38,7 +42,9 @@ const mayPass = (status) => status === 0 || status === 408 || status === 429 || 
 
 function countDown(box, words, seconds, again, place) {
   const left = el('p', { class: 'countdown', 'data-testid': 'countdown' });
-  const show = () => { left.textContent = `Asking again in ${seconds} s.`; };
+  const show = () => {
+    left.textContent = `Asking again in ${seconds} s.`;
+  };
   const timer = setInterval(() => {
     seconds -= 1;
     show();

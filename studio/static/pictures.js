@@ -18,11 +18,15 @@ export async function bytesOf(picture) {
 
 /** For those who cannot see it. */
 export const altOf = (picture) =>
-  picture.candidate === undefined ? picture.caption ?? 'The picture' : `Candidate ${picture.candidate} of “${picture.caption}”`;
+  picture.candidate === undefined ? (picture.caption ?? 'The picture') : `Candidate ${picture.candidate} of “${picture.caption}”`;
 
 /** "a red star", seed 7, candidate 3 -> "a-red-star-seed-7-candidate-3.png". */
 export function fileName({ caption, seed, candidate }) {
-  const slug = (caption ?? '').toLowerCase().replace(/[^\p{Letter}\p{Number}]+/gu, '-').replace(/^-+|-+$/g, '').slice(0, 60);
+  const slug = (caption ?? '')
+    .toLowerCase()
+    .replace(/[^\p{Letter}\p{Number}]+/gu, '-')
+    .replace(/^-+|-+$/g, '')
+    .slice(0, 60);
   const parts = [slug || 'picture'];
   if (seed !== undefined) parts.push(`seed-${seed}`);
   if (candidate !== undefined) parts.push(`candidate-${candidate}`);
@@ -35,5 +39,5 @@ export async function download(picture) {
   const link = document.createElement('a');
   Object.assign(link, { href: address, download: fileName(picture) });
   link.click();
-  setTimeout(() => URL.revokeObjectURL(address), 10_000);    // not at once: some browsers read it after the click
+  setTimeout(() => URL.revokeObjectURL(address), 10_000); // not at once: some browsers read it after the click
 }

@@ -15,26 +15,45 @@ export async function readPiece(picture) {
 export const rereadPiece = async ({ origin }) => pieceOfPixels(origin, await currentVersion());
 
 async function pieceOfWords(picture) {
-  const version = picture.version ?? await currentVersion();
+  const version = picture.version ?? (await currentVersion());
   const model = await gridModel(version);
   chooseVersion(version);
   const source = sourceOf(picture);
-  return { words: picture.words, source, rebuilt: source, psnr: null, version, model, caption: picture.caption ?? '', origin: picture };
+  return {
+    words: picture.words,
+    source,
+    rebuilt: source,
+    psnr: null,
+    version,
+    model,
+    caption: picture.caption ?? '',
+    origin: picture,
+  };
 }
 
 async function pieceOfPixels(picture, version) {
   const model = await gridModel(version);
   const read = await postBytes(withQuery('/api/pictures', { version }), await bytesOf(picture));
   return {
-    words: read.words, source: pngSource(read.png), rebuilt: pngSource(read.rebuilt), psnr: read.psnr, version, model,
-    caption: read.provenance?.caption ?? (picture.file ? '' : picture.caption ?? ''), origin: picture,
+    words: read.words,
+    source: pngSource(read.png),
+    rebuilt: pngSource(read.rebuilt),
+    psnr: read.psnr,
+    version,
+    model,
+    caption: read.provenance?.caption ?? (picture.file ? '' : (picture.caption ?? '')),
+    origin: picture,
   };
 }
 
 /** The model, if its words form one grid; those of several scales do not. */
 async function gridModel(version) {
   const model = await describe(version);
-  if (!model.side) throw new ApiError('The words of this model form no single grid, so they cannot be looked at one by one. Choose another model.', { status: 422 });
+  if (!model.side)
+    throw new ApiError(
+      'The words of this model form no single grid, so they cannot be looked at one by one. Choose another model.',
+      { status: 422 },
+    );
   return model;
 }
 

@@ -44,7 +44,16 @@ export function dice() {
   svg.setAttribute('aria-hidden', 'true');
   const frame = document.createElementNS(SHAPES, 'rect');
   for (const [name, value] of Object.entries({ x: 3.5, y: 3.5, width: 17, height: 17, rx: 4 })) frame.setAttribute(name, value);
-  svg.append(frame, ...[[8, 8], [16, 8], [12, 12], [8, 16], [16, 16]].map(dot));
+  svg.append(
+    frame,
+    ...[
+      [8, 8],
+      [16, 8],
+      [12, 12],
+      [8, 16],
+      [16, 16],
+    ].map(dot),
+  );
   return svg;
 }
 
@@ -76,7 +85,8 @@ export function armStop(view, button, stop) {
     if (event.key === 'Escape' && view.isConnected && !document.querySelector('dialog[open]')) stop();
   });
   return (isRunning) => {
-    if (!isRunning && document.activeElement === button) view.querySelector('[type=submit]').focus();    // it goes, the focus shall not
+    // the button goes, the focus shall not
+    if (!isRunning && document.activeElement === button) view.querySelector('[type=submit]').focus();
     button.hidden = !isRunning;
   };
 }
@@ -91,7 +101,11 @@ export function when(iso) {
 /** A definition list of facts; those without a value are left out. */
 export function facts(pairs) {
   const known = pairs.filter(([, value]) => value !== undefined && value !== null && value !== '');
-  return el('dl', { class: 'facts' }, known.map(([name, value]) => el('div', {}, el('dt', {}, name), el('dd', {}, String(value)))));
+  return el(
+    'dl',
+    { class: 'facts' },
+    known.map(([name, value]) => el('div', {}, el('dt', {}, name), el('dd', {}, String(value)))),
+  );
 }
 
 /** Asks before something is lost -> true if it shall be done. */
@@ -99,8 +113,19 @@ export function confirmed(question, yes) {
   const dialog = document.getElementById('confirm');
   return new Promise((resolve) => {
     dialog.returnValue = '';
-    dialog.replaceChildren(el('form', { method: 'dialog' }, el('p', {}, question),
-      el('div', { class: 'controls' }, el('button', { value: '' }, 'Keep it'), el('button', { value: 'yes', class: 'primary', 'data-testid': 'confirm-yes' }, yes))));
+    dialog.replaceChildren(
+      el(
+        'form',
+        { method: 'dialog' },
+        el('p', {}, question),
+        el(
+          'div',
+          { class: 'controls' },
+          el('button', { value: '' }, 'Keep it'),
+          el('button', { value: 'yes', class: 'primary', 'data-testid': 'confirm-yes' }, yes),
+        ),
+      ),
+    );
     dialog.addEventListener('close', () => resolve(dialog.returnValue === 'yes'), { once: true });
     dialog.showModal();
   });

@@ -1,7 +1,7 @@
 // Which view is looked at, by the address: #/draw?caption=a+red+star&seed=7. Links can be shared; views keep their state.
 
 const DEFAULT = 'draw';
-let handOver = null;    // what one view sends to another besides words: pictures do not fit into an address
+let handOver = null; // what one view sends to another besides words: pictures do not fit into an address
 
 /** "#/words?x=1" -> {name: "words", query: {x: "1"}}. */
 export function currentRoute() {

@@ -4,14 +4,21 @@ import { el } from './pieces.js';
 import { armVersionSelect, chosen, currentModel, entryOf } from './versions.js';
 
 export const NUMBERS = ['temperature', 'top_k', 'top_p', 'guidance'];
-const NAMES = { candidates: 'The number of candidates', seed: 'The seed', temperature: 'The temperature', top_k: 'Top-k', top_p: 'Top-p', guidance: 'The guidance' };
+const NAMES = {
+  candidates: 'The number of candidates',
+  seed: 'The seed',
+  temperature: 'The temperature',
+  top_k: 'Top-k',
+  top_p: 'Top-p',
+  guidance: 'The guidance',
+};
 
 /** Fills the <details> of `form`; raises ApiError where the server does not say what its models are. */
 export async function armSettings(form) {
   const fold = form.querySelector('details.settings');
   if (!fold.childElementCount) {
     fold.append(document.getElementById('settings').content.cloneNode(true));
-    chosen.addEventListener('change', () => showModel(form).catch(() => {}));    // the view tells of it
+    chosen.addEventListener('change', () => showModel(form).catch(() => {})); // the view tells of it
   }
   const select = fold.querySelector('.version');
   if (!select.options.length) await armVersionSelect(select);
@@ -61,4 +68,6 @@ export function whole(form, name, least, most) {
 
 /** Example captions as buttons; `use(caption)` is called with the one that is chosen. */
 export const exampleChips = (examples, use) =>
-  examples.map((caption) => el('button', { type: 'button', class: 'chip', 'data-testid': 'example', onclick: () => use(caption) }, caption));
+  examples.map((caption) =>
+    el('button', { type: 'button', class: 'chip', 'data-testid': 'example', onclick: () => use(caption) }, caption),
+  );

@@ -10,7 +10,7 @@ export function dropZone({ label, hint, testid = 'upload', onFile }) {
   input.addEventListener('change', () => {
     const [file] = input.files;
     if (file) onFile(file);
-    input.value = '';    // the same file may be chosen again
+    input.value = ''; // the same file may be chosen again
   });
   takeDrops(zone, onFile);
   return zone;

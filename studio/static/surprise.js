@@ -22,24 +22,55 @@ export function makeSurprise(part, { state, jump }) {
     }
   }
 
-  form.addEventListener('submit', (event) => { event.preventDefault(); ask(); });
+  form.addEventListener('submit', (event) => {
+    event.preventDefault();
+    ask();
+  });
   return {
-    start(caption) { form.elements.prompt.value = caption; this.forget(); },
-    forget() { part.answer.hidden = true; },    // the words have changed, so it is no longer true
+    start(caption) {
+      form.elements.prompt.value = caption;
+      this.forget();
+    },
+    forget() {
+      part.answer.hidden = true;
+    }, // the words have changed, so it is no longer true
   };
 }
 
 function showAnswer(place, answer, jump) {
-  const worst = answer.worst.map(({ row, column, word, bits }) => el('li', {}, el('button', {
-    type: 'button', class: 'chip', 'data-testid': 'worst', onclick: () => jump(row, column),
-  }, el('span', {}, `Row ${row + 1}, column ${column + 1}`), el('span', { class: 'quiet' }, `word ${word}`), el('b', {}, `${bits.toFixed(1)} bits`))));
+  const worst = answer.worst.map(({ row, column, word, bits }) =>
+    el(
+      'li',
+      {},
+      el(
+        'button',
+        {
+          type: 'button',
+          class: 'chip',
+          'data-testid': 'worst',
+          onclick: () => jump(row, column),
+        },
+        el('span', {}, `Row ${row + 1}, column ${column + 1}`),
+        el('span', { class: 'quiet' }, `word ${word}`),
+        el('b', {}, `${bits.toFixed(1)} bits`),
+      ),
+    ),
+  );
   place.replaceChildren(
     image(pngSource(answer.png), 'Heat map: light where a word surprises', { class: '', 'data-testid': 'heat' }),
-    el('div', { 'data-testid': 'bits' }, facts([
-      ['The picture', `${answer.picture_bits.toFixed(1)} bits`], ['The caption', `${answer.caption_bits.toFixed(1)} bits`],
-      ['A word', `${answer.bits_per_word.toFixed(2)} bits`], ['A blind guess', `${answer.blind_bits_per_word.toFixed(2)} bits`],
-    ])),
-    el('h3', {}, 'Least expected'), el('ul', { class: 'worst' }, worst));
+    el(
+      'div',
+      { 'data-testid': 'bits' },
+      facts([
+        ['The picture', `${answer.picture_bits.toFixed(1)} bits`],
+        ['The caption', `${answer.caption_bits.toFixed(1)} bits`],
+        ['A word', `${answer.bits_per_word.toFixed(2)} bits`],
+        ['A blind guess', `${answer.blind_bits_per_word.toFixed(2)} bits`],
+      ]),
+    ),
+    el('h3', {}, 'Least expected'),
+    el('ul', { class: 'worst' }, worst),
+  );
   place.hidden = false;
   announce(`The picture holds ${answer.picture_bits.toFixed(0)} bits.`);
 }

@@ -7,22 +7,41 @@ const APPEAR = { duration: 240, easing: 'ease-out' };
 
 /** `number` empty places. */
 export function placeholders(number) {
-  return Array.from({ length: number }, () => el('li', { class: 'tile-place' }, el('div', { class: 'tile pending', 'aria-hidden': 'true' })));
+  return Array.from({ length: number }, () =>
+    el('li', { class: 'tile-place' }, el('div', { class: 'tile pending', 'aria-hidden': 'true' })),
+  );
 }
 
 /** A candidate as a button that opens it. */
 export function tile(picture, open) {
   const score = typeof picture.score === 'number' ? picture.score.toFixed(3) : null;
-  return el('button', {
-    type: 'button', class: 'tile', 'data-testid': 'tile', 'data-candidate': picture.candidate, 'data-score': picture.score,
-    'aria-label': `${altOf(picture)}${score ? `, score ${score}` : ''}`, onclick: open,
-  }, image(sourceOf(picture), ''), el('span', { class: 'score' }, score ?? ' '));
+  return el(
+    'button',
+    {
+      type: 'button',
+      class: 'tile',
+      'data-testid': 'tile',
+      'data-candidate': picture.candidate,
+      'data-score': picture.score,
+      'aria-label': `${altOf(picture)}${score ? `, score ${score}` : ''}`,
+      onclick: open,
+    },
+    image(sourceOf(picture), ''),
+    el('span', { class: 'score' }, score ?? ' '),
+  );
 }
 
 /** Puts the tile into its place. */
 export function fill(place, filled) {
   place.replaceChildren(filled);
-  if (moves()) filled.animate([{ opacity: 0, transform: 'scale(.96)' }, { opacity: 1, transform: 'none' }], APPEAR);
+  if (moves())
+    filled.animate(
+      [
+        { opacity: 0, transform: 'scale(.96)' },
+        { opacity: 1, transform: 'none' },
+      ],
+      APPEAR,
+    );
 }
 
 /** Re-orders the places: each is seen to move from where it was to where it belongs (FLIP: first, last, invert, play). */
@@ -30,7 +49,7 @@ export function reorder(list, places) {
   const before = places.map((place) => place.getBoundingClientRect());
   const focused = list.contains(document.activeElement) ? document.activeElement : null;
   list.append(...places);
-  focused?.focus({ preventScroll: true });    // an element that is moved loses the focus
+  focused?.focus({ preventScroll: true }); // an element that is moved loses the focus
   if (moves()) places.forEach((place, index) => moveFrom(place, before[index]));
 }
 

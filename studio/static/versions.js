@@ -5,13 +5,16 @@ import { el } from './pieces.js';
 /** Fires 'change' when another version is chosen. */
 export const chosen = new EventTarget();
 
-let current = null;    // an id, once known or asked for in the address
-let listing = null;    // a promise, so that views that ask at once ask the server once
+let current = null; // an id, once known or asked for in the address
+let listing = null; // a promise, so that views that ask at once ask the server once
 const models = new Map();
 
 /** {default, versions}; asked anew after a failure. */
 export function listVersions() {
-  listing ??= getJson('/api/versions').catch((error) => { listing = null; throw error; });
+  listing ??= getJson('/api/versions').catch((error) => {
+    listing = null;
+    throw error;
+  });
   return listing;
 }
 
@@ -24,7 +27,13 @@ export async function currentVersion() {
 /** What /api/model says of a version. */
 export function describe(version) {
   if (!models.has(version)) {
-    models.set(version, getJson(withQuery('/api/model', { version })).catch((error) => { models.delete(version); throw error; }));
+    models.set(
+      version,
+      getJson(withQuery('/api/model', { version })).catch((error) => {
+        models.delete(version);
+        throw error;
+      }),
+    );
   }
   return models.get(version);
 }
@@ -42,7 +51,9 @@ export function chooseVersion(id) {
 export async function armVersionSelect(select) {
   await fillVersions(select, await currentVersion());
   select.addEventListener('change', () => chooseVersion(select.value));
-  chosen.addEventListener('change', () => { select.value = current; });
+  chosen.addEventListener('change', () => {
+    select.value = current;
+  });
 }
 
 export async function fillVersions(select, value) {

@@ -13,13 +13,19 @@ import { makeStitch } from './stitch.js';
 import { makeSurprise } from './surprise.js';
 import { armVersionSelect, chosen, currentVersion } from './versions.js';
 
-const READABLE = 12;    // words a side, up to which numbers fit into their cells
+const READABLE = 12; // words a side, up to which numbers fit into their cells
 
 export function makeWords(view) {
   const part = parts(view);
   let edits = Promise.resolve();
   const bench = { part, piece: null, grid: null, history: null, cell: null };
-  const surprise = makeSurprise(part, { state: () => stateOf(bench), jump: (row, column) => { choose(bench, row, column); bench.grid.focus(row, column); } });
+  const surprise = makeSurprise(part, {
+    state: () => stateOf(bench),
+    jump: (row, column) => {
+      choose(bench, row, column);
+      bench.grid.focus(row, column);
+    },
+  });
   const stitch = makeStitch(part, { piece: () => bench.piece, apply: (change, done) => edit(change, done) });
 
   const take = (picture) => place(() => readPiece(picture));
@@ -70,7 +76,7 @@ export function makeWords(view) {
       clearNotice(part.notice, form);
       const word = whole(form, 'word', 0, bench.piece.model.vocab_size - 1);
       const [row, column] = placeOf(bench.cell);
-      bench.grid.focus(row, column);    // back to where one came from, to go on by keyboard
+      bench.grid.focus(row, column); // back to where one came from, to go on by keyboard
       edit({ set: [{ row, column, word }] }, `Row ${row + 1}, column ${column + 1} is word ${word} now.`);
     } catch (error) {
       showError(part.notice, error, { form });
@@ -84,15 +90,22 @@ export function makeWords(view) {
   part.numbers.addEventListener('click', () => showNumbers(bench, part.numbers.getAttribute('aria-pressed') !== 'true'));
   part.download.addEventListener('click', () => download(asPicture(bench)));
   part.complete.addEventListener('click', () => go('complete', {}, { picture: asPicture(bench) }));
-  part.editor.addEventListener('submit', (event) => { event.preventDefault(); setWord(); });
-  part.editor.addEventListener('keydown', (event) => { if (event.key === 'Escape') bench.grid.focus(...placeOf(bench.cell)); });
+  part.editor.addEventListener('submit', (event) => {
+    event.preventDefault();
+    setWord();
+  });
+  part.editor.addEventListener('keydown', (event) => {
+    if (event.key === 'Escape') bench.grid.focus(...placeOf(bench.cell));
+  });
   view.addEventListener('keydown', (event) => undoByKeyboard(event, bench, travel));
   chosen.addEventListener('change', async () => {
-    if (bench.piece && bench.piece.version !== await currentVersion()) place(() => rereadPiece(bench.piece));
+    if (bench.piece && bench.piece.version !== (await currentVersion())) place(() => rereadPiece(bench.piece));
   });
 
   return {
-    enter(query, payload) { if (payload?.picture) take(payload.picture); },
+    enter(query, payload) {
+      if (payload?.picture) take(payload.picture);
+    },
     takeFile: (file) => take({ file }),
   };
 }
@@ -100,8 +113,13 @@ export function makeWords(view) {
 function armSource(part, take) {
   const select = el('select', { class: 'version', 'data-testid': 'version' });
   part.source.append(
-    dropZone({ label: 'Choose a picture', hint: 'or drop one here; drawn ones come by “Look at its words”', onFile: (file) => take({ file }) }),
-    el('label', { class: 'field' }, el('span', {}, 'Model'), select));
+    dropZone({
+      label: 'Choose a picture',
+      hint: 'or drop one here; drawn ones come by “Look at its words”',
+      onFile: (file) => take({ file }),
+    }),
+    el('label', { class: 'field' }, el('span', {}, 'Model'), select),
+  );
   const fill = () => armVersionSelect(select).catch((error) => showError(part.notice, error, { retry: fill }));
   fill();
 }
@@ -147,7 +165,8 @@ function showState(bench, done) {
   if (done) announce(done);
 }
 
-const rebuiltText = ({ psnr }) => (psnr === null ? 'Its words: they were drawn, so nothing is lost' : `Drawn from its words (PSNR ${psnr.toFixed(1)} dB)`);
+const rebuiltText = ({ psnr }) =>
+  psnr === null ? 'Its words: they were drawn, so nothing is lost' : `Drawn from its words (PSNR ${psnr.toFixed(1)} dB)`;
 
 function showNumbers(bench, isShown) {
   bench.part.numbers.setAttribute('aria-pressed', String(isShown));
