@@ -226,10 +226,11 @@ def test_a_request_writes_one_line_of_log_without_its_caption(studio):
 
 def test_a_flood_is_served_as_far_as_the_line_goes_and_leaves_no_trace(studio):
     def ask(number: int) -> httpx.Response:
-        return httpx.post(f"{studio.address}/api/draw", json={"prompt": PROMPT, "candidates": 64, "seed": number}, timeout=60)
+        return people.post("/api/draw", json={"prompt": PROMPT, "candidates": 64, "seed": number})
 
     memory = sum(psutil.Process(pid).memory_info().rss for pid in studio.pids())
-    with concurrent.futures.ThreadPoolExecutor(200) as crowd:
+    people = httpx.Client(base_url=studio.address, timeout=60, limits=httpx.Limits(max_connections=None))
+    with people, concurrent.futures.ThreadPoolExecutor(200) as crowd:
         answers = [crowd.submit(ask, number) for number in range(200)]
         while not all(one.done() for one in answers):
             assert studio.ask.get("/health").status_code == 200
