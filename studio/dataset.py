@@ -22,6 +22,7 @@ from thousandwords.pair_shards import PairReader, splits
 from thousandwords.store import Store
 
 MOST = 50_000  # pictures that are searched, the held-out ones first
+EXAMPLES, EXAMPLES_AMONG = 3, 12  # captions that are offered, the longest of so many
 AT_ONCE = 32  # pictures embedded before it is looked whether somebody asks for something
 
 Row = tuple[str, int]  # a split, and which of its pairs
@@ -36,6 +37,17 @@ class DataSet:
 
     def is_there(self) -> bool:
         return (self.folder / "manifest.json").is_file()
+
+    def examples(self) -> list[str]:
+        """Some captions that models were not trained on, to try; none where there are no data."""
+        if not self.is_there():
+            return []
+        with contextlib.suppress(DamagedArtefact):
+            split = "validation" if "validation" in self.splits() else self.splits()[-1]
+            reader = self._reader(split)
+            captions = dict.fromkeys(reader.captions(row)[0] for row in range(min(len(reader), EXAMPLES_AMONG)))
+            return sorted(captions, key=len)[-EXAMPLES:]  # short ones say little
+        return []
 
     def page(self, split: str | None, offset: int, limit: int) -> Event:
         """Pictures in the order of the data. Raises DamagedArtefact."""

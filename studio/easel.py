@@ -26,8 +26,6 @@ Event = dict[str, Any]
 Grid = list[list[int]]
 TOGETHER = {"cpu": 8, "cuda": 32}  # candidates drawn at a time: few enough that the first are seen at once and a stop is heard
 WORST = 5  # cells that are named
-EXAMPLES = ("a small red star above a large blue square", "a large green circle left of a small yellow triangle",
-            "a large purple heart on sand")  # fmt: skip
 
 
 class Asked(UserError):

@@ -65,14 +65,14 @@ class Painter:
         return package
 
     def describe(self, folder: str) -> Iterator[Event]:
-        yield easel.describe(self.package(folder))
+        yield easel.describe(self.package(folder)) | {"examples": self.data.examples()}
 
     def warm(self, folder: str) -> Iterator[Event]:
         """Draws one picture for nobody: the first is slow, and it should be no user's."""
         package = self.package(folder)
         for _ in easel.draw(package, "a picture", 1, 0, None, {}):
             pass
-        yield easel.describe(package)
+        yield from self.describe(folder)
 
     def draw(self, folder: str, **asked: object) -> Iterator[Event]:
         yield from easel.draw(self.package(folder), **asked)

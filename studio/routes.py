@@ -14,7 +14,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from studio import easel, schema
+from studio import schema
 from studio.courier import Courier, Full, NotReady, events_of
 from studio.easel import Event
 from studio.gallery import Gallery
@@ -103,7 +103,7 @@ def model_routes(studio: Studio) -> APIRouter:
         """What one has to know of a model to ask it for pictures."""
         chosen, folder = await studio.version(version)
         told = await studio.answer(request, "describe", folder=folder)
-        return told | {"version": chosen.id, "most_candidates": schema.MOST_CANDIDATES, "examples": list(easel.EXAMPLES)}
+        return told | {"version": chosen.id, "most_candidates": schema.MOST_CANDIDATES}
 
     return routes
 

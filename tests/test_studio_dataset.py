@@ -58,6 +58,12 @@ def test_what_is_shown_is_the_pair(data, folder):
         assert (images.decode_png(base64.b64decode(one["png"])) == reader.images([row])[0]).all()
 
 
+def test_captions_to_try_are_held_out_ones(data, tmp_path):
+    held_out = [one["caption"] for one in data.page("validation", 0, 5)["pictures"]]
+    assert len(data.examples()) == 3 and set(data.examples()) <= set(held_out)
+    assert DataSet(tmp_path / "nowhere", tmp_path / "store").examples() == []
+
+
 def test_a_search_goes_over_what_there_is_so_far(data, scorer):
     assert data.state(scorer) | {"splits": 0} == {"state": "ready", "done": 0, "total": 0, "splits": 0}
     assert data.search(scorer, "a star", None, 5)["pictures"] == []

@@ -70,6 +70,7 @@ def test_a_caption_becomes_ranked_pictures_that_are_kept_and_drawn_again(studio)
 
 def test_a_visit_of_every_room(studio):
     model = studio.ask.get("/api/model").json()
+    assert len(model["examples"]) == 3
     assert (model["version"], model["side"], model["image_size"], model["most_candidates"]) == ("package", 4, 16, 64)
     seen = studio.ask.post("/api/pictures", content=picture()).json()
     assert decode_png(base64.b64decode(seen["png"])).shape == (16, 16, 3)
