@@ -10,6 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_prc import calculate_precision_recall_full
 
 from tests.tiny import pictures, rng
 from thousandwords import fidelity
@@ -70,6 +72,42 @@ def test_the_distance_is_that_of_a_matrix_square_root(count, width):
     assert fidelity.frechet_distance(b, a) == pytest.approx(fidelity.frechet_distance(a, b), rel=1e-6)
 
 
+@pytest.mark.parametrize(("count", "width"), [(300, 24), (20, 24), (24, 24), (9, 100)])
+def test_the_distance_is_that_of_torch_fidelity_to_the_sixth_digit(count, width):
+    a, b = gaussian(count, width, seed=1).relu(), (gaussian(count + 5, width, seed=2) + 0.3).relu()
+
+    reference = fid_statistics_to_metric(*map(fid_features_to_statistics, (a, b)), verbose=False)["frechet_inception_distance"]
+
+    assert fidelity.frechet_distance(a, b) == pytest.approx(reference, rel=1e-6)
+
+
+def test_an_interval_holds_the_distance_and_is_as_wide_as_other_sets_scatter():
+    sets = [(torch.randn(60, 6, generator=rng(2 * one)), torch.randn(80, 6, generator=rng(2 * one + 1)) + 1) for one in range(40)]
+    distances = [fidelity.frechet_distance(*both) for both in sets]
+
+    low, high = fidelity.frechet_interval(*sets[0], range(60), np.random.default_rng(0))
+
+    assert low < distances[0] < high
+    assert (high - low) / (2 * 1.96) == pytest.approx(np.std(distances), rel=0.35)
+    assert [low, high] == fidelity.frechet_interval(*sets[0], range(60), np.random.default_rng(0))
+
+
+def test_pictures_of_one_group_are_taken_or_left_together():
+    """Four alike of each of 15: of 60 pictures no more is known than of 15."""
+    few, real = torch.randn(15, 4, generator=rng(1)), torch.randn(60, 4, generator=rng(2))
+
+    together = fidelity.frechet_interval(few.repeat(4, 1), real, [*range(15)] * 4, np.random.default_rng(0))
+    apart = fidelity.frechet_interval(few.repeat(4, 1), real, range(60), np.random.default_rng(0))
+
+    assert together[1] - together[0] > 1.4 * (apart[1] - apart[0])
+
+
+def test_an_interval_ends_at_0():
+    same = torch.randn(20, 3, generator=rng(1))
+
+    assert fidelity.frechet_interval(same, same, range(20), np.random.default_rng(0))[0] == 0.0
+
+
 @given(st.integers(2, 12), st.integers(2, 12), st.integers(1, 6), st.integers(0, 1000))
 def test_a_distance_is_finite_and_never_negative(count_a, count_b, width, seed):
     a, b = gaussian(count_a, width, seed), gaussian(count_b, width, seed + 1)
@@ -123,10 +161,22 @@ def test_precision_is_of_the_drawn_and_recall_of_the_real():
     here, there = torch.randn(40, 4, generator=rng(1)) * 0.1, torch.randn(40, 4, generator=rng(2)) * 0.1 + 9
     both = torch.cat([here, there])
 
-    assert fidelity.precision_recall(both, both) == {"precision": 1.0, "recall": 1.0, "neighbours": 3}
-    assert fidelity.precision_recall(here, there) == {"precision": 0.0, "recall": 0.0, "neighbours": 3}
-    one_of_two = fidelity.precision_recall(here, both)    # all drawn are like real ones, but half of the real are missing
-    assert one_of_two == {"precision": 1.0, "recall": 0.5, "neighbours": 3}
+    assert all(side.all() for side in fidelity.precision_recall(both, both))
+    assert not any(side.any() for side in fidelity.precision_recall(here, there))
+    drawn, real = fidelity.precision_recall(here, both)    # all drawn are like real ones, but half of the real are missing
+    assert drawn.tolist() == [True] * 40 and real.tolist() == [True] * 40 + [False] * 40
+
+
+@pytest.mark.parametrize("rows_at_once", [7, 4096])
+def test_precision_and_recall_are_those_of_torch_fidelity(rows_at_once, monkeypatch):
+    a, b = gaussian(60, 5, seed=1), gaussian(41, 5, seed=2) + 1.5
+    monkeypatch.setattr(fidelity, "ROWS_AT_ONCE", rows_at_once)
+
+    drawn, real = fidelity.precision_recall(a, b)
+
+    assert 0 < drawn.double().mean() < 1 and (len(drawn), len(real)) == (60, 41)
+    wanted = calculate_precision_recall_full(a, b, neighborhood=3)
+    assert (drawn.double().mean().item(), real.double().mean().item()) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("measure", [lambda a, b: fidelity.kernel_distance(a, b, 0), fidelity.precision_recall])
