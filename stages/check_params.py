@@ -11,7 +11,7 @@ import torch
 from stages import _pretrained
 from stages._engine import read_engine
 from stages._stage import Stage, arguments, stage
-from thousandwords import components, pairs, text, training
+from thousandwords import components, features, pairs, text, training
 from thousandwords.completion import read_completions, rows_of, side_of, top_rows
 from thousandwords.config import ConfigError, check_keys, model_block, section
 from thousandwords.drawing import Prompts, check_guidance, check_prompt
@@ -51,7 +51,9 @@ def check_params(params: dict, seed: int) -> None:
     pairs.check_source(data)
     words = section(params["text_tokenizer"], "text_tokenizer", text.Config)
     tokens = section(params["tokens"], "tokens", TokensConfig)
-    section(params["evaluation"], "evaluation", EvaluationConfig)
+    evaluation = section(params["evaluation"], "evaluation", EvaluationConfig)
+    if evaluation.features:
+        features.extractor(evaluation.features)
     section(params.get("gate", {}), "gate", GateConfig)
     sampling = section(params["sampling"], "sampling", Prompts)
     for number, prompt in enumerate(sampling.prompts):

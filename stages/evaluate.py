@@ -4,6 +4,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from stages import _report
 from stages._pairs import open_pairs
 from stages._progress import progress
 from stages._stage import Stage, arguments, stage
-from thousandwords import components, evaluation, images, likeness, metrics, neighbours
+from thousandwords import best_of, components, evaluation, features, images, likeness, neighbours
 from thousandwords.config import section
 from thousandwords.files import read_manifest, write_bytes, write_json
 from thousandwords.pair_shards import PairReader
@@ -30,6 +31,7 @@ def evaluate(
     config = section(run.params.get("evaluation"), "evaluation", evaluation.Config)
     known, validation = open_pairs(pairs, "train"), open_pairs(pairs, "validation")
     neighbours.check(min(config.overlap_pictures, len(known)), "evaluation.overlap_pictures")
+    by = features.extractor(config.features) if config.features else None
     drawn, scores = read_samples(samples), read_scores(ranked)
     model = components.load("tokenizers", tokenizer, mend="dvc repro train_image_tokenizer")
     held_out = _pictures(validation, config.pictures)
@@ -43,9 +45,9 @@ def evaluate(
         seen = likeness.HeldOut(
             images=held_out,
             captions=[normalise(validation.captions(row)[0]) for row in range(len(held_out))],
-            psnr=metrics.psnr(held_out, rebuilt.hard),
+            psnr=rebuilt.psnr_hard,
         )
-        fidelity, found = compare(scorer, known, seen, drawn, config, run)
+        fidelity, found, measured = compare(scorer, by, known, seen, drawn, scores, config, run)
         match, read = reading.result()
     curves = {path.stem: json.loads(path.read_bytes()) for path in sorted((history / "curves").glob("*.json"))}
     records = {path.stem: json.loads(path.read_bytes()) for path in sorted((history / "runs").glob("*.json"))}
@@ -53,7 +55,8 @@ def evaluate(
     figures["fidelity"] = fidelity
     if found and (with_and_without := likeness.match_figures(found, seen.captions, drawn, read)):
         figures["fidelity"]["overlap"]["caption_match"] = with_and_without
-    figures["protocol"] = protocol(known.image_size, run.seed, fingerprints(pairs, tokenizer, scorer, samples, ranked))
+    checkpoints = fingerprints(pairs, tokenizer, scorer, samples, ranked)
+    figures["protocol"] = measured | protocol(known.image_size, run.seed, checkpoints)
     figures["seconds"] = {name: record["seconds"] for name, record in records.items()}
     figures["seconds"]["evaluate"] = round(run.seconds, 2)
     plots = _report.draw_plots(rebuilt, figures, curves, found)
@@ -85,7 +88,7 @@ def collect(
     """The nested, stable layout of metrics.json; a picture that was given in part counts in no figure of drawn ones."""
     last = next(row for row in reversed(curve) if "validation/image_loss" in row)
     figures = {
-        "reconstruction": {"psnr_hard": rebuilt.psnr_hard, "psnr_kmeans": rebuilt.psnr_kmeans},
+        "reconstruction": rebuilt.psnr(run.seed),
         "codebook": rebuilt.codebook(),
         "generator": {"val_loss_text": last["validation/text_loss"], "val_loss_image": last["validation/image_loss"]},
         "clip_score": evaluation.clip_score(scores[drawn.from_text()], run.seed),
@@ -96,18 +99,30 @@ def collect(
 
 def compare(
     scorer: Path,
+    by: features.Extractor | None,
     training: PairReader,
     seen: likeness.HeldOut,
     drawn: Samples,
+    scores: np.ndarray,
     config: evaluation.Config,
     run: Stage,
-) -> tuple[dict, likeness.Found | None]:
-    """The block `fidelity`, and the training pictures nearest to held-out, drawn and other training ones."""
+) -> tuple[dict, likeness.Found | None, dict]:
+    """The block `fidelity`, the training pictures nearest to held-out, drawn and other training ones, and what it was done by."""
     model = components.load("scorers", scorer, mend="dvc repro train_scorer").to(run.world.device)
-    return likeness.measure(
-        model, seen, lambda rows: images.to_float(training.images(rows)), min(config.overlap_pictures, len(training)),
-        drawn, config, lambda batches, total: progress(batches, "evaluate: comparing pictures", total, "batch"), run.seed,
-    )  # fmt: skip
+    if by:
+        by.network.to(run.world.device)
+
+    def watched(batches: Iterable, total: int) -> Iterable:
+        return progress(batches, "evaluate: comparing pictures", total, "batch")
+
+    known = min(config.overlap_pictures, len(training))
+    figures, found, sides = likeness.measure(
+        model, seen, lambda rows: images.to_float(training.images(rows)), known, drawn, config, watched, run.seed, by
+    )
+    by = by or features.own_clip(model)
+    if sides and (curve := best_of.curve(by, sides, drawn, scores, watched, run.seed)):
+        figures["best_of"] = curve
+    return figures, found, by.protocol() | {"counts": likeness.counts(seen, known, sides)}
 
 
 def read_scores(ranked: Path) -> np.ndarray:
@@ -126,9 +141,9 @@ def versions() -> dict[str, str]:
 def protocol(image_size: int, seed: int, checkpoints: dict[str, str]) -> dict:
     """What has to be the same for the same digits: the block `protocol` of metrics.json."""
     return {
-        "features": "the image tower of models/scorer, this pipeline's own CLIP, unit vectors; not Inception: no FID, no KID",
         "preprocessing": f"held-out and training pictures: the middle square at {image_size} pixels; drawn: as decoded; uint8",
         "blur": "a Gaussian of that standard deviation in pixels on both sides, reflected at the edges",
+        "intervals": "95 %, by bootstrap over pictures and, of drawn ones, over captions; of a Fréchet distance about itself",
         "clip_score": "raw cosine; scaled: 100 max(cosine, 0)",
         "seed": seed,
         "versions": versions(),

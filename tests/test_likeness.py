@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 from tests.tiny import rng, tiny
-from thousandwords import fidelity, images, likeness
+from thousandwords import fidelity, images, likeness, sides
 from thousandwords.config import ConfigError, section
 from thousandwords.evaluation import Config
-from thousandwords.retrieval import retrieval
+from thousandwords.features import OF_INCEPTION, Extractor, own_clip
 from thousandwords.samples import Samples, read_samples, sample_table, write_samples
 
 SMALL = Config(frechet_pictures=6, overlap_threshold=0.99999)
@@ -68,7 +68,11 @@ def silent(batches, total):
 
 def measure(real, trained, drawn, config=SMALL, scorer=None):
     return likeness.measure(scorer or MeanColour(), real, plain(trained).__getitem__, min(config.overlap_pictures, len(trained)),
-                            drawn, config, silent)    # fmt: skip
+                            drawn, config, silent)[:2]    # fmt: skip
+
+
+def vectors_of(colour: torch.Tensor) -> torch.Tensor:
+    return likeness.embed(own_clip(MeanColour()), plain(colour).__getitem__, len(colour), [0], silent)[0][0]
 
 
 @pytest.fixture
@@ -78,10 +82,10 @@ def drawn(tmp_path) -> Samples:
 
 
 def test_as_few_candidates_of_each_held_out_caption_are_taken_as_make_the_number(drawn):
-    assert likeness.first_draws(drawn, 3) == [(0, 0), (2, 0), (3, 0)]
-    assert likeness.first_draws(drawn, 4) == [(0, 0), (2, 0), (3, 0), (0, 1), (2, 1), (3, 1)]
-    assert len(likeness.first_draws(drawn, 1000)) == 12
-    assert likeness.first_draws(dataclasses.replace(drawn, splits=["own"] * 4), 3) == []
+    assert sides.first_draws(drawn, 3) == [(0, 0), (2, 0), (3, 0)]
+    assert sides.first_draws(drawn, 4) == [(0, 0), (2, 0), (3, 0), (0, 1), (2, 1), (3, 1)]
+    assert len(sides.first_draws(drawn, 1000)) == 12
+    assert sides.first_draws(dataclasses.replace(drawn, splits=["own"] * 4), 3) == []
 
 
 def test_the_distance_is_that_of_the_embeddings_of_both_sides(drawn):
@@ -103,19 +107,11 @@ def test_how_far_both_sets_spread_is_told_beside_the_distance_and_left_out_where
     figures, _ = measure(held_out(colours(9, seed=1)), colours(7, seed=2), drawn)
 
     assert (figures["clip_kernel"]["size"], figures["clip_kernel"]["subsets"]) == (3, 100)
-    assert set(figures["clip_precision"]) == {"precision", "recall", "neighbours"}
+    spread = figures["clip_precision"]
+    assert set(spread) == {"precision", "precision_interval", "recall", "recall_interval", "neighbours"}
+    assert spread["precision_interval"][0] <= spread["precision"] <= spread["precision_interval"][1]
     few, _ = measure(held_out(colours(9, seed=1)), colours(7, seed=2), drawn, Config(frechet_pictures=3))
     assert "clip_frechet" in few and not {"clip_kernel", "clip_precision"} & set(few)
-
-
-def test_retrieval_counts_own_captions_and_own_pictures_among_the_nearest():
-    primary = torch.tensor([[1.0, 0.1, 0], [0, 1, 0.1], [0.1, 0, 1]])
-    real = held_out(primary[[0, 1, 2, 0]])    # "caption 3" is red, too: the first and the last picture share two captions
-
-    found = retrieval(MeanColour().embed_images(real.images), MeanColour().embed_captions(real.captions))
-
-    assert found == {"pictures": 4, "captions_of_pictures": {"r1": 0.75, "r5": 1.0, "r10": 1.0},
-                     "pictures_of_captions": {"r1": 0.75, "r5": 1.0, "r10": 1.0}}    # fmt: skip
 
 
 def test_both_sides_are_blurred(drawn):
@@ -148,11 +144,11 @@ def test_what_training_has_a_twin_of_is_counted_and_left_out_of_both_sides(drawn
     assert (overlap["held_out"], overlap["training"], overlap["threshold"]) == (9, 7, 0.99999)
     assert overlap["share"] == pytest.approx(2 / 9)
     assert overlap["psnr_hard"] == pytest.approx({"with": 24.0, "without": (9 * 24 - 22 - 27) / 7})
-    vectors = likeness.embed(MeanColour(), plain(real).__getitem__, 9, [0], silent)[0]
-    ours = likeness.embed(MeanColour(), images.to_float(images.to_uint8(plain(colours(16, 3)))).__getitem__, 16, [0], silent)[0]
+    vectors, ours = vectors_of(real), vectors_of(images.to_float(images.to_uint8(plain(colours(16, 3))))[:, :, 0, 0])
     without = fidelity.frechet_distance(vectors[[0, 1, 3, 4, 5]], ours[[0, 12, 1, 13]])    # "caption 2" is gone as well
     assert overlap["clip_frechet"]["with"] == figures["clip_frechet"]["distance"][0]
     assert overlap["clip_frechet"]["without"] == pytest.approx(without, rel=1e-4)
+    assert figures["clip_frechet"]["without_overlap"] == pytest.approx([without] * 9, rel=1e-3)    # at every radius
 
 
 def test_where_everything_overlaps_nothing_is_left_to_tell(drawn):
@@ -253,13 +249,50 @@ def test_caption_match_with_and_without_what_overlaps(drawn):
 
 def test_an_embedding_does_not_depend_on_the_batches(monkeypatch):
     scorer, pictures = tiny("scorers", "clip"), plain(colours(9, 1))
-    whole = likeness.embed(scorer, pictures.__getitem__, 9, [0, 2], silent)
+    whole, none = sides.embed(own_clip(scorer), pictures.__getitem__, 9, [0, 2], silent)
 
-    monkeypatch.setattr(likeness, "BATCH_SIZE", 2)
-    parts = likeness.embed(scorer, pictures.__getitem__, 9, [0, 2], silent)
+    monkeypatch.setattr(sides, "BATCH_SIZE", 2)
+    parts, _ = sides.embed(own_clip(scorer), pictures.__getitem__, 9, [0, 2], silent)
 
-    assert whole.shape == (2, 9, scorer.config.embed_dim) and not whole.requires_grad
+    assert whole.shape == (2, 9, scorer.config.embed_dim) and none.shape == (2, 9, 0) and not whole.requires_grad
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+
+
+def classes(_: nn.Module, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean colours as they are, and as logits of three classes."""
+    mean = pictures.mean(dim=(2, 3))
+    return mean, 10 * mean
+
+
+def test_with_other_features_their_figures_are_called_so_and_neighbours_stay_the_scorers(drawn):
+    by = Extractor(MeanColour(), classes, OF_INCEPTION, "a stand-in", "none")
+    real, trained = colours(20, seed=1), torch.cat([colours(12, seed=2), colours(20, seed=1)[[2]] * 0.9])
+    config = dataclasses.replace(SMALL, frechet_pictures=12)
+
+    figures, found, both = likeness.measure(
+        MeanColour(), held_out(real), plain(trained).__getitem__, 13, drawn, config, silent, by=by)    # fmt: skip
+    plainly, other, _ = likeness.measure(MeanColour(), held_out(real), plain(trained).__getitem__, 13, drawn, config, silent)
+
+    ours = images.to_float(images.to_uint8(plain(colours(16, 3))))[[0, 8, 12, 1, 9, 13, 2, 10, 14, 3, 11, 15], :, 0, 0]
+    assert set(figures) == {"fid", "kid", "precision", "inception_score", "retrieval", "overlap", "memorisation"}
+    assert figures["fid"]["distance"][0] == pytest.approx(fidelity.frechet_distance(ours, real[:12]), rel=1e-4)
+    assert figures["fid"]["training"] == pytest.approx(fidelity.frechet_distance(real[:12], trained[:12]), rel=1e-4)
+    assert figures["kid"] == pytest.approx(fidelity.kernel_distance(ours, real[:12], 2020), rel=1e-3)
+    score = figures["inception_score"]
+    assert (len(score["score"]), score["score"][0], score["drawn"], score["splits"]) == (9, score["mean"], 12, 10)
+    assert figures["overlap"]["fid"] == {"with": figures["fid"]["distance"][0], "without": figures["fid"]["without_overlap"][0]}
+    for name in ("retrieval", "memorisation"):
+        assert figures[name] == plainly[name]
+    assert torch.equal(found.drawn.similarity, other.drawn.similarity) and both.names is OF_INCEPTION
+
+
+def test_no_picture_is_embedded_twice_for_one_figure(drawn):
+    """9 held-out ones and 7 training ones once; 6 real ones at 8 blurs, 6 drawn ones at 9, the first without any."""
+    scorer = MeanColour()
+
+    measure(held_out(colours(9, 1)), colours(7, 2), drawn, scorer=scorer)
+
+    assert sum(scorer.batches) == 9 + 7 + 6 * 8 + 6 * 9
 
 
 @pytest.mark.parametrize(("settings", "sentence"), [

@@ -85,6 +85,7 @@ def test_metrics_have_the_stable_layout(project):
     assert {"val_loss_text", "val_loss_image"} == set(figures["generator"])
     assert figures["clip_score"]["n1"] <= figures["clip_score"]["best"]
     assert len(figures["fidelity"]["clip_frechet"]["distance"]) == 9 and figures["fidelity"]["clip_frechet"]["drawn"] == 16
+    assert figures["fidelity"]["best_of"]["n"] == [1, 2, 4] and figures["fidelity"]["best_of"]["captions"] == 4
     assert figures["fidelity"]["overlap"]["held_out"] == 48 and 0 <= figures["fidelity"]["overlap"]["share"] <= 1
     for split in ("seen", "unseen"):
         for part in ("all", "scene"):
@@ -102,7 +103,8 @@ def test_the_same_evaluation_twice_gives_the_same_digits_and_says_what_they_rest
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (project / "results", tmp_path / "again"))
     assert {**first, "seconds": None} == {**second, "seconds": None}
-    assert set(first["protocol"]) == {"features", "preprocessing", "blur", "clip_score", "seed", "versions", "checkpoints"}
+    assert set(first["protocol"]) == {"features", "features_sha256", "features_preprocessing", "preprocessing", "counts", "blur",
+                                      "clip_score", "intervals", "seed", "versions", "checkpoints"}    # fmt: skip
     manifest = json.loads((project / "models/scorer/manifest.json").read_text())
     assert first["protocol"]["checkpoints"]["scorer"] == manifest["sha256"]
 

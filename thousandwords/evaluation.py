@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from thousandwords import metrics
@@ -28,6 +29,7 @@ class Config:
     kmeans_iterations: int = 20
     shown: int = 16  # originals and reconstructions, and prompts per split, in the report
     frechet_pictures: int = 384  # validation pictures in the Fréchet distance; the paper has 30,000; 0 turns it off
+    features: str | None = None  # what it compares by: a file with FID's Inception, an open_clip checkpoint; null: the own CLIP
     overlap_pictures: int = 2048  # training pictures that near twins of validation ones are sought among; 0 turns it off
     overlap_threshold: float | None = 0.98  # cosine of a twin; the paper's is not told. On the scenes it misses no near copy.
     # null: as the data say, such that 1 picture in 100 has a twin by chance (`likeness.threshold_by_chance`)
@@ -48,11 +50,18 @@ class Reconstructions:
     """What the arg-max words of held-out pictures give back, beside a k-means codebook of the same size."""
 
     hard: Tensor  # (B, 3, H, W)
-    psnr_hard: float  # dB
-    psnr_kmeans: float
+    psnr_hard: Tensor  # (B,) dB
+    psnr_kmeans: Tensor
     tokens: Tensor  # (B, L)
     kmeans_tokens: Tensor
     vocab_size: int
+
+    def psnr(self, seed: int) -> dict:
+        """The block `reconstruction` of metrics.json: means over pictures, and their intervals."""
+        return {
+            **with_interval("psnr_hard", self.psnr_hard.numpy(), seed),
+            **with_interval("psnr_kmeans", self.psnr_kmeans.numpy(), seed),
+        }
 
     def codebook(self) -> dict:
         """The block `codebook` of metrics.json."""
@@ -80,12 +89,18 @@ def reconstruct(tokenizer: nn.Module, held_out: Tensor, training: Tensor, iterat
     flat = torch.cat([kmeans_reconstruct(held_out[rows], centroids, patch) for rows in in_order(len(held_out), 256)])
     return Reconstructions(
         hard=hard,
-        psnr_hard=metrics.mean_psnr(held_out, hard),
-        psnr_kmeans=metrics.mean_psnr(held_out, flat),
+        psnr_hard=metrics.psnr(held_out, hard),
+        psnr_kmeans=metrics.psnr(held_out, flat),
         tokens=tokens,
         kmeans_tokens=kmeans_encode(held_out, centroids, patch),
         vocab_size=tokenizer.vocab_size,
     )
+
+
+def with_interval(name: str, values: ArrayLike, seed: int) -> dict[str, float | list[float]]:
+    """{name: the mean of values (P,), name_interval: where it would fall for other such pictures, captions or prompts}"""
+    values = np.asarray(values, dtype=np.float64)
+    return {name: float(values.mean()), f"{name}_interval": metrics.bootstrap_interval(values, np.random.default_rng(seed))}
 
 
 def is_scene_caption(caption: str) -> bool:
@@ -103,8 +118,10 @@ def clip_score(scores: np.ndarray, seed: int) -> dict:
     `scaled` is 100 max(cosine, 0), which is what many call CLIP score; Hessel et al. (arXiv 2104.08718) take 2.5 for 100.
     """
     scaled = 100 * np.maximum(np.asarray(scores, dtype=np.float64), 0)
-    ends = {name: metrics.best_of(n, scores, scaled) for name, n in (("n1", 1), ("best", np.shape(scores)[1]))}
-    return {**metrics.score_rates(scores, np.random.default_rng(seed)), "scaled": ends}
+    ends = {"n1": metrics.best_of_by_prompt(1, scores, scaled)}
+    ends["best"] = metrics.best_of_by_prompt(np.shape(scores)[1], scores, scaled)
+    told = {key: value for name, values in ends.items() for key, value in with_interval(name, values, seed).items()}
+    return {**metrics.score_rates(scores, np.random.default_rng(seed)), "scaled": told}
 
 
 def caption_match(

@@ -1,18 +1,20 @@
 """How like the held-out pictures the drawn ones are, and which of both training has all but seen: models in, figures out.
 
-Everything is measured in the scorer's embedding, which is at hand but is not Inception's: `clip_frechet` compares runs of one
-scorer with each other, and no run with a published FID. It depends on the number of pictures too, which is told beside it.
+How like they are is measured by the features that `evaluation.features` names. The scorer's own embedding is at hand but is not
+Inception's: `clip_frechet` compares runs of one scorer with each other, and no run with a published FID. A distance depends on
+the number of pictures too, which is told beside it. Neighbours and retrieval are always the scorer's.
+
 A drawn picture that is as near to a training picture as a twin may be learned by heart; the share of held-out pictures that
 are so near, which nobody learned, stands beside it. Mind that drawn pictures come from the image tokenizer, which smooths them:
 that takes a picture learned by heart a little away from its original.
 
-Left out: FID, KID and Inception Score (they want a pretrained Inception), and the raters (`metrics.majority`).
+Left out: the best of n (`best_of`), and the raters (`metrics.majority`).
 
-Axes: R radii of blur, N held-out and M drawn pictures, D the embedding's width.
+Axes: R radii of blur, N held-out and M drawn pictures, D the embedding's width, K classes.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,18 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from thousandwords import fidelity, images, neighbours
+from thousandwords import fidelity, neighbours
 from thousandwords.evaluation import Config
+from thousandwords.features import Extractor, own_clip
 from thousandwords.fidelity import Overlap
 from thousandwords.retrieval import retrieval
 from thousandwords.samples import Samples
-from thousandwords.shards import in_order
+from thousandwords.sides import BATCH_SIZE, SPLIT, Draw, Pictures, Progress, Sides, embed, embed_drawn, embed_sides
 from thousandwords.twins import by_chance
 
-Pictures = Callable[[list[int]], Tensor]    # rows -> (B, 3, H, W) in [0, 1]
-Progress = Callable[[Iterable, int], Iterable]    # passes batches on, told how many there are
-SPLIT = "validation"    # whose captions are drawn, and whose pictures the drawn ones are compared with
-BATCH_SIZE = 64
 PAIRED = 1024    # held-out and training pictures, each with each, whose cosines tell what chance is
 ALL_BUT_EQUAL = 1 - 1e-7    # Fisher's z of equal pictures is infinite
 
@@ -46,74 +45,58 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Sides:
-    """What a Fréchet distance compares, embedded at every radius of blur."""
-
-    real: Tensor    # (R, N, D)
-    drawn: Tensor    # (R, M, D)
-    captions: list[str]    # of the M drawn pictures
-
-    def distance(self, radius: int, real: Tensor | slice = slice(None), drawn: Tensor | slice = slice(None)) -> float | None:
-        """The distance of the chosen pictures at one of the radii; None where too few are left for one."""
-        sides = self.real[radius, real], self.drawn[radius, drawn]
-        return fidelity.frechet_distance(*sides) if min(map(len, sides)) > 1 else None
-
-    def sweep(self) -> dict:
-        """The block `clip_frechet` of metrics.json."""
-        counts = {"real": self.real.shape[1], "drawn": self.drawn.shape[1], "captions": len(set(self.captions))}
-        return counts | {"radius": list(fidelity.RADII), "distance": [self.distance(radius) for radius in fidelity.RADII]}
-
-    def spread(self, seed: int) -> dict:
-        """The blocks `clip_kernel` and `clip_precision`, without blur; each absent where there are too few pictures for it."""
-        enough = min(len(self.real[0]), len(self.drawn[0])) > fidelity.NEIGHBOURS
-        sides = self.drawn[0], self.real[0]
-        return {
-            "clip_kernel": fidelity.kernel_distance(*sides, seed), "clip_precision": fidelity.precision_recall(*sides),
-        } if enough else {}    # fmt: skip
-
-    def yardstick(self, training: Tensor | None) -> dict:
-        """{"training": the distance, without blur, of as many training pictures (M, D)}: real ones too are at some distance."""
-        enough = training is not None and len(training) >= self.real.shape[1]
-        return {"training": fidelity.frechet_distance(self.real[0], training[: self.real.shape[1]])} if enough else {}
-
-
-@dataclass(frozen=True)
 class Found:
     """The nearest training picture of each held-out, drawn and training one."""
 
     held_out: Overlap
     within: Overlap | None    # of the training pictures themselves, each without itself; None of a single one
     drawn: Overlap | None
-    draws: list[tuple[int, int]]    # (prompt, candidate) of the drawn ones
+    draws: list[Draw]    # of the drawn ones
 
 
 def measure(
     scorer: nn.Module, held_out: HeldOut, training: Pictures, seen: int, drawn: Samples, config: Config, progress: Progress,
-    seed: int = 0,
-) -> tuple[dict, Found | None]:
-    """The block `fidelity` of metrics.json, and the neighbours that it speaks of.
+    seed: int = 0, by: Extractor | None = None,
+) -> tuple[dict, Found | None, Sides | None]:
+    """The block `fidelity` of metrics.json, the neighbours that it speaks of, and the two sides that were compared.
 
-    `training` gives pictures by row, and `seen` of them are looked at; `seed` picks subsets. What has too few pictures, or is
-    off, is absent.
+    `training` gives pictures by row, and `seen` of them are looked at; `seed` picks subsets; `by` is what the two sides are
+    compared by, the scorer where it is None. What has too few pictures, or is off, is absent.
     """
-    sides = embed_sides(scorer, held_out.images[: config.frechet_pictures], drawn, progress)
-    trained = embed(scorer, training, seen, [0], progress)[0] if seen else None    # (seen, D)
-    figures = {"clip_frechet": sides.sweep() | sides.yardstick(trained), **sides.spread(seed)} if sides else {}
-    ours = embed(scorer, held_out.images.__getitem__, len(held_out.images), [0], progress)[0]    # (N, D)
-    figures["retrieval"] = retrieval(ours, embed_captions(scorer, held_out.captions))
+    own = own_clip(scorer)
+    by, is_own = by or own, by is None
+    real = held_out.images[: config.frechet_pictures]
+    ours = embed(own, held_out.images.__getitem__, len(held_out.images), [0], progress)[0]    # (1, N, D)
+    trained = embed(own, training, seen, [0], progress)[0][0] if seen else None    # (seen, D)
+    sides = embed_sides(by, real, drawn, progress, ours[:, : len(real)] if is_own else None)
+    figures = {**sides.spread(seed), **sides.scores()} if sides else {}
+    figures["retrieval"] = retrieval(ours[0], embed_captions(scorer, held_out.captions), seed)
+    if sides:
+        enough = seen >= len(real)
+        yardstick = trained if is_own or not enough else embed(by, training, len(real), [0], progress)[0][0]
+        figures[by.names.frechet] = sides.sweep(seed) | (sides.yardstick(yardstick) if enough else {})
     if trained is None:
-        return figures, None
-    found = find(ours, trained, sides, first_draws(drawn, len(sides.real[0])) if sides else [], config.overlap_threshold)
-    figures |= {"overlap": overlap_figures(found, held_out, seen, sides) | {"by_chance": threshold_by_chance(ours, trained)}}
-    return figures | ({"memorisation": memorisation_figures(found, seen, sides)} if sides else {}), found
+        return figures, None, sides
+    towards = None
+    if sides:
+        towards = sides.drawn[0] if is_own else embed_drawn(own, drawn, sides.draws, [0], progress)[0][0]
+    found = find(ours[0], trained, towards, sides.draws if sides else [], config.overlap_threshold)
+    if sides:
+        is_known = found.held_out.is_overlapping[: len(real)]
+        figures[by.names.frechet]["without_overlap"] = sides.sweep_without(is_known, known_captions(found, held_out.captions))
+        figures["memorisation"] = memorisation_figures(found, seen, sides)
+    overlap = overlap_figures(found, held_out, seen, figures, by.names.frechet)
+    return figures | {"overlap": overlap | {"by_chance": threshold_by_chance(ours[0], trained)}}, found, sides
 
 
-def find(ours: Tensor, trained: Tensor, sides: Sides | None, draws: list[tuple[int, int]], threshold: float | None) -> Found:
-    """Neighbours of held-out (N, D), training (seen, D) and drawn pictures among the training ones, by one threshold."""
+def find(
+    ours: Tensor, trained: Tensor, drawn: Tensor | None, draws: list[Draw], threshold: float | None
+) -> Found:
+    """Neighbours of held-out (N, D), training (seen, D) and drawn pictures (M, D) among the training ones, by one threshold."""
     threshold = threshold_by_chance(ours, trained) if threshold is None else threshold
     within = fidelity.Overlap(*neighbours.nearest_other(trained), threshold) if len(trained) > 1 else None
-    drawn = fidelity.overlap(sides.drawn[0], trained, threshold) if sides else None
-    return Found(fidelity.overlap(ours, trained, threshold), within, drawn, draws)
+    towards = None if drawn is None else fidelity.overlap(drawn, trained, threshold)
+    return Found(fidelity.overlap(ours, trained, threshold), within, towards, draws)
 
 
 def threshold_by_chance(ours: Tensor, trained: Tensor) -> float:
@@ -128,35 +111,14 @@ def threshold_by_chance(ours: Tensor, trained: Tensor) -> float:
     return round(float(np.tanh(-by_chance(apart, others))), 7)
 
 
-def embed_sides(scorer: nn.Module, real: Tensor, drawn: Samples, progress: Progress) -> Sides | None:
-    """real (N, 3, H, W) and about as many drawn pictures; None where a side has fewer than 2, too few for a distance."""
-    draws = first_draws(drawn, len(real))
-    if min(len(real), len(draws)) < 2:
-        return None
-    return Sides(
-        real=embed(scorer, real.__getitem__, len(real), fidelity.RADII, progress),
-        drawn=embed(scorer, lambda rows: _drawn(drawn, [draws[row] for row in rows]), len(draws), fidelity.RADII, progress),
-        captions=[drawn.prompts[prompt] for prompt, _ in draws],
-    )
-
-
-def first_draws(drawn: Samples, wanted: int) -> list[tuple[int, int]]:
-    """(prompt, candidate) of the pictures drawn for held-out captions: as few candidates of each as make `wanted` in all.
-
-    In the order in which they were drawn, not in the scorer's: its favourites would flatter a distance in its own space.
-    """
-    prompts = [prompt for prompt, split in enumerate(drawn.splits) if split == SPLIT]
-    each = min(drawn.candidates, -(-wanted // len(prompts))) if prompts else 0
-    return [(prompt, candidate) for candidate in range(each) for prompt in prompts]
-
-
-def overlap_figures(found: Found, held_out: HeldOut, seen: int, sides: Sides | None) -> dict:
+def overlap_figures(found: Found, held_out: HeldOut, seen: int, figures: dict, distance: str) -> dict:
     """The block `overlap` of metrics.json: the headline figures with and without what overlaps.
 
-    Without a held-out picture means without what was drawn for its caption as well.
+    Without a held-out picture means without what was drawn for its caption as well. `distance` is the name of the Fréchet
+    distance among the `figures`, where it was measured.
     """
     is_new = ~found.held_out.is_overlapping
-    figures = {
+    told = {
         "threshold": found.held_out.threshold,
         "held_out": len(is_new),
         "training": seen,
@@ -164,12 +126,20 @@ def overlap_figures(found: Found, held_out: HeldOut, seen: int, sides: Sides | N
         "share_within_training": found.within.share if found.within else None,
         "psnr_hard": {"with": float(held_out.psnr.mean()), "without": _mean(held_out.psnr[is_new])},
     }
-    if sides is None:
-        return figures
-    known = {caption for caption, new in zip(held_out.captions, is_new.tolist(), strict=True) if not new}
-    drawn = torch.tensor([caption not in known for caption in sides.captions])
-    without = sides.distance(0, is_new[: sides.real.shape[1]], drawn)
-    return figures | {"clip_frechet": {"with": sides.distance(0), "without": without}}
+    if sweep := figures.get(distance):
+        told[distance] = {"with": sweep["distance"][0], "without": sweep["without_overlap"][0]}
+    return told
+
+
+def counts(held_out: HeldOut, seen: int, sides: Sides | None) -> dict[str, int]:
+    """How many pictures were looked at: a part of the protocol."""
+    told = {"held_out": len(held_out.images), "training": seen}
+    return told | ({"real": sides.real.shape[1], "drawn": len(sides.draws), "captions": len(set(sides.prompts))} if sides else {})
+
+
+def known_captions(found: Found, captions: Sequence[str]) -> set[str]:
+    """Those of the held-out pictures' captions whose picture training has all but seen."""
+    return {caption for caption, one in zip(captions, found.held_out.is_overlapping.tolist(), strict=True) if one}
 
 
 def memorisation_figures(found: Found, seen: int, sides: Sides) -> dict:
@@ -190,7 +160,7 @@ def match_figures(found: Found, captions: Sequence[str], drawn: Samples, read: M
 
     `captions` are those of the held-out pictures, `read` what `evaluation.caption_match` read; empty where nothing was.
     """
-    known = {caption for caption, one in zip(captions, found.held_out.is_overlapping.tolist(), strict=True) if one}
+    known = known_captions(found, captions)
     rates = {prompt: float(np.mean([all(one.values()) for one in rows])) for prompt, rows in read.items()
              if drawn.splits[prompt] == SPLIT}    # fmt: skip
     new = [rate for prompt, rate in rates.items() if drawn.prompts[prompt] not in known]
@@ -198,28 +168,10 @@ def match_figures(found: Found, captions: Sequence[str], drawn: Samples, read: M
 
 
 @torch.no_grad()
-def embed(scorer: nn.Module, pictures: Pictures, count: int, radii: Sequence[int], progress: Progress) -> Tensor:
-    """The scorer's vectors of rows 0 to `count`, blurred by each radius: (R, count, D), on the CPU."""
-    device = next(scorer.parameters()).device
-    parts = []
-    for rows in progress(in_order(count, BATCH_SIZE), -(-count // BATCH_SIZE)):
-        batch = pictures(rows).to(device)
-        parts.append(torch.stack([scorer.embed_images(fidelity.blur(batch, radius)).cpu() for radius in radii]))
-    return torch.cat(parts, dim=1)
-
-
-@torch.no_grad()
 def embed_captions(scorer: nn.Module, captions: Sequence[str]) -> Tensor:
     """The scorer's vectors of captions: (N, D), on the CPU."""
     parts = [scorer.embed_captions(captions[start : start + BATCH_SIZE]).cpu() for start in range(0, len(captions), BATCH_SIZE)]
     return torch.cat(parts)
-
-
-def _drawn(drawn: Samples, draws: list[tuple[int, int]]) -> Tensor:
-    """The drawn pictures (B, 3, H, W) of some (prompt, candidate)."""
-    column = drawn.table["image"]
-    rows = [prompt * drawn.candidates + candidate for prompt, candidate in draws]
-    return images.to_float(np.stack([images.decode_png(column[row].as_py()) for row in rows]))
 
 
 def _mean(values: Tensor) -> float | None:
