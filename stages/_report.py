@@ -4,19 +4,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow.parquet as pq
 from torch import Tensor
 
 from stages._pairs import open_pairs
+from stages._run import tracking_uri
 from thousandwords import evaluation, images, metrics, plots
 from thousandwords.duplicates import DUPLICATES
 from thousandwords.fidelity import Overlap
 from thousandwords.files import read_manifest
 from thousandwords.likeness import Found
 from thousandwords.pair_shards import PairReader
-from thousandwords.report import Duplicate, Facts, Twin
+from thousandwords.report import Duplicate, Facts, Run, Twin
 from thousandwords.samples import Samples
 from thousandwords.thumbnails import thumbnail
 
@@ -46,8 +48,7 @@ def draw_plots(
         drawn["tokenizer"] = plots.loss_curve({"validation": tokenizer}, title, unit="PSNR, dB")
     if scorer := curves.get("train_scorer"):
         drawn["scorer"] = plots.loss_curve(_losses(scorer, "loss"), "CLIP, contrastive loss", unit="nats")
-    if "clip_frechet" in figures["fidelity"]:
-        drawn["blur"] = plots.blur_curve(figures["fidelity"]["clip_frechet"])
+    drawn |= _likeness_plots(figures["fidelity"])
     if found:
         sides = {"held out": found.held_out, "drawn": found.drawn}
         nearest = {name: side.similarity.numpy() for name, side in sides.items() if side}
@@ -55,6 +56,38 @@ def draw_plots(
     if "caption_match" in figures:
         drawn["caption_match"] = plots.match_curve(figures["caption_match"])
     return drawn
+
+
+def _likeness_plots(fidelity: dict) -> dict[str, bytes]:
+    """Blur and best of n, by whichever features the pictures were compared with."""
+    drawn, best = {}, fidelity.get("best_of") or {}
+    for name, unit in (("clip_frechet", "Fréchet distance by CLIP"), ("fid", "FID")):
+        if name in fidelity:
+            drawn["blur"] = plots.blur_curve(fidelity[name], unit=unit)
+        if name in best:
+            drawn["best_of"] = plots.best_of_curve(best, name, unit)
+    if score := fidelity.get("inception_score"):
+        drawn["blur_score"] = plots.blurred_scores(score)
+    if "inception_score" in best:
+        curve = {"n": best["n"], "score": best["inception_score"]}
+        drawn["best_of_score"] = plots.score_curve(curve, "Inception Score, best of n", "Inception Score")
+    return drawn
+
+
+def runs(records: dict[str, dict], own: str | None) -> dict[str, Run]:
+    """Each stage's run in MLflow, `own` that of the evaluation; a link where a server keeps it, without what opens the server."""
+    address = urlsplit(tracking_uri())
+    host = address.netloc.rpartition("@")[2]
+    server = f"{address.scheme}://{host}{address.path.rstrip('/')}" if address.scheme in ("http", "https") else None
+    kept = {name: record for name, record in records.items() if name != "evaluate"}
+    if own:
+        kept["evaluate"] = {"run_id": own, "tracking_uri": "server" if server else "local"}
+    return {name: _run(record["run_id"], server if record.get("tracking_uri") == "server" else None)
+            for name, record in kept.items() if record.get("run_id")}    # fmt: skip
+
+
+def _run(run_id: str, server: str | None) -> Run:
+    return {"run_id": run_id, "link": f"{server}/#/runs/{run_id}"} if server else {"run_id": run_id}
 
 
 def _losses(rows: list[dict], name: str) -> dict[str, list[tuple[float, float]]]:
@@ -262,7 +295,12 @@ def _sections(plots: dict[str, bytes]) -> dict[str, list[dict[str, str]]]:
             "caption_match": "Caption match against the number of candidates that the scorer could choose from",
             "clip_score": "Mean CLIP score against the number of candidates",
         },
-        "likeness": {"blur": "Fréchet distance of drawn and real pictures against the blur of both"},
+        "likeness": {
+            "best_of": "Fréchet distance of drawn and real pictures against the number of candidates per caption",
+            "best_of_score": "Inception Score against the number of candidates per caption",
+            "blur": "Fréchet distance of drawn and real pictures against the blur of both",
+            "blur_score": "Inception Score of drawn pictures against their blur",
+        },
         "memorisation": {"similarity": "How near the nearest training picture is to held-out and to drawn ones"},
         "words": {"codebook": "How often each word of the codebook is used on held-out pictures"},
         "training": {

@@ -69,6 +69,7 @@ def evaluate(
     if found:
         facts |= _report.neighbours(found, held_out, validation, known, drawn, pictures)
     facts["duplicates"] = _report.duplicates(pairs, pictures)
+    facts["runs"] = _report.runs(records, run.tracker.run_id)
     facts["versions"] = figures["protocol"]["versions"]
     facts["fingerprints"] = figures["protocol"]["checkpoints"]
     write_bytes(out / "report.html", render_report(facts, pictures).encode())

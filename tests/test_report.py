@@ -24,25 +24,28 @@ UNSEEN = RATES | {
     "all": {"n1": 0.23, "best": 0.57, "n1_interval": [0.19, 0.27], "best_interval": [0.51, 0.63]},
 }
 METRICS = {
-    "reconstruction": {"psnr_hard": 27.43, "psnr_kmeans": 22.12},
+    "reconstruction": {"psnr_hard": 27.43, "psnr_kmeans": 22.12, "psnr_hard_interval": [27.12, 27.75]},
     "codebook": {"perplexity": 231.4, "perplexity_kmeans": 180.2, "used": 0.86, "used_kmeans": 0.97,
                  "vocab_size": 512},
     "generator": {"val_loss_text": 1.253, "val_loss_image": 2.402},
-    "clip_score": {"n1": 0.201, "best": 0.287}, "n": 16,
+    "clip_score": {"n1": 0.201, "best": 0.287, "scaled": {"n1": 20.1, "n1_interval": [19.04, 21.2], "best": 28.7}}, "n": 16,
     "caption_match": {"seen": RATES, "unseen": UNSEEN},
     "fidelity": {
         "clip_frechet": {"radius": [0, 1], "distance": [0.0409, 0.0365], "training": 0.0202, "real": 1512, "drawn": 576,
-                         "captions": 96},
+                         "captions": 96, "interval": [0.0333, 0.0488], "without_overlap": [0.0445, None]},
+        "best_of": {"n": [1, 4, 16], "captions": 96, "real": 1512, "clip_frechet": [0.081, 0.062, 0.055],
+                    "clip_frechet_interval": [[0.07, 0.09], [0.05, 0.07], [0.0481, 0.0622]]},
         "clip_kernel": {"mean": 0.00123, "deviation": 0.0004, "subsets": 100, "size": 288},
-        "clip_precision": {"precision": 0.81, "recall": 0.64, "neighbours": 3},
-        "retrieval": {"pictures": 1000, "captions_of_pictures": {"r1": 0.31, "r5": 0.77, "r10": 0.9},
+        "clip_precision": {"precision": 0.81, "precision_interval": [0.77, 0.85], "recall": 0.64, "neighbours": 3},
+        "retrieval": {"pictures": 1000, "captions_of_pictures": {"r1": 0.31, "r1_interval": [0.28, 0.34], "r5": 0.77, "r10": 0.9},
                       "pictures_of_captions": {"r1": 0.3, "r5": 0.75, "r10": 0.89}},
         "memorisation": {"threshold": 0.98, "drawn": 576, "captions": 96, "training": 2048,
                          "share": {"drawn": 0.031, "held_out": 0.096}, "median_similarity": {"drawn": 0.93, "held_out": 0.94}},
         "overlap": {"threshold": 0.98, "held_out": 1000, "training": 2048, "share": 0.096, "share_within_training": 0.18,
                     "by_chance": 0.9912, "caption_match": {"with": 0.91, "without": 0.905},
                     "psnr_hard": {"with": 30.1, "without": 29.92}, "clip_frechet": {"with": 0.0409, "without": None}}},
-    "protocol": {"features": "models/scorer <own>", "seed": 7, "versions": {"torch": "2"}},
+    "protocol": {"features": "models/scorer <own>", "features_sha256": None, "counts": {"real": 1512}, "seed": 7,
+                 "versions": {"torch": "2"}},
     "seconds": {"prepare_pairs": 12.4, "train_generator": 1530.0},
 }
 
@@ -77,6 +80,7 @@ def facts(**changes) -> Facts:
             {"picture": "second", "score": 0.105, "matches": {"colour": False, "shape": True}}]}],
         "plots": {"training": [{"picture": "curve", "title": "Image loss", "note": "It falls."}]},
         "stages": {"train_generator": "6,000 steps"},
+        "runs": {"train_generator": {"run_id": "0f5dd1ef776849bc"}},
         "counts": {"n_in": 1011, "n_ok": 1000, "n_quarantined": 8, "n_duplicate": 3, "n_filtered": 0,
                    "reasons": {"truncated_data": 5, "too_small": 3},
                    "near_duplicates": {"distance": 4, "colour": 24, "by_chance": 9, "across_splits": 2, "by_distance": {}},
@@ -97,7 +101,7 @@ def text_of(html: str) -> str:
 
 
 @pytest.mark.parametrize("figure", [
-    "27.4 dB", "22.1 dB", "5.3 dB better than k-means", "231", "k-means: 180", "86%", "of 512 words",
+    "27.4 dB", "CI 27.1–27.8 dB", "22.1 dB", "5.3 dB better than k-means", "231", "k-means: 180", "86%", "of 512 words",
     "k-means: 97%", "1.253", "2.402", "best of 16", "78%", "CI 73–83%", "41%", "CI 36–46%", "57%",
     "CI 51–63%", "23%", "CI 19–27%", "87% best, 52% one draw", "0.201", "0.287"])
 def test_every_headline_figure_stands_on_the_page(figure):
@@ -108,7 +112,7 @@ def test_every_headline_figure_stands_on_the_page(figure):
     "a red circle on a grey background", "0.312", "matches", "wrong: colour", "26.5 dB", "61% → 95%",
     "576 drawn pictures, for 96 captions, to 1,512 held-out ones", "As many training pictures are at 0.020",
     "10% of 1,000 held-out pictures have a near twin, of a cosine above 0.98, among 2,048 training pictures",
-    "hard PSNR of held-out pictures 30.1 dB 29.9 dB", "Fréchet distance by the scorer 0.041 –", "0.987", "and no FID",
+    "hard PSNR of held-out pictures 30.1 dB 29.9 dB", "Fréchet distance 0.041 –", "0.987", "and no FID",
     "above a cosine of 0.9912 one held-out picture in a hundred", "18% have a near twin among themselves", "0.979",
     "caption match of one draw 91% 90%", "a kite · a kite on a line", "Within the training set", "0.999",
     "3% of 576 drawn pictures are nearer than 0.98 to one of 2,048 training pictures, and so are 10% of the held-out ones",
@@ -190,14 +194,63 @@ def test_where_looks_tell_no_twins_the_page_says_so():
 def test_likeness_is_told_in_figures_with_what_each_is_of_and_how_it_was_measured():
     page = text_of(render_report(facts(), PICTURES))
 
-    assert "kernel distance 0.0012 ± 0.0004 over 100 random sets of 288; 0 for equal ones" in page
-    assert "precision 81% drawn pictures among real ones, within the 3 nearest" in page
-    assert "the own caption first, in the first 5, in the first 10 31%, 77%, 90% of 1,000 held-out ones" in page
-    assert "How it was measured features models/scorer &lt;own&gt; seed 7" in page
+    assert "Fréchet distance 0.041 0.033–0.049 576 drawn pictures to 1,512 held-out ones; 0 for equal ones" in page
+    assert "Fréchet distance, best of n 0.055 0.048–0.062 of the best of 16 for each of 96 captions; a single draw" in page
+    assert "kernel distance 0.0012 – ± 0.0004 over 100 random sets of 288; 0 for equal ones" in page
+    assert "precision 81% 77–85% drawn pictures among real ones, within the 3 nearest" in page
+    assert "the own caption first, in the first 5, in the first 10 31%, 77%, 90% 28–34% of 1,000 held-out ones" in page
+    assert "CLIP score, scaled 20.1 → 28.7 19.0–21.2 100 max(cosine, 0); one draw → best of 16" in page
 
 
-@pytest.mark.parametrize(("part", "words"), [("clip_frechet", "held-out ones. It is measured"), ("overlap", "have a near twin"),
-                                             ("memorisation", "Are they learned by heart?")])
+def test_how_it_was_measured_stands_at_the_end_beside_the_lineage():
+    page = text_of(render_report(facts(), PICTURES))
+
+    end = page.split("Enough to make it again")[1]
+    assert "the protocol of 3 lines what how features models/scorer &lt;own&gt; counts: real 1512 seed 7" in end
+    assert "How it was measured" in end and "Lineage" in end and "features_sha256" not in end and "{" not in end
+
+
+INCEPTION = {
+    "fid": {"radius": [0, 1], "distance": [31.4159, 20.0], "interval": [28.0, 34.9], "real": 384, "drawn": 384, "captions": 96},
+    "kid": {"mean": 0.0123, "deviation": 0.002, "subsets": 100, "size": 192},
+    "precision": {"precision": 0.5, "recall": 0.25, "neighbours": 3},
+    "inception_score": {"mean": 5.432, "deviation": 0.21, "splits": 10, "drawn": 384, "radius": [0, 1], "score": [5.432, 4.0]},
+    "best_of": {"n": [1, 32], "captions": 96, "real": 384, "fid": [60.0, 55.0], "inception_score": [4.0, 4.5]},
+    "overlap": {"threshold": 0.98, "held_out": 1000, "training": 2048, "share": 0.1, "share_within_training": None,
+                "psnr_hard": {"with": 30.0, "without": 29.0}, "fid": {"with": 31.4159, "without": 32.5}},
+}
+
+
+def test_only_inceptions_figures_are_called_fid_and_their_number_of_pictures_is_told():
+    measured = {"fidelity": INCEPTION, "protocol": {"features": "Inception", "features_sha256": "6726825d"}}
+    page, own = (text_of(render_report(facts(metrics=METRICS | more), PICTURES)) for more in (measured, {}))
+
+    assert "The FID of 384 drawn pictures, for 96 captions, to 384 held-out ones. It is measured by Inception" in page
+    assert "FID 31.416 28.000–34.900 384 drawn pictures to 384 held-out ones" in page and "KID 0.012" in page
+    assert "Inception Score 5.43 – ± 0.21 over 10 parts of 384 drawn pictures" in page
+    assert "FID, best of n 55.000 – of the best of 32" in page and "FID 31.416 32.500" in page and "no FID" not in page
+    assert "Inception" not in own and "KID" not in own and own.count("FID") == own.count("no FID") == 1
+
+
+def test_another_clip_is_not_called_the_scorers_own():
+    protocol = {"protocol": METRICS["protocol"] | {"features_sha256": "ab12"}}
+    page = text_of(render_report(facts(metrics=METRICS | protocol), PICTURES))
+    assert "in the embedding of a CLIP that evaluation.features names" in page and "scorer’s own embedding" not in page
+
+
+def test_each_stage_names_its_run_and_links_to_it_where_a_server_keeps_it():
+    runs = {"prepare_pairs": {"run_id": "aa11"}, "evaluate": {"run_id": "bb22", "link": "http://host:5000/#/runs/bb22"}}
+
+    html = render_report(facts(runs=runs), PICTURES)
+
+    assert '<a href="http://host:5000/#/runs/bb22" rel="noopener noreferrer"><code>bb22</code></a>' in html
+    assert html.count("http://") == 1 and "make ui" in html and "<td><code>aa11</code></td>" in html
+    assert "make ui" not in render_report(facts(runs={"evaluate": runs["evaluate"]}), PICTURES)
+
+
+@pytest.mark.parametrize(("part", "words"), [
+    ("clip_frechet", "held-out ones. It is measured"), ("best_of", "best of n"), ("overlap", "have a near twin"),
+    ("memorisation", "Are they learned by heart?")])
 def test_what_of_likeness_was_not_measured_is_left_out(part, words):
     rest = {name: block for name, block in METRICS["fidelity"].items() if name != part}
     rest["overlap"] = {name: value for name, value in rest.get("overlap", {}).items() if name != part}
@@ -296,6 +349,8 @@ CURVES = {
     "blur": lambda: plots.blur_curve(METRICS["fidelity"]["clip_frechet"]),
     "similarity": lambda: plots.similarity_histogram({"held out": [0.9, 0.95, 1.0], "drawn": [0.2]}, 0.98),
     "similarity of copies": lambda: plots.similarity_histogram({"held out": [1.0, 1.0]}, 1.0),
+    "best of n": lambda: plots.best_of_curve(METRICS["fidelity"]["best_of"], "clip_frechet", "distance"),
+    "scores": lambda: plots.blurred_scores({"radius": [0, 1], "score": [5.0, 4.0]}),
     "blur alone": lambda: plots.blur_curve({"radius": [0, 1], "distance": [0.2, 0.1]}),
     "codebook": lambda: plots.codebook_curve({"dvae": np.array([5, 0, 3, 1]), "k-means": [3, 2, 2, 2]}),
     "stages": lambda: plots.stage_bars(METRICS["seconds"]),

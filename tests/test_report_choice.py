@@ -62,3 +62,37 @@ def test_neighbours_stand_beside_their_training_picture_and_each_pair_once(pairs
     assert facts["memorised"][0]["captions"] == ["caption 1", training.captions(2)[0]]
     named = {one[side] for part in facts.values() for one in part for side in ("picture", "training")}
     assert named == set(pictures)
+
+
+RECORDS = {"prepare_pairs": {"run_id": "aa", "tracking_uri": "local"}, "train_scorer": {"run_id": "bb", "tracking_uri": "server"},
+           "evaluate": {"run_id": "from before", "tracking_uri": "server"}}    # fmt: skip
+
+
+@pytest.mark.parametrize("address", ["http://host:5000", "http://host:5000/", "http://name:secret@host:5000"])
+def test_a_run_is_linked_where_a_server_keeps_it_and_what_opens_the_server_is_left_out(address, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+
+    assert _report.runs(RECORDS, "cc") == {
+        "prepare_pairs": {"run_id": "aa"},
+        "train_scorer": {"run_id": "bb", "link": "http://host:5000/#/runs/bb"},
+        "evaluate": {"run_id": "cc", "link": "http://host:5000/#/runs/cc"},
+    }
+
+
+def test_without_a_server_there_are_numbers_alone(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert _report.runs(RECORDS, "cc") == {"prepare_pairs": {"run_id": "aa"}, "train_scorer": {"run_id": "bb"},
+                                           "evaluate": {"run_id": "cc"}}    # fmt: skip
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////somewhere/mlflow.db")
+    assert _report.runs({}, None) == {} and "link" not in _report.runs(RECORDS, "cc")["evaluate"]
+
+
+@pytest.mark.parametrize(("fidelity", "plots"), [
+    ({}, []),
+    ({"clip_frechet": {"radius": [0], "distance": [1.0]}}, ["blur"]),
+    ({"fid": {"radius": [0], "distance": [1.0]}, "inception_score": {"radius": [0], "score": [2.0]},
+      "best_of": {"n": [1, 2], "fid": [1.0, 2.0], "fid_interval": [[0, 2], [1, 3]], "inception_score": [2.0, 3.0]}},
+     ["best_of", "best_of_score", "blur", "blur_score"]),
+])    # fmt: skip
+def test_what_was_compared_is_drawn_under_its_own_name(fidelity, plots):
+    assert sorted(_report._likeness_plots(fidelity)) == plots

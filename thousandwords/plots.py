@@ -70,24 +70,59 @@ def match_curve(caption_match: Mapping[str, Mapping], title: str = "Caption matc
     return _figure(title, draw)
 
 
-def score_curve(curve: Mapping[str, Sequence[float]], title: str = "CLIP score, best of n") -> bytes:
+def score_curve(
+    curve: Mapping[str, Sequence[float]], title: str = "CLIP score, best of n", unit: str = "cosine, picture to caption"
+) -> bytes:
     """Mean score over the number of candidates: {"n": [...], "score": [...]} -> PNG."""
     def draw(axes: Axes) -> None:
         axes.plot(curve["n"], curve["score"], "-o", color=BLUE)
         _best_of_axis(axes, curve["n"])
-        axes.set(ylabel="cosine, picture to caption")
+        axes.set(ylabel=unit)
     return _figure(title, draw)
 
 
-def blur_curve(distances: Mapping[str, Sequence[float]], title: str = "Distance to real pictures, both blurred") -> bytes:
-    """Fréchet distance over the radius of the blur: {"radius": [...], "distance": [...], "training": at radius 0} -> PNG."""
+def best_of_curve(
+    curve: Mapping[str, Sequence], name: str, unit: str, title: str = "Distance to real pictures, best of n"
+) -> bytes:
+    """A distance over the number of candidates: {"n": [...], name: [...], name_interval: [[low, high], ...]} -> PNG."""
+    def draw(axes: Axes) -> None:
+        low, high = zip(*curve[f"{name}_interval"], strict=True)
+        axes.fill_between(curve["n"], low, high, color=BLUE, alpha=0.15, linewidth=0, label="95% interval")
+        axes.plot(curve["n"], curve[name], "-o", color=BLUE, label="the scorer's favourite of n")
+        _best_of_axis(axes, curve["n"])
+        axes.set(ylabel=unit)
+        axes.set_ylim(bottom=0)
+        axes.legend()
+    return _figure(title, draw)
+
+
+def blur_curve(
+    distances: Mapping[str, Sequence[float]], title: str = "Distance to real pictures, both blurred",
+    unit: str = "Fréchet distance by the scorer",
+) -> bytes:
+    """Fréchet distance over the radius of the blur: {"radius": [...], "distance": [...], "training": at radius 0} -> PNG.
+
+    Where "without_overlap" is given, the same without held-out pictures that training has all but seen, dashed.
+    """
     def draw(axes: Axes) -> None:
         axes.plot(distances["radius"], distances["distance"], "-o", color=BLUE, label="drawn")
+        without = distances.get("without_overlap", ())
+        if known := [(radius, one) for radius, one in zip(distances["radius"], without, strict=False) if one is not None]:
+            axes.plot(*zip(*known, strict=True), "--s", color=GREEN, markersize=6, label="without what training all but saw")
         if "training" in distances:
             axes.plot(0, distances["training"], "s", color=ORANGE, label="training pictures")
+        if known or "training" in distances:
             axes.legend()
-        axes.set(xlabel="radius of the blur, pixels", ylabel="Fréchet distance by the scorer")
+        axes.set(xlabel="radius of the blur, pixels", ylabel=unit)
         axes.set_ylim(bottom=0)
+    return _figure(title, draw)
+
+
+def blurred_scores(scores: Mapping[str, Sequence[float]], title: str = "Inception Score, blurred") -> bytes:
+    """Inception Score over the radius of the blur: {"radius": [...], "score": [...]} -> PNG."""
+    def draw(axes: Axes) -> None:
+        axes.plot(scores["radius"], scores["score"], "-o", color=BLUE)
+        axes.set(xlabel="radius of the blur, pixels", ylabel="Inception Score")
     return _figure(title, draw)
 
 

@@ -21,13 +21,15 @@ from thousandwords.plots import duration
 
 OPTIONAL = {"summary": str, "no_caption_match": lambda: FREE_CAPTIONS, "hero": list, "reconstructions": list, "twins": list,
             "borderline": list, "memorised": list, "within": list, "duplicates": list,
-            "prompts": list, "plots": dict, "stages": dict, "counts": dict, "params": dict, "versions": dict,
+            "prompts": list, "plots": dict, "stages": dict, "runs": dict, "counts": dict, "params": dict, "versions": dict,
             "seeds": dict, "fingerprints": dict}    # facts that may be missing, and what stands for them
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PIXEL_ART_WIDTH = 128    # up to this width a picture is shown with its pixels sharp, as the model drew it
 SHOWN_AT_ONCE = 8        # further candidates of a prompt are folded away
 MATCH_ROWS = {"all": "everything", "scene": "colour, background and relation", "colour": "colour",
               "shape": "shape", "size": "size", "relation": "relation", "background": "background"}
+DISTANCES = {"clip_frechet": "Fréchet distance", "fid": "FID"}    # of which one is there, by what `evaluation.features` says
+KERNELS = {"clip_kernel": "kernel distance", "kid": "KID"}
 FREE_CAPTIONS = ("These captions are free text. Only the captions of the built-in scenes can be checked by "
                  "reading a picture back, so here the CLIP score and your own eyes stand in.")
 
@@ -79,6 +81,12 @@ class Plot(TypedDict, total=False):
     note: str                    # what one sees; shown below
 
 
+class Run(TypedDict, total=False):
+    """Where MLflow keeps what a stage did."""
+    run_id: str
+    link: str                    # to its page, where a server keeps it
+
+
 class Counts(TypedDict, total=False):
     """What became of the inputs: n_in = n_ok + n_quarantined + n_duplicate + n_filtered."""
     n_in: int
@@ -102,8 +110,8 @@ class Facts(TypedDict, total=False):
       n               candidates per prompt
       clip_score      what `evaluation.clip_score` gives
       caption_match   {"seen", "unseen"}: what `metrics.match_rates` gives; absent for real data
-      fidelity        {clip_frechet, clip_kernel, clip_precision, retrieval, overlap, memorisation}: what `likeness.measure`
-                      gives; each absent where it was not measured
+      fidelity        {clip_frechet or fid, clip_kernel or kid, clip_precision or precision, inception_score, best_of, retrieval,
+                      overlap, memorisation}: what `likeness.measure` and `best_of.curve` give; each absent where not measured
       protocol        {what was done: in words}: what has to be the same for the same digits
       seconds         {stage: seconds}
     """
@@ -121,6 +129,7 @@ class Facts(TypedDict, total=False):
     prompts: list[Prompt]
     plots: dict[str, list[Plot]]           # by section: "match", "likeness", "words", "training", "stages"
     stages: dict[str, str]                 # stage -> what it made, in words; times are metrics.seconds
+    runs: dict[str, Run]                   # stage -> its run in MLflow
     counts: Counts
     params: dict[str, Any]                 # params.yaml, nested
     versions: dict[str, str]
@@ -139,7 +148,8 @@ def render_report(facts: Facts, pictures: Mapping[str, bytes]) -> str:
     seconds = whole["metrics"].get("seconds", {})
     return template.render(**whole, cards=headline_cards(whole), match_rows=match_rows(whole["metrics"]),
                            fidelity=whole["metrics"].get("fidelity", {}), overlap_rows=overlap_rows(whole["metrics"]),
-                           likeness_rows=likeness_rows(whole["metrics"]), protocol=whole["metrics"].get("protocol", {}),
+                           likeness_rows=likeness_rows(whole["metrics"]), compared=compared(whole["metrics"]),
+                           protocol=protocol_rows(whole["metrics"]),
                            stage_rows=stage_rows(seconds, whole["stages"]),
                            total_time=duration(sum(seconds.values())), flow=count_rows(whole["counts"]),
                            flat_params=dict(flatten(whole["params"])), shown=SHOWN_AT_ONCE,
@@ -222,8 +232,13 @@ def _best_of_words(metrics: Mapping) -> str:
 
 def _interval(rates: Mapping, end: str, words=rate) -> str:
     """"CI 38–47%", or nothing where no interval was measured."""
-    interval = rates.get(f"{end}_interval")
-    return f"CI {words(interval[0]).removesuffix('%')}–{words(interval[1])}" if interval else ""
+    between = _between(rates.get(f"{end}_interval"), words)
+    return f"CI {between}" if between else ""
+
+
+def _between(interval: list[float] | None, words=rate) -> str:
+    """"38–47%", "29.1–29.4 dB", or nothing."""
+    return f"{words(interval[0]).removesuffix('%').removesuffix(' dB')}–{words(interval[1])}" if interval else ""
 
 
 def _match_card(metrics: Mapping, split: str) -> dict:
@@ -261,7 +276,9 @@ def _loss_card(metrics: Mapping) -> dict:
 
 def _reconstruction_card(metrics: Mapping) -> dict:
     hard, kmeans = (get(metrics, f"reconstruction.psnr_{kind}") for kind in ("hard", "kmeans"))
-    figures = [(decibel(hard), "hard PSNR", ""), (decibel(kmeans), "k-means", "")]
+    rebuilt = metrics.get("reconstruction") or {}
+    figures = [(decibel(hard), "hard PSNR", _interval(rebuilt, "psnr_hard", decibel)),
+               (decibel(kmeans), "k-means", _interval(rebuilt, "psnr_kmeans", decibel))]
     if hard is None or kmeans is None:
         return _card("Reconstruction", "words", figures)
     gain = decibel(abs(hard - kmeans))
@@ -300,29 +317,83 @@ def overlap_rows(metrics: Mapping) -> list[dict]:
     """Rows of the table of figures with and without overlapping pictures: {"title", "with", "without"}, as words."""
     overlap = get(metrics, "fidelity.overlap") or {}
     figures = {"psnr_hard": ("hard PSNR of held-out pictures", decibel),
-               "clip_frechet": ("Fréchet distance by the scorer", cosine),
+               **{name: (title, cosine) for name, title in DISTANCES.items()},
                "caption_match": ("caption match of one draw", rate)}
     return [{"title": title, "with": words(overlap[name]["with"]), "without": words(overlap[name]["without"])}
             for name, (title, words) in figures.items() if overlap.get(name)]
 
 
+def compared(metrics: Mapping) -> dict:
+    """The block of the Fréchet distance, with what it is called and whether it is FID; empty where it was not measured."""
+    found = metrics.get("fidelity") or {}
+    return next(({**found[name], "title": title, "is_fid": name == "fid", "is_own": not get(metrics, "protocol.features_sha256")}
+                 for name, title in DISTANCES.items() if found.get(name)), {})
+
+
 def likeness_rows(metrics: Mapping) -> list[dict]:
-    """Rows of the table of likeness, as words: {"title", "value", "note"}; what was not measured has no row."""
-    found = get(metrics, "fidelity") or {}
+    """Rows of the table of likeness, as words: {"title", "value", "interval", "note"}; what was not measured has no row."""
+    found = metrics.get("fidelity") or {}
+    rows = [*_distance_rows(metrics, found), *_kernel_rows(found), *_spread_rows(found), *_recall_rows(found)]
+    if scaled := get(metrics, "clip_score.scaled"):
+        value = " → ".join(number(scaled[end], 1) for end in ("n1", "best"))
+        between = ", ".join(filter(None, (_between(scaled.get(f"{end}_interval"), lambda one: number(one, 1))
+                                          for end in ("n1", "best"))))
+        rows.append(_row("CLIP score, scaled", value, between, f"100 max(cosine, 0); one draw → {_best_of_words(metrics)}"))
+    return rows
+
+
+def _row(title: str, value: str, interval: str, note: str) -> dict:
+    return {"title": title, "value": value, "interval": interval, "note": note}
+
+
+def _distance_rows(metrics: Mapping, found: Mapping) -> list[dict]:
+    rows, it = [], compared(metrics)
+    if it:
+        note = f"{it['drawn']:,} drawn pictures to {it['real']:,} held-out ones; 0 for equal ones"
+        rows.append(_row(it["title"], cosine(it["distance"][0]), _between(it.get("interval"), cosine), note))
+    for name, title in DISTANCES.items():
+        if best := (found.get("best_of") or {}).get(name):
+            note = (f"of the best of {found['best_of']['n'][-1]} for each of {found['best_of']['captions']:,} captions; "
+                    f"a single draw for each: {cosine(best[0])}")    # fmt: skip
+            between = _between((found["best_of"].get(f"{name}_interval") or [None])[-1], cosine)
+            rows.append(_row(f"{title}, best of n", cosine(best[-1]), between, note))
+    if score := found.get("inception_score"):
+        note = f"± {score['deviation']:.2g} over {score['splits']} parts of {score['drawn']:,} drawn pictures; 1 for all alike"
+        rows.append(_row("Inception Score", number(score["mean"]), "", note))
+    return rows
+
+
+def _kernel_rows(found: Mapping) -> list[dict]:
+    note = "± {deviation:.2g} over {subsets} random sets of {size}; 0 for equal ones"
+    return [_row(title, f"{found[name]['mean']:.2g}", "", note.format_map(found[name]))
+            for name, title in KERNELS.items() if found.get(name)]
+
+
+def _spread_rows(found: Mapping) -> list[dict]:
+    spread = found.get("clip_precision") or found.get("precision")
+    if not spread:
+        return []
+    among = f"within the {spread['neighbours']} nearest"
+    of = {"precision": "drawn pictures among real ones", "recall": "real pictures among drawn ones"}
+    return [_row(name, rate(spread[name]), _between(spread.get(f"{name}_interval")), f"{what}, {among}")
+            for name, what in of.items()]
+
+
+def _recall_rows(found: Mapping) -> list[dict]:
     rows = []
-    if kernel := found.get("clip_kernel"):
-        note = f"± {kernel['deviation']:.2g} over {kernel['subsets']} random sets of {kernel['size']}; 0 for equal ones"
-        rows.append({"title": "kernel distance", "value": f"{kernel['mean']:.2g}", "note": note})
-    if spread := found.get("clip_precision"):
-        among = f"within the {spread['neighbours']} nearest"
-        rows += [{"title": "precision", "value": rate(spread["precision"]), "note": f"drawn pictures among real ones, {among}"},
-                 {"title": "recall", "value": rate(spread["recall"]), "note": f"real pictures among drawn ones, {among}"}]
     for name, what in (("captions_of_pictures", "the own caption"), ("pictures_of_captions", "the own picture")):
         if recall := (found.get("retrieval") or {}).get(name):
             value = ", ".join(rate(recall[k]) for k in ("r1", "r5", "r10"))
+            between = ", ".join(filter(None, (_between(recall.get(f"{k}_interval")) for k in ("r1", "r5", "r10"))))
             note = f"of {found['retrieval']['pictures']:,} held-out ones; how well the scorer itself tells them apart"
-            rows.append({"title": f"{what} first, in the first 5, in the first 10", "value": value, "note": note})
+            rows.append(_row(f"{what} first, in the first 5, in the first 10", value, between, note))
     return rows
+
+
+def protocol_rows(metrics: Mapping) -> dict[str, Any]:
+    """What has to be the same for the same digits, in a row each; versions and fingerprints have tables of their own."""
+    told = {name: value for name, value in (metrics.get("protocol") or {}).items() if name not in ("versions", "checkpoints")}
+    return {name.replace("_", " ").replace(".", ": "): value for name, value in flatten(told) if value is not None}
 
 
 def stage_rows(seconds: Mapping[str, float], words: Mapping[str, str]) -> list[dict]:
