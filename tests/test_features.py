@@ -17,11 +17,13 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from stages.check_params import check_params
 from tests.payloads import PICKLES, saved_by_torch, touching
+from tests.test_clip import pretrained_folder  # noqa: F401 - a fixture
 from tests.tiny import rng
+from thousandwords import components, fidelity
 from thousandwords import features as features_module
-from thousandwords import fidelity
 from thousandwords.config import ConfigError
 from thousandwords.features import OF_CLIP, OF_INCEPTION, _bare_inception, extractor, own_clip
+from thousandwords.scorers.clip import Config
 
 PICTURES = 5  # of either side
 
@@ -219,6 +221,23 @@ def test_a_wrong_file_is_told_before_any_long_work(tmp_path):
 
     with pytest.raises(ConfigError, match="params.yaml: evaluation.features, .*weights.pth, is no file of weights"):
         check_params(params, 0)
+
+
+def test_an_open_clip_folder_gives_its_own_unit_vectors_and_names_what_it_holds(pretrained_folder):  # noqa: F811
+    setting = f"local-dir:{pretrained_folder}"
+    by, scorer = extractor(setting), components.build("scorers", "clip", Config(pretrained=setting), image_size=24)
+
+    pictures = torch.rand(2, 3, 40, 40, generator=rng(0))
+
+    features, logits = by(pictures)
+
+    torch.testing.assert_close(features, scorer.eval().embed_images(pictures).detach())
+    told = by.protocol()
+    assert logits.shape == (2, 0) and not features.requires_grad
+    assert by.names is OF_CLIP and told["features"].startswith("the image tower of local-dir from ")
+    assert told["features_preprocessing"].startswith("resized to 24 x 24 by bicubic")
+    (pretrained_folder / "README").write_text("another")
+    assert extractor(setting).sha256 != by.sha256
 
 
 class MeanColour(nn.Module):
