@@ -38,7 +38,7 @@ def main() -> None:
     print(f"look at          {(RESULTS / 'report.html').resolve()}")
     print(f"                 {(RESULTS / 'ranked' / 'overview.png').resolve()}, and one grid per prompt beside it")
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    print(f'draw             make draw PROMPT="{example(params)}"')
+    print(f'draw             make studio, or make draw PROMPT="{example(params)}"')
 
 
 def example(params: dict) -> str:

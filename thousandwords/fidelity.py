@@ -47,7 +47,7 @@ def frechet_interval(features_a: Tensor, features_b: Tensor, groups_a: Sequence[
 
     Pictures of one of `groups_a` (N,), such as those drawn for one caption, are taken or left together. A set that is drawn from
     a set holds some pictures twice, and so reads too high; only how far such distances scatter is used. Where there are about as
-    many pictures as features that is wider than it need be, by up to a half on this pipeline's own CLIP.
+    many pictures as features it is too wide: on this pipeline's own CLIP 1.2 times at 96 pictures, 1.7 times at 384.
     """
     sides = [_checked("a Fréchet distance", features, least=2) for features in (features_a, features_b)]
     members = [np.flatnonzero(np.asarray(groups_a) == group) for group in dict.fromkeys(groups_a)]
