@@ -1,6 +1,7 @@
 """The studio's page in a real browser: draw, rank, download, draw again, complete, set a word; by keyboard, and on a phone."""
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 
@@ -33,6 +34,12 @@ def studio(tmp_path_factory, package_folder):
 
 @pytest.fixture
 def page(studio, browser):
+    with opened(studio, browser) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def opened(studio, browser):
     """A page that was opened anew; whatever it does, it says nothing to the console and asks no other host."""
     context = browser.new_context(base_url=studio.address, viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
     page, said, asked = context.new_page(), [], []
@@ -242,6 +249,36 @@ def test_the_data_set_is_searched_by_text_and_a_sample_finds_its_neighbours(page
     page.get_by_test_id("tile").click()
     page.get_by_test_id("nearest").click()
     expect(page.get_by_test_id("nearest-result").locator("img").first).to_be_visible()
+
+
+def test_two_versions_of_the_registry_draw_side_by_side(browser, project):
+    studio = StudioProcess(project)
+    try:
+        with opened(studio, browser) as page:
+            page.goto("/#/compare")
+            page.get_by_test_id("version-left").select_option("1")
+            page.get_by_test_id("version-right").select_option("2")
+            page.get_by_test_id("caption").fill(PROMPT)
+            page.get_by_test_id("candidates").fill("3")
+            page.get_by_test_id("draw-button").click()
+            expect(page.get_by_test_id("tile")).to_have_count(6)
+            first, second = page.locator(".board").all()
+            expect(first.get_by_test_id("status")).to_contain_text("best first")
+            expect(second.get_by_test_id("status")).to_contain_text("best first")
+            assert scores(first) == sorted(scores(first), reverse=True) and scores(first) != scores(second)
+            page.goto("/#/draw")
+            page.get_by_text("Settings").first.click()
+            page.get_by_test_id("version").select_option("1")
+            draw(page, candidates=3)
+            assert scores(page) == [one["score"] for one in best(studio, "1")]
+    finally:
+        studio.stop()
+
+
+def best(studio: StudioProcess, version: str) -> list[dict]:
+    """What the API itself gives for the same request, best first."""
+    _, *candidates, ranked = studio.draw(prompt=PROMPT, candidates=3, seed=0, version=version)
+    return [candidates[number] for number in ranked["order"]]
 
 
 def test_every_operation_of_the_api_is_listed(page, studio):
