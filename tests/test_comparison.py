@@ -62,6 +62,23 @@ def test_a_figure_of_another_scorer_is_called_neither_better_nor_worse(runs):
     assert rows["reconstruction.psnr_hard"]["verdict"] == "worse"
 
 
+def test_a_difference_too_small_to_be_read_is_none(runs):
+    runs[1].metrics["fidelity"]["clip_frechet"]["distance"][0] = 0.04000004
+
+    (row,) = [row for row in figures(*runs, PARTS) if row["name"] == "fidelity.clip_frechet.distance"]
+
+    assert (row["new"], row["change"], row["verdict"], row["tone"]) == ("0.0400", "0", "the same", "same")
+
+
+def test_a_curve_has_the_interval_of_its_first_point(runs):
+    for run, middle in zip(runs, (0.04, 0.05), strict=True):
+        run.metrics["fidelity"]["clip_frechet"]["interval"] = [middle - 0.02, middle + 0.02]
+
+    (row,) = [row for row in figures(*runs, PARTS) if row["name"] == "fidelity.clip_frechet.distance"]
+
+    assert (row["old_interval"], row["verdict"]) == ("0.0200 to 0.0600", "worse, intervals overlap")
+
+
 def test_what_may_be_chance_has_no_colour(runs):
     runs[1].metrics["caption_match"]["seen"]["all"]["n1_interval"] = [0.55, 0.85]
 

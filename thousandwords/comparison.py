@@ -63,6 +63,11 @@ HEADLINES = (
     Headline("fidelity.clip_kernel.mean", "kernel distance by the scorer", digits(5), better=-1, of_part="scorer"),
     Headline("fidelity.clip_precision.precision", "precision by the scorer", share, better=1, of_part="scorer"),
     Headline("fidelity.clip_precision.recall", "recall by the scorer", share, better=1, of_part="scorer"),
+    Headline("fidelity.fid.distance", "FID", digits(2), better=-1),
+    Headline("fidelity.kid.mean", "KID", digits(5), better=-1),
+    Headline("fidelity.inception_score.mean", "Inception Score", digits(2), better=1),
+    Headline("fidelity.precision.precision", "precision by Inception", share, better=1),
+    Headline("fidelity.precision.recall", "recall by Inception", share, better=1),
     Headline("reconstruction.psnr_hard", "hard PSNR of held-out pictures", digits(2), " dB", 1),
     Headline("codebook.perplexity", "codebook perplexity", digits(1)),
     Headline("generator.val_loss_image", "validation loss per image word", digits(4), " nats", -1, "image_tokenizer"),
@@ -102,14 +107,20 @@ def _value(metrics: Mapping, name: str) -> float | None:
 
 
 def _interval(metrics: Mapping, name: str) -> list[float] | None:
-    return get(metrics, f"{name}_interval")
+    """Where a figure would fall for other pictures; that of a curve stands beside it and is of its first point."""
+    return get(metrics, f"{name.removesuffix('.distance')}.interval" if name.endswith(".distance") else f"{name}_interval")
 
 
 def _tone(headline: Headline, change: float | None, same_parts: Sequence[str]) -> str:
     """"good", "bad", "same", or "" where nobody can tell."""
     if change is None or _is_of_another_part(headline, same_parts) or not headline.better:
         return ""
-    return "same" if change == 0 else "good" if change * headline.better > 0 else "bad"
+    return "same" if _reads_as_none(headline, change) else "good" if change * headline.better > 0 else "bad"
+
+
+def _reads_as_none(headline: Headline, change: float) -> bool:
+    """Whether a difference is too small for the digits in which the figure is told."""
+    return headline.form(abs(change)) == headline.form(0)
 
 
 def _is_of_another_part(headline: Headline, same_parts: Sequence[str]) -> bool:
@@ -127,7 +138,7 @@ def _verdict(
         return
     if tone:
         yield {"good": "better", "bad": "worse", "same": "the same"}[tone]
-    if change and None not in bounds:
+    if tone != "same" and None not in bounds:
         yield "intervals overlap" if overlap(*bounds) else "intervals apart"
 
 
@@ -145,7 +156,7 @@ def _bounds(headline: Headline, bounds: Sequence[float] | None) -> str:
 
 
 def _changed(headline: Headline, change: float | None) -> str:
-    if not change:
+    if change is None or _reads_as_none(headline, change):
         return "–" if change is None else "0"
     text = headline.form(change).replace("%", " points") + headline.unit
     return text if change < 0 else f"+{text}"
