@@ -210,7 +210,7 @@ class DrawnPicture(BaseModel):
     words: Grid | None = None
 
 
-class PastDraw(BaseModel):
+class DrawFacts(BaseModel):
     id: str
     when: str
     prompt: str
@@ -218,21 +218,17 @@ class PastDraw(BaseModel):
     candidates: int
     version: str
     is_completion: bool
+
+
+class PastDraw(DrawFacts):
     best: list[DrawnPicture]
+
+
+class WholeDraw(DrawFacts):
+    settings: dict
+    pictures: list[DrawnPicture]
 
 
 class Gallery(BaseModel):
     draws: list[PastDraw]
     next: str | None = Field(description="give it as `before` for the next page")
-
-
-class WholeDraw(BaseModel):
-    id: str
-    when: str
-    prompt: str
-    seed: int
-    candidates: int
-    version: str
-    is_completion: bool
-    settings: dict
-    pictures: list[DrawnPicture]

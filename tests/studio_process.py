@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,21 @@ import httpx
 import torch
 
 from studio.painter import Painter
+from thousandwords import pairs
+from thousandwords.pairs import Config
 
 ROOT = Path(__file__).parent.parent
+
+
+SceneCounts = type(Config().scenes)
+
+
+def furnish(folder: Path, package: Path) -> Path:
+    """A project's folder as the studio wants it: a package, and a few pairs."""
+    shutil.copytree(package, folder / "models/package")
+    counts = SceneCounts(count=20, validation_count=3, unseen_count=3)
+    pairs.write_pairs(Config(image_size=24, scenes=counts), 0, folder / "data/pairs")
+    return folder
 
 
 class StudioProcess:

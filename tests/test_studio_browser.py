@@ -3,31 +3,23 @@ from __future__ import annotations
 
 import contextlib
 import io
-import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.browser import expect
-from tests.studio_process import StudioProcess
-from thousandwords import pairs
+from tests.studio_process import StudioProcess, furnish
 from thousandwords.images import decode_image
-from thousandwords.pairs import Config
 from thousandwords.provenance import provenance_of
 
 PROMPT = "a small green star on sand"
 VIEWS = ("draw", "complete", "words", "gallery", "data", "compare", "api")
-SceneCounts = type(Config().scenes)
 
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory, package_folder):
-    folder = tmp_path_factory.mktemp("studio")
-    shutil.copytree(package_folder, folder / "models/package")
-    counts = SceneCounts(count=20, validation_count=3, unseen_count=3)
-    pairs.write_pairs(Config(image_size=24, scenes=counts), 0, folder / "data/pairs")
-    running = StudioProcess(folder)
+    running = StudioProcess(furnish(tmp_path_factory.mktemp("studio"), package_folder))
     yield running
     running.stop()
 

@@ -6,7 +6,6 @@ import concurrent.futures
 import dataclasses
 import io
 import json
-import shutil
 import socket
 
 import httpx
@@ -16,27 +15,20 @@ from PIL import Image
 
 from studio.__main__ import main
 from tests.orchestra import wait_for
-from tests.studio_process import StudioProcess
+from tests.studio_process import StudioProcess, furnish
 from tests.tiny import flipped, write_parts
-from thousandwords import pairs
 from thousandwords.drawing import Settings
 from thousandwords.images import decode_png
 from thousandwords.package import write_package
-from thousandwords.pairs import Config
 from thousandwords.provenance import provenance_of, with_provenance
 
 PROMPT = "a small green star on sand"
-SceneCounts = type(Config().scenes)
 GRID = [[1, 2, 3, 4]] * 4
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, package_folder):
-    folder = tmp_path_factory.mktemp("studio")
-    shutil.copytree(package_folder, folder / "models/package")
-    counts = SceneCounts(count=20, validation_count=3, unseen_count=3)
-    pairs.write_pairs(Config(image_size=24, scenes=counts), 0, folder / "data/pairs")
-    return folder
+    return furnish(tmp_path_factory.mktemp("studio"), package_folder)
 
 
 @pytest.fixture(scope="module")
