@@ -81,9 +81,8 @@ def serve(options: argparse.Namespace) -> None:
             print("studio: whoever reaches this machine may draw, there is no password. Name it with --allowed-host", flush=True)
         if options.open:
             threading.Timer(1, webbrowser.open, [address]).start()
-        courier = Courier(
-            Places(options.pairs, device=device), options.queue, first=lambda: versions.folder(versions.default())
-        )
+        places = Places(options.pairs, options.gallery, device=device)
+        courier = Courier(places, options.queue, first=lambda: versions.folder(versions.default()))
         app = make_app(Studio(courier, versions, Gallery(options.gallery), options.deadline))
         names = [*options.allowed_host, *([] if options.host in WILDCARDS else [options.host])]
         config = uvicorn.Config(guarded(app, hosts=names, limits=UPLOADS), http=Protocol, log_level="warning", ws="none",

@@ -66,7 +66,7 @@ class DataSet:
         """The training pictures most like one (1, 3, H, W), by the cosine of their vectors."""
         vectors = self._vectors_of(scorer)
         with torch.no_grad():
-            asked = scorer.embed_images(picture.to(_device(scorer))).cpu()
+            asked = scorer.embed_images(picture.to(device_of(scorer))).cpu()
         return self._nearest(vectors, asked, "train", limit)
 
     def _nearest(self, vectors: Vectors, asked: Tensor, split: str | None, limit: int) -> Event:
@@ -145,7 +145,7 @@ class DataSet:
         rows = vectors.rows[vectors.done : vectors.done + AT_ONCE]
         pixels = images.to_float(np.stack(self._squares(rows)))
         with torch.no_grad():
-            part = vectors.scorer.embed_images(pixels.to(_device(vectors.scorer))).cpu().float()
+            part = vectors.scorer.embed_images(pixels.to(device_of(vectors.scorer))).cpu().float()
         vectors.add(part)
         if vectors.done == len(vectors.rows):
             self.store.begin([vectors.key])
@@ -186,5 +186,5 @@ def write_array(path: Path, array: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _device(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device

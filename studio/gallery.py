@@ -5,6 +5,7 @@ PNG from the gallery is byte for byte the one that was shown when it was drawn.
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -80,7 +81,7 @@ class Gallery:
 
     def page(self, before: str | None, limit: int) -> Event:
         """The newest draws, or those before one; damaged ones are passed over."""
-        names = self._names()
+        names = self.names()
         names = [name for name in names if before is None or name < before]
         draws = []
         for place, name in enumerate(names):
@@ -109,6 +110,19 @@ class Gallery:
         drawn = read_samples(self.folder / name).pictures(0)[candidate]
         return with_provenance(drawn, dataclasses.replace(first, candidate=candidate))
 
+    def best(self, name: str) -> np.ndarray:
+        """The picture of a draw that its scorer put first, uint8 (H, W, 3). Raises NoDraw or DamagedArtefact."""
+        facts = self._facts(name)
+        return read_samples(self.folder / name).pictures(0)[facts["order"][0]]
+
+    def several(self, names: list[str]) -> list[Event]:
+        """Those draws in that order, as a page tells them; without those that are gone or damaged."""
+        told = []
+        for name in names:
+            with contextlib.suppress(NoDraw, DamagedArtefact):
+                told.append(self._told(name, self._facts(name), SHOWN))
+        return told
+
     def remove(self, name: str) -> None:
         """Raises NoDraw."""
         self._check(name)
@@ -116,7 +130,8 @@ class Gallery:
         os.rename(self.folder / name, gone)  # at once, so that nobody sees half of it
         shutil.rmtree(gone, ignore_errors=True)
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """All draws, newest first."""
         if not self.folder.is_dir():
             return []
         return sorted((one.name for one in self.folder.iterdir() if NAME.fullmatch(one.name)), reverse=True)

@@ -21,6 +21,8 @@ import torch
 from studio import easel
 from studio.dataset import DataSet
 from studio.easel import Asked, Event
+from studio.gallery import Gallery
+from studio.recall import Recall
 from thousandwords.drawing import decode_in_parts
 from thousandwords.errors import UserError
 from thousandwords.files import MANIFEST, DamagedArtefact, sha256_of
@@ -42,6 +44,7 @@ class Places:
     """Where things are."""
 
     pairs: Path = Path("data/pairs")
+    gallery: Path = Path("drawn/gallery")
     store: Path = Path(".store/studio")
     device: str = "cpu"
 
@@ -52,6 +55,7 @@ class Painter:
     def __init__(self, places: Places) -> None:
         self.places = places
         self.data = DataSet(places.pairs, places.store)
+        self.recall = Recall(Gallery(places.gallery))
         self._packages: dict[str, Package] = {}  # by folder and the hash of its manifest, the last used at the end
 
     def package(self, folder: str) -> Package:
@@ -111,8 +115,12 @@ class Painter:
         found = self.data.nearest(package.scorer, decode_in_parts(package.image_tokenizer, tokens), limit)
         yield self.data.state(package.scorer) | found
 
+    def remember(self, folder: str, query: str, limit: int) -> Iterator[Event]:
+        """Past draws by what their pictures show."""
+        yield {"names": self.recall.search(self.package(folder).scorer, query, limit)}
 
-ASKABLE = ("describe", "warm", "draw", "redraw", "picture", "words", "likelihood", "look", "nearest")
+
+ASKABLE = ("describe", "warm", "draw", "redraw", "picture", "words", "likelihood", "look", "nearest", "remember")
 
 
 def paint(pipe: Connection, wanted_stop: ctypes.c_ulonglong, places: Places, make: Callable[[Places], Painter] = Painter) -> None:

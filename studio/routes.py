@@ -183,10 +183,19 @@ def gallery_routes(studio: Studio) -> APIRouter:
     routes = APIRouter(tags=["gallery"])
 
     @routes.get("/api/gallery", response_model=schema.Gallery, response_model_exclude_none=False)
-    async def gallery(before: Annotated[str | None, Query(max_length=64)] = None,
-                      limit: Annotated[int, Query(ge=1, le=100)] = 24) -> dict:  # fmt: skip
-        """Past draws, newest first."""
-        return await run_in_threadpool(studio.gallery.page, before, limit)
+    async def gallery(
+        request: Request,
+        query: Annotated[str | None, Query(max_length=1000, description="what the pictures should show, for CLIP")] = None,
+        before: Annotated[str | None, Query(max_length=64, description="`next` of the page before")] = None,
+        limit: Annotated[int, Query(ge=1, le=100)] = 24,
+        version: schema.VersionName | None = None,
+    ) -> dict:
+        """Past draws, newest first; or those whose best pictures fit a text best."""
+        if not (query or "").strip():
+            return await run_in_threadpool(studio.gallery.page, before, limit)
+        _, folder = await studio.version(version)
+        found = await studio.answer(request, "remember", folder=folder, query=query.strip(), limit=limit)
+        return {"draws": await run_in_threadpool(studio.gallery.several, found["names"]), "next": None}
 
     @routes.get("/api/gallery/{name}", response_model=schema.WholeDraw)
     async def one(name: str) -> dict:

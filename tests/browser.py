@@ -27,7 +27,8 @@ def chromium() -> Iterator:
 
 
 def expect(locator):
-    """What Playwright waits for to become true."""
+    """What Playwright waits for to become true; patiently, for a busy machine's sake."""
     from playwright.sync_api import expect as expected
 
+    expected.set_options(timeout=30_000)
     return expected(locator)

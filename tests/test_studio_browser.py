@@ -230,6 +230,22 @@ def test_the_gallery_keeps_a_draw_until_it_is_deleted(page):
     expect(item).to_have_count(0)
 
 
+def test_the_gallery_is_searched_by_what_pictures_show(page, studio):
+    for seed in range(3):
+        studio.draw(prompt=PROMPT, candidates=2, seed=seed)
+    page.goto("/#/gallery")
+    newest = [draw["id"] for draw in studio.ask.get("/api/gallery").json()["draws"]]
+    fitting = [draw["id"] for draw in studio.ask.get("/api/gallery", params={"query": "a blue circle"}).json()["draws"]]
+    assert sorted(fitting) == sorted(newest) and fitting != newest
+    shown = page.get_by_test_id("gallery-item")
+    expect(shown).to_have_count(len(newest))
+    assert [one.get_attribute("data-id") for one in shown.all()] == newest
+    page.get_by_test_id("gallery-search").fill("a blue circle")
+    page.get_by_test_id("search-button").click()
+    expect(shown.first).to_have_attribute("data-id", fitting[0])
+    assert [one.get_attribute("data-id") for one in shown.all()] == fitting
+
+
 def test_the_data_set_is_searched_by_text_and_a_sample_finds_its_neighbours(page):
     page.goto("/#/data")
     expect(page.get_by_test_id("data-item")).to_have_count(24)

@@ -3,18 +3,25 @@ import { getJson, remove, withQuery } from './api.js';
 import { openDetail } from './detail.js';
 import { clearNotice, showError } from './notice.js';
 import { announce, confirmed, count, el, facts, image, parts, when } from './pieces.js';
-import { go } from './router.js';
 import { sentence } from './redraw.js';
+import { go } from './router.js';
 import { tile } from './tiles.js';
+import { currentVersion } from './versions.js';
 
 const PAGE = 24;
 
 export function makeGallery(view) {
   const part = parts(view);
   let next = null;
+  let query = ''; // what is searched for
+  let shownQuery = ''; // what the cards on the page were found by
   let listScroll = 0; // where one was when a draw was opened
 
   const isListShown = () => part.list.parentNode === view;
+
+  /** A page of the newest draws, or the best fits of a search. */
+  const askedFor = async (before) =>
+    query ? { query, limit: PAGE, version: await currentVersion() } : { before, limit: PAGE };
 
   /** Reads the newest page, or the one after what is shown. */
   async function load(before = null) {
@@ -24,8 +31,10 @@ export function makeGallery(view) {
         part.draws.replaceChildren(
           ...Array.from({ length: 3 }, () => el('li', { class: 'card pending', 'aria-hidden': 'true' })),
         );
-      const page = await getJson(withQuery('/api/gallery', { before, limit: PAGE }));
-      if (!before && page.draws.length && page.draws[0].id === part.draws.firstElementChild?.dataset.id) return; // nothing new
+      const page = await getJson(withQuery('/api/gallery', await askedFor(before)));
+      const isSame = !query && query === shownQuery && page.draws[0]?.id === part.draws.firstElementChild?.dataset.id;
+      if (!before && page.draws.length && isSame) return; // nothing new
+      shownQuery = query;
       next = page.next;
       const cards = page.draws.map((draw) => card(draw, discard));
       if (before) part.draws.append(...cards);
@@ -80,6 +89,11 @@ export function makeGallery(view) {
   }
 
   part.more.addEventListener('click', () => load(next));
+  part.search.addEventListener('submit', (event) => {
+    event.preventDefault();
+    query = part.search.elements.query.value.trim();
+    load();
+  });
   return {
     enter({ id }) {
       if (id) return open(id);
