@@ -2,7 +2,7 @@
 
 `studio_first_picture`: from the press of Draw in a browser until the first candidate is on the page, 16 asked for; the studio has
 drawn before. `studio_health_p99`: /health asked again and again while 200 requests come at once to a line of 16. `studio_after`:
-a draw of one right after them.
+a draw of one right after them. `studio_hung_up`: a draw of one after somebody who had asked for 64 hung up at the first.
 """
 from __future__ import annotations
 
@@ -98,6 +98,21 @@ def crowd(address: str) -> tuple[list[int], list[float], float]:
     return statuses, health, time.perf_counter() - began
 
 
+def hung_up(address: str) -> float:
+    """Seconds of a draw of one after somebody asked for 64 candidates and hung up at the first."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=300)
+    body = json.dumps({"prompt": CAPTIONS[0], "candidates": 64})
+    connection.request("POST", "/api/draw", body, {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    while b'"candidate"' not in answer.readline():
+        pass
+    began = time.perf_counter()
+    answer.close()
+    connection.close()
+    assert _draw(address, 0, candidates=1) == 200
+    return time.perf_counter() - began
+
+
 def ask_all(address: str) -> list[int]:
     with concurrent.futures.ThreadPoolExecutor(CROWD) as people:
         return list(people.map(lambda number: _draw(address, number), range(CROWD)))
@@ -122,6 +137,7 @@ def measure(times: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder, Running(Path(folder)) as studio:
         pictures = first_picture(studio.address, times)
         statuses, health, after = crowd(studio.address)
+        left = [hung_up(studio.address) for _ in range(times)]
     counted = ", ".join(f"{statuses.count(one)} times {one}" for one in sorted(set(statuses)))
     p99 = statistics.quantiles(health, n=100)[98]
     size = f"{CROWD} at once on a line of {LINE}: {counted}"
@@ -131,6 +147,8 @@ def measure(times: int) -> list[Row]:
         Row("studio_first_picture_worst", "the slowest of them", f"16 candidates, {times} times", max(pictures), "s", "bar", 3.0,
             max(pictures) / 3),
         Row("studio_health_p99", "/health under a crowd, 99th percentile", size, p99, "s", "bar", 0.2, p99 / 0.2),
+        Row("studio_hung_up", "a draw of one after another was left, slowest", f"64 candidates left at the first, {times} times",
+            max(left), "s", "bar of stopping alone", 2.0, max(left) / 2),
         Row("studio_after", "a draw of one candidate right after the crowd", size, after, "s"),
     ]  # fmt: skip
 
