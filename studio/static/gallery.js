@@ -35,6 +35,7 @@ export function makeGallery(view) {
       const isSame = !query && query === shownQuery && page.draws[0]?.id === part.draws.firstElementChild?.dataset.id;
       if (!before && page.draws.length && isSame) return; // nothing new
       shownQuery = query;
+      part.status.textContent = query ? `The draws nearest to “${query}”, best first` : '';
       next = page.next;
       const cards = page.draws.map((draw) => card(draw, discard));
       if (before) part.draws.append(...cards);
