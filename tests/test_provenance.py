@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+from tests.tiny import flipped
 from thousandwords.drawing import Settings
 from thousandwords.errors import UserError
 from thousandwords.images import decode_image
-from thousandwords.provenance import CHUNK, Provenance, provenance_of, with_provenance
+from thousandwords.provenance import CHUNK, PNG, Provenance, provenance_of, with_provenance
 
 PICTURE = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
 DRAWN = Provenance("a small red star", 7, 2, "0f" * 32, Settings(candidates=4, batch_size=8, top_p=0.8))
@@ -48,6 +49,28 @@ def test_a_picture_that_says_nothing_has_no_provenance():
     assert provenance_of(buffer.getvalue()) is None
     assert provenance_of(b"GIF89a") is None
     assert provenance_of(b"") is None
+
+
+def test_no_pixel_is_unpacked_to_read_it(monkeypatch):
+    """Half a megabyte can hold a hundred million pixels, and who reads it first is the studio's server."""
+    data = with_provenance(PICTURE, DRAWN)
+    monkeypatch.setattr(Image, "open", None)
+    assert provenance_of(data) == DRAWN
+
+
+@pytest.mark.parametrize("place", range(8, len(with_provenance(PICTURE, DRAWN)), 7))
+def test_a_file_that_has_changed_or_is_cut_is_told_so_wherever(place):
+    data = with_provenance(PICTURE, DRAWN)
+    for broken in (flipped(data, place), data[:place]):
+        with pytest.raises(UserError, match="this picture is damaged: it is cut short, or its bytes have changed. Take another"):
+            provenance_of(broken)
+
+
+@given(st.binary(max_size=80))
+def test_wild_bytes_are_told_so_or_say_nothing(data):
+    assert provenance_of(b"no PNG" + data) is None
+    with pytest.raises(UserError, match="this picture is damaged"):
+        provenance_of(PNG + data)
 
 
 @pytest.mark.parametrize(("data", "said"), [
