@@ -6,6 +6,7 @@ been looked at (`studio.schema`); what only the models can tell is refused here,
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -87,17 +88,21 @@ def draw(package: Package, prompt: str, candidates: int, seed: int, given: Grid 
 
 
 def redraw(package: Package, facts: Provenance, data: bytes) -> Event:
-    """The picture that the facts tell of, drawn again, beside the file that told them."""
+    """The picture that the facts tell of, drawn again, beside the file that told them. Raises Asked."""
+    pixels, caption = pixels_of(data), prompt_of(facts.caption, "picture")
+    if facts.settings.batch_size > (most := max(TOGETHER.values())):  # a stranger wrote it, and so many fill the memory at once
+        told = f"this picture says it was drawn with {facts.settings.batch_size - 1} others; the studio draws {most} at a time"
+        raise Asked("picture", told)
     number = facts.candidate // facts.settings.batch_size
     given = None if facts.given is None else torch.tensor(facts.given)
     if given is not None:
         check_words(package, given, "its given words")
-    part = package.draw_part(facts.caption, facts.settings, facts.seed, number, given)
+    part = package.draw_part(caption, facts.settings, facts.seed, number, given)
     one = next(one for one in part if one.candidate == facts.candidate)
     again = with_provenance(one.picture, facts)
     return {
         "same": again == data,
-        "same_pixels": np.array_equal(images.decode_image(data), one.picture),
+        "same_pixels": np.array_equal(pixels, one.picture),
         "png": text_of(again),
         "words": grid_of(one.tokens),
         "score": round(one.score, 6),
@@ -116,12 +121,8 @@ def read_of(package: Package, prompt: str) -> Event:
 
 @torch.no_grad()
 def picture(package: Package, data: bytes) -> Event:
-    """A picture of anybody's as the models see it: its square, its words, and what they give back."""
-    try:
-        pixels = images.decode_image(data)
-    except images.Refused as problem:
-        raise Asked("picture", f"this is no picture that can be used: {problem.detail}. Save it anew, as PNG say") from problem
-    square = images.fit_square(pixels, package.image_tokenizer.image_size)
+    """A picture of anybody's as the models see it: its square, its words, and what they give back. Raises Asked."""
+    square = images.fit_square(pixels_of(data), package.image_tokenizer.image_size)
     tokens = encode_in_parts(package.image_tokenizer, [square])
     rebuilt = _decoded(package, tokens[0])
     facts = provenance_of(data)
@@ -137,17 +138,15 @@ def picture(package: Package, data: bytes) -> Event:
 def words(package: Package, grid: Grid, stitch: dict | None, flip: bool, set: list[dict]) -> Event:
     """A grid after changes, stitched, flipped, then with single words set, and its picture. Raises Asked."""
     found = words_of(package, grid, "words")
-    try:
-        if stitch is not None:
-            found = workbench.stitch(found, words_of(package, stitch["words"], "stitch.words"), stitch["columns"])
-        if flip:
-            found = workbench.flip(found)
+    if stitch is not None:
+        other = words_of(package, stitch["words"], "stitch.words")
+        with _about("stitch"):
+            found = workbench.stitch(found, other, stitch["columns"])
+    if flip:
+        found = workbench.flip(found)
+    with _about("set"):
         for one in set:
             found = workbench.set_word(found, one["row"], one["column"], one["word"], package.image_tokenizer.vocab_size)
-    except Asked:
-        raise
-    except ValueError as error:
-        raise Asked("set" if set else "stitch", str(error)) from error
     return {"words": found.tolist(), "png": text_of(images.encode_png(_decoded(package, found.flatten())))}
 
 
@@ -172,12 +171,20 @@ def likelihood(package: Package, prompt: str, grid: Grid) -> Event:
 # --- what was asked, looked at -----------------------------------------------------------------------------------------
 
 
-def prompt_of(prompt: str) -> str:
+def prompt_of(prompt: str, field: str = "prompt") -> str:
     """The prompt in the form models read. Raises Asked."""
     try:
         return check_prompt(prompt, "the caption")
     except UserError as error:
-        raise Asked("prompt", str(error)) from error
+        raise Asked(field, str(error)) from error
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    """A picture's file -> uint8 (H, W, 3). Raises Asked."""
+    try:
+        return images.decode_image(data)
+    except images.Refused as problem:
+        raise Asked("picture", f"this is no picture that can be used: {problem.detail}. Save it anew, as PNG say") from problem
 
 
 def settings_of(package: Package, candidates: int, changes: dict) -> Settings:
@@ -194,6 +201,15 @@ def settings_of(package: Package, candidates: int, changes: dict) -> Settings:
     except UserError as error:
         raise Asked("guidance", str(error).removeprefix("sampling.")) from error
     return settings
+
+
+@contextlib.contextmanager
+def _about(field: str) -> Iterator[None]:
+    """What the library has against a field becomes Asked."""
+    try:
+        yield
+    except ValueError as error:
+        raise Asked(field, str(error)) from error
 
 
 def given_of(package: Package, grid: Grid) -> Tensor:

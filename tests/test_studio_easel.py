@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 
@@ -98,6 +99,27 @@ def test_a_copy_that_somebody_saved_anew_is_told_from_the_file_that_was_made(pac
     assert (again["same"], again["same_pixels"]) == (False, False)
 
 
+@pytest.mark.parametrize("change, said", [
+    (lambda facts: {"caption": " "}, "the caption is empty"),
+    (lambda facts: {"caption": "\ud800"}, "the caption is not text in UTF-8"),
+    (lambda facts: {"given": (99,) * SIDE**2}, "its given words do not fit this model"),
+    (lambda facts: {"settings": dataclasses.replace(facts.settings, batch_size=33)}, "was drawn with 32 others; the"),
+])  # fmt: skip
+def test_what_a_stranger_wrote_into_a_picture_is_not_drawn(package, change, said):
+    """Any number of candidates could be asked for at once by it, and fill the memory."""
+    _, one, *_ = drawn(package)
+    facts = provenance_of(png(one))
+    with pytest.raises(Asked) as caught:
+        easel.redraw(package, dataclasses.replace(facts, **change(facts)), png(one))
+    assert caught.value.field == "picture" and said in str(caught.value)
+
+
+def test_a_picture_that_cannot_be_read_is_not_drawn_again(package):
+    _, one, *_ = drawn(package)
+    with pytest.raises(Asked, match="this is no picture that can be used"):
+        easel.redraw(package, provenance_of(png(one)), png(one)[:-40])
+
+
 def test_a_caption_that_is_too_long_says_what_of_it_is_read(package):
     started, *_ = drawn(package, "a red square above a blue circle " * 9, candidates=1)
     assert started["truncated"] and started["prompt"].startswith(started["read"]) and started["read"]
@@ -159,6 +181,8 @@ def test_a_draw_that_cannot_be_is_refused_before_it_begins(package, changes, fie
     (lambda package: easel.picture(package, b"GIF89a nothing"), "picture", "this is no picture that can be"),
     (lambda package: easel.words(package, GRID, None, False, [{"row": 0, "column": 4, "word": 1}]), "set", "no column 4"),
     (lambda package: easel.words(package, GRID, {"words": GRID, "columns": 5}, False, []), "stitch", "5 columns cannot be taken"),
+    (lambda package: easel.words(package, GRID, {"words": GRID, "columns": 5}, False, [{"row": 0, "column": 0, "word": 1}]),
+     "stitch", "5 columns cannot be taken"),
     (lambda package: easel.words(package, GRID[:3], None, False, []), "words", "words should be 4 rows of 4 words each"),
     (lambda package: easel.likelihood(package, PROMPT, [[-1] * SIDE] * SIDE), "words", "words holds words from -1 to -1"),
     (lambda package: easel.likelihood(package, "", GRID), "prompt", "the caption is empty"),
