@@ -82,7 +82,7 @@ def serve(options: argparse.Namespace) -> None:
         if options.open:
             threading.Timer(1, webbrowser.open, [address]).start()
         places = Places(options.pairs, options.gallery, device=device)
-        courier = Courier(places, options.queue, first=lambda: versions.folder(versions.default()))
+        courier = Courier(places, lambda: versions.folder(versions.default()), options.queue)
         app = make_app(Studio(courier, versions, Gallery(options.gallery), options.deadline))
         names = [*options.allowed_host, *([] if options.host in WILDCARDS else [options.host])]
         config = uvicorn.Config(guarded(app, hosts=names, limits=UPLOADS), http=Protocol, log_level="warning", ws="none",

@@ -27,6 +27,7 @@ GLANCE = 0.5  # seconds after which it is looked whether a painter without work 
 PAUSE = 1.0  # seconds before a painter that died is replaced, more each time that it dies before it was ready
 LONGEST_PAUSE = 30.0
 
+
 def unable(sentence: str) -> Event:
     return {"event": "error", "error": sentence, "field": None, "status": 503}
 
@@ -51,7 +52,7 @@ class Request:
     name: str
     arguments: dict
     loop: asyncio.AbstractEventLoop
-    number: int = 0
+    number: int
     is_stopped: bool = False
     events: asyncio.Queue[Event | None] = field(default_factory=asyncio.Queue)
 
@@ -62,11 +63,15 @@ class Request:
 
 
 class Courier:
-    """The line of requests, and the thread that takes them to a painter."""
+    """The line of requests, and the thread that takes them to a painter.
 
-    def __init__(self, places: Places, capacity: int = 16, make: Callable[[Places], Painter] = Painter,
-                 first: Callable[[], str] | None = None) -> None:
-        self.places, self.capacity, self.make, self.first = places, capacity, make, first
+    `first` tells the folder of the package that a new painter loads before all others; it may raise UserError.
+    """
+
+    def __init__(
+        self, places: Places, first: Callable[[], str], capacity: int = 16, make: Callable[[Places], Painter] = Painter
+    ) -> None:
+        self.places, self.first, self.capacity, self.make = places, first, capacity, make
         self.status, self.problem = "loading", ""
         self._waiting: collections.deque[Request] = collections.deque()
         self._at_work: Request | None = None
@@ -104,9 +109,6 @@ class Courier:
                 return self._waiting.index(request) + (self._at_work is not None)
         return None
 
-    def is_at_work(self, request: Request) -> bool:
-        return self._at_work is request
-
     def waiting(self) -> int:
         return len(self._waiting)
 
@@ -124,13 +126,17 @@ class Courier:
         """Ends the painter and the thread; whoever waits is told."""
         with self._changed:
             self._is_closed = True
-            for request in self._waiting:
-                request.tell(LOST)
-                request.tell(None)
-            self._waiting.clear()
+            self._turn_away(LOST)
             self._changed.notify()
         self._end()
         self._thread.join(5)
+
+    def _turn_away(self, event: Event) -> None:
+        """Tells all who wait; by whom `_changed` is held."""
+        for request in self._waiting:
+            request.tell(event)
+            request.tell(None)
+        self._waiting.clear()
 
     # --- the thread ----------------------------------------------------------------------------------------------------
 
@@ -139,18 +145,24 @@ class Courier:
             try:
                 self._begin()
                 self._deliver_all()
-            except (EOFError, OSError):  # the painter has died
+            except (EOFError, OSError):  # the painter has died, or there is no memory to start one
+                self._replace()
+            except Exception:  # of whatever kind: without this thread nobody would be served any more
+                log.exception("the line of requests has failed")
                 self._replace()
 
     def _begin(self) -> None:
         """A painter, with the models that are asked for most in memory and used once."""
-        self._pipe, theirs = self._context.Pipe()
+        ours, theirs = self._context.Pipe()
         arguments = (theirs, self._wanted_stop, self.places, self.make)
-        self._process = self._context.Process(target=paint, args=arguments, name="painter", daemon=True)
-        self._process.start()
+        process = self._context.Process(target=paint, args=arguments, name="painter", daemon=True)
+        process.start()
         theirs.close()
-        if self.first is not None:
-            self._warm()
+        self._pipe, self._process = ours, process  # not before it runs: what was never started cannot be ended
+        if self._is_closed:  # meanwhile, and `close` did not find this one
+            self._end()
+            return
+        self._warm()
         with self._changed:
             if self.status != "broken":
                 self.status, self.problem, self._deaths = "ready", "", 0
@@ -167,10 +179,11 @@ class Courier:
                 self._break(event["error"])
 
     def _break(self, problem: str) -> None:
-        """No models: told to all who ask, until somebody mends it and starts anew."""
+        """No models: told to all who wait and ask, until somebody mends it and starts anew."""
         log.error("%s", problem)
         with self._changed:
             self.status, self.problem = "broken", problem
+            self._turn_away(unable(problem))
 
     def _deliver_all(self) -> None:
         while True:
@@ -216,11 +229,12 @@ class Courier:
             self.status, self.problem = "loading", ""
             self._deaths += 1
         self._end()
-        log.warning("the painter has died (exit code %s); a new one is started", self._process.exitcode)
-        time.sleep(min(PAUSE * 2 ** (self._deaths - 1), LONGEST_PAUSE) if self._deaths > 1 else 0)
+        log.warning("the painter has died (exit code %s); a new one is started", self._process and self._process.exitcode)
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed, pause_after(self._deaths))
 
     def _signal(self) -> None:
-        with contextlib.suppress(ProcessLookupError, AttributeError):
+        with contextlib.suppress(ProcessLookupError):
             os.kill(self._process.pid, STOP)
 
     def _end(self) -> None:
@@ -233,6 +247,11 @@ class Courier:
         if process.is_alive():
             process.kill()
             process.join(2)
+
+
+def pause_after(deaths: int) -> float:
+    """Seconds before the next painter, after so many that died in turn: none, then twice as long each time, up to the longest."""
+    return 0.0 if deaths < 2 else min(PAUSE * 2 ** min(deaths - 2, 10), LONGEST_PAUSE)  # 2^1024 is more than a float holds
 
 
 async def events_of(courier: Courier, request: Request, seconds: float, is_gone: Callable) -> AsyncIterator[Event]:

@@ -87,10 +87,10 @@ class StudioProcess:
 class TryingPainter(Painter):
     """Does as the caption says: sleeps, dies, breaks; else it names the caption."""
 
-    def describe(self, folder: str) -> Iterator[dict]:
+    def warm(self, folder: str) -> Iterator[dict]:
+        if folder == "die":
+            os._exit(9)
         yield {"folder": folder}
-
-    warm = describe
 
     def draw(self, folder: str, prompt: str) -> Iterator[dict]:
         yield {"event": "started", "prompt": prompt}
