@@ -27,6 +27,7 @@ from thousandwords.provenance import Provenance, with_provenance
 from thousandwords.samples import COMPLETED, read_samples, sample_table, write_samples
 
 NAME = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}")  # when, and at random: names sort by time, and nothing else is a draw
+GONE = "there is no such draw. It may have been deleted; look at the gallery"
 SHOWN = 4  # pictures of a draw in the list of draws
 
 
@@ -127,7 +128,10 @@ class Gallery:
         """Raises NoDraw."""
         self._check(name)
         gone = self.folder / f".{name}.gone"
-        os.rename(self.folder / name, gone)  # at once, so that nobody sees half of it
+        try:
+            os.rename(self.folder / name, gone)  # at once, so that nobody sees half of it
+        except FileNotFoundError as error:
+            raise NoDraw(GONE) from error
         shutil.rmtree(gone, ignore_errors=True)
 
     def names(self) -> list[str]:
@@ -138,7 +142,7 @@ class Gallery:
 
     def _check(self, name: str) -> None:
         if not NAME.fullmatch(name) or not (self.folder / name).is_dir():
-            raise NoDraw("there is no such draw. It may have been deleted; look at the gallery")
+            raise NoDraw(GONE)
 
     def _facts(self, name: str) -> dict:
         self._check(name)

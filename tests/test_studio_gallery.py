@@ -89,6 +89,19 @@ def test_a_removed_draw_is_gone(gallery):
             ask(name)
 
 
+def test_of_two_who_remove_a_draw_at_once_the_second_is_told(gallery, monkeypatch):
+    name = gallery.add(a_draw())
+    check = gallery._check
+
+    def another_is_faster(name: str) -> None:
+        check(name)
+        os.rename(gallery.folder / name, gallery.folder / f".{name}.gone")
+
+    monkeypatch.setattr(gallery, "_check", another_is_faster)
+    with pytest.raises(NoDraw, match="there is no such draw. It may have been deleted"):
+        gallery.remove(name)
+
+
 @given(st.text() | st.sampled_from(["..", "../..", ".", "/etc", "..\\..", "20260101T000000-00000000/../..", "\0"]))
 def test_no_name_leads_out_of_the_gallery(tmp_path_factory, name):
     gallery = Gallery(tmp_path_factory.getbasetemp() / "gallery-of-names")
