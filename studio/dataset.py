@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from studio.easel import Event, text_of
 from thousandwords import images
-from thousandwords.files import DamagedArtefact, fingerprint, read_manifest, write_bytes, write_manifest
+from thousandwords.files import CannotWrite, DamagedArtefact, fingerprint, read_manifest, write_bytes, write_manifest
 from thousandwords.pair_shards import PairReader, splits
 from thousandwords.store import Store
 
 MOST = 50_000  # pictures that are searched, the held-out ones first
 EXAMPLES, EXAMPLES_AMONG = 3, 12  # captions that are offered, the longest of so many
+KEPT = 2  # scorers whose vectors are in memory, as many as packages
 AT_ONCE = 32  # pictures embedded before it is looked whether somebody asks for something
 
 Row = tuple[str, int]  # a split, and which of its pairs
@@ -135,7 +136,10 @@ class DataSet:
             vectors = Vectors(scorer, rows, fingerprint({"pairs": self._at, "scorer": scorer.fingerprint, "rows": len(rows)}))
             vectors.read(self.store.folder / vectors.key)
             self._vectors[scorer.fingerprint] = vectors
-        return self._vectors[scorer.fingerprint]
+        self._vectors[scorer.fingerprint] = found = self._vectors.pop(scorer.fingerprint)  # the last used at the end
+        for old in list(self._vectors)[:-KEPT]:
+            del self._vectors[old]
+        return found
 
     def _searched(self) -> list[Row]:
         held_out = [row for split in self.splits() if split != "train" for row in self.rows(split)]
@@ -148,8 +152,9 @@ class DataSet:
             part = vectors.scorer.embed_images(pixels.to(device_of(vectors.scorer))).cpu().float()
         vectors.add(part)
         if vectors.done == len(vectors.rows):
-            self.store.begin([vectors.key])
-            self.store.get(vectors.key, vectors.write)
+            with contextlib.suppress(CannotWrite, OSError):  # they are searched from memory, and made again the next time
+                self.store.begin([vectors.key])
+                self.store.get(vectors.key, vectors.write)
 
 
 @dataclass
