@@ -38,7 +38,7 @@ class Versions:
 
     def __init__(self, root: Path, package: Path, wanted: str | None = None) -> None:
         self.root, self.package, self.wanted = Path(root), Path(package), wanted
-        self._lock = threading.Lock()
+        self._lock, self._fetching = threading.Lock(), threading.Lock()  # two: a fetch is long, and others ask meanwhile
         self._seen: tuple[float, list[Version]] = (float("-inf"), [])
         self._folders: dict[str, str] = {}
 
@@ -46,7 +46,8 @@ class Versions:
         """models/package first, then the registry's, newest first. A registry that does not answer has none."""
         with self._lock:
             if time.monotonic() - self._seen[0] > FRESH:
-                self._seen = time.monotonic(), self._registered()
+                registered = self._registered()
+                self._seen = time.monotonic(), registered  # from when it has answered: one that is slow is not asked all the time
             return self._own() + self._seen[1]
 
     def default(self) -> Version:
@@ -81,7 +82,7 @@ class Versions:
         """Where its package lies, fetched and verified where need be; slow the first time. Raises UserError."""
         if version.id == PACKAGE:
             return str(self.package)
-        with self._lock:
+        with self._fetching:
             if version.id not in self._folders:
                 from flows import registry  # late: it loads MLflow, which a laptop without a registry does without
 

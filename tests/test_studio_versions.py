@@ -9,6 +9,7 @@ import time
 import httpx
 import pytest
 
+from flows import registry
 from flows._versions import CHAMPION, NAME
 from studio.versions import Version, Versions
 from tests.orchestra import wait_for
@@ -63,6 +64,18 @@ def test_a_version_is_fetched_once_and_is_the_one_that_was_registered(versions):
         assert versions.drawn_by(one.fingerprint).fingerprint == one.fingerprint
     with pytest.raises(UserError, match="this picture was drawn by the package abababababab, which is neither"):
         versions.drawn_by("ab" * 32)
+
+
+def test_versions_are_told_while_one_is_fetched(versions, project, monkeypatch):
+    def fetch(*_: object) -> str:
+        asking = threading.Thread(target=lambda: answers.append(versions.find("champion").id), daemon=True)
+        asking.start()
+        asking.join(20)
+        return str(project / "fetched")
+
+    answers = []
+    monkeypatch.setattr(registry, "fetch", fetch)
+    assert versions.folder(Version("1", "version 1", "0f" * 32)) == str(project / "fetched") and answers == ["2"]
 
 
 def test_an_alias_that_moves_under_load_fails_nobody_and_every_answer_is_of_one_version(project):
