@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -46,13 +46,9 @@ class Studio:
 
     async def version(self, wanted: str | None) -> tuple[Version, str]:
         """A version and the folder of its package. Raises Refusal."""
-        try:
+        with _about("version"):
             version = await run_in_threadpool(self.versions.find, wanted)
             return version, await run_in_threadpool(self.versions.folder, version)
-        except DamagedArtefact as error:  # or it is just being written
-            raise Refusal(503, str(error), "version", RETRY) from error
-        except UserError as error:
-            raise Refusal(422, str(error), "version") from error
 
     def events(self, request: Request, name: str, **arguments: object) -> AsyncIterator[Event]:
         """What the painter says to one request, which is stopped when the asker has gone. Raises Refusal."""
@@ -129,8 +125,9 @@ def picture_routes(studio: Studio) -> APIRouter:
     async def redraw(request: Request) -> dict:
         """Draws the picture of a PNG that the studio made once more, and tells whether the same bytes came."""
         data = await request.body()
-        version = await run_in_threadpool(_drawn_by, studio, data)
-        folder = await run_in_threadpool(studio.versions.folder, version)
+        with _about("picture"):
+            version = await run_in_threadpool(_drawn_by, studio, data)
+            folder = await run_in_threadpool(studio.versions.folder, version)
         return await studio.answer(request, "redraw", folder=folder, data=data) | {"version": version.id}
 
     @routes.post("/api/pictures", response_model=schema.Seen, openapi_extra=ANY_PICTURE)
@@ -219,11 +216,19 @@ def gallery_routes(studio: Studio) -> APIRouter:
 
 
 def _drawn_by(studio: Studio, data: bytes) -> Version:
-    """The version that drew the picture in a file. Raises Refusal."""
+    """The version that drew the picture in a file. Raises UserError."""
+    facts = provenance_of(data)
+    if facts is None:
+        raise UserError("this file does not say how it was drawn. Give a PNG that the studio made, as it was downloaded")
+    return studio.versions.drawn_by(facts.package)
+
+
+@contextlib.contextmanager
+def _about(field: str) -> Iterator[None]:
+    """What is wrong with a version, asked for by a field, becomes a Refusal."""
     try:
-        facts = provenance_of(data)
-        if facts is None:
-            raise UserError("this file does not say how it was drawn. Give a PNG that the studio made, as it was downloaded")
-        return studio.versions.drawn_by(facts.package)
+        yield
+    except DamagedArtefact as error:  # or it is just being written
+        raise Refusal(503, str(error), field, RETRY) from error
     except UserError as error:
-        raise Refusal(422, str(error), "picture") from error
+        raise Refusal(422, str(error), field) from error

@@ -14,13 +14,19 @@ import pytest
 from PIL import Image
 
 from studio.__main__ import main
+from studio.app import make_app
+from studio.gallery import Gallery
+from studio.routes import Studio
+from studio.versions import Version, Versions
 from tests.orchestra import wait_for
 from tests.studio_process import StudioProcess, furnish
 from tests.tiny import flipped, write_parts
 from thousandwords.drawing import Settings
+from thousandwords.errors import UserError
+from thousandwords.files import DamagedArtefact
 from thousandwords.images import decode_png
 from thousandwords.package import write_package
-from thousandwords.provenance import provenance_of, with_provenance
+from thousandwords.provenance import Provenance, provenance_of, with_provenance
 
 PROMPT = "a small green star on sand"
 GRID = [[1, 2, 3, 4]] * 4
@@ -295,6 +301,25 @@ def test_a_studio_that_cannot_open_says_why_at_once(options, said, package_folde
     with pytest.raises(SystemExit) as ended:
         main(["--package", str(package_folder), *options])
     assert ended.value.code == 2 and f"studio: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("error, status", [
+    (UserError("the registry has lost version 2"), 422), (DamagedArtefact("version 2 is damaged"), 503),
+])  # fmt: skip
+async def test_a_picture_whose_version_cannot_be_had_is_not_drawn_again(error, status, tmp_path):
+    class Lost(Versions):
+        def drawn_by(self, _: str) -> Version:
+            return Version("2", "version 2", "0f" * 32)
+
+        def folder(self, _: Version) -> str:
+            raise error
+
+    app = make_app(Studio(None, Lost(tmp_path, tmp_path), Gallery(tmp_path)))
+    drawn = with_provenance(decode_png(picture()), Provenance(PROMPT, 0, 0, "0f" * 32, Settings()))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        answer = await client.post("/api/redraw", content=drawn)
+    assert (answer.status_code, answer.json()) == (status, {"error": str(error), "field": "picture"})
 
 
 def test_a_port_that_is_taken_is_named(package_folder, tmp_path, monkeypatch, capsys):
