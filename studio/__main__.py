@@ -32,7 +32,7 @@ from thousandwords.package import check_device
 
 PICTURE = 8 * 2**20  # bytes of a picture that is sent
 UPLOADS = {"/api/pictures": PICTURE, "/api/redraw": PICTURE}
-WILDCARDS = ("0.0.0.0", "::", "")
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # every address of this machine -> one to open the page by
 GRACE = 3  # seconds that open answers have when the studio is ended
 
 
@@ -75,7 +75,7 @@ def serve(options: argparse.Namespace) -> None:
     versions.default()
     with listening(options.host, options.port) as door:
         port = door.getsockname()[1]
-        address = f"http://{'127.0.0.1' if options.host in WILDCARDS else options.host}:{port}"
+        address = address_of(options.host, port)
         print(f"studio: {address}  (Ctrl-C ends it)", flush=True)
         if options.host in WILDCARDS:
             print("studio: whoever reaches this machine may draw, there is no password. Name it with --allowed-host", flush=True)
@@ -88,6 +88,12 @@ def serve(options: argparse.Namespace) -> None:
         config = uvicorn.Config(guarded(app, hosts=names, limits=UPLOADS), http=Protocol, log_level="warning", ws="none",
                                 timeout_graceful_shutdown=GRACE, server_header=False, proxy_headers=False)  # fmt: skip
         uvicorn.Server(config).run(sockets=[door])
+
+
+def address_of(host: str, port: int) -> str:
+    """Where the page is: ("0.0.0.0", 7860) -> "http://127.0.0.1:7860", ("::1", 7860) -> "http://[::1]:7860"."""
+    name = WILDCARDS.get(host, host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from studio.__main__ import main
+from studio.__main__ import address_of, main
 from studio.app import make_app
 from studio.gallery import Gallery
 from studio.routes import Studio
@@ -301,6 +301,14 @@ def test_a_studio_that_cannot_open_says_why_at_once(options, said, package_folde
     with pytest.raises(SystemExit) as ended:
         main(["--package", str(package_folder), *options])
     assert ended.value.code == 2 and f"studio: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host, address", [
+    ("127.0.0.1", "http://127.0.0.1:80"), ("mine.lan", "http://mine.lan:80"), ("0.0.0.0", "http://127.0.0.1:80"),
+    ("::1", "http://[::1]:80"), ("::", "http://[::1]:80"),
+])  # fmt: skip
+def test_the_address_that_is_told_can_be_opened(host, address):
+    assert address_of(host, 80) == address
 
 
 @pytest.mark.anyio
