@@ -19,19 +19,13 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from studio.easel import Event
-from studio.painter import STOP, Painter, Places, paint
+from studio.painter import STOP, Painter, Places, paint, unable
 from thousandwords.errors import UserError
 
 PATIENCE = 10.0  # seconds that a stopped request may go on (one long operation of torch) before its process is ended
 GLANCE = 0.5  # seconds after which it is looked whether a painter without work is alive
 PAUSE = 1.0  # seconds before a painter that died is replaced, more each time that it dies before it was ready
 LONGEST_PAUSE = 30.0
-
-
-def unable(sentence: str) -> Event:
-    return {"event": "error", "error": sentence, "field": None, "status": 503}
-
-
 LOST = unable("the process that draws has died, perhaps for lack of memory, and is being replaced. Try again in a moment")
 
 log = logging.getLogger("studio")

@@ -32,6 +32,7 @@ from thousandwords.provenance import provenance_of
 
 STOP = signal.SIGUSR1
 KEPT = 2  # packages in memory: two versions side by side
+NO_DATA = {"state": "none", "done": 0, "total": 0, "splits": [], "pictures": [], "next": None}
 BROKEN = 70  # the exit code of a process whose GPU cannot be used any more
 
 
@@ -97,7 +98,7 @@ class Painter:
     def look(self, folder: str, query: str | None, split: str | None, offset: int, limit: int) -> Iterator[Event]:
         """The data set, page by page or by what a text says."""
         if not self.data.is_there():
-            yield {"state": "none", "done": 0, "total": 0, "splits": [], "pictures": [], "next": None}
+            yield NO_DATA
             return
         if split is not None and split not in self.data.splits():
             raise Asked("split", f"there is no split {split!r}, only {', '.join(self.data.splits())}")
@@ -108,7 +109,7 @@ class Painter:
     def nearest(self, folder: str, grid: easel.Grid, limit: int) -> Iterator[Event]:
         """The training pictures nearest to the picture of a grid of words."""
         if not self.data.is_there():
-            yield {"state": "none", "done": 0, "total": 0, "splits": [], "pictures": [], "next": None}
+            yield NO_DATA
             return
         package = self.package(folder)
         tokens = easel.words_of(package, grid, "words").reshape(1, -1)
@@ -160,21 +161,22 @@ def _do(painter: Painter, pipe: Connection, at_work: AtWork, number: int, name: 
     except Asked as error:
         pipe.send((number, {"event": "error", "error": str(error), "field": error.field, "status": 422}))
     except DamagedArtefact as error:  # or it is just being written
-        pipe.send((number, _unable(str(error))))
+        pipe.send((number, unable(str(error))))
     except UserError as error:
         pipe.send((number, {"event": "error", "error": str(error), "field": None, "status": 422}))
     except torch.cuda.OutOfMemoryError:
         torch.cuda.empty_cache()
-        pipe.send((number, _unable("the GPU has no memory left for this. Ask for fewer candidates, or later")))
+        pipe.send((number, unable("the GPU has no memory left for this. Ask for fewer candidates, or later")))
     except Exception as error:
         traceback.print_exc()
-        pipe.send((number, _unable("something went wrong while drawing, and the log says what. Try again")))
+        pipe.send((number, unable("something went wrong while drawing, and the log says what. Try again")))
         if "CUDA" in str(error):  # after such an error nothing works any more in this process; a new one is started
             sys.exit(BROKEN)
     pipe.send((number, None))
 
 
-def _unable(sentence: str) -> Event:
+def unable(sentence: str) -> Event:
+    """The last event of a request that may succeed another time."""
     return {"event": "error", "error": sentence, "field": None, "status": 503}
 
 
