@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from studio import dataset
 from studio.dataset import DataSet
 from tests.tiny import flipped
 from thousandwords import components, images, pairs
@@ -51,6 +52,16 @@ def test_every_pair_is_on_some_page_once(data):
     assert {one["split"] for one in seen} == {"train", "validation", "unseen"}
     assert len(data.page("unseen", 0, 10)["pictures"]) == 4
     assert all(one["score"] is None for one in seen)
+
+
+def test_a_page_that_ends_with_the_data_is_the_last(data):
+    assert (data.page("unseen", 0, 4)["next"], data.page("unseen", 0, 3)["next"]) == (None, 3)
+
+
+def test_of_very_many_pictures_the_held_out_ones_are_searched_first(data, scorer, monkeypatch):
+    monkeypatch.setattr(dataset, "MOST", 11)
+    found = ready(data, scorer).search(scorer, "a star", None, 49)["pictures"]
+    assert sorted(one["split"] for one in found) == ["train"] * 2 + ["unseen"] * 4 + ["validation"] * 5
 
 
 def test_what_is_shown_is_the_pair(data, folder):

@@ -127,6 +127,13 @@ def test_a_caption_that_is_too_long_says_what_of_it_is_read(package):
     assert not started["truncated"] and started["read"] == "a red"
 
 
+@pytest.mark.parametrize("more, is_truncated", [(0, False), (1, True)])
+def test_a_caption_of_just_as_many_words_as_are_read_is_whole(package, more, is_truncated):
+    words = package.text_tokenizer
+    caption = next(text for n in range(99) if len(words.words(text := "?" * n)) == words.text_length + more)
+    assert easel.read_of(package, caption)["truncated"] is is_truncated
+
+
 # --- words -------------------------------------------------------------------------------------------------------------
 
 

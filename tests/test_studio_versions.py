@@ -41,6 +41,11 @@ def test_the_champion_draws_unless_another_is_named(versions, project):
     assert versions.find("champion").id == versions.find(None).id == "2" and versions.find("1").id == "1"
 
 
+def test_of_very_many_versions_the_newest_are_shown(versions, monkeypatch):
+    monkeypatch.setattr("studio.versions.SHOWN", 1)
+    assert [one.id for one in versions.all()] == ["package", "2"]
+
+
 def test_without_a_registry_there_is_the_package(project, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert [one.id for one in Versions(project, project / "models/package").all()] == ["package"]
