@@ -83,6 +83,8 @@ def test_a_visit_of_every_room(studio):
     wait_for(ready, 60)
     found = studio.ask.get("/api/data", params={"query": "a star", "split": "train", "limit": 5}).json()
     assert len(found["pictures"]) == 5 and found["splits"] == ["train", "validation", "unseen"]
+    blank = studio.ask.get("/api/data", params={"query": "  ", "split": ""}).json()["pictures"]
+    assert len(blank) == 24 and all(one["score"] is None for one in blank)  # nothing is searched for
     near = studio.ask.post("/api/nearest", json={"words": GRID, "limit": 3}).json()["pictures"]
     assert [one["score"] for one in near] == sorted((one["score"] for one in near), reverse=True) and len(near) == 3
 
