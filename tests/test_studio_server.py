@@ -152,6 +152,11 @@ def test_a_body_that_is_no_request_is_told_so(studio, body):
     assert len(answer.json()["error"]) > 10
 
 
+def test_a_body_that_breaks_off_is_about_no_field(studio):
+    answer = studio.ask.post("/api/draw", content=b'{"prompt":', headers={"Content-Type": "application/json"})
+    assert answer.json() == {"error": "the body: JSON decode error", "field": None}
+
+
 def test_prompts_of_every_length_are_drawn_and_what_is_not_read_is_told(studio):
     for letters, is_cut in ((1, False), (3000, True)):
         started, *_ = studio.draw(prompt="\u00a7" * letters, candidates=1)
