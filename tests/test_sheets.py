@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.browser import expect
-from tests.two_runs import write_run
+from tests.two_runs import write_run, write_scores
 from thousandwords.__main__ import main
 from thousandwords.errors import UserError
 from thousandwords.metrics import majority
@@ -118,6 +118,18 @@ def test_pictures_that_are_the_same_in_both_are_no_choice(tmp_path):
     both = [read_run(write_run(tmp_path / str(n), CAPTIONS[: n + 2], 10), f"run {n}") for n in range(2)]
     with pytest.raises(UserError, match="run 0 and run 1 have the same best picture of each prompt: there is nothing to vote on"):
         make_sheet(*both, 50, seed=0)
+
+
+def test_how_many_pairs_are_left_out_because_they_are_alike_stands_in_the_key(tmp_path):
+    folders = [write_run(tmp_path / str(grey), CAPTIONS, grey) for grey in (10, 11)]
+    scores = np.tile(np.float32([0.1, 0.3, 0.2]), (12, 1))
+    scores[:5] = [0.3, 0.1, 0.2]  # the first candidate of the one is the middle one of the other
+    write_scores(folders[1], scores)
+
+    _, key = make_sheet(*(read_run(folder, folder.name) for folder in folders), 50, seed=0)
+
+    assert key["left_out_because_alike"] == 5
+    assert sorted(one["caption"] for one in key["prompts"]) == sorted(CAPTIONS[5:])
 
 
 def test_a_caption_cannot_leave_its_place(tmp_path):
