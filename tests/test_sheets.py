@@ -241,10 +241,11 @@ def test_votes_that_do_not_belong_to_the_sheet_are_refused_row_by_row(runs, tmp_
         read_votes([file], key)
 
 
-def test_a_rater_counts_once(runs, tmp_path):
+@pytest.mark.parametrize("first, second", [("Ann", "ann "), ("ann", "Ann"), ("Ann", "Ann")])
+def test_a_rater_counts_once(runs, tmp_path, first, second):
     _, key = make_sheet(*runs, 50, seed=7)
-    files = [write_votes(tmp_path / f"{n}.csv", rows_of(key, name)) for n, name in enumerate(("Ann", "ann "))]
-    with pytest.raises(UserError, match=r"1.csv: 'ann' has voted in .*0.csv already; keep one of both"):
+    files = [write_votes(tmp_path / f"{n}.csv", rows_of(key, name)) for n, name in enumerate((first, second))]
+    with pytest.raises(UserError, match=rf"1.csv: '{second.strip()}' has voted in .*0.csv already; keep one of both"):
         read_votes(files, key)
 
 
