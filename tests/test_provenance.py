@@ -77,6 +77,8 @@ def test_wild_bytes_are_told_so_or_say_nothing(data):
     (saying(seed=-1), "provenance.seed is -1; seeds run from 0"),
     (saying(seed="7"), "provenance.seed should be a whole number, found '7'"),
     (saying(candidate=4), "provenance.candidate is 4 of 4; they count from 0"),
+    (saying(given=[1, 10**30]), "provenance.given has words that no vocabulary has"),
+    (saying(given=[-2]), "provenance.given has words that no vocabulary has"),
     (saying(colour="red"), "provenance has no key 'colour'"),
     (saying(settings={"temperature": 0}), "sampling.temperature is 0.0; it needs to be above 0"),
     (png_saying("{"), "it is no JSON"),

@@ -41,6 +41,8 @@ class Provenance:
             raise ValueError(f"provenance.seed is {self.seed}; seeds run from 0 to 2^63 - 1")
         if not 0 <= self.candidate < self.settings.candidates:
             raise ValueError(f"provenance.candidate is {self.candidate} of {self.settings.candidates}; they count from 0")
+        if not all(-1 <= word < 2**31 for word in self.given or ()):
+            raise ValueError("provenance.given has words that no vocabulary has; they count from 0, and -1 is one to be drawn")
 
 
 def with_provenance(picture: np.ndarray, provenance: Provenance) -> bytes:
