@@ -86,6 +86,7 @@ def test_what_is_no_block_of_keys_is_refused(value):
         ("steps", True, "should be a whole number, found True"),
         ("steps", None, "should be a whole number, found None"),
         ("learning_rate", True, "should be a number, found True"),
+        ("learning_rate", 10**400, f"should be a number, found 1{'0' * 400}"),
         ("learning_rate", "fast", "should be a number, found 'fast'"),
         ("limit", False, "should be a number, found False"),
         ("is_verbose", 1, "should be true or false, found 1"),

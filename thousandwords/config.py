@@ -4,6 +4,7 @@ One loader for all sections, so that a knob nobody reads cannot exist. No YAML h
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -128,7 +129,8 @@ def _convert_sequence(value: Any, origin: type, arguments: tuple, name: str) -> 
 
 def _convert_scalar(value: Any, wanted: type, name: str) -> Any:
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):  # 400 digits are no float
+            return float(value)
     if wanted is int and isinstance(value, bool):
         raise ConfigError(f"params.yaml: {name} should be a whole number, found {value!r}")
     if isinstance(wanted, type) and isinstance(value, wanted):
