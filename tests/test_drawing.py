@@ -209,6 +209,7 @@ def test_a_prompt_that_is_no_text_is_refused():
         ("batch_size", 0, "it needs to be 1 or more"),
         ("temperature", 0.0, "it needs to be above 0"),
         ("temperature", float("nan"), "it needs to be above 0"),
+        ("temperature", 1e-300, "the least is 1e-06. For the likeliest word set top_k to 1"),
         ("guidance", -1.0, "it needs to be 0 or more; 1 changes nothing"),
         ("guidance", float("inf"), "it needs to be 0 or more; 1 changes nothing"),
         ("top_k", 0, "it needs to be 1 or more, or null for all words"),

@@ -23,6 +23,8 @@ from thousandwords.errors import UserError
 from thousandwords.images import fit_square, to_float
 from thousandwords.text import TextTokenizer, normalise
 
+COLDEST = 1e-6  # far below it, logits divided by the temperature are no float32 any more
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -43,6 +45,10 @@ class Settings:
                 raise ValueError(f"sampling.{name} is {getattr(self, name)}; it needs to be 1 or more")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"sampling.temperature is {self.temperature}; it needs to be above 0")
+        if self.temperature < COLDEST:
+            raise ValueError(
+                f"sampling.temperature is {self.temperature}; the least is {COLDEST}. For the likeliest word set top_k to 1"
+            )
         if not 0 <= self.guidance < math.inf:
             raise ValueError(f"sampling.guidance is {self.guidance}; it needs to be 0 or more; 1 changes nothing")
         if self.top_k is not None and self.top_k < 1:
