@@ -4,6 +4,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from thousandwords.errors import UserError
 from thousandwords.images import decode_image
 from thousandwords.provenance import CHUNK, PNG, Provenance, provenance_of, with_provenance
 
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 PICTURE = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
 DRAWN = Provenance("a small red star", 7, 2, "0f" * 32, Settings(candidates=4, batch_size=8, top_p=0.8))
 
@@ -31,6 +34,15 @@ def png_saying(text: str) -> bytes:
 
 def saying(**changes: object) -> bytes:
     return png_saying(json.dumps(dataclasses.asdict(DRAWN) | changes))
+
+
+def packed(data: bytes) -> bytes:
+    """The same picture and the same text, compressed."""
+    chunks, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        chunks.add_itxt(CHUNK, image.text[CHUNK], zip=True)
+        image.save(buffer, "PNG", pnginfo=chunks)
+    return buffer.getvalue()
 
 
 @given(caption=st.text(st.characters(exclude_categories=["Cs"])), seed=st.integers(0, 2**63 - 1),
@@ -73,8 +85,19 @@ def test_wild_bytes_are_told_so_or_say_nothing(data):
         provenance_of(PNG + data)
 
 
+@pytest.mark.parametrize("size", [(50_000, 50_000), (13_000, 13_000), (1, 2**31 - 1)])
+def test_a_promise_of_many_pixels_costs_nothing(size, recwarn):
+    """Some hundred bytes may promise thousands of megapixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", *size, 1, 0, 0, 0, 0)
+    data = PNG + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + PNG_END
+    assert provenance_of(data) is None and not recwarn.list
+
+
 @pytest.mark.parametrize(("data", "said"), [
     (saying(seed=-1), "provenance.seed is -1; seeds run from 0"),
+    (saying(caption="\ud800"), "provenance.caption and provenance.package are text, one holds what is no character"),
+    (saying(package="\ud800"), "provenance.caption and provenance.package are text, one holds what is no character"),
+    (saying(settings={"guidance": 10**400}), "provenance.settings.guidance should be a number"),
     (saying(seed="7"), "provenance.seed should be a whole number, found '7'"),
     (saying(candidate=4), "provenance.candidate is 4 of 4; they count from 0"),
     (saying(given=[1, 10**30]), "provenance.given has words that no vocabulary has"),
@@ -85,7 +108,10 @@ def test_wild_bytes_are_told_so_or_say_nothing(data):
     (png_saying("[" * 100_000), "it is no JSON"),
     (png_saying("[1]"), "provenance should be a block of keys, found [1]"),
     (png_saying("1" * (2**20 + 1)), "longer than any that was drawn here"),
-    (with_provenance(PICTURE, DRAWN)[:60], "this picture is damaged"),
+    (with_provenance(PICTURE, DRAWN)[:60], "this picture is damaged: it is cut short"),
+    (PNG, "this picture is damaged: it is cut short"),
+    (with_provenance(PICTURE, DRAWN).replace(b"a small red", b"a small rat"), "this picture is damaged: it is cut short, or its bytes"),
+    (packed(saying()), "was packed anew by another program. Give the file as it came"),
 ])  # fmt: skip
 def test_what_is_not_to_be_understood_is_told(data, said):
     with pytest.raises(UserError) as caught:

@@ -22,7 +22,7 @@ from thousandwords.errors import UserError
 CHUNK = "thousandwords"  # the keyword of the text chunk
 HEAD = CHUNK.encode() + b"\0\0\0"  # how its chunk begins: the keyword's end, not compressed, no method
 PNG = b"\x89PNG\r\n\x1a\n"
-MOST = 2**20  # characters of it that are read
+MOST = 2**20  # bytes of it that are read
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,22 @@ class Provenance:
     given: tuple[int, ...] | None = None  # words of a picture that was completed, -1 where one was drawn
 
     def __post_init__(self) -> None:
+        if not (_is_text(self.caption) and _is_text(self.package)):
+            raise ValueError("provenance.caption and provenance.package are text, one holds what is no character")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"provenance.seed is {self.seed}; seeds run from 0 to 2^63 - 1")
         if not 0 <= self.candidate < self.settings.candidates:
             raise ValueError(f"provenance.candidate is {self.candidate} of {self.settings.candidates}; they count from 0")
         if not all(-1 <= word < 2**31 for word in self.given or ()):
             raise ValueError("provenance.given has words that no vocabulary has; they count from 0, and -1 is one to be drawn")
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written: JSON can name half a character, "\\ud800"."""
+    try:
+        return text.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def with_provenance(picture: np.ndarray, provenance: Provenance) -> bytes:
@@ -68,13 +78,15 @@ def provenance_of(data: bytes) -> Provenance | None:
 
 
 def _chunk(data: bytes) -> str | None:
-    """The text of our chunk, found without unpacking a pixel."""
+    """The text of our chunk, found without a decoder: no pixel is unpacked, and no frame, however many a stranger's file has."""
     if not data.startswith(PNG):
         return None
-    texts = [body.removeprefix(HEAD) for kind, body in _chunks(data) if kind == b"iTXt" and body.startswith(HEAD)]
-    if not texts:
+    ours = [body for kind, body in _chunks(data) if kind == b"iTXt" and body.startswith(CHUNK.encode() + b"\0")]
+    if not ours:
         return None
-    text = texts[0].split(b"\0", 2)[-1].decode(errors="replace")  # behind a language and a translated keyword, both empty here
+    if not ours[0].startswith(HEAD):
+        raise UserError("what this picture says of how it was drawn was packed anew by another program. Give the file as it came")
+    text = ours[0].removeprefix(HEAD).split(b"\0", 2)[-1].decode(errors="replace")  # behind a language and a translated keyword, both empty here
     if len(text) > MOST:
         raise UserError("what this picture says of how it was drawn is longer than any that was drawn here. Draw it anew")
     return text
