@@ -26,6 +26,7 @@ from thousandwords.provenance import Provenance, provenance_of, with_provenance
 Event = dict[str, Any]
 Grid = list[list[int]]
 TOGETHER = {"cpu": 8, "cuda": 32}  # candidates drawn at a time: few enough that the first are seen at once and a stop is heard
+MOST_TOGETHER = 64  # that a file may say were drawn at a time: memory is taken for all of them
 WORST = 5  # cells that are named
 
 
@@ -88,21 +89,17 @@ def draw(package: Package, prompt: str, candidates: int, seed: int, given: Grid 
 
 
 def redraw(package: Package, facts: Provenance, data: bytes) -> Event:
-    """The picture that the facts tell of, drawn again, beside the file that told them. Raises Asked."""
-    pixels, caption = pixels_of(data), prompt_of(facts.caption, "picture")
-    if facts.settings.batch_size > (most := max(TOGETHER.values())):  # a stranger wrote it, and so many fill the memory at once
-        told = f"this picture says it was drawn with {facts.settings.batch_size - 1} others; the studio draws {most} at a time"
-        raise Asked("picture", told)
+    """The picture that the facts tell of, drawn again, beside the file that told them. Raises Asked before anything is drawn."""
+    check_facts(package, facts)
+    shown = pixels_of(data)
     number = facts.candidate // facts.settings.batch_size
     given = None if facts.given is None else torch.tensor(facts.given)
-    if given is not None:
-        check_words(package, given, "its given words")
-    part = package.draw_part(caption, facts.settings, facts.seed, number, given)
+    part = package.draw_part(facts.caption, facts.settings, facts.seed, number, given)
     one = next(one for one in part if one.candidate == facts.candidate)
     again = with_provenance(one.picture, facts)
     return {
         "same": again == data,
-        "same_pixels": np.array_equal(pixels, one.picture),
+        "same_pixels": np.array_equal(shown, one.picture),
         "png": text_of(again),
         "words": grid_of(one.tokens),
         "score": round(one.score, 6),
@@ -171,12 +168,12 @@ def likelihood(package: Package, prompt: str, grid: Grid) -> Event:
 # --- what was asked, looked at -----------------------------------------------------------------------------------------
 
 
-def prompt_of(prompt: str, field: str = "prompt") -> str:
+def prompt_of(prompt: str) -> str:
     """The prompt in the form models read. Raises Asked."""
     try:
         return check_prompt(prompt, "the caption")
     except UserError as error:
-        raise Asked(field, str(error)) from error
+        raise Asked("prompt", str(error)) from error
 
 
 def pixels_of(data: bytes) -> np.ndarray:
@@ -232,12 +229,19 @@ def words_of(package: Package, grid: Grid, field: str, first: int = 0) -> Tensor
     return found
 
 
-def check_words(package: Package, tokens: Tensor, name: str) -> None:
-    """Raises Asked where flat words, -1 among them, are none of this package's."""
+def check_facts(package: Package, facts: Provenance) -> None:
+    """Raises Asked where this package could not have drawn what the facts tell of, or no studio would have."""
+    together = min(facts.settings.batch_size, facts.settings.candidates)
+    if together > MOST_TOGETHER:
+        raise Asked("picture", f"this picture says that {together} were drawn at a time; {MOST_TOGETHER} are the most here. "
+                               "It was changed on the way; take another copy of it")
     try:
-        package.generator.check_given(tokens[None], 1)
-    except ValueError as error:
-        raise Asked("picture", f"{name} do not fit this model: {error}") from error
+        check_prompt(facts.caption, "its caption")
+        check_guidance(facts.settings.guidance, package.generator.config)
+        if facts.given is not None:
+            package.generator.check_given(torch.tensor(facts.given, dtype=torch.int64)[None], 1)
+    except (UserError, ValueError) as error:
+        raise Asked("picture", f"what this picture says of how it was drawn does not fit this model: {error}") from error
 
 
 def _decoded(package: Package, tokens: Tensor) -> np.ndarray:

@@ -15,11 +15,11 @@ from PIL import Image
 
 from studio import easel
 from studio.easel import Asked
-from tests.tiny import IMAGE_WORDS
+from tests.tiny import IMAGE_WORDS, flipped
 from thousandwords import images, workbench
 from thousandwords.likelihood import likelihood_of_words
-from thousandwords.package import load_package
-from thousandwords.provenance import provenance_of
+from thousandwords.package import Package, load_package
+from thousandwords.provenance import Provenance, provenance_of, with_provenance
 
 PROMPT = "a small green star on sand"
 SIDE = 4
@@ -97,27 +97,6 @@ def test_a_copy_that_somebody_saved_anew_is_told_from_the_file_that_was_made(pac
     Image.fromarray(255 - pixels(one)).save(buffer := io.BytesIO(), "PNG")
     again = easel.redraw(package, facts, buffer.getvalue())
     assert (again["same"], again["same_pixels"]) == (False, False)
-
-
-@pytest.mark.parametrize("change, said", [
-    (lambda facts: {"caption": " "}, "the caption is empty"),
-    (lambda facts: {"caption": "\ud800"}, "the caption is not text in UTF-8"),
-    (lambda facts: {"given": (99,) * SIDE**2}, "its given words do not fit this model"),
-    (lambda facts: {"settings": dataclasses.replace(facts.settings, batch_size=33)}, "was drawn with 32 others; the"),
-])  # fmt: skip
-def test_what_a_stranger_wrote_into_a_picture_is_not_drawn(package, change, said):
-    """Any number of candidates could be asked for at once by it, and fill the memory."""
-    _, one, *_ = drawn(package)
-    facts = provenance_of(png(one))
-    with pytest.raises(Asked) as caught:
-        easel.redraw(package, dataclasses.replace(facts, **change(facts)), png(one))
-    assert caught.value.field == "picture" and said in str(caught.value)
-
-
-def test_a_picture_that_cannot_be_read_is_not_drawn_again(package):
-    _, one, *_ = drawn(package)
-    with pytest.raises(Asked, match="this is no picture that can be used"):
-        easel.redraw(package, provenance_of(png(one)), png(one)[:-40])
 
 
 def test_a_caption_that_is_too_long_says_what_of_it_is_read(package):
@@ -198,6 +177,41 @@ def test_what_is_wrong_is_named_by_its_field(package, ask, field, said):
     with pytest.raises(Asked) as caught:
         ask(package)
     assert caught.value.field == field and said in str(caught.value)
+
+
+def saying(package, settings: dict | None = None, **changes) -> tuple[Provenance, bytes]:
+    """A file of the package's that says something else, and what it says."""
+    data = png(drawn(package, candidates=2)[1])
+    known = provenance_of(data)
+    facts = dataclasses.replace(known, **changes, settings=dataclasses.replace(known.settings, **(settings or {})))
+    return facts, with_provenance(images.decode_png(data), facts)
+
+
+@pytest.mark.parametrize("changes, why", [
+    ({"settings": {"candidates": 10**9, "batch_size": 10**9}}, "1000000000 were drawn at a time; 64 are the most here"),
+    ({"settings": {"guidance": 3.0}}, "does not fit this model: sampling.guidance is 3.0, but the generator never saw"),
+    ({"given": (1, -1)}, "does not fit this model: given is torch.int64 of shape (1, 2)"),
+    ({"given": ()}, "does not fit this model: given is torch.int64 of shape (1, 0)"),
+    ({"given": (99,) * SIDE**2}, "does not fit this model: given holds words 99..99"),
+    ({"caption": " "}, "does not fit this model: its caption is empty"),
+])  # fmt: skip
+def test_a_file_that_says_what_no_studio_draws_is_refused_before_anything_is_drawn(package, monkeypatch, changes, why):
+    facts, data = saying(package, **changes)
+    monkeypatch.setattr(Package, "draw_part", lambda *_: pytest.fail("it was drawn"))
+    with pytest.raises(Asked) as caught:
+        easel.redraw(package, facts, data)
+    assert caught.value.field == "picture" and why in str(caught.value)
+
+
+def test_many_candidates_of_which_few_were_drawn_at_a_time_are_drawn_again(package):
+    facts, data = saying(package, settings={"candidates": 10**9})
+    assert easel.redraw(package, facts, data)["same"]
+
+
+def test_a_picture_whose_pixels_are_damaged_is_not_drawn_again(package):
+    facts, data = saying(package)
+    with pytest.raises(Asked, match="this is no picture that can be used: chunk b'IDAT' at byte"):
+        easel.redraw(package, facts, flipped(data, data.index(b"IDAT") + 20))
 
 
 @given(st.lists(st.lists(st.integers(-2, 2**31 - 1), max_size=6), max_size=6))
