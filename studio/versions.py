@@ -4,6 +4,7 @@ A request names a version and is answered by it whole: an alias that is moved me
 """
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -17,8 +18,12 @@ from thousandwords.files import MANIFEST, read_manifest
 if TYPE_CHECKING:
     from flows._versions import Known
 
+log = logging.getLogger("studio")
+
 PACKAGE = "package"
 FRESH = 2.0  # seconds for which the registry's answer is taken as it was
+PAUSE = 30.0  # seconds for which a registry that did not answer is not asked again: whoever asks for a picture waits for it
+BRIEFLY = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}  # MLflow's own are minutes
 SHOWN = 50  # the newest versions
 
 
@@ -39,15 +44,14 @@ class Versions:
     def __init__(self, root: Path, package: Path, wanted: str | None = None) -> None:
         self.root, self.package, self.wanted = Path(root), Path(package), wanted
         self._lock, self._fetching = threading.Lock(), threading.Lock()  # two: a fetch is long, and others ask meanwhile
-        self._seen: tuple[float, list[Version]] = (float("-inf"), [])
+        self._seen: tuple[float, list[Version]] = (float("-inf"), [])  # until when, and what
         self._folders: dict[str, str] = {}
 
     def all(self) -> list[Version]:
         """models/package first, then the registry's, newest first. A registry that does not answer has none."""
         with self._lock:
-            if time.monotonic() - self._seen[0] > FRESH:
-                registered = self._registered()
-                self._seen = time.monotonic(), registered  # from when it has answered: one that is slow is not asked all the time
+            if time.monotonic() > self._seen[0]:
+                self._seen = self._registered()
             return self._own() + self._seen[1]
 
     def default(self) -> Version:
@@ -96,15 +100,19 @@ class Versions:
         fingerprint = read_manifest(self.package, verify=False, mend="dvc repro package_model")["sha256"]
         return [Version(PACKAGE, str(self.package), fingerprint, note="trained here")]
 
-    def _registered(self) -> list[Version]:
+    def _registered(self) -> tuple[float, list[Version]]:
+        """The registry's versions, and until when they are taken as they are."""
         if not (os.environ.get("MLFLOW_TRACKING_URI") or (self.root / ".mlflow" / "mlflow.db").is_file()):
-            return []
+            return time.monotonic() + FRESH, []
         from flows import registry
 
+        for name, value in BRIEFLY.items():
+            os.environ.setdefault(name, value)
         try:
-            return [_registered_version(one) for one in registry.listed(self.root)][:SHOWN]
-        except UserError:  # the studio works without a registry
-            return []
+            return time.monotonic() + FRESH, [_registered_version(one) for one in registry.listed(self.root)][:SHOWN]
+        except UserError as error:  # the studio works without a registry
+            log.warning("no versions of the registry are shown: %s", error)
+            return time.monotonic() + PAUSE, []
 
 
 def _registered_version(known: Known) -> Version:

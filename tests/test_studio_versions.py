@@ -3,15 +3,17 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import os
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 
 from flows import registry
 from flows._versions import CHAMPION, NAME
-from studio.versions import Version, Versions
+from studio.versions import BRIEFLY, Version, Versions
 from tests.orchestra import wait_for
 from tests.registered import client
 from tests.studio_process import StudioProcess
@@ -55,6 +57,26 @@ def test_without_a_registry_there_is_the_package(project, monkeypatch):
 def test_a_registry_that_does_not_answer_has_no_versions(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/nowhere/mlflow.db")
     assert [one.id for one in Versions(project, project / "models/package").all()] == ["package"]
+
+
+def test_a_registry_that_does_not_answer_is_asked_once_and_then_left_in_peace(project, monkeypatch, caplog):
+    asked = []
+
+    def listed(root: Path) -> list:
+        asked.append((os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"], os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]))
+        later = time.monotonic() + 10  # so long it took to say so
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        raise UserError("MLflow at http://gone did not do what was asked")
+
+    for name in BRIEFLY:
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(registry, "listed", listed)
+    versions = Versions(project, project / "models/package")
+    for _ in range(3):
+        assert [one.id for one in versions.all()] == ["package"]
+    assert asked == [("5", "0")]
+    assert "no versions of the registry are shown: MLflow at http://gone did not do what was asked" in caplog.text
 
 
 def test_a_version_that_there_is_not_is_told_with_those_that_there_are(versions):
