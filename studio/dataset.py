@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from studio.easel import Event, text_of
 from thousandwords import images
-from thousandwords.files import CannotWrite, DamagedArtefact, fingerprint, read_manifest, write_bytes, write_manifest
+from thousandwords.errors import UserError
+from thousandwords.files import DamagedArtefact, fingerprint, read_manifest, write_bytes, write_manifest
 from thousandwords.pair_shards import PairReader, splits
 from thousandwords.store import Store
 
@@ -25,6 +27,8 @@ MOST = 50_000  # pictures that are searched, the held-out ones first
 EXAMPLES, EXAMPLES_AMONG = 3, 12  # captions that are offered, the longest of so many
 KEPT = 2  # scorers whose vectors are in memory, as many as packages
 AT_ONCE = 32  # pictures embedded before it is looked whether somebody asks for something
+
+log = logging.getLogger("studio")
 
 Row = tuple[str, int]  # a split, and which of its pairs
 
@@ -152,9 +156,15 @@ class DataSet:
             part = vectors.scorer.embed_images(pixels.to(device_of(vectors.scorer))).cpu().float()
         vectors.add(part)
         if vectors.done == len(vectors.rows):
-            with contextlib.suppress(CannotWrite, OSError):  # they are searched from memory, and made again the next time
-                self.store.begin([vectors.key])
-                self.store.get(vectors.key, vectors.write)
+            self._keep(vectors)
+
+    def _keep(self, vectors: Vectors) -> None:
+        """Into the store for another time; where it takes nothing they serve from memory, this time."""
+        try:
+            self.store.begin([vectors.key])
+            self.store.get(vectors.key, vectors.write)
+        except (UserError, OSError) as error:
+            log.warning("the vectors of the pictures were not kept, and will be made again: %s", error)
 
 
 @dataclass
