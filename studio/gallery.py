@@ -22,12 +22,13 @@ from studio.easel import Event, grid_of
 from thousandwords.config import section
 from thousandwords.drawing import candidate_seed
 from thousandwords.errors import UserError
-from thousandwords.files import DamagedArtefact, read_manifest, sync_folder
+from thousandwords.files import DamagedArtefact, read_manifest, sync_folder, telling
 from thousandwords.provenance import Provenance, with_provenance
 from thousandwords.samples import COMPLETED, read_samples, sample_table, write_samples
 
 NAME = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}")  # when, and at random: names sort by time, and nothing else is a draw
 GONE = "there is no such draw. It may have been deleted; look at the gallery"
+FACTS = ("candidates", "provenance", "version", "scores", "order", "when")  # what is kept of a draw beside its pictures
 SHOWN = 4  # pictures of a draw in the list of draws
 
 
@@ -65,6 +66,7 @@ class Gallery:
             "order": drawn.order,
             "when": now.isoformat(timespec="seconds"),
         }
+        assert tuple(facts) == FACTS
         known = drawn.provenance
         rows = [
             {"prompt_id": 0, "split": COMPLETED if known.given else "asked", "prompt": known.caption, "candidate": number,
@@ -90,7 +92,7 @@ class Gallery:
                 return {"draws": draws, "next": names[place - 1]}
             try:
                 draws.append(self._told(name, self._facts(name), SHOWN))
-            except DamagedArtefact:
+            except (DamagedArtefact, NoDraw):  # NoDraw: somebody has just deleted it
                 continue
         return {"draws": draws, "next": None}
 
@@ -125,13 +127,14 @@ class Gallery:
         return told
 
     def remove(self, name: str) -> None:
-        """Raises NoDraw."""
+        """Raises NoDraw, or CannotWrite where the folder may not be changed."""
         self._check(name)
         gone = self.folder / f".{name}.gone"
-        try:
-            os.rename(self.folder / name, gone)  # at once, so that nobody sees half of it
-        except FileNotFoundError as error:
-            raise NoDraw(GONE) from error
+        with telling(self.folder):
+            try:
+                os.rename(self.folder / name, gone)  # at once, so that nobody sees half of it
+            except FileNotFoundError as error:
+                raise NoDraw(GONE) from error
         shutil.rmtree(gone, ignore_errors=True)
 
     def names(self) -> list[str]:
@@ -146,7 +149,14 @@ class Gallery:
 
     def _facts(self, name: str) -> dict:
         self._check(name)
-        return read_manifest(self.folder / name, verify=False, mend=f"delete the draw {name}: its files have changed")["facts"]
+        mend = f"delete the draw {name}: its files have changed"
+        facts = read_manifest(self.folder / name, verify=False, mend=mend)["facts"]
+        try:
+            section(facts["provenance"], "provenance", Provenance)
+            return {key: facts[key] for key in FACTS}
+        except (KeyError, TypeError, UserError) as error:
+            reason = str(error).removeprefix("params.yaml: ")
+            raise DamagedArtefact(f"the draw {name} was kept by another version of this code, or is damaged: {reason}") from error
 
     def _told(self, name: str, facts: dict, count: int) -> Event:
         known = facts["provenance"]

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import dataclasses
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 
@@ -19,6 +20,8 @@ from thousandwords.drawing import Settings
 from thousandwords.errors import UserError
 from thousandwords.images import decode_png
 from thousandwords.provenance import provenance_of
+
+log = logging.getLogger("studio")
 
 
 async def lines(
@@ -48,11 +51,13 @@ async def _begun(first: Event | None, events: AsyncIterator[Event]) -> AsyncIter
 
 
 def _keep(gallery: Gallery, version: Version, drawn: list[Event], order: list[int], settings: dict) -> str | None:
-    """A finished draw into the gallery; None where the disk takes no more."""
+    """A finished draw into the gallery; None where it takes no more, and the log says why."""
     files = [base64.b64decode(one["png"]) for one in drawn]
     facts = dataclasses.replace(provenance_of(files[0]), settings=section(settings, "settings", Settings))
     words = [[word for row in one["words"] for word in row] for one in drawn]
     pictures = np.stack([decode_png(file) for file in files])
-    with contextlib.suppress(UserError, OSError):
+    try:
         return gallery.add(Drawn(facts, version.id, words, pictures, [one["score"] for one in drawn], order))
-    return None
+    except (UserError, OSError) as error:
+        log.warning("a draw was not kept in the gallery: %s", error)
+        return None

@@ -1,7 +1,9 @@
 """Past draws: whole or not there, verified, newest first, with pictures that still say how they were drawn."""
 from __future__ import annotations
 
+import base64
 import dataclasses
+import errno
 import os
 
 import numpy as np
@@ -9,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from studio import streaming
 from studio.gallery import NAME, Drawn, Gallery, NoDraw
+from studio.versions import Version
 from tests.tiny import flipped
 from thousandwords.drawing import Settings
-from thousandwords.files import DamagedArtefact
+from thousandwords.files import CannotWrite, DamagedArtefact, read_manifest, write_manifest
 from thousandwords.images import decode_png
-from thousandwords.provenance import Provenance, provenance_of
+from thousandwords.provenance import Provenance, provenance_of, with_provenance
 
 FACTS = Provenance("a <b>red</b> star", 7, 0, "0f" * 32, Settings(candidates=3, batch_size=8))
 
@@ -80,6 +84,16 @@ def test_a_draw_that_was_killed_half_way_is_not_there(gallery):
     assert gallery.page(None, 10) == {"draws": [], "next": None}
 
 
+def test_why_a_draw_was_not_kept_is_logged(tmp_path, caplog):
+    (tmp_path / "gallery").write_text("a file, where a folder should be")
+    drawn = a_draw()
+    told = [{"png": base64.b64encode(with_provenance(picture, FACTS)), "words": [words], "score": 0.1}
+            for picture, words in zip(drawn.pictures, drawn.words, strict=True)]  # fmt: skip
+    version = Version("package", "models/package", "0f" * 32)
+    assert streaming._keep(Gallery(tmp_path / "gallery"), version, told, [1, 2, 0], dataclasses.asdict(FACTS.settings)) is None
+    assert "a draw was not kept in the gallery: " in caplog.text
+
+
 def test_a_removed_draw_is_gone(gallery):
     name = gallery.add(a_draw())
     gallery.remove(name)
@@ -89,17 +103,47 @@ def test_a_removed_draw_is_gone(gallery):
             ask(name)
 
 
-def test_of_two_who_remove_a_draw_at_once_the_second_is_told(gallery, monkeypatch):
+def test_a_draw_that_is_deleted_while_the_list_is_made_hides_no_other(gallery, monkeypatch):
+    kept, deleted = gallery.add(a_draw(1)), gallery.add(a_draw(2))
+    names = gallery.names()
+    gallery.remove(deleted)
+    monkeypatch.setattr(gallery, "names", lambda: names)
+    assert [one["id"] for one in gallery.page(None, 10)["draws"]] == [kept]
+
+
+def test_of_two_who_delete_a_draw_one_is_told_that_there_is_none(gallery, monkeypatch):
     name = gallery.add(a_draw())
-    check = gallery._check
-
-    def another_is_faster(name: str) -> None:
-        check(name)
-        os.rename(gallery.folder / name, gallery.folder / f".{name}.gone")
-
-    monkeypatch.setattr(gallery, "_check", another_is_faster)
-    with pytest.raises(NoDraw, match="there is no such draw. It may have been deleted"):
+    gallery.remove(name)
+    monkeypatch.setattr(gallery, "_check", lambda name: None)
+    with pytest.raises(NoDraw, match="there is no such draw"):
         gallery.remove(name)
+
+
+def test_a_gallery_that_may_not_be_changed_says_so(gallery, monkeypatch):
+    name = gallery.add(a_draw())
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "rename", refused)
+    with pytest.raises(CannotWrite, match="gallery cannot be written: Operation not permitted. See to it that you may write"):
+        gallery.remove(name)
+
+
+@pytest.mark.parametrize("change", [
+    lambda facts: facts.pop("order"),
+    lambda facts: facts["provenance"].update(colour="red"),
+    lambda facts: facts.update(provenance=None),
+])  # fmt: skip
+def test_a_draw_that_another_version_of_this_code_kept_hides_no_other(gallery, change):
+    whole, other = gallery.add(a_draw(1)), gallery.add(a_draw(2))
+    manifest = read_manifest(gallery.folder / other)
+    change(manifest["facts"])
+    write_manifest(gallery.folder / other, {name: entry["rows"] for name, entry in manifest["files"].items()}, manifest["facts"])
+    assert [one["id"] for one in gallery.page(None, 10)["draws"]] == [whole]
+    for ask in (gallery.one, lambda name: gallery.picture(name, 0)):
+        with pytest.raises(DamagedArtefact, match=f"the draw {other} was kept by another version of this code"):
+            ask(other)
 
 
 @given(st.text() | st.sampled_from(["..", "../..", ".", "/etc", "..\\..", "20260101T000000-00000000/../..", "\0"]))
