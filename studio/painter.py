@@ -167,6 +167,8 @@ def _do(painter: Painter, pipe: Connection, at_work: AtWork, number: int, name: 
     except torch.cuda.OutOfMemoryError:
         torch.cuda.empty_cache()
         pipe.send((number, unable("the GPU has no memory left for this. Ask for fewer candidates, or later")))
+    except (BrokenPipeError, ConnectionResetError):  # the server has died, and nobody is left to be told
+        raise
     except Exception as error:
         traceback.print_exc()
         pipe.send((number, unable("something went wrong while drawing, and the log says what. Try again")))

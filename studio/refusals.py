@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from studio.easel import Event
 from studio.gallery import NoDraw
-from thousandwords.files import DamagedArtefact
+from thousandwords.errors import UserError
 
 RETRY = {"Retry-After": "1"}  # seconds
 
@@ -38,7 +38,7 @@ def answer_problems(app: FastAPI) -> None:
         RequestValidationError: _invalid,
         HTTPException: _http,
         NoDraw: lambda error: Refusal(404, str(error)),
-        DamagedArtefact: lambda error: Refusal(500, str(error)),
+        UserError: lambda error: Refusal(500, str(error)),
     }
     for kind, told in handlers.items():
         app.add_exception_handler(kind, lambda _, error, told=told: told(error).response())
@@ -47,6 +47,8 @@ def answer_problems(app: FastAPI) -> None:
 def _invalid(error: RequestValidationError) -> Refusal:
     """The first thing wrong with a request, by its field; what was sent is not sent back."""
     first = error.errors()[0]
+    if first["type"] == "model_attributes_type" and len(first["loc"]) == 1:  # so FastAPI says that it took the body for no JSON
+        return Refusal(422, "the body is no JSON object. Send one, with the header Content-Type: application/json")
     where = [str(one) for one in first["loc"][1:] if first["type"] != "json_invalid"]
     field = ".".join(where) or None
     return Refusal(422, f"{field or 'the body'}: {first['msg']}", field)

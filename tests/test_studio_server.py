@@ -11,11 +11,14 @@ import socket
 import httpx
 import psutil
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from PIL import Image
 
 from studio.__main__ import address_of, main
 from studio.app import make_app
 from studio.gallery import Gallery
+from studio.refusals import answer_problems
 from studio.routes import Studio
 from studio.versions import Version, Versions
 from tests.orchestra import wait_for
@@ -23,7 +26,7 @@ from tests.studio_process import StudioProcess, furnish
 from tests.tiny import flipped, write_parts
 from thousandwords.drawing import Settings
 from thousandwords.errors import UserError
-from thousandwords.files import DamagedArtefact
+from thousandwords.files import CannotWrite, DamagedArtefact
 from thousandwords.images import decode_png
 from thousandwords.package import write_package
 from thousandwords.provenance import Provenance, provenance_of, with_provenance
@@ -163,6 +166,26 @@ def test_prompts_of_every_length_are_drawn_and_what_is_not_read_is_told(studio):
         assert started["truncated"] is is_cut, letters
     started, *_ = studio.draw(prompt="nul \0 and <script>alert(1)</script>", candidates=1)
     assert started["prompt"] == "nul \0 and <script>alert(1)</script>"
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}])
+def test_a_body_that_is_not_said_to_be_json_is_told_how_to_say_so(studio, headers):
+    """What curl -d sends, unless told otherwise."""
+    answer = studio.ask.post("/api/draw", content=b'{"prompt": "a star"}', headers=headers)
+    assert answer.status_code == 422
+    assert answer.json()["error"] == "the body is no JSON object. Send one, with the header Content-Type: application/json"
+
+
+def test_what_a_user_can_mend_is_a_sentence_wherever_it_is_found():
+    app = FastAPI()
+    answer_problems(app)
+
+    @app.get("/")
+    def full() -> None:
+        raise CannotWrite("drawn/gallery cannot be written. Mount it for writing")
+
+    answer = TestClient(app).get("/")
+    assert (answer.status_code, answer.json()["error"]) == (500, "drawn/gallery cannot be written. Mount it for writing")
 
 
 @pytest.mark.parametrize("data, said", [
