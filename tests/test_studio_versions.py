@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import json
 import os
 import threading
@@ -64,8 +65,8 @@ def test_a_registry_that_does_not_answer_is_asked_once_and_then_left_in_peace(pr
 
     def listed(root: Path) -> list:
         asked.append((os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"], os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]))
-        later = time.monotonic() + 10  # so long it took to say so
-        monkeypatch.setattr(time, "monotonic", lambda: later)
+        clock = itertools.count(time.monotonic() + 10)  # so long it took to say so; a second passes from one look to the next
+        monkeypatch.setattr(time, "monotonic", lambda: next(clock))
         raise UserError("MLflow at http://gone did not do what was asked")
 
     for name in BRIEFLY:
