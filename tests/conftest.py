@@ -36,9 +36,9 @@ def anyio_backend():
     return "asyncio"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Chromium; tests that ask for it skip where there is none."""
+    """Chromium; tests that ask for it skip where there is none. A module's own: while it is open no `anyio` test can run."""
     with chromium() as browser:
         yield browser
 
