@@ -24,6 +24,7 @@ from thousandwords.errors import UserError
 
 PATIENCE = 10.0  # seconds that a stopped request may go on (one long operation of torch) before its process is ended
 GLANCE = 0.5  # seconds after which it is looked whether a painter without work is alive
+RETRY = 5.0  # seconds after which models that could not be loaded are tried again
 PAUSE = 1.0  # seconds before a painter that died is replaced, more each time that it dies before it was ready
 LONGEST_PAUSE = 30.0
 LOST = unable("the process that draws has died, perhaps for lack of memory, and is being replaced. Try again in a moment")
@@ -156,41 +157,46 @@ class Courier:
         if self._is_closed:  # meanwhile, and `close` did not find this one
             self._end()
             return
-        self._warm()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Models in memory, used once. Where they cannot be, all who wait and ask are told, and it is tried again later."""
+        problem = self._warm()
         with self._changed:
-            if self.status != "broken":
+            if problem:
+                if problem != self.problem:
+                    log.error("%s", problem)
+                self.status, self.problem, self._next_try = "broken", problem, time.monotonic() + RETRY
+                self._turn_away(unable(problem))
+            else:
                 self.status, self.problem, self._deaths = "ready", "", 0
 
-    def _warm(self) -> None:
+    def _warm(self) -> str:
+        """What keeps the models from being used; "": nothing."""
         try:
             folder = self.first()
         except UserError as error:
-            self._break(str(error))
-            return
+            return str(error)
+        problem = ""
         self._pipe.send((0, "warm", {"folder": folder}))
         while (event := self._pipe.recv()[1]) is not None:
-            if event.get("event") == "error":
-                self._break(event["error"])
-
-    def _break(self, problem: str) -> None:
-        """No models: told to all who wait and ask, until somebody mends it and starts anew."""
-        log.error("%s", problem)
-        with self._changed:
-            self.status, self.problem = "broken", problem
-            self._turn_away(unable(problem))
+            problem = event["error"] if event.get("event") == "error" else problem
+        return problem
 
     def _deliver_all(self) -> None:
         while True:
             with self._changed:
                 self._at_work = None
-                while not self._waiting:
-                    if self._is_closed:
-                        return
-                    self._changed.wait(GLANCE)
-                    if not self._process.is_alive():
-                        raise EOFError
-                self._at_work = self._waiting.popleft()
-            self._deliver(self._at_work)
+                self._changed.wait_for(lambda: self._waiting or self._is_closed, GLANCE)
+                if self._is_closed:
+                    return
+                self._at_work = self._waiting.popleft() if self._waiting else None
+            if self._at_work is not None:
+                self._deliver(self._at_work)
+            elif not self._process.is_alive():
+                raise EOFError
+            elif self.status == "broken" and time.monotonic() > self._next_try:
+                self._prepare()
 
     def _deliver(self, request: Request) -> None:
         """One request to the painter, and its events back until the last."""

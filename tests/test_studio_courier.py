@@ -161,6 +161,22 @@ async def test_without_models_everybody_is_told_why():
             courier.ask("draw", folder="", prompt="a")
 
 
+async def test_models_that_come_late_are_found_without_a_new_start(monkeypatch, caplog):
+    monkeypatch.setattr(couriers, "RETRY", 0.0)
+    problems = ["not yet", "not yet", "damaged"]
+
+    def first() -> str:
+        if problems:
+            raise UserError(problems.pop(0))
+        return "somewhere"
+
+    async with running(first=first) as courier:
+        pid = courier._process.pid
+        await until(lambda: courier.status == "ready")
+        assert names(await answers(courier, "a")) == ["started", "ranked"] and courier._process.pid == pid
+    assert [record.message for record in caplog.records] == ["not yet", "damaged"]  # each told once
+
+
 async def test_whatever_goes_wrong_at_the_start_a_painter_comes_in_the_end(monkeypatch):
     """No memory for a process, then what nobody foresaw, then a death as the models are loaded."""
     monkeypatch.setattr(couriers, "PAUSE", 0.0)

@@ -86,7 +86,8 @@ def _chunk(data: bytes) -> str | None:
         return None
     if not ours[0].startswith(HEAD):
         raise UserError("what this picture says of how it was drawn was packed anew by another program. Give the file as it came")
-    text = ours[0].removeprefix(HEAD).split(b"\0", 2)[-1].decode(errors="replace")  # behind a language and a translated keyword, both empty here
+    # behind a language and a translated keyword, both empty here
+    text = ours[0].removeprefix(HEAD).split(b"\0", 2)[-1].decode(errors="replace")
     if len(text) > MOST:
         raise UserError("what this picture says of how it was drawn is longer than any that was drawn here. Draw it anew")
     return text
