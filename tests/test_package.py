@@ -183,3 +183,8 @@ def test_a_device_that_is_not_there_is_refused(package_folder):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: drawing on one was not tried")
 def test_a_package_draws_on_a_gpu(package_folder):
     assert len(load_package(package_folder, device="cuda").draw(PROMPT, candidates=3)) == 3
+
+
+def test_another_folder_with_a_manifest_is_no_package(parts):
+    with pytest.raises(UserError, match="is no package: its manifest tells of something else. Give the folder that `dvc repro"):
+        load_package(parts["scorer"])

@@ -115,6 +115,8 @@ def load_package(folder: Path, device: str = "cpu") -> Package:
     if not folder.is_dir():
         raise UserError(f"there is no package at {folder}: nothing has been trained here yet. Run: make run")
     manifest = read_manifest(folder, mend=MEND)
+    if "parts" not in manifest["facts"]:
+        raise UserError(f"{folder} is no package: its manifest tells of something else. Give the folder that `{MEND}` writes")
     facts = json.loads((folder / "package.json").read_bytes())
     for name, wanted in manifest["facts"]["parts"].items():
         found = read_manifest(folder / name, verify=False, mend=MEND)["sha256"]
