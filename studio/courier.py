@@ -177,6 +177,8 @@ class Courier:
             folder = self.first()
         except UserError as error:
             return str(error)
+        except OSError as error:  # a full disk that takes no package is no painter's death
+            return f"the package could not be fetched: {error}"
         problem = ""
         self._pipe.send((0, "warm", {"folder": folder}))
         while (event := self._pipe.recv()[1]) is not None:
@@ -282,6 +284,6 @@ async def events_of(courier: Courier, request: Request, seconds: float, is_gone:
 
 def too_long(seconds: float) -> Event:
     return unable(
-        f"this took longer than {seconds:.0f} seconds and was stopped. Ask for fewer candidates, or start the studio with a "
+        f"this took longer than {seconds:g} seconds and was stopped. Ask for fewer candidates, or start the studio with a "
         "larger --deadline"
     )

@@ -121,7 +121,7 @@ async def test_200_requests_that_are_left_at_once_leave_nothing_behind(courier):
 
 async def test_what_takes_too_long_is_stopped_with_a_sentence(courier):
     *_, last = await answers(courier, "sleep", seconds=0.3)
-    assert last["status"] == 503 and last["error"].startswith("this took longer than 0 seconds and was stopped. Ask for fewer")
+    assert last["status"] == 503 and last["error"].startswith("this took longer than 0.3 seconds and was stopped. Ask for fewer")
     assert names(await answers(courier, "a")) == ["started", "ranked"]
 
 
@@ -158,6 +158,15 @@ async def test_without_models_everybody_is_told_why():
     async with running(first=nothing) as courier:
         assert courier.status == "broken"
         with pytest.raises(NotReady, match="there is nothing to draw with. Run: make run"):
+            courier.ask("draw", folder="", prompt="a")
+
+
+async def test_a_disk_that_takes_no_package_is_told():
+    def full() -> str:
+        raise OSError(28, "No space left on device")
+
+    async with running(first=full) as courier:
+        with pytest.raises(NotReady, match="the package could not be fetched: .* No space left on device"):
             courier.ask("draw", folder="", prompt="a")
 
 
