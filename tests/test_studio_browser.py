@@ -1,8 +1,10 @@
 """The studio's page in a real browser: draw, rank, download, draw again, complete, set a word; by keyboard, and on a phone."""
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
+import json
 
 import numpy as np
 import pytest
@@ -108,6 +110,35 @@ def test_a_download_says_how_it_was_drawn_and_is_drawn_again(page):
     page.get_by_test_id("close").click()
     page.get_by_test_id("upload-studio").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": data})
     expect(page.get_by_test_id("redraw-result")).to_have_attribute("data-same", "true")
+
+
+def test_a_picture_that_is_opened_as_another_is_closed_is_drawn_again(page):
+    """The end of the one dialog is told late, and is not to end what the next has begun."""
+    draw(page, candidates=1)
+    page.get_by_test_id("tile").click()
+    data = downloaded(page)
+    page.get_by_test_id("close").evaluate("""(close, bytes) => {
+        const files = new DataTransfer();
+        files.items.add(new File([Uint8Array.from(atob(bytes), (one) => one.charCodeAt(0))], 'a.png', { type: 'image/png' }));
+        const input = document.querySelector('[data-testid=upload-studio]');
+        input.files = files.files;
+        close.click();
+        input.dispatchEvent(new Event('change'));
+    }""", base64.b64encode(data).decode())
+    expect(page.get_by_test_id("redraw-result")).to_have_attribute("data-same", "true")
+
+
+def test_a_draw_that_the_gallery_cannot_keep_is_told_so(page):
+    png = base64.b64encode(a_picture()["buffer"]).decode()
+    events = [
+        {"event": "started", "prompt": PROMPT, "candidates": 1, "seed": 0, "version": "package", "truncated": False},
+        {"event": "candidate", "candidate": 0, "png": png, "words": [[0]], "score": 0.5},
+        {"event": "ranked", "order": [0], "id": None, "seconds": 0.1},
+    ]
+    lines = "".join(json.dumps(event) + "\n" for event in events)
+    page.route("**/api/draw", lambda route: route.fulfill(content_type="application/x-ndjson", body=lines))
+    draw(page, candidates=1)
+    expect(page.get_by_test_id("status")).to_contain_text("best first; the gallery could not keep them")
 
 
 def test_a_caption_is_text_whatever_it_says(page):

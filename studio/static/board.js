@@ -96,7 +96,7 @@ const HANDLERS = {
     showProgress(shown, run);
   },
 
-  ranked(shown, run, { order, seconds }) {
+  ranked(shown, run, { order, seconds, id }) {
     run.order = order;
     reorder(
       shown.list,
@@ -104,7 +104,8 @@ const HANDLERS = {
     );
     run.places[order[0]].classList.add('best');
     shown.bar.hidden = true;
-    shown.status.textContent = `${count(order.length, 'candidate')} in ${seconds.toFixed(1)} s, best first`;
+    const loss = id ? '' : '; the gallery could not keep them';
+    shown.status.textContent = `${count(order.length, 'candidate')} in ${seconds.toFixed(1)} s, best first${loss}`;
     announce(shown.status.textContent);
   },
 

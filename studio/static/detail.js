@@ -12,8 +12,9 @@ let shown = null; // {pictures, index, abort}
 
 const dialog = document.getElementById('detail');
 dialog.addEventListener('close', () => {
+  if (dialog.open) return; // opened again before this was heard: what runs belongs to the new picture
   shown?.abort.abort();
-  if (!dialog.open) dialog.replaceChildren(); // its buttons shall not be found while it is not there
+  dialog.replaceChildren(); // its buttons shall not be found while it is not there
 });
 dialog.addEventListener('click', (event) => {
   if (event.target === dialog) dialog.close();
