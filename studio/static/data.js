@@ -17,13 +17,13 @@ export function makeData(view) {
   let timer = null;
   let search = { query: '', split: '' }; // as it was asked; the form may be typed in meanwhile
 
-  /** The first page of the search in the form, or the one at `offset`. */
-  async function load(offset = 0) {
+  /** The first page of the search in the form, or the one at `offset`; asked again by itself, it changes nothing on the way. */
+  async function load(offset = 0, isAskedAgain = false) {
     clearTimeout(timer);
     const mine = (latest = {});
     try {
       clearNotice(part.notice);
-      view.classList.add('busy');
+      if (!isAskedAgain) view.classList.add('busy');
       const version = await currentVersion();
       const page = await getJson(withQuery('/api/data', { ...search, limit: PAGE, offset, version }));
       if (mine === latest) showPage(page, offset);
@@ -44,7 +44,7 @@ export function makeData(view) {
     part.status.replaceChildren(...stateOf(page, search.query, part.pictures.childElementCount));
     if (page.state === 'reading')
       timer = setTimeout(() => {
-        if (view.isConnected) load();
+        if (view.isConnected) load(0, true);
       }, READING_PAUSE);
     else announce(part.status.textContent);
   }
