@@ -48,6 +48,7 @@ class DataSet:
         if not self.is_there():
             return []
         with contextlib.suppress(DamagedArtefact):
+            self._look()
             split = "validation" if "validation" in self.splits() else self.splits()[-1]
             reader = self._reader(split)
             captions = dict.fromkeys(reader.captions(row)[0] for row in range(min(len(reader), EXAMPLES_AMONG)))
@@ -56,8 +57,9 @@ class DataSet:
 
     def page(self, split: str | None, offset: int, limit: int) -> Event:
         """Pictures in the order of the data. Raises DamagedArtefact."""
-        rows = self.rows(split)[offset : offset + limit]
-        more = offset + limit < len(self.rows(split))
+        self._look()
+        whole = self.rows(split)
+        rows, more = whole[offset : offset + limit], offset + limit < len(whole)
         return {"pictures": self._shown(rows, [None] * len(rows)), "next": offset + limit if more else None}
 
     def search(self, scorer: nn.Module, query: str, split: str | None, limit: int) -> Event:
@@ -108,11 +110,14 @@ class DataSet:
         """The rows of one split, or of all in turn."""
         return [(one, row) for one in self.splits() if split in (None, one) for row in range(len(self._reader(one)))]
 
-    def _reader(self, split: str) -> PairReader:
-        """The pairs of a split; read anew where the folder was written anew."""
+    def _look(self) -> None:
+        """Once a request: whether the folder was written anew since the last, and all of it is to be read anew."""
         found = read_manifest(self.folder, verify=False, mend="dvc repro prepare_pairs")["sha256"]
         if found != self._at:
             self._at, self._readers, self._vectors = found, {}, {}
+
+    def _reader(self, split: str) -> PairReader:
+        """The pairs of a split, as they were at the last look."""
         if split not in self._readers:
             self._readers[split] = PairReader(self.folder, split, Store(self.store.folder / "rows"))
         return self._readers[split]
@@ -135,8 +140,9 @@ class DataSet:
 
     def _vectors_of(self, scorer: nn.Module) -> Vectors:
         """The vectors by a scorer, whole from the store, or about to be made."""
-        rows = self._searched()
+        self._look()
         if scorer.fingerprint not in self._vectors:
+            rows = self._searched()
             vectors = Vectors(scorer, rows, fingerprint({"pairs": self._at, "scorer": scorer.fingerprint, "rows": len(rows)}))
             vectors.read(self.store.folder / vectors.key)
             self._vectors[scorer.fingerprint] = vectors

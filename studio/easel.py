@@ -17,7 +17,15 @@ from torch import Tensor
 
 from thousandwords import images, metrics, workbench
 from thousandwords.completion import side_of
-from thousandwords.drawing import Settings, changed, check_guidance, check_prompt, decode_in_parts, encode_in_parts
+from thousandwords.drawing import (
+    Settings,
+    changed,
+    check_guidance,
+    check_prompt,
+    count_batches,
+    decode_in_parts,
+    encode_in_parts,
+)
 from thousandwords.errors import UserError
 from thousandwords.likelihood import likelihood_of_words
 from thousandwords.package import Candidate, Package, best_first
@@ -78,7 +86,7 @@ def draw(package: Package, prompt: str, candidates: int, seed: int, given: Grid 
     yield {"event": "started", "fingerprint": package.fingerprint, "prompt": prompt, "candidates": candidates, "seed": seed,
            **read_of(package, prompt)}  # fmt: skip
     drawn: list[Candidate] = []
-    for number in range(-(-candidates // settings.batch_size)):
+    for number in range(count_batches(1, settings)):
         for one in package.draw_part(prompt, settings, seed, number, words):
             drawn.append(one)
             facts = dataclasses.replace(asked, candidate=one.candidate)
