@@ -147,6 +147,7 @@ def protocol(image_size: int, seed: int, checkpoints: dict[str, str]) -> dict:
         "intervals": "95 %, by bootstrap over pictures and, of drawn ones, over captions; of a Fréchet distance about itself",
         "clip_score": "raw cosine; scaled: 100 max(cosine, 0)",
         "seed": seed,
+        "threads": torch.get_num_threads(),  # other sums round otherwise, in the ninth digit
         "versions": versions(),
         "checkpoints": checkpoints,
     }

@@ -104,7 +104,7 @@ def test_the_same_evaluation_twice_gives_the_same_digits_and_says_what_they_rest
     first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (project / "results", tmp_path / "again"))
     assert {**first, "seconds": None} == {**second, "seconds": None}
     assert set(first["protocol"]) == {"features", "features_sha256", "features_preprocessing", "preprocessing", "counts", "blur",
-                                      "clip_score", "intervals", "seed", "versions", "checkpoints"}    # fmt: skip
+                                      "clip_score", "intervals", "seed", "threads", "versions", "checkpoints"}    # fmt: skip
     manifest = json.loads((project / "models/scorer/manifest.json").read_text())
     assert first["protocol"]["checkpoints"]["scorer"] == manifest["sha256"]
 
