@@ -1,14 +1,14 @@
-# Two commands do everything: `make run` (data -> models -> ranked pictures -> report) and `make test`.
+# `make run` trains and evaluates everything; `make test` checks the code. `make` alone lists all targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-# idle threads spin for some microseconds only (stages/_environment.py says why)
+# idle threads spin for some microseconds only (stages/runtime/environment.py says why)
 export GOMP_SPINCOUNT := 1000
 export OMP_WAIT_POLICY := PASSIVE
-# no telemetry of any tool, no account, nothing asked of a model hub
+# no telemetry of any tool, no account, no download from a model hub
 export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
@@ -18,17 +18,20 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 N ?= 32
 SEED ?= 0
-OUT ?= drawn
+OUT ?= generated
 export PROMPT
 export THOUSANDWORDS_NIGHTLY := $(or $(NIGHTLY),$(THOUSANDWORDS_NIGHTLY))
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+# `make test` runs these; `make test-all` then runs the rest
+QUICK := tests/unit tests/contracts tests/architecture tests/pipeline/test_smoke.py
 
-.PHONY: help setup ray run test test-slow bench conformance lint draw compare sheet votes flow status deploy workers workers-stop fleet nightly register promote rollback serve servers servers-stop servers-status studio ui plan verify lock clean
+.PHONY: help setup ray run test test-all test-slow bench conformance lint generate compare human-eval-sheet human-eval-votes flow status deploy workers workers-stop fleet nightly register promote rollback serve servers servers-stop servers-status studio ui plan verify lock clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo '  PRESET=smoke|default|emoji|photos|gpu|paper  a whole set of knobs, e.g. make run PRESET=smoke'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  PRESET=smoke|default|emoji|photos|gpu|paper  a whole set of settings, e.g. make run PRESET=smoke'
 
-setup: $(READY)  ## makes .venv from requirements.lock (once)
+setup: $(READY)  ## make .venv from requirements.lock (once)
 
 $(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {v[0]}.{v[1]}. Try: make $(MAKECMDGOALS) PYTHON=python3.12")'
@@ -38,64 +41,67 @@ $(READY): requirements.lock
 	@python -m pip --disable-pip-version-check check
 	@touch $(READY)
 
-ray: $(READY)  ## adds Ray to .venv, for engine: {kind: ray} (docs/scale.md)
+ray: $(READY)  ## add Ray to .venv, for engine: {kind: ray} (docs/scale.md)
 	@python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-ray.lock
 
-run: $(READY)  ## captioned pictures -> models -> ranked pictures -> report; only what changed runs again
-	@$(if $(PRESET),python -m stages._preset $(PRESET))
-	@python -m flows.run
-	@python -m stages._headline
+run: $(READY)  ## captioned images -> tokens -> models -> ranked images -> report; only what changed runs again
+	@$(if $(PRESET),python -m scripts.use_preset $(PRESET))
+	@python -m flows.run_local
+	@python -m scripts.print_run_summary
 
-test: $(READY)  ## lint and all tests
-	@ruff check .
-	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+test: lint  ## lint, unit, contract and architecture tests, and one pipeline on the smoke preset
+	@$(PYTEST) $(QUICK)
+
+test-all: test  ## make test, then all other tests but the slow ones: stages, servers, browser, reliability
+	@$(PYTEST) tests $(addprefix --ignore=,$(QUICK))
 
 test-slow: $(READY)  ## thousands of trials: kills, flipped bits, damaged files, real servers (hours)
 	@OMP_NUM_THREADS=1 python -m pytest -m slow -s
 
-bench: $(READY)  ## how fast training and drawing are here, against the peer and against bare matrix products (three minutes)
+bench: $(READY)  ## speed of training and sampling here, against a peer and against plain matrix products (3 minutes)
 	@python -m bench.training
 	@python -m bench.sampling
 	@python -m bench.growth
 
 conformance: $(READY)  ## the paper's numbers, row by row: source, value, tests, and whether they hold
-	@OMP_NUM_THREADS=1 python -m tests.conformance
+	@OMP_NUM_THREADS=1 python -m tests.architecture.conformance
 
-lint: $(READY)
-	@ruff check .
+lint: $(READY)  ## ruff: rules and format
+	@ruff check --quiet .
+	@ruff format --quiet --check .
 
-draw: $(READY)  ## PROMPT="a small red star on sand" or PROMPTS=file.txt, N=32, SEED=0: ranked pictures in drawn/; FROM=champion
-	@python -m $(if $(FROM),flows.draw --alias $(FROM),thousandwords draw) --candidates $(N) --seed $(SEED) --out $(OUT) \
+generate: $(READY)  ## PROMPT="a small red star on sand" or PROMPTS=file.txt, N=32, SEED=0: ranked images in generated/; FROM=champion
+	@python -m $(if $(FROM),flows.generate --alias $(FROM),thousandwords generate) --candidates $(N) --seed $(SEED) --out $(OUT) \
 		$(if $(PROMPTS),--prompts "$(PROMPTS)",-- "$$PROMPT")
 
-compare: $(READY)  ## two runs side by side as a page: A=HEAD B=workspace, or any two of commits, branches, tags, folders
+compare: $(READY)  ## two runs side by side as a page: A=HEAD B=workspace, or any two commits, branches, tags or folders
 	@python -m flows.compare "$(or $(A),HEAD)" "$(or $(B),workspace)" --out $(or $(PAGE),results/compare.html) \
 		$(if $(COUNT),--prompts $(COUNT))
 
-sheet: $(READY)  ## a page on which people vote blindly between two runs: A=, B= as for compare, COUNT=50 prompts
+human-eval-sheet: $(READY)  ## a page for blind votes between two runs: A=, B= as for compare, COUNT=50 prompts
 	@python -m flows.compare "$(or $(A),HEAD)" "$(or $(B),workspace)" --sheet $(or $(PAGE),results/sheet.html) \
 		$(if $(COUNT),--prompts $(COUNT))
 
-votes: $(READY)  ## VOTES="anna.csv ben.csv": what they voted; KEY=results/sheet-key.json
-	@python -m thousandwords votes --key $(or $(KEY),results/sheet-key.json) --out results/votes.json $(VOTES)
+human-eval-votes: $(READY)  ## VOTES="anna.csv ben.csv": count the votes; KEY=results/sheet-key.json
+	@python -m thousandwords human-eval-votes --key $(or $(KEY),results/sheet-key.json) --out results/votes.json $(VOTES)
 
-flow: $(READY)  ## the same graph by Prefect, stage by stage
+flow: $(READY)  ## the same graph as a Prefect flow, stage by stage
 	@python -m flows.pipeline
 
-status: $(READY)  ## what runs where, what is champion, what is stale
+status: $(READY)  ## what runs where, which version is champion, which stages are stale
 	@python -m flows.status
 
-workers: $(READY)  ## one worker per GPU and one for what needs none, on the servers of this folder or of PREFECT_API_URL
-	@python -m flows.workers start $(if $(RUNS),--runs $(RUNS)) $(if $(NAME),--name $(NAME))
+workers: $(READY)  ## one worker per GPU and one for stages without GPU, on the servers of this folder or of PREFECT_API_URL
+	@python -m flows.workers.workers start $(if $(RUNS),--runs $(RUNS)) $(if $(NAME),--name $(NAME))
 
-deploy: $(READY)  ## work pools, the watch over dead runs, prefect.yaml's deployments; NIGHTLY="0 3 * * *" (UTC)
-	@python -m flows.bootstrap
+deploy: $(READY)  ## work pools, the deployments of prefect.yaml, the check for dead runs; NIGHTLY="0 3 * * *" (UTC)
+	@python -m flows.deploy
 
-fleet: $(READY)  ## the pipeline over all workers' clones, each stage where there is room (docs/scale.md)
+fleet: $(READY)  ## the pipeline over the clones of all workers, each stage where there is room (docs/scale.md)
 	@python -m flows.fleet
 
-workers-stop: $(READY)  ## ends the workers, checkpoints first
-	@python -m flows.workers stop
+workers-stop: $(READY)  ## stop the workers; they save checkpoints first
+	@python -m flows.workers.workers stop
 
 nightly: $(READY)  ## new data, pipeline, gate, champion: once, now
 	@python -m flows.nightly
@@ -103,42 +109,42 @@ nightly: $(READY)  ## new data, pipeline, gate, champion: once, now
 register: $(READY)  ## models/package becomes a version in the registry, @challenger
 	@python -m flows.registry register
 
-promote: $(READY)  ## @challenger becomes @champion, if the gate lets it
+promote: $(READY)  ## @challenger becomes @champion, if the gate allows it
 	@python -m flows.registry promote
 
-rollback: $(READY)  ## the champion before this one is champion again
+rollback: $(READY)  ## the previous champion is champion again
 	@python -m flows.registry rollback
 
-serve: $(READY)  ## the champion as a service: prompts in, pictures out, at http://127.0.0.1:5001/invocations
+serve: $(READY)  ## the champion as a service: prompts in, images out, at http://127.0.0.1:5001/invocations
 	@python -m flows.registry serve
 
 servers: $(READY)  ## PostgreSQL, S3, MLflow and Prefect for a team, on this machine, with passwords (no docker)
-	@python -m flows.servers start
+	@python -m flows.services start
 
-servers-stop: $(READY)  ## ends them, also what a kill left behind
-	@python -m flows.servers stop
+servers-stop: $(READY)  ## stop them, also what a kill left behind
+	@python -m flows.services stop
 
 servers-status: $(READY)  ## which of them are up
-	@python -m flows.servers status
+	@python -m flows.services status
 
-studio: $(READY)  ## a page to draw, complete, set words, look back and compare, at http://127.0.0.1:7860; OPTIONS="--port 8000"
+studio: $(READY)  ## a page to generate, inpaint, edit tokens, browse and compare, at http://127.0.0.1:7860; OPTIONS="--port 8000"
 	@python -m studio $(OPTIONS)
 
-ui: $(READY)  ## MLflow: every run, its curves and pictures, at http://127.0.0.1:5000
+ui: $(READY)  ## MLflow: every run with its curves and images, at http://127.0.0.1:5000
 	@mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/.mlflow/mlflow.db}"
 
-plan: $(READY)  ## time, disk and cost of a run, before it starts: make plan PRESET=gpu PAIRS=1000000
-	@python -m stages.plan $(if $(PRESET),--preset $(PRESET)) $(if $(PAIRS),--pairs $(PAIRS))
+plan: $(READY)  ## time, disk and cost of a run before it starts: make plan PRESET=gpu PAIRS=1000000
+	@python -m scripts.plan $(if $(PRESET),--preset $(PRESET)) $(if $(PAIRS),--pairs $(PAIRS))
 
-verify: $(READY)  ## re-hashes every artefact against its manifest
-	@python -m stages._verify
+verify: $(READY)  ## re-hash every artefact and compare with its manifest
+	@python -m scripts.verify_artifacts
 
-lock:  ## writes requirements.lock anew from pyproject.toml (needs uv)
+lock:  ## write requirements.lock anew from pyproject.toml (needs uv)
 	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--extra pipeline --extra servers --extra dev pyproject.toml -o requirements.lock
 
 	@sed -n 's/^ray = \["\(.*\)"\].*/\1/p' pyproject.toml | uv pip compile - -c requirements.lock --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header --no-annotate -o requirements-ray.lock
 
-clean:  ## removes resumable state and the environment; data, models and results stay
+clean:  ## remove resumable state and the environment; data, models and results stay
 	rm -rf $(VENV) .ckpt .pytest_cache .ruff_cache

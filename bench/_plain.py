@@ -1,44 +1,48 @@
-"""Our transformer written out in plain PyTorch: whole masks, one softmax, every product where the formula has it.
+"""The transformer in plain PyTorch: whole masks, one softmax, every product as in the formula.
 
-It reads the weights of a `Transformer` and shares none of its code but the masks, so that it is both what the fast paths must
-equal and what a training step of ours is timed against. Left out: dropout, hidden captions, gradient scales.
+It uses the weights of a `Transformer` and only its masks of its code, as the reference for the values of the
+fast paths and for the time of a training step. Left out: dropout, caption dropout, gradient scales.
 """
+
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thousandwords.generators._masks import attention_mask, layer_kinds
-from thousandwords.generators.transformer import Transformer
+from thousandwords.generators.transformer.masks import attention_mask, layer_kinds
+from thousandwords.generators.transformer.model import Transformer
 
 
 def logits(model: Transformer, text: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """As Transformer.logits: text (B, T), tokens (B, L) -> (B, T, Vt), (B, L, Vi)."""
     config, prefix = model.config, model.text_length + 2
-    stream = torch.cat([_text(model, text), _image(model, tokens)[:, :-1]], dim=1)
+    hidden_states = torch.cat([_text(model, text), _image(model, tokens)[:, :-1]], dim=1)
     for layer, kind in zip(model.layers, layer_kinds(config.num_layers), strict=True):
-        mask = attention_mask(kind, prefix, model.side, config.kernel)[: stream.shape[1], : stream.shape[1]]
-        stream = stream + _attention(layer.attention, layer.attention_norm(stream), mask)
-        stream = stream + layer.mlp.output(F.gelu(layer.mlp.hidden(layer.mlp_norm(stream))))
-    states = model.output_norm(stream)
+        mask = attention_mask(kind, prefix, model.side, config.kernel)[
+            : hidden_states.shape[1], : hidden_states.shape[1]
+        ]
+        hidden_states = hidden_states + _attention(layer.attention, layer.attention_norm(hidden_states), mask)
+        activations = F.gelu(layer.mlp.hidden(layer.mlp_norm(hidden_states)))
+        hidden_states = hidden_states + layer.mlp.output(activations)
+    states = model.output_norm(hidden_states)
     return model.text_output(states[:, : model.text_length]), model.image_output(states[:, prefix - 1 :])
 
 
 def loss(model: Transformer, text: Tensor, tokens: Tensor) -> Tensor:
     """As Transformer.loss: the weighted sum of both cross-entropies, pads left out."""
     text_logits, image_logits = logits(model, text, tokens)
-    of_text = F.cross_entropy(text_logits.transpose(1, 2), text, ignore_index=-1)
-    of_image = F.cross_entropy(image_logits.transpose(1, 2), tokens)
-    return model.config.text_loss_weight * of_text + model.config.image_loss_weight * of_image
+    text_loss = F.cross_entropy(text_logits.transpose(1, 2), text, ignore_index=-1)
+    image_loss = F.cross_entropy(image_logits.transpose(1, 2), tokens)
+    return model.config.text_loss_weight * text_loss + model.config.image_loss_weight * image_loss
 
 
 def _text(model: Transformer, text: Tensor) -> Tensor:
     is_pad = (text < 0)[..., None]
-    words = model.text_embedding(text.clamp(min=0)) + model.text_position_embedding.weight
-    words = torch.where(is_pad, model.pad_embedding.weight.expand_as(words), words)
+    embedded = model.text_embedding(text.clamp(min=0)) + model.text_position_embedding.weight
+    embedded = torch.where(is_pad, model.pad_embedding.weight.expand_as(embedded), embedded)
     start = model.start_embedding.weight.expand(len(text), 2, -1)
-    return torch.cat([start[:, :1], words, start[:, 1:]], dim=1)
+    return torch.cat([start[:, :1], embedded, start[:, 1:]], dim=1)
 
 
 def _image(model: Transformer, tokens: Tensor) -> Tensor:
@@ -46,10 +50,10 @@ def _image(model: Transformer, tokens: Tensor) -> Tensor:
     return model.image_embedding(tokens) + rows + model.column_embedding.weight.repeat(model.side, 1)
 
 
-def _attention(attention: nn.Module, stream: Tensor, mask: Tensor) -> Tensor:
-    rows, count, width = stream.shape
-    whole = attention.query_key_value(stream).view(rows, count, 3, attention.num_heads, -1)
-    queries, keys, values = (part.transpose(1, 2) for part in whole.unbind(dim=2))
+def _attention(attention: nn.Module, inputs: Tensor, mask: Tensor) -> Tensor:
+    rows, count, width = inputs.shape
+    qkv = attention.query_key_value(inputs).view(rows, count, 3, attention.num_heads, -1)
+    queries, keys, values = (part.transpose(1, 2) for part in qkv.unbind(dim=2))
     scores = queries @ keys.transpose(2, 3) / queries.shape[-1] ** 0.5
     weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
     return attention.output((weights @ values).transpose(1, 2).reshape(rows, count, width))

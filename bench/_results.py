@@ -1,7 +1,9 @@
-"""What every benchmark shares: timings that alternate, one table, and a dated row per figure in bench/results.jsonl.
+"""Shared by all benchmarks: alternating timings, one table, and dated rows in bench/results.jsonl.
 
-A figure is a ratio wherever it can be, of two things measured in the same run: machines are shared, and a time alone says little.
+Where possible a figure is a ratio of two measurements in the same run: machines are shared, and a time alone
+says little.
 """
+
 from __future__ import annotations
 
 import datetime
@@ -22,9 +24,9 @@ RESULTS = Path(__file__).parent / "results.jsonl"
 
 @dataclass(frozen=True)
 class Row:
-    """One figure: `ratio` is figure / limit, or what `against` says of it; None where there is nothing to hold it against."""
+    """One figure: `ratio` is figure / limit, or as `against` says; None without a limit."""
 
-    id: str  # the figure's name for ever: later rows of the same id can be compared
+    id: str  # never changes: later rows of the same id can be compared
     what: str
     size: str
     figure: float
@@ -35,7 +37,7 @@ class Row:
 
 
 def machine() -> str:
-    """The processor or GPU, and how many threads torch uses: "AMD EPYC 9B14, 2 threads"."""
+    """The processor or GPU, and the number of threads torch uses: "AMD EPYC 9B14, 2 threads"."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -44,62 +46,66 @@ def machine() -> str:
 
 
 def revision() -> str:
-    """The commit that was measured, with "+" where files were changed since; "" outside a clone, or where there is no git."""
+    """The measured commit, with "+" if files have changed since; "" outside a clone or without git."""
     if not shutil.which("git"):
         return ""
 
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=RESULTS.parent, capture_output=True, text=True, check=False).stdout.strip()
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=False
+        ).stdout.strip()
 
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":!{RESULTS.name}")
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 
 def record(rows: Sequence[Row], path: Path = RESULTS) -> None:
-    """Appends a line per figure: the row, when, on what, with which versions, of which commit."""
-    told = {
+    """Append a line per row, with date, machine, versions and commit."""
+    context = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "revision": revision(),
     }
     with path.open("a", encoding="utf-8") as lines:
-        lines.writelines(json.dumps({**asdict(row), **told}) + "\n" for row in rows)
+        lines.writelines(json.dumps({**asdict(row), **context}) + "\n" for row in rows)
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown: id, what, size, figure, peer or limit, ratio."""
     lines = ["| id | what | size | figure | peer or limit | ratio |", "|---|---|---|---|---|---|"]
     for row in rows:
-        limit = row.against + (f": {told(row.limit)} {row.unit}" if row.limit is not None else "")
+        limit = row.against + (f": {format_figure(row.limit)} {row.unit}" if row.limit is not None else "")
         ratio = "" if row.ratio is None else f"{row.ratio:.3g}"
-        lines.append(f"| `{row.id}` | {row.what} | {row.size} | {told(row.figure)} {row.unit} | {limit} | {ratio} |")
+        lines.append(
+            f"| `{row.id}` | {row.what} | {row.size} | {format_figure(row.figure)} {row.unit} | {limit} | {ratio} |"
+        )
     return "\n".join(lines)
 
 
-def told(figure: float) -> str:
-    """told(1234.5) -> "1,234"; told(0.01234) -> "0.0123" """
+def format_figure(figure: float) -> str:
+    """format_figure(1234.5) -> "1,234"; format_figure(0.01234) -> "0.0123" """
     return f"{figure:,.0f}" if abs(figure) >= 1000 else f"{figure:.3g}"
 
 
-def seconds(*works: Callable[[], object], rounds: int = 5, least: float = 0.2) -> list[float]:
-    """What one call of each work takes: medians over rounds in which the works alternate, so that noise meets all alike.
+def seconds(*functions: Callable[[], object], rounds: int = 5, min_seconds: float = 0.2) -> list[float]:
+    """Seconds per call of each function: medians over rounds in which the functions alternate.
 
-    Each is called once before, untimed, and in a round as often as `least` seconds need.
+    Each is called once before, untimed, and in each round repeatedly for at least `min_seconds`.
     """
-    for work in works:
-        work()
-    times: list[list[float]] = [[] for _ in works]
+    for function in functions:
+        function()
+    times: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds):
-        for work, kept in zip(works, times, strict=True):
-            kept.append(_timed(work, least))
-    return [statistics.median(kept) for kept in times]
+        for function, measured in zip(functions, times, strict=True):
+            measured.append(_time(function, min_seconds))
+    return [statistics.median(measured) for measured in times]
 
 
-def _timed(work: Callable[[], object], least: float) -> float:
+def _time(function: Callable[[], object], min_seconds: float) -> float:
     calls, start, spent = 0, time.perf_counter(), 0.0
-    while calls == 0 or spent < least:
-        work()
+    while calls == 0 or spent < min_seconds:
+        function()
         calls += 1
         spent = time.perf_counter() - start
     return spent / calls

@@ -1,9 +1,11 @@
-"""python -m bench.loader [--rows 10000,100000,1000000,10000000] [--length 1024] [--threads 0,1,2]: how fast batches come.
+"""python -m bench.loader [--rows 10000,100000] [--length 1024] [--threads 0,1,2]: how fast batches are loaded.
 
-Synthetic rows of `length` words of 8,192 and one caption of 12 words are written where `--folder` says, as training's own store
-of rows; sequences of 256 + length tokens are drawn from them in training's order, BPE in the loader. Beside the rate stands what
-memory grew by since before the rows were opened: what the process holds for itself (RssAnon), and its whole peak (VmHWM).
+Synthetic rows of `length` tokens of 8,192 and one caption of 12 words are written to `--folder`, in
+training's row store; batches of sequences of 256 + length tokens are loaded in training's order, with BPE in
+the loader. Also measured: how much memory grew since before the rows were opened, the process's own (RssAnon)
+and the whole peak (VmHWM).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,86 +22,110 @@ from pathlib import Path
 
 import numpy as np
 
-from thousandwords import text
-from thousandwords.loader import Ahead, TokenLoader, places, positions
-from thousandwords.rows import Part, Rows, write_rows
-from thousandwords.shards import StoredTokenRows, TokenHeader
+from thousandwords.core.row_store import RowBatch, RowStore, write_rows
+from thousandwords.data.loader import TokenLoader
+from thousandwords.data.prefetch import Prefetcher
+from thousandwords.data.sampler import epochs_and_rows, positions
+from thousandwords.data.token_shards import StoredTokenRows, TokenHeader
+from thousandwords.text.bpe import TextTokenizerConfig, train
 
 VOCAB, BATCH, CAPTION_WORDS, PART = 8192, 64, 12, 8192
 
 
 def captions(count: int, rng: np.random.Generator) -> list[str]:
     """Captions of 12 words out of 3,000."""
-    made = np.random.default_rng(0)
+    rng_of_words = np.random.default_rng(0)
     letters = list("abcdefghijklmnopqrstuvwxyz")
-    words = np.array(["".join(made.choice(letters, int(size))) for size in made.integers(2, 10, 3000)])
+    words = np.array(
+        ["".join(rng_of_words.choice(letters, int(size))) for size in rng_of_words.integers(2, 10, 3000)]
+    )
     return [" ".join(row) for row in words[rng.integers(0, len(words), (count, CAPTION_WORDS))]]
 
 
-def parts(rows: int, length: int) -> Iterator[Part]:
+def parts(rows: int, length: int) -> Iterator[RowBatch]:
     rng = np.random.default_rng(1)
     for start in range(0, rows, PART):
         count = min(PART, rows - start)
-        words = rng.integers(0, VOCAB, (count, length), np.uint16)
-        told = [json.dumps([caption]).encode() for caption in captions(count, rng)]
-        yield {"captions": told, "tokens": [row.tobytes() for row in words]}
+        tokens = rng.integers(0, VOCAB, (count, length), np.uint16)
+        caption_bytes = [json.dumps([caption]).encode() for caption in captions(count, rng)]
+        yield {"captions": caption_bytes, "tokens": [row.tobytes() for row in tokens]}
 
 
 def memory() -> dict[str, float]:
-    """What this process holds now, in MB: RssAnon, RssFile, VmHWM."""
+    """The memory of this process, in MB: RssAnon, RssFile, VmHWM."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {name: int(lines[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile", "VmHWM")}
 
 
 def measure(folder: Path, length: int, threads: int, seconds: float, verify: bool = True) -> dict:
-    """Sequences a second from the rows in `folder`, after one batch; and what memory grew by."""
-    words = text.train(captions(10_000, np.random.default_rng(2)), text.Config(16384, 256))
-    places(range(BATCH), 10, 0)
+    """Sequences per second from the rows in `folder`, after one batch; and how much memory grew."""
+    text_tokenizer = train(captions(10_000, np.random.default_rng(2)), TextTokenizerConfig(16384, 256))
+    epochs_and_rows(range(BATCH), 10, 0)
     ctypes.CDLL(None).malloc_trim(0)
     before = memory()
     header = TokenHeader("dvae", "0" * 64, VOCAB, (round(length**0.5),), 256)
     opened = time.perf_counter()
-    rows = StoredTokenRows(header, Rows(folder, verify))
+    rows = StoredTokenRows(header, RowStore(folder, verify))
     opened = time.perf_counter() - opened
-    loader = TokenLoader(rows, words, seed=0)
+    loader = TokenLoader(rows, text_tokenizer, seed=0)
     first = time.perf_counter()
     loader.batch(positions(0, BATCH))
     first = time.perf_counter() - first
-    with Ahead(lambda step: loader.batch(positions(step, BATCH)), 10**9, threads) as batches:
-        steps, started, worked = 0, time.perf_counter(), time.process_time()
+    with Prefetcher(lambda step: loader.batch(positions(step, BATCH)), 10**9, threads) as batches:
+        steps, started, cpu_started = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - started < seconds:
             steps += 1
             batches(steps)
         rate = steps * BATCH / (time.perf_counter() - started)
-        rate_of_core = steps * BATCH / (time.process_time() - worked)  # what it would be with a core to itself
+        rate_per_cpu_second = (
+            steps * BATCH / (time.process_time() - cpu_started)
+        )  # the rate with a whole core
     after = memory()
     grown = {f"{name}_grown_mb": round(after[name] - before[name]) for name in ("RssAnon", "VmHWM")}
-    rates = {"sequences_per_second": round(rate), "sequences_per_cpu_second": round(rate_of_core)}
+    rates = {"sequences_per_second": round(rate), "sequences_per_cpu_second": round(rate_per_cpu_second)}
     seconds_of = {"open_seconds": round(opened, 1), "first_batch_seconds": round(first, 2)}
     return {"rows": len(rows), "length": 256 + length, "threads": threads, **rates, **seconds_of, **grown}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", default="10000,100000,1000000")
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--threads", default="0,1,2")
     parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--folder", type=Path, default=None, help="where the rows are written and removed again")
-    parser.add_argument("--unverified", action="store_true", help="opens the rows without hashing them first")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # one row of the table, in a process of its own
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where the rows are written; removed afterwards"
+    )
+    parser.add_argument("--unverified", action="store_true", help="open the rows without hashing them first")
+    # one row of the table, in its own process
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         threads = int(options.threads)
-        print(json.dumps(measure(options.measure, options.length, threads, options.seconds, not options.unverified)))
+        print(
+            json.dumps(
+                measure(options.measure, options.length, threads, options.seconds, not options.unverified)
+            )
+        )
         return
     for rows in (int(count) for count in options.rows.split(",")):
         folder = Path(tempfile.mkdtemp(dir=options.folder))
         try:
             write_rows(folder, parts(rows, options.length))
             for threads in options.threads.split(","):
-                arguments = ["--measure", str(folder), "--length", str(options.length), "--threads", threads,
-                             "--seconds", str(options.seconds), *(["--unverified"] if options.unverified else [])]  # fmt: skip
+                arguments = [
+                    "--measure",
+                    str(folder),
+                    "--length",
+                    str(options.length),
+                    "--threads",
+                    threads,
+                    "--seconds",
+                    str(options.seconds),
+                    *(["--unverified"] if options.unverified else []),
+                ]
                 subprocess.run([sys.executable, "-m", "bench.loader", *arguments], check=True, env=os.environ)
         finally:
             shutil.rmtree(folder)

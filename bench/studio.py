@@ -1,9 +1,11 @@
-"""python -m bench.studio: how soon the studio shows a first picture, and how it bears a crowd; models/package, this machine.
+"""python -m bench.studio: the studio's time to the first image and its behavior under load, models/package.
 
-`studio_first_picture`: from the press of Draw in a browser until the first candidate is on the page, 16 asked for; the studio has
-drawn before. `studio_health_p99`: /health asked again and again while 200 requests come at once to a line of 16. `studio_after`:
-a draw of one right after them. `studio_hung_up`: a draw of one after somebody who had asked for 64 hung up at the first.
+`studio_first_picture`: from the click on Generate in a browser until the first of 16 candidates is on the
+page; the studio has generated before. `studio_health_p99`: /health, requested continuously while 200 requests
+arrive at once at a queue of 16. `studio_after`: one candidate right after these requests. `studio_hung_up`:
+one candidate after a client that had requested 64 disconnected at the first.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,29 +22,34 @@ from pathlib import Path
 
 from bench import _results as results
 from bench._results import Row
-from tests.browser import chromium
+from tests.helpers.browser import chromium
 
-CAPTIONS = ("a small red star above a large blue square", "a large green circle on snow", "a small yellow ring on sand")
-CROWD, LINE = 200, 16
-READY = 120  # seconds
+CAPTIONS = (
+    "a small red star above a large blue square",
+    "a large green circle on snow",
+    "a small yellow ring on sand",
+)
+NUM_REQUESTS, QUEUE_LENGTH = 200, 16
+START_TIMEOUT = 120  # seconds
 
 
-class Running:
-    """The studio on a free port, from here."""
+class RunningStudio:
+    """The studio on a free port, started in the current folder."""
 
-    def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "studio", "--port", "0", "--queue", str(LINE), "--gallery", str(folder)]
+    def __init__(self, gallery: Path) -> None:
+        options = ["--port", "0", "--queue", str(QUEUE_LENGTH), "--gallery", str(gallery)]
+        command = [sys.executable, "-m", "studio", *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        said = self.process.stdout.readline()
-        if not said.startswith("studio: http"):
-            raise SystemExit(f"the studio did not open: {said}Run: make run")
-        self.address = said.split()[1]
-        deadline = time.monotonic() + READY
-        while _ask(self.address, "GET", "/health") != 200:
+        line = self.process.stdout.readline()
+        if not line.startswith("studio: http"):
+            raise SystemExit(f"the studio did not start: {line}Run: make run")
+        self.address = line.split()[1]
+        deadline = time.monotonic() + START_TIMEOUT
+        while _request(self.address, "GET", "/health") != 200:
             assert time.monotonic() < deadline, "the models were not loaded"
             time.sleep(0.1)
 
-    def __enter__(self) -> Running:
+    def __enter__(self) -> RunningStudio:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -50,113 +57,153 @@ class Running:
         self.process.wait(20)
 
 
-def first_picture(address: str, times: int) -> list[float]:
-    """Seconds from the press until a candidate is seen, by the browser's own clock."""
+def first_image(address: str, times: int) -> list[float]:
+    """Seconds from the click until a candidate is visible, by the browser's own clock."""
 
     with chromium() as browser:
         page = browser.new_page()
         page.goto(address)
         page.get_by_test_id("example").first.wait_for()
-        return [_press(page, number) for number in range(times)]
+        return [_click(page, number) for number in range(times)]
 
 
-def _press(page, number: int) -> float:
+def _click(page, number: int) -> float:
     page.get_by_test_id("caption").fill(CAPTIONS[number % len(CAPTIONS)])
     page.get_by_test_id("seed").fill(str(number))
     seconds = page.evaluate("""() => new Promise((resolve) => {
-        const board = document.querySelector('main'), began = performance.now();
-        const seen = new MutationObserver(() => {
-            const image = document.querySelector('[data-testid=tile] img');
+        const main = document.querySelector('main'), started = performance.now();
+        const observer = new MutationObserver(() => {
+            const image = document.querySelector('[data-testid=candidate] img');
             if (!image || !image.complete || image.dataset.timed) return;
-            seen.disconnect();
-            requestAnimationFrame(() => resolve((performance.now() - began) / 1000));
+            observer.disconnect();
+            requestAnimationFrame(() => resolve((performance.now() - started) / 1000));
         });
-        document.querySelectorAll('[data-testid=tile] img').forEach((one) => { one.dataset.timed = 'old'; });
-        seen.observe(board, { childList: true, subtree: true, attributes: true });
-        document.querySelector('[data-testid=draw-button]').click();
+        const images = document.querySelectorAll('[data-testid=candidate] img');
+        for (const image of images) image.dataset.timed = 'old';
+        observer.observe(main, { childList: true, subtree: true, attributes: true });
+        document.querySelector('[data-testid=generate-button]').click();
     })""")
     page.locator("[data-testid=status]", has_text="best first").wait_for()
     return seconds
 
 
-def crowd(address: str) -> tuple[list[int], list[float], float]:
-    """Statuses of a crowd's requests, seconds that /health took meanwhile, seconds of a draw right afterwards.
+def flood(address: str) -> tuple[list[int], list[float], float]:
+    """Statuses of many requests at once, seconds of /health meanwhile, seconds of one candidate afterwards.
 
-    The crowd is a process of its own, so that the watch is not kept waiting by its threads.
+    The requests are sent by another process, so that its threads do not delay the measurement of /health.
     """
     health, context = [], multiprocessing.get_context("spawn")
-    with context.Pool(1) as people:
-        people.apply(len, ([],))  # it is there
-        asking = people.apply_async(ask_all, (address,))
-        while not asking.ready():
-            began = time.perf_counter()
-            assert _ask(address, "GET", "/health") == 200
-            health.append(time.perf_counter() - began)
-        statuses = asking.get()
-    began = time.perf_counter()
-    assert _draw(address, 0, candidates=1) == 200
-    return statuses, health, time.perf_counter() - began
+    with context.Pool(1) as pool:
+        pool.apply(len, ([],))  # wait until the process has started
+        statuses = pool.apply_async(send_all, (address,))
+        while not statuses.ready():
+            started = time.perf_counter()
+            assert _request(address, "GET", "/health") == 200
+            health.append(time.perf_counter() - started)
+    started = time.perf_counter()
+    assert _generate(address, 0, candidates=1) == 200
+    return statuses.get(), health, time.perf_counter() - started
 
 
-def hung_up(address: str) -> float:
-    """Seconds of a draw of one after somebody asked for 64 candidates and hung up at the first."""
+def after_disconnect(address: str) -> float:
+    """Seconds of one candidate after a client requested 64 and disconnected at the first."""
     connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=300)
     body = json.dumps({"prompt": CAPTIONS[0], "candidates": 64})
-    connection.request("POST", "/api/draw", body, {"Content-Type": "application/json"})
-    answer = connection.getresponse()
-    while b'"candidate"' not in answer.readline():
+    connection.request("POST", "/api/generate", body, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    while b'"candidate"' not in response.readline():
         pass
-    began = time.perf_counter()
-    answer.close()
+    started = time.perf_counter()
+    response.close()
     connection.close()
-    assert _draw(address, 0, candidates=1) == 200
-    return time.perf_counter() - began
+    assert _generate(address, 0, candidates=1) == 200
+    return time.perf_counter() - started
 
 
-def ask_all(address: str) -> list[int]:
-    with concurrent.futures.ThreadPoolExecutor(CROWD) as people:
-        return list(people.map(lambda number: _draw(address, number), range(CROWD)))
+def send_all(address: str) -> list[int]:
+    with concurrent.futures.ThreadPoolExecutor(NUM_REQUESTS) as pool:
+        return list(pool.map(lambda number: _generate(address, number), range(NUM_REQUESTS)))
 
 
-def _draw(address: str, number: int, candidates: int = 16) -> int:
-    asked = {"prompt": CAPTIONS[number % len(CAPTIONS)], "candidates": candidates, "seed": number}
-    return _ask(address, "POST", "/api/draw", json.dumps(asked))
+def _generate(address: str, number: int, candidates: int = 16) -> int:
+    request = {"prompt": CAPTIONS[number % len(CAPTIONS)], "candidates": candidates, "seed": number}
+    return _request(address, "POST", "/api/generate", json.dumps(request))
 
 
-def _ask(address: str, method: str, path: str, body: str | None = None) -> int:
-    """The status of one answer, read to its end. The plain client: what it costs is not the studio's."""
+def _request(address: str, method: str, path: str, body: str | None = None) -> int:
+    """The status of an answer, read to its end; by http.client, which costs little time of its own."""
     connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=300)
     connection.request(method, path, body, {"Content-Type": "application/json"})
-    answer = connection.getresponse()
-    answer.read()
+    response = connection.getresponse()
+    response.read()
     connection.close()
-    return answer.status
+    return response.status
 
 
 def measure(times: int) -> list[Row]:
-    with tempfile.TemporaryDirectory() as folder, Running(Path(folder)) as studio:
-        pictures = first_picture(studio.address, times)
-        statuses, health, after = crowd(studio.address)
-        left = [hung_up(studio.address) for _ in range(times)]
-    counted = ", ".join(f"{statuses.count(one)} times {one}" for one in sorted(set(statuses)))
-    p99 = statistics.quantiles(health, n=100)[98]
-    size = f"{CROWD} at once on a line of {LINE}: {counted}"
+    with tempfile.TemporaryDirectory() as folder, RunningStudio(Path(folder)) as studio:
+        first_seconds = first_image(studio.address, times)
+        statuses, health, after_flood = flood(studio.address)
+        disconnect_seconds = [after_disconnect(studio.address) for _ in range(times)]
+    counts = ", ".join(f"{statuses.count(status)} times {status}" for status in sorted(set(statuses)))
+    health_p99 = statistics.quantiles(health, n=100)[98]
+    size = f"{NUM_REQUESTS} at once at a queue of {QUEUE_LENGTH}: {counts}"
     return [
-        Row("studio_first_picture", "first picture after the press of Draw, median", f"16 candidates, {times} times",
-            statistics.median(pictures), "s", "bar", 3.0, statistics.median(pictures) / 3),
-        Row("studio_first_picture_worst", "the slowest of them", f"16 candidates, {times} times", max(pictures), "s", "bar", 3.0,
-            max(pictures) / 3),
-        Row("studio_health_p99", "/health under a crowd, 99th percentile", size, p99, "s", "bar", 0.2, p99 / 0.2),
-        Row("studio_hung_up", "a draw of one after another was left, slowest", f"64 candidates left at the first, {times} times",
-            max(left), "s", "bar of stopping alone", 2.0, max(left) / 2),
-        Row("studio_after", "a draw of one candidate right after the crowd", size, after, "s"),
-    ]  # fmt: skip
+        Row(
+            "studio_first_picture",
+            "first image after the click on Generate, median",
+            f"16 candidates, {times} times",
+            statistics.median(first_seconds),
+            "s",
+            "bar",
+            3.0,
+            statistics.median(first_seconds) / 3,
+        ),
+        Row(
+            "studio_first_picture_worst",
+            "the slowest of them",
+            f"16 candidates, {times} times",
+            max(first_seconds),
+            "s",
+            "bar",
+            3.0,
+            max(first_seconds) / 3,
+        ),
+        Row(
+            "studio_health_p99",
+            "/health under load, 99th percentile",
+            size,
+            health_p99,
+            "s",
+            "bar",
+            0.2,
+            health_p99 / 0.2,
+        ),
+        Row(
+            "studio_hung_up",
+            "one candidate after another client disconnected, slowest",
+            f"64 candidates, disconnected at the first, {times} times",
+            max(disconnect_seconds),
+            "s",
+            "bar of stopping alone",
+            2.0,
+            max(disconnect_seconds) / 2,
+        ),
+        Row("studio_after", "one candidate right after the load", size, after_flood, "s"),
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=9, help="draws by a browser (default: 9)")
-    parser.add_argument("--out", type=Path, default=results.RESULTS, help="rows are appended here (default: bench/results.jsonl)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--times", type=int, default=9, help="generations in the browser (default: 9)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=results.RESULTS,
+        help="rows are appended here (default: bench/results.jsonl)",
+    )
     options = parser.parse_args()
     rows = measure(options.times)
     results.record(rows, options.out)

@@ -1,2 +1,6 @@
-"""Prefect flows over the DVC graph: when and where, never what. `dvc.yaml` stays the only graph."""
-from flows import _environment  # noqa: F401  before any module here imports prefect, which reads it once
+"""Prefect flows over the DVC graph. They decide when and where a stage runs.
+
+`dvc.yaml` alone decides what runs.
+"""
+
+from flows import environment  # noqa: F401  before any module here imports prefect, which reads it once

@@ -1,8 +1,10 @@
-"""python -m flows.fleet: the pipeline over several machines, each stage a run on a worker that has what the stage needs.
+"""python -m flows.fleet: the pipeline over several machines, each stage on a worker with its resources.
 
-Each worker has a clone of its own, and the DVC remote is the only way between them (flows/machines.py). This is the coordinator:
-it asks for each stage as soon as those that it needs have been handed over, and ends with everything here and one `dvc.lock`.
+Each worker has its own clone, and they exchange outputs through the DVC remote only
+(flows/dvc/remote_repro.py). This is the coordinator: it submits each stage as soon as the outputs of those it
+needs are pushed, and ends with all outputs here and one `dvc.lock`.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -29,22 +31,23 @@ from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
 
-from flows import machines
-from flows._alone import alone, held_places
-from flows._git import git
-from flows._lifeline import end_with_worker
-from flows.artifacts import show_results
-from flows.bootstrap import server_url
-from flows.graph import Graph, read_graph
-from flows.keeper import kept
-from flows.pipeline import may_pass, outcome
-from flows.placement import Place, read_placement
-from flows.repro import CACHED, RAN, StageFailed, StageRefused, failure, stream
-from thousandwords.errors import UserError
+from flows.deploy import server_url
+from flows.dvc import remote_repro
+from flows.dvc.git import git
+from flows.dvc.graph import Graph, read_graph
+from flows.dvc.repro import CACHED, RAN, PermanentStageFailure, StageFailed, stage_error, stream
+from flows.pipeline import collect_results, is_retryable
+from flows.prefect_artifacts import publish_results
+from flows.workers.parent_watch import end_with_worker
+from flows.workers.placement import Place, read_placement
+from flows.workers.run_lock import lock_handles, run_lock
+from flows.workers.supervisor import supervised
+from thousandwords.core.errors import UserError
 
-WITH_GPU, WITHOUT = "stage/stage-gpu", "stage/stage-cpu"  # the deployments of `run_here`, each on a pool of its own
-ASKED_EVERY = 1.0  # seconds
-PAUSES = [2, 10, 30, 60]  # seconds before a server that could not answer is asked again
+# the deployments of `run_here`, each on its own pool
+GPU_DEPLOYMENT, CPU_DEPLOYMENT = "stage/stage-gpu", "stage/stage-cpu"
+POLL_SECONDS = 1.0
+RETRY_DELAYS = [2, 10, 30, 60]  # seconds, after a server that could not answer
 
 
 # --- on a worker ------------------------------------------------------------------------------------------------------
@@ -52,32 +55,39 @@ PAUSES = [2, 10, 30, 60]  # seconds before a server that could not answer is ask
 
 @flow(name="stage", flow_run_name="{stage}", log_prints=True)
 def run_here(stage: str, revision: str, place: dict, pipeline: str) -> list[str]:
-    """One stage at that revision in this worker's clone, handed over to the others; the stages that had to run."""
+    """Run one stage at that revision in this worker's clone and push its outputs.
+
+    The stages that had to run.
+    """
     end_with_worker()
-    os.environ["THOUSANDWORDS_PIPELINE"] = pipeline  # one MLflow parent for the stages of all workers
-    where = Place(**place)
-    with alone(get_run_logger().info):
-        tried = run_and_push.with_options(name=stage, retries=where.retries, retry_delay_seconds=where.delays)
-        return tried(stage, revision, where.gpus)
+    os.environ["THOUSANDWORDS_PIPELINE"] = pipeline  # one MLflow parent run for the stages of all workers
+    resources = Place(**place)
+    with run_lock(get_run_logger().info):
+        stage_task = run_and_push.with_options(
+            name=stage, retries=resources.retries, retry_delay_seconds=resources.delays
+        )
+        return stage_task(stage, revision, resources.gpus)
 
 
-@task(cache_policy=NO_CACHE, retry_condition_fn=may_pass, log_prints=True)
+@task(cache_policy=NO_CACHE, retry_condition_fn=is_retryable, log_prints=True)
 def run_and_push(stage: str, revision: str, gpus: int) -> list[str]:
-    """The same without retries. Raises StageRefused for what a user has to mend, else StageFailed."""
+    """The same without retries. Raises PermanentStageFailure for what a user has to fix, else StageFailed."""
     log = get_run_logger()
 
-    def repro(*words: str) -> list[str]:
-        code, lines = stream(kept(words, gpus, stage), lambda line: log.info("%s | %s", stage, line), held_places())
+    def repro(*command: str) -> list[str]:
+        code, lines = stream(
+            supervised(command, gpus, stage), lambda line: log.info("%s | %s", stage, line), lock_handles()
+        )
         if code:
-            raise failure(stage, code, lines)
+            raise stage_error(stage, code, lines)
         return lines
 
     try:
-        return machines.work(stage, revision, repro)
-    except machines.CommandFailed as error:  # the remote, or the way to it
+        return remote_repro.work(stage, revision, repro)
+    except remote_repro.CommandFailed as error:  # the remote, or the connection to it
         raise StageFailed(str(error)) from error
     except UserError as error:
-        raise StageRefused(str(error)) from error
+        raise PermanentStageFailure(str(error)) from error
 
 
 # --- the coordinator --------------------------------------------------------------------------------------------------
@@ -85,79 +95,95 @@ def run_and_push(stage: str, revision: str, gpus: int) -> list[str]:
 
 @flow(name="fleet", log_prints=True)
 def fleet(targets: list[str] | None = None) -> dict[str, str]:
-    """Every stage, or those that `targets` need, on whatever worker is free: {stage: "ran" (asked for) or "unchanged"}.
+    """Run all stages, or `targets` and what they need, on free workers: {stage: "ran" or "unchanged"}.
 
-    Raises UserError where a pool that it needs has no worker, or this clone has something that no other has.
+    Raises UserError if a pool that it needs has no worker, or if this clone has changes that no other has.
     """
     end_with_worker()
-    with alone(get_run_logger().info):
-        machines.check_clone()
+    with run_lock(get_run_logger().info):
+        remote_repro.check_clone()
         revision = git("rev-parse", "HEAD")
-        machines.bring()
+        remote_repro.checkout_outputs()
         whole = read_graph()
-        done = ask_for(whole.part(targets) if targets else whole, list(whole.needs), revision)
-        machines.collect(targets)
-    if RAN in done.values():
-        show_results()
-    return done
+        results = submit_stages(whole.part(targets) if targets else whole, list(whole.needs), revision)
+        remote_repro.collect(targets)
+    if RAN in results.values():
+        publish_results()
+    return results
 
 
-def ask_for(graph: Graph, known: list[str], revision: str) -> dict[str, str]:
-    """All stages of the graph in their order; what was asked for is cancelled if this is stopped."""
-    placement, asked, running = read_placement(known), [], {}
+def submit_stages(graph: Graph, stages: list[str], revision: str) -> dict[str, str]:
+    """Submit all stages of the graph in order and wait for them.
+
+    The submitted runs are cancelled if this is stopped.
+    """
+    placement, run_ids, futures = read_placement(stages), [], {}
     with get_client(sync_client=True) as client:
         check_workers(client, {deployment(placement.of(stage)) for stage in graph.needs if graph.stale})
         try:
             for stage, needs in graph.needs.items():
-                before = [running[other] for other in needs]
-                one = ask_a_worker.with_options(name=stage)
-                running[stage] = one.submit(stage, stage in graph.stale, vars(placement.of(stage)), revision, before, asked)
-            return outcome(running)
+                before = [futures[other] for other in needs]
+                futures[stage] = run_on_worker.with_options(name=stage).submit(
+                    stage, stage in graph.stale, vars(placement.of(stage)), revision, before, run_ids
+                )
+            return collect_results(futures)
         finally:
-            cancel(client, asked)
+            cancel_runs(client, run_ids)
 
 
-def is_the_servers(task_: object, run: object, state: State) -> bool:
-    """Whether asking failed, not the stage: it is asked again, and what was asked for already is taken up."""
+def is_server_failure(task_: object, run: object, state: State) -> bool:
+    """Whether the request failed, not the stage: a retry then finds the run if it was submitted already."""
     return not isinstance(state.result(raise_on_failure=False), StageFailed)
 
 
 @task(
-    task_run_name="{stage}", cache_policy=NO_CACHE, log_prints=True,
-    retries=len(PAUSES), retry_delay_seconds=PAUSES, retry_condition_fn=is_the_servers,
-)  # fmt: skip
-def ask_a_worker(stage: str, is_stale: bool, place: dict, revision: str, before: list[str], asked: list[UUID]) -> str:
-    """One stage as a run of its own; returns when that has ended, and raises StageFailed where it ended otherwise."""
-    if not is_stale and RAN not in before:
+    task_run_name="{stage}",
+    cache_policy=NO_CACHE,
+    log_prints=True,
+    retries=len(RETRY_DELAYS),
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=is_server_failure,
+)
+def run_on_worker(
+    stage: str, is_stale: bool, place: dict, revision: str, needs: list[str], run_ids: list[UUID]
+) -> str:
+    """Run one stage as a run of its own and wait until it ends.
+
+    Raises StageFailed if it does not complete.
+    """
+    if not is_stale and RAN not in needs:
         return CACHED
-    given = {"stage": stage, "revision": revision, "place": place, "pipeline": f"fleet-{flow_run.id}"}
+    parameters = {"stage": stage, "revision": revision, "place": place, "pipeline": f"fleet-{flow_run.id}"}
     with get_client(sync_client=True) as client:
-        run = asked_before(client, stage, revision)
-        run = run or run_deployment(deployment(Place(**place)), parameters=given, flow_run_name=stage, timeout=0)
-        asked.append(run.id)
-        print(f"{stage} is run {run.id}; its lines: prefect flow-run logs {run.id}")
-        state = end_of(client, run)
+        run = find_submitted_run(client, stage, revision) or run_deployment(
+            deployment(Place(**place)), parameters=parameters, flow_run_name=stage, timeout=0
+        )
+        run_ids.append(run.id)
+        print(f"{stage} is run {run.id}; its log: prefect flow-run logs {run.id}")
+        state = wait_for_end(client, run)
     if not state.is_completed():
-        raise StageFailed(f"stage {stage} is {state.name.lower()} on its worker: {' '.join((state.message or '').split())}")
+        raise StageFailed(
+            f"stage {stage} is {state.name.lower()} on its worker: {' '.join((state.message or '').split())}"
+        )
     return RAN
 
 
-def asked_before(client: SyncPrefectClient, stage: str, revision: str) -> FlowRun | None:
-    """The run that a coordinator asked for and did not live to see the end of."""
-    going = FlowRunFilterStateType(any_=[StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING])
-    wanted = FlowRunFilter(name=FlowRunFilterName(any_=[stage]), state=FlowRunFilterState(type=going))
-    found = client.read_flow_runs(flow_run_filter=wanted)
-    return next((run for run in found if run.parameters.get("revision") == revision), None)
+def find_submitted_run(client: SyncPrefectClient, stage: str, revision: str) -> FlowRun | None:
+    """The active run that an earlier coordinator submitted and did not wait for."""
+    active = FlowRunFilterStateType(any_=[StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING])
+    query = FlowRunFilter(name=FlowRunFilterName(any_=[stage]), state=FlowRunFilterState(type=active))
+    runs = client.read_flow_runs(flow_run_filter=query)
+    return next((run for run in runs if run.parameters.get("revision") == revision), None)
 
 
 def deployment(place: Place) -> str:
-    return WITH_GPU if place.gpus else WITHOUT
+    return GPU_DEPLOYMENT if place.gpus else CPU_DEPLOYMENT
 
 
-def end_of(client: SyncPrefectClient, run: FlowRun) -> State:
-    """The final state of a run, once it has one; a server that is away for a while is asked again."""
+def wait_for_end(client: SyncPrefectClient, run: FlowRun) -> State:
+    """The final state of a run, once it has one; while the server is down, it is asked again."""
     while True:
-        time.sleep(ASKED_EVERY)
+        time.sleep(POLL_SECONDS)
         try:
             state = client.read_flow_run(run.id).state
         except httpx.TransportError:
@@ -170,25 +196,24 @@ def end_of(client: SyncPrefectClient, run: FlowRun) -> State:
             return state
 
 
-def check_workers(client: SyncPrefectClient, wanted: set[str]) -> None:
-    """Raises UserError for a deployment that is not there, or that nobody would ever run."""
-    for name in sorted(wanted):
-        found = client.read_deployments(deployment_filter=_named(name))
-        if not found:
+def check_workers(client: SyncPrefectClient, deployments: set[str]) -> None:
+    """Raises UserError for a deployment that does not exist, or whose pool has no worker."""
+    for name in sorted(deployments):
+        query = DeploymentFilter(name=DeploymentFilterName(any_=[name.partition("/")[2]]))
+        matches = client.read_deployments(deployment_filter=query)
+        if not matches:
             raise UserError(f"the server has no deployment {name}. Run: make deploy")
-        pool = found[0].work_pool_name
-        online = [one.name for one in client.read_workers_for_work_pool(pool) if one.status == "ONLINE"]
-        if not online:
-            raise UserError(f"no worker takes runs from {pool}, which {name} needs. In a clone for each, run: make workers")
+        pool = matches[0].work_pool_name
+        workers = client.read_workers_for_work_pool(pool)
+        if not any(worker.status == "ONLINE" for worker in workers):
+            raise UserError(
+                f"no worker takes runs from {pool}, which {name} needs. In a clone for each, run: make workers"
+            )
 
 
-def _named(name: str) -> DeploymentFilter:
-    return DeploymentFilter(name=DeploymentFilterName(any_=[name.partition("/")[2]]))
-
-
-def cancel(client: SyncPrefectClient, asked: list[UUID]) -> None:
-    """Asks the workers to end what has not ended yet, as far as the server answers."""
-    for run_id in asked:
+def cancel_runs(client: SyncPrefectClient, run_ids: list[UUID]) -> None:
+    """Ask the workers to end the runs that have not ended yet, as far as the server answers."""
+    for run_id in run_ids:
         with contextlib.suppress(httpx.HTTPError):
             state = client.read_flow_run(run_id).state
             if state and not state.is_final():
@@ -196,17 +221,19 @@ def cancel(client: SyncPrefectClient, asked: list[UUID]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stages", nargs="*", help="only these stages and what they need (default: all)")
     targets = parser.parse_args(argv).stages or None
     try:
         server_url()
-        done = fleet(targets)
+        results = fleet(targets)
     except (RuntimeError, UserError) as error:
         print(f"fleet: {error}", file=sys.stderr)
         raise SystemExit(1) from error
-    ran = [stage for stage, how in done.items() if how == RAN]
-    print(f"fleet: {len(ran)} of {len(done)} stages went to workers{': ' if ran else ''}{', '.join(ran)}")
+    ran = [stage for stage, result in results.items() if result == RAN]
+    print(f"fleet: {len(ran)} of {len(results)} stages went to workers{': ' if ran else ''}{', '.join(ran)}")
 
 
 if __name__ == "__main__":

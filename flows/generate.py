@@ -1,4 +1,5 @@
-"""python -m flows.draw "a small red star on sand": prompts in, ranked pictures out, by the registry's champion."""
+"""python -m flows.generate "a small red star on sand": ranked images by the registry's champion."""
+
 from __future__ import annotations
 
 import argparse
@@ -10,73 +11,85 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows import gpu
-from flows._alone import held_places
-from flows._lifeline import end_with_worker
-from flows.artifacts import fitting, page
-from flows.keeper import kept
-from flows.repro import stream
-from thousandwords.errors import UserError
+from flows.dvc.repro import stream
+from flows.prefect_artifacts import fit_size_limit, image_page
+from flows.workers import gpu_lock
+from flows.workers.parent_watch import end_with_worker
+from flows.workers.run_lock import lock_handles
+from flows.workers.supervisor import supervised
+from thousandwords.core.errors import UserError
 
-OUT = Path("drawn")
+OUT = Path("generated")
 
 
 @task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[5, 20])
-def fetch_champion(alias: str) -> str:
+def fetch_package(alias: str) -> str:
     """The folder of the package with that alias, verified."""
-    from flows import registry  # here: it loads MLflow, which no other flow needs
+    from flows.registry.commands import FETCHED, fetch  # here: it loads MLflow, which other flows do not need
 
-    return str(registry.fetch(alias, registry.FETCHED))
+    return str(fetch(alias, FETCHED))
 
 
 @task(cache_policy=NO_CACHE)
-def draw_prompts(package: str, prompts: list[str], candidates: int, seed: int, out: str) -> list[str]:
-    """The grids, one per prompt, best first. Raises RuntimeError with the last lines."""
+def generate_images(package: str, prompts: list[str], candidates: int, seed: int, out: str) -> list[str]:
+    """The image grids, one per prompt, best candidate first.
+
+    Raises RuntimeError with the last lines of output.
+    """
     log = get_run_logger()
     with tempfile.TemporaryDirectory() as folder:
-        lines = Path(folder) / "prompts.txt"
-        lines.write_text("\n".join(prompts), encoding="utf-8", errors="surrogateescape")
-        code, said = stream(command(package, lines, candidates, seed, out), log.info, held_places())
+        file = Path(folder) / "prompts.txt"
+        file.write_text("\n".join(prompts), encoding="utf-8", errors="surrogateescape")
+        code, lines = stream(command(package, file, candidates, seed, out), log.info, lock_handles())
     if code:
-        raise RuntimeError(f"drawing failed with code {code}: " + " / ".join(said[-5:]))
-    return [line.rpartition(" -> ")[2] for line in said if " -> " in line]
+        raise RuntimeError(f"generating failed with code {code}: " + " / ".join(lines[-5:]))
+    return [line.rpartition(" -> ")[2] for line in lines if " -> " in line]
 
 
 def command(package: str, prompts: Path, candidates: int, seed: int, out: str) -> list[str]:
-    device = "cuda" if gpu.visible() else "cpu"
-    words = ["--prompts", str(prompts), "--candidates", str(candidates), "--seed", str(seed), "--out", out, "--device", device]
-    return kept([sys.executable, "-m", "thousandwords", "draw", "--package", package, *words], 1, "draw")
+    """The command line that generates images on one GPU, or on the CPU if there is none."""
+    device = "cuda" if gpu_lock.visible() else "cpu"
+    options = ["--prompts", str(prompts), "--candidates", str(candidates), "--seed", str(seed)]
+    options += ["--out", out, "--device", device]
+    generate_command = [sys.executable, "-m", "thousandwords", "generate", "--package", package, *options]
+    return supervised(generate_command, 1, "generate")
 
 
-@flow(name="draw")
-def draw(prompts: list[str], candidates: int = 32, seed: int = 0, alias: str = "champion", out: str = str(OUT)) -> list[str]:
-    """Ranked pictures of each prompt by the version with that alias; the files of the grids."""
+@flow(name="generate")
+def generate(
+    prompts: list[str], candidates: int = 32, seed: int = 0, alias: str = "champion", out: str = str(OUT)
+) -> list[str]:
+    """Generate ranked images of each prompt with the version of that alias; the files of the grids."""
     end_with_worker()
     lines = [prompt.strip() for prompt in prompts]
     if not lines or not all(lines) or any("\n" in line for line in lines):
-        raise UserError("each prompt should be one line of text, and there should be one at least")
-    grids = draw_prompts(fetch_champion(alias), lines, candidates, seed, out)
-    shown = page(fitting([Path(one) for one in grids]))
-    create_markdown_artifact(markdown=shown, key="drawn", description="; ".join(lines)[:200])
+        raise UserError("give one prompt or more; each prompt must be one line of text")
+    grids = generate_images(fetch_package(alias), lines, candidates, seed, out)
+    page = image_page(fit_size_limit([Path(grid) for grid in grids]))
+    create_markdown_artifact(markdown=page, key="generated", description="; ".join(lines)[:200])
     return grids
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prompt", nargs="*", help="what to draw; several prompts may be given")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("prompt", nargs="*", help="one or more prompts")
     parser.add_argument("--prompts", type=Path, help="a text file with one prompt per line")
-    parser.add_argument("--out", default=str(OUT), help=f"where the pictures go (default: {OUT})")
-    parser.add_argument("--candidates", "-n", type=int, default=32, help="drawn per prompt (default: 32)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other pictures (default: 0)")
-    parser.add_argument("--alias", default="champion", help="which version draws (default: champion)")
+    parser.add_argument("--out", default=str(OUT), help=f"folder of the images (default: {OUT})")
+    parser.add_argument("--candidates", "-n", type=int, default=32, help="images per prompt (default: 32)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other images (default: 0)")
+    parser.add_argument("--alias", default="champion", help="the version to use (default: champion)")
     options = parser.parse_args(argv)
-    from thousandwords.commands.prompts import read_prompts  # here: it loads torch, which a worker's flow does not need
+    from thousandwords.cli.prompts import (
+        read_prompts,
+    )  # here: it loads torch, which a worker's flow does not need
 
     try:
         prompts = read_prompts(options.prompt, options.prompts)
-        print("\n".join(draw(prompts, options.candidates, options.seed, options.alias, options.out)))
+        print("\n".join(generate(prompts, options.candidates, options.seed, options.alias, options.out)))
     except (RuntimeError, UserError) as error:
-        print(f"draw: {error}", file=sys.stderr)
+        print(f"generate: {error}", file=sys.stderr)
         raise SystemExit(1) from error
 
 

@@ -1,9 +1,11 @@
-"""python -m flows.nightly: new data -> the pipeline -> its figures -> the gate -> a new champion, or why not.
+"""python -m flows.nightly: new data -> pipeline -> metrics -> gate -> a new champion, or the reasons why not.
 
-Registering and promoting are side effects, so they are tasks here and never DVC stages: a cache would skip or replay them.
-What the night made is committed (`dvc.lock`, and what `dvc update` wrote), since the gate wants a commit that says how a version
-was made. Where somebody's own changes are in the folder nothing is committed, and the gate refuses.
+Registering and promoting are side effects, so they are tasks here and never DVC stages: a cache would skip or
+replay them. The outputs are committed (`dvc.lock`, and what `dvc update` wrote), since the gate requires a
+commit that says how a version was made. If the folder has changes of a user, nothing is committed, and the
+gate rejects the version.
 """
+
 from __future__ import annotations
 
 import sys
@@ -13,24 +15,23 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows._alone import alone, held_places
-from flows._git import changes, commit_all_of
-from flows._lifeline import end_with_worker
-from flows.machines import LOCK
+from flows.dvc.git import changed_files, commit_if_all
+from flows.dvc.remote_repro import LOCK
+from flows.dvc.repro import stream
 from flows.pipeline import pipeline
-from flows.repro import stream
-from thousandwords.errors import UserError
+from flows.workers.parent_watch import end_with_worker
+from flows.workers.run_lock import lock_handles, run_lock
+from thousandwords.core.errors import UserError
 
-IMPORTED = Path("data")  # where `dvc import` and `dvc import-url` leave their files
+DATA = Path("data")  # where `dvc import` and `dvc import-url` leave their files
 
 
 @task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[30, 120])
-def take_new_data() -> list[str]:
-    """Brings what `dvc import` took from elsewhere up to date; a folder of one's own is looked at by the pipeline itself."""
-    log, files = get_run_logger(), sorted(str(path) for path in IMPORTED.glob("*.dvc"))
+def update_data() -> list[str]:
+    """Update what `dvc import` took from elsewhere; the pipeline itself detects changes of local folders."""
+    log, files = get_run_logger(), sorted(str(path) for path in DATA.glob("*.dvc"))
     if files:
-        words = [sys.executable, "-m", "dvc", "update", *files]
-        code, lines = stream(words, log.info, held_places())
+        code, lines = stream([sys.executable, "-m", "dvc", "update", *files], log.info, lock_handles())
         if code:
             raise RuntimeError(f"dvc update failed with code {code}: " + " / ".join(lines[-5:]))
     return files
@@ -38,36 +39,36 @@ def take_new_data() -> list[str]:
 
 @task(cache_policy=NO_CACHE)
 def commit() -> str | None:
-    """The commit that records this night; None where nothing has changed, or not by this night alone."""
-    log, made = get_run_logger(), commit_all_of(is_of_a_run, "Record a nightly run")
-    if made:
-        log.info("committed what this run made as %s", made)
-    elif others := [name for name in changes("-uno") if not is_of_a_run(name)]:
-        log.warning("not committed, since this folder has changes of somebody's own: %s", ", ".join(others))
-    return made
+    """The commit that records this run; None if nothing changed, or if a user changed something, too."""
+    log, commit_id = get_run_logger(), commit_if_all(is_run_output, "Record a nightly run")
+    if commit_id:
+        log.info("committed the outputs of this run as %s", commit_id)
+    elif others := [name for name in changed_files("-uno") if not is_run_output(name)]:
+        log.warning("not committed, since this folder has changes of a user: %s", ", ".join(others))
+    return commit_id
 
 
-def is_of_a_run(name: str) -> bool:
-    """Whether a run writes this file: is_of_a_run("data/photos.dvc") -> True"""
+def is_run_output(name: str) -> bool:
+    """Whether a run writes this file: is_run_output("data/photos.dvc") -> True"""
     path = Path(name)
-    return name == LOCK or (path.suffix == ".dvc" and path.parent == IMPORTED)
+    return name == LOCK or (path.suffix == ".dvc" and path.parent == DATA)
 
 
 @task(cache_policy=NO_CACHE)
 def register() -> str:
-    """The package as a version of the registry; its number."""
-    from flows import registry  # here: it loads MLflow, which no other flow needs
+    """Register the package as a version; its number."""
+    from flows.registry import commands  # here: it loads MLflow, which other flows do not need
 
-    return str(registry.register(Path(".")))
+    return str(commands.register(Path(".")))
 
 
 @task(cache_policy=NO_CACHE)
 def promote(version: str) -> list[str]:
-    """Makes the version the champion; what the gate has against it where it does not."""
-    from flows import registry
+    """Make the version the champion; the gate's reasons if it does not."""
+    from flows.registry import commands
 
     try:
-        registry.promote(Path("."), version)
+        commands.promote(Path("."), version)
     except UserError as error:
         return str(error).splitlines()
     return []
@@ -75,32 +76,41 @@ def promote(version: str) -> list[str]:
 
 @flow(name="nightly")
 def nightly() -> dict:
-    """{"ran": stages that ran, "version": its number, "refusals": []}. A version that the gate refuses is no failure."""
+    """{"ran": stages that ran, "version": its number, "refusals": []}.
+
+    A version that the gate rejects is no failure.
+    """
     end_with_worker()
-    with alone(get_run_logger().info):
-        take_new_data()
-        ran = [stage for stage, how in pipeline().items() if how == "ran"]
+    with run_lock(get_run_logger().info):
+        update_data()
+        ran = [stage for stage, result in pipeline().items() if result == "ran"]
         commit()
         version = register()
         refusals = promote(version)
-    create_markdown_artifact(markdown=told(version, refusals, ran), key="champion", description="What the gate said")
+    create_markdown_artifact(
+        markdown=summary(version, refusals, ran), key="champion", description="The decision of the gate"
+    )
     return {"ran": ran, "version": version, "refusals": refusals}
 
 
-def told(version: str, refusals: list[str], ran: list[str]) -> str:
-    """What became of the night, as Markdown."""
-    outcome = f"version {version} is the champion" if not refusals else f"version {version} was not promoted"
-    lines = [f"# {outcome}", f"Stages that ran: {', '.join(ran) or 'none'}", *(f"- {line.lstrip('- ')}" for line in refusals)]
+def summary(version: str, refusals: list[str], ran: list[str]) -> str:
+    """The result of the run, as Markdown."""
+    outcome = f"version {version} was not promoted" if refusals else f"version {version} is the champion"
+    lines = [
+        f"# {outcome}",
+        f"Stages that ran: {', '.join(ran) or 'none'}",
+        *(f"- {line.lstrip('- ')}" for line in refusals),
+    ]
     return "\n\n".join(lines)
 
 
 def main() -> None:
     try:
-        done = nightly()
+        result = nightly()
     except (RuntimeError, UserError) as error:
         print(f"nightly: {error}", file=sys.stderr)
         raise SystemExit(1) from error
-    print(told(done["version"], done["refusals"], done["ran"]))
+    print(summary(result["version"], result["refusals"], result["ran"]))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Who is told of a run that ended: a webhook (THOUSANDWORDS_WEBHOOK_URL), a mailbox (THOUSANDWORDS_MAIL_URL), or both.
+"""Notifications of ended runs: to THOUSANDWORDS_WEBHOOK_URL, THOUSANDWORDS_MAIL_URL, or both.
 
-The server does the telling, also where the run's machine died; so the addresses are kept in its database, encrypted as all its
-blocks are, and shown nowhere.
+The server sends them, also if the run's machine died; so the addresses are stored in its database, encrypted
+like all its blocks, and never shown.
 """
+
 from __future__ import annotations
 
 import logging
@@ -17,59 +18,75 @@ from prefect.blocks.webhook import Webhook
 from prefect.events.actions import ActionTypes, CallWebhook, SendNotification
 from prefect.events.schemas.events import ResourceSpecification
 
-from thousandwords.errors import UserError
+from thousandwords.core.errors import UserError
 
 WEBHOOK, MAIL = "THOUSANDWORDS_WEBHOOK_URL", "THOUSANDWORDS_MAIL_URL"
-ENDS = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")}
+END_EVENTS = {
+    f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")
+}
 PAYLOAD = '{"run": "{{ flow_run.name }}", "flow": "{{ flow.name }}", "state": "{{ flow_run.state.name }}"}'
 SUBJECT = "{{ flow.name }}: {{ flow_run.state.name }}"
 BODY = "Run {{ flow_run.name }} of {{ flow.name }} ended: {{ flow_run.state.name }}. {{ flow_run.state.message or '' }}"
 
 
-def notices() -> list[Automation]:
-    """An automation for each address that the environment names. Raises UserError for one that is none, without showing it."""
-    found = {name: os.environ.get(name) for name in (WEBHOOK, MAIL)}
-    makers = {WEBHOOK: ("thousandwords: tell a webhook", webhook), MAIL: ("thousandwords: tell a mailbox", mail)}
-    return [told(name, make(found[key])) for key, (name, make) in makers.items() if found[key]]
+def notification_automations() -> list[Automation]:
+    """An automation for each address in the environment.
+
+    Raises UserError for an invalid one, without showing it.
+    """
+    actions = {  # the names are those on servers that were set up before: another would be a second automation
+        WEBHOOK: ("thousandwords: tell a webhook", webhook),
+        MAIL: ("thousandwords: tell a mailbox", mail),
+    }
+    return [
+        on_run_end(name, make_action(os.environ[variable]))
+        for variable, (name, make_action) in actions.items()
+        if os.environ.get(variable)
+    ]
 
 
 def webhook(url: str) -> CallWebhook:
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"{WEBHOOK} should be an address that begins with http:// or https://, found {url[:8]!r}...")
-    return CallWebhook(block_document_id=saved(Webhook(url=url, method="POST"), "thousandwords"), payload=PAYLOAD)
+        raise UserError(
+            f"{WEBHOOK} must be an address that begins with http:// or https://, found {url[:8]!r}..."
+        )
+    block = save_block(Webhook(url=url, method="POST"), "thousandwords")
+    return CallWebhook(block_document_id=block, payload=PAYLOAD)
 
 
 def mail(url: str) -> SendNotification:
-    """Mail by SMTP. The block is Slack's because the server knows it, and it hands any other address to apprise, which mails.
+    """Mail by SMTP.
 
-    A block of our own would be a class that the server cannot import; Prefect's own mail blocks are a service's, or its cloud's.
+    The block is Slack's because the server has it, and it passes any other address to apprise, which mails.
+    The server could not import a block class of this project; Prefect's own mail blocks need a commercial
+    service.
     """
-    if not url.startswith(("mailto://", "mailtos://")) or not _is_understood(url):
+    if not url.startswith(("mailto://", "mailtos://")) or not _is_valid(url):
         raise UserError(
-            f"{MAIL} should be an address as apprise takes it, mailtos://user:password@smtp.example.org?from=me@example.org"
+            f"{MAIL} must be an address in apprise's format, mailtos://user:password@smtp.example.org?from=me@example.org"
             f"&to=team@example.org, found {url.partition('://')[0][:8]!r}..."
         )
-    block = saved(SlackWebhook(url=url), "thousandwords-mail")
+    block = save_block(SlackWebhook(url=url), "thousandwords-mail")
     return SendNotification(block_document_id=block, subject=SUBJECT, body=BODY)
 
 
-def _is_understood(url: str) -> bool:
+def _is_valid(url: str) -> bool:
     log = logging.getLogger("apprise")
-    before, log.disabled = log.disabled, True  # it would tell the address
+    before, log.disabled = log.disabled, True  # it would log the address
     try:
         return bool(Apprise().add(url))
     finally:
         log.disabled = before
 
 
-def saved(block: Webhook | SlackWebhook, name: str) -> UUID:
+def save_block(block: Webhook | SlackWebhook, name: str) -> UUID:
     return block.save(name, overwrite=True)
 
 
-def told(name: str, action: ActionTypes) -> Automation:
-    """Does the action for each run that ends."""
+def on_run_end(name: str, action: ActionTypes) -> Automation:
+    """An automation that takes the action for each run that ends."""
     trigger = EventTrigger(
-        expect=ENDS,
+        expect=END_EVENTS,
         match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
         for_each={"prefect.resource.id"},
         posture=Posture.Reactive,

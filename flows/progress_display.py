@@ -1,4 +1,5 @@
-"""The lines of several stages at once: in a terminal a bar for each stage at work, in a log line after line."""
+"""The output of parallel stages: in a terminal one progress bar per stage, in a log line after line."""
+
 from __future__ import annotations
 
 import re
@@ -9,37 +10,40 @@ from tqdm import tqdm
 PROGRESS = re.compile(
     r"(?P<label>[^/]+): (?P<done>\d+)/(?P<total>\d+) \(\d+ %\), \S+ (?P<unit>\w+)/s, \S+ left(?:, (?P<note>.*))?"
 )
-CHATTER = re.compile(  # what DVC says at the end of every stage, and would say of a whole run once
+DVC_CHATTER = re.compile(  # what DVC prints at the end of every stage
     r"Running stage|> |Generating lock|Updating lock|To track the changes|To enable auto staging|Use `dvc push`|\tgit add|"
     r"\tdvc config|Data and pipelines are up to date|Verifying data sources|Stage '\w+' didn't change"
 )
 
 
-class Screen:
-    """Where stages side by side show what they do; a bar is made of the lines that stages/_progress.py writes."""
+class ProgressDisplay:
+    """Shows the output of parallel stages.
+
+    Bars are made from the lines that thousandwords/core/progress.py writes.
+    """
 
     def __init__(self) -> None:
         self.is_terminal = sys.stderr.isatty()
-        self.bars: dict[str, dict[str, tqdm]] = {}  # of each stage at work, by what a bar counts
+        self.bars: dict[str, dict[str, tqdm]] = {}  # {running stage: {label: bar}}
 
-    def begins(self, stage: str) -> None:
+    def start(self, stage: str) -> None:
         self.bars[stage] = {}
-        self.tell(f"{stage} ...")
+        self.print(f"{stage} ...")
 
-    def line(self, stage: str, text: str) -> None:
-        """A line of a stage's output."""
-        found = PROGRESS.fullmatch(text) if self.is_terminal else None
-        if found:
-            self._move(stage, found)
-        elif not CHATTER.match(text):
-            self.tell(text if text.startswith(f"{stage}: ") else f"{stage}: {text}")
+    def show_line(self, stage: str, text: str) -> None:
+        """Show a line of a stage's output."""
+        match = PROGRESS.fullmatch(text) if self.is_terminal else None
+        if match:
+            self._update_bar(stage, match)
+        elif not DVC_CHATTER.match(text):
+            self.print(text if text.startswith(f"{stage}: ") else f"{stage}: {text}")
 
-    def ends(self, stage: str) -> None:
+    def end(self, stage: str) -> None:
         for bar in self.bars.pop(stage, {}).values():
             bar.close()
 
-    def tell(self, text: str) -> None:
-        """A line above the bars."""
+    def print(self, text: str) -> None:
+        """Print a line above the bars."""
         if self.is_terminal:
             tqdm.write(text, file=sys.stderr)
         else:
@@ -47,13 +51,13 @@ class Screen:
 
     def close(self) -> None:
         for stage in list(self.bars):
-            self.ends(stage)
+            self.end(stage)
 
-    def _move(self, stage: str, found: re.Match) -> None:
-        bars, label, done = self.bars.setdefault(stage, {}), found["label"], int(found["done"])
-        if label not in bars:  # the rate is of what is done from here on: a resumed training begins late
-            shown = {"unit": found["unit"], "dynamic_ncols": True, "leave": False, "file": sys.stderr}
-            bars[label] = tqdm(initial=done, total=int(found["total"]), desc=label, **shown)
+    def _update_bar(self, stage: str, match: re.Match) -> None:
+        bars, label, done = self.bars.setdefault(stage, {}), match["label"], int(match["done"])
+        if label not in bars:  # the rate counts from here: a resumed training starts late
+            options = {"unit": match["unit"], "dynamic_ncols": True, "leave": False, "file": sys.stderr}
+            bars[label] = tqdm(initial=done, total=int(match["total"]), desc=label, **options)
         bar = bars[label]
         bar.n = done
-        bar.set_postfix_str(found["note"] or "")
+        bar.set_postfix_str(match["note"] or "")

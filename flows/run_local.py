@@ -1,8 +1,10 @@
-"""python -m flows.run: brings every stage up to date, those that need nothing of each other side by side. What `make run` calls.
+"""python -m flows.run_local: brings every stage up to date, independent stages in parallel.
 
-The same graph, commands and bytes as `dvc repro`, which has one stage at a time: on two cores the scorer learns on one while the
-image tokenizer learns on the other. Where there is a GPU the stages take turns, each with all of it. No server is needed.
+`make run` calls it. The same graph, commands and bytes as `dvc repro`, which runs one stage at a time: on two
+cores the scorer trains on one while the image tokenizer trains on the other. With a GPU the stages run one by
+one, each with all GPUs. No server is needed.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -16,52 +18,68 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from flows import gpu
-from flows._alone import alone
-from flows._screen import Screen
-from flows.graph import Graph, read_graph_when_free
-from flows.placement import read_placement
-from flows.repro import CACHED, RAN, StageFailed, begin, command, failure, has_waited_for_others, is_skipped
-from thousandwords.errors import UserError
+from flows.dvc.graph import Graph, read_graph_when_free
+from flows.dvc.repro import (
+    CACHED,
+    RAN,
+    StageFailed,
+    is_skipped,
+    repro_command,
+    stage_error,
+    start_process,
+    wait_if_busy,
+)
+from flows.progress_display import ProgressDisplay
+from flows.workers import gpu_lock
+from flows.workers.placement import read_placement
+from flows.workers.run_lock import run_lock
+from thousandwords.core.errors import UserError
 
 PATIENCE = 12.0  # seconds for a last checkpoint once a run is stopped
 
 
 @dataclass
 class Job:
-    """A stage at work."""
+    """A running stage."""
 
     process: subprocess.Popen
     lines: list[str] = field(default_factory=list)
 
 
 class Jobs:
-    """The stages at work, whose lines and ends come one after the other."""
+    """The running stages; their lines and ends come one after the other."""
 
     def __init__(self) -> None:
-        self.at_work: dict[str, Job] = {}
+        self.running: dict[str, Job] = {}
         self._events: queue.SimpleQueue[tuple[str, str | None]] = queue.SimpleQueue()
 
     def start(self, stage: str) -> None:
-        # a group of its own: Ctrl-C comes to this process, which passes it on once
-        job = self.at_work[stage] = Job(begin(command(stage), process_group=0))
+        # a process group of its own: Ctrl-C reaches this process only, which passes it on once
+        job = self.running[stage] = Job(start_process(repro_command(stage), process_group=0))
         threading.Thread(target=self._read, args=(stage, job), daemon=True).start()
 
     def next(self) -> tuple[str, str | None, Job]:
-        """(stage, line, job) of the next line; the line is None where the stage has ended."""
+        """(stage, line, job) of the next line; the line is None if the stage has ended."""
         stage, line = self._events.get()
-        job = self.at_work[stage]
+        job = self.running[stage]
         if line is None:
             job.process.wait()
-            del self.at_work[stage]
+            del self.running[stage]
         else:
             job.lines.append(line)
         return stage, line, job
 
     def stop(self) -> None:
-        """Asks all to end as Ctrl-C does, and sees to it that they have: what trains keeps a checkpoint first."""
-        for number, patience in ((signal.SIGINT, PATIENCE / 2), (signal.SIGTERM, PATIENCE), (signal.SIGKILL, PATIENCE)):
-            alive = [job.process for job in self.at_work.values() if job.process.poll() is None]
+        """Stop all as Ctrl-C does and wait until they have ended.
+
+        A training stage saves a checkpoint first.
+        """
+        for number, patience in (
+            (signal.SIGINT, PATIENCE / 2),
+            (signal.SIGTERM, PATIENCE),
+            (signal.SIGKILL, PATIENCE),
+        ):
+            alive = [job.process for job in self.running.values() if job.process.poll() is None]
             for process in alive:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
@@ -77,56 +95,60 @@ class Jobs:
         self._events.put((stage, None))
 
 
-def run(graph: Graph, parallel: int, screen: Screen) -> dict[str, str]:
-    """Every stage as soon as what it needs is done: {stage: "ran" or "unchanged"}.
+def run(graph: Graph, parallel: int, display: ProgressDisplay) -> dict[str, str]:
+    """Run each stage as soon as what it needs is done: {stage: "ran" or "unchanged"}.
 
-    Raises StageFailed as soon as one fails; the others are stopped, and go on from their last checkpoint in the next run.
+    Raises StageFailed as soon as one fails; the others are stopped, and resume from their last checkpoint in
+    the next run.
     """
-    done: dict[str, str] = {}
+    results: dict[str, str] = {}
     jobs = Jobs()
     try:
-        while len(done) < len(graph.needs):
-            for stage in ready(graph, done, jobs):
-                if stage not in graph.stale and RAN not in [done[other] for other in graph.needs[stage]]:
-                    done[stage] = CACHED
-                elif len(jobs.at_work) < parallel:
-                    screen.begins(stage)
+        while len(results) < len(graph.needs):
+            for stage in ready_stages(graph, results, jobs):
+                if stage not in graph.stale and RAN not in [results[other] for other in graph.needs[stage]]:
+                    results[stage] = CACHED
+                elif len(jobs.running) < parallel:
+                    display.start(stage)
                     jobs.start(stage)
-            if jobs.at_work:
-                done |= follow(jobs, screen)
-        return done
+            if jobs.running:
+                results |= handle_next_line(jobs, display)
+        return results
     finally:
         jobs.stop()
-        screen.close()
+        display.close()
 
 
-def ready(graph: Graph, done: dict[str, str], jobs: Jobs) -> list[str]:
-    """The stages that nothing keeps from running."""
-    return [stage for stage, needs in graph.needs.items()
-            if stage not in done and stage not in jobs.at_work and done.keys() >= set(needs)]  # fmt: skip
+def ready_stages(graph: Graph, results: dict[str, str], jobs: Jobs) -> list[str]:
+    """The stages that could start now."""
+    return [
+        stage
+        for stage, needs in graph.needs.items()
+        if stage not in results and stage not in jobs.running and results.keys() >= set(needs)
+    ]
 
 
-def follow(jobs: Jobs, screen: Screen) -> dict[str, str]:
-    """Shows the next line; where a stage has ended with it, what became of it."""
+def handle_next_line(jobs: Jobs, display: ProgressDisplay) -> dict[str, str]:
+    """Show the next line; {stage: result} if a stage has ended, else {}. Raises StageFailed."""
     stage, line, job = jobs.next()
     if line is not None:
-        screen.line(stage, line)
+        display.show_line(stage, line)
         return {}
-    screen.ends(stage)
+    display.end(stage)
     if not job.process.returncode:
         return {stage: CACHED if is_skipped(stage, job.lines) else RAN}
-    if not has_waited_for_others("\n".join(job.lines), screen.tell):
-        raise failure(stage, job.process.returncode, job.lines)
-    return {}  # it is begun anew
+    if not wait_if_busy("\n".join(job.lines), display.print):
+        raise stage_error(stage, job.process.returncode, job.lines)
+    return {}  # it is started again
 
 
-def count_places(stages: list[str]) -> int:
-    """How many stages may be at work at once: of those with a GPU one, which sees all GPUs of this machine."""
-    return 1 if gpu.visible() else read_placement(stages).parallel
+def max_parallel(stages: list[str]) -> int:
+    """How many stages may run at once: one with a GPU, since each sees all GPUs of this machine."""
+    return 1 if gpu_lock.visible() else read_placement(stages).parallel
 
 
 def stop_on_signals() -> None:
-    """SIGTERM and the end of a terminal stop this program as Ctrl-C does."""
+    """Let SIGTERM and the end of a terminal stop this program as Ctrl-C does."""
 
     def on_signal(number: int, _: object) -> None:
         raise SystemExit(128 + number)
@@ -136,39 +158,44 @@ def stop_on_signals() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stages", nargs="*", help="only these stages and what they need (default: all)")
-    wanted = parser.parse_args(argv).stages
-    os.environ.setdefault("THOUSANDWORDS_PIPELINE", f"run-{os.getpid()}-{int(time.time())}")  # one MLflow parent for all
-    screen, started = Screen(), time.monotonic()
-    if screen.is_terminal:
+    targets = parser.parse_args(argv).stages
+    # one MLflow parent run for all stages
+    os.environ.setdefault("THOUSANDWORDS_PIPELINE", f"run-{os.getpid()}-{int(time.time())}")
+    display, started = ProgressDisplay(), time.monotonic()
+    if display.is_terminal:
         os.environ["THOUSANDWORDS_SECONDS_BETWEEN_LINES"] = "0.5"
     try:
         stop_on_signals()
-        with alone(screen.tell):
-            whole = read_graph_when_free(screen.tell)
-            done = run(whole.part(wanted) if wanted else whole, count_places(list(whole.needs)), screen)
-    except StageFailed as error:  # its lines stand above
-        told = str(error).partition(":")[0]
-        print(f"run: {told}. What was made before it stays; mend it, and run the same again", file=sys.stderr)
+        with run_lock(display.print):
+            whole = read_graph_when_free(display.print)
+            graph = whole.part(targets) if targets else whole
+            results = run(graph, max_parallel(list(whole.needs)), display)
+    except StageFailed as error:  # its output is above
+        message = str(error).partition(":")[0]
+        print(f"run: {message}. Finished stages are kept; fix it, and run the same again", file=sys.stderr)
         raise SystemExit(1) from error
     except (RuntimeError, UserError) as error:
         print(f"run: {error}", file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt as error:
-        print("run: stopped. What was training goes on from its last checkpoint in the next run", file=sys.stderr)
+        print("run: stopped. Training resumes from its last checkpoint in the next run", file=sys.stderr)
         raise SystemExit(130) from error
-    print(summary(done, round(time.monotonic() - started)))
+    print(summary(results, round(time.monotonic() - started)))
 
 
-def summary(done: dict[str, str], seconds: int) -> str:
+def summary(results: dict[str, str], seconds: int) -> str:
     """summary({"a": "ran", "b": "unchanged"}, 65) -> "1 stage ran in 1 min 5 s; unchanged: b" """
-    ran = sum(how == RAN for how in done.values())
-    unchanged = [stage for stage, how in done.items() if how == CACHED]
-    if not ran:
+    num_ran = sum(result == RAN for result in results.values())
+    unchanged = [stage for stage, result in results.items() if result == CACHED]
+    if not num_ran:
         return "nothing has changed: every stage is up to date"
-    taken = f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
-    return f"{ran} stage{'s' * (ran > 1)} ran in {taken}" + (f"; unchanged: {', '.join(unchanged)}" if unchanged else "")
+    duration = f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
+    text = f"{num_ran} stage{'s' * (num_ran > 1)} ran in {duration}"
+    return text + (f"; unchanged: {', '.join(unchanged)}" if unchanged else "")
 
 
 if __name__ == "__main__":

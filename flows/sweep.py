@@ -1,8 +1,10 @@
-"""python -m flows.sweep generator.training.learning_rate=0.001,0.004 seed=0,1: a DVC experiment per combination of values.
+"""python -m flows.sweep generator.training.learning_rate=0.001,0.004 seed=0,1: an experiment per combination.
 
-Each runs in a copy of the project that DVC makes, so the folder itself stays as it is. `dvc exp show` compares them, and so
-does MLflow: each experiment's parent run has its values and its figures, and the tag `sweep`.
+Each runs in a copy of the project that DVC makes, so the folder itself does not change. `dvc exp show`
+compares them, and so does MLflow: each experiment's parent run has its values and its metrics, and the tag
+`sweep`.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -17,48 +19,59 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows._alone import alone, held_places
-from flows._lifeline import end_with_worker
-from flows.artifacts import table
-from flows.pipeline import places
-from flows.placement import read_placement
-from flows.repro import StageFailed, stream
-from thousandwords.errors import UserError
+from flows.dvc.repro import StageFailed, stream
+from flows.pipeline import stage_slots
+from flows.prefect_artifacts import metrics_table
+from flows.workers.parent_watch import end_with_worker
+from flows.workers.placement import read_placement
+from flows.workers.run_lock import lock_handles, run_lock
+from flows.workers.supervisor import supervised
+from thousandwords.core.errors import UserError
 
-EXPERIMENT = "thousandwords"  # that of the stages (stages/_run.py)
-LARGEST = 200  # experiments in one sweep: a typing error should not cost a month
+EXPERIMENT = "thousandwords"  # that of the stages (stages/runtime/tracking.py)
+MAX_EXPERIMENTS = 200  # in one sweep: a typing error should not cost a month
 
 
 def combinations(grid: dict[str, list]) -> list[dict[str, object]]:
-    """{"a": [1, 2], "b": [3]} -> [{"a": 1, "b": 3}, {"a": 2, "b": 3}]; raises UserError for none or too many."""
+    """{"a": [1, 2], "b": [3]} -> [{"a": 1, "b": 3}, {"a": 2, "b": 3}].
+
+    Raises UserError for none or too many.
+    """
     if not grid or not all(grid.values()):
         raise UserError("a sweep needs values to try, such as generator.training.learning_rate=0.001,0.004")
-    found = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    if len(found) > LARGEST:
-        raise UserError(f"these values make {len(found)} experiments, more than {LARGEST}. Try fewer values at once")
-    return found
+    rows = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    if len(rows) > MAX_EXPERIMENTS:
+        raise UserError(
+            f"these values make {len(rows)} experiments, more than {MAX_EXPERIMENTS}. Try fewer values at once"
+        )
+    return rows
 
 
-def check_knobs(grid: dict[str, list], params: Path = Path("params.yaml")) -> None:
-    """Raises UserError for a knob that params.yaml does not set: DVC would add it, and the stage refuse it hours later."""
-    known = yaml.safe_load(params.read_text(encoding="utf-8"))
-    for knob in grid:
-        block = known
-        for name in knob.split("."):
+def check_settings(grid: dict[str, list], params: Path = Path("params.yaml")) -> None:
+    """Raises UserError for a setting not in params.yaml: DVC would add it, and a stage reject it hours later."""
+    settings = yaml.safe_load(params.read_text(encoding="utf-8"))
+    for setting in grid:
+        block = settings
+        for name in setting.split("."):
             if not isinstance(block, dict) or name not in block:
-                raise UserError(f"params.yaml has no {knob}. Write the knob there with its usual value, then sweep over others")
+                raise UserError(
+                    f"params.yaml has no {setting}. Add it there with its default value, then sweep over others"
+                )
             block = block[name]
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
 def run_experiment(name: str, values: dict[str, object], parallel: int) -> str:
-    """One experiment by DVC, in a copy of the project. Raises StageFailed with the last lines."""
+    """Run one experiment with DVC, in a copy of the project. Raises StageFailed with the last lines."""
     log = get_run_logger()
-    sets = [word for knob, value in values.items() for word in ("-S", f"{knob}={yaml.safe_dump(value).split(chr(10))[0]}")]
-    keeper = [sys.executable, "-m", "flows.keeper", "--gpus", "1", "--what", name, "--", "env", f"THOUSANDWORDS_PIPELINE={name}"]
-    with places(parallel):
-        words = [*keeper, sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name, *sets]
-        code, lines = stream(words, lambda line: log.info("%s | %s", name, line), held_places())
+    command = ["env", f"THOUSANDWORDS_PIPELINE={name}", sys.executable, "-m", "dvc", "exp", "run", "--temp"]
+    command += ["--name", name]
+    for setting, value in values.items():
+        command += ["-S", f"{setting}={yaml.safe_dump(value).split(chr(10))[0]}"]
+    with stage_slots(parallel):
+        code, lines = stream(
+            supervised(command, 1, name), lambda line: log.info("%s | %s", name, line), lock_handles()
+        )
     if code:
         raise StageFailed(f"experiment {name} failed with code {code}: " + " / ".join(lines[-5:]))
     return name
@@ -66,92 +79,110 @@ def run_experiment(name: str, values: dict[str, object], parallel: int) -> str:
 
 @flow(name="sweep")
 def sweep(grid: dict[str, list]) -> list[dict]:
-    """A row for each combination: its name, its values, and its figures as DVC knows them."""
+    """Run every combination; a row for each with its name, its values and its metrics."""
     end_with_worker()
-    wanted = combinations(grid)
-    check_knobs(grid)
-    with alone(get_run_logger().info):
-        use_one_diary()
+    settings = combinations(grid)
+    check_settings(grid)
+    with run_lock(get_run_logger().info):
+        use_shared_tracking()
         title = datetime.now(UTC).strftime("sweep-%Y%m%d-%H%M%S")
         parallel = read_placement(list(yaml.safe_load(Path("dvc.yaml").read_text())["stages"])).parallel
-        futures = [run_experiment.submit(f"{title}-{n}", values, parallel) for n, values in enumerate(wanted)]
+        futures = [
+            run_experiment.submit(f"{title}-{n}", values, parallel) for n, values in enumerate(settings)
+        ]
         for future in futures:
             future.wait()
-    rows = compare(title, wanted)
+    rows = compare(title, settings)
     create_table_artifact(table=rows, key="sweep", description=title)
-    failed = [str(one.result(raise_on_failure=False)) for one in futures if one.state.is_failed()]
-    if failed:
-        raise RuntimeError("; ".join(failed))
+    errors = [str(future.result(raise_on_failure=False)) for future in futures if future.state.is_failed()]
+    if errors:
+        raise RuntimeError("; ".join(errors))
     return rows
 
 
-def use_one_diary() -> None:
-    """All experiments write into this folder's MLflow, though DVC runs each in a copy of it."""
+def use_shared_tracking() -> None:
+    """Let all experiments write into this folder's MLflow, although DVC runs each in a copy of the folder."""
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{Path('.mlflow').resolve()}/mlflow.db")
     Path(".mlflow").mkdir(exist_ok=True)
-    client = diary()
+    client = mlflow_client()
     if client.get_experiment_by_name(EXPERIMENT) is None:
         is_local = os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:")
-        client.create_experiment(EXPERIMENT, Path(".mlflow/artifacts").resolve().as_uri() if is_local else None)
+        client.create_experiment(
+            EXPERIMENT, Path(".mlflow/artifacts").resolve().as_uri() if is_local else None
+        )
 
 
-def diary():
-    """MLflow's client; it loads when it is needed."""
-    import mlflow
+def mlflow_client():
+    """MLflow's client."""
+    import mlflow  # late: loading takes a second
 
     return mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
 
 
-def compare(title: str, wanted: list[dict[str, object]]) -> list[dict]:
-    """The rows of a sweep, from what DVC keeps of its experiments; written into MLflow beside what the stages wrote."""
+def compare(title: str, settings: list[dict[str, object]]) -> list[dict]:
+    """The rows of a sweep, from DVC's table of experiments.
+
+    Also written into MLflow, next to the stages' runs.
+    """
     from dvc.api import exp_show
 
-    known = {row.get("Experiment"): row for row in exp_show()}
-    knobs = {row["figure"] for row in table(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8")))}
+    experiments = {row.get("Experiment"): row for row in exp_show()}
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    param_names = {row["figure"] for row in metrics_table(params)}
     rows = []
-    for number, values in enumerate(wanted):
+    for number, values in enumerate(settings):
         name = f"{title}-{number}"
-        figures = {key: value for key, value in known.get(name, {}).items() if is_figure(key, value) and key not in knobs}
-        rows.append({"experiment": name, **values, **{key: round(value, 4) for key, value in figures.items()}})
-        write_down(title, name, values, figures)
+        metrics = {
+            key: value
+            for key, value in experiments.get(name, {}).items()
+            if is_metric(key, value) and key not in param_names
+        }
+        rows.append(
+            {"experiment": name, **values, **{key: round(value, 4) for key, value in metrics.items()}}
+        )
+        log_experiment(title, name, values, metrics)
     return rows
 
 
-def is_figure(key: str, value: object) -> bool:
+def is_metric(key: str, value: object) -> bool:
     """Whether a column of `dvc exp show` is a number of a metrics file."""
     return isinstance(value, int | float) and not isinstance(value, bool) and "params.yaml" not in key
 
 
-def write_down(title: str, name: str, values: dict[str, object], figures: dict[str, float]) -> None:
-    """Gives the parent run of an experiment its values and figures, so that MLflow's own page compares them."""
-    client = diary()
+def log_experiment(title: str, name: str, values: dict[str, object], metrics: dict[str, float]) -> None:
+    """Log values and metrics to the parent run of an experiment, so that MLflow's own page compares them."""
+    client = mlflow_client()
     experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
-    found = client.search_runs([experiment], f"tags.pipeline = '{name}'", max_results=1)
+    runs = client.search_runs([experiment], f"tags.pipeline = '{name}'", max_results=1)
     tags = {"pipeline": name, "mlflow.runName": name}
-    run = found[0].info.run_id if found else client.create_run(experiment, tags=tags).info.run_id
+    run = runs[0].info.run_id if runs else client.create_run(experiment, tags=tags).info.run_id
     client.set_tag(run, "sweep", title)
-    for knob, value in values.items():
-        client.log_param(run, knob, value)
-    for key, value in figures.items():
+    for setting, value in values.items():
+        client.log_param(run, setting, value)
+    for key, value in metrics.items():
         client.log_metric(run, key.replace("/", ".").replace(":", "."), value)
 
 
-def parsed(words: list[str]) -> dict[str, list]:
+def parse_grid(args: list[str]) -> dict[str, list]:
     """["a.b=1,2"] -> {"a.b": [1, 2]}; raises UserError."""
     grid = {}
-    for word in words:
-        knob, equals, values = word.partition("=")
+    for arg in args:
+        setting, equals, values = arg.partition("=")
         if not equals or not values:
-            raise UserError(f"{word!r} should be a knob and its values, such as generator.training.learning_rate=0.001,0.004")
-        grid[knob] = [yaml.safe_load(value) for value in values.split(",")]
+            raise UserError(
+                f"{arg!r} must be a setting and its values, such as generator.training.learning_rate=0.001,0.004"
+            )
+        grid[setting] = [yaml.safe_load(value) for value in values.split(",")]
     return grid
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("values", nargs="+", metavar="KNOB=VALUE,VALUE")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("values", nargs="+", metavar="SETTING=VALUE,VALUE")
     try:
-        rows = sweep(parsed(parser.parse_args(argv).values))
+        rows = sweep(parse_grid(parser.parse_args(argv).values))
     except (RuntimeError, UserError) as error:
         print(f"sweep: {error}", file=sys.stderr)
         raise SystemExit(1) from error

@@ -1,4 +1,6 @@
-"""python -m stages._preset smoke: makes presets/smoke.yaml the knobs in use. What stood in params.yaml is never lost."""
+"""python -m scripts.use_preset smoke: copy presets/smoke.yaml to params.yaml. Your own settings are kept in
+params.before.yaml."""
+
 from __future__ import annotations
 
 import argparse
@@ -6,30 +8,31 @@ import difflib
 import sys
 from pathlib import Path
 
-from thousandwords.files import write_bytes
+from thousandwords.core.files import write_bytes
 
-PRESETS, PARAMS, ASIDE = Path("presets"), Path("params.yaml"), Path("params.before.yaml")
+PRESETS, PARAMS, BACKUP = Path("presets"), Path("params.yaml"), Path("params.before.yaml")
 
 
-def use_preset(name: str, presets: Path = PRESETS, params: Path = PARAMS, aside: Path = ASIDE) -> str:
-    """Copies the preset over params.yaml; knobs of the user's own are set aside first. Returns what to tell.
+def use_preset(name: str, presets: Path = PRESETS, params: Path = PARAMS, backup: Path = BACKUP) -> str:
+    """Copy the preset to params.yaml, after a backup of the user's own settings. Returns the message to
+    print.
 
-    Raises ValueError that lists the presets there are.
+    Raises ValueError that lists the presets.
     """
-    known = {path.stem: path.read_bytes() for path in sorted(presets.glob("*.yaml"))}
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
+    contents = {path.stem: path.read_bytes() for path in sorted(presets.glob("*.yaml"))}
+    if name not in contents:
+        close = difflib.get_close_matches(name, contents, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"there is no preset {name!r}.{hint} There is: {', '.join(known)}")
+        raise ValueError(f"there is no preset {name!r}.{hint} There is: {', '.join(contents)}")
     before = params.read_bytes() if params.is_file() else b""
-    if before == known[name]:
+    if before == contents[name]:
         return f"params.yaml is the preset {name!r} already"
-    kept = ""
-    if before and before not in known.values():
-        write_bytes(aside, before)
-        kept = f"; your own knobs were set aside in {aside}"
-    write_bytes(params, known[name])
-    return f"params.yaml is now the preset {name!r}{kept}"
+    note = ""
+    if before and before not in contents.values():
+        write_bytes(backup, before)
+        note = f"; your own settings were saved in {backup}"
+    write_bytes(params, contents[name])
+    return f"params.yaml is now the preset {name!r}{note}"
 
 
 def main(argv: list[str] | None = None) -> None:

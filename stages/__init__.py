@@ -1,2 +1,3 @@
 """One thin module per DVC stage: read, call the library, write. Run as `python -m stages.<name> --help`."""
-from stages import _environment  # noqa: F401  first of all: it sets what torch and mlflow read when they are imported
+
+from stages.runtime import environment  # noqa: F401  first: it sets variables that torch and mlflow read on import

@@ -1,35 +1,41 @@
-"""A source of captioned images -> pair shards (data/pairs), a quarantine of what was refused, and counts."""
+"""A source of captioned images -> pair shards (data/pairs), a quarantine of rejected inputs, and counts."""
+
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from stages._progress import progress
-from stages._stage import Stage, arguments, stage
-from thousandwords.config import section
-from thousandwords.images import ANIMATED, BAD_PROFILE
-from thousandwords.pairs import Config, write_pairs
+from stages.runtime.stage import Stage, arguments, stage
+from thousandwords.core.config import section
+from thousandwords.core.progress import progress
+from thousandwords.data.image_decoding import ANIMATED, BAD_PROFILE
+from thousandwords.ingest.config import DataConfig
+from thousandwords.ingest.ingest import write_pairs
 
-FLAGS = {ANIMATED: "are animated (the first frame counts)", BAD_PROFILE: "have a bad colour profile (it is ignored)"}
+FLAGS = {
+    ANIMATED: "are animated (the first frame is used)",
+    BAD_PROFILE: "have a bad color profile (it is ignored)",
+}
 
 
-def prepare_pairs(out: Path, run: Stage) -> None:
-    config = section(run.params.get("data"), "data", Config)
-    counts = write_pairs(config, run.seed, out,
-                         lambda pairs, total: progress(pairs, "prepare_pairs", total, "pair"))
-    run.record_metrics({name: count for name, count in counts.items() if name.startswith("n_")})
-    run.record_metrics({f"pairs/{split}": count for split, count in counts["splits"].items()})
+def prepare_pairs(out: Path, context: Stage) -> None:
+    config = section(context.params.get("data"), "data", DataConfig)
+    counts = write_pairs(
+        config, context.seed, out, lambda pairs, total: progress(pairs, "prepare_pairs", total, "pair")
+    )
+    context.record_metrics({name: count for name, count in counts.items() if name.startswith("n_")})
+    context.record_metrics({f"pairs/{split}": count for split, count in counts["splits"].items()})
     for name in ("captions_dropped", "flags"):
-        run.record_metrics({f"{name}/{reason}": count for reason, count in counts.get(name, {}).items()})
+        context.record_metrics({f"{name}/{reason}": count for reason, count in counts.get(name, {}).items()})
     if flags := counts.get("flags"):
-        told = ", ".join(f"{count} {FLAGS[flag]}" for flag, count in flags.items())
-        print(f"prepare_pairs: of the {counts['n_ok']} pictures that were taken {told}", file=sys.stderr)
+        description = ", ".join(f"{count} {FLAGS[flag]}" for flag, count in flags.items())
+        print(f"prepare_pairs: of the {counts['n_ok']} accepted images {description}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments(__doc__, "out", argv=argv)
-    with stage("prepare_pairs", options, "data") as run:
-        prepare_pairs(options.out, run)
+    with stage("prepare_pairs", options, "data") as context:
+        prepare_pairs(options.out, context)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Samples + scorer -> scores and one best-first grid per prompt (results/ranked)."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,44 +8,49 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from stages._progress import progress
-from stages._stage import Stage, arguments, stage
-from stages._training import device_of
-from thousandwords import components, images
-from thousandwords.files import clear, write_bytes, write_manifest
-from thousandwords.naming import slug
-from thousandwords.samples import Samples, read_samples
-from thousandwords.tables import table_bytes
+from stages.runtime.stage import Stage, arguments, device_of, stage
+from thousandwords import components
+from thousandwords.core.filenames import slug
+from thousandwords.core.files import write_bytes
+from thousandwords.core.manifest import clear, write_manifest
+from thousandwords.core.parquet import table_bytes
+from thousandwords.core.progress import progress
+from thousandwords.data.contact_sheet import make_contact_sheet
+from thousandwords.data.images import encode_png, to_float
+from thousandwords.inference.sample_shards import Samples, read_samples
 
-SHOWN = 16  # candidates in a grid
-OVERVIEW = 24  # prompts in the overview
+MAX_CANDIDATES = 16  # in a grid
+MAX_PROMPTS = 24  # in the overview
 
 
-def rank_images(samples: Path, scorer: Path, out: Path, run: Stage) -> None:
-    drawn = read_samples(samples)
-    device = device_of(run)
-    model = components.load("scorers", scorer, mend="dvc repro train_scorer").to(device)
-    scores = np.zeros((len(drawn.prompts), drawn.candidates), np.float32)
+def rank_images(samples: Path, scorer: Path, out: Path, context: Stage) -> None:
+    generated = read_samples(samples)
+    device = device_of(context)
+    model = components.load("scorers", scorer, fix="dvc repro train_scorer").to(device)
+    scores = np.zeros((len(generated.prompts), generated.candidates), np.float32)
     names = []
     clear(out, "*.parquet", "*.png")
-    for prompt in progress(range(len(drawn.prompts)), "rank_images", len(drawn.prompts), "prompt"):
-        pictures = drawn.pictures(prompt)
-        scores[prompt] = score_pictures(model, pictures, drawn.prompts[prompt], device)
-        name = f"{prompt:03d}-{slug(drawn.prompts[prompt])}.png"
-        write_bytes(out / name, images.encode_png(best_first(pictures, scores[prompt], drawn.given.get(prompt))))
+    for prompt in progress(range(len(generated.prompts)), "rank_images", len(generated.prompts), "prompt"):
+        images = generated.images(prompt)
+        scores[prompt] = score_images(model, images, generated.prompts[prompt], device)
+        name = f"{prompt:03d}-{slug(generated.prompts[prompt])}.png"
+        sheet = best_first(images, scores[prompt], generated.kept_parts.get(prompt))
+        write_bytes(out / name, encode_png(sheet))
         names.append(name)
     write_bytes(out / "scores.parquet", table_bytes(score_table(scores)))
-    write_bytes(out / "overview.png", images.encode_png(overview(drawn, scores)))
+    write_bytes(out / "overview.png", encode_png(overview(generated, scores)))
     files = {name: None for name in (*names, "overview.png")} | {"scores.parquet": scores.size}
-    write_manifest(out, files, {"candidates": drawn.candidates, "prompts": len(drawn.prompts)})
-    run.record_files(out / "overview.png")
-    told = scores[drawn.from_text()]
-    run.record_metrics({"clip_score_n1": told.mean(), "clip_score_best": told.max(axis=1).mean()})
+    write_manifest(out, files, {"candidates": generated.candidates, "prompts": len(generated.prompts)})
+    context.record_files(out / "overview.png")
+    text_only = scores[generated.text_only_prompts()]
+    context.record_metrics(
+        {"clip_score_n1": text_only.mean(), "clip_score_best": text_only.max(axis=1).mean()}
+    )
 
 
-def score_pictures(model: torch.nn.Module, pictures: np.ndarray, prompt: str, device: str) -> np.ndarray:
-    """The scorer's opinion of N candidates of one prompt: (N,)."""
-    return model.score(images.to_float(pictures).to(device), [prompt] * len(pictures)).cpu().numpy()
+def score_images(model: torch.nn.Module, images: np.ndarray, prompt: str, device: str) -> np.ndarray:
+    """The scores of N candidates of one prompt: (N,)."""
+    return model.score(to_float(images).to(device), [prompt] * len(images)).cpu().numpy()
 
 
 def score_table(scores: np.ndarray) -> pa.Table:
@@ -61,32 +67,35 @@ def score_table(scores: np.ndarray) -> pa.Table:
     )
 
 
-def best_first(pictures: np.ndarray, scores: np.ndarray, given: np.ndarray | None = None) -> np.ndarray:
-    """A contact sheet of the best candidates with their scores below; before them what they were given."""
-    order = np.argsort(-scores, kind="stable")[:SHOWN]
-    shown, labels = pictures[order], [f"{scores[row]:.3f}" for row in order]
-    if given is not None:
-        shown, labels = np.concatenate([given[None], shown]), ["given", *labels]
-    return images.grid(shown, columns=min(8, len(shown)), labels=labels, zoom=zoom_of(pictures))
+def best_first(images: np.ndarray, scores: np.ndarray, kept_part: np.ndarray | None = None) -> np.ndarray:
+    """A contact sheet of the best candidates with their scores below; `kept_part`, if any, comes first."""
+    order = np.argsort(-scores, kind="stable")[:MAX_CANDIDATES]
+    best, labels = images[order], [f"{scores[row]:.3f}" for row in order]
+    if kept_part is not None:
+        best, labels = np.concatenate([kept_part[None], best]), ["kept", *labels]
+    return make_contact_sheet(best, columns=min(8, len(best)), labels=labels, zoom=zoom_of(images))
 
 
-def overview(drawn: Samples, scores: np.ndarray) -> np.ndarray:
+def overview(samples: Samples, scores: np.ndarray) -> np.ndarray:
     """The best candidate of some prompts of every split, with the prompt below."""
-    chosen = np.unique(np.linspace(0, len(drawn.prompts) - 1, OVERVIEW).astype(int))
-    best = np.stack([drawn.pictures(prompt)[scores[prompt].argmax()] for prompt in chosen])
-    labels = [f"{'completed: ' if prompt in drawn.given else ''}{drawn.prompts[prompt]}" for prompt in chosen]
-    return images.grid(best, columns=6, labels=labels, zoom=2 * zoom_of(best))
+    chosen = np.unique(np.linspace(0, len(samples.prompts) - 1, MAX_PROMPTS).astype(int))
+    best = np.stack([samples.images(prompt)[scores[prompt].argmax()] for prompt in chosen])
+    labels = [
+        f"{'inpainted: ' if prompt in samples.kept_parts else ''}{samples.prompts[prompt]}"
+        for prompt in chosen
+    ]
+    return make_contact_sheet(best, columns=6, labels=labels, zoom=2 * zoom_of(best))
 
 
-def zoom_of(pictures: np.ndarray) -> int:
-    """How often a small picture is enlarged to be looked at."""
-    return max(1, 96 // pictures.shape[1])
+def zoom_of(images: np.ndarray) -> int:
+    """The factor by which small images are enlarged in a grid."""
+    return max(1, 96 // images.shape[1])
 
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments(__doc__, "samples", "scorer", "out", argv=argv)
-    with stage("rank_images", options) as run:
-        rank_images(options.samples, options.scorer, options.out, run)
+    with stage("rank_images", options) as context:
+        rank_images(options.samples, options.scorer, options.out, context)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Token shards + text tokenizer -> an autoregressive transformer (models/generator) and its curves."""
+
 from __future__ import annotations
 
 import itertools
@@ -8,98 +9,130 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stages._launch import launch_processes
-from stages._stage import Stage, arguments, stage
-from stages._training import device_of, train
-from thousandwords import components, text, training
-from thousandwords.config import model_block, section
-from thousandwords.distributed import World
-from thousandwords.files import read_manifest, write_json
-from thousandwords.loader import Ahead, CaptionSettings, TokenLoader, positions
-from thousandwords.seeds import step_rng
-from thousandwords.shards import AnyTokenRows, all_captions, in_order, open_token_rows, read_token_rows
-from thousandwords.store import STORE, Store
-from thousandwords.text import PAD
+from stages.runtime.launch import launch_processes
+from stages.runtime.run_training import train
+from stages.runtime.stage import Stage, arguments, device_of, stage
+from thousandwords import components
+from thousandwords.core.cache import STORE, Store
+from thousandwords.core.config import model_block, section
+from thousandwords.core.files import write_json
+from thousandwords.core.manifest import read_manifest
+from thousandwords.core.rng import step_rng
+from thousandwords.core.special_tokens import PAD
+from thousandwords.data.batching import sequential_batches
+from thousandwords.data.loader import CaptionConfig, TokenLoader
+from thousandwords.data.prefetch import Prefetcher
+from thousandwords.data.sampler import positions
+from thousandwords.data.token_shards import AnyTokenRows, all_captions, open_token_rows, read_token_rows
+from thousandwords.text.bpe import TextTokenizer, load
+from thousandwords.training.config import TrainingConfig
+from thousandwords.training.distributed import World
 
-LOOK = 512  # validation rows that are watched while training
-MOST_COUNTED = 1_000_000  # captions looked at for their length, some seconds' work
+VALIDATION_ROWS = 512  # evaluated during training
+MAX_CAPTIONS_COUNTED = 1_000_000  # captions whose length is checked, which takes some seconds
 
 
-def train_generator(tokens: Path, text_tokenizer: Path, image_tokenizer: Path, out: Path, curves: Path, run: Stage):
-    block = run.params.get("generator") or {}
-    settings = model_block(block, "generator", CaptionSettings)
-    config = section(block["training"], "generator.training", training.Config)
-    words = text.load(text_tokenizer)
-    bound_to = read_manifest(image_tokenizer, mend="dvc repro train_image_tokenizer")["sha256"]
-    held_out = read_token_rows(tokens, "validation", bound_to, first=LOOK)
-    rows = open_token_rows(tokens, "train", bound_to, Store(STORE / "rows", kept_runs=2))
-    device = device_of(run)
-    torch.manual_seed(run.seed)
+def train_generator(
+    tokens: Path, text_tokenizer: Path, image_tokenizer: Path, out: Path, curves: Path, context: Stage
+) -> None:
+    block = context.params.get("generator") or {}
+    settings = model_block(block, "generator", CaptionConfig)
+    config = section(block["training"], "generator.training", TrainingConfig)
+    tokenizer = load(text_tokenizer)
+    fingerprint = read_manifest(image_tokenizer, fix="dvc repro train_image_tokenizer")["sha256"]
+    held_out = read_token_rows(tokens, "validation", fingerprint, first=VALIDATION_ROWS)
+    rows = open_token_rows(tokens, "train", fingerprint, Store(STORE / "rows", keep_runs=2))
+    device = device_of(context)
+    torch.manual_seed(context.seed)
     model = components.build(
         "generators",
         block["kind"],
         components.model_config("generators", block, "generator"),
-        text_vocab_size=words.vocab_size,
-        text_length=words.text_length,
+        text_vocab_size=tokenizer.vocab_size,
+        text_length=tokenizer.text_length,
         image_vocab_size=rows.header.vocab_size,
         scales=rows.header.scales,
     ).to(device)
-    loader = TokenLoader(rows, words, run.seed, settings.bpe_dropout)
-    _count_cut(words, rows, run)
-    watched = range(min(LOOK, len(held_out)))
-    watched_text = words.encode([held_out.captions[row][0] for row in watched]).to(device)
-    watched_tokens = held_out.batch(watched)[1].to(device)
+    loader = TokenLoader(rows, tokenizer, context.seed, settings.bpe_dropout)
+    _count_truncated(tokenizer, rows, context)
+    indices = range(min(VALIDATION_ROWS, len(held_out)))
+    validation_text = tokenizer.encode([held_out.captions[row][0] for row in indices]).to(device)
+    validation_tokens = held_out.batch(indices)[1].to(device)
 
-    def parts_of(step: int) -> list[tuple[Tensor, Tensor]]:
-        return [loader.batch(share) for share in run.world.shares(positions(step, config.batch_size), config.accumulation)]
+    def micro_batches_of(step: int) -> list[tuple[Tensor, Tensor]]:
+        return [
+            loader.batch(part)
+            for part in context.world.micro_batches(
+                positions(step, config.batch_size), config.gradient_accumulation
+            )
+        ]
 
-    with Ahead(parts_of, config.steps, config.workers_on(device)) as parts:
+    with Prefetcher(micro_batches_of, config.steps, config.num_loader_workers(device)) as micro_batches:
         state, history = train(
-            run,
+            context,
             model,
             config,
-            batches_of=lambda step: _batches(parts(step), run.world, device),
-            loss_of=lambda model, batch, step, rng: model.loss(*batch[:2], step, rng, text_words=batch[2]),
-            evaluate=lambda model: held_out_losses(model, watched_text, watched_tokens),
+            batches_of=lambda step: _to_device(micro_batches(step), context.world, device),
+            loss_of=lambda model, batch, step, rng: model.loss(
+                *batch[:2], step, rng, num_text_tokens=batch[2]
+            ),
+            evaluate=lambda model: held_out_losses(model, validation_text, validation_tokens),
             settings=block,
-            inputs=(words.fingerprint, read_manifest(tokens, verify=False)["sha256"]),
+            inputs=(tokenizer.fingerprint, read_manifest(tokens, verify=False)["sha256"]),
         )
-    if run.world.is_first:
-        bound = {"text_tokenizer": words.fingerprint, "image_tokenizer": rows.header.tokenizer_fingerprint}
-        components.save(model, out, state, **bound)
+    if context.world.is_main_process:
+        fingerprints = {
+            "text_tokenizer": tokenizer.fingerprint,
+            "image_tokenizer": rows.header.tokenizer_fingerprint,
+        }
+        components.save(model, out, state, **fingerprints)
         write_json(curves, history)
 
 
 def held_out_losses(model: nn.Module, text_tokens: Tensor, image_tokens: Tensor) -> dict[str, float]:
-    """Mean loss per token in nats over held-out rows: whole, of the text, of the picture."""
+    """Mean loss per token in nats over held-out rows: the whole loss, the text's part, the image's part."""
     totals = {"loss": 0.0, "text_loss": 0.0, "image_loss": 0.0}
-    for rows in in_order(len(text_tokens), 64):
+    for rows in sequential_batches(len(text_tokens), 64):
         loss, parts = model.loss(text_tokens[rows], image_tokens[rows], 0, step_rng(0, 0))
         for name, value in {"loss": loss, **parts}.items():
             totals[name] += float(value) * len(rows) / len(text_tokens)
     return totals
 
 
-def _count_cut(words: text.TextTokenizer, rows: AnyTokenRows, run: Stage) -> None:
-    captions = list(itertools.islice(all_captions(rows), MOST_COUNTED))
-    cut = words.count_cut(captions)
-    run.record_metrics({"captions": len(captions), "captions_cut": cut})
-    if cut and run.world.is_first:
-        print(f"train_generator: {words.told_cut(cut, len(captions))}", file=sys.stderr, flush=True)
+def _count_truncated(tokenizer: TextTokenizer, rows: AnyTokenRows, context: Stage) -> None:
+    captions = list(itertools.islice(all_captions(rows), MAX_CAPTIONS_COUNTED))
+    num_truncated = tokenizer.count_truncated(captions)
+    context.record_metrics({"captions": len(captions), "captions_cut": num_truncated})
+    if num_truncated and context.world.is_main_process:
+        message = tokenizer.describe_truncation(num_truncated, len(captions))
+        print(f"train_generator: {message}", file=sys.stderr, flush=True)
 
 
-def _batches(parts: list[tuple[Tensor, Tensor]], world: World, device: str) -> list[tuple[Tensor, Tensor, float]]:
-    """This process's parts of a batch: text, image tokens, and how many words of text a part of the batch has on average."""
-    text_words = world.mean(sum(int((text_tokens != PAD).sum()) for text_tokens, _ in parts) / len(parts))
-    return [(text_tokens.to(device), image_tokens.to(device), text_words) for text_tokens, image_tokens in parts]
+def _to_device(
+    micro_batches: list[tuple[Tensor, Tensor]], world: World, device: str
+) -> list[tuple[Tensor, Tensor, float]]:
+    """(text, image tokens, mean number of text tokens per micro-batch over all processes) of each
+    micro-batch."""
+    num_text_tokens = world.mean(
+        sum(int((text_tokens != PAD).sum()) for text_tokens, _ in micro_batches) / len(micro_batches)
+    )
+    return [
+        (text_tokens.to(device), image_tokens.to(device), num_text_tokens)
+        for text_tokens, image_tokens in micro_batches
+    ]
 
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments(__doc__, "tokens", "text-tokenizer", "image-tokenizer", "out", "curves", argv=argv)
     launch_processes("train_generator", options.params, "generator", argv)
-    with stage("train_generator", options, "generator") as run:
+    with stage("train_generator", options, "generator") as context:
         train_generator(
-            options.tokens, options.text_tokenizer, options.image_tokenizer, options.out, options.curves, run
+            options.tokens,
+            options.text_tokenizer,
+            options.image_tokenizer,
+            options.out,
+            options.curves,
+            context,
         )
 
 

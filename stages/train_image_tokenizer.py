@@ -1,7 +1,8 @@
-"""The training pictures -> a discrete VAE (models/image_tokenizer), its curves, and a look at what it keeps.
+"""The training images -> a discrete VAE (models/image_tokenizer), its curves, and a sheet of reconstructions.
 
-With `image_tokenizer.init` the tokenizer of that folder is checked and taken over, and nothing is trained.
+With `image_tokenizer.init` the tokenizer of that folder is checked and copied, and nothing is trained.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -10,125 +11,142 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stages import _pretrained
-from stages._launch import launch_processes, share_cores
-from stages._pairs import open_pairs
-from stages._progress import progress
-from stages._stage import Stage, arguments, stage
-from stages._training import device_of, train
-from thousandwords import components, images, metrics, training
-from thousandwords.config import section
-from thousandwords.files import write_bytes, write_json
-from thousandwords.loader import Ahead, ImageLoader, positions
-from thousandwords.seeds import step_rng
-from thousandwords.shards import in_order
+from stages.runtime.launch import launch_processes, share_cores
+from stages.runtime.run_training import train
+from stages.runtime.stage import Stage, arguments, device_of, stage
+from thousandwords import components
+from thousandwords.core.config import section
+from thousandwords.core.files import write_bytes, write_json
+from thousandwords.core.progress import progress
+from thousandwords.core.rng import step_rng
+from thousandwords.data.batching import sequential_batches
+from thousandwords.data.contact_sheet import make_contact_sheet
+from thousandwords.data.images import encode_png, to_float, to_uint8
+from thousandwords.data.loader import ImageLoader
+from thousandwords.data.pair_shards import open_pairs
+from thousandwords.data.prefetch import Prefetcher
+from thousandwords.data.sampler import positions
+from thousandwords.nn import metrics
+from thousandwords.pretrained import tokenizer_init
+from thousandwords.training.config import TrainingConfig
 
-LOOK = 256  # validation pictures that are watched while training
+VALIDATION_IMAGES = 256  # evaluated during training
 
 
-def train_image_tokenizer(pairs: Path, out: Path, curves: Path, run: Stage) -> None:
-    block = run.params.get("image_tokenizer") or {}
-    settings = _pretrained.check_block(block)
-    if _pretrained.folder_of(block):
-        return take_over(block, pairs, out, curves, run)
-    config = section(block["training"], "image_tokenizer.training", training.Config)
+def train_image_tokenizer(pairs: Path, out: Path, curves: Path, context: Stage) -> None:
+    block = context.params.get("image_tokenizer") or {}
+    settings = tokenizer_init.check_block(block)
+    if tokenizer_init.folder_of(block):
+        return copy_pretrained(block, pairs, out, curves, context)
+    config = section(block["training"], "image_tokenizer.training", TrainingConfig)
     reader, held_out = open_pairs(pairs, "train"), open_pairs(pairs, "validation")
-    loader = ImageLoader(reader, run.seed, settings.augmentation)
-    device = device_of(run)
-    torch.manual_seed(run.seed)
+    loader = ImageLoader(reader, context.seed, settings.augmentation)
+    device = device_of(context)
+    torch.manual_seed(context.seed)
     model = components.build(
-        "tokenizers",
+        "image_tokenizers",
         block["kind"],
-        components.model_config("tokenizers", block, "image_tokenizer"),
+        components.model_config("image_tokenizers", block, "image_tokenizer"),
         image_size=reader.image_size,
     ).to(device)
-    model.prepare(_one_epoch(loader, config.batch_size, device), step_rng(run.seed, 0, device))
-    watched = images.to_float(held_out.images(list(range(min(LOOK, len(held_out)))))).to(device)
+    model.prepare(_one_epoch(loader, config.batch_size, device), step_rng(context.seed, 0, device))
+    validation = to_float(held_out.images(list(range(min(VALIDATION_IMAGES, len(held_out)))))).to(device)
 
-    def parts_of(step: int) -> list[Tensor]:
-        return [loader.batch(share) for share in run.world.shares(positions(step, config.batch_size), config.accumulation)]
+    def micro_batches_of(step: int) -> list[Tensor]:
+        return [
+            loader.batch(part)
+            for part in context.world.micro_batches(
+                positions(step, config.batch_size), config.gradient_accumulation
+            )
+        ]
 
-    with Ahead(parts_of, config.steps, config.workers_on(device)) as parts:
+    with Prefetcher(micro_batches_of, config.steps, config.num_loader_workers(device)) as micro_batches:
         state, history = train(
-            run,
+            context,
             model,
             config,
-            batches_of=lambda step: [part.to(device) for part in parts(step)],
+            batches_of=lambda step: [batch.to(device) for batch in micro_batches(step)],
             loss_of=lambda model, batch, step, rng: model.loss(batch, step, rng),
-            evaluate=lambda model: look(model, watched),
+            evaluate=lambda model: evaluate(model, validation),
             settings=block,
             inputs=(reader.fingerprint,),
         )
-    if run.world.is_first:
+    if context.world.is_main_process:
         components.save(model, out, state)
         write_json(curves, history)
-        _show(components.load("tokenizers", out), watched.cpu()[:16], curves.with_suffix(".png"), run)
+        originals = validation.cpu()[:16]
+        saved = components.load("image_tokenizers", out)
+        _write_sheet(originals, saved.decode(saved.encode(originals)), curves.with_suffix(".png"), context)
 
 
-def take_over(block: dict, pairs: Path, out: Path, curves: Path, run: Stage) -> None:
-    """The tokenizer of `image_tokenizer.init`, checked, for pictures of this size; looked at as a trained one would be."""
+def copy_pretrained(block: dict, pairs: Path, out: Path, curves: Path, context: Stage) -> None:
+    """Copy the tokenizer of `image_tokenizer.init`, checked for images of this size, and evaluate it like a
+    trained one."""
     held_out = open_pairs(pairs, "validation")
-    model = _pretrained.load(block, held_out.image_size).to(device_of(run))
-    watched = images.to_float(held_out.images(list(range(min(LOOK, len(held_out))))))
-    tokens, decoded = _through(model, watched)
-    figures = {f"validation/{name}": value for name, value in _figures(model, watched, tokens, decoded).items()}
-    components.save(model, out, **_pretrained.facts_of(model))
-    run.log(0, figures)
-    write_json(curves, [{"step": 0, **figures}])
-    _write_sheet(watched[:16], decoded[:16], curves.with_suffix(".png"), run)
-    print(f"{run.name}: took over {block['init']} (fingerprint {model.fingerprint}); nothing was trained", flush=True)
+    model = tokenizer_init.load(block, held_out.image_size).to(device_of(context))
+    validation = to_float(held_out.images(list(range(min(VALIDATION_IMAGES, len(held_out))))))
+    tokens, decoded = _encode_and_decode(model, validation)
+    values = _metrics(model, validation, tokens, decoded)
+    values = {f"validation/{name}": value for name, value in values.items()}
+    components.save(model, out, **tokenizer_init.metadata_of(model))
+    context.log(0, values)
+    write_json(curves, [{"step": 0, **values}])
+    _write_sheet(validation[:16], decoded[:16], curves.with_suffix(".png"), context)
+    print(
+        f"{context.name}: copied {block['init']} (fingerprint {model.fingerprint}); nothing was trained",
+        flush=True,
+    )
 
 
-def _through(model: nn.Module, watched: Tensor) -> tuple[Tensor, Tensor]:
-    """(words, pictures drawn of them), on the CPU, in parts that fit into memory."""
-    device, parts = next(model.parameters()).device, []
-    batches = list(in_order(len(watched), model.images_at_once))
-    for rows in progress(batches, "train_image_tokenizer: looking", len(batches), "batch"):
-        tokens = model.encode(watched[rows].to(device))
-        parts.append((tokens.cpu(), model.decode(tokens).cpu()))
-    return torch.cat([tokens for tokens, _ in parts]), torch.cat([decoded for _, decoded in parts])
+def _encode_and_decode(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """(tokens, reconstructions) on the CPU, in batches that fit into memory."""
+    device, results = next(model.parameters()).device, []
+    batches = list(sequential_batches(len(images), model.max_batch_size))
+    for rows in progress(batches, "train_image_tokenizer: evaluating", len(batches), "batch"):
+        tokens = model.encode(images[rows].to(device))
+        results.append((tokens.cpu(), model.decode(tokens).cpu()))
+    return torch.cat([tokens for tokens, _ in results]), torch.cat([decoded for _, decoded in results])
 
 
-def look(model: nn.Module, watched: Tensor) -> dict[str, float]:
-    """Hard (arg-max) PSNR, and how much of the codebook held-out pictures use: the figures that cannot flatter."""
-    tokens = torch.cat([model.encode(watched[rows]) for rows in in_order(len(watched), model.images_at_once)])
-    decoded = torch.cat([model.decode(tokens[rows]) for rows in in_order(len(watched), model.images_at_once)])
-    return _figures(model, watched, tokens, decoded)
+def evaluate(model: nn.Module, images: Tensor) -> dict[str, float]:
+    """PSNR of reconstructions from arg-max tokens, and the codebook usage of held-out images."""
+    batches = list(sequential_batches(len(images), model.max_batch_size))
+    tokens = torch.cat([model.encode(images[rows]) for rows in batches])
+    decoded = torch.cat([model.decode(tokens[rows]) for rows in batches])
+    return _metrics(model, images, tokens, decoded)
 
 
-def _figures(model: nn.Module, watched: Tensor, tokens: Tensor, decoded: Tensor) -> dict[str, float]:
+def _metrics(model: nn.Module, images: Tensor, tokens: Tensor, decoded: Tensor) -> dict[str, float]:
     usage = metrics.codebook_usage(tokens, model.vocab_size)
     return {
-        "psnr_hard": metrics.mean_psnr(watched, decoded),
+        "psnr_hard": metrics.mean_psnr(images, decoded),
         "codebook_used": usage["used"],
         "codebook_perplexity": usage["perplexity"],
     }
 
 
 def _one_epoch(loader: ImageLoader, batch_size: int, device: str) -> Iterator[Tensor]:
-    """The first epoch, lazily, for a tokenizer that wants to look at some pictures before it starts."""
+    """The batches of the first epoch, lazily, for a tokenizer that is initialized from images."""
     for step in range(max(1, len(loader.reader) // batch_size)):
         yield loader.batch(positions(step, batch_size)).to(device)
 
 
-def _show(model: nn.Module, originals: Tensor, path: Path, run: Stage) -> None:
-    """A contact sheet: originals above their hard reconstructions."""
-    _write_sheet(originals, model.decode(model.encode(originals)), path, run)
-
-
-def _write_sheet(originals: Tensor, decoded: Tensor, path: Path, run: Stage) -> None:
-    rows = [part for start in range(0, len(originals), 8) for part in (originals[start:][:8], decoded[start:][:8])]
-    sheet = images.grid(images.to_uint8(torch.cat(rows)), columns=8)
-    write_bytes(path, images.encode_png(sheet))
-    run.record_files(path)
+def _write_sheet(originals: Tensor, decoded: Tensor, path: Path, context: Stage) -> None:
+    """Write a contact sheet: originals above their reconstructions."""
+    rows = [
+        row for start in range(0, len(originals), 8) for row in (originals[start:][:8], decoded[start:][:8])
+    ]
+    sheet = make_contact_sheet(to_uint8(torch.cat(rows)), columns=8)
+    write_bytes(path, encode_png(sheet))
+    context.record_files(path)
 
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments(__doc__, "pairs", "out", "curves", argv=argv)
     share_cores()
     launch_processes("train_image_tokenizer", options.params, "image_tokenizer", argv)
-    with stage("train_image_tokenizer", options, "image_tokenizer", "data") as run:
-        train_image_tokenizer(options.pairs, options.out, options.curves, run)
+    with stage("train_image_tokenizer", options, "image_tokenizer", "data") as context:
+        train_image_tokenizer(options.pairs, options.out, options.curves, context)
 
 
 if __name__ == "__main__":

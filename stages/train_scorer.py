@@ -1,4 +1,5 @@
-"""Pairs -> CLIP (models/scorer), which ranks candidates; or a pretrained open_clip model, taken as it is."""
+"""Pairs -> CLIP (models/scorer), which ranks candidates; or a pretrained open_clip model, used as it is."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,28 +7,32 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from stages._launch import launch_processes, share_cores
-from stages._pairs import open_pairs
-from stages._stage import Stage, arguments, stage
-from stages._training import device_of, train
-from thousandwords import components, images, metrics, training
-from thousandwords.config import check_keys, section
-from thousandwords.files import write_json
-from thousandwords.loader import Ahead, ImageLoader, positions
-from thousandwords.pair_shards import PairReader
-from thousandwords.seeds import step_rng
-from thousandwords.text import normalise
+from stages.runtime.launch import launch_processes, share_cores
+from stages.runtime.run_training import train
+from stages.runtime.stage import Stage, arguments, device_of, stage
+from thousandwords import components
+from thousandwords.core.config import check_keys, section
+from thousandwords.core.files import write_json
+from thousandwords.core.rng import step_rng
+from thousandwords.data.images import to_float
+from thousandwords.data.loader import ImageLoader
+from thousandwords.data.pair_shards import PairReader, open_pairs
+from thousandwords.data.prefetch import Prefetcher
+from thousandwords.data.sampler import positions
+from thousandwords.nn import metrics
+from thousandwords.text.normalize import normalize
+from thousandwords.training.config import TrainingConfig
 
-LOOK = 256  # validation pairs that are watched while training
+VALIDATION_PAIRS = 256  # evaluated during training
 
 
-def train_scorer(pairs: Path, out: Path, curves: Path, run: Stage) -> None:
-    block = run.params.get("scorer") or {}
+def train_scorer(pairs: Path, out: Path, curves: Path, context: Stage) -> None:
+    block = context.params.get("scorer") or {}
     check_keys(block, "scorer", ["kind", block.get("kind"), "training"])
-    config = section(block["training"], "scorer.training", training.Config)
+    config = section(block["training"], "scorer.training", TrainingConfig)
     reader, held_out = open_pairs(pairs, "train"), open_pairs(pairs, "validation")
-    device = device_of(run)
-    torch.manual_seed(run.seed)
+    device = device_of(context)
+    torch.manual_seed(context.seed)
     model = components.build(
         "scorers",
         block["kind"],
@@ -37,56 +42,54 @@ def train_scorer(pairs: Path, out: Path, curves: Path, run: Stage) -> None:
     history: list[dict[str, float]] = []
     state = None
     if model.is_trainable:
-        watched = list(range(min(LOOK, len(held_out))))
-        watched_pairs = _watched(held_out, watched, device)
-        loader = ImageLoader(reader, run.seed)
+        indices = list(range(min(VALIDATION_PAIRS, len(held_out))))
+        validation = _validation_pairs(held_out, indices, device)
+        loader = ImageLoader(reader, context.seed)
 
         def pairs_of(step: int) -> tuple[torch.Tensor, list[str]]:
-            (share,) = run.world.shares(positions(step, config.batch_size))
-            return _batch(loader, share)
+            (rows,) = context.world.micro_batches(positions(step, config.batch_size))
+            return loader.batch(rows), [normalize(caption) for caption in loader.captions(rows)]
 
-        with Ahead(pairs_of, config.steps, config.workers_on(device)) as shown:
+        with Prefetcher(pairs_of, config.steps, config.num_loader_workers(device)) as batches:
             state, history = train(
-                run,
+                context,
                 model,
                 config,
-                batches_of=lambda step: [_on(device, *shown(step))],
-                loss_of=lambda model, batch, step, rng: model.loss(*batch, step, rng, run.world.gather_rows),
-                evaluate=lambda model: retrieval(model, *watched_pairs),
+                batches_of=lambda step: [_to_device(device, *batches(step))],
+                loss_of=lambda model, batch, step, rng: model.loss(
+                    *batch, step, rng, context.world.gather_rows
+                ),
+                evaluate=lambda model: retrieval(model, *validation),
                 settings=block,
                 inputs=(reader.fingerprint,),
             )
-    if run.world.is_first:
+    if context.world.is_main_process:
         components.save(model, out, state)
         write_json(curves, history)
 
 
-def retrieval(model: nn.Module, pictures: torch.Tensor, captions: list[str]) -> dict[str, float]:
-    """How often the right caption, among those of all watched pairs, is the nearest to a picture; and the loss."""
-    loss, _ = model.loss(pictures, captions, 0, step_rng(0, 0))
-    similarity = model.embed_images(pictures) @ model.embed_captions(captions).T
+def retrieval(model: nn.Module, images: torch.Tensor, captions: list[str]) -> dict[str, float]:
+    """The loss, and how often the right caption among those of all pairs is the nearest to an image."""
+    loss, _ = model.loss(images, captions, 0, step_rng(0, 0))
+    similarity = model.embed_images(images) @ model.embed_captions(captions).T
     return {"loss": float(loss), "top1": metrics.top1(similarity.float().cpu().numpy())}
 
 
-def _watched(reader: PairReader, indices: list[int], device: str) -> tuple[torch.Tensor, list[str]]:
-    pictures = images.to_float(reader.images(indices)).to(device)
-    return pictures, [normalise(reader.captions(row)[0]) for row in indices]
+def _validation_pairs(reader: PairReader, indices: list[int], device: str) -> tuple[torch.Tensor, list[str]]:
+    images = to_float(reader.images(indices)).to(device)
+    return images, [normalize(reader.captions(row)[0]) for row in indices]
 
 
-def _batch(loader: ImageLoader, shown: range) -> tuple[torch.Tensor, list[str]]:
-    return loader.batch(shown), [normalise(caption) for caption in loader.captions(shown)]
-
-
-def _on(device: str, pictures: torch.Tensor, captions: list[str]) -> tuple[torch.Tensor, list[str]]:
-    return pictures.to(device), captions
+def _to_device(device: str, images: torch.Tensor, captions: list[str]) -> tuple[torch.Tensor, list[str]]:
+    return images.to(device), captions
 
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments(__doc__, "pairs", "out", "curves", argv=argv)
     share_cores()
     launch_processes("train_scorer", options.params, "scorer", argv)
-    with stage("train_scorer", options, "scorer") as run:
-        train_scorer(options.pairs, options.out, options.curves, run)
+    with stage("train_scorer", options, "scorer") as context:
+        train_scorer(options.pairs, options.out, options.curves, context)
 
 
 if __name__ == "__main__":

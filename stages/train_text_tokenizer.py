@@ -1,39 +1,41 @@
 """The training captions -> a byte-level BPE vocabulary (models/text_tokenizer)."""
+
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from stages._stage import Stage, arguments, stage
-from thousandwords import text
-from thousandwords.config import section
-from thousandwords.pair_shards import read_captions
+from stages.runtime.stage import Stage, arguments, stage
+from thousandwords.core.config import section
+from thousandwords.data.pair_shards import read_captions
+from thousandwords.text.bpe import TextTokenizerConfig, save, train
 
 
-def train_text_tokenizer(pairs: Path, out: Path, run: Stage) -> None:
-    config = section(run.params.get("text_tokenizer"), "text_tokenizer", text.Config)
-    captions = [caption for several in read_captions(pairs, "train") for caption in several]
-    tokenizer = text.train(captions, config)
-    text.save(tokenizer, out)
-    lengths = [len(tokenizer.words(caption)) for caption in captions]
-    cut = sum(length > config.text_length for length in lengths)
-    run.record_metrics(
+def train_text_tokenizer(pairs: Path, out: Path, context: Stage) -> None:
+    config = section(context.params.get("text_tokenizer"), "text_tokenizer", TextTokenizerConfig)
+    captions = [caption for texts in read_captions(pairs, "train") for caption in texts]
+    tokenizer = train(captions, config)
+    save(tokenizer, out)
+    lengths = [len(tokenizer.tokenize(caption)) for caption in captions]
+    num_truncated = sum(length > config.text_length for length in lengths)
+    context.record_metrics(
         {
             "vocab_size": tokenizer.vocab_size,
             "captions": len(captions),
-            "captions_cut": cut,
+            "captions_cut": num_truncated,
             "mean_tokens": sum(lengths) / len(lengths),
             "longest": max(lengths),
         }
     )
-    if cut:
-        print(f"train_text_tokenizer: {tokenizer.told_cut(cut, len(captions))}", file=sys.stderr, flush=True)
+    if num_truncated:
+        message = tokenizer.describe_truncation(num_truncated, len(captions))
+        print(f"train_text_tokenizer: {message}", file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments(__doc__, "pairs", "out", argv=argv)
-    with stage("train_text_tokenizer", options, "text_tokenizer") as run:
-        train_text_tokenizer(options.pairs, options.out, run)
+    with stage("train_text_tokenizer", options, "text_tokenizer") as context:
+        train_text_tokenizer(options.pairs, options.out, context)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""A page and an HTTP API over the models: ask, look, complete, set words, compare. Run: python -m studio."""
+"""The studio: a page and an HTTP API to generate, inpaint, edit and compare images. Run: python -m studio."""

@@ -1,4 +1,5 @@
-"""The studio as one ASGI application: its API, its page, and the courier that lives as long as it does."""
+"""The studio as one ASGI application: its API, its page, and the request queue."""
+
 from __future__ import annotations
 
 import contextlib
@@ -10,32 +11,38 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 
-from studio import schema
-from studio.refusals import answer_problems
-from studio.routes import Studio, gallery_routes, model_routes, picture_routes
+from studio.api import schema
+from studio.api.errors import add_error_handlers
+from studio.api.routes import Studio, gallery_routes, image_routes, model_routes
 
 STATIC = Path(__file__).parent / "static"
-PROBLEMS = {code: {"model": schema.Problem} for code in (400, 403, 413, 415, 422, 429, 503)}
+ERROR_RESPONSES = {code: {"model": schema.ErrorResponse} for code in (400, 403, 413, 415, 422, 429, 503)}
 
 
 def make_app(studio: Studio) -> FastAPI:
-    """The application; the courier runs for as long as it does."""
+    """The application; the request queue starts and ends with it."""
 
     @contextlib.asynccontextmanager
-    async def running(_: FastAPI) -> AsyncIterator[None]:
-        studio.courier.start()
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        studio.queue.start()
         yield
-        await run_in_threadpool(studio.courier.close)
+        await run_in_threadpool(studio.queue.close)
 
-    app = FastAPI(title="thousandwords studio", version="1", lifespan=running,
-                  docs_url=None, redoc_url=None, summary="Captions in, ranked pictures out, and every word of them in the hand.",
-                  responses=PROBLEMS)  # fmt: skip
+    app = FastAPI(
+        title="thousandwords studio",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        summary="Generate ranked images from captions, inpaint them and edit their tokens.",
+        responses=ERROR_RESPONSES,
+    )
     app.include_router(model_routes(studio))
-    app.include_router(picture_routes(studio))
+    app.include_router(image_routes(studio))
     app.include_router(gallery_routes(studio))
     app.include_router(page_routes())
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    answer_problems(app)
+    add_error_handlers(app)
     return app
 
 

@@ -1,4 +1,5 @@
 """What all tests share: one thread, so that sums round alike, and wild inputs that are the same each time."""
+
 from __future__ import annotations
 
 import os
@@ -9,12 +10,12 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.browser import chromium
-from tests.nursery import Nursery
-from tests.orchestra import Server
-from tests.tiny import write_parts
-from thousandwords.drawing import Settings
-from thousandwords.package import write_package
+from tests.helpers.browser import chromium
+from tests.helpers.prefect_server import Server
+from tests.helpers.registry_process import RegistryProcess
+from tests.helpers.tiny_models import write_parts
+from thousandwords.inference.config import SamplingConfig
+from thousandwords.inference.package import write_package
 
 os.environ["SERVERS_FOLDER"] = os.devnull  # a test uses no servers but its own
 RECORDS_AT = os.environ.get("MLFLOW_TRACKING_URI")
@@ -53,7 +54,7 @@ def parts(tmp_path_factory):
 def package_folder(parts, tmp_path_factory):
     """A tiny package; to be read only."""
     folder = tmp_path_factory.mktemp("models") / "package"
-    write_package(folder, parts, Settings(candidates=4, batch_size=3), {"seed": 0})
+    write_package(folder, parts, SamplingConfig(candidates=4, batch_size=3), {"seed": 0})
     return folder
 
 
@@ -68,7 +69,7 @@ def server(tmp_path_factory):
 @pytest.fixture(scope="session")
 def two_versions(tmp_path_factory):
     """A project with two champions one after the other in a registry of its own; to be copied, never changed."""
-    from tests.registered import two_champions  # late: it loads MLflow
+    from tests.helpers.registered_models import two_champions  # late: it loads MLflow
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -85,8 +86,8 @@ def project(two_versions, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def nursery(two_versions, tmp_path_factory):
-    """A process that does the registry's commands in children, which may be killed."""
-    running = Nursery(two_versions, tmp_path_factory.mktemp("nursery") / "project")
+def registry_process(two_versions, tmp_path_factory):
+    """A process that runs the registry's commands in children, which can be killed."""
+    running = RegistryProcess(two_versions, tmp_path_factory.mktemp("registry_process") / "project")
     yield running
     running.close()

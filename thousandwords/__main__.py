@@ -1,20 +1,29 @@
-"""python -m thousandwords <command>: draw pictures, look at the words that they are made of, take over released weights.
+"""python -m thousandwords COMMAND: generate images, inspect their tokens, compare runs, import weights.
 
-One module of `commands/` per command; each adds its own options and says what it does.
+Each command is one module of `cli/`, which adds its options and runs it.
 """
+
 from __future__ import annotations
 
 import argparse
 import sys
 
-from thousandwords.commands import compare, convert, draw, likelihood, sheet, votes, words
-from thousandwords.errors import UserError
+from thousandwords.cli import (
+    compare,
+    generate,
+    human_eval_sheet,
+    human_eval_votes,
+    import_weights,
+    likelihood,
+    tokens,
+)
+from thousandwords.core.errors import UserError
 
-COMMANDS = (draw, words, likelihood, compare, sheet, votes, convert)
+COMMANDS = (generate, tokens, likelihood, compare, human_eval_sheet, human_eval_votes, import_weights)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs one command; what a user can mend ends it with one sentence and code 2."""
+    """Run one command; an error that the user can fix ends it with one sentence and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m thousandwords", description=__doc__)
     subparsers = parser.add_subparsers(required=True, dest="command", metavar="command")
     for command in COMMANDS:

@@ -1,39 +1,50 @@
-"""What a clone has that its last commit has not, and how a run that nobody watches records what it made."""
+"""Git commands: the changes of a clone since its last commit, and the commit of an unattended run."""
+
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from thousandwords.errors import UserError
+from thousandwords.core.errors import UserError
 
-NOBODY = {"user.name": "thousandwords", "user.email": "thousandwords@localhost"}  # where git knows nobody's name
-
-
-def git(*words: str, root: Path = Path(".")) -> str:
-    """What git says; raises UserError with its own words where it refuses."""
-    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
-    if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())
-        raise UserError(f"`git {' '.join(words)}` failed with code {done.returncode}: {said}")
-    return done.stdout.rstrip("\n")
+DEFAULT_IDENTITY = {  # used where git has no user configured
+    "user.name": "thousandwords",
+    "user.email": "thousandwords@localhost",
+}
 
 
-def is_known(*words: str, root: Path = Path(".")) -> bool:
-    """Whether git answers at all."""
-    return subprocess.run(["git", *words], cwd=root, capture_output=True).returncode == 0
+def git(*args: str, root: Path = Path(".")) -> str:
+    """Run git and return its output; raises UserError with git's message if it fails."""
+    result = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True)
+    if result.returncode:
+        message = " ".join((result.stderr or result.stdout).split())
+        raise UserError(f"`git {' '.join(args)}` failed with code {result.returncode}: {message}")
+    return result.stdout.rstrip("\n")
 
 
-def changes(*options: str, root: Path = Path(".")) -> list[str]:
-    """The files that are not as they were committed; with "-uno" only those that git has ever seen."""
+def git_succeeds(*args: str, root: Path = Path(".")) -> bool:
+    """Whether a git command exits with code 0."""
+    return subprocess.run(["git", *args], cwd=root, capture_output=True).returncode == 0
+
+
+def changed_files(*options: str, root: Path = Path(".")) -> list[str]:
+    """Files that differ from the last commit; with "-uno" only files that git tracks."""
     return [line[3:] for line in git("status", "--porcelain", *options, root=root).splitlines()]
 
 
-def commit_all_of(is_ours: Callable[[str], bool], message: str, root: Path = Path(".")) -> str | None:
-    """Commits what has changed and returns the commit; None where nothing has, or something that is not ours to commit."""
-    changed = changes("-uno", root=root)
-    if not changed or not all(map(is_ours, changed)):
+def commit_if_all(may_commit: Callable[[str], bool], message: str, root: Path = Path(".")) -> str | None:
+    """Commit all changes and return the commit.
+
+    None if nothing changed or `may_commit` is false for any file.
+    """
+    files = changed_files("-uno", root=root)
+    if not files or not all(map(may_commit, files)):
         return None
-    missing = [f"-c{name}={value}" for name, value in NOBODY.items() if not is_known("config", name, root=root)]
-    git(*missing, "commit", "--quiet", "-m", message, "--", *changed, root=root)
+    identity = [
+        f"-c{name}={value}"
+        for name, value in DEFAULT_IDENTITY.items()
+        if not git_succeeds("config", name, root=root)
+    ]
+    git(*identity, "commit", "--quiet", "-m", message, "--", *files, root=root)
     return git("rev-parse", "--short", "HEAD", root=root)

@@ -1,8 +1,10 @@
-"""python -m flows.repair: takes out of the way what a `dvc` that was killed left in this folder, and nothing that is somebody's.
+"""python -m flows.dvc.repair: removes what a killed `dvc` left behind, and nothing that a live process uses.
 
-DVC stops for ever at a half-written list of locks or dvc.lock, takes a process that got a dead one's number for its owner, and
-fails beside a lock of git's index. Flows do this by themselves, `make run` by this command; a plain `dvc repro` does not.
+DVC stops for ever at a half-written lock list or dvc.lock, takes a process that reuses a dead process's
+number for the owner of its locks, and fails beside a leftover lock of git's index. Flows and `make run` call
+this; a plain `dvc repro` does not.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -16,98 +18,114 @@ import psutil
 import zc.lockfile
 from dvc.lock import make_lock
 
-from thousandwords.errors import UserError
+from thousandwords.core.errors import UserError
 
-STAMP = "%Y%m%d-%H%M%S"
-PROGRAMS = {"dvc", "prefect.engine", "prefect.flow_engine"}  # what takes locks in DVC's list, and all of flows/
+TIMESTAMP = "%Y%m%d-%H%M%S"
+PROGRAMS = {"dvc", "prefect.engine", "prefect.flow_engine"}  # take locks in DVC's list, as do all of flows/
 
 
 def repair(root: Path = Path("."), wait: bool = False) -> list[str]:
-    """Mends what it can; a line for each thing. Does nothing while a `dvc` writes here, or waits for its end with `wait`.
+    """Fix what can be fixed; one line for each fix.
 
-    Raises UserError where somebody has to mend it: a dvc.lock with the marks of a merge in it.
+    While a `dvc` writes here, do nothing, or wait for it with `wait`. Raises UserError for what the user has
+    to fix: a dvc.lock with merge conflict markers.
     """
     tmp = root / ".dvc" / "tmp"
     if not tmp.is_dir():
         return []
     try:
-        with _alone(str(tmp / "lock"), wait):
+        with _writer_lock(str(tmp / "lock"), wait):
             return [*repair_locks(root), *_repair_lock_file(root), *_repair_index(root)]
     except zc.lockfile.LockError:
         return []
 
 
-def _alone(path: str, wait: bool) -> contextlib.AbstractContextManager:
-    """The lock that whoever writes dvc.lock holds; DVC's own way to it would try for three seconds before it gives up."""
+def _writer_lock(path: str, wait: bool) -> contextlib.AbstractContextManager:
+    """The lock of the process that writes dvc.lock.
+
+    Without `wait` not by DVC's own call, which tries for three seconds.
+    """
     return make_lock(path, wait=True) if wait else contextlib.closing(zc.lockfile.LockFile(path))
 
 
 def repair_locks(root: Path = Path(".")) -> list[str]:
-    """Takes the entries of the dead out of DVC's list of who reads and writes what, or the list where it is half-written."""
+    """Remove entries of dead processes from DVC's list of readers and writers, or a half-written list."""
     path = root / ".dvc" / "tmp" / "rwlock"
-    guard = make_lock(str(path.with_name("rwlock.lock")), tmp_dir=str(path.parent), wait=True)
-    with guard, contextlib.suppress(FileNotFoundError):
+    list_lock = make_lock(str(path.with_name("rwlock.lock")), tmp_dir=str(path.parent), wait=True)
+    with list_lock, contextlib.suppress(FileNotFoundError):
         text = path.read_text(encoding="utf-8", errors="replace")
-        kept = _living(text, root)
-        if kept is None:
+        entries = _live_entries(text, root)
+        if entries is None:
             path.unlink()
-        elif kept != {"write": {}, "read": {}, **json.loads(text)}:
-            path.write_text(json.dumps(kept), encoding="utf-8")
+        elif entries != {"write": {}, "read": {}, **json.loads(text)}:
+            path.write_text(json.dumps(entries), encoding="utf-8")
         else:
             return []
-        return ["what a `dvc` that is dead had locked is free again"]
+        return ["what a dead `dvc` had locked is free again"]
     return []
 
 
-def _living(text: str, root: Path) -> dict | None:
-    """The entries of the list that a living process has; None where it is no list of locks."""
+def _live_entries(text: str, root: Path) -> dict | None:
+    """The entries of the list whose process lives; None if the text is not a list of locks."""
     try:
         locks = json.loads(text)
-        read = {place: [one for one in infos if is_owner(one["pid"], root)] for place, infos in locks.get("read", {}).items()}
-        write = {place: one for place, one in locks.get("write", {}).items() if one and is_owner(one["pid"], root)}
+        read = {
+            path: [entry for entry in entries if can_hold_locks(entry["pid"], root)]
+            for path, entries in locks.get("read", {}).items()
+        }
+        write = {
+            path: entry
+            for path, entry in locks.get("write", {}).items()
+            if entry and can_hold_locks(entry["pid"], root)
+        }
     except (ValueError, AttributeError, KeyError, TypeError):
         return None
-    return {"write": write, "read": {place: infos for place, infos in read.items() if infos}}
+    return {"write": write, "read": {path: entries for path, entries in read.items() if entries}}
 
 
-def is_owner(pid: int, root: Path = Path(".")) -> bool:
-    """Whether a process of this number can have locks of DVC here: it is a `dvc` or a flow, and works in this folder."""
+def can_hold_locks(pid: int, root: Path = Path(".")) -> bool:
+    """Whether this process can hold DVC's locks here: it is a `dvc` or a flow and runs in this folder."""
     try:
         process = psutil.Process(pid)
-        return _uses_dvc(process.cmdline()) and _is_at(process, root)
+        return _uses_dvc(process.cmdline()) and _runs_in(process, root)
     except psutil.NoSuchProcess:
         return False
 
 
-def _uses_dvc(words: list[str]) -> bool:
-    return any(Path(word).name in PROGRAMS or word.startswith("flows.") for word in words)
+def _uses_dvc(command: list[str]) -> bool:
+    return any(Path(word).name in PROGRAMS or word.startswith("flows.") for word in command)
 
 
-def _is_at(process: psutil.Process, folder: Path) -> bool:
-    """Whether the process works in the folder or below; of another user's one cannot know, so it may."""
+def _runs_in(process: psutil.Process, folder: Path) -> bool:
+    """Whether the process runs in the folder or below.
+
+    True if it is another user's, whose folder cannot be read.
+    """
     try:
         return Path(process.cwd()).is_relative_to(folder.resolve())
     except psutil.AccessDenied:
         return True
 
 
-def wait_for(pids: list[int], root: Path = Path(".")) -> None:
-    """Returns once none of them can have locks of DVC here any more."""
-    while any(is_owner(pid, root) for pid in pids):
+def wait_for_processes(pids: list[int], root: Path = Path(".")) -> None:
+    """Return as soon as none of them can hold DVC's locks here."""
+    while any(can_hold_locks(pid, root) for pid in pids):
         time.sleep(0.5)
 
 
 def _repair_lock_file(root: Path) -> list[str]:
-    """Sets a half-written dvc.lock aside: what it named is in the cache, and DVC finds it there without running anything."""
+    """Move a half-written dvc.lock away: DVC finds its outputs in the cache without running anything."""
     path = root / "dvc.lock"
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
     if text is None or _is_lock_file(text):
         return []
     if "<<<<<<<" in text:
-        raise UserError(f"{path} holds the marks of a merge (<<<<<<<). Take one side: git checkout --theirs dvc.lock")
-    aside = root / ".dvc" / "tmp" / f"dvc.lock.{time.strftime(STAMP)}"
-    path.replace(aside)
-    return [f"dvc.lock was half-written: it is now {aside}, and stages that were done are taken from the cache"]
+        raise UserError(
+            f"{path} has merge conflict markers (<<<<<<<). Take one side: git checkout --theirs dvc.lock"
+        )
+    backup = root / ".dvc" / "tmp" / f"dvc.lock.{time.strftime(TIMESTAMP)}"
+    path.replace(backup)
+    return [f"dvc.lock was half-written: it is now {backup}, and finished stages are taken from the cache"]
 
 
 def _is_lock_file(text: str) -> bool:
@@ -124,25 +142,25 @@ def _is_lock_file(text: str) -> bool:
 
 
 def _repair_index(root: Path) -> list[str]:
-    """Removes the lock of git's index where no git and no dvc works here: DVC adds to the index what it writes."""
-    asked = ["git", "rev-parse", "--path-format=absolute", "--git-path", "index.lock", "--show-toplevel"]
-    done = subprocess.run(asked, cwd=root, capture_output=True, text=True)
-    if done.returncode:
+    """Remove the lock of git's index if no git and no dvc runs here: DVC adds its outputs to the index."""
+    command = ["git", "rev-parse", "--path-format=absolute", "--git-path", "index.lock", "--show-toplevel"]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if result.returncode:
         return []
-    lock, top = (Path(line) for line in done.stdout.splitlines())
-    if not lock.exists() or _works_in(top):
+    lock, top = (Path(line) for line in result.stdout.splitlines())
+    if not lock.exists() or _is_in_use(top):
         return []
     lock.unlink(missing_ok=True)
-    return [f"{lock} was nobody's and is removed"]
+    return [f"{lock} belonged to no process and is removed"]
 
 
-def _works_in(top: Path) -> bool:
-    """Whether another process of git or DVC works in this tree."""
+def _is_in_use(top: Path) -> bool:
+    """Whether another process of git or DVC runs in this tree."""
     own = {process.pid for process in (psutil.Process(), *psutil.Process().parents())}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            is_one = process.name().startswith("git") or _uses_dvc(process.cmdline())
-            if process.pid not in own and is_one and _is_at(process, top):
+            uses_index = process.name().startswith("git") or _uses_dvc(process.cmdline())
+            if process.pid not in own and uses_index and _runs_in(process, top):
                 return True
     return False
 

@@ -1,38 +1,47 @@
-"""One stage by DVC, for whoever runs the graph: its command, its lines as they come, and what its end means. Without Prefect."""
+"""Run one stage with DVC: its command line, its output line by line, and what its exit code means.
+
+Without Prefect.
+"""
+
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
-from flows.repair import repair, wait_for
+from flows.dvc.repair import repair, wait_for_processes
 
 CACHED, RAN = "unchanged", "ran"
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class StageFailed(RuntimeError):
-    """A stage ended with an error that may pass: it is tried again."""
+    """A stage ended with an error that may be temporary: it is retried."""
 
 
-class StageRefused(StageFailed):
-    """A stage that a user has to mend, or that somebody stopped: the same again would end the same way."""
+class PermanentStageFailure(StageFailed):
+    """A stage that the user has to fix, or that was stopped: a retry would end the same way."""
 
 
-def command(stage: str) -> list[str]:
+def repro_command(stage: str) -> list[str]:
     """The command line that brings one stage up to date, and no other."""
     return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", stage]
 
 
-def begin(words: list[str], **how) -> subprocess.Popen:
-    """Starts a command whose lines can be read from its `stdout`, the errors among them."""
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", **how)
+def start_process(command: Sequence[str], **options) -> subprocess.Popen:
+    """Start a command whose `stdout` gives its output and errors as text."""
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", **options
+    )
 
 
-def stream(words: list[str], on_line: Tell, held: Collection[int] = ()) -> tuple[int, list[str]]:
-    """Runs a command and hands on its lines as they come; its code and the lines. It has the open files `held`, too."""
-    process = begin(words, pass_fds=tuple(held))
+def stream(command: Sequence[str], on_line: Log, pass_fds: Collection[int] = ()) -> tuple[int, list[str]]:
+    """Run a command and call `on_line` for each line of output; its exit code and all lines.
+
+    The command inherits the open files `pass_fds`.
+    """
+    process = start_process(command, pass_fds=tuple(pass_fds))
     lines = []
     for line in process.stdout:
         if line.strip():
@@ -41,26 +50,31 @@ def stream(words: list[str], on_line: Tell, held: Collection[int] = ()) -> tuple
     return process.wait(), lines
 
 
-def failure(stage: str, code: int, lines: list[str]) -> StageFailed:
-    """What to raise for a stage that ended with `code`: DVC tells the stage's own code in its last lines."""
-    told = re.findall(r"exited with (-?\d+)", "\n".join(lines))
-    ended = int(told[-1]) if told else code
-    is_final = ended in (2, 130, 143, -2, -15) or code in (130, 143)
-    kind = StageRefused if is_final else StageFailed
-    return kind(f"stage {stage} failed with code {ended}: " + " / ".join(lines[-5:]))
+def stage_error(stage: str, code: int, lines: list[str]) -> StageFailed:
+    """The exception for a stage that ended with `code`; the stage's own exit code is in DVC's last lines."""
+    stage_codes = re.findall(r"exited with (-?\d+)", "\n".join(lines))
+    stage_code = int(stage_codes[-1]) if stage_codes else code
+    is_permanent = stage_code in (2, 130, 143, -2, -15) or code in (130, 143)
+    error_class = PermanentStageFailure if is_permanent else StageFailed
+    return error_class(f"stage {stage} failed with code {stage_code}: " + " / ".join(lines[-5:]))
 
 
 def is_skipped(stage: str, lines: list[str]) -> bool:
     return any(line.startswith(f"Stage '{stage}' didn't change, skipping") for line in lines)
 
 
-def has_waited_for_others(told: str, tell: Tell) -> bool:
-    """Waits for the end of those whom DVC names where it says that a stage is busy; False where it says something else."""
-    _, is_busy, names = told.partition("is busy, it is being blocked by:")
+def wait_if_busy(output: str, log: Log) -> bool:
+    """If DVC's output says that a stage is busy, wait for the processes that it names.
+
+    False if it says anything else.
+    """
+    _, is_busy, names = output.partition("is busy, it is being blocked by:")
     if not is_busy:
         return False
     pids = sorted({int(pid) for pid in re.findall(r"\(PID (\d+)\)", names)})
-    tell(f"a `dvc` of somebody else is at work here (process {', '.join(map(str, pids[:1]))}); this run waits for it")
-    wait_for(pids)
+    log(
+        f"another `dvc` is running in this folder (process {', '.join(map(str, pids[:1]))}); this run waits for it"
+    )
+    wait_for_processes(pids)
     repair(wait=True)
     return True

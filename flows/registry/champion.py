@@ -1,14 +1,17 @@
-"""Who is champion, and who was before it: by a log that only grows, so that promotions and rollbacks from anywhere never mix.
+"""The champions in an append-only log, so that concurrent promotions and rollbacks never mix.
 
-Each move is a version of a second registered model, `thousandwords-champions`: the one thing in MLflow that two writers cannot
-both have is the next number of a model. A move says which move it was decided on, and counts only if no other that counts came in
-between; so of several decided at once the first counts, and the others change nothing and are told. The alias follows the log.
+Each move is a version of a second registered model, `thousandwords-champions`: the next version number of a
+model is the one thing in MLflow that two writers cannot both get. A move names the move it was based on, and
+is valid only if no other valid move came in between; so of several concurrent moves the first is valid, and
+the others change nothing and are reported. The alias follows the log.
 
-Whatever interleaves, and wherever a process dies: each move that counts was decided on the champion before it, and the log lists
-them all. The alias names the last of them, or, where a process died in between, the one before, until the next promotion or
-rollback brings it up. An alias that somebody set by hand stands: the next move is decided on it. (A process that moves the alias
-late, after others have moved on, moves it up at once; if it dies in just that instant, a former champion stays, as if by hand.)
+In every order of events, and wherever a process dies: each valid move was based on the champion before it,
+and the log lists all of them. The alias names the champion of the last move or, if a process died in between,
+of the move before, until the next promotion or rollback corrects it. An alias that a user set by hand is
+respected: the next move is based on it. (A process that moves the alias late, after other moves, corrects it
+at once; if it dies in just that instant, a former champion stays, as if set by hand.)
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -19,86 +22,100 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from flows._versions import CHAMPION, NAME, move, newest_first, number_of, resolve
-from thousandwords.errors import UserError
-from thousandwords.files import failpoint
+from flows.registry.versions import CHAMPION, NAME, move_alias, newest_first, number_of, resolve
+from thousandwords.core.errors import UserError
+from thousandwords.core.files import failpoint
 
 LOG = f"{NAME}-champions"
-AFTER = "after"  # the move that this one was decided on
-CHAMPIONS = "champions"  # the versions that were champion, oldest first, the one that this move made champion last
-FOLLOWED = "followed"  # the alias has been moved, too
+AFTER = "after"  # tag: the move that this one was based on
+CHAMPIONS = "champions"  # tag: the champions so far, oldest first; the last is the one that this move set
+FOLLOWED = "followed"  # tag: the alias has been moved, too
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Who is champion, as one who is about to change it has seen it."""
+class ChampionState:
+    """The champions at the moment of reading, on which the next move is based."""
 
-    last: str  # the number of the last move; "0": there is none
-    champions: tuple[str, ...]  # oldest first, the one in use last; empty: there is none
+    last_move: str  # number of the last move; "0": none
+    champions: tuple[str, ...]  # oldest first, the current one last; empty: none
 
 
-def standing(client: mlflow.MlflowClient) -> Standing:
-    """Who is champion. A move whose process died before the alias followed is brought to its end first."""
-    last = next(iter(reversed(_moves(client))), None)
+def read_state(client: mlflow.MlflowClient) -> ChampionState:
+    """Read the champions. If a process died before it moved the alias, that move is completed first."""
+    last = next(iter(reversed(_valid_moves(client))), None)
     if last and FOLLOWED not in last.tags:
-        last = _follow(client, last)
-    return Standing(number_of(last) if last else "0", _up_to(_alias(client), _champions(last) if last else ()))
+        last = _move_champion_alias(client, last)
+    champions = _champions(last) if last else ()
+    return ChampionState(number_of(last) if last else "0", _up_to_alias(_read_alias(client), champions))
 
 
-def crown(client: mlflow.MlflowClient, seen: Standing, champions: tuple[str, ...]) -> bool:
-    """Makes the last of `champions` the champion; False, and nothing has changed, where another move came in between."""
-    if seen.last == "0":
-        with contextlib.suppress(MlflowException):  # it is there already; if not, the next call says why
-            client.create_registered_model(LOG, description=f"Who was champion of {NAME}: a version a move, never changed")
-    made = client.create_model_version(
-        LOG, f"models:/{NAME}/{champions[-1]}", tags={AFTER: seen.last, CHAMPIONS: json.dumps(champions)},
-        description=f"version {champions[-1]} is champion", await_creation_for=0,
-    )  # fmt: skip
+def set_champion(client: mlflow.MlflowClient, state: ChampionState, champions: tuple[str, ...]) -> bool:
+    """Make the last of `champions` the champion.
+
+    False, with nothing changed, if another move came in between.
+    """
+    if state.last_move == "0":
+        with contextlib.suppress(MlflowException):  # it exists already; if not, the next call says why
+            client.create_registered_model(
+                LOG, description=f"Champions of {NAME}: one version per move, never changed"
+            )
+    created = client.create_model_version(
+        LOG,
+        f"models:/{NAME}/{champions[-1]}",
+        tags={AFTER: state.last_move, CHAMPIONS: json.dumps(champions)},
+        description=f"version {champions[-1]} is champion",
+        await_creation_for=0,
+    )
     failpoint("champion-logged")
-    counting = _moves(client)
-    if number_of(made) not in map(number_of, counting):
+    moves = _valid_moves(client)
+    if number_of(created) not in map(number_of, moves):
         return False
-    _follow(client, counting[-1])
+    _move_champion_alias(client, moves[-1])
     return True
 
 
-def _moves(client: mlflow.MlflowClient) -> list[ModelVersion]:
-    """The moves that count, oldest first."""
-    counting, last = [], "0"
-    for one in reversed(newest_first(client, LOG)):
-        if one.tags.get(AFTER) == last:
-            counting.append(one)
-            last = number_of(one)
-    return counting
+def _valid_moves(client: mlflow.MlflowClient) -> list[ModelVersion]:
+    """The valid moves, oldest first."""
+    moves, last = [], "0"
+    for move in reversed(newest_first(client, LOG)):
+        if move.tags.get(AFTER) == last:
+            moves.append(move)
+            last = number_of(move)
+    return moves
 
 
-def _follow(client: mlflow.MlflowClient, last: ModelVersion) -> ModelVersion:
-    """Moves the alias to where the last move wants it; returns that move, which may be a later one than was given."""
+def _move_champion_alias(client: mlflow.MlflowClient, last: ModelVersion) -> ModelVersion:
+    """Point the alias at the champion of the last move.
+
+    Returns that move, which may be later than the given one.
+    """
     while True:
-        move(client, CHAMPION, _champions(last)[-1])
-        newest = _moves(client)[-1]
-        if number_of(newest) == number_of(last):  # else the alias was moved over that of a later one
-            with contextlib.suppress(MlflowException):  # two say so at once; and without it the alias is but moved once more
+        move_alias(client, CHAMPION, _champions(last)[-1])
+        newest = _valid_moves(client)[-1]
+        if number_of(newest) == number_of(last):  # else the alias of a later move was overwritten
+            # two processes may set the tag at once; without it the alias is only moved once more
+            with contextlib.suppress(MlflowException):
                 client.set_model_version_tag(LOG, number_of(last), FOLLOWED, "true")
             return newest
         last = newest
 
 
-def _champions(one: ModelVersion) -> tuple[str, ...]:
-    return tuple(json.loads(one.tags[CHAMPIONS]))
+def _champions(move: ModelVersion) -> tuple[str, ...]:
+    return tuple(json.loads(move.tags[CHAMPIONS]))
 
 
-def _alias(client: mlflow.MlflowClient) -> str | None:
+def _read_alias(client: mlflow.MlflowClient) -> str | None:
     try:
         return number_of(resolve(client, CHAMPION))
     except UserError:
         return None
 
 
-def _up_to(alias: str | None, champions: tuple[str, ...]) -> tuple[str, ...]:
-    """The champions with the one that the alias names as the last, where somebody set it by hand, too.
+def _up_to_alias(alias: str | None, champions: tuple[str, ...]) -> tuple[str, ...]:
+    """The champions up to the one that the alias names, also if a user set the alias by hand.
 
-    _up_to("2", ("1", "2", "3")) -> ("1", "2");  _up_to("9", ("1",)) -> ("1", "9");  _up_to(None, ("1",)) -> ()
+    _up_to_alias("2", ("1", "2", "3")) -> ("1", "2");  _up_to_alias("9", ("1",)) -> ("1", "9");
+    _up_to_alias(None, ("1",)) -> ()
     """
     if alias is None:
         return ()

@@ -1,42 +1,53 @@
-"""The data card of a version: which pictures and captions it learned from, and what was left out. Facts in, Markdown out."""
+"""The data card of a version, as Markdown: its training images and captions, and what was left out."""
+
 from __future__ import annotations
 
-from flows._evidence import data_facts
-from flows._model_card import layout, plain
+from flows.registry.evidence import data_metadata
+from flows.registry.model_card import escape_markdown, template_environment
 
-FATES = {
+INPUT_LABELS = {
     "n_ok": "kept",
     "n_quarantined": "damaged or incomplete",
     "n_filtered": "outside the settings",
     "n_duplicate": "duplicates",
 }
-TAKEN = {  # a setting of the section data -> what it says; those that were off are not in the manifest
+SETTING_LABELS = {  # setting of the section data -> label; a setting that was off is not in the manifest
     "validation_share": "share held out",
-    "group_by": "captions that agree in this share a split",
-    "keep": "what is kept of a picture",
+    "group_by": "captions equal in this go to the same split",
+    "keep": "part of an image that is kept",
     "min_side": "smallest side, pixels",
     "max_aspect": "long side to short side, at most",
     "min_caption_words": "words of a caption, at least",
-    "boilerplate": "captions in which one of these is found are dropped",
+    "boilerplate": "captions that contain one of these are dropped",
     "language": "language of captions",
     "recaption_column": "second text, from the column",
     "recaption_share": "share of pairs trained on the second text",
-    "near_duplicates": "near duplicates are found by",
+    "near_duplicates": "method that finds near duplicates",
 }
 
 
 def data_card(name: str, manifest: dict | None, captions: dict | None = None) -> str:
-    """The card as Markdown, from the manifest of the pairs (None: they are not here) and `caption_counts` of them.
+    """The card as Markdown, from the pairs' manifest (None: they are not here) and their `caption_counts`.
 
-    It holds no clock and no path of a machine, so the same pairs give the same card.
+    It holds no time and no path, so the same pairs give the same card.
     """
-    card = layout().get_template("data_card.md.j2")
+    card = template_environment().get_template("data_card.md.j2")
     if manifest is None:
-        return card.render(name=name, known=None)
-    facts = manifest["facts"]
-    set_to = {} if facts["source"] == "scenes" else facts.get("settings", {})  # of the built-in scenes no setting leaves any out
-    settings = {label: set_to[key] for key, label in TAKEN.items() if set_to.get(key) not in (None, [], ())}
+        return card.render(name=name, data=None)
+    metadata = manifest["facts"]
+    # no setting filters the built-in scenes
+    values = {} if metadata["source"] == "scenes" else metadata.get("settings", {})
+    settings = {
+        label: values[key] for key, label in SETTING_LABELS.items() if values.get(key) not in (None, [], ())
+    }
     return card.render(
-        name=name, known=data_facts(manifest), counts=facts["counts"], fates=FATES, settings=settings, captions=captions,
-        seed=facts.get("seed"), mixtures=facts.get("mixtures", {}), plain=plain,
-    )  # fmt: skip
+        name=name,
+        data=data_metadata(manifest),
+        counts=metadata["counts"],
+        input_labels=INPUT_LABELS,
+        settings=settings,
+        captions=captions,
+        seed=metadata.get("seed"),
+        mixtures=metadata.get("mixtures", {}),
+        escape=escape_markdown,
+    )

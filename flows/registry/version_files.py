@@ -1,4 +1,8 @@
-"""The files of a version, in its store and fetched from it, against the manifest that its tag pins. Nothing of them is run."""
+"""The files of a version, in its store or fetched, checked against the manifest that its tag pins.
+
+No code of it is run.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -15,91 +19,103 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.file_utils import local_file_uri_to_path
 
-from flows._contents import PACKAGE, check_contents, check_names
-from flows._versions import MEND, label_of, pinned_by
-from thousandwords.files import MANIFEST, DamagedArtefact, check_file, read_manifest, write_bytes
+from flows.registry.validation import PACKAGE, check_contents, check_names
+from flows.registry.versions import FIX, label_of, pinned_sha256
+from thousandwords.core.files import write_bytes
+from thousandwords.core.manifest import MANIFEST, DamagedArtefact, check_file, read_manifest
 
-MLFLOWS_NOTE = "registered_model_meta"  # MLflow leaves it in a local store when it loads a version; nobody fetches it
-MOST_MANIFEST = 2**22  # bytes; it is read before anything is known of it
+MLFLOW_METADATA = (
+    "registered_model_meta"  # MLflow adds it to a local store when it loads a version; it is not fetched
+)
+MAX_MANIFEST_BYTES = 2**22  # the manifest is read before its hash is checked
 
 
 def fetch_version(version: ModelVersion, folder: Path) -> Path:
-    """The package of a version, verified, in a folder of its own under `folder`. Raises DamagedArtefact."""
-    pinned = pinned_by(version)
-    target = folder / f"{version.version}-{pinned[:16]}"
-    if not _is_whole(target, pinned):
-        manifest = manifest_of(version)
+    """Fetch and verify the package of a version into its own folder under `folder`.
+
+    Raises DamagedArtefact.
+    """
+    sha256 = pinned_sha256(version)
+    target = folder / f"{version.version}-{sha256[:16]}"
+    if not _is_complete(target, sha256):
+        manifest = read_pinned_manifest(version)
         shutil.rmtree(target, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as partial:
-            _download(get_artifact_repository(version.source), manifest, Path(partial) / "version", label_of(version))
-            _take(Path(partial) / "version", target, pinned)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as temporary:
+            partial = Path(temporary) / "version"
+            _download(get_artifact_repository(version.source), manifest, partial, label_of(version))
+            _rename(partial, target, sha256)
     return target / PACKAGE
 
 
-def _take(made: Path, target: Path, pinned: str) -> None:
-    """Gives a finished folder its name, unless another process was quicker."""
+def _rename(partial: Path, target: Path, sha256: str) -> None:
+    """Give the finished folder its name, unless another process was faster."""
     try:
-        os.replace(made, target)
+        os.replace(partial, target)
     except OSError:
-        if not _is_whole(target, pinned):
+        if not _is_complete(target, sha256):
             raise
 
 
 def _download(repository: ArtifactRepository, manifest: dict, folder: Path, label: str) -> None:
-    """Each file that the pinned manifest names, and no other, its bytes checked; then what the bytes say."""
+    """Download and check each file that the pinned manifest names, and no other; then check their content."""
     for name, entry in manifest["files"].items():
-        place = (folder / name).parent
-        place.mkdir(parents=True, exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         _from_store(label, name, lambda name=name: repository.download_artifacts(name, str(folder)))
-        check_file(folder / name, entry, MEND)
+        check_file(folder / name, entry, FIX)
     check_contents(folder, label)
     write_bytes(folder / MANIFEST, json.dumps(manifest).encode())
 
 
-def _is_whole(folder: Path, pinned: str) -> bool:
+def _is_complete(folder: Path, sha256: str) -> bool:
     try:
-        return read_manifest(folder)["sha256"] == pinned
+        return read_manifest(folder)["sha256"] == sha256
     except DamagedArtefact:
         return False
 
 
-def manifest_of(version: ModelVersion) -> dict:
-    """The manifest that the version's tag pins, once its store lists each file that it names, and no other.
+def read_pinned_manifest(version: ModelVersion) -> dict:
+    """The manifest that the version's tag pins, after a check that its store lists exactly those files.
 
-    Raises DamagedArtefact where it is another one, or names what it should not, or where the store holds other files.
+    Raises DamagedArtefact if it is another manifest, if it names a forbidden file, or if the store holds
+    other files.
     """
-    repository, label, pinned = get_artifact_repository(version.source), label_of(version), pinned_by(version)
-    found = dict(_listing(repository, label))
-    if not 0 < found.get(MANIFEST, 0) <= MOST_MANIFEST:
-        raise DamagedArtefact(f"{label} has no manifest of its files. {MEND}")
+    repository, label = get_artifact_repository(version.source), label_of(version)
+    expected_sha256 = pinned_sha256(version)
+    sizes = dict(_list_files(repository, label))
+    if not 0 < sizes.get(MANIFEST, 0) <= MAX_MANIFEST_BYTES:
+        raise DamagedArtefact(f"{label} has no manifest of its files. {FIX}")
     with tempfile.TemporaryDirectory() as folder:
         _from_store(label, MANIFEST, lambda: repository.download_artifacts(MANIFEST, folder))
-        manifest = read_manifest(Path(folder), verify=False, mend=MEND)
-    if manifest["sha256"] != pinned:
-        raise DamagedArtefact(f"{label}: its manifest is {manifest['sha256'][:12]}, but its tag pins {pinned[:12]}. {MEND}")
+        manifest = read_manifest(Path(folder), verify=False, fix=FIX)
+    if manifest["sha256"] != expected_sha256:
+        raise DamagedArtefact(
+            f"{label}: its manifest is {manifest['sha256'][:12]}, but its tag pins {expected_sha256[:12]}. {FIX}"
+        )
     check_names(manifest["files"], label)
-    _compare(found, manifest, label)
+    _check_sizes(sizes, manifest, label)
     return manifest
 
 
 def check_stored(source: str, manifest: dict, label: str) -> None:
-    """Raises DamagedArtefact unless the store lists each file with its size, and no other."""
-    _compare(dict(_listing(get_artifact_repository(source), label)), manifest, label)
+    """Raises DamagedArtefact unless the store lists exactly the manifest's files with their sizes."""
+    _check_sizes(dict(_list_files(get_artifact_repository(source), label)), manifest, label)
 
 
-def _compare(found: dict[str, int | None], manifest: dict, label: str) -> None:
-    wanted = {name: entry["bytes"] for name, entry in manifest["files"].items()}
-    for name in sorted(found.keys() - wanted.keys() - {MANIFEST, MLFLOWS_NOTE}):
-        raise DamagedArtefact(f"{label} holds {name!r}, which its manifest does not name. {MEND}")
-    for name, size in sorted(wanted.items()):
-        if found.get(name) != size:
-            raise DamagedArtefact(f"{label}: {name} should be {size} bytes, found {found.get(name, 'no such file')}. {MEND}")
+def _check_sizes(sizes: dict[str, int | None], manifest: dict, label: str) -> None:
+    expected = {name: entry["bytes"] for name, entry in manifest["files"].items()}
+    for name in sorted(sizes.keys() - expected.keys() - {MANIFEST, MLFLOW_METADATA}):
+        raise DamagedArtefact(f"{label} holds {name!r}, which its manifest does not name. {FIX}")
+    for name, size in sorted(expected.items()):
+        if sizes.get(name) != size:
+            raise DamagedArtefact(
+                f"{label}: {name} should be {size} bytes, found {sizes.get(name, 'no such file')}. {FIX}"
+            )
 
 
-def _listing(repository: ArtifactRepository, label: str) -> Iterator[tuple[str, int | None]]:
-    """(name, bytes) of every file of a version, as its store tells it; raises DamagedArtefact for a link."""
-    _refuse_links(repository, label)
+def _list_files(repository: ArtifactRepository, label: str) -> Iterator[tuple[str, int | None]]:
+    """(name, bytes) of every file of a version, as its store lists it; raises DamagedArtefact for a link."""
+    _reject_links(repository, label)
     folders: list[str | None] = [None]
     while folders:
         for entry in repository.list_artifacts(folders.pop()):
@@ -109,17 +125,17 @@ def _listing(repository: ArtifactRepository, label: str) -> Iterator[tuple[str, 
                 yield entry.path, entry.file_size
 
 
-def _refuse_links(repository: ArtifactRepository, label: str) -> None:
-    """A store in a folder of this machine could point out of it."""
+def _reject_links(repository: ArtifactRepository, label: str) -> None:
+    """A link in a store on this machine could point out of it."""
     with contextlib.suppress(MlflowException):
-        place = Path(local_file_uri_to_path(repository.artifact_uri))
-        for path in place.rglob("*") if place.is_dir() else ():
+        folder = Path(local_file_uri_to_path(repository.artifact_uri))
+        for path in folder.rglob("*") if folder.is_dir() else ():
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise DamagedArtefact(f"{label} holds {path.name!r}, which is a link or a device. {MEND}")
+                raise DamagedArtefact(f"{label} holds {path.name!r}, which is a link or a device. {FIX}")
 
 
-def _from_store(label: str, name: str, get: Callable[[], object]) -> None:
+def _from_store(label: str, name: str, download: Callable[[], object]) -> None:
     try:
-        get()
+        download()
     except (MlflowException, OSError) as error:
-        raise DamagedArtefact(f"{label}: {name} cannot be fetched ({str(error)[:200]}). {MEND}") from error
+        raise DamagedArtefact(f"{label}: {name} cannot be fetched ({str(error)[:200]}). {FIX}") from error

@@ -1,4 +1,5 @@
-"""Versions of the package in the registry: found by alias or number, and what their tags say of them."""
+"""Versions of the package in the registry: looked up by alias or number, and the content of their tags."""
+
 from __future__ import annotations
 
 import json
@@ -8,71 +9,78 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from thousandwords.errors import UserError
-from thousandwords.files import DamagedArtefact
+from thousandwords.core.errors import UserError
+from thousandwords.core.manifest import DamagedArtefact
 
 NAME = "thousandwords"
 CHALLENGER, CHAMPION = "challenger", "champion"
-PINNED = "files.sha256"  # the tag that names the manifest of all files; a version without it is nobody's
+PINNED = "files.sha256"  # the tag that pins the manifest of all files; a version without it was not registered by this project
 EVIDENCE = "evidence"
 SAME_AS = "evidence.sha256"
-MEND = "Do not use it: register the package again, or roll back"
+FIX = "Do not use it: register the package again, or roll back"
 
 
-def resolve(client: mlflow.MlflowClient, wanted: str) -> ModelVersion:
-    """The version of that alias or number; raises UserError."""
+def resolve(client: mlflow.MlflowClient, version: str) -> ModelVersion:
+    """The version with that alias or number; raises UserError."""
     try:
-        if wanted.isdecimal():
-            return client.get_model_version(NAME, wanted)
-        return client.get_model_version_by_alias(NAME, wanted)
+        if version.isdecimal():
+            return client.get_model_version(NAME, version)
+        return client.get_model_version_by_alias(NAME, version)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        mend = "make promote" if wanted == CHAMPION else "python -m flows.registry register"
-        raise UserError(f"the registry has no version {wanted!r} of {NAME}. Run: {mend}") from error
+        fix = "make promote" if version == CHAMPION else "python -m flows.registry register"
+        raise UserError(f"the registry has no version {version!r} of {NAME}. Run: {fix}") from error
 
 
-def move(client: mlflow.MlflowClient, alias: str, version: str) -> None:
-    """Points an alias at a version: at every moment it is the one or the other."""
+def move_alias(client: mlflow.MlflowClient, alias: str, version: str) -> None:
+    """Point an alias at a version; at every moment it names the old or the new one."""
     try:
         client.set_registered_model_alias(NAME, alias, version)
-    except MlflowException:  # MLflow cannot make an alias twice at once; now it is there, and only moves
+    except (
+        MlflowException
+    ):  # two processes created the alias at once: MLflow fails; now it exists and only moves
         client.set_registered_model_alias(NAME, alias, version)
 
 
 def newest_first(client: mlflow.MlflowClient, name: str = NAME) -> list[ModelVersion]:
-    """All versions of a registered model; those of a search know none of their aliases."""
-    found, token = [], None
+    """All versions of a registered model; MLflow's search returns them without their aliases."""
+    versions, token = [], None
     while True:
         page = client.search_model_versions(f"name='{name}'", page_token=token)
-        found += page
+        versions += page
         token = page.token
         if not token:
-            return sorted(found, key=lambda version: int(version.version), reverse=True)
+            return sorted(versions, key=lambda version: int(version.version), reverse=True)
 
 
-def newest_with(client: mlflow.MlflowClient, digest: str) -> str | None:
-    """The newest version, if it is the very same: the same package, figures and problems."""
+def find_identical(client: mlflow.MlflowClient, digest: str) -> str | None:
+    """The number of the newest version, if it has the same package, metrics and problems."""
     newest = next(iter(newest_first(client)), None)
     return number_of(newest) if newest and newest.tags.get(SAME_AS) == digest else None
 
 
-def known_of(version: ModelVersion) -> dict:
-    """What `flows._evidence.gather` knew when it was registered. Raises DamagedArtefact where it pins no files."""
-    pinned_by(version)
+def read_evidence(version: ModelVersion) -> dict:
+    """What `flows.registry.evidence.gather_evidence` gave at registration.
+
+    Raises DamagedArtefact if it pins no files.
+    """
+    pinned_sha256(version)
     return json.loads(version.tags[EVIDENCE])
 
 
-def pinned_by(version: ModelVersion) -> str:
-    """The sha256 of its manifest. Raises DamagedArtefact where there is none."""
-    pinned, label = version.tags.get(PINNED), label_of(version)
-    if not pinned:
-        raise DamagedArtefact(f"{label} pins no files (it has no tag {PINNED}), so it was not registered whole. {MEND}")
-    return pinned
+def pinned_sha256(version: ModelVersion) -> str:
+    """The sha256 of its manifest. Raises DamagedArtefact if there is none."""
+    sha256, label = version.tags.get(PINNED), label_of(version)
+    if not sha256:
+        raise DamagedArtefact(
+            f"{label} pins no files (it has no tag {PINNED}), so it was not registered completely. {FIX}"
+        )
+    return sha256
 
 
 def number_of(version: ModelVersion) -> str:
-    return str(version.version)  # a whole number from a database, text from a server
+    return str(version.version)  # an int from a database, text from a server
 
 
 def label_of(version: ModelVersion) -> str:
@@ -80,14 +88,14 @@ def label_of(version: ModelVersion) -> str:
 
 
 @dataclass(frozen=True)
-class Known:
-    """What the tags of a version say of it, in short."""
+class VersionSummary:
+    """The tags of a version in short."""
 
     number: str
     aliases: tuple[str, ...]
     package: str  # sha256 of the package's manifest
     commit: str
-    problems: int  # that spoke against it when it was registered
+    problems: int  # found when it was registered
 
     @property
     def soundness(self) -> str:
@@ -95,13 +103,13 @@ class Known:
 
     @property
     def line(self) -> str:
-        """"version 3  package 0f1e2d3c4b5a  commit 9a8b7c6d  sound @challenger"."""
-        named = "".join(f" @{alias}" for alias in self.aliases)
-        return f"version {self.number}  package {self.package[:12]}  commit {self.commit[:8]}  {self.soundness}{named}"
+        """ "version 3  package 0f1e2d3c4b5a  commit 9a8b7c6d  sound @challenger"."""
+        aliases = "".join(f" @{alias}" for alias in self.aliases)
+        return f"version {self.number}  package {self.package[:12]}  commit {self.commit[:8]}  {self.soundness}{aliases}"
 
 
-def in_short(version: ModelVersion, aliases: list[str]) -> Known:
+def summarize(version: ModelVersion, aliases: list[str]) -> VersionSummary:
     tags = version.tags
     problems = len(json.loads(tags.get(EVIDENCE, "{}")).get("problems", []))
     package, commit = tags.get("package.sha256", "none"), tags.get("git.commit", "none")
-    return Known(number_of(version), tuple(sorted(aliases)), package, commit, problems)
+    return VersionSummary(number_of(version), tuple(sorted(aliases)), package, commit, problems)

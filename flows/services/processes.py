@@ -1,8 +1,10 @@
-"""Processes that outlive the command that started them: a log, a pid file, an end that leaves nothing behind.
+"""Server processes that outlive the command that started them, with a log and a pid file.
 
-A process is ours when its environment carries our mark, when it works inside our folder (PostgreSQL wipes its environment),
-or when the pid file names it together with the second it was born; a number alone may belong to somebody else by now.
+A process belongs to a server if its environment has the server's mark, if it runs inside the server's folder
+(PostgreSQL clears its environment), or if the pid file has its number and start time; a number alone may be
+another process by now.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -16,12 +18,21 @@ from pathlib import Path
 import psutil
 
 MARK = "THOUSANDWORDS_SERVER"  # in the environment of every server and so of all its children
-OTHERS = ("AWS_", "MLFLOW_", "PREFECT_", "PG", "SERVERS_")  # a client's settings are not meant for the servers
-QUIET = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+CLIENT_PREFIXES = ("AWS_", "MLFLOW_", "PREFECT_", "PG", "SERVERS_")  # client settings are not for the servers
+NO_TELEMETRY = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
 
 
-def launch(name: str, command: list[str], folder: Path, env: dict[str, str], user: str | None = None) -> subprocess.Popen:
-    """Starts a server in a session of its own, its lines in `folder/logs/NAME.log`, itself in `folder/NAME.pid`."""
+def launch(
+    name: str, command: list[str], folder: Path, env: dict[str, str], user: str | None = None
+) -> subprocess.Popen:
+    """Start a server in its own session.
+
+    Its log is `folder/logs/NAME.log`, its pid file `folder/NAME.pid`.
+    """
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     with open(log_file(folder, name), "wb") as log:
         process = subprocess.Popen(
@@ -41,12 +52,12 @@ def launch(name: str, command: list[str], folder: Path, env: dict[str, str], use
     return process
 
 
-def environment(**more: str) -> dict[str, str]:
-    """This environment without what is meant for clients. The project stays importable from any folder."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(OTHERS)}
-    root = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH")]))
-    return {**kept, **QUIET, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **more}
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment without client settings. The project stays importable from any folder."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(CLIENT_PREFIXES)}
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [root, inherited.get("PYTHONPATH")]))
+    return {**inherited, **NO_TELEMETRY, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **extra}
 
 
 def leader(folder: Path, name: str) -> psutil.Process | None:
@@ -54,21 +65,22 @@ def leader(folder: Path, name: str) -> psutil.Process | None:
     try:
         record = json.loads(_pid_file(folder, name).read_text())
         process = psutil.Process(record["pid"])
-        same = abs(process.create_time() - record["born"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        is_same = abs(process.create_time() - record["born"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
     except (OSError, ValueError, KeyError, psutil.Error):
         return None
-    return process if same else None
+    return process if is_same else None
 
 
-def ours(folder: Path, name: str) -> list[psutil.Process]:
-    """Every living process of this server, its leader first; also those whose leader was killed."""
+def server_processes(folder: Path, name: str) -> list[psutil.Process]:
+    """Every live process of this server, its leader first; also those whose leader was killed."""
     first = leader(folder, name)
-    found = [first] if first else []
+    processes = [first] if first else []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process != first and process.status() != psutil.STATUS_ZOMBIE and _belongs(process, folder, name):
-                found.append(process)
-    return found
+            is_zombie = process.status() == psutil.STATUS_ZOMBIE
+            if process != first and not is_zombie and _belongs(process, folder, name):
+                processes.append(process)
+    return processes
 
 
 def _belongs(process: psutil.Process, folder: Path, name: str) -> bool:
@@ -78,18 +90,21 @@ def _belongs(process: psutil.Process, folder: Path, name: str) -> bool:
     return name == "postgres" and Path(process.cwd()).is_relative_to(folder.resolve() / name)
 
 
-def end(folder: Path, name: str, stop: signal.Signals = signal.SIGTERM, patience: float = 20) -> int:
-    """Ends a server with all that it started: the leader is asked, then everybody, then killed. Returns how many there were."""
-    alive = ours(folder, name)
+def end_server(folder: Path, name: str, stop: signal.Signals = signal.SIGTERM, patience: float = 20) -> int:
+    """End a server and all its processes: signal the leader, then all, then kill.
+
+    Returns how many there were.
+    """
+    alive = server_processes(folder, name)
     if first := leader(folder, name):
         _signal([first], stop)
         psutil.wait_procs(alive, timeout=patience)
-    _, stubborn = psutil.wait_procs(ours(folder, name), timeout=0)
-    _signal(stubborn, signal.SIGTERM)
-    psutil.wait_procs(stubborn, timeout=patience / 4)
-    while left := ours(folder, name):  # again and again: one that is being killed may still start another
-        _signal(left, signal.SIGKILL)
-        psutil.wait_procs(left, timeout=5)
+    _, remaining = psutil.wait_procs(server_processes(folder, name), timeout=0)
+    _signal(remaining, signal.SIGTERM)
+    psutil.wait_procs(remaining, timeout=patience / 4)
+    while remaining := server_processes(folder, name):  # repeated: a process may start another before it dies
+        _signal(remaining, signal.SIGKILL)
+        psutil.wait_procs(remaining, timeout=5)
     _pid_file(folder, name).unlink(missing_ok=True)
     return len(alive)
 
@@ -103,7 +118,8 @@ def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
 def is_free(port: int) -> bool:
     """Whether a server could listen on this port of 127.0.0.1 now."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a connection just closed is no obstacle
+        # as servers do: a recently closed connection is no obstacle
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:

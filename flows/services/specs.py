@@ -1,7 +1,9 @@
-"""The four servers of a team, each as a command, its environment and how to tell that it is up: PostgreSQL, S3, MLflow, Prefect.
+"""The servers of a team (PostgreSQL, S3, MLflow, Prefect): command, environment and health check.
 
-Passwords travel by environment and by files of mode 600, never by command line: any user can read that one.
+Passwords are passed by environment and by files of mode 600, never on a command line, which any user can
+read.
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -13,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from flows import database, store
-from flows.database import USER
-from flows.processes import environment
-from thousandwords.errors import UserError
+from flows.services import postgres_server, s3_server
+from flows.services.postgres_server import USER
+from flows.services.processes import environment
+from thousandwords.core.errors import UserError
 
 S3_USER = "thousandwords:team"
 MLFLOW_USER = "admin"
@@ -24,52 +26,54 @@ PACKAGES = ("swift", "boto3", "dvc_s3", "psycopg2", "asyncpg", "flask_wtf", "mlf
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Where the servers live and listen; each from the variable SERVERS_<NAME>."""
+class ServicesConfig:
+    """The folder and the ports of the servers; each from the variable SERVERS_<NAME>."""
 
     folder: Path = Path(".servers")
-    postgres_port: int = 5442  # not 5432: the distribution's own server may have that one
-    s3_port: int = 9000  # the store takes the three after it too
+    postgres_port: int = 5442  # not 5432: the distribution's own server may use it
+    s3_port: int = 9000  # the store uses the three after it too
     mlflow_port: int = 5000
     prefect_port: int = 4200
 
     def __post_init__(self) -> None:
-        seen: dict[int, str] = {}
+        owners: dict[int, str] = {}
         for name, ports in self.ports().items():
             for port in ports:
                 if not 1024 <= port <= 65535:
-                    raise UserError(f"SERVERS_{name.upper()}_PORT leads to port {port}; ports from 1024 to 65535 can be used")
-                if port in seen:
                     raise UserError(
-                        f"SERVERS_{name.upper()}_PORT and SERVERS_{seen[port].upper()}_PORT both lead to port {port}; change one"
+                        f"SERVERS_{name.upper()}_PORT leads to port {port}; ports from 1024 to 65535 can be used"
                     )
-                seen[port] = name
+                if port in owners:
+                    raise UserError(
+                        f"SERVERS_{name.upper()}_PORT and SERVERS_{owners[port].upper()}_PORT both lead to port {port}; change one"
+                    )
+                owners[port] = name
 
     def ports(self) -> dict[str, list[int]]:
-        """{server: every port it takes}"""
+        """{server: every port it uses}"""
         return {
             "postgres": [self.postgres_port],
-            "s3": store.ports(self.s3_port),
+            "s3": s3_server.ports(self.s3_port),
             "mlflow": [self.mlflow_port],
             "prefect": [self.prefect_port],
         }
 
 
-def read_settings(environ: dict[str, str]) -> Settings:
-    """Settings from SERVERS_FOLDER, SERVERS_MLFLOW_PORT and so on. Raises UserError for what is no port."""
-    given: dict[str, object] = {}
-    for field in fields(Settings):
+def read_settings(environ: dict[str, str]) -> ServicesConfig:
+    """Settings from SERVERS_FOLDER, SERVERS_MLFLOW_PORT and so on. Raises UserError for an invalid port."""
+    values: dict[str, object] = {}
+    for field in fields(ServicesConfig):
         if text := environ.get(f"SERVERS_{field.name.upper()}"):
             if field.name != "folder" and not text.isdecimal():
-                raise UserError(f"SERVERS_{field.name.upper()} is {text!r}; it must be the number of a port")
-            given[field.name] = Path(text) if field.name == "folder" else int(text)
-    given["folder"] = Path(given.get("folder", Settings.folder)).resolve()
-    return Settings(**given)
+                raise UserError(f"SERVERS_{field.name.upper()} is {text!r}; it must be a port number")
+            values[field.name] = Path(text) if field.name == "folder" else int(text)
+    values["folder"] = Path(values.get("folder", ServicesConfig.folder)).resolve()
+    return ServicesConfig(**values)
 
 
 @dataclass(frozen=True)
 class Passwords:
-    """One for each door, made once; in a file that only its owner reads."""
+    """One password per server, created once, in a file that only its owner reads."""
 
     postgres_password: str
     s3_secret_key: str
@@ -82,29 +86,33 @@ def password_file(folder: Path) -> Path:
     return folder / "passwords.env"
 
 
-def keep_passwords(folder: Path) -> Passwords:
-    """The passwords of this folder; new ones are made where it has none."""
+def ensure_passwords(folder: Path) -> Passwords:
+    """The passwords of this folder; created if it has none."""
     path = password_file(folder)
     if not path.is_file():
-        made = [f"SERVERS_{field.name.upper()}={secrets.token_hex(24)}\n" for field in fields(Passwords)]
-        fresh = path.with_suffix(".tmp")
-        fresh.unlink(missing_ok=True)
-        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.writelines(made)
-        fresh.rename(path)
+        lines = [f"SERVERS_{field.name.upper()}={secrets.token_hex(24)}\n" for field in fields(Passwords)]
+        temporary = path.with_suffix(".tmp")
+        temporary.unlink(missing_ok=True)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.writelines(lines)
+        temporary.rename(path)
     return read_passwords(folder)
 
 
 def read_passwords(folder: Path) -> Passwords:
-    """Raises UserError when no server was ever started here."""
+    """Read the passwords; raises UserError if no server was ever started here."""
     path = password_file(folder)
     try:
         lines = dict(line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
-        return Passwords(**{field.name: lines[f"SERVERS_{field.name.upper()}"] for field in fields(Passwords)})
+        return Passwords(
+            **{field.name: lines[f"SERVERS_{field.name.upper()}"] for field in fields(Passwords)}
+        )
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no passwords yet. Run: make servers") from error
     except KeyError as error:
-        raise UserError(f"{path} has no line {error.args[0]}=; the servers of {folder} were set up with one") from error
+        raise UserError(
+            f"{path} has no line {error.args[0]}=; the servers of {folder} were set up with one"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -116,30 +124,45 @@ class Server:
     user: str | None = None
 
 
-def servers(settings: Settings, passwords: Passwords) -> list[Server]:
-    """All four, each after those that it needs."""
-    makers = (_postgres, _s3, _mlflow, _prefect)
-    return [make(settings, passwords) for make in makers]
+def servers(settings: ServicesConfig, passwords: Passwords) -> list[Server]:
+    """All four servers, each after those that it needs."""
+    specs = (_postgres, _s3, _mlflow, _prefect)
+    return [spec(settings, passwords) for spec in specs]
 
 
-def _postgres(settings: Settings, passwords: Passwords) -> Server:
-    command = [f"{database.programs()}/postgres", "-D", str(settings.folder / "postgres" / "data")]
-    for name, value in {"port": settings.postgres_port, "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}.items():
+def _postgres(settings: ServicesConfig, passwords: Passwords) -> Server:
+    command = [f"{postgres_server.programs()}/postgres", "-D", str(settings.folder / "postgres" / "data")]
+    for name, value in {
+        "port": settings.postgres_port,
+        "listen_addresses": "127.0.0.1",
+        "unix_socket_directories": "",
+    }.items():
         command += ["-c", f"{name}={value}"]
 
     def is_up() -> bool:
-        return database.sql(settings.postgres_port, passwords.postgres_password, "select 1").returncode == 0
+        return (
+            postgres_server.sql(settings.postgres_port, passwords.postgres_password, "select 1").returncode
+            == 0
+        )
 
-    return Server("postgres", command, environment(), is_up, user=database.user())
+    return Server("postgres", command, environment(), is_up, user=postgres_server.user())
 
 
-def _s3(settings: Settings, passwords: Passwords) -> Server:
+def _s3(settings: ServicesConfig, passwords: Passwords) -> Server:
     folder = settings.folder / "s3"
-    command = [sys.executable, "-m", "flows.store", "--folder", str(folder), "--port", str(settings.s3_port)]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.services.s3_server",
+        "--folder",
+        str(folder),
+        "--port",
+        str(settings.s3_port),
+    ]
     return Server("s3", command, environment(**_s3_keys(passwords)), lambda: (folder / "ready").is_file())
 
 
-def _mlflow(settings: Settings, passwords: Passwords) -> Server:
+def _mlflow(settings: ServicesConfig, passwords: Passwords) -> Server:
     port, folder = settings.mlflow_port, settings.folder / "mlflow"
     hosts = ",".join(f"{name}:{port}" for name in ("127.0.0.1", "localhost"))
     env = environment(
@@ -152,13 +175,31 @@ def _mlflow(settings: Settings, passwords: Passwords) -> Server:
         MLFLOW_FLASK_SERVER_SECRET_KEY=passwords.mlflow_secret_key,
         MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
     )
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "2"]
-    command += ["--app-name", "basic-auth", "--artifacts-destination", "s3://mlflow", "--allowed-hosts", hosts]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "2",
+    ]
+    command += [
+        "--app-name",
+        "basic-auth",
+        "--artifacts-destination",
+        "s3://mlflow",
+        "--allowed-hosts",
+        hosts,
+    ]
     command += ["--cors-allowed-origins", ",".join(f"http://{host}" for host in hosts.split(","))]
     return Server("mlflow", command, env, lambda: _answers(f"http://127.0.0.1:{port}/health"))
 
 
-def _prefect(settings: Settings, passwords: Passwords) -> Server:
+def _prefect(settings: ServicesConfig, passwords: Passwords) -> Server:
     port = settings.prefect_port
     env = environment(
         PREFECT_HOME=str(settings.folder / "prefect"),
@@ -170,10 +211,10 @@ def _prefect(settings: Settings, passwords: Passwords) -> Server:
     return Server("prefect", command, env, lambda: _answers(f"http://127.0.0.1:{port}/api/health"))
 
 
-def mlflow_auth(settings: Settings, passwords: Passwords) -> str:
-    """MLflow's auth.ini: its users in PostgreSQL; a new user sees nothing until it is allowed to.
+def mlflow_auth(settings: ServicesConfig, passwords: Passwords) -> str:
+    """MLflow's auth.ini: users are in PostgreSQL; a new user has no permissions.
 
-    A password that was right is remembered for some minutes: to check it anew takes 0.3 s, and a rollback asks twenty times.
+    A correct password is cached for some minutes: a check takes 0.3 s, and a rollback sends twenty requests.
     """
     return (
         "[mlflow]\ndefault_permission = NO_PERMISSIONS\nauth_cache_ttl_seconds = 300\nauth_cache_max_size = 1000\n"
@@ -181,10 +222,10 @@ def mlflow_auth(settings: Settings, passwords: Passwords) -> str:
     )
 
 
-def client_environment(settings: Settings, passwords: Passwords) -> dict[str, str]:
-    """The variables with which runs, flows and workers find the servers and are let in.
+def client_environment(settings: ServicesConfig, passwords: Passwords) -> dict[str, str]:
+    """The variables with which runs, flows and workers connect to the servers.
 
-    No key of the store is among them: MLflow hands artifacts on, and DVC has its own in .dvc/config.local.
+    They hold no key of the store: MLflow serves the artifacts, and DVC has its own key in .dvc/config.local.
     """
     return {
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{settings.mlflow_port}",
@@ -195,7 +236,7 @@ def client_environment(settings: Settings, passwords: Passwords) -> dict[str, st
     }
 
 
-def dvc_remote(settings: Settings, passwords: Passwords) -> dict[str, str]:
+def dvc_remote(settings: ServicesConfig, passwords: Passwords) -> dict[str, str]:
     """The section of .dvc/config.local that lets DVC push to the store."""
     keys = _s3_keys(passwords)
     return {
@@ -207,22 +248,28 @@ def dvc_remote(settings: Settings, passwords: Passwords) -> dict[str, str]:
     }
 
 
-def missing() -> list[str]:
+def missing_requirements() -> list[str]:
     """What is not installed here, as sentences that say how to install it."""
     sentences = []
-    lacking = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if lacking:
-        elsewhere = "" if sys.platform == "linux" else " (swift, the store, is for Linux; elsewhere: docker compose up)"
-        sentences.append(f"the Python packages {', '.join(lacking)} are missing. Run: pip install '.[servers]'{elsewhere}")
+    packages = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if packages:
+        elsewhere = (
+            ""
+            if sys.platform == "linux"
+            else " (swift, the store, runs on Linux only; elsewhere: docker compose up)"
+        )
+        sentences.append(
+            f"the Python packages {', '.join(packages)} are missing. Run: pip install '.[servers]'{elsewhere}"
+        )
     try:
-        database.programs()
-        database.user()
+        postgres_server.programs()
+        postgres_server.user()
     except UserError as error:
         sentences.append(str(error))
     return sentences
 
 
-def _database(settings: Settings, passwords: Passwords, driver: str, name: str) -> str:
+def _database(settings: ServicesConfig, passwords: Passwords, driver: str, name: str) -> str:
     return f"{driver}://{USER}:{passwords.postgres_password}@127.0.0.1:{settings.postgres_port}/{name}"
 
 

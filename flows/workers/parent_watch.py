@@ -1,4 +1,5 @@
-"""A flow that a worker started ends with that worker: nobody would hear its cancellation, nor free its place."""
+"""End a flow when its worker ends: it could not be cancelled any more, and would keep its slot."""
+
 from __future__ import annotations
 
 import contextlib
@@ -10,11 +11,14 @@ import time
 
 import psutil
 
-GRACE = 20.0  # seconds until what did not end by itself is killed: more than the keepers of the stages take
+GRACE = 20.0  # seconds until the rest is killed: longer than the supervisors of the stages need
 
 
 def end_with_worker() -> None:
-    """Watches the worker, which is the parent of a process that leads a group of its own; does nothing in a terminal's."""
+    """Watch the worker, the parent of a process that leads a process group.
+
+    Does nothing for a flow in a terminal.
+    """
     if "PREFECT__FLOW_RUN_ID" not in os.environ or os.getpgrp() != os.getpid():
         return
     worker = os.getppid()
@@ -24,17 +28,17 @@ def end_with_worker() -> None:
     threading.Thread(target=_end_after, args=(handle,), daemon=True).start()
 
 
-def is_worker(process: int) -> bool:
-    """False for init, which inherits a flow whose worker died while the flow was being prepared."""
+def is_worker(pid: int) -> bool:
+    """False for init, which becomes the parent if the worker died while it prepared the flow."""
     if "PREFECT__WORKER_NAME" not in os.environ:
-        return True  # another kind of starter
+        return True  # started by something else than a worker
     with contextlib.suppress(psutil.Error):
-        return "worker" in psutil.Process(process).cmdline()
+        return "worker" in psutil.Process(pid).cmdline()
     return False
 
 
 def _end_after(handle: int) -> None:
     select.select([handle], [], [])
-    os.killpg(os.getpgrp(), signal.SIGTERM)  # the flow, its keepers and its stages at once, as a cancellation does
+    os.killpg(os.getpgrp(), signal.SIGTERM)  # flow, supervisors and stages at once, as a cancellation does
     time.sleep(GRACE)
     os.killpg(os.getpgrp(), signal.SIGKILL)

@@ -1,4 +1,5 @@
-"""Which stage needs how many GPUs, and how often it is tried again: flows/placement.yaml -> frozen dataclasses."""
+"""The GPUs and retries of each stage: flows/workers/placement.yaml -> frozen dataclasses."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -6,15 +7,15 @@ from pathlib import Path
 
 import yaml
 
-from thousandwords.config import ConfigError, section
-from thousandwords.errors import UserError
+from thousandwords.core.config import ConfigError, section
+from thousandwords.core.errors import UserError
 
-FILE = Path("flows/placement.yaml")
+FILE = Path("flows/workers/placement.yaml")
 
 
 @dataclass(frozen=True)
 class Place:
-    """What one stage gets. A wrong setting is not tried again, nor is what somebody stopped."""
+    """The resources of one stage. A wrong setting and a stopped stage are not retried."""
 
     gpus: int = 0
     retries: int = 2
@@ -22,7 +23,7 @@ class Place:
 
     def __post_init__(self) -> None:
         if self.gpus < 0 or self.retries < 0 or self.retry_seconds < 0:
-            raise ValueError(f"gpus, retries and retry_seconds start at 0, found {self}")
+            raise ValueError(f"gpus, retries and retry_seconds must be 0 or more, found {self}")
 
     @property
     def delays(self) -> list[float]:
@@ -39,30 +40,35 @@ class Placement:
 
     def __post_init__(self) -> None:
         if self.parallel < 1:
-            raise ValueError(f"parallel is {self.parallel}; one stage at least has to run")
+            raise ValueError(f"parallel is {self.parallel}; it must be 1 or more")
 
     def of(self, stage: str) -> Place:
         return self.stages.get(stage, Place())
 
 
-def read_placement(known: list[str], path: Path = FILE) -> Placement:
-    """The table of this project, whose stages are `known`; raises UserError for a stage or a key that does not exist."""
+def read_placement(stages: list[str], path: Path = FILE) -> Placement:
+    """Read the table; `stages` are those of dvc.yaml.
+
+    Raises UserError for a stage or a key that does not exist.
+    """
     if not path.is_file():
         return Placement()
     try:
         table = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        stages = table.pop("stages", {})
-        for name in stages:
-            if name not in known:
-                raise UserError(f"{path}: dvc.yaml has no stage {name!r}. It has: {', '.join(known)}")
-        places = {name: section(values, f"stages.{name}", Place) for name, values in stages.items()}
-        return Placement(**{**vars(section(table, "the table", _Top)), "stages": places})
+        places = table.pop("stages", {})
+        for name in places:
+            if name not in stages:
+                raise UserError(f"{path}: dvc.yaml has no stage {name!r}. It has: {', '.join(stages)}")
+        places = {name: section(values, f"stages.{name}", Place) for name, values in places.items()}
+        return Placement(**{**vars(section(table, "the table", _TopLevel)), "stages": places})
     except ConfigError as error:
         raise UserError(str(error).replace("params.yaml", str(path))) from error
     except (ValueError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(str(error) if isinstance(error, UserError) else f"{path}: {' '.join(str(error).split())}") from error
+        raise UserError(
+            str(error) if isinstance(error, UserError) else f"{path}: {' '.join(str(error).split())}"
+        ) from error
 
 
 @dataclass(frozen=True)
-class _Top:
+class _TopLevel:
     parallel: int = Placement.parallel

@@ -1,4 +1,5 @@
-"""One run at a time in a folder: the next one waits until the one before, and all that it started, has ended."""
+"""One run at a time per folder: the next waits until the current one and all its processes have ended."""
+
 from __future__ import annotations
 
 import contextlib
@@ -7,38 +8,41 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-PLACE = Path(".dvc/tmp/flow.lock")
-_held: list[int] = []
+LOCK_FILE = Path(".dvc/tmp/flow.lock")
+_handles: list[int] = []
 
 
 @contextlib.contextmanager
-def alone(tell: Callable[[str], None], place: Path = PLACE) -> Iterator[None]:
-    """Holds the kernel lock of this folder; a flow within a flow of the same process has it already. `tell` is told of a wait."""
-    if _held:
+def run_lock(log: Callable[[str], None], path: Path = LOCK_FILE) -> Iterator[None]:
+    """Hold the kernel lock of this folder; a flow inside a flow of the same process has it already.
+
+    `log` reports a wait.
+    """
+    if _handles:
         yield
         return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with open(place, "a") as file:
-        _wait(file.fileno(), tell)
-        _held.append(file.fileno())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        _wait(file.fileno(), log)
+        _handles.append(file.fileno())
         try:
             yield
         finally:
-            _held.clear()
+            _handles.clear()
 
 
-def held_places() -> tuple[int, ...]:
-    """Handles of the lock for those that have to end before it is free: a kernel lock ends with its last handle."""
-    return tuple(_held)
+def lock_handles() -> tuple[int, ...]:
+    """Handles of the lock for child processes; a kernel lock is free once its last handle is closed."""
+    return tuple(_handles)
 
 
-def _wait(handle: int, tell: Callable[[str], None]) -> None:
-    is_told = False
+def _wait(handle: int, log: Callable[[str], None]) -> None:
+    is_reported = False
     while True:
         try:
             return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not is_told:
-                tell("another run is at work in this folder; this one waits for it")
-            is_told = True
+            if not is_reported:
+                log("another run is active in this folder; this one waits for it")
+            is_reported = True
             time.sleep(0.2)

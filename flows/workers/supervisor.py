@@ -1,8 +1,9 @@
-"""python -m flows.keeper --gpus 1 -- COMMAND: runs a command, holds its GPUs, and leaves nothing of it behind.
+"""python -m flows.workers.supervisor --gpus 1 -- COMMAND: runs a command and holds its GPUs.
 
-It ends what the command started, also in sessions of its own, when the command has ended, when whoever started the keeper
-has, or on SIGTERM. Its GPUs are free only after that.
+It ends everything that the command started, also in other sessions, when the command has ended, when the
+supervisor's own parent has ended, or on SIGTERM. The GPUs are free only after that.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -13,56 +14,62 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import psutil
 
-from flows import gpu
-from thousandwords.errors import UserError
+from flows.workers import gpu_lock
+from thousandwords.core.errors import UserError
 
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
-ALONE = 3.0  # seconds after which a SIGTERM is passed on: one for the whole group has reached everybody before
+FORWARD_AFTER = (
+    3.0  # seconds until a SIGTERM is passed on: one sent to the group has reached every process by then
+)
 
 
-def kept(command: Sequence[str], gpus: int, what: str) -> list[str]:
-    """The command line that runs a command by this module."""
-    return [sys.executable, "-m", "flows.keeper", "--gpus", str(gpus), "--what", what, "--", *command]
+def supervised(command: Sequence[str], gpus: int, what: str) -> list[str]:
+    """The command line that runs a command under this module."""
+    options = ["--gpus", str(gpus), "--what", what]
+    return [sys.executable, "-m", "flows.workers.supervisor", *options, "--", *command]
 
 
-def keep(command: list[str], gpus: int, what: str) -> int:
-    """Runs the command; returns its code, 128 + N where a signal N ended it. Raises UserError where it may not start."""
-    starter = _starter()
+def supervise(command: list[str], gpus: int, what: str) -> int:
+    """Run the command; its exit code, 128 + N if signal N ended it. Raises UserError if it may not start."""
+    parent = _open_parent()
     _adopt_orphans()
-    with gpu.held(gpus, what) as holding, _wakeups() as woken:
+    with gpu_lock.hold(gpus, what) as holding, _sigterm_pipe() as sigterm:
         process = subprocess.Popen(command, env={**os.environ, **holding.environment()})
         try:
-            _wait(process, starter, woken)
+            _wait(process, parent, sigterm)
         finally:
-            gpu.end_all(_descendants(process))
+            gpu_lock.end_all(_descendants(process))
     code = process.returncode
     return 128 - code if code < 0 else code
 
 
-def _starter() -> int:
-    """A handle of the parent, which tells when it ends."""
+def _open_parent() -> int:
+    """A handle of the parent process, readable once it has ended."""
     parent = os.getppid()
     try:
         handle = os.pidfd_open(parent)
     except OSError as error:
-        raise UserError("what started this process is gone already, so this process ends, too") from error
+        raise UserError("the parent of this process has ended already, so this process ends, too") from error
     if os.getppid() != parent:
-        raise UserError("what started this process is gone already, so this process ends, too")
+        raise UserError("the parent of this process has ended already, so this process ends, too")
     return handle
 
 
 def _adopt_orphans() -> None:
-    """A process whose parent ends becomes this one's child, not init's: so none gets out of sight."""
+    """Make this process, not init, the parent of a descendant whose parent ends, so that none is lost."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 @contextlib.contextmanager
-def _wakeups():
-    """A pipe that can be read once SIGTERM has come. Ctrl-C is for the command, which hears it, too."""
+def _sigterm_pipe():
+    """A pipe that is readable once SIGTERM has come.
+
+    Ctrl-C reaches the command by itself, so it is ignored here.
+    """
     reading, writing = os.pipe()
 
     def on_term(*_: object) -> None:
@@ -79,42 +86,47 @@ def _wakeups():
         os.close(writing)
 
 
-def _wait(process: subprocess.Popen, starter: int, woken: int) -> None:
-    """Until the command has ended, or should."""
+def _wait(process: subprocess.Popen, parent: int, sigterm: int) -> None:
+    """Return when the command has ended, or has to end."""
     ended = os.pidfd_open(process.pid)
-    ready, _, _ = select.select([ended, starter, woken], [], [])
-    if woken in ready:  # a cancelled flow signals the whole group: a second signal would cut a checkpoint short
-        select.select([ended], [], [], ALONE)
+    ready, _, _ = select.select([ended, parent, sigterm], [], [])
+    if (
+        sigterm in ready
+    ):  # a cancelled flow signals its whole group: a second signal would cut a checkpoint short
+        select.select([ended], [], [], FORWARD_AFTER)
     os.close(ended)
 
 
-def _descendants(process: subprocess.Popen):
-    """A function that gives what still runs below this process, and takes the dead away."""
+def _descendants(process: subprocess.Popen) -> Callable[[], list[psutil.Process]]:
+    """A function that lists the live processes below this one and reaps the dead ones."""
 
     def find() -> list[psutil.Process]:
         process.poll()
-        found = []
-        for one in psutil.Process().children(recursive=True):
+        alive = []
+        for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                if one.status() == psutil.STATUS_ZOMBIE and one.ppid() == os.getpid() and one.pid != process.pid:
-                    os.waitpid(one.pid, os.WNOHANG)
+                is_zombie = child.status() == psutil.STATUS_ZOMBIE
+                if is_zombie and child.ppid() == os.getpid() and child.pid != process.pid:
+                    os.waitpid(child.pid, os.WNOHANG)
                 else:
-                    found.append(one)
-        return found
+                    alive.append(child)
+        return alive
 
     return find
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gpus", type=int, default=0, help="how many GPUs to hold (default: none)")
-    parser.add_argument("--what", default="", help="what to call it where others wait for the GPU")
+    parser.add_argument("--what", default="", help="the name that others see while they wait for the GPU")
     parser.add_argument("command", nargs="+", metavar="COMMAND")
     options = parser.parse_args(argv)
     try:
-        code = keep(options.command, options.gpus, options.what or options.command[0])
+        code = supervise(options.command, options.gpus, options.what or options.command[0])
     except UserError as error:
-        print(f"keeper: {error}", file=sys.stderr)
+        print(f"supervisor: {error}", file=sys.stderr)
         code = 2
     raise SystemExit(code)
 

@@ -1,8 +1,9 @@
-"""python -m flows.workers start | stop | list: one worker per GPU, which sees that GPU alone, and one for what needs none.
+"""python -m flows.workers.workers start | stop | list: one worker per GPU, and one for the CPU.
 
-Beside them runs the watch over dead runs (flows/watch.py). Each is in a session of its own and is known by a file with its
-process number in .prefect/workers/, its log beside it.
+The heartbeat process (flows/workers/heartbeat.py) runs beside them. Each has its own session, a file with its
+process number in .prefect/workers/, and its log beside that file.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -19,20 +20,20 @@ from pathlib import Path
 
 import psutil
 
-from flows import gpu
-from flows.bootstrap import CPU_POOL, GPU_POOL, enter
-from thousandwords.errors import UserError
+from flows.deploy import CPU_POOL, GPU_POOL, prepare_server
+from flows.workers import gpu_lock
+from thousandwords.core.errors import UserError
 
 FOLDER = Path(".prefect/workers")
-WATCH = FOLDER / "watch.json"
-CPU_RUNS = 2  # at once, of a worker without a GPU; one with GPUs takes one run at a time
+HEARTBEAT_FILE = FOLDER / "watch.json"
+CPU_RUNS = 2  # at once, of a worker without a GPU; a worker with GPUs takes one run at a time
 PATIENCE = 45.0  # seconds: a worker gives its runs 30 to end
-IDLE_PATIENCE = 10.0  # for one without a run: Prefect 3.8's hang for ever once their server was away
+IDLE_PATIENCE = 10.0  # for a worker without a run: Prefect 3.8's hang for ever once their server was down
 
 
 @dataclass(frozen=True)
 class Worker:
-    """One worker: its name, the pool it takes runs from, and the GPUs that it alone sees."""
+    """One worker: its name, the pool it takes runs from, and the GPUs that only it sees."""
 
     name: str
     pool: str
@@ -44,33 +45,42 @@ class Worker:
         return FOLDER / f"{self.name}.json"
 
 
-def planned(gpus: list[str], per_worker: int = 1, name: str | None = None, cpu_runs: int = CPU_RUNS) -> list[Worker]:
-    """The workers of a machine: planned(["0", "1"]) -> one for GPU 0, one for GPU 1, one for the CPU."""
+def plan_workers(
+    gpus: list[str], per_worker: int = 1, name: str | None = None, cpu_runs: int = CPU_RUNS
+) -> list[Worker]:
+    """The workers of a machine: plan_workers(["0", "1"]) -> one for GPU 0, one for GPU 1, one for the CPU."""
     name = name or socket.gethostname().partition(".")[0]
     if per_worker < 1 or (gpus and len(gpus) % per_worker):
-        raise UserError(f"{len(gpus)} GPUs cannot be shared out by {per_worker}. Give another --gpus-per-worker")
+        raise UserError(
+            f"{len(gpus)} GPUs cannot be divided into groups of {per_worker}. Give another --gpus-per-worker"
+        )
     if cpu_runs < 1:
         raise UserError(f"a worker cannot take {cpu_runs} runs at once. Give --runs 1 or more")
-    shares = [tuple(gpus[first : first + per_worker]) for first in range(0, len(gpus), per_worker)]
-    workers = [Worker(f"{name}-gpu{'-'.join(share)}", GPU_POOL, share, 1) for share in shares]
+    groups = [tuple(gpus[first : first + per_worker]) for first in range(0, len(gpus), per_worker)]
+    workers = [Worker(f"{name}-gpu{'-'.join(group)}", GPU_POOL, group, 1) for group in groups]
     return [*workers, Worker(f"{name}-cpu", CPU_POOL, (), cpu_runs)]
 
 
 def start(workers: list[Worker]) -> list[str]:
-    """Starts those that do not run; a line for each."""
-    enter()
+    """Start the workers that do not run yet; a line for each."""
+    prepare_server()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    return [*(_start(worker) for worker in workers), _launch(WATCH, ["flows.watch"], (), "watches over dead runs")]
+    return [
+        *(_start(worker) for worker in workers),
+        _launch(HEARTBEAT_FILE, ["flows.workers.heartbeat"], (), "marks dead runs"),
+    ]
 
 
 def _start(worker: Worker) -> str:
-    named = ["--pool", worker.pool, "--name", worker.name, "--type", "process", "--limit", str(worker.runs)]
-    return _launch(worker.file, ["prefect", "worker", "start", *named], worker.gpus, f"takes runs from {worker.pool}")
+    options = ["--pool", worker.pool, "--name", worker.name, "--type", "process", "--limit", str(worker.runs)]
+    return _launch(
+        worker.file, ["prefect", "worker", "start", *options], worker.gpus, f"takes runs from {worker.pool}"
+    )
 
 
-def _launch(file: Path, words: list[str], gpus: tuple[str, ...], does: str) -> str:
-    """Starts `python -m WORDS`, unless the process that `file` names lives."""
-    if process := living(file):
+def _launch(file: Path, command: list[str], gpus: tuple[str, ...], task: str) -> str:
+    """Start `python -m COMMAND`, unless the process that `file` names still runs."""
+    if process := find_process(file):
         return f"{file.stem} runs already (process {process.pid})"
     environment = {
         **os.environ,
@@ -80,7 +90,7 @@ def _launch(file: Path, words: list[str], gpus: tuple[str, ...], does: str) -> s
     }
     with open(file.with_suffix(".log"), "a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *words],
+            [sys.executable, "-m", *command],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -89,40 +99,40 @@ def _launch(file: Path, words: list[str], gpus: tuple[str, ...], does: str) -> s
         )
     born = psutil.Process(process.pid).create_time()
     file.write_text(json.dumps({"pid": process.pid, "born": born, "gpus": gpus}))
-    return f"{file.stem} {does} (process {process.pid}, log {file.with_suffix('.log')})"
+    return f"{file.stem} {task} (process {process.pid}, log {file.with_suffix('.log')})"
 
 
-def living(file: Path) -> psutil.Process | None:
-    """The process that a file names, if it is still that one: numbers are given again."""
+def find_process(file: Path) -> psutil.Process | None:
+    """The process that a file names, if it is still the same one: process numbers are reused."""
     with contextlib.suppress(OSError, ValueError, KeyError, psutil.Error):
-        known = json.loads(file.read_text())
-        process = psutil.Process(known["pid"])
-        if abs(process.create_time() - known["born"]) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+        record = json.loads(file.read_text())
+        process = psutil.Process(record["pid"])
+        if abs(process.create_time() - record["born"]) < 1 and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
 
 
 def stop() -> list[str]:
-    """Ends all workers of this folder and what they run, checkpoints first; a line for each."""
-    found = {file: living(file) for file in sorted(FOLDER.glob("*.json"))}
-    for process in filter(None, found.values()):
+    """End all workers of this folder and their runs, checkpoints first; a line for each."""
+    processes = {file: find_process(file) for file in sorted(FOLDER.glob("*.json"))}
+    for process in filter(None, processes.values()):
         process.send_signal(signal.SIGTERM)
-    asked = time.monotonic()  # one wait for all of them
-    return [_end(file, process, asked) for file, process in found.items()]
+    began = time.monotonic()  # one wait for all of them
+    return [_end(file, process, began) for file, process in processes.items()]
 
 
-def _end(file: Path, process: psutil.Process | None, asked: float) -> str:
-    how = "had ended already"
+def _end(file: Path, process: psutil.Process | None, began: float) -> str:
+    result = "had ended already"
     if process:
-        how = "ended" if _wait(process, asked) else "was killed"
+        result = "ended" if _wait(process, began) else "was killed"
     file.unlink(missing_ok=True)
-    return f"{file.stem} {how}"
+    return f"{file.stem} {result}"
 
 
-def _wait(process: psutil.Process, asked: float) -> bool:
-    while living_still(process):
-        if time.monotonic() - asked > (PATIENCE if has_runs(process) else IDLE_PATIENCE):
-            process.kill()  # its runs end with it (flows/_lifeline.py)
+def _wait(process: psutil.Process, began: float) -> bool:
+    while is_running(process):
+        if time.monotonic() - began > (PATIENCE if has_runs(process) else IDLE_PATIENCE):
+            process.kill()  # its runs end with it (flows/workers/parent_watch.py)
             return False
         time.sleep(0.1)
     return True
@@ -134,32 +144,42 @@ def has_runs(process: psutil.Process) -> bool:
     return False
 
 
-def living_still(process: psutil.Process) -> bool:
+def is_running(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
-def listed() -> list[str]:
+def list_workers() -> list[str]:
     """A line for each worker of this folder."""
     return [
-        f"{file.stem}: {f'process {process.pid}' if (process := living(file)) else 'ended, though nobody stopped it'}"
+        f"{file.stem}: {f'process {process.pid}' if (process := find_process(file)) else 'ended without being stopped'}"
         for file in sorted(FOLDER.glob("*.json"))
     ]
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["start", "stop", "list"])
-    parser.add_argument("--gpus-per-worker", type=int, default=1, help="for stages that train on several (default: 1)")
-    parser.add_argument("--runs", type=int, default=CPU_RUNS, help="at once, without a GPU (default: 2; in a fleet: 1)")
-    parser.add_argument("--name", help="what the names begin with, if another clone has workers here (default: the host's)")
+    parser.add_argument(
+        "--gpus-per-worker", type=int, default=1, help="for stages that train on several (default: 1)"
+    )
+    parser.add_argument(
+        "--runs", type=int, default=CPU_RUNS, help="at once, without a GPU (default: 2; in a fleet: 1)"
+    )
+    parser.add_argument(
+        "--name", help="prefix of the names, if another clone has workers here (default: the host's name)"
+    )
     options = parser.parse_args(argv)
     try:
         lines = {
-            "start": lambda: start(planned(gpu.visible(), options.gpus_per_worker, options.name, options.runs)),
+            "start": lambda: start(
+                plan_workers(gpu_lock.visible(), options.gpus_per_worker, options.name, options.runs)
+            ),
             "stop": stop,
-            "list": listed,
+            "list": list_workers,
         }[options.what]()
     except UserError as error:
         print(f"workers: {error}", file=sys.stderr)

@@ -1,8 +1,9 @@
-"""A stage that trains in several processes: it becomes torchrun, which starts the stage once per process.
+"""Train in several processes: the stage replaces itself by torchrun, which starts the stage once per process.
 
-So `dvc repro` and the flows need know nothing of it. On several machines start torchrun yourself:
+So `dvc repro` and the flows need not know about it. On several machines start torchrun yourself:
 `torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:PORT -m stages.train_generator …` with the rest of the stage's `cmd`.
 """
+
 from __future__ import annotations
 
 import os
@@ -11,44 +12,61 @@ from pathlib import Path
 
 import torch
 
-from stages._stage import device_kind, read_params
-from thousandwords.distributed import is_started_by_torchrun
-from thousandwords.errors import UserError
+from stages.runtime.stage import device_kind
+from thousandwords.core.errors import UserError
+from thousandwords.core.params import read_params
+from thousandwords.training.distributed import is_started_by_torchrun
 
 
 def launch_processes(stage: str, params: Path, section: str, argv: list[str] | None) -> None:
-    """Replaces this process by torchrun where the section's `training.processes` asks for more than one; else returns."""
+    """Replace this process by torchrun if the section's `training.num_processes` is more than one; else
+    return."""
     if is_started_by_torchrun():
         return
-    wanted = count_processes(params, section)
-    if wanted > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // wanted)))  # as many as one would have
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(wanted), "-m", f"stages.{stage}"]
+    num_processes = count_processes(params, section)
+    if num_processes > 1:
+        # together as many threads as one process would have
+        threads = max(1, torch.get_num_threads() // num_processes)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        torchrun = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(num_processes),
+            "-m",
+            f"stages.{stage}",
+        ]
         os.execv(sys.executable, [sys.executable, *torchrun, *(sys.argv[1:] if argv is None else argv)])
 
 
 def share_cores() -> None:
-    """Half of this machine's cores for this process, before it computes.
+    """Use half of this machine's cores, before anything is computed.
 
-    The image tokenizer and the scorer need nothing of each other, so `python -m flows.run` trains them side by side. A plain
-    `dvc repro` trains them one after the other with the same half: sums are cut up by threads, and other threads would give
-    other last bits.
+    The image tokenizer and the scorer are independent, so `python -m flows.run_local` trains them at the same
+    time. A plain `dvc repro` trains them one after the other with the same half: another number of threads
+    splits sums differently and changes the last bits.
     """
-    if not is_started_by_torchrun():  # which has the threads that its starter gave it
+    if not is_started_by_torchrun():  # else the launcher has set the number of threads
         torch.set_num_threads(max(1, torch.get_num_threads() // 2))
 
 
 def count_processes(params: Path, section: str) -> int:
-    """How many processes the file asks for. A file that cannot be read is the stage's to refuse.
+    """The number of processes that the file asks for; 1 if it cannot be read: the stage reports that error.
 
-    "auto" is one per GPU; on a CPU with threads for it two: two threads meet at every product, two processes once
-    an update. On a quiet machine that is no faster, beside other work it is (docs/recipes-clip.md).
+    "auto" is one per GPU, and two on a CPU with enough threads: two threads synchronize at every product, two
+    processes once per update. That is no faster on an idle machine, but faster beside other work
+    (docs/recipes-clip.md).
     """
     try:
         settings = read_params(params)
-        wanted = settings[section]["training"].get("processes", 1)
+        num_processes = settings[section]["training"].get("num_processes", 1)
     except (UserError, KeyError, TypeError, AttributeError):
         return 1
-    if wanted == "auto":
-        return max(1, torch.cuda.device_count()) if device_kind(settings) == "cuda" else min(2, torch.get_num_threads())
-    return wanted if isinstance(wanted, int) else 1
+    if num_processes == "auto":
+        return (
+            max(1, torch.cuda.device_count())
+            if device_kind(settings) == "cuda"
+            else min(2, torch.get_num_threads())
+        )
+    return num_processes if isinstance(num_processes, int) else 1

@@ -1,4 +1,6 @@
-"""fit() with what a stage has: checkpoints that resume, a progress bar, the MLflow run, signals that save first, processes."""
+"""Call fit() with the runtime of a stage: checkpoints, progress bar, MLflow, signals that save first, several
+processes."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -6,53 +8,50 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stages._progress import Bar
-from stages._stage import Stage
-from thousandwords import training
-from thousandwords.checkpoints import Checkpoints
+from stages.runtime.stage import Stage
+from thousandwords.core.progress import ProgressBar
+from thousandwords.training.checkpoints import Checkpoints
+from thousandwords.training.config import StepLoss, TrainingConfig
+from thousandwords.training.loop import fit
 
 
 def train(
-    run: Stage,
+    context: Stage,
     model: nn.Module,
-    config: training.Config,
+    config: TrainingConfig,
     *,
     batches_of: Callable[[int], Sequence[Any]],
-    loss_of: training.StepLoss,
+    loss_of: StepLoss,
     evaluate: Callable[[nn.Module], dict[str, float]],
     settings: object,
     inputs: tuple[str, ...],
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """(the weights to keep, the curves). `settings` and `inputs` name the run that may be resumed."""
-    checkpoints = Checkpoints(run.state_folder(settings, *inputs))
-    bar = Bar(run.name, config.steps) if run.world.is_first else None
-    run.is_stoppable = True
+    """Train; returns (the weights to save, the curves). `settings` and `inputs` identify the run that may be
+    resumed."""
+    checkpoints = Checkpoints(context.state_folder(settings, *inputs))
+    bar = ProgressBar(context.name, config.steps) if context.world.is_main_process else None
+    context.is_stoppable = True
 
     def log(step: int, values: dict[str, float]) -> None:
-        run.log(step, values)
-        run.save_state()
+        context.log(step, values)
+        context.save_state()
 
     try:
-        state, history = training.fit(
+        state, history = fit(
             model,
             config,
             batches_of=batches_of,
             loss_of=loss_of,
-            seed=run.seed,
+            seed=context.seed,
             evaluate=evaluate,
             checkpoints=checkpoints,
             log=log,
-            progress=bar.at if bar else lambda step, note: None,
-            is_stopped=lambda: run.stop_requested,
-            world=run.world,
+            progress=bar.update if bar else lambda step, note: None,
+            is_stopped=lambda: context.stop_requested,
+            world=context.world,
         )
     finally:
-        run.is_stoppable = False
+        context.is_stoppable = False
         if bar:
             bar.close()
     return state, history.rows
-
-
-def device_of(run: Stage) -> str:
-    """Where this process computes: cpu, cuda, or one GPU of several."""
-    return run.world.device

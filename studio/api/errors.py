@@ -1,4 +1,5 @@
-"""Requests that are not answered with what was asked for: one form for all, a sentence and the field that it is about."""
+"""Errors of the HTTP API: JSON with a message and the field of the request that it is about."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -9,54 +10,60 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from studio.easel import Event
-from studio.gallery import NoDraw
-from thousandwords.errors import UserError
+from studio.data.gallery import NoSuchEntry
+from studio.events import Event
+from thousandwords.core.errors import UserError
 
 RETRY = {"Retry-After": "1"}  # seconds
 
 
-class Refusal(Exception):
-    """A request that is not answered with what was asked for, and why."""
+class ApiError(Exception):
+    """The error answer to a request."""
 
-    def __init__(self, status: int, error: str, field: str | None = None, headers: dict[str, str] | None = None) -> None:
-        super().__init__(error)
-        self.status, self.error, self.field, self.headers = status, error, field, headers or {}
+    def __init__(
+        self, status: int, message: str, field: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.field, self.headers = status, message, field, headers or {}
 
     def response(self) -> JSONResponse:
-        return JSONResponse({"error": self.error, "field": self.field}, self.status, self.headers)
+        return JSONResponse({"error": self.message, "field": self.field}, self.status, self.headers)
 
 
-def refused(event: Event) -> Refusal:
-    return Refusal(event["status"], event["error"], event["field"], RETRY if event["status"] == 503 else None)
+def error_of(event: Event) -> ApiError:
+    """The error answer for an error event of the worker process."""
+    headers = RETRY if event["status"] == 503 else None
+    return ApiError(event["status"], event["error"], event["field"], headers)
 
 
-def answer_problems(app: FastAPI) -> None:
-    """Every refusal in one form."""
-    handlers: dict[type[Exception], Callable[[Any], Refusal]] = {
-        Refusal: lambda error: error,
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer all errors in the same form."""
+    to_api_error: dict[type[Exception], Callable[[Any], ApiError]] = {
+        ApiError: lambda error: error,
         RequestValidationError: _invalid,
         HTTPException: _http,
-        NoDraw: lambda error: Refusal(404, str(error)),
-        UserError: lambda error: Refusal(500, str(error)),
+        NoSuchEntry: lambda error: ApiError(404, str(error)),
+        UserError: lambda error: ApiError(500, str(error)),
     }
-    for kind, told in handlers.items():
-        app.add_exception_handler(kind, lambda _, error, told=told: told(error).response())
+    for exception_type, convert in to_api_error.items():
+        app.add_exception_handler(exception_type, lambda _, error, convert=convert: convert(error).response())
 
 
-def _invalid(error: RequestValidationError) -> Refusal:
-    """The first thing wrong with a request, by its field; what was sent is not sent back."""
+def _invalid(error: RequestValidationError) -> ApiError:
+    """The first error in a request, with its field; the value that was sent is not repeated."""
     first = error.errors()[0]
-    if first["type"] == "model_attributes_type" and len(first["loc"]) == 1:  # so FastAPI says that it took the body for no JSON
-        return Refusal(422, "the body is no JSON object. Send one, with the header Content-Type: application/json")
-    where = [str(one) for one in first["loc"][1:] if first["type"] != "json_invalid"]
-    field = ".".join(where) or None
-    return Refusal(422, f"{field or 'the body'}: {first['msg']}", field)
+    # FastAPI's error for a body that it did not take for JSON
+    if first["type"] == "model_attributes_type" and len(first["loc"]) == 1:
+        message = "the body is not a JSON object. Send one, with the header Content-Type: application/json"
+        return ApiError(422, message)
+    names = [str(name) for name in first["loc"][1:] if first["type"] != "json_invalid"]
+    field = ".".join(names) or None
+    return ApiError(422, f"{field or 'the body'}: {first['msg']}", field)
 
 
-def _http(error: HTTPException) -> Refusal:
-    if error.status_code == 400:  # FastAPI's, for a body that it could not parse at all
-        return Refusal(422, "the body is no JSON that can be read. Send an object as /openapi.json describes it")
+def _http(error: HTTPException) -> ApiError:
+    if error.status_code == 400:  # FastAPI's, for a body that it could not parse
+        return ApiError(422, "the body is not valid JSON. Send an object as described by /openapi.json")
     if error.status_code == 404:
-        return Refusal(404, "there is nothing at this address. /openapi.json lists what there is")
-    return Refusal(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+        return ApiError(404, "there is nothing at this address. /openapi.json lists all addresses")
+    return ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))

@@ -1,7 +1,8 @@
-"""The studio's HTTP API: what comes in is looked at, put in line, and answered; no tensor is touched here.
+"""Routes of the HTTP API: check a request, queue it for the worker process, answer. Without torch.
 
-Documented by itself at /openapi.json. Who may come in, and with how much, is `studio.doors`' matter.
+Described at /openapi.json. `studio.http.middleware` decides who may send requests, and how large they may be.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -14,23 +15,31 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from studio import schema
-from studio.courier import Courier, Full, NotReady, events_of
-from studio.easel import Event
-from studio.gallery import Gallery
-from studio.refusals import RETRY, Refusal, refused
-from studio.streaming import lines
-from studio.versions import Version, Versions
-from thousandwords.errors import UserError
-from thousandwords.files import DamagedArtefact
-from thousandwords.provenance import provenance_of
+from studio.api import schema
+from studio.api.errors import RETRY, ApiError, error_of
+from studio.api.streaming import stream_lines
+from studio.data.gallery import Gallery
+from studio.data.versions import Version, Versions
+from studio.events import Event
+from studio.worker.queue import NotReady, QueueFull, RequestQueue, events_of
+from thousandwords.core.errors import UserError
+from thousandwords.core.manifest import DamagedArtefact
+from thousandwords.inference.provenance import read_provenance
 
-ANY_PICTURE = {"requestBody": {"required": True, "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}}
-A_DRAW = {200: {"description": "a line of JSON per event", "model": schema.Event}}
+IMAGE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+EVENT_LINES = {200: {"description": "a line of JSON per event", "model": schema.Event}}
+SearchText = Annotated[
+    str | None, Query(max_length=1000, description="what the images should show, for a search by CLIP")
+]
 
 
-class Lines(StreamingResponse):
-    """JSON, a line per event."""
+class JsonLines(StreamingResponse):
+    """A line of JSON per event."""
 
     media_type = "application/x-ndjson"
 
@@ -39,196 +48,226 @@ class Lines(StreamingResponse):
 class Studio:
     """What the routes share."""
 
-    courier: Courier
+    queue: RequestQueue
     versions: Versions
     gallery: Gallery
     deadline: float = 120.0  # seconds for one request
 
-    async def version(self, wanted: str | None) -> tuple[Version, str]:
-        """A version and the folder of its package. Raises Refusal."""
-        with _about("version"):
-            version = await run_in_threadpool(self.versions.find, wanted)
+    async def version(self, name: str | None) -> tuple[Version, str]:
+        """A version and the folder of its package. Raises ApiError."""
+        with _field_errors("version"):
+            version = await run_in_threadpool(self.versions.find, name)
             return version, await run_in_threadpool(self.versions.folder, version)
 
     def events(self, request: Request, name: str, **arguments: object) -> AsyncIterator[Event]:
-        """What the painter says to one request, which is stopped when the asker has gone. Raises Refusal."""
+        """The events of a request; it is stopped if the client disconnects. Raises ApiError."""
         try:
-            asked = self.courier.ask(name, **arguments)
-        except Full as error:
-            told = f"{self.courier.capacity} requests wait already, and no more may. Try again in a moment"
-            raise Refusal(429, told, headers=RETRY) from error
+            queued = self.queue.submit(name, **arguments)
+        except QueueFull as error:
+            message = f"the queue is full: {self.queue.capacity} requests wait. Try again in a moment"
+            raise ApiError(429, message, headers=RETRY) from error
         except NotReady as error:
-            raise Refusal(503, str(error) or "the models are being loaded. Try again in a moment", headers=RETRY) from error
-        return events_of(self.courier, asked, self.deadline, request.is_disconnected)
+            message = str(error) or "the models are being loaded. Try again in a moment"
+            raise ApiError(503, message, headers=RETRY) from error
+        return events_of(self.queue, queued, self.deadline, request.is_disconnected)
 
     async def answer(self, request: Request, name: str, **arguments: object) -> Event:
-        """The one event of a request that has but one. Raises Refusal."""
+        """The event of a request that has only one. Raises ApiError."""
         async with contextlib.aclosing(self.events(request, name, **arguments)) as events:
             async for event in events:
                 if event.get("event") == "error":
-                    raise refused(event)
+                    raise error_of(event)
                 if event.get("event") != "queued":
                     return event
-        raise Refusal(499, "nobody waits for this any more")
+        raise ApiError(499, "the client has disconnected")
 
 
 def model_routes(studio: Studio) -> APIRouter:
-    """What there is."""
+    """Health and models."""
     routes = APIRouter(tags=["models"])
 
     @routes.get("/health", response_model=schema.Health, response_model_exclude_none=True)
     async def health() -> Response:
-        """Whether pictures can be drawn now, and how many requests wait."""
-        courier = studio.courier
-        told = {"status": courier.status, "waiting": courier.waiting(), "capacity": courier.capacity}
-        is_ready = courier.status == "ready"
-        told |= {"error": courier.problem} if courier.problem else {}
-        return JSONResponse(told, 200 if is_ready else 503, {} if is_ready else RETRY)
+        """Whether images can be generated now, and how many requests wait."""
+        queue = studio.queue
+        body = {"status": queue.status, "waiting": queue.num_waiting(), "capacity": queue.capacity}
+        is_ready = queue.status == "ready"
+        body |= {"error": queue.problem} if queue.problem else {}
+        return JSONResponse(body, 200 if is_ready else 503, {} if is_ready else RETRY)
 
     @routes.get("/api/versions", response_model=schema.Versions)
     async def versions() -> dict:
-        """The models that can be asked: models/package and those of the registry."""
+        """The models: models/package and the registry's versions."""
         try:
-            default, known = await run_in_threadpool(lambda: (studio.versions.default().id, studio.versions.all()))
+            default, every_version = await run_in_threadpool(
+                lambda: (studio.versions.default().id, studio.versions.all())
+            )
         except UserError as error:
-            raise Refusal(503, str(error), headers=RETRY) from error
-        return {"default": default, "versions": [dataclasses.asdict(one) for one in known]}
+            raise ApiError(503, str(error), headers=RETRY) from error
+        return {"default": default, "versions": [dataclasses.asdict(version) for version in every_version]}
 
     @routes.get("/api/model", response_model=schema.Model)
     async def model(request: Request, version: schema.VersionName | None = None) -> dict:
-        """What one has to know of a model to ask it for pictures."""
+        """What a client must know of a model to send requests."""
         chosen, folder = await studio.version(version)
-        told = await studio.answer(request, "describe", folder=folder)
-        return told | {"version": chosen.id, "most_candidates": schema.MOST_CANDIDATES}
+        description = await studio.answer(request, "describe", folder=folder)
+        return description | {"version": chosen.id, "max_candidates": schema.MAX_CANDIDATES}
 
     return routes
 
 
-def picture_routes(studio: Studio) -> APIRouter:
-    """What the models do."""
-    routes = APIRouter(tags=["pictures"])
+def image_routes(studio: Studio) -> APIRouter:
+    """Images, tokens and the data set."""
+    routes = APIRouter(tags=["images"])
 
-    @routes.post("/api/draw", responses=A_DRAW, response_class=Lines)
-    async def draw(request: Request, asked: schema.Draw) -> Response:
-        """Candidates as they are drawn, then their order: a line of JSON per event. Closing the connection stops the work."""
-        version, folder = await studio.version(asked.version)
+    @routes.post("/api/generate", responses=EVENT_LINES, response_class=JsonLines)
+    async def generate(request: Request, body: schema.GenerateRequest) -> Response:
+        """Candidates when they are finished, then their ranking, as JSON lines. To stop, disconnect."""
+        version, folder = await studio.version(body.version)
         started = time.monotonic()
-        events = studio.events(request, "draw", folder=folder, prompt=asked.prompt, candidates=asked.candidates, seed=asked.seed,
-                               given=asked.given, changes=asked.changes())  # fmt: skip
+        events = studio.events(
+            request,
+            "generate",
+            folder=folder,
+            prompt=body.prompt,
+            candidates=body.candidates,
+            seed=body.seed,
+            fixed_tokens=body.fixed_tokens,
+            changes=body.changes(),
+        )
         first = await anext(events, None)
         if first and first["event"] == "error":
             await events.aclose()
-            raise refused(first)
-        return Lines(lines(studio.gallery, version, started, first, events))
+            raise error_of(first)
+        return JsonLines(stream_lines(studio.gallery, version, started, first, events))
 
-    @routes.post("/api/redraw", response_model=schema.Redrawn, openapi_extra=ANY_PICTURE)
-    async def redraw(request: Request) -> dict:
-        """Draws the picture of a PNG that the studio made once more, and tells whether the same bytes came."""
+    @routes.post("/api/reproduce", response_model=schema.ReproducedImage, openapi_extra=IMAGE_BODY)
+    async def reproduce(request: Request) -> dict:
+        """Generate the image of a downloaded PNG again, and say whether the bytes are equal."""
         data = await request.body()
-        with _about("picture"):
-            version = await run_in_threadpool(_drawn_by, studio, data)
+        with _field_errors("image"):
+            version = await run_in_threadpool(_version_of_image, studio, data)
             folder = await run_in_threadpool(studio.versions.folder, version)
-        return await studio.answer(request, "redraw", folder=folder, data=data) | {"version": version.id}
+        answer = await studio.answer(request, "reproduce", folder=folder, data=data)
+        return answer | {"version": version.id}
 
-    @routes.post("/api/pictures", response_model=schema.Seen, openapi_extra=ANY_PICTURE)
-    async def pictures(request: Request, version: schema.VersionName | None = None) -> dict:
-        """A picture of your own as the model sees it: its square, its words, and what they give back."""
+    @routes.post("/api/images", response_model=schema.EncodedImage, openapi_extra=IMAGE_BODY)
+    async def encode_image(request: Request, version: schema.VersionName | None = None) -> dict:
+        """An image of yours as the model sees it: its center square, its tokens and their reconstruction."""
         data = await request.body()
         if not data:
-            raise Refusal(422, "no picture came. Send the bytes of a PNG, JPEG or WebP as the body", "picture")
+            raise ApiError(
+                422, "the body is empty. Send the bytes of a PNG, JPEG or WebP file as the body", "image"
+            )
         _, folder = await studio.version(version)
-        return await studio.answer(request, "picture", folder=folder, data=data)
+        return await studio.answer(request, "encode_image", folder=folder, data=data)
 
-    @routes.post("/api/words", response_model=schema.Changed)
-    async def words(request: Request, asked: schema.ChangeWords) -> dict:
-        """Words changed (stitched, then flipped, then single ones set), and the picture that they give."""
-        _, folder = await studio.version(asked.version)
-        changes = asked.model_dump(include={"stitch", "flip", "set"})
-        return await studio.answer(request, "words", folder=folder, grid=asked.words, **changes)
+    @routes.post("/api/tokens", response_model=schema.EditedTokens)
+    async def edit_tokens(request: Request, body: schema.EditRequest) -> dict:
+        """Tokens after edits (stitch, then flip, then set single tokens), and their image."""
+        _, folder = await studio.version(body.version)
+        edits = body.model_dump(include={"stitch", "flip", "set"})
+        return await studio.answer(request, "edit_tokens", folder=folder, grid=body.tokens, **edits)
 
     @routes.post("/api/likelihood", response_model=schema.Likelihood)
-    async def likelihood(request: Request, asked: schema.AskLikelihood) -> dict:
-        """How many bits each word of a picture costs under a caption: what surprises the model."""
-        _, folder = await studio.version(asked.version)
-        return await studio.answer(request, "likelihood", folder=folder, prompt=asked.prompt, grid=asked.words)
+    async def likelihood(request: Request, body: schema.LikelihoodRequest) -> dict:
+        """The bits that each token of an image costs under a caption: many for an unexpected token."""
+        _, folder = await studio.version(body.version)
+        return await studio.answer(request, "likelihood", folder=folder, prompt=body.prompt, grid=body.tokens)
 
-    @routes.get("/api/data", response_model=schema.Data, tags=["data"])
-    async def data(
+    @routes.get("/api/dataset", response_model=schema.DatasetPage, tags=["dataset"])
+    async def dataset(
         request: Request,
-        query: Annotated[str | None, Query(max_length=1000, description="what the pictures should show, for CLIP")] = None,
+        query: SearchText = None,
         split: Annotated[str | None, Query(max_length=64)] = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 24,
         offset: Annotated[int, Query(ge=0, lt=2**31)] = 0,
         version: schema.VersionName | None = None,
     ) -> dict:
-        """The data set, page by page, or the pictures that fit a text best."""
+        """The data set, page by page, or the images that match a text best."""
         _, folder = await studio.version(version)
-        query = (query or "").strip() or None
-        return await studio.answer(request, "look", folder=folder, query=query, split=split or None, offset=offset, limit=limit)
+        return await studio.answer(
+            request,
+            "browse_dataset",
+            folder=folder,
+            query=(query or "").strip() or None,
+            split=split or None,
+            offset=offset,
+            limit=limit,
+        )
 
-    @routes.post("/api/nearest", response_model=schema.Data, tags=["data"])
-    async def nearest(request: Request, asked: schema.AskNearest) -> dict:
-        """The training pictures most like the picture of these words."""
-        _, folder = await studio.version(asked.version)
-        return await studio.answer(request, "nearest", folder=folder, grid=asked.words, limit=asked.limit)
+    @routes.post("/api/nearest", response_model=schema.DatasetPage, tags=["dataset"])
+    async def nearest(request: Request, body: schema.NearestRequest) -> dict:
+        """The training images nearest to the image of these tokens."""
+        _, folder = await studio.version(body.version)
+        return await studio.answer(
+            request, "nearest_images", folder=folder, grid=body.tokens, limit=body.limit
+        )
 
     return routes
 
 
 def gallery_routes(studio: Studio) -> APIRouter:
-    """What was drawn before."""
+    """Past generations."""
     routes = APIRouter(tags=["gallery"])
 
-    @routes.get("/api/gallery", response_model=schema.Gallery, response_model_exclude_none=False)
+    @routes.get("/api/gallery", response_model=schema.GalleryPage, response_model_exclude_none=False)
     async def gallery(
         request: Request,
-        query: Annotated[str | None, Query(max_length=1000, description="what the pictures should show, for CLIP")] = None,
-        before: Annotated[str | None, Query(max_length=64, description="`next` of the page before")] = None,
+        query: SearchText = None,
+        before: Annotated[str | None, Query(max_length=64, description="`next` of the previous page")] = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 24,
         version: schema.VersionName | None = None,
     ) -> dict:
-        """Past draws, newest first; or those whose best pictures fit a text best."""
+        """Past generations, newest first; or those whose best images match a text best."""
         if not (query or "").strip():
             return await run_in_threadpool(studio.gallery.page, before, limit)
         _, folder = await studio.version(version)
-        found = await studio.answer(request, "remember", folder=folder, query=query.strip(), limit=limit)
-        return {"draws": await run_in_threadpool(studio.gallery.several, found["names"]), "next": None}
+        result = await studio.answer(
+            request, "search_gallery", folder=folder, query=query.strip(), limit=limit
+        )
+        return {"entries": await run_in_threadpool(studio.gallery.entries, result["names"]), "next": None}
 
-    @routes.get("/api/gallery/{name}", response_model=schema.WholeDraw)
-    async def one(name: str) -> dict:
-        """One draw with all its candidates, best first."""
-        return await run_in_threadpool(studio.gallery.one, name)
+    @routes.get("/api/gallery/{name}", response_model=schema.WholeEntry)
+    async def entry(name: str) -> dict:
+        """One entry with all its candidates, best first."""
+        return await run_in_threadpool(studio.gallery.entry, name)
 
-    @routes.get("/api/gallery/{name}/{candidate}.png", response_class=Response,
-                responses={200: {"content": {"image/png": {}}}})  # fmt: skip
-    async def picture(name: str, candidate: int) -> Response:
-        """One picture, a PNG that says how it was drawn."""
-        data = await run_in_threadpool(studio.gallery.picture, name, candidate)
-        shown = {"Content-Disposition": f'inline; filename="{name}-{candidate}.png"'}
-        return Response(data, media_type="image/png", headers=shown)
+    @routes.get(
+        "/api/gallery/{name}/{candidate}.png",
+        response_class=Response,
+        responses={200: {"content": {"image/png": {}}}},
+    )
+    async def image(name: str, candidate: int) -> Response:
+        """One image as a PNG with its provenance."""
+        data = await run_in_threadpool(studio.gallery.image, name, candidate)
+        headers = {"Content-Disposition": f'inline; filename="{name}-{candidate}.png"'}
+        return Response(data, media_type="image/png", headers=headers)
 
     @routes.delete("/api/gallery/{name}", status_code=204)
     async def remove(name: str) -> None:
-        """Deletes a draw, for good."""
+        """Delete an entry for good."""
         await run_in_threadpool(studio.gallery.remove, name)
 
     return routes
 
 
-def _drawn_by(studio: Studio, data: bytes) -> Version:
-    """The version that drew the picture in a file. Raises UserError."""
-    facts = provenance_of(data)
-    if facts is None:
-        raise UserError("this file does not say how it was drawn. Give a PNG that the studio made, as it was downloaded")
-    return studio.versions.drawn_by(facts.package)
+def _version_of_image(studio: Studio, data: bytes) -> Version:
+    """The version that generated the image in a file. Raises UserError."""
+    provenance = read_provenance(data)
+    if provenance is None:
+        raise UserError(
+            "this file does not say how it was generated. Give a PNG of the studio as it was downloaded"
+        )
+    return studio.versions.with_fingerprint(provenance.package)
 
 
 @contextlib.contextmanager
-def _about(field: str) -> Iterator[None]:
-    """What is wrong with a version, asked for by a field, becomes a Refusal."""
+def _field_errors(field: str) -> Iterator[None]:
+    """Turn errors of a version into an ApiError for the field that selected it."""
     try:
         yield
-    except DamagedArtefact as error:  # or it is just being written
-        raise Refusal(503, str(error), field, RETRY) from error
+    except DamagedArtefact as error:  # or another process is writing it
+        raise ApiError(503, str(error), field, RETRY) from error
     except UserError as error:
-        raise Refusal(422, str(error), field) from error
+        raise ApiError(422, str(error), field) from error

@@ -1,93 +1,117 @@
-"""What may be asked of the studio and what it answers, field by field: the source of its OpenAPI description.
+"""Requests and answers of the HTTP API, field by field: the source of its OpenAPI description.
 
-Types and ranges that hold for every model are looked at here; what depends on the model (how many rows of words), in `easel`.
+Types and ranges that hold for every model are checked here; what depends on the model is checked in
+`studio.worker.handlers`.
 """
+
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MOST_CANDIDATES = 64  # of one request
-Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True, description="another seed, other pictures")]
+MAX_CANDIDATES = 64  # per request
+Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True, description="another seed gives other images")]
 Count = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Word = Annotated[int, Field(ge=-1, lt=2**31, strict=True)]
-Grid = Annotated[list[Annotated[list[Word], Field(max_length=256)]], Field(max_length=256, description="rows of words")]
-Caption = Annotated[str, Field(min_length=1, max_length=20_000, description="what to draw")]
-VersionName = Annotated[str, Field(max_length=64, description="package, a number of the registry, an alias; none: the default")]
+Token = Annotated[int, Field(ge=-1, lt=2**31, strict=True)]
+Grid = Annotated[
+    list[Annotated[list[Token], Field(max_length=256)]], Field(max_length=256, description="rows of tokens")
+]
+Caption = Annotated[str, Field(min_length=1, max_length=20_000, description="what the image shows")]
+VersionName = Annotated[
+    str,
+    Field(
+        max_length=64, description="package, a version number or an alias of the registry; null: the default"
+    ),
+]
 Png = Annotated[str, Field(description="a PNG file in base64")]
 
 
-class Asked(BaseModel):
-    """What is not known is refused, not passed over."""
+class RequestBody(BaseModel):
+    """A JSON body; unknown fields are rejected."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class Draw(Asked):
+class GenerateRequest(RequestBody):
     prompt: Caption
-    candidates: Annotated[Count, Field(ge=1, le=MOST_CANDIDATES)] = 16
+    candidates: Annotated[Count, Field(ge=1, le=MAX_CANDIDATES)] = 16
     seed: Seed = 0
-    temperature: Annotated[Number, Field(gt=0, le=100)] | None = Field(None, description="none: as the model was packaged")
-    top_k: Annotated[Count, Field(ge=1, lt=2**31)] | None = Field(None, description="null: all words; left out: as packaged")
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = Field(None, description="null: all words; left out: as packaged")
-    guidance: Annotated[Number, Field(ge=0, le=100)] | None = Field(None, description="none: as the model was packaged")
+    temperature: Annotated[Number, Field(gt=0, le=100)] | None = Field(
+        None, description="null: the package's value"
+    )
+    top_k: Annotated[Count, Field(ge=1, lt=2**31)] | None = Field(
+        None, description="null: all tokens; left out: the package's value"
+    )
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = Field(
+        None, description="null: all tokens; left out: the package's value"
+    )
+    guidance: Annotated[Number, Field(ge=0, le=100)] | None = Field(
+        None, description="null: the package's value"
+    )
     version: VersionName | None = None
-    given: Grid | None = Field(None, description="words that all candidates have, -1 where one is to be drawn")
+    fixed_tokens: Grid | None = Field(
+        None, description="inpainting: tokens that all candidates have, -1 for each token to sample"
+    )
 
     def changes(self) -> dict:
-        """The settings that were asked for; of those that know no null, null is as packaged."""
-        known = ("temperature", "top_k", "top_p", "guidance")
-        named = {name: getattr(self, name) for name in known if name in self.model_fields_set}
-        return {name: value for name, value in named.items() if value is not None or name in ("top_k", "top_p")}
+        """The sampling settings of the request; null is left out where it means the package's value."""
+        names = ("temperature", "top_k", "top_p", "guidance")
+        values = {name: getattr(self, name) for name in names if name in self.model_fields_set}
+        return {
+            name: value for name, value in values.items() if value is not None or name in ("top_k", "top_p")
+        }
 
 
-class Stitch(Asked):
-    words: Grid
-    columns: Annotated[Count, Field(ge=0, le=256, description="taken from the first grid; the rest is from this one")]
+class Stitch(RequestBody):
+    tokens: Grid
+    columns: Annotated[
+        Count,
+        Field(ge=0, le=256, description="left columns from the edited grid; the others are from this one"),
+    ]
 
 
-class SetWord(Asked):
+class SetToken(RequestBody):
     row: Annotated[Count, Field(ge=0, lt=256)]
     column: Annotated[Count, Field(ge=0, lt=256)]
-    word: Annotated[Count, Field(ge=0, lt=2**31)]
+    token: Annotated[Count, Field(ge=0, lt=2**31)]
 
 
-class ChangeWords(Asked):
-    words: Grid
+class EditRequest(RequestBody):
+    tokens: Grid
     stitch: Stitch | None = None
     flip: bool = False
-    set: Annotated[list[SetWord], Field(max_length=65_536)] = []
+    set: Annotated[list[SetToken], Field(max_length=65_536)] = []
     version: VersionName | None = None
 
 
-class AskLikelihood(Asked):
+class LikelihoodRequest(RequestBody):
     prompt: Caption
-    words: Grid
+    tokens: Grid
     version: VersionName | None = None
 
 
-class AskNearest(Asked):
-    words: Grid
+class NearestRequest(RequestBody):
+    tokens: Grid
     limit: Annotated[Count, Field(ge=1, le=100)] = 12
     version: VersionName | None = None
 
 
-# --- answers -----------------------------------------------------------------------------------------------------------
+# --- answers ------------------------------------------------------------------------------------------------
 
 
-class Problem(BaseModel):
-    """Every refusal."""
+class ErrorResponse(BaseModel):
+    """The body of every error."""
 
-    error: str = Field(description="a sentence that names the thing and the mend")
+    error: str = Field(description="the problem and the remedy, in a sentence")
     field: str | None = Field(None, description="the field of the request that it is about")
 
 
 class Health(BaseModel):
     status: Literal["ready", "loading", "broken"]
-    waiting: int = Field(description="requests in the line")
-    capacity: int = Field(description="requests that may wait")
+    waiting: int = Field(description="requests in the queue")
+    capacity: int = Field(description="requests that the queue holds")
     error: str | None = None
 
 
@@ -103,7 +127,7 @@ class Versions(BaseModel):
     versions: list[Version]
 
 
-class Settings(BaseModel):
+class SamplingSettings(BaseModel):
     temperature: float
     top_k: int | None
     top_p: float | None
@@ -114,121 +138,123 @@ class Model(BaseModel):
     version: str
     fingerprint: str = Field(description="sha256 of the package's manifest")
     image_size: int
-    side: int | None = Field(description="rows, and columns, of words")
+    side: int | None = Field(description="rows, and columns, of the token grid")
     vocab_size: int
     text_length: int
-    settings: Settings
+    settings: SamplingSettings
     can_guide: bool
-    most_candidates: int
+    max_candidates: int
     examples: list[str]
 
 
 class Event(BaseModel):
-    """A line of the answer to a draw; which fields there are, follows from `event`."""
+    """One line of the answer to a generation; `event` says which fields it has."""
 
     event: Literal["queued", "started", "candidate", "ranked", "error"]
-    ahead: int | None = Field(None, description="queued: how many are done before it")
+    ahead: int | None = Field(None, description="queued: requests before this one")
     version: str | None = Field(None, description="started")
     fingerprint: str | None = Field(None, description="started: of the package")
-    prompt: str | None = Field(None, description="started: as models read it")
-    read: str | None = Field(None, description="started: the part of the caption that is read")
-    truncated: bool | None = Field(None, description="started: whether there is more of it")
+    prompt: str | None = Field(None, description="started: the caption, normalized")
+    text_used: str | None = Field(None, description="started: the part of the caption that the model uses")
+    truncated: bool | None = Field(None, description="started: whether the caption is longer than that")
     candidates: int | None = Field(None, description="started")
     seed: int | None = Field(None, description="started")
     candidate: int | None = Field(None, description="candidate: its number, from 0")
     png: Png | None = None
-    words: Grid | None = Field(None, description="candidate")
+    tokens: Grid | None = Field(None, description="candidate")
     score: float | None = Field(None, description="candidate: CLIP's cosine with the caption")
     order: list[int] | None = Field(None, description="ranked: candidates, best first")
-    id: str | None = Field(None, description="ranked: the draw in the gallery; null where it could not be kept")
-    seconds: float | None = Field(None, description="ranked: since it was begun")
-    error: str | None = Field(None, description="error: why there are no more")
+    id: str | None = Field(None, description="ranked: the gallery entry; null if it could not be saved")
+    seconds: float | None = Field(None, description="ranked: since the request")
+    error: str | None = Field(None, description="error: why no more candidates follow")
     field: str | None = None
 
 
-class Seen(BaseModel):
-    words: Grid
-    png: Png = Field(description="the middle square, as the model sees it")
-    rebuilt: Png = Field(description="what its words give back")
-    psnr: float = Field(description="dB, of that")
-    provenance: dict | None = Field(description="how it was drawn, where the file says so")
+class EncodedImage(BaseModel):
+    tokens: Grid
+    png: Png = Field(description="the center square, in the model's size")
+    reconstruction: Png = Field(description="decoded from the tokens")
+    psnr: float = Field(description="of the reconstruction, in dB")
+    provenance: dict | None = Field(description="how the image was generated, if the file says so")
 
 
-class Redrawn(BaseModel):
+class ReproducedImage(BaseModel):
     same: bool = Field(description="byte for byte the file that was sent")
     same_pixels: bool
     png: Png
-    words: Grid
+    tokens: Grid
     score: float
     version: str
     provenance: dict
 
 
-class Changed(BaseModel):
-    words: Grid
+class EditedTokens(BaseModel):
+    tokens: Grid
     png: Png
 
 
-class WorstWord(BaseModel):
+class LeastLikelyToken(BaseModel):
     row: int
     column: int
-    word: int
+    token: int
     bits: float
 
 
 class Likelihood(BaseModel):
-    bits: list[list[float]] = Field(description="of each word, given the caption and the words before")
-    picture_bits: float
+    bits: list[list[float]] = Field(description="of each token, given the caption and the tokens before it")
+    image_bits: float
     caption_bits: float
-    bits_per_word: float
-    blind_bits_per_word: float = Field(description="what a guess costs: log2 of the vocabulary")
-    worst: list[WorstWord]
-    png: Png = Field(description="the same as colours over the picture")
+    bits_per_token: float
+    uniform_bits_per_token: float = Field(description="of a uniform guess: log2 of the vocabulary size")
+    least_likely: list[LeastLikelyToken]
+    png: Png = Field(description="the bits as a heat map over the image")
 
 
-class DataPicture(BaseModel):
+class DatasetImage(BaseModel):
     key: str
     caption: str
     split: str
-    score: float | None = Field(description="cosine with what was searched for")
+    score: float | None = Field(description="cosine with the search text or image")
     png: Png
 
 
-class Data(BaseModel):
-    state: Literal["ready", "reading", "none"] = Field(description="reading: a search goes over `done` of `total` so far")
+class DatasetPage(BaseModel):
+    state: Literal["ready", "indexing", "none"] = Field(
+        description="indexing: a search covers `done` of `total` images so far"
+    )
     done: int
     total: int
     splits: list[str]
-    pictures: list[DataPicture]
+    images: list[DatasetImage]
     next: int | None
 
 
-class DrawnPicture(BaseModel):
+class GalleryImage(BaseModel):
     candidate: int
     score: float
     url: str
-    words: Grid | None = None
+    tokens: Grid | None = None
 
 
-class DrawFacts(BaseModel):
+class GalleryEntry(BaseModel):
     id: str
     when: str
     prompt: str
     seed: int
     candidates: int
     version: str
-    is_completion: bool
+    is_inpainted: bool
 
 
-class PastDraw(DrawFacts):
-    best: list[DrawnPicture]
+class ListedEntry(GalleryEntry):
+    best: list[GalleryImage]
 
 
-class WholeDraw(DrawFacts):
+class WholeEntry(GalleryEntry):
     settings: dict
-    pictures: list[DrawnPicture]
+    images: list[GalleryImage]
 
 
-class Gallery(BaseModel):
-    draws: list[PastDraw]
-    next: str | None = Field(description="give it as `before` for the next page")
+class GalleryPage(BaseModel):
+    entries: list[ListedEntry]
+    next: str | None = Field(description="send it as `before` to get the next page")

@@ -1,4 +1,5 @@
-"""A draw as it is sent: a line of JSON per event, and a place in the gallery before the last of them."""
+"""A generation as a stream of JSON lines, one per event; before the last line it is saved in the gallery."""
+
 from __future__ import annotations
 
 import base64
@@ -12,52 +13,58 @@ from collections.abc import AsyncIterator
 import numpy as np
 from starlette.concurrency import run_in_threadpool
 
-from studio.easel import Event
-from studio.gallery import Drawn, Gallery
-from studio.versions import Version
-from thousandwords.config import section
-from thousandwords.drawing import Settings
-from thousandwords.errors import UserError
-from thousandwords.images import decode_png
-from thousandwords.provenance import provenance_of
+from studio.data.gallery import Gallery, GalleryEntry
+from studio.data.versions import Version
+from studio.events import Event
+from thousandwords.core.config import section
+from thousandwords.core.errors import UserError
+from thousandwords.data.images import decode_png
+from thousandwords.inference.config import SamplingConfig
+from thousandwords.inference.provenance import read_provenance
 
 log = logging.getLogger("studio")
 
 
-async def lines(
+async def stream_lines(
     gallery: Gallery, version: Version, started: float, first: Event | None, events: AsyncIterator[Event]
 ) -> AsyncIterator[bytes]:
-    """The events of a draw as lines; when it is finished it is kept, and the last line names it."""
-    drawn: list[Event] = []
+    """Yield the events of a generation as JSON lines; the last line has the id of the gallery entry."""
+    candidates: list[Event] = []
     async with contextlib.aclosing(events):
-        async for event in _begun(first, events):
+        async for event in _with_first(first, events):
             if event["event"] == "started":
                 event |= {"version": version.id}
             if event["event"] == "candidate":
-                drawn.append(event)
+                candidates.append(event)
             if event["event"] == "ranked":
                 settings = event.pop("settings")
-                event |= {"id": await run_in_threadpool(_keep, gallery, version, drawn, event["order"], settings),
-                          "seconds": round(time.monotonic() - started, 3)}  # fmt: skip
+                name = await run_in_threadpool(
+                    _save_entry, gallery, version, candidates, event["order"], settings
+                )
+                event |= {"id": name, "seconds": round(time.monotonic() - started, 3)}
             event.pop("status", None)
             yield json.dumps(event, separators=(",", ":")).encode() + b"\n"
 
 
-async def _begun(first: Event | None, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+async def _with_first(first: Event | None, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
     if first is not None:
         yield first
     async for event in events:
         yield event
 
 
-def _keep(gallery: Gallery, version: Version, drawn: list[Event], order: list[int], settings: dict) -> str | None:
-    """A finished draw into the gallery; None where it takes no more, and the log says why."""
-    files = [base64.b64decode(one["png"]) for one in drawn]
-    facts = dataclasses.replace(provenance_of(files[0]), settings=section(settings, "settings", Settings))
-    words = [[word for row in one["words"] for word in row] for one in drawn]
-    pictures = np.stack([decode_png(file) for file in files])
+def _save_entry(
+    gallery: Gallery, version: Version, candidates: list[Event], order: list[int], settings: dict
+) -> str | None:
+    """Save a finished generation in the gallery; None if that fails, with the reason in the log."""
+    files = [base64.b64decode(event["png"]) for event in candidates]
+    sampling = section(settings, "settings", SamplingConfig)
+    provenance = dataclasses.replace(read_provenance(files[0]), settings=sampling)
+    tokens = [[token for row in event["tokens"] for token in row] for event in candidates]
+    images = np.stack([decode_png(file) for file in files])
+    scores = [event["score"] for event in candidates]
     try:
-        return gallery.add(Drawn(facts, version.id, words, pictures, [one["score"] for one in drawn], order))
+        return gallery.add(GalleryEntry(provenance, version.id, tokens, images, scores, order))
     except (UserError, OSError) as error:
-        log.warning("a draw was not kept in the gallery: %s", error)
+        log.warning("a generation could not be saved in the gallery: %s", error)
         return None

@@ -1,8 +1,9 @@
-"""Past draws, kept: each is a folder of sample shards, as the pipeline writes them, with its order and scores beside them.
+"""The gallery of past generations: each is a folder of sample shards with its ranking and scores.
 
-A draw appears whole or not at all, and is verified when it is read. Pictures get their provenance when they are shown, so that a
-PNG from the gallery is byte for byte the one that was shown when it was drawn.
+An entry appears complete or not at all, and is verified when it is read. The provenance is added to an image
+when it is read, so that a PNG from the gallery is byte for byte the one that was sent when it was generated.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -18,64 +19,70 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from studio.easel import Event, grid_of
-from thousandwords.config import section
-from thousandwords.drawing import candidate_seed
-from thousandwords.errors import UserError
-from thousandwords.files import DamagedArtefact, read_manifest, sync_folder, telling
-from thousandwords.provenance import Provenance, with_provenance
-from thousandwords.samples import COMPLETED, read_samples, sample_table, write_samples
+from studio.events import Event
+from studio.worker.handlers import grid_of
+from thousandwords.core.errors import UserError
+from thousandwords.core.files import sync_folder, translate_write_errors
+from thousandwords.core.manifest import DamagedArtefact, read_manifest
+from thousandwords.inference.candidates import candidate_seed
+from thousandwords.inference.provenance import Provenance, encode_png_with_provenance
+from thousandwords.inference.sample_shards import INPAINTED, read_samples, sample_table, write_samples
 
-NAME = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}")  # when, and at random: names sort by time, and nothing else is a draw
-GONE = "there is no such draw. It may have been deleted; look at the gallery"
-FACTS = ("candidates", "provenance", "version", "scores", "order", "when")  # what is kept of a draw beside its pictures
-SHOWN = 4  # pictures of a draw in the list of draws
+NAME = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}")  # time and a random part: names sort by time
+NOT_FOUND = "there is no such entry in the gallery. It may have been deleted; reload the gallery"
+METADATA = ("candidates", "provenance", "version", "scores", "order", "when")  # stored beside the images
+NUM_BEST = 4  # images of an entry in a list of entries
 
 
-class NoDraw(UserError):
-    """There is no such draw, or no such picture of it."""
+class NoSuchEntry(UserError):
+    """There is no such entry, or no such image of it."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One finished draw: what it follows from, and its candidates in the order in which they were drawn."""
+class GalleryEntry:
+    """One finished generation: its provenance, and its candidates by number."""
 
-    provenance: Provenance  # of its candidate 0
+    provenance: Provenance  # of candidate 0
     version: str
-    words: list[list[int]]  # (N, L)
-    pictures: np.ndarray  # uint8 (N, H, W, 3)
+    tokens: list[list[int]]  # (N, L)
+    images: np.ndarray  # uint8 (N, H, W, 3)
     scores: list[float]
-    order: list[int]
+    order: list[int]  # candidates, best first
 
 
 class Gallery:
-    """The draws in a folder. Used from any thread; two studios may share it."""
+    """The entries in a folder. Thread-safe; two studios can share a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
 
-    def add(self, drawn: Drawn) -> str:
-        """Keeps a draw; returns its name. Raises UserError where the disk takes no more."""
+    def add(self, entry: GalleryEntry) -> str:
+        """Save an entry; returns its name. Raises UserError if the disk is full."""
         now = datetime.datetime.now(datetime.UTC)
         name = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
-        facts = {
-            "candidates": len(drawn.words),
-            "provenance": dataclasses.asdict(drawn.provenance),
-            "version": drawn.version,
-            "scores": drawn.scores,
-            "order": drawn.order,
+        metadata = {
+            "candidates": len(entry.tokens),
+            "provenance": entry.provenance.to_dict(),
+            "version": entry.version,
+            "scores": entry.scores,
+            "order": entry.order,
             "when": now.isoformat(timespec="seconds"),
         }
-        assert tuple(facts) == FACTS
-        known = drawn.provenance
+        assert tuple(metadata) == METADATA
+        provenance = entry.provenance
         rows = [
-            {"prompt_id": 0, "split": COMPLETED if known.given else "asked", "prompt": known.caption, "candidate": number,
-             "seed": candidate_seed(known.seed, known.caption, number)}
-            for number in range(len(drawn.words))
-        ]  # fmt: skip
+            {
+                "prompt_id": 0,
+                "split": INPAINTED if provenance.fixed_tokens else "asked",
+                "prompt": provenance.caption,
+                "candidate": number,
+                "seed": candidate_seed(provenance.seed, provenance.caption, number),
+            }
+            for number in range(len(entry.tokens))
+        ]
         partial = self.folder / f".{name}.tmp"
         try:
-            write_samples(partial, [sample_table(rows, torch.tensor(drawn.words), drawn.pictures)], facts)
+            write_samples(partial, [sample_table(rows, torch.tensor(entry.tokens), entry.images)], metadata)
             os.rename(partial, self.folder / name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -83,91 +90,107 @@ class Gallery:
         return name
 
     def page(self, before: str | None, limit: int) -> Event:
-        """The newest draws, or those before one; damaged ones are passed over."""
+        """The newest entries, or those before `before`; damaged entries are left out."""
         names = self.names()
         names = [name for name in names if before is None or name < before]
-        draws = []
-        for place, name in enumerate(names):
-            if len(draws) == limit:
-                return {"draws": draws, "next": names[place - 1]}
+        entries = []
+        for index, name in enumerate(names):
+            if len(entries) == limit:
+                return {"entries": entries, "next": names[index - 1]}
             try:
-                draws.append(self._told(name, self._facts(name), SHOWN))
-            except (DamagedArtefact, NoDraw):  # NoDraw: somebody has just deleted it
+                entries.append(self._summary(name, self._metadata(name), NUM_BEST))
+            except (DamagedArtefact, NoSuchEntry):  # NoSuchEntry: it was deleted meanwhile
                 continue
-        return {"draws": draws, "next": None}
+        return {"entries": entries, "next": None}
 
-    def one(self, name: str) -> Event:
-        """A draw with all its candidates, best first. Raises NoDraw or DamagedArtefact."""
-        facts = self._facts(name)
-        words = read_samples(self.folder / name).table["image_tokens"].to_pylist()
-        told = self._told(name, facts, len(words))
-        pictures = [one | {"words": grid_of(torch.tensor(words[one["candidate"]]))} for one in told.pop("best")]
-        return told | {"settings": facts["provenance"]["settings"], "pictures": pictures}
+    def entry(self, name: str) -> Event:
+        """An entry with all its candidates, best first. Raises NoSuchEntry or DamagedArtefact."""
+        metadata = self._metadata(name)
+        tokens = read_samples(self.folder / name).table["image_tokens"].to_pylist()
+        summary = self._summary(name, metadata, len(tokens))
+        images = [
+            image | {"tokens": grid_of(torch.tensor(tokens[image["candidate"]]))}
+            for image in summary.pop("best")
+        ]
+        return summary | {"settings": dataclasses.asdict(metadata["provenance"].settings), "images": images}
 
-    def picture(self, name: str, candidate: int) -> bytes:
-        """One picture as a PNG that says how it was drawn. Raises NoDraw or DamagedArtefact."""
-        facts = self._facts(name)
-        if not 0 <= candidate < facts["candidates"]:
-            raise NoDraw(f"the draw {name} has no picture {candidate}; they run from 0 to {facts['candidates'] - 1}")
-        first = section(facts["provenance"], "provenance", Provenance)
-        drawn = read_samples(self.folder / name).pictures(0)[candidate]
-        return with_provenance(drawn, dataclasses.replace(first, candidate=candidate))
+    def image(self, name: str, candidate: int) -> bytes:
+        """One image as a PNG with its provenance. Raises NoSuchEntry or DamagedArtefact."""
+        metadata = self._metadata(name)
+        if not 0 <= candidate < metadata["candidates"]:
+            last = metadata["candidates"] - 1
+            raise NoSuchEntry(f"the entry {name} has no image {candidate}; its images are 0 to {last}")
+        pixels = read_samples(self.folder / name).images(0)[candidate]
+        provenance = dataclasses.replace(metadata["provenance"], candidate=candidate)
+        return encode_png_with_provenance(pixels, provenance)
 
-    def best(self, name: str) -> np.ndarray:
-        """The picture of a draw that its scorer put first, uint8 (H, W, 3). Raises NoDraw or DamagedArtefact."""
-        facts = self._facts(name)
-        return read_samples(self.folder / name).pictures(0)[facts["order"][0]]
+    def best_image(self, name: str) -> np.ndarray:
+        """The image with the highest score, uint8 (H, W, 3). Raises NoSuchEntry or DamagedArtefact."""
+        metadata = self._metadata(name)
+        return read_samples(self.folder / name).images(0)[metadata["order"][0]]
 
-    def several(self, names: list[str]) -> list[Event]:
-        """Those draws in that order, as a page tells them; without those that are gone or damaged."""
-        told = []
+    def entries(self, names: list[str]) -> list[Event]:
+        """The entries with these names, as in a page; deleted and damaged ones are left out."""
+        entries = []
         for name in names:
-            with contextlib.suppress(NoDraw, DamagedArtefact):
-                told.append(self._told(name, self._facts(name), SHOWN))
-        return told
+            with contextlib.suppress(NoSuchEntry, DamagedArtefact):
+                entries.append(self._summary(name, self._metadata(name), NUM_BEST))
+        return entries
 
     def remove(self, name: str) -> None:
-        """Raises NoDraw, or CannotWrite where the folder may not be changed."""
+        """Delete an entry. Raises NoSuchEntry, or CannotWrite if the folder cannot be changed."""
         self._check(name)
-        gone = self.folder / f".{name}.gone"
-        with telling(self.folder):
+        removed = self.folder / f".{name}.gone"
+        with translate_write_errors(self.folder):
             try:
-                os.rename(self.folder / name, gone)  # at once, so that nobody sees half of it
+                os.rename(self.folder / name, removed)  # atomic: no reader sees half an entry
             except FileNotFoundError as error:
-                raise NoDraw(GONE) from error
-        shutil.rmtree(gone, ignore_errors=True)
+                raise NoSuchEntry(NOT_FOUND) from error
+        shutil.rmtree(removed, ignore_errors=True)
 
     def names(self) -> list[str]:
-        """All draws, newest first."""
+        """All entries, newest first."""
         if not self.folder.is_dir():
             return []
-        return sorted((one.name for one in self.folder.iterdir() if NAME.fullmatch(one.name)), reverse=True)
+        return sorted(
+            (path.name for path in self.folder.iterdir() if NAME.fullmatch(path.name)), reverse=True
+        )
 
     def _check(self, name: str) -> None:
         if not NAME.fullmatch(name) or not (self.folder / name).is_dir():
-            raise NoDraw(GONE)
+            raise NoSuchEntry(NOT_FOUND)
 
-    def _facts(self, name: str) -> dict:
+    def _metadata(self, name: str) -> dict:
+        """What is stored of an entry beside its images. Raises NoSuchEntry or DamagedArtefact."""
         self._check(name)
-        mend = f"delete the draw {name}: its files have changed"
-        facts = read_manifest(self.folder / name, verify=False, mend=mend)["facts"]
+        fix = f"delete the gallery entry {name}: its files have changed"
+        metadata = read_manifest(self.folder / name, verify=False, fix=fix)["facts"]
         try:
-            section(facts["provenance"], "provenance", Provenance)
-            return {key: facts[key] for key in FACTS}
+            provenance = Provenance.from_dict(metadata["provenance"])
+            return {key: metadata[key] for key in METADATA} | {"provenance": provenance}
         except (KeyError, TypeError, UserError) as error:
             reason = str(error).removeprefix("params.yaml: ")
-            raise DamagedArtefact(f"the draw {name} was kept by another version of this code, or is damaged: {reason}") from error
+            raise DamagedArtefact(
+                f"the entry {name} was written by another version of this code, or is damaged: {reason}"
+            ) from error
 
-    def _told(self, name: str, facts: dict, count: int) -> Event:
-        known = facts["provenance"]
+    def _summary(self, name: str, metadata: dict, count: int) -> Event:
+        """An entry with its `count` best images."""
+        provenance = metadata["provenance"]
         return {
             "id": name,
-            "when": facts["when"],
-            "prompt": known["caption"],
-            "seed": known["seed"],
-            "candidates": facts["candidates"],
-            "version": facts["version"],
-            "is_completion": known["given"] is not None,
-            "best": [{"candidate": one, "score": facts["scores"][one], "url": f"/api/gallery/{name}/{one}.png"}
-                     for one in facts["order"][:count]],
-        }  # fmt: skip
+            "when": metadata["when"],
+            "prompt": provenance.caption,
+            "seed": provenance.seed,
+            "candidates": metadata["candidates"],
+            "version": metadata["version"],
+            "is_inpainted": provenance.fixed_tokens is not None,
+            "best": [
+                {
+                    "candidate": number,
+                    "score": metadata["scores"][number],
+                    "url": f"/api/gallery/{name}/{number}.png",
+                }
+                for number in metadata["order"][:count]
+            ],
+        }

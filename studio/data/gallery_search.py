@@ -1,7 +1,9 @@
-"""Past draws found by what their pictures show: the scorer's vector of each draw's best one, made when a search first needs it.
+"""Search the gallery by what the images show: by the scorer's embedding of each entry's best image.
 
-They are few and cheap beside the data set's, so they live as long as the process and no longer.
+The embeddings are computed when a search first needs them and live in memory only: they are few compared with
+the data set's.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -9,36 +11,38 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-from studio.dataset import device_of
-from studio.gallery import Gallery, NoDraw
-from thousandwords import images
-from thousandwords.files import DamagedArtefact
+from studio.data.dataset_index import device_of
+from studio.data.gallery import Gallery, NoSuchEntry
+from thousandwords.core.manifest import DamagedArtefact
+from thousandwords.data.images import to_float
 
-MOST = 2000  # draws that are searched, the newest
+MAX_SEARCHED = 2000  # entries, the newest
 
 
-class Recall:
-    """The draws of a gallery, and the vector of the best picture of each by each scorer."""
+class GallerySearch:
+    """The entries of a gallery, and an embedding of the best image of each by each scorer."""
 
     def __init__(self, gallery: Gallery) -> None:
         self.gallery = gallery
-        self._vectors: dict[tuple[str, str], Tensor] = {}  # (scorer's fingerprint, draw) -> (D,)
+        self._embeddings: dict[tuple[str, str], Tensor] = {}  # (scorer's fingerprint, entry) -> (D,)
 
     def search(self, scorer: nn.Module, query: str, limit: int) -> list[str]:
-        """Names of the draws whose best pictures fit a text best, the best fit first."""
-        names = [name for name in self.gallery.names()[:MOST] if self._has_vector(scorer, name)]
+        """Names of the entries whose best images match a text best, the best match first."""
+        names = [name for name in self.gallery.names()[:MAX_SEARCHED] if self._embed(scorer, name)]
         if not names:
             return []
         with torch.no_grad():
-            asked = scorer.embed_captions([query])[0].cpu().float()
-        table = torch.stack([self._vectors[scorer.fingerprint, name] for name in names])
-        return [names[place] for place in (table @ asked).argsort(descending=True, stable=True)[:limit].tolist()]
+            target = scorer.embed_captions([query])[0].cpu().float()
+        table = torch.stack([self._embeddings[scorer.fingerprint, name] for name in names])
+        ranking = (table @ target).argsort(descending=True, stable=True)
+        return [names[place] for place in ranking[:limit].tolist()]
 
-    def _has_vector(self, scorer: nn.Module, name: str) -> bool:
-        """Makes the vector of a draw where there is none yet; False where the draw is damaged or gone."""
+    def _embed(self, scorer: nn.Module, name: str) -> bool:
+        """Embed an entry's best image if that is not done yet; False if the entry is damaged or deleted."""
         key = scorer.fingerprint, name
-        if key not in self._vectors:
-            with contextlib.suppress(DamagedArtefact, NoDraw), torch.no_grad():
-                pixels = images.to_float(self.gallery.best(name)[None])
-                self._vectors[key] = scorer.embed_images(pixels.to(device_of(scorer)))[0].cpu().float()
-        return key in self._vectors
+        if key not in self._embeddings:
+            with contextlib.suppress(DamagedArtefact, NoSuchEntry), torch.no_grad():
+                pixels = to_float(self.gallery.best_image(name)[None])
+                embedding = scorer.embed_images(pixels.to(device_of(scorer)))[0].cpu().float()
+                self._embeddings[key] = embedding
+        return key in self._embeddings

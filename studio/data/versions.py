@@ -1,7 +1,9 @@
-"""Which packages can be drawn from: models/package, and the versions of the registry, each in a verified folder of its own.
+"""The packages that the studio can use: models/package, and the versions of the registry.
 
-A request names a version and is answered by it whole: an alias that is moved meanwhile moves only requests to come.
+Each registry version is fetched into a verified folder of its own. One version answers a whole request: an
+alias that moves meanwhile affects later requests only.
 """
+
 from __future__ import annotations
 
 import logging
@@ -12,26 +14,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thousandwords.errors import UserError
-from thousandwords.files import MANIFEST, read_manifest
+from thousandwords.core.errors import UserError
+from thousandwords.core.manifest import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
-    from flows._versions import Known
+    from flows.registry.versions import VersionSummary
 
 log = logging.getLogger("studio")
 
 PACKAGE = "package"
-FRESH = 2.0  # seconds for which the registry's answer is taken as it was
-PAUSE = 30.0  # seconds for which a registry that did not answer is not asked again: whoever asks for a picture waits for it
-BRIEFLY = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}  # MLflow's own are minutes
-SHOWN = 50  # the newest versions
+CACHE_SECONDS = 2.0  # for which the registry's list is reused
+RETRY_SECONDS = 30.0  # for which a registry that failed is not asked again: a user waits for each try
+# MLflow's own are minutes
+MLFLOW_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+MAX_VERSIONS = 50  # of the registry, the newest
 
 
 @dataclass(frozen=True)
 class Version:
-    """One package that can be drawn from."""
+    """One package that the studio can use."""
 
-    id: str  # "package", or a number of the registry
+    id: str  # "package", or a version number of the registry
     label: str
     fingerprint: str  # sha256 of the package's manifest
     aliases: tuple[str, ...] = ()
@@ -39,82 +42,92 @@ class Version:
 
 
 class Versions:
-    """What there is, looked up where it is: a folder, and a registry if there is one. Slow at times; used from any thread."""
+    """All packages: that of a folder, and the registry's if there is one. May be slow; thread-safe."""
 
-    def __init__(self, root: Path, package: Path, wanted: str | None = None) -> None:
-        self.root, self.package, self.wanted = Path(root), Path(package), wanted
-        self._lock, self._fetching = threading.Lock(), threading.Lock()  # two: a fetch is long, and others ask meanwhile
-        self._seen: tuple[float, list[Version]] = (float("-inf"), [])  # until when, and what
+    def __init__(self, root: Path, package: Path, selected: str | None = None) -> None:
+        self.root, self.package, self.selected = Path(root), Path(package), selected
+        # two locks: a fetch takes long, and other requests read the list meanwhile
+        self._list_lock, self._fetch_lock = threading.Lock(), threading.Lock()
+        self._registered: tuple[float, list[Version]] = (float("-inf"), [])  # valid until, list
         self._folders: dict[str, str] = {}
 
     def all(self) -> list[Version]:
-        """models/package first, then the registry's, newest first. A registry that does not answer has none."""
-        with self._lock:
-            if time.monotonic() > self._seen[0]:
-                self._seen = self._registered()
-            return self._own() + self._seen[1]
+        """models/package, then the registry's, newest first. A registry that does not answer has none."""
+        with self._list_lock:
+            if time.monotonic() > self._registered[0]:
+                self._registered = self._list_registered()
+            return self._local_package() + self._registered[1]
 
     def default(self) -> Version:
-        """The version that was named at the start, else the champion, else models/package. Raises UserError."""
-        if self.wanted is not None:
-            return self.find(self.wanted)
-        known = self.all()
-        if not known:
-            raise UserError(f"there is nothing to draw with: no package at {self.package}, none in the registry. Run: make run")
-        return next((one for one in known if "champion" in one.aliases), known[0])
+        """The version selected at the start, else the champion, else models/package. Raises UserError."""
+        if self.selected is not None:
+            return self.find(self.selected)
+        versions = self.all()
+        if not versions:
+            raise UserError(
+                f"there is no model: no package at {self.package}, and none in the registry. Run: make run"
+            )
+        return next((version for version in versions if "champion" in version.aliases), versions[0])
 
-    def find(self, wanted: str | None) -> Version:
-        """A version by its id or an alias; None: the default one. Raises UserError."""
-        if wanted is None:
+    def find(self, name: str | None) -> Version:
+        """The version with an id or alias; None: the default. Raises UserError."""
+        if name is None:
             return self.default()
-        known = self.all()
-        for one in known:
-            if wanted == one.id or wanted in one.aliases:
-                return one
-        names = ", ".join(name for one in known for name in (one.id, *one.aliases)) or "none at all"
-        raise UserError(f"there is no version {wanted!r}; there is {names}. Register one with: make register")
+        versions = self.all()
+        for version in versions:
+            if name == version.id or name in version.aliases:
+                return version
+        names = [text for version in versions for text in (version.id, *version.aliases)]
+        raise UserError(
+            f"there is no version {name!r}; there is {', '.join(names) or 'none at all'}. "
+            "Register one with: make register"
+        )
 
-    def drawn_by(self, fingerprint: str) -> Version:
+    def with_fingerprint(self, fingerprint: str) -> Version:
         """The version with that package. Raises UserError."""
-        for one in self.all():
-            if one.fingerprint == fingerprint:
-                return one
-        raise UserError(f"this picture was drawn by the package {fingerprint[:12]}, which is neither {self.package} nor in the "
-                        "registry. Open the studio on that package, with --package")
+        for version in self.all():
+            if version.fingerprint == fingerprint:
+                return version
+        raise UserError(
+            f"this image was generated by the package {fingerprint[:12]}, which is neither {self.package} "
+            "nor in the registry. Start the studio with that package: --package"
+        )
 
     def folder(self, version: Version) -> str:
-        """Where its package lies, fetched and verified where need be; slow the first time. Raises UserError."""
+        """The folder of its package, fetched and verified if needed (slow). Raises UserError."""
         if version.id == PACKAGE:
             return str(self.package)
-        with self._fetching:
+        with self._fetch_lock:
             if version.id not in self._folders:
-                from flows import registry  # late: it loads MLflow, which a laptop without a registry does without
+                # imported late: it loads MLflow, which is not needed without a registry
+                from flows.registry.commands import FETCHED, fetch
 
-                self._folders[version.id] = str(registry.fetch(version.id, self.root / registry.FETCHED, self.root))
+                self._folders[version.id] = str(fetch(version.id, self.root / FETCHED, self.root))
             return self._folders[version.id]
 
-    def _own(self) -> list[Version]:
-        """models/package, as it is on disk now."""
+    def _local_package(self) -> list[Version]:
+        """models/package as it is on disk now; [] if there is none."""
         if not (self.package / MANIFEST).is_file():
             return []
-        fingerprint = read_manifest(self.package, verify=False, mend="dvc repro package_model")["sha256"]
+        fingerprint = read_manifest(self.package, verify=False, fix="dvc repro package_model")["sha256"]
         return [Version(PACKAGE, str(self.package), fingerprint, note="trained here")]
 
-    def _registered(self) -> tuple[float, list[Version]]:
-        """The registry's versions, and until when they are taken as they are."""
+    def _list_registered(self) -> tuple[float, list[Version]]:
+        """The time until which the list is reused, and the registry's versions."""
         if not (os.environ.get("MLFLOW_TRACKING_URI") or (self.root / ".mlflow" / "mlflow.db").is_file()):
-            return time.monotonic() + FRESH, []
-        from flows import registry
+            return time.monotonic() + CACHE_SECONDS, []
+        from flows.registry.commands import list_versions
 
-        for name, value in BRIEFLY.items():
+        for name, value in MLFLOW_TIMEOUTS.items():
             os.environ.setdefault(name, value)
         try:
-            return time.monotonic() + FRESH, [_registered_version(one) for one in registry.listed(self.root)][:SHOWN]
+            versions = [_version_of(summary) for summary in list_versions(self.root)][:MAX_VERSIONS]
+            return time.monotonic() + CACHE_SECONDS, versions
         except UserError as error:  # the studio works without a registry
-            log.warning("no versions of the registry are shown: %s", error)
-            return time.monotonic() + PAUSE, []
+            log.warning("the registry's versions are not available: %s", error)
+            return time.monotonic() + RETRY_SECONDS, []
 
 
-def _registered_version(known: Known) -> Version:
-    note = f"{known.soundness}, commit {known.commit[:8]}"
-    return Version(known.number, f"version {known.number}", known.package, known.aliases, note)
+def _version_of(summary: VersionSummary) -> Version:
+    note = f"{summary.soundness}, commit {summary.commit[:8]}"
+    return Version(summary.number, f"version {summary.number}", summary.package, summary.aliases, note)

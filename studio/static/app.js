@@ -1,43 +1,43 @@
-// The frame: puts the view that the address names into <main>, marks its tab, and takes files dropped anywhere.
-import { makeCompare } from './compare.js';
-import { makeComplete } from './complete.js';
-import { makeData } from './data.js';
-import { openStudioPicture } from './detail.js';
-import { makeDraw } from './draw.js';
-import { makeGallery } from './gallery.js';
-import { watchHealth } from './health.js';
-import { makeReference } from './reference.js';
-import { currentRoute, takePayload } from './router.js';
-import { takeDrops } from './source.js';
-import { makeWords } from './words.js';
+// Entry point: shows the view that the address names in <main>, marks its tab, and accepts files dropped anywhere.
+import { watchHealth } from './components/health_banner.js';
+import { openStudioImage } from './components/image_dialog.js';
+import { acceptDrops } from './components/image_input.js';
+import { currentRoute, takePayload } from './lib/router.js';
+import { createApiDocsView } from './views/api_docs.js';
+import { createCompareView } from './views/compare.js';
+import { createDatasetView } from './views/dataset.js';
+import { createGalleryView } from './views/gallery.js';
+import { createGenerateView } from './views/generate.js';
+import { createInpaintView } from './views/inpaint.js';
+import { createTokensView } from './views/tokens.js';
 
-const MAKERS = {
-  draw: makeDraw,
-  complete: makeComplete,
-  words: makeWords,
-  gallery: makeGallery,
-  data: makeData,
-  compare: makeCompare,
-  api: makeReference,
+const VIEW_FACTORIES = {
+  generate: createGenerateView,
+  inpaint: createInpaintView,
+  tokens: createTokensView,
+  gallery: createGalleryView,
+  dataset: createDatasetView,
+  compare: createCompareView,
+  api: createApiDocsView,
 };
-const views = new Map(); // made when first looked at, and kept: a view remembers what was done in it
+const views = new Map(); // created when first shown, then kept with their state
 const main = document.getElementById('main');
 let current = null;
 
-/** Shows the view of the address. Others leave the document, but not the memory. */
-function show() {
+/** Show the view of the address. The previous view leaves the document but keeps its state. */
+function showView() {
   const { name, query } = currentRoute();
-  const known = name in MAKERS ? name : 'draw';
+  const viewName = name in VIEW_FACTORIES ? name : 'generate';
   if (current) current.scroll = scrollY;
-  const next = viewOf(known);
+  const next = viewOf(viewName);
   if (next !== current) {
     main.replaceChildren(next.element);
-    document.title = `${tabOf(known).textContent} · thousandwords studio`;
-    markTab(known);
+    document.title = `${tabOf(viewName).textContent} · thousandwords studio`;
+    markTab(viewName);
     scrollTo(0, next.scroll);
   }
   current = next;
-  next.view.enter?.(query, takePayload());
+  next.view.enter(query, takePayload());
 }
 
 function viewOf(name) {
@@ -45,7 +45,7 @@ function viewOf(name) {
     const element = document.createElement('div');
     element.className = `view view-${name}`;
     element.append(document.getElementById(`view-${name}`).content.cloneNode(true));
-    views.set(name, { element, view: MAKERS[name](element), scroll: 0 });
+    views.set(name, { element, view: VIEW_FACTORIES[name](element), scroll: 0 });
   }
   return views.get(name);
 }
@@ -58,13 +58,13 @@ function markTab(name) {
   tabOf(name).setAttribute('aria-current', 'page');
 }
 
-/** A file dropped on the page goes to the view if it wants one, else it is a picture of the studio. */
-takeDrops(document, (file) => (current.view.takeFile ?? openStudioPicture)(file));
-// the skip link is an address too, but no view's
-document.querySelector('.skip').addEventListener('click', (event) => {
+// a dropped file goes to the current view if it takes files; otherwise it opens as an image from the studio
+acceptDrops(document, (file) => (current.view.acceptFile ?? openStudioImage)(file));
+// the skip link would change the address, which names the view
+document.querySelector('.skip-link').addEventListener('click', (event) => {
   event.preventDefault();
   main.focus();
 });
-window.addEventListener('hashchange', show);
+window.addEventListener('hashchange', showView);
 watchHealth();
-show();
+showView();

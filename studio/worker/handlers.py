@@ -1,64 +1,50 @@
-"""What the models do for the studio, one function a request: models and what was asked in, events for the page out.
+"""Request handlers: a package and the fields of a request -> events. One function per kind of request.
 
-Events are dicts that become JSON, pictures in them PNG in base64, grids lists of rows. No request is trusted, but its types have
-been looked at (`studio.schema`); what only the models can tell is refused here, by a UserError.
+Events are dicts that become JSON; images in them are PNG in base64, grids of tokens are lists of rows.
+`studio.api.schema` has checked the types of a request; what depends on the model is checked here and rejected
+with a UserError.
 """
+
 from __future__ import annotations
 
 import base64
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from thousandwords import images, metrics, workbench
-from thousandwords.completion import side_of
-from thousandwords.drawing import (
-    Settings,
-    changed,
-    check_guidance,
-    check_prompt,
-    count_batches,
-    decode_in_parts,
-    encode_in_parts,
-)
-from thousandwords.errors import UserError
-from thousandwords.likelihood import likelihood_of_words
-from thousandwords.package import Candidate, Package, best_first
-from thousandwords.provenance import Provenance, provenance_of, with_provenance
+from studio.events import Event, FieldError, Grid
+from thousandwords.core.errors import InvalidInput, UserError
+from thousandwords.data.image_decoding import decode_image
+from thousandwords.data.images import encode_png, fit_square, to_float, to_uint8
+from thousandwords.inference import token_editing
+from thousandwords.inference.batched import decode_in_batches, encode_in_batches
+from thousandwords.inference.candidates import count_batches
+from thousandwords.inference.config import SamplingConfig, check_guidance, check_prompt, replace_settings
+from thousandwords.inference.inpainting import grid_side
+from thousandwords.inference.likelihood import likelihood_of_tokens
+from thousandwords.inference.package import Candidate, Package, rank_candidates
+from thousandwords.inference.provenance import Provenance, encode_png_with_provenance, read_provenance
+from thousandwords.nn import metrics
 
-Event = dict[str, Any]
-Grid = list[list[int]]
-TOGETHER = {"cpu": 8, "cuda": 32}  # candidates drawn at a time: few enough that the first are seen at once and a stop is heard
-MOST_TOGETHER = 64  # that a file may say were drawn at a time: memory is taken for all of them
-WORST = 5  # cells that are named
+BATCH_SIZE = {"cpu": 8, "cuda": 32}  # small: the first images appear soon, and a stop takes effect soon
+MAX_BATCH_SIZE = 64  # that a file's provenance may name: memory is allocated for the whole batch
+NUM_LEAST_LIKELY = 5  # tokens in the answer of /api/likelihood
 
 
-class Asked(UserError):
-    """Something is wrong with one field of a request."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
-
-    def __reduce__(self) -> tuple:  # it crosses from one process to another
-        return Asked, (self.field, str(self))
-
-
-# --- what there is -----------------------------------------------------------------------------------------------------
+# --- models -------------------------------------------------------------------------------------------------
 
 
 def describe(package: Package) -> Event:
-    """What a page has to know of a package to ask it for pictures."""
+    """Metadata of a package that a client needs to send requests."""
     names = ("temperature", "top_k", "top_p", "guidance")
     return {
         "fingerprint": package.fingerprint,
         "image_size": package.image_tokenizer.image_size,
-        "side": _side(package),
+        "side": _grid_side(package),
         "vocab_size": package.image_tokenizer.vocab_size,
         "text_length": package.text_tokenizer.text_length,
         "settings": {name: getattr(package.settings, name) for name in names},
@@ -66,205 +52,242 @@ def describe(package: Package) -> Event:
     }
 
 
-def _side(package: Package) -> int | None:
-    """Rows of the one grid of words; None where they form several, and cells cannot be spoken of."""
+def _grid_side(package: Package) -> int | None:
+    """Rows of the token grid; None for a tokenizer with several scales, which has no single grid."""
     try:
-        return side_of(package.image_tokenizer.scales)
+        return grid_side(package.image_tokenizer.scales)
     except UserError:
         return None
 
 
-# --- drawing -----------------------------------------------------------------------------------------------------------
+# --- generation ---------------------------------------------------------------------------------------------
 
 
-def draw(package: Package, prompt: str, candidates: int, seed: int, given: Grid | None, changes: dict) -> Iterator[Event]:
-    """Candidates as they are drawn, then their order. Raises Asked before the first of them."""
+def generate(
+    package: Package, prompt: str, candidates: int, seed: int, fixed_tokens: Grid | None, changes: dict
+) -> Iterator[Event]:
+    """Yield each candidate when it is finished, then their ranking. Raises FieldError before the first."""
     prompt = prompt_of(prompt)
     settings = settings_of(package, candidates, changes)
-    words = None if given is None else given_of(package, given)
-    asked = Provenance(prompt, seed, 0, package.fingerprint, settings, None if words is None else tuple(words.tolist()))
-    yield {"event": "started", "fingerprint": package.fingerprint, "prompt": prompt, "candidates": candidates, "seed": seed,
-           **read_of(package, prompt)}  # fmt: skip
-    drawn: list[Candidate] = []
+    fixed = None if fixed_tokens is None else fixed_tokens_of(package, fixed_tokens)
+    provenance = Provenance(
+        prompt, seed, 0, package.fingerprint, settings, None if fixed is None else tuple(fixed.tolist())
+    )
+    yield {
+        "event": "started",
+        "fingerprint": package.fingerprint,
+        "prompt": prompt,
+        "candidates": candidates,
+        "seed": seed,
+        **text_used_of(package, prompt),
+    }
+    finished: list[Candidate] = []
     for number in range(count_batches(1, settings)):
-        for one in package.draw_part(prompt, settings, seed, number, words):
-            drawn.append(one)
-            facts = dataclasses.replace(asked, candidate=one.candidate)
-            yield {"event": "candidate", "candidate": one.candidate, "png": text_of(with_provenance(one.picture, facts)),
-                   "words": grid_of(one.tokens), "score": round(one.score, 6)}  # fmt: skip
-    yield {"event": "ranked", "order": [one.candidate for one in best_first(drawn)],
-           "settings": dataclasses.asdict(settings)}  # fmt: skip
-
-
-def redraw(package: Package, facts: Provenance, data: bytes) -> Event:
-    """The picture that the facts tell of, drawn again, beside the file that told them. Raises Asked before anything is drawn."""
-    check_facts(package, facts)
-    shown = pixels_of(data)
-    number = facts.candidate // facts.settings.batch_size
-    given = None if facts.given is None else torch.tensor(facts.given)
-    part = package.draw_part(facts.caption, facts.settings, facts.seed, number, given)
-    one = next(one for one in part if one.candidate == facts.candidate)
-    again = with_provenance(one.picture, facts)
-    return {
-        "same": again == data,
-        "same_pixels": np.array_equal(shown, one.picture),
-        "png": text_of(again),
-        "words": grid_of(one.tokens),
-        "score": round(one.score, 6),
-        "provenance": dataclasses.asdict(facts),
+        for candidate in package.generate_batch(prompt, settings, seed, number, fixed):
+            finished.append(candidate)
+            image_provenance = dataclasses.replace(provenance, candidate=candidate.candidate)
+            yield {
+                "event": "candidate",
+                "candidate": candidate.candidate,
+                "png": base64_of(encode_png_with_provenance(candidate.image, image_provenance)),
+                "tokens": grid_of(candidate.tokens),
+                "score": round(candidate.score, 6),
+            }
+    yield {
+        "event": "ranked",
+        "order": [candidate.candidate for candidate in rank_candidates(finished)],
+        "settings": dataclasses.asdict(settings),
     }
 
 
-def read_of(package: Package, prompt: str) -> Event:
-    """{"read": the part of the caption that the model reads, "truncated": whether there is more}."""
-    words = package.text_tokenizer
-    return {"read": words.decode(words.encode([prompt])[0]), "truncated": len(words.words(prompt)) > words.text_length}
+def reproduce(package: Package, provenance: Provenance, data: bytes) -> Event:
+    """Generate the image of a PNG file again and compare both. Raises FieldError before it generates."""
+    check_provenance(package, provenance)
+    pixels = pixels_of(data)
+    number = provenance.candidate // provenance.settings.batch_size
+    fixed = None if provenance.fixed_tokens is None else torch.tensor(provenance.fixed_tokens)
+    batch = package.generate_batch(provenance.caption, provenance.settings, provenance.seed, number, fixed)
+    candidate = next(candidate for candidate in batch if candidate.candidate == provenance.candidate)
+    reproduced = encode_png_with_provenance(candidate.image, provenance)
+    return {
+        "same": reproduced == data,
+        "same_pixels": np.array_equal(pixels, candidate.image),
+        "png": base64_of(reproduced),
+        "tokens": grid_of(candidate.tokens),
+        "score": round(candidate.score, 6),
+        "provenance": dataclasses.asdict(provenance),
+    }
 
 
-# --- words -------------------------------------------------------------------------------------------------------------
+def text_used_of(package: Package, prompt: str) -> Event:
+    """{"text_used": the part of the caption that the model uses, "truncated": whether there is more}."""
+    tokenizer = package.text_tokenizer
+    return {
+        "text_used": tokenizer.decode(tokenizer.encode([prompt])[0]),
+        "truncated": len(tokenizer.tokenize(prompt)) > tokenizer.text_length,
+    }
+
+
+# --- tokens -------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def picture(package: Package, data: bytes) -> Event:
-    """A picture of anybody's as the models see it: its square, its words, and what they give back. Raises Asked."""
-    square = images.fit_square(pixels_of(data), package.image_tokenizer.image_size)
-    tokens = encode_in_parts(package.image_tokenizer, [square])
-    rebuilt = _decoded(package, tokens[0])
-    facts = provenance_of(data)
+def encode_image(package: Package, data: bytes) -> Event:
+    """Encode an image file: its center square, its tokens, and their reconstruction. Raises FieldError."""
+    square = fit_square(pixels_of(data), package.image_tokenizer.image_size)
+    tokens = encode_in_batches(package.image_tokenizer, [square])
+    reconstruction = _decode(package, tokens[0])
+    provenance = read_provenance(data)
     return {
-        "words": grid_of(tokens[0]),
-        "png": text_of(images.encode_png(square)),
-        "rebuilt": text_of(images.encode_png(rebuilt)),
-        "psnr": round(metrics.mean_psnr(images.to_float(square[None]), images.to_float(rebuilt[None])), 2),
-        "provenance": None if facts is None else dataclasses.asdict(facts),
+        "tokens": grid_of(tokens[0]),
+        "png": base64_of(encode_png(square)),
+        "reconstruction": base64_of(encode_png(reconstruction)),
+        "psnr": round(metrics.mean_psnr(to_float(square[None]), to_float(reconstruction[None])), 2),
+        "provenance": None if provenance is None else dataclasses.asdict(provenance),
     }
 
 
-def words(package: Package, grid: Grid, stitch: dict | None, flip: bool, set: list[dict]) -> Event:
-    """A grid after changes, stitched, flipped, then with single words set, and its picture. Raises Asked."""
-    found = words_of(package, grid, "words")
+def edit_tokens(package: Package, grid: Grid, stitch: dict | None, flip: bool, set: list[dict]) -> Event:
+    """Stitch a grid of tokens, then flip it, then set single tokens; decode the result. Raises FieldError."""
+    tokens = tokens_of(package, grid, "tokens")
     if stitch is not None:
-        other = words_of(package, stitch["words"], "stitch.words")
-        with _about("stitch"):
-            found = workbench.stitch(found, other, stitch["columns"])
+        other = tokens_of(package, stitch["tokens"], "stitch.tokens")
+        with _field_errors("stitch"):
+            tokens = token_editing.stitch(tokens, other, stitch["columns"])
     if flip:
-        found = workbench.flip(found)
-    with _about("set"):
-        for one in set:
-            found = workbench.set_word(found, one["row"], one["column"], one["word"], package.image_tokenizer.vocab_size)
-    return {"words": found.tolist(), "png": text_of(images.encode_png(_decoded(package, found.flatten())))}
+        tokens = token_editing.flip(tokens)
+    with _field_errors("set"):
+        for cell in set:
+            tokens = token_editing.set_token(
+                tokens, cell["row"], cell["column"], cell["token"], package.image_tokenizer.vocab_size
+            )
+    return {"tokens": tokens.tolist(), "png": base64_of(encode_png(_decode(package, tokens.flatten())))}
 
 
 def likelihood(package: Package, prompt: str, grid: Grid) -> Event:
-    """How many bits each word of a picture costs under a caption, with a heat map."""
-    prompt, found = prompt_of(prompt), words_of(package, grid, "words")
-    (known,) = likelihood_of_words(package, prompt, found.reshape(1, -1))
-    nats = workbench.as_grid(known.image)
-    heat = workbench.heat_map(_decoded(package, found.flatten()), nats)
+    """The bits that each token of an image costs under a caption, with a heat map."""
+    prompt, tokens = prompt_of(prompt), tokens_of(package, grid, "tokens")
+    (result,) = likelihood_of_tokens(package, prompt, tokens.reshape(1, -1))
+    log_probabilities = token_editing.as_grid(result.image)
+    heat_map = token_editing.heat_map(_decode(package, tokens.flatten()), log_probabilities)
     return {
-        "bits": workbench.surprise(nats).reshape(found.shape).round(4).tolist(),
-        "picture_bits": round(known.picture_bits, 4),
-        "caption_bits": round(known.caption_bits, 4),
-        "bits_per_word": round(known.bits_per_word, 4),
-        "blind_bits_per_word": round(float(np.log2(package.image_tokenizer.vocab_size)), 4),
-        "worst": [{"row": row, "column": column, "word": int(found[row, column]), "bits": round(bits, 4)}
-                  for row, column, bits in workbench.most_surprising(nats, WORST)],
-        "png": text_of(images.encode_png(heat)),
-    }  # fmt: skip
+        "bits": token_editing.surprisal(log_probabilities).reshape(tokens.shape).round(4).tolist(),
+        "image_bits": round(result.image_bits, 4),
+        "caption_bits": round(result.caption_bits, 4),
+        "bits_per_token": round(result.bits_per_token, 4),
+        "uniform_bits_per_token": round(float(np.log2(package.image_tokenizer.vocab_size)), 4),
+        "least_likely": [
+            {"row": row, "column": column, "token": int(tokens[row, column]), "bits": round(bits, 4)}
+            for row, column, bits in token_editing.most_surprising_cells(log_probabilities, NUM_LEAST_LIKELY)
+        ],
+        "png": base64_of(encode_png(heat_map)),
+    }
 
 
-# --- what was asked, looked at -----------------------------------------------------------------------------------------
+# --- checks of the request ----------------------------------------------------------------------------------
 
 
 def prompt_of(prompt: str) -> str:
-    """The prompt in the form models read. Raises Asked."""
+    """The prompt, normalized for the models. Raises FieldError."""
     try:
         return check_prompt(prompt, "the caption")
     except UserError as error:
-        raise Asked("prompt", str(error)) from error
+        raise FieldError("prompt", str(error)) from error
 
 
 def pixels_of(data: bytes) -> np.ndarray:
-    """A picture's file -> uint8 (H, W, 3). Raises Asked."""
+    """Decode an image file to uint8 (H, W, 3). Raises FieldError."""
     try:
-        return images.decode_image(data)
-    except images.Refused as problem:
-        raise Asked("picture", f"this is no picture that can be used: {problem.detail}. Save it anew, as PNG say") from problem
+        return decode_image(data)
+    except InvalidInput as error:
+        message = f"this image cannot be read: {error.detail}. Save it again, for example as PNG"
+        raise FieldError("image", message) from error
 
 
-def settings_of(package: Package, candidates: int, changes: dict) -> Settings:
-    """The package's settings with those that were asked for, as the studio draws. Raises Asked."""
+def settings_of(package: Package, candidates: int, changes: dict) -> SamplingConfig:
+    """The package's sampling settings with the changes of a request. Raises FieldError."""
     device = next(package.generator.parameters()).device.type
     for name, value in changes.items():
         try:
-            changed(package.settings, **{name: value})
+            replace_settings(package.settings, **{name: value})
         except ValueError as error:
-            raise Asked(name, str(error).removeprefix("sampling.")) from error
-    settings = changed(package.settings, **changes, candidates=candidates, batch_size=TOGETHER.get(device, 8))
+            raise FieldError(name, str(error).removeprefix("sampling.")) from error
+    settings = replace_settings(
+        package.settings, **changes, candidates=candidates, batch_size=BATCH_SIZE.get(device, 8)
+    )
     try:
         check_guidance(settings.guidance, package.generator.config)
     except UserError as error:
-        raise Asked("guidance", str(error).removeprefix("sampling.")) from error
+        raise FieldError("guidance", str(error).removeprefix("sampling.")) from error
     return settings
 
 
 @contextlib.contextmanager
-def _about(field: str) -> Iterator[None]:
-    """What the library has against a field becomes Asked."""
+def _field_errors(field: str) -> Iterator[None]:
+    """Turn a ValueError of the library into a FieldError for `field`."""
     try:
         yield
     except ValueError as error:
-        raise Asked(field, str(error)) from error
+        raise FieldError(field, str(error)) from error
 
 
-def given_of(package: Package, grid: Grid) -> Tensor:
-    """Words that are given, -1 where one is to be drawn: (L,). Raises Asked, also where nothing is left to draw."""
-    found = words_of(package, grid, "given", first=-1).flatten()
-    if (found >= 0).all() or (found < 0).all():
-        raise Asked("given", "either all words are given or none is. Keep some cells, and leave some to be drawn")
-    return found
+def fixed_tokens_of(package: Package, grid: Grid) -> Tensor:
+    """Fixed tokens (L,), -1 for a token to sample. Raises FieldError, also if all or none are fixed."""
+    tokens = tokens_of(package, grid, "fixed_tokens", first=-1).flatten()
+    if (tokens >= 0).all() or (tokens < 0).all():
+        message = "fixed_tokens fixes all tokens or none. Fix some of them, and set the others to -1"
+        raise FieldError("fixed_tokens", message)
+    return tokens
 
 
-def words_of(package: Package, grid: Grid, field: str, first: int = 0) -> Tensor:
-    """A grid of words, (side, side) int64. Raises Asked."""
-    side, vocab_size = side_of(package.image_tokenizer.scales), package.image_tokenizer.vocab_size
+def tokens_of(package: Package, grid: Grid, field: str, first: int = 0) -> Tensor:
+    """A grid of tokens as int64 (side, side), each from `first` to vocab_size - 1. Raises FieldError."""
+    side, vocab_size = grid_side(package.image_tokenizer.scales), package.image_tokenizer.vocab_size
     if len(grid) != side or any(len(row) != side for row in grid):
-        raise Asked(field, f"{field} should be {side} rows of {side} words each, as this model's pictures have")
-    found = torch.tensor(grid)
-    if found.min() < first or found.max() >= vocab_size:
-        raise Asked(field, f"{field} holds words from {int(found.min())} to {int(found.max())}; "
-                           f"this vocabulary runs from {first} to {vocab_size - 1}")
-    return found
+        message = f"{field} must be {side} rows of {side} tokens each, the grid of this model's images"
+        raise FieldError(field, message)
+    tokens = torch.tensor(grid)
+    if tokens.min() < first or tokens.max() >= vocab_size:
+        raise FieldError(
+            field,
+            f"{field} has tokens from {int(tokens.min())} to {int(tokens.max())}; "
+            f"this model's tokens are from {first} to {vocab_size - 1}",
+        )
+    return tokens
 
 
-def check_facts(package: Package, facts: Provenance) -> None:
-    """Raises Asked where this package could not have drawn what the facts tell of, or no studio would have."""
-    together = min(facts.settings.batch_size, facts.settings.candidates)
-    if together > MOST_TOGETHER:
-        raise Asked("picture", f"this picture says that {together} were drawn at a time; {MOST_TOGETHER} are the most here. "
-                               "It was changed on the way; take another copy of it")
+def check_provenance(package: Package, provenance: Provenance) -> None:
+    """Raise FieldError if neither this package nor a studio can generate an image with this provenance."""
+    batch_size = min(provenance.settings.batch_size, provenance.settings.candidates)
+    if batch_size > MAX_BATCH_SIZE:
+        raise FieldError(
+            "image",
+            f"this image's provenance says that {batch_size} images were generated at a time; "
+            f"the maximum here is {MAX_BATCH_SIZE}. The file was changed; use another copy of it",
+        )
     try:
-        check_prompt(facts.caption, "its caption")
-        check_guidance(facts.settings.guidance, package.generator.config)
-        if facts.given is not None:
-            package.generator.check_given(torch.tensor(facts.given, dtype=torch.int64)[None], 1)
+        check_prompt(provenance.caption, "its caption")
+        check_guidance(provenance.settings.guidance, package.generator.config)
+        if provenance.fixed_tokens is not None:
+            fixed = torch.tensor(provenance.fixed_tokens, dtype=torch.int64)[None]
+            package.generator.check_fixed_tokens(fixed, 1)
     except (UserError, ValueError) as error:
-        raise Asked("picture", f"what this picture says of how it was drawn does not fit this model: {error}") from error
+        raise FieldError("image", f"this image's provenance does not fit this model: {error}") from error
 
 
-def _decoded(package: Package, tokens: Tensor) -> np.ndarray:
+def _decode(package: Package, tokens: Tensor) -> np.ndarray:
+    """Decode tokens (L,) to uint8 (H, W, 3)."""
     with torch.no_grad():
-        return images.to_uint8(decode_in_parts(package.image_tokenizer, tokens[None]))[0]
+        return to_uint8(decode_in_batches(package.image_tokenizer, tokens[None]))[0]
 
 
 def grid_of(tokens: Tensor) -> Grid:
-    """(L,) -> rows; one row where the words form no square."""
+    """Tokens (L,) as rows of a square grid; a single row if L is not a square."""
     try:
-        return workbench.as_grid(tokens).tolist()
+        return token_editing.as_grid(tokens).tolist()
     except ValueError:
         return [tokens.tolist()]
 
 
-def text_of(data: bytes) -> str:
+def base64_of(data: bytes) -> str:
     return base64.b64encode(data).decode()
-

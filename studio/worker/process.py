@@ -1,9 +1,10 @@
-"""The process that holds the models and does one request after the other, so that the web server never waits for a tensor.
+"""The worker process holds the models and handles the requests one by one: the web server touches no tensor.
 
-A process of its own, and not a thread: it can be stopped in the middle of a picture (a signal becomes an exception between two
-lines of Python), it may die of a lack of memory without taking the server with it, and it never holds the server's interpreter.
-What it hears and says goes through one pipe: (number, name, arguments) in, (number, event) out, and (number, None) at the end.
+It is a process, not a thread: a signal can interrupt it in the middle of an image, it can run out of memory
+without ending the server, and it never holds the server's interpreter lock. It exchanges messages over one
+pipe: it receives (number, name, arguments) and sends (number, event), at last (number, None).
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -18,192 +19,216 @@ from pathlib import Path
 
 import torch
 
-from studio import easel
-from studio.dataset import DataSet
-from studio.easel import Asked, Event
-from studio.gallery import Gallery
-from studio.recall import Recall
-from thousandwords.drawing import decode_in_parts
-from thousandwords.errors import UserError
-from thousandwords.files import MANIFEST, DamagedArtefact, sha256_of
-from thousandwords.memory import keep_freed_memory
-from thousandwords.package import Package, load_package
-from thousandwords.provenance import provenance_of
+from studio.data.dataset_index import DatasetIndex
+from studio.data.gallery import Gallery
+from studio.data.gallery_search import GallerySearch
+from studio.events import Event, FieldError, Grid
+from studio.worker import handlers
+from thousandwords.core.errors import UserError
+from thousandwords.core.files import sha256_of
+from thousandwords.core.manifest import MANIFEST, DamagedArtefact
+from thousandwords.inference.batched import decode_in_batches
+from thousandwords.inference.package import Package, load_package
+from thousandwords.inference.provenance import read_provenance
+from thousandwords.nn.malloc import keep_freed_memory
 
-STOP = signal.SIGUSR1
-KEPT = 2  # packages in memory: two versions side by side
-NO_DATA = {"state": "none", "done": 0, "total": 0, "splits": [], "pictures": [], "next": None}
-BROKEN = 70  # the exit code of a process whose GPU cannot be used any more
+STOP_SIGNAL = signal.SIGUSR1
+MAX_PACKAGES = 2  # in memory: enough to compare two versions
+NO_DATASET = {"state": "none", "done": 0, "total": 0, "splits": [], "images": [], "next": None}
+GPU_FAILED = 70  # exit code: the process cannot use its GPU any more
 
 
 class Stopped(BaseException):
-    """Nobody waits for this request any more. No Exception, so that nothing on the way catches it."""
+    """The client of this request has gone. Not an Exception, so that no handler on the way catches it."""
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where things are."""
+class StudioPaths:
+    """Folders that the studio uses, and the device of its models."""
 
     pairs: Path = Path("data/pairs")
-    gallery: Path = Path("drawn/gallery")
+    gallery: Path = Path("generated/gallery")
     store: Path = Path(".store/studio")
     device: str = "cpu"
 
 
-class Painter:
-    """The packages in use, and what can be asked of them by name; each request yields events."""
+class ModelWorker:
+    """The packages in memory, and a method per kind of request that yields its events."""
 
-    def __init__(self, places: Places) -> None:
-        self.places = places
-        self.data = DataSet(places.pairs, places.store)
-        self.recall = Recall(Gallery(places.gallery))
-        self._packages: dict[str, Package] = {}  # by folder and the hash of its manifest, the last used at the end
+    def __init__(self, paths: StudioPaths) -> None:
+        self.paths = paths
+        self.dataset = DatasetIndex(paths.pairs, paths.store)
+        self.gallery_search = GallerySearch(Gallery(paths.gallery))
+        # by folder and hash of the manifest, the last used at the end
+        self._packages: dict[str, Package] = {}
 
     def package(self, folder: str) -> Package:
-        """The package of a folder, as it is now. Raises DamagedArtefact or UserError."""
+        """The package that is in a folder now. Raises DamagedArtefact or UserError."""
         manifest = Path(folder) / MANIFEST
         key = f"{folder} {sha256_of(manifest) if manifest.is_file() else 'nothing'}"
-        package = self._packages.pop(key, None) or load_package(Path(folder), self.places.device)
+        package = self._packages.pop(key, None) or load_package(Path(folder), self.paths.device)
         self._packages[key] = package
-        for old in list(self._packages)[:-KEPT]:
-            del self._packages[old]
+        for old_key in list(self._packages)[:-MAX_PACKAGES]:
+            del self._packages[old_key]
         return package
 
     def describe(self, folder: str) -> Iterator[Event]:
-        yield easel.describe(self.package(folder)) | {"examples": self.data.examples()}
+        yield handlers.describe(self.package(folder)) | {"examples": self.dataset.examples()}
 
-    def warm(self, folder: str) -> Iterator[Event]:
-        """Draws one picture for nobody: the first is slow, and it should be no user's."""
-        package = self.package(folder)
-        for _ in easel.draw(package, "a picture", 1, 0, None, {}):
+    def warm_up(self, folder: str) -> Iterator[Event]:
+        """Generate one image so that no user waits for first-call initialization."""
+        for _ in handlers.generate(self.package(folder), "an image", 1, 0, None, {}):
             pass
         yield from self.describe(folder)
 
-    def draw(self, folder: str, **asked: object) -> Iterator[Event]:
-        yield from easel.draw(self.package(folder), **asked)
+    def generate(self, folder: str, **fields: object) -> Iterator[Event]:
+        yield from handlers.generate(self.package(folder), **fields)
 
-    def redraw(self, folder: str, data: bytes) -> Iterator[Event]:
-        """The picture of a file that this package drew."""
-        yield easel.redraw(self.package(folder), provenance_of(data), data)
+    def reproduce(self, folder: str, data: bytes) -> Iterator[Event]:
+        """Generate the image of a PNG of this package again."""
+        yield handlers.reproduce(self.package(folder), read_provenance(data), data)
 
-    def picture(self, folder: str, data: bytes) -> Iterator[Event]:
-        yield easel.picture(self.package(folder), data)
+    def encode_image(self, folder: str, data: bytes) -> Iterator[Event]:
+        yield handlers.encode_image(self.package(folder), data)
 
-    def words(self, folder: str, **asked: object) -> Iterator[Event]:
-        yield easel.words(self.package(folder), **asked)
+    def edit_tokens(self, folder: str, **fields: object) -> Iterator[Event]:
+        yield handlers.edit_tokens(self.package(folder), **fields)
 
-    def likelihood(self, folder: str, prompt: str, grid: easel.Grid) -> Iterator[Event]:
-        yield easel.likelihood(self.package(folder), prompt, grid)
+    def likelihood(self, folder: str, prompt: str, grid: Grid) -> Iterator[Event]:
+        yield handlers.likelihood(self.package(folder), prompt, grid)
 
-    def look(self, folder: str, query: str | None, split: str | None, offset: int, limit: int) -> Iterator[Event]:
-        """The data set, page by page or by what a text says."""
-        if not self.data.is_there():
-            yield NO_DATA
+    def browse_dataset(
+        self, folder: str, query: str | None, split: str | None, offset: int, limit: int
+    ) -> Iterator[Event]:
+        """A page of the data set, or the images that match a text best."""
+        if not self.dataset.exists():
+            yield NO_DATASET
             return
-        if split is not None and split not in self.data.splits():
-            raise Asked("split", f"there is no split {split!r}, only {', '.join(self.data.splits())}")
+        if split is not None and split not in self.dataset.splits():
+            message = f"there is no split {split!r}, only {', '.join(self.dataset.splits())}"
+            raise FieldError("split", message)
         scorer = self.package(folder).scorer if query else None
-        found = self.data.search(scorer, query, split, limit) if query else self.data.page(split, offset, limit)
-        yield self.data.state(scorer) | found
+        page = (
+            self.dataset.search(scorer, query, split, limit)
+            if query
+            else self.dataset.page(split, offset, limit)
+        )
+        yield self.dataset.state(scorer) | page
 
-    def nearest(self, folder: str, grid: easel.Grid, limit: int) -> Iterator[Event]:
-        """The training pictures nearest to the picture of a grid of words."""
-        if not self.data.is_there():
-            yield NO_DATA
+    def nearest_images(self, folder: str, grid: Grid, limit: int) -> Iterator[Event]:
+        """The training images nearest to the image of a token grid."""
+        if not self.dataset.exists():
+            yield NO_DATASET
             return
         package = self.package(folder)
-        tokens = easel.words_of(package, grid, "words").reshape(1, -1)
-        found = self.data.nearest(package.scorer, decode_in_parts(package.image_tokenizer, tokens), limit)
-        yield self.data.state(package.scorer) | found
+        tokens = handlers.tokens_of(package, grid, "tokens").reshape(1, -1)
+        image = decode_in_batches(package.image_tokenizer, tokens)
+        page = self.dataset.nearest(package.scorer, image, limit)
+        yield self.dataset.state(package.scorer) | page
 
-    def remember(self, folder: str, query: str, limit: int) -> Iterator[Event]:
-        """Past draws by what their pictures show."""
-        yield {"names": self.recall.search(self.package(folder).scorer, query, limit)}
-
-
-ASKABLE = ("describe", "warm", "draw", "redraw", "picture", "words", "likelihood", "look", "nearest", "remember")
+    def search_gallery(self, folder: str, query: str, limit: int) -> Iterator[Event]:
+        """Names of the gallery entries whose images match a text best."""
+        yield {"names": self.gallery_search.search(self.package(folder).scorer, query, limit)}
 
 
-def paint(pipe: Connection, wanted_stop: ctypes.c_ulonglong, places: Places, make: Callable[[Places], Painter] = Painter) -> None:
-    """Does what the pipe asks for until it is closed. `wanted_stop` names the request to be left when the signal comes."""
-    at_work = _hear_stops(wanted_stop)
+REQUESTS = (
+    "describe",
+    "warm_up",
+    "generate",
+    "reproduce",
+    "encode_image",
+    "edit_tokens",
+    "likelihood",
+    "browse_dataset",
+    "nearest_images",
+    "search_gallery",
+)
+
+
+def run_worker(
+    pipe: Connection,
+    stop_number: ctypes.c_ulonglong,
+    paths: StudioPaths,
+    make_worker: Callable[[StudioPaths], ModelWorker] = ModelWorker,
+) -> None:
+    """Handle the requests of a pipe until it is closed. The stop signal is for request `stop_number`."""
+    current = CurrentRequest(stop_number)
+    signal.signal(STOP_SIGNAL, current.check_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which closes the pipe
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         keep_freed_memory()
-        painter = make(places)
+        worker = make_worker(paths)
         while True:
             while not pipe.poll(0):
-                if not _use_the_time(painter):
+                if not _index_some(worker):
                     pipe.poll(None)
             number, name, arguments = pipe.recv()
-            _do(painter, pipe, at_work, number, name, arguments)
+            _handle(worker, pipe, current, number, name, arguments)
 
 
-def _use_the_time(painter: Painter) -> bool:
-    """A little of what a search waits for; False where there is nothing to do."""
+def _index_some(worker: ModelWorker) -> bool:
+    """Index a few more images of the data set; False if there is nothing to do."""
     try:
-        return painter.data.idle()
+        return worker.dataset.index_some()
     except Exception:
         traceback.print_exc()
-        painter.data.forget()  # whoever searches again begins again
+        worker.dataset.clear()  # the next search begins again
         return False
 
 
-def _do(painter: Painter, pipe: Connection, at_work: AtWork, number: int, name: str, arguments: dict) -> None:
-    """One request to its end, with every kind of end told."""
+def _handle(
+    worker: ModelWorker, pipe: Connection, current: CurrentRequest, number: int, name: str, arguments: dict
+) -> None:
+    """Send the events of one request, whatever ends it."""
     try:
-        assert name in ASKABLE, name
-        events = getattr(painter, name)(**arguments)
-        while (event := at_work.next(number, events)) is not None:
+        assert name in REQUESTS, name
+        events = getattr(worker, name)(**arguments)
+        while (event := current.next_event(number, events)) is not None:
             pipe.send((number, event))
     except Stopped:
         pass
-    except Asked as error:
+    except FieldError as error:
         pipe.send((number, {"event": "error", "error": str(error), "field": error.field, "status": 422}))
-    except DamagedArtefact as error:  # or it is just being written
-        pipe.send((number, unable(str(error))))
+    except DamagedArtefact as error:  # or another process is writing it
+        pipe.send((number, unavailable(str(error))))
     except UserError as error:
         pipe.send((number, {"event": "error", "error": str(error), "field": None, "status": 422}))
     except torch.cuda.OutOfMemoryError:
         torch.cuda.empty_cache()
-        pipe.send((number, unable("the GPU has no memory left for this. Ask for fewer candidates, or later")))
-    except (BrokenPipeError, ConnectionResetError):  # the server has died, and nobody is left to be told
+        message = "the GPU has not enough free memory. Request fewer candidates, or try again later"
+        pipe.send((number, unavailable(message)))
+    except (BrokenPipeError, ConnectionResetError):  # the server has died
         raise
     except Exception as error:
         traceback.print_exc()
-        pipe.send((number, unable("something went wrong while drawing, and the log says what. Try again")))
-        if "CUDA" in str(error):  # after such an error nothing works any more in this process; a new one is started
-            sys.exit(BROKEN)
+        pipe.send((number, unavailable("the request failed; the studio's log has the reason. Try again")))
+        if "CUDA" in str(error):  # after such an error CUDA does not work in this process any more
+            sys.exit(GPU_FAILED)
     pipe.send((number, None))
 
 
-def unable(sentence: str) -> Event:
-    """The last event of a request that may succeed another time."""
-    return {"event": "error", "error": sentence, "field": None, "status": 503}
+def unavailable(message: str) -> Event:
+    """The last event of a request that may succeed at another time (status 503)."""
+    return {"event": "error", "error": message, "field": None, "status": 503}
 
 
-class AtWork:
-    """Takes the next event of a request, and lets a signal end it there and nowhere else."""
+class CurrentRequest:
+    """Takes the next event of a request; the stop signal raises Stopped there and nowhere else."""
 
-    def __init__(self, wanted_stop: ctypes.c_ulonglong) -> None:
-        self.wanted_stop, self.number = wanted_stop, 0
+    def __init__(self, stop_number: ctypes.c_ulonglong) -> None:
+        self.stop_number, self.number = stop_number, 0
 
-    def next(self, number: int, events: Iterator[Event]) -> Event | None:
-        """Raises Stopped where this request is to be left."""
+    def next_event(self, number: int, events: Iterator[Event]) -> Event | None:
+        """The next event, None at the end. Raises Stopped if the request is to be stopped."""
         try:
             self.number = number
-            self.look()
+            self.check_stop()
             return next(events, None)
         finally:
             self.number = 0
 
-    def look(self, *_: object) -> None:
-        if self.number and self.wanted_stop.value == self.number:
+    def check_stop(self, *_: object) -> None:
+        """Raise Stopped if the current request is the one to stop; also the handler of the signal."""
+        if self.number and self.stop_number.value == self.number:
             self.number = 0
             raise Stopped
-
-
-def _hear_stops(wanted_stop: ctypes.c_ulonglong) -> AtWork:
-    at_work = AtWork(wanted_stop)
-    signal.signal(STOP, at_work.look)
-    return at_work

@@ -1,8 +1,11 @@
-"""Between the web server and the painter: a line of requests, one courier who takes them over one by one, and what comes back.
+"""The request queue between the web server and the worker process.
 
-The line has an end (`Full`), a request may leave it or be stopped at work (`Request.stop`), a painter that dies is replaced, and
-only the request that it was at is lost. `Request.events` can be read by one task of the server's event loop.
+A thread passes the requests to the worker process one by one and collects their events. The queue has a
+limited length (`QueueFull`); a request can leave it or be stopped while it runs (`RequestQueue.stop`). A
+worker process that dies is replaced, and only the request that it was handling is lost. `Request.events` is
+read by one task of the server's event loop.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -18,31 +21,36 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
-from studio.easel import Event
-from studio.painter import STOP, Painter, Places, paint, unable
-from thousandwords.errors import UserError
+from studio.events import Event
+from studio.worker.process import STOP_SIGNAL, ModelWorker, StudioPaths, run_worker, unavailable
+from thousandwords.core.errors import UserError
 
-PATIENCE = 10.0  # seconds that a stopped request may go on (one long operation of torch) before its process is ended
-GLANCE = 0.5  # seconds after which it is looked whether a painter without work is alive
-RETRY = 5.0  # seconds after which models that could not be loaded are tried again
-PAUSE = 1.0  # seconds before a painter that died is replaced, more each time that it dies before it was ready
-LONGEST_PAUSE = 30.0
-LOST = unable("the process that draws has died, perhaps for lack of memory, and is being replaced. Try again in a moment")
+STOP_TIMEOUT = (
+    10.0  # seconds for a stopped request to end (one long torch operation), then its process is ended
+)
+IDLE_CHECK_INTERVAL = 0.5  # seconds between checks that an idle worker process is alive
+LOAD_RETRY_INTERVAL = 5.0  # seconds until models that could not be loaded are tried again
+RESTART_DELAY = 1.0  # seconds; doubled with each worker process that dies before it was ready
+MAX_RESTART_DELAY = 30.0
+WORKER_DIED = unavailable(
+    "the process that runs the models has died, perhaps for lack of memory, and is being restarted. "
+    "Try again in a moment"
+)
 
 log = logging.getLogger("studio")
 
 
-class Full(Exception):
-    """As many requests wait as may."""
+class QueueFull(Exception):
+    """As many requests wait as the queue holds."""
 
 
 class NotReady(Exception):
-    """The models are not loaded, or cannot be."""
+    """The models are not loaded, or cannot be loaded."""
 
 
 @dataclass(eq=False)
 class Request:
-    """One thing asked of the painter, and what comes back of it."""
+    """One request to the worker process, and the events that it answers."""
 
     name: str
     arguments: dict
@@ -51,196 +59,206 @@ class Request:
     is_stopped: bool = False
     events: asyncio.Queue[Event | None] = field(default_factory=asyncio.Queue)
 
-    def tell(self, event: Event | None) -> None:
-        """From the courier's thread; None is the end."""
-        with contextlib.suppress(RuntimeError):  # the server is gone
+    def put_event(self, event: Event | None) -> None:
+        """Add an event from the queue's thread; None is the end."""
+        with contextlib.suppress(RuntimeError):  # the server has stopped
             self.loop.call_soon_threadsafe(self.events.put_nowait, event)
 
 
-class Courier:
-    """The line of requests, and the thread that takes them to a painter.
+class RequestQueue:
+    """The waiting requests, and the thread that passes them to a worker process.
 
-    `first` tells the folder of the package that a new painter loads before all others; it may raise UserError.
+    `default_folder()` is the folder of the package that a new worker process loads; it may raise UserError.
     """
 
     def __init__(
-        self, places: Places, first: Callable[[], str], capacity: int = 16, make: Callable[[Places], Painter] = Painter
+        self,
+        paths: StudioPaths,
+        default_folder: Callable[[], str],
+        capacity: int = 16,
+        make_worker: Callable[[StudioPaths], ModelWorker] = ModelWorker,
     ) -> None:
-        self.places, self.first, self.capacity, self.make = places, first, capacity, make
+        self.paths, self.default_folder, self.capacity = paths, default_folder, capacity
+        self.make_worker = make_worker
         self.status, self.problem = "loading", ""
         self._waiting: collections.deque[Request] = collections.deque()
-        self._at_work: Request | None = None
+        self._running: Request | None = None
         self._numbers = itertools.count(1)
         self._changed = threading.Condition()
         self._is_closed = False
-        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="request-queue", daemon=True)
         self._context = multiprocessing.get_context("spawn")
-        self._wanted_stop = self._context.Value(ctypes.c_ulonglong, 0, lock=False)
+        self._stop_number = self._context.Value(ctypes.c_ulonglong, 0, lock=False)
         self._process, self._pipe, self._deaths = None, None, 0
 
-    # --- for the server ------------------------------------------------------------------------------------------------
+    # --- for the server -------------------------------------------------------------------------------------
 
     def start(self) -> None:
         self._thread.start()
 
-    def ask(self, name: str, **arguments: object) -> Request:
-        """Puts a request at the end of the line, from the event loop. Raises Full or NotReady."""
+    def submit(self, name: str, **arguments: object) -> Request:
+        """Add a request at the end, called in the event loop. Raises QueueFull or NotReady."""
         with self._changed:
             if self.status != "ready":
                 raise NotReady(self.problem)
             if len(self._waiting) >= self.capacity:
-                raise Full
+                raise QueueFull
             request = Request(name, arguments, asyncio.get_running_loop(), next(self._numbers))
             self._waiting.append(request)
             self._changed.notify()
             return request
 
-    def ahead(self, request: Request) -> int | None:
-        """How many are done before it: 0 where it is the next or at work, None where it is neither."""
+    def num_ahead(self, request: Request) -> int | None:
+        """The number of requests before this one: 0 if it is next or running, None if it has ended."""
         with self._changed:
-            if request is self._at_work:
+            if request is self._running:
                 return 0
             with contextlib.suppress(ValueError):
-                return self._waiting.index(request) + (self._at_work is not None)
+                return self._waiting.index(request) + (self._running is not None)
         return None
 
-    def waiting(self) -> int:
+    def num_waiting(self) -> int:
         return len(self._waiting)
 
     def stop(self, request: Request) -> None:
-        """Nobody wants the rest of it: it leaves the line, or is interrupted. No harm where it has ended."""
+        """Remove a request from the queue, or interrupt it; nothing happens if it has ended."""
         with self._changed:
             request.is_stopped = True
             if request in self._waiting:
                 self._waiting.remove(request)
-            elif request is self._at_work:
-                self._wanted_stop.value = request.number
-                self._signal()
+            elif request is self._running:
+                self._stop_number.value = request.number
+                self._send_stop_signal()
 
     def close(self) -> None:
-        """Ends the painter and the thread; whoever waits is told."""
+        """End the worker process and the thread; waiting requests get an error."""
         with self._changed:
             self._is_closed = True
-            self._turn_away(LOST)
+            self._reject_waiting(WORKER_DIED)
             self._changed.notify()
-        self._end()
+        self._end_process()
         self._thread.join(5)
 
-    def _turn_away(self, event: Event) -> None:
-        """Tells all who wait; by whom `_changed` is held."""
+    def _reject_waiting(self, event: Event) -> None:
+        """Send an error to all waiting requests; the caller holds `_changed`."""
         for request in self._waiting:
-            request.tell(event)
-            request.tell(None)
+            request.put_event(event)
+            request.put_event(None)
         self._waiting.clear()
 
-    # --- the thread ----------------------------------------------------------------------------------------------------
+    # --- the thread -----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._is_closed:
             try:
-                self._begin()
-                self._deliver_all()
-            except (EOFError, OSError):  # the painter has died, or there is no memory to start one
-                self._replace()
-            except Exception:  # of whatever kind: without this thread nobody would be served any more
-                log.exception("the line of requests has failed")
-                self._replace()
+                self._start_process()
+                self._handle_requests()
+            except (EOFError, OSError):  # the worker process has died, or there is no memory to start one
+                self._prepare_restart()
+            except Exception:  # without this thread no request would be handled any more
+                log.exception("the request queue failed")
+                self._prepare_restart()
 
-    def _begin(self) -> None:
-        """A painter, with the models that are asked for most in memory and used once."""
-        ours, theirs = self._context.Pipe()
-        arguments = (theirs, self._wanted_stop, self.places, self.make)
-        process = self._context.Process(target=paint, args=arguments, name="painter", daemon=True)
+    def _start_process(self) -> None:
+        """Start a worker process, load the default package and generate one image with it."""
+        own_end, worker_end = self._context.Pipe()
+        arguments = (worker_end, self._stop_number, self.paths, self.make_worker)
+        process = self._context.Process(target=run_worker, args=arguments, name="model-worker", daemon=True)
         process.start()
-        theirs.close()
-        self._pipe, self._process = ours, process  # not before it runs: what was never started cannot be ended
-        if self._is_closed:  # meanwhile, and `close` did not find this one
-            self._end()
+        worker_end.close()
+        self._pipe, self._process = (
+            own_end,
+            process,
+        )  # not before it runs: only a started process can be ended
+        if self._is_closed:  # `close` was called meanwhile and did not see this process
+            self._end_process()
             return
-        self._prepare()
+        self._load_models()
 
-    def _prepare(self) -> None:
-        """Models in memory, used once. Where they cannot be, all who wait and ask are told, and it is tried again later."""
-        problem = self._warm()
+    def _load_models(self) -> None:
+        """Load the models. On failure all requests get the reason, and loading is tried again later."""
+        problem = self._warm_up()
         with self._changed:
             if problem:
                 if problem != self.problem:
                     log.error("%s", problem)
-                self.status, self.problem, self._next_try = "broken", problem, time.monotonic() + RETRY
-                self._turn_away(unable(problem))
+                self.status, self.problem = "broken", problem
+                self._next_load = time.monotonic() + LOAD_RETRY_INTERVAL
+                self._reject_waiting(unavailable(problem))
             else:
                 self.status, self.problem, self._deaths = "ready", "", 0
 
-    def _warm(self) -> str:
-        """What keeps the models from being used; "": nothing."""
+    def _warm_up(self) -> str:
+        """The reason why the models cannot be used, "" if they can."""
         try:
-            folder = self.first()
+            folder = self.default_folder()
         except UserError as error:
             return str(error)
-        except OSError as error:  # a full disk that takes no package is no painter's death
+        except OSError as error:  # a full disk is no death of the worker process
             return f"the package could not be fetched: {error}"
         problem = ""
-        self._pipe.send((0, "warm", {"folder": folder}))
+        self._pipe.send((0, "warm_up", {"folder": folder}))
         while (event := self._pipe.recv()[1]) is not None:
             problem = event["error"] if event.get("event") == "error" else problem
         return problem
 
-    def _deliver_all(self) -> None:
+    def _handle_requests(self) -> None:
         while True:
             with self._changed:
-                self._at_work = None
-                self._changed.wait_for(lambda: self._waiting or self._is_closed, GLANCE)
+                self._running = None
+                self._changed.wait_for(lambda: self._waiting or self._is_closed, IDLE_CHECK_INTERVAL)
                 if self._is_closed:
                     return
-                self._at_work = self._waiting.popleft() if self._waiting else None
-            if self._at_work is not None:
-                self._deliver(self._at_work)
+                self._running = self._waiting.popleft() if self._waiting else None
+            if self._running is not None:
+                self._handle(self._running)
             elif not self._process.is_alive():
                 raise EOFError
-            elif self.status == "broken" and time.monotonic() > self._next_try:
-                self._prepare()
+            elif self.status == "broken" and time.monotonic() > self._next_load:
+                self._load_models()
 
-    def _deliver(self, request: Request) -> None:
-        """One request to the painter, and its events back until the last."""
+    def _handle(self, request: Request) -> None:
+        """Send one request to the worker process, and collect its events up to the last."""
         stopped_at = None
         try:
             self._pipe.send((request.number, request.name, request.arguments))
             while True:
                 if request.is_stopped:
                     stopped_at = stopped_at or time.monotonic()
-                    if time.monotonic() - stopped_at > PATIENCE:
-                        self._end()
+                    if time.monotonic() - stopped_at > STOP_TIMEOUT:
+                        self._end_process()
                 if not self._pipe.poll(0.25):
                     continue
                 _, event = self._pipe.recv()
                 if event is None:
                     return
-                request.tell(event)
+                request.put_event(event)
         except (EOFError, OSError):
-            request.tell(LOST)
+            request.put_event(WORKER_DIED)
             raise
         finally:
-            request.tell(None)
+            request.put_event(None)
 
-    def _replace(self) -> None:
-        """After a death: those who wait keep their places; a painter that dies again and again is given pauses."""
+    def _prepare_restart(self) -> None:
+        """After a death: waiting requests stay in the queue; repeated deaths lead to growing delays."""
         with self._changed:
-            self._at_work = None
+            self._running = None
             if self._is_closed:
                 return
             self.status, self.problem = "loading", ""
             self._deaths += 1
-        self._end()
-        log.warning("the painter has died (exit code %s); a new one is started", self._process and self._process.exitcode)
+        self._end_process()
+        exit_code = self._process and self._process.exitcode
+        log.warning("the worker process has died (exit code %s) and is restarted", exit_code)
         with self._changed:
-            self._changed.wait_for(lambda: self._is_closed, pause_after(self._deaths))
+            self._changed.wait_for(lambda: self._is_closed, restart_delay(self._deaths))
 
-    def _signal(self) -> None:
+    def _send_stop_signal(self) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._process.pid, STOP)
+            os.kill(self._process.pid, STOP_SIGNAL)
 
-    def _end(self) -> None:
-        """The painter's end, gently if it can."""
+    def _end_process(self) -> None:
+        """End the worker process by SIGTERM, then by SIGKILL."""
         process = self._process
         if process is None:
             return
@@ -251,17 +269,22 @@ class Courier:
             process.join(2)
 
 
-def pause_after(deaths: int) -> float:
-    """Seconds before the next painter, after so many that died in turn: none, then twice as long each time, up to the longest."""
-    return 0.0 if deaths < 2 else min(PAUSE * 2 ** min(deaths - 2, 10), LONGEST_PAUSE)  # 2^1024 is more than a float holds
+def restart_delay(deaths: int) -> float:
+    """Seconds before the next start, by deaths in a row: 0, RESTART_DELAY, then doubled up to the maximum."""
+    if deaths < 2:
+        return 0.0
+    return min(RESTART_DELAY * 2 ** min(deaths - 2, 10), MAX_RESTART_DELAY)  # 2^1024 overflows a float
 
 
-async def events_of(courier: Courier, request: Request, seconds: float, is_gone: Callable) -> AsyncIterator[Event]:
-    """What comes back of a request, with its place in the line while it waits; it is stopped where the asker has gone.
+async def events_of(
+    queue: RequestQueue, request: Request, seconds: float, is_gone: Callable
+) -> AsyncIterator[Event]:
+    """Yield the events of a request, and its position while it waits; stop it when its client has gone.
 
-    `is_gone` is awaited now and then; `seconds` is the longest that it may take from now on. However this ends, the request does.
+    `is_gone` is awaited regularly; the request may take `seconds` from now. It is stopped however this
+    generator ends.
     """
-    deadline, told = time.monotonic() + seconds, None
+    deadline, last_ahead = time.monotonic() + seconds, None
     try:
         while not await is_gone():
             if time.monotonic() > deadline:
@@ -274,16 +297,16 @@ async def events_of(courier: Courier, request: Request, seconds: float, is_gone:
                 if event is None or event.get("event") == "error":
                     return
                 continue
-            ahead = courier.ahead(request)
-            if ahead and ahead != told:
-                told = ahead
+            ahead = queue.num_ahead(request)
+            if ahead and ahead != last_ahead:
+                last_ahead = ahead
                 yield {"event": "queued", "ahead": ahead}
     finally:
-        courier.stop(request)
+        queue.stop(request)
 
 
 def too_long(seconds: float) -> Event:
-    return unable(
-        f"this took longer than {seconds:g} seconds and was stopped. Ask for fewer candidates, or start the studio with a "
-        "larger --deadline"
+    return unavailable(
+        f"this took longer than {seconds:g} seconds and was stopped. Request fewer candidates, "
+        "or start the studio with a larger --deadline"
     )

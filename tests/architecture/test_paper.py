@@ -1,39 +1,45 @@
-"""The numbers of arXiv 2102.12092, read off the `paper` preset and off the models that it builds (on no memory).
+"""The numbers of arXiv 2102.12092, checked in the `paper` preset and its models (on the meta device).
 
-Laws and literal values that belong to one module stand in that module's test; tests/conformance.py lists them all.
+Numbers that belong to one module are checked in that module's tests; tests/architecture/conformance.py lists
+them all.
 """
+
 from __future__ import annotations
 
 import dataclasses
 import math
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from torch import nn
 
-from stages.check_params import check_models, check_params
-from tests import tiny
-from thousandwords import components, optim, text, training
-from thousandwords.captions import fault
-from thousandwords.config import model_block, section
-from thousandwords.distributed import ALONE
-from thousandwords.drawing import Prompts
-from thousandwords.evaluation import Config as EvaluationConfig
-from thousandwords.fidelity import RADII
-from thousandwords.generators._masks import layer_kinds
-from thousandwords.loader import CaptionSettings, PictureSettings
-from thousandwords.pairs import Config as PairsConfig
-from thousandwords.schedules import cosine
-from thousandwords.shards import Config as TokensConfig
-from thousandwords.tokenizers._convolutions import Block
-from thousandwords.tokenizers._likelihood import log_likelihood
-from thousandwords.tokenizers._relaxation import gumbel_softmax, kl_and_usage
-from thousandwords.updates import Run
+from tests.helpers import tiny_models
+from tests.helpers.paths import ROOT
+from thousandwords import components
+from thousandwords.core.config import model_block, section
+from thousandwords.data.loader import CaptionConfig, ImageConfig
+from thousandwords.data.token_shards import TokensConfig
+from thousandwords.evaluation.config import EvaluationConfig
+from thousandwords.evaluation.fid import RADII
+from thousandwords.generators.transformer.masks import layer_kinds
+from thousandwords.image_tokenizers.dvae.gumbel_softmax import gumbel_softmax, kl_and_usage
+from thousandwords.image_tokenizers.dvae.logit_laplace import log_likelihood
+from thousandwords.inference.config import PromptsConfig
+from thousandwords.ingest.caption_filter import caption_problem
+from thousandwords.ingest.config import DataConfig
+from thousandwords.nn.conv_blocks import Block
+from thousandwords.nn.schedules import cosine
+from thousandwords.preflight import check_models, check_params
+from thousandwords.text.bpe import TextTokenizerConfig, train
+from thousandwords.text.normalize import normalize
+from thousandwords.training import optimizers
+from thousandwords.training.config import TrainingConfig
+from thousandwords.training.distributed import SINGLE_PROCESS
+from thousandwords.training.train_state import TrainState
 
-PRESETS = Path(__file__).parent.parent / "presets"
+PRESETS = ROOT / "presets"
 
 
 @cache
@@ -46,21 +52,21 @@ def block(name: str, preset_name: str = "paper") -> dict:
 
 
 @cache
-def trained(name: str) -> training.Config:
-    return section(block(name)["training"], f"{name}.training", training.Config)
+def training_config(name: str) -> TrainingConfig:
+    return section(block(name)["training"], f"{name}.training", TrainingConfig)
 
 
 @cache
-def built(name: str, preset_name: str = "paper") -> nn.Module:
+def build_on_meta(name: str, preset_name: str = "paper") -> nn.Module:
     """The image tokenizer or the generator of a preset, on the meta device."""
-    words = section(block("text_tokenizer", preset_name), "text_tokenizer", text.Config)
-    family = {"image_tokenizer": "tokenizers", "generator": "generators"}[name]
+    text_config = section(block("text_tokenizer", preset_name), "text_tokenizer", TextTokenizerConfig)
+    family = {"image_tokenizer": "image_tokenizers", "generator": "generators"}[name]
     config = components.model_config(family, block(name, preset_name), name)
     if name == "image_tokenizer":
         sizes = {"image_size": block("data", preset_name)["image_size"]}
     else:
-        tokenizer = built("image_tokenizer", preset_name)
-        sizes = {"text_vocab_size": words.vocab_size, "text_length": words.text_length}
+        tokenizer = build_on_meta("image_tokenizer", preset_name)
+        sizes = {"text_vocab_size": text_config.vocab_size, "text_length": text_config.text_length}
         sizes |= {"image_vocab_size": tokenizer.vocab_size, "scales": tokenizer.scales}
     with torch.device("meta"):
         return components.build(family, block(name, preset_name)["kind"], config, **sizes)
@@ -70,304 +76,401 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-# --- presets ---------------------------------------------------------------------------------------------------------
+# --- presets ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
-def test_every_block_of_every_preset_is_parsed_and_built_and_shapes_agree(name):
-    params = {**preset(name), "data": {**preset(name)["data"], "source": "scenes"}}  # its pictures may not be here
+def test_every_preset_is_valid_and_its_models_fit_together(name):
+    params = {
+        **preset(name),
+        "data": {**preset(name)["data"], "source": "scenes"},
+    }  # its images may not be here
     check_params(params, params["seed"])
 
-    tokenizer, generator = built("image_tokenizer", name), built("generator", name)
+    tokenizer, generator = build_on_meta("image_tokenizer", name), build_on_meta("generator", name)
     side = tokenizer.scales[0]
     with torch.device("meta"):
-        words = tokenizer.encode(torch.rand(2, 3, tokenizer.image_size, tokenizer.image_size))
-        text_logits, image_logits = generator.logits(torch.zeros(2, generator.text_length, dtype=torch.int64), words)
-    assert words.shape == (2, side * side)
+        image_tokens = tokenizer.encode(torch.rand(2, 3, tokenizer.image_size, tokenizer.image_size))
+        text_logits, image_logits = generator.logits(
+            torch.zeros(2, generator.text_length, dtype=torch.int64), image_tokens
+        )
+    assert image_tokens.shape == (2, side * side)
     assert text_logits.shape == (2, generator.text_length, generator.text_vocab_size)
     assert image_logits.shape == (2, side * side, tokenizer.vocab_size)
-    assert generator.kinds == layer_kinds(generator.config.num_layers) and generator.kinds[-1] == "convolutional"
+    assert (
+        generator.kinds == layer_kinds(generator.config.num_layers) and generator.kinds[-1] == "convolutional"
+    )
 
 
-def test_the_gpu_preset_has_about_1_3_billion_weights_for_1024_words_of_8192():
-    generator = built("generator", "gpu")
+def test_the_gpu_preset_has_about_1_3_billion_weights_for_1024_tokens_of_8192():
+    generator = build_on_meta("generator", "gpu")
     assert count(generator) == pytest.approx(1.3e9, rel=0.03)
     assert (generator.image_length, generator.image_vocab_size) == (1024, 8192)
-    assert built("image_tokenizer", "gpu").image_size == 256
+    assert build_on_meta("image_tokenizer", "gpu").image_size == 256
 
 
-# --- words of a picture: the discrete VAE ----------------------------------------------------------------------------
+# --- image tokens: the discrete VAE -------------------------------------------------------------------------
 
 
-def test_a_picture_of_256_pixels_is_32_by_32_words_of_8192_with_a_uniform_prior():
-    tokenizer = built("image_tokenizer")
+@pytest.mark.paper("tokenizer: input, latent")
+def test_an_image_of_256_pixels_is_32_by_32_tokens_of_8192_with_a_uniform_prior():
+    tokenizer = build_on_meta("image_tokenizer")
     assert (tokenizer.image_size, tokenizer.scales, tokenizer.vocab_size) == (256, (32,), 8192)
     kl, _ = kl_and_usage(torch.zeros(1, 8192))
     assert kl.item() == pytest.approx(0, abs=1e-5)
 
 
-def test_the_encoder_is_a_stem_of_7_four_groups_of_two_blocks_with_max_pooling_and_a_1x1_to_the_words():
-    encoder = built("image_tokenizer").encoder
+@pytest.mark.paper("tokenizer: encoder")
+def test_the_encoder_is_a_stem_of_7_four_groups_of_two_blocks_with_max_pooling_and_a_1x1_to_the_logits():
+    encoder = build_on_meta("image_tokenizer").encoder
     blocks = [module for module in encoder if isinstance(module, Block)]
 
-    assert (encoder.input.kernel_size, encoder.input.in_channels, encoder.input.out_channels) == ((7, 7), 3, 256)
-    assert [one.path.conv_4.out_channels for one in blocks] == [256, 256, 512, 512, 1024, 1024, 2048, 2048]
+    assert (encoder.input.kernel_size, encoder.input.in_channels, encoder.input.out_channels) == (
+        (7, 7),
+        3,
+        256,
+    )
+    assert [each.path.conv_4.out_channels for each in blocks] == [256, 256, 512, 512, 1024, 1024, 2048, 2048]
     assert [module.kernel_size for module in encoder if isinstance(module, nn.MaxPool2d)] == [2, 2, 2]
     assert isinstance(encoder[-2], nn.ReLU)
-    assert (encoder.output.kernel_size, encoder.output.in_channels, encoder.output.out_channels) == ((1, 1), 2048, 8192)
+    assert (encoder.output.kernel_size, encoder.output.in_channels, encoder.output.out_channels) == (
+        (1, 1),
+        2048,
+        8192,
+    )
 
 
+@pytest.mark.paper("tokenizer: decoder")
 def test_the_decoder_begins_with_the_codebook_and_ends_in_six_maps():
-    tokenizer = built("image_tokenizer")
+    tokenizer = build_on_meta("image_tokenizer")
     decoder = tokenizer.decoder
     blocks = [module for module in decoder if isinstance(module, Block)]
-    enlarging = [module for module in decoder if isinstance(module, nn.Upsample)]
+    upsamples = [module for module in decoder if isinstance(module, nn.Upsample)]
 
     assert tokenizer.codebook.shape == (8192, 128) and decoder.codebook.kernel_size == (1, 1)
-    assert [one.path.conv_4.out_channels for one in blocks] == [2048, 2048, 1024, 1024, 512, 512, 256, 256]
-    assert [(one.scale_factor, one.mode) for one in enlarging] == [(2.0, "nearest")] * 3
-    assert isinstance(decoder[-3], nn.ReLU) and (decoder.output.kernel_size, decoder.output.out_channels) == ((1, 1), 6)
+    assert [each.path.conv_4.out_channels for each in blocks] == [2048, 2048, 1024, 1024, 512, 512, 256, 256]
+    assert [(upsample.scale_factor, upsample.mode) for upsample in upsamples] == [(2.0, "nearest")] * 3
+    assert isinstance(decoder[-3], nn.ReLU) and (decoder.output.kernel_size, decoder.output.out_channels) == (
+        (1, 1),
+        6,
+    )
 
 
+@pytest.mark.paper("tokenizer: block")
 @pytest.mark.parametrize(("part", "kernels"), [("encoder", [3, 3, 3, 1]), ("decoder", [1, 3, 3, 3])])
 def test_a_block_adds_a_64th_of_a_bottleneck_of_four_convolutions_to_its_identity(part, kernels):
-    blocks = [module for module in getattr(built("image_tokenizer"), part) if isinstance(module, Block)]
+    blocks = [
+        module for module in getattr(build_on_meta("image_tokenizer"), part) if isinstance(module, Block)
+    ]
 
-    for one in blocks:
-        convolutions = [layer for layer in one.path if isinstance(layer, nn.Conv2d)]
+    for each in blocks:
+        convolutions = [layer for layer in each.path if isinstance(layer, nn.Conv2d)]
         width = convolutions[-1].out_channels
         assert [layer.kernel_size[0] for layer in convolutions] == kernels
         assert [layer.out_channels for layer in convolutions] == [width // 4] * 3 + [width]
-        assert [type(layer) for layer in one.path][::2] == [nn.ReLU] * 4
-        assert one.gain == 1 / 64
+        assert [type(layer) for layer in each.path][::2] == [nn.ReLU] * 4
+        assert each.gain == 1 / 64
         changes = convolutions[0].in_channels != width
-        assert isinstance(one.identity, nn.Conv2d) == changes and isinstance(one.identity, nn.Identity) != changes
+        assert (
+            isinstance(each.identity, nn.Conv2d) == changes
+            and isinstance(each.identity, nn.Identity) != changes
+        )
 
 
+@pytest.mark.paper("tokenizer: init")
 def test_first_weights_are_normal_with_the_inverse_root_of_their_inputs():
-    assert components.model_config("tokenizers", block("image_tokenizer"), "image_tokenizer").init_gain == 1.0
+    assert (
+        components.model_config("image_tokenizers", block("image_tokenizer"), "image_tokenizer").init_gain
+        == 1.0
+    )
 
 
-def test_encoder_and_decoder_have_the_released_numbers_of_parameters():
-    tokenizer = built("image_tokenizer")
+@pytest.mark.paper("tokenizer: size")
+def test_encoder_and_decoder_have_the_parameter_counts_of_the_release():
+    tokenizer = build_on_meta("image_tokenizer")
     assert (count(tokenizer.encoder), count(tokenizer.decoder)) == (53_786_240, 43_829_766)
 
 
+@pytest.mark.paper("tokenizer: output")
 def test_the_likelihood_is_the_logit_laplace_of_the_paper():
     pixel, mu, log_width = (torch.tensor(value, dtype=torch.float64) for value in (0.3, -0.2, -1.1))
     x, b = 0.8 * pixel + 0.1, log_width.exp()  # the pixel map has a margin of a tenth
-    written_out = torch.exp(-(torch.log(x / (1 - x)) - mu).abs() / b) / (2 * b * x * (1 - x))
-    assert log_likelihood(pixel, mu, log_width).exp().item() == pytest.approx(written_out.item(), rel=1e-12)
-    config = components.model_config("tokenizers", block("image_tokenizer"), "image_tokenizer")
+    expected = torch.exp(-(torch.log(x / (1 - x)) - mu).abs() / b) / (2 * b * x * (1 - x))
+    assert log_likelihood(pixel, mu, log_width).exp().item() == pytest.approx(expected.item(), rel=1e-12)
+    config = components.model_config("image_tokenizers", block("image_tokenizer"), "image_tokenizer")
     assert config.pixel_deviation is None and config.log_width_floor is None
 
 
+@pytest.mark.paper("tokenizer: relaxation")
 def test_the_kl_is_that_of_an_ordinary_categorical_whatever_the_temperature():
-    model = tiny.tiny("tokenizers", "dvae").train()
-    losses = [model.loss(tiny.pictures(2), step, tiny.rng())[1] for step in (0, 75_000, 150_000)]
+    model = tiny_models.tiny("image_tokenizers", "dvae").train()
+    losses = [
+        model.loss(tiny_models.random_images(2), step, tiny_models.rng())[1] for step in (0, 75_000, 150_000)
+    ]
     assert losses[0]["temperature"] > losses[2]["temperature"]
-    assert losses[0]["kl_loss"].equal(losses[1]["kl_loss"]) and losses[1]["kl_loss"].equal(losses[2]["kl_loss"])
+    assert losses[0]["kl_loss"].equal(losses[1]["kl_loss"]) and losses[1]["kl_loss"].equal(
+        losses[2]["kl_loss"]
+    )
 
 
-def test_the_loss_is_likelihood_and_weighted_kl_summed_over_the_picture_per_channel_of_a_pixel():
-    model, images = tiny.tiny("tokenizers", "dvae").train(), tiny.pictures(2)
-    loss, logged = model.loss(images, 2500, tiny.rng(7))
+@pytest.mark.paper("tokenizer: loss")
+def test_the_loss_is_likelihood_and_weighted_kl_summed_over_the_image_per_channel_of_a_pixel():
+    model, images = tiny_models.tiny("image_tokenizers", "dvae").train(), tiny_models.random_images(2)
+    loss, logged = model.loss(images, 2500, tiny_models.rng(7))
 
     logits = model._logits(images)
-    words = gumbel_softmax(logits, cosine(2500, 1.0, 1 / 16, 150_000), tiny.rng(7))
-    likelihood = log_likelihood(images, *model._draw(words))
+    relaxed_tokens = gumbel_softmax(logits, cosine(2500, 1.0, 1 / 16, 150_000), tiny_models.rng(7))
+    likelihood = log_likelihood(images, *model._decode(relaxed_tokens))
     log_p = logits.log_softmax(dim=-1)
     kl = (log_p.exp() * (log_p + math.log(model.vocab_size))).sum()
-    wanted = (-likelihood.sum() + 3.3 * kl) / (2 * 3 * tiny.SIDE**2)
-    torch.testing.assert_close(loss, wanted)
+    expected = (-likelihood.sum() + 3.3 * kl) / (2 * 3 * tiny_models.SIDE**2)
+    torch.testing.assert_close(loss, expected)
     assert logged["kl_weight"] == pytest.approx(3.3)
 
 
-@pytest.mark.parametrize(("step", "kl_weight"), [(0, 0.0), (1250, 0.9665), (2500, 3.3), (5000, 6.6), (3_000_000, 6.6)])
+@pytest.mark.paper("tokenizer: β")
+@pytest.mark.parametrize(
+    ("step", "kl_weight"), [(0, 0.0), (1250, 0.9665), (2500, 3.3), (5000, 6.6), (3_000_000, 6.6)]
+)
 def test_the_kl_weight_rises_along_a_cosine_for_5000_updates(step, kl_weight):
-    config = built("image_tokenizer").config
+    config = build_on_meta("image_tokenizer").config
     assert cosine(step, 0.0, config.kl_weight, config.kl_steps) == pytest.approx(kl_weight, abs=1e-4)
 
 
+@pytest.mark.paper("tokenizer: τ")
 @pytest.mark.parametrize(
-    ("step", "temperature"), [(0, 1.0), (37_500, 0.8627), (75_000, 0.53125), (150_000, 0.0625), (10**6, 0.0625)]
+    ("step", "temperature"),
+    [(0, 1.0), (37_500, 0.8627), (75_000, 0.53125), (150_000, 0.0625), (10**6, 0.0625)],
 )
 def test_the_temperature_falls_along_a_cosine_for_150_000_updates(step, temperature):
-    config = built("image_tokenizer").config
-    found = cosine(step, config.temperature_start, config.temperature_end, config.temperature_steps)
-    assert found == pytest.approx(temperature, abs=1e-4)
-    assert config.noise_end == 1.0 and config.argmax_from is None and config.usage_weight == 0  # ours are off
+    config = build_on_meta("image_tokenizer").config
+    actual = cosine(step, config.temperature_start, config.temperature_end, config.temperature_steps)
+    assert actual == pytest.approx(temperature, abs=1e-4)
+    assert (
+        config.noise_end == 1.0 and config.decoder_only_from is None and config.usage_entropy_weight == 0
+    )  # what the paper does not have is off
 
 
 def rate(name: str, step: int, losses: tuple[float, ...] = ()) -> float:
-    """The learning rate of an update as the training asks for it."""
-    run = Run(nn.Linear(1, 1), section({**block(name)["training"], "precision": "float32"}, "training", training.Config), ALONE)
-    run.validation_losses = list(losses)
-    return run.learning_rate(step)
+    """The learning rate of an update in training."""
+    state = TrainState(
+        nn.Linear(1, 1),
+        section({**block(name)["training"], "precision": "float32"}, "training", TrainingConfig),
+        SINGLE_PROCESS,
+    )
+    state.validation_losses = list(losses)
+    return state.learning_rate(step)
 
 
+@pytest.mark.paper("tokenizer: learning rate")
 @pytest.mark.parametrize(
-    ("step", "value"), [(0, 1e-4), (300_000, 8.5538e-5), (600_000, 5.0625e-5), (1_200_000, 1.25e-6), (2_999_999, 1.25e-6)]
+    ("step", "value"),
+    [(0, 1e-4), (300_000, 8.5538e-5), (600_000, 5.0625e-5), (1_200_000, 1.25e-6), (2_999_999, 1.25e-6)],
 )
 def test_the_tokenizers_rate_falls_along_a_cosine_for_1_200_000_updates(step, value):
     assert rate("image_tokenizer", step) == pytest.approx(value, rel=1e-4)
 
 
+@pytest.mark.paper("tokenizer: optimizer")
 def test_the_tokenizers_optimizer_is_adamw_with_an_average():
-    config = trained("image_tokenizer")
+    config = training_config("image_tokenizer")
     assert (config.beta1, config.beta2, config.epsilon, config.weight_decay) == (0.9, 0.999, 1e-8, 1e-4)
-    assert (config.ema_decay, config.ema_every, config.ema_warmup, config.muon_factor) == (0.999, 1, False, None)
+    assert (config.ema_decay, config.ema_every, config.ema_warmup, config.muon_lr_scale) == (
+        0.999,
+        1,
+        False,
+        None,
+    )
 
 
-def test_the_tokenizers_training_has_three_million_updates_of_512_pictures_in_mixed_precision():
-    config = trained("image_tokenizer")
+@pytest.mark.paper("tokenizer: scale")
+def test_the_tokenizers_training_has_three_million_updates_of_512_images_in_mixed_precision():
+    config = training_config("image_tokenizer")
     assert (config.steps, config.batch_size, config.precision) == (3_000_000, 512, "auto")
 
 
+@pytest.mark.paper("tokenizer: augmentation")
 def test_the_tokenizer_sees_the_papers_random_crops():
-    settings = model_block(block("image_tokenizer"), "image_tokenizer", PictureSettings)
+    settings = model_block(block("image_tokenizer"), "image_tokenizer", ImageConfig)
     assert settings.augmentation == "paper" and block("data")["keep"] == "whole"
 
 
-# --- one stream of words: the transformer ----------------------------------------------------------------------------
+# --- the transformer ----------------------------------------------------------------------------------------
 
 
-def test_the_stream_is_256_text_words_of_16384_then_1024_image_words_of_8192():
-    generator = built("generator")
+@pytest.mark.paper("generator: sequence")
+def test_the_sequence_is_256_text_tokens_of_16384_then_1024_image_tokens_of_8192():
+    generator = build_on_meta("generator")
     assert (generator.text_length, generator.text_vocab_size) == (256, 16_384)
     assert (generator.image_length, generator.image_vocab_size) == (1024, 8192)
-    assert text.normalise("Ein ROTER Stern") == "ein roter stern"
+    assert normalize("Ein ROTER Stern") == "ein roter stern"
 
 
-def test_positions_are_learned_by_place_in_the_text_and_by_row_and_column_in_the_picture():
-    generator = built("generator")
-    shapes = {name: tuple(parameter.shape) for name, parameter in generator.named_parameters() if "layers" not in name}
+@pytest.mark.paper("generator: pads", "generator: positions")
+def test_text_positions_and_image_rows_and_columns_have_learned_embeddings():
+    generator = build_on_meta("generator")
+    shapes = {
+        name: tuple(parameter.shape)
+        for name, parameter in generator.named_parameters()
+        if "layers" not in name
+    }
     assert shapes["text_position_embedding.weight"] == shapes["pad_embedding.weight"] == (256, 3968)
     assert shapes["row_embedding.weight"] == shapes["column_embedding.weight"] == (32, 3968)
     assert shapes["start_embedding.weight"] == (2, 3968)
 
-    small = tiny.tiny("generators", "transformer")
+    small = tiny_models.tiny("generators", "transformer")
     embedded = small.embed_image(torch.full((1, 16), 3))[0] - small.image_embedding.weight[3]
-    wanted = small.row_embedding.weight[:, None] + small.column_embedding.weight[None]
-    torch.testing.assert_close(embedded, wanted.flatten(0, 1))
+    expected = small.row_embedding.weight[:, None] + small.column_embedding.weight[None]
+    torch.testing.assert_close(embedded, expected.flatten(0, 1))
 
 
+@pytest.mark.paper("generator: size")
 def test_64_layers_of_62_heads_of_64_are_12_billion_weights():
-    generator = built("generator")
+    generator = build_on_meta("generator")
     config = generator.config
     assert (config.num_layers, config.num_heads, config.width) == (64, 62, 3968) and config.width == 62 * 64
-    assert sum(weight.numel() for weight in generator.hidden_matrices()) == 64 * 12 * 3968**2 == 12_092_178_432
+    assert (
+        sum(weight.numel() for weight in generator.muon_parameters()) == 64 * 12 * 3968**2 == 12_092_178_432
+    )
 
 
+@pytest.mark.paper("generator: layer rule")
 def test_the_papers_layers_have_the_papers_masks():
-    kinds = built("generator").kinds
+    kinds = build_on_meta("generator").kinds
     assert [number for number, kind in enumerate(kinds, start=1) if kind == "column"] == [*range(2, 63, 4)]
     assert kinds[-1] == "convolutional" and kinds.count("row") == 47
-    assert built("generator").config.kernel == 11
+    assert build_on_meta("generator").config.kernel == 11
 
 
+@pytest.mark.paper("generator: loss")
 def test_the_parts_of_the_loss_weigh_an_eighth_and_seven_eighths():
-    config = built("generator").config
+    config = build_on_meta("generator").config
     assert (config.text_loss_weight, config.image_loss_weight) == (1 / 8, 7 / 8)
 
 
+@pytest.mark.paper("generator: result")
 def test_the_loss_is_in_the_unit_of_the_papers_3_6_nats():
-    """Each kind averaged over its own words, then weighted: a model that knows nothing has ln of each vocabulary."""
-    small = tiny.tiny("generators", "transformer")
+    """Each kind averaged over its own tokens: an untrained model has ln of each vocabulary size."""
+    small = tiny_models.tiny("generators", "transformer")
     with torch.no_grad():
         for output in (small.text_output, small.image_output):
             output.weight.zero_()
             output.bias.zero_()
-    loss, parts = small.loss(tiny.captions_as_tokens(3), tiny.image_tokens(3), 0, tiny.rng())
-    assert parts["text_loss"].item() == pytest.approx(math.log(tiny.TEXT_WORDS), rel=1e-6)
-    assert loss.item() == pytest.approx(math.log(tiny.TEXT_WORDS) / 8 + math.log(tiny.IMAGE_WORDS) * 7 / 8, rel=1e-6)
+    loss, parts = small.loss(
+        tiny_models.captions_as_tokens(3), tiny_models.image_tokens(3), 0, tiny_models.rng()
+    )
+    assert parts["text_loss"].item() == pytest.approx(math.log(tiny_models.TEXT_VOCAB_SIZE), rel=1e-6)
+    assert loss.item() == pytest.approx(
+        math.log(tiny_models.TEXT_VOCAB_SIZE) / 8 + math.log(tiny_models.IMAGE_VOCAB_SIZE) * 7 / 8, rel=1e-6
+    )
 
 
+@pytest.mark.paper("generator: text noise")
 def test_a_tenth_of_the_merges_is_left_out_in_training():
-    assert model_block(block("generator"), "generator", CaptionSettings).bpe_dropout == 0.1
+    assert model_block(block("generator"), "generator", CaptionConfig).bpe_dropout == 0.1
 
 
+@pytest.mark.paper("generator: augmentation")
 def test_the_generator_sees_the_papers_crops_in_several_views():
     tokens = section(block("tokens"), "tokens", TokensConfig)
     assert tokens.augmentation == "paper" and tokens.views_per_image > 1
 
 
+@pytest.mark.paper("generator: optimizer")
 def test_the_generators_optimizer_is_adamw_with_decay_on_matrices_and_clipped_gradients():
-    config = trained("generator")
+    config = training_config("generator")
     assert (config.beta1, config.beta2, config.epsilon, config.weight_decay) == (0.9, 0.96, 1e-8, 4.5e-2)
-    assert (config.clip_norm, config.muon_factor, config.variance_limit) == (4.0, None, 5.0)
-    groups = optim.parameter_groups(tiny.tiny("generators", "transformer"), 0.045)
+    assert (config.clip_norm, config.muon_lr_scale, config.second_moment_clip) == (4.0, None, 5.0)
+    groups = optimizers.parameter_groups(tiny_models.tiny("generators", "transformer"), 0.045)
     assert {parameter.ndim for parameter in groups[0]["params"]} == {2} and groups[0]["weight_decay"] == 0.045
     assert {parameter.ndim for parameter in groups[1]["params"]} == {1} and groups[1]["weight_decay"] == 0
 
 
-@pytest.mark.parametrize(("step", "value"), [(0, 9e-8), (2499, 2.25e-4), (4999, 4.5e-4), (5000, 4.5e-4), (429_999, 4.5e-4)])
+@pytest.mark.paper("generator: schedule")
+@pytest.mark.parametrize(
+    ("step", "value"), [(0, 9e-8), (2499, 2.25e-4), (4999, 4.5e-4), (5000, 4.5e-4), (429_999, 4.5e-4)]
+)
 def test_the_generators_rate_warms_up_for_5000_updates_and_stays(step, value):
     assert rate("generator", step) == pytest.approx(value, rel=1e-6)
 
 
+@pytest.mark.paper("generator: schedule")
 def test_the_generators_rate_halves_on_a_plateau():
-    patience = trained("generator").patience
-    assert trained("generator").schedule == "plateau"
+    patience = training_config("generator").patience
+    assert training_config("generator").schedule == "plateau"
     assert rate("generator", 100_000, (4.0,) + (4.0,) * patience) == pytest.approx(2.25e-4)
     assert rate("generator", 429_999, (4.0,) + (4.0,) * 5 * patience) == pytest.approx(4.5e-4 / 32)  # 5 times
 
 
+@pytest.mark.paper("generator: EMA")
 def test_the_average_is_taken_every_25_updates_and_its_decay_is_a_setting():
-    config = trained("generator")
-    assert config.ema_every == 25 and config.ema_decay in (0.99, 0.999)  # two public copies of the paper differ
+    config = training_config("generator")
+    assert config.ema_every == 25 and config.ema_decay in (
+        0.99,
+        0.999,
+    )  # two public copies of the paper differ
 
 
+@pytest.mark.paper("generator: batch")
 def test_a_batch_has_1024_pairs():
-    config = trained("generator")
+    config = training_config("generator")
     assert (config.batch_size, config.steps) == (1024, 430_000)
 
 
+@pytest.mark.paper("generator: precision")
 def test_float16_is_the_papers_precision_with_128_gradient_scales():
-    assert trained("generator").precision == "float16"
-    assert len(built("generator").residual_paths()) == 128
+    assert training_config("generator").precision == "float16"
+    assert len(build_on_meta("generator").residual_paths()) == 128
 
 
+@pytest.mark.paper("generator: gradient compression")
 def test_gradients_are_compressed_at_rank_896_by_about_86_percent():
-    config = trained("generator")
-    assert (config.powersgd_rank, config.parallel) == (896, "ddp")
-    assert 1 - 5 * config.powersgd_rank / (8 * built("generator").config.width) == pytest.approx(0.86, abs=0.005)
+    config = training_config("generator")
+    assert (config.powersgd_rank, config.strategy) == (896, "ddp")
+    assert 1 - 5 * config.powersgd_rank / (8 * build_on_meta("generator").config.width) == pytest.approx(
+        0.86, abs=0.005
+    )
 
 
+@pytest.mark.paper("generator: ?")
 def test_what_the_paper_leaves_open_is_a_setting():
-    settings = vars(built("generator").config)
+    settings = vars(build_on_meta("generator").config)
     assert {"activation", "init_std", "dropout"} <= set(settings)
-    tokenizer = text.train(["ein stern", "a star"], text.Config(vocab_size=258, text_length=4))
+    tokenizer = train(["ein stern", "a star"], TextTokenizerConfig(vocab_size=258, text_length=4))
     assert tokenizer.bpe.get_added_tokens_decoder() == {}  # the corpus is the captions; no special tokens
 
 
-# --- samples, ranking, evaluation ------------------------------------------------------------------------------------
+# --- samples, ranking, evaluation ---------------------------------------------------------------------------
 
 
-def test_512_candidates_are_drawn_at_temperature_1_without_truncation():
-    settings = section(block("sampling"), "sampling", Prompts)
+@pytest.mark.paper("evaluation: sampling")
+def test_512_candidates_are_sampled_at_temperature_1_without_truncation():
+    settings = section(block("sampling"), "sampling", PromptsConfig)
     assert (settings.candidates, settings.temperature, settings.guidance) == (512, 1, 1)
     assert (settings.top_k, settings.top_p) == (None, None)
 
 
-def test_the_evaluation_looks_at_30_000_held_out_pictures():
+@pytest.mark.paper("evaluation: evaluation")
+def test_the_evaluation_uses_30_000_held_out_images():
     config = section(block("evaluation"), "evaluation", EvaluationConfig)
-    assert (config.pictures, config.frechet_pictures) == (30_000, 30_000) and list(RADII) == [*range(9)]
+    assert (config.num_images, config.fid_images) == (30_000, 30_000) and list(RADII) == [*range(9)]
 
 
-def test_pictures_beyond_twice_as_long_as_wide_are_left_out():
-    assert section({**block("data"), "source": "scenes"}, "data", PairsConfig).max_aspect == 2.0
+@pytest.mark.paper("evaluation: data filter")
+def test_images_with_an_aspect_ratio_beyond_2_are_left_out():
+    assert section({**block("data"), "source": "scenes"}, "data", DataConfig).max_aspect == 2.0
 
 
-def test_captions_are_sifted_as_in_the_paper():
-    rules = section(block("data"), "data", PairsConfig).caption_rules
+@pytest.mark.paper("evaluation: data filter")
+def test_captions_are_filtered_as_in_the_paper():
+    rules = section(block("data"), "data", DataConfig).caption_rules
     assert rules.language == "en" and rules.min_words > 0
-    found = {caption: fault(caption, dataclasses.replace(rules, language=None)) for caption in (
-        "photographed on 3 May 1921", "a dog", "a dog beside a red car")}  # fmt: skip
-    assert [None if one is None else one.reason for one in found.values()] == ["boilerplate", "caption_too_short", None]
+    captions = ("photographed on 3 May 1921", "a dog", "a dog beside a red car")
+    problems = [caption_problem(caption, dataclasses.replace(rules, language=None)) for caption in captions]
+    assert [problem and problem.reason for problem in problems] == ["boilerplate", "caption_too_short", None]
 
 
-def test_models_that_do_not_fit_together_are_refused_before_any_work():
+def test_invalid_model_settings_are_rejected_before_any_work():
     params = {**preset(), "generator": {**block("generator"), "transformer": {"num_heads": 61}}}
     with pytest.raises(Exception, match="transformer.width is 3968, which 61 heads cannot share evenly"):
-        check_models(params, 256, section(block("text_tokenizer"), "text_tokenizer", text.Config))
+        check_models(params, 256, section(block("text_tokenizer"), "text_tokenizer", TextTokenizerConfig))

@@ -1,4 +1,5 @@
-"""The studio's page in a real browser: draw, rank, download, draw again, complete, set a word; by keyboard, and on a phone."""
+"""The studio's page in a browser: generate, download, reproduce, inpaint, edit tokens; keyboard, phone."""
+
 from __future__ import annotations
 
 import base64
@@ -10,20 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browser import expect
-from tests.studio_process import StudioProcess, furnish
-from thousandwords.images import decode_image
-from thousandwords.provenance import provenance_of
+from tests.helpers.browser import expect
+from tests.helpers.studio_process import StudioProcess, make_project
+from thousandwords.data.image_decoding import decode_image
+from thousandwords.inference.provenance import read_provenance
 
 PROMPT = "a small green star on sand"
-VIEWS = ("draw", "complete", "words", "gallery", "data", "compare", "api")
+VIEWS = ("generate", "inpaint", "tokens", "gallery", "dataset", "compare", "api")
 
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory, package_folder):
-    running = StudioProcess(furnish(tmp_path_factory.mktemp("studio"), package_folder))
-    yield running
-    running.stop()
+    studio = StudioProcess(make_project(tmp_path_factory.mktemp("studio"), package_folder))
+    yield studio
+    studio.stop()
 
 
 @pytest.fixture
@@ -34,263 +35,292 @@ def page(studio, browser):
 
 @contextlib.contextmanager
 def opened(studio, browser):
-    """A page that was opened anew; whatever it does, it says nothing to the console and asks no other host."""
-    context = browser.new_context(base_url=studio.address, viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
-    page, said, asked = context.new_page(), [], []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+    """A newly opened page. It must write nothing to the console and send no request to another host."""
+    context = browser.new_context(
+        base_url=studio.address, viewport={"width": 1280, "height": 900}, reduced_motion="reduce"
+    )
+    page, console, requests = context.new_page(), [], []
+    page.on("console", lambda message: console.append(message.text))
+    page.on("pageerror", lambda error: console.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
     page.goto("/")
     yield page
     context.close()
-    assert [text for text in said if not text.startswith("Failed to load resource")] == []  # which a refusal is to Chromium
-    assert {url for url in asked if not url.startswith((studio.address, "data:", "blob:"))} == set()
+    assert [
+        text for text in console if not text.startswith("Failed to load resource")
+    ] == []  # Chromium logs HTTP errors so
+    assert {url for url in requests if not url.startswith((studio.address, "data:", "blob:"))} == set()
 
 
-def draw(page, caption: str = PROMPT, candidates: int = 6, seed: int = 0) -> None:
-    """Draws, and waits until all are there and ranked."""
+def generate(page, caption: str = PROMPT, candidates: int = 6, seed: int = 0) -> None:
+    """Generate, and wait until all candidates are ranked."""
     page.get_by_test_id("caption").fill(caption)
     page.get_by_test_id("candidates").fill(str(candidates))
     page.get_by_test_id("seed").fill(str(seed))
-    page.get_by_test_id("draw-button").click()
-    ranked(page, candidates)
+    page.get_by_test_id("generate-button").click()
+    wait_for_ranking(page, candidates)
 
 
-def ranked(page, candidates: int) -> None:
-    expect(page.get_by_test_id("tile")).to_have_count(candidates)
+def wait_for_ranking(page, candidates: int) -> None:
+    expect(page.get_by_test_id("candidate")).to_have_count(candidates)
     expect(page.get_by_test_id("status")).to_contain_text("best first")
 
 
 def scores(page) -> list[float]:
-    return [float(one.get_attribute("data-score")) for one in page.get_by_test_id("tile").all()]
+    return [
+        float(candidate.get_attribute("data-score")) for candidate in page.get_by_test_id("candidate").all()
+    ]
 
 
-def downloaded(page) -> bytes:
-    with page.expect_download() as waiting:
+def download(page) -> bytes:
+    with page.expect_download() as event:
         page.locator("[data-testid=download]:visible").click()
-    return waiting.value.path().read_bytes()
+    return event.value.path().read_bytes()
 
 
-def a_picture() -> dict:
+def image_file() -> dict:
     Image.linear_gradient("L").resize((40, 30)).convert("RGB").save(buffer := io.BytesIO(), "PNG")
     return {"name": "mine.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
 
 
-# --- draw --------------------------------------------------------------------------------------------------------------
+# --- generate -----------------------------------------------------------------------------------------------
 
 
-def test_a_caption_becomes_pictures_best_first(page):
-    draw(page)
+def test_a_caption_gives_images_best_first(page):
+    generate(page)
     assert scores(page) == sorted(scores(page), reverse=True)
-    assert {one.get_attribute("data-candidate") for one in page.get_by_test_id("tile").all()} == set("012345")
+    assert {
+        candidate.get_attribute("data-candidate") for candidate in page.get_by_test_id("candidate").all()
+    } == set("012345")
     assert "caption=a+small+green+star+on+sand" in page.url and "seed=0" in page.url
 
 
-def test_an_address_is_a_draw_that_can_be_sent_to_somebody(page):
-    draw(page, seed=7)
+def test_an_address_can_be_shared_and_generates_the_same_images(page):
+    generate(page, seed=7)
     first, address = scores(page), page.url
     page.goto("about:blank")
     page.goto(address)
     expect(page.get_by_test_id("caption")).to_have_value(PROMPT)
     page.get_by_test_id("candidates").fill("6")
-    page.get_by_test_id("draw-button").click()
-    ranked(page, 6)
+    page.get_by_test_id("generate-button").click()
+    wait_for_ranking(page, 6)
     assert scores(page) == first
 
 
-def test_a_download_says_how_it_was_drawn_and_is_drawn_again(page):
-    draw(page, candidates=3, seed=5)
-    tile = page.get_by_test_id("tile").first
-    tile.click()
-    data = downloaded(page)
-    facts = provenance_of(data)
-    assert (facts.caption, facts.seed, str(facts.candidate)) == (PROMPT, 5, tile.get_attribute("data-candidate"))
-    page.get_by_test_id("redraw").click()
-    expect(page.get_by_test_id("redraw-result")).to_have_attribute("data-same", "true")
+def test_a_downloaded_image_has_its_provenance_and_is_reproduced(page):
+    generate(page, candidates=3, seed=5)
+    candidate = page.get_by_test_id("candidate").first
+    candidate.click()
+    data = download(page)
+    provenance = read_provenance(data)
+    assert (provenance.caption, provenance.seed) == (PROMPT, 5)
+    assert str(provenance.candidate) == candidate.get_attribute("data-candidate")
+    page.get_by_test_id("reproduce").click()
+    expect(page.get_by_test_id("reproduce-result")).to_have_attribute("data-same", "true")
     page.get_by_test_id("close").click()
-    page.get_by_test_id("upload-studio").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": data})
-    expect(page.get_by_test_id("redraw-result")).to_have_attribute("data-same", "true")
+    page.get_by_test_id("upload-studio").set_input_files(
+        {"name": "a.png", "mimeType": "image/png", "buffer": data}
+    )
+    expect(page.get_by_test_id("reproduce-result")).to_have_attribute("data-same", "true")
 
 
-def test_a_picture_that_is_opened_as_another_is_closed_is_drawn_again(page):
-    """The end of the one dialog is told late, and is not to end what the next has begun."""
-    draw(page, candidates=1)
-    page.get_by_test_id("tile").click()
-    data = downloaded(page)
-    page.get_by_test_id("close").evaluate("""(close, bytes) => {
+def test_an_image_opened_while_another_closes_is_reproduced(page):
+    """The close event of the first dialog arrives late and must not stop the work of the next one."""
+    generate(page, candidates=1)
+    page.get_by_test_id("candidate").click()
+    data = download(page)
+    page.get_by_test_id("close").evaluate(
+        """(close, bytes) => {
         const files = new DataTransfer();
-        files.items.add(new File([Uint8Array.from(atob(bytes), (one) => one.charCodeAt(0))], 'a.png', { type: 'image/png' }));
+        const data = Uint8Array.from(atob(bytes), (character) => character.charCodeAt(0));
+        files.items.add(new File([data], 'a.png', { type: 'image/png' }));
         const input = document.querySelector('[data-testid=upload-studio]');
         input.files = files.files;
         close.click();
         input.dispatchEvent(new Event('change'));
-    }""", base64.b64encode(data).decode())
-    expect(page.get_by_test_id("redraw-result")).to_have_attribute("data-same", "true")
+    }""",
+        base64.b64encode(data).decode(),
+    )
+    expect(page.get_by_test_id("reproduce-result")).to_have_attribute("data-same", "true")
 
 
-def test_a_draw_that_the_gallery_cannot_keep_is_told_so(page):
-    png = base64.b64encode(a_picture()["buffer"]).decode()
+def test_candidates_that_the_gallery_cannot_save_are_reported(page):
+    png = base64.b64encode(image_file()["buffer"]).decode()
     events = [
-        {"event": "started", "prompt": PROMPT, "candidates": 1, "seed": 0, "version": "package", "truncated": False},
-        {"event": "candidate", "candidate": 0, "png": png, "words": [[0]], "score": 0.5},
+        {
+            "event": "started",
+            "prompt": PROMPT,
+            "candidates": 1,
+            "seed": 0,
+            "version": "package",
+            "truncated": False,
+        },
+        {"event": "candidate", "candidate": 0, "png": png, "tokens": [[0]], "score": 0.5},
         {"event": "ranked", "order": [0], "id": None, "seconds": 0.1},
     ]
     lines = "".join(json.dumps(event) + "\n" for event in events)
-    page.route("**/api/draw", lambda route: route.fulfill(content_type="application/x-ndjson", body=lines))
-    draw(page, candidates=1)
-    expect(page.get_by_test_id("status")).to_contain_text("best first; the gallery could not keep them")
+    page.route(
+        "**/api/generate", lambda route: route.fulfill(content_type="application/x-ndjson", body=lines)
+    )
+    generate(page, candidates=1)
+    expect(page.get_by_test_id("status")).to_contain_text("best first; the gallery could not save them")
 
 
-def test_a_caption_is_text_whatever_it_says(page):
+def test_a_caption_is_shown_as_text_and_never_as_html(page):
     caption = "<img src=x onerror=alert(1)><script>alert(2)</script> & star"
     page.on("dialog", lambda dialog: pytest.fail(f"a caption ran: {dialog.message}"))
-    draw(page, caption, candidates=1)
-    page.get_by_test_id("tile").click()
-    expect(page.get_by_test_id("detail")).to_contain_text("<script>alert(2)</script>")
+    generate(page, caption, candidates=1)
+    page.get_by_test_id("candidate").click()
+    expect(page.get_by_test_id("image-dialog")).to_contain_text("<script>alert(2)</script>")
     page.get_by_test_id("close").click()
     page.goto("/#/gallery")
     expect(page.get_by_test_id("gallery-item").first).to_contain_text("<script>alert(2)</script>")
 
 
-def test_what_is_not_read_of_a_caption_is_told(page):
-    draw(page, "a red square above a blue circle " * 9, candidates=1)
+def test_a_caption_that_is_too_long_is_reported(page):
+    generate(page, "a red square above a blue circle " * 9, candidates=1)
     expect(page.get_by_test_id("truncated")).to_be_visible()
 
 
-def test_a_wrong_number_is_told_beside_its_field(page):
+def test_a_wrong_number_is_reported_beside_its_field(page):
     page.get_by_test_id("caption").fill(PROMPT)
     page.get_by_test_id("candidates").fill("65")
-    page.get_by_test_id("draw-button").click()
+    page.get_by_test_id("generate-button").click()
     expect(page.get_by_test_id("field-error")).to_contain_text("whole number from 1")
-    assert page.get_by_test_id("tile").count() == 0
+    assert page.get_by_test_id("candidate").count() == 0
 
 
-def test_it_is_all_done_by_keyboard_too(page):
+def test_the_page_works_by_keyboard_alone(page):
     page.get_by_test_id("caption").focus()
     page.keyboard.type(PROMPT)
     page.keyboard.press("Enter")
-    ranked(page, 16)
-    page.get_by_test_id("tile").first.focus()
+    wait_for_ranking(page, 16)
+    page.get_by_test_id("candidate").first.focus()
     page.keyboard.press("Enter")
-    expect(page.get_by_test_id("detail")).to_be_visible()
+    expect(page.get_by_test_id("image-dialog")).to_be_visible()
     page.keyboard.press("ArrowRight")
-    expect(page.get_by_test_id("detail")).to_contain_text("2 of 16")
+    expect(page.get_by_test_id("image-dialog")).to_contain_text("2 of 16")
     page.keyboard.press("Escape")
-    expect(page.get_by_test_id("detail")).not_to_be_visible()
+    expect(page.get_by_test_id("image-dialog")).not_to_be_visible()
 
 
-# --- complete ------------------------------------------------------------------------------------------------------------
+# --- inpaint ------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_is_completed_from_the_cells_that_are_kept(page):
-    page.goto("/#/complete")
-    page.get_by_test_id("upload").set_input_files(a_picture())
+def test_an_image_is_inpainted_from_the_kept_cells(page):
+    page.goto("/#/inpaint")
+    page.get_by_test_id("upload").set_input_files(image_file())
     expect(page.get_by_test_id("cell")).to_have_count(16)
     pressed = page.locator("[data-testid=cell][aria-pressed=true]")
     expect(pressed).to_have_count(8)
     page.locator("[data-testid=cell][data-row='3'][data-column='0']").focus()
     page.keyboard.press("Space")
     expect(pressed).to_have_count(9)
-    draw(page, candidates=2)
-    page.get_by_test_id("tile").first.click()
-    given = provenance_of(downloaded(page)).given
-    assert [place for place, word in enumerate(given) if word >= 0] == [*range(8), 12]
+    generate(page, candidates=2)
+    page.get_by_test_id("candidate").first.click()
+    fixed_tokens = read_provenance(download(page)).fixed_tokens
+    assert [position for position, token in enumerate(fixed_tokens) if token >= 0] == [*range(8), 12]
 
 
-def test_nothing_kept_is_told_and_not_drawn(page):
-    page.goto("/#/complete")
-    page.get_by_test_id("upload").set_input_files(a_picture())
+def test_inpainting_without_a_kept_cell_is_rejected(page):
+    page.goto("/#/inpaint")
+    page.get_by_test_id("upload").set_input_files(image_file())
     page.get_by_test_id("keep-none").click()
     page.get_by_test_id("caption").fill(PROMPT)
-    page.get_by_test_id("draw-button").click()
-    expect(page.get_by_test_id("notice")).to_contain_text("Nothing is kept")
+    page.get_by_test_id("generate-button").click()
+    expect(page.get_by_test_id("notice")).to_contain_text("No cell is kept")
 
 
-def test_what_is_no_picture_is_told(page):
-    page.goto("/#/complete")
-    page.get_by_test_id("upload").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"nothing"})
-    expect(page.get_by_test_id("notice")).to_contain_text("this is no picture that can be used")
+def test_a_file_that_is_no_image_is_reported(page):
+    page.goto("/#/inpaint")
+    page.get_by_test_id("upload").set_input_files(
+        {"name": "a.png", "mimeType": "image/png", "buffer": b"nothing"}
+    )
+    expect(page.get_by_test_id("notice")).to_contain_text("this image cannot be read")
 
 
-# --- words ---------------------------------------------------------------------------------------------------------------
+# --- tokens -------------------------------------------------------------------------------------------------
 
 
-def test_a_word_is_set_and_taken_back_and_the_picture_follows(page):
-    draw(page, candidates=1)
-    page.get_by_test_id("tile").click()
-    page.get_by_test_id("to-words").click()
+def test_setting_a_token_and_undoing_it_changes_the_image(page):
+    generate(page, candidates=1)
+    page.get_by_test_id("candidate").click()
+    page.get_by_test_id("to-tokens").click()
     cell = page.locator("[data-testid=cell][data-row='1'][data-column='2']")
-    before, picture = cell.get_attribute("data-word"), page.locator(".grid img").get_attribute("src")
+    before, source = cell.get_attribute("data-token"), page.locator(".token-grid img").get_attribute("src")
     cell.click()
-    page.get_by_test_id("word-input").fill(str((int(before) + 5) % 12))
+    page.get_by_test_id("token-input").fill(str((int(before) + 5) % 12))
     page.keyboard.press("Enter")
-    expect(cell).to_have_attribute("data-word", str((int(before) + 5) % 12))
-    assert page.locator(".grid img").get_attribute("src") != picture
-    changed = decode_image(downloaded(page))
+    expect(cell).to_have_attribute("data-token", str((int(before) + 5) % 12))
+    assert page.locator(".token-grid img").get_attribute("src") != source
+    replace_settings = decode_image(download(page))
     page.get_by_test_id("undo").click()
-    expect(cell).to_have_attribute("data-word", before)
-    assert page.locator(".grid img").get_attribute("src") == picture
+    expect(cell).to_have_attribute("data-token", before)
+    assert page.locator(".token-grid img").get_attribute("src") == source
     page.get_by_test_id("redo").click()
-    assert np.array_equal(decode_image(downloaded(page)), changed)
+    assert np.array_equal(decode_image(download(page)), replace_settings)
 
 
-def test_words_are_flipped_and_what_surprises_is_shown(page):
-    page.goto("/#/words")
-    page.get_by_test_id("upload").set_input_files(a_picture())
+def test_tokens_are_flipped_and_the_surprisal_is_shown(page):
+    page.goto("/#/tokens")
+    page.get_by_test_id("upload").set_input_files(image_file())
     corner = page.locator("[data-testid=cell][data-row='0'][data-column='0']")
     other = page.locator("[data-testid=cell][data-row='0'][data-column='3']")
-    wanted = other.get_attribute("data-word")
+    expected = other.get_attribute("data-token")
     page.get_by_test_id("flip").click()
-    expect(corner).to_have_attribute("data-word", wanted)
+    expect(corner).to_have_attribute("data-token", expected)
     page.get_by_test_id("caption").fill(PROMPT)
-    page.get_by_test_id("surprise-button").click()
-    expect(page.get_by_test_id("heat")).to_be_visible()
-    expect(page.get_by_test_id("worst")).to_have_count(5)
+    page.get_by_test_id("surprisal-button").click()
+    expect(page.get_by_test_id("heat-map")).to_be_visible()
+    expect(page.get_by_test_id("least-likely")).to_have_count(5)
 
 
-# --- looking back ----------------------------------------------------------------------------------------------------------
+# --- other views --------------------------------------------------------------------------------------------
 
 
-def test_the_gallery_keeps_a_draw_until_it_is_deleted(page):
-    draw(page, "a draw of its own", candidates=2)
+def test_the_gallery_keeps_an_entry_until_it_is_deleted(page):
+    generate(page, "a caption of its own", candidates=2)
     page.goto("/#/gallery")
-    item = page.get_by_test_id("gallery-item").filter(has_text="a draw of its own")
+    item = page.get_by_test_id("gallery-item").filter(has_text="a caption of its own")
     expect(item).to_have_count(1)
     item.get_by_test_id("delete").click()
     page.get_by_test_id("confirm-yes").click()
     expect(item).to_have_count(0)
 
 
-def test_the_gallery_is_searched_by_what_pictures_show(page, studio):
+def test_the_gallery_is_searched_by_image_content(page, studio):
     for seed in range(3):
-        studio.draw(prompt=PROMPT, candidates=2, seed=seed)
+        studio.generate(prompt=PROMPT, candidates=2, seed=seed)
     page.goto("/#/gallery")
-    newest = [draw["id"] for draw in studio.ask.get("/api/gallery").json()["draws"]]
-    fitting = [draw["id"] for draw in studio.ask.get("/api/gallery", params={"query": "a blue circle"}).json()["draws"]]
-    assert sorted(fitting) == sorted(newest) and fitting != newest
-    shown = page.get_by_test_id("gallery-item")
-    expect(shown).to_have_count(len(newest))
-    assert [one.get_attribute("data-id") for one in shown.all()] == newest
+    newest = [entry["id"] for entry in studio.client.get("/api/gallery").json()["entries"]]
+    nearest = [
+        entry["id"]
+        for entry in studio.client.get("/api/gallery", params={"query": "a blue circle"}).json()["entries"]
+    ]
+    assert sorted(nearest) == sorted(newest) and nearest != newest
+    items = page.get_by_test_id("gallery-item")
+    expect(items).to_have_count(len(newest))
+    assert [item.get_attribute("data-id") for item in items.all()] == newest
     page.get_by_test_id("gallery-search").fill("a blue circle")
     page.get_by_test_id("search-button").click()
-    expect(shown.first).to_have_attribute("data-id", fitting[0])
-    assert [one.get_attribute("data-id") for one in shown.all()] == fitting
+    expect(items.first).to_have_attribute("data-id", nearest[0])
+    assert [item.get_attribute("data-id") for item in items.all()] == nearest
 
 
-def test_the_data_set_is_searched_by_text_and_a_sample_finds_its_neighbours(page):
-    page.goto("/#/data")
-    expect(page.get_by_test_id("data-item")).to_have_count(24)
-    page.get_by_test_id("data-search").fill("a star")
+def test_the_dataset_is_searched_by_text_and_a_sample_finds_its_nearest_images(page):
+    page.goto("/#/dataset")
+    expect(page.get_by_test_id("dataset-item")).to_have_count(24)
+    page.get_by_test_id("dataset-search").fill("a star")
     page.get_by_test_id("search-button").click()
-    expect(page.get_by_test_id("data-item").first).to_be_visible()
-    page.goto("/#/draw")
-    draw(page, candidates=1)
-    page.get_by_test_id("tile").click()
+    expect(page.get_by_test_id("dataset-item").first).to_be_visible()
+    page.goto("/#/generate")
+    generate(page, candidates=1)
+    page.get_by_test_id("candidate").click()
     page.get_by_test_id("nearest").click()
     expect(page.get_by_test_id("nearest-result").locator("img").first).to_be_visible()
 
 
-def test_two_versions_of_the_registry_draw_side_by_side(browser, project):
+def test_two_versions_of_the_registry_generate_side_by_side(browser, project):
     studio = StudioProcess(project)
     try:
         with opened(studio, browser) as page:
@@ -299,36 +329,36 @@ def test_two_versions_of_the_registry_draw_side_by_side(browser, project):
             page.get_by_test_id("version-right").select_option("2")
             page.get_by_test_id("caption").fill(PROMPT)
             page.get_by_test_id("candidates").fill("3")
-            page.get_by_test_id("draw-button").click()
-            expect(page.get_by_test_id("tile")).to_have_count(6)
-            first, second = page.locator(".board").all()
+            page.get_by_test_id("generate-button").click()
+            expect(page.get_by_test_id("candidate")).to_have_count(6)
+            first, second = page.locator(".generation").all()
             expect(first.get_by_test_id("status")).to_contain_text("best first")
             expect(second.get_by_test_id("status")).to_contain_text("best first")
             assert scores(first) == sorted(scores(first), reverse=True) and scores(first) != scores(second)
-            page.goto("/#/draw")
+            page.goto("/#/generate")
             page.get_by_text("Settings").first.click()
             page.get_by_test_id("version").select_option("1")
-            draw(page, candidates=3)
-            assert scores(page) == [one["score"] for one in best(studio, "1")]
+            generate(page, candidates=3)
+            assert scores(page) == [candidate["score"] for candidate in ranked_by_api(studio, "1")]
     finally:
         studio.stop()
 
 
-def best(studio: StudioProcess, version: str) -> list[dict]:
-    """What the API itself gives for the same request, best first."""
-    _, *candidates, ranked = studio.draw(prompt=PROMPT, candidates=3, seed=0, version=version)
+def ranked_by_api(studio: StudioProcess, version: str) -> list[dict]:
+    """The candidates that the API itself returns for the same request, best first."""
+    _, *candidates, ranked = studio.generate(prompt=PROMPT, candidates=3, seed=0, version=version)
     return [candidates[number] for number in ranked["order"]]
 
 
 def test_every_operation_of_the_api_is_listed(page, studio):
     page.goto("/#/api")
-    described = studio.ask.get("/openapi.json").json()["paths"]
+    described = studio.client.get("/openapi.json").json()["paths"]
     expect(page.get_by_test_id("operation")).to_have_count(sum(map(len, described.values())))
 
 
 @pytest.mark.parametrize("width", [360, 1440])
 @pytest.mark.parametrize("view", VIEWS)
-def test_no_view_is_wider_than_its_window(page, view, width):
+def test_no_view_is_wider_than_the_window(page, view, width):
     page.set_viewport_size({"width": width, "height": 740})
     page.goto(f"/#/{view}")
     page.wait_for_load_state("networkidle")
@@ -336,12 +366,12 @@ def test_no_view_is_wider_than_its_window(page, view, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_a_server_that_is_gone_is_told_and_found_again(page):
+def test_a_stopped_server_is_reported_and_found_again(page):
     page.route("**/api/**", lambda route: route.abort())
     page.route("**/health", lambda route: route.abort())
     page.get_by_test_id("caption").fill(PROMPT)
-    page.get_by_test_id("draw-button").click()
+    page.get_by_test_id("generate-button").click()
     expect(page.get_by_test_id("notice").or_(page.get_by_test_id("error-banner")).first).to_be_visible()
     page.unroute_all()
-    page.get_by_test_id("draw-button").click()
-    ranked(page, 16)
+    page.get_by_test_id("generate-button").click()
+    wait_for_ranking(page, 16)

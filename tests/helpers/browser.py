@@ -1,4 +1,5 @@
-"""Chromium, as the distribution has it, driven by Playwright; where one of both is missing, tests of pages skip and say so."""
+"""Chromium, driven by Playwright; tests of pages skip with a message if one of both is missing."""
+
 from __future__ import annotations
 
 import contextlib
@@ -13,13 +14,16 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 @contextlib.contextmanager
 def chromium() -> Iterator:
-    """A browser that is ended at the end."""
-    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed, so no page was tried")
+    """A browser that is closed at the end."""
+    playwright_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed, so the page was not tested"
+    )
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
-        pytest.skip("no Chromium here, so no page was tried: apt install chromium")
-    with driver.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=program, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        pytest.skip("Chromium is not installed, so the page was not tested: apt install chromium")
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with playwright_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=arguments)
         try:
             yield browser
         finally:
@@ -27,8 +31,8 @@ def chromium() -> Iterator:
 
 
 def expect(locator):
-    """What Playwright waits for to become true; patiently, for a busy machine's sake."""
-    from playwright.sync_api import expect as expected
+    """Playwright's expect(locator), with a timeout that is long enough for a busy machine."""
+    from playwright.sync_api import expect as playwright_expect
 
-    expected.set_options(timeout=30_000)
-    return expected(locator)
+    playwright_expect.set_options(timeout=30_000)
+    return playwright_expect(locator)

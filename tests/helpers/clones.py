@@ -1,4 +1,5 @@
-"""What the tests of many machines share: a small committed project, its clones, a folder as the remote between them."""
+"""For tests of many machines: a small committed project, its clones, and a folder as their DVC remote."""
+
 from __future__ import annotations
 
 import os
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import yaml
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers.paths import ROOT
+
 STAGE = """import os, sys, time
 time.sleep(float(os.environ.get("SECONDS", "0")))
 open(sys.argv[1], "w").write(" ".join(sys.argv[1:]))
@@ -17,42 +19,49 @@ print(sys.argv[1], file=open(os.environ["RUN"], "a"))
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """That of whoever works in a clone; what runs is noted beside the clone."""
+    """The environment of a command in a clone; each stage that runs adds a line to a file beside the
+    clone."""
     quiet = {"DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(ROOT), "RUN": str(folder.parent / "run.txt")}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    identity = {f"GIT_{who}_{what}": "test" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    identity = {f"GIT_{role}_{key}": "test" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
     return {**os.environ, **quiet, **identity, "PATH": path}
 
 
-def command(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(words, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300)
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        arguments, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300
+    )
 
 
-def must(folder: Path, *words: str) -> str:
-    done = command(folder, *words)
+def must(folder: Path, *arguments: str) -> str:
+    done = command(folder, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def make_origin(folder: Path, needs: dict[str, tuple[str, ...]], files: dict[str, str] | None = None) -> Path:
-    """A committed project whose stages write NAME.txt, with what they need; its remote is a folder beside it."""
+    """A committed project whose stages write NAME.txt from the files they need; its remote is a folder beside
+    it."""
     origin = folder / "origin"
     (origin / ".dvc").mkdir(parents=True)
     (folder / "remote").mkdir()
     stages = {
-        name: {"cmd": f"python stage.py {name}.txt {' '.join(before)}", "outs": [f"{name}.txt"],
-               "deps": ["stage.py", *(f"{other}.txt" for other in before)]}
+        name: {
+            "cmd": f"python stage.py {name}.txt {' '.join(before)}",
+            "outs": [f"{name}.txt"],
+            "deps": ["stage.py", *(f"{other}.txt" for other in before)],
+        }
         for name, before in needs.items()
-    }  # fmt: skip
+    }
     remote = f"['remote \"store\"']\n    url = {folder / 'remote'}\n"
-    own = {
+    project_files = {
         ".dvc/config": "[core]\n    remote = store\n    autostage = true\n" + remote,
         ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
         ".gitignore": "/.prefect/\n" + "".join(f"/{name}.txt\n" for name in needs),
         "stage.py": STAGE,
         "dvc.yaml": yaml.safe_dump({"stages": stages}),
     }
-    for name, text in {**own, **(files or {})}.items():
+    for name, text in {**project_files, **(files or {})}.items():
         (origin / name).parent.mkdir(parents=True, exist_ok=True)
         (origin / name).write_text(text)
     must(origin, "git", "init", "-q", "-b", "main")
@@ -67,6 +76,6 @@ def clone(origin: Path, name: str) -> Path:
 
 
 def ran(origin: Path) -> list[str]:
-    """The stages that ran on whatever machine, in order."""
-    ledger = origin.parent / "run.txt"
-    return [line.removesuffix(".txt") for line in ledger.read_text().splitlines()] if ledger.exists() else []
+    """The stages that ran on any machine, in order."""
+    log = origin.parent / "run.txt"
+    return [line.removesuffix(".txt") for line in log.read_text().splitlines()] if log.exists() else []

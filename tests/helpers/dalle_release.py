@@ -1,7 +1,8 @@
-"""A stand-in for the published package of DALL-E's tokenizer: the same classes under the same names, written anew.
+"""A substitute for the package of DALL-E's released tokenizer, with the same class names.
 
-Only while `published()` is open does Python know the package, as on the machine where the weights were once saved.
+Python can import the package only inside `importable()`, as on the machine where the weights were saved.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -18,7 +19,14 @@ from torch.nn import functional
 
 Sizes = dict[str, int]
 SMALL: Sizes = {"vocab_size": 12, "width": 8, "groups": 3, "blocks": 2, "codebook_width": 8, "stem_kernel": 7}
-FULL: Sizes = {"vocab_size": 8192, "width": 256, "groups": 4, "blocks": 2, "codebook_width": 128, "stem_kernel": 7}
+FULL: Sizes = {
+    "vocab_size": 8192,
+    "width": 256,
+    "groups": 4,
+    "blocks": 2,
+    "codebook_width": 128,
+    "stem_kernel": 7,
+}
 
 
 class Conv2d(nn.Module):
@@ -26,7 +34,9 @@ class Conv2d(nn.Module):
         super().__init__()
         self.n_in, self.n_out, self.kw = n_in, n_out, kw
         self.use_float16, self.device, self.requires_grad = True, torch.device("cpu"), False
-        self.w = nn.Parameter(torch.randn(n_out, n_in, kw, kw) * (2 / (n_in * kw * kw)) ** 0.5, requires_grad=False)
+        self.w = nn.Parameter(
+            torch.randn(n_out, n_in, kw, kw) * (2 / (n_in * kw * kw)) ** 0.5, requires_grad=False
+        )
         self.b = nn.Parameter(torch.randn(n_out) / 50, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +71,9 @@ class DecoderBlock(_Block):
 
 
 class _Network(nn.Module):
-    def __init__(self, block: type, first: Conv2d, widths: list[int], sizes: Sizes, between: dict, last: Conv2d):
+    def __init__(
+        self, block: type, first: Conv2d, widths: list[int], sizes: Sizes, between: dict, last: Conv2d
+    ):
         super().__init__()
         self.n_blk_per_group, self.device = sizes["blocks"], torch.device("cpu")
         groups, layers = len(widths) - 1, OrderedDict(input=first)
@@ -84,7 +96,9 @@ class Encoder(_Network):
     def __init__(self, sizes: Sizes):
         widths = [sizes["width"] * 2**group for group in range(sizes["groups"])]
         first, last = Conv2d(3, widths[0], sizes["stem_kernel"]), Conv2d(widths[-1], sizes["vocab_size"], 1)
-        super().__init__(EncoderBlock, first, [widths[0], *widths], sizes, {"pool": lambda: nn.MaxPool2d(2)}, last)
+        super().__init__(
+            EncoderBlock, first, [widths[0], *widths], sizes, {"pool": lambda: nn.MaxPool2d(2)}, last
+        )
 
 
 class Decoder(_Network):
@@ -95,38 +109,41 @@ class Decoder(_Network):
         super().__init__(DecoderBlock, first, [sizes["codebook_width"], *widths], sizes, between, last)
 
 
-PLACES = {"encoder": (Encoder, EncoderBlock), "decoder": (Decoder, DecoderBlock), "utils": (Conv2d,)}
+MODULES = {"encoder": (Encoder, EncoderBlock), "decoder": (Decoder, DecoderBlock), "utils": (Conv2d,)}
 
 
 @contextlib.contextmanager
-def published() -> Iterator[None]:
-    """The classes live in `dall_e.encoder`, `dall_e.decoder` and `dall_e.utils`, where a pickle looks for them."""
+def importable() -> Iterator[None]:
+    """The classes are in `dall_e.encoder`, `.decoder` and `.utils`, where a pickle looks for them."""
     modules = {"dall_e": types.ModuleType("dall_e")}
-    before = {one: one.__module__ for classes in PLACES.values() for one in classes}
-    for place, classes in PLACES.items():
-        module = modules[f"dall_e.{place}"] = types.ModuleType(f"dall_e.{place}")
-        for one in classes:
-            one.__module__ = module.__name__
-            setattr(module, one.__name__, one)
+    before = {cls: cls.__module__ for classes in MODULES.values() for cls in classes}
+    for name, classes in MODULES.items():
+        module = modules[f"dall_e.{name}"] = types.ModuleType(f"dall_e.{name}")
+        for cls in classes:
+            cls.__module__ = module.__name__
+            setattr(module, cls.__name__, cls)
     sys.modules.update(modules)
     try:
         yield
     finally:
         for name in modules:
             del sys.modules[name]
-        for one, name in before.items():
-            one.__module__ = name
+        for cls, name in before.items():
+            cls.__module__ = name
 
 
 def save(network: nn.Module, path: Path, container: str) -> None:
-    """torch.save of the whole module in "zip" or "legacy", as the published files were written."""
-    with published(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Couldn't retrieve source code")  # the legacy container would like to keep it
+    """torch.save of the whole module, "zip" or "legacy", as the released files were written."""
+    with importable(), warnings.catch_warnings():
+        # the legacy container tries to store it
+        warnings.filterwarnings("ignore", "Couldn't retrieve source code")
         torch.save(network, path, _use_new_zipfile_serialization=container == "zip")
 
 
-def write_published(folder: Path, container: str, sizes: Sizes = SMALL, seed: int = 0) -> tuple[Encoder, Decoder]:
-    """Saves an encoder and a decoder with random weights as encoder.pkl and decoder.pkl."""
+def write_release(
+    folder: Path, container: str, sizes: Sizes = SMALL, seed: int = 0
+) -> tuple[Encoder, Decoder]:
+    """Save an encoder and a decoder with random weights as encoder.pkl and decoder.pkl."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         networks = Encoder(sizes), Decoder(sizes)

@@ -1,4 +1,5 @@
-"""Damaged pictures without end: sound ones of every format and mode, each with a random wound. The same seed, the same bytes."""
+"""Damaged images: valid ones of each format and mode with random damage. The same seed gives the same bytes."""
+
 from __future__ import annotations
 
 import functools
@@ -8,13 +9,21 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
-SIZE = (40, 36)    # width, height
+SIZE = (40, 36)  # width, height
 TIFF_COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
-EXTREMES = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x80\0\0\0", b"\0\0\0\1", b"\1\0\0\0")
+EXTREMES = (
+    b"\0\0\0\0",
+    b"\xff\xff\xff\xff",
+    b"\x7f\xff\xff\xff",
+    b"\xff\xff\xff\x7f",
+    b"\x80\0\0\0",
+    b"\0\0\0\1",
+    b"\1\0\0\0",
+)
 
 
 @functools.cache
-def sound_pictures() -> tuple[tuple[str, bytes], ...]:
+def valid_images() -> tuple[tuple[str, bytes], ...]:
     """(suffix, bytes) of about thirty: all formats, their modes, compressions and animations."""
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (*SIZE[::-1], 3), np.uint8))
@@ -23,13 +32,19 @@ def sound_pictures() -> tuple[tuple[str, bytes], ...]:
     exif[274], exif[270] = 6, "described"
     again = {"save_all": True, "append_images": [noise, smooth.rotate(90)]}
     return (
-        *(_encoded("jpg", smooth, **options) for options in ({}, {"progressive": True}, {"exif": exif, "quality": 30})),
+        *(
+            _encoded("jpg", smooth, **options)
+            for options in ({}, {"progressive": True}, {"exif": exif, "quality": 30})
+        ),
         *(_encoded("jpg", smooth.convert(mode)) for mode in ("L", "CMYK")),
         *(_encoded("png", smooth.convert(mode)) for mode in ("RGB", "RGBA", "LA", "L", "P", "1", "I;16")),
         _encoded("png", smooth, exif=exif, **again),
         *(_encoded("gif", smooth, **options) for options in ({}, again)),
         *(_encoded("bmp", smooth.convert(mode)) for mode in ("RGB", "L", "P", "1")),
-        *(_encoded("webp", smooth.convert("RGBA"), **options) for options in ({}, {"lossless": True}, again, {"exif": exif})),
+        *(
+            _encoded("webp", smooth.convert("RGBA"), **options)
+            for options in ({}, {"lossless": True}, again, {"exif": exif})
+        ),
         *(_encoded("tif", smooth, compression=name) for name in TIFF_COMPRESSIONS),
         _encoded("tif", smooth.convert("1"), compression="group4"),
         *(_encoded("tif", smooth.convert(mode)) for mode in ("I;16", "F", "CMYK", "P")),
@@ -37,13 +52,13 @@ def sound_pictures() -> tuple[tuple[str, bytes], ...]:
     )
 
 
-def _encoded(suffix: str, picture: Image.Image, **options: object) -> tuple[str, bytes]:
+def _encoded(suffix: str, image: Image.Image, **options: object) -> tuple[str, bytes]:
     buffer = io.BytesIO()
-    picture.save(buffer, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix), **options)
+    image.save(buffer, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix), **options)
     return suffix, buffer.getvalue()
 
 
-# ---- wounds: bytes -> bytes
+# ---- damages: bytes -> bytes
 
 
 def flip_bits(data: bytes, rng: np.random.Generator) -> bytes:
@@ -54,7 +69,7 @@ def flip_bits(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def cut(data: bytes, rng: np.random.Generator) -> bytes:
-    return data[:rng.integers(1, len(data))]
+    return data[: rng.integers(1, len(data))]
 
 
 def leave_out(data: bytes, rng: np.random.Generator) -> bytes:
@@ -73,21 +88,25 @@ def blank(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def splice(data: bytes, rng: np.random.Generator) -> bytes:
-    """The beginning of one picture and the end of another, of any format."""
-    _, other = sound_pictures()[rng.integers(len(sound_pictures()))]
-    return cut(data, rng) + other[rng.integers(len(other)):]
+    """The beginning of one image and the end of another, of any format."""
+    _, other = valid_images()[rng.integers(len(valid_images()))]
+    return cut(data, rng) + other[rng.integers(len(other)) :]
 
 
 def edit_header(data: bytes, rng: np.random.Generator) -> bytes:
     position = rng.integers(2, min(64, len(data)))
-    return data[:position] + rng.bytes(rng.integers(1, 5)) + data[position + 4:]
+    return data[:position] + rng.bytes(rng.integers(1, 5)) + data[position + 4 :]
 
 
 def write_extremes(data: bytes, rng: np.random.Generator) -> bytes:
-    """Sizes, offsets and counts become 0, 1, or as large as they can be; most of them lie near the front."""
+    """Replace sizes, offsets and counts, mostly near the start, by 0, 1 or very large values."""
     for _ in range(rng.integers(1, 4)):
         position = int(len(data) * rng.random() ** 3)
-        data = data[:position] + EXTREMES[rng.integers(len(EXTREMES))][:2 * rng.integers(1, 3)] + data[position + 4:]
+        data = (
+            data[:position]
+            + EXTREMES[rng.integers(len(EXTREMES))][: 2 * rng.integers(1, 3)]
+            + data[position + 4 :]
+        )
     return data
 
 
@@ -96,15 +115,23 @@ def _span(data: bytes, rng: np.random.Generator) -> tuple[int, int]:
     return start, min(len(data), start + 2 ** rng.integers(0, 10))
 
 
-WOUNDS: tuple[Callable[[bytes, np.random.Generator], bytes], ...] = (
-    flip_bits, cut, leave_out, repeat, blank, splice, edit_header, write_extremes)
+DAMAGES: tuple[Callable[[bytes, np.random.Generator], bytes], ...] = (
+    flip_bits,
+    cut,
+    leave_out,
+    repeat,
+    blank,
+    splice,
+    edit_header,
+    write_extremes,
+)
 
 
-def damaged_pictures(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes); every picture gets every wound in turn, and each one is told by its name."""
-    sound = sound_pictures()
+def damaged_images(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of damaged images; each image gets each damage in turn, and its name says which."""
+    valid = valid_images()
     for number in range(count):
         rng = np.random.default_rng((seed, number))
-        suffix, data = sound[number % len(sound)]
-        wound = WOUNDS[number // len(sound) % len(WOUNDS)]
-        yield f"{number:05d}-{wound.__name__}.{suffix}", wound(data, rng)
+        suffix, data = valid[number % len(valid)]
+        damage = DAMAGES[number // len(valid) % len(DAMAGES)]
+        yield f"{number:05d}-{damage.__name__}.{suffix}", damage(data, rng)

@@ -1,4 +1,5 @@
-"""What pictures can do to the process that decodes them, as functions that a worker process can import."""
+"""Decoders that crash, hang or use too much memory, as functions that a worker process can import."""
+
 from __future__ import annotations
 
 import os
@@ -8,14 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from thousandwords import pairs
-from thousandwords.sources import RawPair
+from thousandwords.ingest.config import DataConfig
+from thousandwords.ingest.prepare import prepare_pair
+from thousandwords.ingest.records import Pair, Rejection
+from thousandwords.ingest.sources.base import RawPair
 
-kept: list[np.ndarray] = []
+held: list[np.ndarray] = []
 
 
 def square(number: int) -> int:
-    time.sleep(0.002 * (number % 5))    # answers of several workers come out of order
+    time.sleep(0.002 * (number % 5))  # answers of several workers come out of order
     return number * number
 
 
@@ -24,7 +27,7 @@ def process(_: object) -> int:
 
 
 def obey(word: str) -> str:
-    """Does what the word says; any other word comes back in capitals."""
+    """Execute the command in `word`; any other word is returned in upper case."""
     if word.startswith("SIG"):
         os.kill(os.getpid(), signal.Signals[word])
     if word.startswith("exit "):
@@ -34,17 +37,17 @@ def obey(word: str) -> str:
     while word == "burn":
         pass
     if word == "fail":
-        raise KeyError("a mistake of ours")
+        raise KeyError("a programming error")
     if word.startswith("take "):
         return str(len(np.ones(int(word.removeprefix("take ")), np.uint8)))
     if word.startswith("keep "):
-        kept.append(np.ones(int(word.removeprefix("keep ")), np.uint8))
-        return str(len(kept[-1]))
+        held.append(np.ones(int(word.removeprefix("keep ")), np.uint8))
+        return str(len(held[-1]))
     return word.upper()
 
 
 def die_once(marker: Path) -> str:
-    """Dies where nobody has died before it."""
+    """Die the first time, live after that."""
     if not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -57,8 +60,8 @@ def note_and_die(notes: Path) -> None:
     os._exit(1)
 
 
-def prepare(raw: RawPair, config: pairs.Config) -> pairs.Pair | pairs.Refusal:
-    """`pairs.prepare` with a decoder that does what the bytes after OBEY say."""
-    if raw.image and raw.image.startswith(b"OBEY "):
-        obey(raw.image[5:].decode())
-    return pairs.prepare(raw, config)
+def prepare_obediently(raw_pair: RawPair, config: DataConfig) -> Pair | Rejection:
+    """`prepare_pair` with a decoder that executes the command after OBEY."""
+    if raw_pair.image and raw_pair.image.startswith(b"OBEY "):
+        obey(raw_pair.image[5:].decode())
+    return prepare_pair(raw_pair, config)

@@ -1,4 +1,5 @@
-"""Small pictures, files and tars for the tests of sources."""
+"""Small images, files and tars for the tests of sources."""
+
 from __future__ import annotations
 
 import io
@@ -7,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from thousandwords.images import encode_png
-from thousandwords.sources import Source
+from thousandwords.data.images import encode_png
+from thousandwords.ingest.sources import Source
 
 
 def png(seed: int = 0) -> bytes:
@@ -44,7 +45,7 @@ def odd_member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
 
 
 def outcome(source: Source) -> dict[str, tuple[str, ...] | str]:
-    """{key: captions, or the reason of a refusal}; also checks that a second look gives the same."""
+    """{key: captions, or the reason of a rejection}; also checks that a second iteration gives the same."""
     pairs = list(source)
     assert [pair.key for pair in pairs] == [pair.key for pair in source]
     assert len({pair.key for pair in pairs}) == len(pairs) == source.check()
@@ -53,5 +54,5 @@ def outcome(source: Source) -> dict[str, tuple[str, ...] | str]:
 
 
 def details(source: Source) -> dict[str, str]:
-    """{key: "reason: detail"} of what is refused."""
+    """{key: "reason: detail"} of the rejected inputs."""
     return {pair.key: str(pair.problem) for pair in source if pair.problem}

@@ -1,4 +1,6 @@
-"""What a hostile version could hold: each payload would create the marker file if it were ever unpickled, imported or run."""
+"""Payloads of a malicious version: each would create the marker file if it were ever unpickled, imported or
+run."""
+
 from __future__ import annotations
 
 import io
@@ -39,7 +41,7 @@ class Stateful:
         Path(path).touch()
 
 
-class Born:
+class CreatesFileInNew:
     """Unpickled by NEWOBJ, its __new__ creates a file."""
 
     def __new__(cls, path: str | None = None):
@@ -58,10 +60,10 @@ def touching(marker: Path) -> Called:
     return Called(os.system, f"touch {marker}")
 
 
-def born(marker: Path) -> Born:
-    one = Born()
-    one.path = str(marker)
-    return one
+def with_new(marker: Path) -> CreatesFileInNew:
+    value = CreatesFileInNew()
+    value.path = str(marker)
+    return value
 
 
 def saved_by_torch(value: object) -> bytes:
@@ -86,8 +88,10 @@ PICKLES = {
     "pickle of os.system": lambda marker: pickle.dumps(touching(marker)),
     "pickle of eval": lambda marker: pickle.dumps(Called(eval, f"open({str(marker)!r}, 'w').close()")),
     "pickle with __setstate__": lambda marker: pickle.dumps(Stateful(str(marker))),
-    "pickle with NEWOBJ": lambda marker: pickle.dumps(born(marker), protocol=2),
-    "torch bytes in torch bytes": lambda marker: saved_by_torch({"weights": saved_by_torch(touching(marker))}),
+    "pickle with NEWOBJ": lambda marker: pickle.dumps(with_new(marker), protocol=2),
+    "torch bytes in torch bytes": lambda marker: saved_by_torch(
+        {"weights": saved_by_torch(touching(marker))}
+    ),
     "legacy tar": legacy_tar,
 }
 
@@ -117,16 +121,16 @@ def replacing(make: Callable[[Path], bytes]) -> Callable[[Path, Path], None]:
 
 
 def with_loader_module(folder: Path, marker: Path) -> None:
-    """MLmodel names a loader that lies in code/."""
+    """MLmodel names a loader module in code/."""
     (folder / "code").mkdir()
     (folder / "code/evil.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
-    described = yaml.safe_load((folder / "MLmodel").read_text())
-    described["flavors"]["python_function"] |= {"loader_module": "evil", "code": "code"}
-    (folder / "MLmodel").write_text(yaml.safe_dump(described))
+    mlmodel = yaml.safe_load((folder / "MLmodel").read_text())
+    mlmodel["flavors"]["python_function"] |= {"loader_module": "evil", "code": "code"}
+    (folder / "MLmodel").write_text(yaml.safe_dump(mlmodel))
 
 
 def with_pickle_module_info(folder: Path, marker: Path) -> None:
-    """What MLflow's torch flavour asks which module is to unpickle its data."""
+    """The file in which MLflow's torch flavor looks up the module that unpickles its data."""
     (folder / "data").mkdir()
     (folder / "data/pickle_module_info.txt").write_text("evil")
     (folder / "data/model.pth").write_bytes(saved_by_torch(touching(marker)))

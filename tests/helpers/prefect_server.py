@@ -1,4 +1,5 @@
-"""What the tests of the flows share: a real Prefect server on a free port, tiny DVC projects, and their processes."""
+"""A real Prefect server on a free port, tiny DVC projects, and processes for the tests of the flows."""
+
 from __future__ import annotations
 
 import json
@@ -17,28 +18,35 @@ from pathlib import Path
 import psutil
 import yaml
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers.paths import ROOT
+
 BIN = Path(sys.executable).parent
 
 
-def wait_for(what: Callable, seconds: float, told: str = "it did not come", every: float = 0.05):
-    """The first true answer of `what`, asked `every` so many seconds."""
+def wait_for(
+    condition: Callable, seconds: float, message: str = "the condition is not true", every: float = 0.05
+):
+    """The first true result of `condition`, which is called `every` so many seconds."""
     deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, f"{told} within {seconds} s"
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"{message} within {seconds} s"
         time.sleep(every)
-    return found
+    return result
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
-def environment(home: Path, **more: str) -> dict[str, str]:
-    """That of a person who works in the project, with a Prefect of its own."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "THOUSANDWORDS_"))}
+def environment(home: Path, **extra: str) -> dict[str, str]:
+    """The environment of a user of the project, with its own Prefect home."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PREFECT_", "THOUSANDWORDS_"))
+    }
     own = {
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
@@ -51,25 +59,25 @@ def environment(home: Path, **more: str) -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": "",
         "THOUSANDWORDS_GPU_LOCKS": str(home / "gpu-locks"),
     }
-    return {**kept, **own, **more}
+    return {**inherited, **own, **extra}
 
 
 def end(process: subprocess.Popen, number: int = signal.SIGTERM) -> None:
-    """Ends a process and all below it."""
+    """End a process and all its descendants."""
     if process.poll() is None:
-        below = psutil.Process(process.pid).children(recursive=True)
+        descendants = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
             process.kill()
-        for one in below:
-            if one.is_running():
-                one.kill()
+        for descendant in descendants:
+            if descendant.is_running():
+                descendant.kill()
 
 
 class Server:
-    """A Prefect server of its own; `api` is where it listens."""
+    """A Prefect server of its own; `api` is its address."""
 
     def __init__(self, home: Path, **settings: str) -> None:
         self.home, self.port, self.settings = home, free_port(), settings
@@ -79,8 +87,19 @@ class Server:
 
     def start(self) -> None:
         self.log = open(self.home / "server.log", "a")  # noqa: SIM115
-        words = [BIN / "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port), "--no-ui"]
-        self.process = subprocess.Popen(words, env=environment(self.home, **self.settings), stdout=self.log, stderr=self.log)
+        command = [
+            BIN / "prefect",
+            "server",
+            "start",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--no-ui",
+        ]
+        self.process = subprocess.Popen(
+            command, env=environment(self.home, **self.settings), stdout=self.log, stderr=self.log
+        )
         wait_for(self.is_up, 120, "the server is not up")
 
     def is_up(self) -> bool:
@@ -95,10 +114,12 @@ class Server:
 
     def ask(self, path: str, body: dict | None = None, method: str = "POST"):
         data = None if method == "GET" else json.dumps(body or {}).encode()
-        asked = urllib.request.Request(f"{self.api}/{path}", data, {"Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(
+            f"{self.api}/{path}", data, {"Content-Type": "application/json"}, method=method
+        )
         for _ in range(30):
             try:
-                with urllib.request.urlopen(asked, timeout=20) as answer:
+                with urllib.request.urlopen(request, timeout=20) as answer:
                     text = answer.read()
                 return json.loads(text) if text else None
             except (TimeoutError, urllib.error.HTTPError) as error:
@@ -109,40 +130,39 @@ class Server:
 
     def runs(self, name: str | None = None) -> list[dict]:
         """The runs of a deployment, or of all, oldest first."""
-        wanted = {"deployments": {"name": {"any_": [name]}}} if name else {}
-        return self.ask("flow_runs/filter", {**wanted, "sort": "EXPECTED_START_TIME_ASC"})
+        query = {"deployments": {"name": {"any_": [name]}}} if name else {}
+        return self.ask("flow_runs/filter", {**query, "sort": "EXPECTED_START_TIME_ASC"})
 
     def run(self, run_id: str) -> dict:
         return self.ask(f"flow_runs/{run_id}", method="GET")
 
     def task_runs(self, run_id: str) -> dict[str, dict]:
-        found = self.ask("task_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
-        return {one["name"]: one for one in found}
+        task_runs = self.ask("task_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
+        return {task_run["name"]: task_run for task_run in task_runs}
 
     def states(self, task_run: dict) -> list[dict]:
         return self.ask(f"task_run_states/?task_run_id={task_run['id']}", method="GET")
 
     def lines(self, run_id: str) -> list[str]:
-        found = self.ask("logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC"})
-        return [one["message"] for one in found]
+        query = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC"}
+        return [line["message"] for line in self.ask("logs/filter", query)]
 
 
 def tiny_project(folder: Path, stages: dict[str, dict], placement: dict | None = None) -> Path:
     """A DVC project of shell commands: tiny_project(folder, {"a": {"cmd": "echo 1 > a", "outs": ["a"]}})"""
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "flows/workers").mkdir(parents=True, exist_ok=True)
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
-    (folder / "flows").mkdir(exist_ok=True)
-    (folder / "flows" / "placement.yaml").write_text(yaml.safe_dump(placement or {}))
+    (folder / "flows/workers/placement.yaml").write_text(yaml.safe_dump(placement or {}))
     (folder / ".dvc").mkdir(exist_ok=True)
     shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     return folder
 
 
-def run(project: Path, *words: str, **settings: str) -> subprocess.CompletedProcess:
-    """`python -m WORDS` in the project."""
+def run(project: Path, *args: str, **settings: str) -> subprocess.CompletedProcess:
+    """`python -m ARGS` in the project."""
     home = project / ".prefect"
-    command = [sys.executable, "-m", *words]
+    command = [sys.executable, "-m", *args]
     return subprocess.run(
         command, cwd=project, env=environment(home, **settings), capture_output=True, text=True, timeout=300
     )

@@ -1,8 +1,10 @@
-"""A training for tests: `python -m tests.steps CHECKPOINT TARGET`, with ranks, data loaders and a child in a session of its own.
+"""python -m tests.helpers.steps CHECKPOINT TARGET: a training with ranks, data loaders and a detached child.
 
-Each step changes a number that depends on all steps before. It goes on from its checkpoint; SIGTERM saves one and ends it with
-143. It ends at the step that the file TARGET names, as soon as there is one, and writes the number there.
+Each step changes a number that depends on all steps before. It resumes from its checkpoint; SIGTERM saves one
+and ends it with exit code 143. It ends at the step in the file TARGET, as soon as there is one, and writes
+the number to TARGET.reached.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -15,27 +17,27 @@ import time
 from pathlib import Path
 
 RANKS, LOADERS = 2, 2
-EVERY = 20  # steps from one checkpoint to the next
+CHECKPOINT_EVERY = 20  # steps from one checkpoint to the next
 
 
 def after(steps: int, start: int = 0, number: str = "") -> str:
-    """The number after so many steps."""
+    """The number after that many steps."""
     for step in range(start, steps):
         number = hashlib.sha256(f"{number} {step}".encode()).hexdigest()
     return number
 
 
 def train(checkpoint: Path, target: Path) -> None:
-    told = []
-    signal.signal(signal.SIGTERM, lambda *_: told.append(True))
+    stop_requests = []
+    signal.signal(signal.SIGTERM, lambda *_: stop_requests.append(True))
     done = json.loads(checkpoint.read_text()) if checkpoint.is_file() else {"step": 0, "number": ""}
-    while not told:
+    while not stop_requests:
         step = done["step"]
         if target.is_file() and int(target.read_text()) <= step:
             target.with_suffix(".reached").write_text(json.dumps(done))
             return
         done = {"step": step + 1, "number": after(step + 1, step, done["number"])}
-        if done["step"] % EVERY == 0:
+        if done["step"] % CHECKPOINT_EVERY == 0:
             save(checkpoint, done)
         time.sleep(0.01)
     save(checkpoint, done)
@@ -43,13 +45,13 @@ def train(checkpoint: Path, target: Path) -> None:
 
 
 def save(checkpoint: Path, done: dict) -> None:
-    fresh = checkpoint.with_suffix(".tmp")
-    fresh.write_text(json.dumps(done))
-    fresh.rename(checkpoint)
+    partial = checkpoint.with_suffix(".tmp")
+    partial.write_text(json.dumps(done))
+    partial.rename(checkpoint)
 
 
-def surround() -> None:
-    """The other ranks, each with data loaders, and one that leaves the session; it minds no SIGTERM one time in four."""
+def start_companions() -> None:
+    """Start other ranks with data loaders, and a process in its own session that sometimes ignores SIGTERM."""
     for _ in range(RANKS):
         if not os.fork():
             for _ in range(LOADERS):
@@ -62,5 +64,5 @@ def surround() -> None:
 
 
 if __name__ == "__main__":
-    surround()
+    start_companions()
     train(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,43 +1,41 @@
-"""Tiny models of every kind of every family, and tiny artefacts: what the contract tests run on.
+"""Tiny models of every kind of every family, and tiny artefacts, for tests.
 
-A new kind is found by itself (`every_kind`); it only needs sizes here, and the tests say so.
+The sizes of a kind are in its own folder: thousandwords/<family>/<kind>/tiny.yaml.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import yaml
 from torch import Tensor, nn
 
-from thousandwords import components, text
-from thousandwords.config import section
-from thousandwords.shards import TokenHeader, TokenShardWriter
+from tests.helpers.paths import ROOT
+from thousandwords import components
+from thousandwords.core.config import section
+from thousandwords.data.token_shards import TokenHeader, TokenShardWriter
+from thousandwords.text.bpe import TextTokenizer, TextTokenizerConfig, save, train
 
 SIDE = 16  # pixels
-TEXT_WORDS, TEXT_LENGTH = 270, 8
-IMAGE_WORDS, SCALES = 12, (4,)  # what a generator is built for
+TEXT_VOCAB_SIZE, TEXT_LENGTH = 270, 8
+IMAGE_VOCAB_SIZE, SCALES = 12, (4,)  # of a generator
 
-# family -> kind -> the settings of a model that is built, trained for a step and drawn from in milliseconds
-TINY = {
-    "tokenizers": {
-        "dvae": {"vocab_size": 12, "width": 8, "groups": 2, "blocks_per_group": 1, "codebook_width": 8, "patch": 2,
-                 "stem_kernel": 3, "init_gain": 1.414},
-    },
-    "generators": {
-        "transformer": {"num_layers": 3, "num_heads": 2, "width": 16, "kernel": 3, "init_std": 0.3},
-    },
-    "scorers": {
-        "clip": {"embed_dim": 16, "vision_patch_size": 8, "vision_width": 16, "vision_layers": 1, "vision_heads": 2,
-                 "text_width": 16, "text_layers": 1, "text_heads": 2, "context_length": 20},
-    },
-}  # fmt: skip
+# family -> kind -> settings of a model that is built, trained for a step and sampled from in milliseconds
+TINY: dict[str, dict[str, dict]] = {
+    family: {
+        path.parent.name: yaml.safe_load(path.read_text())
+        for path in sorted((ROOT / "thousandwords" / family).glob("*/tiny.yaml"))
+    }
+    for family in components.CONTRACTS
+}
 ARGUMENTS = {
-    "tokenizers": {"image_size": SIDE},
+    "image_tokenizers": {"image_size": SIDE},
     "generators": {
-        "text_vocab_size": TEXT_WORDS,
+        "text_vocab_size": TEXT_VOCAB_SIZE,
         "text_length": TEXT_LENGTH,
-        "image_vocab_size": IMAGE_WORDS,
+        "image_vocab_size": IMAGE_VOCAB_SIZE,
         "scales": SCALES,
     },
     "scorers": {"image_size": SIDE},
@@ -51,13 +49,15 @@ CAPTIONS = [
 
 
 def every_kind(family: str) -> list[str]:
-    """All kinds there are, for pytest.mark.parametrize."""
+    """All kinds of a family, for pytest.mark.parametrize."""
     return components.kinds(family)
 
 
 def tiny(family: str, kind: str, seed: int = 0) -> nn.Module:
-    """A tiny model of that kind in evaluation mode; its first weights depend on `seed` alone."""
-    assert kind in TINY[family], f"tests/tiny.py: give TINY[{family!r}][{kind!r}] the settings of a tiny model"
+    """A tiny model of that kind in evaluation mode; its first weights depend on `seed` only."""
+    assert kind in TINY[family], (
+        f"thousandwords/{family}/{kind} has no tiny.yaml: add one with the settings of a tiny model"
+    )
     _, config_class = components.component(family, kind)
     config = section(TINY[family][kind], kind, config_class)
     with torch.random.fork_rng(devices=[]):
@@ -70,66 +70,68 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 def rngs(count: int, first: int = 0) -> list[torch.Generator]:
-    """One generator per row, as `sample` wants them."""
+    """One random generator per row, for `sample`."""
     return [rng(first + row) for row in range(count)]
 
 
-def pictures(count: int, seed: int = 0) -> Tensor:
-    """(count, 3, SIDE, SIDE) in [0, 1], no two alike."""
+def random_images(count: int, seed: int = 0) -> Tensor:
+    """(count, 3, SIDE, SIDE) in [0, 1], all different."""
     return torch.rand(count, 3, SIDE, SIDE, generator=rng(seed))
 
 
 def captions_as_tokens(count: int) -> Tensor:
-    """Captions of 3 to TEXT_LENGTH words: (count, TEXT_LENGTH) int64, -1 where one has ended."""
-    words = torch.randint(TEXT_WORDS, (count, TEXT_LENGTH), generator=rng(1))
+    """Captions of 3 to TEXT_LENGTH text tokens: (count, TEXT_LENGTH) int64, -1 where one has ended."""
+    tokens = torch.randint(TEXT_VOCAB_SIZE, (count, TEXT_LENGTH), generator=rng(1))
     lengths = torch.randint(3, TEXT_LENGTH + 1, (count, 1), generator=rng(2))
-    return words.where(torch.arange(TEXT_LENGTH) < lengths, -1)
+    return tokens.where(torch.arange(TEXT_LENGTH) < lengths, -1)
 
 
 def image_tokens(count: int) -> Tensor:
     """(count, L) int64."""
-    return torch.randint(IMAGE_WORDS, (count, sum(side * side for side in SCALES)), generator=rng(3))
+    return torch.randint(IMAGE_VOCAB_SIZE, (count, sum(side * side for side in SCALES)), generator=rng(3))
 
 
-def tiny_text() -> text.TextTokenizer:
-    """A BPE of TEXT_WORDS words, most of them bytes."""
-    return text.train(CAPTIONS * 3, text.Config(TEXT_WORDS, TEXT_LENGTH))
+def tiny_text() -> TextTokenizer:
+    """A BPE of TEXT_VOCAB_SIZE tokens, most of them bytes."""
+    return train(CAPTIONS * 3, TextTokenizerConfig(TEXT_VOCAB_SIZE, TEXT_LENGTH))
 
 
 def write_parts(folder: Path, seed: int = 0) -> dict[str, Path]:
-    """Four tiny models that fit together, as the stages leave them: {part: its folder}."""
+    """Four tiny models that fit together, as the stages write them: {part: its folder}."""
     parts = {name: folder / name for name in ("text_tokenizer", "image_tokenizer", "generator", "scorer")}
-    text.save(tiny_text(), parts["text_tokenizer"])
-    components.save(tiny("tokenizers", "dvae", seed), parts["image_tokenizer"])
+    save(tiny_text(), parts["text_tokenizer"])
+    components.save(tiny("image_tokenizers", "dvae", seed), parts["image_tokenizer"])
     components.save(tiny("generators", "transformer", seed), parts["generator"])
     components.save(tiny("scorers", "clip", seed), parts["scorer"])
     return parts
 
 
-HEADER = TokenHeader("dvae", "3f9c" * 16, IMAGE_WORDS, SCALES, SIDE)
+HEADER = TokenHeader("dvae", "3f9c" * 16, IMAGE_VOCAB_SIZE, SCALES, SIDE)
 
 
-def write_shards(folder: Path, splits: dict[str, int], header: TokenHeader = HEADER, rows_per_shard: int = 4) -> None:
+def write_shards(
+    folder: Path, splits: dict[str, int], header: TokenHeader = HEADER, rows_per_shard: int = 4
+) -> None:
     """Token shards of {split: rows}; row 3 of train has the key "train-3" and two captions."""
     with TokenShardWriter(folder, header, rows_per_shard) as shards:
         for split, count in splits.items():
             keys = [f"{split}-{row}" for row in range(count)]
-            captions = [[CAPTIONS[row % len(CAPTIONS)], f"picture {row}"] for row in range(count)]
+            captions = [[CAPTIONS[row % len(CAPTIONS)], f"image {row}"] for row in range(count)]
             shards.write(split, keys, captions, shard_tokens(count, header))
 
 
 def shard_tokens(count: int, header: TokenHeader = HEADER) -> Tensor:
-    """What `write_shards` writes: (count, views * L) int64."""
+    """The tokens that `write_shards` writes: (count, views * L) int64."""
     return torch.randint(header.vocab_size, (count, header.views * header.length), generator=rng(4))
 
 
 def flipped(data: bytes, position: int, bit: int = 0) -> bytes:
-    """The same bytes but for one bit."""
+    """The same bytes with one bit flipped."""
     return data[:position] + bytes([data[position] ^ (1 << bit)]) + data[position + 1 :]
 
 
 def flips(path: Path, count: int) -> Iterator[int]:
-    """Visits `count` positions spread over a file, from its first byte to its last, one bit flipped at each."""
+    """Flip one bit at each of `count` positions from the first byte of a file to its last, one at a time."""
     whole = path.read_bytes()
     for number in range(count):
         position = number * (len(whole) - 1) // (count - 1)

@@ -1,4 +1,5 @@
-"""Runs to compare: what sample_images, rank_images and evaluate leave of a few prompts, made by hand."""
+"""Two finished runs to compare: small outputs of sample_images, rank_images and evaluate, made by hand."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,9 +8,10 @@ import numpy as np
 import torch
 
 from stages.rank_images import score_table
-from thousandwords.files import write_bytes, write_json, write_manifest
-from thousandwords.samples import COMPLETED, sample_table, write_samples
-from thousandwords.tables import table_bytes
+from thousandwords.core.files import write_bytes, write_json
+from thousandwords.core.manifest import write_manifest
+from thousandwords.core.parquet import table_bytes
+from thousandwords.inference.sample_shards import INPAINTED, sample_table, write_samples
 
 CANDIDATES = 3
 METRICS = {
@@ -31,19 +33,35 @@ BETTER = {
 
 
 def write_run(
-    folder: Path, captions: list[str], grey: int, metrics: dict | None = None, completed: int = 0, side: int = 8
+    folder: Path,
+    captions: list[str],
+    gray: int,
+    metrics: dict | None = None,
+    num_inpainted: int = 0,
+    image_size: int = 8,
 ) -> Path:
-    """A run: of each caption CANDIDATES pictures, candidate c all of the level grey + c, the middle one best; the last
-    `completed` of them completed a picture. Returns `folder`."""
-    rows, pictures = [], []
+    """Write a run with CANDIDATES images per caption and return `folder`.
+
+    Candidate c has the gray level gray + c, and the middle one has the best score. The last `num_inpainted` prompts inpaint an
+    image.
+    """
+    rows, images = [], []
     for number, caption in enumerate(captions):
-        split = COMPLETED if number >= len(captions) - completed else "validation"
+        split = INPAINTED if number >= len(captions) - num_inpainted else "validation"
         for candidate in range(CANDIDATES):
-            rows.append({"prompt_id": number, "split": split, "prompt": caption, "candidate": candidate, "seed": candidate})
-            pictures.append(np.full((side, side, 3), grey + candidate, np.uint8))
+            rows.append(
+                {
+                    "prompt_id": number,
+                    "split": split,
+                    "prompt": caption,
+                    "candidate": candidate,
+                    "seed": candidate,
+                }
+            )
+            images.append(np.full((image_size, image_size, 3), gray + candidate, np.uint8))
     tokens = torch.zeros(len(rows), 4, dtype=torch.int64)
-    facts = {"candidates": CANDIDATES, "prompts": len(captions), "seed": 0}
-    write_samples(folder / "results/samples", [sample_table(rows, tokens, np.stack(pictures))], facts)
+    metadata = {"candidates": CANDIDATES, "prompts": len(captions), "seed": 0}
+    write_samples(folder / "results/samples", [sample_table(rows, tokens, np.stack(images))], metadata)
     write_scores(folder, np.tile(np.float32([0.1, 0.3, 0.2]), (len(captions), 1)))
     if metrics is not None:
         write_json(folder / "results/metrics.json", metrics)
@@ -51,6 +69,9 @@ def write_run(
 
 
 def write_scores(folder: Path, scores: np.ndarray) -> None:
+    """Write scores (P, N) as rank_images does."""
     ranked = folder / "results/ranked"
     write_bytes(ranked / "scores.parquet", table_bytes(score_table(scores)))
-    write_manifest(ranked, {"scores.parquet": scores.size}, {"candidates": scores.shape[1], "prompts": scores.shape[0]})
+    write_manifest(
+        ranked, {"scores.parquet": scores.size}, {"candidates": scores.shape[1], "prompts": scores.shape[0]}
+    )

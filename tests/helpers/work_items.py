@@ -1,4 +1,5 @@
-"""What tests give the engine to do: openers that a worker process can import by name."""
+"""Work for the engine's tests: openers that a worker process can import by name."""
+
 from __future__ import annotations
 
 import os
@@ -7,11 +8,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from thousandwords.files import DamagedArtefact
+from thousandwords.core.manifest import DamagedArtefact
 
 
 def squares(device: str) -> Callable[[int], int]:
-    """The first units take longest, so that they would come last if order were left to chance."""
+    """The first items take longest, so that their results would come last without ordering."""
 
     def square(number: int) -> int:
         time.sleep(max(0.0, 0.2 - 0.1 * number))
@@ -20,15 +21,15 @@ def squares(device: str) -> Callable[[int], int]:
     return square
 
 
-def places(device: str) -> Callable[[object], tuple[int, int, str]]:
-    """Who works: (process, threads, device)."""
+def environments(device: str) -> Callable[[object], tuple[int, int, str]]:
+    """Where the work runs: (process id, threads, device)."""
     import torch
 
     return lambda _: (os.getpid(), torch.get_num_threads(), device)
 
 
 def nodes(device: str) -> Callable[[float], str]:
-    """On which node of a Ray cluster; each unit is so many seconds of work."""
+    """The id of the Ray node; each item is the number of seconds to work."""
     import ray
 
     def node(seconds: float) -> str:
@@ -38,25 +39,28 @@ def nodes(device: str) -> Callable[[float], str]:
     return node
 
 
-def damaged(device: str) -> Callable[[int], int]:
-    def refuse(number: int) -> int:
+def damaged_item(device: str) -> Callable[[int], int]:
+    """Item 2 raises an error."""
+
+    def check(number: int) -> int:
         if number == 2:
             raise DamagedArtefact(f"shard {number} is damaged. Run: dvc checkout")
         return number
 
-    return refuse
+    return check
 
 
-def unopened(device: str) -> Callable:
+def damaged_model(device: str) -> Callable:
+    """Opening raises an error."""
     raise DamagedArtefact("models/image_tokenizer is damaged. Run: dvc checkout")
 
 
-def mistaken(device: str) -> Callable[[int], float]:
+def buggy(device: str) -> Callable[[int], float]:
     return lambda number: 1 / number
 
 
-class Deadly:
-    """Unit 1 kills its process until it has done so `times` times; told by files, for a dead process tells nothing."""
+class KillsWorker:
+    """Item 1 kills its process the first `times` times, counted by files: a dead process reports nothing."""
 
     def __init__(self, folder: Path, times: int) -> None:
         self.folder, self.times = folder, times
@@ -73,7 +77,7 @@ class Deadly:
 
 
 def sleepers(folder: Path, device: str) -> Callable[[int], None]:
-    """Workers that leave their process id in a folder and sleep."""
+    """Workers that write their process id to a folder and sleep."""
 
     def sleep(number: int) -> None:
         (folder / str(os.getpid())).touch()

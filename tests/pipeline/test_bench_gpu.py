@@ -1,4 +1,5 @@
-"""bench/gpu.py on tiny sizes: all of it runs, nothing is lost when a part fails, and it needs next to nothing installed."""
+"""bench/gpu.py on tiny sizes: every part runs, and a failed part does not stop the others."""
+
 from __future__ import annotations
 
 import json
@@ -6,13 +7,14 @@ import math
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from bench import gpu
 from bench._results import Row
+from tests.helpers.paths import ROOT
+from thousandwords.nn.compile import Compiled
 
 MACHINE = gpu.Machine(torch.device("cpu"), matmul=1e12, copy=1e10)
 
@@ -21,50 +23,60 @@ def ids(rows: list[Row]) -> list[str]:
     return [row.id for row in rows]
 
 
-def test_every_part_runs_and_leaves_its_rows(tmp_path, capsys):
+def test_every_part_runs_and_records_its_rows(tmp_path, capsys):
     gpu.main(["--cpu", "--out", str(tmp_path / "rows.jsonl")])
 
     rows = {row["id"]: row for row in map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())}
     assert set(rows) == {
         f"gpu_{name}_tiny"
         for name in (
-            "matmul", "copy", "best_of_512", "memory", "train", "train_plain", "encode_float32", "encode", "encode_equal",
-            "equal_gradients", "equal_words", "draw_compiled",
+            "matmul",
+            "copy",
+            "best_of_512",
+            "memory",
+            "train",
+            "train_plain",
+            "encode_float32",
+            "encode",
+            "encode_equal",
+            "equal_gradients",
+            "equal_words",
+            "draw_compiled",
         )
-    }  # fmt: skip
+    }
     assert rows["gpu_equal_words_tiny"]["figure"] == 1 and rows["gpu_equal_gradients_tiny"]["figure"] < 1e-5
     assert rows["gpu_encode_equal_tiny"]["figure"] >= 0.99
-    assert "| `gpu_best_of_512_tiny` | the best of 6 candidates (drawn " in capsys.readouterr().out
+    assert "| `gpu_best_of_512_tiny` | the best of 6 candidates (sampled " in capsys.readouterr().out
 
 
-def test_a_profile_is_printed_where_it_is_asked_for(tmp_path, capsys):
+def test_a_profile_is_printed_on_request(tmp_path, capsys):
     gpu.main(["--cpu", "--parts", "profile", "--out", str(tmp_path / "rows.jsonl")])
     assert capsys.readouterr().out.count("Self CPU time total") == 2
 
 
-def test_a_part_that_nobody_knows_is_refused(capsys):
+def test_an_unknown_part_is_rejected(capsys):
     with pytest.raises(SystemExit):
         gpu.main(["--cpu", "--parts", "trian"])
     assert "there is no part trian; there is rates, best, train" in capsys.readouterr().err
 
 
-def test_a_part_that_fails_says_so_in_its_row_and_the_others_go_on(monkeypatch):
+def test_a_failed_part_says_so_in_its_row_and_the_others_run(monkeypatch):
     def full(sizes, machine):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
 
     monkeypatch.setitem(gpu.PARTS, "train", (full, 1.0))
 
-    failed, rates = gpu.measured(["train", "rates"], gpu.TINY, MACHINE, minutes=1)
+    failed, rates = gpu.measure(["train", "rates"], gpu.TINY, MACHINE, minutes=1)
 
     assert ids(failed) == ["gpu_train_missing_tiny"] and math.isnan(failed[0].figure)
     assert failed[0].what == "failed: OutOfMemoryError: CUDA out of memory. Tried to allocate 20 GiB"
     assert ids(rates) == ["gpu_matmul_tiny", "gpu_copy_tiny"]
 
 
-def test_what_no_time_is_left_for_is_skipped_and_says_so(monkeypatch):
-    monkeypatch.setitem(gpu.PARTS, "train", (lambda sizes, machine: pytest.fail("it was begun"), 150.0))
+def test_a_part_without_time_left_is_skipped_and_says_so(monkeypatch):
+    monkeypatch.setitem(gpu.PARTS, "train", (lambda sizes, machine: pytest.fail("it was started"), 150.0))
 
-    ((row,),) = gpu.measured(["train"], gpu.Sizes(), MACHINE, minutes=1)
+    ((row,),) = gpu.measure(["train"], gpu.Sizes(), MACHINE, minutes=1)
 
     assert row.id == "gpu_train_missing" and row.what == "skipped: 60 s are left, and it may take 150"
 
@@ -74,17 +86,17 @@ def test_a_part_that_takes_too_long_is_ended_even_inside_a_compiler(monkeypatch)
         return lambda: time.sleep(5)
 
     monkeypatch.setattr(torch, "compile", slow)
-    monkeypatch.setitem(gpu.PARTS, "train", (lambda sizes, machine: gpu.Compiled(lambda: [], "a part")(), 0.0))
+    monkeypatch.setitem(gpu.PARTS, "train", (lambda sizes, machine: Compiled(lambda: [], "a part")(), 0.0))
 
-    ((row,),) = gpu.measured(["train"], gpu.Sizes(), MACHINE, minutes=0.005)
+    ((row,),) = gpu.measure(["train"], gpu.Sizes(), MACHINE, minutes=0.005)
 
     assert row.what == "failed: OutOfTime: after 0 s"
 
 
-def test_the_operations_of_a_training_sequence_are_those_that_are_needed():
-    sizes = gpu.Sizes(layers=1, width=10, text_words=7, text_length=2, image_words=5, side=2)
+def test_only_necessary_operations_of_a_training_sequence_are_counted():
+    sizes = gpu.Sizes(layers=1, width=10, text_vocab_size=7, text_length=2, image_vocab_size=5, side=2)
 
-    # prefix of 4 and 4 words: 10 + 4 * 4 pairs, and 10 among the words, since the convolutional layer sees all before
+    # prefix of 4 and 4 image tokens: 10 + 4 * 4 pairs, and up to 10 among the tokens
     layer, attention, outputs = 2 * 12 * 100 * 7, 4 * 10 * (10 + 16 + 10), 2 * 10 * (2 * 7 + 4 * 5)
     assert gpu.operations(sizes) == 3 * (layer + attention + outputs)
 
@@ -95,16 +107,23 @@ def test_the_full_sizes_are_those_of_the_preset():
     assert sizes.batch * sizes.accumulation == 64 and sizes.dvae.width == 256 and sizes.image_size == 256
 
 
-def test_it_needs_torch_numpy_pyarrow_and_pillow_alone():
+def test_it_needs_only_torch_numpy_pyarrow_and_pillow():
     allowed = "{'torch', 'numpy', 'pyarrow', 'PIL'}"
-    said = subprocess.run(
-        [sys.executable, "-c", f"""
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"""
 import sys, torch, torch.utils.flop_counter, numpy, pyarrow, PIL.Image
 before = set(sys.modules)
 import bench.gpu
 new = {{name.partition('.')[0] for name in set(sys.modules) - before}}
 print(sorted(new - set(sys.stdlib_module_names) - {allowed} - {{'bench', 'thousandwords'}}))
-"""],
-        cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert said.stdout == "[]\n"
+""",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "[]\n"

@@ -1,4 +1,6 @@
-"""What the stages make of whole pictures, many captions and long ones: views, crops, spellings, and a count of what was cut."""
+"""The data stages on whole images and on many or long captions: views, crops, BPE-dropout, and truncation
+counts."""
+
 from __future__ import annotations
 
 import json
@@ -9,23 +11,33 @@ import pytest
 import torch
 
 from stages import tokenize_pairs, train_generator, train_image_tokenizer, train_scorer, train_text_tokenizer
-from stages._stage import Stage
-from tests.tiny import CAPTIONS, SIDE, TEXT_LENGTH, TEXT_WORDS, TINY, tiny
-from thousandwords import components, pairs
-from thousandwords.augmentation import generator_crop, view_rng
-from thousandwords.images import encode_png, to_float
-from thousandwords.loader import ImageLoader
-from thousandwords.pair_shards import PairReader
-from thousandwords.shards import TokenRows, read_token_rows
+from stages.runtime.stage import Stage
+from tests.helpers.tiny_models import CAPTIONS, SIDE, TEXT_LENGTH, TEXT_VOCAB_SIZE, TINY, tiny
+from thousandwords import components
+from thousandwords.data import prefetch
+from thousandwords.data.augmentation import generator_crop, view_rng
+from thousandwords.data.images import encode_png, to_float
+from thousandwords.data.loader import ImageLoader
+from thousandwords.data.pair_shards import PairReader
+from thousandwords.data.token_shards import TokenRows, read_token_rows
+from thousandwords.ingest import ingest
+from thousandwords.ingest.config import DataConfig
 
-TRAINING = {"steps": 2, "batch_size": 4, "learning_rate": 0.01, "evaluate_every": 2, "log_every": 1, "checkpoint_every": 2}
-DVAE = {"kind": "dvae", "dvae": TINY["tokenizers"]["dvae"], "training": TRAINING}
+TRAINING = {
+    "steps": 2,
+    "batch_size": 4,
+    "learning_rate": 0.01,
+    "evaluate_every": 2,
+    "log_every": 1,
+    "checkpoint_every": 2,
+}
+DVAE = {"kind": "dvae", "dvae": TINY["image_tokenizers"]["dvae"], "training": TRAINING}
 TRANSFORMER = {"kind": "transformer", "transformer": TINY["generators"]["transformer"], "training": TRAINING}
 CLIP = {"kind": "clip", "clip": TINY["scorers"]["clip"], "training": TRAINING}
 
 
-class Notes:
-    """A tracker that only remembers figures."""
+class FakeTracker:
+    """A tracker that only stores metrics."""
 
     run_id = "run"
 
@@ -38,12 +50,12 @@ class Notes:
     def files(self, paths: tuple[Path, ...]) -> None:
         pass
 
-    def take_up(self, run_id: str) -> None:
+    def resume(self, run_id: str) -> None:
         pass
 
 
 def stage(name: str, **sections: object) -> Stage:
-    return Stage(name, {"seed": 0, "device": "cpu", **sections}, Notes())
+    return Stage(name, {"seed": 0, "device": "cpu", **sections}, FakeTracker())
 
 
 @pytest.fixture(autouse=True)
@@ -54,16 +66,17 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Whole pictures of 24 × 40 and two captions each, prepared for squares of SIDE; and a tiny image tokenizer."""
+    """Whole images of 24 × 40 and two captions each, prepared for squares of SIDE; and a tiny image
+    tokenizer."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "own").mkdir()
     for number in range(24):
         pixels = np.random.default_rng(number).integers(0, 256, (24, 40, 3), np.uint8)
         (folder / "own" / f"{number}.png").write_bytes(encode_png(pixels))
-        (folder / "own" / f"{number}.txt").write_text(f"{CAPTIONS[number % 4]}\nPicture {number}")
+        (folder / "own" / f"{number}.txt").write_text(f"{CAPTIONS[number % 4]}\nImage {number}")
     settings = {"image_size": SIDE, "min_side": 8, "validation_share": 0.3, "keep": "whole"}
-    pairs.write_pairs(pairs.Config(source="folder", path=str(folder / "own"), **settings), 0, folder / "pairs")
-    components.save(tiny("tokenizers", "dvae"), folder / "image_tokenizer")
+    ingest.write_pairs(DataConfig(source="folder", path=str(folder / "own"), **settings), 0, folder / "pairs")
+    components.save(tiny("image_tokenizers", "dvae"), folder / "image_tokenizer")
     return folder
 
 
@@ -72,43 +85,43 @@ def folder(tmp_path_factory) -> Path:
 
 def tokenized(folder: Path, out: Path, **tokens: object) -> tuple[TokenRows, TokenRows]:
     """(train, validation)"""
-    run = stage("tokenize_pairs", tokens=tokens)
-    tokenize_pairs.tokenize_pairs(folder / "pairs", folder / "image_tokenizer", out, run)
+    context = stage("tokenize_pairs", tokens=tokens)
+    tokenize_pairs.tokenize_pairs(folder / "pairs", folder / "image_tokenizer", out, context)
     return read_token_rows(out, "train"), read_token_rows(out, "validation")
 
 
-def words_of(pictures: np.ndarray) -> np.ndarray:
-    """What the tiny image tokenizer says of pictures (B, H, W, 3)."""
-    return tiny("tokenizers", "dvae").encode(to_float(pictures)).numpy()
+def tokens_of(images: np.ndarray) -> np.ndarray:
+    """Tokens of images (B, H, W, 3) by the tiny image tokenizer."""
+    return tiny("image_tokenizers", "dvae").encode(to_float(images)).numpy()
 
 
-def test_where_nothing_is_said_the_words_are_those_of_the_plain_squares(folder, tmp_path):
+def test_by_default_the_tokens_are_those_of_the_plain_squares(folder, tmp_path):
     for rows, split in zip(tokenized(folder, tmp_path / "tokens"), ("train", "validation"), strict=True):
         reader = PairReader(folder / "pairs", split)
         assert rows.header.views == 1 and rows.tokens.shape == (len(reader), 1, 16)
-        assert (rows.tokens[:, 0] == words_of(reader.images(range(len(reader))))).all()
+        assert (rows.tokens[:, 0] == tokens_of(reader.images(range(len(reader))))).all()
 
 
-def test_training_pictures_have_a_random_crop_in_each_view(folder, tmp_path):
+def test_training_images_have_a_random_crop_in_each_view(folder, tmp_path):
     rows, _ = tokenized(folder, tmp_path / "tokens", augmentation="paper", views_per_image=3)
     reader = PairReader(folder / "pairs", "train")
 
     assert rows.header.views == 3 and rows.tokens.shape == (len(reader), 3, 16)
     for row in (0, 7):
         for view in range(3):
-            crop = generator_crop(reader.pictures([row])[0], SIDE, view_rng(0, reader.key(row), view))
-            assert (rows.tokens[row, view] == words_of(crop[None])[0]).all()
+            crop = generator_crop(reader.whole_images([row])[0], SIDE, view_rng(0, reader.key(row), view))
+            assert (rows.tokens[row, view] == tokens_of(crop[None])[0]).all()
     assert len(np.unique(rows.tokens.reshape(-1, 16), axis=0)) > 2 * len(reader)
 
 
-def test_held_out_pictures_are_the_plain_square_in_every_view(folder, tmp_path):
+def test_held_out_images_are_the_plain_square_in_every_view(folder, tmp_path):
     _, rows = tokenized(folder, tmp_path / "tokens", augmentation="paper", views_per_image=3)
     reader = PairReader(folder / "pairs", "validation")
-    plain = words_of(reader.images(range(len(reader))))
+    plain = tokens_of(reader.images(range(len(reader))))
     assert all((rows.tokens[:, view] == plain).all() for view in range(3))
 
 
-def test_views_do_not_hang_on_the_batch_that_they_were_made_in(folder, tmp_path):
+def test_views_do_not_depend_on_the_batch(folder, tmp_path):
     first, _ = tokenized(folder, tmp_path / "first", augmentation="paper", views_per_image=2, batch_size=3)
     again, _ = tokenized(folder, tmp_path / "again", augmentation="paper", views_per_image=2, batch_size=50)
     assert (first.tokens == again.tokens).all()
@@ -117,111 +130,130 @@ def test_views_do_not_hang_on_the_batch_that_they_were_made_in(folder, tmp_path)
 # --- captions --------------------------------------------------------------------------------------------------------
 
 
-def words_trained(folder: Path, out: Path, text_length: int) -> dict[str, float]:
-    """Trains the text tokenizer; the figures that the stage noted."""
-    run = stage("train_text_tokenizer", text_tokenizer={"vocab_size": TEXT_WORDS, "text_length": text_length})
-    train_text_tokenizer.train_text_tokenizer(folder / "pairs", out, run)
-    return run.tracker.figures
+def train_text(folder: Path, out: Path, text_length: int) -> dict[str, float]:
+    """Train the text tokenizer; returns the metrics that the stage logged."""
+    context = stage(
+        "train_text_tokenizer", text_tokenizer={"vocab_size": TEXT_VOCAB_SIZE, "text_length": text_length}
+    )
+    train_text_tokenizer.train_text_tokenizer(folder / "pairs", out, context)
+    return context.tracker.figures
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
-def test_pictures_made_ahead_come_in_order_and_an_error_comes_in_its_place(threads):
-    begun = []
+def test_prefetched_images_come_in_order_and_an_error_at_its_position(threads):
+    started = []
 
     def make(number: int) -> int:
-        begun.append(number)
+        started.append(number)
         if number == 7:
-            raise ValueError("picture 7")
+            raise ValueError("image 7")
         return -number
 
-    made, taken = tokenize_pairs.ahead(make, range(20), threads), []
-    with pytest.raises(ValueError, match="picture 7"):
-        for one in made:
-            taken.append(one)
-            assert len(begun) <= len(taken) + threads  # memory holds a few batches, not all
+    outputs, received = prefetch.prefetch_map(make, range(20), threads), []
+    with pytest.raises(ValueError, match="image 7"):
+        for output in outputs:
+            received.append(output)
+            assert len(started) <= len(received) + threads  # memory holds a few batches, not all
 
-    assert taken == [0, -1, -2, -3, -4, -5, -6]
+    assert received == [0, -1, -2, -3, -4, -5, -6]
 
 
-def test_captions_that_are_cut_are_counted_and_told(folder, tmp_path, capsys):
-    figures = words_trained(folder, tmp_path / "words", text_length=14)
+def test_captions_that_are_truncated_are_counted_and_reported(folder, tmp_path, capsys):
+    figures = train_text(folder, tmp_path / "text_tokenizer", text_length=14)
 
     count = 2 * len(PairReader(folder / "pairs", "train"))
     assert figures["captions"] == count and 0 < figures["captions_cut"] < count
     assert capsys.readouterr().err == (
         f"train_text_tokenizer: {figures['captions_cut']} of {count} captions have more than 14 tokens; the rest of each is "
-        "not read. To read more, raise text_tokenizer.text_length or vocab_size\n"
+        "ignored. To read more, raise text_tokenizer.text_length or vocab_size\n"
     )
 
 
-def test_where_no_caption_is_cut_nothing_is_told(folder, tmp_path, capsys):
-    assert words_trained(folder, tmp_path / "words", text_length=200)["captions_cut"] == 0
+def test_nothing_is_reported_if_no_caption_is_truncated(folder, tmp_path, capsys):
+    assert train_text(folder, tmp_path / "text_tokenizer", text_length=200)["captions_cut"] == 0
     assert capsys.readouterr().err == ""
 
 
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def generator_trained(folder: Path, out: Path, **beside: object) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """(weights, figures) after two steps on three views."""
-    words_trained(folder, out / "words", TEXT_LENGTH)
+def train_small_generator(
+    folder: Path, out: Path, **beside: object
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """(weights, metrics) after two steps on three views."""
+    train_text(folder, out / "text_tokenizer", TEXT_LENGTH)
     tokenized(folder, out / "tokens", augmentation="paper", views_per_image=3)
-    run = stage("train_generator", generator={**TRANSFORMER, **beside})
+    context = stage("train_generator", generator={**TRANSFORMER, **beside})
     train_generator.train_generator(
-        out / "tokens", out / "words", folder / "image_tokenizer", out / "generator", out / "curves.json", run
+        out / "tokens",
+        out / "text_tokenizer",
+        folder / "image_tokenizer",
+        out / "generator",
+        out / "curves.json",
+        context,
     )
-    return components.load("generators", out / "generator").state_dict(), run.tracker.figures
+    return components.load("generators", out / "generator").state_dict(), context.tracker.figures
 
 
-def test_a_generator_trains_on_views_and_spellings_and_counts_what_it_cannot_read(folder, tmp_path, capsys):
-    plain, figures = generator_trained(folder, tmp_path / "plain")
-    spelt, _ = generator_trained(folder, tmp_path / "spelt", bpe_dropout=0.5)
-    again, _ = generator_trained(folder, tmp_path / "again", bpe_dropout=0.5)
+def test_a_generator_trains_on_views_and_bpe_dropout_and_counts_truncated_captions(folder, tmp_path, capsys):
+    plain, figures = train_small_generator(folder, tmp_path / "plain")
+    dropped, _ = train_small_generator(folder, tmp_path / "dropped", bpe_dropout=0.5)
+    again, _ = train_small_generator(folder, tmp_path / "again", bpe_dropout=0.5)
 
     count = 2 * len(PairReader(folder / "pairs", "train"))
     assert figures["captions"] == count and figures["captions_cut"] > 0
-    assert f"train_generator: {figures['captions_cut']} of {count} captions have more than 8 tokens" in capsys.readouterr().err
-    assert all(spelt[name].equal(again[name]) for name in spelt)
-    assert any(not spelt[name].equal(plain[name]) for name in spelt)
+    assert (
+        f"train_generator: {figures['captions_cut']} of {count} captions have more than 8 tokens"
+        in capsys.readouterr().err
+    )
+    assert all(dropped[name].equal(again[name]) for name in dropped)
+    assert any(not dropped[name].equal(plain[name]) for name in dropped)
 
 
-def test_an_image_tokenizer_trains_on_random_crops_where_it_is_told_to(folder, tmp_path):
-    seen = {}
+def test_an_image_tokenizer_trains_on_random_crops_if_set(folder, tmp_path):
+    weights = {}
     for augmentation in ("none", "paper"):
         block = DVAE if augmentation == "none" else {**DVAE, "augmentation": "paper"}
-        run, out = stage("train_image_tokenizer", image_tokenizer=block), tmp_path / augmentation
-        train_image_tokenizer.train_image_tokenizer(folder / "pairs", out, tmp_path / f"{augmentation}.json", run)
-        seen[augmentation] = components.load("tokenizers", out).state_dict()
-    assert any(not seen["none"][name].equal(seen["paper"][name]) for name in seen["none"])
+        context, out = stage("train_image_tokenizer", image_tokenizer=block), tmp_path / augmentation
+        train_image_tokenizer.train_image_tokenizer(
+            folder / "pairs", out, tmp_path / f"{augmentation}.json", context
+        )
+        weights[augmentation] = components.load("image_tokenizers", out).state_dict()
+    assert any(not weights["none"][name].equal(weights["paper"][name]) for name in weights["none"])
 
 
-def test_a_scorer_is_shown_pictures_with_captions_of_their_own_in_turn(folder, tmp_path, monkeypatch):
-    shown = []
-    monkeypatch.setattr(ImageLoader, "captions", remembering(ImageLoader.captions, shown))
-    run = stage("train_scorer", scorer={**CLIP, "training": {**TRAINING, "steps": 12}})
-    train_scorer.train_scorer(folder / "pairs", tmp_path / "scorer", tmp_path / "scorer.json", run)
+def test_a_scorer_gets_each_caption_of_an_image_in_turn(folder, tmp_path, monkeypatch):
+    captions = []
+    monkeypatch.setattr(ImageLoader, "captions", recording(ImageLoader.captions, captions))
+    context = stage("train_scorer", scorer={**CLIP, "training": {**TRAINING, "steps": 12}})
+    train_scorer.train_scorer(folder / "pairs", tmp_path / "scorer", tmp_path / "scorer.json", context)
 
-    assert len(shown) == 12 * 4
-    assert any(caption.startswith("Picture") for caption in shown) and any(caption in CAPTIONS for caption in shown)
+    assert len(captions) == 12 * 4
+    assert any(caption.startswith("Image") for caption in captions) and any(
+        caption in CAPTIONS for caption in captions
+    )
 
 
-def remembering(captions, shown: list[str]):
-    """`captions`, all it gives kept in `shown`."""
+def recording(method, captions: list[str]):
+    """The method, with all that it returns added to `captions`."""
 
     def wrapped(self, positions):
-        drawn = captions(self, positions)
-        shown.extend(drawn)
-        return drawn
+        batch = method(self, positions)
+        captions.extend(batch)
+        return batch
 
     return wrapped
 
 
-def test_a_batch_in_parts_counts_the_words_of_text_of_the_whole_batch(folder, tmp_path):
-    """Captions differ in length: the mean of the parts' own means would be another loss."""
+def test_micro_batches_use_the_number_of_text_tokens_of_the_whole_batch(folder, tmp_path):
+    """Captions differ in length: the mean of the micro-batches' own means would be another loss."""
+
     def losses(name: str, accumulation: int) -> list[float]:
-        generator_trained(folder, tmp_path / name, training={**TRAINING, "accumulation": accumulation})
+        train_small_generator(
+            folder, tmp_path / name, training={**TRAINING, "gradient_accumulation": accumulation}
+        )
         return [row["loss"] for row in json.loads((tmp_path / name / "curves.json").read_bytes())]
 
-    whole, parts = losses("whole", 1), losses("parts", 2)
+    whole, split = losses("whole", 1), losses("split", 2)
 
-    assert parts == pytest.approx(whole, abs=2e-6)
+    assert split == pytest.approx(whole, abs=2e-6)

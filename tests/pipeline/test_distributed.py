@@ -1,9 +1,9 @@
-"""Two processes are one: the same global batches in the same order, the same losses, and a checkpoint for any number."""
+"""Two processes train as one: the same global batches, the same losses, and exchangeable checkpoints."""
+
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +12,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from stages import _launch
-from tests.distributed_worker import STEPS, compare, work
-from thousandwords.distributed import ALONE, World
-from thousandwords.errors import UserError
-
-ROOT = Path(__file__).parent.parent
+from stages.runtime import launch
+from tests.helpers.distributed_worker import STEPS, train_generator, train_scorer
+from tests.helpers.paths import ROOT
+from thousandwords.core.errors import UserError
+from thousandwords.training.distributed import SINGLE_PROCESS, World
 
 
 def result(folder: Path, name: str, rank: int = 0) -> dict:
@@ -28,37 +27,36 @@ def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(folder / f"{name}.safetensors")
 
 
-def copied(folder: Path, run: str, name: str) -> str:
-    """The checkpoints of a run under another name, so that one run can be gone on with several times."""
-    shutil.copytree(folder / "checkpoints" / run, folder / "checkpoints" / name)
-    return name
-
-
-def in_two_processes(folder: Path, *jobs: dict) -> None:
+def run_in_two_processes(folder: Path, *jobs: dict) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.distributed_worker", str(folder), json.dumps(jobs)]
+    command += ["-m", "tests.helpers.distributed_worker", str(folder), json.dumps(jobs)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """All trainings in a folder: some in this process, the others in two that torchrun starts, which takes its time."""
+    """All trainings in a folder: some in this process, the others in two processes of one torchrun."""
     folder = tmp_path_factory.mktemp("runs")
-    work("one", folder, ALONE)
-    work("accumulated", folder, ALONE, accumulation=4)
-    work("recomputed", folder, ALONE, model={"recompute": True})
-    work("half by one", folder, ALONE, stop=10)
-    compare("scorer", folder, ALONE)
-    in_two_processes(
+    train_generator("one", folder, SINGLE_PROCESS)
+    train_generator("accumulated", folder, SINGLE_PROCESS, gradient_accumulation=4)
+    train_generator("recomputed", folder, SINGLE_PROCESS, model={"activation_checkpointing": True})
+    train_generator("half by one", folder, SINGLE_PROCESS, stop=10)
+    train_scorer("scorer", folder, SINGLE_PROCESS)
+    run_in_two_processes(
         folder,
         {"name": "ddp"},
-        {"name": "ddp accumulated", "accumulation": 2},
-        {"name": "fsdp", "parallel": "fsdp"},
-        {"name": "fsdp recomputed", "parallel": "fsdp", "accumulation": 2, "model": {"recompute": True}},
+        {"name": "ddp accumulated", "gradient_accumulation": 2},
+        {"name": "fsdp", "strategy": "fsdp"},
+        {
+            "name": "fsdp recomputed",
+            "strategy": "fsdp",
+            "gradient_accumulation": 2,
+            "model": {"activation_checkpointing": True},
+        },
         {"name": "one, then two", "resume": "half by one"},
         {"name": "half by two", "stop": 10},
-        {"name": "half by fsdp", "stop": 10, "parallel": "fsdp"},
+        {"name": "half by fsdp", "stop": 10, "strategy": "fsdp"},
         {"name": "compressed", "powersgd_rank": 2},
         {"name": "half compressed", "stop": 10, "powersgd_rank": 2},
         {"name": "compressed, then compressed", "resume": "half compressed", "powersgd_rank": 2},
@@ -67,17 +65,17 @@ def runs(tmp_path_factory) -> Path:
         {"name": "scorer in two", "is_scorer": True},
         {"name": "compressed float16", "precision": "float16", "powersgd_rank": 2},
     )
-    work("two, then one", folder, ALONE, resume="half by two")
-    work("fsdp, then one", folder, ALONE, resume="half by fsdp")
+    train_generator("two, then one", folder, SINGLE_PROCESS, resume="half by two")
+    train_generator("fsdp, then one", folder, SINGLE_PROCESS, resume="half by fsdp")
     return folder
 
 
-# --- the same training -----------------------------------------------------------------------------------------------
+# --- the same training --------------------------------------------------------------------------------------
 
 
-def test_two_processes_share_the_very_batches_of_one_in_the_same_order(runs):
-    whole = result(runs, "one")["seen"]
-    first, second = (result(runs, "ddp accumulated", rank)["seen"] for rank in (0, 1))
+def test_two_processes_share_the_batches_of_one_in_the_same_order(runs):
+    whole = result(runs, "one")["batches"]
+    first, second = (result(runs, "ddp accumulated", rank)["batches"] for rank in (0, 1))
 
     joined = [[row for part in first[step] + second[step] for row in part] for step in range(STEPS)]
 
@@ -87,107 +85,133 @@ def test_two_processes_share_the_very_batches_of_one_in_the_same_order(runs):
 
 @pytest.mark.parametrize(
     "name",
-    ["accumulated", "recomputed", "ddp", "ddp accumulated", "fsdp", "fsdp recomputed", "one, then two", "two, then one",
-     "fsdp, then one"],
-)  # fmt: skip
-def test_however_a_training_is_dealt_out_its_losses_are_those_of_one_process(runs, name):
-    losses, wanted = (torch.tensor(result(runs, one)["losses"]) for one in (name, "one"))
+    [
+        "accumulated",
+        "recomputed",
+        "ddp",
+        "ddp accumulated",
+        "fsdp",
+        "fsdp recomputed",
+        "one, then two",
+        "two, then one",
+        "fsdp, then one",
+    ],
+)
+def test_the_losses_are_those_of_one_process_under_every_strategy(runs, name):
+    losses, expected = (torch.tensor(result(runs, run)["losses"]) for run in (name, "one"))
 
     assert len(losses) == STEPS
-    assert wanted[-1] < wanted[0] - 0.1  # something was learnt
-    torch.testing.assert_close(losses, wanted, atol=1e-3, rtol=0)
+    assert expected[-1] < expected[0] - 0.1  # the loss fell
+    torch.testing.assert_close(losses, expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "two, then one", "one, then two", "fsdp, then one"])
-def test_the_kept_weights_are_whole_and_those_of_one_process(runs, name):
-    found, wanted = weights(runs, name), weights(runs, "one")
+def test_the_final_weights_are_those_of_one_process(runs, name):
+    actual, expected = weights(runs, name), weights(runs, "one")
 
-    assert {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in wanted.items()}
-    for key, value in wanted.items():
-        if value.ndim >= 2:  # a key's bias has no gradient but rounding, of which Adam makes a whole step
-            torch.testing.assert_close(found[key], value, atol=2e-3, rtol=0)
+    assert {key: value.shape for key, value in actual.items()} == {
+        key: value.shape for key, value in expected.items()
+    }
+    for key, value in expected.items():
+        if value.ndim >= 2:  # the gradient of a key's bias is rounding only, and Adam makes a full step of it
+            torch.testing.assert_close(actual[key], value, atol=2e-3, rtol=0)
 
 
-def test_a_loss_that_compares_a_whole_batch_compares_it_over_all_processes(runs):
-    losses, wanted = (torch.tensor(result(runs, one)["losses"]) for one in ("scorer in two", "scorer"))
-    found, kept = weights(runs, "scorer in two"), weights(runs, "scorer")
+def test_a_loss_over_all_pairs_of_a_batch_compares_those_of_all_processes(runs):
+    losses, expected = (torch.tensor(result(runs, run)["losses"]) for run in ("scorer in two", "scorer"))
+    actual, single = weights(runs, "scorer in two"), weights(runs, "scorer")
 
-    assert wanted[-1] < wanted[0] - 0.1
-    torch.testing.assert_close(losses, wanted, atol=1e-3, rtol=0)
-    for key, value in kept.items():
+    assert expected[-1] < expected[0] - 0.1
+    torch.testing.assert_close(losses, expected, atol=1e-3, rtol=0)
+    for key, value in single.items():
         if value.ndim >= 2:
-            torch.testing.assert_close(found[key], value, atol=2e-3, rtol=0)
+            torch.testing.assert_close(actual[key], value, atol=2e-3, rtol=0)
 
 
-def test_evaluation_gives_the_same_on_every_process_and_as_alone(runs):
+def test_evaluation_gives_the_same_on_every_process_and_in_a_single_one(runs):
     for name in ("ddp", "fsdp"):
         first, second = (result(runs, name, rank)["history"][-1]["validation/loss"] for rank in (0, 1))
         assert first == second
         assert first == pytest.approx(result(runs, "one")["history"][-1]["validation/loss"], abs=1e-3)
 
 
-def test_a_share_of_the_rows_that_comes_out_uneven_is_refused():
-    assert World(rank=1, size=2).shares(range(8, 16), 2) == [range(12, 14), range(14, 16)]
-    with pytest.raises(UserError, match="batch_size is 9, which 2 processes with 1 micro-batches each cannot share evenly"):
-        World(rank=1, size=2).shares(range(9))
+def test_a_batch_that_does_not_divide_evenly_is_rejected():
+    assert World(rank=1, size=2).micro_batches(range(8, 16), 2) == [range(12, 14), range(14, 16)]
+    with pytest.raises(
+        UserError, match="batch_size is 9, which 2 processes with 1 micro-batches each cannot share evenly"
+    ):
+        World(rank=1, size=2).micro_batches(range(9))
 
 
-# --- how many ---------------------------------------------------------------------------------------------------------
+# --- the number of processes --------------------------------------------------------------------------------
 
 
 def params_of(folder: Path, processes: int | str, device: str = "cpu") -> Path:
-    (folder / "params.yaml").write_text(json.dumps({"device": device, "scorer": {"training": {"processes": processes}}}))
+    (folder / "params.yaml").write_text(
+        json.dumps({"device": device, "scorer": {"training": {"num_processes": processes}}})
+    )
     return folder / "params.yaml"
 
 
-@pytest.mark.parametrize("threads, wanted", [(1, 1), (2, 2), (16, 2)])
-def test_auto_is_two_processes_on_a_cpu_that_has_threads_for_them(tmp_path, monkeypatch, threads, wanted):
+@pytest.mark.parametrize("threads, expected", [(1, 1), (2, 2), (16, 2)])
+def test_auto_is_two_processes_on_a_cpu_with_enough_threads(tmp_path, monkeypatch, threads, expected):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert _launch.count_processes(params_of(tmp_path, "auto"), "scorer") == wanted
-    assert _launch.count_processes(params_of(tmp_path, 3), "scorer") == 3
+    assert launch.count_processes(params_of(tmp_path, "auto"), "scorer") == expected
+    assert launch.count_processes(params_of(tmp_path, 3), "scorer") == 3
 
 
 @pytest.mark.parametrize("gpus", [1, 8])
-def test_auto_is_a_process_for_each_gpu_where_gpus_compute(tmp_path, monkeypatch, gpus):
+def test_auto_is_one_process_per_gpu(tmp_path, monkeypatch, gpus):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert _launch.count_processes(params_of(tmp_path, "auto", "cuda"), "scorer") == gpus
+    assert launch.count_processes(params_of(tmp_path, "auto", "cuda"), "scorer") == gpus
 
 
 @pytest.mark.parametrize("threads, each", [(16, "8"), (1, "1")])
-def test_processes_share_the_threads_that_one_would_have(tmp_path, monkeypatch, threads, each):
+def test_processes_share_the_threads_of_one(tmp_path, monkeypatch, threads, each):
     started = []
-    monkeypatch.setenv("OMP_NUM_THREADS", "")  # so that whatever it was comes back
+    monkeypatch.setenv("OMP_NUM_THREADS", "")  # so that monkeypatch restores it
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(_launch.os, "execv", lambda program, words: started.append((words, os.environ["OMP_NUM_THREADS"])))
+    monkeypatch.setattr(
+        launch.os, "execv", lambda program, argv: started.append((argv, os.environ["OMP_NUM_THREADS"]))
+    )
 
-    _launch.launch_processes("train_scorer", params_of(tmp_path, 2), "scorer", ["--pairs", "here"])
+    launch.launch_processes("train_scorer", params_of(tmp_path, 2), "scorer", ["--pairs", "here"])
 
-    words, found = started[0]
-    assert words[words.index("--nproc-per-node") + 1] == "2" and words[-3:] == ["stages.train_scorer", "--pairs", "here"]
-    assert found == each
-
-
-# --- compressed gradients --------------------------------------------------------------------------------------------
-
-
-def test_compressed_gradients_train_nearly_as_well_and_not_alike(runs):
-    losses, wanted = (torch.tensor(result(runs, one)["losses"]) for one in ("compressed", "one"))
-
-    assert not losses.equal(wanted)
-    assert losses[-1] < wanted[-1] + 0.1
+    argv, num_threads = started[0]
+    assert argv[argv.index("--nproc-per-node") + 1] == "2" and argv[-3:] == [
+        "stages.train_scorer",
+        "--pairs",
+        "here",
+    ]
+    assert num_threads == each
 
 
-def test_a_compressed_run_that_stopped_goes_on_as_if_it_had_not_with_its_error_feedback(runs):
-    found, wanted = (weights(runs, name) for name in ("compressed, then compressed", "compressed"))
-
-    assert all(found[key].equal(wanted[key]) for key in wanted)
-    kept = safetensors.torch.load_file(runs / "checkpoints/half compressed again/step-00000010/tensors.safetensors")
-    errors = [value for name, value in kept.items() if name.endswith(".errors")]
-    assert errors and all(len(error) == 2 for error in errors) and all(error.abs().max() > 0 for error in errors)
+# --- compressed gradients -----------------------------------------------------------------------------------
 
 
-# --- float16 ---------------------------------------------------------------------------------------------------------
+def test_compressed_gradients_train_differently_and_nearly_as_well(runs):
+    losses, expected = (torch.tensor(result(runs, run)["losses"]) for run in ("compressed", "one"))
+
+    assert not losses.equal(expected)
+    assert losses[-1] < expected[-1] + 0.1
+
+
+@pytest.mark.paper("generator: gradient compression")
+def test_a_compressed_run_resumes_as_if_never_stopped_with_its_error_feedback(runs):
+    actual, expected = (weights(runs, name) for name in ("compressed, then compressed", "compressed"))
+
+    assert all(actual[key].equal(expected[key]) for key in expected)
+    tensors = safetensors.torch.load_file(
+        runs / "checkpoints/half compressed again/step-00000010/tensors.safetensors"
+    )
+    errors = [value for name, value in tensors.items() if name.endswith(".errors")]
+    assert (
+        errors and all(len(error) == 2 for error in errors) and all(error.abs().max() > 0 for error in errors)
+    )
+
+
+# --- float16 ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["float16", "compressed float16"])

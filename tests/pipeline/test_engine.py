@@ -1,4 +1,5 @@
-"""Units over processes and machines: the same bytes, in the same order, whoever did them; and what happens when one dies."""
+"""Work items over processes and machines: the same results in the same order, also if a worker dies."""
+
 from __future__ import annotations
 
 import os
@@ -18,18 +19,29 @@ import pytest
 import torch
 import yaml
 
-from stages import _engine, check_params, sample_images, tokenize_pairs
-from stages._engine import Config, Engine, engine_of, places, read_engine, run_units
-from tests import unit_work
-from tests.test_data_stages import stage
-from tests.tiny import CAPTIONS, SIDE, tiny, tiny_text
-from thousandwords import components, pairs, text
-from thousandwords.config import ConfigError
-from thousandwords.errors import UserError
-from thousandwords.files import DamagedArtefact
-from thousandwords.images import encode_png
+from stages import sample_images, tokenize_pairs
+from tests.helpers import work_items
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_models import CAPTIONS, SIDE, tiny, tiny_text
+from tests.pipeline.test_data_stages import stage
+from thousandwords import components, preflight
+from thousandwords.core.config import ConfigError
+from thousandwords.core.errors import UserError
+from thousandwords.core.manifest import DamagedArtefact
+from thousandwords.data.images import encode_png
+from thousandwords.ingest import ingest
+from thousandwords.ingest.config import DataConfig
+from thousandwords.parallel import base
+from thousandwords.parallel.base import (
+    Engine,
+    EngineConfig,
+    auto_num_workers,
+    engine_from_params,
+    read_engine_config,
+)
+from thousandwords.parallel.executor import run_items
+from thousandwords.text.bpe import save
 
-ROOT = Path(__file__).parent.parent
 TWO = {"workers": 2}
 TOKENS = {"rows_per_shard": 7, "batch_size": 3, "augmentation": "paper", "views_per_image": 2}
 SAMPLING = {"candidates": 3, "prompts_per_split": 3, "prompts": ["a red star"], "batch_size": 4}
@@ -37,36 +49,47 @@ MODELS = ("text_tokenizer", "image_tokenizer", "generator")
 
 
 def engine(**settings: object) -> Engine:
-    return engine_of({"engine": settings}, "cpu")
+    return engine_from_params({"engine": settings}, "cpu")
 
 
-def done(open_worker, units, **settings: object) -> list:
-    """What `run_units` gives, the units aside."""
-    return [result for _, result in run_units(open_worker, units, engine(**settings), "test")]
+def results_of(open_worker, items, **settings: object) -> list:
+    """The results of `run_items`, without the items."""
+    return [result for _, result in run_items(open_worker, items, engine(**settings), "test")]
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Stores and state go where the test is."""
+def temporary_folder(tmp_path, monkeypatch):
+    """Stores and state go to the folder of the test."""
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """30 pairs in shards of 4, and models that know each other; to be read only."""
+    """30 pairs in shards of 4, and models that fit together; read-only."""
     folder = tmp_path_factory.mktemp("engine")
-    (folder / "own").mkdir()
+    (folder / "images").mkdir()
     for number in range(30):
         pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE + 4, 3), np.uint8)
-        (folder / "own" / f"{number:04d}.png").write_bytes(encode_png(pixels))
-        (folder / "own" / f"{number:04d}.txt").write_text(f"{CAPTIONS[number % 4]}\npicture {number}")
-    config = pairs.Config(source="folder", path=str(folder / "own"), image_size=SIDE, min_side=8, validation_share=0.2,
-                          rows_per_shard=4, keep="whole")  # fmt: skip
-    pairs.write_pairs(config, 0, folder / "pairs")
-    words = text.save(tiny_text(), folder / "text_tokenizer")
-    of_pictures = components.save(tiny("tokenizers", "dvae"), folder / "image_tokenizer")
-    components.save(tiny("generators", "transformer"), folder / "generator",
-                    text_tokenizer=words, image_tokenizer=of_pictures)  # fmt: skip
+        (folder / "images" / f"{number:04d}.png").write_bytes(encode_png(pixels))
+        (folder / "images" / f"{number:04d}.txt").write_text(f"{CAPTIONS[number % 4]}\nimage {number}")
+    config = DataConfig(
+        source="folder",
+        path=str(folder / "images"),
+        image_size=SIDE,
+        min_side=8,
+        validation_share=0.2,
+        rows_per_shard=4,
+        keep="whole",
+    )
+    ingest.write_pairs(config, 0, folder / "pairs")
+    text_tokenizer = save(tiny_text(), folder / "text_tokenizer")
+    image_tokenizer = components.save(tiny("image_tokenizers", "dvae"), folder / "image_tokenizer")
+    components.save(
+        tiny("generators", "transformer"),
+        folder / "generator",
+        text_tokenizer=text_tokenizer,
+        image_tokenizer=image_tokenizer,
+    )
     return folder
 
 
@@ -74,112 +97,125 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def tokenized(folder: Path, out: str, **more: object) -> tuple[dict[str, bytes], int]:
-    """(the files written, how many shards were encoded)"""
-    run = stage("tokenize_pairs", tokens=TOKENS, **more)
-    tokenize_pairs.tokenize_pairs(folder / "pairs", folder / "image_tokenizer", Path(out), run)
-    return files_in(Path(out)), run.tracker.figures["shards_encoded"]
+def tokenize(folder: Path, out: str, **sections: object) -> tuple[dict[str, bytes], int]:
+    """(the written files, the number of encoded shards)"""
+    context = stage("tokenize_pairs", tokens=TOKENS, **sections)
+    tokenize_pairs.tokenize_pairs(folder / "pairs", folder / "image_tokenizer", Path(out), context)
+    return files_in(Path(out)), context.tracker.figures["shards_encoded"]
 
 
-def sampled(folder: Path, out: str, **more: object) -> dict[str, bytes]:
-    run = stage("sample_images", sampling={**SAMPLING, "complete": str(folder / "own"), **more.pop("sampling", {})}, **more)
-    sample_images.sample_images(folder / "pairs", *(folder / name for name in MODELS), Path(out), run)
+def sample(folder: Path, out: str, **sections: object) -> dict[str, bytes]:
+    context = stage(
+        "sample_images",
+        sampling={**SAMPLING, "inpaint": str(folder / "images"), **sections.pop("sampling", {})},
+        **sections,
+    )
+    sample_images.sample_images(folder / "pairs", *(folder / name for name in MODELS), Path(out), context)
     return files_in(Path(out))
 
 
-# --- the same bytes --------------------------------------------------------------------------------------------------
+# --- the same bytes ------------------------------------------------------------
 
 
-def test_the_store_does_not_hang_on_who_encoded(folder):
-    alone, _ = tokenized(folder, "alone")
-    assert tokenized(folder, "again", engine={"workers": 3}) == (alone, 0)
+def test_the_cache_does_not_depend_on_the_workers(folder):
+    expected, _ = tokenize(folder, "alone")
+    assert tokenize(folder, "again", engine={"workers": 3}) == (expected, 0)
 
 
-def test_pictures_are_the_same_bytes_from_one_process_and_from_two(folder):
-    alone = sampled(folder, "alone")
-    assert len([name for name in alone if name.startswith("samples-")]) == 26  # 34 prompts with 3 candidates, 4 a file
-    assert sampled(folder, "two", engine=TWO) == alone
+def test_images_are_the_same_bytes_from_one_process_and_from_two(folder):
+    expected = sample(folder, "alone")
+    # 34 prompts with 3 candidates, 4 per file
+    assert len([name for name in expected if name.startswith("samples-")]) == 26
+    assert sample(folder, "two", engine=TWO) == expected
 
 
 AS_A_COMMAND = """
 import runpy, sys
-from stages import _stage
-_stage.Tracker = lambda name, params: _stage.NoTracker()  # the diary would take most of the time
+from stages.runtime import stage
+stage.Tracker = lambda name, params: stage.NoTracker()  # tracking would take most of the time
 runpy.run_module("stages.tokenize_pairs", run_name="__main__", alter_sys=True)
 """
 
 
-def test_words_are_the_same_bytes_from_a_command_with_two_processes_and_from_one(folder):
-    Path("params.yaml").write_text(yaml.safe_dump({"seed": 0, "device": "cpu", "tokens": TOKENS, "engine": TWO}))
-    words = ["--pairs", folder / "pairs", "--tokenizer", folder / "image_tokenizer", "--out", "tokens"]
+def test_tokens_are_the_same_bytes_from_a_command_with_two_processes_and_from_one(folder):
+    Path("params.yaml").write_text(
+        yaml.safe_dump({"seed": 0, "device": "cpu", "tokens": TOKENS, "engine": TWO})
+    )
+    options = ["--pairs", folder / "pairs", "--tokenizer", folder / "image_tokenizer", "--out", "tokens"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", AS_A_COMMAND, *words]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == "tokenize_pairs: 9 of 9 shards encoded, the others were known\n"
+    command = [sys.executable, "-c", AS_A_COMMAND, *options]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == "tokenize_pairs: 9 of 9 shards encoded, the others were in the cache\n"
     shutil.rmtree(".store")
 
-    assert (files_in(Path("tokens")), 9) == tokenized(folder, "alone")
+    assert (files_in(Path("tokens")), 9) == tokenize(folder, "alone")
 
 
-# --- processes -------------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------
 
 
-def test_without_a_section_this_very_process_does_all():
-    assert read_engine({}) == Config(kind="local", workers=1, address="auto")
-    assert done(unit_work.places, [0, 1]) == [(os.getpid(), torch.get_num_threads(), "cpu")] * 2
+def test_without_a_section_this_process_does_all_work():
+    assert read_engine_config({}) == EngineConfig(kind="local", workers=1, address="auto")
+    assert results_of(work_items.environments, [0, 1]) == [(os.getpid(), torch.get_num_threads(), "cpu")] * 2
 
 
-def test_nothing_to_do_opens_no_worker():
-    assert done(unit_work.unopened, []) == [] == done(unit_work.unopened, [], **TWO)
+def test_without_items_no_worker_is_opened():
+    assert results_of(work_items.damaged_model, []) == [] == results_of(work_items.damaged_model, [], **TWO)
 
 
-def test_each_worker_has_the_threads_of_one_process_alone():
-    seen = done(unit_work.places, [0], **TWO)
-    assert {(threads, device) for _, threads, device in seen} == {(torch.get_num_threads(), "cpu")}
-    assert os.getpid() not in {process for process, *_ in seen}
+def test_each_worker_has_as_many_threads_as_a_single_process():
+    environments = results_of(work_items.environments, [0], **TWO)
+    assert {(threads, device) for _, threads, device in environments} == {(torch.get_num_threads(), "cpu")}
+    assert os.getpid() not in {process for process, *_ in environments}
 
 
-def test_results_come_in_the_order_of_the_units():
-    assert list(run_units(unit_work.squares, [0, 1, 2, 3, 4], engine(**TWO), "test")) == [
-        (0, 0), (1, 1), (2, 4), (3, 9), (4, 16),
-    ]  # fmt: skip
+def test_results_come_in_the_order_of_the_items():
+    assert list(run_items(work_items.squares, [0, 1, 2, 3, 4], engine(**TWO), "test")) == [
+        (0, 0),
+        (1, 1),
+        (2, 4),
+        (3, 9),
+        (4, 16),
+    ]
 
 
 @pytest.mark.parametrize("settings", [{}, TWO])
-def test_an_error_of_a_unit_comes_up_as_it_is(settings):
-    results = run_units(unit_work.damaged, [0, 1, 2, 3], engine(**settings), "test")
+def test_an_error_of_an_item_is_raised_unchanged(settings):
+    results = run_items(work_items.damaged_item, [0, 1, 2, 3], engine(**settings), "test")
     assert [next(results), next(results)] == [(0, 0), (1, 1)]
     with pytest.raises(DamagedArtefact, match="^shard 2 is damaged. Run: dvc checkout$"):
         next(results)
 
 
 @pytest.mark.parametrize("settings", [{}, TWO])
-def test_an_error_of_opening_comes_up_as_it_is(settings):
+def test_an_error_of_opening_is_raised_unchanged(settings):
     with pytest.raises(DamagedArtefact, match="^models/image_tokenizer is damaged. Run: dvc checkout$"):
-        done(unit_work.unopened, [0], **settings)
+        results_of(work_items.damaged_model, [0], **settings)
 
 
-def test_a_mistake_of_ours_comes_up_with_its_traceback():
-    with pytest.raises(RuntimeError, match=r"(?s)a worker failed:.*unit_work.py.*ZeroDivisionError"):
-        done(unit_work.mistaken, [0], **TWO)
+def test_an_unexpected_exception_is_raised_with_its_traceback():
+    with pytest.raises(RuntimeError, match=r"(?s)a worker failed:.*work_items.py.*ZeroDivisionError"):
+        results_of(work_items.buggy, [0], **TWO)
 
 
-def test_a_worker_that_dies_costs_its_unit_two_more_trials(tmp_path, capfd):
-    assert done(unit_work.Deadly(tmp_path, 2), [0, 1, 2, 3], **TWO) == [0, 1, 2, 3]
-    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("test: a worker")]
-    assert told == [f"test: a worker died at 1 (SIGKILL), attempt {attempt} of 3" for attempt in (1, 2)]
+def test_an_item_whose_worker_dies_is_tried_twice_more(tmp_path, capfd):
+    assert results_of(work_items.KillsWorker(tmp_path, 2), [0, 1, 2, 3], **TWO) == [0, 1, 2, 3]
+    messages = [line for line in capfd.readouterr().err.splitlines() if line.startswith("test: a worker")]
+    assert messages == [f"test: a worker died at 1 (SIGKILL), attempt {attempt} of 3" for attempt in (1, 2)]
 
 
-def test_a_unit_that_ends_every_worker_is_named(tmp_path):
-    with pytest.raises(UserError, match="^1 has ended 3 workers, which is often a lack of memory. Lower engine.workers"):
-        done(unit_work.Deadly(tmp_path, 9), [1], **TWO)
+def test_an_item_that_ends_every_worker_is_named(tmp_path):
+    with pytest.raises(
+        UserError, match="^1 has ended 3 workers, which is often a lack of memory. Lower engine.workers"
+    ):
+        results_of(work_items.KillsWorker(tmp_path, 9), [1], **TWO)
 
 
-def wait_until(is_so, seconds: float = 60.0) -> None:
+def wait_until(condition, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "it did not come"
+    while not condition():
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.05)
 
 
@@ -187,20 +223,21 @@ def alive(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if psutil.pid_exists(int(path.name))]
 
 
-def test_no_worker_outlives_results_that_are_left_early(tmp_path):
-    results = run_units(partial(unit_work.sleepers, tmp_path), [0, 1, 2], engine(**TWO), "test")
+def test_no_worker_outlives_an_iterator_that_is_closed_early(tmp_path):
+    results = run_items(partial(work_items.sleepers, tmp_path), [0, 1, 2], engine(**TWO), "test")
     next(results)
     wait_until(lambda: len(alive(tmp_path)) == 2)
     results.close()
     assert alive(tmp_path) == []
 
 
-def test_no_worker_outlives_whoever_is_killed(tmp_path):
+def test_no_worker_outlives_a_killed_parent(tmp_path):
     script = (
-        "import sys; from functools import partial; from pathlib import Path; from tests import unit_work\n"
-        "from stages._engine import engine_of, run_units\n"
-        "work = partial(unit_work.sleepers, Path(sys.argv[1]))\n"
-        "list(run_units(work, [1, 2], engine_of({'engine': {'workers': 2}}, 'cpu'), 'test'))"
+        "import sys; from functools import partial; from pathlib import Path; from tests.helpers import work_items\n"
+        "from thousandwords.parallel.base import engine_from_params\n"
+        "from thousandwords.parallel.executor import run_items\n"
+        "work = partial(work_items.sleepers, Path(sys.argv[1]))\n"
+        "list(run_items(work, [1, 2], engine_from_params({'engine': {'workers': 2}}, 'cpu'), 'test'))"
     )
     (tmp_path / "ids").mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -211,55 +248,62 @@ def test_no_worker_outlives_whoever_is_killed(tmp_path):
     wait_until(lambda: alive(tmp_path / "ids") == [], 10.0)
 
 
-# --- settings --------------------------------------------------------------------------------------------------------
+# --- settings ------------------------------------------------------------
 
 
-def test_workers_have_cores_or_a_gpu_of_their_own():
-    assert places("cpu", threads=2, cores=8, gpus=0) == 4
-    assert places("cpu", threads=8, cores=8, gpus=0) == 1 == places("cpu", threads=8, cores=2, gpus=0)
-    assert places("cuda", threads=8, cores=8, gpus=4) == 4
-    assert Engine(Config(workers="auto"), "cpu", threads=10**6).is_alone
+def test_each_worker_has_its_own_cores_or_gpu():
+    assert auto_num_workers("cpu", threads=2, cores=8, gpus=0) == 4
+    assert auto_num_workers("cpu", threads=8, cores=8, gpus=0) == 1
+    assert auto_num_workers("cpu", threads=8, cores=2, gpus=0) == 1
+    assert auto_num_workers("cuda", threads=8, cores=8, gpus=4) == 4
+    assert Engine(EngineConfig(workers="auto"), "cpu", threads=10**6).is_single_process
 
 
-@pytest.mark.parametrize(("settings", "told"), [
-    ({"worker": 2}, "engine has no key 'worker'. Did you mean 'workers'?"),
-    ({"kind": "dask"}, "engine.kind is 'dask'; it can be: local, ray"),
-    ({"workers": 0}, "engine.workers is 0; it needs to be 1 or more, or auto"),
-    ({"workers": "many"}, "engine.workers should be"),
-    ({"address": "host:6379"}, "engine.address is 'host:6379', but engine.kind is local. Set engine.kind: ray"),
-    (None, "engine should be a block of keys, found None"),
-])  # fmt: skip
-def test_the_check_reads_the_engine_before_any_long_work(settings, told):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"worker": 2}, "engine has no key 'worker'. Did you mean 'workers'?"),
+        ({"kind": "dask"}, "engine.kind is 'dask'; it can be: local, ray"),
+        ({"workers": 0}, "engine.workers is 0; it needs to be 1 or more, or auto"),
+        ({"workers": "many"}, "engine.workers should be"),
+        (
+            {"address": "host:6379"},
+            "engine.address is 'host:6379', but engine.kind is local. Set engine.kind: ray",
+        ),
+        (None, "engine should be a block of keys, found None"),
+    ],
+)
+def test_the_check_reads_the_engine_before_any_long_work(settings, message):
     params = yaml.safe_load((ROOT / "presets/smoke.yaml").read_text())
     with pytest.raises(ConfigError) as caught:
-        check_params.check_params({**params, "engine": settings}, 0)
-    assert told in str(caught.value)
+        preflight.check_params({**params, "engine": settings}, 0)
+    assert message in str(caught.value)
 
 
-def test_ray_where_it_is_missing_is_told_with_the_way_to_it(monkeypatch):
-    monkeypatch.setattr(_engine.importlib.util, "find_spec", lambda name: None)
+def test_the_error_for_missing_ray_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="engine.kind is ray, but Ray is not installed. .* make ray"):
-        read_engine({"engine": {"kind": "ray"}})
+        read_engine_config({"engine": {"kind": "ray"}})
 
 
 def test_no_stage_depends_on_the_engine():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert not [name for name, one in stages.items() if "engine" in str(one.get("params", []))]
-    assert [name for name, one in stages.items() if "params.yaml" in one["deps"]] == ["check_params"]
+    assert not [name for name, stage in stages.items() if "engine" in str(stage.get("params", []))]
+    assert [name for name, stage in stages.items() if "params.yaml" in stage["deps"]] == ["check_params"]
 
 
-# --- a Ray cluster ---------------------------------------------------------------------------------------------------
+# --- a Ray cluster ------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[object]:
-    """Two nodes of one core each, on this machine's loopback."""
-    pytest.importorskip("ray", reason="Ray is not installed (make ray): nothing was tried on a cluster")
+    """Two nodes with one core each, on the loopback address of this machine."""
+    pytest.importorskip("ray", reason="Ray is not installed (make ray): nothing was tested on a cluster")
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("PYTHONPATH", str(ROOT))  # nodes hand it to workers: only the tests' own work needs it
+        patch.setenv("PYTHONPATH", str(ROOT))  # nodes pass it to workers: only the work of the tests needs it
         patch.setenv("RAY_health_check_period_ms", "1000")
         patch.setenv("RAY_health_check_failure_threshold", "3")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -268,71 +312,95 @@ def cluster() -> Iterator[object]:
         cluster.shutdown()
 
 
-def far(cluster, workers: int | str = 2) -> dict[str, object]:
+def ray_settings(cluster, workers: int | str = 2) -> dict[str, object]:
     return {"kind": "ray", "workers": workers, "address": cluster.address}
 
 
-def test_two_nodes_give_the_words_that_one_process_gives(cluster, folder):
-    alone, count = tokenized(folder, "alone")
+def test_two_nodes_give_the_same_tokens_as_one_process(cluster, folder):
+    expected, count = tokenize(folder, "alone")
     shutil.rmtree(".store")
-    assert tokenized(folder, "ray", engine=far(cluster)) == (alone, count)
+    assert tokenize(folder, "ray", engine=ray_settings(cluster)) == (expected, count)
 
 
-def test_two_nodes_give_the_pictures_that_one_process_gives(cluster, folder):
-    assert sampled(folder, "ray", engine=far(cluster, "auto")) == sampled(folder, "alone")
+def test_two_nodes_give_the_same_images_as_one_process(cluster, folder):
+    assert sample(folder, "ray", engine=ray_settings(cluster, "auto")) == sample(folder, "alone")
 
 
 def test_both_nodes_work(cluster):
-    assert len(set(done(unit_work.nodes, [0.5] * 6, **far(cluster)))) == 2
+    assert len(set(results_of(work_items.nodes, [0.5] * 6, **ray_settings(cluster)))) == 2
 
 
-def test_an_actor_that_dies_costs_its_unit_two_more_trials(cluster, tmp_path, capfd):
-    assert done(unit_work.Deadly(tmp_path, 2), [0, 1, 2, 3], **far(cluster)) == [0, 1, 2, 3]
-    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("test: a worker died at 1 ")]
-    assert [line[-14:] for line in told] == ["attempt 1 of 3", "attempt 2 of 3"]
+def test_an_item_whose_actor_dies_is_tried_twice_more(cluster, tmp_path, capfd):
+    assert results_of(work_items.KillsWorker(tmp_path, 2), [0, 1, 2, 3], **ray_settings(cluster)) == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    messages = [
+        line for line in capfd.readouterr().err.splitlines() if line.startswith("test: a worker died at 1 ")
+    ]
+    assert [line[-14:] for line in messages] == ["attempt 1 of 3", "attempt 2 of 3"]
 
 
-def test_an_error_far_away_says_on_which_machine(cluster):
-    with pytest.raises(DamagedArtefact, match=f"^on {socket.gethostname()}: shard 2 is damaged. Run: dvc checkout$"):
-        done(unit_work.damaged, [2], **far(cluster))
+def test_an_error_on_another_machine_names_the_machine(cluster):
+    with pytest.raises(
+        DamagedArtefact, match=f"^on {socket.gethostname()}: shard 2 is damaged. Run: dvc checkout$"
+    ):
+        results_of(work_items.damaged_item, [2], **ray_settings(cluster))
 
 
-def test_a_cluster_without_room_says_what_is_free(cluster, monkeypatch):
-    from stages import _ray
+def test_the_error_for_a_full_cluster_says_what_is_free(cluster, monkeypatch):
+    from thousandwords.parallel import ray_workers
 
-    monkeypatch.setattr(_ray, "PLACE_SECONDS", 3.0)
-    with pytest.raises(UserError, match="no place for a worker, which needs num_cpus 5, in 3 seconds.*Lower engine.workers"):
-        list(run_units(unit_work.nodes, [0.0], Engine(Config(**far(cluster)), "cpu", threads=5), "test"))
+    monkeypatch.setattr(ray_workers, "START_SECONDS", 3.0)
+    with pytest.raises(
+        UserError, match="no place for a worker, which needs num_cpus 5, in 3 seconds.*Lower engine.workers"
+    ):
+        list(
+            run_items(
+                work_items.nodes,
+                [0.0],
+                Engine(EngineConfig(**ray_settings(cluster)), "cpu", threads=5),
+                "test",
+            )
+        )
 
 
-def test_another_kind_of_machine_is_refused(cluster, monkeypatch):
-    from stages import _ray
+def test_another_kind_of_machine_is_rejected(cluster, monkeypatch):
+    from thousandwords.parallel import ray_workers
 
-    monkeypatch.setattr(_ray, "machine", lambda device: {"torch": "2.11.0", "arithmetic": "NEON"})
-    with pytest.raises(UserError, match="found torch .*, but the machine that started this has torch 2.11.0, arithmetic NEON"):
-        done(unit_work.nodes, [0.0], **far(cluster))
+    monkeypatch.setattr(ray_workers, "machine", lambda device: {"torch": "2.11.0", "arithmetic": "NEON"})
+    with pytest.raises(
+        UserError, match="found torch .*, but the machine that started this has torch 2.11.0, arithmetic NEON"
+    ):
+        results_of(work_items.nodes, [0.0], **ray_settings(cluster))
 
 
 def test_a_folder_that_a_machine_does_not_have_is_named(cluster, tmp_path, monkeypatch):
-    from stages import _ray
+    from thousandwords.parallel import ray_workers
 
-    monkeypatch.setattr(_ray.Path, "cwd", lambda: tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="there is no folder .*elsewhere. Every machine of a cluster needs this project"):
-        done(unit_work.nodes, [0.0], **far(cluster))
-
-
-def test_where_no_cluster_answers_the_way_to_one_is_told(cluster):
-    with pytest.raises(UserError, match="no Ray cluster answers at engine.address '127.0.0.1:1'. Start one here: ray start"):
-        done(unit_work.nodes, [0.0], kind="ray", address="127.0.0.1:1")
+    monkeypatch.setattr(ray_workers.Path, "cwd", lambda: tmp_path / "elsewhere")
+    with pytest.raises(
+        UserError, match="there is no folder .*elsewhere. Every machine of a cluster needs this project"
+    ):
+        results_of(work_items.nodes, [0.0], **ray_settings(cluster))
 
 
-def test_a_node_that_is_lost_costs_the_work_in_flight_only(cluster, monkeypatch, capfd):
-    """Those that still have a place take over what it had, and the one that has none any more is told of."""
-    from stages import _ray
+def test_the_error_for_a_missing_cluster_says_how_to_start_one(cluster):
+    with pytest.raises(
+        UserError, match="no Ray cluster answers at engine.address '127.0.0.1:1'. Start one here: ray start"
+    ):
+        results_of(work_items.nodes, [0.0], kind="ray", address="127.0.0.1:1")
 
-    monkeypatch.setattr(_ray, "PLACE_SECONDS", 20.0)
+
+def test_a_lost_node_loses_only_the_work_in_progress(cluster, monkeypatch, capfd):
+    """The other workers take over its items, and a message reports the worker that found no capacity."""
+    from thousandwords.parallel import ray_workers
+
+    monkeypatch.setattr(ray_workers, "START_SECONDS", 20.0)
     lost = cluster.add_node(num_cpus=1)
-    results = run_units(unit_work.nodes, [0.2] * 4 + [2.0] * 4, engine(**far(cluster, 3)), "test")
+    results = run_items(work_items.nodes, [0.2] * 4 + [2.0] * 4, engine(**ray_settings(cluster, 3)), "test")
     before = [next(results)[1] for _ in range(4)]
     cluster.remove_node(lost, allow_graceful=False)
     assert lost.node_id in before

@@ -1,4 +1,5 @@
-"""Hostile inputs that need the whole run, and what decoders may do to it; tests/test_hostile_rows.py lists them all."""
+"""Hostile inputs in whole runs, and failing decoders; tests/reliability/test_hostile_rows.py lists all cases."""
+
 from __future__ import annotations
 
 import csv
@@ -16,26 +17,28 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests import hostile
-from tests.fuzzing import sound_pictures
-from tests.test_pairs import files_of, pixels, write_folder
-from thousandwords import pairs
-from thousandwords.files import read_manifest
-from thousandwords.images import encode_png
-from thousandwords.pairs import QUARANTINE, Config, write_pairs
+from tests.helpers import hostile_inputs
+from tests.helpers.fuzzing import valid_images
+from tests.helpers.paths import ROOT, SHARED
+from tests.pipeline.test_ingest import files_of, pixels, write_folder
+from thousandwords.core.manifest import read_manifest
+from thousandwords.data.images import encode_png
+from thousandwords.ingest import ingest
+from thousandwords.ingest.config import DataConfig
+from thousandwords.ingest.ingest import write_pairs
+from thousandwords.ingest.records import QUARANTINE
 
-TESTS = Path(__file__).parent
-BAD_IMAGES = TESTS.parents[1] / "shared/data/bad-images"
+BAD_IMAGES = SHARED / "data/bad-images"
 needs_bad_images = pytest.mark.skipif(not BAD_IMAGES.is_dir(), reason="../shared/data/bad-images is absent")
 
 # ---- whole runs
 
 
 def mixed_folder(folder: Path) -> Path:
-    """Sound pictures, all the hostile files that are at hand, obedient decoders, and captions of every fault."""
+    """Valid images, the available hostile files, images with commands for the decoder, and bad captions."""
     write_folder(folder, 60)
-    for number, (suffix, data) in enumerate(sound_pictures()):
-        add(folder, f"sound-{number:02d}.{suffix}", data)
+    for number, (suffix, data) in enumerate(valid_images()):
+        add(folder, f"valid-{number:02d}.{suffix}", data)
     if BAD_IMAGES.is_dir():
         with open(BAD_IMAGES / "CURATED.tsv", newline="") as table:
             for number, row in enumerate(csv.DictReader(table, delimiter="\t")):
@@ -46,7 +49,7 @@ def mixed_folder(folder: Path) -> Path:
     for name, caption in {"blank": b" ", "latin": b"caf\xe9"}.items():
         add(folder, f"{name}.png", encode_png(pixels(3)), caption)
     for name in ("copy", "copy of the copy"):
-        add(folder, f"{name}.png", encode_png(pixels(0)), b"picture 0\nnumber 0")
+        add(folder, f"{name}.png", encode_png(pixels(0)), b"image 0\nnumber 0")
     return folder
 
 
@@ -55,88 +58,109 @@ def add(folder: Path, name: str, data: bytes, caption: bytes | None = None) -> N
     (folder / name).with_suffix(".txt").write_bytes(name.encode() if caption is None else caption)
 
 
-def config(folder: Path, **settings) -> Config:
-    return Config(source="folder", path=str(folder), image_size=16, validation_share=0.3, max_refused_share=0.9,
-                  rows_per_shard=20, **settings)
+def config(folder: Path, **settings) -> DataConfig:
+    return DataConfig(
+        source="folder",
+        path=str(folder),
+        image_size=16,
+        validation_share=0.3,
+        max_refused_share=0.9,
+        rows_per_shard=20,
+        **settings,
+    )
 
 
 @pytest.fixture
 def obedient(monkeypatch):
-    """Decoders do what a picture tells them to."""
-    monkeypatch.setattr(pairs, "prepare", hostile.prepare)
+    """Decoders execute the command in an image."""
+    monkeypatch.setattr(ingest, "prepare_pair", hostile_inputs.prepare_obediently)
 
 
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path, obedient):
     own = mixed_folder(tmp_path / "own")
-    counts = {workers: write_pairs(config(own, workers=workers), 0, tmp_path / str(workers)) for workers in (1, 2, 8)}
+    counts = {
+        workers: write_pairs(config(own, workers=workers), 0, tmp_path / str(workers))
+        for workers in (1, 2, 8)
+    }
 
-    one = files_of(tmp_path / "1")
-    assert files_of(tmp_path / "2") == one and files_of(tmp_path / "8") == one
+    files = files_of(tmp_path / "1")
+    assert files_of(tmp_path / "2") == files and files_of(tmp_path / "8") == files
     assert counts[1] == counts[2] == counts[8]
-    found = counts[1]
-    assert found["n_in"] == sum(1 for path in own.iterdir() if path.suffix != ".txt")
-    assert found["n_in"] == found["n_ok"] + found["n_quarantined"] + found["n_duplicate"] + found["n_filtered"]
-    assert found["reasons"]["worker_died"] == 1 and found["reasons"]["out_of_memory"] == 1
-    assert (found["n_duplicate"], found["reasons"]["caption_empty"], found["reasons"]["caption_encoding"]) == (2, 1, 1)
-    check_rows(tmp_path / "1", found)
+    total = counts[1]
+    assert total["n_in"] == sum(1 for path in own.iterdir() if path.suffix != ".txt")
+    assert (
+        total["n_in"] == total["n_ok"] + total["n_quarantined"] + total["n_duplicate"] + total["n_filtered"]
+    )
+    assert total["reasons"]["worker_died"] == 1 and total["reasons"]["out_of_memory"] == 1
+    assert (
+        total["n_duplicate"],
+        total["reasons"]["caption_empty"],
+        total["reasons"]["caption_encoding"],
+    ) == (2, 1, 1)
+    check_rows(tmp_path / "1", total)
 
 
 def check_rows(folder: Path, counts: dict) -> None:
-    """The counts hold in every shard, and in the manifest's word of it."""
+    """The counts agree with every shard and with the manifest."""
     rows = {}
     for name, entry in read_manifest(folder)["files"].items():
         table = pq.read_table(folder / name)
         assert table.num_rows == entry["rows"]
         rows[name] = table.to_pylist()
-    refused = rows.pop(QUARANTINE)
-    assert len(refused) == counts["n_quarantined"] + counts["n_filtered"] == sum(counts["reasons"].values())
+    rejected = rows.pop(QUARANTINE)
+    assert len(rejected) == counts["n_quarantined"] + counts["n_filtered"] == sum(counts["reasons"].values())
     for split, count in counts["splits"].items():
         shards = [len(shard) for name, shard in sorted(rows.items()) if name.startswith(split)]
         assert sum(shards) == count and set(shards[:-1]) <= {20} and 0 < shards[-1] <= 20
-    keys = [row["key"] for shard in rows.values() for row in shard] + [row["id"] for row in refused]
+    keys = [row["key"] for shard in rows.values() for row in shard] + [row["id"] for row in rejected]
     assert len(set(keys)) == len(keys) == counts["n_in"] - counts["n_duplicate"]
 
 
-def test_a_picture_is_read_by_its_content_whatever_its_name(tmp_path):
+def test_an_image_is_read_by_its_content_not_its_name(tmp_path):
     own = write_folder(tmp_path / "own")
     for path in own.glob("*.png"):
         path.rename(path.with_suffix(".jpg"))
     assert write_pairs(config(own), 0, tmp_path / "pairs")["n_ok"] == 12
 
 
-def refusals(folder: Path) -> list[tuple[str, str, str]]:
-    return [(row["id"], row["reason"], row["detail"]) for row in pq.read_table(folder / QUARANTINE).to_pylist()]
+def rejections(folder: Path) -> list[tuple[str, str, str]]:
+    return [
+        (row["id"], row["reason"], row["detail"]) for row in pq.read_table(folder / QUARANTINE).to_pylist()
+    ]
 
 
-def ordered(folder: Path, order: bytes) -> tuple[list, bool]:
-    """(refusals, whether the neighbours of an obedient picture are what they are without it)."""
+def run_with_command(folder: Path, command: bytes) -> tuple[list, bool]:
+    """(rejections, whether the other images are the same as without the image that commands the decoder)."""
     own = write_folder(folder / "own")
     write_pairs(config(own), 0, folder / "without")
-    add(own, "005-order.png", b"OBEY " + order)
+    add(own, "005-order.png", b"OBEY " + command)
     write_pairs(config(own), 0, folder / "with")
     without, beside = files_of(folder / "without"), files_of(folder / "with")
     same = all(beside[name] == data for name, data in without.items() if re.match("train|validation", name))
-    return refusals(folder / "with"), same
+    return rejections(folder / "with"), same
 
 
-@pytest.mark.parametrize("signal", ["SIGSEGV", "SIGKILL"])    # a crash; what the kernel does where memory ends
-def test_a_decoder_that_dies_takes_its_own_picture_only(tmp_path, obedient, signal):
+@pytest.mark.parametrize("signal", ["SIGSEGV", "SIGKILL"])  # a crash; the kernel without memory
+def test_a_decoder_that_dies_loses_only_its_own_image(tmp_path, obedient, signal):
     detail = f"the process that decoded it ended by {signal}, twice"
-    assert ordered(tmp_path, signal.encode()) == ([("005-order.png", "worker_died", detail)], True)
+    assert run_with_command(tmp_path, signal.encode()) == ([("005-order.png", "worker_died", detail)], True)
 
 
-def test_a_decoder_that_hangs_takes_its_own_picture_only(tmp_path, obedient, monkeypatch):
-    monkeypatch.setattr(pairs, "LIMITS", pairs.Limits(seconds=0.5))
+def test_a_decoder_that_hangs_loses_only_its_own_image(tmp_path, obedient, monkeypatch):
+    monkeypatch.setattr(ingest, "LIMITS", ingest.Limits(seconds=0.5))
     detail = "not done after 0.5 seconds, twice"
-    assert ordered(tmp_path, b"hang") == ([("005-order.png", "decode_timeout", detail)], True)
+    assert run_with_command(tmp_path, b"hang") == ([("005-order.png", "decode_timeout", detail)], True)
 
 
-def test_a_decoder_that_swells_takes_its_own_picture_only(tmp_path, obedient):
-    detail = "it takes more memory than a picture may"
-    assert ordered(tmp_path, b"take 600000000") == ([("005-order.png", "out_of_memory", detail)], True)
+def test_a_decoder_without_memory_loses_only_its_own_image(tmp_path, obedient):
+    detail = "it takes more memory than an image may"
+    assert run_with_command(tmp_path, b"take 600000000") == (
+        [("005-order.png", "out_of_memory", detail)],
+        True,
+    )
 
 
-def test_a_picture_of_the_most_pixels_allowed_fits_into_the_limits(tmp_path):
+def test_an_image_of_the_maximum_size_fits_into_the_limits(tmp_path):
     own = write_folder(tmp_path / "own")
     buffer = io.BytesIO()
     Image.new("RGB", (8000, 6200)).save(buffer, "JPEG")
@@ -144,39 +168,40 @@ def test_a_picture_of_the_most_pixels_allowed_fits_into_the_limits(tmp_path):
     assert write_pairs(config(own), 0, tmp_path / "pairs")["n_ok"] == 13
 
 
-def test_a_picture_that_vanishes_is_counted(tmp_path):
+def test_an_image_that_vanishes_is_counted(tmp_path):
     own = write_folder(tmp_path / "own")
 
-    def progress(outcomes, total):    # called after the count and before the reading
+    def progress(outcomes, total):  # called between counting and reading
         (own / "011.png").unlink()
         return outcomes
 
     counts = write_pairs(config(own), 0, tmp_path / "pairs", progress)
     assert (counts["n_in"], counts["n_ok"]) == (12, 11)
-    assert refusals(tmp_path / "pairs") == [("011.txt", "missing_pair", "there is no picture beside 011.txt")]
+    assert rejections(tmp_path / "pairs") == [("011.txt", "missing_pair", "there is no image beside 011.txt")]
 
 
 MEASURE = """
 import resource, sys, time
-from thousandwords.images import RefusedImage, decode_image, encode_png
+from thousandwords.data.image_decoding import InvalidImage, decode_image
+from thousandwords.data.images import encode_png
 import numpy as np
 decode_image(encode_png(np.zeros((40, 40, 3), np.uint8)))    # Pillow has loaded its plugins
 data = open(sys.argv[1], "rb").read()
 before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 try:
     decode_image(data)
-except RefusedImage as error:
+except InvalidImage as error:
     seconds = time.process_time() - started
     print(error.reason, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-def test_a_bomb_is_refused_on_its_header(tmp_path):
+def test_a_decompression_bomb_is_rejected_from_its_header(tmp_path):
     bomb = tmp_path / "bomb.png"
     bomb.write_bytes(zeros_png(12_000))
     assert bomb.stat().st_size < 500_000
     command = [sys.executable, "-c", MEASURE, str(bomb)]
-    done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     reason, seconds, kilobytes = done.stdout.split()
     assert reason == "too_many_pixels" and float(seconds) < 0.05 and int(kilobytes) < 20_000
 
@@ -187,10 +212,13 @@ def zeros_png(side: int) -> bytes:
     data = b"".join(squeeze.compress(bytes(1 + 3 * side)) for _ in range(side)) + squeeze.flush()
     chunks = (b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), b"IDAT" + data, b"IEND")
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
+    )
 
 
-@pytest.mark.parametrize("count", [10_000, pytest.param(500_000, marks=pytest.mark.slow)])    # samples, of two members each
+@pytest.mark.parametrize(
+    "count", [10_000, pytest.param(500_000, marks=pytest.mark.slow)]
+)  # samples, of two members each
 def test_a_tar_of_very_many_members_is_indexed_in_little_memory(tmp_path, count):
     with open(tmp_path / "t.tar", "wb") as file:
         for number, suffix in itertools.product(range(count), ("png", "txt")):
@@ -198,10 +226,12 @@ def test_a_tar_of_very_many_members_is_indexed_in_little_memory(tmp_path, count)
         file.write(bytes(1024))
     script = """
 import resource, sys
-from thousandwords.sources import WebDatasetSource
+from thousandwords.ingest.sources import WebDatasetSource
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(WebDatasetSource(sys.argv[1]).check(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     command = [sys.executable, "-c", script, str(tmp_path)]
-    found, kilobytes = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, check=True).stdout.split()
-    assert int(found) == count and int(kilobytes) < count    # 1 kB each: a million would take less than 1 GB
+    samples, kilobytes = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert int(samples) == count and int(kilobytes) < count  # 1 kB each: a million would take less than 1 GB

@@ -1,7 +1,8 @@
-"""The real sets beside the project, each by the kind of source that fits: the stage ends with code 0 and every input is counted.
+"""Real data sets with each kind of source: the stage ends with code 0 and every input is counted.
 
-Slow; and skipped where ../shared/data is absent.
+Slow; skipped if ../shared/data is absent.
 """
+
 from __future__ import annotations
 
 import csv
@@ -18,25 +19,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from thousandwords.files import read_manifest, write_json
-from thousandwords.images import encode_png
-from thousandwords.pair_counts import FATES
-from thousandwords.pairs import QUARANTINE
-from thousandwords.sources import WebDatasetSource
+from tests.helpers.paths import ROOT, SHARED
+from thousandwords.core.files import write_json
+from thousandwords.core.manifest import read_manifest
+from thousandwords.data.images import encode_png
+from thousandwords.ingest.counts import OUTCOMES
+from thousandwords.ingest.records import QUARANTINE
+from thousandwords.ingest.sources import WebDatasetSource
 
-ROOT = Path(__file__).parent.parent
-SHARED = ROOT.parent / "shared/data"
-FSA = SHARED / "photos/fsa-color"
+SHARED_DATA = SHARED / "data"
+FSA = SHARED_DATA / "photos/fsa-color"
 SKIN_TONE = "^(.*?): .*skin tone"
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="../shared/data is absent"),
+]
 
 
 def emoji(_: Path) -> dict:
-    return {"source": "webdataset", "path": str(SHARED / "emoji"), "group_by": SKIN_TONE}
+    return {"source": "webdataset", "path": str(SHARED_DATA / "emoji"), "group_by": SKIN_TONE}
 
 
 def nlvr(_: Path) -> dict:
-    return {"source": "webdataset", "path": str(SHARED / "nlvr"), "max_aspect": 4.0}
+    return {"source": "webdataset", "path": str(SHARED_DATA / "nlvr"), "max_aspect": 4.0}
 
 
 def fsa_table(_: Path) -> dict:
@@ -51,45 +56,58 @@ def fsa_lines(folder: Path) -> dict:
 
 
 def coco(_: Path) -> dict:
-    return {"source": "coco", "path": str(SHARED / "photos/coco-cc/captions.json"), "image_folder": "images"}
+    return {
+        "source": "coco",
+        "path": str(SHARED_DATA / "photos/coco-cc/captions.json"),
+        "image_folder": "images",
+    }
 
 
 def coco_folder(folder: Path) -> dict:
-    """The same, each caption a line of the text beside its picture."""
-    shutil.copytree(SHARED / "photos/coco-cc/images", folder / "own")
-    content = json.loads((SHARED / "photos/coco-cc/captions.json").read_bytes())
+    """The same, with the captions as lines of the text beside the image."""
+    shutil.copytree(SHARED_DATA / "photos/coco-cc/images", folder / "own")
+    content = json.loads((SHARED_DATA / "photos/coco-cc/captions.json").read_bytes())
     for image in content["images"]:
-        lines = [said["caption"] for said in content["annotations"] if said["image_id"] == image["id"]]
+        lines = [
+            annotation["caption"]
+            for annotation in content["annotations"]
+            if annotation["image_id"] == image["id"]
+        ]
         (folder / "own" / image["file_name"]).with_suffix(".txt").write_text("\n".join(lines))
     return {"source": "folder", "path": str(folder / "own")}
 
 
 def emoji_rows(folder: Path) -> dict:
-    """As the hub stores pictures, one Parquet file a tar."""
+    """Images stored as on the Hugging Face hub, one Parquet file per tar."""
     (folder / "rows").mkdir()
-    for tar in sorted((SHARED / "emoji").glob("*.tar")):
-        rows = [{"image": {"bytes": raw.image, "path": None}, "caption": list(raw.captions)} for raw in WebDatasetSource(tar)]
+    for tar in sorted((SHARED_DATA / "emoji").glob("*.tar")):
+        rows = [
+            {"image": {"bytes": raw_pair.image, "path": None}, "caption": list(raw_pair.captions)}
+            for raw_pair in WebDatasetSource(tar)
+        ]
         pq.write_table(pa.Table.from_pylist(rows), folder / f"rows/{tar.stem}.parquet")
     return {"source": "parquet", "path": str(folder / "rows"), "group_by": SKIN_TONE}
 
 
 def all_captions(folder: Path) -> dict:
-    """Every caption of captions.txt.gz, some 66 to each of a thousand plain pictures."""
-    said = gzip.decompress((SHARED / "captions.txt.gz").read_bytes()).decode().splitlines()
+    """All captions of captions.txt.gz, about 66 for each of a thousand plain images."""
+    captions = gzip.decompress((SHARED_DATA / "captions.txt.gz").read_bytes()).decode().splitlines()
     for number in range(1000):
-        colour = np.array([number % 10, number // 10 % 10, number // 100], np.uint8) * 25
-        (folder / f"{number}.png").write_bytes(encode_png(np.broadcast_to(colour, (32, 32, 3)).copy()))
-    lines = [json.dumps({"image": f"{number}.png", "caption": said[number::1000]}) for number in range(1000)]
+        color = np.array([number % 10, number // 10 % 10, number // 100], np.uint8) * 25
+        (folder / f"{number}.png").write_bytes(encode_png(np.broadcast_to(color, (32, 32, 3)).copy()))
+    lines = [
+        json.dumps({"image": f"{number}.png", "caption": captions[number::1000]}) for number in range(1000)
+    ]
     (folder / "captions.jsonl").write_text("\n".join(lines))
     return {"source": "jsonl", "path": str(folder / "captions.jsonl")}
 
 
 def bad_images(folder: Path) -> dict:
-    with open(SHARED / "bad-images/CURATED.tsv", newline="") as table:
+    with open(SHARED_DATA / "bad-images/CURATED.tsv", newline="") as table:
         names = [row["file"] for row in csv.DictReader(table, delimiter="\t")]
     (folder / "own").mkdir()
     for number, name in enumerate(names):
-        shutil.copy(SHARED / "bad-images" / name, folder / f"own/{number:02d}-{Path(name).name}.png")
+        shutil.copy(SHARED_DATA / "bad-images" / name, folder / f"own/{number:02d}-{Path(name).name}.png")
         (folder / f"own/{number:02d}-{Path(name).name}.txt").write_text(name)
     return {"source": "folder", "path": str(folder / "own"), "max_refused_share": 0.99}
 
@@ -118,11 +136,11 @@ def test_a_real_set_ends_with_code_0_and_every_input_is_counted(make, tmp_path):
 
     counts = read_manifest(tmp_path / "pairs")["facts"]["counts"]
     print(make.__name__, json.dumps(counts))
-    assert counts["n_in"] == sum(counts[fate] for fate in FATES)
+    assert counts["n_in"] == sum(counts[outcome] for outcome in OUTCOMES)
     for shard in counts.get("by_shard", {}).values():
-        assert shard["n_in"] == sum(shard[fate] for fate in FATES)
+        assert shard["n_in"] == sum(shard[outcome] for outcome in OUTCOMES)
     assert sum(shard["n_in"] for shard in counts.get("by_shard", {}).values()) in (0, counts["n_in"])
     rows = {path.name: pq.read_table(path).num_rows for path in (tmp_path / "pairs").glob("*.parquet")}
     assert rows.pop(QUARANTINE) == counts["n_quarantined"] + counts["n_filtered"]
     assert sum(rows.values()) == counts["n_ok"]
-    assert tuple(counts[name] for name in ("n_in", *FATES)) == SETS[make]
+    assert tuple(counts[name] for name in ("n_in", *OUTCOMES)) == SETS[make]

@@ -1,4 +1,5 @@
-"""The whole way, for real and small: `dvc repro` on the smoke preset in a folder of its own, and what must hold after it."""
+"""The whole pipeline: `dvc repro` on the smoke preset in a new folder, and what must hold after it."""
+
 from __future__ import annotations
 
 import json
@@ -13,19 +14,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from thousandwords.files import sha256_of
-from thousandwords.images import decode_png
-from thousandwords.package import load_package
+from tests.helpers.paths import ROOT
+from thousandwords.core.files import sha256_of
+from thousandwords.data.images import decode_png
+from thousandwords.inference.package import load_package
 
-ROOT = Path(__file__).parent.parent
-PARTS = ("thousandwords", "stages", "flows", "presets", "data/own", "data/complete")
+PARTS = ("thousandwords", "stages", "flows", "presets", "data/own", "data/inpaint")
 FILES = ("dvc.yaml", ".dvcignore", ".gitignore", "Makefile")
 pytestmark = pytest.mark.pipeline
 
 
 def command(project: Path, *words: str, **more: str) -> subprocess.CompletedProcess:
-    """A command in the project, as a newcomer with the environment active would give it."""
-    return subprocess.run(words, cwd=project, env=environment(**more), capture_output=True, text=True, timeout=600)
+    """Run a command in the project, with the environment active."""
+    return subprocess.run(
+        words, cwd=project, env=environment(**more), capture_output=True, text=True, timeout=600
+    )
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -60,7 +63,7 @@ def ran(output: str) -> list[str]:
 
 
 def change(project: Path, path: str, value: object) -> None:
-    """Sets one knob of params.yaml: change(project, "sampling.candidates", 5)"""
+    """Sets one setting of params.yaml: change(project, "sampling.candidates", 5)"""
     params = yaml.safe_load((project / "params.yaml").read_text())
     *parents, last = path.split(".")
     block = params
@@ -79,37 +82,60 @@ def project(tmp_path_factory) -> Path:
 
 def test_metrics_have_the_stable_layout(project):
     figures = json.loads((project / "results/metrics.json").read_text())
-    assert 5 < figures["reconstruction"]["psnr_hard"] < 60 and 5 < figures["reconstruction"]["psnr_kmeans"] < 60
+    assert (
+        5 < figures["reconstruction"]["psnr_hard"] < 60 and 5 < figures["reconstruction"]["psnr_kmeans"] < 60
+    )
     assert {"perplexity", "perplexity_kmeans", "used", "vocab_size"} <= set(figures["codebook"])
     assert figures["codebook"]["vocab_size"] == 64 and figures["n"] == 4
     assert {"val_loss_text", "val_loss_image"} == set(figures["generator"])
     assert figures["clip_score"]["n1"] <= figures["clip_score"]["best"]
-    assert len(figures["fidelity"]["clip_frechet"]["distance"]) == 9 and figures["fidelity"]["clip_frechet"]["drawn"] == 16
-    assert figures["fidelity"]["best_of"]["n"] == [1, 2, 4] and figures["fidelity"]["best_of"]["captions"] == 4
-    assert figures["fidelity"]["overlap"]["held_out"] == 48 and 0 <= figures["fidelity"]["overlap"]["share"] <= 1
+    assert (
+        len(figures["fidelity"]["clip_frechet"]["distance"]) == 9
+        and figures["fidelity"]["clip_frechet"]["drawn"] == 16
+    )
+    assert (
+        figures["fidelity"]["best_of"]["n"] == [1, 2, 4] and figures["fidelity"]["best_of"]["captions"] == 4
+    )
+    assert (
+        figures["fidelity"]["overlap"]["held_out"] == 48 and 0 <= figures["fidelity"]["overlap"]["share"] <= 1
+    )
     for split in ("seen", "unseen"):
         for part in ("all", "scene"):
             assert {"n1", "best"} <= set(figures["caption_match"][split][part])
     assert set(figures["seconds"]) >= {"prepare_pairs", "train_generator", "sample_images", "evaluate"}
 
 
-def test_the_same_evaluation_twice_gives_the_same_digits_and_says_what_they_rest_on(project, tmp_path):
+def test_the_same_evaluation_twice_gives_the_same_digits_and_records_its_protocol(project, tmp_path):
     stage = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]["evaluate"]["cmd"].split()
-    again = [str(tmp_path / "again") if before == "--out" else word for before, word in zip(["", *stage], stage, strict=False)]
-    again = again[: again.index("--record")]
+    stage[stage.index("--out") + 1] = str(tmp_path / "again")
 
-    done = command(project, *again)
+    done = command(project, *stage, "--record", str(tmp_path / "record.json"))
 
     assert done.returncode == 0, done.stderr
-    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (project / "results", tmp_path / "again"))
+    first, second = (
+        json.loads((folder / "metrics.json").read_text())
+        for folder in (project / "results", tmp_path / "again")
+    )
     assert {**first, "seconds": None} == {**second, "seconds": None}
-    assert set(first["protocol"]) == {"features", "features_sha256", "features_preprocessing", "preprocessing", "counts", "blur",
-                                      "clip_score", "intervals", "seed", "threads", "versions", "checkpoints"}    # fmt: skip
+    assert set(first["protocol"]) == {
+        "features",
+        "features_sha256",
+        "features_preprocessing",
+        "preprocessing",
+        "counts",
+        "blur",
+        "clip_score",
+        "intervals",
+        "seed",
+        "threads",
+        "versions",
+        "checkpoints",
+    }
     manifest = json.loads((project / "models/scorer/manifest.json").read_text())
     assert first["protocol"]["checkpoints"]["scorer"] == manifest["sha256"]
 
 
-def test_there_is_a_page_and_a_picture_per_prompt(project):
+def test_there_is_a_page_and_an_image_per_prompt(project):
     page = (project / "results/report.html").read_text()
     assert "a small red star above a large blue square" in page and "https://" not in page
     grids = sorted((project / "results/ranked").glob("0*.png"))
@@ -118,17 +144,22 @@ def test_there_is_a_page_and_a_picture_per_prompt(project):
 
 
 def test_a_run_can_be_registered_and_become_the_champion(project, tmp_path, monkeypatch):
-    from flows import registry
+    from flows.registry.commands import fetch, promote, register, show
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    change(project, "gate", {"minimum_prompts": 8})  # 4 seen, 4 unseen; the usual 64 are more than this preset draws
-    for words in (["add", "-A"], ["-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-q", "-m", "a run"]):
+    change(
+        project, "gate", {"minimum_prompts": 8}
+    )  # 4 seen, 4 unseen; the default of 64 is more than this preset samples
+    for words in (
+        ["add", "-A"],
+        ["-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-q", "-m", "a run"],
+    ):
         assert command(project, "git", *words).returncode == 0
 
-    assert registry.register(project) == registry.promote(project) == "1"
+    assert register(project) == promote(project) == "1"
 
-    assert registry.show(project)[0].endswith("  sound @challenger @champion")
-    package = load_package(registry.fetch("champion", tmp_path, project))
+    assert show(project)[0].endswith("  sound @challenger @champion")
+    package = load_package(fetch("champion", tmp_path, project))
     assert package.fingerprint == load_package(project / "models/package").fingerprint
     shutil.copy(ROOT / "presets" / "smoke.yaml", project / "params.yaml")
 
@@ -137,22 +168,26 @@ def test_nothing_runs_again_when_nothing_changed(project):
     assert ran(repro(project)) == []
 
 
-def test_one_changed_knob_reruns_what_it_touches_and_going_back_runs_nothing(project):
-    change(project, "evaluation.shown", 3)
+def test_one_changed_setting_reruns_what_it_touches_and_going_back_runs_nothing(project):
+    change(project, "evaluation.report_images", 3)
     assert ran(repro(project)) == ["check_params", "evaluate"]
-    change(project, "evaluation.shown", 4)
+    change(project, "evaluation.report_images", 4)
     assert "evaluate" not in ran(repro(project))
 
 
-def test_the_package_draws_and_the_same_seed_gives_the_same_picture(project):
+def test_the_package_generates_and_the_same_seed_gives_the_same_image(project):
     package = load_package(project / "models/package")
-    first, again = (package.draw("a large blue circle on sand", candidates=3, seed=5) for _ in range(2))
-    assert [one.score for one in first] == sorted((one.score for one in first), reverse=True)
-    assert all((one.picture == other.picture).all() for one, other in zip(first, again, strict=True))
-    assert {path.suffix for path in (project / "models/package").rglob("*") if path.is_file()} == {".json", ".safetensors"}
+    first, again = (package.generate("a large blue circle on sand", candidates=3, seed=5) for _ in range(2))
+    scores = [candidate.score for candidate in first]
+    assert scores == sorted(scores, reverse=True)
+    assert all((a.image == b.image).all() for a, b in zip(first, again, strict=True))
+    assert {path.suffix for path in (project / "models/package").rglob("*") if path.is_file()} == {
+        ".json",
+        ".safetensors",
+    }
 
 
-def test_each_stage_keeps_its_mlflow_run_under_one_parent(project):
+def test_each_stage_has_its_mlflow_run_under_one_parent(project):
     import mlflow
 
     records = [json.loads(path.read_text()) for path in sorted((project / "results/runs").glob("*.json"))]
@@ -161,7 +196,9 @@ def test_each_stage_keeps_its_mlflow_run_under_one_parent(project):
     assert run.info.status == "FINISHED" and run.data.params["generator.training.steps"] == "30"
     history = client.get_metric_history(run.info.run_id, "image_loss")
     assert [point.step for point in history] == [10, 20, 30]
-    first = {record["parent_run_id"] for record in records if record["stage"] not in ("check_params", "evaluate")}
+    first = {
+        record["parent_run_id"] for record in records if record["stage"] not in ("check_params", "evaluate")
+    }
     assert len(first) == 1 and run.data.tags["mlflow.parentRunId"] in first
 
 
@@ -172,42 +209,46 @@ def test_the_flow_runs_the_same_graph_and_finds_nothing_to_do(project):
         assert f"{stage} | " in done.stdout + done.stderr
 
 
-def test_a_wrong_knob_stops_before_anything_is_lost(project):
+def test_a_wrong_setting_stops_before_anything_is_lost(project):
     before = sha256_of(project / "results/metrics.json")
     change(project, "generator.transformer.layers", 3)
     done = command(project, "dvc", "repro")
     assert done.returncode != 0
-    assert "generator.transformer has no key 'layers'. Did you mean 'num_layers'?" in done.stdout + done.stderr
+    assert (
+        "generator.transformer has no key 'layers'. Did you mean 'num_layers'?" in done.stdout + done.stderr
+    )
     assert sha256_of(project / "results/metrics.json") == before and (project / "models/generator").is_dir()
     shutil.copy(ROOT / "presets" / "smoke.yaml", project / "params.yaml")
 
 
-def test_a_training_that_was_stopped_goes_on_and_ends_as_if_it_never_was(project, tmp_path):
-    """SIGINT in the middle: a checkpoint is kept, the next run takes it up, and the weights are the same bits."""
-    wanted = sha256_of(project / "models/generator/weights.safetensors")
-    words = [
+def test_a_training_that_was_stopped_resumes_and_ends_as_if_it_was_never_stopped(project, tmp_path):
+    """SIGINT in the middle: a checkpoint is saved, the next run resumes from it, and the weights are the same
+    bits."""
+    expected = sha256_of(project / "models/generator/weights.safetensors")
+    arguments = [
         *(sys.executable, "-m", "stages.train_generator", "--tokens", "data/tokens"),
         *("--text-tokenizer", "models/text_tokenizer", "--image-tokenizer", "models/image_tokenizer"),
         *("--out", str(tmp_path / "generator"), "--curves", str(tmp_path / "curves.json")),
+        *("--record", str(tmp_path / "record.json")),
     ]
     shutil.rmtree(project / ".ckpt/train_generator")
-    running = subprocess.Popen(words, cwd=project, env=environment(), stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(arguments, cwd=project, env=environment(), stderr=subprocess.PIPE, text=True)
     checkpoints = project / ".ckpt/train_generator"
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("*/step-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
-    said = running.communicate(timeout=120)[1]
+    output = running.communicate(timeout=120)[1]
 
-    stopped_early = running.returncode == 143 and "the next run goes on from there" in said
-    assert stopped_early or running.returncode == 0, said
-    done = command(project, *words)
+    stopped_early = running.returncode == 143 and "the next run resumes from there" in output
+    assert stopped_early or running.returncode == 0, output
+    done = command(project, *arguments)
 
     assert done.returncode == 0, done.stderr
-    assert sha256_of(tmp_path / "generator/weights.safetensors") == wanted
+    assert sha256_of(tmp_path / "generator/weights.safetensors") == expected
 
 
-def test_a_second_run_of_a_stage_in_the_same_folder_is_refused(project):
+def test_a_second_run_of_a_stage_in_the_same_folder_is_rejected(project):
     import fcntl
 
     with open(project / ".ckpt/locks/check_params", "a") as file:

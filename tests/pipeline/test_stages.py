@@ -1,4 +1,6 @@
-"""What a user can get wrong: one clear sentence, exit code 2, before any long work, and nothing of earlier results lost."""
+"""Errors that a user can make: one clear sentence, exit code 2, before any long work, and no earlier result
+is lost."""
+
 from __future__ import annotations
 
 import copy
@@ -13,19 +15,22 @@ import numpy as np
 import pytest
 import yaml
 
-from stages import _headline, _preset, _stage, check_params
-from stages._stage import read_params
-from thousandwords import images
-from thousandwords.config import ConfigError
-from thousandwords.errors import UserError
-from thousandwords.files import DiskFull
+from scripts import print_run_summary, use_preset
+from stages import check_params
+from stages.runtime import stage
+from tests.helpers.paths import ROOT
+from thousandwords import preflight
+from thousandwords.core.config import ConfigError
+from thousandwords.core.errors import UserError
+from thousandwords.core.files import DiskFull
+from thousandwords.core.params import read_params
+from thousandwords.data.images import encode_png
 
-ROOT = Path(__file__).parent.parent
 SMOKE = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text())
 
 
 def smoke(**changes: object) -> dict:
-    """The smoke preset with some knobs changed: smoke(**{"data.path": "x"})."""
+    """The smoke preset with some settings changed: smoke(**{"data.path": "x"})."""
     params = copy.deepcopy(SMOKE)
     for path, value in changes.items():
         *parents, last = path.split(".")
@@ -37,43 +42,67 @@ def smoke(**changes: object) -> dict:
 
 
 def test_the_smoke_preset_passes_the_check():
-    check_params.check_params(smoke(), 0)
+    preflight.check_params(smoke(), 0)
 
 
 def test_the_augmentations_of_the_paper_pass_the_check():
     paper = {"data.keep": "whole", "image_tokenizer.augmentation": "paper", "generator.bpe_dropout": 0.1}
-    check_params.check_params(smoke(**paper, **{"tokens.augmentation": "paper", "tokens.views_per_image": 2}), 0)
+    preflight.check_params(smoke(**paper, **{"tokens.augmentation": "paper", "tokens.views_per_image": 2}), 0)
 
 
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
         ("sampling.candidats", 4, "sampling has no key 'candidats'. Did you mean 'candidates'?"),
-        ("image_tokenizer.dvae.vocabsize", 4, "image_tokenizer.dvae has no key 'vocabsize'. Did you mean 'vocab_size'?"),
-        ("generator.training.steps", "many", "generator.training.steps should be a whole number, found 'many'"),
+        (
+            "image_tokenizer.dvae.vocabsize",
+            4,
+            "image_tokenizer.dvae has no key 'vocabsize'. Did you mean 'vocab_size'?",
+        ),
+        (
+            "generator.training.steps",
+            "many",
+            "generator.training.steps should be a whole number, found 'many'",
+        ),
         ("generator.training.learning_rate", "1e-3", "YAML reads that as text; write 0.001"),
         ("generator.kind", "transfomer", "no kind 'transfomer'. Did you mean 'transformer'?"),
         ("data.source", "zip", "data.source is 'zip'; it can be: scenes, folder, csv, webdataset"),
         ("device", "gpu", "device is 'gpu'; it can be: auto, cpu, cuda"),
-        ("sampling.prompts", ["a red star", "  "], "sampling.prompts[1] is empty. Say what to draw"),
+        ("sampling.prompts", ["a red star", "  "], "sampling.prompts[1] is empty. Say what to generate"),
         ("data.image_size", 36, "image_size is 36"),
         ("sampling.top_p", 1.5, "sampling.top_p is 1.5; it needs to be in (0, 1]"),
-        ("image_tokenizer.augmentation", "papre", "image_tokenizer.augmentation is 'papre'; it can be: none, paper"),
-        ("image_tokenizer.augmentation", "paper", "image_tokenizer.augmentation is paper, but data.keep is square, which "
-         "leaves nothing to crop. Set data.keep: whole"),
+        (
+            "image_tokenizer.augmentation",
+            "papre",
+            "image_tokenizer.augmentation is 'papre'; it can be: none, paper",
+        ),
+        (
+            "image_tokenizer.augmentation",
+            "paper",
+            "image_tokenizer.augmentation is paper, but data.keep is square, which "
+            "leaves nothing to crop. Set data.keep: whole",
+        ),
         ("tokens.augmentation", "paper", "tokens.augmentation is paper, but data.keep is square"),
-        ("tokens.views_per_image", 2, "all views of a plain square are alike. Set tokens.augmentation: paper"),
+        (
+            "tokens.views_per_image",
+            2,
+            "all views of a center square are equal. Set tokens.augmentation: paper",
+        ),
         ("generator.bpe_dropout", 1.0, "generator.bpe_dropout is 1.0; it needs to be in [0, 1)"),
         ("generator.bpe_dropuot", 0.1, "generator has no key 'bpe_dropuot'. Did you mean 'bpe_dropout'?"),
         ("scorer.bpe_dropout", 0.1, "scorer has no key 'bpe_dropout'"),
-        ("sampling.complete_share", 1.0, "sampling.complete_share is 1.0; it needs to be between 0 and 1"),
+        (
+            "sampling.inpaint_keep_share",
+            1.0,
+            "sampling.inpaint_keep_share is 1.0; it needs to be between 0 and 1",
+        ),
         ("extra", 1, "the file has no key 'extra'"),
         ("gate", {"minimum_promts": 8}, "gate has no key 'minimum_promts'. Did you mean 'minimum_prompts'?"),
     ],
 )
-def test_a_wrong_knob_is_named_with_its_mend(path, value, sentence):
+def test_a_wrong_setting_is_named_with_its_fix(path, value, sentence):
     with pytest.raises(UserError) as caught:
-        check_params.check_params(smoke(**{path: value}), 0)
+        preflight.check_params(smoke(**{path: value}), 0)
     assert sentence in str(caught.value)
 
 
@@ -81,35 +110,39 @@ def test_a_missing_section_is_named():
     params = smoke()
     del params["scorer"]
     with pytest.raises(ConfigError, match="lacks the key 'scorer'"):
-        check_params.check_params(params, 0)
+        preflight.check_params(params, 0)
 
 
-def test_a_missing_folder_and_an_empty_one_are_told_apart(tmp_path):
+def test_a_missing_folder_and_an_empty_one_give_different_errors(tmp_path):
     with pytest.raises(UserError) as missing:
-        check_params.check_params(smoke(**{"data.source": "folder", "data.path": str(tmp_path / "pictures")}), 0)
+        preflight.check_params(smoke(**{"data.source": "folder", "data.path": str(tmp_path / "photos")}), 0)
     with pytest.raises(UserError) as empty:
-        check_params.check_params(smoke(**{"data.source": "folder", "data.path": str(tmp_path)}), 0)
-    assert str(tmp_path / "pictures") in str(missing.value)
+        preflight.check_params(smoke(**{"data.source": "folder", "data.path": str(tmp_path)}), 0)
+    assert str(tmp_path / "photos") in str(missing.value)
     assert str(missing.value) != str(empty.value)
 
 
-def test_a_folder_without_captions_is_refused_before_any_work(tmp_path):
+def test_a_folder_without_captions_is_rejected_before_any_work(tmp_path):
     (tmp_path / "cat.png").write_bytes((ROOT / "tests" / "__init__.py").read_bytes())
     with pytest.raises(UserError, match="caption"):
-        check_params.check_params(smoke(**{"data.source": "folder", "data.path": str(tmp_path)}), 0)
+        preflight.check_params(smoke(**{"data.source": "folder", "data.path": str(tmp_path)}), 0)
 
 
-def test_pictures_to_complete_are_looked_at_before_any_work(tmp_path):
-    picture = images.encode_png(np.zeros((20, 20, 3), np.uint8))
-    with pytest.raises(UserError, match="^sampling.complete: there is no folder .*none. Make it, or set sampling.complete to"):
-        check_params.check_params(smoke(**{"sampling.complete": str(tmp_path / "none")}), 0)
-    (tmp_path / "cat.png").write_bytes(picture)
+def test_images_to_inpaint_are_checked_before_any_work(tmp_path):
+    image = encode_png(np.zeros((20, 20, 3), np.uint8))
+    with pytest.raises(
+        UserError, match="^sampling.inpaint: there is no folder .*none. Make it, or set sampling.inpaint to"
+    ):
+        preflight.check_params(smoke(**{"sampling.inpaint": str(tmp_path / "none")}), 0)
+    (tmp_path / "cat.png").write_bytes(image)
     (tmp_path / "cat.txt").write_text("a cat")
-    check_params.check_params(smoke(**{"sampling.complete": str(tmp_path)}), 0)
-    (tmp_path / "dog.png").write_bytes(picture[:40])
+    preflight.check_params(smoke(**{"sampling.inpaint": str(tmp_path)}), 0)
+    (tmp_path / "dog.png").write_bytes(image[:40])
     (tmp_path / "dog.txt").write_text("a dog")
-    with pytest.raises(UserError, match="^sampling.complete: dog.png in .* cannot be completed: .*Mend it, or take it out"):
-        check_params.check_params(smoke(**{"sampling.complete": str(tmp_path)}), 0)
+    with pytest.raises(
+        UserError, match="^sampling.inpaint: dog.png in .* cannot be inpainted: .*Fix it, or remove it"
+    ):
+        preflight.check_params(smoke(**{"sampling.inpaint": str(tmp_path)}), 0)
 
 
 def test_the_stage_itself_ends_with_one_sentence_and_code_2(tmp_path, monkeypatch, capsys):
@@ -119,18 +152,18 @@ def test_the_stage_itself_ends_with_one_sentence_and_code_2(tmp_path, monkeypatc
         check_params.main(["--out", "data/checked"])
     assert ended.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert lines == [
-        "check_params: params.yaml: sampling has no key 'candidats'. Did you mean 'candidates'?"
-    ]
+    assert lines == ["check_params: params.yaml: sampling has no key 'candidats'. Did you mean 'candidates'?"]
     assert not Path("data/checked").exists()
 
 
-def test_a_disk_that_is_full_where_nothing_durable_is_written_ends_with_one_sentence_too(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_ends_with_one_sentence_also_where_nothing_durable_is_written(
+    tmp_path, monkeypatch, capsys
+):
     def no_room(name, params):
         raise OSError(errno.ENOSPC, "No space left on device", ".mlflow")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_stage, "Tracker", no_room)
+    monkeypatch.setattr(stage, "Tracker", no_room)
     Path("params.yaml").write_text(yaml.safe_dump(smoke(), sort_keys=False))
     with pytest.raises(SystemExit) as ended:
         check_params.main(["--out", "data/checked"])
@@ -140,58 +173,65 @@ def test_a_disk_that_is_full_where_nothing_durable_is_written_ends_with_one_sent
     )
 
 
-def test_a_stage_that_cannot_even_keep_its_notes_ends_its_run_in_the_diary(tmp_path, monkeypatch):
+def test_a_stage_that_cannot_save_its_state_still_ends_its_mlflow_run(tmp_path, monkeypatch):
     ends = []
-    diary = SimpleNamespace(run_id="run", metrics=lambda values, step: None, end=ends.append)
-    running = _stage.Stage("train_generator", {}, diary, state=tmp_path)
+    tracking = SimpleNamespace(run_id="run", metrics=lambda values, step: None, end=ends.append)
+    context = stage.Stage("train_generator", {}, tracking, state=tmp_path)
     monkeypatch.setenv("THOUSANDWORDS_FAILPOINT", "mid-write:1:ENOSPC")
-    monkeypatch.setattr("thousandwords.files._passed", Counter())
-    with pytest.raises(DiskFull), _stage._recorded(running, None):
+    monkeypatch.setattr("thousandwords.core.files._passed", Counter())
+    with pytest.raises(DiskFull), stage._recorded(context, None):
         raise ValueError("the work went wrong")
     assert ends == ["FAILED"]
 
 
-def test_a_params_file_that_is_missing_or_no_yaml_is_told(tmp_path):
+def test_a_params_file_that_is_missing_or_not_yaml_is_reported(tmp_path):
     with pytest.raises(ConfigError, match="cp presets/default.yaml"):
         read_params(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("seed: [1")
-    with pytest.raises(ConfigError, match="no valid YAML"):
+    with pytest.raises(ConfigError, match="is not valid YAML"):
         read_params(tmp_path / "params.yaml")
 
 
-def test_a_preset_replaces_the_knobs_and_sets_ones_own_aside(tmp_path):
-    presets, params, aside = tmp_path / "presets", tmp_path / "params.yaml", tmp_path / "aside.yaml"
+def test_a_preset_replaces_the_settings_and_backs_up_the_users_own(tmp_path):
+    presets, params, backup = tmp_path / "presets", tmp_path / "params.yaml", tmp_path / "backup.yaml"
     presets.mkdir()
     (presets / "smoke.yaml").write_text("seed: 0\n")
     (presets / "big.yaml").write_text("seed: 1\n")
     params.write_text("seed: 7\n")
 
-    told = _preset.use_preset("smoke", presets, params, aside)
+    message = use_preset.use_preset("smoke", presets, params, backup)
 
-    assert params.read_text() == "seed: 0\n" and aside.read_text() == "seed: 7\n"
-    assert told.endswith(f"your own knobs were set aside in {aside}")
-    assert _preset.use_preset("big", presets, params, aside) == "params.yaml is now the preset 'big'"
-    assert aside.read_text() == "seed: 7\n"
+    assert params.read_text() == "seed: 0\n" and backup.read_text() == "seed: 7\n"
+    assert message.endswith(f"your own settings were saved in {backup}")
+    assert use_preset.use_preset("big", presets, params, backup) == "params.yaml is now the preset 'big'"
+    assert backup.read_text() == "seed: 7\n"
 
 
 def test_guidance_needs_captions_hidden_in_training():
-    with pytest.raises(ConfigError, match=r"guidance is 2.0.* Train it with generator.transformer.caption_dropout \(0.1"):
-        check_params.check_params(smoke(**{"sampling.guidance": 2.0}), 0)
-    check_params.check_params(smoke(**{"sampling.guidance": 2.0, "generator.transformer.caption_dropout": 0.1}), 0)
+    with pytest.raises(
+        ConfigError, match=r"guidance is 2.0.* Train it with generator.transformer.caption_dropout \(0.1"
+    ):
+        preflight.check_params(smoke(**{"sampling.guidance": 2.0}), 0)
+    preflight.check_params(
+        smoke(**{"sampling.guidance": 2.0, "generator.transformer.caption_dropout": 0.1}), 0
+    )
 
 
-def test_an_unknown_preset_lists_those_there_are(tmp_path):
+def test_an_unknown_preset_lists_the_presets(tmp_path):
     with pytest.raises(ValueError, match="no preset 'smok'. Did you mean 'smoke'\\? There is: .*smoke"):
-        _preset.use_preset("smok", ROOT / "presets", tmp_path / "params.yaml", tmp_path / "aside.yaml")
+        use_preset.use_preset("smok", ROOT / "presets", tmp_path / "params.yaml", tmp_path / "backup.yaml")
 
 
 def test_the_prompt_to_try_is_one_of_this_data_set():
-    assert _headline.example({"sampling": {"prompts": ["flag: Italy", "a green apple"]}}) == "flag: Italy"
-    assert _headline.example({"sampling": {}}) == "..."
+    assert (
+        print_run_summary.example({"sampling": {"prompts": ["flag: Italy", "a green apple"]}})
+        == "flag: Italy"
+    )
+    assert print_run_summary.example({"sampling": {}}) == "..."
 
 
-def test_the_headline_tells_each_figure():
-    figures = {
+def test_the_headline_has_each_metric():
+    metrics = {
         "reconstruction": {"psnr_hard": 25.5, "psnr_kmeans": 22.25},
         "codebook": {"perplexity": 210.0, "perplexity_kmeans": 100.0, "used": 0.875, "vocab_size": 512},
         "generator": {"val_loss_image": 1.25, "val_loss_text": 0.5},
@@ -200,17 +240,25 @@ def test_the_headline_tells_each_figure():
         "caption_match": {"seen": {"all": {"n1": 0.8, "best": 0.975}, "scene": {"n1": 0.99, "best": 1.0}}},
         "seconds": {"evaluate": 61.0, "train_generator": 120.0},
     }
-    text = _headline.headline(json.loads(json.dumps(figures)))
-    for words in ("25.50 dB", "22.25 dB", "perplexity 210 (k-means 100)", "88% of 512", "every attribute 80.0%", "3 min 1 s"):
-        assert words in text
+    text = print_run_summary.headline(json.loads(json.dumps(metrics)))
+    for expected in (
+        "25.50 dB",
+        "22.25 dB",
+        "perplexity 210 (k-means 100)",
+        "88% of 512",
+        "every attribute 80.0%",
+        "3 min 1 s",
+    ):
+        assert expected in text
 
 
-def test_a_second_sigterm_does_not_cut_short_the_checkpoint_that_the_first_one_asked_for():
-    """Who cancels a flow signals the whole group, and `dvc`, ended by it, makes the stage signal itself again."""
-    running = SimpleNamespace(is_stoppable=True, stop_requested=False)
-    with _stage._signals(running):
+def test_a_second_sigterm_does_not_cut_short_the_checkpoint_that_the_first_one_requested():
+    """A cancelled flow signals the whole process group, and the end of `dvc` makes the stage signal itself
+    again."""
+    context = SimpleNamespace(is_stoppable=True, stop_requested=False)
+    with stage._signals(context):
         for _ in range(3):
             signal.raise_signal(signal.SIGTERM)
-        assert running.stop_requested
+        assert context.stop_requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

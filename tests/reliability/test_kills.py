@@ -1,4 +1,5 @@
-"""A stage that is killed, asked to end or out of room ends, when it is run again, as if it had never been."""
+"""A stage that was killed, stopped or out of disk space gives the same result when it is run again."""
+
 from __future__ import annotations
 
 import ctypes
@@ -18,55 +19,65 @@ import numpy as np
 import pytest
 import torch
 
-from stages._guard import sole_writer
-from tests.killing import ROOT, Ended, Nursery
-from tests.tiny import CAPTIONS, SIDE, TINY, tiny, tiny_text, write_shards
-from thousandwords import components, text
-from thousandwords.checkpoints import Checkpoints
-from thousandwords.errors import UserError
-from thousandwords.files import (
-    FAILPOINTS,
-    DiskFull,
-    read_manifest,
-    write_bytes,
-    write_json,
-    write_manifest,
-)
-from thousandwords.images import encode_png
-from thousandwords.samples import read_samples
-from thousandwords.shards import read_token_rows
+from stages.runtime.locks import output_lock
+from tests.helpers.kill import ROOT, Ended, ForkServer
+from tests.helpers.tiny_models import CAPTIONS, SIDE, TINY, tiny, tiny_text, write_shards
+from thousandwords import components
+from thousandwords.core.errors import UserError
+from thousandwords.core.files import FAILPOINTS, DiskFull, write_bytes, write_json
+from thousandwords.core.manifest import read_manifest, write_manifest
+from thousandwords.data.images import encode_png
+from thousandwords.data.token_shards import read_token_rows
+from thousandwords.inference.sample_shards import read_samples
+from thousandwords.text.bpe import save
+from thousandwords.training.checkpoints import Checkpoints
 
-# --- stages to be killed ---------------------------------------------------------------------------------------------
+# --- stages to kill --------------------------------------------------------------------------------------------------
 
-TRAINING = {"batch_size": 4, "learning_rate": 0.01, "evaluate_every": 50, "log_every": 10, "checkpoint_every": 10,
-            "ema_decay": 0.9, "clip_norm": 1.0}  # fmt: skip
+TRAINING = {
+    "batch_size": 4,
+    "learning_rate": 0.01,
+    "evaluate_every": 50,
+    "log_every": 10,
+    "checkpoint_every": 10,
+    "ema_decay": 0.9,
+    "clip_norm": 1.0,
+}
 PARTS = ("--text-tokenizer", "models/text_tokenizer", "--image-tokenizer", "models/image_tokenizer")
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage is given, in a folder that it shares with no other trial, and what it leaves."""
+    """The arguments, inputs and outputs of a stage, in a folder of its own per trial."""
 
     argv: tuple[str, ...]
     needs: tuple[str, ...]
-    leaves: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 WORK = {
     "prepare_pairs": Work(("--out", "data/pairs"), ("own",), ("data/pairs",)),
     "tokenize_pairs": Work(
         ("--pairs", "data/pairs", "--tokenizer", "models/image_tokenizer", "--out", "data/tokens"),
-        ("data/pairs", "models/image_tokenizer"), ("data/tokens",)),
+        ("data/pairs", "models/image_tokenizer"),
+        ("data/tokens",),
+    ),
     "train_generator": Work(
         ("--tokens", "data/tokens", *PARTS, "--out", "models/generator", "--curves", "results/curves.json"),
-        ("data/tokens", "models/text_tokenizer", "models/image_tokenizer"), ("models/generator", "results/curves.json")),
+        ("data/tokens", "models/text_tokenizer", "models/image_tokenizer"),
+        ("models/generator", "results/curves.json"),
+    ),
     "sample_images": Work(
         ("--pairs", "data/pairs", *PARTS, "--generator", "models/generator", "--out", "results/samples"),
-        ("data/pairs", "models/text_tokenizer", "models/image_tokenizer", "models/generator"), ("results/samples",)),
+        ("data/pairs", "models/text_tokenizer", "models/image_tokenizer", "models/generator"),
+        ("results/samples",),
+    ),
     "rank_images": Work(
         ("--samples", "results/samples", "--scorer", "models/scorer", "--out", "results/ranked"),
-        ("results/samples", "models/scorer"), ("results/ranked",)),
-}  # fmt: skip
+        ("results/samples", "models/scorer"),
+        ("results/ranked",),
+    ),
+}
 
 
 OTHERS = [stage for stage in WORK if stage != "train_generator"]
@@ -75,38 +86,49 @@ OTHERS = [stage for stage in WORK if stage != "train_generator"]
 def params_of(steps: int, **training: object) -> dict:
     """Small settings, with many shards and many checkpoints to be killed in between."""
     return {
-        "seed": 0, "device": "cpu",
-        "data": {"source": "folder", "path": "own", "image_size": SIDE, "min_side": 8, "validation_share": 0.3,
-                 "rows_per_shard": 4},
+        "seed": 0,
+        "device": "cpu",
+        "data": {
+            "source": "folder",
+            "path": "own",
+            "image_size": SIDE,
+            "min_side": 8,
+            "validation_share": 0.3,
+            "rows_per_shard": 4,
+        },
         "tokens": {"rows_per_shard": 4, "batch_size": 4},
-        "generator": {"kind": "transformer", "transformer": TINY["generators"]["transformer"],
-                      "training": {**TRAINING, "steps": steps, **training}},
+        "generator": {
+            "kind": "transformer",
+            "transformer": TINY["generators"]["transformer"],
+            "training": {**TRAINING, "steps": steps, **training},
+        },
         "sampling": {"prompts_per_split": 8, "candidates": 4, "batch_size": 4, "prompts": ["a red star"]},
-    }  # fmt: skip
+    }
 
 
-class Never:
-    """A run of all five stages that nobody killed: what they are given, what they leave, how long it takes, what is passed."""
+class ReferenceRun:
+    """A run of all five stages without a kill: inputs, outputs, seconds, and how often each fail point is
+    passed."""
 
-    def __init__(self, folder: Path, nursery: Nursery, steps: int) -> None:
-        self.folder, self.nursery, self.params = folder, nursery, params_of(steps)
+    def __init__(self, folder: Path, fork_server: ForkServer, steps: int) -> None:
+        self.folder, self.fork_server, self.params = folder, fork_server, params_of(steps)
         (folder / "own").mkdir(parents=True)
         for number in range(40):
             pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
             (folder / "own" / f"{number:03d}.png").write_bytes(encode_png(pixels))
             (folder / "own" / f"{number:03d}.txt").write_text(f"{CAPTIONS[number % 4]}\nPicture {number}")
         write_json(folder / "params.yaml", self.params)
-        text.save(tiny_text(), folder / "models/text_tokenizer")
-        components.save(tiny("tokenizers", "dvae"), folder / "models/image_tokenizer")
+        save(tiny_text(), folder / "models/text_tokenizer")
+        components.save(tiny("image_tokenizers", "dvae"), folder / "models/image_tokenizer")
         components.save(tiny("scorers", "clip"), folder / "models/scorer")
-        self.passed, self.seconds, self.left = {}, {}, {}
+        self.failpoints, self.seconds, self.outputs = {}, {}, {}
         for stage, work in WORK.items():
-            done = nursery.run(folder, stage, *work.argv, count=True)
-            assert done.code == 0, done.said
-            self.passed[stage], self.left[stage] = done.passed, left_by(folder, stage)
+            done = fork_server.run(folder, stage, *work.argv, count=True)
+            assert done.code == 0, done.output
+            self.failpoints[stage], self.outputs[stage] = done.failpoints, outputs_of(folder, stage)
             self.seconds[stage] = done.seconds
 
-    def workplace(self, folder: Path, stage: str) -> Path:
+    def new_folder(self, folder: Path, stage: str) -> Path:
         """A new folder with what the stage needs, and nothing that it makes."""
         folder.mkdir(parents=True)
         write_json(folder / "params.yaml", self.params)
@@ -115,182 +137,216 @@ class Never:
             (folder / name).symlink_to(self.folder / name)
         return folder
 
-    def run(self, folder: Path, stage: str, **how: object) -> Ended:
-        return self.nursery.run(folder, stage, *WORK[stage].argv, **how)
+    def run(self, folder: Path, stage: str, **options: object) -> Ended:
+        return self.fork_server.run(folder, stage, *WORK[stage].argv, **options)
 
-    def go_on_and_compare(self, folder: Path, stage: str) -> None:
-        """Runs the stage to its end, as nothing more than itself, and asks for the very bytes of the run that was not killed."""
+    def resume_and_compare(self, folder: Path, stage: str) -> None:
+        """Run the stage to its end, and check for the same bytes as in the reference run."""
         done = self.run(folder, stage)
-        assert done.code == 0, done.said
-        assert left_by(folder, stage) == self.left[stage]
+        assert done.code == 0, done.output
+        assert outputs_of(folder, stage) == self.outputs[stage]
         assert not [path for path in folder.rglob("*.tmp") if path.is_file() and ".ckpt" not in path.parts]
         assert not [path for path in folder.rglob(".*.lock")]
 
 
-def left_by(folder: Path, stage: str) -> dict[str, object]:
-    """{name: bytes} of every file in the outputs, hidden ones too; of a training also its last checkpoint, tensor by tensor."""
+def outputs_of(folder: Path, stage: str) -> dict[str, object]:
+    """{name: bytes} of every file in the outputs, hidden ones too; of a training also its last checkpoint,
+    tensor by tensor."""
     files = {}
-    for name in WORK[stage].leaves:
+    for name in WORK[stage].outputs:
         whole = folder / name
-        files |= {str(path.relative_to(folder)): path.read_bytes() for path in [whole, *whole.rglob("*")] if path.is_file()}
+        files |= {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in [whole, *whole.rglob("*")]
+            if path.is_file()
+        }
     for run in folder.glob(f".ckpt/{stage}/*"):
         last = Checkpoints(run).newest()
         files["checkpoint"] = (last.step, json.dumps(last.state), sorted(last.tensors))
-        files |= {f"checkpoint/{name}": (str(one.dtype), one.numpy().tobytes()) for name, one in last.tensors.items()}
+        files |= {
+            f"checkpoint/{name}": (str(tensor.dtype), tensor.numpy().tobytes())
+            for name, tensor in last.tensors.items()
+        }
     return files
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
+def fork_server() -> Iterator[ForkServer]:
+    fork_server = ForkServer()
+    yield fork_server
+    fork_server.close()
 
 
 @pytest.fixture(scope="module")
-def never(nursery, tmp_path_factory) -> Never:
-    return Never(tmp_path_factory.mktemp("never") / "run", nursery, steps=30)
+def reference(fork_server, tmp_path_factory) -> ReferenceRun:
+    return ReferenceRun(tmp_path_factory.mktemp("reference") / "run", fork_server, steps=30)
 
 
 @pytest.fixture(scope="module")
-def never_for_long(nursery, tmp_path_factory) -> Never:
-    return Never(tmp_path_factory.mktemp("long") / "run", nursery, steps=200)
+def long_reference(fork_server, tmp_path_factory) -> ReferenceRun:
+    return ReferenceRun(tmp_path_factory.mktemp("long") / "run", fork_server, steps=200)
 
 
-def places(passed: dict[str, int]) -> list[str]:
-    """Every fail point at its first, its middle and its last passing."""
-    return [f"{name}:{count}" for name in FAILPOINTS for count in sorted({1, passed[name] // 2 or 1, passed[name]})]
+def cases_of(passed: dict[str, int]) -> list[str]:
+    """Every fail point at its first, middle and last pass."""
+    return [
+        f"{name}:{count}"
+        for name in FAILPOINTS
+        for count in sorted({1, passed[name] // 2 or 1, passed[name]})
+    ]
 
 
 # --- A: kills --------------------------------------------------------------------------------------------------------
 
 
-def die_and_go_on(never: Never, folder: Path, stage: str, failpoint: str) -> None:
-    never.workplace(folder, stage)
-    died = never.run(folder, stage, failpoint=failpoint)
+def die_and_resume(reference: ReferenceRun, folder: Path, stage: str, failpoint: str) -> None:
+    reference.new_folder(folder, stage)
+    died = reference.run(folder, stage, failpoint=failpoint)
     assert died.code == -signal.SIGKILL, f"{failpoint}: {died}"
-    never.go_on_and_compare(folder, stage)
+    reference.resume_and_compare(folder, stage)
 
 
 @pytest.mark.parametrize(
     ("stage", "failpoint"),
     [*(("tokenize_pairs", failpoint) for failpoint in FAILPOINTS), ("train_generator", "mid-write")],
 )
-def test_a_stage_that_died_at_a_fail_point_ends_as_if_it_had_not(never, tmp_path, stage, failpoint):
-    middle = never.passed[stage][failpoint] // 2 or 1
-    die_and_go_on(never, tmp_path / "run", stage, f"{failpoint}:{middle}")
+def test_a_stage_that_died_at_a_fail_point_gives_the_same_result(reference, tmp_path, stage, failpoint):
+    middle = reference.failpoints[stage][failpoint] // 2 or 1
+    die_and_resume(reference, tmp_path / "run", stage, f"{failpoint}:{middle}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", WORK)
-def test_every_stage_survives_its_death_at_every_fail_point(never_for_long, tmp_path, stage):
-    cases = places(never_for_long.passed[stage])
+def test_every_stage_survives_its_death_at_every_fail_point(long_reference, tmp_path, stage):
+    cases = cases_of(long_reference.failpoints[stage])
     for case in cases:
-        die_and_go_on(never_for_long, tmp_path / case.replace(":", "-"), stage, case)
+        die_and_resume(long_reference, tmp_path / case.replace(":", "-"), stage, case)
         shutil.rmtree(tmp_path / case.replace(":", "-"))
     print(f"{stage}: {len(cases)} deaths at fail points, all equal")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [stage for stage in WORK if stage != "rank_images"])
-def test_random_kills_change_nothing(never_for_long, tmp_path, stage):
-    """Each trial is killed one to five times, each time at a random moment between its start and its end, and then goes on."""
+def test_random_kills_change_nothing(long_reference, tmp_path, stage):
+    """Each trial is killed one to five times, each time at a random moment between its start and its end, and
+    then goes on."""
     trials, kills, random = int(os.environ.get("THOUSANDWORDS_KILLS", "20")), 0, np.random.default_rng(0)
-    usual = never_for_long.seconds[stage]
+    usual = long_reference.seconds[stage]
     for trial in range(trials):
-        folder = never_for_long.workplace(tmp_path / str(trial), stage)
+        folder = long_reference.new_folder(tmp_path / str(trial), stage)
         for earlier in range(1 + trial % 5):
-            ended = never_for_long.run(folder, stage, signal_after=random.uniform(0, usual))
-            assert ended.code in (0, -signal.SIGKILL), ended.said
-            if ended.code == 0 and not earlier:  # a whole run: the machine was busier when the usual time was taken
+            ended = long_reference.run(folder, stage, signal_after=random.uniform(0, usual))
+            assert ended.code in (0, -signal.SIGKILL), ended.output
+            if ended.code == 0 and not earlier:  # a whole run: the machine was busier in the reference run
                 usual = min(usual, ended.seconds)
             kills += ended.code != 0
-        never_for_long.go_on_and_compare(folder, stage)
+        long_reference.resume_and_compare(folder, stage)
         shutil.rmtree(folder)
     print(f"{stage}: {trials} trials, {kills} kills, all equal")
     assert kills >= trials / 2
 
 
-def test_every_candidate_of_every_prompt_is_drawn_once(never):
-    drawn = read_samples(never.folder / "results/samples")
-    seen = list(zip(*(drawn.table[name].to_pylist() for name in ("prompt_id", "candidate")), strict=True))
-    assert seen == [(prompt, candidate) for prompt in range(len(drawn.prompts)) for candidate in range(4)]
+def test_every_candidate_of_every_prompt_is_generated_once(reference):
+    samples = read_samples(reference.folder / "results/samples")
+    rows = list(zip(*(samples.table[name].to_pylist() for name in ("prompt_id", "candidate")), strict=True))
+    assert rows == [(prompt, candidate) for prompt in range(len(samples.prompts)) for candidate in range(4)]
 
 
-def test_a_training_that_is_asked_to_end_keeps_a_checkpoint(never, tmp_path):
-    never.workplace(tmp_path / "run", "train_generator")
+def test_a_training_that_is_stopped_saves_a_checkpoint(reference, tmp_path):
+    reference.new_folder(tmp_path / "run", "train_generator")
     write_json(tmp_path / "run/params.yaml", params_of(steps=100_000))
-    ended = never.run(tmp_path / "run", "train_generator", signal_after=0.0, once=".ckpt/train_generator/*/step-*",
-                      number=signal.SIGTERM)    # fmt: skip
-    assert ended.code == 143 and "the next run goes on from there" in ended.said
+    ended = reference.run(
+        tmp_path / "run",
+        "train_generator",
+        signal_after=0.0,
+        once=".ckpt/train_generator/*/step-*",
+        number=signal.SIGTERM,
+    )
+    assert ended.code == 143 and "the next run resumes from there" in ended.output
     assert Checkpoints(next((tmp_path / "run/.ckpt/train_generator").iterdir())).newest().step > 0
 
 
 @pytest.mark.slow
-def test_changed_settings_never_take_up_what_others_left(never, tmp_path):
-    """A checkpoint of another rate lies ready; the run with the rate of before neither takes it up nor is changed by it."""
-    folder = never.workplace(tmp_path / "run", "train_generator")
+def test_changed_settings_never_resume_from_other_checkpoints(reference, tmp_path):
+    """There is a checkpoint of another learning rate; the run with the old one neither resumes from it nor
+    changes it."""
+    folder = reference.new_folder(tmp_path / "run", "train_generator")
     write_json(folder / "params.yaml", params_of(steps=30, learning_rate=0.02))
-    assert never.run(folder, "train_generator", failpoint="after-manifest:2").code == -signal.SIGKILL
+    assert reference.run(folder, "train_generator", failpoint="after-manifest:2").code == -signal.SIGKILL
     assert len(list(folder.glob(".ckpt/train_generator/*/step-*"))) == 1
     other = next((folder / ".ckpt/train_generator").iterdir())
 
-    write_json(folder / "params.yaml", never.params)
+    write_json(folder / "params.yaml", reference.params)
     shutil.copytree(other, tmp_path / "other")
-    assert never.run(folder, "train_generator").code == 0
+    assert reference.run(folder, "train_generator").code == 0
 
-    found = {name: data for name, data in left_by(folder, "train_generator").items() if not name.startswith("checkpoint")}
-    assert found == {name: never.left["train_generator"][name] for name in found}
-    assert sorted(path.name for path in other.iterdir()) == sorted(path.name for path in (tmp_path / "other").iterdir())
+    files = {
+        name: data
+        for name, data in outputs_of(folder, "train_generator").items()
+        if not name.startswith("checkpoint")
+    }
+    assert files == {name: reference.outputs["train_generator"][name] for name in files}
+    assert sorted(path.name for path in other.iterdir()) == sorted(
+        path.name for path in (tmp_path / "other").iterdir()
+    )
 
 
-# --- A6: one writer, and no orphan -----------------------------------------------------------------------------------
+# --- A6: one writer, and no orphans ----------------------------------------------------------------------------------
 
 
-def test_a_second_writer_of_an_output_is_refused_wherever_it_was_started(never, tmp_path):
+def test_a_second_writer_of_an_output_is_rejected_wherever_it_was_started(reference, tmp_path):
     """Another stage, another working folder, the same output by another name."""
-    folder = never.workplace(tmp_path / "run", "prepare_pairs")
-    (tmp_path / "door").symlink_to(folder / "data/pairs")
-    with sole_writer(tmp_path / "door"):
-        refused = never.run(folder, "prepare_pairs")
-        assert refused.code == 2
-        assert refused.said == (
+    folder = reference.new_folder(tmp_path / "run", "prepare_pairs")
+    (tmp_path / "link").symlink_to(folder / "data/pairs")
+    with output_lock(tmp_path / "link"):
+        rejected = reference.run(folder, "prepare_pairs")
+        assert rejected.code == 2
+        assert rejected.output == (
             f"prepare_pairs: data/pairs is being written by process {os.getpid()}. Wait for it, or stop it\n"
         )
         assert not (folder / "data/pairs").exists()
-    never.go_on_and_compare(folder, "prepare_pairs")
+    reference.resume_and_compare(folder, "prepare_pairs")
 
 
 def environment() -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
+    return {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "DVC_NO_ANALYTICS": "1",
+    }
 
 
 def processes_at(folder: Path) -> set[int]:
-    """Those that work in a folder."""
-    found = set()
+    """The processes whose working directory is this folder."""
+    pids = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 if (entry / "cwd").resolve(strict=True) == folder.resolve():
-                    found.add(int(entry.name))
+                    pids.add(int(entry.name))
             except OSError:
                 continue
-    return found
+    return pids
 
 
-def wait_until(is_so: Callable[[], bool], seconds: float) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
-    while not is_so() and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
-    return is_so()
+    return condition()
 
 
-def kill_when_training(folder: Path, words: list[str]) -> set[int]:
-    """Starts a command that trains, kills it alone once there is a checkpoint; returns who is still there after 10 s."""
-    with open(folder / "said.txt", "w") as said:
-        running = subprocess.Popen(words, cwd=folder, env=environment(), stdout=said, stderr=said)
-    assert wait_until(lambda: list(folder.glob(".ckpt/train_generator/*/step-*")), 180), (folder / "said.txt").read_text()
+def kill_when_training(folder: Path, command: list[str]) -> set[int]:
+    """Start a command that trains, kill it alone once there is a checkpoint; returns the processes left after
+    10 s."""
+    with open(folder / "output.txt", "w") as file:
+        running = subprocess.Popen(command, cwd=folder, env=environment(), stdout=file, stderr=file)
+    assert wait_until(lambda: list(folder.glob(".ckpt/train_generator/*/step-*")), 180), (
+        folder / "output.txt"
+    ).read_text()
     assert len(processes_at(folder)) > 1
     running.kill()
     running.wait()
@@ -299,20 +355,22 @@ def kill_when_training(folder: Path, words: list[str]) -> set[int]:
 
 
 @pytest.mark.slow
-def test_no_worker_outlives_torchrun(never, tmp_path):
-    folder = never.workplace(tmp_path / "run", "train_generator")
-    write_json(folder / "params.yaml", params_of(steps=100_000, processes=2))
-    words = [sys.executable, "-m", "stages.train_generator", *WORK["train_generator"].argv]
-    assert kill_when_training(folder, words) == set()
+def test_no_worker_outlives_torchrun(reference, tmp_path):
+    folder = reference.new_folder(tmp_path / "run", "train_generator")
+    write_json(folder / "params.yaml", params_of(steps=100_000, num_processes=2))
+    command = [sys.executable, "-m", "stages.train_generator", *WORK["train_generator"].argv]
+    assert kill_when_training(folder, command) == set()
     assert Checkpoints(next((folder / ".ckpt/train_generator").iterdir())).newest().step > 0
 
 
 @pytest.mark.slow
-def test_no_stage_outlives_dvc_and_the_next_repro_goes_on(never, tmp_path):
-    folder = never.workplace(tmp_path / "run", "train_generator")
+def test_no_stage_outlives_dvc_and_the_next_repro_resumes(reference, tmp_path):
+    folder = reference.new_folder(tmp_path / "run", "train_generator")
     write_json(folder / "params.yaml", params_of(steps=1000))
-    stage = {"cmd": " ".join(("python -m stages.train_generator", *WORK["train_generator"].argv)),
-             "outs": ["models/generator", "results/curves.json"]}  # fmt: skip
+    stage = {
+        "cmd": " ".join(("python -m stages.train_generator", *WORK["train_generator"].argv)),
+        "outs": ["models/generator", "results/curves.json"],
+    }
     write_json(folder / "dvc.yaml", {"stages": {"train_generator": stage}})
     subprocess.run(["dvc", "init", "--no-scm", "-q"], cwd=folder, env=environment(), check=True)
 
@@ -328,38 +386,47 @@ def test_no_stage_outlives_dvc_and_the_next_repro_goes_on(never, tmp_path):
 # --- B: full disks ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["train_generator", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
-def test_a_stage_on_a_full_disk_says_so_and_goes_on_when_there_is_room(never, tmp_path, stage):
-    folder = never.workplace(tmp_path / "run", stage)
-    middle = never.passed[stage]["mid-write"] // 2
+@pytest.mark.parametrize(
+    "stage", ["train_generator", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
+def test_a_stage_on_a_full_disk_reports_it_and_resumes_when_there_is_room(reference, tmp_path, stage):
+    folder = reference.new_folder(tmp_path / "run", stage)
+    middle = reference.failpoints[stage]["mid-write"] // 2
 
-    full = never.run(folder, stage, failpoint=f"mid-write:{middle}:ENOSPC")
+    full = reference.run(folder, stage, failpoint=f"mid-write:{middle}:ENOSPC")
 
     assert full.code == 2
-    last = full.said.splitlines()[-1]
-    assert re.fullmatch(rf"{stage}: .*: the disk is full, or your share of it is: \d+ bytes are to be written, \d+ are free\. "
-                        "Make room, then run the same again: what is finished is kept", last), full.said  # fmt: skip
+    last = full.output.splitlines()[-1]
+    assert re.fullmatch(
+        rf"{stage}: .*: the disk is full, or your quota is used up: \d+ bytes are to be written, \d+ are free\. "
+        "Make room, then run the same again: finished work is kept",
+        last,
+    ), full.output
     assert not list(folder.rglob("*.tmp"))
-    assert stage != "train_generator" or left_by(folder, stage)["checkpoint"][0] > 0
-    never.go_on_and_compare(folder, stage)
+    assert stage != "train_generator" or outputs_of(folder, stage)["checkpoint"][0] > 0
+    reference.resume_and_compare(folder, stage)
 
 
 @pytest.mark.parametrize("name", ["EROFS", "EACCES", "EIO"])
-def test_an_output_that_cannot_be_written_is_refused_before_any_work(never, tmp_path, monkeypatch, name):
+def test_an_output_that_cannot_be_written_is_rejected_before_any_work(reference, tmp_path, monkeypatch, name):
     out = tmp_path / "file" / "pairs"
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(UserError, match=f"{tmp_path}/file cannot be written: .*exists"), sole_writer(out):
+    with pytest.raises(UserError, match=f"{tmp_path}/file cannot be written: .*exists"), output_lock(out):
         pytest.fail("the work began")
 
 
 def on_small_disk(folder: Path, work: Callable[[Path], None]) -> None:
-    """Does `work` in a child, on a disk of 2 MB that only that child sees; skips where nobody may mount."""
+    """Do `work` in a child, on a disk of 2 MB that only that child sees; skipped where mounting is not
+    allowed."""
     child = os.fork()
     if child == 0:
         code = 3
         try:
             libc = ctypes.CDLL(None)
-            is_there = libc.unshare(0x20000) == 0 and libc.mount(b"none", bytes(folder), b"tmpfs", 0, b"size=2m") == 0
+            is_there = (
+                libc.unshare(0x20000) == 0
+                and libc.mount(b"none", bytes(folder), b"tmpfs", 0, b"size=2m") == 0
+            )
             if is_there:
                 code = 1
                 work(folder)
@@ -388,7 +455,7 @@ def checkpoint_work(folder: Path) -> None:
 
 
 def write_until_full(write: Callable[[int], object], folder: Path) -> None:
-    """Writes more and more; what was written before stays whole, nothing half-written stays."""
+    """Write until the disk is full: earlier files stay intact, and no file is half-written."""
     written = 0
     try:
         for written in range(1, 100):  # noqa: B007
@@ -401,12 +468,14 @@ def write_until_full(write: Callable[[int], object], folder: Path) -> None:
     raise AssertionError("the disk took it all")
 
 
-def picture_work(folder: Path) -> None:
+def image_work(folder: Path) -> None:
     write_until_full(lambda number: write_bytes(folder / f"{number}.whole", os.urandom(100_000)), folder)
 
 
 def shard_work(folder: Path) -> None:
-    write_until_full(lambda number: write_shards(folder / str(number), {"train": 4000}, rows_per_shard=1000), folder)
+    write_until_full(
+        lambda number: write_shards(folder / str(number), {"train": 4000}, rows_per_shard=1000), folder
+    )
     assert len(read_token_rows(folder / "1", "train")) == 4000
 
 
@@ -423,6 +492,6 @@ def manifest_work(folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("work", [checkpoint_work, picture_work, shard_work, manifest_work])
-def test_a_disk_of_two_megabytes_keeps_what_was_on_it(tmp_path, work):
+@pytest.mark.parametrize("work", [checkpoint_work, image_work, shard_work, manifest_work])
+def test_a_full_disk_of_two_megabytes_keeps_its_files(tmp_path, work):
     on_small_disk(tmp_path, work)

@@ -1,7 +1,9 @@
-"""One pipeline on two workers, each with a clone of its own, asked for by a coordinator: on a real Prefect server.
+"""One pipeline on two workers, each with its own clone, and a coordinator, on a real Prefect server.
 
-How much time two workers save is tried on PostgreSQL (tests/test_team.py): SQLite makes one of two writers wait for seconds.
+The speed of two workers is tested on PostgreSQL (tests/services/test_team.py): SQLite makes one of two
+writers wait for seconds.
 """
+
 from __future__ import annotations
 
 import signal
@@ -12,48 +14,60 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests import clones
-from tests.orchestra import ROOT, Server, environment, wait_for
+from tests.helpers import clones
+from tests.helpers.prefect_server import ROOT, Server, environment, wait_for
 
 NEEDS = {"first": (), "left": ("first",), "right": ("first",), "last": ("left", "right")}
 
 
 class Fleet:
-    """A coordinator's clone and two more, each of which has a worker that takes one run at a time; `told` says of the server."""
+    """A coordinator's clone and two more, each with a worker that takes one run at a time.
 
-    def __init__(self, folder: Path, told: dict[str, str], seconds: float) -> None:
+    `settings` name the server.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, str], seconds: float) -> None:
         whole = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-        stages = [one for one in whole["deployments"] if one["name"].startswith("stage-")]  # no night begins in these tests
+        # without the schedule of the nightly flow
+        stages = [entry for entry in whole["deployments"] if entry["name"].startswith("stage-")]
         text = yaml.safe_dump({**whole, "deployments": stages})
-        placement = yaml.safe_dump({"stages": {"last": {"gpus": 1, "retries": 0}, "first": {"retries": 1, "retry_seconds": 0.1}}})
-        self.origin = clones.make_origin(folder, NEEDS, {"prefect.yaml": text, "flows/placement.yaml": placement})
-        self.coordinator, *self.workers = (clones.clone(self.origin, name) for name in ("coordinator", "one", "two"))
-        self.told = {**told, "PREFECT_WORKER_QUERY_SECONDS": "1", "SECONDS": str(seconds)}
+        placement = yaml.safe_dump(
+            {"stages": {"last": {"gpus": 1, "retries": 0}, "first": {"retries": 1, "retry_seconds": 0.1}}}
+        )
+        self.origin = clones.make_origin(
+            folder, NEEDS, {"prefect.yaml": text, "flows/workers/placement.yaml": placement}
+        )
+        self.coordinator, *self.workers = (
+            clones.clone(self.origin, name) for name in ("coordinator", "one", "two")
+        )
+        self.settings = {**settings, "PREFECT_WORKER_QUERY_SECONDS": "1", "SECONDS": str(seconds)}
 
-    def begin(self, clone: Path, *words: str, hears_ctrl_c: bool = False) -> subprocess.Popen:
-        """`hears_ctrl_c`: also where these tests run in a shell's background, which has it ignored."""
-        hear = (lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) if hears_ctrl_c else None
-        own = {**clones.environment(clone), **environment(clone / ".prefect", **self.told)}
+    def start(self, clone: Path, *args: str, accepts_ctrl_c: bool = False) -> subprocess.Popen:
+        """`accepts_ctrl_c`: also if these tests run in the background of a shell, where Ctrl-C is ignored."""
+        preexec = (lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) if accepts_ctrl_c else None
+        own = {**clones.environment(clone), **environment(clone / ".prefect", **self.settings)}
         piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([sys.executable, "-m", *words], cwd=clone, env=own, preexec_fn=hear, **piped)
+        return subprocess.Popen(
+            [sys.executable, "-m", *args], cwd=clone, env=own, preexec_fn=preexec, **piped
+        )
 
-    def call(self, clone: Path, *words: str) -> subprocess.CompletedProcess:
-        process = self.begin(clone, *words)
-        said, told = process.communicate(timeout=300)
-        return subprocess.CompletedProcess(words, process.returncode, said, told)
+    def call(self, clone: Path, *args: str) -> subprocess.CompletedProcess:
+        process = self.start(clone, *args)
+        output, errors = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(args, process.returncode, output, errors)
 
-    def must(self, clone: Path, *words: str) -> str:
-        done = self.call(clone, *words)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+    def must(self, clone: Path, *args: str) -> str:
+        result = self.call(clone, *args)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
 
     def start_workers(self) -> None:
         for clone in self.workers:
-            self.must(clone, "flows.workers", "start", "--runs", "1", "--name", clone.name)
+            self.must(clone, "flows.workers.workers", "start", "--runs", "1", "--name", clone.name)
 
     def close(self) -> None:
         for clone in self.workers:
-            self.call(clone, "flows.workers", "stop")
+            self.call(clone, "flows.workers.workers", "stop")
 
 
 @pytest.fixture(scope="module")
@@ -72,94 +86,104 @@ def fleet(prefect, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def working(fleet):
-    """The same with deployments and workers."""
-    fleet.must(fleet.coordinator, "flows.bootstrap")
+    """The fleet with deployments and workers."""
+    fleet.must(fleet.coordinator, "flows.deploy")
     fleet.start_workers()
     return fleet
 
 
-def changed(fleet: Fleet, stage: str, what: str) -> None:
-    """Another program for all stages, known to every clone."""
+def commit_program(fleet: Fleet, stage: str, what: str) -> None:
+    """Commit and push another program for all stages."""
     (fleet.coordinator / "stage.py").write_text(stage)
     clones.must(fleet.coordinator, "git", "commit", "-qam", what)
     clones.must(fleet.coordinator, "git", "push", "-q", "origin", f"HEAD:refs/heads/{what.replace(' ', '-')}")
 
 
-def test_without_deployments_or_workers_the_mend_is_told_before_anything_runs(fleet):
-    done = fleet.call(fleet.coordinator, "flows.fleet")
-    assert done.returncode == 1 and "the server has no deployment stage/stage-cpu. Run: make deploy" in done.stderr
-    fleet.must(fleet.coordinator, "flows.bootstrap")
-    done = fleet.call(fleet.coordinator, "flows.fleet")
-    told = "no worker takes runs from thousandwords-cpu, which stage/stage-cpu needs. In a clone for each, run: make workers"
-    assert done.returncode == 1 and told in done.stderr and clones.ran(fleet.origin) == []
+def test_without_deployments_or_workers_the_message_names_the_fix_before_anything_runs(fleet):
+    result = fleet.call(fleet.coordinator, "flows.fleet")
+    assert (
+        result.returncode == 1
+        and "the server has no deployment stage/stage-cpu. Run: make deploy" in result.stderr
+    )
+    fleet.must(fleet.coordinator, "flows.deploy")
+    result = fleet.call(fleet.coordinator, "flows.fleet")
+    message = "no worker takes runs from thousandwords-cpu, which stage/stage-cpu needs. In a clone for each, run: make workers"
+    assert result.returncode == 1 and message in result.stderr and clones.ran(fleet.origin) == []
 
 
-def test_each_stage_runs_once_on_whatever_worker_is_free(working, prefect):
+def test_each_stage_runs_once_on_any_free_worker(working, prefect):
     fleet = working
-    said = fleet.must(fleet.coordinator, "flows.fleet")
+    output = fleet.must(fleet.coordinator, "flows.fleet")
 
-    assert said.endswith("fleet: 4 of 4 stages went to workers: first, left, right, last\n")
+    assert output.endswith("fleet: 4 of 4 stages went to workers: first, left, right, last\n")
     order = clones.ran(fleet.origin)
     assert sorted(order) == sorted(NEEDS) and order[0] == "first" and order[-1] == "last"
     assert set(yaml.safe_load((fleet.coordinator / "dvc.lock").read_text())["stages"]) == set(NEEDS)
     assert (fleet.coordinator / "last.txt").read_text() == "last.txt left right"
     assert clones.must(fleet.origin, "git", "status", "--porcelain") == ""  # no worker pushed anything to git
-    ran = [one for one in prefect.runs() if one["name"] in NEEDS]
-    assert {one["name"]: one["state_type"] for one in ran} == dict.fromkeys(NEEDS, "COMPLETED")
+    runs = [run for run in prefect.runs() if run["name"] in NEEDS]
+    assert {run["name"]: run["state_type"] for run in runs} == dict.fromkeys(NEEDS, "COMPLETED")
 
 
-def test_what_is_known_already_goes_to_nobody(working, prefect):
+def test_an_unchanged_stage_goes_to_no_worker(working, prefect):
     fleet = working
     fleet.must(fleet.coordinator, "flows.fleet")
-    clones.command(fleet.coordinator, "git", "commit", "-qm", "what the fleet made", "dvc.lock")
+    clones.command(fleet.coordinator, "git", "commit", "-qm", "outputs of the fleet", "dvc.lock")
     before = len(prefect.runs("stage-cpu"))
     assert fleet.must(fleet.coordinator, "flows.fleet").endswith("fleet: 0 of 4 stages went to workers\n")
     assert len(prefect.runs("stage-cpu")) == before
 
 
-def test_a_second_coordinator_takes_up_what_one_that_was_killed_had_asked_for(working, prefect):
+def test_a_second_coordinator_finds_the_runs_that_a_killed_one_had_submitted(working, prefect):
     fleet = working
-    changed(fleet, clones.STAGE + "# changed\n", "a change")
+    commit_program(fleet, clones.STAGE + "# changed\n", "a change")
     before, ran = len(prefect.runs("stage-cpu")), clones.ran(fleet.origin)
-    first = fleet.begin(fleet.coordinator, "flows.fleet")
+    first = fleet.start(fleet.coordinator, "flows.fleet")
     wait_for(lambda: len(prefect.runs("stage-cpu")) > before, 60)
     first.kill()
     first.wait()
 
-    said = fleet.must(fleet.coordinator, "flows.fleet")
+    output = fleet.must(fleet.coordinator, "flows.fleet")
 
-    assert said.endswith("fleet: 4 of 4 stages went to workers: first, left, right, last\n")
+    assert output.endswith("fleet: 4 of 4 stages went to workers: first, left, right, last\n")
     assert sorted(clones.ran(fleet.origin)[len(ran) :]) == sorted(NEEDS)
 
 
-def test_a_coordinator_stopped_by_ctrl_c_takes_back_what_it_has_asked_for(working, prefect):
+def test_a_coordinator_stopped_by_ctrl_c_cancels_its_submitted_runs(working, prefect):
     fleet = working
-    changed(fleet, clones.STAGE + "# again\n", "another change")
-    known = {one["id"] for one in prefect.runs()}
-    coordinator = fleet.begin(fleet.coordinator, "flows.fleet", hears_ctrl_c=True)
+    commit_program(fleet, clones.STAGE + "# again\n", "another change")
+    earlier = {run["id"] for run in prefect.runs()}
+    coordinator = fleet.start(fleet.coordinator, "flows.fleet", accepts_ctrl_c=True)
 
-    def asked() -> list[dict]:
-        return [one for one in prefect.runs() if one["id"] not in known and one["name"] in NEEDS]
+    def submitted() -> list[dict]:
+        return [run for run in prefect.runs() if run["id"] not in earlier and run["name"] in NEEDS]
 
-    wait_for(asked, 60)
+    wait_for(submitted, 60)
     coordinator.send_signal(signal.SIGINT)
-    said, told = coordinator.communicate(timeout=60)
-    assert coordinator.returncode, said + told
-    wait_for(lambda: {one["state_type"] for one in asked()} <= {"CANCELLED"}, 90, "its runs are not cancelled", every=1)
+    output, errors = coordinator.communicate(timeout=60)
+    assert coordinator.returncode, output + errors
+    wait_for(
+        lambda: {run["state_type"] for run in submitted()} <= {"CANCELLED"},
+        90,
+        "its runs are not cancelled",
+        every=1,
+    )
 
 
-def test_a_stage_that_fails_is_named_with_its_worker_and_what_needs_it_is_not_asked_for(working, prefect):
+def test_a_failed_stage_is_named_with_its_worker_and_stages_that_need_it_are_not_submitted(working, prefect):
     fleet = working
     (fleet.coordinator / "stage.py").write_text("raise SystemExit(2)\n")
     clones.must(fleet.coordinator, "git", "commit", "-qam", "a mistake")
-    asked = {one["id"] for one in prefect.runs()}
+    earlier = {run["id"] for run in prefect.runs()}
 
-    done = fleet.call(fleet.coordinator, "flows.fleet")
-    assert done.returncode == 1 and "Push it first: git push" in done.stderr  # nobody else has that commit
+    result = fleet.call(fleet.coordinator, "flows.fleet")
+    assert (
+        result.returncode == 1 and "Push it first: git push" in result.stderr
+    )  # no other clone has that commit
 
     clones.must(fleet.coordinator, "git", "push", "-q", "origin", "HEAD:refs/heads/mistake")
-    done = fleet.call(fleet.coordinator, "flows.fleet")
-    assert done.returncode == 1 and "fleet: stage first is failed on its worker: " in done.stderr
-    assert "stage first failed with code 2" in done.stderr
-    new = [one["name"] for one in prefect.runs() if one["id"] not in asked]
+    result = fleet.call(fleet.coordinator, "flows.fleet")
+    assert result.returncode == 1 and "fleet: stage first is failed on its worker: " in result.stderr
+    assert "stage first failed with code 2" in result.stderr
+    new = [run["name"] for run in prefect.runs() if run["id"] not in earlier]
     assert new.count("first") == 2 and not {"left", "right", "last"} & set(new)

@@ -1,7 +1,9 @@
-"""The registry on a real MLflow server: the same commands, an alias that outlives the server's sudden end, doors that stay shut.
+"""The registry on a real MLflow server: commands, an alias that survives a kill, rejected requests.
 
-Rows F2, F4 and F8 of the reliability plan. N of what is marked slow: THOUSANDWORDS_KILLS, THOUSANDWORDS_MOVES.
+Rows F2, F4 and F8 of the reliability plan. Number of trials of the slow tests: THOUSANDWORDS_KILLS,
+THOUSANDWORDS_MOVES.
 """
+
 from __future__ import annotations
 
 import http.client
@@ -17,15 +19,16 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from flows import _versions, registry
-from tests.mlflow_server import MlflowServer
-from tests.registered import pictures, run_rollback, two_champions
-from tests.test_champions import move_at_once
+from flows.registry import versions
+from flows.registry.commands import fetch, promote, show
+from tests.helpers.mlflow_server import MlflowServer
+from tests.helpers.registered_models import package_images, run_rollback, two_champions
+from tests.services.test_registry_champion import move_at_once
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    """A server with two champions, one after the other; what a test finds changed in it may be another's."""
+    """A server with two champions, one after the other; other tests may have changed it."""
     server = MlflowServer(tmp_path_factory.mktemp("mlflow") / "server")
     server.start()
     with pytest.MonkeyPatch.context() as patch:
@@ -45,24 +48,24 @@ def server(running, monkeypatch):
     return running
 
 
-def test_on_a_server_the_commands_do_what_they_do_on_a_database(server, tmp_path):
-    second = pictures(registry.fetch("champion", tmp_path / "a", server.project))
+def test_the_commands_do_the_same_on_a_server_as_on_a_database(server, tmp_path):
+    second = package_images(fetch("champion", tmp_path / "a", server.project))
 
-    seconds, wall, said = run_rollback(server.project)
+    seconds, wall, output = run_rollback(server.project)
 
-    print(f"F4: rollback as a command on a server: {wall:.1f} s, {seconds:.1f} s of them its own")
-    assert said == "version 1 is the champion again\n" and seconds < 5
-    first = pictures(registry.fetch("champion", tmp_path / "a", server.project))
-    assert first == pictures(registry.fetch("1", tmp_path / "b", server.project)) != second
-    assert "@champion" in registry.show(server.project)[1] and "@challenger" in registry.show(server.project)[0]
-    assert registry.promote(server.project) == "2"
+    print(f"F4: rollback as a command on a server: {wall:.1f} s, {seconds:.1f} s of CPU")
+    assert output == "version 1 is the champion again\n" and seconds < 5
+    first = package_images(fetch("champion", tmp_path / "a", server.project))
+    assert first == package_images(fetch("1", tmp_path / "b", server.project)) != second
+    assert "@champion" in show(server.project)[1] and "@challenger" in show(server.project)[0]
+    assert promote(server.project) == "2"
 
 
-# --- F8: its doors ---------------------------------------------------------------------------------------------------
+# --- F8: rejected requests ---------------------------------------------------------------------------------------------------
 
 
 def status_of(server: MlflowServer, method: str, path: str, body: dict | None = None, **headers: str) -> int:
-    """What the server answers to a path as it stands, which no client of ours would send."""
+    """The server's status for a raw path, which no client of this project would send."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     data = None if body is None else json.dumps(body)
     connection.request(method, path, data, {"Content-Type": "application/json", **headers})
@@ -71,100 +74,119 @@ def status_of(server: MlflowServer, method: str, path: str, body: dict | None = 
     return status
 
 
-@pytest.mark.parametrize("host, status", [("evil.example", 403), ("169.254.169.254", 403), ("10.0.0.1", 403), (None, 200)])
+@pytest.mark.parametrize(
+    "host, status", [("evil.example", 403), ("169.254.169.254", 403), ("10.0.0.1", 403), (None, 200)]
+)
 def test_the_server_answers_to_its_own_names_only(server, host, status):
     assert status_of(server, "GET", "/", Host=host or f"localhost:{server.port}") == status
 
 
-def test_a_page_from_elsewhere_can_change_nothing(server):
-    path, wanted = "/api/2.0/mlflow/registered-models/alias", {"name": "thousandwords", "alias": "champion", "version": "1"}
-    assert status_of(server, "POST", path, wanted, Origin="http://evil.example") == 403
-    assert status_of(server, "POST", path, {**wanted, "alias": "other"}, Origin=server.uri) == 200
+def test_a_page_of_another_origin_can_change_nothing(server):
+    path = "/api/2.0/mlflow/registered-models/alias"
+    body = {"name": "thousandwords", "alias": "champion", "version": "1"}
+    assert status_of(server, "POST", path, body, Origin="http://evil.example") == 403
+    assert status_of(server, "POST", path, {**body, "alias": "other"}, Origin=server.uri) == 200
 
 
-@pytest.mark.parametrize("path", ["../server.db", "..%2fserver.db", "%252e%252e%252fserver.db", "%2fetc%2fpasswd"])
+@pytest.mark.parametrize(
+    "path", ["../server.db", "..%2fserver.db", "%252e%252e%252fserver.db", "%2fetc%2fpasswd"]
+)
 @pytest.mark.parametrize("method", ["GET", "PUT"])
-def test_no_path_leads_out_of_the_folder_of_artefacts(server, method, path):
+def test_no_path_leads_out_of_the_artefact_folder(server, method, path):
     body = {"a": 1} if method == "PUT" else None
     assert status_of(server, method, f"/api/2.0/mlflow-artifacts/artifacts/{path}", body) == 400
     assert status_of(server, "GET", f"/api/2.0/mlflow-artifacts/artifacts?path={path}") == 400
 
 
-@pytest.mark.parametrize("place", ["http://127.0.0.1/a#/../../etc", "s3://mlflow/a#b", "file:///tmp/a#/../b"])
-def test_a_place_for_artefacts_with_a_fragment_is_refused(server, place):
-    wanted = {"name": f"at {place}", "artifact_location": place}
-    assert status_of(server, "POST", "/api/2.0/mlflow/experiments/create", wanted) == 400
+@pytest.mark.parametrize(
+    "location", ["http://127.0.0.1/a#/../../etc", "s3://mlflow/a#b", "file:///tmp/a#/../b"]
+)
+def test_an_artefact_location_with_a_fragment_is_rejected(server, location):
+    body = {"name": f"at {location}", "artifact_location": location}
+    assert status_of(server, "POST", "/api/2.0/mlflow/experiments/create", body) == 400
 
 
-@pytest.mark.parametrize("source", ["/etc", "file:///etc", "mlflow-artifacts:/../../etc", "s3://mlflow/%2e%2e/other"])
-def test_no_version_can_be_made_of_files_that_no_run_stored(server, source):
-    wanted = {"name": "thousandwords", "source": source}
-    assert status_of(server, "POST", "/api/2.0/mlflow/model-versions/create", wanted) == 400
+@pytest.mark.parametrize(
+    "source", ["/etc", "file:///etc", "mlflow-artifacts:/../../etc", "s3://mlflow/%2e%2e/other"]
+)
+def test_no_version_can_be_created_from_files_that_no_run_stored(server, source):
+    body = {"name": "thousandwords", "source": source}
+    assert status_of(server, "POST", "/api/2.0/mlflow/model-versions/create", body) == 400
 
 
-# --- F2: its sudden end ----------------------------------------------------------------------------------------------
+# --- F2: a killed server ----------------------------------------------------------------------------------------------
 
 
-def kill_amid_flips(server: MlflowServer, count: int) -> int:
-    """Kills the server `count` times while the alias moves; how often it moved."""
+def kill_during_flips(server: MlflowServer, count: int) -> int:
+    """Kill the server `count` times while the alias moves; how often it moved."""
     moments, flips = random.Random(0), 0
     for number in range(count):
         if number:
             server.start()
-        told = [stored(server.database)]
-        flipping = threading.Thread(target=flip_until_it_fails, args=(server.uri, told))
+        values = [stored(server.database)]
+        flipping = threading.Thread(target=flip_until_it_fails, args=(server.uri, values))
         flipping.start()
-        while len(told) < 3 and flipping.is_alive():
+        while len(values) < 3 and flipping.is_alive():
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 1))
         server.kill()
         flipping.join()
 
-        *_, last, tried = told
+        *_, last, attempted = values
         assert server.is_gone()
-        assert stored(server.database) in (last, tried)
-        assert len(told) >= 3, "it was killed before the first flip was answered"
-        flips += len(told) - 2
+        assert stored(server.database) in (last, attempted)
+        assert len(values) >= 3, "it was killed before the first flip was answered"
+        flips += len(values) - 2
     return flips
 
 
-def flip_until_it_fails(uri: str, told: list[str]) -> None:
-    """Moves the alias to and fro; `told` ends with the last move that was answered and the one that was not."""
+def flip_until_it_fails(uri: str, values: list[str]) -> None:
+    """Move the alias to and fro; `values` ends with the last answered move and the unanswered one."""
     client = mlflow.MlflowClient(uri, uri)
     while True:
-        told.append("1" if told[-1] == "2" else "2")
+        values.append("1" if values[-1] == "2" else "2")
         try:
-            _versions.move(client, "champion", told[-1])
+            versions.move_alias(client, "champion", values[-1])
         except MlflowException:
             return
 
 
 def stored(database: Path) -> str:
-    """The champion, by the database itself, which has to be whole."""
+    """The champion in the database, after an integrity check."""
     with sqlite3.connect(database) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        ((version,),) = connection.execute("SELECT version FROM registered_model_aliases WHERE alias = 'champion'")
+        ((version,),) = connection.execute(
+            "SELECT version FROM registered_model_aliases WHERE alias = 'champion'"
+        )
     return str(version)
 
 
 def test_a_server_killed_while_the_alias_moves_leaves_the_old_or_the_new_value(server):
-    assert kill_amid_flips(server, 1) > 0
+    assert kill_during_flips(server, 1) > 0
 
 
 @pytest.mark.slow
 def test_a_server_killed_many_times_while_the_alias_moves(server):
     count = int(os.environ.get("THOUSANDWORDS_KILLS", "20"))
-    flips = kill_amid_flips(server, count)
-    print(f"F2: the server killed {count} times, amid {flips} flips: each time the old or the new value, the database whole")
+    flips = kill_during_flips(server, count)
+    print(
+        f"F2: the server killed {count} times, during {flips} flips: each time the old or the new value, the database undamaged"
+    )
 
 
 @pytest.mark.slow
-def test_promotions_and_rollbacks_of_several_machines_leave_one_history(nursery, tmp_path, monkeypatch):
+def test_promotions_and_rollbacks_of_several_machines_leave_one_history(
+    registry_process, tmp_path, monkeypatch
+):
     server, began = MlflowServer(tmp_path / "server"), time.monotonic()
     server.start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     rounds = int(os.environ.get("THOUSANDWORDS_MOVES", "100")) // 4
-    done, refused, killed = move_at_once(two_champions(tmp_path / "project"), nursery, rounds, width=4, killed_share=0.3)
+    done, rejected, killed = move_at_once(
+        two_champions(tmp_path / "project"), registry_process, rounds, width=4, killed_share=0.3
+    )
     server.kill()
-    print(f"{4 * rounds} promotions and rollbacks on a server, four at once: {done} done, {refused} told why not, "
-          f"{killed} killed; one history; {time.monotonic() - began:.0f} s")  # fmt: skip
+    print(
+        f"{4 * rounds} promotions and rollbacks on a server, four at once: {done} done, {rejected} rejected, "
+        f"{killed} killed; one history; {time.monotonic() - began:.0f} s"
+    )

@@ -1,4 +1,5 @@
-"""Two workers and a coordinator, each with a clone of its own, and one remote: everything is run once, and known everywhere."""
+"""Two workers and a coordinator with one remote: each stage runs once, and its outputs reach all."""
+
 from __future__ import annotations
 
 import subprocess
@@ -8,15 +9,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.clones import STAGE, clone, command, make_origin, must, ran
-from thousandwords.files import sha256_of
+from tests.helpers.clones import STAGE, clone, command, make_origin, must, ran
+from thousandwords.core.files import sha256_of
 
-NEEDS = {"pairs": (), "words": ("pairs",), "pictures": ("pairs",), "tokens": ("pictures",), "generator": ("words", "tokens"),
-         "samples": ("generator",)}  # fmt: skip
+NEEDS = {
+    "pairs": (),
+    "text_tokenizer": ("pairs",),
+    "image_tokenizer": ("pairs",),
+    "tokens": ("image_tokenizer",),
+    "generator": ("text_tokenizer", "tokens"),
+    "samples": ("generator",),
+}
 
 
-def machines(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    return command(folder, sys.executable, "-m", "flows.machines", *words)
+def remote_repro(folder: Path, *args: str) -> subprocess.CompletedProcess:
+    return command(folder, sys.executable, "-m", "flows.dvc.remote_repro", *args)
 
 
 @pytest.fixture
@@ -24,70 +31,84 @@ def origin(tmp_path) -> Path:
     return make_origin(tmp_path, NEEDS)
 
 
-def test_two_workers_run_each_stage_once_and_the_coordinator_ends_with_everything(origin):
+def test_two_workers_run_each_stage_once_and_the_coordinator_collects_all_outputs(origin):
     first, second, coordinator = (clone(origin, name) for name in ("first", "second", "coordinator"))
     revision = must(origin, "git", "rev-parse", "HEAD").strip()
 
-    for worker, stage in ((first, "words"), (second, "tokens"), (first, "generator"), (second, "samples")):
-        done = machines(worker, "work", "--stage", stage, "--revision", revision)
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert ran(origin) == ["pairs", "words", "pictures", "tokens", "generator", "samples"]
+    for worker, stage in (
+        (first, "text_tokenizer"),
+        (second, "tokens"),
+        (first, "generator"),
+        (second, "samples"),
+    ):
+        result = remote_repro(worker, "work", "--stage", stage, "--revision", revision)
+        assert result.returncode == 0, result.stdout + result.stderr
+    assert ran(origin) == ["pairs", "text_tokenizer", "image_tokenizer", "tokens", "generator", "samples"]
 
-    done = machines(coordinator, "collect")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("machines: 0 stages ran here, since no worker had done them\n")
-    assert done.stdout.count("is cached - skipping run") == 6 and len(ran(origin)) == 6
+    result = remote_repro(coordinator, "collect")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.endswith("remote_repro: 0 stages ran here, since no worker had run them\n")
+    assert result.stdout.count("is cached - skipping run") == 6 and len(ran(origin)) == 6
     assert set(yaml.safe_load((coordinator / "dvc.lock").read_text())["stages"]) == set(NEEDS)
     assert sha256_of(coordinator / "generator.txt") == sha256_of(first / "generator.txt")
     assert must(origin, "git", "status", "--porcelain") == ""  # no worker pushed anything to git
 
 
-def test_a_stage_that_no_worker_did_runs_at_the_coordinator_and_is_named(origin):
+def test_a_stage_that_no_worker_ran_runs_at_the_coordinator_and_is_named(origin):
     worker, coordinator = clone(origin, "worker"), clone(origin, "coordinator")
-    assert machines(worker, "work", "--stage", "generator").returncode == 0
-    done = machines(coordinator, "collect")
-    assert done.stdout.endswith("machines: 1 stages ran here, since no worker had done them: samples\n"), done.stderr
+    assert remote_repro(worker, "work", "--stage", "generator").returncode == 0
+    result = remote_repro(coordinator, "collect")
+    assert result.stdout.endswith(
+        "remote_repro: 1 stages ran here, since no worker had run them: samples\n"
+    ), result.stderr
 
 
 def test_without_a_remote_nothing_is_run(origin):
     must(origin, "dvc", "remote", "remove", "store")
     must(origin, "git", "commit", "-qam", "no remote")
-    done = machines(clone(origin, "worker"), "work", "--stage", "pairs")
-    assert done.returncode == 1 and ran(origin) == []
-    assert done.stderr.startswith("machines: no DVC remote is configured, by which machines hand over what they made.")
-    assert "dvc remote add --default" in done.stderr
+    result = remote_repro(clone(origin, "worker"), "work", "--stage", "pairs")
+    assert result.returncode == 1 and ran(origin) == []
+    assert result.stderr.startswith(
+        "remote_repro: no DVC remote is configured, through which the machines exchange outputs."
+    )
+    assert "dvc remote add --default" in result.stderr
 
 
-def test_a_clone_with_changes_is_refused_and_they_are_named(origin):
+def test_a_clone_with_changes_is_rejected_and_they_are_named(origin):
     worker = clone(origin, "worker")
     (worker / "stage.py").write_text(STAGE + "\n")
     (worker / "new.py").write_text("")
-    done = machines(worker, "work", "--stage", "pairs")
-    assert done.returncode == 1 and ran(origin) == []
-    assert done.stderr == (
-        "machines: this clone has changes that no other machine has: stage.py, new.py. Commit them and check that revision out "
-        "everywhere, or stash them\n"
+    result = remote_repro(worker, "work", "--stage", "pairs")
+    assert result.returncode == 1 and ran(origin) == []
+    assert result.stderr == (
+        "remote_repro: this clone has changes that no other machine has: stage.py, new.py. Commit them and check that revision "
+        "out everywhere, or stash them\n"
     )
-    assert "stage.py, new.py" in machines(worker, "collect").stderr
+    assert "stage.py, new.py" in remote_repro(worker, "collect").stderr
 
 
-def test_a_stage_that_fails_is_told_and_hands_nothing_over(origin):
+def test_a_stage_that_fails_is_reported_and_pushes_nothing(origin):
     worker = clone(origin, "worker")
-    done = machines(worker, "work", "--stage", "nothing")
-    assert done.returncode == 1 and "`dvc --wait-for-lock repro --pull nothing` failed with code" in done.stderr
+    result = remote_repro(worker, "work", "--stage", "nothing")
+    assert (
+        result.returncode == 1
+        and "`dvc --wait-for-lock repro --pull nothing` failed with code" in result.stderr
+    )
     assert not any((origin.parent / "remote").iterdir())
 
 
-def test_outside_a_clone_the_mend_is_told(tmp_path):
-    done = machines(tmp_path, "collect")
-    assert done.returncode == 1 and done.stderr.startswith("machines: there is no dvc.yaml here. Run this in the root of a clone")
+def test_outside_a_clone_the_message_names_the_fix(tmp_path):
+    result = remote_repro(tmp_path, "collect")
+    assert result.returncode == 1 and result.stderr.startswith(
+        "remote_repro: there is no dvc.yaml here. Run this in the root of a clone"
+    )
 
 
-def test_a_revision_that_nobody_has_is_refused_and_one_that_only_the_origin_has_is_fetched(origin):
+def test_a_revision_that_exists_nowhere_is_rejected_and_one_that_only_the_origin_has_is_fetched(origin):
     worker = clone(origin, "worker")
     must(origin, "git", "commit", "-q", "--allow-empty", "-m", "later")
     later = must(origin, "git", "rev-parse", "HEAD").strip()
-    assert machines(worker, "work", "--stage", "pairs", "--revision", later).returncode == 0
+    assert remote_repro(worker, "work", "--stage", "pairs", "--revision", later).returncode == 0
     assert must(worker, "git", "rev-parse", "HEAD").strip() == later
-    done = machines(worker, "work", "--stage", "pairs", "--revision", "f" * 40)
-    assert done.returncode == 1 and f"has the revision {'f' * 40}. Push it first: git push" in done.stderr
+    result = remote_repro(worker, "work", "--stage", "pairs", "--revision", "f" * 40)
+    assert result.returncode == 1 and f"has the revision {'f' * 40}. Push it first: git push" in result.stderr

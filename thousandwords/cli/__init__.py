@@ -1,1 +1,2 @@
-"""The commands of `python -m thousandwords`, one module each: `add_to(subparsers)` gives its options, `run(options)` does it."""
+"""The commands of `python -m thousandwords`, one module each: `add_to(subparsers)` adds its options,
+`run(options)` runs it."""

@@ -1,7 +1,9 @@
-"""python -m thousandwords votes --key sheet-key.json anna.csv ben.csv ...
+"""python -m thousandwords human-eval-votes --key sheet-key.json anna.csv ben.csv ...
 
-Counts what people voted on a sheet: whose pictures the majority chose, per question, with intervals; votes.json and votes.md.
+Count the votes on a human evaluation sheet: whose images the majority chose, per question, with intervals;
+votes.json and votes.md.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -11,20 +13,24 @@ from pathlib import Path
 
 import numpy as np
 
-from thousandwords.errors import UserError
-from thousandwords.files import write_bytes, write_json
-from thousandwords.votes import count_votes, lines, markdown, read_votes
+from thousandwords.core.errors import UserError
+from thousandwords.core.files import write_bytes, write_json
+from thousandwords.reporting.human_eval_votes import count_votes, lines, markdown, read_votes
 
-MEND = "Give the sheet-key.json that was written beside the sheet"
+FIX = "Give the sheet-key.json that was written beside the sheet"
 
 
 def add_to(subparsers) -> argparse.ArgumentParser:
-    """The command line of `votes`."""
-    command = subparsers.add_parser("votes", help="what people voted on a sheet", description=__doc__)
-    command.add_argument("files", nargs="+", type=Path, metavar="CSV", help="the votes, a file per rater")
-    command.add_argument("--key", type=Path, required=True, help="the key of the sheet")
-    command.add_argument("--out", type=Path, default=Path("votes.json"), help="and Markdown beside it (default: votes.json)")
-    return command
+    """The command line of `human-eval-votes`."""
+    parser = subparsers.add_parser(
+        "human-eval-votes", help="count the votes on a human evaluation sheet", description=__doc__
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="CSV", help="the votes, a file per rater")
+    parser.add_argument("--key", type=Path, required=True, help="the key of the sheet")
+    parser.add_argument(
+        "--out", type=Path, default=Path("votes.json"), help="and Markdown beside it (default: votes.json)"
+    )
+    return parser
 
 
 def read_key(path: Path) -> Mapping:
@@ -33,21 +39,25 @@ def read_key(path: Path) -> Mapping:
         key = json.loads(path.read_bytes())
         numbers = [prompt["number"] for prompt in key["prompts"]]
         sides = {prompt["left"] for prompt in key["prompts"]}
-        is_key = numbers == [*range(1, len(numbers) + 1)] and sides <= {"a", "b"} and {"sheet", "a", "b"} <= set(key)
+        is_key = (
+            numbers == [*range(1, len(numbers) + 1)]
+            and sides <= {"a", "b"}
+            and {"sheet", "a", "b"} <= set(key)
+        )
     except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}. {MEND}") from error
+        raise UserError(f"there is no file {path}. {FIX}") from error
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{path} is no key of a sheet ({error.__class__.__name__}). {MEND}") from error
+        raise UserError(f"{path} is not the key of a sheet ({error.__class__.__name__}). {FIX}") from error
     if not is_key:
-        raise UserError(f"{path} is no key of a sheet. {MEND}")
+        raise UserError(f"{path} is not the key of a sheet. {FIX}")
     return key
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints the shares, and writes them."""
+    """Print the shares, and write them."""
     key = read_key(options.key)
-    counted = count_votes(read_votes(options.files, key), key, np.random.default_rng(0))
-    write_json(options.out, counted)
-    write_bytes(options.out.with_suffix(".md"), markdown(counted).encode())
-    print("\n".join(lines(counted)))
+    results = count_votes(read_votes(options.files, key), key, np.random.default_rng(0))
+    write_json(options.out, results)
+    write_bytes(options.out.with_suffix(".md"), markdown(results).encode())
+    print("\n".join(lines(results)))
     print(f"-> {options.out}, {options.out.with_suffix('.md')}")

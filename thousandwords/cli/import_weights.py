@@ -1,33 +1,39 @@
-"""python -m thousandwords convert --encoder encoder.pkl --decoder decoder.pkl --out models/released
+"""python -m thousandwords import-weights --encoder encoder.pkl --decoder decoder.pkl --out
+models/dalle_release
 
-Turns the released weights of DALL-E's image tokenizer into a folder of safetensors, without running their pickles. Name
-that folder as `image_tokenizer.init` in params.yaml, and the pipeline uses it in place of one that it trains.
+Convert the DALL-E release's image tokenizer to a folder of safetensors, without running its pickles. Set
+`image_tokenizer.init` in params.yaml to that folder, and the pipeline uses it instead of training one.
 """
+
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
 
-from thousandwords.released import convert
+from thousandwords.pretrained.dalle_release import import_weights
 
 
 def add_to(subparsers) -> argparse.ArgumentParser:
-    """The command line of `convert`."""
-    parser = subparsers.add_parser("convert", help="released weights in, a tokenizer of ours out", description=__doc__)
+    """The command line of `import-weights`."""
+    parser = subparsers.add_parser(
+        "import-weights", help="weights of the DALL-E release in, an image tokenizer out", description=__doc__
+    )
     parser.add_argument("--encoder", type=Path, default=Path("encoder.pkl"), help="(default: encoder.pkl)")
     parser.add_argument("--decoder", type=Path, default=Path("decoder.pkl"), help="(default: decoder.pkl)")
-    parser.add_argument("--out", type=Path, default=Path("models/released"), help="(default: models/released)")
-    parser.add_argument("--encoder-sha256", help="refuse another file than this one")
-    parser.add_argument("--decoder-sha256", help="refuse another file than this one")
+    parser.add_argument(
+        "--out", type=Path, default=Path("models/dalle_release"), help="(default: models/dalle_release)"
+    )
+    parser.add_argument("--encoder-sha256", help="reject a file with another sha256")
+    parser.add_argument("--decoder-sha256", help="reject a file with another sha256")
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
-    """Converts both files, and tells what they were and what became of them."""
+    """Convert both files, and print their sha256 and the fingerprint of the folder."""
     pickles = {"encoder": options.encoder, "decoder": options.decoder}
-    pins = {"encoder": options.encoder_sha256, "decoder": options.decoder_sha256}
-    fingerprint = convert(pickles, options.out, pins)
+    expected_sha256 = {"encoder": options.encoder_sha256, "decoder": options.decoder_sha256}
+    fingerprint = import_weights(pickles, options.out, expected_sha256)
     header = json.loads((options.out / "config.json").read_bytes())
     for half, path in pickles.items():
         print(f"{half}: {path}, sha256 {header['pickle_sha256'][half]}")

@@ -1,8 +1,9 @@
 """python -m thousandwords likelihood "a small red star on sand" a.png b.png --csv likelihood.csv
 
-How many bits each picture costs under the caption, likeliest first: fewer are likelier. The pictures are measured as the
-tokenizer sees them, so that all of them have as many words.
+The bits of each image under the caption, likeliest first: fewer bits are likelier. Images are measured as the
+image tokenizer encodes them, so all have the same number of tokens.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -10,44 +11,52 @@ import csv
 import io
 from pathlib import Path
 
-from thousandwords.commands._inputs import read_picture
-from thousandwords.drawing import check_prompt
-from thousandwords.files import write_bytes
-from thousandwords.likelihood import Likelihood, likelihood
-from thousandwords.package import load_package
+from thousandwords.cli.inputs import read_image
+from thousandwords.core.files import write_bytes
+from thousandwords.inference.config import check_prompt
+from thousandwords.inference.likelihood import Likelihood, likelihood
+from thousandwords.inference.package import load_package
 
-COLUMNS = ("picture", "bits_per_picture", "bits_per_word", "caption_bits")
+COLUMNS = ("image", "bits_per_image", "bits_per_token", "caption_bits")
 
 
 def add_to(subparsers) -> argparse.ArgumentParser:
     """The command line of `likelihood`."""
-    command = subparsers.add_parser("likelihood", help="how likely pictures are under a caption", description=__doc__)
-    command.add_argument("caption", help="what the pictures are said to show")
-    command.add_argument("pictures", nargs="+", type=Path, metavar="picture", help="pictures to compare")
-    command.add_argument("--csv", type=Path, help="the same as a table")
-    command.add_argument("--package", type=Path, default=Path("models/package"), help="(default: models/package)")
-    command.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    return command
+    parser = subparsers.add_parser(
+        "likelihood", help="how likely images are under a caption", description=__doc__
+    )
+    parser.add_argument("caption", help="what the images are said to show")
+    parser.add_argument("images", nargs="+", type=Path, metavar="image", help="images to compare")
+    parser.add_argument("--csv", type=Path, help="also write the table to this CSV file")
+    parser.add_argument(
+        "--package", type=Path, default=Path("models/package"), help="(default: models/package)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    return parser
 
 
 def run(options: argparse.Namespace) -> None:
-    """Tells one line per picture; a bad request is refused before a model is loaded."""
+    """Print one line per image; a bad request is rejected before a model is loaded."""
     caption = check_prompt(options.caption, "the caption")
-    pictures = [read_picture(path) for path in options.pictures]
+    images = [read_image(path) for path in options.images]
     package = load_package(options.package, options.device)
-    found = zip(options.pictures, likelihood(package, caption, pictures), strict=True)
-    ranked = sorted(found, key=lambda pair: pair[1].picture_bits)
-    print(f"{'bits per picture':>16}  {'bits per word':>13}  {'bits of the caption':>19}  picture")
-    for path, one in ranked:
-        print(f"{one.picture_bits:16.2f}  {one.bits_per_word:13.3f}  {one.caption_bits:19.2f}  {path}")
+    results = zip(options.images, likelihood(package, caption, images), strict=True)
+    ranked = sorted(results, key=lambda pair: pair[1].image_bits)
+    print(f"{'bits per image':>14}  {'bits per token':>14}  {'bits of the caption':>19}  image")
+    for path, result in ranked:
+        print(
+            f"{result.image_bits:14.2f}  {result.bits_per_token:14.3f}  {result.caption_bits:19.2f}  {path}"
+        )
     if options.csv:
         write_bytes(options.csv, table(ranked))
 
 
 def table(ranked: list[tuple[Path, Likelihood]]) -> bytes:
-    """The same as CSV."""
+    """The results as CSV."""
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)
-    rows.writerows([str(path), one.picture_bits, one.bits_per_word, one.caption_bits] for path, one in ranked)
+    rows.writerows(
+        [str(path), result.image_bits, result.bits_per_token, result.caption_bits] for path, result in ranked
+    )
     return text.getvalue().encode("utf-8", "surrogateescape")

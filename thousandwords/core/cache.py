@@ -1,9 +1,11 @@
-"""Folders known by what they were made from: made once, verified at each use, made again where damaged.
+"""A content-addressed cache of folders: made once, verified at each use, made again if damaged.
 
-The key of an entry is a fingerprint of all that its bytes follow from, so an entry is never out of date, only forgotten. An entry
-appears under its key whole or not at all. A store lies outside DVC (`.store/`), which removes a stage's outputs before it runs
-the stage again, and may be deleted at any time: what is missing is made anew.
+The key of an entry is a fingerprint of everything that determines its bytes, so an entry is never out of
+date. An entry appears under its key completely or not at all. A store lies outside DVC (`.store/`), because
+DVC removes a stage's outputs before it runs the stage again. It may be deleted at any time: missing entries
+are made again.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -15,61 +17,63 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from thousandwords.errors import UserError
-from thousandwords.files import DamagedArtefact, read_manifest, sync_folder, write_json
+from thousandwords.core.errors import UserError
+from thousandwords.core.files import sync_folder, write_json
+from thousandwords.core.manifest import DamagedArtefact, read_manifest
 
 STORE = Path(".store")
 RUNS = "runs.json"
 
 
-def tell(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
+def log_to_stderr(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 class Store:
-    """The entries that the last `kept_runs` different runs have used; `begin` a run with all its keys, then `get` each."""
+    """The entries of the last `keep_runs` runs. Call `begin` with all keys of a run, then `get` for each."""
 
-    def __init__(self, folder: Path, kept_runs: int = 4, tell: Callable[[str], None] = tell) -> None:
-        self.folder, self.kept_runs, self.tell = Path(folder), kept_runs, tell
+    def __init__(self, folder: Path, keep_runs: int = 4, log: Callable[[str], None] = log_to_stderr) -> None:
+        self.folder, self.keep_runs, self.log = Path(folder), keep_runs, log
 
     def begin(self, keys: Sequence[str]) -> None:
-        """Notes what this run will use, and removes what none of the last runs has used.
+        """Record the keys that this run will use, and remove the entries that none of the last runs used.
 
-        Before the run and not after it: a run that is killed has its finished entries kept.
+        This happens before the run, so that the finished entries of a killed run are kept.
         """
-        with self._alone():
+        with self._lock():
             earlier = [run for run in self._runs() if run != sorted(keys)]
-            runs = [*earlier, sorted(keys)][-self.kept_runs :]
+            runs = [*earlier, sorted(keys)][-self.keep_runs :]
             write_json(self.folder / RUNS, runs)
-            kept = {key for run in runs for key in run}
+            keys_in_use = {key for run in runs for key in run}
             for entry in self.folder.iterdir():
-                if entry.is_dir() and entry.name not in kept:
+                if entry.is_dir() and entry.name not in keys_in_use:
                     shutil.rmtree(entry)
 
     def get(self, key: str, make: Callable[[Path], None]) -> Path:
-        """The entry `key`, verified; if it is missing or damaged, `make(folder)` writes it, with a manifest, beforehand.
+        """The verified folder of entry `key`. If it is missing or damaged, `make(folder)` writes it, with a
+        manifest.
 
-        Of several processes one makes it and the others wait.
+        If several processes ask for the same entry, one makes it and the others wait.
         """
         entry = self.folder / key
-        with self._alone():
-            if entry.exists() and not self._is_whole(entry):
+        with self._lock():
+            if entry.exists() and not self._is_intact(entry):
                 shutil.rmtree(entry)
             if not entry.exists():
                 self._make(entry, make)
         return entry
 
     def has(self, key: str) -> bool:
-        """Whether there is an entry, whole or not."""
+        """Whether the entry exists, intact or not."""
         return (self.folder / key).exists()
 
-    def check_room(self, needed: int, what: str) -> None:
-        """Tells that `what` will be written here, unpacked, once; UserError if there is no room for that many bytes."""
+    def check_free_space(self, num_bytes: int, what: str) -> None:
+        """Report that `what` will be unpacked here; UserError if `num_bytes` do not fit on the disk."""
         free = shutil.disk_usage(self.folder).free
-        told = f"{what} are more than fits memory; unpacked they take {needed / 1e9:.1f} GB"
-        if free < needed:
-            raise UserError(f"{told}, but {self.folder} has {free / 1e9:.1f} GB free. Make room there")
-        self.tell(f"store: {told} in {self.folder}, written once")
+        message = f"{what} do not fit in memory; unpacked they take {num_bytes / 1e9:.1f} GB"
+        if free < num_bytes:
+            raise UserError(f"{message}, but {self.folder} has {free / 1e9:.1f} GB free. Make room there")
+        self.log(f"store: {message} in {self.folder}, written once")
 
     def _make(self, entry: Path, make: Callable[[Path], None]) -> None:
         partial = entry.with_name(f".{entry.name}.tmp")
@@ -83,11 +87,11 @@ class Store:
             shutil.rmtree(partial, ignore_errors=True)
         sync_folder(self.folder)
 
-    def _is_whole(self, entry: Path) -> bool:
+    def _is_intact(self, entry: Path) -> bool:
         try:
-            read_manifest(entry, mend="nothing; it is made again")
+            read_manifest(entry, fix="nothing; it is made again")
         except DamagedArtefact as error:
-            self.tell(f"store: {error}")
+            self.log(f"store: {error}")
             return False
         return True
 
@@ -95,11 +99,11 @@ class Store:
         try:
             return json.loads((self.folder / RUNS).read_bytes())
         except (OSError, ValueError):
-            return []  # only a note of what to keep: without it what is missing is made again
+            return []  # the file only says what to keep: without it, missing entries are made again
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One process at a time; a kernel lock, freed by death."""
+    def _lock(self) -> Iterator[None]:
+        """One process at a time. The kernel frees the lock when the process ends."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / ".lock", "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

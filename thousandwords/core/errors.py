@@ -1,6 +1,20 @@
-"""The one base of every error that a user can cause: a sentence that names the thing and the mend, no traceback."""
+"""Errors that a user can cause: one sentence that names the problem and the fix, no traceback."""
+
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something a user can mend: a setting, a path, a damaged file. Its message says what, where and how."""
+    """An error that the user can fix: a setting, a path, a damaged file. The message says how."""
+
+
+class InvalidInput(ValueError):
+    """An input that cannot be used: `reason` is a short key to count by, `detail` a sentence to read."""
+
+    def __init__(self, reason: str, detail: str):
+        self.reason = reason
+        # file names can hold any bytes
+        self.detail = detail.encode("utf-8", "backslashreplace").decode()[:500]
+        super().__init__(f"{reason}: {self.detail}")
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.reason, self.detail)  # to pickle it for another process

@@ -1,4 +1,5 @@
-"""Tables as Parquet: the same rows give the same bytes, on any machine with the same pyarrow."""
+"""Tables as Parquet: the same rows give the same bytes on any machine with the same pyarrow."""
+
 from __future__ import annotations
 
 import contextlib
@@ -8,32 +9,36 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from thousandwords.files import DurableFile
+from thousandwords.core.files import DurableFile
 
-ROW_GROUP = 1024  # rows; small enough to read one by one from a shard of any size
+ROW_GROUP = 1024  # rows; small enough to read group by group from a shard of any size
 
 
 def _format(schema: pa.Schema) -> dict:
-    """How a table is written: every page with its checksum; pictures, which are compressed already, as they are."""
-    small = [_leaf(field) for field in schema if not pa.types.is_binary(field.type)]
-    return {"compression": dict.fromkeys(small, "zstd"), "use_dictionary": small, "write_page_checksum": True}
+    """Writer options: a checksum per page; zstd except for images, which are compressed already."""
+    compressible = [_leaf(field) for field in schema if not pa.types.is_binary(field.type)]
+    return {
+        "compression": dict.fromkeys(compressible, "zstd"),
+        "use_dictionary": compressible,
+        "write_page_checksum": True,
+    }
 
 
 def _leaf(field: pa.Field) -> str:
-    """The name of a column in Parquet: its values', where it holds lists."""
+    """The name of a column in Parquet; for a column of lists, the name of its elements."""
     is_list = pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
     return f"{field.name}.list.element" if is_list else field.name
 
 
 def table_bytes(table: pa.Table, row_group: int = ROW_GROUP) -> bytes:
-    """A table as Parquet."""
+    """A table as the bytes of a Parquet file."""
     sink = io.BytesIO()
     pq.write_table(table.combine_chunks(), sink, row_group_size=row_group, **_format(table.schema))
     return sink.getvalue()
 
 
 class TableFile:
-    """`table_bytes` written durably and row group by row group, for a table that memory need not hold.
+    """The file of `table_bytes`, written durably and row group by row group, for tables larger than memory.
 
     Usage: with TableFile(path, schema) as file: file.write(rows) for each group, then sha256 = file.commit().
     """
@@ -43,17 +48,17 @@ class TableFile:
         self._writer = pq.ParquetWriter(pa.PythonFile(_Sink(self._file), "w"), schema, **_format(schema))
 
     def write(self, rows: pa.Table) -> None:
-        """Adds one row group: as many rows as the reader is to unpack at once, fewer in the last."""
+        """Add one row group: the number of rows that a reader unpacks at once, fewer in the last group."""
         self._writer.write_table(rows, row_group_size=max(1, rows.num_rows))
 
     def commit(self) -> str:
-        """Ends the table and gives it its name; returns the sha256 of the file."""
+        """Finish the table and give the file its name; return its sha256."""
         self._writer.close()
         return self._file.commit()
 
     def close(self) -> None:
-        """Drops what was not committed."""
-        with contextlib.suppress(Exception):  # it writes a footer, to a file that is about to go
+        """Remove the file if it was not committed."""
+        with contextlib.suppress(Exception):  # it writes a footer to a file that is removed next
             self._writer.close()
         self._file.close()
 
@@ -65,7 +70,7 @@ class TableFile:
 
 
 class _Sink:
-    """What pyarrow asks of a file in Python."""
+    """The interface that pyarrow expects of a Python file."""
 
     closed = False
 
@@ -76,10 +81,10 @@ class _Sink:
         return self.file.write(data)
 
     def tell(self) -> int:
-        return self.file.written
+        return self.file.bytes_written
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Nothing is buffered."""
 
     def close(self) -> None:
-        """The durable file is closed by who opened it."""
+        """The durable file is closed by its owner."""

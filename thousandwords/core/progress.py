@@ -1,4 +1,5 @@
-"""A bar with rate and time left in a terminal; in a log, a plain line now and then."""
+"""A progress bar with rate and time left; in a log, a plain line every few seconds."""
+
 from __future__ import annotations
 
 import os
@@ -10,11 +11,12 @@ from typing import TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
-SECONDS_BETWEEN_LINES = float(os.environ.get("THOUSANDWORDS_SECONDS_BETWEEN_LINES") or 15)  # fewer where they become bars
+# fewer where another program turns the lines into bars
+SECONDS_BETWEEN_LINES = float(os.environ.get("THOUSANDWORDS_SECONDS_BETWEEN_LINES") or 15)
 
 
-class Bar:
-    """Progress of `total` steps. `at(step, note)` may be called as often as one likes.
+class ProgressBar:
+    """Progress of `total` steps. `update(step, note)` may be called at any rate.
 
     In a log the lines read: "train_generator: 400/1200 (33 %), 4.1/s, 3:15 left, loss 2.1034".
     """
@@ -23,9 +25,11 @@ class Bar:
         self.label, self.total, self.unit = label, total, unit
         self.first_step: int | None = None
         self.started = self.last_line = time.monotonic()
-        self.tqdm = tqdm(total=total, desc=label, unit=unit, dynamic_ncols=True) if sys.stderr.isatty() else None
+        self.tqdm = (
+            tqdm(total=total, desc=label, unit=unit, dynamic_ncols=True) if sys.stderr.isatty() else None
+        )
 
-    def at(self, step: int, note: str = "") -> None:
+    def update(self, step: int, note: str = "") -> None:
         """`step` of `total` are done."""
         if self.first_step is None:
             self.first_step = step - 1
@@ -50,14 +54,14 @@ class Bar:
 
 
 def progress(items: Iterable[T], label: str | None, total: int, unit: str = "row") -> Iterator[T]:
-    """`items`, with their progress shown; `total` counts items. Without a label nothing is shown."""
+    """Iterate over `items` with a progress bar of `total` items; without a label there is no bar."""
     if label is None:
         yield from items
         return
-    bar = Bar(label, total, unit)
+    bar = ProgressBar(label, total, unit)
     try:
         for done, item in enumerate(items, start=1):
             yield item
-            bar.at(done)
+            bar.update(done)
     finally:
         bar.close()

@@ -1,4 +1,5 @@
-"""Pair shards, written: row group by row group, so that memory holds the pictures of one group, whatever a shard holds."""
+"""Write pair shards, one row group at a time, so that memory holds the images of one group only."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -7,29 +8,29 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from thousandwords.files import clear
-from thousandwords.pair_shards import PAIR_SCHEMA
-from thousandwords.tables import TableFile
+from thousandwords.core.manifest import clear
+from thousandwords.core.parquet import TableFile
+from thousandwords.data.pair_shards import PAIR_SCHEMA
 
-ROW_GROUP = 256    # rows; whole pictures of a group fit into memory, and a reader unpacks them at once
+ROW_GROUP = 256  # rows; a reader unpacks a whole group, so its images must fit into memory
 
 
 class PairShardWriter:
-    """Shards of `rows_per_shard` rows, one open for each split; what an earlier run left is removed first.
+    """Writes shards of `rows_per_shard` rows, one open shard per split; first removes old ones.
 
-    Usage: with PairShardWriter(folder, 4096) as shards: shards.add(row) for each, then shards.commit(). Then `rows` and
-    `digests` tell of each file how many rows it has and its sha256.
+    Usage: with PairShardWriter(folder, 4096) as shards: shards.add(row) for each row, then shards.commit().
+    After that `rows` and `digests` hold the number of rows and the sha256 of each file.
     """
 
     def __init__(self, folder: Path, rows_per_shard: int):
         self.folder, self.rows_per_shard = Path(folder), rows_per_shard
         self.rows: dict[str, int] = {}
         self.digests: dict[str, str] = {}
-        self._open: dict[str, _Shard] = {}    # by split
+        self._open: dict[str, _Shard] = {}  # by split
         clear(self.folder, "*.parquet")
 
     def add(self, row: dict) -> None:
-        """Adds a row, {column: value}, to the shard that is open for its split."""
+        """Add a row, {column: value}, to the open shard of its split."""
         split = row["split"]
         if split not in self._open:
             number = sum(name.startswith(f"{split}-") for name in self.rows)
@@ -40,12 +41,12 @@ class PairShardWriter:
             self._commit(split)
 
     def commit(self) -> None:
-        """Writes what is pending."""
+        """Write all pending rows."""
         for split in list(self._open):
             self._commit(split)
 
     def splits(self) -> dict[str, int]:
-        """How many rows each split has."""
+        """The number of rows of each split."""
         totals = Counter()
         for name, rows in self.rows.items():
             totals[name.rpartition("-")[0]] += rows
@@ -66,7 +67,7 @@ class PairShardWriter:
 
 
 class _Shard:
-    """One shard; pictures wait in memory for no more than a row group."""
+    """One shard; at most one row group is pending in memory."""
 
     def __init__(self, path: Path):
         self.path, self.rows, self.file = path, 0, TableFile(path, PAIR_SCHEMA)
@@ -90,6 +91,8 @@ class _Shard:
 
 
 def table_of(rows: Iterable[dict], schema: pa.Schema) -> pa.Table:
-    """Rows as a table, column by column: `from_pylist` takes twice as long over pictures."""
+    """Build a table from rows, column by column: `from_pylist` takes twice as long for images."""
     rows = list(rows)
-    return pa.Table.from_arrays([pa.array([row[field.name] for row in rows], field.type) for field in schema], schema=schema)
+    return pa.Table.from_arrays(
+        [pa.array([row[field.name] for row in rows], field.type) for field in schema], schema=schema
+    )

@@ -1,10 +1,12 @@
-"""Likeness of the best of n, from the one set of samples there is: as the paper's figure 9c (arXiv 2102.12092, §3.3).
+"""Image fidelity of the best of n, as in the paper's figure 9c (arXiv 2102.12092, §3.3), from one set of
+samples.
 
-Of the first n candidates of each caption the scorer's favourite stands for it, so that every n compares as many pictures.
-A picture that several n pick is embedded once, and not at all where it has been.
+For each n, each caption is represented by the best-scored of its first n candidates, so every n compares
+equally many images. Each image is embedded once, also if several n pick it or an earlier figure used it.
 
-Axes: P prompts, N held-out pictures, C candidates, D features, K classes.
+Axes: P prompts, N held-out images, C candidates, D features, K classes.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -13,43 +15,64 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thousandwords import fidelity, metrics
-from thousandwords.features import Extractor
-from thousandwords.samples import Samples
-from thousandwords.sides import Draw, Progress, Sides, embed_drawn
+from thousandwords.evaluation import fid
+from thousandwords.evaluation.feature_sets import FeatureSets, Progress, SampleId, embed_samples
+from thousandwords.evaluation.features import Extractor
+from thousandwords.evaluation.metrics import candidate_counts
+from thousandwords.inference.sample_shards import Samples
 
 
-def curve(by: Extractor, sides: Sides, drawn: Samples, scores: np.ndarray, progress: Progress, seed: int) -> dict:
-    """The block `best_of` of metrics.json, scores (P, C); empty where fewer than 2 captions were drawn for.
+def best_of_n(
+    extractor: Extractor,
+    feature_sets: FeatureSets,
+    samples: Samples,
+    scores: np.ndarray,
+    progress: Progress,
+    seed: int,
+) -> dict:
+    """The block `best_of` of metrics.json, from scores (P, C); empty where there are samples for fewer than 2
+    captions.
 
-    {"n": [1, 2, 4, ..., C], "captions", "real", the distance and the Inception Score by their names: one for each n, and
-    "<distance>_interval": [low, high] for each n}.
+    {"n": [1, 2, 4, ..., C], "captions", "real", the Fréchet distance and the Inception Score under their
+    names: one value for each n, and "<distance>_interval": [low, high] for each n}.
     """
-    steps = metrics.candidate_counts(drawn.candidates)
-    prompts = list(dict.fromkeys(sides.prompts))
+    ns = candidate_counts(samples.candidates)
+    prompts = list(dict.fromkeys(feature_sets.prompts))
     if len(prompts) < 2:
         return {}
-    best = {n: [(prompt, int(scores[prompt, :n].argmax())) for prompt in prompts] for n in steps}
-    rows, features, logits = _embedded(by, sides, drawn, best, progress)
-    told: dict = {"n": steps, "captions": len(prompts), "real": sides.real.shape[1]}
-    chosen = [[rows[draw] for draw in best[n]] for n in steps]
-    name, real, rng = sides.names.frechet, sides.real[0], np.random.default_rng(seed)
-    told[name] = [fidelity.frechet_distance(features[picked], real) for picked in chosen]
-    told[f"{name}_interval"] = [fidelity.frechet_interval(features[picked], real, prompts, rng) for picked in chosen]
-    if logits.shape[1] and len(prompts) >= fidelity.SPLITS:
-        told[sides.names.score] = [fidelity.inception_score(logits[picked])["mean"] for picked in chosen]
-    return told
+    best = {n: [(prompt, int(scores[prompt, :n].argmax())) for prompt in prompts] for n in ns}
+    rows, features, logits = _embed_best(extractor, feature_sets, samples, best, progress)
+    picked_rows = [[rows[sample_id] for sample_id in best[n]] for n in ns]
+    frechet, real, rng = feature_sets.names.frechet, feature_sets.real[0], np.random.default_rng(seed)
+    curve = {
+        "n": ns,
+        "captions": len(prompts),
+        "real": feature_sets.real.shape[1],
+        frechet: [fid.frechet_distance(features[picked], real) for picked in picked_rows],
+        f"{frechet}_interval": [
+            fid.frechet_interval(features[picked], real, prompts, rng) for picked in picked_rows
+        ],
+    }
+    if logits.shape[1] and len(prompts) >= fid.SPLITS:
+        score = feature_sets.names.inception_score
+        curve[score] = [fid.inception_score(logits[picked])["mean"] for picked in picked_rows]
+    return curve
 
 
-def _embedded(
-    by: Extractor, sides: Sides, drawn: Samples, best: Mapping[int, list[Draw]], progress: Progress
-) -> tuple[dict[Draw, int], Tensor, Tensor]:
-    """{(prompt, candidate): row} of the pictures compared before and those picked now, features (rows, D), logits (rows, K)."""
-    known = set(sides.draws)
-    new = sorted({draw for picked in best.values() for draw in picked} - known)
-    rows = {draw: row for row, draw in enumerate([*sides.draws, *new])}
-    features, logits = sides.drawn[0], sides.logits[0]
+def _embed_best(
+    extractor: Extractor,
+    feature_sets: FeatureSets,
+    samples: Samples,
+    best: Mapping[int, list[SampleId]],
+    progress: Progress,
+) -> tuple[dict[SampleId, int], Tensor, Tensor]:
+    """{sample: row}, features (rows, D) and logits (rows, K) of the samples in `feature_sets` and of the best
+    ones."""
+    embedded = set(feature_sets.sample_ids)
+    new = sorted({sample_id for sample_ids in best.values() for sample_id in sample_ids} - embedded)
+    rows = {sample_id: row for row, sample_id in enumerate([*feature_sets.sample_ids, *new])}
+    features, logits = feature_sets.samples[0], feature_sets.logits[0]
     if new:
-        more = embed_drawn(by, drawn, new, [0], progress)
-        features, logits = torch.cat([features, more[0][0]]), torch.cat([logits, more[1][0]])
+        new_features, new_logits = embed_samples(extractor, samples, new, [0], progress)
+        features, logits = torch.cat([features, new_features[0]]), torch.cat([logits, new_logits[0]])
     return rows, features, logits

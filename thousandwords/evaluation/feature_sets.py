@@ -1,7 +1,8 @@
-"""Drawn and real pictures in the features that they are compared by, at every blur, and the figures of how like they are.
+"""Features of generated and real images at every blur, and the figures that compare the two sets.
 
-Axes: R radii of blur, N real and M drawn pictures, D features, K classes.
+Axes: R radii of blur, N real images, M samples, D features, K classes.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,142 +12,181 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thousandwords import fidelity, images
-from thousandwords.evaluation import with_interval
-from thousandwords.features import OF_INCEPTION, Extractor, Names
-from thousandwords.samples import Samples
-from thousandwords.shards import in_order
+from thousandwords.data.batching import sequential_batches
+from thousandwords.data.images import decode_png, to_float
+from thousandwords.evaluation import fid
+from thousandwords.evaluation.features import INCEPTION_FIGURES, Extractor, FigureNames
+from thousandwords.evaluation.metrics import with_interval
+from thousandwords.inference.sample_shards import Samples
 
-Draw = tuple[int, int]    # (prompt, candidate)
-Pictures = Callable[[list[int]], Tensor]    # rows -> (B, 3, H, W) in [0, 1]
-Progress = Callable[[Iterable, int], Iterable]    # passes batches on, told how many there are
-SPLIT = "validation"    # whose captions are drawn, and whose pictures the drawn ones are compared with
+SampleId = tuple[int, int]  # (prompt, candidate)
+ReadImages = Callable[[list[int]], Tensor]  # rows -> (B, 3, H, W) in [0, 1]
+Progress = Callable[[Iterable, int], Iterable]  # (batches, their number) -> the same batches
+SPLIT = "validation"  # the split whose images are compared with the samples for its captions
 BATCH_SIZE = 64
-REFERENCE_SEED = 2020    # torch-fidelity's
+TORCH_FIDELITY_SEED = 2020
 
 
 @dataclass(frozen=True)
-class Sides:
-    """What a Fréchet distance compares, embedded at every radius of blur."""
+class FeatureSets:
+    """The features of real images and of samples at every radius of blur."""
 
-    names: Names
-    real: Tensor    # (R, N, D)
-    drawn: Tensor    # (R, M, D)
-    logits: Tensor    # (R, M, K), of the drawn; K is 0 where there are no classes
-    draws: list[Draw]    # of the M drawn pictures
-    captions: list[str]    # of them
+    names: FigureNames
+    real: Tensor  # (R, N, D)
+    samples: Tensor  # (R, M, D)
+    logits: Tensor  # (R, M, K) of the samples; K is 0 where there are no classes
+    sample_ids: list[SampleId]  # of the M samples
+    captions: list[str]  # of the M samples
 
     @property
     def prompts(self) -> list[int]:
-        """Of the M drawn pictures: those of one prompt say the same thing, and count in an interval as one."""
-        return [prompt for prompt, _ in self.draws]
+        """The prompts of the M samples: samples of one prompt count as one in an interval, as they show the
+        same."""
+        return [prompt for prompt, _ in self.sample_ids]
 
-    def distance(self, radius: int, real: Tensor | slice = slice(None), drawn: Tensor | slice = slice(None)) -> float | None:
-        """The distance of the chosen pictures at one of the radii; None where too few are left for one."""
-        sides = self.real[radius, real], self.drawn[radius, drawn]
-        return fidelity.frechet_distance(*sides) if min(map(len, sides)) > 1 else None
+    def distance(
+        self, radius: int, real: Tensor | slice = slice(None), samples: Tensor | slice = slice(None)
+    ) -> float | None:
+        """The Fréchet distance of a selection of images at one radius; None where fewer than 2 are left of a
+        set."""
+        sets = self.real[radius, real], self.samples[radius, samples]
+        return fid.frechet_distance(*sets) if min(map(len, sets)) > 1 else None
 
-    def sweep(self, seed: int) -> dict:
-        """The block of the Fréchet distance in metrics.json; its interval is of radius 0."""
-        counts = {"real": self.real.shape[1], "drawn": self.drawn.shape[1], "captions": len(set(self.captions))}
-        interval = fidelity.frechet_interval(self.drawn[0], self.real[0], self.prompts, np.random.default_rng(seed))
-        distances = [self.distance(radius) for radius in fidelity.RADII]
-        return counts | {"radius": list(fidelity.RADII), "distance": distances, "interval": interval}
-
-    def sweep_without(self, is_known: Tensor, captions: set[str]) -> list[float | None]:
-        """The distances at every radius without the real pictures of a mask (N,), and without what was drawn for `captions`."""
-        drawn = torch.tensor([caption not in captions for caption in self.captions])
-        return [self.distance(radius, ~is_known, drawn) for radius in fidelity.RADII]
-
-    def spread(self, seed: int) -> dict:
-        """The blocks of the kernel distance and of precision and recall, without blur; absent where pictures are too few."""
-        if min(len(self.real[0]), len(self.drawn[0])) <= fidelity.NEIGHBOURS:
-            return {}
-        sides = self.drawn[0], self.real[0]
-        drawn, real = (among.double().numpy() for among in fidelity.precision_recall(*sides))
-        by_prompt = [np.mean(drawn[np.asarray(self.prompts) == prompt]) for prompt in dict.fromkeys(self.prompts)]
+    def frechet(self, seed: int) -> dict:
+        """The block of the Fréchet distance in metrics.json; its interval is that of radius 0."""
         return {
-            self.names.kernel: self.kernel(seed),
-            self.names.spread: {
-                **with_interval("precision", by_prompt, seed), **with_interval("recall", real, seed),
-                "neighbours": fidelity.NEIGHBOURS,
-            },
-        }    # fmt: skip
+            "real": self.real.shape[1],
+            "drawn": self.samples.shape[1],
+            "captions": len(set(self.captions)),
+            "radius": list(fid.RADII),
+            "distance": [self.distance(radius) for radius in fid.RADII],
+            "interval": fid.frechet_interval(
+                self.samples[0], self.real[0], self.prompts, np.random.default_rng(seed)
+            ),
+        }
 
-    def kernel(self, seed: int) -> dict:
-        """As torch-fidelity takes a KID, its precision and its seed included; of a CLIP, whose vectors lie closer, in float64."""
-        if self.names is OF_INCEPTION:
-            return fidelity.kernel_distance(self.drawn[0], self.real[0], REFERENCE_SEED)
-        return fidelity.kernel_distance(self.drawn[0].double(), self.real[0].double(), seed)
+    def frechet_without(self, is_overlapping: Tensor, captions: set[str]) -> list[float | None]:
+        """The distance at every radius without the overlapping real images (N,) and without the samples for
+        `captions`."""
+        samples = torch.tensor([caption not in captions for caption in self.captions])
+        return [self.distance(radius, ~is_overlapping, samples) for radius in fid.RADII]
 
-    def scores(self) -> dict:
-        """The block of the Inception Score, of the drawn pictures at every radius; absent where there are no classes."""
-        if not self.logits.shape[2] or self.logits.shape[1] < fidelity.SPLITS:
+    def baseline(self, train_features: Tensor) -> dict:
+        """{"training": the distance, without blur, of as many training images (N, D)}: that of real images is
+        not 0 either."""
+        return {"training": fid.frechet_distance(self.real[0], train_features[: self.real.shape[1]])}
+
+    def kernel_and_precision(self, seed: int) -> dict:
+        """The blocks of the kernel distance and of precision and recall, without blur; absent where images
+        are too few."""
+        if min(len(self.real[0]), len(self.samples[0])) <= fid.NEIGHBORS:
             return {}
-        by_radius = [fidelity.inception_score(logits) for logits in self.logits]
-        sweep = {"radius": list(fidelity.RADII), "score": [one["mean"] for one in by_radius]}
-        return {self.names.score: {**by_radius[0], "drawn": self.logits.shape[1], **sweep}}
+        precise, recalled = (
+            mask.double().numpy() for mask in fid.precision_recall(self.samples[0], self.real[0])
+        )
+        prompts = np.asarray(self.prompts)
+        precision_by_prompt = [np.mean(precise[prompts == prompt]) for prompt in dict.fromkeys(self.prompts)]
+        return {
+            self.names.kernel: self.kernel_distance(seed),
+            self.names.precision_recall: {
+                **with_interval("precision", precision_by_prompt, seed),
+                **with_interval("recall", recalled, seed),
+                "neighbours": fid.NEIGHBORS,
+            },
+        }
 
-    def yardstick(self, training: Tensor) -> dict:
-        """{"training": the distance, without blur, of as many training pictures (N, D)}: real ones too are at some distance."""
-        return {"training": fidelity.frechet_distance(self.real[0], training[: self.real.shape[1]])}
+    def kernel_distance(self, seed: int) -> dict:
+        """KID exactly as torch-fidelity computes it; for a CLIP in float64, as its vectors lie closer
+        together."""
+        samples, real = self.samples[0], self.real[0]
+        if self.names is INCEPTION_FIGURES:
+            return fid.kernel_distance(samples, real, TORCH_FIDELITY_SEED)
+        return fid.kernel_distance(samples.double(), real.double(), seed)
+
+    def inception_score(self) -> dict:
+        """The block of the Inception Score of the samples at every radius; absent where there are no
+        classes."""
+        if not self.logits.shape[2] or self.logits.shape[1] < fid.SPLITS:
+            return {}
+        by_radius = [fid.inception_score(logits) for logits in self.logits]
+        return {
+            self.names.inception_score: {
+                **by_radius[0],
+                "drawn": self.logits.shape[1],
+                "radius": list(fid.RADII),
+                "score": [figures["mean"] for figures in by_radius],
+            }
+        }
 
 
-def first_draws(drawn: Samples, wanted: int) -> list[Draw]:
-    """(prompt, candidate) of the pictures drawn for held-out captions: as few candidates of each as make `wanted` in all.
+def first_samples(samples: Samples, count: int) -> list[SampleId]:
+    """Choose samples for held-out captions: as few candidates of each caption as give `count` in all.
 
-    In the order in which they were drawn, not in the scorer's: its favourites would flatter a distance in its own space.
+    In the order of sampling, not of the scorer: its favorites would improve a distance in its own feature
+    space.
     """
-    prompts = [prompt for prompt, split in enumerate(drawn.splits) if split == SPLIT]
-    each = min(drawn.candidates, -(-wanted // len(prompts))) if prompts else 0
-    return [(prompt, candidate) for candidate in range(each) for prompt in prompts]
+    prompts = [prompt for prompt, split in enumerate(samples.splits) if split == SPLIT]
+    candidates = min(samples.candidates, -(-count // len(prompts))) if prompts else 0
+    return [(prompt, candidate) for candidate in range(candidates) for prompt in prompts]
 
 
-def embed_sides(
-    by: Extractor, real: Tensor, drawn: Samples, progress: Progress, known: Tensor | None = None
-) -> Sides | None:
-    """real (N, 3, H, W) and about as many drawn pictures; None where a side has fewer than 2, too few for a distance.
+def embed_feature_sets(
+    extractor: Extractor,
+    real: Tensor,
+    samples: Samples,
+    progress: Progress,
+    unblurred_features: Tensor | None = None,
+) -> FeatureSets | None:
+    """Embed real images (N, 3, H, W) and about as many samples; None where a set has fewer than 2, too few
+    for a distance.
 
-    `known` (1, N, D) are the real ones' features without blur, where they are at hand.
+    `unblurred_features` (1, N, D) are the real images' features without blur, if they are already computed.
     """
-    draws = first_draws(drawn, len(real))
-    if min(len(real), len(draws)) < 2:
+    sample_ids = first_samples(samples, len(real))
+    if min(len(real), len(sample_ids)) < 2:
         return None
-    radii = fidelity.RADII if known is None else fidelity.RADII[1:]
-    blurred, _ = embed(by, real.__getitem__, len(real), radii, progress)
-    features, logits = embed_drawn(by, drawn, draws, fidelity.RADII, progress)
-    return Sides(
-        names=by.names,
-        real=blurred if known is None else torch.cat([known, blurred]),
-        drawn=features,
+    radii = fid.RADII if unblurred_features is None else fid.RADII[1:]
+    real_features, _ = embed(extractor, real.__getitem__, len(real), radii, progress)
+    sample_features, logits = embed_samples(extractor, samples, sample_ids, fid.RADII, progress)
+    return FeatureSets(
+        names=extractor.names,
+        real=real_features if unblurred_features is None else torch.cat([unblurred_features, real_features]),
+        samples=sample_features,
         logits=logits,
-        draws=draws,
-        captions=[drawn.prompts[prompt] for prompt, _ in draws],
+        sample_ids=sample_ids,
+        captions=[samples.prompts[prompt] for prompt, _ in sample_ids],
     )
 
 
 def embed(
-    by: Extractor, pictures: Pictures, count: int, radii: Sequence[int], progress: Progress
+    extractor: Extractor, read_images: ReadImages, num_images: int, radii: Sequence[int], progress: Progress
 ) -> tuple[Tensor, Tensor]:
-    """Features and logits of rows 0 to `count`, blurred by each radius: (R, count, D), (R, count, K), on the CPU."""
-    parts = []
-    for rows in progress(in_order(count, BATCH_SIZE), -(-count // BATCH_SIZE)):
-        batch = by.place(pictures(rows))
-        both = [by(fidelity.blur(batch, radius)) for radius in radii]
-        parts.append([torch.stack(side) for side in zip(*both, strict=True)])
-    features, logits = (torch.cat(side, dim=1) for side in zip(*parts, strict=True))
-    return features, logits
+    """Features (R, N, D) and logits (R, N, K) of the first N images, blurred by each radius; on the CPU."""
+    features, logits = [], []
+    for rows in progress(sequential_batches(num_images, BATCH_SIZE), -(-num_images // BATCH_SIZE)):
+        images = extractor.to_device(read_images(rows))
+        outputs = [extractor(fid.blur(images, radius)) for radius in radii]
+        features.append(torch.stack([output[0] for output in outputs]))
+        logits.append(torch.stack([output[1] for output in outputs]))
+    return torch.cat(features, dim=1), torch.cat(logits, dim=1)
 
 
-def embed_drawn(
-    by: Extractor, drawn: Samples, draws: list[Draw], radii: Sequence[int], progress: Progress
+def embed_samples(
+    extractor: Extractor,
+    samples: Samples,
+    sample_ids: list[SampleId],
+    radii: Sequence[int],
+    progress: Progress,
 ) -> tuple[Tensor, Tensor]:
-    """The same of drawn pictures."""
-    return embed(by, lambda rows: _drawn(drawn, [draws[row] for row in rows]), len(draws), radii, progress)
+    """Features (R, M, D) and logits (R, M, K) of samples, blurred by each radius; on the CPU."""
+
+    def read_images(rows: list[int]) -> Tensor:
+        return _sample_images(samples, [sample_ids[row] for row in rows])
+
+    return embed(extractor, read_images, len(sample_ids), radii, progress)
 
 
-def _drawn(drawn: Samples, draws: list[Draw]) -> Tensor:
-    """The drawn pictures (B, 3, H, W) of some (prompt, candidate)."""
-    column = drawn.table["image"]
-    rows = [prompt * drawn.candidates + candidate for prompt, candidate in draws]
-    return images.to_float(np.stack([images.decode_png(column[row].as_py()) for row in rows]))
+def _sample_images(samples: Samples, sample_ids: list[SampleId]) -> Tensor:
+    """The images (B, 3, H, W) of samples."""
+    rows = [prompt * samples.candidates + candidate for prompt, candidate in sample_ids]
+    return to_float(np.stack([decode_png(samples.table["image"][row].as_py()) for row in rows]))

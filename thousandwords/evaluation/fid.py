@@ -1,14 +1,17 @@
-"""Do drawn pictures look like real ones, and were the real ones seen in training: pure functions on features and pictures.
+"""Distances between generated and real images, and near duplicates of training images: pure functions on
+features and images.
 
-The Inception Score (Salimans et al., arXiv 1606.03498, §4) and the kernel distance are torch-fidelity's, which the field compares
-itself with; the Fréchet distance (Heusel et al., arXiv 1706.08500, §3) and precision and recall agree with its own to the seventh
-digit, and tell more: the distance in a hundredth of the time, so that it can have an interval, and the rest picture by picture.
-The paper (arXiv 2102.12092, §3) also blurs both sides, and tells the held-out pictures apart that training has all but seen.
-Which network gives the features or the classes is the caller's matter (`features`): only Inception's pool features make a
-Fréchet distance an FID, a kernel distance a KID.
+The Inception Score (Salimans et al., arXiv 1606.03498, §4) and the kernel distance are computed by
+torch-fidelity, as for published figures. The Fréchet distance (Heusel et al., arXiv 1706.08500, §3) and
+precision and recall agree with torch-fidelity to seven digits, but are our own: the distance takes a hundredth
+of the time, so that it can have an interval, and precision and recall are given per image. Like the paper
+(arXiv 2102.12092, §3), this blurs both sets of images, and finds held-out images with a near duplicate in
+training. The caller chooses the network (`features`): only with Inception's pool features is a Fréchet distance
+an FID, and a kernel distance a KID.
 
-Axes: N and M pictures, D features, K classes.
+Axes: N and M images, D features, K classes.
 """
+
 from __future__ import annotations
 
 import math
@@ -22,127 +25,162 @@ from torch.nn import functional
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
-RADII = range(9)    # of the paper's blur, in pixels; 0 leaves the pictures as they are
-ROWS_AT_ONCE = 4096    # bounds the table (rows, rows) of similarities
-SUBSETS, MOST_IN_SUBSET = 100, 1000    # of a kernel distance, as KID is usually taken
-NEIGHBOURS = 3    # of precision and recall, the paper's
-ROUNDS = 50    # sets drawn for the interval of a Fréchet distance: their deviation is known to a tenth
-TWO_SIDED_95 = 1.96    # standard deviations of a Gaussian
-SPLITS = 10    # of an Inception Score, as is usual
-REACH = 4    # standard deviations after which a Gaussian is cut
+RADII = range(9)  # of the paper's blur, in pixels; 0 is no blur
+ROWS_AT_ONCE = 4096  # bounds the table (rows, rows) of similarities
+SUBSETS, MAX_SUBSET_SIZE = 100, 1000  # of a kernel distance, as usual for KID
+NEIGHBORS = 3  # of precision and recall, as in their paper
+BOOTSTRAP_ROUNDS = 50  # for the interval of a Fréchet distance; gives its width to a tenth
+TWO_SIDED_95 = 1.96  # standard deviations of a Gaussian
+SPLITS = 10  # of an Inception Score, as usual
+BLUR_CUTOFF = 4  # standard deviations at which the Gaussian is cut
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """How far apart two sets lie, each taken as one Gaussian: (N, D), (M, D) -> |m_a - m_b|² + Tr(S_a + S_b - 2 √(S_a S_b)).
+    """The distance of two sets as Gaussians: (N, D), (M, D) -> |m_a - m_b|² + Tr(S_a + S_b - 2 √(S_a S_b)).
 
-    In float64. 0 for equal means and covariances; small sets, and most of all N <= D, read too high. Raises ValueError.
+    In float64. 0 for equal means and covariances; small sets give too high a value, most of all if N <= D.
+    Raises ValueError.
     """
-    sides = [_checked("a Fréchet distance", features, least=2) for features in (features_a, features_b)]
-    _check_widths("a Fréchet distance", *sides)
-    return _distance(*sides)
+    a, b = _check_sets("a Fréchet distance", features_a, features_b, min_images=2)
+    return _distance(a, b)
 
 
-def frechet_interval(features_a: Tensor, features_b: Tensor, groups_a: Sequence[int], rng: np.random.Generator) -> list[float]:
-    """Where the distance of (N, D) and (M, D) would fall for other such pictures: 95 %, about the distance itself.
+def frechet_interval(
+    features_a: Tensor, features_b: Tensor, groups_a: Sequence[int], rng: np.random.Generator
+) -> list[float]:
+    """The 95% interval [low, high] of the distance of (N, D) and (M, D), by bootstrap, centered at the
+    distance itself.
 
-    Pictures of one of `groups_a` (N,), such as those drawn for one caption, are taken or left together. A set that is drawn from
-    a set holds some pictures twice, and so reads too high; only how far such distances scatter is used. Where there are about as
-    many pictures as features it is too wide: on this pipeline's own CLIP 1.2 times at 96 pictures, 1.7 times at 384.
+    Images with the same entry in `groups_a` (N,), such as those of one caption, are resampled together. A
+    resampled set has some images twice, which raises its distance; so only the deviation of the resampled
+    distances is used. With about as many images as features the interval is too wide: with this pipeline's
+    own CLIP 1.2 times at 96 images, 1.7 times at 384.
     """
-    sides = [_checked("a Fréchet distance", features, least=2) for features in (features_a, features_b)]
+    a, b = _check_sets("a Fréchet distance", features_a, features_b, min_images=2)
     members = [np.flatnonzero(np.asarray(groups_a) == group) for group in dict.fromkeys(groups_a)]
-    found = []
-    for _ in range(ROUNDS):
-        rows_a = np.concatenate([members[one] for one in rng.integers(len(members), size=len(members))])
-        rows_b = rng.integers(len(sides[1]), size=len(sides[1]))
-        found.append(_distance(sides[0][torch.from_numpy(rows_a)], sides[1][torch.from_numpy(rows_b)]))
-    reach, distance = TWO_SIDED_95 * float(np.std(found, ddof=1)), _distance(*sides)
-    return [max(0.0, distance - reach), distance + reach]
+    distances = []
+    for _ in range(BOOTSTRAP_ROUNDS):
+        rows_a = np.concatenate([members[group] for group in rng.integers(len(members), size=len(members))])
+        rows_b = rng.integers(len(b), size=len(b))
+        distances.append(_distance(a[torch.from_numpy(rows_a)], b[torch.from_numpy(rows_b)]))
+    half_width, distance = TWO_SIDED_95 * float(np.std(distances, ddof=1)), _distance(a, b)
+    return [max(0.0, distance - half_width), distance + half_width]
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
     """The trace of √(S_a S_b) is the sum of the singular values of A Bᵀ, where S_a = Aᵀ A and S_b = Bᵀ B.
 
-    So a set of few pictures costs by its pictures and not by its features: 384 of Inception's 2,048 take 0.1 s for 9 s.
+    So the cost of a small set depends on its images, not its features: 384 images of 2,048 features take 0.1
+    s instead of 9 s.
     """
-    means = [side.mean(dim=0) for side in (a, b)]
-    roots = [(side - mean) / math.sqrt(max(1, len(side) - 1)) for side, mean in zip((a, b), means, strict=True)]
-    spread = sum(float(root.square().sum()) for root in roots)    # the traces
-    narrow = [torch.linalg.qr(root, mode="r").R if len(root) > root.shape[1] else root for root in roots]
-    together = float(torch.linalg.svdvals(narrow[0] @ narrow[1].T).sum())
-    return max(0.0, float((means[0] - means[1]).square().sum()) + spread - 2 * together)    # rounding goes below 0
+    means = [features.mean(dim=0) for features in (a, b)]
+    roots = [
+        (features - mean) / math.sqrt(max(1, len(features) - 1))
+        for features, mean in zip((a, b), means, strict=True)
+    ]
+    traces = sum(float(root.square().sum()) for root in roots)
+    reduced = [torch.linalg.qr(root, mode="r").R if len(root) > root.shape[1] else root for root in roots]
+    cross_trace = float(torch.linalg.svdvals(reduced[0] @ reduced[1].T).sum())
+    distance = float((means[0] - means[1]).square().sum()) + traces - 2 * cross_trace
+    return max(0.0, distance)  # rounding can give less than 0
 
 
 def kernel_distance(features_a: Tensor, features_b: Tensor, seed: int) -> dict[str, float | int]:
-    """The squared MMD of sets (N, D), (M, D) by the cubic kernel (x·y / D + 1)³: {"mean", "deviation", "subsets", "size"}.
+    """The squared MMD of sets (N, D), (M, D) by the cubic kernel (x·y / D + 1)³: {"mean", "deviation",
+    "subsets", "size"}.
 
-    The mean over random subsets of `size` pictures of either side, `SUBSETS` of them; with Inception's features it is KID
-    (Binkowski et al., arXiv 1801.01401). Unbiased: few pictures read no higher than many, equal sets about 0. In the precision of
-    the features: torch-fidelity's own digits are those of float32, and sets that are much alike want float64. Raises ValueError.
+    The mean over `SUBSETS` random subsets of `size` images of each set; with Inception's features it is KID
+    (Binkowski et al., arXiv 1801.01401). Unbiased: it does not depend on the number of images, and is about 0
+    for equal sets. Computed in the precision of the features: published digits are of float32; very similar
+    sets need float64. Raises ValueError.
     """
-    for features in (features_a, features_b):
-        _checked("a kernel distance", features, least=4)
-    sides = [features.detach().cpu() for features in (features_a, features_b)]
-    _check_widths("a kernel distance", *sides)
-    size = min(MOST_IN_SUBSET, *(len(side) // 2 for side in sides))    # halves, so that subsets differ
-    found = kid_features_to_metric(
-        *sides, kid_subsets=SUBSETS, kid_subset_size=size, kid_kernel="poly", kid_kernel_poly_degree=3,
-        kid_kernel_poly_gamma=None, kid_kernel_poly_coef0=1.0, rng_seed=seed, verbose=False,
-    )    # fmt: skip
-    return {"mean": found[KEY_METRIC_KID_MEAN], "deviation": found[KEY_METRIC_KID_STD], "subsets": SUBSETS, "size": size}
+    _check_sets("a kernel distance", features_a, features_b, min_images=4)
+    a, b = (features.detach().cpu() for features in (features_a, features_b))
+    size = min(MAX_SUBSET_SIZE, len(a) // 2, len(b) // 2)  # at most half of a set, so that subsets differ
+    result = kid_features_to_metric(
+        a,
+        b,
+        kid_subsets=SUBSETS,
+        kid_subset_size=size,
+        kid_kernel="poly",
+        kid_kernel_poly_degree=3,
+        kid_kernel_poly_gamma=None,
+        kid_kernel_poly_coef0=1.0,
+        rng_seed=seed,
+        verbose=False,
+    )
+    return {
+        "mean": result[KEY_METRIC_KID_MEAN],
+        "deviation": result[KEY_METRIC_KID_STD],
+        "subsets": SUBSETS,
+        "size": size,
+    }
 
 
-def precision_recall(drawn: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Which drawn pictures (M, D) are among the real ones (N, D), and which real ones among the drawn: bool (M,), (N,).
+def precision_recall(samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Which samples (M, D) lie among the real images (N, D), and which real images among the samples: bool
+    (M,), (N,).
 
-    "Among" is within the distance of some picture of that side to its third nearest (Kynkäänniemi et al., arXiv 1904.06991, §2).
-    The means are precision and recall. Raises ValueError.
+    "Among a set" means within the distance of some image of the set to its third nearest neighbor
+    (Kynkäänniemi et al., arXiv 1904.06991, §2). The means are precision and recall. Raises ValueError.
     """
-    sides = [_checked("precision and recall", features, least=NEIGHBOURS + 1) for features in (drawn, real)]
-    _check_widths("precision and recall", *sides)
-    return _among(*sides), _among(*reversed(sides))
+    samples, real = _check_sets("precision and recall", samples, real, min_images=NEIGHBORS + 1)
+    return _lies_among(samples, real), _lies_among(real, samples)
 
 
-def _among(rows: Tensor, others: Tensor) -> Tensor:
-    """Which rows (N, D) are as near to one of `others` (M, D) as that one is to its third nearest: bool (N,)."""
-    third = NEIGHBOURS + 1    # the first is the picture itself
-    reach = torch.cat([torch.cdist(part, others).kthvalue(third).values for part in others.split(ROWS_AT_ONCE)])    # (M,)
-    return torch.cat([(torch.cdist(part, others) <= reach).any(dim=1) for part in rows.split(ROWS_AT_ONCE)])
+def _lies_among(features: Tensor, others: Tensor) -> Tensor:
+    """Which of `features` (N, D) are as near to one of `others` (M, D) as that one is to its third nearest:
+    bool (N,)."""
+    k = NEIGHBORS + 1  # the nearest is the image itself
+    radius = torch.cat(
+        [torch.cdist(part, others).kthvalue(k).values for part in others.split(ROWS_AT_ONCE)]
+    )  # (M,)
+    return torch.cat(
+        [(torch.cdist(part, others) <= radius).any(dim=1) for part in features.split(ROWS_AT_ONCE)]
+    )
 
 
 def inception_score(logits: Tensor, splits: int = SPLITS) -> dict[str, float | int]:
-    """exp of the mean KL of each picture's classes from those of all: (N, K) -> 1, all alike, to K, sure and evenly spread.
+    """exp of the mean KL divergence of each image's classes from the mean of all: logits (N, K) -> from 1 to
+    K.
 
-    {"mean", "deviation", "splits"} over parts of the pictures in a fixed random order, as is usual; one split takes all at once
-    and reads higher. It wants a classifier whose classes are kinds of things. Raises ValueError.
+    1 where all images have the same classes, K where each is certain and all classes are equally frequent.
+    Returns {"mean", "deviation", "splits"} over parts of the images in a fixed random order, as usual; a
+    single split gives a higher value. The classes should be kinds of things. Raises ValueError.
     """
-    logits = _checked("an Inception Score", logits, least=splits)
-    found = isc_features_to_metric(logits, splits=splits)
-    return {"mean": found[KEY_METRIC_ISC_MEAN], "deviation": found[KEY_METRIC_ISC_STD], "splits": splits}
+    result = isc_features_to_metric(_check_features("an Inception Score", logits, splits), splits=splits)
+    return {"mean": result[KEY_METRIC_ISC_MEAN], "deviation": result[KEY_METRIC_ISC_STD], "splits": splits}
 
 
-def _checked(what: str, rows: Tensor, least: int) -> Tensor:
-    """Rows (N, D) in float64 on the CPU, at least so many and all finite."""
-    if rows.ndim != 2 or len(rows) < least:
-        raise ValueError(f"{what} wants rows (N, D) of {least} or more pictures; found {tuple(rows.shape)}")
-    if not rows.isfinite().all():
-        raise ValueError(f"{what} was given numbers that are not finite")
-    return rows.detach().cpu().double()
-
-
-def _check_widths(what: str, a: Tensor, b: Tensor) -> None:
+def _check_sets(
+    figure: str, features_a: Tensor, features_b: Tensor, min_images: int
+) -> tuple[Tensor, Tensor]:
+    """Both sets (N, D), (M, D) in float64 on the CPU; raises ValueError where they cannot be compared."""
+    a, b = (_check_features(figure, features, min_images) for features in (features_a, features_b))
     if a.shape[1] != b.shape[1]:
-        raise ValueError(f"{what} wants features of one width; found {a.shape[1]} and {b.shape[1]}")
+        raise ValueError(f"{figure} needs features of one width; found {a.shape[1]} and {b.shape[1]}")
+    return a, b
+
+
+def _check_features(figure: str, features: Tensor, min_images: int) -> Tensor:
+    """Features (N, D) in float64 on the CPU; raises ValueError where they are too few or not finite."""
+    if features.ndim != 2 or len(features) < min_images:
+        raise ValueError(
+            f"{figure} needs rows (N, D) of {min_images} or more images; found {tuple(features.shape)}"
+        )
+    if not features.isfinite().all():
+        raise ValueError(f"{figure} got numbers that are not finite")
+    return features.detach().cpu().double()
 
 
 def blur(images: Tensor, radius: float) -> Tensor:
-    """Images (B, 3, H, W) under a Gaussian, reflected at the edges: the same shape. Radius 0 gives the same images.
+    """Blur images (B, 3, H, W) with a Gaussian, reflected at the edges; radius 0 returns the same images.
 
-    The paper blurs with "a Gaussian kernel of radius r" (§3) and does not say what a radius is: here it is the standard
-    deviation, in pixels of these images.
+    The paper blurs with "a Gaussian kernel of radius r" (§3) and does not define the radius: here it is the
+    standard deviation, in pixels of these images.
     """
     if radius < 0:
-        raise ValueError(f"a blur's radius is 0 or more pixels; found {radius}")
+        raise ValueError(f"the radius of a blur must be 0 or more pixels; found {radius}")
     if radius == 0:
         return images
     rows, columns = (_blur_matrix(size, radius).to(images) for size in images.shape[2:])
@@ -150,65 +188,74 @@ def blur(images: Tensor, radius: float) -> Tensor:
 
 
 def _blur_matrix(size: int, radius: float) -> Tensor:
-    """What a blur does to a line of pixels, its reflections folded in: (size, size), each row sums to 1."""
-    offsets = torch.arange(-math.ceil(REACH * radius), math.ceil(REACH * radius) + 1)
+    """The blur of a line of pixels as a matrix (size, size), with the reflections included; each row sums to
+    1."""
+    offsets = torch.arange(-math.ceil(BLUR_CUTOFF * radius), math.ceil(BLUR_CUTOFF * radius) + 1)
     weights = torch.exp(-offsets.double().square() / (2 * radius**2))
-    places = torch.arange(size)[:, None] + offsets    # (size, offsets), some beyond the edges
+    sources = torch.arange(size)[:, None] + offsets  # (size, offsets), some beyond the edges
     period = max(1, 2 * (size - 1))
-    places = (size - 1) - ((places % period) - (size - 1)).abs()    # d c b | a b c d | c b a, as often as it takes
+    # d c b | a b c d | c b a: reflected until it is inside
+    sources = (size - 1) - ((sources % period) - (size - 1)).abs()
     matrix = torch.zeros(size, size, dtype=torch.float64)
-    return matrix.scatter_add_(1, places, (weights / weights.sum()).expand(size, -1))
+    return matrix.scatter_add_(1, sources, (weights / weights.sum()).expand(size, -1))
 
 
 def nearest(features: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """The most alike of `others` (M, D) for each of `features` (N, D): cosines (N,), indices (N,). Raises ValueError."""
+    """The most similar of `others` (M, D) to each of `features` (N, D): cosines (N,), indices (N,). Raises
+    ValueError."""
     if features.ndim != 2 or others.ndim != 2 or features.shape[1] != others.shape[1] or len(others) == 0:
-        raise ValueError("neighbours are looked for among features (N, D) and (M, D), M above 0; "
-                         f"found {tuple(features.shape)} and {tuple(others.shape)}")    # fmt: skip
-    features, others = (functional.normalize(rows.float(), dim=1) for rows in (features, others))
+        raise ValueError(
+            "nearest neighbors need features (N, D) and (M, D), M above 0; "
+            f"found {tuple(features.shape)} and {tuple(others.shape)}"
+        )
+    features = functional.normalize(features.float(), dim=1)
+    others = functional.normalize(others.float(), dim=1)
     similarity = features.new_full((len(features),), -math.inf)
     index = torch.zeros(len(features), dtype=torch.int64, device=features.device)
     for start in range(0, len(others), ROWS_AT_ONCE):
         for first in range(0, len(features), ROWS_AT_ONCE):
-            here = slice(first, first + ROWS_AT_ONCE)
-            best, place = (features[here] @ others[start : start + ROWS_AT_ONCE].T).max(dim=1)
-            is_nearer = best > similarity[here]
-            similarity[here] = similarity[here].where(~is_nearer, best)
-            index[here] = index[here].where(~is_nearer, place + start)
+            rows = slice(first, first + ROWS_AT_ONCE)
+            best, column = (features[rows] @ others[start : start + ROWS_AT_ONCE].T).max(dim=1)
+            is_nearer = best > similarity[rows]
+            similarity[rows] = similarity[rows].where(~is_nearer, best)
+            index[rows] = index[rows].where(~is_nearer, column + start)
     return similarity.clamp(-1, 1), index
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """The nearest training picture of each held-out one, and which held-out pictures are as good as trained on."""
+    """The nearest training image of each image, and which images are near duplicates of it."""
 
-    similarity: Tensor    # (N,) cosine
-    index: Tensor    # (N,) of the training picture
+    similarity: Tensor  # (N,) cosine
+    index: Tensor  # (N,) of the training image
     threshold: float
 
     @property
     def is_overlapping(self) -> Tensor:
-        """(N,) bool: the neighbour is nearer than the threshold."""
+        """Whether the similarity is above the threshold: (N,) bool."""
         return self.similarity > self.threshold
 
     @property
     def share(self) -> float:
+        """The share of images that have a near duplicate."""
         return float(self.is_overlapping.double().mean())
 
     def closest(self, count: int) -> list[int]:
-        """The held-out pictures with the nearest neighbours, nearest first."""
+        """The images with the nearest training images, nearest first."""
         return self.similarity.argsort(descending=True, stable=True)[:count].tolist()
 
-    def around(self, count: int) -> list[int]:
-        """The pictures just above and just below the threshold, `count` of each, nearest neighbours first."""
-        edge = int(self.is_overlapping.sum())
-        return self.closest(edge + count)[max(0, edge - count) :]
+    def around_threshold(self, count: int) -> list[int]:
+        """The images just above and just below the threshold, `count` of each, nearest first."""
+        num_above = int(self.is_overlapping.sum())
+        return self.closest(num_above + count)[max(0, num_above - count) :]
 
 
-def overlap(held_out: Tensor, training: Tensor, threshold: float) -> Overlap:
-    """Which held-out pictures have a training neighbour above a cosine: features (N, D), (M, D).
+def find_overlap(features: Tensor, train_features: Tensor, threshold: float) -> Overlap:
+    """Find which images (N, D) have a near duplicate among training images (M, D): a cosine above the
+    threshold.
 
-    The paper's threshold is conservative (§3.1): low enough to let hardly a picture through that training knew.
+    The paper's threshold is conservative (§3.1): low enough that hardly any image that training knew is
+    missed.
     """
-    similarity, index = nearest(held_out, training)
+    similarity, index = nearest(features, train_features)
     return Overlap(similarity, index, threshold)

@@ -1,17 +1,20 @@
-"""How like the held-out pictures the drawn ones are, and which of both training has all but seen: models in, figures out.
+"""How similar generated images are to held-out ones, and which of both have a near duplicate in training:
+models in, figures out.
 
-How like they are is measured by the features that `evaluation.features` names. The scorer's own embedding is at hand but is not
-Inception's: `clip_frechet` compares runs of one scorer with each other, and no run with a published FID. A distance depends on
-the number of pictures too, which is told beside it. Neighbours and retrieval are always the scorer's.
+Similarity is measured by the features that `evaluation.features` names. The scorer's own features need no
+other model, but they are not Inception's: `clip_frechet` compares runs that share a scorer, and cannot be
+compared with a published FID. A distance also depends on the number of images, which is given beside it.
+Nearest neighbors and retrieval always use the scorer.
 
-A drawn picture that is as near to a training picture as a twin may be learned by heart; the share of held-out pictures that
-are so near, which nobody learned, stands beside it. Mind that drawn pictures come from the image tokenizer, which smooths them:
-that takes a picture learned by heart a little away from its original.
+A sample that is as near to a training image as a near duplicate may be memorized. For comparison there is the
+same share of the held-out images, which cannot be memorized. The image tokenizer smooths its images, which
+moves a memorized image a little away from its original.
 
-Left out: the best of n (`best_of`), and the raters (`metrics.majority`).
+Left out: best of n (`best_of_n`), and human raters (`metrics.majority`).
 
-Axes: R radii of blur, N held-out and M drawn pictures, D the embedding's width, K classes.
+Axes: R radii of blur, N held-out images, M samples, D the width of the features, K classes.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -22,155 +25,241 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from thousandwords import fidelity, neighbours
-from thousandwords.evaluation import Config
-from thousandwords.features import Extractor, own_clip
-from thousandwords.fidelity import Overlap
-from thousandwords.retrieval import retrieval
-from thousandwords.samples import Samples
-from thousandwords.sides import BATCH_SIZE, SPLIT, Draw, Pictures, Progress, Sides, embed, embed_drawn, embed_sides
-from thousandwords.twins import by_chance
+from thousandwords.evaluation import fid
+from thousandwords.evaluation.config import EvaluationConfig
+from thousandwords.evaluation.feature_sets import (
+    BATCH_SIZE,
+    SPLIT,
+    FeatureSets,
+    Progress,
+    ReadImages,
+    SampleId,
+    embed,
+    embed_feature_sets,
+    embed_samples,
+)
+from thousandwords.evaluation.features import Extractor, scorer_extractor
+from thousandwords.evaluation.fid import Overlap
+from thousandwords.evaluation.nearest_neighbors import nearest_other
+from thousandwords.evaluation.retrieval import retrieval
+from thousandwords.inference.sample_shards import Samples
+from thousandwords.ingest.perceptual_hash import chance_distance
 
-PAIRED = 1024    # held-out and training pictures, each with each, whose cosines tell what chance is
-ALL_BUT_EQUAL = 1 - 1e-7    # Fisher's z of equal pictures is infinite
+MAX_PAIRED = 1024  # held-out and training images whose pairwise cosines give the distribution of chance
+MAX_COSINE = 1 - 1e-7  # Fisher's z of equal images is infinite
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """N held-out pictures, and what is known of each."""
+    """N held-out images with their captions and reconstruction quality."""
 
-    images: Tensor    # (N, 3, H, W)
-    captions: list[str]    # as the generator was given them
-    psnr: Tensor    # (N,) dB, of its reconstruction
+    images: Tensor  # (N, 3, H, W)
+    captions: list[str]  # as the generator reads them
+    psnr: Tensor  # (N,) dB, of the reconstruction
 
 
 @dataclass(frozen=True)
-class Found:
-    """The nearest training picture of each held-out, drawn and training one."""
+class NearestNeighbors:
+    """The nearest training image of each held-out image, sample and training image."""
 
     held_out: Overlap
-    within: Overlap | None    # of the training pictures themselves, each without itself; None of a single one
-    drawn: Overlap | None
-    draws: list[Draw]    # of the drawn ones
+    within_training: Overlap | None  # the nearest other training image; None if there is only one
+    samples: Overlap | None
+    sample_ids: list[SampleId]  # of the samples
 
 
 def measure(
-    scorer: nn.Module, held_out: HeldOut, training: Pictures, seen: int, drawn: Samples, config: Config, progress: Progress,
-    seed: int = 0, by: Extractor | None = None,
-) -> tuple[dict, Found | None, Sides | None]:
-    """The block `fidelity` of metrics.json, the neighbours that it speaks of, and the two sides that were compared.
+    scorer: nn.Module,
+    held_out: HeldOut,
+    read_training: ReadImages,
+    num_train_images: int,
+    samples: Samples,
+    config: EvaluationConfig,
+    progress: Progress,
+    seed: int = 0,
+    extractor: Extractor | None = None,
+) -> tuple[dict, NearestNeighbors | None, FeatureSets | None]:
+    """The block `fidelity` of metrics.json, the nearest neighbors behind it, and the two sets of features
+    that it compares.
 
-    `training` gives pictures by row, and `seen` of them are looked at; `seed` picks subsets; `by` is what the two sides are
-    compared by, the scorer where it is None. What has too few pictures, or is off, is absent.
+    `read_training` reads training images by row, the first `num_train_images` of which are used; `seed` picks
+    random subsets; `extractor` gives the features of the distances, None for those of the scorer. A figure
+    with too few images, or turned off, is absent.
     """
-    own = own_clip(scorer)
-    by, is_own = by or own, by is None
-    real = held_out.images[: config.frechet_pictures]
-    ours = embed(own, held_out.images.__getitem__, len(held_out.images), [0], progress)[0]    # (1, N, D)
-    trained = embed(own, training, seen, [0], progress)[0][0] if seen else None    # (seen, D)
-    sides = embed_sides(by, real, drawn, progress, ours[:, : len(real)] if is_own else None)
-    figures = {**sides.spread(seed), **sides.scores()} if sides else {}
-    figures["retrieval"] = retrieval(ours[0], embed_captions(scorer, held_out.captions), seed)
-    if sides:
-        enough = seen >= len(real)
-        yardstick = trained if is_own or not enough else embed(by, training, len(real), [0], progress)[0][0]
-        figures[by.names.frechet] = sides.sweep(seed) | (sides.yardstick(yardstick) if enough else {})
-    if trained is None:
-        return figures, None, sides
-    towards = None
-    if sides:
-        towards = sides.drawn[0] if is_own else embed_drawn(own, drawn, sides.draws, [0], progress)[0][0]
-    found = find(ours[0], trained, towards, sides.draws if sides else [], config.overlap_threshold)
-    if sides:
-        is_known = found.held_out.is_overlapping[: len(real)]
-        figures[by.names.frechet]["without_overlap"] = sides.sweep_without(is_known, known_captions(found, held_out.captions))
-        figures["memorisation"] = memorisation_figures(found, seen, sides)
-    overlap = overlap_figures(found, held_out, seen, figures, by.names.frechet)
-    return figures | {"overlap": overlap | {"by_chance": threshold_by_chance(ours[0], trained)}}, found, sides
+
+    def embed_unblurred(extractor: Extractor, read_images: ReadImages, num_images: int) -> Tensor:
+        return embed(extractor, read_images, num_images, [0], progress)[0][0]  # (num_images, D)
+
+    own = scorer_extractor(scorer)
+    is_own = extractor is None
+    extractor = extractor or own
+    frechet = extractor.names.frechet
+    real = held_out.images[: config.fid_images]
+    held_out_features = embed_unblurred(own, held_out.images.__getitem__, len(held_out.images))
+    train_features = embed_unblurred(own, read_training, num_train_images) if num_train_images else None
+    unblurred_features = held_out_features[None, : len(real)] if is_own else None
+    feature_sets = embed_feature_sets(extractor, real, samples, progress, unblurred_features)
+    figures: dict = {}
+    if feature_sets:
+        figures |= feature_sets.kernel_and_precision(seed) | feature_sets.inception_score()
+    figures["retrieval"] = retrieval(held_out_features, embed_captions(scorer, held_out.captions), seed)
+    if feature_sets:
+        figures[frechet] = feature_sets.frechet(seed)
+        if num_train_images >= len(real):
+            baseline = train_features if is_own else embed_unblurred(extractor, read_training, len(real))
+            figures[frechet] |= feature_sets.baseline(baseline)
+    if train_features is None:
+        return figures, None, feature_sets
+    sample_ids = feature_sets.sample_ids if feature_sets else []
+    sample_features = feature_sets.samples[0] if feature_sets else None
+    if feature_sets and not is_own:
+        sample_features = embed_samples(own, samples, sample_ids, [0], progress)[0][0]
+    neighbors = find_neighbors(
+        held_out_features, train_features, sample_features, sample_ids, config.overlap_threshold
+    )
+    if feature_sets:
+        is_overlapping = neighbors.held_out.is_overlapping[: len(real)]
+        captions = overlapping_captions(neighbors, held_out.captions)
+        figures[frechet]["without_overlap"] = feature_sets.frechet_without(is_overlapping, captions)
+        figures["memorisation"] = memorization_figures(neighbors, num_train_images, feature_sets)
+    figures["overlap"] = overlap_figures(neighbors, held_out, num_train_images, figures, frechet)
+    figures["overlap"]["by_chance"] = chance_threshold(held_out_features, train_features)
+    return figures, neighbors, feature_sets
 
 
-def find(
-    ours: Tensor, trained: Tensor, drawn: Tensor | None, draws: list[Draw], threshold: float | None
-) -> Found:
-    """Neighbours of held-out (N, D), training (seen, D) and drawn pictures (M, D) among the training ones, by one threshold."""
-    threshold = threshold_by_chance(ours, trained) if threshold is None else threshold
-    within = fidelity.Overlap(*neighbours.nearest_other(trained), threshold) if len(trained) > 1 else None
-    towards = None if drawn is None else fidelity.overlap(drawn, trained, threshold)
-    return Found(fidelity.overlap(ours, trained, threshold), within, towards, draws)
+def find_neighbors(
+    held_out_features: Tensor,
+    train_features: Tensor,
+    sample_features: Tensor | None,
+    sample_ids: list[SampleId],
+    threshold: float | None,
+) -> NearestNeighbors:
+    """The nearest training images of held-out (N, D) and training images and of samples (M, D), with one
+    threshold.
 
-
-def threshold_by_chance(ours: Tensor, trained: Tensor) -> float:
-    """The cosine above which 1 held-out picture in 100 has a training neighbour that is none but by chance (`twins.by_chance`).
-
-    On the scale of Fisher's z a tail that is carried on ends short of 1.
+    Where `threshold` is None it is that of `chance_threshold`.
     """
-    others = len(trained)
-    ours, trained = (rows[:: max(1, len(rows) // PAIRED)] for rows in (ours, trained))
-    cosines = functional.normalize(ours.float(), dim=1) @ functional.normalize(trained.float(), dim=1).T
-    apart = -torch.atanh(cosines.double().clamp(-ALL_BUT_EQUAL, ALL_BUT_EQUAL)).flatten().numpy()
-    return round(float(np.tanh(-by_chance(apart, others))), 7)
+    if threshold is None:
+        threshold = chance_threshold(held_out_features, train_features)
+    within_training = samples = None
+    if len(train_features) > 1:
+        within_training = Overlap(*nearest_other(train_features), threshold)
+    if sample_features is not None:
+        samples = fid.find_overlap(sample_features, train_features, threshold)
+    held_out = fid.find_overlap(held_out_features, train_features, threshold)
+    return NearestNeighbors(held_out, within_training, samples, sample_ids)
 
 
-def overlap_figures(found: Found, held_out: HeldOut, seen: int, figures: dict, distance: str) -> dict:
-    """The block `overlap` of metrics.json: the headline figures with and without what overlaps.
+def chance_threshold(held_out_features: Tensor, train_features: Tensor) -> float:
+    """The cosine above which 1 held-out image in 100 has a training image by chance alone
+    (`perceptual_hash.chance_distance`).
 
-    Without a held-out picture means without what was drawn for its caption as well. `distance` is the name of the Fréchet
-    distance among the `figures`, where it was measured.
+    Computed on the scale of Fisher's z, so that the extrapolated tail ends below 1.
     """
-    is_new = ~found.held_out.is_overlapping
-    told = {
-        "threshold": found.held_out.threshold,
-        "held_out": len(is_new),
-        "training": seen,
-        "share": found.held_out.share,
-        "share_within_training": found.within.share if found.within else None,
-        "psnr_hard": {"with": float(held_out.psnr.mean()), "without": _mean(held_out.psnr[is_new])},
+    held_out, training = (
+        functional.normalize(features[:: max(1, len(features) // MAX_PAIRED)].float(), dim=1)
+        for features in (held_out_features, train_features)
+    )
+    cosines = held_out @ training.T
+    distances = -torch.atanh(cosines.double().clamp(-MAX_COSINE, MAX_COSINE)).flatten().numpy()
+    return round(float(np.tanh(-chance_distance(distances, len(train_features)))), 7)
+
+
+def overlap_figures(
+    neighbors: NearestNeighbors, held_out: HeldOut, num_train_images: int, figures: dict, frechet: str
+) -> dict:
+    """The block `overlap` of metrics.json: the headline figures with and without overlapping images.
+
+    Without a held-out image means also without the samples for its caption. `frechet` is the key of the
+    Fréchet distance in `figures`, where it was measured.
+    """
+    is_overlapping = neighbors.held_out.is_overlapping
+    within_training = neighbors.within_training
+    overlap = {
+        "threshold": neighbors.held_out.threshold,
+        "held_out": len(is_overlapping),
+        "training": num_train_images,
+        "share": neighbors.held_out.share,
+        "share_within_training": within_training.share if within_training else None,
+        "psnr_hard": {"with": float(held_out.psnr.mean()), "without": _mean(held_out.psnr[~is_overlapping])},
     }
-    if sweep := figures.get(distance):
-        told[distance] = {"with": sweep["distance"][0], "without": sweep["without_overlap"][0]}
-    return told
+    if distances := figures.get(frechet):
+        overlap[frechet] = {"with": distances["distance"][0], "without": distances["without_overlap"][0]}
+    return overlap
 
 
-def counts(held_out: HeldOut, seen: int, sides: Sides | None) -> dict[str, int]:
-    """How many pictures were looked at: a part of the protocol."""
-    told = {"held_out": len(held_out.images), "training": seen}
-    return told | ({"real": sides.real.shape[1], "drawn": len(sides.draws), "captions": len(set(sides.prompts))} if sides else {})
+def image_counts(
+    held_out: HeldOut, num_train_images: int, feature_sets: FeatureSets | None
+) -> dict[str, int]:
+    """How many images were compared: a part of the protocol."""
+    counts = {"held_out": len(held_out.images), "training": num_train_images}
+    if feature_sets:
+        counts |= {
+            "real": feature_sets.real.shape[1],
+            "drawn": len(feature_sets.sample_ids),
+            "captions": len(set(feature_sets.prompts)),
+        }
+    return counts
 
 
-def known_captions(found: Found, captions: Sequence[str]) -> set[str]:
-    """Those of the held-out pictures' captions whose picture training has all but seen."""
-    return {caption for caption, one in zip(captions, found.held_out.is_overlapping.tolist(), strict=True) if one}
+def overlapping_captions(neighbors: NearestNeighbors, captions: Sequence[str]) -> set[str]:
+    """The captions of those held-out images that have a near duplicate in training."""
+    is_overlapping = neighbors.held_out.is_overlapping.tolist()
+    return {caption for caption, overlaps in zip(captions, is_overlapping, strict=True) if overlaps}
 
 
-def memorisation_figures(found: Found, seen: int, sides: Sides) -> dict:
-    """The block `memorisation` of metrics.json: how near drawn pictures come to training ones, and held-out ones do."""
-    both = {"drawn": found.drawn, "held_out": found.held_out}
+def memorization_figures(
+    neighbors: NearestNeighbors, num_train_images: int, feature_sets: FeatureSets
+) -> dict:
+    """The block `memorisation` of metrics.json: how near samples come to training images, and how near
+    held-out images do."""
+    overlaps = {"drawn": neighbors.samples, "held_out": neighbors.held_out}
     return {
-        "threshold": found.drawn.threshold,
-        "drawn": len(found.drawn.similarity),
-        "captions": len(set(sides.captions)),
-        "training": seen,
-        "share": {name: side.share for name, side in both.items()},
-        "median_similarity": {name: float(side.similarity.quantile(0.5)) for name, side in both.items()},
+        "threshold": neighbors.samples.threshold,
+        "drawn": len(neighbors.samples.similarity),
+        "captions": len(set(feature_sets.captions)),
+        "training": num_train_images,
+        "share": {name: overlap.share for name, overlap in overlaps.items()},
+        "median_similarity": {
+            name: float(overlap.similarity.quantile(0.5)) for name, overlap in overlaps.items()
+        },
     }
 
 
-def match_figures(found: Found, captions: Sequence[str], drawn: Samples, read: Mapping[int, list[dict[str, bool]]]) -> dict:
-    """{"with", "without"}: the caption match of one draw for held-out captions, with those of overlapping pictures and without.
+def caption_match_figures(
+    neighbors: NearestNeighbors,
+    captions: Sequence[str],
+    samples: Samples,
+    matches: Mapping[int, list[dict[str, bool]]],
+) -> dict:
+    """{"with", "without"}: the caption match of one candidate for held-out captions, with and without
+    overlapping images.
 
-    `captions` are those of the held-out pictures, `read` what `evaluation.caption_match` read; empty where nothing was.
+    `captions` are those of the held-out images, `matches` those of `caption_match`; empty where there are
+    none.
     """
-    known = known_captions(found, captions)
-    rates = {prompt: float(np.mean([all(one.values()) for one in rows])) for prompt, rows in read.items()
-             if drawn.splits[prompt] == SPLIT}    # fmt: skip
-    new = [rate for prompt, rate in rates.items() if drawn.prompts[prompt] not in known]
-    return {"with": float(np.mean([*rates.values()])), "without": float(np.mean(new)) if new else None} if rates else {}
+    rates = {
+        prompt: float(np.mean([all(match.values()) for match in candidates]))
+        for prompt, candidates in matches.items()
+        if samples.splits[prompt] == SPLIT
+    }
+    if not rates:
+        return {}
+    overlapping = overlapping_captions(neighbors, captions)
+    without = [rate for prompt, rate in rates.items() if samples.prompts[prompt] not in overlapping]
+    return {
+        "with": float(np.mean([*rates.values()])),
+        "without": float(np.mean(without)) if without else None,
+    }
 
 
 @torch.no_grad()
 def embed_captions(scorer: nn.Module, captions: Sequence[str]) -> Tensor:
-    """The scorer's vectors of captions: (N, D), on the CPU."""
-    parts = [scorer.embed_captions(captions[start : start + BATCH_SIZE]).cpu() for start in range(0, len(captions), BATCH_SIZE)]
+    """The scorer's unit vectors of captions: (N, D), on the CPU."""
+    parts = [
+        scorer.embed_captions(captions[start : start + BATCH_SIZE]).cpu()
+        for start in range(0, len(captions), BATCH_SIZE)
+    ]
     return torch.cat(parts)
 
 

@@ -1,9 +1,9 @@
-"""The generator's contract: captions in, the words of a picture out.
+"""The Generator contract: captions in, image tokens out.
 
-One file of this folder is one kind; files that begin with an underscore are parts and no kinds. Text is always
-(B, T) with -1 where the caption has ended, image tokens are always (B, L) in raster order, grid after grid of
-`scales`. A kind is built from its own Config and these sizes. Here stands what every kind promises and what it
-refuses at the door; how tokens are modelled stands in the kinds.
+A kind is a folder with a model.py. Text tokens are always (B, T) with -1 after the end of a caption. Image
+tokens are always (B, L) in raster order, the grids of `scales` one after the other. A kind is built from its
+own config and the sizes below. This file holds what every kind promises and the checks of its inputs; how
+tokens are modelled is up to the kind.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-PAD = -1  # marks a text position behind the end of the caption; no word has a negative number
-TO_DRAW = -1  # marks an image position whose word is not given
+from thousandwords.core.special_tokens import PAD, UNKNOWN
 
 
 class Generator(nn.Module, ABC):
-    """A model of the words of a picture, given those of its caption."""
+    """A model of the tokens of an image, given the text tokens of its caption."""
 
     def __init__(self, text_vocab_size: int, text_length: int, image_vocab_size: int, scales: Sequence[int]):
         super().__init__()
@@ -30,17 +29,23 @@ class Generator(nn.Module, ABC):
 
     @property
     def image_length(self) -> int:
-        """L, the number of words of one picture: scales (8,) -> 64."""
+        """L, the number of tokens of one image: scales (8,) -> 64."""
         return sum(side * side for side in self.scales)
 
     @abstractmethod
     def loss(
-        self, text: Tensor, image_tokens: Tensor, step: int, rng: torch.Generator, text_words: float | None = None
+        self,
+        text: Tensor,
+        image_tokens: Tensor,
+        step: int,
+        rng: torch.Generator,
+        num_text_tokens: float | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """text (B, T), image_tokens (B, L) -> the loss, and {"text_loss", "image_loss"} in nats per word.
+        """text (B, T), image_tokens (B, L) -> the loss, and {"text_loss", "image_loss"} in nats per token.
 
-        Of a part of a batch, `text_words` says how many words of text a part has on average: the mean of the parts' losses is
-        then the loss of the whole, although captions differ in length. None: as many as these rows have.
+        For a micro-batch, `num_text_tokens` is the mean number of text tokens per micro-batch: the mean of
+        their losses is then the loss of the whole batch, although captions differ in length. None: count the
+        text tokens of these rows.
         """
 
     @abstractmethod
@@ -53,63 +58,66 @@ class Generator(nn.Module, ABC):
         top_k: int | None = None,
         top_p: float | None = None,
         guidance: float = 1.0,
-        given: Tensor | None = None,
+        fixed_tokens: Tensor | None = None,
     ) -> Tensor:
-        """text (B, T), one random generator per row, given words (B, L) or None -> image tokens (B, L).
+        """Sample image tokens (B, L) for text (B, T), with one random generator per row.
 
-        `given` has -1 where a word is to be drawn; all other words come back as they are. Words are drawn in raster
-        order, and one sees those before it only: a given word further down has no say in those drawn above it.
+        `fixed_tokens` (B, L) has -1 where a token is to be sampled; all others are returned unchanged. Tokens
+        are sampled in raster order and depend only on those before them: a fixed token does not influence the
+        tokens sampled before it.
 
-        `guidance` above 1 moves away from what would be drawn without a caption (`sampling.guide`); 1 does nothing.
+        `guidance` above 1 moves away from what would be sampled without a caption
+        (`nn.logits.apply_guidance`); 1 has no effect.
 
-        A row depends on its own text, given words and generator only: not on the batch it is drawn in. Each generator
-        gives L numbers whatever is given, so that a picture given some of its own words comes out as it was.
+        A row depends only on its own text, fixed tokens and random generator, not on the other rows of the
+        batch. Each random generator always gives L numbers, so that an image sampled again with some of its
+        own tokens fixed is the same image.
         """
 
     @abstractmethod
     def log_probabilities(self, text: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """ln p of each word given those before it: text (B, T), image_tokens (B, L) -> (B, T), (B, L), float32, nats.
+        """ln p of each token given those before it, in nats: (B, T), (B, L) -> (B, T), (B, L) float32.
 
-        A pad is no word and has 0. The sum over a row's image part is the exact ln p(picture | caption): over all
-        pictures there can be, the probabilities add up to 1. That of the text part is ln p of the caption among all
-        captions of as many words. No gradient is kept.
+        A pad has 0. The sum over the image tokens of a row is the exact ln p(image | caption): the
+        probabilities of all possible images add up to 1. The sum over the text tokens is ln p of the caption
+        among all captions of the same length. No gradient is kept.
         """
 
     def check_text(self, text: Tensor) -> None:
-        """Refuse text that is not (B, text_length) of known words and pads."""
+        """Raise ValueError unless text is (B, text_length), of known tokens and pads."""
         if text.ndim != 2 or text.shape[1] != self.text_length:
             raise ValueError(
-                f"text has shape {tuple(text.shape)}, wanted (B, {self.text_length}); "
+                f"text has shape {tuple(text.shape)}, expected (B, {self.text_length}); "
                 f"pad or cut captions to text_length {self.text_length}"
             )
-        refuse_unknown_words("text", text, PAD, self.text_vocab_size)
+        check_token_range("text", text, PAD, self.text_vocab_size)
 
     def check_image_tokens(self, image_tokens: Tensor) -> None:
-        """Refuse image tokens that are not (B, L) of known words."""
+        """Raise ValueError unless image tokens are (B, L), of known tokens."""
         if image_tokens.ndim != 2 or image_tokens.shape[1] != self.image_length:
             raise ValueError(
-                f"image_tokens has shape {tuple(image_tokens.shape)}, wanted (B, {self.image_length}) for "
+                f"image_tokens has shape {tuple(image_tokens.shape)}, expected (B, {self.image_length}) for "
                 f"scales {self.scales}; tokenize the pairs with the image tokenizer this generator was made for"
             )
-        refuse_unknown_words("image_tokens", image_tokens, 0, self.image_vocab_size)
+        check_token_range("image_tokens", image_tokens, 0, self.image_vocab_size)
 
-    def check_given(self, given: Tensor, rows: int) -> None:
-        """Refuse given words that are not (rows, L) int64 of known words and -1."""
-        if given.shape != (rows, self.image_length) or given.dtype != torch.int64:
+    def check_fixed_tokens(self, fixed_tokens: Tensor, rows: int) -> None:
+        """Raise ValueError unless fixed tokens are (rows, L) int64, of known tokens and -1."""
+        if fixed_tokens.shape != (rows, self.image_length) or fixed_tokens.dtype != torch.int64:
             raise ValueError(
-                f"given is {given.dtype} of shape {tuple(given.shape)}, wanted torch.int64 ({rows}, {self.image_length}): "
-                "a word for each cell, or -1 where one is to be drawn"
+                f"fixed_tokens is {fixed_tokens.dtype} of shape {tuple(fixed_tokens.shape)}, "
+                f"expected torch.int64 ({rows}, {self.image_length}): a token for each cell, or -1 to sample one"
             )
-        refuse_unknown_words("given", given, TO_DRAW, self.image_vocab_size)
+        check_token_range("fixed_tokens", fixed_tokens, UNKNOWN, self.image_vocab_size)
 
 
-def refuse_unknown_words(name: str, tokens: Tensor, first: int, vocab_size: int) -> None:
-    """Raise unless every token lies in [first, vocab_size)."""
+def check_token_range(name: str, tokens: Tensor, first: int, vocab_size: int) -> None:
+    """Raise ValueError unless every token is in [first, vocab_size)."""
     if tokens.numel() == 0 or tokens.is_meta:
         return
     low, high = (int(bound) for bound in torch.aminmax(tokens))
     if low < first or high >= vocab_size:
         raise ValueError(
-            f"{name} holds words {low}..{high}, but this generator knows {first}..{vocab_size - 1}; "
+            f"{name} has tokens {low}..{high}, but this generator knows {first}..{vocab_size - 1}; "
             "use the tokenizer it was trained with"
         )

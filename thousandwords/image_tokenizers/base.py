@@ -1,8 +1,8 @@
-"""What every image tokenizer promises: a picture becomes L words of a vocabulary, and words become a picture.
+"""The ImageTokenizer contract: an image becomes L tokens of a vocabulary, and tokens become an image.
 
-One file per kind; files whose name starts with an underscore are parts of a kind. A kind scales pixels as it
-likes inside; outside, images are always float32 (B, 3, H, W) in [0, 1] and tokens int64 (B, L), the grids of
-`scales` one after the other, each in raster order.
+A kind is a folder with a model.py. Inside, a kind scales pixels as it likes. Outside, images are always
+float32 (B, 3, H, W) in [0, 1] and tokens int64 (B, L): the grids of `scales` one after the other, each in
+raster order.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 Logs = dict[str, Tensor | float]
-PIXELS_AT_ONCE = 2**18  # the released dVAE takes about 10 kB for each
+MAX_BATCH_PIXELS = 2**18  # the released dVAE needs about 10 kB for each
 BYTES_PER_PIXEL = 10_000
 
 
 class ImageTokenizer(nn.Module, ABC):
     """A kind is built as `Model(config, image_size)` and sets `vocab_size` and `scales`."""
 
-    vocab_size: int  # how many words there are
-    scales: tuple[int, ...]  # the side of each grid of tokens; (8,) is one grid of 64 words
+    vocab_size: int  # number of different tokens
+    scales: tuple[int, ...]  # the side of each grid of tokens; (8,) is one grid of 64 tokens
 
     def __init__(self, image_size: int):
         super().__init__()
@@ -30,54 +30,55 @@ class ImageTokenizer(nn.Module, ABC):
 
     @property
     def num_tokens(self) -> int:
-        """L, the words of one picture."""
+        """L, the number of tokens of one image."""
         return sum(side * side for side in self.scales)
 
     @property
-    def images_at_once(self) -> int:
-        """How many pictures may be encoded or decoded together without filling a laptop's memory, or half of a GPU's.
+    def max_batch_size(self) -> int:
+        """How many images fit a laptop's memory, or half of a GPU's, when encoded or decoded at once.
 
-        64 of 64 pixels a side on a CPU, 64 of 256 a side on a GPU of 80 GB.
+        64 images of 64 pixels a side on a CPU, 64 of 256 a side on a GPU of 80 GB.
         """
-        device, pixels = next(self.parameters()).device, PIXELS_AT_ONCE
+        device, pixels = next(self.parameters()).device, MAX_BATCH_PIXELS
         if device.type == "cuda":
-            pixels = max(pixels, torch.cuda.get_device_properties(device).total_memory // 2 // BYTES_PER_PIXEL)
+            gpu_memory = torch.cuda.get_device_properties(device).total_memory
+            pixels = max(pixels, gpu_memory // 2 // BYTES_PER_PIXEL)
         return max(1, min(64, pixels // self.image_size**2))
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """The picture's words: images (B, 3, H, W) in [0, 1] -> tokens (B, L) int64."""
+        """Encode images (B, 3, H, W) in [0, 1] to token ids (B, L) int64."""
 
     @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
-        """The picture of the words: tokens (B, L) int64 -> images (B, 3, H, W) in [0, 1]."""
+        """Decode token ids (B, L) int64 to images (B, 3, H, W) in [0, 1]."""
 
     @abstractmethod
     def loss(self, images: Tensor, step: int, rng: torch.Generator) -> tuple[Tensor, Logs]:
-        """What training lowers at this step, a scalar, and the values worth logging."""
+        """The training loss at this step, a scalar, and the values to log."""
 
     def prepare(self, image_batches: Iterable[Tensor], rng: torch.Generator) -> None:
-        """Looks at some training images once, before step 0. Most kinds have no need of it."""
+        """Set first weights from some training images, once, before step 0. Most kinds need nothing here."""
         return None
 
     def check_images(self, images: Tensor) -> None:
-        """Refuses what is not a batch of this tokenizer's pictures."""
-        side, found = self.image_size, tuple(images.shape)
-        if images.ndim != 4 or found[1:] != (3, side, side):
-            raise ValueError(f"images have shape {found}; this tokenizer takes (B, 3, {side}, {side})")
+        """Raise ValueError unless this is a batch of this tokenizer's images."""
+        side, shape = self.image_size, tuple(images.shape)
+        if images.ndim != 4 or shape[1:] != (3, side, side):
+            raise ValueError(f"images have shape {shape}; this tokenizer takes (B, 3, {side}, {side})")
         if images.dtype != torch.float32:
             raise ValueError(f"images are {images.dtype}; give float32 in [0, 1] (divide bytes by 255)")
-        if images.is_meta:  # sizes without values, as check_params has them
+        if images.is_meta:  # has a shape but no values (check_params)
             return
         lowest, highest = images.aminmax()
-        if not (lowest >= 0 and highest <= 1):  # written so that NaN is refused too
+        if not (lowest >= 0 and highest <= 1):  # written so that NaN is rejected too
             raise ValueError(f"images span [{lowest:.3g}, {highest:.3g}]; give float32 in [0, 1]")
 
     def check_tokens(self, tokens: Tensor) -> None:
-        """Refuses what is not a batch of this tokenizer's words."""
-        found = tuple(tokens.shape)
-        if tokens.ndim != 2 or found[1] != self.num_tokens:
-            raise ValueError(f"tokens have shape {found}; this tokenizer takes (B, {self.num_tokens})")
+        """Raise ValueError unless this is a batch of this tokenizer's tokens."""
+        shape = tuple(tokens.shape)
+        if tokens.ndim != 2 or shape[1] != self.num_tokens:
+            raise ValueError(f"tokens have shape {shape}; this tokenizer takes (B, {self.num_tokens})")
         if tokens.dtype != torch.int64:
             raise ValueError(f"tokens are {tokens.dtype}; give torch.int64")
         lowest, highest = tokens.aminmax()

@@ -1,8 +1,11 @@
-"""A PNG that says how it was drawn, so that anyone with the same models can draw it again, byte for byte.
+"""A PNG that records how it was generated, so that anyone with the same models can generate it again, byte
+for byte.
 
-The facts lie in one text chunk of the file (PNG specification, iTXt), as JSON: viewers pass over it, and a copy of the file keeps
-it. It is read as anything from a stranger is: strictly, and never run. Left out: who drew it and when.
+The metadata is JSON in one text chunk of the file (PNG specification, iTXt): viewers ignore it, and a copy of
+the file keeps it. It is untrusted input: checked strictly, and never run. Left out: who generated the image,
+and when.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -15,94 +18,128 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from thousandwords.config import ConfigError, section
-from thousandwords.drawing import Settings
-from thousandwords.errors import UserError
+from thousandwords.core.config import ConfigError, section
+from thousandwords.core.errors import UserError
+from thousandwords.inference.config import SamplingConfig
 
 CHUNK = "thousandwords"  # the keyword of the text chunk
-HEAD = CHUNK.encode() + b"\0\0\0"  # how its chunk begins: the keyword's end, not compressed, no method
-PNG = b"\x89PNG\r\n\x1a\n"
-MOST = 2**20  # bytes of it that are read
+CHUNK_PREFIX = CHUNK.encode() + b"\0\0\0"  # the keyword's end, not compressed, no compression method
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_TEXT_LENGTH = 2**20
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a picture follows from: the models, the caption, the seed, which candidate, and how it was drawn."""
+    """All that an image follows from: the models, the caption, the seed, the candidate's number, and the
+    settings."""
 
     caption: str
     seed: int
     candidate: int
     package: str  # sha256 of the package's manifest
-    settings: Settings  # with as many candidates as were asked for, `batch_size` of them drawn at a time
-    given: tuple[int, ...] | None = None  # words of a picture that was completed, -1 where one was drawn
+    settings: SamplingConfig  # `candidates` is the number that was requested, `batch_size` how many were sampled together
+    fixed_tokens: tuple[int, ...] | None = None  # of an inpainted image, -1 where a token was sampled
 
     def __post_init__(self) -> None:
-        if not (_is_text(self.caption) and _is_text(self.package)):
-            raise ValueError("provenance.caption and provenance.package are text, one holds what is no character")
+        if not (_is_encodable(self.caption) and _is_encodable(self.package)):
+            raise ValueError(
+                "provenance.caption and provenance.package are text; one has an invalid character"
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"provenance.seed is {self.seed}; seeds run from 0 to 2^63 - 1")
         if not 0 <= self.candidate < self.settings.candidates:
-            raise ValueError(f"provenance.candidate is {self.candidate} of {self.settings.candidates}; they count from 0")
-        if not all(-1 <= word < 2**31 for word in self.given or ()):
-            raise ValueError("provenance.given has words that no vocabulary has; they count from 0, and -1 is one to be drawn")
+            raise ValueError(
+                f"provenance.candidate is {self.candidate} of {self.settings.candidates}; they count from 0"
+            )
+        if not all(-1 <= token < 2**31 for token in self.fixed_tokens or ()):
+            raise ValueError(
+                "provenance.fixed_tokens has tokens that no vocabulary has; they count from 0, and -1 is one to be sampled"
+            )
+
+    def to_dict(self) -> dict:
+        """The values as files hold them: fixed tokens have the key "given", as in files that were written
+        before."""
+        values = dataclasses.asdict(self)
+        return values | {"given": values.pop("fixed_tokens")}
+
+    @classmethod
+    def from_dict(cls, values: object) -> Provenance:
+        """The provenance in values from a file, checked strictly; raises ConfigError."""
+        if isinstance(values, dict) and "given" in values:
+            values = {"fixed_tokens" if key == "given" else key: value for key, value in values.items()}
+        return section(values, "provenance", cls)
 
 
-def _is_text(text: str) -> bool:
-    """Whether it can be written: JSON can name half a character, "\\ud800"."""
+def _is_encodable(text: str) -> bool:
+    """Whether text can be written as UTF-8: JSON can hold half a character, "\\ud800"."""
     try:
         return text.encode() is not None
     except UnicodeEncodeError:
         return False
 
 
-def with_provenance(picture: np.ndarray, provenance: Provenance) -> bytes:
-    """uint8 (H, W, 3) -> PNG; the same picture and facts give the same bytes."""
+def encode_png_with_provenance(image: np.ndarray, provenance: Provenance) -> bytes:
+    """uint8 (H, W, 3) -> PNG; the same image and provenance give the same bytes."""
     chunks = PngImagePlugin.PngInfo()
-    chunks.add_itxt(CHUNK, json.dumps(dataclasses.asdict(provenance), sort_keys=True))
+    chunks.add_itxt(CHUNK, json.dumps(provenance.to_dict(), sort_keys=True))
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", pnginfo=chunks, compress_level=6)
+    Image.fromarray(image).save(buffer, "PNG", pnginfo=chunks, compress_level=6)
     return buffer.getvalue()
 
 
-def provenance_of(data: bytes) -> Provenance | None:
-    """What a PNG says of itself; None where it says nothing. Raises UserError where what it says is not to be understood."""
-    text = _chunk(data)
+def read_provenance(data: bytes) -> Provenance | None:
+    """The provenance in a PNG, None where there is none. Raises UserError where it cannot be read."""
+    text = _read_text(data)
     if text is None:
         return None
     try:
-        return section(json.loads(text), "provenance", Provenance)
+        return Provenance.from_dict(json.loads(text))
     except (ValueError, RecursionError) as error:
-        reason = str(error).removeprefix("params.yaml: ") if isinstance(error, ConfigError) else "it is no JSON"
-        raise UserError(f"what this picture says of how it was drawn is not to be understood: {reason[:300]}. "
-                        "It was changed on the way, or written by another version of this code; draw it anew") from error
+        reason = (
+            str(error).removeprefix("params.yaml: ") if isinstance(error, ConfigError) else "it is not JSON"
+        )
+        raise UserError(
+            f"cannot read this PNG's provenance: {reason[:300]}. "
+            "It was changed, or written by another version of this code. Generate the image again"
+        ) from error
 
 
-def _chunk(data: bytes) -> str | None:
-    """The text of our chunk, found without a decoder: no pixel is unpacked, and no frame, however many a stranger's file has."""
-    if not data.startswith(PNG):
+def _read_text(data: bytes) -> str | None:
+    """The text of our chunk, found without a decoder: no pixel is unpacked, and no frame, however many the
+    file has."""
+    if not data.startswith(PNG_SIGNATURE):
         return None
-    ours = [body for kind, body in _chunks(data) if kind == b"iTXt" and body.startswith(CHUNK.encode() + b"\0")]
-    if not ours:
+    keyword = CHUNK.encode() + b"\0"
+    texts = [body for kind, body in _chunks(data) if kind == b"iTXt" and body.startswith(keyword)]
+    if not texts:
         return None
-    if not ours[0].startswith(HEAD):
-        raise UserError("what this picture says of how it was drawn was packed anew by another program. Give the file as it came")
-    # behind a language and a translated keyword, both empty here
-    text = ours[0].removeprefix(HEAD).split(b"\0", 2)[-1].decode(errors="replace")
-    if len(text) > MOST:
-        raise UserError("what this picture says of how it was drawn is longer than any that was drawn here. Draw it anew")
+    if not texts[0].startswith(CHUNK_PREFIX):
+        raise UserError(
+            "cannot read this PNG's provenance: another program has rewritten it. Give the original file"
+        )
+    # after a language and a translated keyword, both empty here
+    text = texts[0].removeprefix(CHUNK_PREFIX).split(b"\0", 2)[-1].decode(errors="replace")
+    if len(text) > MAX_TEXT_LENGTH:
+        raise UserError(
+            f"cannot read this PNG's provenance: it has more than {MAX_TEXT_LENGTH:,} characters. "
+            "Generate the image again"
+        )
     return text
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, content) of the chunks of a PNG (its specification, part 5.3). Raises UserError where one is not whole.
+    """(type, content) of the chunks of a PNG (its specification, part 5.3). Raises UserError where one is
+    damaged.
 
-    Not by Pillow, which unpacks every pixel to get at a text: half a megabyte can hold a hundred million of them.
+    Pillow would unpack every pixel to read a text: half a megabyte can hold a hundred million of them.
     """
-    start, kind = len(PNG), b""
+    start, kind = len(PNG_SIGNATURE), b""
     while kind != b"IEND":
         end = start + 12 + int.from_bytes(data[start : start + 4])
         kind, body = data[start + 4 : start + 8], data[start + 8 : end - 4]
         if end > len(data) or zlib.crc32(kind + body) != int.from_bytes(data[end - 4 : end]):
-            raise UserError("this picture is damaged: it is cut short, or its bytes have changed. Take another copy of it")
+            raise UserError(
+                "this image is damaged: it is cut short, or its bytes have changed. Use another copy of it"
+            )
         yield kind, body
         start = end

@@ -1,9 +1,11 @@
-"""A picture's words in the hand: set one, flip the grid, stitch two, and look at the numbers and at what surprises.
+"""Edit and show the token grid of an image: set one token, flip the grid, stitch two, label tokens, map their
+surprisal.
 
-Grids are int64 (side, side), pictures uint8 (H, W, 3); nothing here knows of a model, and nothing changes its argument.
-Flipping and stitching move whole words: what a word paints is not turned with it, and its neighbours colour it, so a
-decoded picture shows how far the words stand on their own.
+Grids are int64 (side, side), images uint8 (H, W, 3). No model is needed, and no argument is changed. Flipping
+and stitching move whole tokens: what a token decodes to is not mirrored, and depends on its neighbors, so the
+decoded image shows how independent the tokens are.
 """
+
 from __future__ import annotations
 
 import math
@@ -13,139 +15,165 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-# dark and blue where a word was expected, light and yellow where it surprises: ever lighter, and told apart when colour-blind
-RAMP = ((0.05, 0.03, 0.25), (0.19, 0.16, 0.50), (0.13, 0.38, 0.55), (0.10, 0.56, 0.53), (0.38, 0.73, 0.36), (0.98, 0.90, 0.15))
-BLEND, CONTRAST, MIDDLE = 0.7, 0.6, 128  # a picture's own light and dark is made faint, so that a colour stays readable
-SHOWN_SIDE = 512  # pixels that a picture is enlarged to, or a little more
-CELL = 40  # pixels a cell has at least, so that its number can be read
+# from dark blue (expected) to light yellow (surprising): ever lighter, so readable without color vision
+RAMP = (
+    (0.05, 0.03, 0.25),
+    (0.19, 0.16, 0.50),
+    (0.13, 0.38, 0.55),
+    (0.10, 0.56, 0.53),
+    (0.38, 0.73, 0.36),
+    (0.98, 0.90, 0.15),
+)
+OPACITY, CONTRAST, MID_GRAY = (
+    0.7,
+    0.6,
+    128,
+)  # the image under the colors has little contrast, so they stay readable
+MIN_SIDE = 512  # pixels of an enlarged image
+MIN_CELL = 40  # pixels of a cell, so that its number can be read
 MARGIN = 24  # pixels for the numbers of rows and columns
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
+# --- edit ------------------------------------------------------------------------------------------------------------
 
 
 def as_grid(tokens: Tensor) -> Tensor:
-    """(L,) -> (side, side), raster order; raises ValueError where L is no square."""
+    """(L,) -> (side, side), raster order; raises ValueError where L is not a square."""
     side = math.isqrt(len(tokens))
     if side * side != len(tokens):
-        raise ValueError(f"{len(tokens)} words form no square grid")
+        raise ValueError(f"{len(tokens)} tokens do not form a square grid")
     return tokens.reshape(side, side)
 
 
-def set_word(grid: Tensor, row: int, column: int, word: int, vocab_size: int) -> Tensor:
-    """The grid with another word in one cell; rows, columns and words count from 0. Raises ValueError."""
-    for name, value, count in (("row", row, grid.shape[0]), ("column", column, grid.shape[1]), ("word", word, vocab_size)):
+def set_token(grid: Tensor, row: int, column: int, token: int, vocab_size: int) -> Tensor:
+    """The grid with another token in one cell; rows, columns and tokens count from 0. Raises ValueError."""
+    for name, value, count in (
+        ("row", row, grid.shape[0]),
+        ("column", column, grid.shape[1]),
+        ("token", token, vocab_size),
+    ):
         if not 0 <= value < count:
             raise ValueError(f"there is no {name} {value}: they run from 0 to {count - 1}")
-    changed = grid.clone()
-    changed[row, column] = word
-    return changed
+    edited = grid.clone()
+    edited[row, column] = token
+    return edited
 
 
 def flip(grid: Tensor) -> Tensor:
-    """The grid, left for right: [[1, 2], [3, 4]] -> [[2, 1], [4, 3]]."""
+    """The grid mirrored left to right: [[1, 2], [3, 4]] -> [[2, 1], [4, 3]]."""
     return grid.flip(1)
 
 
 def stitch(left: Tensor, right: Tensor, columns: int | None = None) -> Tensor:
-    """The first `columns` (default: half) of one grid, and the rest of another, each in its place. Raises ValueError."""
+    """The first `columns` (default: half) of one grid, the other columns of another. Raises ValueError."""
     if left.shape != right.shape:
-        raise ValueError(f"grids of {tuple(left.shape)} and {tuple(right.shape)} words cannot be stitched; give two alike")
+        raise ValueError(
+            f"grids of {tuple(left.shape)} and {tuple(right.shape)} tokens cannot be stitched; give two of one shape"
+        )
     columns = left.shape[1] // 2 if columns is None else columns
     if not 0 <= columns <= left.shape[1]:
-        raise ValueError(f"{columns} columns cannot be taken from a grid of {left.shape[1]}; take 0 to {left.shape[1]}")
+        raise ValueError(
+            f"{columns} columns cannot be taken from a grid of {left.shape[1]}; take 0 to {left.shape[1]}"
+        )
     return torch.cat([left[:, :columns], right[:, columns:]], dim=1)
 
 
-def most_surprising(log_probabilities: Tensor, count: int) -> list[tuple[int, int, float]]:
-    """(row, column, bits) of the cells that were expected least, worst first: (side, side) nats."""
-    flat = surprise(log_probabilities).ravel()
+def most_surprising_cells(log_probabilities: Tensor, count: int) -> list[tuple[int, int, float]]:
+    """(row, column, bits) of the `count` cells with the least likely tokens, worst first: (side, side)
+    nats."""
+    flat = surprisal(log_probabilities).ravel()
     side = log_probabilities.shape[1]
-    return [(int(cell) // side, int(cell) % side, float(flat[cell])) for cell in np.argsort(-flat, kind="stable")[:count]]
+    return [
+        (int(cell) // side, int(cell) % side, float(flat[cell]))
+        for cell in np.argsort(-flat, kind="stable")[:count]
+    ]
 
 
-def surprise(log_probabilities: Tensor) -> np.ndarray:
+def surprisal(log_probabilities: Tensor) -> np.ndarray:
     """ln p -> bits, 0 or more."""
     return np.maximum(0, -log_probabilities.double().numpy() / math.log(2))
 
 
-# --- to look at ------------------------------------------------------------------------------------------------------
+# --- show ------------------------------------------------------------------------------------------------------------
 
 
-def numbered(picture: np.ndarray, grid: Tensor) -> np.ndarray:
-    """The picture, enlarged, with the number of each word over its cell, and rows and columns counted at the edge."""
+def label_tokens(image: np.ndarray, grid: Tensor) -> np.ndarray:
+    """The image, enlarged, with each token's number over its cell, and row and column numbers at the edge."""
     side = len(grid)
-    sheet, cell = _enlarged(picture, side)
-    framed = Image.new("RGB", (sheet.width + MARGIN, sheet.height + MARGIN), PAPER)
-    framed.paste(sheet, (MARGIN, MARGIN))
+    enlarged, cell = _enlarge(image, side)
+    framed = Image.new("RGB", (enlarged.width + MARGIN, enlarged.height + MARGIN), PAPER)
+    framed.paste(enlarged, (MARGIN, MARGIN))
     draw = ImageDraw.Draw(framed)
-    for place in range(side):
-        middle = MARGIN + (place + 0.5) * cell
-        _write(draw, (middle, MARGIN / 2), str(place), size=13)
-        _write(draw, (MARGIN / 2, middle), str(place), size=13)
-    for place in range(1, side):
-        edge = MARGIN + place * cell
+    for index in range(side):
+        center = MARGIN + (index + 0.5) * cell
+        _write(draw, (center, MARGIN / 2), str(index), size=13)
+        _write(draw, (MARGIN / 2, center), str(index), size=13)
+    for index in range(1, side):
+        edge = MARGIN + index * cell
         draw.line((edge, MARGIN, edge, framed.height), fill=(128, 128, 128))
         draw.line((MARGIN, edge, framed.width, edge), fill=(128, 128, 128))
     for row in range(side):
         for column in range(side):
-            middle = (MARGIN + (column + 0.5) * cell, MARGIN + (row + 0.5) * cell)
-            _write(draw, middle, str(int(grid[row, column])), size=14, fill=PAPER, stroke=INK)
+            center = (MARGIN + (column + 0.5) * cell, MARGIN + (row + 0.5) * cell)
+            _write(draw, center, str(int(grid[row, column])), size=14, fill=PAPER, stroke=INK)
     return np.array(framed)
 
 
-def heat_map(picture: np.ndarray, log_probabilities: Tensor, top: float | None = None) -> np.ndarray:
-    """How much each word surprises, (side, side) nats, as colour over a grey picture, with a scale in bits below.
+def heat_map(image: np.ndarray, log_probabilities: Tensor, max_bits: float | None = None) -> np.ndarray:
+    """The surprisal of each token, (side, side) nats, as color over a gray image, with a scale in bits below.
 
-    `top` is the number of bits at the end of the scale (default: the most there are); give one to compare pictures.
+    `max_bits` is the end of the scale (default: the largest surprisal); fix it to compare images.
     """
-    bits = surprise(log_probabilities)
-    top = max(float(bits.max()), 1.0) if top is None else top
-    sheet, cell = _enlarged(picture, len(bits))
-    grey = MIDDLE + CONTRAST * (np.asarray(sheet.convert("L").convert("RGB"), dtype=np.float64) - MIDDLE)
-    colours = np.kron(colour(bits / top), np.ones((cell, cell, 1)))
-    return np.concatenate([_blend(colours, grey), _scale(sheet.width, top)])
+    bits = surprisal(log_probabilities)
+    max_bits = max(float(bits.max()), 1.0) if max_bits is None else max_bits
+    enlarged, cell = _enlarge(image, len(bits))
+    pixels = np.asarray(enlarged.convert("L").convert("RGB"), dtype=np.float64)
+    gray = MID_GRAY + CONTRAST * (pixels - MID_GRAY)
+    colors = np.kron(color(bits / max_bits), np.ones((cell, cell, 1)))
+    return np.concatenate([_blend(colors, gray), _scale(enlarged.width, max_bits)])
 
 
-def colour(share: np.ndarray) -> np.ndarray:
-    """0 to 1 -> red, green, blue from 0 to 255: (...) -> (..., 3); what lies outside is clipped."""
+def color(values: np.ndarray) -> np.ndarray:
+    """0 to 1 -> red, green, blue from 0 to 255: (...) -> (..., 3); values outside are clipped."""
     ramp = np.array(RAMP) * 255
-    places = np.linspace(0, 1, len(ramp))
-    return np.stack([np.interp(share, places, ramp[:, channel]) for channel in range(3)], axis=-1)
+    stops = np.linspace(0, 1, len(ramp))
+    return np.stack([np.interp(values, stops, ramp[:, channel]) for channel in range(3)], axis=-1)
 
 
-def _enlarged(picture: np.ndarray, side: int) -> tuple[Image.Image, int]:
-    """(the picture so large that each of side x side cells can be read, the pixels of a cell)."""
-    cell = max(CELL, -(-SHOWN_SIDE // side))
-    return Image.fromarray(picture).resize((cell * side, cell * side), Image.Resampling.NEAREST), cell
+def _enlarge(image: np.ndarray, side: int) -> tuple[Image.Image, int]:
+    """(the image so large that each of side x side cells can be read, the pixels of a cell)."""
+    cell = max(MIN_CELL, -(-MIN_SIDE // side))
+    return Image.fromarray(image).resize((cell * side, cell * side), Image.Resampling.NEAREST), cell
 
 
-def _blend(colours: np.ndarray, grey: np.ndarray | float) -> np.ndarray:
-    return (BLEND * colours + (1 - BLEND) * grey).round().astype(np.uint8)
+def _blend(colors: np.ndarray, gray: np.ndarray | float) -> np.ndarray:
+    return (OPACITY * colors + (1 - OPACITY) * gray).round().astype(np.uint8)
 
 
-def _scale(width: int, top: float, height: int = 56) -> np.ndarray:
-    """A bar from 0 to `top` bits, as on a middle grey, with its numbers below: uint8 (height, width, 3)."""
-    pad, thick = 24, 14
-    sheet = Image.new("RGB", (width, height), PAPER)
-    bar = np.broadcast_to(colour(np.linspace(0, 1, width - 2 * pad)), (thick, width - 2 * pad, 3))
-    sheet.paste(Image.fromarray(_blend(bar, MIDDLE)), (pad, 10))
-    draw = ImageDraw.Draw(sheet)
+def _scale(width: int, max_bits: float, height: int = 56) -> np.ndarray:
+    """A color bar from 0 to `max_bits` over middle gray, with its numbers below: uint8 (height, width, 3)."""
+    pad, thickness = 24, 14
+    canvas = Image.new("RGB", (width, height), PAPER)
+    bar = np.broadcast_to(color(np.linspace(0, 1, width - 2 * pad)), (thickness, width - 2 * pad, 3))
+    canvas.paste(Image.fromarray(_blend(bar, MID_GRAY)), (pad, 10))
+    draw = ImageDraw.Draw(canvas)
     for share in (0, 0.25, 0.5, 0.75, 1):
-        place = pad + share * (width - 2 * pad - 1)
-        draw.line((place, 10 + thick, place, 14 + thick), fill=INK)
-        _write(draw, (place, 24 + thick), f"{share * top:.1f}{' bits' if share == 0.5 else ''}", size=13)
-    return np.array(sheet)
+        x = pad + share * (width - 2 * pad - 1)
+        draw.line((x, 10 + thickness, x, 14 + thickness), fill=INK)
+        _write(draw, (x, 24 + thickness), f"{share * max_bits:.1f}{' bits' if share == 0.5 else ''}", size=13)
+    return np.array(canvas)
 
 
 def _write(
     draw: ImageDraw.ImageDraw,
-    middle: tuple[float, float],
+    center: tuple[float, float],
     text: str,
     size: int,
     fill: tuple[int, int, int] = INK,
     stroke: tuple[int, int, int] | None = None,
 ) -> None:
     font = ImageFont.load_default(size)
-    draw.text(middle, text, fill=fill, font=font, anchor="mm", stroke_width=2 if stroke else 0, stroke_fill=stroke)
+    draw.text(
+        center, text, fill=fill, font=font, anchor="mm", stroke_width=2 if stroke else 0, stroke_fill=stroke
+    )

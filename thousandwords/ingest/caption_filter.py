@@ -1,9 +1,10 @@
-"""Which captions of a picture are fit to learn from: long enough, no boiler-plate, in the language wanted.
+"""Caption filters: minimum length, boilerplate, language.
 
-The filters that the paper put on its training set (arXiv 2102.12092, appendix C); it does not say what "too short" is. The
-paper took cld3 for the language; here it is py3langid, which comes with its model and asks no network. No such library knows
-the language of a few words: a caption is dropped only where another language is clearly likelier, and doubt keeps it.
+The filters of the paper's training set (arXiv 2102.12092, appendix C; it does not define "too short"). The
+paper used cld3 for the language; here it is py3langid, which contains its model and needs no network. No such
+library is reliable on a few words, so a caption is dropped only if another language is clearly more likely.
 """
+
 from __future__ import annotations
 
 import functools
@@ -11,17 +12,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from thousandwords.errors import UserError
-from thousandwords.images import Refused
-from thousandwords.text import normalise
+from thousandwords.core.errors import InvalidInput, UserError
+from thousandwords.text.normalize import normalize
 
 REASONS = ("caption_too_short", "boilerplate", "wrong_language")
 REQUIREMENT = "py3langid>=0.4,<0.5"
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What is asked of a caption; `pairs.Config` says what each is, and checks it."""
+class CaptionRules:
+    """Requirements for a caption; `DataConfig` documents and checks them."""
 
     min_words: int = 0
     boilerplate: tuple[str, ...] = ()
@@ -33,64 +33,66 @@ class Rules:
 
 
 def check_boilerplate(patterns: Sequence[str]) -> None:
-    """ValueError where a pattern is no regular expression, or would be found in every caption."""
+    """Raise ValueError if a pattern is not a regular expression, or matches every caption."""
     for number, pattern in enumerate(patterns):
         name = f"data.boilerplate[{number}] is {pattern!r}"
         try:
-            found = re.search(pattern, "")
-        except (re.error, OverflowError) as error:    # a{99999999999} overflows
-            raise ValueError(f"{name}, no regular expression: {error}") from error
-        if found:
-            raise ValueError(f"{name}; it is found where nothing is, so it would drop every caption")
+            matches_empty_text = re.search(pattern, "")
+        except (re.error, OverflowError) as error:  # a{99999999999} overflows
+            raise ValueError(f"{name}, not a regular expression: {error}") from error
+        if matches_empty_text:
+            raise ValueError(f"{name}; it matches an empty text, so it would drop every caption")
 
 
 def check_language(language: str | None) -> None:
-    """UserError where the library that tells languages is missing, or does not know this one."""
-    if language is not None and language not in (known := _identifier().labels):
-        raise UserError(f"data.language is {language!r}; it can be: {', '.join(sorted(known))}")
+    """Raise UserError if the language library is not installed, or does not know this language."""
+    if language is not None and language not in (languages := _identifier().labels):
+        raise UserError(f"data.language is {language!r}; it can be: {', '.join(sorted(languages))}")
 
 
-def sift(captions: Sequence[str], rules: Rules) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(captions that stay, reasons of those that do not), in order; where none stays, raises what is wrong with the first."""
-    faults = [fault(caption, rules) for caption in captions]
-    if None not in faults:
-        raise faults[0]
-    kept = tuple(caption for caption, problem in zip(captions, faults, strict=True) if problem is None)
-    return kept, tuple(problem.reason for problem in faults if problem is not None)
+def filter_captions(captions: Sequence[str], rules: CaptionRules) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(captions that stay, reasons for the dropped ones); if none stays, raises the problem of the first."""
+    problems = [caption_problem(caption, rules) for caption in captions]
+    if None not in problems:
+        raise problems[0]
+    accepted = tuple(caption for caption, problem in zip(captions, problems, strict=True) if problem is None)
+    return accepted, tuple(problem.reason for problem in problems if problem is not None)
 
 
-def fault(caption: str, rules: Rules) -> Refused | None:
-    """Why a caption is left out, if it is; what is cheap to see is looked at first."""
-    words = normalise(caption)
-    if (count := len(words.split())) < rules.min_words:
-        return Refused("caption_too_short", f"{count} of {rules.min_words} words: {caption!r}")
+def caption_problem(caption: str, rules: CaptionRules) -> InvalidInput | None:
+    """Why a caption is dropped, or None; cheap checks come first."""
+    text = normalize(caption)
+    if (count := len(text.split())) < rules.min_words:
+        return InvalidInput("caption_too_short", f"{count} of {rules.min_words} words: {caption!r}")
     for pattern in rules.boilerplate:
-        if re.search(pattern, words, re.IGNORECASE):
-            return Refused("boilerplate", f"has {pattern!r}: {caption!r}")
+        if re.search(pattern, text, re.IGNORECASE):
+            return InvalidInput("boilerplate", f"has {pattern!r}: {caption!r}")
     return None if rules.language is None else _wrong_language(caption, rules)
 
 
-def _wrong_language(caption: str, rules: Rules) -> Refused | None:
-    """The caption as it was written: capitals are signs of a language, and of names."""
+def _wrong_language(caption: str, rules: CaptionRules) -> InvalidInput | None:
+    """Uses the original caption: capital letters are evidence for a language."""
     shares = language_shares(caption)
     best = max(shares, key=shares.__getitem__)
     if shares[best] - shares[rules.language] <= rules.language_margin:
         return None
     detail = f"{best} {shares[best]:.2f}, {rules.language} {shares[rules.language]:.2f}: {caption!r}"
-    return Refused("wrong_language", detail)
+    return InvalidInput("wrong_language", detail)
 
 
 def language_shares(caption: str) -> dict[str, float]:
-    """How likely each language is: {"en": 0.54, ...}, 1 in all; text without letters gives all about the same."""
+    """The probability of each language, {"en": 0.54, ...}; about equal for text without letters."""
     return dict(_identifier().rank(caption))
 
 
 @functools.cache
 def _identifier():
-    """Loaded once a process (half a second); it is only read from then on."""
+    """Loaded once per process (half a second), then only read."""
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as error:
-        raise UserError("data.language needs the package py3langid, which is not installed. "
-                        f"Run: pip install '{REQUIREMENT}', or leave data.language out") from error
+        raise UserError(
+            "data.language needs the package py3langid, which is not installed. "
+            f"Run: pip install '{REQUIREMENT}', or remove data.language"
+        ) from error
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

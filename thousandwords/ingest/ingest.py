@@ -1,267 +1,208 @@
-"""Pair shards: decode, check, quarantine, crop, split the pairs of a source; write them as Parquet.
+"""Ingest a source: prepare each input, assign its split, drop duplicates, write pair shards (`write_pairs`).
 
 `train-00000.parquet`, `validation-…` (and `unseen-…` for scenes) hold one row per pair, `quarantine.parquet`
-one per refused input, with the reason. What goes in comes out or is counted: n_in = n_ok + n_quarantined +
-n_duplicate + n_filtered, where "filtered" are sound inputs that a setting leaves out. `prepare` is a pure
-function of one input and runs in worker processes, limited in time and memory, for foreign bytes may do anything to a decoder;
-how many there are changes no byte of what is written. Left out: a second crop.
+one row per rejected input with its reason. Each input is counted once: n_in = n_ok + n_quarantined +
+n_duplicate + n_filtered, where "filtered" inputs are valid but excluded by a setting. Inputs are prepared in
+worker processes; their number does not change the written bytes.
 
-A copy (the same pixels under the same captions) is dropped, and on wish (`near_duplicates`) so is what looks the same: see
-`duplicates`. Scenes are alike by design; of them copies alone are dropped.
+An exact duplicate (equal pixels and captions) is dropped; with `near_duplicates` also an image that looks
+like an earlier one. Of scenes, which are similar by design, only exact duplicates are dropped.
 
-Captions are filtered one by one, before the picture is decoded; a pair is filtered when none of its captions stays. Which
-split a pair falls to is settled by what came in, so that a filter never moves what it leaves. Scenes are not filtered: their
-captions and pictures are drawn as they should be.
+Captions are filtered one by one before the image is decoded; a pair without a remaining caption is filtered.
+The split depends on the original input, so a filter never moves a pair to another split. Captions of scenes
+are not filtered.
 
-A pair keeps the square that models see, or (`keep: whole`) the picture at its own shape, so that training can crop at random.
+A pair stores the center square that models see, or (`keep: whole`) the image in its own shape for random
+crops in training.
 """
+
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
+from thousandwords.core.files import unit_hash, write_bytes
+from thousandwords.core.manifest import write_manifest
+from thousandwords.core.parquet import table_bytes
+from thousandwords.data.images import encode_png
+from thousandwords.data.mixture import MIXTURES
+from thousandwords.data.pair_shard_writer import ROW_GROUP, PairShardWriter, table_of
+from thousandwords.ingest import caption_filter
+from thousandwords.ingest.config import DataConfig, SourceConfig, active_settings
+from thousandwords.ingest.counts import FILTERS, OutcomeCounter, check_counts, counts_of
+from thousandwords.ingest.near_duplicates import (
+    DUPLICATE_SCHEMA,
+    DUPLICATES,
+    ExactDuplicates,
+    NearDuplicateLimits,
+    NearDuplicates,
+    limits_by_chance,
+)
+from thousandwords.ingest.prepare import prepare_pair, prepare_with_training_captions, reject
+from thousandwords.ingest.records import QUARANTINE, QUARANTINE_SCHEMA, Pair, Rejection
+from thousandwords.ingest.sources import Source, open_kind
+from thousandwords.ingest.sources.base import RawPair
+from thousandwords.ingest.sources.mixture import MixturePart, MixtureSource, naming_source, source_number
+from thousandwords.parallel.process_pool import Fault, Limits, make_batches, num_cores, ordered_map
+from thousandwords.scenes.render import scene_pairs
 
-from thousandwords import captions
-from thousandwords.duplicates import DUPLICATE_SCHEMA, DUPLICATES, Copies, Nearness, NearTwins, limits_by_chance
-from thousandwords.files import unit_hash, write_bytes, write_manifest
-from thousandwords.images import Refused, area_resize, decode_picture, encode_png, fit_square
-from thousandwords.mixing import MIXTURES
-from thousandwords.pair_counts import FILTERS, Tally, check_counts, counts_of
-from thousandwords.pair_settings import Config, PartConfig, settings_in_use
-from thousandwords.pair_writer import ROW_GROUP, PairShardWriter, table_of
-from thousandwords.scenes import scene_pairs
-from thousandwords.sources import Mixture, Part, RawPair, Source, clean_captions, named, open_kind, source_of
-from thousandwords.tables import table_bytes
-from thousandwords.twins import Look, look_of
-from thousandwords.workers import Fault, Limits, batches, cores, ordered_map
-
-QUARANTINE = "quarantine.parquet"
-LIMITS = Limits()    # of one picture
-QUARANTINE_SCHEMA = pa.schema([
-    pa.field("id", pa.string(), nullable=False),
-    pa.field("source", pa.string(), nullable=False),
-    pa.field("sha256", pa.string()),       # of the encoded picture, where it was read
-    pa.field("byte_size", pa.int64()),
-    pa.field("reason", pa.string(), nullable=False),
-    pa.field("detail", pa.string(), nullable=False),
-])
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One row of a pair shard, but for its split."""
-
-    key: str
-    image: bytes
-    captions: tuple[str, ...]
-    provenance: str
-    dropped: tuple[str, ...] = ()    # the reason of each caption that was filtered out; counted, no column of the shard
-    is_recaptioned: bool = False     # counted, no column of the shard
-    look: Look | None = None    # of the square that models see, where near duplicates are dropped; no column either
-    format: str | None = None    # of the picture as it came; counted, as are its flags
-    flags: tuple[str, ...] = ()
-    shard: str | None = None    # the file of many pairs that it came from; counted by it
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """One row of the quarantine table."""
-
-    id: str
-    source: str
-    sha256: str | None
-    byte_size: int | None
-    reason: str
-    detail: str
-    shard: str | None = None    # as of a pair; no column
+LIMITS = Limits()  # of one input
 
 
 # ---- one pair
 
 
-def prepare(raw: RawPair, config: Config) -> Pair | Refusal:
-    """A raw pair, its captions sifted, its picture decoded, flattened and fitted to what is kept; or why it can't be had.
-
-    Raises MemoryError, which says as much of this process as of the picture.
-    """
-    try:
-        if raw.problem:
-            raise raw.problem
-        fit, dropped = captions.sift(raw.captions, config.caption_rules)
-        picture = decode_picture(raw.image, config.background, config.min_side, config.max_aspect)
-        look = look_of(fit_square(picture.pixels, config.image_size)) if config.drops_near_duplicates else None
-        return Pair(raw.key, encode_png(kept(picture.pixels, config)), fit, raw.provenance, dropped, bool(raw.recaptions), look,
-                    picture.format, picture.flags, raw.shard)
-    except Refused as problem:
-        return refusal(raw, problem.reason, problem.detail)
-
-
-def _with_second_text(prepare: Callable, raw: RawPair, config: Config, seed: int) -> Pair | Refusal:
-    """`prepare` of the pair with the text that it is trained on; the caller keeps the pair as it came, which tells its split."""
-    return prepare(recaptioned(raw, seed, config.recaption_share), config)
-
-
-def refusal(raw: RawPair, reason: str, detail: str) -> Refusal:
-    """The row of the quarantine table for this input."""
-    digest = None if raw.image is None else hashlib.sha256(raw.image).hexdigest()
-    size = None if raw.image is None else len(raw.image)
-    return Refusal(raw.key, raw.provenance, digest, size, reason, detail, raw.shard)
-
-
-def kept(pixels: np.ndarray, config: Config) -> np.ndarray:
-    """What a shard holds of a picture (H, W, 3): its square, or all of it, its short side at most `keep_side`."""
-    if config.keep == "square":
-        return fit_square(pixels, config.image_size)
-    height, width = pixels.shape[:2]
-    side = min(height, width)
-    if config.keep_side is None or side <= config.keep_side:
-        return pixels
-    return area_resize(pixels, round(height * config.keep_side / side), round(width * config.keep_side / side))
-
-
 def group_of(pair: Pair | RawPair, group_by: str | None) -> str:
-    """What must not be torn apart by the split.
+    """The group of a pair; all pairs of a group get the same split.
 
-    With "^(.*?): .*skin tone", both "man surfing: dark skin tone" and plain "man surfing" give "man surfing".
+    With "^(.*?): .*skin tone", both "man surfing: dark skin tone" and "man surfing" give "man surfing".
     """
     if group_by is None:
         return pair.key
-    found = re.search(group_by, pair.captions[0])
-    return found[1] if found and found[1] is not None else pair.captions[0]
+    match = re.search(group_by, pair.captions[0])
+    return match[1] if match and match[1] is not None else pair.captions[0]
 
 
 def split_of(group: str, seed: int, validation_share: float) -> str:
-    """train or validation: by a hash, so that it never depends on what else is in the data set."""
+    """train or validation, by a hash: independent of the other pairs of the data set."""
     return "validation" if unit_hash(group, seed) < validation_share else "train"
 
 
 # ---- all pairs
 
 
-def open_source(config: Config) -> Source:
-    """The source, or the mixture of sources, that the settings name; scenes have none, they are drawn."""
-    common = asdict(config)
+def open_source(config: DataConfig) -> Source:
+    """Open the source, or the mixture of sources, of the settings; not for scenes, which are rendered."""
+    settings = asdict(config)
     if config.source != "mixture":
-        source = open_kind(config.source, config.url or config.path, common)
-        return Mixture([Part(source, None, config.licence, config.origin)])
-    return Mixture([_part(number, part, common) for number, part in enumerate(config.sources)])
+        source = open_kind(config.source, config.url or config.path, settings)
+        return MixtureSource([MixturePart(source, None, config.licence, config.origin)])
+    return MixtureSource([_open_part(number, part, settings) for number, part in enumerate(config.sources)])
 
 
-def _part(number: int, part: PartConfig, common: dict) -> Part:
-    own = {name: value for name, value in asdict(part).items() if value is not None}
-    with named(number):
-        source = open_kind(part.source, part.path, {**common, **own})
-    return Part(source, number, part.licence, part.origin)
+def _open_part(number: int, config: SourceConfig, settings: dict) -> MixturePart:
+    own_settings = {name: value for name, value in asdict(config).items() if value is not None}
+    with naming_source(number):
+        source = open_kind(config.source, config.path, {**settings, **own_settings})
+    return MixturePart(source, number, config.licence, config.origin)
 
 
-def check_source(config: Config) -> int:
-    """How many inputs there are; SourceError or UserError, with the mend, where there is nothing to begin with."""
+def check_source(config: DataConfig) -> int:
+    """The number of inputs; raises SourceError or UserError if the source cannot be used."""
     if config.source == "scenes":
         return sum(config.scenes.by_split().values())
-    captions.check_language(config.language)
+    caption_filter.check_language(config.language)
     return open_source(config).check()
 
 
-def recaptioned(raw: RawPair, seed: int, share: float) -> RawPair:
-    """The pair with the text that is trained on: for a share of the keys the second text instead of the first, if it has one."""
-    texts = [text for text in raw.recaptions if text.strip()]
-    if raw.problem or not texts or unit_hash(f"recaption\0{raw.key}", seed) >= share:
-        return replace(raw, recaptions=())
-    try:
-        return replace(raw, captions=clean_captions(texts))
-    except Refused as problem:
-        return replace(raw, captions=(), problem=problem)
-
-
-def prepared(config: Config, seed: int) -> Iterator[tuple[str, Pair | Refusal]]:
-    """(split, outcome) of every input in order; the split of a refusal is "quarantine"."""
+def prepare_all(config: DataConfig, seed: int) -> Iterator[tuple[str, Pair | Rejection]]:
+    """(split, outcome) of each input in order; the split of a rejection is "quarantine"."""
     if config.source == "scenes":
         for split, count in config.scenes.by_split().items():
             for key, pixels, caption in scene_pairs(count, seed, split, config.image_size):
                 yield split, Pair(key, encode_png(pixels), (caption,), f"scenes, seed {seed}")
         return
-    for raw, outcome in _outcomes(config, seed):
-        if isinstance(outcome, Refusal):
+    for raw_pair, outcome in _outcomes(config, seed):
+        if isinstance(outcome, Rejection):
             yield "quarantine", outcome
         else:
-            yield split_of(group_of(raw, config.group_by), seed, config.validation_share), outcome
+            yield split_of(group_of(raw_pair, config.group_by), seed, config.validation_share), outcome
 
 
-def _outcomes(config: Config, seed: int) -> Iterator[tuple[RawPair, Pair | Refusal]]:
-    """Every input of the source in order, prepared in worker processes; none of those is left when this is closed."""
-    inputs = batches(open_source(config), lambda raw: len(raw.image or b""))
-    work = functools.partial(_with_second_text, prepare, config=config, seed=seed)
-    pairs = ordered_map(work, inputs, config.workers or cores(), LIMITS)
-    with contextlib.closing(pairs):
-        for raw, outcome in pairs:
-            yield raw, refusal(raw, outcome.reason, outcome.detail) if isinstance(outcome, Fault) else outcome
+def _outcomes(config: DataConfig, seed: int) -> Iterator[tuple[RawPair, Pair | Rejection]]:
+    """(input, outcome) in source order, from worker processes; closing the iterator ends them."""
+    batches = make_batches(open_source(config), lambda raw_pair: len(raw_pair.image or b""))
+    function = functools.partial(prepare_with_training_captions, prepare_pair, config=config, seed=seed)
+    outcomes = ordered_map(function, batches, config.workers or num_cores(), LIMITS)
+    with contextlib.closing(outcomes):
+        for raw_pair, outcome in outcomes:
+            if isinstance(outcome, Fault):
+                outcome = reject(raw_pair, outcome.reason, outcome.detail)
+            yield raw_pair, outcome
 
 
-def write_pairs(config: Config, seed: int, folder: Path,
-                progress: Callable[[Iterable, int], Iterable] = lambda items, total: items) -> dict:
-    """All pairs of the source -> shards, quarantine and manifest in `folder`; returns the counts.
+def write_pairs(
+    config: DataConfig,
+    seed: int,
+    folder: Path,
+    progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
+) -> dict:
+    """Write shards, quarantine and manifest of all pairs of the source to `folder`; return the counts.
 
-    Raises SourceError or BadData. The manifest is written last: without it nothing in the folder counts.
+    Raises SourceError or BadData. The manifest is written last: without it the files in the folder are not
+    used.
     """
     total = check_source(config)
-    refusals, tally = [], Tally()
-    of_sources: dict[str, Counter] = {}    # the rows of each source, by split
-    known = _known(config, lambda: progress(prepared(config, seed), total))
-    with PairShardWriter(folder, config.rows_per_shard) as shards, contextlib.closing(prepared(config, seed)) as outcomes:
+    rejections, counter = [], OutcomeCounter()
+    rows_by_source: dict[str, Counter] = {}  # split -> rows of each source
+    duplicates = _duplicate_finder(config, lambda: progress(prepare_all(config, seed), total))
+    with (
+        PairShardWriter(folder, config.rows_per_shard) as shards,
+        contextlib.closing(prepare_all(config, seed)) as outcomes,
+    ):
         for split, outcome in progress(outcomes, total):
-            if isinstance(outcome, Refusal):
-                refusals.append(outcome)
-                tally.add(outcome, "n_filtered" if outcome.reason in FILTERS else "n_quarantined")
-            elif known.has(outcome, split):
-                tally.add(outcome, "n_duplicate")
+            if isinstance(outcome, Rejection):
+                rejections.append(outcome)
+                counter.add(outcome, "n_filtered" if outcome.reason in FILTERS else "n_quarantined")
+            elif duplicates.is_duplicate(outcome, split):
+                counter.add(outcome, "n_duplicate")
             else:
-                tally.add(outcome, "n_ok")
+                counter.add(outcome, "n_ok")
                 if config.source == "mixture":
-                    of_sources.setdefault(split, Counter())[source_of(outcome.key)] += 1
+                    rows_by_source.setdefault(split, Counter())[source_number(outcome.key)] += 1
                 shards.add({**vars(outcome), "split": split})
         shards.commit()
-    counts = {**counts_of(shards.splits(), refusals, known.count), **tally.found()}
+    counts = {**counts_of(shards.splits(), rejections, duplicates.count), **counter.image_counts()}
     if config.drops_near_duplicates:
-        counts["near_duplicates"] = known.summary()
+        counts["near_duplicates"] = duplicates.summary()
     if config.caption_rules:
-        counts["captions_dropped"] = dict(tally.dropped.most_common())
+        counts["captions_dropped"] = dict(counter.dropped.most_common())
     if config.recaption_share:
-        counts["texts"] = dict(tally.texts)
-    check_counts(counts, refusals, config)
-    tables = {QUARANTINE: table_of(map(vars, refusals), QUARANTINE_SCHEMA)}
+        counts["texts"] = dict(counter.texts)
+    check_counts(counts, rejections, config)
+    tables = {QUARANTINE: table_of(map(vars, rejections), QUARANTINE_SCHEMA)}
     if config.drops_near_duplicates:
-        tables[DUPLICATES] = table_of(known.rows, DUPLICATE_SCHEMA)
+        tables[DUPLICATES] = table_of(duplicates.rows, DUPLICATE_SCHEMA)
     for name, table in tables.items():
         write_bytes(Path(folder) / name, table_bytes(table, ROW_GROUP))
-    facts = {"image_size": config.image_size, "source": config.source, "seed": seed, "counts": counts,
-             "settings": settings_in_use(config), **_mixtures(config, of_sources)}
+    metadata = {
+        "image_size": config.image_size,
+        "source": config.source,
+        "seed": seed,
+        "counts": counts,
+        "settings": active_settings(config),
+        **_mixtures(config, rows_by_source),
+    }
     rows = {**shards.rows, **{name: table.num_rows for name, table in tables.items()}}
-    write_manifest(folder, rows, facts, shards.digests)
+    write_manifest(folder, rows, metadata, shards.digests)
     return counts
 
 
-def _mixtures(config: Config, of_sources: dict[str, Counter]) -> dict:
-    """What the manifest says of weights, where there are any: rows lie source by source, as `Mixing` wants them."""
-    weights = [part.weight for part in config.sources]
+def _mixtures(config: DataConfig, rows_by_source: dict[str, Counter]) -> dict:
+    """The manifest's block for `data.mixture.Mixture`, if sources have weights."""
+    weights = [source.weight for source in config.sources]
     if not weights or weights[0] is None:
         return {}
-    rows = {split: [counted[number] for number in range(len(weights))] for split, counted in of_sources.items()}
+    rows = {
+        split: [counts[number] for number in range(len(weights))] for split, counts in rows_by_source.items()
+    }
     return {MIXTURES: {split: {"rows": counts, "weights": weights} for split, counts in rows.items()}}
 
 
-def _known(config: Config, outcomes: Callable[[], Iterable[tuple[str, Pair | Refusal]]]) -> Copies | NearTwins:
-    """What tells duplicates; where the data are to say what a near one is, they are gone through once before."""
+def _duplicate_finder(
+    config: DataConfig, outcomes: Callable[[], Iterable[tuple[str, Pair | Rejection]]]
+) -> ExactDuplicates | NearDuplicates:
+    """The duplicate search of the settings; without a distance, all inputs are read once to choose one."""
     if not config.drops_near_duplicates:
-        return Copies()
+        return ExactDuplicates()
     if config.near_duplicate_distance is not None:
-        return NearTwins(Nearness(config.near_duplicate_distance, config.near_duplicate_colour))
-    looks = (outcome.look for _, outcome in outcomes() if isinstance(outcome, Pair))
-    return NearTwins(limits_by_chance(looks, config.near_duplicate_colour))
+        return NearDuplicates(
+            NearDuplicateLimits(config.near_duplicate_distance, config.near_duplicate_color)
+        )
+    image_hashes = (outcome.image_hash for _, outcome in outcomes() if isinstance(outcome, Pair))
+    return NearDuplicates(limits_by_chance(image_hashes, config.near_duplicate_color))

@@ -1,95 +1,121 @@
-"""Cross-entropy through a large output map, a few positions at a time, so that the logits of all never stand in memory.
+"""Cross-entropy through a large output layer, a few positions at a time, so that the logits of all are never
+in memory at once.
 
-A picture of 1,024 words of 8,192 has 34 MB of logits in float32, its caption 17 MB more, and autograd keeps several such tables.
-Here each chunk of positions goes the whole way at once: logits, loss, and the gradient of the loss by the logits, all that the
-gradients of states and weights need; only those are kept. The backward pass then multiplies them by one number.
+An image of 1,024 tokens of a vocabulary of 8,192 has 34 MB of logits in float32, its caption 17 MB more, and
+autograd keeps several such tensors. Here each chunk of positions is processed completely: logits, loss, and
+the gradient of the loss by the logits, from which the gradients of hidden states and weights follow; only
+those are stored. The backward pass then multiplies them by one number.
 """
+
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thousandwords.generators import PAD
+from thousandwords.core.special_tokens import PAD
 
-LARGE = 2**24  # logits from which on chunks pay: on a CPU they save time from 2**22 on, and below 64 MB a table does not hurt
-CHUNK = {"cpu": 2**22, "cuda": 2**25}  # logits at once: few enough for a processor's cache, enough to fill a GPU
-
-
-def pays(positions: int, vocab_size: int) -> bool:
-    """Whether so many positions are better taken in chunks."""
-    return positions * vocab_size >= LARGE
+# on a CPU chunks save time from 2**22 logits on, but a tensor below 64 MB does no harm
+MIN_CHUNKED_LOGITS = 2**24
+# logits per chunk: few enough for a processor's cache, enough to fill a GPU
+CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**25}
 
 
-def mean_loss(logits: Tensor, words: Tensor, count: float | None = None) -> Tensor:
-    """Cross-entropy in nats per word that is no pad, or over `count`: (B, n, V), (B, n) -> scalar, 0 if all are pads."""
-    total = F.cross_entropy(logits.flatten(0, 1), words.flatten(), ignore_index=PAD, reduction="sum")
-    return total / number_of_words(words, count)
+def should_chunk(positions: int, vocab_size: int) -> bool:
+    """Whether so many positions are better processed in chunks."""
+    return positions * vocab_size >= MIN_CHUNKED_LOGITS
 
 
-def mean_loss_in_chunks(
-    states: Tensor, output: nn.Linear, words: Tensor, count: float | None = None, chunk: int | None = None
+def mean_loss(logits: Tensor, tokens: Tensor, count: float | None = None) -> Tensor:
+    """Cross-entropy per token without PAD, or over `count`: (B, n, V), (B, n) -> scalar, 0 if all are PAD."""
+    total = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=PAD, reduction="sum")
+    return total / num_tokens(tokens, count)
+
+
+def chunked_mean_loss(
+    hidden_states: Tensor,
+    output: nn.Linear,
+    tokens: Tensor,
+    count: float | None = None,
+    chunk: int | None = None,
 ) -> Tensor:
-    """`mean_loss(output(states), words, count)`: states (B, n, D), words (B, n) -> scalar.
+    """`mean_loss(output(hidden_states), tokens, count)`: hidden_states (B, n, D), tokens (B, n) -> scalar.
 
-    Under bfloat16 autocast the products are in bfloat16 and all sums in float32; else they are in the type of the states.
+    Under bfloat16 autocast the products are in bfloat16 and all sums in float32; else in the dtype of the
+    hidden states.
     """
-    rows = max(1, (chunk or CHUNK.get(states.device.type, LARGE)) // len(output.weight))
-    product = product_type(states)
-    with torch.autocast(states.device.type, enabled=False):  # what is cast is said here
-        total = _Chunks.apply(states.flatten(0, 1), output.weight, output.bias, words.flatten(), rows, product)
-    return total / number_of_words(words, count)
+    device = hidden_states.device.type
+    rows = max(1, (chunk or CHUNK_LOGITS.get(device, MIN_CHUNKED_LOGITS)) // len(output.weight))
+    dtype = matmul_dtype(hidden_states)
+    with torch.autocast(device, enabled=False):  # _ChunkedLoss casts explicitly
+        total = _ChunkedLoss.apply(
+            hidden_states.flatten(0, 1), output.weight, output.bias, tokens.flatten(), rows, dtype
+        )
+    return total / num_tokens(tokens, count)
 
 
-def number_of_words(words: Tensor, count: float | None) -> Tensor | float:
-    """What a sum over words is divided by: never 0."""
-    return (words != PAD).sum().clamp(min=1) if count is None else max(count, 1)
+def num_tokens(tokens: Tensor, count: float | None) -> Tensor | float:
+    """The divisor of a sum over tokens: never 0."""
+    return (tokens != PAD).sum().clamp(min=1) if count is None else max(count, 1)
 
 
-def product_type(states: Tensor) -> torch.dtype:
-    """What matrix products are in: float16 has no room for the logits of a large vocabulary, so only bfloat16 is taken."""
-    device = states.device.type
+def matmul_dtype(hidden_states: Tensor) -> torch.dtype:
+    """The dtype of matrix products. Only bfloat16 autocast applies: in float16 large logits overflow."""
+    device = hidden_states.device.type
     is_cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
-    return torch.bfloat16 if is_cast else states.dtype
+    return torch.bfloat16 if is_cast else hidden_states.dtype
 
 
-class _Chunks(torch.autograd.Function):
-    """The sum of the losses of all positions; its gradients are made on the way forward, while the logits are at hand."""
+class _ChunkedLoss(torch.autograd.Function):
+    """The summed loss; its gradients are computed in the forward pass, while the logits are in memory."""
 
     @staticmethod
-    def forward(context, states: Tensor, weight: Tensor, bias: Tensor, words: Tensor, rows: int, product: torch.dtype) -> Tensor:
-        context.is_needed = any(context.needs_input_grad)
-        narrow, total = weight.to(product), states.new_zeros(())
-        slopes = [torch.empty_like(states), torch.zeros_like(weight), torch.zeros_like(bias)] if context.is_needed else []
-        for start in range(0, len(states), rows):
-            part, known = states[start : start + rows].to(product), words[start : start + rows]
-            logits = wide(part, narrow.T, states.dtype).add_(bias)
-            total += _to_slopes(logits, known)
-            if context.is_needed:
-                slope = logits.to(product)
-                slopes[0][start : start + rows] = slope @ narrow
-                slopes[1] += wide(slope.T, part, weight.dtype)
-                slopes[2] += logits.sum(dim=0)
-        context.save_for_backward(*slopes)
+    def forward(
+        ctx,
+        hidden_states: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        tokens: Tensor,
+        rows: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.needs_grads = any(ctx.needs_input_grad)
+        cast_weight, total = weight.to(dtype), hidden_states.new_zeros(())
+        grads = (
+            [torch.empty_like(hidden_states), torch.zeros_like(weight), torch.zeros_like(bias)]
+            if ctx.needs_grads
+            else []
+        )
+        for start in range(0, len(hidden_states), rows):
+            chunk = hidden_states[start : start + rows].to(dtype)
+            logits = matmul_fp32(chunk, cast_weight.T, hidden_states.dtype).add_(bias)
+            total += _loss_and_grad(logits, tokens[start : start + rows])
+            if ctx.needs_grads:
+                grad = logits.to(dtype)
+                grads[0][start : start + rows] = grad @ cast_weight
+                grads[1] += matmul_fp32(grad.T, chunk, weight.dtype)
+                grads[2] += logits.sum(dim=0)
+        ctx.save_for_backward(*grads)
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(context, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return *(slope * gradient for slope in context.saved_tensors), None, None, None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *(saved * grad for saved in ctx.saved_tensors), None, None, None
 
 
-def _to_slopes(logits: Tensor, words: Tensor) -> Tensor:
-    """The loss of some positions; `logits` (n, V) become its gradient by them, in place: probabilities less 1 at the word."""
-    wanted, is_word = words.clamp(min=0)[:, None], (words != PAD)[:, None]
-    normaliser = logits.logsumexp(dim=-1, keepdim=True)
-    loss = ((normaliser - logits.gather(-1, wanted)) * is_word).sum()
-    logits.sub_(normaliser).exp_().scatter_add_(-1, wanted, logits.new_full((), -1.0).expand_as(wanted)).mul_(is_word)
+def _loss_and_grad(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The summed loss; `logits` (n, V) become its gradient in place: probabilities, less 1 at the token."""
+    index, is_token = tokens.clamp(min=0)[:, None], (tokens != PAD)[:, None]
+    normalizer = logits.logsumexp(dim=-1, keepdim=True)
+    loss = ((normalizer - logits.gather(-1, index)) * is_token).sum()
+    minus_one = logits.new_full((), -1.0).expand_as(index)
+    logits.sub_(normalizer).exp_().scatter_add_(-1, index, minus_one).mul_(is_token)
     return loss
 
 
-def wide(left: Tensor, right: Tensor, result: torch.dtype) -> Tensor:
-    """left @ right in the type `result`: a GPU sums bfloat16 products in float32, and can hand that sum over unrounded."""
-    if left.dtype == torch.bfloat16 and left.device.type == "cuda" and result == torch.float32:
+def matmul_fp32(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """left @ right as `dtype`: a GPU sums bfloat16 products in float32, and can return that sum unrounded."""
+    if left.dtype == torch.bfloat16 and left.device.type == "cuda" and dtype == torch.float32:
         return torch.mm(left, right, out_dtype=torch.float32)
-    return (left @ right).to(result)
+    return (left @ right).to(dtype)

@@ -1,8 +1,10 @@
-"""Functions that are compiled where that works, and are what they were where it does not.
+"""Functions that are compiled where possible and run uncompiled otherwise.
 
-A compiler may be missing, too old, or refuse a size; training must not end for that. So the first failure is told in one line,
-and the plain function does the work from then on. What is wrong with the work itself shows itself again there.
+A compiler may be missing, too old, or reject a size; training must not stop for that. The first failure is
+reported in one line, and from then on the uncompiled function runs. An error in the function itself appears
+there again.
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -12,52 +14,56 @@ from typing import Any, Literal
 
 import torch
 
-ENOUGH = "_StopRecomputationError"  # how torch's checkpoint ends a forward pass whose last activations nobody needs
-TOLD: set[str] = set()  # lines that were said already
+# how torch's checkpoint ends a recomputation as soon as it has all activations that it needs
+STOP_RECOMPUTATION = "_StopRecomputationError"
+_logged: set[str] = set()
 
 
-def tell(line: str) -> None:
-    """Says a line, once in a process."""
-    if line not in TOLD:
-        TOLD.add(line)
+def log_once(line: str) -> None:
+    """Print a line to stderr, once per process."""
+    if line not in _logged:
+        _logged.add(line)
         print(line, file=sys.stderr, flush=True)
 
 
-def wants_compiling(setting: bool | Literal["auto"], device: torch.device) -> bool:
-    """Whether to compile at all: auto is yes on a GPU that Triton makes kernels for."""
+def should_compile(setting: bool | Literal["auto"], device: torch.device) -> bool:
+    """Whether to compile: auto means yes on a GPU if Triton is installed."""
     if setting == "auto":
         return device.type == "cuda" and importlib.util.find_spec("triton") is not None
     return setting and device.type != "meta"
 
 
 class Compiled:
-    """`function` compiled when first called; if that fails, `instead` (as a rule the function itself) from then on."""
+    """`function`, compiled at the first call; after a failure `fallback` (default: `function` itself)."""
 
-    def __init__(self, function: Callable, name: str, instead: Callable | None = None, **settings: Any) -> None:
-        self.function, self.name, self.instead, self.settings = function, name, instead or function, settings
-        self.compiled: Callable | None = None  # made late: torch.compile takes seconds to import
+    def __init__(
+        self, function: Callable, name: str, fallback: Callable | None = None, **settings: Any
+    ) -> None:
+        self.function, self.name, self.settings = function, name, settings
+        self.fallback = fallback or function
+        self.compiled: Callable | None = None  # made at the first call: torch.compile takes seconds to import
         self.is_broken = False
 
     def __call__(self, *arguments: Any) -> Any:
-        if torch.compiler.is_compiling():  # a part of something larger, which is on guard itself
-            return (self.instead if self.is_broken else self.function)(*arguments)
+        if torch.compiler.is_compiling():  # part of a larger compiled function, which handles failures itself
+            return (self.fallback if self.is_broken else self.function)(*arguments)
         if not self.is_broken:
             try:
-                return self._made()(*arguments)
-            except Exception as error:  # compilers raise anything
-                if isinstance(error, torch.OutOfMemoryError) or type(error).__name__ == ENOUGH:
+                return self._compile()(*arguments)
+            except Exception as error:  # compilers raise many types
+                if isinstance(error, torch.OutOfMemoryError) or type(error).__name__ == STOP_RECOMPUTATION:
                     raise
-                tell(f"{self.name} could not be compiled, and runs uncompiled: {in_short(error)}")
+                log_once(f"{self.name} could not be compiled, and runs uncompiled: {summarize_error(error)}")
                 self.is_broken = True
-        return self.instead(*arguments)
+        return self.fallback(*arguments)
 
-    def _made(self) -> Callable:
+    def _compile(self) -> Callable:
         if self.compiled is None:
             self.compiled = torch.compile(self.function, dynamic=False, **self.settings)
         return self.compiled
 
 
-def in_short(error: BaseException) -> str:
-    """One line of an error, at most 200 letters."""
+def summarize_error(error: BaseException) -> str:
+    """An error as one line with at most 200 characters of its message."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}"

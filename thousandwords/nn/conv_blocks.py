@@ -1,9 +1,9 @@
 """The dVAE's encoder and decoder: residual groups with pooling or up-sampling between them.
 
-After the released dVAE of arXiv 2102.12092. `patch` is ours: with 1 (the released code) the first convolution
-sees pixels; with more, cells of patch * patch pixels become channels first, and the decoder's output is dealt
-back to pixels, which takes the costly full-resolution groups away.
-Shapes: images (B, 3, H, W), logits and words (B, V, h, w) with H = h * patch * 2 ** (groups - 1).
+After the released dVAE of arXiv 2102.12092. `patch` is an addition: with 1 (the released code) the first
+convolution sees pixels; with more, cells of patch * patch pixels become channels first, and the decoder's
+output is rearranged to pixels, which removes the expensive full-resolution groups. Shapes: images (B, 3, H,
+W), logits and one-hot tokens (B, V, h, w) with H = h * patch * 2 ** (groups - 1).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 CHANNELS = 3
-OUTPUT_MAPS = 2 * CHANNELS  # mu and ln b of every colour channel
+OUTPUT_MAPS = 2 * CHANNELS  # mu and ln b of every color channel
 Kernels = tuple[int, ...]
 Layers = OrderedDict[str, nn.Module]
 
@@ -50,7 +50,7 @@ class Block(nn.Module):
 def add_groups(
     layers: Layers, widths: list[int], blocks: int, kernels: Kernels, gain: float, resize: nn.Module
 ) -> None:
-    """Adds one group of blocks per step of `widths`, with `resize` between groups."""
+    """Add one group of blocks per step of `widths`, with `resize` between groups."""
     groups = len(widths) - 1
     for group in range(groups):
         for block in range(blocks):
@@ -77,7 +77,7 @@ def build_encoder(
 def build_decoder(
     width: int, groups: int, blocks: int, gain: float, vocab_size: int, patch: int, codebook_width: int
 ) -> nn.Sequential:
-    """Words, one-hot or relaxed (B, V, h, w) -> mu and ln b (B, 6, H, W); `codebook.weight` is the codebook."""
+    """Tokens, one-hot or relaxed (B, V, h, w) -> mu and ln b (B, 6, H, W). Codebook: `codebook.weight`."""
     widths = [width * 2**group for group in reversed(range(groups))]
     layers: Layers = OrderedDict()
     layers["codebook"] = convolution(vocab_size, codebook_width, 1)
@@ -90,8 +90,8 @@ def build_decoder(
 
 
 @torch.no_grad()
-def initialise(network: nn.Module, gain: float) -> None:
-    """Weights N(0, gain / sqrt(fan_in)) and biases 0: gain 1 in the released code, sqrt(2) is Kaiming's."""
+def initialize(network: nn.Module, gain: float) -> None:
+    """Weights N(0, gain / sqrt(fan_in)), biases 0: gain 1 in the released code, sqrt(2) is Kaiming's."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             fan_in = module.in_channels * math.prod(module.kernel_size)

@@ -1,17 +1,20 @@
-"""What a process asks of its C library: to keep the memory that tensors let go."""
+"""Setting of the C library's allocator: keep freed memory for the next tensor."""
+
 from __future__ import annotations
 
 import ctypes
 import sys
 
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # malloc.h: the least size with a mapping of its own, the most that is kept free
+# malloc.h: minimum size that gets its own mapping; maximum free memory that is kept
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
 
 
 def keep_freed_memory() -> None:
-    """The process keeps what it frees, for the next tensor; not on systems whose C library knows no such wish.
+    """Make the process keep the memory that it frees; does nothing where the C library has no such setting.
 
-    Else glibc hands every large tensor back to the kernel at once, and touching the next one anew takes a tenth of a training
-    step on a CPU (5 to 25 thousand page faults), and a twentieth of drawing a word. The peak stays what it was.
+    Otherwise glibc returns every large tensor to the kernel at once. The page faults of the next one (5 to 25
+    thousand) take a tenth of a training step on a CPU, and a twentieth of sampling a token. Peak memory does
+    not change.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option:

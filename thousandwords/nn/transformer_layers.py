@@ -1,9 +1,10 @@
-"""Pre-norm transformer layers that do not know whether they read a whole stream or one new token.
+"""Pre-norm transformer layers, the same for a whole sequence and for one new token.
 
-A layer is handed `attend`, a function from queries, keys and values to what is attended to: `dense` makes one
-for a whole stream, _cache.py one that remembers the keys and values of the tokens before. Sizes as in arXiv
-2102.12092 section 2.2: 4 d^2 weights of attention and 8 d^2 of MLP. The paper names neither its activation nor any
-dropout: both are settings. Each of the two residual paths has a gradient scale, which float16 needs; else it is off.
+A layer gets `attend`, a function from queries, keys and values to the attention output: `dense_attention`
+makes one for whole sequences, `kv_cache.py` one that stores the keys and values of earlier tokens. Sizes as
+in arXiv 2102.12092 section 2.2: 4 d^2 weights of attention and 8 d^2 of MLP. The paper names neither its
+activation nor any dropout: both are settings. Each of the two residual paths has a gradient scale, which only
+float16 needs.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thousandwords.generators._strips import Strips
-from thousandwords.scaling import GradientScale, ResidualPath
+from thousandwords.nn.causal_attention_cpu import BlockedCausalAttention
+from thousandwords.nn.grad_scaling import GradientScale, ResidualPath
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values (B, heads, n, head width) -> as queries
+# queries, keys, values (B, heads, n, head width) -> same shape as queries
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def quick_gelu(inputs: Tensor) -> Tensor:
@@ -29,9 +31,11 @@ ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu, "relu": F.relu}
 
 
 class Layer(nn.Module):
-    """Attention, then an MLP, each added to the stream it reads normalised."""
+    """Attention, then an MLP, each with a norm before it and a residual connection around it."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: int, activation: str = "gelu", dropout: float = 0.0):
+    def __init__(
+        self, width: int, num_heads: int, mlp_ratio: int, activation: str = "gelu", dropout: float = 0.0
+    ):
         super().__init__()
         self.dropout = dropout
         self.attention_norm = nn.LayerNorm(width)
@@ -40,24 +44,26 @@ class Layer(nn.Module):
         self.mlp = MLP(width, mlp_ratio * width, activation)
         self.attention_scale, self.mlp_scale = GradientScale(), GradientScale()
 
-    def forward(self, stream: Tensor, attend: Attend) -> Tensor:
-        """stream (B, n, D) -> (B, n, D)."""
-        attended = self.attention(self.attention_norm(self.attention_scale.of_input(stream)), attend)
-        stream = stream + self.attention_scale.of_output(self._drop(attended))
-        return stream + self.mlp_scale.of_output(self._drop(self.mlp(self.mlp_norm(self.mlp_scale.of_input(stream)))))
+    def forward(self, hidden_states: Tensor, attend: Attend) -> Tensor:
+        """hidden_states (B, n, D) -> (B, n, D)."""
+        normalized = self.attention_norm(self.attention_scale.unscale_grad(hidden_states))
+        attended = self.attention(normalized, attend)
+        hidden_states = hidden_states + self.attention_scale.scale_grad(self._drop(attended))
+        mlp_output = self.mlp(self.mlp_norm(self.mlp_scale.unscale_grad(hidden_states)))
+        return hidden_states + self.mlp_scale.scale_grad(self._drop(mlp_output))
 
     def _drop(self, output: Tensor) -> Tensor:
         return F.dropout(output, self.dropout, self.training) if self.dropout else output
 
     def residual_paths(self) -> list[ResidualPath]:
-        """Attention and MLP, each with the norm before it."""
+        """The paths of attention and MLP, each with the norm before it."""
         attention = (*self.attention_norm.parameters(), *self.attention.parameters())
         mlp = (*self.mlp_norm.parameters(), *self.mlp.parameters())
         return [ResidualPath(self.attention_scale, attention), ResidualPath(self.mlp_scale, mlp)]
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose pattern is in the hands of the caller."""
+    """Multi-head attention; the caller's `attend` decides which positions are visible."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
@@ -65,9 +71,10 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, stream: Tensor, attend: Attend) -> Tensor:
-        """stream (B, n, D) -> (B, n, D)."""
-        split = self.query_key_value(stream).unflatten(-1, (3, self.num_heads, -1))  # (B, n, 3, heads, head width)
+    def forward(self, hidden_states: Tensor, attend: Attend) -> Tensor:
+        """hidden_states (B, n, D) -> (B, n, D)."""
+        projected = self.query_key_value(hidden_states)
+        split = projected.unflatten(-1, (3, self.num_heads, -1))  # (B, n, 3, heads, head width)
         queries, keys, values = split.transpose(1, 3).unbind(dim=2)
         return self.output(attend(queries, keys, values).transpose(1, 2).flatten(2))
 
@@ -81,17 +88,17 @@ class MLP(nn.Module):
         self.hidden = nn.Linear(width, hidden_width)
         self.output = nn.Linear(hidden_width, width)
 
-    def forward(self, stream: Tensor) -> Tensor:
-        """stream (B, n, D) -> (B, n, D)."""
-        return self.output(self.activation(self.hidden(stream)))
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """hidden_states (B, n, D) -> (B, n, D)."""
+        return self.output(self.activation(self.hidden(hidden_states)))
 
 
-def dense(mask: Tensor) -> Attend:
-    """Attention of a whole stream to itself under a mask (n, n), True where a query sees a key, never a later one."""
+def dense_attention(mask: Tensor) -> Attend:
+    """Self-attention over a whole sequence with a causal mask (n, n), True where a query sees a key."""
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         if queries.device.type == "cpu":
-            return Strips.apply(queries, keys, values, mask)
+            return BlockedCausalAttention.apply(queries, keys, values, mask)
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
     return attend

@@ -1,9 +1,12 @@
-"""The engine over a Ray cluster: one actor per worker, on whichever machine has room. The only module that imports Ray.
+"""The engine on a Ray cluster: one actor per worker, on any machine with free capacity. The only module that
+imports Ray.
 
-The workers get this project's code from here; models and data they read themselves, in the project's folder, which every machine
-has under the same path (a shared folder, or a clone with `dvc checkout`). Only results come back. Left out: Ray's own restarts
-and retries, since the desk that lost a worker tells of it and hires another; and Ray Data, whose files have names of chance.
+Workers receive this project's code from here. They read models and data themselves, in the project's folder,
+which every machine has under the same path (a shared folder, or a clone with `dvc checkout`). Only results
+are sent back. Left out: Ray's own restarts and retries, because the slot that lost a worker reports it and
+starts another; and Ray Data, whose file names are random.
 """
+
 from __future__ import annotations
 
 import os
@@ -14,17 +17,17 @@ from typing import Any
 import ray
 from ray import exceptions
 
-from stages._engine import Died, Engine, NoPlace, places
-from stages._hand import FarHand, Opener, Outcome, machine, told
-from thousandwords.errors import UserError
+from thousandwords.core.errors import UserError
+from thousandwords.parallel.base import Engine, NoCapacity, WorkerDied, auto_num_workers
+from thousandwords.parallel.worker import Opener, Outcome, RemoteTaskRunner, describe, machine
 
-ROOT = Path(__file__).parent.parent
-SECONDS_TO_ANSWER = 10.0
-PLACE_SECONDS = 120.0  # a cluster may take that long to find room for a worker
+ROOT = Path(__file__).parents[2]
+CONNECT_SECONDS = 10.0
+START_SECONDS = 120.0  # a cluster may take this long to find capacity for a worker
 
 
 class Cluster:
-    """A connection to a cluster that is there already."""
+    """A connection to a running cluster."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -33,7 +36,7 @@ class Cluster:
         code = [str(ROOT / name) for name in ("thousandwords", "stages")]
         address = self.engine.config.address
         try:
-            _check_answers(address)
+            _check_connection(address)
             ray.init(address, runtime_env={"py_modules": code}, log_to_driver=False, logging_level="warning")
         except OSError as error:
             raise UserError(
@@ -45,59 +48,63 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         ray.shutdown()
 
-    def count(self) -> int:
-        """How many workers: as many as wanted, or as the cluster has room for."""
-        wanted, has = self.engine.config.workers, ray.cluster_resources()
-        if wanted != "auto":
-            return wanted
-        return places(self.engine.device, self.engine.threads, has.get("CPU", 0), has.get("GPU", 0))
+    def num_workers(self) -> int:
+        """The number in the settings, or as many as the cluster has capacity for."""
+        workers, resources = self.engine.config.workers, ray.cluster_resources()
+        if workers != "auto":
+            return workers
+        return auto_num_workers(
+            self.engine.device, self.engine.threads, resources.get("CPU", 0), resources.get("GPU", 0)
+        )
 
-    def needs(self) -> dict[str, int]:
-        """What one worker takes of a machine."""
-        return {"num_gpus": 1, "num_cpus": 1} if self.engine.device_kind == "cuda" else {"num_cpus": self.engine.threads}
+    def resources_per_worker(self) -> dict[str, int]:
+        if self.engine.device_kind == "cuda":
+            return {"num_gpus": 1, "num_cpus": 1}
+        return {"num_cpus": self.engine.threads}
 
-    def hire(self, open_worker: Opener, _: int) -> RayWorker:
+    def start_worker(self, open_worker: Opener, _: int) -> RayWorker:
         device = self.engine.device_kind
-        order = (open_worker, device, self.engine.threads, str(Path.cwd()), machine(device))
-        return RayWorker(order, self.needs())
+        arguments = (open_worker, device, self.engine.threads, str(Path.cwd()), machine(device))
+        return RayWorker(arguments, self.resources_per_worker())
 
 
-def _check_answers(address: str) -> None:
-    """Raises OSError where nobody listens; Ray itself would try again for minutes."""
+def _check_connection(address: str) -> None:
+    """Raise OSError if nothing listens at the address; Ray itself would retry for minutes."""
     host, _, port = (os.environ.get("RAY_ADDRESS", "") if address == "auto" else address).rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
 
 
 class RayWorker:
-    """An actor somewhere in the cluster."""
+    """An actor on some machine of the cluster."""
 
-    def __init__(self, order: tuple, needs: dict[str, int]) -> None:
-        self.order, self.needs = order, needs
-        self.actor = ray.remote(FarHand).options(**needs, scheduling_strategy="SPREAD").remote()
+    def __init__(self, arguments: tuple, resources: dict[str, int]) -> None:
+        self.arguments, self.resources = arguments, resources
+        self.actor = ray.remote(RemoteTaskRunner).options(**resources, scheduling_strategy="SPREAD").remote()
 
-    def start(self) -> Outcome:
-        self._wait_for_place()
-        return self._get(self.actor.open.remote(*self.order))
+    def open(self) -> Outcome:
+        self._wait_for_start()
+        return self._get(self.actor.open.remote(*self.arguments))
 
-    def do(self, unit: object) -> Outcome:
-        return self._get(self.actor.do.remote(unit))
+    def run(self, item: object) -> Outcome:
+        return self._get(self.actor.run.remote(item))
 
     def end(self) -> None:
         ray.kill(self.actor)
 
-    def _wait_for_place(self) -> None:
+    def _wait_for_start(self) -> None:
         try:
-            self._get(self.actor.__ray_ready__.remote(), PLACE_SECONDS)
+            self._get(self.actor.__ray_ready__.remote(), START_SECONDS)
         except exceptions.GetTimeoutError as error:
-            free = {name: value for name, value in ray.available_resources().items() if name in ("CPU", "GPU")}
-            raise NoPlace(
-                f"the Ray cluster found no place for a worker, which needs {told(self.needs)}, in {PLACE_SECONDS:g} seconds; "
-                f"free: {told(free) or 'nothing'}. Lower engine.workers, or add machines"
+            available = ray.available_resources()
+            free = {name: value for name, value in available.items() if name in ("CPU", "GPU")}
+            raise NoCapacity(
+                f"the Ray cluster found no place for a worker, which needs {describe(self.resources)}, in {START_SECONDS:g} "
+                f"seconds; free: {describe(free) or 'nothing'}. Lower engine.workers, or add machines"
             ) from error
 
     def _get(self, reference: ray.ObjectRef, timeout: float | None = None) -> Any:
         try:
             return ray.get(reference, timeout=timeout)
         except (exceptions.RayActorError, exceptions.ObjectLostError, exceptions.OutOfMemoryError) as error:
-            raise Died(str(error).strip().splitlines()[0]) from error
+            raise WorkerDied(str(error).strip().splitlines()[0]) from error

@@ -1,7 +1,7 @@
-"""What works on units, in a process of this machine or far away: opened once, asked unit by unit, every answer an outcome.
-
-It imports nothing heavy: whatever the work needs comes with the work.
+"""The side of a worker, in a process of this machine or on a cluster: opened once, then called item by item;
+every answer is an outcome. It imports nothing heavy itself: the work brings its own imports.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -18,9 +18,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from thousandwords.errors import UserError
+from thousandwords.core.errors import UserError
 
-Opener = Callable[[str], Callable[[Any], Any]]  # device -> the work on one unit
+Opener = Callable[[str], Callable[[Any], Any]]  # device -> the function to call with each item
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """An error of the user's or of the system's."""
+    """An error of the user or of the system."""
 
     error: UserError | OSError
 
 
 @dataclass(frozen=True)
 class Bug:
-    """The traceback of a mistake of ours; an exception itself may not survive the way."""
+    """The traceback of any other exception; the exception itself might not be picklable."""
 
     trace: str
 
@@ -54,8 +54,8 @@ def outcome_of(function: Callable, argument: object) -> Outcome:
         return Bug(traceback.format_exc())
 
 
-class Hand:
-    """Opened once, then asked unit by unit."""
+class TaskRunner:
+    """Runs the work: opened once, then called item by item."""
 
     def open(self, open_worker: Opener, device: str) -> Outcome:
         outcome = outcome_of(open_worker, device)
@@ -63,26 +63,26 @@ class Hand:
             self.work, outcome = outcome.value, Done(None)
         return outcome
 
-    def do(self, unit: object) -> Outcome:
-        return outcome_of(self.work, unit)
+    def run(self, item: object) -> Outcome:
+        return outcome_of(self.work, item)
 
 
 # ---- a process of this machine
 
 
 def serve(descriptor: int, parent: int) -> None:
-    """What a process does: takes an order, then units, until nobody asks any more or whoever started it is gone."""
+    """Main loop of a worker process: receive the opener, then items, until the parent process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
     _end_with(parent)
-    hand = Hand()
+    runner = TaskRunner()
     with contextlib.suppress(EOFError, ConnectionError), Connection(descriptor) as connection:
-        connection.send(hand.open(*connection.recv()))
+        connection.send(runner.open(*connection.recv()))
         while True:
-            connection.send(hand.do(connection.recv()))
+            connection.send(runner.run(connection.recv()))
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process at once when its parent has ended, also in the middle of a unit: nobody would take the result."""
+    """End this process as soon as its parent ends, even in the middle of an item."""
     if hasattr(os, "pidfd_open"):
         with contextlib.suppress(ProcessLookupError):
             threading.Thread(target=_end_after, args=(os.pidfd_open(parent),), daemon=True).start()
@@ -98,46 +98,50 @@ def _end_after(handle: int) -> None:
 # ---- a machine of a cluster
 
 
-class FarHand(Hand):
-    """A hand on some machine of a cluster: it works in the project's folder, and on a machine like the first."""
+class RemoteTaskRunner(TaskRunner):
+    """A TaskRunner on another machine, in the project's folder; the machine must give the same bytes."""
 
-    def open(self, open_worker: Opener, device: str, threads: int, folder: str, like: dict[str, str]) -> Outcome:
+    def open(
+        self, open_worker: Opener, device: str, threads: int, folder: str, reference: dict[str, str]
+    ) -> Outcome:
         import torch
 
         torch.set_num_threads(threads)
-        outcome = outcome_of(partial(_check_place, folder, like), device)
-        return self._placed(super().open(open_worker, device) if isinstance(outcome, Done) else outcome)
+        outcome = outcome_of(partial(_enter_project, folder, reference), device)
+        return self._with_host(super().open(open_worker, device) if isinstance(outcome, Done) else outcome)
 
-    def do(self, unit: object) -> Outcome:
-        return self._placed(super().do(unit))
+    def run(self, item: object) -> Outcome:
+        return self._with_host(super().run(item))
 
-    def _placed(self, outcome: Outcome) -> Outcome:
-        """An error of the user's says on which machine it was met."""
+    def _with_host(self, outcome: Outcome) -> Outcome:
+        """Add the name of this machine to an error of the user."""
         if isinstance(outcome, Failed) and isinstance(outcome.error, UserError):
             return Failed(type(outcome.error)(f"on {socket.gethostname()}: {outcome.error}"))
         return outcome
 
 
 def machine(device: str) -> dict[str, str]:
-    """What the last bits of a sum hang on, beside the code and the threads."""
+    """What determines the last bits of a sum, besides the code and the number of threads."""
     import torch
 
     chip = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
     return {"torch": torch.__version__, "arithmetic": chip}
 
 
-def _check_place(folder: str, like: dict[str, str], device: str) -> None:
-    """Raises UserError unless the project is here, under the same path, and this machine computes as the first does."""
+def _enter_project(folder: str, reference: dict[str, str], device: str) -> None:
+    """Change to the project's folder; UserError if it is missing or this machine differs from `reference`."""
     if not Path(folder).is_dir():
-        raise UserError(f"there is no folder {folder}. Every machine of a cluster needs this project under the same path")
-    os.chdir(folder)
-    if (found := machine(device)) != like:
         raise UserError(
-            f"found {told(found)}, but the machine that started this has {told(like)}: the bytes would not be the same. "
-            "Use machines of one kind, with one environment"
+            f"there is no folder {folder}. Every machine of a cluster needs this project under the same path"
+        )
+    os.chdir(folder)
+    if (here := machine(device)) != reference:
+        raise UserError(
+            f"found {describe(here)}, but the machine that started this has {describe(reference)}: "
+            "the bytes would not be the same. Use machines of one kind, with one environment"
         )
 
 
-def told(facts: dict) -> str:
+def describe(values: dict) -> str:
     """{"num_cpus": 1} -> "num_cpus 1"."""
-    return ", ".join(f"{name} {value}" for name, value in facts.items())
+    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -1,7 +1,8 @@
-"""Desks at which workers sit: each with a thread that waits for its worker, so that one that is slow holds up nobody.
+"""Worker slots: each has one worker and one thread that waits for it, so a slow worker blocks no other.
 
-A worker is whatever can `end`. It may die, be replaced, or be ended from another thread while it starts.
+A worker is any object with `end()`. It may die, be replaced, or be ended from another thread while it starts.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,55 +16,55 @@ class Ends(Protocol):
 
 
 Worker = TypeVar("Worker", bound=Ends)
-AnyDesk = TypeVar("AnyDesk", bound="Desk")
+Slot = TypeVar("Slot", bound="WorkerSlot")
 
 
-class Desk(Generic[Worker]):
-    """The place of one worker, which is replaced when it fails; a subclass says how one is hired, and what it is asked."""
+class WorkerSlot(Generic[Worker]):
+    """The slot of one worker, which is replaced when it fails. A subclass defines how to start a worker."""
 
     worker: Worker | None = None
     is_closed = False
 
-    def hire(self) -> Worker:
+    def start(self) -> Worker:
         raise NotImplementedError
 
-    def seated(self) -> tuple[Worker, bool]:
-        """(the worker, whether it is a new one); RuntimeError where the desk was closed."""
+    def get(self) -> tuple[Worker, bool]:
+        """(the worker, whether it is new); RuntimeError if the slot was closed."""
         is_new = self.worker is None and not self.is_closed
         if is_new:
-            self.worker = self.hire()
-        if self.is_closed:    # looked at after the hiring: either `close` sees the new worker, or it is ended here
-            self.dismiss()
+            self.worker = self.start()
+        if self.is_closed:  # checked after the start: either `close` sees the new worker, or it is ended here
+            self.restart()
             raise RuntimeError("the work was left early")
         return self.worker, is_new
 
-    def dismiss(self) -> None:
-        """Ends the worker: the next to be asked is another."""
+    def restart(self) -> None:
+        """End the worker; the next `get` starts another."""
         if self.worker is not None:
             self.worker.end()
             self.worker = None
 
     def close(self) -> None:
-        """Ends the worker, and lets no other sit down; from any thread."""
+        """End the worker and allow no new one; may be called from any thread."""
         self.is_closed = True
         if (worker := self.worker) is not None:
             worker.end()
 
 
-class Crew(Generic[AnyDesk]):
-    """Desks, those of them that are free, and a thread for each. Leaving it ends all workers and waits for none of their work."""
+class WorkerPool(Generic[Slot]):
+    """Slots with a thread each, and the queue of free slots. Leaving the context ends all workers at once."""
 
-    def __init__(self, desks: Sequence[AnyDesk], name: str) -> None:
-        self.desks = list(desks)
-        self.free: SimpleQueue[AnyDesk] = SimpleQueue()
-        for desk in self.desks:
-            self.free.put(desk)
-        self.threads = ThreadPoolExecutor(len(self.desks), name)
+    def __init__(self, slots: Sequence[Slot], name: str) -> None:
+        self.slots = list(slots)
+        self.free: SimpleQueue[Slot] = SimpleQueue()
+        for slot in self.slots:
+            self.free.put(slot)
+        self.threads = ThreadPoolExecutor(len(self.slots), name)
 
-    def __enter__(self) -> Crew[AnyDesk]:
+    def __enter__(self) -> WorkerPool[Slot]:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for desk in self.desks:
-            desk.close()
+        for slot in self.slots:
+            slot.close()
         self.threads.shutdown(cancel_futures=True)

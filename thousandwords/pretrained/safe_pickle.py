@@ -1,10 +1,13 @@
-"""The pickle of a torch module, read as a description and never run: a stack machine that can import and call nothing.
+"""Read the pickle of a torch module without running it: a stack machine that can neither import nor call
+anything.
 
-A pickle is a program. Python's own reader imports whatever the program names and calls it; this one knows the operations
-that torch.save writes and turns the ten classes of the released tokenizers (openai/DALL-E) into inert records, a storage
-into its key, a tensor into where it lies. Whatever else is named ends the reading. Memory is bounded by the length of the
-program. Left out: every dtype but float32, buffers, strided views, text operations, pickled bytes.
+A pickle is a program. Python's own reader imports and calls what the program names. This one knows the
+operations that torch.save writes, and turns the ten classes of the DALL-E release (openai/DALL-E) into plain
+records, a storage into its key, a tensor into its position in a storage. Anything else ends the reading.
+Memory is bounded by the length of the program. Left out: every dtype but float32, buffers, strided views,
+text operations, pickled bytes.
 """
+
 from __future__ import annotations
 
 import math
@@ -12,22 +15,25 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from thousandwords.errors import UserError
+from thousandwords.core.errors import UserError
 
-MOST_BYTES = 2**18  # of one file's pickles, three times what a released one takes; a byte may cost a hundred of memory
-MOST_MODULES = 1000  # the released encoder has 109; a module that holds itself would have no end
-LONGEST_PATH = 100  # letters of a module's or parameter's path; a thousand long ones would fill the memory
-MOST_DIMENSIONS = 8  # of a tensor; a kernel has 4
+# of one file's pickles: three times what the release needs; a byte may cost a hundred bytes of memory
+MAX_PICKLE_BYTES = 2**18
+MAX_MODULES = 1000  # the release's encoder has 109; a module that contains itself would never end
+MAX_PATH_LENGTH = (
+    100  # characters of a module's or parameter's path; a thousand long ones would fill the memory
+)
+MAX_DIMENSIONS = 8  # of a tensor; a kernel has 4
 STOP = b"."
 
 
-class RefusedPickle(UserError):
-    """A file that is no released tokenizer, or not whole. Nothing in it was run."""
+class RejectedPickle(UserError):
+    """A file that is not from the DALL-E release, or incomplete. Nothing in it was run."""
 
 
 @dataclass(frozen=True)
 class Name:
-    """A class or a function by its name alone; nothing is imported."""
+    """The name of a class or a function; nothing is imported."""
 
     module: str
     name: str
@@ -38,7 +44,7 @@ class Name:
 
 @dataclass(frozen=True)
 class Storage:
-    """A run of float32 numbers elsewhere in the file."""
+    """A block of float32 numbers elsewhere in the file."""
 
     key: str
     count: int
@@ -46,7 +52,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A contiguous float32 tensor: which numbers of which storage."""
+    """A contiguous float32 tensor: its position in a storage."""
 
     storage: Storage
     offset: int
@@ -59,16 +65,17 @@ class StoredTensor:
 
 @dataclass(eq=False, repr=False)
 class Module:
-    """What was an nn.Module: the name of its class and its attributes. eq and repr might never end on hostile ones."""
+    """A pickled nn.Module: the name of its class and its attributes. No eq and repr: on hostile input they
+    may not end."""
 
     kind: Name
     state: dict | None = None
 
     def part(self, name: str) -> dict:
-        """One of the attributes that hold parts by their names: `_modules`, `_parameters`, `_buffers`."""
-        found = (self.state or {}).get(name, {})
-        _need(type(found) is dict, f"{name} of a module is no set of names")
-        return found
+        """One of the attributes that hold parts by name: `_modules`, `_parameters`, `_buffers`."""
+        parts = (self.state or {}).get(name, {})
+        _require(type(parts) is dict, f"{name} of a module is not a dict")
+        return parts
 
 
 MODULES = frozenset(
@@ -90,62 +97,64 @@ FLOATS = Name("torch", "FloatStorage")
 
 
 def read_pickle(data: bytes, start: int = 0) -> tuple[object, int]:
-    """(what the pickle at `start` describes, where it ends). Raises RefusedPickle."""
+    """(the value that the pickle at `start` describes, the position of its end). Raises RejectedPickle."""
     machine = _Machine(data, start)
     try:
         return machine.run(), machine.position
     except (IndexError, KeyError, UnicodeDecodeError, struct.error) as error:
-        raise RefusedPickle(f"is damaged or cut short: its pickle breaks off at byte {machine.position:,}") from error
+        raise RejectedPickle(
+            f"is damaged or cut short: its pickle ends at byte {machine.position:,}"
+        ) from error
 
 
 def modules_of(network: object) -> dict[str, Module]:
-    """Every module by its path, the network itself by "": "blocks.group_1.pool" -> Module."""
-    _need(isinstance(network, Module), "holds no torch module")
-    found: dict[str, Module] = {}
-    waiting = [("", network)]
-    while waiting:
-        path, module = waiting.pop()
-        found[path] = module
+    """{path: Module} of every module, the network itself at "": "blocks.group_1.pool" -> Module."""
+    _require(isinstance(network, Module), "holds no torch module")
+    modules: dict[str, Module] = {}
+    queue = [("", network)]
+    while queue:
+        path, module = queue.pop()
+        modules[path] = module
         for name, part in module.part("_modules").items():
             if part is not None:
-                _need(isinstance(part, Module), "has a part that is no module")
-                waiting.append((_joined(path, name), part))
-            _need(len(found) + len(waiting) <= MOST_MODULES, f"has more than {MOST_MODULES} modules")
-    return found
+                _require(isinstance(part, Module), "has a part that is not a module")
+                queue.append((_join(path, name), part))
+            _require(len(modules) + len(queue) <= MAX_MODULES, f"has more than {MAX_MODULES} modules")
+    return modules
 
 
 def tensors_of(modules: dict[str, Module]) -> dict[str, StoredTensor]:
-    """Every parameter by its path: "blocks.input.w" -> StoredTensor."""
-    found: dict[str, StoredTensor] = {}
+    """{path: StoredTensor} of every parameter: "blocks.input.w" -> StoredTensor."""
+    tensors: dict[str, StoredTensor] = {}
     for path, module in modules.items():
-        _need(not module.part("_buffers"), "has buffers, which no released tokenizer has")
+        _require(not module.part("_buffers"), "has buffers, which the DALL-E release does not have")
         for name, tensor in module.part("_parameters").items():
-            _need(isinstance(tensor, StoredTensor), "has a parameter that is no tensor")
-            found[_joined(path, name)] = tensor
-            _need(len(found) <= MOST_MODULES, f"has more than {MOST_MODULES} tensors")
-    return found
+            _require(isinstance(tensor, StoredTensor), "has a parameter that is not a tensor")
+            tensors[_join(path, name)] = tensor
+            _require(len(tensors) <= MAX_MODULES, f"has more than {MAX_MODULES} tensors")
+    return tensors
 
 
-def shown(text: str) -> str:
-    """Text of a hostile file, fit for a terminal."""
+def printable(text: str) -> str:
+    """Text from an untrusted file, safe to print on a terminal."""
     return text[:80] if text.isascii() and text.isprintable() else ascii(text[:80])
 
 
-def _joined(path: str, name: str) -> str:
+def _join(path: str, name: str) -> str:
     joined = f"{path}.{name}" if path else name
-    is_path = name != "" and "." not in name and len(joined) <= LONGEST_PATH
-    _need(is_path, f"has a part {ascii(name[:80])} whose path is no path of a released tokenizer")
+    is_path = name != "" and "." not in name and len(joined) <= MAX_PATH_LENGTH
+    _require(is_path, f"has a part {ascii(name[:80])} whose path is not one of the DALL-E release")
     return joined
 
 
-def _need(is_so: bool, complaint: str) -> None:
-    if not is_so:
-        raise RefusedPickle(complaint)
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise RejectedPickle(problem)
 
 
 class _Machine:
-    """A stack, marks on it, and a memo. What lies on the stack is plain data: str, int, float, bool, None, tuple, list,
-    dict with keys of text, and the records above."""
+    """A stack, marks on it, and a memo. The stack holds plain data only: str, int, float, bool, None, tuple,
+    list, dict with text keys, and the records above."""
 
     def __init__(self, data: bytes, start: int):
         self.data, self.position = data, start
@@ -156,17 +165,20 @@ class _Machine:
     def run(self) -> object:
         while (operation := self.take(1)) != STOP:
             step = OPERATIONS.get(operation)
-            _need(step is not None, f"uses the pickle operation 0x{operation.hex()}, which no released tokenizer has")
+            _require(
+                step is not None,
+                f"uses the pickle operation 0x{operation.hex()}, which the DALL-E release does not use",
+            )
             step(self)
         return self.pop(object)
 
     def take(self, count: int) -> bytes:
         """The next bytes of the program."""
-        taken = self.data[self.position : self.position + count]
-        if len(taken) < count:
+        data = self.data[self.position : self.position + count]
+        if len(data) < count:
             raise IndexError
         self.position += count
-        return taken
+        return data
 
     def number(self, form: str) -> int | float:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
@@ -182,9 +194,12 @@ class _Machine:
     def push(self, value: object) -> None:
         self.stack.append(value)
 
-    def pop(self, wanted: type) -> object:
+    def pop(self, expected: type) -> object:
         value = self.stack.pop()
-        _need(wanted is object or type(value) is wanted, f"is damaged: no {wanted.__name__} at byte {self.position:,}")
+        _require(
+            expected is object or type(value) is expected,
+            f"is damaged: no {expected.__name__} at byte {self.position:,}",
+        )
         return value
 
     def pop_to_mark(self) -> list:
@@ -193,73 +208,96 @@ class _Machine:
         del self.stack[mark:]
         return values
 
-    def top(self, wanted: type) -> object:
+    def top(self, expected: type) -> object:
         value = self.stack[-1]
-        _need(type(value) is wanted, f"is damaged: no {wanted.__name__} at byte {self.position:,}")
+        _require(type(value) is expected, f"is damaged: no {expected.__name__} at byte {self.position:,}")
         return value
 
     def push_name(self, module: str, name: str) -> None:
-        found = Name(module, name)
-        is_known = found in MODULES or found in FUNCTIONS or found == FLOATS
-        _need(is_known, f"asks for {shown(str(found))}, which no released tokenizer has; it was not run")
-        self.push(found)
+        full_name = Name(module, name)
+        is_allowed = full_name in MODULES or full_name in FUNCTIONS or full_name == FLOATS
+        _require(
+            is_allowed,
+            f"asks for {printable(str(full_name))}, which the DALL-E release does not use; it was not run",
+        )
+        self.push(full_name)
 
     def fill(self, pairs: list) -> None:
         target = self.top(dict)
-        _need(len(pairs) % 2 == 0, "is damaged: a key without a value")
+        _require(len(pairs) % 2 == 0, "is damaged: a key without a value")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            _need(type(key) is str, "has a key that is no text")  # hashing a nested tuple might never end
+            _require(type(key) is str, "has a key that is not text")  # hashing a nested tuple may not end
             target[key] = value
 
 
 def _apply(machine: _Machine) -> None:
-    """REDUCE: Python would call here. Five functions are known, and what they would have made is described."""
+    """REDUCE: Python would call a function here. Five functions are allowed, and their result is
+    described."""
     arguments, function = machine.pop(tuple), machine.pop(Name)
-    _need(function in FUNCTIONS, f"calls {shown(str(function))}, which no released tokenizer does; it was not run")
+    _require(
+        function in FUNCTIONS,
+        f"calls {printable(str(function))}, which the DALL-E release does not do; it was not run",
+    )
     machine.push(FUNCTIONS[function](arguments))
 
 
 def _new_module(machine: _Machine) -> None:
     """NEWOBJ: Python would make an object of the class, without its __init__."""
     arguments, kind = machine.pop(tuple), machine.pop(Name)
-    _need(kind in MODULES and not arguments, f"makes a {shown(str(kind))} in a way that no released tokenizer does")
+    _require(
+        kind in MODULES and not arguments,
+        f"makes a {printable(str(kind))} in a way that the DALL-E release does not",
+    )
     machine.push(Module(kind))
 
 
-def _give_state(machine: _Machine) -> None:
-    """BUILD: Python would run __setstate__, or set any attribute; here a new module gets its attributes, once."""
+def _set_state(machine: _Machine) -> None:
+    """BUILD: Python would run __setstate__ or set any attribute; here a new module gets its attributes,
+    once."""
     state = machine.pop(dict)
     module = machine.top(Module)
-    _need(module.state is None, "gives a module its attributes twice")
+    _require(module.state is None, "sets the attributes of a module twice")
     module.state = state
 
 
-def _follow(machine: _Machine) -> None:
-    """BINPERSID: torch writes storages beside the pickle, and in the legacy container a class with its source code."""
+def _resolve(machine: _Machine) -> None:
+    """BINPERSID: torch keeps storages outside the pickle; the legacy container also names a class with its
+    source code."""
     reference = machine.pop(tuple)
     match reference:
         case ("module", Name() as kind, _, _) if kind in MODULES:
             machine.push(kind)
         case ("storage", Name() as kind, str() as key, str(), int() as count) | (
-            "storage", Name() as kind, str() as key, str(), int() as count, None
-        ) if kind == FLOATS and _is_count(count):  # fmt: skip
+            "storage",
+            Name() as kind,
+            str() as key,
+            str(),
+            int() as count,
+            None,
+        ) if kind == FLOATS and _is_count(count):
             machine.push(Storage(key, count))
         case _:
-            raise RefusedPickle("refers to something outside its pickle that is no float32 storage")
+            raise RejectedPickle("refers to something outside its pickle that is not a float32 storage")
 
 
 def _tensor(arguments: tuple) -> StoredTensor:
-    """torch._utils._rebuild_tensor_v2, on paper: it checks what torch takes on trust."""
+    """torch._utils._rebuild_tensor_v2 as a description; checks what torch does not check."""
     match arguments:
         case (Storage() as storage, int() as offset, tuple() as shape, tuple() as strides, bool(), dict()):
             pass
         case _:
-            raise RefusedPickle("has a tensor that is no plain float32 tensor")
+            raise RejectedPickle("has a tensor that is not a plain float32 tensor")
     are_counts = all(_is_count(number) for number in (offset, *shape, *strides))
-    _need(are_counts and 0 not in shape and len(shape) == len(strides) <= MOST_DIMENSIONS, "has a tensor of no size")
-    _need(_is_contiguous(shape, strides), f"has a tensor {shape} with the strides {strides}; it should be contiguous")
+    _require(
+        are_counts and 0 not in shape and len(shape) == len(strides) <= MAX_DIMENSIONS,
+        "has a tensor without a valid size",
+    )
+    _require(
+        _is_contiguous(shape, strides),
+        f"has a tensor {shape} with the strides {strides}; it should be contiguous",
+    )
     tensor = StoredTensor(storage, offset, shape)
-    _need(offset + tensor.count <= storage.count, f"has a tensor {shape} that reaches beyond its storage")
+    _require(offset + tensor.count <= storage.count, f"has a tensor {shape} that reaches beyond its storage")
     return tensor
 
 
@@ -267,7 +305,7 @@ def _parameter(arguments: tuple) -> StoredTensor:
     match arguments:
         case (StoredTensor() as tensor, bool(), dict()):
             return tensor
-    raise RefusedPickle("has a parameter that is no plain float32 tensor")
+    raise RejectedPickle("has a parameter that is not a plain float32 tensor")
 
 
 def _is_count(number: object) -> bool:
@@ -275,22 +313,23 @@ def _is_count(number: object) -> bool:
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    wanted = 1
+    expected_stride = 1
     for length, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if length != 1 and stride != wanted:  # an axis of one has no stride to speak of
+        if length != 1 and stride != expected_stride:  # the stride of an axis of length 1 does not matter
             return False
-        wanted *= length
+        expected_stride *= length
     return True
 
 
 def _without_arguments(arguments: tuple) -> dict:
-    _need(arguments == (), "fills an OrderedDict in a way that no released tokenizer does")
+    _require(arguments == (), "fills an OrderedDict in a way that the DALL-E release does not")
     return {}
 
 
 FUNCTIONS: dict[Name, Callable[[tuple], object]] = {
     Name("collections", "OrderedDict"): _without_arguments,
-    Name("__builtin__", "set"): lambda _: None,  # names of buffers that are not kept, and flags: nobody reads them
+    # names of buffers that are not saved, and flags: not needed
+    Name("__builtin__", "set"): lambda _: None,
     Name("builtins", "set"): lambda _: None,
     Name("torch", "device"): lambda _: None,
     Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
@@ -304,9 +343,9 @@ def _name_of_stack(machine: _Machine) -> None:
 
 
 def _instance(machine: _Machine) -> None:
-    """INST: an old way to call; only the name is read, so that a refusal can tell it."""
+    """INST: an old form of call; only the name is read, for the error message."""
     machine.push_name(machine.line(), machine.line())
-    raise RefusedPickle("uses the pickle operation INST, which no released tokenizer has")
+    raise RejectedPickle("uses the pickle operation INST, which the DALL-E release does not use")
 
 
 def _long(machine: _Machine) -> None:
@@ -329,7 +368,7 @@ def _get(form: str) -> Callable[[_Machine], None]:
 
 
 def _put(machine: _Machine, index: int) -> None:
-    machine.memo[index] = machine.stack[-1]  # a dict: an index of four billion costs no more than one of 0
+    machine.memo[index] = machine.stack[-1]  # a dict: an index of four billion costs no more memory than 0
 
 
 def _tuple_of(count: int) -> Callable[[_Machine], None]:
@@ -358,7 +397,7 @@ def _set_item(machine: _Machine) -> None:
     machine.fill([key, value])
 
 
-# what torch.save writes (protocol 2), and a few others so that a refusal can name what was asked for
+# what torch.save writes (protocol 2), and a few others so that an error can name what they ask for
 OPERATIONS: dict[bytes, Callable[[_Machine], object]] = {
     b"\x80": lambda machine: machine.take(1),  # PROTO: its number
     b"\x95": lambda machine: machine.take(8),  # FRAME: its length
@@ -394,6 +433,6 @@ OPERATIONS: dict[bytes, Callable[[_Machine], object]] = {
     b"i": _instance,
     b"R": _apply,
     b"\x81": _new_module,
-    b"b": _give_state,
-    b"Q": _follow,
+    b"b": _set_state,
+    b"Q": _resolve,
 }

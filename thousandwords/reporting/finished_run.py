@@ -1,7 +1,10 @@
-"""A finished run as one compares it: what it drew, what the scorer said of it, its figures. A folder with results/ in; verified.
+"""A finished run as the comparison and the human evaluation sheet need it: samples, scores and figures,
+verified.
 
-Left out: prompts that completed a picture. Two runs may have been given different parts of it, so they had not the same task.
+Left out: prompts that inpaint an image. Two runs may start from different images, so these prompts are not
+the same task.
 """
+
 from __future__ import annotations
 
 import json
@@ -11,38 +14,43 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from thousandwords.errors import UserError
-from thousandwords.files import DamagedArtefact, fingerprint, read_manifest
-from thousandwords.samples import COMPLETED, Samples, read_samples
+from thousandwords.core.errors import UserError
+from thousandwords.core.files import fingerprint
+from thousandwords.core.manifest import DamagedArtefact, read_manifest
+from thousandwords.inference.sample_shards import INPAINTED, Samples, read_samples
 
-MEND = "dvc repro rank_images"
+FIX = "dvc repro rank_images"
 
 
 @dataclass(frozen=True)
-class Run:
-    """P prompts with N candidates each, and their scores (P, N); `known` is the fingerprint of all of it."""
+class FinishedRun:
+    """The outputs of a run: P prompts with N candidates each, their scores (P, N), and metrics.json."""
 
     name: str
-    drawn: Samples
+    samples: Samples
     scores: np.ndarray
     metrics: dict
-    known: str
+    fingerprint: str  # of all of it
 
     def best(self, prompt: int, count: int = 1) -> list[tuple[np.ndarray, float]]:
-        """The best candidates of a prompt, best first: (picture uint8 (H, W, 3), score)."""
+        """The best candidates of a prompt, best first: (image uint8 (H, W, 3), score)."""
         order = np.argsort(-self.scores[prompt], kind="stable")[:count]
-        pictures = self.drawn.pictures(prompt)
-        return [(pictures[row], float(self.scores[prompt, row])) for row in order]
+        images = self.samples.images(prompt)
+        return [(images[candidate], float(self.scores[prompt, candidate])) for candidate in order]
 
-    def rows(self) -> dict[str, int]:
-        """{caption: its prompt's number}, of those drawn from text alone."""
-        drawn = self.drawn
-        return {prompt: row for row, prompt in enumerate(drawn.prompts) if drawn.splits[row] != COMPLETED}
+    def prompt_numbers(self) -> dict[str, int]:
+        """{caption: the number of its prompt}, of the prompts generated from text alone."""
+        samples = self.samples
+        return {
+            caption: prompt
+            for prompt, caption in enumerate(samples.prompts)
+            if samples.splits[prompt] != INPAINTED
+        }
 
 
 @dataclass(frozen=True)
-class Common:
-    """A caption that both runs drew: the number of its prompt in each."""
+class CommonPrompt:
+    """A caption that is in both runs, and the number of its prompt in each."""
 
     caption: str
     split: str
@@ -50,38 +58,51 @@ class Common:
     b: int
 
 
-def read_run(folder: Path, name: str) -> Run:
-    """The run whose outputs lie in `folder`/results, every file checked; raises UserError that names the run."""
+def read_run(folder: Path, name: str) -> FinishedRun:
+    """Read the run whose outputs are in `folder`/results, and check every file; raises UserError that names
+    the run."""
     results = Path(folder) / "results"
     try:
-        drawn, ranked = read_samples(results / "samples"), read_manifest(results / "ranked", mend=MEND)
+        samples, ranked = read_samples(results / "samples"), read_manifest(results / "ranked", fix=FIX)
     except DamagedArtefact as error:
         raise UserError(f"the outputs of {name} cannot be used: {error}") from error
-    scores = pq.read_table(results / "ranked/scores.parquet", page_checksum_verification=True)["score"].to_numpy()
-    wanted = len(drawn.prompts), drawn.candidates
-    if scores.size != wanted[0] * wanted[1]:
+    table = pq.read_table(results / "ranked/scores.parquet", page_checksum_verification=True)
+    scores = table["score"].to_numpy()
+    prompts, candidates = len(samples.prompts), samples.candidates
+    if scores.size != prompts * candidates:
         raise UserError(
-            f"{name}: results/ranked holds {scores.size} scores, but results/samples {wanted[0]} prompts with {wanted[1]} "
-            f"candidates each, so they are of two runs. Run: {MEND}"
+            f"{name}: results/ranked holds {scores.size} scores, but results/samples {prompts} prompts with {candidates} "
+            f"candidates each, so they are of different runs. Run: {FIX}"
         )
     path = results / "metrics.json"
     metrics = json.loads(path.read_bytes()) if path.is_file() else {}
-    known = fingerprint([read_manifest(results / "samples", verify=False)["sha256"], ranked["sha256"], metrics])
-    return Run(name, drawn, scores.reshape(wanted), metrics, known)
+    samples_sha256 = read_manifest(results / "samples", verify=False)["sha256"]
+    return FinishedRun(
+        name=name,
+        samples=samples,
+        scores=scores.reshape(prompts, candidates),
+        metrics=metrics,
+        fingerprint=fingerprint([samples_sha256, ranked["sha256"], metrics]),
+    )
 
 
-def common_prompts(a: Run, b: Run) -> list[Common]:
-    """The captions that both drew, in the order of `a`; raises UserError where there is none, or where both are one run."""
-    if a.known == b.known:
+def common_prompts(a: FinishedRun, b: FinishedRun) -> list[CommonPrompt]:
+    """The captions that are in both runs, in the order of `a`; raises UserError if there is none, or if the
+    runs are equal."""
+    if a.fingerprint == b.fingerprint:
         raise UserError(
-            f"{a.name} and {b.name} have the very same pictures, scores and figures: there is nothing to compare. Name a "
+            f"{a.name} and {b.name} have the very same images, scores and figures: there is nothing to compare. Name a "
             "revision with another dvc.lock: git log --oneline -- dvc.lock"
         )
-    ours, theirs = a.rows(), b.rows()
-    both = [Common(caption, a.drawn.splits[row], row, theirs[caption]) for caption, row in ours.items() if caption in theirs]
-    if not both:
+    prompts_a, prompts_b = a.prompt_numbers(), b.prompt_numbers()
+    common = [
+        CommonPrompt(caption, a.samples.splits[prompt], prompt, prompts_b[caption])
+        for caption, prompt in prompts_a.items()
+        if caption in prompts_b
+    ]
+    if not common:
         raise UserError(
-            f"{a.name} drew {len(ours)} prompts and {b.name} {len(theirs)}, none of them the same. Give both the same seed and "
-            "data, or prompts of your own in sampling.prompts (params.yaml)"
+            f"{a.name} has {len(prompts_a)} prompts and {b.name} {len(prompts_b)}, none of them the same. Give both the same "
+            "seed and data, or prompts of your own in sampling.prompts (params.yaml)"
         )
-    return both
+    return common

@@ -1,9 +1,9 @@
-"""Curves as PNG bytes, 900 pixels wide: losses, best-of-N, blur, codebook use, time per stage.
+"""Plots as PNG bytes, 900 pixels wide: losses, best of n, blur, codebook use, time per stage.
 
-One panel per picture with large letters, so that two stand side by side on a desk and one fills a telephone.
-Colours are Okabe and Ito's, told apart by colour-blind readers. Style and fonts are our own whatever the
-local settings say, and the files hold no date or version: the same numbers give the same bytes.
-Left out: picture grids (`images`) and anything that moves.
+One panel per image with a large font, so that two fit side by side on a desktop and one fills a phone. The
+colors are Okabe and Ito's, which color-blind readers can distinguish. Style and fonts do not depend on local
+settings, and the files contain no date or version: the same numbers give the same bytes.
+Left out: image grids (`data.contact_sheet`).
 """
 
 from __future__ import annotations
@@ -19,154 +19,217 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 BLUE, ORANGE, GREEN, GREY, INK = "#0072b2", "#d55e00", "#009e73", "#8a8a8a", "#333333"
-COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7")
+COLORS = (BLUE, ORANGE, GREEN, "#cc79a7")
 DOTS_PER_INCH = 100
 DEFAULTS = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
 STYLE = {
-    "font.family": "DejaVu Sans", "font.size": 17, "figure.titlesize": 19, "figure.titleweight": "bold",
-    "figure.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False,
-    "axes.edgecolor": GREY, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
-    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e4e4", "grid.linewidth": 1.2,
-    "lines.linewidth": 3, "lines.markersize": 8, "lines.solid_capstyle": "round", "legend.frameon": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 17,
+    "figure.titlesize": 19,
+    "figure.titleweight": "bold",
+    "figure.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 1.2,
+    "lines.linewidth": 3,
+    "lines.markersize": 8,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
 }
 
 
-Curve = Sequence[tuple[int, float]]    # (step, value), in the order of the steps
+Curve = Sequence[tuple[int, float]]  # (step, value), in the order of the steps
 
 
 def loss_curve(curves: Mapping[str, Curve], title: str, unit: str = "nats per token") -> bytes:
     """Losses over steps, one line per name: {"train": [(step, loss), ...], "validation": [...]} -> PNG.
 
-    The line called "train" is drawn thin and pale behind the others: it is the noisy one.
+    The line "train" is thin and pale behind the others, because it is noisy.
     """
-    def draw(axes: Axes) -> None:
-        for name, points, colour in zip(curves, curves.values(), _colours(curves), strict=True):
+
+    def plot(axes: Axes) -> None:
+        for name, points, color in zip(curves, curves.values(), _colors(curves), strict=True):
             steps, losses = zip(*points, strict=True) if points else ((), ())
-            look = {"alpha": 0.55, "linewidth": 2} if name == "train" else {"marker": "o", "zorder": 3}
-            axes.plot(steps, losses, color=colour, label=name, **look)
+            style = {"alpha": 0.55, "linewidth": 2} if name == "train" else {"marker": "o", "zorder": 3}
+            axes.plot(steps, losses, color=color, label=name, **style)
         axes.set(xlabel="step", ylabel=unit)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
         axes.legend()
-    return _figure(title, draw)
+
+    return _figure(title, plot)
 
 
 def match_curve(caption_match: Mapping[str, Mapping], title: str = "Caption match, best of n") -> bytes:
-    """Match rate over the number of candidates: {split: what `metrics.match_rates` gives} -> PNG.
+    """Match rate over the number of candidates: {split: rates of `metrics.match_rates`} -> PNG.
 
-    Colour tells the split, the line tells all attributes (solid) from the scene only (dashed).
-    The pale bars at both ends are the intervals.
+    One color per split; solid lines are all attributes, dashed ones the scene only. The pale bars at both
+    ends are intervals.
     """
-    def draw(axes: Axes) -> None:
-        for colour, (split, rates) in zip(COLOURS, caption_match.items(), strict=False):
+
+    def plot(axes: Axes) -> None:
+        for color, (split, rates) in zip(COLORS, caption_match.items(), strict=False):
             for name, line, marker in (("all", "-", "o"), ("scene", "--", "s")):
-                axes.plot(rates["curve"]["n"], rates["curve"][name], line, color=colour, marker=marker,
-                          label=f"{split}, {name}")
-                _whiskers(axes, rates, name, colour)
+                axes.plot(
+                    rates["curve"]["n"],
+                    rates["curve"][name],
+                    line,
+                    color=color,
+                    marker=marker,
+                    label=f"{split}, {name}",
+                )
+                _whiskers(axes, rates, name, color)
         _best_of_axis(axes, [n for rates in caption_match.values() for n in rates["curve"]["n"]])
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-        axes.set(ylabel="pictures that match", ylim=(0, min(1.02, axes.get_ylim()[1])))
+        axes.set(ylabel="images that match", ylim=(0, min(1.02, axes.get_ylim()[1])))
         axes.legend(fontsize=15, handlelength=3)
-    return _figure(title, draw)
+
+    return _figure(title, plot)
 
 
 def score_curve(
-    curve: Mapping[str, Sequence[float]], title: str = "CLIP score, best of n", unit: str = "cosine, picture to caption"
+    curve: Mapping[str, Sequence[float]],
+    title: str = "CLIP score, best of n",
+    unit: str = "cosine, image to caption",
 ) -> bytes:
     """Mean score over the number of candidates: {"n": [...], "score": [...]} -> PNG."""
-    def draw(axes: Axes) -> None:
+
+    def plot(axes: Axes) -> None:
         axes.plot(curve["n"], curve["score"], "-o", color=BLUE)
         _best_of_axis(axes, curve["n"])
         axes.set(ylabel=unit)
-    return _figure(title, draw)
+
+    return _figure(title, plot)
 
 
 def best_of_curve(
-    curve: Mapping[str, Sequence], name: str, unit: str, title: str = "Distance to real pictures, best of n"
+    curve: Mapping[str, Sequence], name: str, unit: str, title: str = "Distance to real images, best of n"
 ) -> bytes:
-    """A distance over the number of candidates: {"n": [...], name: [...], name_interval: [[low, high], ...]} -> PNG."""
-    def draw(axes: Axes) -> None:
+    """Distance over the number of candidates: {"n": [...], name: [...], name_interval: [[low, high], ...]} ->
+    PNG."""
+
+    def plot(axes: Axes) -> None:
         low, high = zip(*curve[f"{name}_interval"], strict=True)
         axes.fill_between(curve["n"], low, high, color=BLUE, alpha=0.15, linewidth=0, label="95% interval")
-        axes.plot(curve["n"], curve[name], "-o", color=BLUE, label="the scorer's favourite of n")
+        axes.plot(curve["n"], curve[name], "-o", color=BLUE, label="best-scored of n")
         _best_of_axis(axes, curve["n"])
         axes.set(ylabel=unit)
         axes.set_ylim(bottom=0)
         axes.legend()
-    return _figure(title, draw)
+
+    return _figure(title, plot)
 
 
 def blur_curve(
-    distances: Mapping[str, Sequence[float]], title: str = "Distance to real pictures, both blurred",
+    distances: Mapping[str, Sequence[float]],
+    title: str = "Distance to real images, both blurred",
     unit: str = "Fréchet distance by the scorer",
 ) -> bytes:
-    """Fréchet distance over the radius of the blur: {"radius": [...], "distance": [...], "training": at radius 0} -> PNG.
+    """Fréchet distance over the radius of the blur: {"radius": [...], "distance": [...], "training": at
+    radius 0} -> PNG.
 
-    Where "without_overlap" is given, the same without held-out pictures that training has all but seen, dashed.
+    The dashed line, where there is "without_overlap", leaves out held-out images with a near duplicate in
+    training.
     """
-    def draw(axes: Axes) -> None:
-        axes.plot(distances["radius"], distances["distance"], "-o", color=BLUE, label="drawn")
+
+    def plot(axes: Axes) -> None:
+        axes.plot(distances["radius"], distances["distance"], "-o", color=BLUE, label="samples")
         without = distances.get("without_overlap", ())
-        if known := [(radius, one) for radius, one in zip(distances["radius"], without, strict=False) if one is not None]:
-            axes.plot(*zip(*known, strict=True), "--s", color=GREEN, markersize=6, label="without what training all but saw")
+        points = [
+            (radius, distance)
+            for radius, distance in zip(distances["radius"], without, strict=False)
+            if distance is not None
+        ]
+        if points:
+            axes.plot(
+                *zip(*points, strict=True),
+                "--s",
+                color=GREEN,
+                markersize=6,
+                label="without near duplicates of training",
+            )
         if "training" in distances:
-            axes.plot(0, distances["training"], "s", color=ORANGE, label="training pictures")
-        if known or "training" in distances:
+            axes.plot(0, distances["training"], "s", color=ORANGE, label="training images")
+        if points or "training" in distances:
             axes.legend()
         axes.set(xlabel="radius of the blur, pixels", ylabel=unit)
         axes.set_ylim(bottom=0)
-    return _figure(title, draw)
+
+    return _figure(title, plot)
 
 
 def blurred_scores(scores: Mapping[str, Sequence[float]], title: str = "Inception Score, blurred") -> bytes:
     """Inception Score over the radius of the blur: {"radius": [...], "score": [...]} -> PNG."""
-    def draw(axes: Axes) -> None:
+
+    def plot(axes: Axes) -> None:
         axes.plot(scores["radius"], scores["score"], "-o", color=BLUE)
         axes.set(xlabel="radius of the blur, pixels", ylabel="Inception Score")
-    return _figure(title, draw)
+
+    return _figure(title, plot)
 
 
 def similarity_histogram(
-    similarities: Mapping[str, Sequence[float]], threshold: float, title: str = "Nearest training picture"
+    similarities: Mapping[str, Sequence[float]], threshold: float, title: str = "Nearest training image"
 ) -> bytes:
-    """How near the nearest training picture is: {"held out": cosines, "drawn": cosines} and the cosine of a twin -> PNG.
+    """Cosines to the nearest training image: {"held out": cosines, "samples": cosines}, threshold of near
+    duplicates -> PNG.
 
-    Lines that lie on each other are as they should be; a hill of one beyond the dotted threshold is a set of twins.
+    The lines should coincide; a peak of one line beyond the dotted threshold means near duplicates.
     """
-    def draw(axes: Axes) -> None:
+
+    def plot(axes: Axes) -> None:
         lowest = min([threshold, *(float(np.quantile(values, 0.005)) for values in similarities.values())])
         edges = np.linspace(min(lowest, 0.999), 1, 41)
-        for name, values, colour in zip(similarities, similarities.values(), COLOURS, strict=False):
+        for name, values, color in zip(similarities, similarities.values(), COLORS, strict=False):
             counts, _ = np.histogram(np.clip(values, edges[0], 1), edges)
-            axes.stairs(counts / max(1, len(values)), edges, color=colour, linewidth=3, label=name)
-        axes.axvline(threshold, color=GREY, linestyle=":", linewidth=2.5, label="twin from here on")
-        axes.set(xlabel="cosine to the nearest training picture", ylabel="share of pictures")
+            axes.stairs(counts / max(1, len(values)), edges, color=color, linewidth=3, label=name)
+        axes.axvline(
+            threshold, color=GREY, linestyle=":", linewidth=2.5, label="threshold of near duplicates"
+        )
+        axes.set(xlabel="cosine to the nearest training image", ylabel="share of images")
         axes.legend()
-    return _figure(title, draw)
+
+    return _figure(title, plot)
 
 
-def codebook_curve(counts: Mapping[str, Sequence[int]], title: str = "How often each word is used") -> bytes:
-    """Word frequencies, most used first, on a log axis: {"dvae": counts (V,), "k-means": counts (V,)} -> PNG.
+def codebook_curve(counts: Mapping[str, Sequence[int]], title: str = "How often each token is used") -> bytes:
+    """Token frequencies, most used first, on a log axis: {"dvae": counts (V,), "k-means": counts (V,)} ->
+    PNG.
 
-    An even codebook would be the dotted flat line; a line that ends early has words that are never used.
+    The dotted line is even use; a line that ends early has tokens that are never used.
     """
-    def draw(axes: Axes) -> None:
-        for colour, (name, count) in zip(COLOURS, counts.items(), strict=False):
+
+    def plot(axes: Axes) -> None:
+        for color, (name, count) in zip(COLORS, counts.items(), strict=False):
             count = np.sort(np.asarray(count, dtype=np.float64))[::-1]
             share = count[count > 0] / count.sum()
-            label = f"{name}: {len(share)} of {len(count)} words"
-            axes.plot(np.arange(1, len(share) + 1), share, color=colour, label=label)
+            label = f"{name}: {len(share)} of {len(count)} tokens"
+            axes.plot(np.arange(1, len(share) + 1), share, color=color, label=label)
         axes.axhline(1 / len(count), color=GREY, linestyle=":", linewidth=2.5, label="even use")
-        axes.set(xlabel="word, most used first", ylabel="share of all image tokens", yscale="log",
-                 xlim=(0, len(count) * 1.01))
+        axes.set(
+            xlabel="token, most used first",
+            ylabel="share of all image tokens",
+            yscale="log",
+            xlim=(0, len(count) * 1.01),
+        )
         axes.yaxis.set_minor_locator(NullLocator())
         axes.legend()
-    return _figure(title, draw)
+
+    return _figure(title, plot)
 
 
 def stage_bars(seconds: Mapping[str, float], title: str = "Time per stage") -> bytes:
     """How long each stage took, in the order given: {"prepare_pairs": 12.5, ...} -> PNG."""
-    def draw(axes: Axes) -> None:
+
+    def plot(axes: Axes) -> None:
         names, values = list(seconds), list(seconds.values())
         bars = axes.barh([name.replace("_", " ") for name in names], values, color=BLUE, height=0.62)
         axes.bar_label(bars, [duration(value) for value in values], padding=8, fontsize=15)
@@ -175,11 +238,12 @@ def stage_bars(seconds: Mapping[str, float], title: str = "Time per stage") -> b
         axes.grid(False)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-    return _figure(title, draw, height=1.4 + 0.46 * len(seconds))
+
+    return _figure(title, plot, height=1.4 + 0.46 * len(seconds))
 
 
 def duration(seconds: float) -> str:
-    """A time as one says it: 0.42 -> "0.4 s", 75 -> "1 min 15 s", 7260 -> "2 h 1 min"."""
+    """A time as text: 0.42 -> "0.4 s", 75 -> "1 min 15 s", 7260 -> "2 h 1 min"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -190,39 +254,39 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _figure(title: str, draw: Callable[[Axes], None], height: float = 5.6) -> bytes:
-    """A 900 pixel wide PNG of one panel that `draw(axes)` fills, under a title."""
+def _figure(title: str, plot: Callable[[Axes], None], height: float = 5.6) -> bytes:
+    """A PNG, 900 pixels wide, of a title and one panel that `plot(axes)` fills."""
     with matplotlib.rc_context({**DEFAULTS, **STYLE}):
         figure = Figure(figsize=(9, height), dpi=DOTS_PER_INCH, layout="constrained")
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
         figure.suptitle(title, x=0.012, ha="left")
-        draw(figure.add_subplot())
+        plot(figure.add_subplot())
         buffer = BytesIO()
         # matplotlib would write its version into the file
         FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _colours(names: Mapping[str, object]) -> list[str]:
-    """A colour per line: "train" is blue, the others follow from orange on, whatever the order."""
-    others = iter(COLOURS[1:] * len(names))
+def _colors(names: Mapping[str, object]) -> list[str]:
+    """A color per line: blue for "train", the others from orange on, in any order."""
+    others = iter(COLORS[1:] * len(names))
     return [BLUE if name == "train" else next(others) for name in names]
 
 
-def _whiskers(axes: Axes, rates: Mapping, name: str, colour: str) -> None:
-    """The intervals of one candidate and of the best of N, where the metrics hold them."""
+def _whiskers(axes: Axes, rates: Mapping, name: str, color: str) -> None:
+    """Draw the intervals of one candidate and of the best of N, where there are any."""
     steps = rates["curve"]["n"]
     for n, end in ((steps[0], "n1"), (steps[-1], "best")):
         interval = rates.get(name, {}).get(f"{end}_interval")
         if interval:
-            axes.vlines(n, *interval, color=colour, linewidth=5, alpha=0.25)
+            axes.vlines(n, *interval, color=color, linewidth=5, alpha=0.25)
 
 
 def _best_of_axis(axes: Axes, steps: Sequence[int]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(set(steps)), [str(n) for n in sorted(set(steps))])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("candidates drawn per caption")
+    axes.set_xlabel("candidates per caption")
 
 
 def _thousands(value: float, _position: int) -> str:

@@ -1,11 +1,10 @@
-"""Reads a drawn scene back from its pixels and checks it against a caption, attribute by attribute.
+"""Parses an image of a scene and checks it against a caption, attribute by attribute.
 
-The background is fitted to the border; things are the connected patches that differ from it. A thing's colour
-is the nearest name, its shape and size those of the best matching template (Tanimoto overlap, over shifts and
-radii). Made for pictures drawn by `scenes` and for blurred, noisy or generated versions of them: what it
-cannot name it calls None, and None never matches a caption. It stands in for the paper's human raters (arXiv
-2102.12092 §3.1).
-Left out: things that touch or overlap, any other vocabulary, photographs.
+The background is fitted to the border; things are the connected patches that differ from it. A thing's color
+is the nearest named one, its shape and size those of the best matching template (Tanimoto overlap, over
+shifts and radii). Made for images from `scenes.render` and for blurred, noisy or generated versions of them:
+an attribute without a matching name is None, and None never matches a caption. It replaces the paper's human
+raters (arXiv 2102.12092 §3.1). Left out: things that touch or overlap, any other vocabulary, photographs.
 """
 
 from __future__ import annotations
@@ -17,105 +16,121 @@ from math import ceil
 
 import numpy as np
 
-from thousandwords.scenes import COLOURS, GROUNDS, RADII, REFERENCE_SIZE, SHAPES, Scene, Thing, mask, parse
+from thousandwords.scenes.render import (
+    COLORS,
+    GROUNDS,
+    RADII,
+    REFERENCE_SIZE,
+    SHAPES,
+    Scene,
+    Thing,
+    mask,
+    parse_caption,
+)
 
-ATTRIBUTES = ("colour", "shape", "size", "relation", "background")
+ATTRIBUTES = ("colour", "shape", "size", "relation", "background")  # keys of metrics.json
+THING_FIELDS = {"colour": "color", "shape": "shape", "size": "size"}  # attribute -> field of a thing
 
-# All distances are Euclidean in RGB of 0..255; areas are in pixels of a picture of 64 x 64.
+# All distances are Euclidean in RGB of 0..255; areas are in pixels of an image of 64 x 64.
 GROUND_TOLERANCE = 45.0  # from the named background; the two nearest names are over 90 apart
-EDGE_DISTANCE = 42.0  # a pixel this far from the background is part of a thing; every colour is 100 away
-COLOUR_TOLERANCE = 60.0  # from the mixtures of the named colour
-STRENGTHS = (0.45, 1.15)  # how far a pixel may have paled towards the background, or beyond the colour
-PURITY = 0.75  # of a thing's inner pixels must have its colour; a half red, half blue star has none
-SPECK_AREA = 24.0  # smaller ones are stray pixels; the smallest thing covers four times that
-SHAPE_OVERLAP = 0.72  # Tanimoto, with the best template; less is no shape of ours
-RADIUS_STEPS = (0.9, 1.0, 1.1)  # a thing may come back a little smaller or larger and keep its size name
+EDGE_DISTANCE = 42.0  # a pixel this far from the background is part of a thing; every color is 100 away
+COLOR_TOLERANCE = 60.0  # from the mixtures of the named color
+STRENGTHS = (0.45, 1.15)  # range of mixtures between background (0) and color (1), and slightly beyond
+PURITY = 0.75  # share of a thing's inner pixels that must have its color; a half red, half blue star has none
+MIN_THING_AREA = 24.0  # smaller patches are stray pixels; the smallest thing is four times as large
+SHAPE_OVERLAP = 0.72  # Tanimoto overlap with the best template; below it the shape is None
+RADIUS_STEPS = (0.9, 1.0, 1.1)  # a thing may be a little smaller or larger and keep its size name
 SHIFTS = (-1, 0, 1)  # pixels around the middle of the thing's box
 
 
 @dataclass(frozen=True)
-class SeenThing:
-    """What one connected patch looks like; None for what has no name."""
+class ParsedThing:
+    """The attributes of one connected patch; None where no name matches."""
 
     shape: str | None
-    colour: str | None
+    color: str | None
     size: str | None
-    centre: tuple[float, float]  # x, y as shares of the picture's side, (0, 0) at the top left
+    center: tuple[float, float]  # x, y as fractions of the image's side, (0, 0) at the top left
 
 
 @dataclass(frozen=True)
-class Reading:
-    things: tuple[SeenThing, ...]  # largest first
+class ParsedScene:
+    """The content of an image."""
+
+    things: tuple[ParsedThing, ...]  # largest first
     background: str | None
 
 
-def read_match(image: np.ndarray, caption: str) -> dict[str, bool]:
-    """Which attributes of the caption the picture (H, W, 3) shows: {"colour": True, "shape": False, ...}.
+def match_caption(image: np.ndarray, caption: str) -> dict[str, bool]:
+    """Which attributes of the caption are right in the image (H, W, 3): {"colour": True, "shape": False,
+    ...}.
 
-    A thing that is missing fails colour, shape, size and relation; one too many fails the relation. A caption
-    without a background accepts any.
+    A missing thing makes color, shape, size and relation wrong; an extra thing makes the relation wrong. A
+    caption without a background accepts any.
     """
-    return match(read(image), parse(caption))
+    return _match(parse_image(image), parse_caption(caption))
 
 
-def match(seen: Reading, told: Scene) -> dict[str, bool]:
-    things = _assign(seen.things, told)
+def _match(parsed: ParsedScene, scene: Scene) -> dict[str, bool]:
+    things = _assign(parsed.things, scene)
     result = {
-        name: all(thing is not None and getattr(thing, name) == getattr(wanted, name)
-                  for thing, wanted in zip(things, told.things, strict=True))
-        for name in ("colour", "shape", "size")
+        attribute: all(
+            thing is not None and getattr(thing, field) == getattr(expected, field)
+            for thing, expected in zip(things, scene.things, strict=True)
+        )
+        for attribute, field in THING_FIELDS.items()
     }
-    result["relation"] = len(seen.things) == len(told.things) and _relation_holds(things, told.relation)
-    result["background"] = told.background in (None, seen.background)
+    result["relation"] = len(parsed.things) == len(scene.things) and _relation_holds(things, scene.relation)
+    result["background"] = scene.background in (None, parsed.background)
     return result
 
 
-def _assign(seen: tuple[SeenThing, ...], told: Scene) -> tuple[SeenThing | None, ...]:
-    """For each thing told the one seen (None: missing) so that most attributes fit; relation breaks ties."""
-    missing = (None,) * len(told.things)
+def _assign(parsed: tuple[ParsedThing, ...], scene: Scene) -> tuple[ParsedThing | None, ...]:
+    """The parsed thing (None: missing) for each thing of the scene: most attributes, then the relation."""
+    missing = (None,) * len(scene.things)
 
-    def fit(things: tuple[SeenThing | None, ...]) -> tuple[int, bool]:
-        hits = sum(_hits(thing, wanted) for thing, wanted in zip(things, told.things, strict=True))
-        return hits, _relation_holds(things, told.relation)
+    def score(things: tuple[ParsedThing | None, ...]) -> tuple[int, bool]:
+        hits = sum(_hits(thing, expected) for thing, expected in zip(things, scene.things, strict=True))
+        return hits, _relation_holds(things, scene.relation)
 
-    return max(permutations(seen[:4] + missing, len(told.things)), key=fit)
-
-
-def _hits(thing: SeenThing | None, wanted: Thing) -> int:
-    return sum(getattr(thing, name, None) == getattr(wanted, name) for name in ("colour", "shape", "size"))
+    return max(permutations(parsed[:4] + missing, len(scene.things)), key=score)
 
 
-def _relation_holds(things: tuple[SeenThing | None, ...], relation: str | None) -> bool:
-    """Whether all are there and the first stands so to the second, more along that axis than across it."""
+def _hits(thing: ParsedThing | None, expected: Thing) -> int:
+    return sum(getattr(thing, field, None) == getattr(expected, field) for field in THING_FIELDS.values())
+
+
+def _relation_holds(things: tuple[ParsedThing | None, ...], relation: str | None) -> bool:
+    """Whether both things exist and the relation holds, with more distance along its axis than across it."""
     if None in things:
         return False
     if relation is None:
         return True
-    (x0, y0), (x1, y1) = things[0].centre, things[1].centre
+    (x0, y0), (x1, y1) = things[0].center, things[1].center
     right, down = x1 - x0, y1 - y0
     along = {"left of": right, "right of": -right, "above": down, "below": -down}[relation]
     return along > min(abs(right), abs(down))
 
 
-# ---- reading
+# ---- parsing
 
 
-def read(image: np.ndarray) -> Reading:
-    """The things and the background that a picture, uint8 (H, W, 3) and square, shows."""
+def parse_image(image: np.ndarray) -> ParsedScene:
+    """The things and the background of a square image, uint8 (H, H, 3)."""
     if image.ndim != 3 or image.shape[2] != 3 or image.shape[0] != image.shape[1]:
-        raise ValueError(f"a scene is a square RGB picture (H, H, 3), not {image.shape}; crop it to a square")
+        raise ValueError(f"a scene is a square RGB image (H, H, 3), not {image.shape}; crop it to a square")
     pixels = _pooled(image)
     ground = _fit_ground(pixels)
     difference = pixels - ground
     patches = connected_patches(np.einsum("yxc,yxc->yx", difference, difference) > EDGE_DISTANCE**2)
     scale = len(pixels) / REFERENCE_SIZE
-    patches = [patch for patch in patches if len(patch) > SPECK_AREA * scale**2]
+    patches = [patch for patch in patches if len(patch) > MIN_THING_AREA * scale**2]
     things = tuple(_read_thing(difference, ground, patch) for patch in sorted(patches, key=len, reverse=True))
-    return Reading(things, _name_ground(ground))
+    return ParsedScene(things, _name_ground(ground))
 
 
 def _pooled(image: np.ndarray) -> np.ndarray:
-    """Float pixels; a picture twice the reference or larger is averaged down, which keeps a reading cheap."""
+    """Float pixels; an image of twice the reference size or more is averaged down, for speed."""
     factor = len(image) // REFERENCE_SIZE
     if factor < 2 or len(image) % factor:
         return image.astype(np.float32)
@@ -124,7 +139,7 @@ def _pooled(image: np.ndarray) -> np.ndarray:
 
 
 def _fit_ground(pixels: np.ndarray) -> np.ndarray:
-    """The background everywhere, (size, size, 3): the vertical gradient between top and bottom border."""
+    """The background at every pixel, (size, size, 3): the vertical gradient between top and bottom border."""
     border = max(1, round(2 * len(pixels) / REFERENCE_SIZE))
     top, bottom = np.median(pixels[:border], (0, 1)), np.median(pixels[-border:], (0, 1))
     down = np.linspace(0, 1, len(pixels), dtype=np.float32)[:, None, None]
@@ -141,13 +156,13 @@ def _name_ground(ground: np.ndarray) -> str | None:
 
 
 def connected_patches(marked: np.ndarray) -> list[np.ndarray]:
-    """The pixels of each 4-connected patch of a mask (H, W), as rows (y, x); joins runs, not pixels."""
+    """The pixels (y, x) of each 4-connected patch of a mask (H, W); joins horizontal runs, not pixels."""
     width = marked.shape[1] + 1  # one empty column, so that no run crosses a row's end
     flat = np.pad(marked, ((0, 0), (0, 1))).ravel().astype(np.int8)
     edges = np.flatnonzero(np.diff(flat, prepend=0))
     starts, ends = edges[::2], edges[1::2]
     roots = list(range(len(starts)))
-    # runs first .. last - 1 lie in the next row and touch this one
+    # runs first .. last - 1 are in the next row and touch this one
     first = np.searchsorted(ends, starts + width, side="right")
     last = np.searchsorted(starts, ends + width, side="left")
     for run in range(len(roots)):
@@ -155,8 +170,8 @@ def connected_patches(marked: np.ndarray) -> list[np.ndarray]:
             roots[_root(roots, below)] = _root(roots, run)
     labels = np.repeat([_root(roots, run) for run in range(len(roots))], ends - starts)
     order = np.argsort(labels, kind="stable")
-    places = np.stack(np.divmod(np.flatnonzero(flat), width), axis=1)[order]
-    return np.split(places, np.flatnonzero(np.diff(labels[order])) + 1) if len(places) else []
+    pixels = np.stack(np.divmod(np.flatnonzero(flat), width), axis=1)[order]
+    return np.split(pixels, np.flatnonzero(np.diff(labels[order])) + 1) if len(pixels) else []
 
 
 def _root(roots: list[int], run: int) -> int:
@@ -166,48 +181,52 @@ def _root(roots: list[int], run: int) -> int:
     return run
 
 
-def _read_thing(difference: np.ndarray, ground: np.ndarray, patch: np.ndarray) -> SeenThing:
+def _read_thing(difference: np.ndarray, ground: np.ndarray, patch: np.ndarray) -> ParsedThing:
     own, below = difference[patch[:, 0], patch[:, 1]], ground[patch[:, 0], patch[:, 1]]
     distance = np.linalg.norm(own, axis=1)
-    inner = distance >= np.median(distance)  # the half farthest from the background: edges are mixed with it
+    inner = distance >= np.median(
+        distance
+    )  # the half farthest from the background: the edges are mixed with it
     paint = np.median(own[inner] + below[inner], axis=0)
     shape, size = _name_shape(_coverage(difference, ground, patch, paint), len(ground))
     y, x = (patch.min(axis=0) + patch.max(axis=0) + 1) / 2 / len(ground)
-    return SeenThing(shape, _name_colour(own[inner], below[inner]), size, (float(x), float(y)))
+    return ParsedThing(shape, _name_color(own[inner], below[inner]), size, (float(x), float(y)))
 
 
-def _name_colour(difference: np.ndarray, ground: np.ndarray) -> str | None:
-    """The colour whose mixtures with the background (N, 3) lie nearest to the pixels: blur pales things."""
-    contrast = np.array(list(COLOURS.values()), np.float32)[:, None] - ground  # (colours, N, 3)
+def _name_color(difference: np.ndarray, ground: np.ndarray) -> str | None:
+    """The color whose mixtures with the background (N, 3) are nearest to the pixels: blur mixes the two."""
+    contrast = np.array(list(COLORS.values()), np.float32)[:, None] - ground  # (colors, N, 3)
     strength = (difference * contrast).sum(axis=2) / (contrast**2).sum(axis=2)
     mixed = strength.clip(*STRENGTHS)[:, :, None] * contrast
-    residual = np.linalg.norm(difference - mixed, axis=2)  # (colours, N)
+    residual = np.linalg.norm(difference - mixed, axis=2)  # (colors, N)
     typical = np.median(residual, axis=1)
     best = typical.argmin()
     purity = (residual.argmin(axis=0) == best).mean()
-    return list(COLOURS)[best] if typical[best] < COLOUR_TOLERANCE and purity >= PURITY else None
+    return list(COLORS)[best] if typical[best] < COLOR_TOLERANCE and purity >= PURITY else None
 
 
 def _coverage(difference: np.ndarray, ground: np.ndarray, patch: np.ndarray, paint: np.ndarray) -> np.ndarray:
     """How much of each pixel the thing covers, 0..1, in a square window around the middle of its box."""
     reach = _reach(len(ground))
-    own = np.zeros(ground.shape[:2], bool)
-    own[patch[:, 0], patch[:, 1]] = True
-    own[1:] |= own[:-1].copy()  # one pixel more on each side: the soft edge that the threshold cut off
-    own[:-1] |= own[1:].copy()
-    own[:, 1:] |= own[:, :-1].copy()
-    own[:, :-1] |= own[:, 1:].copy()
+    region = np.zeros(ground.shape[:2], bool)
+    region[patch[:, 0], patch[:, 1]] = True
+    region[1:] |= region[:-1].copy()  # one more pixel on each side: the soft edge that the threshold cut off
+    region[:-1] |= region[1:].copy()
+    region[:, 1:] |= region[:, :-1].copy()
+    region[:, :-1] |= region[:, 1:].copy()
     contrast = paint - ground
     share = (difference * contrast).sum(axis=2) / (contrast**2).sum(axis=2).clip(1)
-    share = np.pad(np.where(own, share.clip(0, 1), 0), reach)
+    share = np.pad(np.where(region, share.clip(0, 1), 0), reach)
     y, x = (patch.min(axis=0) + patch.max(axis=0) + 1) // 2
     return share[y : y + 2 * reach + 1, x : x + 2 * reach + 1]
 
 
 def _name_shape(coverage: np.ndarray, side: int) -> tuple[str | None, str | None]:
-    """Shape and size of the template that overlaps best, or None twice when none does well."""
+    """Shape and size of the template that overlaps best; (None, None) if the overlap is too small."""
     names, templates, areas = _templates(side)
-    common = np.einsum("np,p->n", templates, coverage.ravel())  # not @: on busy cores a threaded BLAS stalls
+    common = np.einsum(
+        "np,p->n", templates, coverage.ravel()
+    )  # not @: a threaded BLAS is slow when the cores are busy
     overlap = common / (areas + (coverage**2).sum() - common)
     best = overlap.argmax()
     return names[best // (2 * len(SHIFTS) ** 2)] if overlap[best] >= SHAPE_OVERLAP else (None, None)
@@ -239,7 +258,7 @@ def _shifted(template: np.ndarray) -> list[np.ndarray]:
 
 
 def _blurred(template: np.ndarray) -> np.ndarray:
-    """Twice a 3 x 3 mean (standard deviation 1.2 pixels): what a lossy tokenizer makes of an edge."""
+    """Twice a 3 x 3 mean (standard deviation 1.2 pixels): what a lossy tokenizer does to an edge."""
     for axis in (0, 0, 1, 1):
         template = (np.roll(template, 1, axis) + template + np.roll(template, -1, axis)) / 3
     return template

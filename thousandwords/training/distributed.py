@@ -1,10 +1,12 @@
-"""Many processes, one training: who takes which rows of a batch, and how their gradients meet.
+"""Many processes, one training: which rows of a batch each takes, and how their gradients are combined.
 
-`torchrun` starts the processes; each takes an even share of the same global batches in the same order, so that a run on eight
-GPUs sees what a run on one would. Two ways: DDP, where each process holds the whole model and gradients are averaged, on wish
-compressed by torch's PowerSGD (arXiv 2102.12092, section 2.4 and appendix E); and FSDP2, where each holds a share of every
-weight, for what does not fit. Left out: tensor and pipeline parallelism.
+`torchrun` starts the processes; each takes an equal part of the same global batches in the same order, so
+that a run on eight GPUs sees the batches of a run on one. Two strategies: DDP, where each process has the
+whole model and gradients are averaged, optionally compressed by torch's PowerSGD (arXiv 2102.12092, section
+2.4 and appendix E); and FSDP2, where each has a part of every weight, for models that do not fit. Left out:
+tensor and pipeline parallelism.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -21,7 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from thousandwords.errors import UserError
+from thousandwords.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -30,27 +32,27 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: str = "cpu"  # where values that are exchanged have to lie
+    device: str = "cpu"  # of the values that processes exchange
 
     @property
-    def is_first(self) -> bool:
-        """The one that writes."""
+    def is_main_process(self) -> bool:
+        """Whether this process writes files."""
         return self.rank == 0
 
     def mean(self, value: float) -> float:
-        """The mean of every process's value."""
+        """The mean of the values of all processes."""
         return float(self._reduced(torch.tensor(value, dtype=torch.float64), dist.ReduceOp.SUM)) / self.size
 
     def any(self, flag: bool) -> bool:
-        """Whether some process says yes."""
+        """Whether the flag is set in any process."""
         return bool(self._reduced(torch.tensor(float(flag)), dist.ReduceOp.MAX))
 
     def all(self, flags: Tensor) -> Tensor:
-        """Which flags (n,) every process has set: (n,) bool."""
+        """Which flags (n,) are set in all processes: (n,) bool."""
         return self._reduced(flags.float(), dist.ReduceOp.MIN).bool()
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """Every process's tensor of that shape, in the order of ranks."""
+        """The tensor of every process, all of one shape, in the order of ranks."""
         if self.size == 1:
             return [tensor]
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -58,10 +60,11 @@ class World:
         return parts
 
     def gather_rows(self, rows: Tensor) -> Tensor:
-        """Every process's rows (n, …), one after the other: (size * n, …); gradients reach this process's own.
+        """The rows (n, …) of all processes, concatenated: (size * n, …); gradients reach the own rows.
 
-        For a loss of all rows, the same on every process. Their gradients are averaged afterwards, as if each were of a
-        share of the loss, so that a row's own counts as often as there are processes.
+        For a loss over all rows, the same on every process. The gradients of the processes are averaged
+        afterwards, as if each came from a part of the loss; to correct for that, a row's own gradient counts
+        `size` times.
         """
         if self.size == 1:
             return rows
@@ -70,20 +73,21 @@ class World:
         return torch.cat(parts)
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Wait until all processes are here."""
         if self.size > 1:
             dist.barrier()
 
-    def shares(self, positions: range, accumulation: int = 1) -> list[range]:
-        """This process's micro-batches: rank 1 of 2, shares(range(8), 2) -> [range(4, 6), range(6, 8)].
+    def micro_batches(self, positions: range, accumulation: int = 1) -> list[range]:
+        """This process's micro-batches: micro_batches(range(8), 2) -> [range(4, 6), range(6, 8)] at rank 1 of 2.
 
         Raises UserError where the rows do not divide evenly.
         """
-        parts = self.size * accumulation
         check_divides(len(positions), self.size, accumulation)
-        length = len(positions) // parts
+        length = len(positions) // (self.size * accumulation)
         first = positions.start + self.rank * accumulation * length
-        return [range(first + number * length, first + (number + 1) * length) for number in range(accumulation)]
+        return [
+            range(first + number * length, first + (number + 1) * length) for number in range(accumulation)
+        ]
 
     def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
         if self.size > 1:
@@ -92,11 +96,11 @@ class World:
         return tensor.cpu()
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 
 
 def check_divides(batch_size: int, processes: int, accumulation: int) -> None:
-    """Raises UserError unless a batch can be dealt out evenly."""
+    """Raise UserError unless a batch divides evenly into micro-batches."""
     if batch_size % (processes * accumulation):
         raise UserError(
             f"training.batch_size is {batch_size}, which {processes} processes with {accumulation} micro-batches each cannot "
@@ -109,8 +113,8 @@ def is_started_by_torchrun() -> bool:
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[World]:
-    """The processes that torchrun has started, this one among them; or this one alone. `device` is cpu or cuda."""
+def init_processes(device: str) -> Iterator[World]:
+    """The connected processes of torchrun; without it this process only. `device` is cpu or cuda."""
     if not is_started_by_torchrun():
         yield World(device=device)
         return
@@ -125,74 +129,77 @@ def joined(device: str) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-class Whole(nn.Module):
-    """A model whose forward pass is any work with it, so that the hooks of DDP and FSDP see the whole of that work."""
+class ForwardWrapper(nn.Module):
+    """A model whose forward pass is any function of it, for the hooks of DDP and FSDP."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, work: Callable, *arguments: Any) -> Any:
-        return work(self.model, *arguments)
+    def forward(self, function: Callable, *arguments: Any) -> Any:
+        return function(self.model, *arguments)
 
 
-class Alone:
-    """One process: nothing to exchange. The contract that the two below keep."""
+class SingleProcess:
+    """One process, nothing to exchange; also the contract of the two strategies below."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.whole = Whole(model)
+        self.wrapper = ForwardWrapper(model)
 
-    def step(self, work: Callable, *arguments: Any, is_last: bool = True) -> Any:
-        """Work that ends in a loss; gradients meet in the backward pass of an update's last micro-batch."""
-        return self.whole(work, *arguments)
+    def step(self, function: Callable, *arguments: Any, is_last: bool = True) -> Any:
+        """Call a function that returns a loss; the last micro-batch's backward pass exchanges gradients."""
+        return self.wrapper(function, *arguments)
 
-    def look(self, work: Callable, *arguments: Any) -> Any:
-        """Work without gradients, the same on every process."""
-        return self.whole(work, *arguments)
+    def evaluate(self, function: Callable, *arguments: Any) -> Any:
+        """Call a function without gradients, the same on every process."""
+        return self.wrapper(function, *arguments)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint has to keep of the exchange itself. Every process has to ask."""
+        """The state of the exchange itself, for a checkpoint. A collective call: all processes take part."""
         return {}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Takes up `tensors`, also those of another number of processes."""
+        """Restore `tensors`, also those of another number of processes."""
 
-    def forget(self) -> None:
-        """After gradients that were not finite: what was kept of them must not live on."""
+    def reset_feedback(self) -> None:
+        """Clear what was kept of gradients, after gradients that were not finite."""
 
 
-class Replicas(Alone):
-    """DDP: every process holds the whole model; gradients are averaged, at some `rank` compressed by PowerSGD."""
+class DDP(SingleProcess):
+    """Every process has the whole model; gradients are averaged, with `rank` compressed by PowerSGD."""
 
     def __init__(self, model: nn.Module, world: World, rank: int | None) -> None:
         super().__init__(model)
         self.world = world
-        # Left to itself DDP deals parameters into other buckets after the first update; what PowerSGD keeps is kept per
-        # bucket, and a resumed run would not find its own. Looking for unused parameters makes the buckets stay.
-        looks_for_unused = rank is not None or getattr(model, "rests", False)
-        self.replica = DistributedDataParallel(self.whole, find_unused_parameters=looks_for_unused)
+        # By default DDP assigns parameters to new buckets after the first update. PowerSGD keeps its state
+        # per bucket, and a resumed run would not find its own. With find_unused_parameters the buckets stay.
+        find_unused = rank is not None or getattr(model, "has_frozen_steps", False)
+        self.replica = DistributedDataParallel(self.wrapper, find_unused_parameters=find_unused)
         self.compression = None
         if rank is not None:
-            self.compression = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=2)
-            self.replica.register_comm_hook(self.compression, compressed)
+            self.compression = powerSGD_hook.PowerSGDState(
+                None, matrix_approximation_rank=rank, start_powerSGD_iter=2
+            )
+            self.replica.register_comm_hook(self.compression, compress)
 
-    def step(self, work: Callable, *arguments: Any, is_last: bool = True) -> Any:
+    def step(self, function: Callable, *arguments: Any, is_last: bool = True) -> Any:
         with contextlib.nullcontext() if is_last else self.replica.no_sync():
-            return self.replica(work, *arguments)
+            return self.replica(function, *arguments)
 
     def tensors(self) -> dict[str, Tensor]:
-        """PowerSGD's memory: the error feedback of every process, and the low-rank factors, which all share."""
+        """PowerSGD's state: the error feedback of every process, and the shared low-rank factors."""
         state = self.compression
         if state is None:
             return {}
-        kept = {"updates": torch.tensor(state.iter)}
+        tensors = {"updates": torch.tensor(state.iter)}
         for bucket, error in state.error_dict.items():
-            kept[f"{bucket}.errors"] = torch.stack(self.world.gather(error))
-            kept[f"{bucket}.p"], kept[f"{bucket}.q"] = state.p_memory_dict[bucket], state.q_memory_dict[bucket]
-        return kept
+            tensors[f"{bucket}.errors"] = torch.stack(self.world.gather(error))
+            tensors[f"{bucket}.p"] = state.p_memory_dict[bucket]
+            tensors[f"{bucket}.q"] = state.q_memory_dict[bucket]
+        return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """At another number of processes each takes the mean error, so that what is sent next stays the same on average."""
+        """With another number of processes each takes the mean error: the next average stays the same."""
         if self.compression is None:
             return
         memory = {"errors": self.compression.error_dict, "p": self.compression.p_memory_dict}
@@ -206,44 +213,45 @@ class Replicas(Alone):
                 value = value[self.world.rank] if len(value) == self.world.size else value.mean(dim=0)
             memory[kind][int(bucket)] = value.to(self.world.device).clone()
 
-    def forget(self) -> None:
-        if self.compression is not None:
-            for memory in (self.compression.error_dict, self.compression.p_memory_dict, self.compression.q_memory_dict):
+    def reset_feedback(self) -> None:
+        state = self.compression
+        if state is not None:
+            for memory in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
                 memory.clear()
 
 
-def compressed(state: powerSGD_hook.PowerSGDState, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """torch's PowerSGD, awaited: over gloo its later exchanges start in other threads, in any order on each process."""
+def compress(state: powerSGD_hook.PowerSGDState, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """torch's PowerSGD, awaited: over gloo its later exchanges start in threads, in any order."""
     future = powerSGD_hook.powerSGD_hook(state, bucket)
     future.wait()
     return future
 
 
-# DDP reads the annotations of a hook as classes, not as the text that they are in this file
-compressed.__annotations__ = {"bucket": dist.GradBucket, "return": torch.futures.Future[torch.Tensor]}
+# DDP needs the annotations of a hook as classes; in this file they are strings
+compress.__annotations__ = {"bucket": dist.GradBucket, "return": torch.futures.Future[torch.Tensor]}
 
 
-class Shards(Alone):
-    """FSDP2: every process holds a share of each weight, its gradient and its moments, and sees a whole block at a time."""
+class FSDP(SingleProcess):
+    """FSDP2: every process has a part of each weight, gradient and moment, and gathers block by block."""
 
     def __init__(self, model: nn.Module, blocks: Sequence[nn.Module]) -> None:
         super().__init__(model)
         for block in blocks:
             fully_shard(block)
-        fully_shard(self.whole)
+        fully_shard(self.wrapper)
 
-    def step(self, work: Callable, *arguments: Any, is_last: bool = True) -> Any:
-        self.whole.set_requires_gradient_sync(is_last)
-        return self.whole(work, *arguments)
+    def step(self, function: Callable, *arguments: Any, is_last: bool = True) -> Any:
+        self.wrapper.set_requires_gradient_sync(is_last)
+        return self.wrapper(function, *arguments)
 
 
-def gathered(tensor: Tensor) -> Tensor:
-    """The whole of a sharded tensor; any other as it is. Every process has to ask, in the same order."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A sharded tensor as a whole; any other unchanged. A collective call, in the same order everywhere."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def alike(value: Tensor, like: Tensor) -> Tensor:
-    """A copy of a whole tensor, kept as `like` is: its device, its layout in memory, its shards."""
+def copy_like(value: Tensor, like: Tensor) -> Tensor:
+    """A copy of a whole tensor with the device, memory layout and shards of `like`."""
     if isinstance(like, DTensor):
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return torch.empty_like(like).copy_(value)

@@ -1,7 +1,8 @@
-"""Parameter groups, the learning rate as a function of the step, and an exponential moving average of weights.
+"""Optimizers, the learning rate as a function of the step, and an exponential moving average of weights.
 
-AdamW as both stages of the paper use it (arXiv 2102.12092, appendices A.2 and B.2); torch's own AdamW does the arithmetic.
+AdamW is torch's own, with the settings of the paper's two stages (arXiv 2102.12092, appendices A.2 and B.2).
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -9,19 +10,22 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from thousandwords.schedules import cosine
+from thousandwords.nn.schedules import cosine
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, without: Iterable[nn.Parameter] = ()) -> list[dict]:
-    """Weight decay on matrices and kernels only: gains, biases and single vectors are left alone (paper, B.2)."""
-    elsewhere = {id(parameter) for parameter in without}
-    trained = [one for one in model.parameters() if one.requires_grad and id(one) not in elsewhere]
-    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
-    vectors = [parameter for parameter in trained if parameter.ndim < 2]
-    return [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+def parameter_groups(
+    model: nn.Module, weight_decay: float, exclude: Iterable[nn.Parameter] = ()
+) -> list[dict]:
+    """Weight decay on matrices and kernels only, not on gains, biases and single vectors (paper, B.2)."""
+    excluded = {id(parameter) for parameter in exclude}
+    parameters = [
+        parameter
+        for parameter in model.parameters()
+        if parameter.requires_grad and id(parameter) not in excluded
     ]
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def adamw(
@@ -30,34 +34,38 @@ def adamw(
     beta1: float,
     beta2: float,
     epsilon: float,
-    without: Iterable[nn.Parameter] = (),
-    variance_limit: float | None = None,
+    exclude: Iterable[nn.Parameter] = (),
+    second_moment_clip: float | None = None,
 ) -> torch.optim.Optimizer:
-    """AdamW over `parameter_groups`; `set_learning_rate` gives the rate before each step."""
-    groups = [group for group in parameter_groups(model, weight_decay, without) if group["params"]]
-    if variance_limit is not None:
-        return LimitedAdamW(groups, (beta1, beta2), epsilon, variance_limit)
+    """AdamW over `parameter_groups`; `set_learning_rate` sets the rate before each step."""
+    groups = [group for group in parameter_groups(model, weight_decay, exclude) if group["params"]]
+    if second_moment_clip is not None:
+        return ClippedAdamW(groups, (beta1, beta2), epsilon, second_moment_clip)
     return torch.optim.AdamW(groups, lr=0.0, betas=(beta1, beta2), eps=epsilon, fused=True)
 
 
-class LimitedAdamW(torch.optim.Optimizer):
-    """AdamW whose running variance is clipped by value where it is used, for parameters and for itself (paper, appendix D).
+class ClippedAdamW(torch.optim.Optimizer):
+    """AdamW whose running variance is clipped by value (paper, appendix D).
 
-    Written out, since torch's AdamW has no such place; a test holds the two equal where nothing is clipped. The paper does not
-    say whether the limit is put on the variance before or after its bias is corrected: before, here.
+    torch's AdamW has no such option; a test holds the two equal where nothing is clipped. The paper does not
+    say whether the variance is clipped before or after its bias correction: here, before.
     """
 
-    def __init__(self, groups: list[dict], betas: tuple[float, float], epsilon: float, variance_limit: float) -> None:
-        super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": epsilon, "variance_limit": variance_limit})
+    def __init__(
+        self, groups: list[dict], betas: tuple[float, float], epsilon: float, second_moment_clip: float
+    ) -> None:
+        super().__init__(
+            groups, {"lr": 0.0, "betas": betas, "eps": epsilon, "second_moment_clip": second_moment_clip}
+        )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step_one(parameter, group)
+                    self._step_parameter(parameter, group)
 
-    def _step_one(self, parameter: nn.Parameter, group: dict) -> None:
+    def _step_parameter(self, parameter: nn.Parameter, group: dict) -> None:
         state, gradient, (beta1, beta2) = self.state[parameter], parameter.grad, group["betas"]
         if not state:
             state["step"] = torch.tensor(0.0)
@@ -65,20 +73,28 @@ class LimitedAdamW(torch.optim.Optimizer):
         state["step"] += 1
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         mean, variance = state["exp_avg"].lerp_(gradient, 1 - beta1), state["exp_avg_sq"]
-        variance.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2).clamp_(max=group["variance_limit"])
+        variance.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2).clamp_(
+            max=group["second_moment_clip"]
+        )
         unbiased = variance / (1 - beta2 ** state["step"].item())
-        parameter.addcdiv_(mean, unbiased.sqrt_().add_(group["eps"]), value=-group["lr"] / (1 - beta1 ** state["step"].item()))
+        parameter.addcdiv_(
+            mean,
+            unbiased.sqrt_().add_(group["eps"]),
+            value=-group["lr"] / (1 - beta1 ** state["step"].item()),
+        )
 
 
-KERNEL_RATE = 0.04**2  # a fifth of what would move weights as far as AdamW does: so one factor suits matrices and kernels
+# a fifth of what would move weights as far as AdamW does: one muon_lr_scale then suits matrices and kernels
+KERNEL_LR_SCALE = 0.04**2
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised momentum over hidden matrices (Jordan et al., 2024), as torch's Muon does it, and over kernels.
+    """Orthogonalized momentum (Jordan et al., 2024) for matrices, like torch's Muon, and for kernels.
 
-    A kernel (out, in, h, w) counts as a matrix (out, in * h * w), whose rate grows with the root of its longer side, so that
-    all kernels' weights move alike (arXiv 2502.16982, section 2.2). Matrices of one shape take their iterations together, which
-    saves most of the time of many small ones. A parameter without a gradient is left alone.
+    A kernel (out, in, h, w) is treated as a matrix (out, in * h * w), whose rate grows with the root of its
+    longer side, so that the weights of all kernels move equally far (arXiv 2502.16982, section 2.2). Matrices
+    of one shape are iterated together, which saves most of the time of many small ones. A parameter without a
+    gradient is not updated.
     """
 
     def __init__(self, groups: list[dict], weight_decay: float, momentum: float = 0.95) -> None:
@@ -87,19 +103,24 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            alike: dict[tuple, list[nn.Parameter]] = {}
+            by_shape: dict[tuple, list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    alike.setdefault((parameter.ndim, len(parameter), parameter[0].numel()), []).append(parameter)
-            for (_, *shape), parameters in alike.items():
-                self._step_alike(parameters, tuple(shape), group)
+                    by_shape.setdefault((parameter.ndim, len(parameter), parameter[0].numel()), []).append(
+                        parameter
+                    )
+            for (_, *shape), parameters in by_shape.items():
+                self._step_same_shape(parameters, tuple(shape), group)
 
-    def _step_alike(self, parameters: list[nn.Parameter], shape: tuple[int, int], group: dict) -> None:
+    def _step_same_shape(self, parameters: list[nn.Parameter], shape: tuple[int, int], group: dict) -> None:
         gradients = torch.stack([parameter.grad.reshape(shape) for parameter in parameters])
         momenta = torch.stack([self._momentum(parameter).reshape(shape) for parameter in parameters])
         momenta.lerp_(gradients, 1 - group["momentum"])
-        updates = orthogonalised(gradients.lerp_(momenta, group["momentum"]), _iteration_type(parameters[0]))
-        rate = group["lr"] * (KERNEL_RATE * max(shape) if parameters[0].ndim > 2 else max(1, shape[0] / shape[1])) ** 0.5
+        updates = orthogonalize(gradients.lerp_(momenta, group["momentum"]), _iteration_dtype(parameters[0]))
+        rate = (
+            group["lr"]
+            * (KERNEL_LR_SCALE * max(shape) if parameters[0].ndim > 2 else max(1, shape[0] / shape[1])) ** 0.5
+        )
         for parameter, momentum, update in zip(parameters, momenta, updates, strict=True):
             self.state[parameter]["momentum_buffer"].copy_(momentum.reshape(parameter.shape))
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
@@ -112,10 +133,10 @@ class Muon(torch.optim.Optimizer):
         return state["momentum_buffer"]
 
 
-def orthogonalised(matrices: Tensor, inside: torch.dtype) -> Tensor:
-    """Matrices (N, A, B) with all singular values near 1, by five Newton-Schulz iterations in that type."""
+def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """Matrices (N, A, B) with all singular values near 1, by five Newton-Schulz iterations in that dtype."""
     is_tall = matrices.shape[1] > matrices.shape[2]
-    wide = (matrices.mT if is_tall else matrices).to(inside)
+    wide = (matrices.mT if is_tall else matrices).to(dtype)
     wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     for _ in range(5):
         gram = wide @ wide.mT
@@ -124,25 +145,27 @@ def orthogonalised(matrices: Tensor, inside: torch.dtype) -> Tensor:
     return (wide.mT if is_tall else wide).to(matrices.dtype)
 
 
-def _iteration_type(parameter: Tensor) -> torch.dtype:
-    """bfloat16 as torch has it; but float32 for small kernels on a CPU, where bfloat16 takes up to four times as long."""
+def _iteration_dtype(parameter: Tensor) -> torch.dtype:
+    """bfloat16, as in torch; float32 for small kernels on a CPU, where bfloat16 is up to four times slower."""
     is_small_kernel = parameter.ndim > 2 and parameter.device.type == "cpu" and parameter.numel() < 2**16
     return torch.float32 if is_small_kernel else torch.bfloat16
 
 
-def muon(matrices: Iterable[nn.Parameter], weight_decay: float, rate_factor: float) -> Muon:
-    """`Muon` over hidden matrices and kernels, at `rate_factor` times the rate of everything else.
+def muon(matrices: Iterable[nn.Parameter], weight_decay: float, lr_scale: float) -> Muon:
+    """`Muon` over matrices and kernels, at `lr_scale` times the learning rate of the other parameters.
 
-    Not in the paper. AdamW lets the directions that many gradients share grow first; Muon gives the rare ones an equal
-    step, and what a caption says of a picture is rare beside what pictures have in common.
+    Not in the paper. Under AdamW the directions that many gradients share grow first; Muon gives rare
+    directions an equal step, and what a caption says about an image is rare compared with what images have in
+    common.
     """
-    return Muon([{"params": list(matrices), "rate_factor": rate_factor}], weight_decay)
+    return Muon([{"params": list(matrices), "lr_scale": lr_scale}], weight_decay)
 
 
 def learning_rate(step: int, peak: float, final: float, warmup_steps: int, steps: int) -> float:
-    """Linear warm-up to `peak` over `warmup_steps`, then a cosine that reaches `final` after all `steps` updates.
+    """Linear warm-up to `peak` over `warmup_steps`, then a cosine that reaches `final` after `steps` updates.
 
-    The first update (step 0) of a warm-up of 4 has a quarter of the peak: no update is wasted on a rate of zero.
+    The first update (step 0) of a warm-up of 4 has a quarter of the peak: no update is wasted on a rate of
+    zero.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -150,36 +173,37 @@ def learning_rate(step: int, peak: float, final: float, warmup_steps: int, steps
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Gives every parameter group the same rate, times its own `rate_factor` if it has one."""
+    """Set the rate of every parameter group, times its own `lr_scale` if it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("rate_factor", 1.0)
+        group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:
-    """Scales gradients so that their norm is at most `limit` (None: only measures); returns the norm before."""
+    """Scale gradients so that their norm is at most `limit` (None: no limit); returns the norm before."""
     return torch.nn.utils.clip_grad_norm_(list(parameters), float("inf") if limit is None else limit)
 
 
 class MovingAverage:
     """An exponential moving average of a model's weights; its `state` loads into the model as it is.
 
-    With `is_warmed_up` the decay starts low, min(decay, (1 + n) / (10 + n)) after n updates, so that a short training is not
-    weighed down by its first weights. The paper's runs are long enough to do without.
+    With `has_warmup` the decay starts low, min(decay, (1 + n) / (10 + n)) after n updates, so that the first
+    weights do not dominate the average of a short training. The paper's runs are long enough without it.
     """
 
-    def __init__(self, model: nn.Module, decay: float, is_warmed_up: bool = False) -> None:
-        self.decay, self.is_warmed_up, self.updates = decay, is_warmed_up, 0
+    def __init__(self, model: nn.Module, decay: float, has_warmup: bool = False) -> None:
+        self.decay, self.has_warmup, self.updates = decay, has_warmup, 0
         self.state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Moves the average towards the weights; what is not floating point (counters, tables) is copied."""
+        """Move the average towards the weights; integer tensors (counters, tables) are copied."""
         decay = self.decay
-        if self.is_warmed_up:
+        if self.has_warmup:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        now = model.state_dict()
-        moved = [name for name, tensor in now.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([self.state[name] for name in moved], [now[name] for name in moved], 1 - decay)
-        for name in now.keys() - set(moved):
-            self.state[name].copy_(now[name])
+        weights = model.state_dict()
+        floats = [name for name, tensor in weights.items() if tensor.is_floating_point()]
+        averages = [self.state[name] for name in floats]
+        torch._foreach_lerp_(averages, [weights[name] for name in floats], 1 - decay)
+        for name in weights.keys() - set(floats):
+            self.state[name].copy_(weights[name])

@@ -1,41 +1,40 @@
-// A list of candidates: empty places at once, pictures as they come, then a smooth change into the order of their scores.
-import { el, image } from './pieces.js';
-import { altOf, sourceOf } from './pictures.js';
+// A grid of candidates: empty slots first, images as they arrive, then an animated move into the order of their scores.
+import { el, img } from '../lib/dom.js';
+import { altOf, sourceOf } from '../lib/images.js';
 
 const MOVE = { duration: 520, easing: 'cubic-bezier(.2, .7, .2, 1)' };
 const APPEAR = { duration: 240, easing: 'ease-out' };
 
-/** `number` empty places. */
-export function placeholders(number) {
+/** `number` empty slots. */
+export function emptySlots(number) {
   return Array.from({ length: number }, () =>
-    el('li', { class: 'tile-place' }, el('div', { class: 'tile pending', 'aria-hidden': 'true' })),
+    el('li', { class: 'slot' }, el('div', { class: 'candidate pending', 'aria-hidden': 'true' })),
   );
 }
 
-/** A candidate as a button that opens it. */
-export function tile(picture, open) {
-  const score = typeof picture.score === 'number' ? picture.score.toFixed(3) : null;
+/** A candidate as a button; a click calls `open`. */
+export function candidateButton(image, open) {
+  const score = typeof image.score === 'number' ? image.score.toFixed(3) : null;
   return el(
     'button',
     {
       type: 'button',
-      class: 'tile',
-      'data-testid': 'tile',
-      'data-candidate': picture.candidate,
-      'data-score': picture.score,
-      'aria-label': `${altOf(picture)}${score ? `, score ${score}` : ''}`,
+      class: 'candidate',
+      'data-testid': 'candidate',
+      'data-candidate': image.candidate,
+      'data-score': image.score,
+      'aria-label': `${altOf(image)}${score ? `, score ${score}` : ''}`,
       onclick: open,
     },
-    image(sourceOf(picture), ''),
+    img(sourceOf(image), ''),
     el('span', { class: 'score' }, score ?? ' '),
   );
 }
 
-/** Puts the tile into its place. */
-export function fill(place, filled) {
-  place.replaceChildren(filled);
-  if (moves())
-    filled.animate(
+export function fillSlot(slot, button) {
+  slot.replaceChildren(button);
+  if (isMotionAllowed())
+    button.animate(
       [
         { opacity: 0, transform: 'scale(.96)' },
         { opacity: 1, transform: 'none' },
@@ -44,19 +43,19 @@ export function fill(place, filled) {
     );
 }
 
-/** Re-orders the places: each is seen to move from where it was to where it belongs (FLIP: first, last, invert, play). */
-export function reorder(list, places) {
-  const before = places.map((place) => place.getBoundingClientRect());
+/** Reorder the slots and animate each one from its old to its new position (FLIP: first, last, invert, play). */
+export function reorderSlots(list, slots) {
+  const before = slots.map((slot) => slot.getBoundingClientRect());
   const focused = list.contains(document.activeElement) ? document.activeElement : null;
-  list.append(...places);
-  focused?.focus({ preventScroll: true }); // an element that is moved loses the focus
-  if (moves()) places.forEach((place, index) => moveFrom(place, before[index]));
+  list.append(...slots);
+  focused?.focus({ preventScroll: true }); // an element that is moved in the document loses the focus
+  if (isMotionAllowed()) slots.forEach((slot, index) => animateFrom(slot, before[index]));
 }
 
-function moveFrom(place, before) {
-  const after = place.getBoundingClientRect();
+function animateFrom(slot, before) {
+  const after = slot.getBoundingClientRect();
   const [x, y] = [before.left - after.left, before.top - after.top];
-  if (x || y) place.animate([{ transform: `translate(${x}px, ${y}px)` }, { transform: 'none' }], MOVE);
+  if (x || y) slot.animate([{ transform: `translate(${x}px, ${y}px)` }, { transform: 'none' }], MOVE);
 }
 
-const moves = () => !matchMedia('(prefers-reduced-motion: reduce)').matches;
+const isMotionAllowed = () => !matchMedia('(prefers-reduced-motion: reduce)').matches;

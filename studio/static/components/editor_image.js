@@ -1,60 +1,49 @@
-// A picture on the workbench: its words by the model that is worked with, and how well they tell it.
-import { ApiError, postBytes, withQuery } from './api.js';
-import { bytesOf, sourceOf } from './pictures.js';
-import { chooseVersion, currentVersion, describe } from './versions.js';
+// The image that an editor works on: its tokens by the current model, and how well they reconstruct it.
+import { ApiError, postBytes, withQuery } from '../lib/api.js';
+import { bytesOf, pngSource, sourceOf } from '../lib/images.js';
+import { currentVersion, describeModel, selectVersion } from './version_select.js';
 
 /**
- * {words, source, rebuilt, psnr, version, model, caption, origin} of a picture of any kind.
- * One that a model drew has its words with it, and brings its model along; any other is read by the current one.
+ * Any image -> {tokens, source, reconstruction, psnr, version, model, caption, image}.
+ * A generated image has its tokens and selects its own model; any other image is encoded by the current model.
  */
-export async function readPiece(picture) {
-  return picture.words ? pieceOfWords(picture) : pieceOfPixels(picture, await currentVersion());
+export async function loadEditorImage(image) {
+  return image.tokens ? fromTokens(image) : fromPixels(image, await currentVersion());
 }
 
-/** The same picture as the version that is now worked with sees it: numbers of one model mean nothing to another. */
-export const rereadPiece = async ({ origin }) => pieceOfPixels(origin, await currentVersion());
+/** The same image, encoded by the current version: the tokens of one model mean nothing to another. */
+export const reloadEditorImage = async ({ image }) => fromPixels(image, await currentVersion());
 
-async function pieceOfWords(picture) {
-  const version = picture.version ?? (await currentVersion());
-  const model = await gridModel(version);
-  chooseVersion(version);
-  const source = sourceOf(picture);
+async function fromTokens(image) {
+  const version = image.version ?? (await currentVersion());
+  const model = await modelWithGrid(version);
+  selectVersion(version);
+  const source = sourceOf(image);
+  const { tokens, caption = '' } = image;
+  return { tokens, source, reconstruction: source, psnr: null, version, model, caption, image };
+}
+
+async function fromPixels(image, version) {
+  const model = await modelWithGrid(version);
+  const answer = await postBytes(withQuery('/api/images', { version }), await bytesOf(image));
   return {
-    words: picture.words,
-    source,
-    rebuilt: source,
-    psnr: null,
+    tokens: answer.tokens,
+    source: pngSource(answer.png),
+    reconstruction: pngSource(answer.reconstruction),
+    psnr: answer.psnr,
     version,
     model,
-    caption: picture.caption ?? '',
-    origin: picture,
+    caption: answer.provenance?.caption ?? (image.file ? '' : (image.caption ?? '')),
+    image,
   };
 }
 
-async function pieceOfPixels(picture, version) {
-  const model = await gridModel(version);
-  const read = await postBytes(withQuery('/api/pictures', { version }), await bytesOf(picture));
-  return {
-    words: read.words,
-    source: pngSource(read.png),
-    rebuilt: pngSource(read.rebuilt),
-    psnr: read.psnr,
-    version,
-    model,
-    caption: read.provenance?.caption ?? (picture.file ? '' : (picture.caption ?? '')),
-    origin: picture,
-  };
-}
-
-/** The model, if its words form one grid; those of several scales do not. */
-async function gridModel(version) {
-  const model = await describe(version);
+/** The model; throws ApiError if its tokens form several scales and not one grid. */
+async function modelWithGrid(version) {
+  const model = await describeModel(version);
   if (!model.side)
-    throw new ApiError(
-      'The words of this model form no single grid, so they cannot be looked at one by one. Choose another model.',
-      { status: 422 },
-    );
+    throw new ApiError('The tokens of this model do not form one grid, so they cannot be edited. Choose another model.', {
+      status: 422,
+    });
   return model;
 }
-
-export const pngSource = (png) => `data:image/png;base64,${png}`;

@@ -1,34 +1,34 @@
-// One draw from the first word to the ranking: asks the server, and shows progress, candidates and what went wrong.
-import { ApiError, postForEvents } from './api.js';
-import { openDetail } from './detail.js';
+// One generation, from the request to the ranking: shows the progress, the candidates and errors.
+import { ApiError, postForEvents } from '../lib/api.js';
+import { announce, el, pluralize } from '../lib/dom.js';
+import { candidateButton, emptySlots, fillSlot, reorderSlots } from './candidate_grid.js';
+import { openImageDialog } from './image_dialog.js';
 import { clearNotice, showError } from './notice.js';
-import { announce, count, el } from './pieces.js';
-import { fill, placeholders, reorder, tile } from './tiles.js';
 
-/** A board in `root`: draw(request, form) draws, stop() ends it; `onChange(isDrawing)` is told of both. */
-export function makeBoard(root, onChange = () => {}) {
-  const shown = {
+/** A generation in `root`: start(request, form) and stop(); `onChange(isRunning)` is called at both ends. */
+export function createGeneration(root, onChange = () => {}) {
+  const ui = {
     status: el('p', { class: 'status', 'data-testid': 'status' }),
-    bar: el('progress', { class: 'bar', 'aria-label': 'Drawn so far', hidden: true }),
+    progress: el('progress', { class: 'progress', 'aria-label': 'Generated so far', hidden: true }),
     note: el('p', { class: 'note', 'data-testid': 'truncated', hidden: true }),
     notices: el('div', { class: 'notices' }),
-    list: el('ul', { class: 'tiles' }),
+    list: el('ul', { class: 'image-grid' }),
   };
-  root.replaceChildren(shown.status, shown.bar, shown.note, shown.notices, shown.list);
+  root.replaceChildren(ui.status, ui.progress, ui.note, ui.notices, ui.list);
   let controller = null;
 
-  async function draw(request, form = null) {
+  async function start(request, form = null) {
     stop();
-    const mine = (controller = new AbortController());
+    const ownController = (controller = new AbortController());
     onChange(true);
     try {
-      await follow(shown, request, mine.signal, form);
+      await readEvents(ui, request, ownController.signal, form);
     } catch (error) {
-      if (controller !== mine) return; // another draw has begun here, and the board is its
-      showEnd(shown, mine.signal);
-      showError(shown.notices, error, { retry: () => draw(request, form), form });
+      if (controller !== ownController) return; // a newer generation uses this place now
+      showEnd(ui, ownController.signal);
+      showError(ui.notices, error, { retry: () => start(request, form), form });
     } finally {
-      if (controller === mine) {
+      if (controller === ownController) {
         controller = null;
         onChange(false);
       }
@@ -39,106 +39,103 @@ export function makeBoard(root, onChange = () => {}) {
     controller?.abort();
   }
 
-  return { draw, stop, isDrawing: () => controller !== null };
+  return { start, stop };
 }
 
-async function follow(shown, request, signal, form) {
-  const run = { request, drawn: [], places: placeholders(request.candidates), version: request.version };
+async function readEvents(ui, request, signal, form) {
+  const state = { request, images: [], slots: emptySlots(request.candidates), version: request.version };
   let isRanked = false;
-  begin(shown, run, form);
-  for await (const event of postForEvents('/api/draw', request, signal)) {
-    const handle = HANDLERS[event.event];
-    if (handle) handle(shown, run, event); // events that a later server adds are no concern of ours
-    isRanked ||= event.event === 'ranked'; // read on to the end: hanging up early looks like a stop
+  showStart(ui, state, form);
+  for await (const event of postForEvents('/api/generate', request, signal)) {
+    EVENT_HANDLERS[event.event]?.(ui, state, event); // a newer server may send other events: ignore them
+    isRanked ||= event.event === 'ranked'; // read on to the end: the server takes a closed connection for a stop
   }
-  if (!isRanked) throw new ApiError('The server stopped in the middle of its answer. Draw again.', { status: 500 });
+  if (!isRanked) throw new ApiError('The server’s answer is not complete. Generate again.', { status: 500 });
 }
 
-function begin(shown, run, form) {
-  clearNotice(shown.notices, form);
-  shown.list.replaceChildren(...run.places);
-  shown.note.hidden = true;
-  shown.status.textContent = 'Asking the model …';
-  Object.assign(shown.bar, { hidden: false, max: run.places.length, value: 0 });
-  shown.bar.removeAttribute('value'); // no value: busy, nobody knows how far
+function showStart(ui, state, form) {
+  clearNotice(ui.notices, form);
+  ui.list.replaceChildren(...state.slots);
+  ui.note.hidden = true;
+  ui.status.textContent = 'Waiting for the model …';
+  Object.assign(ui.progress, { hidden: false, max: state.slots.length, value: 0 });
+  ui.progress.removeAttribute('value'); // without a value the bar shows "busy"
 }
 
-const HANDLERS = {
-  queued(shown, run, { ahead }) {
-    shown.status.textContent = ahead ? `${ahead} ahead of you` : 'You are next';
-    announce(shown.status.textContent);
+const EVENT_HANDLERS = {
+  queued(ui, state, { ahead }) {
+    ui.status.textContent = ahead ? `${pluralize(ahead, 'request')} ahead of yours` : 'Your request is next';
+    announce(ui.status.textContent);
   },
 
-  started(shown, run, event) {
-    Object.assign(run, { caption: event.prompt, seed: event.seed, version: event.version });
-    fitPlaces(shown, run, event.candidates);
-    showProgress(shown, run);
-    if (event.truncated) showTruncated(shown.note, event.read);
+  started(ui, state, event) {
+    Object.assign(state, { caption: event.prompt, seed: event.seed, version: event.version });
+    setSlotCount(ui, state, event.candidates);
+    showProgress(ui, state);
+    if (event.truncated) showTruncated(ui.note, event.text_used);
   },
 
-  candidate(shown, run, { candidate, png, words, score }) {
-    const picture = {
+  candidate(ui, state, { candidate, png, tokens, score }) {
+    const image = {
       candidate,
       png,
-      words,
+      tokens,
       score,
-      caption: run.caption,
-      seed: run.seed,
-      version: run.version,
-      candidates: run.places.length,
-      given: run.request.given ?? null,
+      caption: state.caption,
+      seed: state.seed,
+      version: state.version,
+      candidates: state.slots.length,
+      fixedTokens: state.request.fixed_tokens ?? null,
     };
-    run.drawn[candidate] = picture;
-    fill(
-      run.places[candidate],
-      tile(picture, () => openDetail(inOrder(run), inOrder(run).indexOf(picture))),
-    );
-    showProgress(shown, run);
+    state.images[candidate] = image;
+    const open = () => openImageDialog(inOrder(state), inOrder(state).indexOf(image));
+    fillSlot(state.slots[candidate], candidateButton(image, open));
+    showProgress(ui, state);
   },
 
-  ranked(shown, run, { order, seconds, id }) {
-    run.order = order;
-    reorder(
-      shown.list,
-      order.map((candidate) => run.places[candidate]),
+  ranked(ui, state, { order, seconds, id }) {
+    state.order = order;
+    reorderSlots(
+      ui.list,
+      order.map((candidate) => state.slots[candidate]),
     );
-    run.places[order[0]].classList.add('best');
-    shown.bar.hidden = true;
-    const loss = id ? '' : '; the gallery could not keep them';
-    shown.status.textContent = `${count(order.length, 'candidate')} in ${seconds.toFixed(1)} s, best first${loss}`;
-    announce(shown.status.textContent);
+    state.slots[order[0]].classList.add('best');
+    ui.progress.hidden = true;
+    const unsaved = id ? '' : '; the gallery could not save them';
+    ui.status.textContent = `${pluralize(order.length, 'candidate')} in ${seconds.toFixed(1)} s, best first${unsaved}`;
+    announce(ui.status.textContent);
   },
 
-  error(shown, run, { error }) {
+  error(ui, state, { error }) {
     throw new ApiError(error, { status: 500 });
   },
 };
 
-/** The model may have a number of its own where none was asked for. */
-function fitPlaces(shown, run, number) {
-  if (number === run.places.length) return;
-  run.places = placeholders(number);
-  shown.list.replaceChildren(...run.places);
-  shown.bar.max = number;
+/** The server may use another number of candidates than the request. */
+function setSlotCount(ui, state, number) {
+  if (number === state.slots.length) return;
+  state.slots = emptySlots(number);
+  ui.list.replaceChildren(...state.slots);
+  ui.progress.max = number;
 }
 
-function showProgress(shown, run) {
-  const done = run.drawn.filter(Boolean).length;
-  shown.bar.value = done;
-  shown.status.textContent = `${done} of ${run.places.length}`;
+function showProgress(ui, state) {
+  const done = state.images.filter(Boolean).length;
+  ui.progress.value = done;
+  ui.status.textContent = `${done} of ${state.slots.length}`;
 }
 
-function showTruncated(note, read) {
-  note.replaceChildren('The caption is longer than the model reads. It read: ', el('q', {}, read));
+function showTruncated(note, usedText) {
+  note.replaceChildren('The caption is too long for the model. It reads only: ', el('q', {}, usedText));
   note.hidden = false;
 }
 
-/** What was drawn stays; places that will not be filled go. */
-function showEnd(shown, signal) {
-  shown.bar.hidden = true;
-  for (const place of shown.list.querySelectorAll('.pending')) place.closest('li').remove();
-  shown.status.textContent = signal.aborted ? `Stopped after ${count(shown.list.children.length, 'candidate')}` : '';
-  if (signal.aborted) announce(shown.status.textContent);
+/** Keep the finished candidates and remove the slots that stay empty. */
+function showEnd(ui, signal) {
+  ui.progress.hidden = true;
+  for (const pending of ui.list.querySelectorAll('.pending')) pending.closest('li').remove();
+  ui.status.textContent = signal.aborted ? `Stopped after ${pluralize(ui.list.children.length, 'candidate')}` : '';
+  if (signal.aborted) announce(ui.status.textContent);
 }
 
-const inOrder = (run) => (run.order ?? Object.keys(run.drawn)).map((candidate) => run.drawn[candidate]);
+const inOrder = (state) => (state.order ?? Object.keys(state.images)).map((candidate) => state.images[candidate]);

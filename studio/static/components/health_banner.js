@@ -1,51 +1,50 @@
-// The banner above everything: the server is gone, or its models are being loaded. Asks /health until it is well again.
-import { connection } from './api.js';
-import { announce, el } from './pieces.js';
+// The banner at the top: the server does not answer, or its models are loading. It polls /health until all is well.
+import { connection } from '../lib/api.js';
+import { announce, el } from '../lib/dom.js';
 
-const PAUSE = 2000; // milliseconds between two looks at /health
+const POLL_INTERVAL = 2000; // milliseconds
 let timer = null;
 
-/** Watches for trouble from now on, and looks once at the start. */
+/** Check the server now, and again after every failed request. */
 export function watchHealth() {
-  connection.addEventListener('trouble', look);
-  look();
+  connection.addEventListener('trouble', checkHealth);
+  checkHealth();
 }
 
-async function look() {
+async function checkHealth() {
   clearTimeout(timer);
-  const state = await health();
-  if (state.status === 'ready') return recovered();
-  show(...said(state));
-  timer = setTimeout(look, PAUSE);
+  const health = await fetchHealth();
+  if (health.status === 'ready') return hideBanner();
+  showBanner(...messageOf(health));
+  timer = setTimeout(checkHealth, POLL_INTERVAL);
 }
 
-async function health() {
+async function fetchHealth() {
   try {
     return await (await fetch('/health', { cache: 'no-store' })).json();
   } catch {
-    return { status: 'gone' }; // no answer, or none of ours
+    return { status: 'no-answer' };
   }
 }
 
-function said({ status, error }) {
-  if (status === 'loading')
-    return ['loading', 'The models are being loaded', 'This page goes on by itself as soon as they are ready.'];
-  if (status === 'broken') return ['broken', 'The studio cannot draw', error ?? 'The server says no more.'];
-  return ['gone', 'The studio’s server does not answer', 'Is it still running? This page looks for it every two seconds.'];
+function messageOf({ status, error }) {
+  if (status === 'loading') return ['loading', 'The models are loading', 'This page continues as soon as they are ready.'];
+  if (status === 'broken') return ['broken', 'The studio cannot generate images', error ?? 'The server gives no reason.'];
+  return ['no-answer', 'The studio’s server does not answer', 'Is it still running? This page tries again every two seconds.'];
 }
 
-function show(kind, title, text) {
+function showBanner(kind, title, text) {
   const banner = document.getElementById('banner');
-  if (banner.dataset.kind === kind) return; // said already; a screen reader shall not hear it every two seconds
+  if (banner.dataset.kind === kind) return; // unchanged, so a screen reader does not repeat it every two seconds
   banner.dataset.kind = kind;
   banner.replaceChildren(
     el('div', {}, el('strong', {}, title), el('span', {}, text)),
-    el('button', { type: 'button', 'data-testid': 'banner-retry', onclick: look }, 'Look again'),
+    el('button', { type: 'button', 'data-testid': 'banner-retry', onclick: checkHealth }, 'Check again'),
   );
   banner.hidden = false;
 }
 
-function recovered() {
+function hideBanner() {
   const banner = document.getElementById('banner');
   if (banner.hidden) return;
   banner.hidden = true;

@@ -1,57 +1,57 @@
-// The dialog of one picture: large, its facts, and everything that can be done with it.
-import { postBytes, postJson, withQuery } from './api.js';
-import { provenanceFacts, redraw } from './redraw.js';
+// The dialog of one image: large, with its provenance and all actions on it.
+import { postBytes, postJson, withQuery } from '../lib/api.js';
+import { announce, el, img } from '../lib/dom.js';
+import { altOf, bytesOf, download, pngSource, sourceOf } from '../lib/images.js';
+import { openView } from '../lib/router.js';
 import { clearNotice, showError } from './notice.js';
-import { announce, el, image } from './pieces.js';
-import { altOf, bytesOf, download, sourceOf } from './pictures.js';
-import { go } from './router.js';
-import { currentVersion } from './versions.js';
+import { provenanceList, reproduce } from './reproduce.js';
+import { currentVersion } from './version_select.js';
 
-const READING_PAUSE = 1500; // milliseconds until a server that reads its data is asked again
-let shown = null; // {pictures, index, abort}
+const INDEXING_POLL_INTERVAL = 1500; // milliseconds, while the server encodes its dataset
+let current = null; // {images, index, abort}
 
-const dialog = document.getElementById('detail');
+const dialog = document.getElementById('image-dialog');
 dialog.addEventListener('close', () => {
-  if (dialog.open) return; // opened again before this was heard: what runs belongs to the new picture
-  shown?.abort.abort();
-  dialog.replaceChildren(); // its buttons shall not be found while it is not there
+  if (dialog.open) return; // it was opened again before this event: the running work belongs to the new image
+  current?.abort.abort();
+  dialog.replaceChildren(); // no hidden buttons in the document
 });
 dialog.addEventListener('click', (event) => {
-  if (event.target === dialog) dialog.close();
-}); // outside of the sheet
+  if (event.target === dialog) dialog.close(); // a click on the backdrop
+});
 dialog.addEventListener('keydown', (event) => {
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (step && shown.pictures[shown.index + step]) openDetail(shown.pictures, shown.index + step);
+  if (step && current.images[current.index + step]) openImageDialog(current.images, current.index + step);
 });
 
-/** Opens pictures[index]; the arrow keys step through the others. */
-export function openDetail(pictures, index = 0) {
-  shown?.abort.abort();
-  shown = { pictures, index, abort: new AbortController() };
-  const step = document.activeElement?.dataset.step; // one who steps on by a button wants to do so again
-  fillDialog(pictures[index], shown.abort.signal);
+/** Open images[index]; the arrow keys move to the others. */
+export function openImageDialog(images, index = 0) {
+  current?.abort.abort();
+  current = { images, index, abort: new AbortController() };
+  const step = document.activeElement?.dataset.step; // keep the focus on the previous or next button
+  fillDialog(images[index], current.abort.signal);
   if (!dialog.open) dialog.showModal();
-  (dialog.querySelector(`[data-step="${step}"]:enabled`) ?? document.getElementById('detail-title')).focus();
+  (dialog.querySelector(`[data-step="${step}"]:enabled`) ?? document.getElementById('image-dialog-title')).focus();
 }
 
-/** Opens a file that the studio made, and draws it again at once: that is what one opens it for. */
-export function openStudioPicture(file) {
-  openDetail([{ file, caption: file.name }]);
-  dialog.querySelector('[data-testid=redraw]').click();
+/** Open a file that the studio made, and reproduce it at once. */
+export function openStudioImage(file) {
+  openImageDialog([{ file, caption: file.name }]);
+  dialog.querySelector('[data-testid=reproduce]').click();
 }
 
-function fillDialog(picture, signal) {
+function fillDialog(image, signal) {
   const results = el('div', { class: 'results' });
-  const title = el('h2', { id: 'detail-title', tabindex: '-1' }, picture.caption ?? 'A picture');
-  const knowledge = el('div', {}, provenanceFacts(knownOf(picture)));
-  const learn = ({ caption, ...rest }) => {
+  const title = el('h2', { id: 'image-dialog-title', tabindex: '-1' }, image.caption ?? 'An image');
+  const metadata = el('div', {}, provenanceList(metadataOf(image)));
+  const addProvenance = ({ caption, fixed_tokens: fixedTokens, ...provenance }) => {
     title.textContent = caption ?? title.textContent;
-    knowledge.replaceChildren(provenanceFacts({ ...knownOf(picture), ...rest }));
+    metadata.replaceChildren(provenanceList({ ...metadataOf(image), ...provenance, fixedTokens }));
   };
   dialog.replaceChildren(
     el(
       'div',
-      { class: 'detail-head' },
+      { class: 'dialog-header' },
       title,
       el(
         'button',
@@ -62,122 +62,133 @@ function fillDialog(picture, signal) {
     ),
     el(
       'div',
-      { class: 'detail-body' },
-      image(sourceOf(picture), altOf(picture), { 'data-testid': 'detail-picture' }),
-      el('div', {}, knowledge, actions(picture, results, learn, signal)),
+      { class: 'dialog-body' },
+      img(sourceOf(image), altOf(image), { 'data-testid': 'dialog-image' }),
+      el('div', {}, metadata, actions(image, results, addProvenance, signal)),
     ),
     results,
   );
 }
 
 function stepper() {
-  const { pictures, index } = shown;
-  if (pictures.length < 2) return null;
-  const step = (by, name, sign) =>
+  const { images, index } = current;
+  if (images.length < 2) return null;
+  const button = (step, label, sign) =>
     el(
       'button',
       {
         type: 'button',
         class: 'icon',
-        'aria-label': name,
-        'data-step': by,
-        disabled: !pictures[index + by],
-        onclick: () => openDetail(pictures, index + by),
+        'aria-label': label,
+        'data-step': step,
+        disabled: !images[index + step],
+        onclick: () => openImageDialog(images, index + step),
       },
       sign,
     );
   return el(
     'div',
     { class: 'stepper' },
-    step(-1, 'The one before', '‹'),
-    el('span', {}, `${index + 1} of ${pictures.length}`),
-    step(1, 'The next', '›'),
+    button(-1, 'Previous image', '‹'),
+    el('span', {}, `${index + 1} of ${images.length}`),
+    button(1, 'Next image', '›'),
   );
 }
 
-const knownOf = ({ seed, candidate, candidates, version, score, given }) => ({
+const metadataOf = ({ seed, candidate, candidates, version, score, fixedTokens }) => ({
   seed,
   candidate,
   candidates,
   version,
-  given,
+  fixedTokens,
   score: score?.toFixed(3),
 });
 
-function actions(picture, results, learn, signal) {
-  const button = (name, testid, onclick) => el('button', { type: 'button', 'data-testid': testid, onclick }, name);
-  const send = (view) => () => {
+function actions(image, results, addProvenance, signal) {
+  const button = (label, testid, onclick) => el('button', { type: 'button', 'data-testid': testid, onclick }, label);
+  const run = (action) => () => runAction(results, action);
+  const sendTo = (view) => () => {
     dialog.close();
-    go(view, {}, { picture });
+    openView(view, {}, { image });
   };
   return el(
     'div',
     { class: 'actions' },
-    button('Download', 'download', () => attempt(results, () => download(picture))),
-    button('Draw again, byte for byte', 'redraw', () => attempt(results, () => showRedrawn(picture, results, learn, signal))),
-    button('Complete from here', 'to-complete', send('complete')),
-    button('Look at its words', 'to-words', send('words')),
-    button('Nearest training pictures', 'nearest', () => attempt(results, () => showNearest(picture, results, signal))),
+    button(
+      'Download',
+      'download',
+      run(() => download(image)),
+    ),
+    button(
+      'Reproduce, byte for byte',
+      'reproduce',
+      run(() => showReproduced(image, results, addProvenance, signal)),
+    ),
+    button('Inpaint', 'to-inpaint', sendTo('inpaint')),
+    button('Edit tokens', 'to-tokens', sendTo('tokens')),
+    button(
+      'Find nearest training images',
+      'nearest',
+      run(() => showNearest(image, results, signal)),
+    ),
   );
 }
 
-async function attempt(results, action) {
+async function runAction(results, action) {
   clearNotice(results);
   try {
     await action();
     results.scrollIntoView({ block: 'nearest' });
   } catch (error) {
-    showError(results, error, { retry: () => attempt(results, action) });
+    showError(results, error, { retry: () => runAction(results, action) });
   }
 }
 
-async function showRedrawn(picture, results, learn, signal) {
-  results.replaceChildren(el('p', { class: 'status busy' }, 'Drawing it again …'));
-  const { box, answer } = await redraw(await bytesOf(picture), sourceOf(picture), signal);
-  learn(answer.provenance);
-  if (picture.file && answer.same) knowAgain(picture, answer);
-  results.replaceChildren(box);
+async function showReproduced(image, results, addProvenance, signal) {
+  results.replaceChildren(el('p', { class: 'status busy' }, 'Generating it again …'));
+  const { element, answer } = await reproduce(await bytesOf(image), sourceOf(image), signal);
+  addProvenance(answer.provenance);
+  if (image.file && answer.same) addTokens(image, answer);
+  results.replaceChildren(element);
 }
 
-/** A file that came again is the picture that was drawn: its words are known exactly, and need not be read from its pixels. */
-function knowAgain(picture, { words, version, provenance: { caption, seed, candidate } }) {
-  Object.assign(picture, { words, version, caption, seed, candidate });
+/** A file that was reproduced has the tokens of the new image exactly, so it need not be encoded from pixels. */
+function addTokens(image, { tokens, version, provenance: { caption, seed, candidate } }) {
+  Object.assign(image, { tokens, version, caption, seed, candidate });
 }
 
-async function showNearest(picture, results, signal) {
-  const version = picture.version ?? (await currentVersion());
-  const { words } = picture.words
-    ? picture
-    : await postBytes(withQuery('/api/pictures', { version }), await bytesOf(picture), signal);
+async function showNearest(image, results, signal) {
+  const version = image.version ?? (await currentVersion());
+  const tokens = image.tokens ?? (await postBytes(withQuery('/api/images', { version }), await bytesOf(image), signal)).tokens;
   for (;;) {
-    const answer = await postJson('/api/nearest', { words, version }, signal);
+    const answer = await postJson('/api/nearest', { tokens, version }, signal);
     results.replaceChildren(nearestOf(answer));
-    if (answer.state !== 'reading') return announce('The nearest training pictures are here.');
-    await new Promise((resolve) => setTimeout(resolve, READING_PAUSE));
+    if (answer.state !== 'indexing') return announce('The nearest training images are shown.');
+    await new Promise((resolve) => setTimeout(resolve, INDEXING_POLL_INTERVAL));
     signal.throwIfAborted();
   }
 }
 
-function nearestOf({ state, done, total, pictures }) {
-  if (state === 'reading')
-    return el('p', { class: 'status busy', 'data-testid': 'reading' }, `Reading the training pictures: ${done} of ${total}`);
-  if (state === 'none') return el('p', { class: 'status' }, 'There are no training pictures here to compare with.');
+function nearestOf({ state, done, total, images }) {
+  if (state === 'indexing')
+    return el('p', { class: 'status busy', 'data-testid': 'indexing' }, `Encoding the training images: ${done} of ${total}`);
+  if (state === 'none') return el('p', { class: 'status' }, 'There are no training images here to compare with.');
   return el(
     'section',
     { 'data-testid': 'nearest-result' },
-    el('h3', {}, 'Nearest training pictures'),
+    el('h3', {}, 'Nearest training images'),
     el(
       'ul',
-      { class: 'tiles small' },
-      pictures.map((near) =>
+      { class: 'image-grid small' },
+      images.map(({ png, caption, key, score }) =>
         el(
           'li',
           {},
           el(
             'figure',
-            { class: 'thing' },
-            image(`data:image/png;base64,${near.png}`, near.caption),
-            el('figcaption', {}, near.caption, el('small', {}, `${near.key} · ${near.score.toFixed(3)}`)),
+            { class: 'captioned-image' },
+            img(pngSource(png), caption),
+            el('figcaption', {}, caption, el('small', {}, `${key} · ${score.toFixed(3)}`)),
           ),
         ),
       ),

@@ -1,39 +1,40 @@
-// Which cells of a picture are kept and which are drawn: toggled, or painted by dragging or with Shift and the arrow keys.
-import { makeGrid } from './grid.js';
+// The keep mask of inpainting: which cells are kept and which are generated. A cell is toggled by a click, or painted by
+// dragging or with Shift and the arrow keys.
+import { createTokenGrid } from './token_grid.js';
 
-/** A grid of toggles; `onChange(kept)` hears the number that is kept. All cells start as drawn. */
-export function makeKeepGrid(side, source, onChange) {
-  const grid = makeGrid(side, source, {
-    label: 'Cells of the picture: pressed ones are kept, others are drawn',
+/** A grid of toggle buttons, none kept at first; `onChange(count)` gets the number of kept cells. */
+export function createKeepMask(side, source, onChange) {
+  const grid = createTokenGrid(side, source, {
+    label: 'Cells of the image: pressed cells are kept, the others are generated',
     onMove: (from, to, event) => {
       if (event.shiftKey) paint(to, isKept(from));
     },
   });
+  const reportCount = () => onChange(grid.cells.filter(isKept).length);
 
-  function paint(cell, kept) {
-    if (isKept(cell) === kept) return;
-    cell.setAttribute('aria-pressed', String(kept));
-    onChange(grid.cells.filter(isKept).length);
+  function paint(cell, keep) {
+    if (isKept(cell) === keep) return;
+    setKept(cell, keep);
+    reportCount();
   }
 
-  /** Keeps the cells for which choose(row, column, isKept) is true. */
-  function choose(rule) {
-    grid.cells.forEach((cell, index) => {
-      cell.setAttribute('aria-pressed', String(rule(Math.floor(index / side), index % side, isKept(cell))));
-    });
-    onChange(grid.cells.filter(isKept).length);
+  /** Keep the cells for which rule(row, column, isKept) is true. */
+  function select(rule) {
+    grid.cells.forEach((cell, index) => setKept(cell, rule(Math.floor(index / side), index % side, isKept(cell))));
+    reportCount();
   }
 
-  choose(() => false);
-  armPainting(grid.layer, paint);
-  return { ...grid, choose, kept: () => grid.cells.map(isKept) };
+  select(() => false);
+  initPainting(grid.layer, paint);
+  return { element: grid.element, select, mask: () => grid.cells.map(isKept) };
 }
 
 const isKept = (cell) => cell.getAttribute('aria-pressed') === 'true';
+const setKept = (cell, keep) => cell.setAttribute('aria-pressed', String(keep));
 
-/** The cell under the pointer is toggled, and those it is dragged over become alike. */
-function armPainting(layer, paint) {
-  let brush = null; // what is painted while the pointer is down
+/** A press toggles the cell under the pointer; dragging gives other cells the same state. */
+function initPainting(layer, paint) {
+  let brush = null; // the state to paint while the pointer is down
   layer.addEventListener('pointerdown', (event) => {
     const cell = event.target.closest('.cell');
     if (!cell || event.button !== 0) return;
@@ -42,7 +43,7 @@ function armPainting(layer, paint) {
   });
   layer.addEventListener('pointermove', (event) => {
     if (brush === null) return;
-    // a finger's moves all go to the cell it came down on, so ask which one is under it
+    // touch events all go to the first cell, so find the cell under the finger
     const cell = document.elementFromPoint(event.clientX, event.clientY)?.closest('.cell');
     if (cell && layer.contains(cell)) paint(cell, brush);
   });
@@ -51,7 +52,7 @@ function armPainting(layer, paint) {
       brush = null;
     });
   layer.addEventListener('click', (event) => {
-    // no pointer: Space, Enter, or a screen reader
+    // without a pointer: Space, Enter, or a screen reader
     const cell = event.target.closest('.cell');
     if (cell && event.detail === 0) paint(cell, !isKept(cell));
   });

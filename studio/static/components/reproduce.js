@@ -1,44 +1,37 @@
-// "Byte for byte": sends a picture of the studio back to the server, which draws it again from what the file says of itself.
-import { postBytes } from './api.js';
-import { announce, el, facts, image } from './pieces.js';
+// Reproduce: the server generates an image again from the provenance in its file, and compares the bytes.
+import { postBytes } from '../lib/api.js';
+import { announce, el, img, labelOf, metadataList } from '../lib/dom.js';
+import { pngSource } from '../lib/images.js';
 
-const SAME = 'The same picture came, byte for byte.';
-const OTHER = 'Another picture came. The model, its settings or the machine differ from then.';
-const NAMES = {
-  candidate: 'Candidate',
-  candidates: 'Candidates',
-  seed: 'Seed',
-  version: 'Model',
-  score: 'Score',
-  fingerprint: 'Fingerprint',
-  caption: 'Caption',
-};
+const SAME = 'The same image, byte for byte.';
+const DIFFERENT = 'A different image. The model, its settings or the machine are not the same as before.';
 
-/** Draws again -> {box: what came of it, for the page; answer: the server's}. `source` is the first picture's address. */
-export async function redraw(blob, source, signal) {
-  const answer = await postBytes('/api/redraw', new Blob([blob], { type: 'image/png' }), signal);
-  announce(answer.same ? SAME : OTHER);
-  return { box: verdict(answer, source), answer };
+/** Generate again -> {element: the result for the page; answer: the server's}. `source` is the src of the first image. */
+export async function reproduce(blob, source, signal) {
+  const answer = await postBytes('/api/reproduce', new Blob([blob], { type: 'image/png' }), signal);
+  announce(answer.same ? SAME : DIFFERENT);
+  return { element: resultOf(answer, source), answer };
 }
 
-function verdict({ same, png }, source) {
+function resultOf({ same, png }, source) {
   return el(
     'section',
-    { class: `verdict ${same ? 'good' : 'bad'}`, 'data-testid': 'redraw-result', 'data-same': String(same) },
-    el('p', {}, el('span', { class: 'mark', 'aria-hidden': 'true' }, same ? '✓' : '≠'), same ? SAME : OTHER),
-    el('div', { class: 'then-now' }, figure(source, 'The file'), figure(`data:image/png;base64,${png}`, 'Drawn now')),
+    { class: `reproduce-result ${same ? 'good' : 'bad'}`, 'data-testid': 'reproduce-result', 'data-same': String(same) },
+    el('p', {}, el('span', { class: 'mark', 'aria-hidden': 'true' }, same ? '✓' : '≠'), same ? SAME : DIFFERENT),
+    el('div', { class: 'before-after' }, figure(source, 'The file'), figure(pngSource(png), 'Generated now')),
   );
 }
 
-const figure = (source, text) => el('figure', {}, image(source, text), el('figcaption', {}, text));
+const figure = (source, text) => el('figure', {}, img(source, text), el('figcaption', {}, text));
 
-/** What a picture tells of its making: the settings too, but not all given words; long fingerprints are shortened. */
-export function provenanceFacts({ settings, given, ...told }) {
-  return facts(
-    Object.entries({ ...told, kind: given ? 'completion' : null, ...settings })
+/** The provenance of an image as a list: with the settings, without the fixed tokens; long fingerprints are shortened. */
+export function provenanceList({ settings, fixedTokens, ...provenance }) {
+  return metadataList(
+    Object.entries({ ...provenance, kind: fixedTokens ? 'inpainted' : null, ...settings })
       .filter(([, value]) => typeof value !== 'object')
-      .map(([key, value]) => [NAMES[key] ?? sentence(key), /^[0-9a-f]{24,}$/.test(value) ? `${value.slice(0, 12)}…` : value]),
+      .map(([key, value]) => [
+        key === 'version' ? 'Model' : labelOf(key),
+        /^[0-9a-f]{24,}$/.test(value) ? `${value.slice(0, 12)}…` : value,
+      ]),
   );
 }
-
-export const sentence = (key) => (key[0].toUpperCase() + key.slice(1)).replaceAll('_', ' ');

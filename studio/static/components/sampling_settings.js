@@ -1,72 +1,69 @@
-// The fold "Settings" of a form, and what a form asks of a draw. An empty field is left out: then the packaged value holds.
-import { ApiError } from './api.js';
-import { el } from './pieces.js';
-import { armVersionSelect, chosen, currentModel, entryOf } from './versions.js';
+// The foldable "Settings" of a form, and the request that a form describes. An empty field means the package's own value.
+import { ApiError } from '../lib/api.js';
+import { el } from '../lib/dom.js';
+import { currentModel, initVersionSelect, versionChange, versionOf } from './version_select.js';
 
-export const NUMBERS = ['temperature', 'top_k', 'top_p', 'guidance'];
-const NAMES = {
+export const SAMPLING_FIELDS = ['temperature', 'top_k', 'top_p', 'guidance'];
+const LABELS = {
   candidates: 'The number of candidates',
   seed: 'The seed',
+  token: 'The token',
   temperature: 'The temperature',
   top_k: 'Top-k',
   top_p: 'Top-p',
   guidance: 'The guidance',
 };
 
-/** Fills the <details> of `form`; raises ApiError where the server does not say what its models are. */
-export async function armSettings(form) {
-  const fold = form.querySelector('details.settings');
-  if (!fold.childElementCount) {
-    fold.append(document.getElementById('settings').content.cloneNode(true));
-    chosen.addEventListener('change', () => showModel(form).catch(() => {})); // the view tells of it
+/** Fill the <details> of `form`; throws ApiError if the server does not describe its models. */
+export async function initSettings(form) {
+  const details = form.querySelector('details.settings');
+  if (!details.childElementCount) {
+    details.append(document.getElementById('settings').content.cloneNode(true));
+    versionChange.addEventListener('change', () => showModel(form).catch(() => {})); // the view shows this error
   }
-  const select = fold.querySelector('.version');
-  if (!select.options.length) await armVersionSelect(select);
+  const select = details.querySelector('.version');
+  if (!select.options.length) await initVersionSelect(select);
   await showModel(form);
 }
 
 async function showModel(form) {
   const model = await currentModel();
-  for (const name of NUMBERS) form.elements[name].placeholder = model.settings[name] ?? 'all';
-  form.elements.candidates.max = model.most_candidates;
-  showGuidance(form, model.can_guide);
-  form.querySelector('[data-part=version-note]').textContent = (await entryOf(model.version))?.note ?? '';
-}
-
-function showGuidance(form, canGuide) {
-  form.elements.guidance.disabled = !canGuide;
-  form.querySelector('[data-part=guidance-hint]').textContent = canGuide
+  for (const name of SAMPLING_FIELDS) form.elements[name].placeholder = model.settings[name] ?? 'all';
+  form.elements.candidates.max = model.max_candidates;
+  form.elements.guidance.disabled = !model.can_guide;
+  form.querySelector('[data-part=guidance-hint]').textContent = model.can_guide
     ? 'Above 1: closer to the caption.'
-    : 'Not with this model: it was not trained with caption_dropout.';
+    : 'Not available: this model was not trained with caption_dropout.';
+  form.querySelector('[data-part=version-note]').textContent = (await versionOf(model.version))?.note ?? '';
 }
 
-/** What the form asks for, as POST /api/draw wants it; raises ApiError with the field that holds no fitting number. */
+/** The form's values as a request for POST /api/generate; throws ApiError with the name of a field whose value is wrong. */
 export function requestOf(form) {
   const request = { prompt: form.elements.prompt.value.trim() };
-  if (!request.prompt) throw new ApiError('Say what shall be drawn.', { status: 422, field: 'prompt' });
-  request.candidates = whole(form, 'candidates', 1, Number(form.elements.candidates.max));
-  request.seed = whole(form, 'seed', 0, Number.MAX_SAFE_INTEGER);
-  for (const name of NUMBERS) {
-    const value = number(form.elements[name]);
+  if (!request.prompt) throw new ApiError('Enter a caption.', { status: 422, field: 'prompt' });
+  request.candidates = integerOf(form, 'candidates', 1, Number(form.elements.candidates.max));
+  request.seed = integerOf(form, 'seed', 0, Number.MAX_SAFE_INTEGER);
+  for (const name of SAMPLING_FIELDS) {
+    const value = numberOf(form.elements[name]);
     if (value !== null) request[name] = value;
   }
   return request;
 }
 
-/** The number in an input, null where it is empty, disabled or not there. */
-function number(input) {
+/** The number in an input; null if the input is empty, disabled or missing. */
+function numberOf(input) {
   if (!input || input.disabled) return null;
-  if (input.validity.badInput) throw new ApiError(`${NAMES[input.name]} is no number.`, { status: 422, field: input.name });
+  if (input.validity.badInput) throw new ApiError(`${LABELS[input.name]} is not a number.`, { status: 422, field: input.name });
   return input.value === '' ? null : Number(input.value);
 }
 
-export function whole(form, name, least, most) {
-  const value = number(form.elements[name]);
-  if (Number.isInteger(value) && value >= least && value <= most) return value;
-  throw new ApiError(`${NAMES[name] ?? 'This'} is a whole number from ${least} to ${most}.`, { status: 422, field: name });
+export function integerOf(form, name, min, max) {
+  const value = numberOf(form.elements[name]);
+  if (Number.isInteger(value) && value >= min && value <= max) return value;
+  throw new ApiError(`${LABELS[name]} must be a whole number from ${min} to ${max}.`, { status: 422, field: name });
 }
 
-/** Example captions as buttons; `use(caption)` is called with the one that is chosen. */
+/** Example captions as buttons; a click calls `use(caption)`. */
 export const exampleChips = (examples, use) =>
   examples.map((caption) =>
     el('button', { type: 'button', class: 'chip', 'data-testid': 'example', onclick: () => use(caption) }, caption),

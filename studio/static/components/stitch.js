@@ -1,61 +1,61 @@
-// Stitching: the left columns of the picture on the bench, the rest of a second one.
-import { getJson } from './api.js';
+// Stitch: the left columns of the edited image, and the other columns of a second image.
+import { getJson } from '../lib/api.js';
+import { el, img } from '../lib/dom.js';
+import { loadEditorImage } from './editor_image.js';
+import { dropZone } from './image_input.js';
 import { clearNotice, showError } from './notice.js';
-import { el, image } from './pieces.js';
-import { readPiece } from './piece.js';
-import { dropZone } from './source.js';
 
-const SHOWN = 6; // draws of the gallery to choose from
+const NUM_PICKS = 6; // gallery entries to choose from
 
-/** Arms the section; `piece()` is the picture on the bench, `apply(change, done)` changes its words. */
-export function makeStitch(part, { piece, apply }) {
-  async function take(picture) {
+/** Set up the section; `editorImage()` gives the edited image, `apply(change, message)` changes its tokens. */
+export function createStitch(part, { editorImage, apply }) {
+  async function load(image) {
     try {
       clearNotice(part.secondNotice);
-      const second = await readPiece(picture);
-      showSecond(part.second, second, piece().model.side, (columns) =>
+      const second = await loadEditorImage(image);
+      showSecond(part.second, second, editorImage().model.side, (columns) =>
         apply(
-          { stitch: { words: second.words, columns } },
-          `The left ${columns} columns of this picture, the rest of the second.`,
+          { stitch: { tokens: second.tokens, columns } },
+          `The left ${columns} columns are from this image, the others from the second.`,
         ),
       );
     } catch (error) {
-      showError(part.secondNotice, error, { retry: () => take(picture) });
+      showError(part.secondNotice, error, { retry: () => load(image) });
     }
   }
 
-  async function offerGallery() {
-    const { draws } = await getJson(`/api/gallery?limit=${SHOWN}`);
-    const fitting = draws.filter(({ version, best }) => version === piece().version && best.length);
-    part.secondSource.querySelector('.picks')?.remove();
-    if (fitting.length)
-      part.secondSource.append(
+  async function showGalleryPicks() {
+    const { entries } = await getJson(`/api/gallery?limit=${NUM_PICKS}`);
+    const usable = entries.filter(({ version, best }) => version === editorImage().version && best.length);
+    part.secondInput.querySelector('.picks')?.remove();
+    if (usable.length)
+      part.secondInput.append(
         el(
           'div',
-          { class: 'picks', role: 'group', 'aria-label': 'Or one of the gallery' },
-          fitting.map((draw) => pick(draw, take)),
+          { class: 'picks', role: 'group', 'aria-label': 'Or choose one from the gallery' },
+          usable.map((entry) => pickButton(entry, load)),
         ),
       );
   }
 
-  part.secondSource.append(
+  part.secondInput.append(
     dropZone({
-      label: 'Choose the second picture',
+      label: 'Choose the second image',
       hint: 'or drop it here',
       testid: 'upload-second',
-      onFile: (file) => take({ file }),
+      onFile: (file) => load({ file }),
     }),
   );
   return {
     start() {
       part.second.hidden = true;
-      offerGallery().catch((error) => showError(part.secondNotice, error, { retry: () => this.start() }));
+      showGalleryPicks().catch((error) => showError(part.secondNotice, error, { retry: () => this.start() }));
     },
   };
 }
 
-/** Pixels, not words, are taken: the list does not tell a draw's words, and the picture tells them again. */
-function pick({ best: [{ url }], prompt }, take) {
+/** The gallery's list has no tokens, so the image is encoded from its pixels. */
+function pickButton({ best: [{ url }], prompt }, load) {
   return el(
     'button',
     {
@@ -64,9 +64,9 @@ function pick({ best: [{ url }], prompt }, take) {
       'data-testid': 'pick',
       'aria-label': prompt,
       title: prompt,
-      onclick: () => take({ url, caption: prompt }),
+      onclick: () => load({ url, caption: prompt }),
     },
-    image(url, ''),
+    img(url, ''),
   );
 }
 
@@ -80,13 +80,13 @@ function showSecond(place, second, side, stitch) {
     value: Math.floor(side / 2),
     'data-testid': 'columns',
   });
-  const tell = () => {
-    label.textContent = `The left ${slider.value} of ${side} columns stay`;
+  const showColumns = () => {
+    label.textContent = `Keep the left ${slider.value} of ${side} columns`;
   };
-  slider.addEventListener('input', tell);
-  tell();
+  slider.addEventListener('input', showColumns);
+  showColumns();
   place.replaceChildren(
-    image(second.rebuilt, 'The second picture'),
+    img(second.reconstruction, 'The second image'),
     el(
       'div',
       {},

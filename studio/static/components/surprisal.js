@@ -1,22 +1,22 @@
-// "What surprises the model?": how many bits each word of a picture costs, given a caption.
-import { postJson } from './api.js';
+// Surprisal: how many bits each token of an image costs, given a caption.
+import { postJson } from '../lib/api.js';
+import { announce, el, img, metadataList } from '../lib/dom.js';
+import { pngSource } from '../lib/images.js';
 import { clearNotice, showError } from './notice.js';
-import { announce, el, facts, image } from './pieces.js';
-import { pngSource } from './piece.js';
 
-/** Arms the form; `state()` gives {words, version}, `jump(row, column)` shows a cell. */
-export function makeSurprise(part, { state, jump }) {
-  const form = part.surprise;
+/** Set up the form; `currentTokens()` gives {tokens, version}, `showCell(row, column)` selects a cell of the grid. */
+export function createSurprisal(part, { currentTokens, showCell }) {
+  const form = part.surprisal;
 
-  async function ask() {
+  async function measure() {
     try {
-      clearNotice(part.surpriseNotice, form);
+      clearNotice(part.surprisalNotice, form);
       form.classList.add('busy');
-      const { words, version } = state();
-      const answer = await postJson('/api/likelihood', { prompt: form.elements.prompt.value, words, version });
-      showAnswer(part.answer, answer, jump);
+      const { tokens, version } = currentTokens();
+      const answer = await postJson('/api/likelihood', { prompt: form.elements.prompt.value, tokens, version });
+      showResult(part.surprisalResult, answer, showCell);
     } catch (error) {
-      showError(part.surpriseNotice, error, { retry: ask, form });
+      showError(part.surprisalNotice, error, { retry: measure, form });
     } finally {
       form.classList.remove('busy');
     }
@@ -24,53 +24,49 @@ export function makeSurprise(part, { state, jump }) {
 
   form.addEventListener('submit', (event) => {
     event.preventDefault();
-    ask();
+    measure();
   });
   return {
     start(caption) {
       form.elements.prompt.value = caption;
-      this.forget();
+      this.clear();
     },
-    forget() {
-      part.answer.hidden = true;
-    }, // the words have changed, so it is no longer true
+    /** Hide the result, because the tokens have changed. */
+    clear() {
+      part.surprisalResult.hidden = true;
+    },
   };
 }
 
-function showAnswer(place, answer, jump) {
-  const worst = answer.worst.map(({ row, column, word, bits }) =>
+function showResult(place, answer, showCell) {
+  const leastLikely = answer.least_likely.map(({ row, column, token, bits }) =>
     el(
       'li',
       {},
       el(
         'button',
-        {
-          type: 'button',
-          class: 'chip',
-          'data-testid': 'worst',
-          onclick: () => jump(row, column),
-        },
+        { type: 'button', class: 'chip', 'data-testid': 'least-likely', onclick: () => showCell(row, column) },
         el('span', {}, `Row ${row + 1}, column ${column + 1}`),
-        el('span', { class: 'quiet' }, `word ${word}`),
+        el('span', { class: 'muted' }, `token ${token}`),
         el('b', {}, `${bits.toFixed(1)} bits`),
       ),
     ),
   );
   place.replaceChildren(
-    image(pngSource(answer.png), 'Heat map: light where a word surprises', { class: '', 'data-testid': 'heat' }),
+    img(pngSource(answer.png), 'Heat map: bright cells have a high surprisal', { class: '', 'data-testid': 'heat-map' }),
     el(
       'div',
       { 'data-testid': 'bits' },
-      facts([
-        ['The picture', `${answer.picture_bits.toFixed(1)} bits`],
-        ['The caption', `${answer.caption_bits.toFixed(1)} bits`],
-        ['A word', `${answer.bits_per_word.toFixed(2)} bits`],
-        ['A blind guess', `${answer.blind_bits_per_word.toFixed(2)} bits`],
+      metadataList([
+        ['Image', `${answer.image_bits.toFixed(1)} bits`],
+        ['Caption', `${answer.caption_bits.toFixed(1)} bits`],
+        ['Per token', `${answer.bits_per_token.toFixed(2)} bits`],
+        ['Random guess', `${answer.uniform_bits_per_token.toFixed(2)} bits`],
       ]),
     ),
-    el('h3', {}, 'Least expected'),
-    el('ul', { class: 'worst' }, worst),
+    el('h3', {}, 'Least likely tokens'),
+    el('ul', { class: 'least-likely' }, leastLikely),
   );
   place.hidden = false;
-  announce(`The picture holds ${answer.picture_bits.toFixed(0)} bits.`);
+  announce(`The image costs ${answer.image_bits.toFixed(0)} bits.`);
 }

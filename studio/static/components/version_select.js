@@ -1,15 +1,15 @@
-// Which models there are, which one is worked with, and what is known of it. One choice for all views but Compare.
-import { getJson, withQuery } from './api.js';
-import { el } from './pieces.js';
+// The model versions: which ones exist, which one is selected, and its description. One selection for all views but Compare.
+import { getJson, withQuery } from '../lib/api.js';
+import { el } from '../lib/dom.js';
 
-/** Fires 'change' when another version is chosen. */
-export const chosen = new EventTarget();
+/** Fires 'change' when another version is selected. */
+export const versionChange = new EventTarget();
 
-let current = null; // an id, once known or asked for in the address
-let listing = null; // a promise, so that views that ask at once ask the server once
+let selectedId = null; // set by the address or by the server's default
+let listing = null; // a promise, so that several views share one request
 const models = new Map();
 
-/** {default, versions}; asked anew after a failure. */
+/** {default, versions}; requested again after a failure. */
 export function listVersions() {
   listing ??= getJson('/api/versions').catch((error) => {
     listing = null;
@@ -18,14 +18,14 @@ export function listVersions() {
   return listing;
 }
 
-/** The id of the version that is worked with. */
+/** The id of the selected version. */
 export async function currentVersion() {
-  current ??= (await listVersions()).default;
-  return current;
+  selectedId ??= (await listVersions()).default;
+  return selectedId;
 }
 
-/** What /api/model says of a version. */
-export function describe(version) {
+/** The answer of /api/model for a version. */
+export function describeModel(version) {
   if (!models.has(version)) {
     models.set(
       version,
@@ -38,21 +38,21 @@ export function describe(version) {
   return models.get(version);
 }
 
-/** The model that is worked with. */
-export const currentModel = async () => describe(await currentVersion());
+/** The description of the selected model. */
+export const currentModel = async () => describeModel(await currentVersion());
 
-export function chooseVersion(id) {
-  if (!id || id === current) return;
-  current = id;
-  chosen.dispatchEvent(new Event('change'));
+export function selectVersion(id) {
+  if (!id || id === selectedId) return;
+  selectedId = id;
+  versionChange.dispatchEvent(new Event('change'));
 }
 
-/** Fills a select with all versions, and keeps it and the choice alike. */
-export async function armVersionSelect(select) {
+/** Fill a <select> with all versions, and keep it equal to the selection of the page. */
+export async function initVersionSelect(select) {
   await fillVersions(select, await currentVersion());
-  select.addEventListener('change', () => chooseVersion(select.value));
-  chosen.addEventListener('change', () => {
-    select.value = current;
+  select.addEventListener('change', () => selectVersion(select.value));
+  versionChange.addEventListener('change', () => {
+    select.value = selectedId;
   });
 }
 
@@ -65,5 +65,5 @@ export async function fillVersions(select, value) {
 /** "version 3 (champion)". */
 export const nameOf = ({ label, aliases }) => (aliases.length ? `${label} (${aliases.join(', ')})` : label);
 
-/** The listed version of that id, or nothing. */
-export const entryOf = async (id) => (await listVersions()).versions.find((version) => version.id === id);
+/** The listed version with this id, or undefined. */
+export const versionOf = async (id) => (await listVersions()).versions.find((version) => version.id === id);

@@ -1,6 +1,6 @@
-// Talks to the studio's server: JSON, bytes, and answers that come line by line. Every failure is an ApiError.
+// HTTP client of the studio's server: JSON, bytes, and answers that arrive line by line. Every failure is an ApiError.
 
-/** What went wrong as a sentence; `status` 0 when no answer came, `field` names the input at fault. */
+/** An error message; `status` is 0 when there was no answer, `field` names the form input with the wrong value. */
 export class ApiError extends Error {
   constructor(message, { status = 0, field = null, retryAfter = null } = {}) {
     super(message);
@@ -8,33 +8,33 @@ export class ApiError extends Error {
   }
 }
 
-/** Fires 'trouble' when the server is gone or not ready, 'back' when it is ready again (health.js). */
+/** Fires 'trouble' when the server does not answer or is not ready, 'back' when it is ready again (health_banner.js). */
 export const connection = new EventTarget();
 
-const GONE = 'The studio’s server does not answer. Is it still running?';
+const NO_ANSWER = 'The studio’s server does not answer. Is it still running?';
 
-export const getJson = async (path, signal) => (await request(path, { signal })).json();
-export const postJson = async (path, value, signal) => (await request(path, json(value, signal))).json();
-export const remove = (path) => request(path, { method: 'DELETE' });
+export const getJson = async (path) => (await request(path)).json();
+export const postJson = async (path, value, signal) => (await request(path, jsonPost(value, signal))).json();
+export const deleteResource = (path) => request(path, { method: 'DELETE' });
 
-/** POSTs a file's bytes as they are -> JSON. */
+/** POST the bytes of a file -> JSON. */
 export async function postBytes(path, blob, signal) {
   const headers = { 'Content-Type': blob.type || 'application/octet-stream' };
   return (await request(path, { method: 'POST', headers, body: blob, signal })).json();
 }
 
-/** The bytes at an address of this server, as a Blob. */
-export const getBytes = async (path) => (await request(path, {})).blob();
+/** The bytes at a path of this server, as a Blob. */
+export const getBytes = async (path) => (await request(path)).blob();
 
-/** POSTs JSON and gives each line of the answer as it comes; raises ApiError where the answer breaks off. */
+/** POST JSON and yield each line of the answer as it arrives; throws ApiError if the connection breaks. */
 export async function* postForEvents(path, value, signal) {
-  const response = await request(path, json(value, signal));
+  const response = await request(path, jsonPost(value, signal));
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = '';
   try {
     for (;;) {
       const { done, value: text } = await reader.read().catch((error) => {
-        throw lost(error);
+        throw connectionError(error);
       });
       if (done) return;
       const lines = (rest + text).split('\n');
@@ -42,45 +42,42 @@ export async function* postForEvents(path, value, signal) {
       for (const line of lines) if (line.trim()) yield JSON.parse(line);
     }
   } finally {
-    reader.cancel().catch(() => {}); // tells the server to stop; it may be gone already
+    reader.cancel().catch(() => {}); // stops the work on the server; the connection may be closed already
   }
 }
 
-/** "/api/data" with those of the values that are set: {split: '', limit: 24} -> "?limit=24". */
+/** Add the values that are set as a query: ('/api/dataset', {split: '', limit: 24}) -> '/api/dataset?limit=24'. */
 export function withQuery(path, values) {
-  const set = Object.entries(values).filter(([, value]) => value !== '' && value !== null && value !== undefined);
-  return set.length ? `${path}?${new URLSearchParams(set)}` : path;
+  const entries = Object.entries(values).filter(([, value]) => value !== '' && value !== null && value !== undefined);
+  return entries.length ? `${path}?${new URLSearchParams(entries)}` : path;
 }
 
-const json = (value, signal) => ({
+const jsonPost = (value, signal) => ({
   method: 'POST',
   headers: { 'Content-Type': 'application/json' },
   body: JSON.stringify(value),
   signal,
 });
 
-async function request(path, options) {
+async function request(path, options = {}) {
   const response = await fetch(path, options).catch((error) => {
-    throw lost(error);
+    throw connectionError(error);
   });
   if (response.ok) return response;
-  const error = await refusal(response);
-  if (response.status === 503) trouble(error);
+  const error = await errorOf(response);
+  if (response.status === 503) reportTrouble();
   throw error;
 }
 
-function lost(error) {
-  if (error.name === 'AbortError') return error; // we ended it ourselves
-  const gone = new ApiError(GONE);
-  trouble(gone);
-  return gone;
+function connectionError(error) {
+  if (error.name === 'AbortError') return error; // the page stopped the request itself
+  reportTrouble();
+  return new ApiError(NO_ANSWER);
 }
 
-function trouble(error) {
-  connection.dispatchEvent(new CustomEvent('trouble', { detail: error }));
-}
+const reportTrouble = () => connection.dispatchEvent(new Event('trouble'));
 
-async function refusal(response) {
+async function errorOf(response) {
   const body = await response.json().catch(() => ({}));
   const message =
     typeof body.error === 'string' ? body.error : `The server answered ${response.status} ${response.statusText}`.trim();

@@ -1,6 +1,6 @@
-// Small things every view is made of: elements, words for numbers, announcements.
+// Helpers that all views use: elements, formatted values, announcements to screen readers, the confirm dialog.
 
-/** An element with attributes, listeners (onclick: f) and children. Text becomes text nodes: never parsed as HTML. */
+/** An element with attributes, listeners (onclick: f) and children. Strings become text nodes and are never parsed as HTML. */
 export function el(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -12,63 +12,58 @@ export function el(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** The elements of a view by their data-part: parts(view).status. */
+/** The elements of a view by their data-part, in camel case: parts(view).leftName. */
 export function parts(root) {
-  const found = {};
-  for (const element of root.querySelectorAll('[data-part]')) found[camel(element.dataset.part)] = element;
-  return found;
+  const camelCase = (name) => name.replace(/-(\w)/g, (_, letter) => letter.toUpperCase());
+  const elements = [...root.querySelectorAll('[data-part]')];
+  return Object.fromEntries(elements.map((element) => [camelCase(element.dataset.part), element]));
 }
 
-const camel = (name) => name.replace(/-(\w)/g, (_, letter) => letter.toUpperCase());
-
 /** "1 candidate", "16 candidates". */
-export const count = (number, noun) => `${number} ${noun}${number === 1 ? '' : 's'}`;
+export const pluralize = (number, noun) => `${number} ${noun}${number === 1 ? '' : 's'}`;
 
-/** Tells those who cannot see the page what happened; for moments, not for every step of a bar. */
+/** "top_k" -> "Top k". */
+export const labelOf = (key) => (key[0].toUpperCase() + key.slice(1)).replaceAll('_', ' ');
+
+/** Announce an event to screen readers; not for every step of a progress bar. */
 export function announce(text) {
   document.getElementById('announcer').textContent = text;
 }
 
 let lastId = 0;
-export const freshId = (prefix) => `${prefix}-${++lastId}`;
+export const uniqueId = (prefix) => `${prefix}-${++lastId}`;
 
-/** A picture of few pixels is shown with its pixels; src is a data:, blob: or same-origin address. */
-export const image = (src, alt, attributes = {}) => el('img', { src, alt, class: 'pixels', draggable: 'false', ...attributes });
+/** An <img> with sharp pixels, because the images are small; src is a data:, blob: or same-origin address. */
+export const img = (src, alt, attributes = {}) => el('img', { src, alt, class: 'pixels', draggable: 'false', ...attributes });
 
-const SHAPES = 'http://www.w3.org/2000/svg';
+const SVG_NAMESPACE = 'http://www.w3.org/2000/svg';
 
-/** A die that shows five; drawn here because fonts differ in whether they have one. */
-export function dice() {
-  const svg = document.createElementNS(SHAPES, 'svg');
-  svg.setAttribute('viewBox', '0 0 24 24');
-  svg.setAttribute('aria-hidden', 'true');
-  const frame = document.createElementNS(SHAPES, 'rect');
-  for (const [name, value] of Object.entries({ x: 3.5, y: 3.5, width: 17, height: 17, rx: 4 })) frame.setAttribute(name, value);
-  svg.append(
-    frame,
-    ...[
-      [8, 8],
-      [16, 8],
-      [12, 12],
-      [8, 16],
-      [16, 16],
-    ].map(dot),
-  );
-  return svg;
+function svgElement(tag, attributes, ...children) {
+  const element = document.createElementNS(SVG_NAMESPACE, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
 }
 
-function dot([x, y]) {
-  const circle = document.createElementNS(SHAPES, 'circle');
-  for (const [name, value] of Object.entries({ cx: x, cy: y, r: 1.6 })) circle.setAttribute(name, value);
-  return circle;
+/** The icon of a die that shows five; SVG, because some fonts lack the character. */
+function dieIcon() {
+  const dots = [
+    [8, 8],
+    [16, 8],
+    [12, 12],
+    [8, 16],
+    [16, 16],
+  ].map(([cx, cy]) => svgElement('circle', { cx, cy, r: 1.6 }));
+  const frame = svgElement('rect', { x: 3.5, y: 3.5, width: 17, height: 17, rx: 4 });
+  return svgElement('svg', { viewBox: '0 0 24 24', 'aria-hidden': 'true' }, frame, ...dots);
 }
 
-/** A seed short enough to be read to somebody; the server takes far larger ones. */
-export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000;
+/** A short seed, easy to read aloud; the server accepts far larger ones. */
+const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000;
 
-/** Puts the die onto its button and lets it fill the form's seed. */
-export function armDice(button, form) {
-  button.append(dice());
+/** Give the button its icon and let it fill the form's seed. */
+export function initSeedButton(button, form) {
+  button.append(dieIcon());
   button.addEventListener('click', () => {
     form.elements.seed.value = randomSeed();
     form.elements.seed.dispatchEvent(new Event('input', { bubbles: true }));
@@ -76,40 +71,40 @@ export function armDice(button, form) {
 }
 
 /**
- * Lets the button and Escape stop what runs -> onChange(isRunning), which shows the button while there is something to stop.
- * Escape belongs to a dialog first, and to no view that is not looked at.
+ * Let the button and Escape call `stop` -> onChange(isRunning), which shows the button only while something runs.
+ * Escape closes an open dialog first, and does nothing for a view that is not shown.
  */
-export function armStop(view, button, stop) {
+export function initStopButton(view, button, stop) {
   button.addEventListener('click', stop);
   document.addEventListener('keydown', (event) => {
     if (event.key === 'Escape' && view.isConnected && !document.querySelector('dialog[open]')) stop();
   });
   return (isRunning) => {
-    // the button goes, the focus shall not
+    // a hidden button would lose the keyboard focus
     if (!isRunning && document.activeElement === button) view.querySelector('[type=submit]').focus();
     button.hidden = !isRunning;
   };
 }
 
-/** "Mon 22 Nov, 12:00" in the reader's own language and time zone. */
-export function when(iso) {
+/** "Mon 22 Nov, 12:00" in the user's language and time zone. */
+export function formatDate(iso) {
   const date = new Date(iso);
   const format = { weekday: 'short', day: 'numeric', month: 'short', hour: '2-digit', minute: '2-digit' };
   return Number.isNaN(date.getTime()) ? iso : date.toLocaleString(undefined, format);
 }
 
-/** A definition list of facts; those without a value are left out. */
-export function facts(pairs) {
-  const known = pairs.filter(([, value]) => value !== undefined && value !== null && value !== '');
+/** A definition list of [name, value] pairs; pairs without a value are left out. */
+export function metadataList(pairs) {
+  const withValue = pairs.filter(([, value]) => value !== undefined && value !== null && value !== '');
   return el(
     'dl',
-    { class: 'facts' },
-    known.map(([name, value]) => el('div', {}, el('dt', {}, name), el('dd', {}, String(value)))),
+    { class: 'metadata' },
+    withValue.map(([name, value]) => el('div', {}, el('dt', {}, name), el('dd', {}, String(value)))),
   );
 }
 
-/** Asks before something is lost -> true if it shall be done. */
-export function confirmed(question, yes) {
+/** Ask before something is deleted -> true if the user confirms. */
+export function confirmAction(question, confirmLabel) {
   const dialog = document.getElementById('confirm');
   return new Promise((resolve) => {
     dialog.returnValue = '';
@@ -121,8 +116,8 @@ export function confirmed(question, yes) {
         el(
           'div',
           { class: 'controls' },
-          el('button', { value: '' }, 'Keep it'),
-          el('button', { value: 'yes', class: 'primary', 'data-testid': 'confirm-yes' }, yes),
+          el('button', { value: '' }, 'Cancel'),
+          el('button', { value: 'yes', class: 'primary', 'data-testid': 'confirm-yes' }, confirmLabel),
         ),
       ),
     );

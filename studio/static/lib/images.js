@@ -1,43 +1,45 @@
-// A picture as views hand it about: {png | url | file, words, version, caption, seed, candidate, candidates, score, given}.
-// png is base64, url an address of this server, file a Blob of the reader's.
+// Image objects that views exchange: {png | url | file, tokens, version, caption, seed, candidate, candidates, score, fixedTokens}.
+// png is base64, url is a path of this server, file is a Blob from the user.
 import { getBytes } from './api.js';
 
-/** An address for <img>. */
-export function sourceOf(picture) {
-  if (picture.png) return `data:image/png;base64,${picture.png}`;
-  return picture.url ?? (picture.shown ??= URL.createObjectURL(picture.file));
+export const pngSource = (png) => `data:image/png;base64,${png}`;
+
+/** The src for an <img>. */
+export function sourceOf(image) {
+  if (image.png) return pngSource(image.png);
+  return image.url ?? (image.objectUrl ??= URL.createObjectURL(image.file));
 }
 
-/** Its bytes as they are, provenance included. */
-export async function bytesOf(picture) {
-  if (picture.file) return picture.file;
-  if (picture.url) return getBytes(picture.url);
-  const bytes = Uint8Array.from(atob(picture.png), (letter) => letter.charCodeAt(0));
+/** The bytes of the file, with its provenance. */
+export async function bytesOf(image) {
+  if (image.file) return image.file;
+  if (image.url) return getBytes(image.url);
+  const bytes = Uint8Array.from(atob(image.png), (character) => character.charCodeAt(0));
   return new Blob([bytes], { type: 'image/png' });
 }
 
-/** For those who cannot see it. */
-export const altOf = (picture) =>
-  picture.candidate === undefined ? (picture.caption ?? 'The picture') : `Candidate ${picture.candidate} of “${picture.caption}”`;
+/** The alternative text. */
+export const altOf = (image) =>
+  image.candidate === undefined ? (image.caption ?? 'The image') : `Candidate ${image.candidate} of “${image.caption}”`;
 
 /** "a red star", seed 7, candidate 3 -> "a-red-star-seed-7-candidate-3.png". */
-export function fileName({ caption, seed, candidate }) {
+function fileName({ caption, seed, candidate }) {
   const slug = (caption ?? '')
     .toLowerCase()
     .replace(/[^\p{Letter}\p{Number}]+/gu, '-')
     .replace(/^-+|-+$/g, '')
     .slice(0, 60);
-  const parts = [slug || 'picture'];
-  if (seed !== undefined) parts.push(`seed-${seed}`);
-  if (candidate !== undefined) parts.push(`candidate-${candidate}`);
-  return `${parts.join('-')}.png`;
+  const nameParts = [slug || 'image'];
+  if (seed !== undefined) nameParts.push(`seed-${seed}`);
+  if (candidate !== undefined) nameParts.push(`candidate-${candidate}`);
+  return `${nameParts.join('-')}.png`;
 }
 
-/** Saves a picture to the reader's disk. */
-export async function download(picture) {
-  const address = URL.createObjectURL(await bytesOf(picture));
+/** Save an image on the user's disk. */
+export async function download(image) {
+  const address = URL.createObjectURL(await bytesOf(image));
   const link = document.createElement('a');
-  Object.assign(link, { href: address, download: fileName(picture) });
+  Object.assign(link, { href: address, download: fileName(image) });
   link.click();
-  setTimeout(() => URL.revokeObjectURL(address), 10_000); // not at once: some browsers read it after the click
+  setTimeout(() => URL.revokeObjectURL(address), 10_000); // some browsers read the file after the click
 }

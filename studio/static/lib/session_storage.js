@@ -1,8 +1,8 @@
-// What is remembered while the tab is open. A browser may forbid storage; then nothing is remembered, and nothing breaks.
+// Values stored while the tab is open. A browser may forbid storage; then nothing is stored, and the page still works.
 
 const PREFIX = 'thousandwords.';
 
-export function remember(name, value) {
+export function store(name, value) {
   try {
     sessionStorage.setItem(PREFIX + name, JSON.stringify(value));
   } catch {
@@ -10,8 +10,8 @@ export function remember(name, value) {
   }
 }
 
-/** What was remembered, or {}. */
-export function recall(name) {
+/** The stored value, or {}. */
+export function load(name) {
   try {
     return JSON.parse(sessionStorage.getItem(PREFIX + name)) ?? {};
   } catch {

@@ -1,11 +1,11 @@
-// What was done, to be undone: states in a row, and where one stands.
+// Undo and redo: a list of states and the index of the current one.
 
-/** A history that starts at `first`. push() forgets what had been undone; undo() and redo() give the state one comes to. */
-export function makeHistory(first) {
+/** A history that starts with `first`. push() drops the undone states; undo() and redo() return the new current state. */
+export function createUndoHistory(first) {
   let states = [first];
   let index = 0;
   return {
-    now: () => states[index],
+    current: () => states[index],
     push(state) {
       states = [...states.slice(0, index + 1), state];
       index += 1;

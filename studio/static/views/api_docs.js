@@ -1,19 +1,19 @@
 // API: the operations of /openapi.json, each with an example for the command line.
-import { getJson } from './api.js';
-import { clearNotice, showError } from './notice.js';
-import { el, parts } from './pieces.js';
+import { clearNotice, showError } from '../components/notice.js';
+import { getJson } from '../lib/api.js';
+import { el, parts } from '../lib/dom.js';
 
-// where a description has no example of its own; a grid has as many rows as the model
+// used if the description has no example; a real grid has as many rows as the model
 const EXAMPLES = {
   prompt: 'a small red star on sand',
-  words: [
+  tokens: [
     [17, 3],
     [5, 0],
   ],
 };
 const METHODS = ['get', 'post', 'put', 'patch', 'delete'];
 
-export function makeReference(view) {
+export function createApiDocsView(view) {
   const part = parts(view);
 
   async function load() {
@@ -53,119 +53,109 @@ function section(operation, description) {
     { class: 'operation', 'data-testid': 'operation' },
     el('h2', {}, el('span', { class: `method ${method}` }, method.toUpperCase()), el('code', {}, path)),
     el('p', {}, summary ?? ''),
-    text && text !== summary ? el('p', { class: 'quiet' }, text) : null,
+    text && text !== summary ? el('p', { class: 'muted' }, text) : null,
     parameters.length
       ? table(
-          ['Parameter', 'In', 'Kind', 'Meaning'],
+          ['Parameter', 'In', 'Type', 'Description'],
           parameters.map((parameter) => parameterRow(parameter, description)),
         )
       : null,
-    body?.fields?.length ? table(['Field', 'Kind', 'Meaning'], body.fields) : null,
-    el('pre', { tabindex: '0', 'aria-label': 'Example' }, el('code', {}, curl(operation, body))),
+    body?.fields?.length ? table(['Field', 'Type', 'Description'], body.fields) : null,
+    el('pre', { tabindex: '0', 'aria-label': 'Example' }, el('code', {}, curlCommand(operation, body))),
   );
 }
 
-function parameterRow({ name, in: place, schema, required, description }, whole) {
-  return [`${name}${required ? ' *' : ''}`, place, kindOf(schema, whole), description ?? ''];
-}
+const parameterRow = ({ name, in: place, schema, required, description }, root) => [
+  `${name}${required ? ' *' : ''}`,
+  place,
+  typeOf(schema, root),
+  description ?? '',
+];
 
+/** A table; the last column is left out if it is empty in all rows. */
 function table(head, rows) {
   if (rows.every((row) => !row.at(-1)))
     return table(
       head.slice(0, -1),
       rows.map((row) => row.slice(0, -1)),
-    ); // nothing is said there
+    );
+  const headCells = head.map((text) => el('th', { scope: 'col' }, text));
+  const bodyRow = ([name, ...texts]) =>
+    el(
+      'tr',
+      {},
+      el('td', {}, el('code', {}, name)),
+      texts.map((text) => el('td', {}, text)),
+    );
   return el(
     'div',
     { class: 'table', tabindex: '0' },
-    el(
-      'table',
-      {},
-      el(
-        'thead',
-        {},
-        el(
-          'tr',
-          {},
-          head.map((text) => el('th', { scope: 'col' }, text)),
-        ),
-      ),
-      el(
-        'tbody',
-        {},
-        rows.map((row) =>
-          el(
-            'tr',
-            {},
-            row.map((text, index) => (index ? el('td', {}, text) : el('td', {}, el('code', {}, text)))),
-          ),
-        ),
-      ),
-    ),
+    el('table', {}, el('thead', {}, el('tr', {}, headCells)), el('tbody', {}, rows.map(bodyRow))),
   );
 }
 
-/** What a request carries: {type, example, fields} or nothing. */
-function bodyOf({ requestBody }, whole) {
+/** The body of a request: {type, example, fields}, or null. */
+function bodyOf({ requestBody }, root) {
   const [type, media] = Object.entries(requestBody?.content ?? {})[0] ?? [];
   if (!type) return null;
-  const schema = resolve(media.schema ?? {}, whole);
-  const example = media.example ?? Object.values(media.examples ?? {})[0]?.value ?? exampleOf(schema, whole);
+  const schema = resolve(media.schema ?? {}, root);
+  const example = media.example ?? Object.values(media.examples ?? {})[0]?.value ?? exampleOf(schema, root);
   const required = new Set(schema.required ?? []);
-  const fields = Object.entries(schema.properties ?? {}).map(([name, inner]) => [
+  const fields = Object.entries(schema.properties ?? {}).map(([name, property]) => [
     `${name}${required.has(name) ? ' *' : ''}`,
-    kindOf(inner, whole),
-    resolve(inner, whole).description ?? '',
+    typeOf(property, root),
+    resolve(property, root).description ?? '',
   ]);
   return { type: type.replace('image/*', 'image/png'), example, fields };
 }
 
-/** Follows a $ref within the description. */
-function resolve(schema, whole) {
+/** Follow a $ref inside the description. */
+function resolve(schema, root) {
   if (!schema?.$ref) return schema ?? {};
   return (
     schema.$ref
       .replace(/^#\//, '')
       .split('/')
-      .reduce((place, key) => place?.[key], whole) ?? {}
+      .reduce((node, key) => node?.[key], root) ?? {}
   );
 }
 
-function kindOf(schema, whole) {
-  const known = resolve(schema, whole);
-  const options = known.anyOf ?? known.oneOf;
-  if (options) return options.map((option) => kindOf(option, whole)).join(' or ');
-  if (known.enum) return known.enum.join(', ');
-  if (known.type === 'array') return `list of ${kindOf(known.items, whole)}`;
-  return known.type ?? known.title ?? 'any';
+function typeOf(schema, root) {
+  const resolved = resolve(schema, root);
+  const options = resolved.anyOf ?? resolved.oneOf;
+  if (options) return options.map((option) => typeOf(option, root)).join(' or ');
+  if (resolved.enum) return resolved.enum.join(', ');
+  if (resolved.type === 'array') return `list of ${typeOf(resolved.items, root)}`;
+  return resolved.type ?? resolved.title ?? 'any';
 }
 
-/** A value that fits a schema; only fields that are required, so that the example stays short. */
-function exampleOf(schema, whole) {
-  const known = resolve(schema, whole);
-  if (known.example !== undefined) return known.example;
-  if (known.examples?.length) return known.examples[0];
-  if (known.default !== undefined) return known.default;
-  if (known.anyOf) return exampleOf(known.anyOf[0], whole);
-  if (known.type === 'object' || known.properties) {
+/** A value that matches a schema, with the required fields only, so that the example stays short. */
+function exampleOf(schema, root) {
+  const resolved = resolve(schema, root);
+  if (resolved.example !== undefined) return resolved.example;
+  if (resolved.examples?.length) return resolved.examples[0];
+  if (resolved.default !== undefined) return resolved.default;
+  if (resolved.anyOf) return exampleOf(resolved.anyOf[0], root);
+  if (resolved.type === 'object' || resolved.properties) {
     return Object.fromEntries(
-      (known.required ?? []).map((name) => [name, EXAMPLES[name] ?? exampleOf(known.properties[name], whole)]),
+      (resolved.required ?? []).map((name) => [name, EXAMPLES[name] ?? exampleOf(resolved.properties[name], root)]),
     );
   }
-  return { array: [], integer: known.minimum ?? 0, number: known.minimum ?? 0, boolean: false, string: '…' }[known.type] ?? null;
+  const minimum = resolved.minimum ?? 0;
+  return { array: [], integer: minimum, number: minimum, boolean: false, string: '…' }[resolved.type] ?? null;
 }
 
-function curl({ method, path, parameters }, body) {
-  const needed = parameters.filter(({ in: place, required }) => place === 'query' && required).map(({ name }) => `${name}=…`);
-  const query = needed.length ? `?${needed.join('&')}` : '';
+function curlCommand({ method, path, parameters }, body) {
+  const required = parameters.filter(({ in: place, required }) => place === 'query' && required).map(({ name }) => `${name}=…`);
+  const query = required.length ? `?${required.join('&')}` : '';
   const lines = [`curl ${method === 'get' ? '' : `-X ${method.toUpperCase()} `}'${location.origin}${path}${query}'`];
   if (body)
     lines.push(
       `-H 'Content-Type: ${body.type}'`,
-      body.type.includes('json') ? `-d ${quoted(JSON.stringify(body.example))}` : '--data-binary @picture.png',
+      body.type.includes('json') ? `-d ${shellQuote(JSON.stringify(body.example))}` : '--data-binary @image.png',
     );
   return lines.join(' \\\n  ');
 }
 
-/** For a POSIX shell: ' ends the quotes, so it is written as '\''. */
-const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+/** For a POSIX shell: a quote inside quotes is written as '\''. */
+const shellQuote = (text) => `'${text.replaceAll("'", "'\\''")}'`;

@@ -1,95 +1,89 @@
 // Compare: two models side by side, with the same caption and seed.
-import { makeBoard } from './board.js';
-import { clearNotice, showError } from './notice.js';
-import { armDice, armStop, parts } from './pieces.js';
-import { keepInAddress } from './router.js';
-import { requestOf } from './settings.js';
-import { describe, entryOf, fillVersions, listVersions, nameOf } from './versions.js';
+import { createGeneration } from '../components/generation.js';
+import { clearNotice, showError } from '../components/notice.js';
+import { requestOf } from '../components/sampling_settings.js';
+import { describeModel, fillVersions, listVersions, nameOf, versionOf } from '../components/version_select.js';
+import { initSeedButton, initStopButton, parts } from '../lib/dom.js';
+import { updateAddress } from '../lib/router.js';
 
-export function makeCompare(view) {
+export function createCompareView(view) {
   const part = parts(view);
   const { form } = part;
   const running = new Set();
-  const stop = () => boards.forEach((board) => board.stop());
-  const showRunning = armStop(view, part.stop, stop);
-  const boards = [...part.boards.querySelectorAll('.board')].map((root, index) =>
-    makeBoard(root, (isDrawing) => {
-      running[isDrawing ? 'add' : 'delete'](index);
-      showRunning(running.size > 0);
+  const stop = () => generations.forEach((generation) => generation.stop());
+  const onRunningChange = initStopButton(view, part.stop, stop);
+  const generations = [...part.results.querySelectorAll('.generation')].map((root, index) =>
+    createGeneration(root, (isRunning) => {
+      running[isRunning ? 'add' : 'delete'](index);
+      onRunningChange(running.size > 0);
     }),
   );
 
   async function load(query) {
     try {
       clearNotice(part.notice);
-      const { versions, default: first } = await listVersions();
-      part.single.hidden = versions.length > 1;
+      const { versions, default: defaultId } = await listVersions();
+      part.oneModel.hidden = versions.length > 1;
       form.hidden = versions.length < 2;
-      const second = (
-        versions.find(({ aliases, id }) => aliases.includes('champion') && id !== first) ??
-        versions.find(({ id }) => id !== first)
-      )?.id;
-      await fillVersions(form.elements.left, query.left ?? first);
-      await fillVersions(form.elements.right, query.right ?? second);
-      fill(form, { prompt: query.caption, seed: query.seed });
+      const otherVersions = versions.filter(({ id }) => id !== defaultId);
+      const second = otherVersions.find(({ aliases }) => aliases.includes('champion')) ?? otherVersions[0];
+      await fillVersions(form.elements.left, query.left ?? defaultId);
+      await fillVersions(form.elements.right, query.right ?? second?.id);
+      fillForm(form, { prompt: query.caption, seed: query.seed });
       await showExample(form);
     } catch (error) {
       showError(part.notice, error, { retry: () => load(query) });
     }
   }
 
-  async function draw() {
+  async function generateBoth() {
     try {
       clearNotice(part.notice, form);
       const request = requestOf(form);
-      const sides = [form.elements.left.value, form.elements.right.value];
-      await name(part, sides);
-      part.boards.hidden = false;
-      keep();
-      await Promise.all(sides.map((version, index) => boards[index].draw({ ...request, version })));
+      const versions = [form.elements.left.value, form.elements.right.value];
+      await showName(part.leftName, versions[0]);
+      await showName(part.rightName, versions[1]);
+      part.results.hidden = false;
+      storeInAddress();
+      await Promise.all(versions.map((version, index) => generations[index].start({ ...request, version })));
     } catch (error) {
-      showError(part.notice, error, { retry: draw, form });
+      showError(part.notice, error, { retry: generateBoth, form });
     }
   }
 
-  function keep() {
+  function storeInAddress() {
     const { prompt, seed, left, right } = form.elements;
-    keepInAddress('compare', { caption: prompt.value, seed: seed.value, left: left.value, right: right.value });
+    updateAddress('compare', { caption: prompt.value, seed: seed.value, left: left.value, right: right.value });
   }
 
-  armDice(part.dice, form);
+  initSeedButton(part.randomSeed, form);
   form.addEventListener('submit', (event) => {
     event.preventDefault();
-    draw();
+    generateBoth();
   });
   let isLoaded = false;
 
   return {
     enter(query) {
-      if (isLoaded && !Object.keys(query).length) return keep();
+      if (isLoaded && !Object.keys(query).length) return storeInAddress();
       isLoaded = true;
       return load(query);
     },
   };
 }
 
-function fill(form, values) {
+function fillForm(form, values) {
   for (const [name, value] of Object.entries(values)) if (value !== undefined) form.elements[name].value = value;
 }
 
-/** A caption of the model's own, as a suggestion. */
+/** Show one of the model's example captions as the placeholder. */
 async function showExample(form) {
-  const { examples, most_candidates: most } = await describe(form.elements.left.value);
+  const { examples, max_candidates: maxCandidates } = await describeModel(form.elements.left.value);
   form.elements.prompt.placeholder = examples[0] ?? '';
-  form.elements.candidates.max = most;
+  form.elements.candidates.max = maxCandidates;
 }
 
-async function name(part, [left, right]) {
-  for (const [place, id] of [
-    [part.leftName, left],
-    [part.rightName, right],
-  ]) {
-    const entry = await entryOf(id);
-    place.textContent = entry ? nameOf(entry) : id;
-  }
+async function showName(place, id) {
+  const version = await versionOf(id);
+  place.textContent = version ? nameOf(version) : id;
 }

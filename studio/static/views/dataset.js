@@ -1,81 +1,81 @@
-// Data: the captioned pictures the models learned from, in their order or by how well they fit a text.
-import { getJson, withQuery } from './api.js';
-import { clearNotice, showError } from './notice.js';
-import { announce, el, image, parts } from './pieces.js';
-import { pngSource } from './piece.js';
-import { go, keepInAddress } from './router.js';
-import { armVersionSelect, chosen, currentVersion } from './versions.js';
+// Dataset: the captioned images that the models were trained on, in dataset order or by how well they match a text.
+import { clearNotice, showError } from '../components/notice.js';
+import { currentVersion, initVersionSelect, versionChange } from '../components/version_select.js';
+import { getJson, withQuery } from '../lib/api.js';
+import { announce, el, img, parts } from '../lib/dom.js';
+import { pngSource } from '../lib/images.js';
+import { openView, updateAddress } from '../lib/router.js';
 
-const PAGE = 24;
-const READING_PAUSE = 1000; // milliseconds until a server that reads its data is asked again
+const PAGE_SIZE = 24;
+const INDEXING_POLL_INTERVAL = 1000; // milliseconds, while the server encodes its dataset
 
-export function makeData(view) {
+export function createDatasetView(view) {
   const form = view.querySelector('form');
   const part = parts(view);
   let next = null;
-  let latest = null; // the search whose answer is wanted; an earlier one may answer later
+  let latest = null; // marks the newest request, because answers may arrive out of order
   let timer = null;
-  let search = { query: '', split: '' }; // as it was asked; the form may be typed in meanwhile
+  let search = { query: '', split: '' }; // as submitted; the user may edit the form meanwhile
 
-  /** The first page of the search in the form, or the one at `offset`; asked again by itself, it changes nothing on the way. */
-  async function load(offset = 0, isAskedAgain = false) {
+  /** Load the first page of the search, or the page at `offset`. A poll does not dim the page. */
+  async function load(offset = 0, isPoll = false) {
     clearTimeout(timer);
-    const mine = (latest = {});
+    const ownRequest = (latest = {});
     try {
       clearNotice(part.notice);
-      if (!isAskedAgain) view.classList.add('busy');
+      if (!isPoll) view.classList.add('busy');
       const version = await currentVersion();
-      const page = await getJson(withQuery('/api/data', { ...search, limit: PAGE, offset, version }));
-      if (mine === latest) showPage(page, offset);
+      const page = await getJson(withQuery('/api/dataset', { ...search, limit: PAGE_SIZE, offset, version }));
+      if (ownRequest === latest) showPage(page, offset);
     } catch (error) {
-      if (mine === latest) showError(part.notice, error, { retry: () => load(offset) });
+      if (ownRequest === latest) showError(part.notice, error, { retry: () => load(offset) });
     } finally {
-      if (mine === latest) view.classList.remove('busy');
+      if (ownRequest === latest) view.classList.remove('busy');
     }
   }
 
   function showPage(page, offset) {
     fillSplits(form.elements.split, page.splits);
-    const things = page.pictures.map(thing);
-    if (offset) part.pictures.append(...things);
-    else part.pictures.replaceChildren(...things);
+    const items = page.images.map(datasetItem);
+    if (offset) part.images.append(...items);
+    else part.images.replaceChildren(...items);
     next = page.next;
     part.more.hidden = next === null || next === undefined;
-    part.status.replaceChildren(...stateOf(page, search.query, part.pictures.childElementCount));
-    if (page.state === 'reading')
+    part.status.replaceChildren(...statusOf(page, search.query, part.images.childElementCount));
+    if (page.state === 'indexing')
       timer = setTimeout(() => {
         if (view.isConnected) load(0, true);
-      }, READING_PAUSE);
+      }, INDEXING_POLL_INTERVAL);
     else announce(part.status.textContent);
   }
 
-  function ask() {
+  function submitSearch() {
     search = { query: form.elements.query.value.trim(), split: form.elements.split.value };
-    keepInAddress('data', search);
+    updateAddress('dataset', search);
     load();
   }
 
   form.addEventListener('submit', (event) => {
     event.preventDefault();
-    ask();
+    submitSearch();
   });
-  form.elements.split.addEventListener('change', ask);
+  form.elements.split.addEventListener('change', submitSearch);
   part.more.addEventListener('click', () => load(next));
-  chosen.addEventListener('change', () => {
+  versionChange.addEventListener('change', () => {
     if (view.isConnected) load();
   });
-  const armed = armVersionSelect(part.versionField.querySelector('select')).catch(() => {}); // load() tells of it
+  const versionsReady = initVersionSelect(part.versionField.querySelector('select')).catch(() => {}); // load() shows this error
 
   return {
     async enter({ query, split }) {
-      await armed;
+      await versionsReady;
       if (query !== undefined || split !== undefined) {
         form.elements.query.value = query ?? '';
         setSplit(form.elements.split, split ?? '');
-        return ask();
+        return submitSearch();
       }
-      keepInAddress('data', search);
-      if (!part.pictures.childElementCount) load();
+      updateAddress('dataset', search);
+      if (!part.images.childElementCount) load();
     },
   };
 }
@@ -86,32 +86,31 @@ function fillSplits(select, splits) {
   select.value = splits.includes(value) ? value : '';
 }
 
-/** A split of the address may not be listed yet. */
+/** Select a split from the address, which may not be listed yet. */
 function setSplit(select, split) {
   if (![...select.options].some((option) => option.value === split)) select.append(el('option', { value: split }, split));
   select.value = split;
 }
 
-function stateOf({ state, done, total }, query, shown) {
-  if (state === 'none') return ['There are no data here. ', el('span', {}, 'They are made by '), el('code', {}, 'make run'), '.'];
-  if (state === 'reading')
+function statusOf({ state, done, total }, query, numShown) {
+  if (state === 'none') return ['There is no dataset here. Create one with ', el('code', {}, 'make run'), '.'];
+  if (state === 'indexing')
     return [
-      el('span', { 'data-testid': 'reading' }, `Reading the pictures: ${done} of ${total} `),
-      el('progress', { class: 'bar inline', max: total, value: done, 'aria-label': 'Read so far' }),
+      el('span', { 'data-testid': 'indexing' }, `Encoding the images: ${done} of ${total} `),
+      el('progress', { class: 'progress inline', max: total, value: done, 'aria-label': 'Encoded so far' }),
     ];
-  if (!shown) return [query ? 'Nothing fits. Try other words, or all splits.' : 'This split is empty.'];
-  return [query ? `The pictures nearest to “${query}”, best first` : 'In the order of the data'];
+  if (!numShown) return [query ? 'No image matches. Try another text, or all splits.' : 'This split is empty.'];
+  return [query ? `Images nearest to “${query}”, best first` : 'In dataset order'];
 }
 
-function thing({ key, caption, split, score, png }) {
-  const draw = () => go('draw', { caption }, { drawNow: true });
+function datasetItem({ key, caption, split, score, png }) {
   return el(
     'li',
-    { 'data-testid': 'data-item', 'data-key': key },
+    { 'data-testid': 'dataset-item', 'data-key': key },
     el(
       'figure',
-      { class: 'thing' },
-      image(pngSource(png), caption),
+      { class: 'captioned-image' },
+      img(pngSource(png), caption),
       el(
         'figcaption',
         {},
@@ -124,11 +123,11 @@ function thing({ key, caption, split, score, png }) {
       {
         type: 'button',
         class: 'chip',
-        'data-testid': 'draw-caption',
-        'aria-label': `Draw this caption: ${caption}`,
-        onclick: draw,
+        'data-testid': 'generate-caption',
+        'aria-label': `Generate from this caption: ${caption}`,
+        onclick: () => openView('generate', { caption }, { generateNow: true }),
       },
-      'Draw this caption',
+      'Generate from this caption',
     ),
   );
 }

@@ -1,92 +1,91 @@
-// Gallery: what was drawn here, newest first; one draw with all its candidates; deleting.
-import { getJson, remove, withQuery } from './api.js';
-import { openDetail } from './detail.js';
-import { clearNotice, showError } from './notice.js';
-import { announce, confirmed, count, el, facts, image, parts, when } from './pieces.js';
-import { sentence } from './redraw.js';
-import { go } from './router.js';
-import { tile } from './tiles.js';
-import { currentVersion } from './versions.js';
+// Gallery: past generations, newest first; one entry with all its candidates; deletion.
+import { candidateButton } from '../components/candidate_grid.js';
+import { openImageDialog } from '../components/image_dialog.js';
+import { clearNotice, showError } from '../components/notice.js';
+import { currentVersion } from '../components/version_select.js';
+import { deleteResource, getJson, withQuery } from '../lib/api.js';
+import { announce, confirmAction, el, formatDate, img, labelOf, metadataList, parts, pluralize } from '../lib/dom.js';
+import { openView } from '../lib/router.js';
 
-const PAGE = 24;
+const PAGE_SIZE = 24;
 
-export function makeGallery(view) {
+export function createGalleryView(view) {
   const part = parts(view);
   let next = null;
-  let query = ''; // what is searched for
-  let shownQuery = ''; // what the cards on the page were found by
-  let listScroll = 0; // where one was when a draw was opened
+  let query = ''; // the current search
+  let shownQuery = ''; // the search whose results are on the page
+  let listScroll = 0; // scroll position of the list when an entry was opened
 
   const isListShown = () => part.list.parentNode === view;
 
-  /** A page of the newest draws, or the best fits of a search. */
-  const askedFor = async (before) =>
-    query ? { query, limit: PAGE, version: await currentVersion() } : { before, limit: PAGE };
+  /** The request for a page of the newest entries, or for the results of a search. */
+  const pageRequest = async (before) =>
+    query ? { query, limit: PAGE_SIZE, version: await currentVersion() } : { before, limit: PAGE_SIZE };
 
-  /** Reads the newest page, or the one after what is shown. */
+  /** Load the newest page, or the one that follows the last page. */
   async function load(before = null) {
     try {
       clearNotice(part.notice);
-      if (!part.draws.childElementCount)
-        part.draws.replaceChildren(
+      if (!part.entries.childElementCount)
+        part.entries.replaceChildren(
           ...Array.from({ length: 3 }, () => el('li', { class: 'card pending', 'aria-hidden': 'true' })),
         );
-      const page = await getJson(withQuery('/api/gallery', await askedFor(before)));
-      const isSame = !query && query === shownQuery && page.draws[0]?.id === part.draws.firstElementChild?.dataset.id;
-      if (!before && page.draws.length && isSame) return; // nothing new
+      const { entries, next: nextPage } = await getJson(withQuery('/api/gallery', await pageRequest(before)));
+      const isSame = !query && query === shownQuery && entries[0]?.id === part.entries.firstElementChild?.dataset.id;
+      if (!before && entries.length && isSame) return; // nothing new
       shownQuery = query;
-      part.status.textContent = query ? `The draws nearest to “${query}”, best first` : '';
-      next = page.next;
-      const cards = page.draws.map((draw) => card(draw, discard));
-      if (before) part.draws.append(...cards);
-      else part.draws.replaceChildren(...(cards.length ? cards : [nothing()]));
+      part.status.textContent = query ? `Images nearest to “${query}”, best first` : '';
+      next = nextPage;
+      const cards = entries.map((entry) => card(entry, deleteEntry));
+      if (before) part.entries.append(...cards);
+      else part.entries.replaceChildren(...(cards.length ? cards : [emptyGallery()]));
       part.more.hidden = !next;
     } catch (error) {
-      if (!before) part.draws.replaceChildren();
+      if (!before) part.entries.replaceChildren();
       showError(part.notice, error, { retry: () => load(before) });
     }
   }
 
-  async function open(id) {
+  async function openEntry(id) {
     if (isListShown()) listScroll = scrollY;
-    view.replaceChildren(part.one);
+    view.replaceChildren(part.entry);
     scrollTo(0, 0);
-    part.one.replaceChildren(el('p', { class: 'status busy' }, 'Looking it up …'));
+    part.entry.replaceChildren(el('p', { class: 'status busy' }, 'Loading …'));
     try {
-      part.one.replaceChildren(...wholeDraw(await getJson(`/api/gallery/${encodeURIComponent(id)}`), discard));
-      part.one.querySelector('h1').focus({ preventScroll: true });
+      part.entry.replaceChildren(...entryPage(await getJson(`/api/gallery/${encodeURIComponent(id)}`), deleteEntry));
+      part.entry.querySelector('h1').focus({ preventScroll: true });
     } catch (error) {
-      showError(part.one, error, { retry: () => open(id) });
-      part.one.append(back());
+      showError(part.entry, error, { retry: () => openEntry(id) });
+      part.entry.append(backLink());
     }
   }
 
-  async function discard(draw) {
+  async function deleteEntry(entry) {
     if (
-      !(await confirmed(
-        `Delete the ${count(draw.candidates, 'candidate')} of “${draw.prompt}”? ` +
-          'They cannot be brought back, but the same caption and seed draw them again.',
+      !(await confirmAction(
+        `Delete the ${pluralize(entry.candidates, 'candidate')} of “${entry.prompt}”? ` +
+          'This cannot be undone, but the same caption and seed generate them again.',
         'Delete',
       ))
     )
       return;
     try {
-      await remove(`/api/gallery/${encodeURIComponent(draw.id)}`);
+      await deleteResource(`/api/gallery/${encodeURIComponent(entry.id)}`);
       announce('Deleted.');
-      takeCard(draw.id);
-      if (!isListShown()) go('gallery');
+      removeCard(entry.id);
+      if (!isListShown()) openView('gallery');
     } catch (error) {
-      showError(part.notice, error, { retry: () => discard(draw) });
+      showError(part.notice, error, { retry: () => deleteEntry(entry) });
     }
   }
 
-  /** Takes a card away; the focus goes to its neighbour, and an empty gallery says so. */
-  function takeCard(id) {
-    const gone = [...part.draws.children].find((one) => one.dataset.id === id);
-    const neighbour = gone?.nextElementSibling ?? gone?.previousElementSibling;
-    gone?.remove();
-    neighbour?.querySelector('a').focus();
-    if (!part.draws.childElementCount) load();
+  /** Remove a card and move the focus to its neighbor; an empty gallery shows a message. */
+  function removeCard(id) {
+    const removed = [...part.entries.children].find((entryCard) => entryCard.dataset.id === id);
+    const neighbor = removed?.nextElementSibling ?? removed?.previousElementSibling;
+    removed?.remove();
+    neighbor?.querySelector('a').focus();
+    if (!part.entries.childElementCount) load();
   }
 
   part.more.addEventListener('click', () => load(next));
@@ -97,7 +96,7 @@ export function makeGallery(view) {
   });
   return {
     enter({ id }) {
-      if (id) return open(id);
+      if (id) return openEntry(id);
       if (!isListShown()) {
         view.replaceChildren(part.list);
         scrollTo(0, listScroll);
@@ -107,105 +106,89 @@ export function makeGallery(view) {
   };
 }
 
-function nothing() {
+function emptyGallery() {
   return el(
     'li',
     { class: 'empty', 'data-testid': 'empty' },
-    el('p', { class: 'lead' }, 'Nothing was drawn yet.'),
-    el('p', {}, 'Whatever you draw will be here, with all that is needed to draw it again.'),
-    el('a', { class: 'button primary', href: '#/draw' }, 'Draw something'),
+    el('p', { class: 'lead' }, 'The gallery is empty.'),
+    el('p', {}, 'All images that you generate are saved here, with the settings to generate them again.'),
+    el('a', { class: 'button primary', href: '#/generate' }, 'Generate images'),
   );
 }
 
-const back = () => el('a', { class: 'back', href: '#/gallery' }, '‹ All draws');
-const kindOf = ({ is_completion: isCompletion }) => (isCompletion ? ['completion'] : []);
+const backLink = () => el('a', { class: 'back', href: '#/gallery' }, '‹ Gallery');
+const kindOf = ({ is_inpainted: isInpainted }) => (isInpainted ? 'inpainted' : null);
 const versionName = ({ version }) => (/^\d+$/.test(version) ? `version ${version}` : version);
 const addressOf = ({ id }) => `#/gallery?${new URLSearchParams({ id })}`;
 
-function card(draw, discard) {
+function card(entry, deleteEntry) {
+  const summary = [
+    formatDate(entry.when),
+    pluralize(entry.candidates, 'candidate'),
+    `seed ${entry.seed}`,
+    versionName(entry),
+    kindOf(entry),
+  ];
   return el(
     'li',
-    { class: 'card', 'data-testid': 'gallery-item', 'data-id': draw.id },
+    { class: 'card', 'data-testid': 'gallery-item', 'data-id': entry.id },
     el(
       'a',
-      { class: 'best-four', href: addressOf(draw), 'aria-label': `Open all candidates of “${draw.prompt}”` },
-      draw.best.map(({ url }) => image(url, '', { loading: 'lazy' })),
+      { class: 'best-four', href: addressOf(entry), 'aria-label': `Open all candidates of “${entry.prompt}”` },
+      entry.best.map(({ url }) => img(url, '', { loading: 'lazy' })),
     ),
     el(
       'div',
       { class: 'card-text' },
-      el('h2', {}, el('a', { href: addressOf(draw) }, draw.prompt)),
-      el(
-        'p',
-        { class: 'quiet' },
-        [when(draw.when), count(draw.candidates, 'candidate'), `seed ${draw.seed}`, versionName(draw), ...kindOf(draw)].join(
-          ' · ',
-        ),
-      ),
+      el('h2', {}, el('a', { href: addressOf(entry) }, entry.prompt)),
+      el('p', { class: 'muted' }, summary.filter((item) => item !== null).join(' · ')),
     ),
     el(
       'div',
       { class: 'card-actions' },
-      again(draw),
-      el(
-        'button',
-        {
-          type: 'button',
-          class: 'quiet',
-          'data-testid': 'delete',
-          'aria-label': `Delete “${draw.prompt}”`,
-          onclick: () => discard(draw),
-        },
-        'Delete',
-      ),
+      useAgainButton(entry),
+      deleteButton(entry, deleteEntry, { 'aria-label': `Delete “${entry.prompt}”` }),
     ),
   );
 }
 
-function again(draw) {
-  const use = () =>
-    go(
-      'draw',
-      { caption: draw.prompt, seed: draw.seed, version: draw.version },
-      { settings: draw.settings && { ...draw.settings, candidates: draw.candidates } },
-    );
-  return el('button', { type: 'button', 'data-testid': 'use-again', onclick: use }, 'Use this caption again');
+function useAgainButton({ prompt, seed, version, settings, candidates }) {
+  const onclick = () =>
+    openView('generate', { caption: prompt, seed, version }, { settings: settings && { ...settings, candidates } });
+  return el('button', { type: 'button', 'data-testid': 'use-again', onclick }, 'Use this caption again');
 }
 
-function wholeDraw(draw, discard) {
-  const pictures = draw.pictures.map((picture) => ({
-    ...picture,
-    caption: draw.prompt,
-    seed: draw.seed,
-    candidates: draw.candidates,
-    version: draw.version,
-  }));
+const deleteButton = (entry, deleteEntry, attributes = {}) =>
+  el(
+    'button',
+    { type: 'button', class: 'muted', 'data-testid': 'delete', ...attributes, onclick: () => deleteEntry(entry) },
+    'Delete',
+  );
+
+function entryPage(entry, deleteEntry) {
+  const { prompt: caption, seed, candidates, version } = entry;
+  const images = entry.images.map((image) => ({ ...image, caption, seed, candidates, version }));
   return [
-    back(),
-    el('header', { class: 'intro' }, el('h1', { tabindex: '-1' }, draw.prompt)),
-    facts([
-      ['Drawn', when(draw.when)],
-      ['Seed', draw.seed],
-      ['Model', draw.version],
-      ['Kind', draw.is_completion ? 'completion' : null],
-      ...Object.entries(draw.settings ?? {})
+    backLink(),
+    el('header', { class: 'intro' }, el('h1', { tabindex: '-1' }, caption)),
+    metadataList([
+      ['Generated', formatDate(entry.when)],
+      ['Seed', seed],
+      ['Model', version],
+      ['Kind', kindOf(entry)],
+      ...Object.entries(entry.settings ?? {})
         .filter(([, value]) => typeof value !== 'object')
-        .map(([name, value]) => [sentence(name), value]),
+        .map(([name, value]) => [labelOf(name), value]),
     ]),
-    el(
-      'div',
-      { class: 'controls' },
-      again(draw),
-      el('button', { type: 'button', class: 'quiet', 'data-testid': 'delete', onclick: () => discard(draw) }, 'Delete'),
-    ),
+    el('div', { class: 'controls' }, useAgainButton(entry), deleteButton(entry, deleteEntry)),
     el(
       'ul',
-      { class: 'tiles' },
-      pictures.map((picture, index) =>
+      { class: 'image-grid' },
+      images.map((image, index) =>
         el(
           'li',
-          { class: `tile-place${index ? '' : ' best'}` },
-          tile(picture, () => openDetail(pictures, index)),
+          { class: `slot${index ? '' : ' best'}` },
+          candidateButton(image, () => openImageDialog(images, index)),
         ),
       ),
     ),

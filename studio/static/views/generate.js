@@ -1,105 +1,108 @@
-// Draw: a caption in, candidates out, best first.
-import { makeBoard } from './board.js';
-import { openStudioPicture } from './detail.js';
-import { clearNotice, showError } from './notice.js';
-import { armDice, armStop, parts } from './pieces.js';
-import { keepInAddress } from './router.js';
-import { armSettings, exampleChips, NUMBERS, requestOf } from './settings.js';
-import { dropZone } from './source.js';
-import { recall, remember } from './store.js';
-import { chooseVersion, chosen, currentModel, currentVersion } from './versions.js';
+// Generate: enter a caption, get candidates, best first.
+import { createGeneration } from '../components/generation.js';
+import { openStudioImage } from '../components/image_dialog.js';
+import { dropZone } from '../components/image_input.js';
+import { clearNotice, showError } from '../components/notice.js';
+import { exampleChips, initSettings, requestOf, SAMPLING_FIELDS } from '../components/sampling_settings.js';
+import { currentModel, currentVersion, selectVersion, versionChange } from '../components/version_select.js';
+import { initSeedButton, initStopButton, parts } from '../lib/dom.js';
+import { updateAddress } from '../lib/router.js';
+import { load, store } from '../lib/session_storage.js';
 
-const KEPT = ['prompt', 'candidates', 'seed', ...NUMBERS];
+const STORED_FIELDS = ['prompt', 'candidates', 'seed', ...SAMPLING_FIELDS];
 
-export function makeDraw(view) {
+export function createGenerateView(view) {
   const form = view.querySelector('form');
   const part = parts(view);
-  const board = makeBoard(
-    view.querySelector('.board'),
-    armStop(view, part.stop, () => board.stop()),
+  const generation = createGeneration(
+    view.querySelector('.generation'),
+    initStopButton(view, part.stop, () => generation.stop()),
   );
   const notices = view.querySelector('.notices');
-  const kept = recall('draw');
+  const stored = load('generate');
 
-  async function load() {
+  async function loadModel() {
     try {
       clearNotice(notices);
-      await armSettings(form);
-      fill(form, { ...kept, prompt: undefined, candidates: undefined, seed: undefined }); // those are there from the start
+      await initSettings(form);
+      fillForm(form, { ...stored, prompt: undefined, candidates: undefined, seed: undefined }); // filled at the start
       await showExamples(part.examples, form);
     } catch (error) {
-      showError(notices, error, { retry: load });
+      showError(notices, error, { retry: loadModel });
     }
   }
 
-  async function draw() {
+  async function generate() {
     try {
       clearNotice(notices, form);
       const request = { ...requestOf(form), version: await currentVersion() };
       part.empty.hidden = true;
-      keep();
-      await board.draw(request, form);
+      storeForm();
+      await generation.start(request, form);
     } catch (error) {
-      showError(notices, error, { retry: draw, form });
+      showError(notices, error, { retry: generate, form });
     }
   }
 
-  function keep() {
-    for (const name of KEPT) if (form.elements[name]) kept[name] = form.elements[name].value;
-    remember('draw', kept);
-    keepAddress(form);
+  function storeForm() {
+    for (const name of STORED_FIELDS) if (form.elements[name]) stored[name] = form.elements[name].value;
+    store('generate', stored);
+    storeInAddress(form);
   }
 
   form.addEventListener('submit', (event) => {
     event.preventDefault();
-    draw();
+    generate();
   });
-  form.addEventListener('input', keep);
-  chosen.addEventListener('change', () => {
-    keepAddress(form);
-    showExamples(part.examples, form).catch((error) => showError(notices, error, { retry: load }));
+  form.addEventListener('input', storeForm);
+  versionChange.addEventListener('change', () => {
+    storeInAddress(form);
+    showExamples(part.examples, form).catch((error) => showError(notices, error, { retry: loadModel }));
   });
-  part.opener.append(
+  part.openFile.append(
     dropZone({
-      label: 'Open a picture of the studio',
-      hint: 'it tells how it was drawn, and is drawn again',
+      label: 'Open an image from the studio',
+      hint: 'to generate it again from its provenance',
       testid: 'upload-studio',
-      onFile: openStudioPicture,
+      onFile: openStudioImage,
     }),
   );
-  armDice(part.dice, form);
-  fill(form, kept);
-  let ready = null;
+  initSeedButton(part.randomSeed, form);
+  fillForm(form, stored);
+  let modelLoaded = null;
 
   return {
     async enter(query, payload) {
-      chooseVersion(query.version);
-      fill(form, { prompt: query.caption, seed: query.seed });
+      selectVersion(query.version);
+      fillForm(form, { prompt: query.caption, seed: query.seed });
       if (!payload && hasKeyboard()) form.elements.prompt.focus({ preventScroll: true });
-      await (ready ??= load());
-      if (payload?.settings) fill(form, await asTyped(payload.settings));
-      keep();
-      if (payload?.drawNow) draw();
+      await (modelLoaded ??= loadModel());
+      if (payload?.settings) fillForm(form, await fieldValuesOf(payload.settings));
+      storeForm();
+      if (payload?.generateNow) generate();
     },
   };
 }
 
-/** Settings as a form says them: an empty field is the packaged value, so where that is another, "all words" needs a number. */
-async function asTyped(settings) {
-  const { settings: packaged, vocab_size: words } = await currentModel();
-  const all = { top_k: words, top_p: 1 };
-  const typed = NUMBERS.map((name) => [name, settings[name] === packaged[name] ? '' : (settings[name] ?? all[name])]);
-  return { ...settings, ...Object.fromEntries(typed) };
+/** Settings as field values. An empty field means the package's value, so if that differs, "all tokens" needs a number. */
+async function fieldValuesOf(settings) {
+  const { settings: packageSettings, vocab_size: vocabSize } = await currentModel();
+  const allTokens = { top_k: vocabSize, top_p: 1 };
+  const values = SAMPLING_FIELDS.map((name) => [
+    name,
+    settings[name] === packageSettings[name] ? '' : (settings[name] ?? allTokens[name]),
+  ]);
+  return { ...settings, ...Object.fromEntries(values) };
 }
 
-/** On a phone the focus would raise a keyboard over half of the page. */
+/** On a phone, the focus would open a keyboard over half of the page. */
 const hasKeyboard = () => matchMedia('(pointer: fine)').matches;
 
-/** Writes those values that are there; a form that is new has the packaged numbers. */
-function fill(form, values) {
-  const start = { candidates: form.elements.candidates.value || 16, seed: form.elements.seed.value || 0 };
-  for (const name of KEPT) {
-    const value = values[name] ?? start[name];
+/** Set the fields that have a value; empty number fields get their defaults. */
+function fillForm(form, values) {
+  const defaults = { candidates: form.elements.candidates.value || 16, seed: form.elements.seed.value || 0 };
+  for (const name of STORED_FIELDS) {
+    const value = values[name] ?? defaults[name];
     if (value !== undefined && form.elements[name]) form.elements[name].value = value;
   }
 }
@@ -115,7 +118,7 @@ async function showExamples(place, form) {
   );
 }
 
-async function keepAddress(form) {
+async function storeInAddress(form) {
   const { prompt, seed } = form.elements;
-  keepInAddress('draw', { caption: prompt.value, seed: seed.value, version: await currentVersion().catch(() => null) });
+  updateAddress('generate', { caption: prompt.value, seed: seed.value, version: await currentVersion().catch(() => null) });
 }

@@ -1,151 +1,153 @@
-// Complete: a part of a picture is kept, the model draws the rest.
-import { ApiError } from './api.js';
-import { makeBoard } from './board.js';
-import { makeKeepGrid } from './keep.js';
-import { clearNotice, showError } from './notice.js';
-import { armDice, armStop, el, image, parts } from './pieces.js';
-import { readPiece, rereadPiece } from './piece.js';
-import { armSettings, requestOf } from './settings.js';
-import { dropZone } from './source.js';
-import { chosen, currentVersion } from './versions.js';
+// Inpaint: a part of an image is kept, the model generates the rest.
+import { loadEditorImage, reloadEditorImage } from '../components/editor_image.js';
+import { createGeneration } from '../components/generation.js';
+import { dropZone } from '../components/image_input.js';
+import { createKeepMask } from '../components/keep_mask.js';
+import { clearNotice, showError } from '../components/notice.js';
+import { initSettings, requestOf } from '../components/sampling_settings.js';
+import { currentVersion, versionChange } from '../components/version_select.js';
+import { ApiError } from '../lib/api.js';
+import { el, img, initSeedButton, initStopButton, parts } from '../lib/dom.js';
 
-const DRAWN = -1; // in `given`: a word to be drawn
+const UNKNOWN = -1; // in the fixed tokens: a token to generate
 
-export function makeComplete(view) {
+export function createInpaintView(view) {
   const form = view.querySelector('form');
   const part = parts(view);
-  const board = makeBoard(
-    view.querySelector('.board'),
-    armStop(view, part.stop, () => board.stop()),
+  const generation = createGeneration(
+    view.querySelector('.generation'),
+    initStopButton(view, part.stop, () => generation.stop()),
   );
-  let piece = null;
-  let grid = null;
+  let editorImage = null;
+  let keepMask = null;
 
-  const take = (picture) => place(() => readPiece(picture));
+  const loadImage = (image) => loadFrom(() => loadEditorImage(image));
 
-  /** Puts the piece that `read` gives onto the bench. */
-  async function place(read) {
+  /** Show the editor image that `read` gives. */
+  async function loadFrom(read) {
     try {
-      clearNotice(part.sourceNotice);
-      part.source.classList.add('busy');
+      clearNotice(part.inputNotice);
+      part.input.classList.add('busy');
       const next = await read();
-      await armSettings(form);
-      piece = next;
-      board.stop();
+      await initSettings(form);
+      editorImage = next;
+      generation.stop();
       part.results.hidden = true;
-      showPiece();
+      showEditorImage();
     } catch (error) {
-      showError(part.sourceNotice, error, { retry: () => place(read) });
+      showError(part.inputNotice, error, { retry: () => loadFrom(read) });
     } finally {
-      part.source.classList.remove('busy');
+      part.input.classList.remove('busy');
     }
   }
 
-  function showPiece() {
-    const { side } = piece.model;
+  function showEditorImage() {
+    const { side } = editorImage.model;
     form.elements.rows.max = side - 1;
-    grid = makeKeepGrid(side, piece.source, (kept) => tellKept(part, kept, side));
-    part.grid.replaceChildren(grid.element);
-    part.quick.replaceChildren(...quickButtons(side, (rule) => grid.choose(rule)));
-    keepTop(Math.max(1, Math.floor(side / 2)));
-    if (piece.caption) form.elements.prompt.value = piece.caption;
+    keepMask = createKeepMask(side, editorImage.source, (count) => showKeepCount(part.keepCount, count, side));
+    part.grid.replaceChildren(keepMask.element);
+    part.presets.replaceChildren(...presetButtons(side, (rule) => keepMask.select(rule)));
+    keepTopRows(Math.max(1, Math.floor(side / 2)));
+    if (editorImage.caption) form.elements.prompt.value = editorImage.caption;
     form.hidden = false;
-    part.source.classList.add('used');
+    part.input.classList.add('used');
   }
 
-  function keepTop(rows) {
+  function keepTopRows(rows) {
     form.elements.rows.value = rows;
     part.rowsLabel.textContent = rows === 1 ? 'The top row' : `The top ${rows} rows`;
-    grid.choose((row) => row < rows);
+    keepMask.select((row) => row < rows);
   }
 
-  async function draw() {
+  async function inpaint() {
     try {
-      clearNotice(part.sourceNotice, form);
-      const kept = grid.kept();
-      checkKept(kept);
-      const request = { ...requestOf(form), version: await currentVersion(), given: givenOf(piece.words, kept) };
-      showGiven(part, piece, kept);
+      clearNotice(part.inputNotice, form);
+      const mask = keepMask.mask();
+      checkMask(mask);
+      const fixedTokens = fixedTokensOf(editorImage.tokens, mask);
+      const request = { ...requestOf(form), version: await currentVersion(), fixed_tokens: fixedTokens };
+      showKeptPart(part.keptPart, editorImage, mask);
+      part.results.hidden = false;
       part.results.scrollIntoView({ block: 'nearest', behavior: 'instant' });
-      await board.draw(request, form);
+      await generation.start(request, form);
     } catch (error) {
-      showError(part.sourceNotice, error, { retry: draw, form });
+      showError(part.inputNotice, error, { retry: inpaint, form });
     }
   }
 
   form.elements.candidates.value = 8;
   form.elements.seed.value = 0;
-  armDice(part.dice, form);
-  part.source.append(
+  initSeedButton(part.randomSeed, form);
+  part.input.append(
     dropZone({
-      label: 'Choose a picture',
-      hint: 'or drop one here; drawn ones come by “Complete from here”',
-      onFile: (file) => take({ file }),
+      label: 'Choose an image',
+      hint: 'or drop one here; for a generated image, use its “Inpaint” button',
+      onFile: (file) => loadImage({ file }),
     }),
   );
   form.addEventListener('submit', (event) => {
     event.preventDefault();
-    draw();
+    inpaint();
   });
-  form.elements.rows.addEventListener('input', () => keepTop(Number(form.elements.rows.value)));
-  chosen.addEventListener('change', async () => {
-    if (piece && piece.version !== (await currentVersion())) place(() => rereadPiece(piece));
+  form.elements.rows.addEventListener('input', () => keepTopRows(Number(form.elements.rows.value)));
+  versionChange.addEventListener('change', async () => {
+    if (editorImage && editorImage.version !== (await currentVersion())) loadFrom(() => reloadEditorImage(editorImage));
   });
 
   return {
     enter(query, payload) {
-      if (payload?.picture) take(payload.picture);
+      if (payload?.image) loadImage(payload.image);
     },
-    takeFile: (file) => take({ file }),
+    acceptFile: (file) => loadImage({ file }),
   };
 }
 
-function quickButtons(side, choose) {
-  const button = (name, rule) =>
+function presetButtons(side, select) {
+  const button = (label, rule) =>
     el(
       'button',
       {
         type: 'button',
         class: 'chip',
-        'data-testid': `keep-${name.toLowerCase().replace(' ', '-')}`,
-        onclick: () => choose(rule),
+        'data-testid': `keep-${label.toLowerCase().replace(' ', '-')}`,
+        onclick: () => select(rule),
       },
-      name,
+      label,
     );
   return [
     button('Top half', (row) => row < side / 2),
     button('Left half', (row, column) => column < side / 2),
-    button('Invert', (row, column, kept) => !kept),
+    button('Invert', (row, column, isKept) => !isKept),
     button('All', () => true),
     button('None', () => false),
   ];
 }
 
-function tellKept(part, kept, side) {
-  part.kept.textContent = `${kept} of ${side * side} words are kept, ${side * side - kept} are drawn.`;
+function showKeepCount(place, count, side) {
+  place.textContent = `${count} of ${side * side} tokens are kept, ${side * side - count} are generated.`;
 }
 
-function checkKept(kept) {
-  if (!kept.includes(true))
-    throw new ApiError('Nothing is kept. Keep some cells, or draw a whole picture in Draw.', { status: 422 });
-  if (!kept.includes(false))
-    throw new ApiError('All is kept, so nothing is left to draw. Leave some cells out.', { status: 422 });
+function checkMask(mask) {
+  if (!mask.includes(true))
+    throw new ApiError('No cell is kept. Keep some cells, or use Generate for a whole image.', { status: 422 });
+  if (!mask.includes(false))
+    throw new ApiError('All cells are kept, so there is nothing to generate. Leave some cells out.', { status: 422 });
 }
 
-/** The words where they are kept, -1 elsewhere: [[5, 9], [2, 4]] and the top row -> [[5, 9], [-1, -1]]. */
-export const givenOf = (words, kept) => words.map((row, y) => row.map((word, x) => (kept[y * row.length + x] ? word : DRAWN)));
+/** The tokens where the mask is true, -1 elsewhere: [[5, 9], [2, 4]] and the top row -> [[5, 9], [-1, -1]]. */
+const fixedTokensOf = (tokens, mask) =>
+  tokens.map((row, y) => row.map((token, x) => (mask[y * row.length + x] ? token : UNKNOWN)));
 
-/** The original, faded where it is not kept. */
-function showGiven(part, piece, kept) {
-  const veil = el(
+/** The image, faded where it is not kept. */
+function showKeptPart(place, { source, model }, mask) {
+  const overlay = el(
     'div',
-    { class: 'cells veils', 'aria-hidden': 'true' },
-    kept.map((isKept) => el('span', { class: isKept ? '' : 'veil' })),
+    { class: 'cells', 'aria-hidden': 'true' },
+    mask.map((isKept) => el('span', { class: isKept ? '' : 'faded' })),
   );
-  veil.style.gridTemplateColumns = `repeat(${piece.model.side}, 1fr)`;
-  part.given.replaceChildren(
-    el('div', { class: 'grid' }, image(piece.source, 'The picture; what is not kept is faded'), veil),
-    el('figcaption', {}, 'What is kept'),
+  overlay.style.gridTemplateColumns = `repeat(${model.side}, 1fr)`;
+  place.replaceChildren(
+    el('div', { class: 'token-grid' }, img(source, 'The image; parts that are not kept are faded'), overlay),
+    el('figcaption', {}, 'Kept part'),
   );
-  part.results.hidden = false;
 }

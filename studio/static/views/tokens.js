@@ -1,200 +1,211 @@
-// Words: a picture as a grid of numbers. Set one, flip, stitch with another picture, ask what surprises the model.
-import { postJson } from './api.js';
-import { makeGrid, placeOf, showWords } from './grid.js';
-import { makeHistory } from './history.js';
-import { clearNotice, showError } from './notice.js';
-import { announce, el, image, parts } from './pieces.js';
-import { download } from './pictures.js';
-import { pngSource, readPiece, rereadPiece } from './piece.js';
-import { go } from './router.js';
-import { whole } from './settings.js';
-import { dropZone } from './source.js';
-import { makeStitch } from './stitch.js';
-import { makeSurprise } from './surprise.js';
-import { armVersionSelect, chosen, currentVersion } from './versions.js';
+// Tokens: an image as a grid of token ids. Set one, flip the image, stitch it with another, measure the surprisal.
+import { loadEditorImage, reloadEditorImage } from '../components/editor_image.js';
+import { dropZone } from '../components/image_input.js';
+import { clearNotice, showError } from '../components/notice.js';
+import { integerOf } from '../components/sampling_settings.js';
+import { createStitch } from '../components/stitch.js';
+import { createSurprisal } from '../components/surprisal.js';
+import { createTokenGrid, positionOf, showTokens } from '../components/token_grid.js';
+import { currentVersion, initVersionSelect, versionChange } from '../components/version_select.js';
+import { postJson } from '../lib/api.js';
+import { announce, el, img, parts } from '../lib/dom.js';
+import { download, pngSource } from '../lib/images.js';
+import { openView } from '../lib/router.js';
+import { createUndoHistory } from '../lib/undo_history.js';
 
-const READABLE = 12; // words a side, up to which numbers fit into their cells
+const MAX_NUMBERED_SIDE = 12; // tokens per side; in a larger grid the numbers do not fit into the cells
 
-export function makeWords(view) {
+export function createTokensView(view) {
   const part = parts(view);
   let edits = Promise.resolve();
-  const bench = { part, piece: null, grid: null, history: null, cell: null };
-  const surprise = makeSurprise(part, {
-    state: () => stateOf(bench),
-    jump: (row, column) => {
-      choose(bench, row, column);
-      bench.grid.focus(row, column);
+  const editor = { part, image: null, grid: null, history: null, cell: null };
+  const surprisal = createSurprisal(part, {
+    currentTokens: () => currentTokens(editor),
+    showCell: (row, column) => {
+      selectCell(editor, row, column);
+      editor.grid.focus(row, column);
     },
   });
-  const stitch = makeStitch(part, { piece: () => bench.piece, apply: (change, done) => edit(change, done) });
+  const stitch = createStitch(part, {
+    editorImage: () => editor.image,
+    apply: (change, message) => edit(change, message),
+  });
 
-  const take = (picture) => place(() => readPiece(picture));
+  const loadImage = (image) => loadFrom(() => loadEditorImage(image));
 
-  async function place(read) {
+  async function loadFrom(read) {
     try {
       clearNotice(part.notice);
-      part.source.classList.add('busy');
-      bench.piece = await read();
-      await startBench(bench);
-      surprise.start(bench.piece.caption);
+      part.input.classList.add('busy');
+      editor.image = await read();
+      startEditor(editor);
+      surprisal.start(editor.image.caption);
       stitch.start();
     } catch (error) {
-      showError(part.notice, error, { retry: () => place(read) });
+      showError(part.notice, error, { retry: () => loadFrom(read) });
     } finally {
-      part.source.classList.remove('busy');
+      part.input.classList.remove('busy');
     }
   }
 
-  /** One change after the other: each starts from the words that the one before left. */
-  function edit(change, done) {
-    edits = edits.then(() => editNow(change, done));
+  /** One change after the other: each change starts from the tokens of the previous one. */
+  function edit(change, message) {
+    edits = edits.then(() => editNow(change, message));
   }
 
-  /** Changes the words by POST /api/words, and remembers them as they were. */
-  async function editNow(change, done) {
+  /** Change the tokens by POST /api/tokens, and add the result to the history. */
+  async function editNow(change, message) {
     try {
-      clearNotice(part.notice, part.editor);
-      const { words, version } = stateOf(bench);
-      const answer = await postJson('/api/words', { words, version, ...change });
-      bench.history.push({ words: answer.words, source: pngSource(answer.png), png: answer.png });
-      showState(bench, done);
-      surprise.forget();
+      clearNotice(part.notice, part.tokenForm);
+      const { tokens, version } = currentTokens(editor);
+      const answer = await postJson('/api/tokens', { tokens, version, ...change });
+      editor.history.push({ tokens: answer.tokens, source: pngSource(answer.png), png: answer.png });
+      showState(editor, message);
+      surprisal.clear();
     } catch (error) {
-      showError(part.notice, error, { retry: () => edit(change, done) });
+      showError(part.notice, error, { retry: () => edit(change, message) });
     }
   }
 
-  function travel(step) {
-    bench.history[step]();
-    showState(bench, step === 'undo' ? 'Undone.' : 'Done again.');
-    surprise.forget();
+  function undoOrRedo(step) {
+    editor.history[step]();
+    showState(editor, step === 'undo' ? 'Undone.' : 'Redone.');
+    surprisal.clear();
   }
 
-  function setWord() {
-    const form = part.editor;
+  function setToken() {
+    const form = part.tokenForm;
     try {
       clearNotice(part.notice, form);
-      const word = whole(form, 'word', 0, bench.piece.model.vocab_size - 1);
-      const [row, column] = placeOf(bench.cell);
-      bench.grid.focus(row, column); // back to where one came from, to go on by keyboard
-      edit({ set: [{ row, column, word }] }, `Row ${row + 1}, column ${column + 1} is word ${word} now.`);
+      const token = integerOf(form, 'token', 0, editor.image.model.vocab_size - 1);
+      const [row, column] = positionOf(editor.cell);
+      editor.grid.focus(row, column); // so that the arrow keys work again
+      edit({ set: [{ row, column, token }] }, `Row ${row + 1}, column ${column + 1} is now token ${token}.`);
     } catch (error) {
       showError(part.notice, error, { form });
     }
   }
 
-  armSource(part, take);
-  part.undo.addEventListener('click', () => travel('undo'));
-  part.redo.addEventListener('click', () => travel('redo'));
-  part.flip.addEventListener('click', () => edit({ flip: true }, 'Flipped, left for right.'));
-  part.numbers.addEventListener('click', () => showNumbers(bench, part.numbers.getAttribute('aria-pressed') !== 'true'));
-  part.download.addEventListener('click', () => download(asPicture(bench)));
-  part.complete.addEventListener('click', () => go('complete', {}, { picture: asPicture(bench) }));
-  part.editor.addEventListener('submit', (event) => {
+  initImageInput(part, loadImage);
+  part.undo.addEventListener('click', () => undoOrRedo('undo'));
+  part.redo.addEventListener('click', () => undoOrRedo('redo'));
+  part.flip.addEventListener('click', () => edit({ flip: true }, 'Flipped left to right.'));
+  part.numbers.addEventListener('click', () => showNumbers(editor, part.numbers.getAttribute('aria-pressed') !== 'true'));
+  part.download.addEventListener('click', () => download(editedImage(editor)));
+  part.inpaint.addEventListener('click', () => openView('inpaint', {}, { image: editedImage(editor) }));
+  part.tokenForm.addEventListener('submit', (event) => {
     event.preventDefault();
-    setWord();
+    setToken();
   });
-  part.editor.addEventListener('keydown', (event) => {
-    if (event.key === 'Escape') bench.grid.focus(...placeOf(bench.cell));
+  part.tokenForm.addEventListener('keydown', (event) => {
+    if (event.key === 'Escape') editor.grid.focus(...positionOf(editor.cell));
   });
-  view.addEventListener('keydown', (event) => undoByKeyboard(event, bench, travel));
-  chosen.addEventListener('change', async () => {
-    if (bench.piece && bench.piece.version !== (await currentVersion())) place(() => rereadPiece(bench.piece));
+  view.addEventListener('keydown', (event) => undoByKeyboard(event, editor, undoOrRedo));
+  versionChange.addEventListener('change', async () => {
+    if (editor.image && editor.image.version !== (await currentVersion())) loadFrom(() => reloadEditorImage(editor.image));
   });
 
   return {
     enter(query, payload) {
-      if (payload?.picture) take(payload.picture);
+      if (payload?.image) loadImage(payload.image);
     },
-    takeFile: (file) => take({ file }),
+    acceptFile: (file) => loadImage({ file }),
   };
 }
 
-function armSource(part, take) {
+function initImageInput(part, loadImage) {
   const select = el('select', { class: 'version', 'data-testid': 'version' });
-  part.source.append(
+  part.input.append(
     dropZone({
-      label: 'Choose a picture',
-      hint: 'or drop one here; drawn ones come by “Look at its words”',
-      onFile: (file) => take({ file }),
+      label: 'Choose an image',
+      hint: 'or drop one here; for a generated image, use its “Edit tokens” button',
+      onFile: (file) => loadImage({ file }),
     }),
     el('label', { class: 'field' }, el('span', {}, 'Model'), select),
   );
-  const fill = () => armVersionSelect(select).catch((error) => showError(part.notice, error, { retry: fill }));
+  const fill = () => initVersionSelect(select).catch((error) => showError(part.notice, error, { retry: fill }));
   fill();
 }
 
-/** The words as they are now, and whose they are. */
-const stateOf = ({ history, piece }) => ({ ...history.now(), version: piece.version });
+/** The current tokens, and the version whose vocabulary they are from. */
+const currentTokens = ({ history, image }) => ({ ...history.current(), version: image.version });
 
-/** For other views: what is to be seen now, as a picture with its words. */
-function asPicture({ history, piece }) {
-  const { words, png, source } = history.now();
-  const made = png ?? (source.startsWith('data:') ? source.split(',')[1] : undefined);
-  return { words, png: made, url: made ? undefined : source, version: piece.version, caption: piece.caption || undefined };
+/** The current state as an image object for other views. */
+function editedImage({ history, image }) {
+  const { tokens, png, source } = history.current();
+  const currentPng = png ?? (source.startsWith('data:') ? source.split(',')[1] : undefined);
+  return {
+    tokens,
+    png: currentPng,
+    url: currentPng ? undefined : source,
+    version: image.version,
+    caption: image.caption || undefined,
+  };
 }
 
-async function startBench(bench) {
-  const { part, piece } = bench;
-  bench.history = makeHistory({ words: piece.words, source: piece.rebuilt });
-  bench.cell = null;
-  bench.grid = makeGrid(piece.model.side, piece.rebuilt, { label: 'Words of the picture. Press Enter to change one' });
-  bench.grid.layer.addEventListener('click', (event) => {
-    const cell = event.target.closest('.cell');
-    if (cell) openEditor(bench, ...placeOf(cell));
+function startEditor(editor) {
+  const { part, image } = editor;
+  editor.history = createUndoHistory({ tokens: image.tokens, source: image.reconstruction });
+  editor.cell = null;
+  editor.grid = createTokenGrid(image.model.side, image.reconstruction, {
+    label: 'Tokens of the image. Press Enter to change one',
   });
-  part.original.replaceChildren(image(piece.source, piece.caption || 'The picture as the model sees it'));
-  part.grid.replaceChildren(bench.grid.element);
-  part.editor.hidden = true;
-  part.bench.hidden = false;
-  part.source.classList.add('used');
-  showNumbers(bench, piece.model.side <= READABLE);
-  showState(bench, '');
+  editor.grid.layer.addEventListener('click', (event) => {
+    const cell = event.target.closest('.cell');
+    if (cell) openTokenForm(editor, ...positionOf(cell));
+  });
+  part.original.replaceChildren(img(image.source, image.caption || 'The image as the model sees it'));
+  part.grid.replaceChildren(editor.grid.element);
+  part.tokenForm.hidden = true;
+  part.editor.hidden = false;
+  part.input.classList.add('used');
+  showNumbers(editor, image.model.side <= MAX_NUMBERED_SIDE);
+  showState(editor, '');
 }
 
-function showState(bench, done) {
-  const { part, history, piece } = bench;
-  const { words, source } = history.now();
-  bench.grid.show(source);
-  showWords(bench.grid, words);
-  if (bench.cell) choose(bench, ...placeOf(bench.cell));
+function showState(editor, message) {
+  const { part, history, image } = editor;
+  const { tokens, source } = history.current();
+  editor.grid.setImage(source);
+  showTokens(editor.grid, tokens);
+  if (editor.cell) selectCell(editor, ...positionOf(editor.cell));
   part.undo.disabled = !history.canUndo();
   part.redo.disabled = !history.canRedo();
-  part.rebuilt.textContent = history.canUndo() ? 'Drawn from the changed words' : rebuiltText(piece);
-  part.status.textContent = done;
-  if (done) announce(done);
+  part.reconstruction.textContent = history.canUndo() ? 'Decoded from the changed tokens' : reconstructionText(image);
+  part.status.textContent = message;
+  if (message) announce(message);
 }
 
-const rebuiltText = ({ psnr }) =>
-  psnr === null ? 'Its words: they were drawn, so nothing is lost' : `Drawn from its words (PSNR ${psnr.toFixed(1)} dB)`;
+const reconstructionText = ({ psnr }) =>
+  psnr === null ? 'Its tokens: the model generated them, so nothing is lost' : `Reconstruction (PSNR ${psnr.toFixed(1)} dB)`;
 
-function showNumbers(bench, isShown) {
-  bench.part.numbers.setAttribute('aria-pressed', String(isShown));
-  bench.grid?.element.classList.toggle('numbered', isShown);
+function showNumbers(editor, isShown) {
+  editor.part.numbers.setAttribute('aria-pressed', String(isShown));
+  editor.grid?.element.classList.toggle('numbered', isShown);
 }
 
-/** Marks a cell as the one that is spoken of, and shows the form for it. */
-function choose(bench, row, column) {
-  const { part, grid, piece } = bench;
-  bench.cell?.classList.remove('chosen');
-  bench.cell = grid.at(row, column);
-  bench.cell.classList.add('chosen');
-  part.chosen.textContent = `Row ${row + 1}, column ${column + 1} holds word ${bench.cell.dataset.word}.`;
-  part.editor.elements.word.max = piece.model.vocab_size - 1;
-  part.editor.hidden = false;
+/** Select a cell and show the form for its token. */
+function selectCell(editor, row, column) {
+  const { part, grid, image } = editor;
+  editor.cell?.classList.remove('selected');
+  editor.cell = grid.at(row, column);
+  editor.cell.classList.add('selected');
+  part.selectedCell.textContent = `Row ${row + 1}, column ${column + 1} is token ${editor.cell.dataset.token}.`;
+  part.tokenForm.elements.token.max = image.model.vocab_size - 1;
+  part.tokenForm.hidden = false;
 }
 
-function openEditor(bench, row, column) {
-  choose(bench, row, column);
-  const { word } = bench.part.editor.elements;
-  word.value = bench.cell.dataset.word;
-  word.focus();
-  word.select();
+function openTokenForm(editor, row, column) {
+  selectCell(editor, row, column);
+  const { token } = editor.part.tokenForm.elements;
+  token.value = editor.cell.dataset.token;
+  token.focus();
+  token.select();
 }
 
-/** Ctrl+Z and Ctrl+Shift+Z; in a text field they belong to the text. */
-function undoByKeyboard(event, { history }, travel) {
+/** Ctrl+Z and Ctrl+Shift+Z, except in a text field, which has its own undo. */
+function undoByKeyboard(event, { history }, undoOrRedo) {
   if (!history || event.key.toLowerCase() !== 'z' || !(event.ctrlKey || event.metaKey) || event.target.matches('input')) return;
   event.preventDefault();
-  if (event.shiftKey ? history.canRedo() : history.canUndo()) travel(event.shiftKey ? 'redo' : 'undo');
+  if (event.shiftKey ? history.canRedo() : history.canUndo()) undoOrRedo(event.shiftKey ? 'redo' : 'undo');
 }

@@ -1,15 +1,16 @@
 """A section of params.yaml becomes a dataclass, or one sentence that says what to change."""
+
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thousandwords.config import ConfigError, check_keys, model_block, section
-from thousandwords.errors import UserError
+from thousandwords.core.config import RENAMED_KEYS, ConfigError, check_keys, model_block, section
+from thousandwords.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Training:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"training.steps is {self.steps}; it needs to be 1 or more")
-        if self.name == "nobody":
-            raise ValueError("nobody is no name")
+        if self.name == "none":
+            raise ValueError("none is not a name")
 
 
 def read(**values: object) -> Training:
@@ -53,16 +54,30 @@ def test_a_section_becomes_its_dataclass_and_keeps_the_defaults_of_what_it_leave
     assert read(learning_rate=0.2, scales=[1, 2, 4]) == Training(steps=5, learning_rate=0.2, scales=(1, 2, 4))
 
 
-def test_an_unknown_key_is_refused_with_the_one_that_was_meant():
+def test_an_unknown_key_is_rejected_with_the_most_similar_key():
     assert message_of(learning_rat=1.0) == (
         "params.yaml: generator.training has no key 'learning_rat'. Did you mean 'learning_rate'?"
     )
 
 
-def test_an_unknown_key_like_no_other_is_refused_with_all_that_are_known():
+def test_an_unknown_key_unlike_any_other_is_rejected_with_all_keys():
     with pytest.raises(ConfigError) as caught:
         section({"zzz": 1}, "crop", Crop)
-    assert str(caught.value) == "params.yaml: crop has no key 'zzz'. It knows: side, background"
+    assert str(caught.value) == "params.yaml: crop has no key 'zzz'. Its keys are: side, background"
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+def test_a_key_of_an_earlier_version_is_rejected_with_its_new_name(old, new):
+    with pytest.raises(ConfigError) as caught:
+        section({old: 1}, "block", make_dataclass("Block", [(new, int, 0), ("other", int, 0)]))
+    assert str(caught.value) == f"params.yaml: block has no key {old!r}. It is called {new!r} now. Rename it"
+
+
+def test_the_message_names_another_file_if_the_values_come_from_one():
+    with pytest.raises(ConfigError, match="^placement.yaml: crop.side should be a whole number, found 'x'$"):
+        section({"side": "x"}, "crop", Crop, file="placement.yaml")
+    with pytest.raises(ConfigError, match="^placement.yaml: the file lacks the key 'seed'$"):
+        check_keys({}, "the file", ["seed"], file="placement.yaml")
 
 
 def test_a_missing_key_is_named_with_its_type():
@@ -72,7 +87,7 @@ def test_a_missing_key_is_named_with_its_type():
 
 
 @pytest.mark.parametrize("value", [None, 3, "text", [1]])
-def test_what_is_no_block_of_keys_is_refused(value):
+def test_a_value_that_is_not_a_block_of_keys_is_rejected(value):
     with pytest.raises(ConfigError) as caught:
         section(value, "tokens", Training)
     assert str(caught.value) == f"params.yaml: tokens should be a block of keys, found {value!r}"
@@ -103,7 +118,7 @@ def test_what_is_no_block_of_keys_is_refused(value):
         ("crop", 3, "should be a block of keys, found 3"),
     ],
 )
-def test_a_value_of_another_type_is_refused_by_name(key, value, sentence):
+def test_a_value_of_another_type_is_rejected_with_its_name(key, value, sentence):
     space = "" if sentence.startswith("[") else " "
     assert message_of(**{key: value}) == f"params.yaml: generator.training.{key}{space}{sentence}"
 
@@ -112,7 +127,7 @@ def test_a_value_of_another_type_is_refused_by_name(key, value, sentence):
     ("text", "number"),
     [("1e-3", "0.001"), ("3e8", "300000000.0"), ("1e-8", "1.0e-08"), ("1.5e-7", "1.5e-07"), ("0.5", "0.5")],
 )
-def test_a_number_that_yaml_read_as_text_comes_with_a_way_to_write_it(text, number):
+def test_the_error_for_a_number_that_yaml_reads_as_text_says_how_to_write_it(text, number):
     yaml = pytest.importorskip("yaml")
     assert message_of(learning_rate=text) == (
         f"params.yaml: generator.training.learning_rate should be a number, found {text!r} "
@@ -121,21 +136,21 @@ def test_a_number_that_yaml_read_as_text_comes_with_a_way_to_write_it(text, numb
     assert yaml.safe_load(number) == float(text)
 
 
-def test_a_whole_number_serves_as_a_number():
+def test_a_whole_number_is_accepted_as_a_number():
     rate = read(learning_rate=1).learning_rate
     assert (rate, type(rate)) == (1.0, float)
 
 
 @given(st.floats(allow_nan=False))
-def test_any_number_arrives_as_it_is(number):
+def test_any_number_is_unchanged(number):
     assert read(learning_rate=number, limit=number) == Training(steps=5, learning_rate=number, limit=number)
 
 
-def test_null_stands_for_nothing_where_nothing_is_allowed():
+def test_null_is_none_where_none_is_allowed():
     assert read(limit=None, extra=None) == Training(steps=5)
 
 
-def test_a_union_takes_whichever_of_its_types_fits():
+def test_a_union_accepts_each_of_its_types():
     assert (read(depth=3).depth, read(depth=[2, 3]).depth) == (3, (2, 3))
 
 
@@ -150,21 +165,21 @@ def test_a_block_within_a_block_is_read_as_strictly():
     )
 
 
-def test_a_value_out_of_range_is_named_by_its_whole_path():
+def test_a_value_out_of_range_is_named_by_its_full_path():
     assert message_of(steps=0) == "params.yaml: generator.training.steps is 0; it needs to be 1 or more"
 
 
-def test_a_complaint_of_a_dataclass_without_a_path_is_passed_on_as_it_is():
-    assert message_of(name="nobody") == "params.yaml: nobody is no name"
+def test_an_error_of_a_dataclass_without_a_path_is_unchanged():
+    assert message_of(name="none") == "params.yaml: none is not a name"
 
 
-def test_reading_changes_nothing_in_what_was_read():
+def test_reading_does_not_change_the_values():
     values = {"steps": 5, "scales": [1, 2]}
     section(values, "generator.training", Training)
     assert values == {"steps": 5, "scales": [1, 2]}
 
 
-def test_a_file_must_have_exactly_the_known_sections():
+def test_a_file_must_have_exactly_the_required_sections():
     check_keys({"seed": 0, "data": {}}, "the file", ["seed", "data"])
     with pytest.raises(ConfigError, match="params.yaml: the file has no key 'sed'. Did you mean 'seed'?"):
         check_keys({"sed": 0, "data": {}}, "the file", ["seed", "data"])
@@ -180,7 +195,7 @@ class Beside:
     share: float = 0.0
 
 
-def test_a_models_block_may_hold_more_than_its_kind_and_its_training():
+def test_a_models_block_may_have_keys_beside_its_kind_and_training():
     block = {"kind": "small", "small": {}, "training": {}}
     assert model_block(block, "model", Beside) == Beside(0.0)
     assert model_block({**block, "share": 0.5}, "model", Beside) == Beside(0.5)
@@ -192,5 +207,5 @@ def test_a_models_block_may_hold_more_than_its_kind_and_its_training():
         model_block({**block, "share": "half"}, "model", Beside)
 
 
-def test_every_such_error_is_one_that_a_user_can_mend():
+def test_every_error_is_a_user_error():
     assert issubclass(ConfigError, UserError) and issubclass(UserError, ValueError)

@@ -1,4 +1,5 @@
-"""A file is written whole or not at all, and a folder knows each of its bytes."""
+"""A file is written completely or not at all, and the manifest of a folder detects every changed byte."""
+
 from __future__ import annotations
 
 import errno
@@ -13,22 +14,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.tiny import flipped
-from thousandwords import files
-from thousandwords.files import (
+from tests.helpers.tiny_models import flipped
+from thousandwords.core.files import (
     CannotWrite,
-    DamagedArtefact,
     DiskFull,
+    _passed,
     failpoint,
     fingerprint,
-    read_manifest,
     sha256_of,
     unit_hash,
     write_blocks,
     write_bytes,
     write_json,
-    write_manifest,
 )
+from thousandwords.core.manifest import DamagedArtefact, read_manifest, write_manifest
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+# --- writing ------------------------------------------------------------
 
 
 def test_a_durable_write_leaves_the_file_and_nothing_else(tmp_path):
@@ -63,7 +62,7 @@ def test_the_bytes_reach_the_disk_before_the_name_and_the_name_before_the_return
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch, call):
+def test_a_failed_write_leaves_the_file_unchanged(tmp_path, monkeypatch, call):
     write_bytes(tmp_path / "file.txt", b"before")
 
     def disk_full(*_):
@@ -78,20 +77,22 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch, cal
 
 
 def failing(monkeypatch, name: str) -> None:
-    """The next durable write fails in the middle, the way `name` says: ENOSPC, EIO, ..."""
+    """Make the next durable write fail in the middle with the errno `name`: ENOSPC, EIO, ..."""
     monkeypatch.setenv("THOUSANDWORDS_FAILPOINT", f"mid-write:1:{name}")
-    monkeypatch.setattr("thousandwords.files._passed", Counter())
+    monkeypatch.setattr("thousandwords.core.files._passed", Counter())
 
 
 @pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT"])
-def test_a_full_disk_is_told_with_the_folder_the_room_that_is_needed_and_the_room_there_is(tmp_path, monkeypatch, name):
+def test_a_full_disk_is_reported_with_the_folder_the_bytes_needed_and_the_bytes_free(
+    tmp_path, monkeypatch, name
+):
     failing(monkeypatch, name)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2))
     with pytest.raises(DiskFull) as caught:
         write_bytes(tmp_path / "file.txt", b"12345")
     assert str(caught.value) == (
-        f"{tmp_path}: the disk is full, or your share of it is: 5 bytes are to be written, 2 are free. Make room, then run the "
-        "same again: what is finished is kept"
+        f"{tmp_path}: the disk is full, or your quota is used up: 5 bytes are to be written, 2 are free. Make room, then "
+        "run the same again: finished work is kept"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -99,12 +100,12 @@ def test_a_full_disk_is_told_with_the_folder_the_room_that_is_needed_and_the_roo
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("EACCES", "Permission denied. See to it that you may write there, or work in another folder"),
-        ("EROFS", "Read-only file system. Mount it for writing, or work in another folder"),
-        ("EIO", "Input/output error. The disk may be failing: look into the system's log, and work on another disk"),
+        ("EACCES", "Permission denied. Check that you may write there, or use another folder"),
+        ("EROFS", "Read-only file system. Mount it for writing, or use another folder"),
+        ("EIO", "Input/output error. The disk may be failing: look at the system log, and use another disk"),
     ],
 )
-def test_a_folder_that_takes_nothing_is_told_with_the_mend(tmp_path, monkeypatch, name, sentence):
+def test_a_folder_that_cannot_be_written_is_reported_with_the_fix(tmp_path, monkeypatch, name, sentence):
     write_bytes(tmp_path / "file.txt", b"before")
     failing(monkeypatch, name)
     with pytest.raises(CannotWrite) as caught:
@@ -114,34 +115,34 @@ def test_a_folder_that_takes_nothing_is_told_with_the_mend(tmp_path, monkeypatch
     assert (tmp_path / "file.txt").read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_folder_that_would_lie_in_a_file_is_refused(tmp_path):
+def test_a_folder_inside_a_file_is_rejected(tmp_path):
     write_bytes(tmp_path / "file.txt", b"before")
     with pytest.raises(CannotWrite, match="file.txt/deeper cannot be written: Not a directory"):
         write_bytes(tmp_path / "file.txt" / "deeper" / "file.txt", b"after")
 
 
-def test_what_is_written_in_blocks_is_the_same_file_as_the_whole(tmp_path):
-    whole = write_bytes(tmp_path / "whole", b"a picture")
-    blocks = write_blocks(tmp_path / "blocks", (bytes([byte]) for byte in b"a picture"), 9)
-    assert blocks == whole and (tmp_path / "blocks").read_bytes() == b"a picture"
+def test_data_written_in_blocks_gives_the_same_file(tmp_path):
+    whole = write_bytes(tmp_path / "whole", b"an image")
+    blocks = write_blocks(tmp_path / "blocks", (bytes([byte]) for byte in b"an image"), 9)
+    assert blocks == whole and (tmp_path / "blocks").read_bytes() == b"an image"
 
 
 @given(st.binary(max_size=9))
-def test_all_bytes_of_a_write_reach_the_file_however_few(tmp_path_factory, data):
+def test_all_bytes_of_a_short_write_reach_the_file(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("few") / "file"
     assert write_bytes(path, data) == hashlib.sha256(data).hexdigest() and path.read_bytes() == data
 
 
-def test_a_failpoint_that_nobody_asked_for_does_nothing_and_counts_nothing(monkeypatch):
+def test_a_failpoint_that_is_not_set_does_nothing_and_counts_nothing(monkeypatch):
     monkeypatch.delenv("THOUSANDWORDS_FAILPOINT", raising=False)
-    monkeypatch.setattr("thousandwords.files._passed", Counter())
+    monkeypatch.setattr("thousandwords.core.files._passed", Counter())
     failpoint("mid-write")
-    assert not files._passed
+    assert not _passed
 
 
-def test_the_third_passing_of_a_failpoint_fails_and_no_other_does(monkeypatch):
+def test_only_the_third_call_of_a_failpoint_fails(monkeypatch):
     monkeypatch.setenv("THOUSANDWORDS_FAILPOINT", "after-write:3:EIO")
-    monkeypatch.setattr("thousandwords.files._passed", Counter())
+    monkeypatch.setattr("thousandwords.core.files._passed", Counter())
     for _ in range(2):
         failpoint("after-write")
         failpoint("mid-write")
@@ -150,7 +151,7 @@ def test_the_third_passing_of_a_failpoint_fails_and_no_other_does(monkeypatch):
     failpoint("after-write")
 
 
-def test_json_is_written_the_same_way_whatever_the_order_of_its_keys(tmp_path):
+def test_json_does_not_depend_on_the_order_of_keys(tmp_path):
     first = write_json(tmp_path / "first.json", {"b": 1, "a": "ü"})
     second = write_json(tmp_path / "second.json", {"a": "ü", "b": 1})
 
@@ -158,7 +159,7 @@ def test_json_is_written_the_same_way_whatever_the_order_of_its_keys(tmp_path):
     assert (tmp_path / "first.json").read_text(encoding="utf-8") == '{\n  "a": "ü",\n  "b": 1\n}\n'
 
 
-# --- naming ----------------------------------------------------------------------------------------------------------
+# --- hashes ------------------------------------------------------------
 
 
 def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path):
@@ -178,7 +179,7 @@ def test_a_unit_hash_lies_between_0_and_1(text, seed):
     assert 0 <= unit_hash(text, seed) < 1
 
 
-def test_unit_hashes_spread_evenly():
+def test_unit_hashes_are_uniform():
     below = sum(unit_hash(str(number), 0) < 0.25 for number in range(4000))
     assert below / 4000 == pytest.approx(0.25, abs=0.02)
 
@@ -192,13 +193,15 @@ def test_a_fingerprint_does_not_depend_on_the_order_of_keys(settings, random):
 
 def test_a_fingerprint_depends_on_every_value():
     assert fingerprint({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
-    assert len({fingerprint(value) for value in ({"a": 1}, {"a": 2}, {"b": 1}, {"a": "1"}, {"a": [1]}, {})}) == 6
+    assert (
+        len({fingerprint(value) for value in ({"a": 1}, {"a": 2}, {"b": 1}, {"a": "1"}, {"a": [1]}, {})}) == 6
+    )
 
 
-# --- the manifest ----------------------------------------------------------------------------------------------------
+# --- the manifest ------------------------------------------------------------
 
 
-def test_a_manifest_gives_back_its_facts_and_the_size_sum_and_rows_of_each_file(folder):
+def test_a_manifest_gives_back_its_metadata_and_the_size_sum_and_rows_of_each_file(folder):
     manifest = read_manifest(folder)
 
     assert manifest["facts"] == {"source": "scenes", "scales": [1, 2]}
@@ -210,14 +213,14 @@ def test_a_manifest_gives_back_its_facts_and_the_size_sum_and_rows_of_each_file(
     assert manifest["files"]["config.json"]["rows"] is None
 
 
-def test_the_same_files_and_facts_have_the_same_manifest(folder):
+def test_the_same_files_and_metadata_have_the_same_manifest(folder):
     first = (folder / "manifest.json").read_bytes()
     write_manifest(folder, {"config.json": None, "words.txt": 1}, {"scales": [1, 2], "source": "scenes"})
     assert (folder / "manifest.json").read_bytes() == first
 
 
 @pytest.mark.parametrize("name", ["words.txt", "config.json", "manifest.json"])
-def test_a_flipped_bit_is_found_in_whichever_byte_it_is(folder, name):
+def test_a_flipped_bit_in_any_byte_is_detected(folder, name):
     whole = (folder / name).read_bytes()
     for position in range(len(whole)):
         (folder / name).write_bytes(flipped(whole, position, bit=position % 8))
@@ -227,11 +230,11 @@ def test_a_flipped_bit_is_found_in_whichever_byte_it_is(folder, name):
     read_manifest(folder)
 
 
-def test_a_damaged_file_is_named_with_what_was_expected_what_was_found_and_the_mend(folder):
+def test_a_damaged_file_is_named_with_the_expected_sum_the_sum_found_and_the_fix(folder):
     (folder / "words.txt").write_bytes(b"A picture is worth a thousand words\n")
 
     with pytest.raises(DamagedArtefact) as caught:
-        read_manifest(folder, mend="dvc repro prepare_pairs")
+        read_manifest(folder, fix="dvc repro prepare_pairs")
 
     assert str(caught.value) == (
         f"{folder}/words.txt is damaged: "
@@ -241,7 +244,7 @@ def test_a_damaged_file_is_named_with_what_was_expected_what_was_found_and_the_m
 
 
 @pytest.mark.parametrize("size", [0, 1, 35, 37])
-def test_a_file_of_another_size_is_refused(folder, size):
+def test_a_file_of_another_size_is_rejected(folder, size):
     whole = (folder / "words.txt").read_bytes()
     (folder / "words.txt").write_bytes((whole + b"!")[:size])
 
@@ -253,7 +256,7 @@ def test_a_file_of_another_size_is_refused(folder, size):
     )
 
 
-def test_a_missing_file_is_refused(folder):
+def test_a_missing_file_is_rejected(folder):
     (folder / "words.txt").unlink()
 
     with pytest.raises(DamagedArtefact) as caught:
@@ -264,7 +267,7 @@ def test_a_missing_file_is_refused(folder):
     )
 
 
-def test_a_folder_without_a_manifest_is_refused(folder):
+def test_a_folder_without_a_manifest_is_rejected(folder):
     (folder / "manifest.json").unlink()
 
     with pytest.raises(DamagedArtefact) as caught:
@@ -275,20 +278,22 @@ def test_a_folder_without_a_manifest_is_refused(folder):
     )
 
 
-def test_a_manifest_cut_short_anywhere_is_refused(folder):
+def test_a_truncated_manifest_is_rejected(folder):
     whole = (folder / "manifest.json").read_bytes()
-    for size in range(0, len(whole) - 1, 5):  # without its last byte, a line end, it would say the same
+    for size in range(0, len(whole) - 1, 5):  # without its last byte, a newline, it has the same content
         (folder / "manifest.json").write_bytes(whole[:size])
         with pytest.raises(DamagedArtefact, match="manifest.json cannot be read"):
             read_manifest(folder)
 
 
-def test_a_manifest_that_was_edited_by_hand_is_refused(folder):
+def test_a_manifest_edited_by_hand_is_rejected(folder):
     manifest = json.loads((folder / "manifest.json").read_bytes())
     manifest["facts"]["source"] = "folder"
     write_json(folder / "manifest.json", manifest)
 
-    with pytest.raises(DamagedArtefact, match="manifest.json was changed: its sha256 should be [0-9a-f]{64}, found"):
+    with pytest.raises(
+        DamagedArtefact, match="manifest.json was changed: its sha256 should be [0-9a-f]{64}, found"
+    ):
         read_manifest(folder)
 
 
@@ -301,7 +306,7 @@ def test_without_verify_only_the_manifest_itself_is_checked(folder):
         read_manifest(folder, verify=False)
 
 
-def test_damage_is_found_again_the_second_time(folder):
+def test_damage_is_detected_every_time(folder):
     (folder / "words.txt").write_bytes(b"x" * 36)
     for _ in range(2):
         with pytest.raises(DamagedArtefact):

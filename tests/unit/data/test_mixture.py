@@ -1,4 +1,4 @@
-"""Weights say how often training sees a source, exactly, and leave no row of it behind."""
+"""Weights set exactly how often training uses each source, and no row is left out."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thousandwords.loader import places
-from thousandwords.mixing import Mixing, epoch_places, shares
+from thousandwords.data.mixture import Mixture, epoch_rows, shares
+from thousandwords.data.sampler import epochs_and_rows
 
-EQUAL = Mixing((90, 10), (1.0, 1.0))
+EQUAL = Mixture((90, 10), (1.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -29,40 +29,50 @@ def test_positions_are_shared_out_by_weight(count, weights, expected):
     assert shares(count, weights) == expected
 
 
-def test_a_small_source_of_equal_weight_is_shown_as_often_as_a_large_one():
-    rounds, rows = epoch_places(EQUAL, 0, 0)
+def test_a_small_source_of_equal_weight_comes_as_often_as_a_large_one():
+    rounds, rows = epoch_rows(EQUAL, 0, 0)
     assert rows.shape == rounds.shape == (100,) and Counter((rows >= 90).tolist()) == {False: 50, True: 50}
     assert Counter(Counter(rows[rows >= 90].tolist()).values()) == {5: 10}  # each of its ten rows five times
 
 
-def test_the_same_row_is_of_another_round_each_time():
-    places = [(int(one), int(row)) for epoch in range(3) for one, row in zip(*epoch_places(EQUAL, 0, epoch), strict=True)]
-    assert sorted(place for place in places if place[1] == 95) == [(one, 95) for one in range(15)]
-    assert len(set(places)) == 300
+def test_the_round_of_a_row_counts_its_earlier_positions():
+    stream = [
+        (int(number), int(row))
+        for epoch in range(3)
+        for number, row in zip(*epoch_rows(EQUAL, 0, epoch), strict=True)
+    ]
+    assert sorted(position for position in stream if position[1] == 95) == [
+        (number, 95) for number in range(15)
+    ]
+    assert len(set(stream)) == 300
 
 
-def test_weights_in_proportion_to_the_rows_show_every_row_once_an_epoch():
-    rounds, rows = epoch_places(Mixing((90, 10), (9, 1)), 3, 7)
+def test_weights_proportional_to_the_rows_give_each_row_once_per_epoch():
+    rounds, rows = epoch_rows(Mixture((90, 10), (9, 1)), 3, 7)
     assert sorted(rows.tolist()) == list(range(100)) and set(rounds.tolist()) == {7}
 
 
-def test_a_source_goes_on_where_the_last_epoch_left_it():
-    seen = [int(row) for epoch in range(9) for row in epoch_places(EQUAL, 0, epoch)[1] if row < 90]
-    assert len(seen) == 450 and set(Counter(seen).values()) == {5}
+def test_a_source_continues_where_the_last_epoch_ended():
+    rows = [int(row) for epoch in range(9) for row in epoch_rows(EQUAL, 0, epoch)[1] if row < 90]
+    assert len(rows) == 450 and set(Counter(rows).values()) == {5}
 
 
-def test_the_order_depends_on_the_seed_and_the_epoch_alone_and_mixes_the_sources():
-    first = epoch_places(EQUAL, 0, 0)[1]
-    assert (first == epoch_places(EQUAL, 0, 0)[1]).all()
-    assert (first != epoch_places(EQUAL, 1, 0)[1]).any() and (first != epoch_places(EQUAL, 0, 1)[1]).any()
+def test_the_order_depends_only_on_seed_and_epoch_and_mixes_the_sources():
+    first = epoch_rows(EQUAL, 0, 0)[1]
+    assert (first == epoch_rows(EQUAL, 0, 0)[1]).all()
+    assert (first != epoch_rows(EQUAL, 1, 0)[1]).any() and (first != epoch_rows(EQUAL, 0, 1)[1]).any()
     assert 10 < (first[:50] >= 90).sum() < 40
 
 
-def test_the_stream_of_positions_goes_on_from_epoch_to_epoch_and_can_be_had_from_anywhere():
-    stream = places(range(250), 100, 4, EQUAL)
-    laid_out = [(int(one), int(row)) for epoch in range(3) for one, row in zip(*epoch_places(EQUAL, 4, epoch), strict=True)]
-    assert stream == laid_out[:250]
-    assert places(range(130, 260), 100, 4, EQUAL) == laid_out[130:260]
+def test_the_stream_of_positions_crosses_epochs_and_can_start_anywhere():
+    stream = epochs_and_rows(range(250), 100, 4, EQUAL)
+    expected = [
+        (int(number), int(row))
+        for epoch in range(3)
+        for number, row in zip(*epoch_rows(EQUAL, 4, epoch), strict=True)
+    ]
+    assert stream == expected[:250]
+    assert epochs_and_rows(range(130, 260), 100, 4, EQUAL) == expected[130:260]
 
 
 @settings(max_examples=60, deadline=None)
@@ -71,10 +81,10 @@ def test_the_stream_of_positions_goes_on_from_epoch_to_epoch_and_can_be_had_from
     st.lists(st.floats(0.01, 100), min_size=4, max_size=4),
     st.integers(0, 5),
 )
-def test_whatever_the_weights_an_epoch_is_full_and_no_row_runs_ahead(rows, weights, epoch):
-    mixing = Mixing(tuple(rows), tuple(weights[: len(rows)]))
-    shown = Counter(int(row) for number in range(epoch + 1) for row in epoch_places(mixing, 0, number)[1])
-    assert sum(shown.values()) == sum(rows) * (epoch + 1)
+def test_for_any_weights_an_epoch_is_full_and_rows_of_a_source_come_equally_often(rows, weights, epoch):
+    mixture = Mixture(tuple(rows), tuple(weights[: len(rows)]))
+    times = Counter(int(row) for number in range(epoch + 1) for row in epoch_rows(mixture, 0, number)[1])
+    assert sum(times.values()) == sum(rows) * (epoch + 1)
     for start, count in zip(np.cumsum([0, *rows]), rows, strict=False):
-        times = [shown[row] for row in range(start, start + count)]
-        assert not times or max(times) - min(times) <= 1
+        of_source = [times[row] for row in range(start, start + count)]
+        assert not of_source or max(of_source) - min(of_source) <= 1

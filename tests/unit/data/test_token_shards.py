@@ -1,4 +1,5 @@
-"""Token shards give back what was written, and refuse what is not theirs."""
+"""Token shards return what was written, and reject shards that are damaged or of another tokenizer."""
+
 from __future__ import annotations
 
 import json
@@ -11,20 +12,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.tiny import CAPTIONS, HEADER, flips, shard_tokens, write_shards
-from thousandwords.config import ConfigError, section
-from thousandwords.errors import UserError
-from thousandwords.files import DamagedArtefact, write_bytes, write_manifest
-from thousandwords.shards import (
-    Config,
+from tests.helpers.tiny_models import CAPTIONS, HEADER, flips, shard_tokens, write_shards
+from thousandwords.core.config import ConfigError, section
+from thousandwords.core.errors import UserError
+from thousandwords.core.files import write_bytes
+from thousandwords.core.manifest import DamagedArtefact, write_manifest
+from thousandwords.core.parquet import table_bytes
+from thousandwords.data.batching import sequential_batches
+from thousandwords.data.token_shards import (
     TokenHeader,
+    TokensConfig,
     TokenShardWriter,
     WrongTokenizer,
-    in_order,
     read_shard,
     read_token_rows,
 )
-from thousandwords.tables import table_bytes
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def test_rows_come_back_as_they_were_written(folder):
 
     assert rows.header == HEADER and len(rows) == 10
     assert rows.keys == [f"train-{row}" for row in range(10)]
-    assert rows.captions[5] == [CAPTIONS[1], "picture 5"]
+    assert rows.captions[5] == [CAPTIONS[1], "image 5"]
     assert rows.tokens.shape == (10, 1, 16) and rows.tokens.dtype == np.uint16
     assert torch.from_numpy(rows.tokens[:, 0].astype(np.int64)).equal(shard_tokens(10))
 
@@ -56,14 +58,17 @@ def test_a_batch_is_first_captions_and_tokens(folder):
 
 def test_splits_have_shards_of_their_own(folder):
     assert sorted(path.name for path in folder.iterdir()) == [
-        "manifest.json", "train-00000.parquet", "train-00001.parquet", "train-00002.parquet",
+        "manifest.json",
+        "train-00000.parquet",
+        "train-00001.parquet",
+        "train-00002.parquet",
         "validation-00000.parquet",
-    ]  # fmt: skip
+    ]
     assert read_token_rows(folder, "validation").keys == ["validation-0", "validation-1", "validation-2"]
 
 
 @pytest.mark.parametrize("parts", [[10], [1] * 10, [3, 7], [9, 1]])
-def test_how_rows_were_handed_in_does_not_change_a_byte(folder, tmp_path_factory, parts):
+def test_how_rows_are_grouped_does_not_change_a_byte(folder, tmp_path_factory, parts):
     again = tmp_path_factory.mktemp("again")
     rows, start = read_token_rows(folder, "train"), 0
     with TokenShardWriter(again, HEADER, 4) as shards:
@@ -77,8 +82,8 @@ def test_how_rows_were_handed_in_does_not_change_a_byte(folder, tmp_path_factory
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_rows_that_were_read_from_a_shard_are_written_as_if_they_were_new(folder, tmp_path_factory):
-    """As tokenizing takes them from its store; Parquet has another name for the field within a list."""
+def test_rows_read_from_a_shard_are_written_like_new_ones(folder, tmp_path_factory):
+    """Tokenizing reads rows from its store; Parquet has another name for the field in a list."""
     again = tmp_path_factory.mktemp("again")
     with TokenShardWriter(again, HEADER, 4) as shards:
         for name in ("train-00000", "train-00001", "train-00002", "validation-00000"):
@@ -94,7 +99,7 @@ def test_the_same_rows_written_twice_have_the_same_manifest(folder, tmp_path_fac
     assert (again / "manifest.json").read_bytes() == (folder / "manifest.json").read_bytes()
 
 
-def test_pictures_of_many_scales_and_views_keep_their_layout(tmp_path):
+def test_images_of_many_scales_and_views_keep_their_layout(tmp_path):
     header = replace(HEADER, scales=(1, 2, 3), views=2)
     write_shards(tmp_path, {"train": 5}, header)
 
@@ -104,7 +109,7 @@ def test_pictures_of_many_scales_and_views_keep_their_layout(tmp_path):
     assert rows.batch([4], view=1)[1].equal(shard_tokens(5, header)[4:, 14:])
 
 
-def test_a_column_of_words_is_a_fixed_size_list_of_uint16(folder):
+def test_the_token_column_is_a_fixed_size_list_of_uint16(folder):
     field = pq.read_schema(folder / "train-00000.parquet").field("image_tokens")
     assert field.type == pa.list_(pa.uint16(), 16) and not field.nullable
 
@@ -117,10 +122,10 @@ def test_an_interrupted_writer_leaves_no_manifest(tmp_path):
         read_token_rows(tmp_path, "train")
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- rejected shards -------------------------------------------------------------------------------------------------
 
 
-def test_shards_of_another_tokenizer_are_refused(folder):
+def test_shards_of_another_tokenizer_are_rejected(folder):
     with pytest.raises(WrongTokenizer) as caught:
         read_token_rows(folder, "train", "a210" * 16)
     assert str(caught.value) == (
@@ -132,15 +137,15 @@ def test_shards_of_another_tokenizer_are_refused(folder):
 @pytest.mark.parametrize(
     "name", ["train-00000.parquet", "train-00002.parquet", "validation-00000.parquet", "manifest.json"]
 )
-def test_a_flipped_bit_anywhere_is_refused_and_refused_again(folder, name):
-    for _ in flips(folder / name, 40):  # from the first byte through pages and footer to the last
+def test_a_flipped_bit_anywhere_is_rejected_and_rejected_again(folder, name):
+    for _ in flips(folder / name, 40):  # bytes of pages and footer, first and last included
         for _ in range(2):
             with pytest.raises(DamagedArtefact, match=f"{name}.* Run: dvc repro tokenize_pairs"):
                 read_token_rows(folder, "train")
     assert len(read_token_rows(folder, "train")) == 10
 
 
-def test_two_shards_that_changed_places_are_refused(folder):
+def test_two_shards_that_changed_places_are_rejected(folder):
     first, second = folder / "train-00000.parquet", folder / "train-00001.parquet"
     data = first.read_bytes()
     first.write_bytes(second.read_bytes())
@@ -150,7 +155,7 @@ def test_two_shards_that_changed_places_are_refused(folder):
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing"])
-def test_a_shard_cut_short_or_missing_is_refused(folder, damage):
+def test_a_shard_cut_short_or_missing_is_rejected(folder, damage):
     path = folder / "train-00001.parquet"
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-1])
@@ -160,13 +165,13 @@ def test_a_shard_cut_short_or_missing_is_refused(folder, damage):
         read_token_rows(folder, "train")
 
 
-def test_a_split_without_a_shard_is_refused_by_name(folder):
+def test_a_split_without_a_shard_is_rejected_by_name(folder):
     with pytest.raises(DamagedArtefact) as caught:
         read_token_rows(folder, "unseen")
     assert str(caught.value) == f"{folder} has no shard of the split 'unseen'. Run: dvc repro tokenize_pairs"
 
 
-def test_a_word_outside_the_vocabulary_is_refused_with_its_row(folder):
+def test_a_token_outside_the_vocabulary_is_rejected_with_its_row(folder):
     table = pq.read_table(folder / "train-00001.parquet").to_pylist()
     table[2]["image_tokens"][15] = 12
     wrong = pa.Table.from_pylist(table, schema=pq.read_schema(folder / "train-00001.parquet"))
@@ -176,39 +181,52 @@ def test_a_word_outside_the_vocabulary_is_refused_with_its_row(folder):
         read_token_rows(folder, "train")
 
     assert str(caught.value) == (
-        f"{folder}/train-00001.parquet, row 2, column image_tokens: word 12 is outside the vocabulary of 12. "
+        f"{folder}/train-00001.parquet, row 2, column image_tokens: token 12 is outside the vocabulary of 12. "
         "Run: dvc repro tokenize_pairs"
     )
 
 
-@pytest.mark.parametrize("words", [pa.list_(pa.uint16(), 15), pa.list_(pa.int32(), 16), pa.list_(pa.uint16())])
-def test_words_of_another_number_or_type_are_refused(folder, words):
+@pytest.mark.parametrize(
+    "token_type", [pa.list_(pa.uint16(), 15), pa.list_(pa.int32(), 16), pa.list_(pa.uint16())]
+)
+def test_tokens_of_another_number_or_type_are_rejected(folder, token_type):
     table = pq.read_table(folder / "train-00001.parquet")
-    rows = [row["image_tokens"][: words.list_size if hasattr(words, "list_size") else 16] for row in table.to_pylist()]
-    wrong = table.set_column(2, pa.field("image_tokens", words, nullable=False), [pa.array(rows, words)])
+    rows = [
+        row["image_tokens"][: token_type.list_size if hasattr(token_type, "list_size") else 16]
+        for row in table.to_pylist()
+    ]
+    wrong = table.set_column(
+        2, pa.field("image_tokens", token_type, nullable=False), [pa.array(rows, token_type)]
+    )
     rewrite(folder, "train-00001.parquet", wrong)
 
-    with pytest.raises(DamagedArtefact, match="train-00001.parquet has columns .* of other types than a token shard's"):
+    with pytest.raises(
+        DamagedArtefact, match="train-00001.parquet has columns .* of other types than a token shard"
+    ):
         read_token_rows(folder, "train")
 
 
 def rewrite(folder, name: str, table: pa.Table) -> None:
-    """Puts another table in place of a shard, with a manifest that knows of it."""
+    """Replace a shard by another table, with a manifest for it."""
     write_bytes(folder / name, table_bytes(table))
     manifest = json.loads((folder / "manifest.json").read_bytes())
-    write_manifest(folder, {name: entry["rows"] for name, entry in manifest["files"].items()}, manifest["facts"])
+    write_manifest(
+        folder, {name: entry["rows"] for name, entry in manifest["files"].items()}, manifest["facts"]
+    )
 
 
-def test_a_vocabulary_that_uint16_cannot_tell_apart_is_refused():
+def test_a_vocabulary_larger_than_uint16_is_rejected():
     assert TokenHeader("dvae", "3f9c", 65_536, (4,), 16).vocab_size == 65_536
-    with pytest.raises(UserError, match=r"'dvae' has 65537 words, but token shards can tell 65536 apart \(uint16\)"):
+    with pytest.raises(
+        UserError, match=r"'dvae' has a vocabulary of 65537, but token shards hold at most 65536 \(uint16\)"
+    ):
         TokenHeader("dvae", "3f9c", 65_537, (4,), 16)
 
 
 @pytest.mark.parametrize(
     "tokens", [shard_tokens(2) + 12, shard_tokens(2) - 12, shard_tokens(3), shard_tokens(2)[:, 1:]]
 )
-def test_a_writer_takes_only_words_of_its_vocabulary_and_shape(tmp_path, tokens):
+def test_a_writer_accepts_only_tokens_of_its_vocabulary_and_shape(tmp_path, tokens):
     with pytest.raises(AssertionError), TokenShardWriter(tmp_path, HEADER, 4) as shards:
         shards.write("train", ["a", "b"], [["a"], ["b"]], tokens)
 
@@ -219,21 +237,24 @@ def test_a_folder_that_was_moved_is_the_same_folder(folder, tmp_path_factory):
     assert len(read_token_rows(moved, "train", HEADER.tokenizer_fingerprint)) == 10
 
 
-def test_many_views_of_a_plain_square_are_refused():
-    assert section({"views_per_image": 3, "augmentation": "paper"}, "tokens", Config).views_per_image == 3
+def test_many_views_of_a_center_square_are_rejected():
+    assert (
+        section({"views_per_image": 3, "augmentation": "paper"}, "tokens", TokensConfig).views_per_image == 3
+    )
     with pytest.raises(ConfigError) as caught:
-        section({"views_per_image": 3}, "tokens", Config)
+        section({"views_per_image": 3}, "tokens", TokensConfig)
     assert str(caught.value) == (
-        "params.yaml: tokens.views_per_image is 3, but all views of a plain square are alike. Set tokens.augmentation: paper"
+        "params.yaml: tokens.views_per_image is 3, but all views of a center square are equal. "
+        "Set tokens.augmentation: paper"
     )
 
 
 @pytest.mark.parametrize("key", ["rows_per_shard", "batch_size", "views_per_image"])
-def test_settings_that_write_nothing_are_refused(key):
+def test_settings_that_write_nothing_are_rejected(key):
     with pytest.raises(ConfigError, match=f"params.yaml: tokens.{key} is 0; it needs to be 1 or more"):
-        section({key: 0}, "tokens", Config)
+        section({key: 0}, "tokens", TokensConfig)
 
 
-def test_in_order_every_row_comes_once():
-    assert list(in_order(5, 2)) == [[0, 1], [2, 3], [4]]
-    assert list(in_order(0, 2)) == []
+def test_sequential_batches_have_each_row_once():
+    assert list(sequential_batches(5, 2)) == [[0, 1], [2, 3], [4]]
+    assert list(sequential_batches(0, 2)) == []

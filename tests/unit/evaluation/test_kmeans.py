@@ -1,16 +1,16 @@
-"""K-means over raw patches: the tokenizer's yardstick and warm start."""
+"""K-means over raw patches: the baseline of the image tokenizer."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from thousandwords.kmeans import (
+from thousandwords.evaluation.kmeans import (
     fit_kmeans,
     images_of,
     kmeans_encode,
     kmeans_reconstruct,
-    move_to_means,
+    lloyd_step,
     nearest_centroid,
     patches_of,
 )
@@ -30,14 +30,18 @@ def test_patches_are_cells_in_raster_order_and_can_be_put_back():
 
 def test_the_nearest_centroid_is_the_nearest_one():
     centroids = torch.tensor([[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]])
-    assert nearest_centroid(torch.tensor([[0.9, 1.2], [4.0, 4.0], [0.1, 0.3]]), centroids).tolist() == [1, 2, 0]
+    assert nearest_centroid(torch.tensor([[0.9, 1.2], [4.0, 4.0], [0.1, 0.3]]), centroids).tolist() == [
+        1,
+        2,
+        0,
+    ]
 
 
 def test_three_tight_clusters_are_found():
-    middles = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
-    patches = (middles[:, None] + 0.1 * torch.randn(3, 50, 2, generator=rng())).flatten(0, 1)
+    centers = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    patches = (centers[:, None] + 0.1 * torch.randn(3, 50, 2, generator=rng())).flatten(0, 1)
     centroids = fit_kmeans(patches, 3, rng(), iterations=5)
-    assert (torch.cdist(middles, centroids).amin(dim=1) < 0.2).all()
+    assert (torch.cdist(centers, centroids).amin(dim=1) < 0.2).all()
 
 
 def test_the_same_rng_gives_the_same_centroids():
@@ -46,9 +50,9 @@ def test_the_same_rng_gives_the_same_centroids():
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_a_centroid_that_nobody_chose_starts_again_at_a_patch():
+def test_a_centroid_without_patches_moves_to_a_patch():
     patches = torch.tensor([[0.0], [1.0], [2.0]])
-    moved = move_to_means(patches, torch.tensor([[1.0], [99.0]]), rng())
+    moved = lloyd_step(patches, torch.tensor([[1.0], [99.0]]), rng())
     assert moved[0].item() == 1 and moved[1].item() in (0, 1, 2)
 
 
@@ -72,6 +76,6 @@ def test_identical_patches_still_give_a_full_codebook():
     assert fit_kmeans(torch.zeros(20, 12), 4, rng(), iterations=2).shape == (4, 12)
 
 
-def test_too_few_patches_are_refused():
-    with pytest.raises(ValueError, match="3 patches for 4 centroids; show it more images"):
+def test_too_few_patches_are_rejected():
+    with pytest.raises(ValueError, match="3 patches for 4 centroids; give it more images"):
         fit_kmeans(torch.rand(3, 12), 4, rng(), iterations=1)

@@ -1,4 +1,4 @@
-"""The figures of a run: PSNR, codebook use, best of n, caption match, intervals."""
+"""PSNR, codebook use, best of n, caption match, votes and intervals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from thousandwords import metrics
+from thousandwords.evaluation.metrics import (
+    best_of,
+    best_of_by_prompt,
+    bootstrap_interval,
+    candidate_counts,
+    majority,
+    match_rates,
+    score_rates,
+    top_weights,
+    with_summaries,
+)
+from thousandwords.nn import metrics
 
 GRID = (2, 3, 4, 4)
 
@@ -20,11 +31,20 @@ def seeded() -> np.random.Generator:
 
 def best_by_brute_force(n: int, scores: np.ndarray, quality: np.ndarray) -> float:
     """The mean over prompts and all subsets of n of the quality of the top-scored; ties share their mean."""
-    def top(row: np.ndarray, worth: np.ndarray, chosen: tuple[int, ...]) -> float:
-        chosen = np.array(chosen)
-        return worth[chosen][row[chosen] == row[chosen].max()].mean()
-    return float(np.mean([top(row, worth, chosen) for row, worth in zip(scores, quality, strict=True)
-                          for chosen in combinations(range(len(row)), n)]))
+
+    def top(row: np.ndarray, worth: np.ndarray, subset: tuple[int, ...]) -> float:
+        subset = np.array(subset)
+        return worth[subset][row[subset] == row[subset].max()].mean()
+
+    return float(
+        np.mean(
+            [
+                top(row, worth, subset)
+                for row, worth in zip(scores, quality, strict=True)
+                for subset in combinations(range(len(row)), n)
+            ]
+        )
+    )
 
 
 def test_psnr_is_twenty_decibels_for_an_error_of_a_tenth():
@@ -36,12 +56,12 @@ def test_psnr_is_twenty_decibels_for_an_error_of_a_tenth():
 
 def test_mean_psnr_averages_decibels_and_not_errors():
     black, other = torch.zeros(GRID), torch.zeros(GRID)
-    other[0], other[1] = 0.1, 1.0    # 20 dB and 0 dB; the mean error would give 2.97 dB
+    other[0], other[1] = 0.1, 1.0  # 20 dB and 0 dB; the mean error would give 2.97 dB
 
     assert metrics.mean_psnr(black, other) == pytest.approx(10.0, abs=1e-5)
 
 
-def test_psnr_refuses_bytes_and_unequal_shapes():
+def test_psnr_rejects_bytes_and_unequal_shapes():
     with pytest.raises(ValueError, match=r"found values from 0 to 255: divide bytes by 255"):
         metrics.psnr(torch.zeros(GRID), torch.full(GRID, 255.0))
     with pytest.raises(ValueError, match=r"found \(2, 3, 4, 4\) and \(1, 3, 4, 4\)"):
@@ -52,12 +72,14 @@ def test_psnr_refuses_bytes_and_unequal_shapes():
 
 def test_a_codebook_used_evenly_has_its_size_as_perplexity():
     assert metrics.codebook_usage(torch.arange(8).view(2, 4), 8) == pytest.approx(
-        {"used": 1.0, "used_words": 8, "perplexity": 8.0})
+        {"used": 1.0, "used_words": 8, "perplexity": 8.0}
+    )
 
 
 def test_a_collapsed_codebook_has_perplexity_one():
     assert metrics.codebook_usage(torch.full((5, 4), 3), 8) == pytest.approx(
-        {"used": 0.125, "used_words": 1, "perplexity": 1.0})
+        {"used": 0.125, "used_words": 1, "perplexity": 1.0}
+    )
 
 
 def test_perplexity_is_the_exponential_of_the_entropy():
@@ -67,20 +89,20 @@ def test_perplexity_is_the_exponential_of_the_entropy():
     assert metrics.codebook_counts(torch.tensor([0, 0, 0, 1]), 4).tolist() == [3, 1, 0, 0]
 
 
-def test_tokens_outside_the_codebook_are_refused():
-    with pytest.raises(ValueError, match=r"run from 0 to 8, outside a codebook of 8 words"):
+def test_tokens_outside_the_codebook_are_rejected():
+    with pytest.raises(ValueError, match=r"run from 0 to 8, outside a codebook of 8 entries"):
         metrics.codebook_usage(torch.arange(9), 8)
-    with pytest.raises(ValueError, match="no tokens at all"):
+    with pytest.raises(ValueError, match="at least one token"):
         metrics.codebook_usage(torch.zeros(0, 4), 8)
 
 
 def test_the_best_of_two_among_three_is_the_first_twice_in_three():
-    assert metrics.top_weights(2, 3).tolist() == pytest.approx([2 / 3, 1 / 3, 0])
+    assert top_weights(2, 3).tolist() == pytest.approx([2 / 3, 1 / 3, 0])
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 32, 511, 512])
 def test_weights_of_the_ranks_sum_to_one(n):
-    weights = metrics.top_weights(n, 512)
+    weights = top_weights(n, 512)
 
     assert weights.sum() == pytest.approx(1)
     assert weights[0] == pytest.approx(n / 512)
@@ -88,64 +110,72 @@ def test_weights_of_the_ranks_sum_to_one(n):
     assert weights[1] == pytest.approx(comb(510, n - 1) / comb(512, n))
 
 
+@pytest.mark.paper("evaluation: best of N")
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6])
-@pytest.mark.parametrize("levels", [3, 1000])    # few levels: many ties
+@pytest.mark.parametrize("levels", [3, 1000])  # few levels: many ties
 def test_best_of_equals_the_mean_over_every_subset(n, levels):
     rng = seeded()
     scores, quality = rng.integers(levels, size=(4, 6)), rng.random((4, 6))
 
-    assert metrics.best_of(n, scores, quality) == pytest.approx(best_by_brute_force(n, scores, quality))
+    assert best_of(n, scores, quality) == pytest.approx(best_by_brute_force(n, scores, quality))
 
 
 def test_best_of_one_is_the_mean_and_best_of_all_the_top_scored():
-    scores, right = [[0.1, 0.3, 0.2], [0.9, 0.5, 0.7]], [[True, False, True], [True, True, False]]
+    scores, is_right = [[0.1, 0.3, 0.2], [0.9, 0.5, 0.7]], [[True, False, True], [True, True, False]]
 
-    assert metrics.best_of(1, scores, right) == pytest.approx(4 / 6)
-    assert metrics.best_of(3, scores, right) == pytest.approx(1 / 2)
-    assert metrics.best_of_by_prompt(3, scores, right).tolist() == [0, 1]
+    assert best_of(1, scores, is_right) == pytest.approx(4 / 6)
+    assert best_of(3, scores, is_right) == pytest.approx(1 / 2)
+    assert best_of_by_prompt(3, scores, is_right).tolist() == [0, 1]
 
 
+@pytest.mark.paper("evaluation: best of N")
 def test_more_candidates_never_hurt_when_the_score_is_the_quality():
     scores = seeded().normal(size=(5, 16))
 
-    curve = [metrics.best_of(n, scores, scores) for n in range(1, 17)]
+    curve = [best_of(n, scores, scores) for n in range(1, 17)]
 
     assert (np.diff(curve) > 0).all()
 
 
-def test_best_of_refuses_what_it_cannot_rank():
-    with pytest.raises(ValueError, match="best of 4 was asked of 3 candidates"):
-        metrics.best_of(4, np.ones((2, 3)), np.ones((2, 3)))
+def test_best_of_rejects_tables_that_it_cannot_rank():
+    with pytest.raises(ValueError, match="best of 4 of 3 candidates was requested"):
+        best_of(4, np.ones((2, 3)), np.ones((2, 3)))
     with pytest.raises(ValueError, match=r"found \(2, 3\) and \(2, 4\)"):
-        metrics.best_of(1, np.ones((2, 3)), np.ones((2, 4)))
+        best_of(1, np.ones((2, 3)), np.ones((2, 4)))
     with pytest.raises(ValueError, match="prompt 1, candidate 0 is not a finite number"):
-        metrics.best_of(1, [[0.1, 0.2], [np.nan, 0.2]], np.ones((2, 2)))
+        best_of(1, [[0.1, 0.2], [np.nan, 0.2]], np.ones((2, 2)))
 
 
-def test_a_curve_has_the_powers_of_two_and_the_whole():
-    assert metrics.candidate_counts(1) == [1]
-    assert metrics.candidate_counts(6) == [1, 2, 4, 6]
-    assert metrics.candidate_counts(16) == [1, 2, 4, 8, 16]
+@pytest.mark.paper("evaluation: best of N")
+def test_a_curve_has_the_powers_of_two_and_the_number_of_candidates():
+    assert candidate_counts(1) == [1]
+    assert candidate_counts(6) == [1, 2, 4, 6]
+    assert candidate_counts(16) == [1, 2, 4, 8, 16]
 
 
-def test_all_needs_every_attribute_and_scene_forgives_shape_and_size():
-    found = {"colour": [[1, 1, 0]], "shape": [[1, 0, 1]], "size": [[1, 1, 1]],
-             "relation": [[1, 1, 1]], "background": [[1, 1, 1]]}
+def test_all_needs_every_attribute_and_scene_ignores_shape_and_size():
+    matches = {
+        "colour": [[1, 1, 0]],
+        "shape": [[1, 0, 1]],
+        "size": [[1, 1, 1]],
+        "relation": [[1, 1, 1]],
+        "background": [[1, 1, 1]],
+    }
 
-    tables = metrics.with_summaries(found)
+    tables = with_summaries(matches)
 
     assert tables["all"].tolist() == [[True, False, False]]
     assert tables["scene"].tolist() == [[True, True, False]]
     with pytest.raises(ValueError, match="lacks the attribute relation"):
-        metrics.with_summaries({"colour": [[1]], "background": [[1]]})
+        with_summaries({"colour": [[1]], "background": [[1]]})
 
 
-def test_match_rates_are_laid_out_as_metrics_json_wants_them():
+def test_match_rates_have_the_layout_of_metrics_json():
     scores = [[0.9, 0.1], [0.2, 0.8]]
     right, mixed = [[1, 1], [1, 1]], [[1, 0], [1, 0]]
     matches = {"colour": mixed, "shape": right, "size": right, "relation": right, "background": right}
 
-    rates = metrics.match_rates(scores, matches, seeded())
+    rates = match_rates(scores, matches, seeded())
 
     assert list(rates) == ["prompts", "all", "scene", *matches, "curve"]
     assert rates["prompts"] == 2
@@ -156,14 +186,14 @@ def test_match_rates_are_laid_out_as_metrics_json_wants_them():
 
 
 def test_score_rates_hold_both_ends_and_a_curve():
-    rates = metrics.score_rates([[0.1, 0.3], [0.2, 0.4]], seeded())
+    rates = score_rates([[0.1, 0.3], [0.2, 0.4]], seeded())
 
     assert rates["n1"] == pytest.approx(0.25)
     assert rates["best"] == pytest.approx(0.35)
     assert rates["curve"] == {"n": [1, 2], "score": pytest.approx([0.25, 0.35])}
 
 
-def test_top1_counts_pictures_nearest_to_their_own_caption_and_shares_ties():
+def test_top1_counts_images_nearest_to_their_own_caption_and_shares_ties():
     assert metrics.top1([[0.9, 0.1], [0.8, 0.2]]) == 0.5
     assert metrics.top1([[0.9, 0.9], [0.1, 0.2]]) == 0.75
     assert metrics.top1(np.zeros((4, 4))) == 0.25
@@ -172,36 +202,39 @@ def test_top1_counts_pictures_nearest_to_their_own_caption_and_shares_ties():
 def test_an_interval_holds_the_mean_repeats_with_its_seed_and_narrows_with_more_prompts():
     few, many = seeded().random(20), seeded().random(2000)
 
-    low, high = metrics.bootstrap_interval(few, seeded())
-    narrow_low, narrow_high = metrics.bootstrap_interval(many, seeded())
+    low, high = bootstrap_interval(few, seeded())
+    narrow_low, narrow_high = bootstrap_interval(many, seeded())
 
     assert low < few.mean() < high
-    assert [low, high] == metrics.bootstrap_interval(few, seeded())
+    assert [low, high] == bootstrap_interval(few, seeded())
     assert narrow_high - narrow_low < (high - low) / 5
 
 
 def test_an_interval_agrees_with_the_normal_approximation():
     values = seeded().random(400)
 
-    low, high = metrics.bootstrap_interval(values, seeded())
+    low, high = bootstrap_interval(values, seeded())
 
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
 
 
+@pytest.mark.paper("evaluation: human study")
 def test_a_majority_is_more_than_half_of_the_raters():
     votes = np.array([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], dtype=bool)
 
-    found = metrics.majority(votes, seeded())
+    result = majority(votes, seeded())
 
-    assert found["share"] == 0.5
-    assert found["interval"] == metrics.bootstrap_interval([1, 0, 1, 0], seeded())
-    assert metrics.majority(np.ones((3, 1), dtype=bool), seeded()) == {"share": 1.0, "interval": [1.0, 1.0]}
+    assert result["share"] == 0.5
+    assert result["interval"] == bootstrap_interval([1, 0, 1, 0], seeded())
+    assert majority(np.ones((3, 1), dtype=bool), seeded()) == {"share": 1.0, "interval": [1.0, 1.0]}
 
 
-def test_votes_that_could_tie_or_are_no_votes_are_refused():
-    with pytest.raises(ValueError, match="a majority of 4 raters can end in a tie; ask an odd number, like the paper's 5"):
-        metrics.majority(np.ones((2, 4), dtype=bool), seeded())
+def test_votes_that_could_tie_or_are_not_boolean_are_rejected():
+    with pytest.raises(
+        ValueError, match="a majority of 4 raters can end in a tie; use an odd number, like the paper's 5"
+    ):
+        majority(np.ones((2, 4), dtype=bool), seeded())
     with pytest.raises(ValueError, match=r"true and false; found float64 \(2, 3\)"):
-        metrics.majority(np.full((2, 3), 0.5), seeded())
+        majority(np.full((2, 3), 0.5), seeded())
     with pytest.raises(ValueError, match=r"found bool \(0, 5\)"):
-        metrics.majority(np.zeros((0, 5), dtype=bool), seeded())
+        majority(np.zeros((0, 5), dtype=bool), seeded())

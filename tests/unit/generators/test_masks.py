@@ -1,8 +1,8 @@
-"""Who may look at whom, written out for a 4 x 4 grid and 6 text tokens, and which layer gets which mask."""
+"""The attention masks, written out for a 4 x 4 grid and 6 text tokens, and which layer gets which mask."""
 
 import pytest
 
-from thousandwords.generators._masks import attention_mask, layer_kinds
+from thousandwords.generators.transformer.masks import attention_mask, layer_kinds
 
 PREFIX = """
     #.......
@@ -69,27 +69,31 @@ IMAGE = {
         ........###.##..
         .........###.##.
         ..........###.##
-    """,  # 3 x 3; a position at the line's end and the one that begins the next line are neighbours
+    """,  # 3 x 3; a position at the line's end and the one that begins the next line are neighbors
 }
 
 
-def drawn(mask) -> list[str]:
-    return ["".join("#" if seen else "." for seen in row) for row in mask.tolist()]
+def as_table(mask) -> list[str]:
+    return ["".join("#" if is_visible else "." for is_visible in row) for row in mask.tolist()]
 
 
+@pytest.mark.paper("generator: masks")
 @pytest.mark.parametrize("kind", IMAGE)
 def test_the_mask_is_the_one_of_the_papers_figure(kind):
     table = [line + "." * 16 for line in PREFIX.split()] + ["#" * 8 + line for line in IMAGE[kind].split()]
 
     mask = attention_mask(kind, prefix_length=8, side=4, kernel=3)
 
-    assert drawn(mask) == table
+    assert as_table(mask) == table
 
 
-def test_an_11_by_11_neighbourhood_in_the_papers_grid_is_half_of_121_and_itself():
-    seen = attention_mask("convolutional", prefix_length=0, side=32, kernel=11)[16 * 32 + 16].nonzero()[:, 0]
+@pytest.mark.paper("generator: masks")
+def test_an_11_by_11_neighborhood_in_the_papers_grid_is_half_of_121_and_itself():
+    is_visible = attention_mask("convolutional", prefix_length=0, side=32, kernel=11)[16 * 32 + 16].nonzero()[
+        :, 0
+    ]
 
-    rows_and_columns = {(int(position) // 32 - 16, int(position) % 32 - 16) for position in seen}
+    rows_and_columns = {(int(position) // 32 - 16, int(position) % 32 - 16) for position in is_visible}
 
     above = {(row, column) for row in range(-5, 0) for column in range(-5, 6)}
     assert rows_and_columns == above | {(0, column) for column in range(-5, 1)}
@@ -101,12 +105,14 @@ def test_a_small_grid_under_a_large_kernel_sees_everything_before_and_nothing_af
     assert mask.equal(mask.new_ones(16, 16).tril())
 
 
+@pytest.mark.paper("generator: layer rule")
 def test_the_last_layer_is_convolutional_whatever_its_number():
     assert layer_kinds(1) == ["convolutional"]
     assert layer_kinds(2) == ["row", "convolutional"]
     assert layer_kinds(6) == ["row", "column", "row", "row", "row", "convolutional"]
 
 
+@pytest.mark.paper("generator: layer rule")
 def test_the_papers_64_layers_are_47_rows_16_columns_and_1_convolution():
     kinds = layer_kinds(64)
 
@@ -114,6 +120,8 @@ def test_the_papers_64_layers_are_47_rows_16_columns_and_1_convolution():
     assert [number for number, kind in enumerate(kinds, start=1) if kind == "column"] == list(range(2, 63, 4))
 
 
-def test_an_unknown_kind_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="no attention mask is called 'spiral'; choose one of row, column, conv"):
+def test_an_unknown_kind_is_rejected_with_a_list_of_kinds():
+    with pytest.raises(
+        ValueError, match="no attention mask is called 'spiral'; choose one of row, column, conv"
+    ):
         attention_mask("spiral", 2, 4, 3)

@@ -1,4 +1,4 @@
-"""The discrete VAE: its sizes, its likelihood, its relaxation, and each of the settings that are not in the paper."""
+"""The discrete VAE: sizes, likelihood, relaxation, and the settings that are not in the paper."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from thousandwords.tokenizers import _likelihood
-from thousandwords.tokenizers._relaxation import gumbel_softmax, kl_and_usage
-from thousandwords.tokenizers._word_order import principal_directions, spread_points
-from thousandwords.tokenizers.dvae import Config, DiscreteVAE, first_images
+from thousandwords.image_tokenizers.dvae import logit_laplace
+from thousandwords.image_tokenizers.dvae.codebook_init import principal_directions, sobol_points
+from thousandwords.image_tokenizers.dvae.gumbel_softmax import gumbel_softmax, kl_and_usage
+from thousandwords.image_tokenizers.dvae.model import DiscreteVAE, DVAEConfig, take_images
 
-TINY = Config(vocab_size=12, width=8, groups=2, blocks_per_group=1, codebook_width=8, patch=2, stem_kernel=3)
+TINY = DVAEConfig(
+    vocab_size=12, width=8, groups=2, blocks_per_group=1, codebook_width=8, patch=2, stem_kernel=3
+)
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -26,7 +28,7 @@ def tiny(**settings) -> DiscreteVAE:
     return DiscreteVAE(replace(TINY, **settings), image_size=16)
 
 
-def pictures(count: int = 4) -> torch.Tensor:
+def random_images(count: int = 4) -> torch.Tensor:
     return torch.rand(count, 3, 16, 16, generator=rng(1))
 
 
@@ -34,12 +36,12 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-# what the paper says
+# the paper
 
 
 def test_the_paper_settings_give_the_released_sizes():
     with torch.device("meta"):
-        dvae = DiscreteVAE(Config(), image_size=256)
+        dvae = DiscreteVAE(DVAEConfig(), image_size=256)
     assert count_parameters(dvae.encoder) == 53_786_240
     assert count_parameters(dvae.decoder) == 43_829_766
     assert dvae.codebook.shape == (8192, 128)
@@ -47,28 +49,35 @@ def test_the_paper_settings_give_the_released_sizes():
 
 
 def test_the_paper_settings_are_the_papers():
-    config = Config()
+    config = DVAEConfig()
     assert (config.kl_weight, config.kl_steps) == (6.6, 5000)
-    assert (config.temperature_start, config.temperature_end, config.temperature_steps) == (1.0, 1 / 16, 150_000)
+    assert (config.temperature_start, config.temperature_end, config.temperature_steps) == (
+        1.0,
+        1 / 16,
+        150_000,
+    )
     block = DiscreteVAE(replace(config, width=4, vocab_size=4), image_size=8).encoder.group_1_block_1
     assert block.gain == 1 / 64
     assert [layer.kernel_size[0] for layer in block.path if isinstance(layer, nn.Conv2d)] == [3, 3, 3, 1]
 
 
+@pytest.mark.paper("tokenizer: block")
 def test_the_decoder_blocks_begin_with_the_small_kernel():
     block = tiny().decoder.group_1_block_1
     assert [layer.kernel_size[0] for layer in block.path if isinstance(layer, nn.Conv2d)] == [1, 3, 3, 3]
 
 
+@pytest.mark.paper("tokenizer: init")
 def test_weights_start_normal_with_the_inverse_root_of_their_inputs_and_biases_at_zero():
     output = tiny(vocab_size=4096, width=64).encoder.output
     assert output.weight.std().item() == pytest.approx(1 / math.sqrt(128), rel=0.02)
     assert output.bias.abs().max() == 0
 
 
+@pytest.mark.paper("tokenizer: β")
 def test_the_kl_weight_rises_and_the_temperature_falls_along_cosines():
     dvae = tiny(kl_steps=100, temperature_steps=100)
-    logs = [dvae.loss(pictures(), step, rng())[1] for step in (0, 50, 100)]
+    logs = [dvae.loss(random_images(), step, rng())[1] for step in (0, 50, 100)]
     assert [log["kl_weight"] for log in logs] == pytest.approx([0, 3.3, 6.6])
     assert [log["temperature"] for log in logs] == pytest.approx([1, 0.53125, 0.0625])
 
@@ -76,50 +85,60 @@ def test_the_kl_weight_rises_and_the_temperature_falls_along_cosines():
 # the likelihood
 
 
+@pytest.mark.paper("tokenizer: pixel map")
 def test_the_pixel_map_keeps_a_margin_of_a_tenth_and_is_undone():
     images = torch.tensor([0.0, 0.25, 1.0])
-    pixels = _likelihood.to_model_range(images)
+    pixels = logit_laplace.to_model_range(images)
     assert torch.allclose(pixels, torch.tensor([0.1, 0.3, 0.9]))
-    assert torch.allclose(_likelihood.to_images(torch.logit(pixels)), images, atol=1e-6)
+    assert torch.allclose(logit_laplace.to_images(torch.logit(pixels)), images, atol=1e-6)
 
 
+@pytest.mark.paper("tokenizer: output")
 def test_the_logit_laplace_density_integrates_to_one():
-    images = torch.linspace(-0.12499, 1.12499, 200_001, dtype=torch.float64)  # the model's range is then (0, 1)
-    density = _likelihood.log_likelihood(images, torch.tensor(0.4), torch.tensor(-1.0)).exp()
-    assert torch.trapezoid(density, _likelihood.to_model_range(images)).item() == pytest.approx(1, abs=1e-3)
+    images = torch.linspace(
+        -0.12499, 1.12499, 200_001, dtype=torch.float64
+    )  # the model's range is then (0, 1)
+    density = logit_laplace.log_likelihood(images, torch.tensor(0.4), torch.tensor(-1.0)).exp()
+    assert torch.trapezoid(density, logit_laplace.to_model_range(images)).item() == pytest.approx(1, abs=1e-3)
 
 
-def test_the_log_likelihood_of_middle_grey_is_known():
-    grey = torch.tensor([0.5])
-    assert _likelihood.log_likelihood(grey, torch.zeros(1), torch.zeros(1)).item() == pytest.approx(math.log(2))
+@pytest.mark.paper("tokenizer: output")
+def test_the_log_likelihood_of_middle_gray():
+    gray = torch.tensor([0.5])
+    assert logit_laplace.log_likelihood(gray, torch.zeros(1), torch.zeros(1)).item() == pytest.approx(
+        math.log(2)
+    )
 
 
 # the relaxation
 
 
-def test_gumbel_words_are_distributions_that_harden_as_the_temperature_falls():
+@pytest.mark.paper("tokenizer: relaxation")
+def test_gumbel_samples_are_distributions_that_harden_as_the_temperature_falls():
     logits = torch.randn(2, 4, 4, 12, generator=rng(3))
     warm, cold = gumbel_softmax(logits, 1.0, rng()), gumbel_softmax(logits, 1 / 16, rng())
     assert torch.allclose(warm.sum(dim=-1), torch.ones(2, 4, 4), atol=1e-5)
     assert cold.amax(dim=-1).mean() > warm.amax(dim=-1).mean()
 
 
-def test_gumbel_words_are_drawn_as_often_as_the_logits_say():
+@pytest.mark.paper("tokenizer: relaxation")
+def test_gumbel_samples_are_as_frequent_as_the_logits_say():
     logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(40_000, 3)
-    words = gumbel_softmax(logits, 1.0, rng()).argmax(dim=-1)
-    assert words.bincount().div(40_000).tolist() == pytest.approx([0.5, 0.3, 0.2], abs=0.01)
+    tokens = gumbel_softmax(logits, 1.0, rng()).argmax(dim=-1)
+    assert tokens.bincount().div(40_000).tolist() == pytest.approx([0.5, 0.3, 0.2], abs=0.01)
 
 
 def test_the_same_rng_gives_the_same_loss_and_another_rng_another():
     dvae = tiny()
-    first, again, other = (dvae.loss(pictures(), 0, rng(seed))[0] for seed in (1, 1, 2))
+    first, again, other = (dvae.loss(random_images(), 0, rng(seed))[0] for seed in (1, 1, 2))
     assert first == again and first != other
 
 
-def test_the_kl_is_zero_for_even_logits_and_the_whole_vocabulary_for_certain_ones():
-    even, certain = torch.zeros(1, 2, 2, 8), torch.zeros(1, 2, 2, 8)
+@pytest.mark.paper("tokenizer: input, latent")
+def test_the_kl_is_zero_for_uniform_logits_and_ln_v_for_certain_ones():
+    uniform, certain = torch.zeros(1, 2, 2, 8), torch.zeros(1, 2, 2, 8)
     certain[..., 3] = 100
-    kl, usage = kl_and_usage(even)
+    kl, usage = kl_and_usage(uniform)
     assert kl.shape == (1, 2, 2) and kl.abs().max() < 1e-6
     assert usage.exp().item() == pytest.approx(8)
     kl, usage = kl_and_usage(certain)
@@ -127,24 +146,25 @@ def test_the_kl_is_zero_for_even_logits_and_the_whole_vocabulary_for_certain_one
     assert usage.exp().item() == pytest.approx(1)
 
 
-def test_a_word_that_nobody_uses_leaves_the_gradient_finite():
+def test_an_unused_token_leaves_the_gradient_finite():
     logits = torch.tensor([[0.0, -200.0]], requires_grad=True)
     kl_and_usage(logits)[1].backward()
     assert logits.grad.isfinite().all()
 
 
-# words in, words out
+# encoding and decoding
 
 
-def test_words_are_the_argmax_of_the_logits_in_raster_order():
+@pytest.mark.paper("tokenizer: tokens for stage two")
+def test_tokens_are_the_argmax_of_the_logits_in_raster_order():
     dvae = tiny()
-    tokens = dvae.encode(pictures())
+    tokens = dvae.encode(random_images())
     assert tokens.shape == (4, 16) and tokens.dtype == torch.int64
-    logits = dvae.encoder(_likelihood.to_model_range(pictures()))
+    logits = dvae.encoder(logit_laplace.to_model_range(random_images()))
     assert tokens[1, 6] == logits[1, :, 1, 2].argmax()
 
 
-def test_a_drawn_picture_is_a_picture():
+def test_a_decoded_image_has_the_shape_and_range_of_an_image():
     dvae = tiny()
     images = dvae.decode(torch.randint(12, (3, 16), generator=rng()))
     assert images.shape == (3, 3, 16, 16) and images.dtype == torch.float32
@@ -152,10 +172,10 @@ def test_a_drawn_picture_is_a_picture():
 
 
 @pytest.mark.parametrize("groups, patch", [(1, 4), (2, 2), (3, 1)])
-def test_groups_and_patch_share_the_work_of_making_the_grid(groups, patch):
+def test_groups_and_patch_together_give_the_grid(groups, patch):
     dvae = tiny(groups=groups, patch=patch)
     assert dvae.scales == (4,)
-    assert dvae.decode(dvae.encode(pictures())).shape == (4, 3, 16, 16)
+    assert dvae.decode(dvae.encode(random_images())).shape == (4, 3, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +188,7 @@ def test_groups_and_patch_share_the_work_of_making_the_grid(groups, patch):
         (torch.full((2, 3, 16, 16), float("nan")), r"span \[nan, nan\]"),
     ],
 )
-def test_what_is_no_picture_is_refused_at_the_door(images, message):
+def test_a_wrong_batch_of_images_is_rejected(images, message):
     with pytest.raises(ValueError, match=message):
         tiny().encode(images)
     with pytest.raises(ValueError, match=message):
@@ -183,7 +203,7 @@ def test_what_is_no_picture_is_refused_at_the_door(images, message):
         (torch.full((2, 16), 12), r"span \[12, 12\]; this vocabulary is 0 to 11"),
     ],
 )
-def test_what_are_no_words_is_refused_at_the_door(tokens, message):
+def test_a_wrong_batch_of_tokens_is_rejected(tokens, message):
     with pytest.raises(ValueError, match=message):
         tiny().decode(tokens)
 
@@ -195,18 +215,18 @@ def test_what_are_no_words_is_refused_at_the_door(tokens, message):
         ({"width": 10}, "dvae.width is 10; a bottleneck is a quarter"),
         ({"stem_kernel": 4}, "dvae.stem_kernel is 4; an odd side"),
         ({"temperature_end": 0.0}, "dvae.temperature_end is 0.0"),
-        ({"pixel_deviation": 0.05, "log_width_floor": -3.0}, "dvae.log_width_floor has no use beside"),
-        ({"usage_weight": -1.0}, "dvae.usage_weight is -1.0"),
+        ({"pixel_deviation": 0.05, "log_width_floor": -3.0}, "dvae.log_width_floor has no effect with"),
+        ({"usage_entropy_weight": -1.0}, "dvae.usage_entropy_weight is -1.0"),
         ({"residual_gain": 0.0}, "dvae.residual_gain is 0.0; it has to be above 0"),
-        ({"width": 8, "word_dimensions": 9}, "dvae.word_dimensions is 9; give 1 to dvae.width, 8"),
+        ({"width": 8, "codebook_init_dims": 9}, "dvae.codebook_init_dims is 9; give 1 to dvae.width, 8"),
     ],
 )
 def test_a_setting_out_of_range_is_named(settings, message):
     with pytest.raises(ValueError, match=message):
-        Config(**settings)
+        DVAEConfig(**settings)
 
 
-def test_a_picture_that_the_grid_does_not_divide_is_refused():
+def test_an_image_size_that_the_grid_does_not_divide_is_rejected():
     with pytest.raises(ValueError, match=r"image_size is 18, no multiple of the 4 pixels"):
         DiscreteVAE(TINY, image_size=18)
 
@@ -224,61 +244,67 @@ def test_kaiming_first_weights_are_wider():
     assert torch.allclose(tiny(init_gain=2.0).encoder.input.weight, 2 * tiny().encoder.input.weight)
 
 
-def test_without_noise_the_cold_draw_is_the_argmax():
+def test_without_noise_the_cold_sample_is_the_argmax():
     logits = torch.randn(50, 12, generator=rng(3))
-    words = gumbel_softmax(logits, 1e-3, rng(), noise=0.0)
-    assert torch.equal(words.argmax(dim=-1), logits.argmax(dim=-1))
-    assert words.amax(dim=-1).mean() > 0.99
+    relaxed = gumbel_softmax(logits, 1e-3, rng(), noise=0.0)
+    assert torch.equal(relaxed.argmax(dim=-1), logits.argmax(dim=-1))
+    assert relaxed.amax(dim=-1).mean() > 0.99
 
 
 def test_the_noise_falls_with_the_temperature():
     dvae = tiny(noise_end=0.0, temperature_steps=10)
-    losses = [dvae.loss(pictures(), 10, rng(seed))[0] for seed in (1, 2)]
+    losses = [dvae.loss(random_images(), 10, rng(seed))[0] for seed in (1, 2)]
     assert losses[0] == losses[1]
-    assert dvae.loss(pictures(), 0, rng(1))[0] != dvae.loss(pictures(), 0, rng(2))[0]
+    assert dvae.loss(random_images(), 0, rng(1))[0] != dvae.loss(random_images(), 0, rng(2))[0]
 
 
 def test_the_usage_bonus_is_taken_from_the_loss():
-    plain, bonus = (tiny(usage_weight=weight).loss(pictures(), 0, rng())[0] for weight in (0.0, 0.5))
-    usage = tiny().loss(pictures(), 0, rng())[1]["batch_perplexity"].log()
+    plain, bonus = (
+        tiny(usage_entropy_weight=weight).loss(random_images(), 0, rng())[0] for weight in (0.0, 0.5)
+    )
+    usage = tiny().loss(random_images(), 0, rng())[1]["batch_perplexity"].log()
     assert (plain - bonus).item() == pytest.approx(0.5 * usage.item(), abs=1e-5)
 
 
-def test_a_normal_likelihood_of_the_right_picture_is_its_peak():
-    images = pictures()
-    mu = torch.logit(_likelihood.to_model_range(images))
+def test_a_normal_likelihood_of_the_right_image_is_its_peak():
+    images = random_images()
+    mu = torch.logit(logit_laplace.to_model_range(images))
     peak = -math.log(0.05 * math.sqrt(2 * math.pi))
-    assert _likelihood.normal_log_likelihood(images, mu, 0.05).mean().item() == pytest.approx(peak, abs=1e-4)
-    one_off = _likelihood.normal_log_likelihood(images + 0.05, mu, 0.05).mean().item()
-    assert one_off == pytest.approx(peak - 0.5, abs=1e-4)
+    assert logit_laplace.normal_log_likelihood(images, mu, 0.05).mean().item() == pytest.approx(
+        peak, abs=1e-4
+    )
+    shifted = logit_laplace.normal_log_likelihood(images + 0.05, mu, 0.05).mean().item()
+    assert shifted == pytest.approx(peak - 0.5, abs=1e-4)
 
 
 def test_a_pixel_deviation_makes_the_loss_a_squared_distance():
     dvae = tiny(pixel_deviation=0.1, kl_steps=10)
-    words = dvae._one_hot(dvae.encode(pictures()))
-    drawn = (torch.sigmoid(dvae._draw(words)[0]) - 0.1) / 0.8
-    expected = 50 * (pictures() - drawn).square().mean() + math.log(0.1 * math.sqrt(2 * math.pi))
-    assert dvae._reconstruction_loss(pictures(), words).item() == pytest.approx(expected.item(), abs=1e-4)
+    one_hot = dvae._one_hot(dvae.encode(random_images()))
+    decoded = (torch.sigmoid(dvae._decode(one_hot)[0]) - 0.1) / 0.8
+    expected = 50 * (random_images() - decoded).square().mean() + math.log(0.1 * math.sqrt(2 * math.pi))
+    assert dvae._reconstruction_loss(random_images(), one_hot).item() == pytest.approx(
+        expected.item(), abs=1e-4
+    )
 
 
 def test_the_log_width_stays_above_its_floor_and_can_still_rise_from_it():
-    said = torch.tensor([-30.0, -3.0, 4.0], requires_grad=True)
+    log_width = torch.tensor([-30.0, -3.0, 4.0], requires_grad=True)
     dvae = tiny(log_width_floor=-3.0)
-    dvae.decoder = nn.Sequential()  # hands on what it is given: three maps of mu, three of ln b
-    _, bounded = dvae._draw(torch.cat([torch.zeros(3), said]).view(1, 1, 1, 6))
+    dvae.decoder = nn.Sequential()  # returns its input: three maps of mu, three of ln b
+    _, bounded = dvae._decode(torch.cat([torch.zeros(3), log_width]).view(1, 1, 1, 6))
     assert bounded.flatten().tolist() == pytest.approx([-3.0, -3 + math.log(2), 4.0], abs=1e-3)
     bounded.sum().backward()
-    assert said.grad[1:].min() > 0
+    assert log_width.grad[1:].min() > 0
 
 
 def test_points_are_spread_evenly_over_the_cube():
-    points = spread_points(64, 2)
+    points = sobol_points(64, 2)
     quarters = ((points > 0).long() * torch.tensor([1, 2])).sum(dim=1).bincount()
     assert points.shape == (64, 2) and points.abs().max() <= 1
     assert quarters.tolist() == pytest.approx([16] * 4, abs=1)
 
 
-def test_principal_directions_give_components_of_an_even_deviation():
+def test_principal_directions_give_components_of_equal_deviation():
     features = torch.randn(500, 3, generator=rng()) * torch.tensor([10.0, 0.1, 2.0]) + 7
     directions, mean = principal_directions(features, 2)
     components = (features - mean) @ directions.T
@@ -286,48 +312,57 @@ def test_principal_directions_give_components_of_an_even_deviation():
     assert components.std(dim=0).tolist() == pytest.approx([0.5, 0.5], abs=0.01)
 
 
-def test_ordered_words_are_the_nearest_points_to_what_the_encoder_sees():
-    dvae = tiny(word_dimensions=2)
-    dvae.prepare([pictures(8)], rng())
-    features = dvae.encoder[:-1](_likelihood.to_model_range(pictures(8))).permute(0, 2, 3, 1).flatten(0, 2)
+def test_after_the_codebook_init_a_token_is_the_nearest_point_to_its_feature():
+    dvae = tiny(codebook_init_dims=2)
+    dvae.prepare([random_images(8)], rng())
+    features = (
+        dvae.encoder[:-1](logit_laplace.to_model_range(random_images(8))).permute(0, 2, 3, 1).flatten(0, 2)
+    )
     directions, mean = principal_directions(features, 2)
-    nearest = torch.cdist((features - mean) @ directions.T, spread_points(12, 2)).argmin(dim=1)
-    assert torch.equal(dvae.encode(pictures(8)).flatten(), nearest)
+    nearest = torch.cdist((features - mean) @ directions.T, sobol_points(12, 2)).argmin(dim=1)
+    assert torch.equal(dvae.encode(random_images(8)).flatten(), nearest)
     assert nearest.unique().numel() > 6
 
 
-def test_ordered_words_have_vectors_as_near_as_their_points():
-    dvae = tiny(word_dimensions=2)
-    dvae.prepare([pictures(8)], rng())
+def test_after_the_codebook_init_vectors_are_as_close_as_their_points():
+    dvae = tiny(codebook_init_dims=2)
+    dvae.prepare([random_images(8)], rng())
     assert torch.linalg.matrix_rank(dvae.codebook) == 2
-    between = torch.cdist(spread_points(12, 2), spread_points(12, 2)).flatten()
+    between = torch.cdist(sobol_points(12, 2), sobol_points(12, 2)).flatten()
     apart = torch.cdist(dvae.codebook, dvae.codebook).flatten()
     assert torch.corrcoef(torch.stack([between, apart]))[0, 1] > 0.8
 
 
-def test_nothing_is_prepared_when_the_words_have_no_order():
+def test_without_a_codebook_init_nothing_is_prepared():
     dvae = tiny()
     before = dvae.codebook.clone()
-    dvae.prepare([pictures(8)], rng())
+    dvae.prepare([random_images(8)], rng())
     assert torch.equal(dvae.codebook, before)
 
 
-def test_no_more_pictures_are_looked_at_than_asked_for():
-    assert len(first_images([pictures(4), pictures(4)], 6)) == 6
-    assert len(first_images([pictures(4)], 6)) == 4
+def test_no_more_images_are_taken_than_asked_for():
+    assert len(take_images([random_images(4), random_images(4)], 6)) == 6
+    assert len(take_images([random_images(4)], 6)) == 4
 
 
-def test_the_last_updates_can_train_the_decoder_alone_on_the_words_it_will_be_given():
-    dvae = tiny(argmax_from=5)
-    dvae.loss(pictures(), 5, rng())[0].backward()
+def test_the_last_updates_can_train_the_decoder_alone_on_argmax_tokens():
+    dvae = tiny(decoder_only_from=5)
+    dvae.loss(random_images(), 5, rng())[0].backward()
     assert all(parameter.grad is None for parameter in dvae.encoder.parameters())
     assert all(parameter.grad is not None for parameter in dvae.decoder.parameters())
-    assert "temperature" in dvae.loss(pictures(), 4, rng())[1]
+    assert "temperature" in dvae.loss(random_images(), 4, rng())[1]
 
 
-def test_training_on_a_picture_draws_it_again():
-    dvae = tiny(width=32, init_gain=1.414, pixel_deviation=0.1, temperature_start=0.5, kl_weight=1.0, word_dimensions=2)
-    images = pictures(1).round().expand(4, 3, 16, 16)
+def test_a_trained_tokenizer_reconstructs_its_image():
+    dvae = tiny(
+        width=32,
+        init_gain=1.414,
+        pixel_deviation=0.1,
+        temperature_start=0.5,
+        kl_weight=1.0,
+        codebook_init_dims=2,
+    )
+    images = random_images(1).round().expand(4, 3, 16, 16)
     dvae.prepare([images], rng())
     before = (dvae.decode(dvae.encode(images)) - images).abs().mean()
     optimizer = torch.optim.AdamW(dvae.parameters(), lr=3e-3)
@@ -340,17 +375,20 @@ def test_training_on_a_picture_draws_it_again():
     assert after < 0.6 * before
 
 
-def test_muon_is_offered_the_kernels_of_the_blocks_paths_alone():
+def test_muon_parameters_are_the_kernels_of_the_residual_branches():
     model = tiny()
-    offered = {id(weight) for weight in model.hidden_matrices()}
-    names = [name for name, weight in model.named_parameters() if id(weight) in offered]
-    assert "encoder.group_1_block_1.path.conv_1.weight" in names and "decoder.group_2_block_1.path.conv_4.weight" in names
+    selected = {id(weight) for weight in model.muon_parameters()}
+    names = [name for name, weight in model.named_parameters() if id(weight) in selected]
+    assert (
+        "encoder.group_1_block_1.path.conv_1.weight" in names
+        and "decoder.group_2_block_1.path.conv_4.weight" in names
+    )
     assert len(names) == 16 and all(".path.conv_" in name and name.endswith("weight") for name in names)
 
 
-@pytest.mark.parametrize("argmax_from", [None, 5])
-def test_some_weights_rest_only_where_the_decoder_trains_alone_at_the_end(argmax_from):
-    """Several processes have to know before they start that the encoder may have no gradient to send."""
-    model = tiny(argmax_from=argmax_from, pixel_deviation=0.05)
+@pytest.mark.parametrize("decoder_only_from", [None, 5])
+def test_weights_are_frozen_at_some_steps_only_where_the_decoder_trains_alone(decoder_only_from):
+    """DDP has to know before training that the encoder may have no gradient."""
+    model = tiny(decoder_only_from=decoder_only_from, pixel_deviation=0.05)
     model.loss(torch.rand(2, 3, 16, 16), 5, rng())[0].backward()
-    assert model.rests == any(weight.grad is None for weight in model.parameters())
+    assert model.has_frozen_steps == any(weight.grad is None for weight in model.parameters())

@@ -1,4 +1,5 @@
-"""Exact likelihoods: bits of a caption and of a picture, the same whoever stands beside them."""
+"""Exact likelihoods: bits of a caption and of an image, independent of the rest of the batch."""
+
 from __future__ import annotations
 
 import math
@@ -7,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import IMAGE_WORDS, SIDE, pictures
-from thousandwords import images
-from thousandwords.drawing import EmptyPrompt
-from thousandwords.likelihood import Likelihood, bits, likelihood, likelihood_of_words
-from thousandwords.package import load_package
+from tests.helpers.tiny_models import IMAGE_VOCAB_SIZE, SIDE, random_images
+from thousandwords.data.images import fit_square, to_float, to_uint8
+from thousandwords.inference.config import EmptyPrompt
+from thousandwords.inference.likelihood import Likelihood, bits, likelihood, likelihood_of_tokens
+from thousandwords.inference.package import load_package
 
 CAPTION = "a small green star on sand"
-PICTURES = images.to_uint8(pictures(11))
+IMAGES = to_uint8(random_images(11))
 
 
 @pytest.fixture(scope="module")
@@ -24,49 +25,57 @@ def package(package_folder):
 
 def test_bits_are_nats_in_another_unit():
     assert bits(torch.tensor([math.log(0.5), math.log(0.25)])) == pytest.approx(3)
-    one = Likelihood(text=torch.tensor([-1.0, 0.0]), image=torch.full((4,), math.log(1 / 8)))
-    assert (one.picture_bits, one.bits_per_word) == (pytest.approx(12), pytest.approx(3))
-    assert one.caption_bits == pytest.approx(1.4427, abs=1e-4)
+    result = Likelihood(text=torch.tensor([-1.0, 0.0]), image=torch.full((4,), math.log(1 / 8)))
+    assert (result.image_bits, result.bits_per_token) == (pytest.approx(12), pytest.approx(3))
+    assert result.caption_bits == pytest.approx(1.4427, abs=1e-4)
 
 
-def test_a_pictures_bits_are_those_of_its_words_in_the_generators_loss(package):
-    tokens = package.image_tokenizer.encode(images.to_float(PICTURES[:1]))
+def test_the_bits_of_an_image_are_those_of_its_tokens_in_the_generators_loss(package):
+    tokens = package.image_tokenizer.encode(to_float(IMAGES[:1]))
     text = package.text_tokenizer.encode([CAPTION])
     _, loss = package.generator.loss(text, tokens, 0, torch.Generator())
 
-    (found,) = likelihood(package, CAPTION, PICTURES[:1])
+    (result,) = likelihood(package, CAPTION, IMAGES[:1])
 
-    assert found.bits_per_word == pytest.approx(loss["image_loss"].item() / math.log(2), rel=1e-5)
-    assert found.caption_bits == pytest.approx(loss["text_loss"].item() * (text >= 0).sum().item() / math.log(2), rel=1e-5)
-    assert found.image.shape == (16,) and found.picture_bits == pytest.approx(16 * found.bits_per_word)
+    assert result.bits_per_token == pytest.approx(loss["image_loss"].item() / math.log(2), rel=1e-5)
+    assert result.caption_bits == pytest.approx(
+        loss["text_loss"].item() * (text >= 0).sum().item() / math.log(2), rel=1e-5
+    )
+    assert result.image.shape == (16,) and result.image_bits == pytest.approx(16 * result.bits_per_token)
 
 
-def test_the_pictures_beside_it_change_no_likelihood(package):
-    together = likelihood(package, CAPTION, list(PICTURES))  # more than are read at a time
+def test_other_images_in_the_batch_change_no_likelihood(package):
+    together = likelihood(package, CAPTION, list(IMAGES))  # more than one batch
 
-    assert len(together) == 11 and len({one.picture_bits for one in together}) > 5
+    assert len(together) == 11 and len({result.image_bits for result in together}) > 5
     for row in (0, 8, 10):
-        assert likelihood(package, CAPTION, PICTURES[[row]])[0].picture_bits == pytest.approx(together[row].picture_bits)
+        assert likelihood(package, CAPTION, IMAGES[[row]])[0].image_bits == pytest.approx(
+            together[row].image_bits
+        )
 
 
-def test_a_picture_of_another_size_is_cropped_and_resized_as_in_training(package):
+def test_an_image_of_another_size_is_cropped_and_resized_as_in_training(package):
     wide = np.random.default_rng(0).integers(0, 256, (2 * SIDE, 3 * SIDE, 3), np.uint8)
-    (found,) = likelihood(package, CAPTION, [wide])
-    (wanted,) = likelihood(package, CAPTION, [images.fit_square(wide, SIDE)])
-    assert found.image.equal(wanted.image)
+    (result,) = likelihood(package, CAPTION, [wide])
+    (expected,) = likelihood(package, CAPTION, [fit_square(wide, SIDE)])
+    assert result.image.equal(expected.image)
 
 
-def test_a_caption_is_read_as_it_is_for_drawing(package):
-    (first,), (shouted,) = (likelihood(package, caption, PICTURES[:1]) for caption in (CAPTION, f" {CAPTION.upper()}"))
-    assert first.image.equal(shouted.image) and first.text.equal(shouted.text)
+def test_a_caption_is_read_as_it_is_for_sampling(package):
+    (lower,), (upper,) = (
+        likelihood(package, caption, IMAGES[:1]) for caption in (CAPTION, f" {CAPTION.upper()}")
+    )
+    assert lower.image.equal(upper.image) and lower.text.equal(upper.text)
     with pytest.raises(EmptyPrompt):
-        likelihood(package, " ", PICTURES[:1])
+        likelihood(package, " ", IMAGES[:1])
 
 
-def test_the_surest_picture_is_likelier_than_one_at_random(package):
-    (surest,) = package.draw(CAPTION, candidates=1, top_k=1)
-    random = torch.randint(IMAGE_WORDS, surest.tokens.shape, generator=torch.Generator().manual_seed(0))
+def test_the_likeliest_image_is_likelier_than_one_at_random(package):
+    (likeliest,) = package.generate(CAPTION, candidates=1, top_k=1)
+    random = torch.randint(
+        IMAGE_VOCAB_SIZE, likeliest.tokens.shape, generator=torch.Generator().manual_seed(0)
+    )
 
-    first, other = likelihood_of_words(package, CAPTION, torch.stack([surest.tokens, random]))
+    first, other = likelihood_of_tokens(package, CAPTION, torch.stack([likeliest.tokens, random]))
 
-    assert first.picture_bits < other.picture_bits
+    assert first.image_bits < other.image_bits

@@ -1,4 +1,5 @@
-"""One folder takes a prompt and gives ranked pictures; a part that was swapped or damaged is refused."""
+"""One folder takes a prompt and gives ranked images; a part that was swapped or damaged is rejected."""
+
 from __future__ import annotations
 
 import json
@@ -9,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import flips, tiny, write_parts
-from thousandwords import components, images
-from thousandwords.config import ConfigError
-from thousandwords.drawing import EmptyPrompt, Settings, draw_candidates
-from thousandwords.errors import UserError
-from thousandwords.files import DamagedArtefact, read_manifest
-from thousandwords.package import PARTS, load_package, write_package
+from tests.helpers.tiny_models import flips, tiny, write_parts
+from thousandwords import components
+from thousandwords.core.config import ConfigError
+from thousandwords.core.errors import UserError
+from thousandwords.core.files import write_json
+from thousandwords.core.manifest import DamagedArtefact, read_manifest, write_manifest
+from thousandwords.data.images import to_uint8
+from thousandwords.inference.candidates import sample_candidates
+from thousandwords.inference.config import EmptyPrompt, SamplingConfig
+from thousandwords.inference.package import PARTS, load_package, write_package
 
 PROMPT = "a small green star on sand"
 
@@ -31,71 +35,72 @@ def own_folder(package_folder, tmp_path):
     return shutil.copytree(package_folder, tmp_path / "package")
 
 
-# --- drawing ---------------------------------------------------------------------------------------------------------
+# --- generate --------------------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_becomes_pictures_best_first(package):
-    drawn = package.draw(PROMPT, candidates=6)
+def test_a_prompt_becomes_images_best_first(package):
+    candidates = package.generate(PROMPT, candidates=6)
 
-    assert len(drawn) == 6
-    assert sorted(one.candidate for one in drawn) == list(range(6))
-    assert [one.score for one in drawn] == sorted((one.score for one in drawn), reverse=True)
-    for one in drawn:
-        assert one.picture.shape == (16, 16, 3) and one.picture.dtype == np.uint8
-        assert -1 <= one.score <= 1 and one.tokens.shape == (16,) and one.seed == 0
-
-
-def test_a_score_is_the_scorers_opinion_of_that_very_picture(package):
-    for one in package.draw(PROMPT, candidates=3):
-        decoded = package.image_tokenizer.decode(one.tokens[None])
-        assert package.scorer.score(decoded, [PROMPT]).item() == pytest.approx(one.score, abs=1e-6)
-        assert np.abs(images.to_uint8(decoded)[0].astype(int) - one.picture).max() <= 1
+    assert len(candidates) == 6
+    assert sorted(candidate.candidate for candidate in candidates) == list(range(6))
+    scores = [candidate.score for candidate in candidates]
+    assert scores == sorted(scores, reverse=True)
+    for candidate in candidates:
+        assert candidate.image.shape == (16, 16, 3) and candidate.image.dtype == np.uint8
+        assert -1 <= candidate.score <= 1 and candidate.tokens.shape == (16,) and candidate.seed == 0
 
 
-def test_the_package_draws_what_the_bulk_stage_draws(package):
-    settings = Settings(candidates=4, batch_size=256)
-    (bulk,) = draw_candidates(package.generator, package.text_tokenizer, [PROMPT], settings, seed=3)
-    for one in package.draw(PROMPT, seed=3):
-        assert one.tokens.equal(bulk.tokens[one.candidate])
+def test_the_score_is_that_of_the_scorer_for_the_same_image(package):
+    for candidate in package.generate(PROMPT, candidates=3):
+        decoded = package.image_tokenizer.decode(candidate.tokens[None])
+        assert package.scorer.score(decoded, [PROMPT]).item() == pytest.approx(candidate.score, abs=1e-6)
+        assert np.abs(to_uint8(decoded)[0].astype(int) - candidate.image).max() <= 1
 
 
-def test_the_same_seed_draws_the_same_pictures_and_another_seed_others(package):
-    first, again, other = (package.draw(PROMPT, seed=seed) for seed in (5, 5, 6))
-    assert all(np.array_equal(one.picture, two.picture) for one, two in zip(first, again, strict=True))
-    assert not {tuple(one.tokens.tolist()) for one in first} & {tuple(one.tokens.tolist()) for one in other}
+def test_the_package_samples_the_same_tokens_as_the_stage(package):
+    settings = SamplingConfig(candidates=4, batch_size=256)
+    (batch,) = sample_candidates(package.generator, package.text_tokenizer, [PROMPT], settings, seed=3)
+    for candidate in package.generate(PROMPT, seed=3):
+        assert candidate.tokens.equal(batch.tokens[candidate.candidate])
 
 
-def test_given_words_are_in_every_candidate(package):
-    whole = package.draw(PROMPT, candidates=3)
-    given = whole[0].tokens.where(torch.arange(16) < 12, -1)
+def test_the_same_seed_gives_the_same_images_and_another_seed_others(package):
+    first, again, other = (package.generate(PROMPT, seed=seed) for seed in (5, 5, 6))
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(first, again, strict=True))
+    assert not {tuple(a.tokens.tolist()) for a in first} & {tuple(b.tokens.tolist()) for b in other}
 
-    completed = package.draw(PROMPT, candidates=3, given=given)
 
-    assert all(one.tokens[:12].equal(given[:12]) for one in completed)
-    same = next(one for one in completed if one.candidate == whole[0].candidate)
-    assert same.tokens.equal(whole[0].tokens) and np.array_equal(same.picture, whole[0].picture)
+def test_fixed_tokens_are_in_every_candidate(package):
+    whole = package.generate(PROMPT, candidates=3)
+    fixed_tokens = whole[0].tokens.where(torch.arange(16) < 12, -1)
+
+    inpainted = package.generate(PROMPT, candidates=3, fixed_tokens=fixed_tokens)
+
+    assert all(candidate.tokens[:12].equal(fixed_tokens[:12]) for candidate in inpainted)
+    same = next(candidate for candidate in inpainted if candidate.candidate == whole[0].candidate)
+    assert same.tokens.equal(whole[0].tokens) and np.array_equal(same.image, whole[0].image)
 
 
 def test_a_prompt_is_the_same_prompt_in_upper_case(package):
-    first, shouted = package.draw(PROMPT), package.draw(f"  {PROMPT.upper()}")
-    assert [one.score for one in first] == [one.score for one in shouted]
+    lower, upper = package.generate(PROMPT), package.generate(f"  {PROMPT.upper()}")
+    assert [candidate.score for candidate in lower] == [candidate.score for candidate in upper]
 
 
 def test_settings_are_the_packages_own_unless_others_are_given(package):
-    assert package.settings == Settings(candidates=4, batch_size=3)
-    assert len(package.draw(PROMPT)) == 4
-    surest = {tuple(one.tokens.tolist()) for one in package.draw(PROMPT, top_k=1)}
-    assert len(surest) == 1
+    assert package.settings == SamplingConfig(candidates=4, batch_size=3)
+    assert len(package.generate(PROMPT)) == 4
+    likeliest = {tuple(candidate.tokens.tolist()) for candidate in package.generate(PROMPT, top_k=1)}
+    assert len(likeliest) == 1
 
 
-def test_a_setting_out_of_range_is_refused(package):
+def test_a_setting_out_of_range_is_rejected(package):
     with pytest.raises(ConfigError, match="sampling.temperature is 0; it needs to be above 0"):
-        package.draw(PROMPT, temperature=0)
+        package.generate(PROMPT, temperature=0)
 
 
-def test_an_empty_prompt_is_refused(package):
-    with pytest.raises(EmptyPrompt, match="the prompt is empty. Say what to draw"):
-        package.draw(" ")
+def test_an_empty_prompt_is_rejected(package):
+    with pytest.raises(EmptyPrompt, match="the prompt is empty. Say what to generate"):
+        package.generate(" ")
 
 
 # --- on disk ---------------------------------------------------------------------------------------------------------
@@ -107,36 +112,36 @@ def test_a_package_holds_nothing_but_safetensors_and_json(package_folder):
     assert {path.parent.name for path in files} == {*PARTS, "package"}
 
 
-def test_a_package_says_what_it_is_made_of(package_folder, parts, package):
-    facts = json.loads((package_folder / "package.json").read_bytes())
-    assert facts["parts"] == {name: read_manifest(parts[name])["sha256"] for name in PARTS}
-    assert facts["seed"] == 0 and facts["sampling"]["candidates"] == 4
-    assert package.generator.fingerprint == facts["parts"]["generator"]
+def test_a_package_records_its_parts(package_folder, parts, package):
+    metadata = json.loads((package_folder / "package.json").read_bytes())
+    assert metadata["parts"] == {name: read_manifest(parts[name])["sha256"] for name in PARTS}
+    assert metadata["seed"] == 0 and metadata["sampling"]["candidates"] == 4
+    assert package.generator.fingerprint == metadata["parts"]["generator"]
 
 
 def test_the_same_parts_make_the_same_package(package_folder, parts, tmp_path):
-    fingerprint = write_package(tmp_path, parts, Settings(candidates=4, batch_size=3), {"seed": 0})
+    fingerprint = write_package(tmp_path, parts, SamplingConfig(candidates=4, batch_size=3), {"seed": 0})
     assert fingerprint == load_package(package_folder).fingerprint
-    assert write_package(tmp_path, parts, Settings(candidates=5), {"seed": 0}) != fingerprint
+    assert write_package(tmp_path, parts, SamplingConfig(candidates=5), {"seed": 0}) != fingerprint
 
 
-def test_a_package_needs_none_of_the_folders_it_was_made_from(tmp_path):
+def test_a_package_does_not_need_the_folders_it_was_made_from(tmp_path):
     parts = write_parts(tmp_path / "models", seed=1)
-    write_package(tmp_path / "package", parts, Settings(), {})
+    write_package(tmp_path / "package", parts, SamplingConfig(), {})
     shutil.rmtree(tmp_path / "models")
-    assert len(load_package(tmp_path / "package").draw(PROMPT, candidates=2)) == 2
+    assert len(load_package(tmp_path / "package").generate(PROMPT, candidates=2)) == 2
 
 
-def test_a_folder_that_is_no_part_goes_when_the_package_is_written_again(own_folder, parts):
+def test_a_folder_that_is_not_a_part_is_removed_when_the_package_is_written_again(own_folder, parts):
     (own_folder / "decoder").mkdir()
-    write_package(own_folder, parts, Settings(), {})
+    write_package(own_folder, parts, SamplingConfig(), {})
     assert sorted(path.name for path in own_folder.iterdir() if path.is_dir()) == sorted(PARTS)
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- what is rejected ------------------------------------------------------------------------------------------------
 
 
-def test_where_there_is_no_package_the_mend_is_to_train_one(tmp_path):
+def test_where_there_is_not_a_package_the_fix_is_to_train_one(tmp_path):
     with pytest.raises(UserError) as caught:
         load_package(tmp_path / "package")
     assert str(caught.value) == (
@@ -144,7 +149,7 @@ def test_where_there_is_no_package_the_mend_is_to_train_one(tmp_path):
     )
 
 
-def test_a_part_that_was_replaced_is_refused(own_folder):
+def test_a_part_that_was_replaced_is_rejected(own_folder):
     components.save(tiny("generators", "transformer", seed=1), own_folder / "generator")
     with pytest.raises(UserError) as caught:
         load_package(own_folder)
@@ -154,13 +159,15 @@ def test_a_part_that_was_replaced_is_refused(own_folder):
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_a_missing_part_is_refused(own_folder, name):
+def test_a_missing_part_is_rejected(own_folder, name):
     shutil.rmtree(own_folder / name)
-    with pytest.raises(DamagedArtefact, match=f"{name}/manifest.json is missing.* Run: dvc repro package_model"):
+    with pytest.raises(
+        DamagedArtefact, match=f"{name}/manifest.json is missing.* Run: dvc repro package_model"
+    ):
         load_package(own_folder)
 
 
-def test_a_flipped_bit_in_any_file_is_refused(own_folder):
+def test_a_flipped_bit_in_any_file_is_rejected(own_folder):
     for path in sorted(path for path in own_folder.rglob("*") if path.is_file()):
         for _ in flips(path, 3):
             with pytest.raises(DamagedArtefact, match=re.escape(str(path))):
@@ -172,19 +179,39 @@ def test_damaged_parts_are_not_packed(tmp_path):
     parts = write_parts(tmp_path / "models")
     (parts["scorer"] / "config.json").write_bytes(b"{}")
     with pytest.raises(DamagedArtefact, match="scorer/config.json should be"):
-        write_package(tmp_path / "package", parts, Settings(), {})
+        write_package(tmp_path / "package", parts, SamplingConfig(), {})
 
 
-def test_a_device_that_is_not_there_is_refused(package_folder):
-    with pytest.raises(UserError, match="there is no device 'tpu' here. Give cpu, or cuda on a machine that has it"):
+def test_a_package_written_by_an_earlier_version_is_rejected_with_the_fix(tmp_path):
+    parts = write_parts(tmp_path / "models")
+    header = json.loads((parts["image_tokenizer"] / "config.json").read_bytes())
+    write_json(parts["image_tokenizer"] / "config.json", header | {"family": "tokenizers"})
+    write_manifest(parts["image_tokenizer"], {"config.json": None, "weights.safetensors": None}, {})
+    write_package(tmp_path / "package", parts, SamplingConfig(), {})
+
+    with pytest.raises(ConfigError) as caught:
+        load_package(tmp_path / "package")
+    assert str(caught.value) == (
+        f"{tmp_path}/package/image_tokenizer was written by an earlier version of thousandwords. "
+        "Run: dvc repro package_model"
+    )
+
+
+def test_a_device_that_is_not_there_is_rejected(package_folder):
+    with pytest.raises(
+        UserError, match="there is no device 'tpu' here. Give cpu, or cuda on a machine that has it"
+    ):
         load_package(package_folder, device="tpu")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: drawing on one was not tried")
-def test_a_package_draws_on_a_gpu(package_folder):
-    assert len(load_package(package_folder, device="cuda").draw(PROMPT, candidates=3)) == 3
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_package_generates_on_a_gpu(package_folder):
+    assert len(load_package(package_folder, device="cuda").generate(PROMPT, candidates=3)) == 3
 
 
-def test_another_folder_with_a_manifest_is_no_package(parts):
-    with pytest.raises(UserError, match="is no package: its manifest tells of something else. Give the folder that `dvc repro"):
+def test_another_folder_with_a_manifest_is_not_a_package(parts):
+    with pytest.raises(
+        UserError,
+        match="is not a package: its manifest describes something else. Give the folder that `dvc repro",
+    ):
         load_package(parts["scorer"])

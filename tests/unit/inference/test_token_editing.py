@@ -1,4 +1,5 @@
-"""Words in the hand: set, flip, stitch; and what one sees of them."""
+"""Edit tokens (set, flip, stitch), label them and map their surprisal."""
+
 from __future__ import annotations
 
 import math
@@ -9,45 +10,54 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thousandwords import workbench
-from thousandwords.workbench import as_grid, colour, flip, heat_map, most_surprising, numbered, set_word, stitch
+from thousandwords.inference import token_editing
+from thousandwords.inference.token_editing import (
+    as_grid,
+    color,
+    flip,
+    heat_map,
+    label_tokens,
+    most_surprising_cells,
+    set_token,
+    stitch,
+)
 
 LEFT = torch.tensor([[0, 1, 2], [3, 4, 5], [6, 7, 8]])
 RIGHT = LEFT + 10
-PICTURE = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
 
 grids = st.integers(1, 6).flatmap(
     lambda side: st.lists(st.integers(0, 99), min_size=2 * side * side, max_size=2 * side * side).map(
-        lambda words: torch.tensor(words).reshape(2, side, side)
+        lambda tokens: torch.tensor(tokens).reshape(2, side, side)
     )
 )
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
+# --- edit ----------------------------------------------------------------------------------------------------------
 
 
-def test_one_word_is_set_and_the_grid_itself_stays():
+def test_one_token_is_set_and_the_grid_itself_stays():
     before = LEFT.clone()
-    assert set_word(LEFT, 1, 2, 9, vocab_size=10).tolist() == [[0, 1, 2], [3, 4, 9], [6, 7, 8]]
+    assert set_token(LEFT, 1, 2, 9, vocab_size=10).tolist() == [[0, 1, 2], [3, 4, 9], [6, 7, 8]]
     assert LEFT.equal(before)
 
 
 @pytest.mark.parametrize(
-    ("row", "column", "word", "sentence"),
+    ("row", "column", "token", "sentence"),
     [
         (3, 0, 0, "there is no row 3: they run from 0 to 2"),
         (-1, 0, 0, "there is no row -1: they run from 0 to 2"),
         (0, 3, 0, "there is no column 3: they run from 0 to 2"),
-        (0, 0, 10, "there is no word 10: they run from 0 to 9"),
-        (0, 0, -1, "there is no word -1: they run from 0 to 9"),
+        (0, 0, 10, "there is no token 10: they run from 0 to 9"),
+        (0, 0, -1, "there is no token -1: they run from 0 to 9"),
     ],
 )
-def test_a_cell_or_a_word_that_is_not_there_is_refused(row, column, word, sentence):
+def test_a_cell_or_a_token_that_is_not_there_is_rejected(row, column, token, sentence):
     with pytest.raises(ValueError, match=f"^{sentence}$"):
-        set_word(LEFT, row, column, word, vocab_size=10)
+        set_token(LEFT, row, column, token, vocab_size=10)
 
 
-def test_a_flip_is_left_for_right():
+def test_a_flip_mirrors_left_and_right():
     assert flip(LEFT).tolist() == [[2, 1, 0], [5, 4, 3], [8, 7, 6]]
 
 
@@ -57,99 +67,107 @@ def test_a_stitch_is_the_left_of_one_and_the_right_of_the_other():
 
 
 @pytest.mark.parametrize("columns", [-1, 4])
-def test_a_stitch_beyond_the_grid_is_refused(columns):
-    with pytest.raises(ValueError, match=f"^{columns} columns cannot be taken from a grid of 3; take 0 to 3$"):
+def test_a_stitch_beyond_the_grid_is_rejected(columns):
+    with pytest.raises(
+        ValueError, match=f"^{columns} columns cannot be taken from a grid of 3; take 0 to 3$"
+    ):
         stitch(LEFT, RIGHT, columns)
 
 
 def test_grids_of_two_sizes_are_not_stitched():
-    with pytest.raises(ValueError, match=r"grids of \(3, 3\) and \(2, 2\) words cannot be stitched; give two alike"):
+    with pytest.raises(
+        ValueError, match=r"grids of \(3, 3\) and \(2, 2\) tokens cannot be stitched; give two of one shape"
+    ):
         stitch(LEFT, RIGHT[:2, :2])
 
 
 @given(grids, st.integers(0, 6))
 def test_flips_and_stitches_obey_their_laws(pair, columns):
-    one, other = pair
-    columns = min(columns, len(one))
+    first, other = pair
+    columns = min(columns, len(first))
 
-    assert flip(flip(one)).equal(one)
-    assert stitch(one, one, columns).equal(one)
-    assert stitch(one, other, len(one)).equal(one) and stitch(one, other, 0).equal(other)
-    assert flip(stitch(one, other, columns)).equal(stitch(flip(other), flip(one), len(one) - columns))
+    assert flip(flip(first)).equal(first)
+    assert stitch(first, first, columns).equal(first)
+    assert stitch(first, other, len(first)).equal(first) and stitch(first, other, 0).equal(other)
+    assert flip(stitch(first, other, columns)).equal(stitch(flip(other), flip(first), len(first) - columns))
 
 
-def test_words_that_fill_no_square_are_refused():
+def test_tokens_that_do_not_fill_a_square_are_rejected():
     assert as_grid(torch.arange(4)).tolist() == [[0, 1], [2, 3]]
-    with pytest.raises(ValueError, match="6 words form no square grid"):
+    with pytest.raises(ValueError, match="6 tokens do not form a square grid"):
         as_grid(torch.arange(6))
 
 
 def test_the_most_surprising_cells_come_worst_first():
     nats = torch.log(torch.tensor([[0.5, 0.125, 1.0], [0.25, 0.125, 0.9], [1.0, 1.0, 1.0]]))
-    assert most_surprising(nats, 3) == [(0, 1, pytest.approx(3)), (1, 1, pytest.approx(3)), (1, 0, pytest.approx(2))]
-    assert len(most_surprising(nats, 100)) == 9
+    assert most_surprising_cells(nats, 3) == [
+        (0, 1, pytest.approx(3)),
+        (1, 1, pytest.approx(3)),
+        (1, 0, pytest.approx(2)),
+    ]
+    assert len(most_surprising_cells(nats, 100)) == 9
 
 
-# --- to look at ------------------------------------------------------------------------------------------------------
+# --- show ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_ramp_grows_lighter_all_the_way_and_goes_from_blue_to_yellow():
-    ramp = colour(np.linspace(0, 1, 101))
+    ramp = color(np.linspace(0, 1, 101))
     lightness = ramp @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(lightness) > 0).all() and lightness[0] < 20 and lightness[-1] > 200
     assert ramp.min() >= 0 and ramp.max() <= 255
     assert ramp[0].argmax() == 2 and ramp[-1].argmin() == 2
-    assert np.array_equal(colour(np.array([-1.0, 2.0])), colour(np.array([0.0, 1.0])))
+    assert np.array_equal(color(np.array([-1.0, 2.0])), color(np.array([0.0, 1.0])))
 
 
-def test_a_heat_map_is_lightest_where_a_word_surprises_most():
+def test_a_heat_map_is_lightest_where_a_token_is_surprising_most():
     nats = torch.zeros(3, 3)
     nats[1, 2] = -4 * math.log(2)
 
-    shown = heat_map(np.full((24, 24, 3), 100, np.uint8), nats)
+    image = heat_map(np.full((24, 24, 3), 100, np.uint8), nats)
 
     side = 3 * -(-512 // 3)
-    assert shown.dtype == np.uint8 and shown.shape == (side + 56, side, 3)
-    cells = shown[:side].reshape(3, side // 3, 3, side // 3, 3).mean(axis=(1, 3, 4))
+    assert image.dtype == np.uint8 and image.shape == (side + 56, side, 3)
+    cells = image[:side].reshape(3, side // 3, 3, side // 3, 3).mean(axis=(1, 3, 4))
     assert cells[1, 2] > 2 * np.delete(cells.ravel(), 5).max()
     assert np.ptp(np.delete(cells.ravel(), 5)) == 0
 
 
-def test_a_heat_map_lets_the_picture_show_through():
+def test_a_heat_map_shows_the_image_underneath():
     light = np.zeros((24, 24, 3), np.uint8)
     light[:, 12:] = 255
-    shown = heat_map(light, torch.zeros(2, 2))
-    assert shown[100, 400].mean() > shown[100, 100].mean() + 20
+    image = heat_map(light, torch.zeros(2, 2))
+    assert image[100, 400].mean() > image[100, 100].mean() + 20
 
 
 def test_heat_maps_of_one_scale_can_be_compared():
-    few, many = (heat_map(PICTURE, torch.full((2, 2), -bits * math.log(2)), top=8) for bits in (2, 8))
+    few, many = (heat_map(IMAGE, torch.full((2, 2), -bits * math.log(2)), max_bits=8) for bits in (2, 8))
     assert (few[:512] < many[:512]).mean() > 0.3 and few[:512].mean() < many[:512].mean()
     assert np.array_equal(few[512:], many[512:])  # the scale
-    assert not np.array_equal(few[512:], heat_map(PICTURE, torch.full((2, 2), -2 * math.log(2)))[512:])
+    assert not np.array_equal(few[512:], heat_map(IMAGE, torch.full((2, 2), -2 * math.log(2)))[512:])
 
 
 def test_every_cell_has_its_number_on_it():
     plain = np.full((24, 24, 3), 200, np.uint8)
 
-    shown = numbered(plain, LEFT)
-    other = numbered(plain, set_word(LEFT, 1, 2, 9, vocab_size=10))
+    image = label_tokens(plain, LEFT)
+    other = label_tokens(plain, set_token(LEFT, 1, 2, 9, vocab_size=10))
 
-    cell, margin = -(-512 // 3), workbench.MARGIN
-    assert shown.shape == (3 * cell + margin, 3 * cell + margin, 3)
-    rows, columns, _ = (shown != other).nonzero()  # the numbers differ, and in that cell only
+    cell, margin = -(-512 // 3), token_editing.MARGIN
+    assert image.shape == (3 * cell + margin, 3 * cell + margin, 3)
+    rows, columns, _ = (image != other).nonzero()  # the numbers differ, and in that cell only
     assert rows.min() >= margin + cell and rows.max() < margin + 2 * cell
     assert columns.min() >= margin + 2 * cell and columns.max() < margin + 3 * cell
 
 
 def test_small_cells_are_enlarged_until_a_number_of_four_digits_fits():
-    shown = numbered(np.zeros((64, 64, 3), np.uint8), torch.full((32, 32), 8191))
-    assert shown.shape[0] == 32 * workbench.CELL + workbench.MARGIN
+    image = label_tokens(np.zeros((64, 64, 3), np.uint8), torch.full((32, 32), 8191))
+    assert image.shape[0] == 32 * token_editing.MIN_CELL + token_editing.MARGIN
 
 
-def test_the_same_words_give_the_same_pictures_and_nothing_is_changed():
-    before, nats = PICTURE.copy(), -torch.rand(3, 3, generator=torch.Generator().manual_seed(0))
+def test_the_same_tokens_give_the_same_images_and_nothing_is_changed():
+    before, nats = IMAGE.copy(), -torch.rand(3, 3, generator=torch.Generator().manual_seed(0))
     copy = nats.clone()
-    assert np.array_equal(heat_map(PICTURE, nats), heat_map(PICTURE, nats))
-    assert np.array_equal(numbered(PICTURE, LEFT), numbered(PICTURE, LEFT))
-    assert np.array_equal(PICTURE, before) and nats.equal(copy)
+    assert np.array_equal(heat_map(IMAGE, nats), heat_map(IMAGE, nats))
+    assert np.array_equal(label_tokens(IMAGE, LEFT), label_tokens(IMAGE, LEFT))
+    assert np.array_equal(IMAGE, before) and nats.equal(copy)

@@ -1,4 +1,4 @@
-"""JSON lines, COCO captions and Parquet: every row comes out once, in order, as a pair or under the reason why not."""
+"""JSON lines, COCO captions and Parquet: each row comes once, in order, as a pair or with the reason why not."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.pictures import details, outcome, png, write
-from thousandwords.sources import CocoSource, JsonLinesSource, ParquetSource, Source, SourceError, TableSource, _places, coco
+from tests.helpers.images import details, outcome, png, write
+from tests.helpers.paths import SHARED
+from thousandwords.data import image_decoding
+from thousandwords.ingest.sources import CocoSource, CsvSource, JsonLinesSource, ParquetSource, Source, coco
+from thousandwords.ingest.sources.base import SourceError
 
-SHARED = Path(__file__).parents[2] / "shared/data"
-needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
+SHARED_DATA = SHARED / "data"
+needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="../shared/data is absent")
 
 
 # ---- JSON lines
 
 
-def test_lines_of_one_picture_are_its_captions(tmp_path):
+def test_lines_of_one_image_are_its_captions(tmp_path):
     write(
         tmp_path,
         {
@@ -36,16 +39,19 @@ def test_lines_of_one_picture_are_its_captions(tmp_path):
     )
     source = JsonLinesSource(tmp_path / "list.jsonl")
     assert outcome(source) == {"p/a.png": ("a cat", "a tom"), "b.png": ("a bee", "two bees")}
-    assert [(pair.image, pair.provenance) for pair in source] == [(png(1), "list.jsonl/p/a.png"), (png(2), "list.jsonl/b.png")]
+    assert [(pair.image, pair.provenance) for pair in source] == [
+        (png(1), "list.jsonl/p/a.png"),
+        (png(2), "list.jsonl/b.png"),
+    ]
 
 
-def test_keys_and_the_folder_of_the_pictures_are_settings(tmp_path):
+def test_keys_and_the_folder_of_the_images_are_settings(tmp_path):
     write(tmp_path, {"images/a.png": png(), "lists/l.jsonl": '{"file_name": "a.png", "text": "one"}'})
     settings = {"image_column": "file_name", "caption_column": "text", "image_folder": "../images"}
     assert outcome(JsonLinesSource(tmp_path / "lists/l.jsonl", **settings)) == {"a.png": ("one",)}
 
 
-def test_broken_lines_are_refused_one_by_one(tmp_path):
+def test_broken_lines_are_rejected_one_by_one(tmp_path):
     write(tmp_path / "outside", {"x.png": png()})
     own = write(tmp_path / "own", {name: png() for name in ("a.png", "b.png", "c.png", "d.png")})
     (own / "away.png").symlink_to(tmp_path / "outside/x.png")
@@ -94,14 +100,14 @@ def test_broken_lines_are_refused_one_by_one(tmp_path):
         ".": "not_regular",
         "d.png": ("last",),
     }
-    said = details(source)
-    assert said["line 2"].startswith("bad_row: no JSON object: Invalid control character at")
-    assert said["line 3"] == "bad_row: no JSON object: it is list, not an object"
-    assert said["line 5"] == "bad_row: 'caption' is neither a text nor a list of texts"
-    assert said["line 11"] == "too_many_bytes: a line over 1,000,000 bytes"
-    assert said["../outside/x.png"] == "unsafe_path: x.png leads out of own"
-    assert said["line 16"] == (
-        "unsafe_path: key 'image' holds the URL https://host/x.png; nothing is fetched that a list names. Download it first"
+    reasons = details(source)
+    assert reasons["line 2"].startswith("bad_row: not a JSON object: Invalid control character at")
+    assert reasons["line 3"] == "bad_row: not a JSON object: it is list, not an object"
+    assert reasons["line 5"] == "bad_row: 'caption' is neither a text nor a list of texts"
+    assert reasons["line 11"] == "too_many_bytes: a line over 1,000,000 bytes"
+    assert reasons["../outside/x.png"] == "unsafe_path: x.png leads out of own"
+    assert reasons["line 16"] == (
+        "unsafe_path: key 'image' has the URL https://host/x.png; URLs in a list are not fetched. Download it first"
     )
 
 
@@ -110,34 +116,41 @@ def test_broken_lines_are_refused_one_by_one(tmp_path):
     [
         (None, "data.path: there is no file .*l.jsonl. Set it to your .jsonl file"),
         ("", "l.jsonl has no line with the key 'image', only none. Set data.image_column"),
-        ('{"url": "x", "text": "y"}', "has no line with the key 'image', only 'text', 'url'. Set data.image_column"),
-        ('{"image": "", "caption": "y"}', "has no row with a picture and a caption. Add one per picture"),
+        (
+            '{"url": "x", "text": "y"}',
+            "has no line with the key 'image', only 'text', 'url'. Set data.image_column",
+        ),
+        ('{"image": "", "caption": "y"}', "has no row with an image and a caption. Add one per image"),
         (
             '{"image": "a.png", "text": "y"}',
             "has no captions: 'caption' of every line is empty. Fill it, or set data.caption_column",
         ),
     ],
 )
-def test_lines_that_give_nothing_are_refused_with_the_mend(tmp_path, content, message):
+def test_lines_without_usable_inputs_are_rejected_with_the_fix(tmp_path, content, message):
     if content is not None:
         write(tmp_path, {"l.jsonl": content})
     with pytest.raises(SourceError, match=message):
         JsonLinesSource(tmp_path / "l.jsonl").check()
 
 
-@pytest.mark.parametrize(("kind", "message"), [("jsonl", "a line over 1,000,000 bytes"), ("csv", "line 3: over 1,000,000 bytes")])
-def test_a_line_that_does_not_end_is_refused_in_little_memory(tmp_path, kind, message):
-    """A sound line, then 300 million zero bytes without a line end; 2 billion take the same 5 MB, but longer."""
+@pytest.mark.parametrize(
+    ("kind", "message"), [("jsonl", "a line over 1,000,000 bytes"), ("csv", "line 3: over 1,000,000 bytes")]
+)
+def test_a_line_without_an_end_is_rejected_in_little_memory(tmp_path, kind, message):
+    """A valid line, then 300 million zero bytes without a line end; 2 billion take the same 5 MB, but longer."""
     start = '{"image": "a.png", "caption": "ok"}\n' if kind == "jsonl" else "image,caption\na.png,ok\n"
     write(tmp_path, {"a.png": png(), f"l.{kind}": start})
     os.truncate(tmp_path / f"l.{kind}", 300_000_000)
-    source = (JsonLinesSource if kind == "jsonl" else TableSource)(tmp_path / f"l.{kind}")
+    source = (JsonLinesSource if kind == "jsonl" else CsvSource)(tmp_path / f"l.{kind}")
 
     tracemalloc.start()
-    said = details(source)["line 2"] if kind == "jsonl" else str(pytest.raises(SourceError, list, source).value)
+    reasons = (
+        details(source)["line 2"] if kind == "jsonl" else str(pytest.raises(SourceError, list, source).value)
+    )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert message in said and peak < 8_000_000
+    assert message in reasons and peak < 8_000_000
 
 
 # ---- COCO
@@ -149,7 +162,7 @@ def write_coco(folder: Path, images: list, annotations: list, **more: object) ->
     return folder / "captions.json"
 
 
-def said_of(identity: object, caption: object) -> dict:
+def annotation(identity: object, caption: object) -> dict:
     return {"id": 1, "image_id": identity, "caption": caption}
 
 
@@ -158,7 +171,7 @@ def test_the_captions_of_an_image_are_collected_into_one_pair(tmp_path):
     path = write_coco(
         tmp_path / "annotations",
         [{"id": 7, "file_name": "000.jpg"}, {"id": 5, "file_name": "001.jpg"}],
-        [said_of(5, "a bee"), said_of(7, "a cat"), said_of(5, "two bees "), said_of(5, "a bee")],
+        [annotation(5, "a bee"), annotation(7, "a cat"), annotation(5, "two bees "), annotation(5, "a bee")],
     )
     source = CocoSource(path, image_folder="../val2017")
     assert outcome(source) == {"000.jpg": ("a cat",), "001.jpg": ("a bee", "two bees")}
@@ -166,7 +179,7 @@ def test_the_captions_of_an_image_are_collected_into_one_pair(tmp_path):
     assert [pair.provenance for pair in source] == ["captions.json/000.jpg", "captions.json/001.jpg"]
 
 
-def test_odd_entries_are_refused_and_leave_their_neighbours_alone(tmp_path):
+def test_bad_entries_are_rejected_and_do_not_affect_their_neighbors(tmp_path):
     write(tmp_path / "outside", {"x.png": png()})
     own = write(tmp_path / "own", {"a.png": png(), "lone.png": png(), "blank.png": png()})
     (own / "away.png").symlink_to(tmp_path / "outside/x.png")
@@ -189,13 +202,13 @@ def test_odd_entries_are_refused_and_leave_their_neighbours_alone(tmp_path):
         "c.png",
         {"id": [1]},
     ]
-    annotations = [said_of(number, "text") for number in range(9) if number not in (1, 2)]
+    annotations = [annotation(number, "text") for number in range(9) if number not in (1, 2)]
     annotations += [
-        said_of(2, " "),
-        said_of(99, "one"),
-        said_of(99, "two"),
-        said_of(0, 7),
-        said_of(True, "x"),
+        annotation(2, " "),
+        annotation(99, "one"),
+        annotation(99, "two"),
+        annotation(0, 7),
+        annotation(True, "x"),
         "text",
         {"image_id": 0},
     ]
@@ -222,46 +235,59 @@ def test_odd_entries_are_refused_and_leave_their_neighbours_alone(tmp_path):
         "annotations[13]": "bad_row",
         "image_id 99": "missing_pair",
     }
-    said = details(source)
-    assert said["lone.png"] == "missing_pair: no annotation has a caption of this picture"
-    assert said["gone.png"] == "missing_pair: there is no gone.png"
-    assert said["image_id 99"] == "missing_pair: 2 captions of image_id 99, which is not among the images"
-    assert said["images[10]"] == "duplicate_id: images[10] is a.png, which came before under another id"
-    assert said["annotations[10]"] == "bad_row: annotations[10] is no object with an image_id and a caption"
+    reasons = details(source)
+    assert reasons["lone.png"] == "missing_pair: no annotation has a caption for this image"
+    assert reasons["gone.png"] == "missing_pair: there is no gone.png"
+    assert reasons["image_id 99"] == "missing_pair: 2 captions of image_id 99, which is not among the images"
+    assert reasons["images[10]"] == "duplicate_id: images[10] repeats the file a.png under another id"
+    assert (
+        reasons["annotations[10]"]
+        == "bad_row: annotations[10] is not an object with an image_id and a caption"
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "data.path: there is no file .*captions.json. Set it to your captions .json"),
-        ('{"images": [], "annotations": [', "captions.json is no COCO JSON, or was cut short .*. Fetch it again"),
-        ("[1]", "captions.json is no COCO JSON, or was cut short .it is list, not an object.. Fetch it again"),
-        ("[" * 100_000, "captions.json is no COCO JSON, or was cut short"),
-        (b"\xff\xfe", "captions.json is no COCO JSON, or was cut short"),
-        ('{"images": {}}', "captions.json has no list 'images', as COCO captions do. Set data.path to the captions"),
-        ('{"images": [], "annotations": []}', "captions.json has no row with a picture and a caption"),
+        (
+            '{"images": [], "annotations": [',
+            "captions.json is not a COCO JSON, or is truncated .*. Fetch it again",
+        ),
+        (
+            "[1]",
+            "captions.json is not a COCO JSON, or is truncated .it is list, not an object.. Fetch it again",
+        ),
+        ("[" * 100_000, "captions.json is not a COCO JSON, or is truncated"),
+        (b"\xff\xfe", "captions.json is not a COCO JSON, or is truncated"),
+        (
+            '{"images": {}}',
+            "captions.json has no list 'images', unlike COCO captions. Set data.path to the captions",
+        ),
+        ('{"images": [], "annotations": []}', "captions.json has no row with an image and a caption"),
         (
             '{"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "bbox": []}]}',
-            "has no row with a picture and",
+            "has no row with an image and",
         ),
         (
             '{"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "caption": " "}]}',
-            "has no captions: what its annotations say is empty. Is it a file of captions, not of boxes or persons?",
+            "has no captions: the caption of each annotation is empty. Use the file of captions, not of boxes or persons",
         ),
     ],
 )
-def test_a_coco_file_that_gives_nothing_is_refused_with_the_mend(tmp_path, content, message):
+def test_a_coco_file_without_usable_inputs_is_rejected_with_the_fix(tmp_path, content, message):
     if content is not None:
         write(tmp_path, {"captions.json": content})
     with pytest.raises(SourceError, match=message):
         CocoSource(tmp_path / "captions.json").check()
 
 
-def test_a_coco_file_too_large_to_hold_is_refused_before_it_is_read(tmp_path, monkeypatch):
+def test_a_coco_file_over_the_limit_is_rejected_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(coco, "MAX_JSON", 50)
     path = write_coco(tmp_path, [], [])
     with pytest.raises(
-        SourceError, match="captions.json has 61 bytes; the limit is 50. Make JSON lines of it, which are read one by"
+        SourceError,
+        match="captions.json has 61 bytes; the limit is 50. Convert it to JSON lines, which are read one by",
     ):
         CocoSource(path).check()
 
@@ -277,44 +303,61 @@ def write_parquet(path: Path, columns: dict[str, pa.Array], **options: object) -
     return path
 
 
-def hub_pictures(*values: dict | None) -> pa.Array:
+def hub_images(*values: dict | None) -> pa.Array:
     return pa.array(values, STRUCT)
 
 
-def test_each_row_with_a_picture_inside_is_a_pair(tmp_path):
-    pictures = [hub_pictures({"bytes": png(number), "path": "x.png"}) for number in range(3)]
-    write_parquet(tmp_path / "data/train-1.parquet", {"image": pictures[2], "caption": pa.array(["three"])})
+def test_each_row_with_an_image_inside_is_a_pair(tmp_path):
+    images = [hub_images({"bytes": png(number), "path": "x.png"}) for number in range(3)]
+    write_parquet(tmp_path / "data/train-1.parquet", {"image": images[2], "caption": pa.array(["three"])})
     write_parquet(
         tmp_path / "data/train-0.parquet",
-        {"id": pa.array([1, 2]), "caption": pa.array([["one", "uno"], ["two"]]), "image": pa.concat_arrays(pictures[:2])},
+        {
+            "id": pa.array([1, 2]),
+            "caption": pa.array([["one", "uno"], ["two"]]),
+            "image": pa.concat_arrays(images[:2]),
+        },
     )
     write(tmp_path, {"data/README.md": "hello", "data/.train.parquet": "half"})
 
     source = ParquetSource(tmp_path / "data")
-    assert outcome(source) == {"train-0/00000000": ("one", "uno"), "train-0/00000001": ("two",), "train-1/00000000": ("three",)}
+    assert outcome(source) == {
+        "train-0/00000000": ("one", "uno"),
+        "train-0/00000001": ("two",),
+        "train-1/00000000": ("three",),
+    }
     assert [pair.image for pair in source] == [png(0), png(1), png(2)]
-    assert [pair.provenance for pair in source][1:] == ["train-0.parquet/00000001", "train-1.parquet/00000000"]
+    assert [pair.provenance for pair in source][1:] == [
+        "train-0.parquet/00000001",
+        "train-1.parquet/00000000",
+    ]
     assert list(outcome(ParquetSource(f"{tmp_path}/data/train-1.parquet"))) == ["train-1/00000000"]
 
 
-def test_pictures_of_which_none_has_a_path_or_none_has_bytes_are_read(tmp_path):
+def test_images_of_which_none_has_a_path_or_none_has_bytes_are_read(tmp_path):
     write(tmp_path, {"a.png": png(1)})
-    for name, picture in (("bytes", {"bytes": png(), "path": None}), ("paths", {"bytes": None, "path": "a.png"})):
-        pq.write_table(pa.Table.from_pylist([{"image": picture, "caption": "a cat"}]), tmp_path / f"{name}.parquet")
+    for name, image in (
+        ("bytes", {"bytes": png(), "path": None}),
+        ("paths", {"bytes": None, "path": "a.png"}),
+    ):
+        pq.write_table(
+            pa.Table.from_pylist([{"image": image, "caption": "a cat"}]), tmp_path / f"{name}.parquet"
+        )
         assert outcome(ParquetSource(tmp_path / f"{name}.parquet")) == {f"{name}/00000000": ("a cat",)}
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
 @pytest.mark.parametrize(
-    "text", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.string())]
+    "text",
+    [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.string())],
 )
 def test_bytes_and_texts_of_any_arrow_type_are_read(tmp_path, kind, text):
     caption = pa.array([["a cat"]], text) if pa.types.is_list(text) else pa.array(["a cat"]).cast(text)
-    path = write_parquet(tmp_path / "a.parquet", {"picture": pa.array([png()], kind), "text": caption})
-    assert outcome(ParquetSource(path, "picture", "text")) == {"a/00000000": ("a cat",)}
+    path = write_parquet(tmp_path / "a.parquet", {"picture_column": pa.array([png()], kind), "text": caption})
+    assert outcome(ParquetSource(path, "picture_column", "text")) == {"a/00000000": ("a cat",)}
 
 
-def test_a_column_of_paths_is_a_list_of_pictures(tmp_path):
+def test_a_column_of_paths_is_a_list_of_images(tmp_path):
     write(tmp_path, {"a.png": png(1), "p/b.png": png(2)})
     write_parquet(
         tmp_path / "a.parquet",
@@ -331,14 +374,14 @@ def test_a_column_of_paths_is_a_list_of_pictures(tmp_path):
         "a.parquet, row 4": "missing_pair",
         "a.parquet, row 5": "unsafe_path",
     }
-    assert details(source)["a.parquet, row 4"] == "missing_pair: column 'image' names no picture"
+    assert details(source)["a.parquet, row 4"] == "missing_pair: column 'image' names no image"
 
 
-def test_odd_values_are_refused_with_their_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(_places, "MAX_BYTES", 50_000)
+def test_bad_values_are_rejected_with_their_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_decoding, "MAX_BYTES", 50_000)
     write(tmp_path, {"beside.png": png(5)})
     broken = pa.array([b"\xff"], pa.binary()).view(pa.string())
-    pictures = hub_pictures(
+    images = hub_images(
         {"bytes": png(), "path": None},
         {"bytes": None, "path": "beside.png"},
         None,
@@ -350,11 +393,13 @@ def test_odd_values_are_refused_with_their_row(tmp_path, monkeypatch):
         {"bytes": png(), "path": "x"},
         {"bytes": b"", "path": "x"},
     )
-    captions = pa.concat_arrays([pa.array(["a", "b", "c", "d", "e", "f", None, " "]), broken, pa.array(["j"])])
-    source = ParquetSource(write_parquet(tmp_path / "t.parquet", {"image": pictures, "caption": captions}))
+    captions = pa.concat_arrays(
+        [pa.array(["a", "b", "c", "d", "e", "f", None, " "]), broken, pa.array(["j"])]
+    )
+    source = ParquetSource(write_parquet(tmp_path / "t.parquet", {"image": images, "caption": captions}))
 
-    found = {pair.key[-1]: pair.problem.reason if pair.problem else pair.captions for pair in source}
-    assert found == {
+    outcomes = {pair.key[-1]: pair.problem.reason if pair.problem else pair.captions for pair in source}
+    assert outcomes == {
         "0": ("a",),
         "1": ("b",),
         "2": "missing_pair",
@@ -366,22 +411,28 @@ def test_odd_values_are_refused_with_their_row(tmp_path, monkeypatch):
         "8": "caption_encoding",
         "9": ("j",),
     }  # decoding finds it empty
-    said = details(source)
-    assert said["t/00000002"] == "missing_pair: column 'image' names no picture"
-    assert said["t/00000004"] == "too_many_bytes: 50,001 bytes; the limit is 50,000"
-    assert said["t/00000008"] == "caption_encoding: column 'caption' holds bytes that are no UTF-8"
+    reasons = details(source)
+    assert reasons["t/00000002"] == "missing_pair: column 'image' names no image"
+    assert reasons["t/00000004"] == "too_many_bytes: 50,001 bytes; the limit is 50,000"
+    assert reasons["t/00000008"] == "caption_encoding: column 'caption' has bytes that are not UTF-8"
     assert source.check() == 10
 
 
 def good_columns(count: int = 40) -> dict[str, pa.Array]:
-    return {"image": pa.array([png(number) for number in range(count)]), "caption": pa.array([f"row {n}" for n in range(count)])}
+    return {
+        "image": pa.array([png(number) for number in range(count)]),
+        "caption": pa.array([f"row {n}" for n in range(count)]),
+    }
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
         (None, "data.path: there is no .parquet file at .*t.parquet. Set it to one, or to a folder of them"),
-        ({"image": pa.array([], pa.binary()), "caption": pa.array([], pa.string())}, "t.parquet has no rows. Fetch it again"),
+        (
+            {"image": pa.array([], pa.binary()), "caption": pa.array([], pa.string())},
+            "t.parquet has no rows. Fetch it again",
+        ),
         (
             {"url": pa.array(["x"]), "caption": pa.array(["a"]), "status": pa.array(["success"])},
             "has no column 'image', only 'url', 'caption', 'status'. Set data.image_column",
@@ -392,9 +443,12 @@ def good_columns(count: int = 40) -> dict[str, pa.Array]:
         ),
         (
             {"image": pa.array([1]), "caption": pa.array(["a"])},
-            "its column 'image' holds int64, not pictures. Set data.image_column",
+            "its column 'image' holds int64, not images. Set data.image_column",
         ),
-        ({"image": pa.array([{"bytes": "x"}]), "caption": pa.array(["a"])}, "'image' holds struct<bytes: string>, not pictures"),
+        (
+            {"image": pa.array([{"bytes": "x"}]), "caption": pa.array(["a"])},
+            "'image' holds struct<bytes: string>, not images",
+        ),
         (
             {"image": pa.array([b"x"]), "caption": pa.array([7])},
             "'caption' holds int64, not text or lists of texts. Set data.caption",
@@ -413,32 +467,34 @@ def good_columns(count: int = 40) -> dict[str, pa.Array]:
         ),
         (
             {"image": pa.array([None], pa.string()), "caption": pa.array(["x"])},
-            "t.parquet has no row with a picture and a caption",
+            "t.parquet has no row with an image and a caption",
         ),
     ],
 )
-def test_parquet_that_gives_nothing_is_refused_with_the_mend(tmp_path, columns, message):
+def test_parquet_without_usable_inputs_is_rejected_with_the_fix(tmp_path, columns, message):
     if columns is not None:
         write_parquet(tmp_path / "t.parquet", columns)
     with pytest.raises(SourceError, match=message):
         ParquetSource(tmp_path / "t.parquet").check()
 
 
-def test_files_that_hold_pictures_differently_are_not_read_as_one(tmp_path):
+def test_files_that_store_images_in_different_forms_are_rejected(tmp_path):
     write_parquet(tmp_path / "a.parquet", {"image": pa.array([png()]), "caption": pa.array(["a"])})
     write_parquet(tmp_path / "b.parquet", {"image": pa.array(["a.png"]), "caption": pa.array(["a"])})
     with pytest.raises(
-        SourceError, match="b.parquet holds pictures in another way than a.parquet does. Put files that differ into"
+        SourceError, match="b.parquet stores images in another form than .*a.parquet. Put such files into"
     ):
         ParquetSource(tmp_path).check()
 
 
-def test_a_parquet_file_cut_anywhere_is_never_read_as_a_shorter_one(tmp_path):
+def test_a_truncated_parquet_file_is_never_read_as_a_shorter_one(tmp_path):
     path = write_parquet(tmp_path / "t.parquet", good_columns(6), row_group_size=2)
     data = path.read_bytes()
     for length in np.random.default_rng(0).integers(0, len(data), 100):
         path.write_bytes(data[:length])
-        with pytest.raises(SourceError, match="t.parquet is no Parquet file, or was cut short or damaged .*Fetch it again"):
+        with pytest.raises(
+            SourceError, match="t.parquet is not a Parquet file, or is truncated or damaged .*Fetch it again"
+        ):
             ParquetSource(path).check()
 
 
@@ -448,31 +504,32 @@ def test_a_damaged_page_stops_the_run_where_the_file_has_checksums(tmp_path):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(
-        SourceError, match="t.parquet is no Parquet file, or was cut short or damaged .*(?i:crc|checksum).*Fetch it"
+        SourceError,
+        match="t.parquet is not a Parquet file, or is truncated or damaged .*(?i:crc|checksum).*Fetch it",
     ):
         list(ParquetSource(path))
 
 
-def test_rows_that_would_unpack_to_more_than_pictures_may_are_refused_before_they_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(_places, "MAX_BYTES", 100_000)
+def test_rows_that_would_unpack_to_too_much_are_rejected_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_decoding, "MAX_BYTES", 100_000)
     columns = {"image": pa.array([bytes(5_000_000)]), "caption": pa.array(["a"])}
     path = write_parquet(tmp_path / "t.parquet", columns, compression="zstd")
     assert path.stat().st_size < 10_000
     with pytest.raises(
-        SourceError, match="t.parquet: the 1 rows of row group 0 would unpack to 5,000,.* bytes. Do not use this file"
+        SourceError,
+        match="t.parquet: the 1 rows of row group 0 would unpack to 5,000,.* bytes. Do not use this file",
     ):
         ParquetSource(path).check()
 
 
-# ---- wild inputs
+# ---- random inputs
 
 KEYS = st.sampled_from(["image", "caption", "id", "image_id", "file_name"])
-WORDS = st.sampled_from(["a.png", "..", "/", "", "\0", "\ud800", "b.png"]) | st.text(max_size=5)
+TEXTS = st.sampled_from(["a.png", "..", "/", "", "\0", "\ud800", "b.png"]) | st.text(max_size=5)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | WORDS,
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
     lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(KEYS | st.text(max_size=3), inner, max_size=4)
+        st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=3), inner, max_size=4)
     ),
     max_leaves=8,
 )
@@ -480,14 +537,18 @@ VALUES = st.recursive(
 
 def counted_once(source: Source) -> int:
     pairs = list(source)
-    assert [(pair.key, str(pair.problem)) for pair in pairs] == [(pair.key, str(pair.problem)) for pair in source]
-    assert len({pair.key for pair in pairs}) == len(pairs) and all(pair.captions or pair.problem for pair in pairs)
+    assert [(pair.key, str(pair.problem)) for pair in pairs] == [
+        (pair.key, str(pair.problem)) for pair in source
+    ]
+    assert len({pair.key for pair in pairs}) == len(pairs) and all(
+        pair.captions or pair.problem for pair in pairs
+    )
     return len(pairs)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.binary(max_size=30) | VALUES.map(lambda value: json.dumps(value).encode()), max_size=6))
-def test_whatever_a_line_holds_it_is_a_pair_or_refused(tmp_path, lines):
+def test_any_line_gives_a_pair_or_is_rejected(tmp_path, lines):
     lines = [line.replace(b"\n", b" ") for line in lines]
     (tmp_path / "a.png").write_bytes(b"x")
     (tmp_path / "l.jsonl").write_bytes(b"\n".join(lines))
@@ -496,7 +557,7 @@ def test_whatever_a_line_holds_it_is_a_pair_or_refused(tmp_path, lines):
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(VALUES, max_size=5), st.lists(VALUES, max_size=5))
-def test_whatever_a_coco_file_lists_it_is_a_pair_or_refused(tmp_path, images, annotations):
+def test_any_coco_entry_gives_a_pair_or_is_rejected(tmp_path, images, annotations):
     (tmp_path / "a.png").write_bytes(b"x")
     source = CocoSource(write_coco(tmp_path, images, annotations))
     assert len(images) <= counted_once(source) <= len(images) + len(annotations)
@@ -506,10 +567,11 @@ def test_whatever_a_coco_file_lists_it_is_a_pair_or_refused(tmp_path, images, an
 
 
 @needs_shared_data
-def test_the_coco_photographs_are_read_whole():
-    source = CocoSource(SHARED / "photos/coco-cc/captions.json", image_folder="images")
+def test_the_coco_photographs_are_read_completely():
+    source = CocoSource(SHARED_DATA / "photos/coco-cc/captions.json", image_folder="images")
     pairs = list(source)
     assert source.check() == len(pairs) == 79 and not any(pair.problem for pair in pairs)
     assert (
-        pairs[0].captions[0] == "A big burly grizzly bear is show with grass in the background." and len(pairs[0].captions) == 5
+        pairs[0].captions[0] == "A big burly grizzly bear is show with grass in the background."
+        and len(pairs[0].captions) == 5
     )

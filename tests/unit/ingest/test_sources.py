@@ -1,4 +1,5 @@
-"""Folders, tables and tars: every input comes out once, in order, as a pair or under the reason why not."""
+"""Folders, tables and tars: each input comes once, in order, as a pair or with the reason why not."""
+
 from __future__ import annotations
 
 import json
@@ -10,83 +11,131 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.pictures import details, odd_member, outcome, png, write, write_tar
-from thousandwords.sources import FolderSource, SourceError, TableSource, WebDatasetSource, _places
+from tests.helpers.images import details, odd_member, outcome, png, write, write_tar
+from tests.helpers.paths import SHARED
+from thousandwords.data import image_decoding
+from thousandwords.ingest.sources import CsvSource, FolderSource, WebDatasetSource
+from thousandwords.ingest.sources.base import SourceError
 
-SHARED = Path(__file__).parents[2] / "shared/data"
-needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
+SHARED_DATA = SHARED / "data"
+needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="../shared/data is absent")
 
 
 # ---- a folder
 
 
-def test_a_folder_pairs_each_picture_with_the_text_of_its_name(tmp_path):
-    write(tmp_path, {"b.png": png(), "b.txt": "a bee\n\n  two bees \na bee\n", "sub/a.b.JPG": png(), "sub/a.b.txt": "an ape",
-                     "notes.md": "not ours", ".hidden.png": b""})
+def test_a_folder_pairs_each_image_with_the_text_of_its_name(tmp_path):
+    write(
+        tmp_path,
+        {
+            "b.png": png(),
+            "b.txt": "a bee\n\n  two bees \na bee\n",
+            "sub/a.b.JPG": png(),
+            "sub/a.b.txt": "an ape",
+            "notes.md": "another file",
+            ".hidden.png": b"",
+        },
+    )
     assert outcome(FolderSource(tmp_path)) == {"b.png": ("a bee", "two bees"), "sub/a.b.JPG": ("an ape",)}
 
 
-def test_the_bytes_of_a_picture_come_through_unchanged(tmp_path):
+def test_the_bytes_of_an_image_come_through_unchanged(tmp_path):
     write(tmp_path, {"a.png": png(7), "a.txt": "a"})
     pair = next(iter(FolderSource(tmp_path)))
     assert pair.image == png(7) and pair.provenance == f"{tmp_path.name}/a.png"
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    (b"\xef\xbb\xbfa cat\r\n", ("a cat",)),
-    ("a \U0001f469\u200d\U0001f680 \u202eon the moon".encode(), ("a \U0001f469\u200d\U0001f680 \u202eon the moon",)),
-    (b"", "caption_empty"),
-    (b" \n\t\n", "caption_empty"),
-    (b"caf\xe9", "caption_encoding"),
-    ("a cat".encode("utf-16"), "caption_encoding"),
-    (b"a\0cat", "caption_encoding"),
-    (b"\xed\xa0\x80", "caption_encoding"),
-    (("e" + "\u0301" * 5_000).encode(), "caption_too_long"),
-    (b"x" * 1_000_001, "caption_too_long"),
-])
-def test_captions_are_utf8_lines_or_refused(tmp_path, text, expected):
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"\xef\xbb\xbfa cat\r\n", ("a cat",)),
+        (
+            "a \U0001f469\u200d\U0001f680 \u202eon the moon".encode(),
+            ("a \U0001f469\u200d\U0001f680 \u202eon the moon",),
+        ),
+        (b"", "caption_empty"),
+        (b" \n\t\n", "caption_empty"),
+        (b"caf\xe9", "caption_encoding"),
+        ("a cat".encode("utf-16"), "caption_encoding"),
+        (b"a\0cat", "caption_encoding"),
+        (b"\xed\xa0\x80", "caption_encoding"),
+        (("e" + "\u0301" * 5_000).encode(), "caption_too_long"),
+        (b"x" * 1_000_001, "caption_too_long"),
+    ],
+)
+def test_captions_are_utf8_lines_or_rejected(tmp_path, text, expected):
     write(tmp_path, {"a.png": png(), "a.txt": text})
     assert outcome(FolderSource(tmp_path)) == {"a.png": expected}
 
 
-def test_what_lacks_its_other_half_is_named(tmp_path):
+def test_an_image_or_text_without_the_other_is_reported(tmp_path):
     write(tmp_path, {"a.png": png(), "a.txt": "a", "b.png": png(), "c.txt": "see"})
-    assert outcome(FolderSource(tmp_path)) == {"a.png": ("a",), "b.png": "missing_pair", "c.txt": "missing_pair"}
+    assert outcome(FolderSource(tmp_path)) == {
+        "a.png": ("a",),
+        "b.png": "missing_pair",
+        "c.txt": "missing_pair",
+    }
 
 
-def test_what_is_no_plain_file_inside_the_folder_is_refused_without_reading_it(tmp_path, monkeypatch):
+def test_anything_but_a_regular_file_in_the_folder_is_rejected_unread(tmp_path, monkeypatch):
     outside = write(tmp_path / "outside", {"secret.png": png(), "more/x.png": png()})
     root = write(tmp_path / "own", {"ok.png": png(), "big.png": bytes(3_000_000), "folder.png/x.png": png()})
     os.mkfifo(root / "pipe.png")
-    for name, target in {"away": outside / "secret.png", "loop": root / "loop.png", "nothing": root / "gone",
-                         "inside": root / "ok.png"}.items():
+    for name, target in {
+        "away": outside / "secret.png",
+        "loop": root / "loop.png",
+        "nothing": root / "gone",
+        "inside": root / "ok.png",
+    }.items():
         (root / f"{name}.png").symlink_to(target)
     (root / "elsewhere").symlink_to(outside / "more")
-    write(root, {f"{name}.txt": "text" for name in ("ok", "big", "folder", "pipe", "away", "loop", "nothing", "inside")})
-    monkeypatch.setattr(_places, "MAX_BYTES", 2_000_000)
+    write(
+        root,
+        {
+            f"{name}.txt": "text"
+            for name in ("ok", "big", "folder", "pipe", "away", "loop", "nothing", "inside")
+        },
+    )
+    monkeypatch.setattr(image_decoding, "MAX_BYTES", 2_000_000)
     assert outcome(FolderSource(root)) == {
-        "away.png": "unsafe_path", "big.png": "too_many_bytes", "elsewhere": "unsafe_path", "folder.png": "not_regular",
-        "inside.png": ("text",), "loop.png": "io_error", "nothing.png": "not_regular", "ok.png": ("text",),
-        "pipe.png": "not_regular"}
+        "away.png": "unsafe_path",
+        "big.png": "too_many_bytes",
+        "elsewhere": "unsafe_path",
+        "folder.png": "not_regular",
+        "inside.png": ("text",),
+        "loop.png": "io_error",
+        "nothing.png": "not_regular",
+        "ok.png": ("text",),
+        "pipe.png": "not_regular",
+    }
 
 
-def test_file_names_of_any_bytes_get_keys_of_their_own(tmp_path):
+def test_file_names_of_any_bytes_get_different_keys(tmp_path):
     names = [b"caf\xe9", "café".encode(), "cafe\u0301".encode(), b"caf\\xe9", b"new\nline", b"x" * 250]
     for name in names:
         for suffix, data in ((b".png", png()), (b".txt", b"text")):
             with open(os.path.join(os.fsencode(tmp_path), name + suffix), "wb") as file:
                 file.write(data)
-    found = outcome(FolderSource(tmp_path))
-    assert len(found) == 6 and set(found.values()) == {("text",)}
-    assert {"caf\\xe9.png", "caf\\\\xe9.png"} <= set(found) and all(key.encode() for key in found)
+    outcomes = outcome(FolderSource(tmp_path))
+    assert len(outcomes) == 6 and set(outcomes.values()) == {("text",)}
+    assert {"caf\\xe9.png", "caf\\\\xe9.png"} <= set(outcomes) and all(key.encode() for key in outcomes)
 
 
-@pytest.mark.parametrize(("files", "message"), [
-    (None, "there is no folder .*own. Make it, or name another"),
-    ({"a.txt": "a", "b.heic": b"x"}, "own holds no pictures .png, jpg.*Put some there, each with a text file of its name"),
-    ({"a.png": b"x", "b.png": b"x"}, "None of the 2 pictures in .*own has a caption. Put a text file of its name beside"),
-])
-def test_a_folder_that_gives_nothing_is_refused_with_the_mend(tmp_path, files, message):
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (None, "there is no folder .*own. Create it, or set another"),
+        (
+            {"a.txt": "a", "b.heic": b"x"},
+            "own has no images .png, jpg.*Add some, each with a text file of the same name",
+        ),
+        (
+            {"a.png": b"x", "b.png": b"x"},
+            "None of the 2 images in .*own has a caption. Put a text file of the same name beside",
+        ),
+    ],
+)
+def test_a_folder_without_usable_inputs_is_rejected_with_the_fix(tmp_path, files, message):
     if files is not None:
         write(tmp_path / "own", files)
     with pytest.raises(SourceError, match=message):
@@ -96,50 +145,81 @@ def test_a_folder_that_gives_nothing_is_refused_with_the_mend(tmp_path, files, m
 # ---- a table
 
 
-def test_the_rows_of_one_picture_are_its_captions(tmp_path):
-    write(tmp_path, {"p/a.png": png(), "b.png": png(), "t.csv":
-                     'caption,image\n"a cat, asleep",p/a.png\na bee,./b.png\na cat,p/../p/a.png\n"a\nline",b.png\n'})
-    assert outcome(TableSource(tmp_path / "t.csv")) == {
-        "p/a.png": ("a cat, asleep", "a cat"), "b.png": ("a bee", "a\nline")}
+def test_the_rows_of_one_image_are_its_captions(tmp_path):
+    write(
+        tmp_path,
+        {
+            "p/a.png": png(),
+            "b.png": png(),
+            "t.csv": 'caption,image\n"a cat, asleep",p/a.png\na bee,./b.png\na cat,p/../p/a.png\n"a\nline",b.png\n',
+        },
+    )
+    assert outcome(CsvSource(tmp_path / "t.csv")) == {
+        "p/a.png": ("a cat, asleep", "a cat"),
+        "b.png": ("a bee", "a\nline"),
+    }
 
 
 def test_quotes_are_plain_characters_in_a_tab_separated_table(tmp_path):
     write(tmp_path, {"a.png": png(), "t.tsv": '\ufeffimage\tcaption\r\na.png\t"Quoted" and "not closed\r\n'})
-    assert outcome(TableSource(tmp_path / "t.tsv")) == {"a.png": ('"Quoted" and "not closed',)}
+    assert outcome(CsvSource(tmp_path / "t.tsv")) == {"a.png": ('"Quoted" and "not closed',)}
 
 
 def test_columns_and_delimiter_are_settings(tmp_path):
     write(tmp_path, {"a.png": png(), "t.csv": "id;file;text\n1;a.png;one, two\n"})
-    source = TableSource(tmp_path / "t.csv", image_column="file", caption_column="text", delimiter=";")
+    source = CsvSource(tmp_path / "t.csv", image_column="file", caption_column="text", delimiter=";")
     assert outcome(source) == {"a.png": ("one, two",)}
 
 
-def test_bad_rows_are_refused_one_by_one(tmp_path):
+def test_bad_rows_are_rejected_one_by_one(tmp_path):
     write(tmp_path / "outside", {"x.png": png()})
-    write(tmp_path / "own", {"a.png": png(), "b.png": png(), "t.csv": b"image,caption\na.png,ok\na.png,too,many\n\nb.png,\xff\n"
-                             b"gone.png,text\n,text\n../outside/x.png,text\n/etc/hostname,text\nonly one\nblank.png, \n"})
+    write(
+        tmp_path / "own",
+        {
+            "a.png": png(),
+            "b.png": png(),
+            "t.csv": b"image,caption\na.png,ok\na.png,too,many\n\nb.png,\xff\n"
+            b"gone.png,text\n,text\n../outside/x.png,text\n/etc/hostname,text\nonly one\nblank.png, \n",
+        },
+    )
     write(tmp_path / "own", {"blank.png": png()})
-    assert outcome(TableSource(tmp_path / "own/t.csv")) == {
-        "a.png": ("ok",), "line 3": "bad_row", "b.png": "caption_encoding", "gone.png": "missing_pair",
-        "line 7": "missing_pair", "../outside/x.png": "unsafe_path", "/etc/hostname": "unsafe_path",
-        "line 10": "bad_row", "blank.png": "caption_empty"}
+    assert outcome(CsvSource(tmp_path / "own/t.csv")) == {
+        "a.png": ("ok",),
+        "line 3": "bad_row",
+        "b.png": "caption_encoding",
+        "gone.png": "missing_pair",
+        "line 7": "missing_pair",
+        "../outside/x.png": "unsafe_path",
+        "/etc/hostname": "unsafe_path",
+        "line 10": "bad_row",
+        "blank.png": "caption_empty",
+    }
 
 
-@pytest.mark.parametrize(("table", "message"), [
-    (None, "there is no table .*t.csv. Set it to your .csv or .tsv file"),
-    ("", "has no column 'image', only none. Set data.image_column"),
-    ("file,caption\na.png,a\n", "has no column 'image', only 'file', 'caption'. Set data.image_column"),
-    ("image,text\na.png,a\n", "has no column 'caption', only 'image', 'text'. Set data.caption_column"),
-    ("image,caption\n", "has no row with a picture and a caption"),
-    ("image,caption\na.png,\n", "has no captions: its column 'caption' is empty"),
-    ('image,caption\na.png,a\nb.png,"open\nc.png,c\n', "t.csv, line 4: unexpected end of data. Mend the quotes"),
-    ("image,caption\na.png," + "x" * 1_000_000, "t.csv, line 2: over 1,000,000 bytes. Is it a table?"),
-])
-def test_a_table_that_gives_nothing_is_refused_with_the_mend(tmp_path, table, message):
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (None, "there is no table .*t.csv. Set it to your .csv or .tsv file"),
+        ("", "has no column 'image', only none. Set data.image_column"),
+        ("file,caption\na.png,a\n", "has no column 'image', only 'file', 'caption'. Set data.image_column"),
+        ("image,text\na.png,a\n", "has no column 'caption', only 'image', 'text'. Set data.caption_column"),
+        ("image,caption\n", "has no row with an image and a caption"),
+        ("image,caption\na.png,\n", "has no captions: its column 'caption' is empty"),
+        (
+            'image,caption\na.png,a\nb.png,"open\nc.png,c\n',
+            "t.csv, line 4: unexpected end of data. Fix the quotes",
+        ),
+        (
+            "image,caption\na.png," + "x" * 1_000_000,
+            "t.csv, line 2: over 1,000,000 bytes. Check that it is a table",
+        ),
+    ],
+)
+def test_a_table_without_usable_inputs_is_rejected_with_the_fix(tmp_path, table, message):
     if table is not None:
         write(tmp_path, {"t.csv": table})
     with pytest.raises(SourceError, match=message):
-        TableSource(tmp_path / "t.csv").check()
+        CsvSource(tmp_path / "t.csv").check()
 
 
 # ---- WebDataset
@@ -147,8 +227,17 @@ def test_a_table_that_gives_nothing_is_refused_with_the_mend(tmp_path, table, me
 
 def test_members_of_one_name_are_a_sample(tmp_path):
     write_tar(tmp_path / "b.tar", [("x/1.jpg", png(1)), ("x/1.cls", b"7"), ("x/1.txt", "one\nuno")])
-    write_tar(tmp_path / "a.tar", [("1.txt", "first"), ("2.png", png(2)), ("2.json", json.dumps({"caption": "two"})),
-                                   ("1.png", png(1)), ("3.webp", png(3)), ("3.json", '{"caption": ["three", "drei"]}')])
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            ("1.txt", "first"),
+            ("2.png", png(2)),
+            ("2.json", json.dumps({"caption": "two"})),
+            ("1.png", png(1)),
+            ("3.webp", png(3)),
+            ("3.json", '{"caption": ["three", "drei"]}'),
+        ],
+    )
     expected = {"a/1": ("first",), "a/2": ("two",), "a/3": ("three", "drei"), "b/x/1": ("one", "uno")}
     for path in (tmp_path, tmp_path / "*.tar"):
         assert outcome(WebDatasetSource(path)) == expected
@@ -157,35 +246,76 @@ def test_members_of_one_name_are_a_sample(tmp_path):
     assert [pair.image for pair in WebDatasetSource(tmp_path)] == [png(1), png(2), png(3), png(1)]
 
 
-def test_odd_members_are_refused_and_leave_their_neighbours_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(_places, "MAX_BYTES", 5_000)
-    write_tar(tmp_path / "t.tar", [
-        ("ok.png", png()), ("ok.txt", "ok"), ("../up.png", png()), ("../up.txt", "up"), ("/abs.png", png()), ("/abs.txt", "abs"),
-        odd_member("link.png", tarfile.SYMTYPE, "/etc/hostname"), ("link.txt", "link"),
-        odd_member("hard.png", tarfile.LNKTYPE, "ok.png"), ("hard.txt", "hard"),
-        odd_member("device.png", tarfile.CHRTYPE), ("device.txt", "device"), odd_member("folder.png", tarfile.DIRTYPE),
-        ("big.png", bytes(6_000)), ("big.txt", "big"), ("alone.png", png()), ("widow.txt", "widow"),
-        ("twice.png", png()), ("twice.png", png(1)), ("twice.txt", "twice"), ("bad.png", png()), ("bad.json", "{"),
-        ("nocap.png", png()), ("nocap.json", "{}"), ("list.png", png()), ("list.json", '{"caption": [1]}'),
-        ("half.png", png()), ("half.json", '{"caption": "\\ud800"}'), ("._mac.png", b"junk"), ("README.md", "hello")])
-    found = outcome(WebDatasetSource(tmp_path))
-    twice = next(key for key in found if key.startswith("t/twice.png at byte"))
-    assert found == {
-        "t/ok": ("ok",), "t/../up": "unsafe_path", "t//abs": "unsafe_path", "t/link": "not_regular",
-        "t/hard": "not_regular", "t/device": "not_regular", "t/folder": "not_regular", "t/big": "too_many_bytes",
-        "t/alone": "missing_pair", "t/widow": "missing_pair", "t/twice": ("twice",), twice: "duplicate_id",
-        "t/bad": "caption_encoding", "t/nocap": "missing_pair", "t/list": "caption_encoding", "t/half": "caption_encoding"}
+def test_bad_members_are_rejected_and_do_not_affect_their_neighbors(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_decoding, "MAX_BYTES", 5_000)
+    write_tar(
+        tmp_path / "t.tar",
+        [
+            ("ok.png", png()),
+            ("ok.txt", "ok"),
+            ("../up.png", png()),
+            ("../up.txt", "up"),
+            ("/abs.png", png()),
+            ("/abs.txt", "abs"),
+            odd_member("link.png", tarfile.SYMTYPE, "/etc/hostname"),
+            ("link.txt", "link"),
+            odd_member("hard.png", tarfile.LNKTYPE, "ok.png"),
+            ("hard.txt", "hard"),
+            odd_member("device.png", tarfile.CHRTYPE),
+            ("device.txt", "device"),
+            odd_member("folder.png", tarfile.DIRTYPE),
+            ("big.png", bytes(6_000)),
+            ("big.txt", "big"),
+            ("alone.png", png()),
+            ("widow.txt", "widow"),
+            ("twice.png", png()),
+            ("twice.png", png(1)),
+            ("twice.txt", "twice"),
+            ("bad.png", png()),
+            ("bad.json", "{"),
+            ("nocap.png", png()),
+            ("nocap.json", "{}"),
+            ("list.png", png()),
+            ("list.json", '{"caption": [1]}'),
+            ("half.png", png()),
+            ("half.json", '{"caption": "\\ud800"}'),
+            ("._mac.png", b"junk"),
+            ("README.md", "hello"),
+        ],
+    )
+    outcomes = outcome(WebDatasetSource(tmp_path))
+    twice = next(key for key in outcomes if key.startswith("t/twice.png at byte"))
+    assert outcomes == {
+        "t/ok": ("ok",),
+        "t/../up": "unsafe_path",
+        "t//abs": "unsafe_path",
+        "t/link": "not_regular",
+        "t/hard": "not_regular",
+        "t/device": "not_regular",
+        "t/folder": "not_regular",
+        "t/big": "too_many_bytes",
+        "t/alone": "missing_pair",
+        "t/widow": "missing_pair",
+        "t/twice": ("twice",),
+        twice: "duplicate_id",
+        "t/bad": "caption_encoding",
+        "t/nocap": "missing_pair",
+        "t/list": "caption_encoding",
+        "t/half": "caption_encoding",
+    }
 
 
 def small_tar(path: Path) -> bytes:
-    write_tar(path, [member for name in "abcdef" for member in ((f"{name}.png", png()), (f"{name}.txt", name))])
+    write_tar(
+        path, [member for name in "abcdef" for member in ((f"{name}.png", png()), (f"{name}.txt", name))]
+    )
     return path.read_bytes()
 
 
-def test_a_tar_cut_anywhere_is_never_read_as_a_shorter_one(tmp_path):
+def test_a_tar_truncated_anywhere_is_never_read_as_a_shorter_one(tmp_path):
     path = tmp_path / "t.tar"
     data = small_tar(path)
-    end = len(data.rstrip(b"\0")) // 512 * 512 + 512 + 1024    # after the last block in use, two of zeros
+    end = len(data.rstrip(b"\0")) // 512 * 512 + 512 + 1024  # the used blocks and two zero blocks
     for length in np.random.default_rng(0).integers(0, end, 200):
         path.write_bytes(data[:length])
         with pytest.raises(SourceError, match="t.tar .*Fetch it again"):
@@ -206,13 +336,19 @@ def test_a_flipped_bit_in_any_tar_header_is_noticed(tmp_path):
             WebDatasetSource(path).check()
 
 
-@pytest.mark.parametrize(("members", "message"), [
-    (None, "there is no .tar file at .*Set data.path to a tar, a folder of tars or a glob"),
-    ([], "The 1 tars at .* hold no pictures"),
-    ([("a.png", b"x"), ("b.cls", b"1")], "The 1 tars at .* hold no captions. Pack a text or JSON of the same name"),
-    ([("a.txt", b"x")], "The 1 tars at .* hold no pictures. Pack pictures and captions under one name"),
-])
-def test_tars_that_give_nothing_are_refused_with_the_mend(tmp_path, members, message):
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (None, "there is no .tar file at .*Set data.path to a tar, a folder of tars or a glob"),
+        ([], "The 1 tars at .* have no images"),
+        (
+            [("a.png", b"x"), ("b.cls", b"1")],
+            "The 1 tars at .* have no captions. Pack a text or JSON with each image",
+        ),
+        ([("a.txt", b"x")], "The 1 tars at .* have no images. Pack images and captions under the same name"),
+    ],
+)
+def test_tars_without_usable_inputs_are_rejected_with_the_fix(tmp_path, members, message):
     if members is not None:
         write_tar(tmp_path / "t.tar", members)
     with pytest.raises(SourceError, match=message):
@@ -220,14 +356,16 @@ def test_tars_that_give_nothing_are_refused_with_the_mend(tmp_path, members, mes
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_a_header_that_would_fill_the_memory_is_refused_unread(tmp_path, kind):
+def test_a_huge_header_is_rejected_unread(tmp_path, kind):
     member = odd_member("long", kind)
     member.size = 1_000_000_000
     with open(tmp_path / "t.tar", "wb") as file:
         file.write(member.tobuf())
-        file.truncate(512 + member.size + 1024)    # a hole: it takes no room on the disk
+        file.truncate(512 + member.size + 1024)  # a sparse file: it takes no disk space
     tracemalloc.start()
-    with pytest.raises(SourceError, match="t.tar is no plain tar.*a header of 1,000,000,000 bytes at byte 0"):
+    with pytest.raises(
+        SourceError, match="t.tar is not a plain tar.*a header of 1,000,000,000 bytes at byte 0"
+    ):
         WebDatasetSource(tmp_path).check()
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
@@ -239,45 +377,74 @@ def test_a_long_name_is_a_key_like_any_other(tmp_path):
     assert outcome(WebDatasetSource(tmp_path)) == {f"t/{name}": ("text",)}
 
 
-def test_a_compressed_tar_is_refused_by_name(tmp_path):
+def test_a_compressed_tar_is_rejected_by_name(tmp_path):
     with tarfile.open(tmp_path / "t.tar", "w:gz"):
         pass
-    with pytest.raises(SourceError, match="t.tar is no plain tar"):
+    with pytest.raises(SourceError, match="t.tar is not a plain tar"):
         WebDatasetSource(tmp_path).check()
 
 
 # ---- img2dataset
 
 
-def img2dataset(folder: Path, samples: list[tuple[str, bytes | None, str, dict]], stats: dict | str | None = None) -> Path:
-    """A tar and what lies beside it, as img2dataset writes them: .jpg, .txt and .json, a table of them, the counts."""
+def img2dataset(
+    folder: Path, samples: list[tuple[str, bytes | None, str, dict]], stats: dict | str | None = None
+) -> Path:
+    """A tar as img2dataset writes it, with .jpg, .txt and .json, and the files beside it: a table and the counts."""
     members = []
     for name, image, caption, record in samples:
         members += [(f"{name}.jpg", image)] if image else []
-        members += [(f"{name}.txt", caption), (f"{name}.json", json.dumps({"key": name, "caption": caption, **record}))]
+        members += [
+            (f"{name}.txt", caption),
+            (f"{name}.json", json.dumps({"key": name, "caption": caption, **record})),
+        ]
     folder.mkdir(exist_ok=True)
     write_tar(folder / "00000.tar", members)
-    write(folder, {"00000.parquet": b"PAR1", "00000_stats.json": stats if isinstance(stats, str) else json.dumps(stats or {})})
+    write(
+        folder,
+        {
+            "00000.parquet": b"PAR1",
+            "00000_stats.json": stats if isinstance(stats, str) else json.dumps(stats or {}),
+        },
+    )
     return folder
 
 
-def test_what_img2dataset_wrote_is_read_and_its_failures_are_named(tmp_path):
-    folder = img2dataset(tmp_path / "laion", [
-        ("000000000", png(), "a cat", {"status": "success", "url": "u", "error_message": None}),
-        ("000000001", None, "a bee", {"status": "failed_to_download", "error_message": "HTTP Error 404: Not Found"}),
-        ("000000002", png(), "", {"status": "success"}),
-    ], {"count": 3, "successes": 2, "failed_to_download": 1})
+def test_tars_of_img2dataset_are_read_with_their_failed_downloads(tmp_path):
+    folder = img2dataset(
+        tmp_path / "laion",
+        [
+            ("000000000", png(), "a cat", {"status": "success", "url": "u", "error_message": None}),
+            (
+                "000000001",
+                None,
+                "a bee",
+                {"status": "failed_to_download", "error_message": "HTTP Error 404: Not Found"},
+            ),
+            ("000000002", png(), "", {"status": "success"}),
+        ],
+        {"count": 3, "successes": 2, "failed_to_download": 1},
+    )
     source = WebDatasetSource(folder)
-    assert outcome(source) == {"00000/000000000": ("a cat",), "00000/000000001": "missing_pair",
-                               "00000/000000002": "caption_empty"}
+    assert outcome(source) == {
+        "00000/000000000": ("a cat",),
+        "00000/000000001": "missing_pair",
+        "00000/000000002": "caption_empty",
+    }
     assert details(source)["00000/000000001"] == "missing_pair: failed_to_download: HTTP Error 404: Not Found"
 
 
-@pytest.mark.parametrize(("stats", "message"), [
-    ({"count": 9, "successes": 9}, r"00000.tar holds 1 pictures, but img2dataset wrote 9, as its _stats.json says. Fetch"),
-    ('{"successes": 1', r"00000_stats.json can't be read \(.*\). Fetch it again, or remove it"),
-])
-def test_a_tar_that_differs_from_its_own_statistics_stops_the_run(tmp_path, stats, message):
+@pytest.mark.parametrize(
+    ("stats", "message"),
+    [
+        (
+            {"count": 9, "successes": 9},
+            r"00000.tar has 1 images, but img2dataset wrote 9, according to its _stats.json. Fetch",
+        ),
+        ('{"successes": 1', r"00000_stats.json cannot be read \(.*\). Fetch it again, or remove it"),
+    ],
+)
+def test_a_tar_that_does_not_match_its_stats_file_stops_the_run(tmp_path, stats, message):
     folder = img2dataset(tmp_path / "laion", [("0", png(), "a cat", {"status": "success"})], stats)
     for read in (WebDatasetSource.check, list):
         with pytest.raises(SourceError, match=message):
@@ -288,16 +455,16 @@ def test_a_tar_that_differs_from_its_own_statistics_stops_the_run(tmp_path, stat
 
 
 @needs_shared_data
-def test_the_emoji_tars_are_read_whole():
-    pairs = list(WebDatasetSource(SHARED / "emoji"))
+def test_the_emoji_tars_are_read_completely():
+    pairs = list(WebDatasetSource(SHARED_DATA / "emoji"))
     assert len(pairs) == 3787 and not any(pair.problem for pair in pairs)
     assert len({pair.captions for pair in pairs}) == 3787
     assert (pairs[1000].key, pairs[1000].provenance) == ("emoji-000001/001000", "emoji-000001.tar/001000")
 
 
 @needs_shared_data
-def test_the_photograph_table_is_read_whole():
-    source = TableSource(SHARED / "photos/fsa-color/captions.tsv")
+def test_the_photograph_table_is_read_completely():
+    source = CsvSource(SHARED_DATA / "photos/fsa-color/captions.tsv")
     pairs = list(source)
     assert source.check() == len(pairs) == 1615 and not any(pair.problem for pair in pairs)
     assert pairs[0].captions == ("Southeastern Georgia?",)

@@ -1,4 +1,5 @@
-"""Gradient scaling per residual block, arXiv 2102.12092 appendix D: literal values, and that scales change no gradient."""
+"""Gradient scaling per residual block (arXiv 2102.12092 appendix D): values, and unchanged gradients."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -7,18 +8,27 @@ import pytest
 import torch
 from torch import nn
 
-from tests import tiny
-from thousandwords.checkpoints import Checkpoints
-from thousandwords.errors import UserError
-from thousandwords.generators import transformer
-from thousandwords.generators._layers import Layer, dense
-from thousandwords.generators.transformer import Transformer
-from thousandwords.scaling import GradientScale, GradientScales, ResidualPath
-from thousandwords.training import Config, Stopped, check_model, fit
-from thousandwords.updates import NotFinite
+from tests.helpers import tiny_models
+from thousandwords.core.errors import UserError
+from thousandwords.generators.transformer.model import Transformer, TransformerConfig
+from thousandwords.nn.grad_scaling import GradientScale, GradientScales, ResidualPath
+from thousandwords.nn.transformer_layers import Layer, dense_attention
+from thousandwords.training.checkpoints import Checkpoints
+from thousandwords.training.config import TrainingConfig
+from thousandwords.training.loop import Stopped, check_model, fit
+from thousandwords.training.train_state import NotFinite
 
-CONFIG = Config(steps=6, batch_size=4, learning_rate=0.01, clip_norm=4.0, ema_decay=0.9, log_every=1, evaluate_every=9,
-                checkpoint_every=9, precision="float16")  # fmt: skip
+CONFIG = TrainingConfig(
+    steps=6,
+    batch_size=4,
+    learning_rate=0.01,
+    clip_norm=4.0,
+    ema_decay=0.9,
+    log_every=1,
+    evaluate_every=9,
+    checkpoint_every=9,
+    precision="float16",
+)
 
 
 def scales(count: int = 2, replicas: int = 1) -> GradientScales:
@@ -29,104 +39,113 @@ def finite(*flags: bool) -> torch.Tensor:
     return torch.tensor(flags)
 
 
-# --- the rule --------------------------------------------------------------------------------------------------------
+# --- the rule ------------------------------------------------------------
 
 
+@pytest.mark.paper("generator: precision")
 def test_every_scale_starts_at_2_to_the_13_times_the_replicas():
     assert scales().values.tolist() == [8192, 8192]
     assert scales(replicas=64).values.tolist() == [8192 * 64, 8192 * 64]
 
 
-def test_a_thousand_good_updates_double_a_scale_and_a_bad_one_divides_it_by_the_root_of_2():
-    some = scales()
+@pytest.mark.paper("generator: precision")
+def test_a_thousand_finite_updates_double_a_scale_and_one_that_is_not_finite_divides_it_by_the_root_of_2():
+    grad_scales = scales()
 
     for _ in range(1000):
-        some.update(finite(True, True))
-    assert some.values.tolist() == pytest.approx([16384, 16384])
+        grad_scales.update(finite(True, True))
+    assert grad_scales.values.tolist() == pytest.approx([16384, 16384])
 
-    some.update(finite(True, False))
-    assert some.values.tolist() == pytest.approx([16384 * 2 ** (1 / 1000), 16384 / 2**0.5])
+    grad_scales.update(finite(True, False))
+    assert grad_scales.values.tolist() == pytest.approx([16384 * 2 ** (1 / 1000), 16384 / 2**0.5])
 
 
 def test_a_scale_is_not_divided_again_within_125_updates():
-    some = scales(1)
+    grad_scales = scales(1)
 
     history = [8192.0]
     for _ in range(252):
-        some.update(finite(False))
-        history.append(some.values.item())
+        grad_scales.update(finite(False))
+        history.append(grad_scales.values.item())
 
     assert [number for number in range(1, 253) if history[number] < history[number - 1]] == [1, 127]
 
 
+@pytest.mark.paper("generator: precision")
 @pytest.mark.parametrize("replicas", [1, 8])
 def test_scales_stay_between_2_to_the_7_and_2_to_the_24_times_the_replicas(replicas):
-    some = scales(replicas=replicas)
+    grad_scales = scales(replicas=replicas)
 
-    some.values = torch.tensor([2.0**24, 2.0**7], dtype=torch.float64) * replicas
-    some.update(finite(True, False))
+    grad_scales.values = torch.tensor([2.0**24, 2.0**7], dtype=torch.float64) * replicas
+    grad_scales.update(finite(True, False))
 
-    assert some.values.tolist() == [2.0**24 * replicas, 2.0**7 * replicas]
-    assert some.are_exhausted(finite(True, False)) and not some.are_exhausted(finite(True, True))
+    assert grad_scales.values.tolist() == [2.0**24 * replicas, 2.0**7 * replicas]
+    assert grad_scales.are_exhausted(finite(True, False)) and not grad_scales.are_exhausted(
+        finite(True, True)
+    )
 
 
 def test_the_papers_64_layers_have_128_scales():
     with torch.device("meta"):
-        model = Transformer(transformer.Config(), 16_384, 256, 8192, (32,))
+        model = Transformer(TransformerConfig(), 16_384, 256, 8192, (32,))
 
     assert len(model.residual_paths()) == 128
 
 
-# --- the gradients ---------------------------------------------------------------------------------------------------
+# --- the gradients ------------------------------------------------------------
 
 
-def gradients(layer: Layer, stream: torch.Tensor) -> list[torch.Tensor]:
+def gradients(layer: Layer, hidden_states: torch.Tensor) -> list[torch.Tensor]:
     layer.zero_grad()
-    stream = stream.clone().requires_grad_()
-    layer(stream, dense(torch.ones(5, 5, dtype=torch.bool).tril())).square().mean().backward()
-    return [stream.grad, *(parameter.grad for parameter in layer.parameters())]
+    hidden_states = hidden_states.clone().requires_grad_()
+    layer(
+        hidden_states, dense_attention(torch.ones(5, 5, dtype=torch.bool).tril())
+    ).square().mean().backward()
+    return [hidden_states.grad, *(parameter.grad for parameter in layer.parameters())]
 
 
-def test_a_scale_that_is_a_power_of_two_changes_no_gradient_once_it_is_taken_out():
+def test_a_scale_that_is_a_power_of_two_changes_no_gradient_after_unscaling():
     torch.manual_seed(0)
-    layer, stream = Layer(16, 2, 4), torch.randn(3, 5, 16)
-    plain = gradients(layer, stream)
+    layer, hidden_states = Layer(16, 2, 4), torch.randn(3, 5, 16)
+    plain = gradients(layer, hidden_states)
 
-    some = GradientScales(layer.residual_paths())
-    some.set()
-    scaled = gradients(layer, stream)
-    assert scaled[0].equal(plain[0])  # what goes down the stream carries no scale
+    grad_scales = GradientScales(layer.residual_paths())
+    grad_scales.set()
+    scaled = gradients(layer, hidden_states)
+    assert scaled[0].equal(plain[0])  # the gradient of the residual stream has no scale
     assert scaled[3].equal(plain[3] * 8192)
-    some.unscale()
+    grad_scales.unscale()
 
-    assert all(parameter.grad.equal(one) for parameter, one in zip(layer.parameters(), plain[1:], strict=True))
+    assert all(
+        parameter.grad.equal(grad) for parameter, grad in zip(layer.parameters(), plain[1:], strict=True)
+    )
 
 
-def test_an_overflow_in_one_path_reaches_neither_the_stream_nor_the_other_path():
+def test_an_overflow_in_one_path_reaches_neither_the_residual_stream_nor_the_other_path():
     torch.manual_seed(0)
     layer = Layer(16, 2, 4)
-    some = GradientScales(layer.residual_paths())
-    some.values = torch.tensor([8192.0, 2.0**60], dtype=torch.float64)
-    some.set()
+    grad_scales = GradientScales(layer.residual_paths())
+    grad_scales.values = torch.tensor([8192.0, 2.0**60], dtype=torch.float64)
+    grad_scales.set()
 
     with torch.autocast("cpu", torch.float16):
-        found = gradients(layer, torch.randn(3, 5, 16))
+        grads = gradients(layer, torch.randn(3, 5, 16))
 
-    assert some.are_finite().tolist() == [True, False]
-    assert found[0].isfinite().all()
+    assert grad_scales.are_finite().tolist() == [True, False]
+    assert grads[0].isfinite().all()
 
 
-def test_small_gradients_that_float16_would_lose_are_kept_by_a_scale():
-    """The reason for all this: 1e-9 is 0 in float16, and 8192 times as much is not."""
+def test_a_scale_keeps_small_gradients_that_underflow_in_float16():
+    """The purpose of scaling: 1e-9 is 0 in float16, and 8192 times as much is not."""
     torch.manual_seed(0)
-    layer, stream = Layer(16, 2, 4), torch.randn(3, 5, 16)
+    layer, hidden_states = Layer(16, 2, 4), torch.randn(3, 5, 16)
 
     def weight_gradient(is_scaled: bool) -> torch.Tensor:
         for path in layer.residual_paths():
             path.scale.value = 2.0**13 if is_scaled else None
         layer.zero_grad()
         with torch.autocast("cpu", torch.float16):
-            out = layer(stream, dense(torch.ones(5, 5, dtype=torch.bool).tril()))
+            out = layer(hidden_states, dense_attention(torch.ones(5, 5, dtype=torch.bool).tril()))
         (out.square().mean() * 1e-6).backward()
         return layer.mlp.output.weight.grad
 
@@ -134,12 +153,12 @@ def test_small_gradients_that_float16_would_lose_are_kept_by_a_scale():
     assert (weight_gradient(True) == 0).float().mean() < 0.01
 
 
-# --- training with it ------------------------------------------------------------------------------------------------
+# --- training ------------------------------------------------------------
 
 
-def train(config: Config = CONFIG, before=lambda model, step: None, **settings):
-    model = tiny.tiny("generators", "transformer")
-    text, tokens = tiny.captions_as_tokens(4), tiny.image_tokens(4)
+def train(config: TrainingConfig = CONFIG, before=lambda model, step: None, **settings):
+    model = tiny_models.tiny("generators", "transformer")
+    text, tokens = tiny_models.captions_as_tokens(4), tiny_models.image_tokens(4)
     weights = []
 
     def batches_of(step: int) -> list:
@@ -148,48 +167,66 @@ def train(config: Config = CONFIG, before=lambda model, step: None, **settings):
         return [(text, tokens)]
 
     state, history = fit(
-        model, config, batches_of=batches_of, loss_of=lambda model, batch, step, rng: model.loss(*batch, step, rng), seed=0,
+        model,
+        config,
+        batches_of=batches_of,
+        loss_of=lambda model, batch, step, rng: model.loss(*batch, step, rng),
+        seed=0,
         **settings,
-    )  # fmt: skip
+    )
     return model, state, history.rows, weights
 
 
-def test_float16_trains_as_float32_does_and_what_should_stays_in_float32():
+def test_float16_trains_like_float32_and_parameters_and_gradients_stay_in_float32():
     model, _, rows, _ = train()
     _, _, exact, _ = train(dataclasses.replace(CONFIG, precision="float32"))
 
-    assert rows[-1]["loss"] == pytest.approx(exact[-1]["loss"], abs=0.02) and rows[-1]["loss"] < rows[0]["loss"] - 0.1
+    assert (
+        rows[-1]["loss"] == pytest.approx(exact[-1]["loss"], abs=0.02)
+        and rows[-1]["loss"] < rows[0]["loss"] - 0.1
+    )
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_logits_and_embeddings_stay_in_float32_where_matrix_products_do_not():
-    model, text, tokens = tiny.tiny("generators", "transformer"), tiny.captions_as_tokens(2), tiny.image_tokens(2)
+@pytest.mark.paper("generator: precision")
+def test_only_matrix_products_are_in_float16_not_logits_or_embeddings():
+    model, text, tokens = (
+        tiny_models.tiny("generators", "transformer"),
+        tiny_models.captions_as_tokens(2),
+        tiny_models.image_tokens(2),
+    )
     types = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm):
-            module.register_forward_hook(lambda _, inputs, output, name=name: types.update({name: output.dtype}))
+            module.register_forward_hook(
+                lambda _, inputs, output, name=name: types.update({name: output.dtype})
+            )
 
     with torch.autocast("cpu", torch.float16):
         logits = model.logits(text, tokens)
 
-    assert {one.dtype for one in logits} == {torch.float32}
-    rounded = {name for name, dtype in types.items() if dtype == torch.float16}
-    assert rounded == {f"layers.{layer}.{part}" for layer in range(3) for part in
-                       ("attention.query_key_value", "attention.output", "mlp.hidden", "mlp.output")}  # fmt: skip
+    assert {tensor.dtype for tensor in logits} == {torch.float32}
+    float16_modules = {name for name, dtype in types.items() if dtype == torch.float16}
+    assert float16_modules == {
+        f"layers.{layer}.{part}"
+        for layer in range(3)
+        for part in ("attention.query_key_value", "attention.output", "mlp.hidden", "mlp.output")
+    }
 
 
-def test_an_update_with_an_overflow_is_left_out_and_the_scale_shrinks():
-    calm = train()
-    disturbed = train(before=overflowing_at(2))
+@pytest.mark.paper("generator: precision")
+def test_an_update_with_an_overflow_is_skipped_and_the_scale_shrinks():
+    normal = train()
+    overflowed = train(before=overflowing_at(2))
 
-    assert "is_skipped" not in calm[2][2] and disturbed[2][2]["is_skipped"] == 1
-    assert all(disturbed[3][3][name].equal(disturbed[3][2][name]) for name in disturbed[3][2])
-    assert not disturbed[3][4]["image_output.weight"].equal(disturbed[3][3]["image_output.weight"])
+    assert "is_skipped" not in normal[2][2] and overflowed[2][2]["is_skipped"] == 1
+    assert all(overflowed[3][3][name].equal(overflowed[3][2][name]) for name in overflowed[3][2])
+    assert not overflowed[3][4]["image_output.weight"].equal(overflowed[3][3]["image_output.weight"])
 
 
 def overflowing_at(bad_step: int):
-    """Makes the gradients of the first path infinite at one step."""
+    """Make the gradients of the first path infinite at one step."""
 
     def before(model, step):
         parameter = model.residual_paths()[0].parameters[0]
@@ -202,38 +239,57 @@ def overflowing_at(bad_step: int):
     return before
 
 
-def test_gradients_that_no_scale_can_hold_stop_the_run(monkeypatch):
-    monkeypatch.setattr("thousandwords.scaling.START", 2.0**7)
+def test_gradients_that_overflow_at_every_scale_stop_the_run(monkeypatch):
+    monkeypatch.setattr("thousandwords.nn.grad_scaling.INITIAL_SCALE", 2.0**7)
 
-    with pytest.raises(NotFinite, match="step 0: the loss is 3.* cannot hold the gradients at any scale; .* bfloat16"):
+    with pytest.raises(
+        NotFinite, match="step 0: the loss is 3.* cannot hold the gradients at any scale; .* bfloat16"
+    ):
         train(before=overflowing_at(0))
 
 
 def test_a_loss_that_is_not_finite_stops_a_float16_run_before_the_update():
-    model, text, tokens = tiny.tiny("generators", "transformer"), tiny.captions_as_tokens(4), tiny.image_tokens(4)
+    model, text, tokens = (
+        tiny_models.tiny("generators", "transformer"),
+        tiny_models.captions_as_tokens(4),
+        tiny_models.image_tokens(4),
+    )
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    with pytest.raises(NotFinite, match="step 0: the loss is nan, and float16 cannot hold the gradients at any scale"):
-        fit(model, CONFIG, batches_of=lambda step: [(text, tokens)], seed=0,
-            loss_of=lambda model, batch, step, rng: (model.loss(*batch, step, rng)[0] * float("nan"), {}))  # fmt: skip
+    with pytest.raises(
+        NotFinite, match="step 0: the loss is nan, and float16 cannot hold the gradients at any scale"
+    ):
+        fit(
+            model,
+            CONFIG,
+            batches_of=lambda step: [(text, tokens)],
+            seed=0,
+            loss_of=lambda model, batch, step, rng: (model.loss(*batch, step, rng)[0] * float("nan"), {}),
+        )
 
     assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_stopped_float16_run_goes_on_with_the_scales_it_had(tmp_path):
-    done = []
-    whole = train(before=overflowing_at(1))
+def test_a_resumed_float16_run_continues_with_its_scales(tmp_path):
+    steps_done = []
+    uninterrupted = train(before=overflowing_at(1))
     with pytest.raises(Stopped):
-        train(before=overflowing_at(1), checkpoints=Checkpoints(tmp_path),
-              progress=lambda step, note: done.append(step), is_stopped=lambda: done[-1] == 3)  # fmt: skip
-    kept = Checkpoints(tmp_path).newest().tensors["scales/values"]
-    assert kept[0] < kept[1]
+        train(
+            before=overflowing_at(1),
+            checkpoints=Checkpoints(tmp_path),
+            progress=lambda step, note: steps_done.append(step),
+            is_stopped=lambda: steps_done[-1] == 3,
+        )
+    values = Checkpoints(tmp_path).newest().tensors["scales/values"]
+    assert values[0] < values[1]
 
     resumed = train(checkpoints=Checkpoints(tmp_path))
 
-    assert all(resumed[1][name].equal(tensor) for name, tensor in whole[1].items())
+    assert all(resumed[1][name].equal(tensor) for name, tensor in uninterrupted[1].items())
 
 
-def test_float16_is_refused_for_a_model_without_named_residual_paths():
-    with pytest.raises(UserError, match="training.precision is float16, but this model names no residual paths"):
+def test_float16_is_rejected_for_a_model_without_named_residual_paths():
+    with pytest.raises(
+        UserError, match="training.precision is float16, but this model has no residual_paths"
+    ):
         check_model(nn.Linear(2, 2), CONFIG)

@@ -1,9 +1,18 @@
-"""From logits to tokens: what temperature, top-k, top-p, guidance and the draw do to (B, V)."""
+"""From logits (B, V) to tokens: temperature, top-k, top-p, guidance and sampling."""
 
 import pytest
 import torch
 
-from thousandwords.sampling import FEW, draw, guide, keep_top_k, keep_top_p, truncate, uniforms, with_temperature
+from thousandwords.nn.logits import (
+    TOP_P_CANDIDATES,
+    apply_guidance,
+    keep_top_k,
+    keep_top_p,
+    sample_token,
+    truncate,
+    uniforms,
+    with_temperature,
+)
 
 LOGITS = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log()
 NOT = -torch.inf
@@ -13,36 +22,38 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def kept(logits) -> list[bool]:
+def finite_tokens(logits) -> list[bool]:
     return logits[0].isfinite().tolist()
 
 
-def test_top_k_keeps_the_k_likeliest():
-    assert kept(keep_top_k(LOGITS, 1)) == [False, True, False, False]
-    assert kept(keep_top_k(LOGITS, 3)) == [False, True, True, True]
-    assert kept(keep_top_k(LOGITS, 99)) == [True, True, True, True]
+def test_top_k_keeps_the_k_most_likely_tokens():
+    assert finite_tokens(keep_top_k(LOGITS, 1)) == [False, True, False, False]
+    assert finite_tokens(keep_top_k(LOGITS, 3)) == [False, True, True, True]
+    assert finite_tokens(keep_top_k(LOGITS, 99)) == [True, True, True, True]
 
 
-def test_top_p_keeps_the_fewest_that_reach_p():
-    assert kept(keep_top_p(LOGITS, 0.01)) == [False, True, False, False]
-    assert kept(keep_top_p(LOGITS, 0.6)) == [False, True, False, True]
-    assert kept(keep_top_p(LOGITS, 0.76)) == [False, True, True, True]
-    assert kept(keep_top_p(LOGITS, 1.0)) == [True, True, True, True]
+def test_top_p_keeps_the_fewest_tokens_that_reach_p():
+    assert finite_tokens(keep_top_p(LOGITS, 0.01)) == [False, True, False, False]
+    assert finite_tokens(keep_top_p(LOGITS, 0.6)) == [False, True, False, True]
+    assert finite_tokens(keep_top_p(LOGITS, 0.76)) == [False, True, True, True]
+    assert finite_tokens(keep_top_p(LOGITS, 1.0)) == [True, True, True, True]
 
 
 def keep_top_p_by_sorting(logits: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The reference: all tokens in order, the first of equals first."""
+    """The reference: all tokens sorted, of equal ones the first first."""
     ordered, order = logits.double().softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
-    ruled_out = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, ordered.cumsum(dim=-1) - ordered >= top_p)
-    return logits.masked_fill(ruled_out, -torch.inf)
+    is_removed = torch.zeros_like(order, dtype=torch.bool).scatter(
+        -1, order, ordered.cumsum(dim=-1) - ordered >= top_p
+    )
+    return logits.masked_fill(is_removed, -torch.inf)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 4.0])
-@pytest.mark.parametrize("words", [3, FEW, FEW + 1, 600])
+@pytest.mark.parametrize("vocab_size", [3, TOP_P_CANDIDATES, TOP_P_CANDIDATES + 1, 600])
 @pytest.mark.parametrize("top_p", [0.001, 0.5, 0.8, 0.999, 1.0])
-def test_top_p_keeps_the_very_tokens_that_sorting_would_also_among_equals(spread, words, top_p):
-    rng = torch.Generator().manual_seed(words)
-    logits = (torch.randn(40, words, generator=rng) * spread * 4).round() / 4  # many equals
+def test_top_p_keeps_the_same_tokens_as_sorting_also_among_equals(spread, vocab_size, top_p):
+    rng = torch.Generator().manual_seed(vocab_size)
+    logits = (torch.randn(40, vocab_size, generator=rng) * spread * 4).round() / 4  # many equals
 
     assert keep_top_p(logits, top_p).equal(keep_top_p_by_sorting(logits, top_p))
 
@@ -53,9 +64,14 @@ def test_temperature_sharpens_below_one_and_flattens_above():
 
 
 def test_truncation_applies_temperature_then_top_k_then_top_p():
-    # squared and normalised .5 .25 .15 .1 are .725 .181 .065 .029; of the first two the first holds exactly .8
-    assert kept(truncate(LOGITS, temperature=0.5, top_k=2, top_p=0.79)) == [False, True, False, False]
-    assert kept(truncate(LOGITS, temperature=0.5, top_k=2, top_p=0.81)) == [False, True, False, True]
+    # squared and normalized .5 .25 .15 .1 are .725 .181 .065 .029; of the first two the first has exactly .8
+    assert finite_tokens(truncate(LOGITS, temperature=0.5, top_k=2, top_p=0.79)) == [
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert finite_tokens(truncate(LOGITS, temperature=0.5, top_k=2, top_p=0.81)) == [False, True, False, True]
     assert truncate(LOGITS).equal(LOGITS)
 
 
@@ -63,39 +79,44 @@ def test_logits_are_not_changed_in_place():
     before = LOGITS.clone()
 
     truncate(LOGITS, temperature=0.7, top_k=2, top_p=0.5)
-    draw(LOGITS, torch.tensor([0.3]))
+    sample_token(LOGITS, torch.tensor([0.3]))
 
     assert before.equal(LOGITS)
 
 
-def test_guidance_moves_away_from_what_is_drawn_without_a_caption():
+def test_guidance_moves_away_from_the_logits_without_a_caption():
     with_caption, without = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0]])
 
-    assert guide(with_caption, without, 0.0).equal(without)
-    assert guide(with_caption, without, 1.0).equal(with_caption)
-    assert guide(with_caption, without, 3.0).tolist() == [[1.0, 6.0]]
+    assert apply_guidance(with_caption, without, 0.0).equal(without)
+    assert apply_guidance(with_caption, without, 1.0).equal(with_caption)
+    assert apply_guidance(with_caption, without, 3.0).tolist() == [[1.0, 6.0]]
 
 
 @pytest.mark.parametrize(
-    ("uniform", "token"), [(0.0, 0), (0.0999, 0), (0.1001, 1), (0.5999, 1), (0.6001, 2), (0.7501, 3), (0.9999999, 3)]
+    ("uniform", "token"),
+    [(0.0, 0), (0.0999, 0), (0.1001, 1), (0.5999, 1), (0.6001, 2), (0.7501, 3), (0.9999999, 3)],
 )
-def test_one_number_picks_the_token_at_which_the_probabilities_pass_it(uniform, token):
-    assert draw(LOGITS, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
+def test_a_number_selects_the_token_at_which_the_cumulative_probability_exceeds_it(uniform, token):
+    assert sample_token(LOGITS, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
 
 
-def test_a_token_of_probability_zero_is_never_drawn():
+def test_a_token_of_probability_zero_is_never_sampled():
     logits = torch.tensor([[NOT, 0.3, NOT, 0.1, NOT]]).repeat(3, 1)
     almost_one = 1 - 2.0**-53
 
-    assert draw(logits, torch.tensor([0.0, 0.5, almost_one], dtype=torch.float64)).tolist() == [1, 1, 3]
+    assert sample_token(logits, torch.tensor([0.0, 0.5, almost_one], dtype=torch.float64)).tolist() == [
+        1,
+        1,
+        3,
+    ]
 
 
-def test_tokens_are_drawn_as_often_as_they_are_likely():
+def test_tokens_are_sampled_according_to_their_probabilities():
     uniform = uniforms(generators(0), 20_000)[0]
 
-    drawn = draw(LOGITS.expand(20_000, -1), uniform)
+    tokens = sample_token(LOGITS.expand(20_000, -1), uniform)
 
-    shares = torch.bincount(drawn, minlength=4) / 20_000
+    shares = torch.bincount(tokens, minlength=4) / 20_000
     assert torch.allclose(shares, LOGITS[0].exp(), atol=0.01)
 
 
@@ -120,6 +141,6 @@ def test_no_rows_give_no_numbers():
         ({"top_p": 1.5}, "top_p is 1.5; it must be above 0 and at most 1"),
     ],
 )
-def test_settings_that_leave_nothing_to_draw_are_refused(settings, message):
+def test_settings_that_leave_no_token_are_rejected(settings, message):
     with pytest.raises(ValueError, match=message):
         truncate(LOGITS, **settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from thousandwords.schedules import cosine, halvings
+from thousandwords.nn.schedules import cosine, halvings
 
 
 def test_a_cosine_goes_from_start_to_end_and_stays():
@@ -16,17 +16,18 @@ def test_a_cosine_of_no_steps_is_at_its_end():
     assert cosine(0, 2.0, 0.5, 0) == 0.5
 
 
-def test_a_rate_is_halved_each_time_the_loss_has_not_fallen_for_so_long():
+@pytest.mark.paper("generator: schedule")
+def test_a_rate_is_halved_each_time_the_loss_has_not_fallen_for_patience_steps():
     assert halvings([], patience=2) == 0
     assert halvings([3, 2, 2, 2, 1], patience=2) == 1
-    assert halvings([3, 2, 2, 2, 2, 2, 1], patience=2) == 2  # it waits anew after each
+    assert halvings([3, 2, 2, 2, 2, 2, 1], patience=2) == 2  # the count starts again after each
     assert halvings([3, 2, 2.5, 1.9, 2, 1.8], patience=2) == 0
 
 
-def test_a_gain_too_small_counts_as_none():
-    assert halvings([3, 2.99, 2.98, 2.97], patience=3, least_gain=0.1) == 1
+def test_an_improvement_below_min_delta_does_not_count():
+    assert halvings([3, 2.99, 2.98, 2.97], patience=3, min_delta=0.1) == 1
     assert halvings([3, 2.99, 2.98, 2.97], patience=3) == 0
 
 
-def test_a_loss_that_is_no_number_is_no_gain():
+def test_a_loss_that_is_nan_is_no_improvement():
     assert halvings([3, float("nan"), float("nan")], patience=2) == 1

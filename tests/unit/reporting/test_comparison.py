@@ -1,4 +1,5 @@
-"""Two runs side by side: what both drew, which figures can be held against each other, and a page that stands alone."""
+"""Two runs side by side: their common prompts, figures that can be compared, and a self-contained page."""
+
 from __future__ import annotations
 
 import html
@@ -7,20 +8,27 @@ import re
 import numpy as np
 import pytest
 
-from tests.two_runs import BETTER, METRICS, write_run, write_scores
+from tests.helpers.two_runs import BETTER, METRICS, write_run, write_scores
 from thousandwords.__main__ import main
-from thousandwords.comparison import LARGEST, compare, figures, other_figures, overlap, spread
-from thousandwords.errors import UserError
-from thousandwords.runs import Common, common_prompts, read_run
+from thousandwords.core.errors import UserError
+from thousandwords.reporting.comparison import (
+    MAX_PAGE_BYTES,
+    compare,
+    evenly_spaced,
+    figures,
+    intervals_overlap,
+    other_figures,
+)
+from thousandwords.reporting.finished_run import CommonPrompt, common_prompts, read_run
 
 PARTS = ["text_tokenizer", "image_tokenizer", "scorer"]
 
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two runs; "a dog" is drawn by the first alone, "a cow" by the second, and both completed a picture."""
-    first = write_run(tmp_path / "first", ["a cat", "a dog", "a hill"], 10, METRICS, completed=1)
-    second = write_run(tmp_path / "second", ["a cow", "a cat", "a hill"], 100, BETTER, completed=1)
+    """Two runs: "a dog" is only in the first, "a cow" only in the second, and both inpaint an image."""
+    first = write_run(tmp_path / "first", ["a cat", "a dog", "a hill"], 10, METRICS, num_inpainted=1)
+    second = write_run(tmp_path / "second", ["a cow", "a cat", "a hill"], 100, BETTER, num_inpainted=1)
     return read_run(first, "first"), read_run(second, "second")
 
 
@@ -28,30 +36,33 @@ def text_of(page: str) -> str:
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page.split("<body>")[1])))
 
 
-def test_only_prompts_that_both_drew_from_text_are_compared(runs):
-    assert common_prompts(*runs) == [Common("a cat", "validation", 0, 1)]
+def test_only_text_prompts_that_are_in_both_runs_are_compared(runs):
+    assert common_prompts(*runs) == [CommonPrompt("a cat", "validation", 0, 1)]
 
 
-def test_the_best_pictures_come_best_first_with_their_scores(runs):
+def test_the_best_images_come_best_first_with_their_scores(runs):
     best = runs[0].best(0, 2)
 
-    assert [int(picture[0, 0, 0]) for picture, _ in best] == [11, 12]
+    assert [int(image[0, 0, 0]) for image, _ in best] == [11, 12]
     assert [score for _, score in best] == pytest.approx([0.3, 0.2])
 
 
 @pytest.mark.parametrize(
-    "name, shown",
+    "name, expected",
     [
-        ("caption_match.seen.all.n1", ("50.0%", "70.0%", "+20.0 points", "better, intervals apart", "good")),
+        (
+            "caption_match.seen.all.n1",
+            ("50.0%", "70.0%", "+20.0 points", "better, intervals do not overlap", "good"),
+        ),
         ("caption_match.seen.all.best", ("90.0%", "90.0%", "0", "the same", "same")),
         ("clip_score.n1", ("0.250", "0.350", "+0.100", "better", "good")),
         ("fidelity.clip_frechet.distance", ("0.0400", "0.0500", "+0.0100", "worse", "bad")),
         ("reconstruction.psnr_hard", ("27.50 dB", "26.25 dB", "−1.25 dB", "worse", "bad")),
     ],
 )
-def test_a_figure_has_both_values_the_difference_and_which_way_is_better(runs, name, shown):
+def test_a_figure_has_both_values_the_difference_and_a_verdict(runs, name, expected):
     (row,) = [row for row in figures(*runs, PARTS) if row["name"] == name]
-    assert (row["old"], row["new"], row["change"], row["verdict"], row["tone"]) == shown
+    assert (row["old"], row["new"], row["change"], row["verdict"], row["tone"]) == expected
 
 
 def test_a_figure_of_another_scorer_is_called_neither_better_nor_worse(runs):
@@ -62,7 +73,7 @@ def test_a_figure_of_another_scorer_is_called_neither_better_nor_worse(runs):
     assert rows["reconstruction.psnr_hard"]["verdict"] == "worse"
 
 
-def test_a_difference_too_small_to_be_read_is_none(runs):
+def test_a_difference_that_rounds_to_zero_is_0(runs):
     runs[1].metrics["fidelity"]["clip_frechet"]["distance"][0] = 0.04000004
 
     (row,) = [row for row in figures(*runs, PARTS) if row["name"] == "fidelity.clip_frechet.distance"]
@@ -71,15 +82,15 @@ def test_a_difference_too_small_to_be_read_is_none(runs):
 
 
 def test_a_curve_has_the_interval_of_its_first_point(runs):
-    for run, middle in zip(runs, (0.04, 0.05), strict=True):
-        run.metrics["fidelity"]["clip_frechet"]["interval"] = [middle - 0.02, middle + 0.02]
+    for run, distance in zip(runs, (0.04, 0.05), strict=True):
+        run.metrics["fidelity"]["clip_frechet"]["interval"] = [distance - 0.02, distance + 0.02]
 
     (row,) = [row for row in figures(*runs, PARTS) if row["name"] == "fidelity.clip_frechet.distance"]
 
     assert (row["old_interval"], row["verdict"]) == ("0.0200 to 0.0600", "worse, intervals overlap")
 
 
-def test_what_may_be_chance_has_no_colour(runs):
+def test_a_difference_that_may_be_chance_has_no_color(runs):
     runs[1].metrics["caption_match"]["seen"]["all"]["n1_interval"] = [0.55, 0.85]
 
     row = figures(*runs, PARTS)[0]
@@ -90,108 +101,153 @@ def test_what_may_be_chance_has_no_colour(runs):
 def test_a_figure_that_one_run_lacks_is_a_dash(runs):
     del runs[0].metrics["reconstruction"]
     row = [row for row in figures(*runs, PARTS) if row["name"] == "reconstruction.psnr_hard"][0]
-    assert (row["old"], row["new"], row["change"], row["verdict"]) == ("–", "26.25 dB", "–", "measured in one only")
+    assert (row["old"], row["new"], row["change"], row["verdict"]) == (
+        "–",
+        "26.25 dB",
+        "–",
+        "measured in one run only",
+    )
 
 
-@pytest.mark.parametrize("first, second, is_so", [([1, 2], [2, 3], True), ([1, 2], [2.1, 3], False), ([2, 3], [0, 9], True)])
-def test_intervals_overlap_where_they_share_a_point(first, second, is_so):
-    assert overlap(first, second) is overlap(second, first) is is_so
+@pytest.mark.parametrize(
+    "first, second, expected", [([1, 2], [2, 3], True), ([1, 2], [2.1, 3], False), ([2, 3], [0, 9], True)]
+)
+def test_intervals_overlap_where_they_share_a_point(first, second, expected):
+    assert intervals_overlap(first, second) is intervals_overlap(second, first) is expected
 
 
-def test_all_other_numbers_that_differ_are_listed_and_words_are_not(runs):
+def test_all_other_numbers_that_differ_are_listed_but_no_texts(runs):
     assert other_figures(*runs) == [{"name": "seconds.evaluate", "old": "3", "new": "2", "change": "−1"}]
 
 
-def test_the_differences_are_those_that_dvc_tells(runs):
-    told = {"a.b": {"old": 1, "new": 2, "diff": 1}, "clip_score.n1": {"old": 0, "new": 1}, "c": {"old": "x", "new": "y"}}
-    assert other_figures(*runs, told) == [{"name": "a.b", "old": "1", "new": "2", "change": "1"}]
+def test_the_differences_of_dvc_are_used_where_there_are_any(runs):
+    differences = {
+        "a.b": {"old": 1, "new": 2, "diff": 1},
+        "clip_score.n1": {"old": 0, "new": 1},
+        "c": {"old": "x", "new": "y"},
+    }
+    assert other_figures(*runs, differences) == [{"name": "a.b", "old": "1", "new": "2", "change": "1"}]
 
 
-def test_prompts_are_taken_from_all_over_the_list():
-    both = [Common(str(number), "", number, number) for number in range(10)]
-    assert [one.caption for one in spread(both, 4)] == ["0", "2", "5", "7"]
-    assert spread(both, 99) == both
+def test_prompts_are_evenly_spaced():
+    prompts = [CommonPrompt(str(number), "", number, number) for number in range(10)]
+    assert [prompt.caption for prompt in evenly_spaced(prompts, 4)] == ["0", "2", "5", "7"]
+    assert evenly_spaced(prompts, 99) == prompts
 
 
-def test_the_page_tells_both_runs_their_figures_settings_and_pictures(runs):
-    told = {"a": {"commit": "abc1234", "subject": "Train longer", "date": "2026-01-31"}, "same_parts": PARTS,
-            "params": {"data.image_size": {"old": 64, "new": 128}}}  # fmt: skip
+def test_the_page_shows_both_runs_with_their_figures_settings_and_images(runs):
+    metadata = {
+        "a": {"commit": "abc1234", "subject": "Train longer", "date": "2026-01-31"},
+        "same_parts": PARTS,
+        "params": {"data.image_size": {"old": 64, "new": 128}},
+    }
 
-    page, lines = compare(*runs, told)
+    page, lines = compare(*runs, metadata)
 
     text = text_of(page)
-    for words in (
-        "1 prompts were drawn by both; 1 by A only, 1 by B only", "first Train longer abc1234 , 2026-01-31, 3 candidates",
-        "second 3 candidates", "50.0% 40.0 to 60.0%", "+20.0 points", "data.image_size 64 128", "a cat seen A 0.300",
-    ):  # fmt: skip
-        assert words in text
+    for expected in (
+        "1 prompts are in both runs; 1 in A only, 1 in B only",
+        "first Train longer abc1234 , 2026-01-31, 3 candidates",
+        "second 3 candidates",
+        "50.0% 40.0 to 60.0%",
+        "+20.0 points",
+        "data.image_size 64 128",
+        "a cat seen A 0.300",
+    ):
+        assert expected in text
     assert page.count("<img ") == 6 and page.count('class="pixel-art"') == 6
-    assert lines[0].split() == ["figure", "first", "second", "difference"] and lines[-1] == "1 prompts in common"
-    assert compare(*runs, told)[0] == page
+    assert (
+        lines[0].split() == ["figure", "first", "second", "difference"] and lines[-1] == "1 prompts in common"
+    )
+    assert compare(*runs, metadata)[0] == page
 
 
-def test_the_page_loads_nothing_and_runs_nothing_whatever_a_caption_says(tmp_path):
+def test_the_page_loads_nothing_and_runs_nothing_whatever_is_in_a_caption(tmp_path):
     evil = "<script>alert(1)</script><img src=x onerror=alert(1)>"
-    both = [read_run(write_run(tmp_path / str(grey), [evil], grey), evil) for grey in (10, 20)]
+    runs = [read_run(write_run(tmp_path / str(gray), [evil], gray), evil) for gray in (10, 20)]
 
-    page, _ = compare(*both, {"params": {evil: {"old": evil, "new": 1}}})
+    page, _ = compare(*runs, {"params": {evil: {"old": evil, "new": 1}}})
 
     assert "<script" not in page and "<img src=x" not in page and html.escape(evil) in page
-    assert "default-src 'none'" in page and not re.findall(r"(?:src|href)=\"(?!data:)", page) and "@import" not in page
+    assert (
+        "default-src 'none'" in page
+        and not re.findall(r"(?:src|href)=\"(?!data:)", page)
+        and "@import" not in page
+    )
 
 
-def test_runs_without_figures_are_compared_by_their_pictures(tmp_path):
-    page, lines = compare(*[read_run(write_run(tmp_path / str(grey), ["a cat"], grey), str(grey)) for grey in (10, 20)])
-    assert "Neither run has a results/metrics.json" in page and "Settings are compared between revisions only" in page
-    assert lines == ["no figures were measured in either", "1 prompts in common"]
+def test_runs_without_figures_are_compared_by_their_images(tmp_path):
+    page, lines = compare(
+        *[read_run(write_run(tmp_path / str(gray), ["a cat"], gray), str(gray)) for gray in (10, 20)]
+    )
+    assert (
+        "Neither run has a results/metrics.json" in page
+        and "Settings can be compared between revisions only" in page
+    )
+    assert lines == ["neither run has figures", "1 prompts in common"]
 
 
-def test_a_page_that_could_not_be_mailed_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("thousandwords.comparison.LARGEST", 5000)
-    both = [read_run(write_run(tmp_path / str(grey), ["a cat"], grey), str(grey)) for grey in (10, 20)]
-    with pytest.raises(UserError, match=r"would be 0\.0 MB, and 0 MB is the most. Show fewer prompts than 48 \(--prompts\)"):
-        compare(*both)
-    assert LARGEST == 8_000_000
+def test_a_page_that_is_too_large_is_rejected(tmp_path, monkeypatch):
+    monkeypatch.setattr("thousandwords.reporting.comparison.MAX_PAGE_BYTES", 5000)
+    runs = [read_run(write_run(tmp_path / str(gray), ["a cat"], gray), str(gray)) for gray in (10, 20)]
+    with pytest.raises(
+        UserError,
+        match=r"would be 0\.0 MB, but at most 0 MB are allowed. Show fewer prompts than 48 \(--prompts\)",
+    ):
+        compare(*runs)
+    assert MAX_PAGE_BYTES == 8_000_000
 
 
-def test_runs_without_a_common_prompt_are_refused(tmp_path):
+def test_runs_without_a_common_prompt_are_rejected(tmp_path):
     first, second = write_run(tmp_path / "a", ["a cat"], 1), write_run(tmp_path / "b", ["a dog", "a cow"], 1)
-    with pytest.raises(UserError, match="first drew 1 prompts and second 2, none of them the same. Give both the same seed and"):
+    with pytest.raises(
+        UserError,
+        match="first has 1 prompts and second 2, none of them the same. Give both the same seed and",
+    ):
         common_prompts(read_run(first, "first"), read_run(second, "second"))
 
 
 def test_a_run_is_not_compared_with_itself(tmp_path):
     same = [read_run(write_run(tmp_path / name, ["a cat"], 1, METRICS), name) for name in ("one", "two")]
-    with pytest.raises(UserError, match="one and two have the very same pictures, scores and figures: there is nothing to comp"):
+    with pytest.raises(
+        UserError, match="one and two have the very same images, scores and figures: there is nothing to comp"
+    ):
         common_prompts(*same)
 
 
-def test_damaged_outputs_are_refused_by_name(tmp_path):
+def test_damaged_outputs_are_rejected_by_name(tmp_path):
     folder = write_run(tmp_path / "a", ["a cat"], 1)
     shard = folder / "results/samples/samples-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match="the outputs of HEAD~1 cannot be used: .*00000.parquet is damaged: sha256 should"):
+    with pytest.raises(
+        UserError, match="the outputs of HEAD~1 cannot be used: .*00000.parquet is damaged: sha256 should"
+    ):
         read_run(folder, "HEAD~1")
 
 
-def test_scores_of_other_samples_are_refused(tmp_path):
+def test_scores_of_other_samples_are_rejected(tmp_path):
     folder = write_run(tmp_path / "a", ["a cat"], 1)
     write_scores(folder, np.zeros((2, 3), np.float32))
-    with pytest.raises(UserError, match="results/ranked holds 6 scores, but results/samples 1 prompts with 3 candidates each"):
+    with pytest.raises(
+        UserError, match="results/ranked holds 6 scores, but results/samples 1 prompts with 3 candidates each"
+    ):
         read_run(folder, "HEAD~1")
 
 
 def test_the_command_writes_the_page_and_prints_the_figures(tmp_path, capsys):
-    first, second = write_run(tmp_path / "a", ["a cat"], 1, METRICS), write_run(tmp_path / "b", ["a cat"], 9, BETTER)
+    first, second = (
+        write_run(tmp_path / "a", ["a cat"], 1, METRICS),
+        write_run(tmp_path / "b", ["a cat"], 9, BETTER),
+    )
 
     main(["compare", "--a", str(first), "--b", str(second), "--out", str(tmp_path / "page.html")])
 
-    said = capsys.readouterr().out
-    assert "+20.0 points  better, intervals apart" in said and "page.html" in said
+    output = capsys.readouterr().out
+    assert "+20.0 points  better, intervals do not overlap" in output and "page.html" in output
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
 
-def test_the_command_ends_with_a_sentence(tmp_path, capsys):
+def test_the_command_ends_with_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["compare", "--a", str(tmp_path), "--b", str(tmp_path)])
     assert end.value.code == 2 and "manifest.json is missing" in capsys.readouterr().err

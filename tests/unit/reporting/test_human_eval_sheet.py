@@ -1,4 +1,5 @@
-"""A blind vote: the sheet tells nothing of the runs, holds whatever a caption says, and its votes come back as given."""
+"""A blind vote: the sheet does not reveal the runs, shows any caption safely, and its votes are counted as they were given."""
+
 from __future__ import annotations
 
 import base64
@@ -15,42 +16,61 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.browser import expect
-from tests.two_runs import write_run, write_scores
+from tests.helpers.two_runs import write_run, write_scores
 from thousandwords.__main__ import main
-from thousandwords.errors import UserError
-from thousandwords.metrics import majority
-from thousandwords.runs import read_run
-from thousandwords.sheets import encoded, make_sheet, render_sheet
-from thousandwords.votes import COLUMNS, QUESTIONS, agreement, count_votes, lines, markdown, read_votes
+from thousandwords.core.errors import UserError
+from thousandwords.evaluation.metrics import majority
+from thousandwords.reporting.finished_run import read_run
+from thousandwords.reporting.human_eval_sheet import encode_image, make_sheet, render_sheet
+from thousandwords.reporting.human_eval_votes import (
+    COLUMNS,
+    QUESTIONS,
+    agreement,
+    count_votes,
+    lines,
+    markdown,
+    read_votes,
+)
 
-CAPTIONS = [f"picture {number}" for number in range(12)]
+CAPTIONS = [f"image {number}" for number in range(12)]
 
 
 @pytest.fixture
 def runs(tmp_path):
-    named = {"run-x": 10, "run-y": 100}
-    return tuple(read_run(write_run(tmp_path / name, CAPTIONS, grey), name) for name, grey in named.items())
+    grays = {"run-x": 10, "run-y": 100}
+    return tuple(read_run(write_run(tmp_path / name, CAPTIONS, gray), name) for name, gray in grays.items())
 
 
 def data_of(page: str) -> dict:
-    """What the page's script reads."""
-    return json.loads(re.search(r'<script type="application/json" id="sheet">(.*?)</script>', page, re.DOTALL)[1])
+    """The data that the page's script reads."""
+    return json.loads(
+        re.search(r'<script type="application/json" id="sheet">(.*?)</script>', page, re.DOTALL)[1]
+    )
 
 
 def level(uri: str) -> int:
-    """The grey of a picture on the sheet: 11 in run x, 101 in run y, their best."""
+    """The gray level of an image on the sheet: 11 for the best of run x, 101 for that of run y."""
     return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).getpixel((0, 0))[0]
 
 
-def rows_of(key: dict, rater: str, choose=lambda number, question: "a", changes: dict | None = None) -> list[dict]:
-    """The votes of somebody who chooses a run ("a" or "b") by prompt and question."""
+def rows_of(
+    key: dict, rater: str, choose=lambda number, question: "a", changes: dict | None = None
+) -> list[dict]:
+    """The votes of a rater who chooses a run ("a" or "b") by prompt and question."""
     return [
-        {"sheet": key["sheet"], "rater": rater, "prompt_number": prompt["number"], "caption": prompt["caption"],
-         "question": question, "side": "left" if prompt["left"] == choose(prompt["number"], question) else "right",
-         "seconds": 2.5} | (changes or {})
-        for prompt in key["prompts"] for question in QUESTIONS
-    ]  # fmt: skip
+        {
+            "sheet": key["sheet"],
+            "rater": rater,
+            "prompt_number": prompt["number"],
+            "caption": prompt["caption"],
+            "question": question,
+            "side": "left" if prompt["left"] == choose(prompt["number"], question) else "right",
+            "seconds": 2.5,
+        }
+        | (changes or {})
+        for prompt in key["prompts"]
+        for question in QUESTIONS
+    ]
 
 
 def write_votes(path, rows: list[dict]):
@@ -65,76 +85,86 @@ def count(files, key: dict) -> dict:
     return count_votes(read_votes(files, key), key, np.random.default_rng(0))
 
 
-def test_the_key_tells_which_side_is_which(runs):
-    page, key = make_sheet(*runs, prompts=50, seed=7)
+def test_the_key_says_which_side_shows_which_run(runs):
+    page, key = make_sheet(*runs, num_prompts=50, seed=7)
 
-    shown = data_of(page)["pairs"]
-    assert [pair["caption"] for pair in shown] == [prompt["caption"] for prompt in key["prompts"]]
-    assert sorted(pair["caption"] for pair in shown) == sorted(CAPTIONS)
-    for pair, prompt in zip(shown, key["prompts"], strict=True):
-        assert (level(pair["left"]), level(pair["right"])) == ((11, 101) if prompt["left"] == "a" else (101, 11))
+    pairs = data_of(page)["pairs"]
+    assert [pair["caption"] for pair in pairs] == [prompt["caption"] for prompt in key["prompts"]]
+    assert sorted(pair["caption"] for pair in pairs) == sorted(CAPTIONS)
+    for pair, prompt in zip(pairs, key["prompts"], strict=True):
+        assert (level(pair["left"]), level(pair["right"])) == (
+            (11, 101) if prompt["left"] == "a" else (101, 11)
+        )
     assert (key["a"], key["b"], key["seed"], key["sheet"]) == ("run-x", "run-y", 7, data_of(page)["id"])
 
 
-def test_order_sides_and_choice_hang_on_the_seed(runs):
-    sheets = {seed: make_sheet(*runs, prompts=6, seed=seed) for seed in range(8)}
+def test_order_sides_and_choice_depend_on_the_seed(runs):
+    sheets = {seed: make_sheet(*runs, num_prompts=6, seed=seed) for seed in range(8)}
 
-    assert make_sheet(*runs, prompts=6, seed=3) == sheets[3]
+    assert make_sheet(*runs, num_prompts=6, seed=3) == sheets[3]
     assert len({tuple(prompt["caption"] for prompt in key["prompts"]) for _, key in sheets.values()}) == 8
     assert {prompt["left"] for _, key in sheets.values() for prompt in key["prompts"]} == {"a", "b"}
     assert len({key["sheet"] for _, key in sheets.values()}) == 8
 
 
-def test_from_the_sheet_alone_nobody_can_tell_the_runs(runs):
-    """The same runs given in the other order: only the sides of the pictures change, and the id made from them."""
+@pytest.mark.paper("evaluation: human study")
+def test_the_sheet_alone_does_not_reveal_the_runs(runs):
+    """With the runs in the other order, only the sides of the images change, and the id that depends on them."""
     (page, key), (swapped, other) = make_sheet(*runs, 50, seed=7), make_sheet(*reversed(runs), 50, seed=7)
 
     first, second = data_of(page), data_of(swapped)
     assert [(pair["caption"], pair["left"], pair["right"]) for pair in first["pairs"]] == [
         (pair["caption"], pair["right"], pair["left"]) for pair in second["pairs"]
     ]
-    bare = [page.replace(first["id"], ""), swapped.replace(second["id"], "")]
+    texts = [page.replace(first["id"], ""), swapped.replace(second["id"], "")]
     for pair in first["pairs"]:
-        bare = [text.replace(pair["left"], "PICTURE").replace(pair["right"], "PICTURE") for text in bare]
-    assert bare[0] == bare[1] and first["id"] != second["id"]
+        texts = [text.replace(pair["left"], "IMAGE").replace(pair["right"], "IMAGE") for text in texts]
+    assert texts[0] == texts[1] and first["id"] != second["id"]
     assert [prompt["left"] for prompt in key["prompts"]] == [prompt["left"] for prompt in other["prompts"]]
-    assert not re.search(r"run-[xy]|seed|score|0\.3", bare[0].replace("performance", ""))
+    assert not re.search(r"run-[xy]|seed|score|0\.3", texts[0].replace("performance", ""))
 
 
-def test_pictures_are_of_one_size_and_hold_nothing_but_pixels(tmp_path):
-    both = [read_run(write_run(tmp_path / str(side), CAPTIONS, side, side=side), "run") for side in (8, 32)]
-    of_every_webp = {"loop", "background", "timestamp", "duration"}
+def test_images_have_one_size_and_no_metadata(tmp_path):
+    runs = [
+        read_run(write_run(tmp_path / str(size), CAPTIONS, size, image_size=size), "run") for size in (8, 32)
+    ]
+    keys_of_every_webp = {"loop", "background", "timestamp", "duration"}
 
-    page, _ = make_sheet(*both, 50, seed=0)
+    page, _ = make_sheet(*runs, 50, seed=0)
 
     for uri in (pair[side] for pair in data_of(page)["pairs"] for side in ("left", "right")):
-        picture = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
-        assert (picture.size, picture.format, set(picture.info) - of_every_webp) == ((32, 32), "WEBP", set())
+        image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+        assert (image.size, image.format, set(image.info) - keys_of_every_webp) == ((32, 32), "WEBP", set())
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    assert np.array_equal(np.array(Image.open(io.BytesIO(encoded(noise, 16)))), noise)
+    assert np.array_equal(np.array(Image.open(io.BytesIO(encode_image(noise, 16)))), noise)
 
 
-def test_pictures_that_are_the_same_in_both_are_no_choice(tmp_path):
-    both = [read_run(write_run(tmp_path / str(n), CAPTIONS[: n + 2], 10), f"run {n}") for n in range(2)]
-    with pytest.raises(UserError, match="run 0 and run 1 have the same best picture of each prompt: there is nothing to vote on"):
-        make_sheet(*both, 50, seed=0)
+def test_runs_with_the_same_images_are_rejected(tmp_path):
+    runs = [read_run(write_run(tmp_path / str(n), CAPTIONS[: n + 2], 10), f"run {n}") for n in range(2)]
+    with pytest.raises(
+        UserError,
+        match="run 0 and run 1 have the same best image for each prompt: there is nothing to vote on",
+    ):
+        make_sheet(*runs, 50, seed=0)
 
 
-def test_how_many_pairs_are_left_out_because_they_are_alike_stands_in_the_key(tmp_path):
-    folders = [write_run(tmp_path / str(grey), CAPTIONS, grey) for grey in (10, 11)]
+def test_the_key_has_the_number_of_pairs_that_were_left_out_because_they_are_identical(tmp_path):
+    folders = [write_run(tmp_path / str(gray), CAPTIONS, gray) for gray in (10, 11)]
     scores = np.tile(np.float32([0.1, 0.3, 0.2]), (12, 1))
-    scores[:5] = [0.3, 0.1, 0.2]  # the first candidate of the one is the middle one of the other
+    scores[:5] = [0.3, 0.1, 0.2]  # the first candidate of one run is the middle one of the other
     write_scores(folders[1], scores)
 
     _, key = make_sheet(*(read_run(folder, folder.name) for folder in folders), 50, seed=0)
 
     assert key["left_out_because_alike"] == 5
-    assert sorted(one["caption"] for one in key["prompts"]) == sorted(CAPTIONS[5:])
+    assert sorted(prompt["caption"] for prompt in key["prompts"]) == sorted(CAPTIONS[5:])
 
 
-def test_a_caption_cannot_leave_its_place(tmp_path):
+def test_a_caption_cannot_inject_markup(tmp_path):
     evil = "</script><script>alert(1)</script> & <b>'\"\u2028"
-    page, key = make_sheet(*[read_run(write_run(tmp_path / str(g), [evil], g), evil) for g in (1, 9)], 50, seed=0)
+    page, key = make_sheet(
+        *[read_run(write_run(tmp_path / str(g), [evil], g), evil) for g in (1, 9)], 50, seed=0
+    )
 
     assert data_of(page)["pairs"][0]["caption"] == key["prompts"][0]["caption"] == evil
     assert page.count("<script") == page.count("</script>") == 2 and "<b>" not in page
@@ -145,99 +175,133 @@ def test_a_caption_cannot_leave_its_place(tmp_path):
 @example("<!--<script>")
 @example("{{ 7 * 7 }}")
 @settings(max_examples=60, deadline=None)
-def test_any_caption_comes_through_the_page_as_it_is(caption):
+def test_any_caption_is_unchanged_on_the_page(caption):
     page = render_sheet("0", [{"caption": caption, "left": "", "right": ""}], True)
-    assert data_of(page)["pairs"][0]["caption"] == caption and page.count("<script") == 2 and "<!--" not in page
+    assert (
+        data_of(page)["pairs"][0]["caption"] == caption and page.count("<script") == 2 and "<!--" not in page
+    )
 
 
-def test_the_policy_allows_the_one_script_and_nothing_from_elsewhere(runs):
+def test_the_policy_allows_the_one_script_and_nothing_else(runs):
     page, _ = make_sheet(*runs, 50, seed=0)
 
     script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)[1]
-    known = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    sha256 = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = html.unescape(re.search(r'Content-Security-Policy" content="(.*?)"', page)[1])
-    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{known}'"
+    assert (
+        policy
+        == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{sha256}'"
+    )
     assert not re.findall(r"\son[a-z]+=", page) and "http" not in page.replace("http-equiv", "")
 
 
-def test_votes_for_one_run_alone_come_back_as_all_of_it(runs, tmp_path):
+def test_votes_for_one_run_only_give_it_a_share_of_1(runs, tmp_path):
     _, key = make_sheet(*runs, 50, seed=7)
     files = [write_votes(tmp_path / f"{rater}.csv", rows_of(key, rater)) for rater in "vwxyz"]
 
-    counted = count(files, key)
+    result = count(files, key)
 
-    for answers in counted["questions"].values():
-        assert (answers["a_share"], answers["interval"], answers["agreement"], answers["kappa"]) == (1.0, [1.0, 1.0], 1.0, None)
+    for answers in result["questions"].values():
+        assert (answers["a_share"], answers["interval"], answers["agreement"], answers["kappa"]) == (
+            1.0,
+            [1.0, 1.0],
+            1.0,
+            None,
+        )
         assert answers["a_votes"] == {"5 of 5": 12}
-    assert counted["missing"] == {} and len(lines(counted)) == 2
-    assert lines(counted)[0].startswith("Which is more realistic? run-x: 100.0% of 12 prompts by majority (95% interval ")
+    assert result["missing"] == {} and len(lines(result)) == 2
+    assert lines(result)[0].startswith(
+        "Which is more realistic? run-x: 100.0% of 12 prompts by majority (95% interval "
+    )
 
 
-def test_the_majority_is_the_one_of_the_paper(runs, tmp_path):
-    """Five raters vote at random: the share and its interval are those of `metrics.majority`."""
+@pytest.mark.paper("evaluation: human study")
+def test_the_majority_is_that_of_the_paper(runs, tmp_path):
+    """For five raters who vote at random, the share and its interval are those of `metrics.majority`."""
     _, key = make_sheet(*runs, 50, seed=7)
     table = np.random.default_rng(1).random((12, 5)) < 0.6
-    chosen = [lambda number, _, votes=votes: "a" if votes[number - 1] else "b" for votes in table.T]
-    files = [write_votes(tmp_path / f"{n}.csv", rows_of(key, f"rater {n}", choose)) for n, choose in enumerate(chosen)]
+    choices = [lambda number, _, votes=votes: "a" if votes[number - 1] else "b" for votes in table.T]
+    files = [
+        write_votes(tmp_path / f"{n}.csv", rows_of(key, f"rater {n}", choose))
+        for n, choose in enumerate(choices)
+    ]
 
     answers = count(files, key)["questions"]["realism"]
 
-    assert {"share": answers["a_share"], "interval": answers["interval"]} == majority(table, np.random.default_rng(0))
+    assert {"share": answers["a_share"], "interval": answers["interval"]} == majority(
+        table, np.random.default_rng(0)
+    )
     assert answers["ties"] == 0 and 0 < answers["a_share"] < 1
 
 
-def test_the_questions_are_counted_apart_and_a_tie_is_half_of_each(runs, tmp_path):
+def test_questions_are_counted_separately_and_a_tie_counts_half(runs, tmp_path):
     _, key = make_sheet(*runs, 50, seed=7)
     first = write_votes(tmp_path / "1.csv", rows_of(key, "first"))
-    second = write_votes(tmp_path / "2.csv", rows_of(key, "second", lambda number, question: "ab"[question == "caption"]))
+    second = write_votes(
+        tmp_path / "2.csv", rows_of(key, "second", lambda number, question: "ab"[question == "caption"])
+    )
 
-    counted = count([first, second], key)
+    result = count([first, second], key)
 
-    realism, caption = (counted["questions"][name] for name in ("realism", "caption"))
-    assert (realism["a_share"], realism["ties"]) == (1.0, 0) and (caption["a_share"], caption["ties"]) == (0.5, 12)
+    realism, caption = (result["questions"][name] for name in ("realism", "caption"))
+    assert (realism["a_share"], realism["ties"]) == (1.0, 0) and (caption["a_share"], caption["ties"]) == (
+        0.5,
+        12,
+    )
     assert (caption["agreement"], caption["kappa"]) == (0.0, -1.0)
-    assert "12 ties count half" in lines(counted)[1]
-    assert lines(counted)[2] == "only 2 of 5 raters: the paper asked 5, and so few may not speak for others"
+    assert "12 ties count half" in lines(result)[1]
+    assert lines(result)[2] == "only 2 of 5 raters: the paper had 5, so few may not be representative"
 
 
 def test_agreement_is_fleiss_kappa():
-    """Ten raters, five prompts: worked out by hand for two categories."""
-    found = agreement([(10, 10), (5, 10), (0, 10), (8, 10), (2, 10)])
-    assert found["agreement"] == pytest.approx((1 + 20 / 45 + 1 + 29 / 45 + 29 / 45) / 5)
-    assert found["kappa"] == pytest.approx((found["agreement"] - 0.5) / 0.5)
+    """Ten raters, five prompts, two categories: computed by hand."""
+    result = agreement([(10, 10), (5, 10), (0, 10), (8, 10), (2, 10)])
+    assert result["agreement"] == pytest.approx((1 + 20 / 45 + 1 + 29 / 45 + 29 / 45) / 5)
+    assert result["kappa"] == pytest.approx((result["agreement"] - 0.5) / 0.5)
     assert agreement([(1, 1), (0, 1)]) == {"agreement": None, "kappa": None}
 
 
-def test_a_rater_who_stopped_is_named_and_what_was_given_counts(runs, tmp_path):
+def test_a_rater_with_missing_votes_is_named_and_the_other_votes_are_counted(runs, tmp_path):
     _, key = make_sheet(*runs, 50, seed=7)
     file = write_votes(tmp_path / "ann.csv", rows_of(key, "Ann")[:-3])
 
-    counted = count([file], key)
+    result = count([file], key)
 
-    assert counted["missing"] == {"Ann": ["11 caption", "12 realism", "12 caption"]}
-    assert counted["questions"]["realism"]["prompts"] == 11 and counted["questions"]["caption"]["prompts"] == 10
-    assert "Ann left 3 votes out (prompt 11 caption, 12 realism, 12 caption); the others' count" in lines(counted)
-    assert counted["raters"]["Ann"]["votes"] == 21 and counted["raters"]["Ann"]["median_seconds"] == 2.5
+    assert result["missing"] == {"Ann": ["11 caption", "12 realism", "12 caption"]}
+    assert result["questions"]["realism"]["prompts"] == 11 and result["questions"]["caption"]["prompts"] == 10
+    assert (
+        "Ann left out 3 votes (prompt 11 caption, 12 realism, 12 caption); the others are counted"
+        in lines(result)
+    )
+    assert result["raters"]["Ann"]["votes"] == 21 and result["raters"]["Ann"]["median_seconds"] == 2.5
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
-        ({"sheet": "0123"}, r"votes.csv belongs to the sheet '0123', and the key to '[0-9a-f]{16}'"),
+        ({"sheet": "0123"}, r"votes.csv belongs to the sheet '0123', but the key to '[0-9a-f]{16}'"),
         ({"prompt_number": 99}, r"votes.csv, row 2: the sheet has no prompt '99'"),
-        ({"caption": "a dog"}, r"votes.csv, row 2: prompt 1 is 'picture \d+', not 'a dog'"),
-        ({"question": "colour"}, r"votes.csv, row 2: there is no question 'colour'; it can be: realism, caption"),
+        ({"caption": "a dog"}, r"votes.csv, row 2: prompt 1 is 'image \d+', not 'a dog'"),
+        (
+            {"question": "colour"},
+            r"votes.csv, row 2: there is no question 'colour'; it can be: realism, caption",
+        ),
         ({"side": "both"}, r"votes.csv, row 2: the side is 'both'; it can be: left, right"),
-        ({"seconds": "nan"}, r"votes.csv, row 2: 'nan' is no number of seconds"),
+        ({"seconds": "nan"}, r"votes.csv, row 2: 'nan' is not a number of seconds"),
         ({"rater": " "}, r"votes.csv, row 2: there is no rater's name"),
-        ({"prompt_number": 1, "caption": None, "question": "realism"}, r"votes.csv, row 3: the second vote on one question"),
+        (
+            {"prompt_number": 1, "caption": None, "question": "realism"},
+            r"votes.csv, row 3: the second vote on one question",
+        ),
     ],
 )
-def test_votes_that_do_not_belong_to_the_sheet_are_refused_row_by_row(runs, tmp_path, change, said):
+def test_votes_that_do_not_belong_to_the_sheet_are_rejected_row_by_row(runs, tmp_path, change, message):
     _, key = make_sheet(*runs, 50, seed=7)
-    change = {name: key["prompts"][0]["caption"] if value is None else value for name, value in change.items()}
+    change = {
+        name: key["prompts"][0]["caption"] if value is None else value for name, value in change.items()
+    }
     file = write_votes(tmp_path / "votes.csv", rows_of(key, "Ann", changes=change))
-    with pytest.raises(UserError, match="these votes cannot be counted:\n.*" + said):
+    with pytest.raises(UserError, match="these votes cannot be counted:\n.*" + message):
         read_votes([file], key)
 
 
@@ -245,12 +309,14 @@ def test_votes_that_do_not_belong_to_the_sheet_are_refused_row_by_row(runs, tmp_
 def test_a_rater_counts_once(runs, tmp_path, first, second):
     _, key = make_sheet(*runs, 50, seed=7)
     files = [write_votes(tmp_path / f"{n}.csv", rows_of(key, name)) for n, name in enumerate((first, second))]
-    with pytest.raises(UserError, match=rf"1.csv: '{second.strip()}' has voted in .*0.csv already; keep one of both"):
+    with pytest.raises(
+        UserError, match=rf"1.csv: '{second.strip()}' has voted in .*0.csv already; keep one of both"
+    ):
         read_votes(files, key)
 
 
 @pytest.mark.parametrize(
-    "data, said",
+    "data, message",
     [
         (b"a;b\n1;2\n", "lacks the column 'sheet'; give a CSV file that the sheet saved"),
         (b"\xff\xfe\x00", r"cannot be read \(UnicodeDecodeError\)"),
@@ -259,16 +325,16 @@ def test_a_rater_counts_once(runs, tmp_path, first, second):
         (None, r"cannot be read \(FileNotFoundError\)"),
     ],
 )
-def test_what_is_no_file_of_votes_is_refused(runs, tmp_path, data, said):
+def test_a_file_that_is_no_file_of_votes_is_rejected(runs, tmp_path, data, message):
     _, key = make_sheet(*runs, 50, seed=7)
     if data is not None:
         (tmp_path / "v.csv").write_bytes(data)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read_votes([tmp_path / "v.csv"], key)
 
 
-def test_a_table_that_was_opened_and_saved_again_is_still_read(runs, tmp_path):
-    """Other programs write a byte order mark and no quotes."""
+def test_a_table_saved_by_another_program_is_read(runs, tmp_path):
+    """Such programs may write a byte order mark and no quotes."""
     _, key = make_sheet(*runs, 50, seed=7)
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -278,77 +344,48 @@ def test_a_table_that_was_opened_and_saved_again_is_still_read(runs, tmp_path):
     assert len(read_votes([tmp_path / "v.csv"], key)) == 24
 
 
-def test_names_of_strangers_are_no_markup(runs, tmp_path):
+def test_names_of_raters_are_escaped_in_markdown(runs, tmp_path):
     _, key = make_sheet(*runs, 50, seed=7)
-    counted = count([write_votes(tmp_path / "v.csv", rows_of(key, "Ann | <b>"))], key)
-    assert "| Ann \\| \\<b\\> | 24 |" in markdown(counted)
+    result = count([write_votes(tmp_path / "v.csv", rows_of(key, "Ann | <b>"))], key)
+    assert "| Ann \\| \\<b\\> | 24 |" in markdown(result)
 
 
 def test_the_commands_make_a_sheet_and_count_its_votes(tmp_path, capsys):
-    folders = [str(write_run(tmp_path / name, CAPTIONS, grey)) for name, grey in (("old", 10), ("new", 90))]
+    folders = [str(write_run(tmp_path / name, CAPTIONS, gray)) for name, gray in (("old", 10), ("new", 90))]
     sheet = tmp_path / "sheet.html"
-    main(["sheet", "--a", folders[0], "--b", folders[1], "--out", str(sheet), "--prompts", "5"])
+    main(["human-eval-sheet", "--a", folders[0], "--b", folders[1], "--out", str(sheet), "--prompts", "5"])
     key = json.loads((tmp_path / "sheet-key.json").read_bytes())
-    assert "5 pairs" in capsys.readouterr().out and data_of(sheet.read_text())["id"] == key["sheet"] and len(key["prompts"]) == 5
+    assert (
+        "5 pairs" in capsys.readouterr().out
+        and data_of(sheet.read_text())["id"] == key["sheet"]
+        and len(key["prompts"]) == 5
+    )
 
     file = write_votes(tmp_path / "ann.csv", rows_of(key, "Ann", lambda number, _: "b"))
-    main(["votes", "--key", str(tmp_path / "sheet-key.json"), str(file), "--out", str(tmp_path / "votes.json")])
+    main(
+        [
+            "human-eval-votes",
+            "--key",
+            str(tmp_path / "sheet-key.json"),
+            str(file),
+            "--out",
+            str(tmp_path / "votes.json"),
+        ]
+    )
 
     assert json.loads((tmp_path / "votes.json").read_bytes())["questions"]["realism"]["a_share"] == 0.0
-    assert "0.0% of 5 prompts" in capsys.readouterr().out and (tmp_path / "votes.md").read_text().startswith("# ")
+    assert "0.0% of 5 prompts" in capsys.readouterr().out and (tmp_path / "votes.md").read_text().startswith(
+        "# "
+    )
 
 
-@pytest.mark.parametrize("data, said", [(None, "there is no file"), (b"[]", "is no key of a"), (b"{", "is no key of a")])
-def test_a_key_that_is_none_is_refused(tmp_path, capsys, data, said):
+@pytest.mark.parametrize(
+    "data, message",
+    [(None, "there is no file"), (b"[]", "is not the key of a"), (b"{", "is not the key of a")],
+)
+def test_a_file_that_is_no_key_is_rejected(tmp_path, capsys, data, message):
     if data is not None:
         (tmp_path / "key.json").write_bytes(data)
     with pytest.raises(SystemExit) as end:
-        main(["votes", "--key", str(tmp_path / "key.json"), "x.csv"])
-    assert end.value.code == 2 and said in capsys.readouterr().err
-
-
-# --- in a browser ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def voting(browser, runs, tmp_path):
-    """A sheet of three prompts in a browser, its key, and where it lies; the page asks for nothing and complains of nothing."""
-    sheet, key = make_sheet(*runs, prompts=3, seed=7)
-    (tmp_path / "sheet.html").write_text(sheet, encoding="utf-8")
-    context, said, asked = browser.new_context(viewport={"width": 375, "height": 740}), [], []
-    page = context.new_page()
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url[:5]))
-    page.goto(f"file://{tmp_path}/sheet.html")
-    yield page, key
-    context.close()
-    assert said == [] and set(asked) <= {"file:", "data:"}
-
-
-def test_votes_of_a_browser_come_back_as_they_were_given(voting, tmp_path):
-    """By click and by key, with a step back and a reload on the way: always run a for realism, b for the caption."""
-    page, key = voting
-    page.fill("#rater", 'Zoë "Z"; =1')
-    page.keyboard.press("Enter")
-    wanted = [(prompt, run) for prompt in key["prompts"] for run in ("a", "b")]
-    for number, (prompt, run) in enumerate(wanted):
-        expect(page.locator("#count")).to_have_text(f"{number} of 6 votes")
-        side = "left" if prompt["left"] == run else "right"
-        if number % 2:
-            page.keyboard.press(f"Arrow{side.capitalize()}")
-        else:
-            page.click(f"#{side}")
-        if number == 3:
-            page.reload()
-            page.click("#back")
-            expect(page.locator(f"#{side}")).to_have_attribute("aria-pressed", "true")
-            page.click("#next")
-    with page.expect_download() as saved:
-        page.click("#save")
-    saved.value.save_as(tmp_path / "votes.csv")
-    votes = read_votes([tmp_path / "votes.csv"], key)
-    assert {(vote.rater, vote.question, vote.run) for vote in votes} == {
-        ('Zoë "Z"; =1', "realism", "a"), ('Zoë "Z"; =1', "caption", "b")}  # fmt: skip
-    assert len(votes) == 6
-    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+        main(["human-eval-votes", "--key", str(tmp_path / "key.json"), "x.csv"])
+    assert end.value.code == 2 and message in capsys.readouterr().err

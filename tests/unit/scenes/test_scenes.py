@@ -1,4 +1,4 @@
-"""The built-in data set: what is drawn, what its captions say, and that its reader is not fooled."""
+"""The built-in data set: rendered images, captions, and the parser that checks one against the other."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thousandwords.scene_reader import ATTRIBUTES, connected_patches, read, read_match
-from thousandwords.scenes import (
+from thousandwords.scenes.parse import ATTRIBUTES, THING_FIELDS, connected_patches, match_caption, parse_image
+from thousandwords.scenes.render import (
     BACKGROUNDS,
-    COLOURS,
-    HABITUAL,
+    COLORS,
     PHRASINGS,
+    READING_ORDER,
     RELATIONS,
-    SEEN_PAIRS,
     SHAPES,
     SIZES,
     SPLITS,
+    TRAIN_PAIRS,
     UNSEEN_PAIRS,
     Scene,
     Thing,
     caption,
-    draw,
-    mirrored,
+    fill_phrasing,
+    mirror,
     paint,
-    parse,
+    parse_caption,
     random_scene,
-    say,
+    render,
     scene_pairs,
 )
 
@@ -37,7 +37,7 @@ RED_STAR, BLUE_SQUARE = Thing("star", "red", "small"), Thing("square", "blue", "
 PLANTED = Scene((RED_STAR, BLUE_SQUARE), "above", "sand")
 PLANTED_CAPTION = "a small red star above a large blue square on sand"
 
-things = st.builds(Thing, st.sampled_from(SHAPES), st.sampled_from(list(COLOURS)), st.sampled_from(SIZES))
+things = st.builds(Thing, st.sampled_from(SHAPES), st.sampled_from(list(COLORS)), st.sampled_from(SIZES))
 singles = st.builds(Scene, st.tuples(things), st.none(), st.sampled_from((*BACKGROUNDS, None)))
 couples = st.builds(
     Scene, st.tuples(things, things), st.sampled_from(RELATIONS), st.sampled_from((*BACKGROUNDS, None))
@@ -51,25 +51,25 @@ def generator(seed: int = 0) -> np.random.Generator:
 
 
 def pairs_of(scene: Scene) -> set[tuple[str, str]]:
-    return {(thing.colour, thing.shape) for thing in scene.things}
+    return {(thing.color, thing.shape) for thing in scene.things}
 
 
 def wrong(image: np.ndarray, text: str = PLANTED_CAPTION) -> set[str]:
-    """The attributes that the reader says are wrong."""
-    return {name for name, is_right in read_match(image, text).items() if not is_right}
+    """The attributes that are wrong according to the parser."""
+    return {name for name, is_right in match_caption(image, text).items() if not is_right}
 
 
 # ---- the data set
 
 
-def test_the_vocabulary_is_six_shapes_eight_colours_two_sizes_four_relations_four_backgrounds():
-    assert [len(words) for words in (SHAPES, COLOURS, SIZES, RELATIONS, BACKGROUNDS)] == [6, 8, 2, 4, 4]
+def test_the_vocabulary_is_six_shapes_eight_colors_two_sizes_four_relations_four_backgrounds():
+    assert [len(words) for words in (SHAPES, COLORS, SIZES, RELATIONS, BACKGROUNDS)] == [6, 8, 2, 4, 4]
 
 
-def test_each_colour_and_each_shape_is_still_seen_with_most_of_the_others():
-    assert len(SEEN_PAIRS) == 40 and len(UNSEEN_PAIRS) == 8
-    assert all(sum(colour == seen for seen, _ in SEEN_PAIRS) == 5 for colour in COLOURS)
-    assert all(sum(shape == seen for _, seen in SEEN_PAIRS) >= 6 for shape in SHAPES)
+def test_each_color_and_each_shape_occurs_in_training_with_most_of_the_others():
+    assert len(TRAIN_PAIRS) == 40 and len(UNSEEN_PAIRS) == 8
+    assert all(sum(color == other for other, _ in TRAIN_PAIRS) == 5 for color in COLORS)
+    assert all(sum(shape == other for _, other in TRAIN_PAIRS) >= 6 for shape in SHAPES)
 
 
 def test_the_same_seed_gives_the_same_pairs_and_another_seed_others():
@@ -88,27 +88,27 @@ def test_a_pair_does_not_depend_on_how_many_follow():
 @law
 @given(seed=seeds)
 def test_training_never_shows_an_unseen_pair_and_each_unseen_scene_does(seed):
-    assert pairs_of(random_scene(generator(seed), unseen=False)) <= set(SEEN_PAIRS)
+    assert pairs_of(random_scene(generator(seed), unseen=False)) <= set(TRAIN_PAIRS)
     assert pairs_of(random_scene(generator(seed), unseen=True)) & set(UNSEEN_PAIRS)
 
 
 def test_captions_of_the_splits_keep_the_unseen_pairs_apart():
     for split in SPLITS:
         for _, _, text in scene_pairs(300, 1, split):
-            assert bool(pairs_of(parse(text)) & set(UNSEEN_PAIRS)) == (split == "unseen"), text
+            assert bool(pairs_of(parse_caption(text)) & set(UNSEEN_PAIRS)) == (split == "unseen"), text
 
 
-def test_no_picture_is_in_two_splits_or_twice_in_one():
-    pictures = [image.tobytes() for split in SPLITS for _, image, _ in scene_pairs(300, 2, split)]
-    assert len(set(pictures)) == 900
+def test_no_image_is_in_two_splits_or_twice_in_one():
+    images = [image.tobytes() for split in SPLITS for _, image, _ in scene_pairs(300, 2, split)]
+    assert len(set(images)) == 900
 
 
-def test_a_split_that_is_not_there_is_refused():
+def test_an_unknown_split_is_rejected():
     with pytest.raises(ValueError, match="no split 'test' of the scenes; choose one of train, validation,"):
         next(scene_pairs(1, 0, "test"))
 
 
-def test_the_two_things_of_a_random_scene_differ_in_colour_or_shape():
+def test_the_two_things_of_a_random_scene_differ_in_color_or_shape():
     scenes = [random_scene(generator(seed), unseen=False) for seed in range(500)]
     couples = [scene for scene in scenes if len(scene.things) == 2]
     assert 350 < len(couples) < 450  # four in five
@@ -116,20 +116,22 @@ def test_the_two_things_of_a_random_scene_differ_in_colour_or_shape():
 
 
 @pytest.mark.parametrize("size", [24, 32, 64, 128])
-def test_a_picture_is_square_rgb_of_the_asked_size(size):
-    image = draw(PLANTED, generator(), size)
+def test_an_image_is_square_rgb_of_the_requested_size(size):
+    image = render(PLANTED, generator(), size)
     assert image.shape == (size, size, 3) and image.dtype == np.uint8
 
 
-def test_a_picture_too_small_to_show_shapes_is_refused():
-    with pytest.raises(ValueError, match="can't be drawn 8 pixels wide; set a size of 24 or more"):
-        draw(PLANTED, generator(), 8)
+def test_an_image_too_small_to_show_shapes_is_rejected():
+    with pytest.raises(ValueError, match="can't be rendered 8 pixels wide; set a size of 24 or more"):
+        render(PLANTED, generator(), 8)
 
 
 def test_some_backgrounds_are_gradients_and_some_carry_grain():
-    shown = {name: draw(replace(PLANTED, background=name), generator()).astype(float) for name in BACKGROUNDS}
-    gradient = {name: abs(image[0].mean() - image[-1].mean()) > 20 for name, image in shown.items()}
-    grain = {name: image[0].std(axis=0).mean() > 2 for name, image in shown.items()}
+    images = {
+        name: render(replace(PLANTED, background=name), generator()).astype(float) for name in BACKGROUNDS
+    }
+    gradient = {name: abs(image[0].mean() - image[-1].mean()) > 20 for name, image in images.items()}
+    grain = {name: image[0].std(axis=0).mean() > 2 for name, image in images.items()}
     assert gradient == {"snow": False, "fog": True, "sand": False, "dusk": True}
     assert grain == {"snow": False, "fog": False, "sand": True, "dusk": True}
 
@@ -147,23 +149,23 @@ def test_some_backgrounds_are_gradients_and_some_carry_grain():
     ],
 )
 def test_a_caption_is_parsed_to_its_scene(text, relation, background):
-    assert parse(text) == Scene((RED_STAR, BLUE_SQUARE), relation, background)
+    assert parse_caption(text) == Scene((RED_STAR, BLUE_SQUARE), relation, background)
 
 
 @law
 @given(scene=singles | couples, seed=seeds)
-def test_a_caption_tells_the_scene_from_either_side(scene, seed):
-    told = parse(caption(scene, generator(seed)))
-    assert replace(told, background=scene.background) in (scene, mirrored(scene))
-    assert told.background in (scene.background, None)
+def test_a_caption_describes_the_scene_from_either_thing(scene, seed):
+    parsed = parse_caption(caption(scene, generator(seed)))
+    assert replace(parsed, background=scene.background) in (scene, mirror(scene))
+    assert parsed.background in (scene.background, None)
 
 
-def test_training_captions_name_first_what_is_above_or_left_three_times_in_four_and_held_out_ones_half_the_time():
+def test_three_quarters_of_training_captions_and_half_of_held_out_ones_are_in_reading_order():
     shares = {}
     for split in SPLITS:
-        relations = [parse(text).relation for _, _, text in scene_pairs(1500, 4, split)]
+        relations = [parse_caption(text).relation for _, _, text in scene_pairs(1500, 4, split)]
         couples = [relation for relation in relations if relation]
-        shares[split] = sum(relation in HABITUAL for relation in couples) / len(couples)
+        shares[split] = sum(relation in READING_ORDER for relation in couples) / len(couples)
     assert shares == pytest.approx({"train": 0.75, "validation": 0.5, "unseen": 0.5}, abs=0.04)
 
 
@@ -172,47 +174,55 @@ def test_training_captions_name_first_what_is_above_or_left_three_times_in_four_
 def test_every_phrasing_can_be_parsed_back(phrasing, relation):
     is_couple = "{b}" in phrasing
     scene = replace(PLANTED, relation=relation) if is_couple else Scene((RED_STAR,), None, "sand")
-    text = say(scene, phrasing)
-    assert parse(text) == replace(scene, background="sand" if "{place}" in phrasing else None)
+    text = fill_phrasing(scene, phrasing)
+    assert parse_caption(text) == replace(scene, background="sand" if "{place}" in phrasing else None)
     assert text == text.lower()
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a dog on grass", "a red star", "a small red star above", "a small red star on a large blue square",
-     "a small red star above a large blue square on mars", "a small small red star", "a red star above it"],
+    [
+        "",
+        "a dog on grass",
+        "a red star",
+        "a small red star above",
+        "a small red star on a large blue square",
+        "a small red star above a large blue square on mars",
+        "a small small red star",
+        "a red star above it",
+    ],
 )
-def test_a_caption_that_is_no_scene_is_refused(text):
+def test_a_caption_that_describes_no_scene_is_rejected(text):
     with pytest.raises(ValueError, match="is not the caption of a scene; write it like 'a small red star"):
-        parse(text)
+        parse_caption(text)
 
 
 @law
 @given(text=st.text(max_size=40) | st.lists(st.sampled_from(["a", "small", "red", "star"])).map(" ".join))
-def test_any_text_is_a_scene_or_a_clear_refusal(text):
+def test_any_text_is_a_scene_or_a_clear_error(text):
     try:
-        assert isinstance(parse(text), Scene)
+        assert isinstance(parse_caption(text), Scene)
     except ValueError as error:
         assert "is not the caption of a scene" in str(error)
 
 
-@pytest.mark.parametrize(("shown", "relation"), [((RED_STAR,), "above"), ((RED_STAR, BLUE_SQUARE), None)])
-def test_a_scene_has_a_relation_if_and_only_if_it_holds_two_things(shown, relation):
+@pytest.mark.parametrize(("things", "relation"), [((RED_STAR,), "above"), ((RED_STAR, BLUE_SQUARE), None)])
+def test_a_scene_has_a_relation_if_and_only_if_it_holds_two_things(things, relation):
     with pytest.raises(ValueError, match="two things need a relation, one has none"):
-        Scene(shown, relation, "sand")
+        Scene(things, relation, "sand")
 
 
-def test_a_scene_of_three_things_is_refused():
+def test_a_scene_of_three_things_is_rejected():
     with pytest.raises(ValueError, match="a scene holds 1 or 2 things, not 3"):
         Scene((RED_STAR, BLUE_SQUARE, RED_STAR), "above", "sand")
 
 
-# ---- the reader
+# ---- the parser
 
 
 @pytest.mark.parametrize("split", ["train", "unseen"])
-def test_the_reader_is_right_on_99_in_100_drawn_pictures(split):
-    results = [read_match(image, text) for _, image, text in scene_pairs(300, 3, split)]
+def test_the_parser_is_right_on_99_in_100_rendered_images(split):
+    results = [match_caption(image, text) for _, image, text in scene_pairs(300, 3, split)]
     for name in ATTRIBUTES:
         assert sum(result[name] for result in results) >= 297, name
     assert sum(all(result.values()) for result in results) >= 297
@@ -220,29 +230,29 @@ def test_the_reader_is_right_on_99_in_100_drawn_pictures(split):
 
 @law
 @given(scene=singles | couples, seed=seeds, size=st.sampled_from([32, 64, 96, 128]))
-def test_any_scene_can_be_read_back_at_any_size(scene, seed, size):
+def test_any_scene_can_be_parsed_at_any_size(scene, seed, size):
     rng = generator(seed)
-    assert wrong(draw(scene, rng, size), caption(scene, rng)) == set()
+    assert wrong(render(scene, rng, size), caption(scene, rng)) == set()
 
 
-def test_the_reader_allows_blur_and_noise():
+def test_the_parser_tolerates_blur_and_noise():
     rng, right = generator(), 0
     for _, image, text in scene_pairs(100, 4, "train"):
         soft = sum(np.roll(image.astype(float), shift, (0, 1)) for shift in np.ndindex(2, 2)) / 4
         noisy = (soft + rng.normal(0, 6, image.shape)).clip(0, 255).astype(np.uint8)
-        right += all(read_match(noisy, text).values())
+        right += all(match_caption(noisy, text).values())
     assert right >= 98
 
 
-SWAPPED_COLOURS = (replace(RED_STAR, colour="blue"), replace(BLUE_SQUARE, colour="red"))
+SWAPPED_COLORS = (replace(RED_STAR, color="blue"), replace(BLUE_SQUARE, color="red"))
 
 
 @pytest.mark.parametrize(
     ("error", "planted"),
     [
-        ("colour", replace(PLANTED, things=(replace(RED_STAR, colour="pink"), BLUE_SQUARE))),
-        ("colour", replace(PLANTED, things=(RED_STAR, replace(BLUE_SQUARE, colour="purple")))),
-        ("colour", replace(PLANTED, things=SWAPPED_COLOURS)),
+        ("colour", replace(PLANTED, things=(replace(RED_STAR, color="pink"), BLUE_SQUARE))),
+        ("colour", replace(PLANTED, things=(RED_STAR, replace(BLUE_SQUARE, color="purple")))),
+        ("colour", replace(PLANTED, things=SWAPPED_COLORS)),
         ("shape", replace(PLANTED, things=(replace(RED_STAR, shape="cross"), BLUE_SQUARE))),
         ("shape", replace(PLANTED, things=(RED_STAR, replace(BLUE_SQUARE, shape="circle")))),
         ("size", replace(PLANTED, things=(replace(RED_STAR, size="large"), BLUE_SQUARE))),
@@ -255,84 +265,86 @@ SWAPPED_COLOURS = (replace(RED_STAR, colour="blue"), replace(BLUE_SQUARE, colour
 )
 def test_a_planted_error_fails_its_attribute_and_no_other(error, planted):
     for seed in range(5):
-        assert wrong(draw(planted, generator(seed))) == {error}
+        assert wrong(render(planted, generator(seed))) == {error}
 
 
 @law
 @given(scene=couples, seed=seeds, attribute=st.sampled_from(["colour", "shape", "size"]))
-def test_any_wrong_word_about_one_thing_is_found(scene, seed, attribute):
-    words = {"colour": list(COLOURS), "shape": list(SHAPES), "size": list(SIZES)}[attribute]
-    word = words[(words.index(getattr(scene.things[0], attribute)) + 1 + seed) % len(words)]
-    told = replace(scene, things=(replace(scene.things[0], **{attribute: word}), scene.things[1]))
+def test_any_wrong_word_about_one_thing_is_detected(scene, seed, attribute):
+    words = {"colour": list(COLORS), "shape": list(SHAPES), "size": list(SIZES)}[attribute]
+    field = THING_FIELDS[attribute]
+    word = words[(words.index(getattr(scene.things[0], field)) + 1 + seed) % len(words)]
+    changed = replace(scene, things=(replace(scene.things[0], **{field: word}), scene.things[1]))
     rng = generator(seed)
-    found = wrong(draw(scene, rng), caption(told, rng))
-    assert (attribute in found) == (word != getattr(scene.things[0], attribute))
+    errors = wrong(render(scene, rng), caption(changed, rng))
+    assert (attribute in errors) == (word != getattr(scene.things[0], field))
 
 
-def test_a_missing_thing_fails_all_that_is_said_of_it():
-    alone = draw(Scene((BLUE_SQUARE,), None, "sand"), generator())
-    assert wrong(alone) == {"colour", "shape", "size", "relation"}
+def test_a_missing_thing_makes_all_its_attributes_wrong():
+    image = render(Scene((BLUE_SQUARE,), None, "sand"), generator())
+    assert wrong(image) == {"colour", "shape", "size", "relation"}
 
 
-def test_one_thing_too_many_fails_the_relation():
-    image = draw(PLANTED, generator()).astype(np.float32)
+def test_an_extra_thing_makes_the_relation_wrong():
+    image = render(PLANTED, generator()).astype(np.float32)
     paint(image, Thing("ring", "green", "small"), x=53, y=16)
     assert wrong(image.astype(np.uint8)) == {"relation"}
-    couple = draw(PLANTED, generator())
+    couple = render(PLANTED, generator())
     assert wrong(couple, "a small red star on sand") == {"relation"}
 
 
-def test_an_empty_picture_matches_its_background_alone():
+def test_an_empty_image_matches_its_background_alone():
     assert wrong(np.full((64, 64, 3), (226, 207, 166), np.uint8)) == {"colour", "shape", "size", "relation"}
 
 
-def test_a_background_of_no_name_matches_no_caption_that_names_one():
-    image = draw(PLANTED, generator())
+def test_an_unknown_background_matches_no_caption_that_names_one():
+    image = render(PLANTED, generator())
     meadow = np.where(np.abs(image - (226.0, 207, 166)).sum(-1, keepdims=True) < 60, (90, 140, 90), image)
     assert wrong(meadow.astype(np.uint8)) == {"background"}
     assert wrong(meadow.astype(np.uint8), "a small red star above a large blue square") == set()
 
 
-def test_a_thing_of_two_colours_has_none():
-    image = draw(Scene((BLUE_SQUARE,), None, "snow"), generator(1))
-    image[:, :32][(image[:, :32] < 200).any(axis=2)] = COLOURS["red"]
+def test_a_thing_of_two_colors_has_none():
+    image = render(Scene((BLUE_SQUARE,), None, "snow"), generator(1))
+    image[:, :32][(image[:, :32] < 200).any(axis=2)] = COLORS["red"]
     assert wrong(image, "a large blue square on snow") == {"colour"}
 
 
-def test_a_blot_has_no_shape():
+def test_a_blob_has_no_shape():
     image = np.full((64, 64, 3), (246, 247, 249), np.uint8)
-    image[28:34, 10:54] = COLOURS["blue"]
+    image[28:34, 10:54] = COLORS["blue"]
     assert wrong(image, "a large blue square on snow") == {"shape", "size"}
 
 
-def test_a_few_stray_pixels_do_not_fool_the_reader():
-    image = draw(PLANTED, generator())
+def test_a_few_stray_pixels_do_not_change_the_result():
+    image = render(PLANTED, generator())
     image[::9, ::11] = 0
-    image[2:5, 2:6] = COLOURS["green"]
+    image[2:5, 2:6] = COLORS["green"]
     assert wrong(image) == set()
 
 
-def test_the_reader_says_what_it_sees_and_where():
-    image = draw(replace(PLANTED, relation="left of"), generator())
-    seen = read(image)
-    assert [(thing.size, thing.colour, thing.shape) for thing in seen.things] == [
-        ("large", "blue", "square"), ("small", "red", "star"),
+def test_the_parser_returns_attributes_and_positions():
+    image = render(replace(PLANTED, relation="left of"), generator())
+    parsed = parse_image(image)
+    assert [(thing.size, thing.color, thing.shape) for thing in parsed.things] == [
+        ("large", "blue", "square"),
+        ("small", "red", "star"),
     ]
-    assert seen.background == "sand"
-    assert seen.things[0].centre == pytest.approx((0.75, 0.5), abs=0.14)
-    assert seen.things[1].centre == pytest.approx((0.25, 0.5), abs=0.14)
+    assert parsed.background == "sand"
+    assert parsed.things[0].center == pytest.approx((0.75, 0.5), abs=0.14)
+    assert parsed.things[1].center == pytest.approx((0.25, 0.5), abs=0.14)
 
 
 @law
 @given(pixels=st.integers(0, 2**32), size=st.sampled_from([16, 31, 64]))
-def test_any_square_picture_can_be_read(pixels, size):
+def test_any_square_image_can_be_parsed(pixels, size):
     noise = generator(pixels).integers(0, 256, (size, size, 3)).astype(np.uint8)
-    assert set(read_match(noise, PLANTED_CAPTION)) == set(ATTRIBUTES)
+    assert set(match_caption(noise, PLANTED_CAPTION)) == set(ATTRIBUTES)
 
 
-def test_a_picture_that_is_not_square_rgb_is_refused():
-    with pytest.raises(ValueError, match=r"a square RGB picture .* not \(64, 32, 3\); crop it to a square"):
-        read(np.zeros((64, 32, 3), np.uint8))
+def test_an_image_that_is_not_square_rgb_is_rejected():
+    with pytest.raises(ValueError, match=r"a square RGB image .* not \(64, 32, 3\); crop it to a square"):
+        parse_image(np.zeros((64, 32, 3), np.uint8))
 
 
 def test_patches_are_joined_along_edges_and_not_over_corners():

@@ -1,4 +1,5 @@
 """CLIP by open_clip: a small one that learns from pairs, and any pretrained one by a single setting."""
+
 import dataclasses
 import json
 import math
@@ -10,26 +11,39 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from safetensors.torch import save_file
 from torchvision.transforms.functional import to_pil_image
 
-from thousandwords.scorers import clip
-from thousandwords.scorers._hard_captions import hard_captions
+from thousandwords.scorers.clip.hard_negatives import hard_captions
+from thousandwords.scorers.clip.model import (
+    CLIP,
+    CLIPConfig,
+    ContrastiveLoss,
+    accuracy,
+    architecture_from_config,
+)
 
-TINY = clip.Config(
-    embed_dim=16, vision_patch_size=8, vision_width=16, vision_layers=1, vision_heads=2,
-    text_width=16, text_layers=1, text_heads=2, context_length=20,
-)  # fmt: skip
+TINY = CLIPConfig(
+    embed_dim=16,
+    vision_patch_size=8,
+    vision_width=16,
+    vision_layers=1,
+    vision_heads=2,
+    text_width=16,
+    text_layers=1,
+    text_heads=2,
+    context_length=20,
+)
 CAPTIONS = ["a red square", "a blue square", "a red circle", "a blue circle"]
 
 
-def tiny_scorer() -> clip.CLIP:
+def tiny_scorer() -> CLIP:
     torch.manual_seed(0)
-    return clip.CLIP(TINY, image_size=16)
+    return CLIP(TINY, image_size=16)
 
 
 @pytest.fixture
 def pretrained_folder(tmp_path):
-    """A folder such as open_clip publishes, of a tiny model with weights of our own."""
+    """A folder as open_clip publishes it, with a tiny model."""
     torch.manual_seed(1)
-    architecture = clip.small_architecture(TINY, image_size=24)
+    architecture = architecture_from_config(TINY, image_size=24)
     model = open_clip.CLIP(**architecture["model_cfg"])
     preprocessing = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
     settings = {"model_cfg": architecture["model_cfg"], "preprocess_cfg": preprocessing}
@@ -56,21 +70,23 @@ def test_vectors_have_length_one_and_their_products_are_the_scores():
 
 
 def test_candidates_of_one_caption_embed_it_once(monkeypatch):
-    scorer, seen = tiny_scorer(), []
+    scorer, embedded = tiny_scorer(), []
     embed = scorer.embed_captions
-    monkeypatch.setattr(scorer, "embed_captions", lambda captions: seen.append(captions) or embed(captions))
+    monkeypatch.setattr(
+        scorer, "embed_captions", lambda captions: embedded.append(captions) or embed(captions)
+    )
 
     scorer.score(torch.rand(4, 3, 16, 16), ["a cat", "a dog", "a cat", "a cat"])
 
-    assert seen == [["a cat", "a dog"]]
+    assert embedded == [["a cat", "a dog"]]
 
 
 def test_a_score_does_not_depend_on_its_batch():
     scorer, images = tiny_scorer().eval(), torch.rand(4, 3, 16, 16)
 
-    alone = torch.cat([scorer.score(images[i : i + 1], [CAPTIONS[i]]) for i in range(4)])
+    separately = torch.cat([scorer.score(images[i : i + 1], [CAPTIONS[i]]) for i in range(4)])
 
-    torch.testing.assert_close(scorer.score(images, CAPTIONS), alone)
+    torch.testing.assert_close(scorer.score(images, CAPTIONS), separately)
 
 
 def test_the_loss_is_that_of_open_clip():
@@ -78,8 +94,8 @@ def test_the_loss_is_that_of_open_clip():
 
     loss, logs = scorer.loss(images, CAPTIONS, step=0, rng=torch.Generator())
 
-    normalised = (images - scorer.mean) / scorer.std
-    image_logits, caption_logits = scorer.clip.get_logits(normalised, scorer.tokenizer(CAPTIONS))
+    normalized = (images - scorer.mean) / scorer.std
+    image_logits, caption_logits = scorer.clip.get_logits(normalized, scorer.tokenizer(CAPTIONS))
     labels = torch.arange(4)
     expected = torch.nn.functional.cross_entropy(image_logits, labels)
     expected = (expected + torch.nn.functional.cross_entropy(caption_logits, labels)) / 2
@@ -88,62 +104,68 @@ def test_the_loss_is_that_of_open_clip():
     assert logs["logit_scale"].item() == pytest.approx(1 / 0.07, rel=1e-5)
 
 
-def test_altered_captions_are_rivals_of_every_image_but_have_none_of_their_own():
-    images, captions = torch.eye(3)[:2], torch.eye(3)    # two pairs, and one more caption
+def test_hard_captions_are_negatives_of_every_image_and_have_no_image_of_their_own():
+    images, captions = torch.eye(3)[:2], torch.eye(3)  # two pairs, and one more caption
 
-    loss = clip.ContrastiveLoss()(images, captions, torch.tensor(1.0))
+    loss = ContrastiveLoss()(images, captions, torch.tensor(1.0))
 
     per_image = -math.log(math.e / (math.e + 1 + 1))
     per_caption = -math.log(math.e / (math.e + 1))
     assert loss.item() == pytest.approx((per_image + per_caption) / 2)
-    assert clip.accuracy(images, captions) == 1
+    assert accuracy(images, captions) == 1
 
 
-def test_hard_captions_join_the_loss_by_one_setting():
+def test_one_setting_adds_hard_captions_to_the_loss():
     config = dataclasses.replace(TINY, hard_captions=2)
     torch.manual_seed(0)
-    scorer, seen = clip.CLIP(config, image_size=16), []
-    scorer.clip.visual.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    scorer.clip.token_embedding.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    scorer, counts = CLIP(config, image_size=16), []
+    scorer.clip.visual.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
+    scorer.clip.token_embedding.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
 
     scorer.loss(torch.rand(4, 3, 16, 16), CAPTIONS, step=0, rng=torch.Generator())
 
-    assert seen == [4, 12]    # images, captions
+    assert counts == [4, 12]  # images, captions
 
 
 def test_hard_captions_exchange_what_occurs_between_the_same_words():
     assert hard_captions(["a red cat", "a blue cat"], 2, seed=0) == ["a blue cat"] * 2 + ["a red cat"] * 2
 
 
-def test_hard_captions_tell_which_word_belongs_to_which_thing():
+def test_hard_captions_change_which_word_belongs_to_which_object():
     altered = hard_captions(["a red cat on a blue mat", "a blue cat on a red mat"], 20, seed=0)[:20]
 
     assert set(altered) == {"a blue cat on a red mat", "a blue cat on a blue mat", "a red cat on a red mat"}
 
 
-def test_hard_captions_take_turns_one_word_another_all_exchanged_two_exchanged():
+def test_hard_captions_alternate_between_one_word_replaced_all_exchanged_and_two_exchanged():
     captions = ["a red cat on a blue mat", "a red mat on a blue cat", "a blue cat on a red mat"]
 
-    replaced, told_from_the_other, bound_wrongly = hard_captions(captions, 3, seed=0)[:3]
+    replaced, all_exchanged, two_exchanged = hard_captions(captions, 3, seed=0)[:3]
 
     assert sum(a != b for a, b in zip(captions[0].split(), replaced.split(), strict=True)) == 1
-    assert told_from_the_other == "a blue mat on a red cat"
-    assert bound_wrongly in ("a blue cat on a red mat", "a red mat on a blue cat")
+    assert all_exchanged == "a blue mat on a red cat"
+    assert two_exchanged in ("a blue cat on a red mat", "a red mat on a blue cat")
 
 
 def test_captions_that_share_nothing_are_shuffled():
     (altered,) = hard_captions(["two birds sing at dawn"], 1, seed=0)
 
-    assert altered != "two birds sing at dawn" and sorted(altered.split()) == ["at", "birds", "dawn", "sing", "two"]
+    assert altered != "two birds sing at dawn" and sorted(altered.split()) == [
+        "at",
+        "birds",
+        "dawn",
+        "sing",
+        "two",
+    ]
 
 
 def test_the_same_seed_gives_the_same_hard_captions():
     assert hard_captions(CAPTIONS, 3, seed=1) == hard_captions(CAPTIONS, 3, seed=1)
     assert hard_captions(CAPTIONS, 3, seed=1) != hard_captions(CAPTIONS, 3, seed=2)
-    assert hard_captions(["word", ""], 1, seed=0) == ["word", ""]    # nothing to alter
+    assert hard_captions(["word", ""], 1, seed=0) == ["word", ""]  # nothing to alter
 
 
-def test_the_logit_scale_counts_as_at_most_100():
+def test_the_logit_scale_is_clamped_at_100():
     scorer = tiny_scorer()
     torch.nn.init.constant_(scorer.clip.logit_scale, 9.0)
 
@@ -152,10 +174,10 @@ def test_the_logit_scale_counts_as_at_most_100():
     assert logs["logit_scale"].item() == pytest.approx(100)
 
 
-def test_a_small_clip_learns_which_caption_is_whose():
+def test_a_small_clip_learns_which_caption_belongs_to_which_image():
     captions = ["a red wall", "a green wall", "a blue wall", "a white wall"]
-    colours = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
-    scorer, images = tiny_scorer(), colours.view(4, 3, 1, 1).expand(4, 3, 16, 16)
+    colors = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
+    scorer, images = tiny_scorer(), colors.view(4, 3, 1, 1).expand(4, 3, 16, 16)
     optimizer = torch.optim.AdamW(scorer.parameters(), lr=3e-3)
 
     for step in range(60):
@@ -164,7 +186,7 @@ def test_a_small_clip_learns_which_caption_is_whose():
         loss.backward()
         optimizer.step()
 
-    scores = torch.stack([scorer.score(images, [caption] * 4) for caption in captions])    # (captions, images)
+    scores = torch.stack([scorer.score(images, [caption] * 4) for caption in captions])  # (captions, images)
     assert logs["accuracy"] == 1
     assert scores.argmax(dim=1).tolist() == [0, 1, 2, 3]
 
@@ -180,58 +202,65 @@ def test_any_language_has_tokens_and_a_long_caption_is_cut_and_keeps_its_end():
 
 
 def test_four_vision_layers_make_a_resnet():
-    config = dataclasses.replace(TINY, vision_layers=(1, 1, 1, 1), vision_width=4, vision_heads=2, vision_patch_size=32)
+    config = dataclasses.replace(
+        TINY, vision_layers=(1, 1, 1, 1), vision_width=4, vision_heads=2, vision_patch_size=32
+    )
 
-    scorer = clip.CLIP(config, image_size=32)
+    scorer = CLIP(config, image_size=32)
 
     assert isinstance(scorer.clip.visual, open_clip.modified_resnet.ModifiedResNet)
     assert scorer.score(torch.rand(2, 3, 32, 32), ["a cat", "a dog"]).shape == (2,)
 
 
-def test_the_hidden_matrices_are_those_of_the_transformer_blocks_of_either_tower():
+def test_muon_parameters_are_the_matrices_of_the_transformer_blocks_of_both_towers():
     scorer = tiny_scorer()
     names = {id(weight): name for name, weight in scorer.named_parameters()}
 
-    hidden = [names[id(weight)] for weight in scorer.hidden_matrices()]
+    selected = [names[id(weight)] for weight in scorer.muon_parameters()]
 
     block = ["attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"]
     towers = ("clip.visual.transformer", "clip.transformer")
-    assert hidden == [f"{tower}.resblocks.0.{name}" for tower in towers for name in block]
+    assert selected == [f"{tower}.resblocks.0.{name}" for tower in towers for name in block]
 
 
 @pytest.mark.parametrize("layers, width, patch_size", [(1, 16, 8), ((1, 1, 1, 1), 4, 32)])
-def test_the_places_of_an_image_tower_may_start_further_apart(layers, width, patch_size):
+def test_the_position_embeddings_of_an_image_tower_can_start_larger(layers, width, patch_size):
     sizes = dict(vision_layers=layers, vision_width=width, vision_heads=2, vision_patch_size=patch_size)
     config = dataclasses.replace(TINY, vision_position_std=3.0, **sizes)
 
-    visual = clip.CLIP(config, image_size=64).clip.visual
+    visual = CLIP(config, image_size=64).clip.visual
 
     assert 2.5 < getattr(visual, "attnpool", visual).positional_embedding.std() < 3.5
 
 
 def test_a_pretrained_folder_scores_as_open_clip_does(pretrained_folder):
-    scorer = clip.CLIP(clip.Config(pretrained=f"local-dir:{pretrained_folder}"), image_size=64).eval()
+    scorer = CLIP(CLIPConfig(pretrained=f"local-dir:{pretrained_folder}"), image_size=64).eval()
     image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)).mul(255).round().div(255)
 
     score = scorer.score(image[None], ["a red square"])
 
     reference, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{pretrained_folder}")
     reference_logits, _ = reference.eval().get_logits(
-        preprocess(to_pil_image(image))[None], open_clip.get_tokenizer(f"local-dir:{pretrained_folder}")(["a red square"])
+        preprocess(to_pil_image(image))[None],
+        open_clip.get_tokenizer(f"local-dir:{pretrained_folder}")(["a red square"]),
     )
-    assert score.item() == pytest.approx(reference_logits.item() * 0.07, abs=2e-3)    # PIL resizes in whole bytes
+    assert score.item() == pytest.approx(
+        reference_logits.item() * 0.07, abs=2e-3
+    )  # PIL resizes in whole bytes
 
 
-def test_pictures_are_resized_as_open_clip_does_it(pretrained_folder):
-    scorer = clip.CLIP(clip.Config(pretrained=f"local-dir:{pretrained_folder}"), image_size=64)
+def test_images_are_resized_as_open_clip_does_it(pretrained_folder):
+    scorer = CLIP(CLIPConfig(pretrained=f"local-dir:{pretrained_folder}"), image_size=64)
     image = torch.rand(3, 64, 64).mul(255).round().div(255)
-    seen = []
-    scorer.clip.visual.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0]))
+    resized = []
+    scorer.clip.visual.register_forward_pre_hook(lambda _, inputs: resized.append(inputs[0][0]))
 
     scorer.embed_images(image[None])
 
     settings = PreprocessCfg(size=24, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-    torch.testing.assert_close(seen[0], image_transform_v2(settings, is_train=False)(to_pil_image(image)), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        resized[0], image_transform_v2(settings, is_train=False)(to_pil_image(image)), atol=0.02, rtol=0
+    )
 
 
 def test_a_known_model_takes_its_weights_from_a_file(pretrained_folder, monkeypatch):
@@ -239,84 +268,104 @@ def test_a_known_model_takes_its_weights_from_a_file(pretrained_folder, monkeypa
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", settings["model_cfg"])
     weights = pretrained_folder / "open_clip_model.safetensors"
 
-    by_file = clip.CLIP(clip.Config(pretrained=f"tiny:{weights}"), image_size=24)
+    by_file = CLIP(CLIPConfig(pretrained=f"tiny:{weights}"), image_size=24)
 
-    by_folder = clip.CLIP(clip.Config(pretrained=f"local-dir:{pretrained_folder}"), image_size=24)
+    by_folder = CLIP(CLIPConfig(pretrained=f"local-dir:{pretrained_folder}"), image_size=24)
     assert torch.equal(by_file.embed_captions(CAPTIONS), by_folder.embed_captions(CAPTIONS))
 
 
 def test_a_loaded_pretrained_model_no_longer_needs_its_folder(pretrained_folder):
-    scorer = clip.CLIP(clip.Config(pretrained=f"local-dir:{pretrained_folder}"), image_size=64).eval()
-    written = json.loads(json.dumps(dataclasses.asdict(scorer.config)))
+    scorer = CLIP(CLIPConfig(pretrained=f"local-dir:{pretrained_folder}"), image_size=64).eval()
+    saved = json.loads(json.dumps(dataclasses.asdict(scorer.config)))
     for path in pretrained_folder.iterdir():
         path.unlink()
 
-    again = clip.CLIP(clip.Config(**written), image_size=64).eval()
+    again = CLIP(CLIPConfig(**saved), image_size=64).eval()
     again.load_state_dict(scorer.state_dict())
 
     images = torch.rand(4, 3, 64, 64)
-    assert written["pretrained"] is None
-    assert written["architecture"]["source"] == f"local-dir:{pretrained_folder}"
+    assert saved["pretrained"] is None
+    assert saved["architecture"]["source"] == f"local-dir:{pretrained_folder}"
     assert torch.equal(again.score(images, CAPTIONS), scorer.score(images, CAPTIONS))
 
 
 class Pickled:
-    """Running code is what a pickle can do as it loads."""
+    """A pickle that runs code when loaded."""
 
     def __reduce__(self):
         return print, ("a pickle ran",)
 
 
-def test_weights_that_would_run_code_are_refused(pretrained_folder, capsys):
+def test_weights_that_would_run_code_are_rejected(pretrained_folder, capsys):
     (pretrained_folder / "open_clip_model.safetensors").unlink()
     torch.save({"state_dict": Pickled()}, pretrained_folder / "open_clip_pytorch_model.bin")
 
     with pytest.raises(ValueError, match="would run code as it loads: convert it to safetensors"):
-        clip.CLIP(clip.Config(pretrained=f"local-dir:{pretrained_folder}"), image_size=64)
+        CLIP(CLIPConfig(pretrained=f"local-dir:{pretrained_folder}"), image_size=64)
     assert "a pickle ran" not in capsys.readouterr().out
 
 
-def test_weights_of_another_architecture_are_refused(pretrained_folder):
+def test_weights_of_another_architecture_are_rejected(pretrained_folder):
     weights = pretrained_folder / "open_clip_model.safetensors"
-    with pytest.raises(ValueError, match="belong to another architecture: name the model they were trained as"):
-        clip.CLIP(clip.Config(pretrained=f"ViT-S-32-alt:{weights}"), image_size=64)
+    with pytest.raises(
+        ValueError, match="belong to another architecture: name the model they were trained as"
+    ):
+        CLIP(CLIPConfig(pretrained=f"ViT-S-32-alt:{weights}"), image_size=64)
 
 
-def test_a_quickgelu_tag_of_a_model_without_it_is_refused_before_any_download_is_used(pretrained_folder, monkeypatch):
+def test_a_quickgelu_tag_of_a_model_without_it_is_rejected_before_any_download_is_used(
+    pretrained_folder, monkeypatch
+):
     weights = str(pretrained_folder / "open_clip_model.safetensors")
     monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *_, **__: weights)
     with pytest.raises(ValueError, match="Name the model's -quickgelu variant"):
-        clip.CLIP(clip.Config(pretrained="ViT-B-32:openai"), image_size=64)
+        CLIP(CLIPConfig(pretrained="ViT-B-32:openai"), image_size=64)
 
 
-def test_a_download_that_fails_says_how_to_do_without(monkeypatch):
+def test_a_failed_download_says_how_to_do_without(monkeypatch):
     def no_network(*_, **__):
         raise OSError("no network")
 
     monkeypatch.setattr(open_clip.factory, "download_pretrained", no_network)
-    with pytest.raises(ValueError, match="on a machine with a network, and give the file or folder here"):
-        clip.CLIP(clip.Config(pretrained="ViT-B-32:laion2b_s34b_b79k"), image_size=64)
+    with pytest.raises(ValueError, match="on a machine with a network and give the file or folder here"):
+        CLIP(CLIPConfig(pretrained="ViT-B-32:laion2b_s34b_b79k"), image_size=64)
 
 
-def test_a_vocabulary_that_was_cut_spells_rare_words_in_parts_and_loses_none():
-    whole, cut = (clip.CLIP(dataclasses.replace(TINY, vocab_size=size), image_size=16) for size in (49_408, 1024))
+def test_a_reduced_vocabulary_splits_rare_words_and_loses_none():
+    full, reduced = (
+        CLIP(dataclasses.replace(TINY, vocab_size=size), image_size=16) for size in (49_408, 1024)
+    )
     caption = "a red square at dusk"
 
-    words, parts = (one.tokenizer([caption])[0] for one in (whole, cut))
+    tokens, reduced_tokens = (scorer.tokenizer([caption])[0] for scorer in (full, reduced))
 
-    assert words.tolist()[:7] == [49406, 320, 736, 3999, 536, 19708, 49407]
-    assert len(parts[parts > 0]) > 7 and parts.max() == 1023  # the end of a caption is still the highest token
-    assert cut.tokenizer.decode(parts[parts > 0].tolist()[1:-1]).strip() == caption
-    assert cut.clip.token_embedding.weight.shape == (1024, 16)
-    assert cut.score(torch.rand(1, 3, 16, 16), [caption]).isfinite().all()
+    assert tokens.tolist()[:7] == [49406, 320, 736, 3999, 536, 19708, 49407]
+    assert (
+        len(reduced_tokens[reduced_tokens > 0]) > 7 and reduced_tokens.max() == 1023
+    )  # the end of a caption is still the highest token
+    assert reduced.tokenizer.decode(reduced_tokens[reduced_tokens > 0].tolist()[1:-1]).strip() == caption
+    assert reduced.clip.token_embedding.weight.shape == (1024, 16)
+    assert reduced.score(torch.rand(1, 3, 16, 16), [caption]).isfinite().all()
 
 
-def test_muon_is_offered_blocks_and_kernels_but_neither_what_reads_nor_what_writes():
-    resnet = clip.CLIP(dataclasses.replace(TINY, vision_layers=(1, 1, 1, 1), vision_patch_size=32, vision_heads=8), image_size=32)
-    offered = {id(weight) for weight in resnet.hidden_matrices()}
-    names = [name for name, weight in resnet.clip.named_parameters() if id(weight) in offered]
-    assert {"visual.conv2.weight", "visual.layer4.0.downsample.0.weight", "transformer.resblocks.0.mlp.c_fc.weight"} <= set(names)
-    assert not {"visual.conv1.weight", "token_embedding.weight", "text_projection", "visual.attnpool.c_proj.weight"} & set(names)
+def test_muon_parameters_of_a_resnet_are_blocks_and_kernels_but_not_the_first_and_last_layers():
+    resnet = CLIP(
+        dataclasses.replace(TINY, vision_layers=(1, 1, 1, 1), vision_patch_size=32, vision_heads=8),
+        image_size=32,
+    )
+    selected = {id(weight) for weight in resnet.muon_parameters()}
+    names = [name for name, weight in resnet.clip.named_parameters() if id(weight) in selected]
+    assert {
+        "visual.conv2.weight",
+        "visual.layer4.0.downsample.0.weight",
+        "transformer.resblocks.0.mlp.c_fc.weight",
+    } <= set(names)
+    assert not {
+        "visual.conv1.weight",
+        "token_embedding.weight",
+        "text_projection",
+        "visual.attnpool.c_proj.weight",
+    } & set(names)
 
 
 @pytest.mark.parametrize(
@@ -328,36 +377,44 @@ def test_muon_is_offered_blocks_and_kernels_but_neither_what_reads_nor_what_writ
         ("ViT-B-32:nowhere.safetensors", "nor one of the tags of ViT-B-32: openai, laion400m_e31"),
     ],
 )
-def test_a_name_that_leads_nowhere_says_what_would(pretrained, message):
+def test_an_unknown_pretrained_name_says_which_are_known(pretrained, message):
     with pytest.raises(ValueError) as raised:
-        clip.CLIP(clip.Config(pretrained=pretrained), image_size=64)
+        CLIP(CLIPConfig(pretrained=pretrained), image_size=64)
     assert message in str(raised.value)
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"vision_heads": 5}, "clip.vision_heads is 5; it must divide the width that it splits, 768"),
-        ({"text_heads": 3}, "clip.text_heads is 3; it must divide the width that it splits, 512"),
-        ({"vision_layers": (1, 1, 1, 1), "vision_patch_size": 8}, "clip.vision_patch_size is 8; the cells of a ResNet"),
+        ({"vision_heads": 5}, "clip.vision_heads is 5; it must divide the width it splits, 768"),
+        ({"text_heads": 3}, "clip.text_heads is 3; it must divide the width it splits, 512"),
+        (
+            {"vision_layers": (1, 1, 1, 1), "vision_patch_size": 8},
+            "clip.vision_patch_size is 8; the cells of a ResNet",
+        ),
         ({"vision_position_std": 0.0}, "clip.vision_position_std is 0.0; it needs to be above 0, or null"),
         ({"hard_captions": -1}, "clip.hard_captions is -1; it is a count, 0 or more"),
         ({"context_length": 2}, "clip.context_length is 2; it needs 3 or more tokens"),
-        ({"vocab_size": 512}, "clip.vocab_size is 512; CLIP's vocabulary can be cut to 514 tokens or more, and has 49408"),
+        (
+            {"vocab_size": 512},
+            "clip.vocab_size is 512; CLIP's vocabulary can be cut to 514 tokens or more, and has 49408",
+        ),
         ({"vocab_size": 50_000}, "clip.vocab_size is 50000; CLIP's vocabulary can be cut to 514"),
     ],
 )
 def test_a_wrong_setting_is_named(settings, message):
     with pytest.raises(ValueError) as raised:
-        clip.Config(**settings)
+        CLIPConfig(**settings)
     assert message in str(raised.value)
 
 
-def test_images_and_captions_are_checked_at_the_door():
+def test_images_and_captions_are_checked():
     scorer = tiny_scorer()
     with pytest.raises(ValueError, match="4 images with 1 captions"):
         scorer.score(torch.rand(4, 3, 16, 16), ["a cat"])
-    with pytest.raises(ValueError, match=r"takes images \(B, 3, H, W\), found \(4, 1, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"takes images \(B, 3, H, W\), not \(4, 1, 16, 16\)"):
         scorer.score(torch.rand(4, 1, 16, 16), CAPTIONS)
-    with pytest.raises(ValueError, match="image_size is 20; it must be a multiple of clip.vision_patch_size, 8"):
-        clip.CLIP(TINY, image_size=20)
+    with pytest.raises(
+        ValueError, match="image_size is 20; it must be a multiple of clip.vision_patch_size, 8"
+    ):
+        CLIP(TINY, image_size=20)

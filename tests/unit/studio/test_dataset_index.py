@@ -1,4 +1,7 @@
-"""The data set, looked at: every pair on some page, searches by text, neighbours, vectors made once and kept."""
+"""The data set in the studio: pages, search by text, nearest images, embeddings that are computed once and
+stored.
+"""
+
 from __future__ import annotations
 
 import base64
@@ -7,21 +10,24 @@ import copy
 import pytest
 import torch
 
-from studio import dataset
-from studio.dataset import DataSet
-from tests.tiny import flipped
-from thousandwords import components, images, pairs
-from thousandwords.pair_shards import PairReader
-from thousandwords.pairs import Config
+from studio.data import dataset_index
+from studio.data.dataset_index import DatasetIndex
+from tests.helpers.tiny_models import flipped
+from thousandwords import components
+from thousandwords.data.images import decode_png, to_float
+from thousandwords.data.pair_shards import PairReader
+from thousandwords.ingest import ingest
+from thousandwords.ingest.config import DataConfig
 
-SceneCounts = type(Config().scenes)
+SceneCounts = type(DataConfig().scenes)
 SCENES = {"count": 40, "validation_count": 5, "unseen_count": 4}
+NUM_IMAGES = sum(SCENES.values())
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "pairs"
-    pairs.write_pairs(Config(image_size=24, scenes=SceneCounts(**SCENES)), 0, folder)
+    ingest.write_pairs(DataConfig(image_size=24, scenes=SceneCounts(**SCENES)), 0, folder)
     return folder
 
 
@@ -31,109 +37,114 @@ def scorer(parts):
 
 
 @pytest.fixture
-def data(folder, tmp_path):
-    return DataSet(folder, tmp_path / "store")
+def dataset(folder, tmp_path):
+    return DatasetIndex(folder, tmp_path / "store")
 
 
-def ready(data: DataSet, scorer) -> DataSet:
-    data.search(scorer, "a star", None, 1)
-    while data.idle():
+def indexed(dataset: DatasetIndex, scorer) -> DatasetIndex:
+    """The data set after all its images were embedded."""
+    dataset.search(scorer, "a star", None, 1)
+    while dataset.index_some():
         pass
-    return data
+    return dataset
 
 
-def test_every_pair_is_on_some_page_once(data):
-    seen, offset = [], 0
+def test_every_pair_is_on_exactly_one_page(dataset):
+    images, offset = [], 0
     while offset is not None:
-        page = data.page(None, offset, 10)
-        seen, offset = seen + page["pictures"], page["next"]
-    assert len({one["key"] for one in seen}) == len(seen) == sum(SCENES.values())
-    assert {one["split"] for one in seen} == {"train", "validation", "unseen"}
-    assert len(data.page("unseen", 0, 10)["pictures"]) == 4
-    assert all(one["score"] is None for one in seen)
+        page = dataset.page(None, offset, 10)
+        images, offset = images + page["images"], page["next"]
+    assert len({image["key"] for image in images}) == len(images) == NUM_IMAGES
+    assert {image["split"] for image in images} == {"train", "validation", "unseen"}
+    assert len(dataset.page("unseen", 0, 10)["images"]) == 4
+    assert all(image["score"] is None for image in images)
 
 
-def test_a_page_that_ends_with_the_data_is_the_last(data):
-    assert (data.page("unseen", 0, 4)["next"], data.page("unseen", 0, 3)["next"]) == (None, 3)
+def test_a_page_that_ends_with_the_data_set_is_the_last(dataset):
+    assert (dataset.page("unseen", 0, 4)["next"], dataset.page("unseen", 0, 3)["next"]) == (None, 3)
 
 
-def test_of_very_many_pictures_the_held_out_ones_are_searched_first(data, scorer, monkeypatch):
-    monkeypatch.setattr(dataset, "MOST", 11)
-    found = ready(data, scorer).search(scorer, "a star", None, 49)["pictures"]
-    assert sorted(one["split"] for one in found) == ["train"] * 2 + ["unseen"] * 4 + ["validation"] * 5
+def test_of_very_many_images_the_held_out_ones_are_indexed_first(dataset, scorer, monkeypatch):
+    monkeypatch.setattr(dataset_index, "MAX_INDEXED", 11)
+    images = indexed(dataset, scorer).search(scorer, "a star", None, NUM_IMAGES)["images"]
+    assert sorted(image["split"] for image in images) == ["train"] * 2 + ["unseen"] * 4 + ["validation"] * 5
 
 
-def test_what_is_shown_is_the_pair(data, folder):
+def test_a_page_shows_the_pairs(dataset, folder):
     reader = PairReader(folder, "validation")
-    for row, one in enumerate(data.page("validation", 0, 5)["pictures"]):
-        assert (one["key"], one["caption"]) == (reader.key(row), reader.captions(row)[0])
-        assert (images.decode_png(base64.b64decode(one["png"])) == reader.images([row])[0]).all()
+    for row, image in enumerate(dataset.page("validation", 0, 5)["images"]):
+        assert (image["key"], image["caption"]) == (reader.key(row), reader.captions(row)[0])
+        assert (decode_png(base64.b64decode(image["png"])) == reader.images([row])[0]).all()
 
 
-def test_captions_to_try_are_held_out_ones(data, tmp_path):
-    held_out = [one["caption"] for one in data.page("validation", 0, 5)["pictures"]]
-    assert len(data.examples()) == 3 and set(data.examples()) <= set(held_out)
-    assert DataSet(tmp_path / "nowhere", tmp_path / "store").examples() == []
+def test_example_captions_are_held_out_ones(dataset, tmp_path):
+    held_out = [image["caption"] for image in dataset.page("validation", 0, 5)["images"]]
+    assert len(dataset.examples()) == 3 and set(dataset.examples()) <= set(held_out)
+    assert DatasetIndex(tmp_path / "nowhere", tmp_path / "store").examples() == []
 
 
-def test_a_search_goes_over_what_there_is_so_far(data, scorer):
-    assert data.state(scorer) | {"splits": 0} == {"state": "ready", "done": 0, "total": 0, "splits": 0}
-    assert data.search(scorer, "a star", None, 5)["pictures"] == []
-    assert data.state(scorer)["state"] == "reading" and data.state(scorer)["total"] == 49
-    assert data.idle() and data.state(scorer)["done"] == 32
-    assert len(data.search(scorer, "a star", None, 49)["pictures"]) == 32
-    assert data.idle() and not data.idle() and data.state(scorer)["state"] == "ready"
+def test_a_search_covers_the_images_that_are_indexed_so_far(dataset, scorer):
+    assert dataset.state(scorer) | {"splits": 0} == {"state": "ready", "done": 0, "total": 0, "splits": 0}
+    assert dataset.search(scorer, "a star", None, 5)["images"] == []
+    state = dataset.state(scorer)
+    assert state["state"] == "indexing" and state["total"] == NUM_IMAGES
+    assert dataset.index_some() and dataset.state(scorer)["done"] == 32
+    assert len(dataset.search(scorer, "a star", None, NUM_IMAGES)["images"]) == 32
+    assert dataset.index_some() and not dataset.index_some() and dataset.state(scorer)["state"] == "ready"
 
 
-def test_a_search_gives_the_scorers_own_order(data, scorer, folder):
-    found = ready(data, scorer).search(scorer, "a small red star", "train", 40)["pictures"]
+def test_a_search_gives_the_scorers_own_order(dataset, scorer, folder):
+    images = indexed(dataset, scorer).search(scorer, "a small red star", "train", 40)["images"]
     reader = PairReader(folder, "train")
-    pixels = images.to_float(reader.images(range(40)))
+    pixels = to_float(reader.images(range(40)))
     with torch.no_grad():
         scores = scorer.score(pixels, ["a small red star"] * 40)
-    assert [one["key"] for one in found] == [reader.key(row) for row in scores.argsort(descending=True, stable=True).tolist()]
-    assert [one["score"] for one in found] == pytest.approx(scores.sort(descending=True).values.tolist(), abs=1e-3)
+    ranking = scores.argsort(descending=True, stable=True).tolist()
+    assert [image["key"] for image in images] == [reader.key(row) for row in ranking]
+    expected = scores.sort(descending=True).values.tolist()
+    assert [image["score"] for image in images] == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_training_picture_is_the_nearest_to_itself(data, scorer, folder):
+def test_a_training_image_is_the_nearest_to_itself(dataset, scorer, folder):
     reader = PairReader(folder, "train")
-    found = ready(data, scorer).nearest(scorer, images.to_float(reader.images([17])), 3)["pictures"]
-    assert (found[0]["key"], found[0]["score"]) == (reader.key(17), pytest.approx(1, abs=1e-4))
-    assert {one["split"] for one in found} == {"train"}
+    images = indexed(dataset, scorer).nearest(scorer, to_float(reader.images([17])), 3)["images"]
+    assert (images[0]["key"], images[0]["score"]) == (reader.key(17), pytest.approx(1, abs=1e-4))
+    assert {image["split"] for image in images} == {"train"}
 
 
-def test_vectors_are_made_once_and_made_again_where_they_are_damaged(data, scorer, folder, tmp_path):
-    wanted = ready(data, scorer).search(scorer, "a star", None, 49)
-    again = DataSet(folder, tmp_path / "store")
-    assert again.search(scorer, "a star", None, 49) == wanted and not again.idle()
+def test_embeddings_are_computed_once_and_again_if_they_are_damaged(dataset, scorer, folder, tmp_path):
+    expected = indexed(dataset, scorer).search(scorer, "a star", None, NUM_IMAGES)
+    second = DatasetIndex(folder, tmp_path / "store")
+    assert second.search(scorer, "a star", None, NUM_IMAGES) == expected and not second.index_some()
     (file,) = (tmp_path / "store").glob("*/vectors.npy")
     file.write_bytes(flipped(file.read_bytes(), 200))
-    once_more = DataSet(folder, tmp_path / "store")
-    assert once_more.search(scorer, "a star", None, 49)["pictures"] == [] and once_more.idle()
-    assert ready(once_more, scorer).search(scorer, "a star", None, 49) == wanted
+    third = DatasetIndex(folder, tmp_path / "store")
+    assert third.search(scorer, "a star", None, NUM_IMAGES)["images"] == [] and third.index_some()
+    assert indexed(third, scorer).search(scorer, "a star", None, NUM_IMAGES) == expected
 
 
-def test_only_the_last_scorers_hold_memory(data, scorer):
-    """A studio that is open for months sees many versions, each with a scorer of its own."""
+def test_only_the_last_scorers_use_memory(dataset, scorer):
+    """A studio that runs for months uses many versions, each with a scorer of its own."""
     scorers = [copy.copy(scorer) for _ in range(3)]
-    for number, one in enumerate(scorers):
-        one.fingerprint = f"{number}"
-    for one in (scorers[0], scorers[1], scorers[0], scorers[2]):
-        data.search(one, "a star", None, 1)
-    assert [data.state(one)["total"] for one in scorers] == [49, 0, 49]
+    for number, one_scorer in enumerate(scorers):
+        one_scorer.fingerprint = f"{number}"
+    for number in (0, 1, 0, 2):
+        dataset.search(scorers[number], "a star", None, 1)
+    assert [dataset.state(one_scorer)["total"] for one_scorer in scorers] == [NUM_IMAGES, 0, NUM_IMAGES]
 
 
-def test_a_store_that_takes_nothing_hinders_no_search(folder, scorer, tmp_path, caplog):
+def test_a_store_that_cannot_be_written_prevents_no_search(folder, scorer, tmp_path, caplog):
     (tmp_path / "store").write_text("a file, where a folder should be")
-    data = ready(DataSet(folder, tmp_path / "store"), scorer)
-    assert data.state(scorer)["state"] == "ready" and len(data.search(scorer, "a star", None, 49)["pictures"]) == 49
-    assert "the vectors of the pictures were not kept, and will be made again: " in caplog.text
+    dataset = indexed(DatasetIndex(folder, tmp_path / "store"), scorer)
+    assert dataset.state(scorer)["state"] == "ready"
+    assert len(dataset.search(scorer, "a star", None, NUM_IMAGES)["images"]) == NUM_IMAGES
+    assert "the embeddings of the images could not be stored, and will be computed again: " in caplog.text
 
 
-def test_data_that_are_written_anew_are_read_anew(scorer, tmp_path):
-    data = DataSet(tmp_path / "pairs", tmp_path / "store")
+def test_a_data_set_that_is_written_again_is_read_again(scorer, tmp_path):
+    dataset = DatasetIndex(tmp_path / "pairs", tmp_path / "store")
     for count in (6, 9):
         scenes = SceneCounts(count=count, validation_count=2, unseen_count=2)
-        pairs.write_pairs(Config(image_size=24, scenes=scenes), 0, tmp_path / "pairs")
-        assert len(data.page("train", 0, 100)["pictures"]) == count
-        assert len(ready(data, scorer).search(scorer, "a star", "train", 100)["pictures"]) == count
+        ingest.write_pairs(DataConfig(image_size=24, scenes=scenes), 0, tmp_path / "pairs")
+        assert len(dataset.page("train", 0, 100)["images"]) == count
+        assert len(indexed(dataset, scorer).search(scorer, "a star", "train", 100)["images"]) == count

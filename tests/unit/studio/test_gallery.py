@@ -1,4 +1,5 @@
-"""Past draws: whole or not there, verified, newest first, with pictures that still say how they were drawn."""
+"""The gallery: complete entries, verified, newest first, and images with their provenance."""
+
 from __future__ import annotations
 
 import base64
@@ -11,22 +12,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from studio import streaming
-from studio.gallery import NAME, Drawn, Gallery, NoDraw
-from studio.versions import Version
-from tests.tiny import flipped
-from thousandwords.drawing import Settings
-from thousandwords.files import CannotWrite, DamagedArtefact, read_manifest, write_manifest
-from thousandwords.images import decode_png
-from thousandwords.provenance import Provenance, provenance_of, with_provenance
+from studio.api import streaming
+from studio.data.gallery import NAME, Gallery, GalleryEntry, NoSuchEntry
+from studio.data.versions import Version
+from tests.helpers.tiny_models import flipped
+from thousandwords.core.files import CannotWrite
+from thousandwords.core.manifest import DamagedArtefact, read_manifest, write_manifest
+from thousandwords.data.images import decode_png
+from thousandwords.inference.config import SamplingConfig
+from thousandwords.inference.provenance import Provenance, encode_png_with_provenance, read_provenance
 
-FACTS = Provenance("a <b>red</b> star", 7, 0, "0f" * 32, Settings(candidates=3, batch_size=8))
+PROVENANCE = Provenance("a <b>red</b> star", 7, 0, "0f" * 32, SamplingConfig(candidates=3, batch_size=8))
 
 
-def a_draw(seed: int = 7, given: tuple[int, ...] | None = None) -> Drawn:
-    pictures = np.random.default_rng(seed).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-    words = [[number] * 4 for number in range(3)]
-    return Drawn(dataclasses.replace(FACTS, seed=seed, given=given), "package", words, pictures, [0.1, 0.3, 0.2], [1, 2, 0])
+def make_entry(seed: int = 7, fixed_tokens: tuple[int, ...] | None = None) -> GalleryEntry:
+    images = np.random.default_rng(seed).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    tokens = [[number] * 4 for number in range(3)]
+    provenance = dataclasses.replace(PROVENANCE, seed=seed, fixed_tokens=fixed_tokens)
+    return GalleryEntry(provenance, "package", tokens, images, [0.1, 0.3, 0.2], [1, 2, 0])
 
 
 @pytest.fixture
@@ -34,128 +37,161 @@ def gallery(tmp_path):
     return Gallery(tmp_path / "gallery")
 
 
-def test_a_draw_is_told_with_its_best_in_front(gallery):
-    name = gallery.add(a_draw())
-    (told,) = gallery.page(None, 10)["draws"]
-    assert NAME.fullmatch(name) and told["id"] == name
-    assert (told["prompt"], told["seed"], told["candidates"], told["version"], told["is_completion"]) == (
-        "a <b>red</b> star", 7, 3, "package", False)  # fmt: skip
-    assert [(one["candidate"], one["score"]) for one in told["best"]] == [(1, 0.3), (2, 0.2), (0, 0.1)]
-    assert told["best"][0]["url"] == f"/api/gallery/{name}/1.png"
-    assert [one["words"] for one in gallery.one(name)["pictures"]] == [[[1, 1], [1, 1]], [[2, 2], [2, 2]], [[0, 0], [0, 0]]]
+def readers(gallery: Gallery) -> tuple:
+    return gallery.entry, gallery.remove, lambda name: gallery.image(name, 0)
 
 
-def test_a_picture_is_as_it_was_and_says_how_it_was_drawn(gallery):
-    drawn = a_draw(given=(-1, 1, 2, 3))
-    name = gallery.add(drawn)
-    assert gallery.page(None, 1)["draws"][0]["is_completion"]
+def listed(gallery: Gallery) -> list[str]:
+    return [entry["id"] for entry in gallery.page(None, 10)["entries"]]
+
+
+def test_an_entry_is_listed_with_its_best_images_first(gallery):
+    name = gallery.add(make_entry())
+    (entry,) = gallery.page(None, 10)["entries"]
+    assert NAME.fullmatch(name) and entry["id"] == name
+    assert (entry["prompt"], entry["seed"], entry["candidates"]) == ("a <b>red</b> star", 7, 3)
+    assert (entry["version"], entry["is_inpainted"]) == ("package", False)
+    assert [(image["candidate"], image["score"]) for image in entry["best"]] == [(1, 0.3), (2, 0.2), (0, 0.1)]
+    assert entry["best"][0]["url"] == f"/api/gallery/{name}/1.png"
+    grids = [image["tokens"] for image in gallery.entry(name)["images"]]
+    assert grids == [[[1, 1], [1, 1]], [[2, 2], [2, 2]], [[0, 0], [0, 0]]]
+
+
+def test_an_image_is_unchanged_and_has_its_provenance(gallery):
+    entry = make_entry(fixed_tokens=(-1, 1, 2, 3))
+    name = gallery.add(entry)
+    assert gallery.page(None, 1)["entries"][0]["is_inpainted"]
     for number in range(3):
-        data = gallery.picture(name, number)
-        assert (decode_png(data) == drawn.pictures[number]).all()
-        assert provenance_of(data) == dataclasses.replace(drawn.provenance, candidate=number)
+        data = gallery.image(name, number)
+        assert (decode_png(data) == entry.images[number]).all()
+        assert read_provenance(data) == dataclasses.replace(entry.provenance, candidate=number)
 
 
-def test_pages_hold_every_draw_once_newest_first(gallery):
+def test_fixed_tokens_are_stored_under_the_key_of_earlier_entries(gallery):
+    name = gallery.add(make_entry(fixed_tokens=(-1, 1, 2, 3)))
+    provenance = read_manifest(gallery.folder / name)["facts"]["provenance"]
+    assert provenance["given"] == [-1, 1, 2, 3] and "fixed_tokens" not in provenance
+
+
+def test_pages_hold_every_entry_once_newest_first(gallery):
     names = [f"2026010{day}T000000-{number:08x}" for day in (1, 2) for number in (1, 2, 3)]
     for name in names:
-        os.rename(gallery.folder / gallery.add(a_draw()), gallery.folder / name)
-    seen, before = [], None
+        os.rename(gallery.folder / gallery.add(make_entry()), gallery.folder / name)
+    pages, before = [], None
     while True:
         page = gallery.page(before, 4)
-        seen += [one["id"] for one in page["draws"]]
+        pages += [entry["id"] for entry in page["entries"]]
         if (before := page["next"]) is None:
             break
-    assert seen == sorted(names, reverse=True)
+    assert pages == sorted(names, reverse=True)
 
 
-def test_a_damaged_draw_hides_no_other_and_is_not_shown(gallery):
-    whole, damaged = gallery.add(a_draw(1)), gallery.add(a_draw(2))
+def test_a_damaged_entry_is_left_out_and_hides_no_other(gallery):
+    intact, damaged = gallery.add(make_entry(1)), gallery.add(make_entry(2))
     (shard,) = (gallery.folder / damaged).glob("*.parquet")
     shard.write_bytes(flipped(shard.read_bytes(), shard.stat().st_size // 2))
     with pytest.raises(DamagedArtefact):
-        gallery.picture(damaged, 0)
+        gallery.image(damaged, 0)
     (gallery.folder / damaged / "manifest.json").write_bytes(b"{")
-    assert [one["id"] for one in gallery.page(None, 10)["draws"]] == [whole]
+    assert listed(gallery) == [intact]
 
 
-def test_a_draw_that_was_killed_half_way_is_not_there(gallery):
-    name = gallery.add(a_draw())
+def test_an_entry_whose_writer_was_killed_is_not_listed(gallery):
+    name = gallery.add(make_entry())
     os.rename(gallery.folder / name, gallery.folder / f".{name}.tmp")
-    assert gallery.page(None, 10) == {"draws": [], "next": None}
+    assert gallery.page(None, 10) == {"entries": [], "next": None}
 
 
-def test_why_a_draw_was_not_kept_is_logged(tmp_path, caplog):
+def test_an_entry_that_cannot_be_saved_is_logged_with_the_reason(tmp_path, caplog):
     (tmp_path / "gallery").write_text("a file, where a folder should be")
-    drawn = a_draw()
-    told = [{"png": base64.b64encode(with_provenance(picture, FACTS)), "words": [words], "score": 0.1}
-            for picture, words in zip(drawn.pictures, drawn.words, strict=True)]  # fmt: skip
+    entry = make_entry()
+    candidates = [
+        {
+            "png": base64.b64encode(encode_png_with_provenance(image, PROVENANCE)),
+            "tokens": [tokens],
+            "score": 0.1,
+        }
+        for image, tokens in zip(entry.images, entry.tokens, strict=True)
+    ]
     version = Version("package", "models/package", "0f" * 32)
-    assert streaming._keep(Gallery(tmp_path / "gallery"), version, told, [1, 2, 0], dataclasses.asdict(FACTS.settings)) is None
-    assert "a draw was not kept in the gallery: " in caplog.text
+    settings = dataclasses.asdict(PROVENANCE.settings)
+    name = streaming._save_entry(Gallery(tmp_path / "gallery"), version, candidates, [1, 2, 0], settings)
+    assert name is None
+    assert "a generation could not be saved in the gallery: " in caplog.text
 
 
-def test_a_removed_draw_is_gone(gallery):
-    name = gallery.add(a_draw())
+def test_a_deleted_entry_is_gone(gallery):
+    name = gallery.add(make_entry())
     gallery.remove(name)
-    assert gallery.page(None, 10)["draws"] == [] and not list(gallery.folder.iterdir())
-    for ask in (gallery.one, gallery.remove, lambda name: gallery.picture(name, 0)):
-        with pytest.raises(NoDraw, match="there is no such draw"):
-            ask(name)
+    assert listed(gallery) == [] and not list(gallery.folder.iterdir())
+    for read in readers(gallery):
+        with pytest.raises(NoSuchEntry, match="there is no such entry in the gallery"):
+            read(name)
 
 
-def test_a_draw_that_is_deleted_while_the_list_is_made_hides_no_other(gallery, monkeypatch):
-    kept, deleted = gallery.add(a_draw(1)), gallery.add(a_draw(2))
+def test_an_entry_that_is_deleted_while_the_page_is_made_hides_no_other(gallery, monkeypatch):
+    first, deleted = gallery.add(make_entry(1)), gallery.add(make_entry(2))
     names = gallery.names()
     gallery.remove(deleted)
     monkeypatch.setattr(gallery, "names", lambda: names)
-    assert [one["id"] for one in gallery.page(None, 10)["draws"]] == [kept]
+    assert listed(gallery) == [first]
 
 
-def test_of_two_who_delete_a_draw_one_is_told_that_there_is_none(gallery, monkeypatch):
-    name = gallery.add(a_draw())
+def test_of_two_clients_that_delete_an_entry_the_second_gets_an_error(gallery, monkeypatch):
+    name = gallery.add(make_entry())
     gallery.remove(name)
     monkeypatch.setattr(gallery, "_check", lambda name: None)
-    with pytest.raises(NoDraw, match="there is no such draw"):
+    with pytest.raises(NoSuchEntry, match="there is no such entry in the gallery"):
         gallery.remove(name)
 
 
-def test_a_gallery_that_may_not_be_changed_says_so(gallery, monkeypatch):
-    name = gallery.add(a_draw())
+def test_a_gallery_without_write_permission_says_so(gallery, monkeypatch):
+    name = gallery.add(make_entry())
 
-    def refused(*_: object) -> None:
+    def no_permission(*_: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(os, "rename", refused)
-    with pytest.raises(CannotWrite, match="gallery cannot be written: Operation not permitted. See to it that you may write"):
+    monkeypatch.setattr(os, "rename", no_permission)
+    with pytest.raises(
+        CannotWrite, match="gallery cannot be written: Operation not permitted. Check that you"
+    ):
         gallery.remove(name)
 
 
-@pytest.mark.parametrize("change", [
-    lambda facts: facts.pop("order"),
-    lambda facts: facts["provenance"].update(colour="red"),
-    lambda facts: facts.update(provenance=None),
-])  # fmt: skip
-def test_a_draw_that_another_version_of_this_code_kept_hides_no_other(gallery, change):
-    whole, other = gallery.add(a_draw(1)), gallery.add(a_draw(2))
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda metadata: metadata.pop("order"),
+        lambda metadata: metadata["provenance"].update(color="red"),
+        lambda metadata: metadata.update(provenance=None),
+    ],
+)
+def test_an_entry_of_another_version_of_this_code_hides_no_other(gallery, change):
+    intact, other = gallery.add(make_entry(1)), gallery.add(make_entry(2))
     manifest = read_manifest(gallery.folder / other)
     change(manifest["facts"])
-    write_manifest(gallery.folder / other, {name: entry["rows"] for name, entry in manifest["files"].items()}, manifest["facts"])
-    assert [one["id"] for one in gallery.page(None, 10)["draws"]] == [whole]
-    for ask in (gallery.one, lambda name: gallery.picture(name, 0)):
-        with pytest.raises(DamagedArtefact, match=f"the draw {other} was kept by another version of this code"):
-            ask(other)
+    files = {name: entry["rows"] for name, entry in manifest["files"].items()}
+    write_manifest(gallery.folder / other, files, manifest["facts"])
+    assert listed(gallery) == [intact]
+    for read in (gallery.entry, lambda name: gallery.image(name, 0)):
+        message = f"the entry {other} was written by another version of this code"
+        with pytest.raises(DamagedArtefact, match=message):
+            read(other)
 
 
-@given(st.text() | st.sampled_from(["..", "../..", ".", "/etc", "..\\..", "20260101T000000-00000000/../..", "\0"]))
+@given(
+    st.text()
+    | st.sampled_from(["..", "../..", ".", "/etc", "..\\..", "20260101T000000-00000000/../..", "\0"])
+)
 def test_no_name_leads_out_of_the_gallery(tmp_path_factory, name):
     gallery = Gallery(tmp_path_factory.getbasetemp() / "gallery-of-names")
     gallery.folder.mkdir(exist_ok=True)
-    for ask in (gallery.one, gallery.remove, lambda name: gallery.picture(name, 0)):
-        with pytest.raises(NoDraw):
-            ask(name)
+    for read in readers(gallery):
+        with pytest.raises(NoSuchEntry):
+            read(name)
 
 
-def test_a_picture_that_there_is_not_is_told(gallery):
-    name = gallery.add(a_draw())
-    with pytest.raises(NoDraw, match=f"the draw {name} has no picture 3; they run from 0 to 2"):
-        gallery.picture(name, 3)
+def test_a_candidate_that_does_not_exist_is_reported(gallery):
+    name = gallery.add(make_entry())
+    with pytest.raises(NoSuchEntry, match=f"the entry {name} has no image 3; its images are 0 to 2"):
+        gallery.image(name, 3)

@@ -1,15 +1,17 @@
-"""Past draws found by what they show: in the scorer's own order, without the damaged, and new ones at once."""
+"""Search of the gallery: in the scorer's own order, without damaged entries, and with new ones at once."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
 
-from studio.gallery import Drawn, Gallery
-from studio.recall import Recall
-from thousandwords import components, images
-from thousandwords.drawing import Settings
-from thousandwords.provenance import Provenance
+from studio.data.gallery import Gallery, GalleryEntry
+from studio.data.gallery_search import GallerySearch
+from thousandwords import components
+from thousandwords.data.images import to_float
+from thousandwords.inference.config import SamplingConfig
+from thousandwords.inference.provenance import Provenance
 
 
 @pytest.fixture(scope="module")
@@ -21,39 +23,39 @@ def scorer(parts):
 def gallery(tmp_path):
     gallery = Gallery(tmp_path / "gallery")
     for seed in range(6):
-        add(gallery, seed)
+        add_entry(gallery, seed)
     return gallery
 
 
-def add(gallery: Gallery, seed: int) -> str:
-    pictures = np.random.default_rng(seed).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-    facts = Provenance("a star", seed, 0, "0f" * 32, Settings(candidates=2))
-    return gallery.add(Drawn(facts, "package", [[0] * 4] * 2, pictures, [0.1, 0.2], [1, 0]))
+def add_entry(gallery: Gallery, seed: int) -> str:
+    images = np.random.default_rng(seed).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    provenance = Provenance("a star", seed, 0, "0f" * 32, SamplingConfig(candidates=2))
+    return gallery.add(GalleryEntry(provenance, "package", [[0] * 4] * 2, images, [0.1, 0.2], [1, 0]))
 
 
-def test_draws_come_in_the_order_of_the_scorer_by_their_best_pictures(gallery, scorer):
+def test_entries_come_in_the_order_of_the_scorer_by_their_best_images(gallery, scorer):
     names = gallery.names()
-    pixels = images.to_float(np.stack([gallery.best(name) for name in names]))
+    pixels = to_float(np.stack([gallery.best_image(name) for name in names]))
     with torch.no_grad():
         scores = scorer.score(pixels, ["a blue circle"] * len(names))
-    wanted = [names[place] for place in scores.argsort(descending=True).tolist()]
-    assert Recall(gallery).search(scorer, "a blue circle", 10) == wanted
-    assert Recall(gallery).search(scorer, "a blue circle", 2) == wanted[:2]
-    told = gallery.several(wanted)
-    assert [draw["id"] for draw in told] == wanted and told[0]["best"][0]["candidate"] == 1
+    expected = [names[index] for index in scores.argsort(descending=True).tolist()]
+    assert GallerySearch(gallery).search(scorer, "a blue circle", 10) == expected
+    assert GallerySearch(gallery).search(scorer, "a blue circle", 2) == expected[:2]
+    entries = gallery.entries(expected)
+    assert [entry["id"] for entry in entries] == expected and entries[0]["best"][0]["candidate"] == 1
 
 
-def test_what_is_new_is_found_and_what_is_gone_or_damaged_is_not(gallery, scorer):
-    recall = Recall(gallery)
+def test_new_entries_are_found_and_deleted_or_damaged_ones_are_not(gallery, scorer):
+    search = GallerySearch(gallery)
     first, second, *_ = gallery.names()
-    assert len(recall.search(scorer, "a star", 10)) == 6
+    assert len(search.search(scorer, "a star", 10)) == 6
     gallery.remove(first)
-    new = add(gallery, 9)
-    assert set(recall.search(scorer, "a star", 10)) == set(gallery.names()) and new in gallery.names()
+    new = add_entry(gallery, 9)
+    assert set(search.search(scorer, "a star", 10)) == set(gallery.names()) and new in gallery.names()
     (gallery.folder / second / "manifest.json").write_bytes(b"{")
-    assert second not in Recall(gallery).search(scorer, "a star", 10)
-    assert gallery.several([second, first, new]) == gallery.several([new])
+    assert second not in GallerySearch(gallery).search(scorer, "a star", 10)
+    assert gallery.entries([second, first, new]) == gallery.entries([new])
 
 
-def test_an_empty_gallery_has_nothing_to_find(tmp_path, scorer):
-    assert Recall(Gallery(tmp_path / "none")).search(scorer, "a star", 10) == []
+def test_a_search_of_an_empty_gallery_finds_nothing(tmp_path, scorer):
+    assert GallerySearch(Gallery(tmp_path / "none")).search(scorer, "a star", 10) == []

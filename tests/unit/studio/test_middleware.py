@@ -1,4 +1,5 @@
-"""The studio's doors: who is let in, how much may be sent, what each answer and each log line says."""
+"""The studio's middleware: allowed hosts and origins, limits on bodies, headers of each answer, log lines."""
+
 from __future__ import annotations
 
 import asyncio
@@ -12,37 +13,43 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from studio.doors import guarded, one_word
-from studio.hosts import host_and_port
-from thousandwords.errors import UserError
+from studio.http.host_header import host_and_port
+from studio.http.middleware import as_log_word, with_middleware
+from thousandwords.core.errors import UserError
 
 KIB = 1024
 
 
 class Answer:
-    """What a client of an ASGI app got: `status` (None: nothing), `headers` by name, `body`, and how much was read for it."""
+    """An answer of an ASGI app: `status` (None: no answer), `headers` by name, `body`, and `pieces_read`."""
 
     def __init__(self):
         self.status, self.headers, self.body, self.pieces_read = None, {}, b"", 0
 
     @property
     def error(self) -> str:
-        told = json.loads(self.body)
-        assert set(told) == {"error", "field"} and told["field"] is None
-        return told["error"]
+        answer = json.loads(self.body)
+        assert set(answer) == {"error", "field"} and answer["field"] is None
+        return answer["error"]
 
 
 def ask(app, method="GET", path="/", headers=(), pieces=(b"",)) -> Answer:
-    """One request by hand. headers: (name, value) pairs; without a Host among them, localhost. pieces: the body's."""
+    """Send one ASGI request. headers: (name, value) pairs; Host: localhost is the default. pieces: body."""
     headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
     if not any(name == b"host" for name, _ in headers):
         headers.append((b"host", b"localhost"))
-    scope = {"type": "http", "method": method, "path": path, "query_string": b"prompt=secret", "headers": headers}
-    answer, coming = Answer(), iter([*pieces])
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": b"prompt=secret",
+        "headers": headers,
+    }
+    answer, remaining = Answer(), iter([*pieces])
 
     async def receive():
         try:
-            piece = next(coming)
+            piece = next(remaining)
         except StopIteration:
             await asyncio.Event().wait()
         answer.pieces_read += 1
@@ -52,59 +59,108 @@ def ask(app, method="GET", path="/", headers=(), pieces=(b"",)) -> Answer:
         if message["type"] == "http.response.start":
             answer.status, names = message["status"], [name for name, _ in message["headers"]]
             answer.headers = {name.decode(): value.decode() for name, value in message["headers"]}
-            assert len(names) == len(answer.headers), f"a header stands twice in {names}"
+            assert len(names) == len(answer.headers), f"a header is there twice in {names}"
         answer.body += message.get("body", b"")
 
-    asyncio.run(asyncio.wait_for(app(scope, receive, send), 10))  # what waits for ever is a failure, no hang
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), 10))  # an endless wait fails the test
     return answer
 
 
 async def echo(request: Request) -> Response:
-    return Response(await request.body(), headers={"Access-Control-Allow-Origin": "*", "Referrer-Policy": "unsafe-url"})
+    return Response(
+        await request.body(), headers={"Access-Control-Allow-Origin": "*", "Referrer-Policy": "unsafe-url"}
+    )
 
 
 def echoing(*, log=lambda line: None, **settings):
-    """An app that answers everything with the body it was sent, behind the doors."""
-    routes = [Route(path, echo, methods=["GET", "POST", "DELETE", "OPTIONS"]) for path in ("/", "/{rest:path}")]
-    return guarded(Starlette(routes=routes), log=log, **settings)
+    """An app that answers with the body of the request, in the middleware."""
+    routes = [
+        Route(path, echo, methods=["GET", "POST", "DELETE", "OPTIONS"]) for path in ("/", "/{rest:path}")
+    ]
+    return with_middleware(Starlette(routes=routes), log=log, **settings)
 
 
-def asked_of(host: str, **settings) -> int:
+def status_for_host(host: str, **settings) -> int:
     return ask(echoing(**settings), headers=[("Host", host)]).status
 
 
-# --- who is let in
+# --- hosts and origins
 
 
 @pytest.mark.parametrize(
     "host",
-    ["localhost", "localhost:8000", "LOCALHOST", "localhost.", "localhost.:1", "127.0.0.1", "127.0.0.1:65535",
-     "[::1]", "[::1]:8000", "[0:0:0:0:0:0:0:1]", "[0000::0001]:80"],
-)  # fmt: skip
-def test_this_machine_is_let_in_by_each_of_its_names(host):
-    assert asked_of(host) == 200
+    [
+        "localhost",
+        "localhost:8000",
+        "LOCALHOST",
+        "localhost.",
+        "localhost.:1",
+        "127.0.0.1",
+        "127.0.0.1:65535",
+        "[::1]",
+        "[::1]:8000",
+        "[0:0:0:0:0:0:0:1]",
+        "[0000::0001]:80",
+    ],
+)
+def test_every_name_of_this_machine_is_allowed(host):
+    assert status_for_host(host) == 200
 
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "169.254.169.254", "127.0.0.1@evil", "localhost@evil:80", "evil@localhost", "localhost.evil.example",
-     "evil-localhost", "localhost:80:80", "localhost:", "localhost:x", "localhost:0", "localhost:65536", "localhost..",
-     "localhost evil", "localhost,evil", "localhost/evil", "localhost#", "localhost\\evil", "http://localhost", "127.1",
-     "0x7f.0.0.1", "2130706433", "0.0.0.0", "::1", "[::1", "[::1]evil", "[::1%eth0]", "[::ffff:127.0.0.1]", "[::]", "[1:::2]",
-     "local\xadhost", "%6cocalhost", "*", "."],
-)  # fmt: skip
-def test_any_other_host_is_turned_away(host):
+    [
+        "evil.example",
+        "169.254.169.254",
+        "127.0.0.1@evil",
+        "localhost@evil:80",
+        "evil@localhost",
+        "localhost.evil.example",
+        "evil-localhost",
+        "localhost:80:80",
+        "localhost:",
+        "localhost:x",
+        "localhost:0",
+        "localhost:65536",
+        "localhost..",
+        "localhost evil",
+        "localhost,evil",
+        "localhost/evil",
+        "localhost#",
+        "localhost\\evil",
+        "http://localhost",
+        "127.1",
+        "0x7f.0.0.1",
+        "2130706433",
+        "0.0.0.0",
+        "::1",
+        "[::1",
+        "[::1]evil",
+        "[::1%eth0]",
+        "[::ffff:127.0.0.1]",
+        "[::]",
+        "[1:::2]",
+        "local\xadhost",
+        "%6cocalhost",
+        "*",
+        ".",
+    ],
+)
+def test_any_other_host_is_rejected(host):
     answer = ask(echoing(), headers=[("Host", host)])
     assert answer.status == 403
-    assert answer.error == "this host is not one that the studio answers for; use localhost, or start it with this name allowed"
+    assert (
+        answer.error
+        == "the studio does not answer to this host name; use localhost, or start it with --allowed-host"
+    )
 
 
 @given(st.text(st.characters(max_codepoint=255, exclude_characters="\r\n"), max_size=30))
-def test_no_wild_host_is_let_in(host):
-    named = host.strip(" \t").lower()
-    bare = named.rpartition(":")[0] if named.rpartition(":")[2].isdigit() else named
+def test_no_random_host_is_allowed(host):
+    name = host.strip(" \t").lower()
+    bare = name.rpartition(":")[0] if name.rpartition(":")[2].isdigit() else name
     if bare.removesuffix(".") not in ("localhost", "127.0.0.1") and not bare.startswith("["):
-        assert asked_of(host) == (403 if named else 400)
+        assert status_for_host(host) == (403 if name else 400)
 
 
 @given(
@@ -112,7 +168,7 @@ def test_no_wild_host_is_let_in(host):
     st.sampled_from("@.-_/\\#?:,;%[]"),
     st.text("abe.:@1", max_size=6),
 )
-def test_nothing_is_let_in_by_what_stands_before_or_after_an_allowed_name(name, mark, rest):
+def test_text_before_or_after_an_allowed_name_is_rejected(name, mark, rest):
     app = echoing(hosts=["studio.example"])
     assert ask(app, headers=[("Host", f"evil{mark}{name}")]).status == 403
     after = host_and_port(f"{name}{mark}{rest}")
@@ -120,40 +176,55 @@ def test_nothing_is_let_in_by_what_stands_before_or_after_an_allowed_name(name, 
         assert ask(app, headers=[("Host", f"{name}{mark}{rest}")]).status == 403
 
 
-def test_hosts_that_were_given_are_let_in_besides_the_local_ones():
-    given_hosts = ["Studio.Example.", "10.0.0.5", "fe80::5", "[fe80::6]"]
-    for host in ["studio.example", "STUDIO.example:80", "10.0.0.5:8000", "[FE80::5]", "[fe80::6]:1", "localhost"]:
-        assert asked_of(host, hosts=given_hosts) == 200
-    assert asked_of("www.studio.example", hosts=given_hosts) == 403
+def test_configured_hosts_are_allowed_besides_the_local_ones():
+    allowed_hosts = ["Studio.Example.", "10.0.0.5", "fe80::5", "[fe80::6]"]
+    for host in [
+        "studio.example",
+        "STUDIO.example:80",
+        "10.0.0.5:8000",
+        "[FE80::5]",
+        "[fe80::6]:1",
+        "localhost",
+    ]:
+        assert status_for_host(host, hosts=allowed_hosts) == 200
+    assert status_for_host("www.studio.example", hosts=allowed_hosts) == 403
 
 
-@pytest.mark.parametrize("host", ["", "*", "studio.example:80", "http://studio.example", "[::1]:80", "a b", "*.example"])
-def test_a_host_that_is_no_name_cannot_be_allowed(host):
-    with pytest.raises(UserError) as told:
-        guarded(None, hosts=[host])
-    assert str(told.value) == (
-        f"allowed host {host!r} is not a name or an address; give it like studio.example, without scheme or port"
+@pytest.mark.parametrize(
+    "host", ["", "*", "studio.example:80", "http://studio.example", "[::1]:80", "a b", "*.example"]
+)
+def test_an_invalid_host_name_cannot_be_allowed(host):
+    with pytest.raises(UserError) as caught:
+        with_middleware(None, hosts=[host])
+    assert str(caught.value) == (
+        f"allowed host {host!r} is not a name or an address; "
+        "give it like studio.example, without scheme or port"
     )
 
 
-@pytest.mark.parametrize("hosts, count", [([""], 0), (["localhost", "localhost"], 2), (["localhost", "evil"], 2)])
-def test_a_request_names_one_host(hosts, count):
+@pytest.mark.parametrize(
+    "hosts, count", [([""], 0), (["localhost", "localhost"], 2), (["localhost", "evil"], 2)]
+)
+def test_a_request_has_exactly_one_host(hosts, count):
     answer = ask(echoing(), headers=[("Host", host) for host in hosts])
     assert answer.status == 400
-    assert answer.error == f"a request needs one Host header, this one has {count}"
+    assert answer.error == f"a request needs exactly one Host header, this one has {count}"
 
 
-def test_a_request_without_a_host_is_refused():
-    async def headers_removed(scope, receive, send):
+def test_a_request_without_a_host_is_rejected():
+    async def without_headers(scope, receive, send):
         await echoing()({**scope, "headers": []}, receive, send)
 
-    assert ask(headers_removed).error == "a request needs one Host header, this one has 0"
+    assert ask(without_headers).error == "a request needs exactly one Host header, this one has 0"
 
 
-def test_a_target_that_names_a_host_is_refused():
+def test_a_target_that_names_a_host_is_rejected():
     answer = ask(echoing(), path="http://evil/")
     assert answer.status == 400
-    assert answer.error == "the target of a request is a path that begins with /; leave out the scheme and the host"
+    assert (
+        answer.error
+        == "the target of a request must be a path that begins with /; leave out the scheme and the host"
+    )
 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
@@ -177,8 +248,8 @@ def test_a_target_that_names_a_host_is_refused():
         ("", "localhost", 403),
     ],
 )
-def test_only_pages_of_the_studio_may_change_something(method, origin, host, status):
-    answer = ask(echoing(), method, "/api/draw", [("Host", host), ("Origin", origin)])
+def test_only_pages_of_the_studio_can_change_something(method, origin, host, status):
+    answer = ask(echoing(), method, "/api/generate", [("Host", host), ("Origin", origin)])
     assert answer.status == status
     if status == 403:
         assert answer.error == "this request comes from a page of another origin; use the studio's own page"
@@ -186,117 +257,124 @@ def test_only_pages_of_the_studio_may_change_something(method, origin, host, sta
 
 def test_each_of_several_origins_must_be_the_studio():
     both = [("Origin", "http://localhost"), ("Origin", "http://evil.example")]
-    assert ask(echoing(), "POST", "/api/draw", both).status == 403
-    assert ask(echoing(), "POST", "/api/draw", both[:1]).status == 200
+    assert ask(echoing(), "POST", "/api/generate", both).status == 403
+    assert ask(echoing(), "POST", "/api/generate", both[:1]).status == 200
 
 
-def test_a_program_that_sends_no_origin_may_change_something():
-    assert ask(echoing(), "POST", "/api/draw").status == 200
+def test_a_program_that_sends_no_origin_can_change_something():
+    assert ask(echoing(), "POST", "/api/generate").status == 200
 
 
 @pytest.mark.parametrize("site", ["cross-site", "Cross-Site", "same-site"])
-def test_pages_of_other_sites_read_nothing_under_api(site):
-    fetched = [("Sec-Fetch-Site", site)]
-    assert ask(echoing(), "GET", "/api/gallery/1/0.png", fetched).status == 403
-    assert ask(echoing(), "POST", "/elsewhere", fetched).status == 403
-    assert ask(echoing(), "GET", "/", fetched).status == 200, "a link to the page is no harm"
+def test_pages_of_other_sites_cannot_read_the_api(site):
+    headers = [("Sec-Fetch-Site", site)]
+    assert ask(echoing(), "GET", "/api/gallery/1/0.png", headers).status == 403
+    assert ask(echoing(), "POST", "/elsewhere", headers).status == 403
+    assert ask(echoing(), "GET", "/", headers).status == 200, "a link to the page is harmless"
 
 
 @pytest.mark.parametrize("site", ["same-origin", "none"])
-def test_the_page_itself_and_the_address_bar_read_what_is_under_api(site):
+def test_the_page_itself_and_the_address_bar_can_read_the_api(site):
     assert ask(echoing(), "GET", "/api/gallery/1/0.png", [("Sec-Fetch-Site", site)]).status == 200
 
 
-def test_no_answer_shares_anything_with_other_origins():
-    answer = ask(echoing(), "OPTIONS", "/api/draw", [("Origin", "http://evil"), ("Access-Control-Request-Method", "POST")])
+def test_no_answer_has_cors_headers():
+    answer = ask(
+        echoing(),
+        "OPTIONS",
+        "/api/generate",
+        [("Origin", "http://evil"), ("Access-Control-Request-Method", "POST")],
+    )
     assert answer.status == 200
     assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
-def test_websockets_are_refused_and_lifespan_reaches_the_app():
-    seen, sent = [], []
+def test_websockets_are_rejected_and_lifespan_reaches_the_app():
+    scopes, sent = [], []
 
     async def app(scope, receive, send):
-        seen.append(scope["type"])
+        scopes.append(scope["type"])
 
     async def send(message):
         sent.append(message)
 
     for kind in ("websocket", "lifespan"):
-        asyncio.run(guarded(app)({"type": kind}, None, send))
-    assert seen == ["lifespan"]
+        asyncio.run(with_middleware(app)({"type": kind}, None, send))
+    assert scopes == ["lifespan"]
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
-# --- how much may be sent
+# --- bodies
 
 
-def post(pieces, headers=(), path="/api/draw", **settings) -> Answer:
+def post(pieces, headers=(), path="/api/generate", **settings) -> Answer:
     return ask(echoing(**settings), "POST", path, headers, pieces)
 
 
-def test_the_app_reads_a_body_as_it_was_sent():
+def test_the_app_reads_a_body_unchanged():
     assert post([b"ab", b"cd", b""], [("Content-Length", "4")]).body == b"abcd"
     assert post([b"x" * 64 * KIB, b""]).body == b"x" * 64 * KIB
 
 
-def test_a_body_declared_too_large_is_refused_before_a_byte_of_it_is_read():
+def test_a_body_with_a_large_content_length_is_rejected_before_it_is_read():
     answer = post([b"x"], [("Content-Length", str(64 * KIB + 1))])
     assert (answer.status, answer.pieces_read) == (413, 0)
-    assert answer.error == "the body has more than the 65536 bytes that are read here; send less"
+    assert answer.error == "the body has more than 65536 bytes, the maximum here; send less"
     assert answer.headers["connection"] == "close"
     assert post([b"x" * 64 * KIB, b""], [("Content-Length", str(64 * KIB))]).status == 200
 
 
 @pytest.mark.parametrize("length", ["9" * 5000, "0" * 5000 + "65537"])
-def test_a_length_of_any_count_of_digits_is_read(length):
+def test_a_content_length_can_have_any_number_of_digits(length):
     assert post([b""], [("Content-Length", length)]).status == 413
 
 
-def test_a_body_that_does_not_say_its_size_is_refused_with_the_byte_that_is_too_many():
+def test_a_body_of_unknown_size_is_rejected_at_the_first_byte_above_the_limit():
     answer = post([b"x" * KIB] * 1000)
     assert (answer.status, answer.pieces_read) == (413, 65)
 
 
-def test_some_paths_take_larger_bodies():
-    limits = {"/api/pictures": 200 * KIB}
-    assert post([b"x" * 200 * KIB, b""], path="/api/pictures", limits=limits).status == 200
-    assert post([b"x" * 200 * KIB, b"x", b""], path="/api/pictures", limits=limits).status == 413
-    assert post([b""], [("Content-Length", "65537")], path="/api/pictures/", limits=limits).status == 413
+def test_some_paths_accept_larger_bodies():
+    limits = {"/api/images": 200 * KIB}
+    assert post([b"x" * 200 * KIB, b""], path="/api/images", limits=limits).status == 200
+    assert post([b"x" * 200 * KIB, b"x", b""], path="/api/images", limits=limits).status == 413
+    assert post([b""], [("Content-Length", "65537")], path="/api/images/", limits=limits).status == 413
 
 
-@pytest.mark.parametrize("lengths", [["-1"], ["x"], [""], ["1.5"], ["+1"], ["1_0"], ["\xb2"], ["1, 1"], ["1", "2"]])
-def test_a_length_that_is_no_number_is_refused(lengths):
+@pytest.mark.parametrize(
+    "lengths", [["-1"], ["x"], [""], ["1.5"], ["+1"], ["1_0"], ["\xb2"], ["1, 1"], ["1", "2"]]
+)
+def test_a_content_length_that_is_not_a_number_is_rejected(lengths):
     answer = post([b"x"], [("Content-Length", length) for length in lengths])
     assert (answer.status, answer.pieces_read) == (400, 0)
     assert answer.error == "Content-Length is not one whole number of bytes, 0 or more"
 
 
 @pytest.mark.parametrize("coding", ["gzip", "GZIP", "br", "deflate", "identity, gzip", "x"])
-def test_a_compressed_body_is_never_unpacked(coding):
+def test_a_compressed_body_is_never_decompressed(coding):
     answer = post([b"x"], [("Content-Encoding", coding)])
     assert (answer.status, answer.pieces_read) == (415, 0)
-    assert answer.error == "a compressed body is not unpacked here; send it without Content-Encoding"
+    assert answer.error == "compressed bodies are not accepted; send it without Content-Encoding"
     assert post([b""], [("Content-Encoding", "Identity")]).status == 200
 
 
-def test_a_body_that_never_ends_is_answered_though_the_app_waits_for_it():
+def test_a_body_that_never_ends_gets_an_error_while_the_app_waits_for_it():
     answer = post([b"a", b"b"], body_seconds=0.05)
     assert answer.status == 408
-    assert answer.error == "the body did not come within 0.05 seconds; send the request again"
+    assert answer.error == "the body did not arrive within 0.05 seconds; send the request again"
 
 
-def test_the_seconds_an_app_takes_before_it_reads_are_not_the_clients():
+def test_the_time_before_the_app_reads_does_not_count():
     async def late(request: Request) -> Response:
         await asyncio.sleep(0.1)
         return Response(await request.body())
 
-    app = guarded(Starlette(routes=[Route("/", late, methods=["POST"])]), body_seconds=0.05)
+    app = with_middleware(Starlette(routes=[Route("/", late, methods=["POST"])]), body_seconds=0.05)
     assert ask(app, "POST", "/", pieces=[b"a", b"b", b""]).body == b"ab"
 
 
-def test_what_an_app_says_after_its_body_was_refused_is_dropped():
-    async def stubborn(scope, receive, send):
+def test_the_answer_of_an_app_whose_body_was_rejected_is_dropped():
+    async def answer_anyway(scope, receive, send):
         while (await receive())["type"] != "http.disconnect":
             pass
         assert (await receive())["type"] == "http.disconnect"
@@ -304,36 +382,36 @@ def test_what_an_app_says_after_its_body_was_refused_is_dropped():
         raise OSError("and now this")
 
     lines = []
-    answer = ask(guarded(stubborn, log=lines.append), "POST", "/", pieces=[b"x" * 70 * KIB])
+    answer = ask(with_middleware(answer_anyway, log=lines.append), "POST", "/", pieces=[b"x" * 70 * KIB])
     assert (answer.status, len(lines)) == (413, 1)
 
 
-def test_an_answer_that_has_begun_is_broken_off_where_the_body_turns_out_too_large():
-    async def hasty(scope, receive, send):
+def test_an_answer_that_has_begun_is_cut_off_if_the_body_is_too_large():
+    async def answer_early(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await receive()
         await send({"type": "http.response.body", "body": b"all is well"})
 
-    answer = ask(guarded(hasty), "POST", "/", pieces=[b"x" * 70 * KIB])
+    answer = ask(with_middleware(answer_early), "POST", "/", pieces=[b"x" * 70 * KIB])
     assert (answer.status, answer.body) == (200, b"")
 
 
-def test_after_its_body_an_app_may_wait_for_its_client_to_leave():
+def test_after_the_body_an_app_can_wait_for_its_client_to_leave():
     async def streaming(request: Request) -> Response:
         body = await request.body()
 
         async def lines():
             yield body
-            await asyncio.sleep(0.1)  # the app listens for its client meanwhile, longer than a body may take
+            await asyncio.sleep(0.1)  # meanwhile the app waits for a disconnect, longer than a body may take
             yield b"end"
 
         return StreamingResponse(lines())
 
-    app = guarded(Starlette(routes=[Route("/", streaming, methods=["POST"])]), body_seconds=0.05)
+    app = with_middleware(Starlette(routes=[Route("/", streaming, methods=["POST"])]), body_seconds=0.05)
     assert ask(app, "POST", "/", pieces=[b"a", b""]).body == b"aend"
 
 
-# --- what every answer says
+# --- headers of every answer
 
 
 POLICY = (
@@ -343,20 +421,19 @@ POLICY = (
 
 
 @pytest.mark.parametrize(
-    "request_of, status",
+    "request_arguments, status",
     [
         ({}, 200),
         ({"headers": [("Host", "evil")]}, 403),
         ({"headers": [("Content-Length", "99999")]}, 413),
         ({"method": "PATCH"}, 405),
-        ({"path": "/broken"}, 500),
+        ({"path": "/fail"}, 500),
     ],
 )
-def test_every_answer_has_the_security_headers_once_and_in_the_place_of_the_apps(request_of, status):
-    answer = ask(breaking_or_echoing(), **request_of)
+def test_every_answer_has_the_security_headers_once_in_place_of_the_apps_own(request_arguments, status):
+    answer = ask(failing_or_echoing(), **request_arguments)
     assert answer.status == status
-    sent = {name: answer.headers.get(name) for name in SECURE}
-    assert sent == SECURE
+    assert {name: answer.headers.get(name) for name in SECURE} == SECURE
     assert "cache-control" not in answer.headers
 
 
@@ -369,77 +446,77 @@ SECURE = {
 }
 
 
-def test_what_api_answers_is_kept_by_no_cache():
+def test_answers_of_the_api_are_not_cached():
     for headers in ([], [("Host", "evil")]):
         assert ask(echoing(), path="/api/gallery", headers=headers).headers["cache-control"] == "no-store"
     assert "cache-control" not in ask(echoing(), path="/apis").headers
 
 
-def breaking_or_echoing(log=lambda line: None):
-    async def broken(request: Request) -> Response:
-        raise RuntimeError("the secret of the house\nGET /forged 200 0.001 s")
+def failing_or_echoing(log=lambda line: None):
+    async def fail(request: Request) -> Response:
+        raise RuntimeError("a secret\nGET /forged 200 0.001 s")
 
-    routes = [Route("/broken", broken), Route("/", echo)]
-    return guarded(Starlette(routes=routes), log=log)
+    routes = [Route("/fail", fail), Route("/", echo)]
+    return with_middleware(Starlette(routes=routes), log=log)
 
 
-def test_an_unexpected_exception_is_told_to_the_log_only():
+def test_an_unexpected_exception_is_logged_and_not_revealed():
     lines = []
-    answer = ask(breaking_or_echoing(lines.append), path="/broken")
+    answer = ask(failing_or_echoing(lines.append), path="/fail")
     assert answer.status == 500
     assert answer.error == (
-        "something went wrong here, not with your request. What it was stands in the studio's log; ask again, and if it "
-        "happens again, restart the studio"
+        "the server failed; your request is not the cause. The reason is in the studio's log. Try again, "
+        "and if it fails again, restart the studio"
     )
     traceback, line = lines
-    assert "the secret of the house" in traceback and "in broken" in traceback
-    assert all(quoted.startswith("| ") for quoted in traceback.splitlines())
-    assert line.startswith("GET /broken 500 ")
+    assert "a secret" in traceback and "in fail" in traceback
+    assert all(text.startswith("| ") for text in traceback.splitlines())
+    assert line.startswith("GET /fail 500 ")
 
 
 def test_an_exception_after_the_answer_began_is_logged_and_the_answer_left_unfinished():
-    async def breaks_late(scope, receive, send):
+    async def fail_late(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         raise RuntimeError("late")
 
     lines = []
-    answer = ask(guarded(breaks_late, log=lines.append))
+    answer = ask(with_middleware(fail_late, log=lines.append))
     assert (answer.status, answer.body) == (200, b"")
     assert "RuntimeError: late" in lines[0] and len(lines) == 2
 
 
-def test_a_500_that_the_app_means_is_handed_on():
-    async def means_it(request: Request) -> Response:
+def test_a_500_of_the_app_itself_is_passed_on():
+    async def disk_full(request: Request) -> Response:
         return JSONResponse({"error": "the disk is full", "field": None}, 500)
 
-    answer = ask(guarded(Starlette(routes=[Route("/", means_it)])))
+    answer = ask(with_middleware(Starlette(routes=[Route("/", disk_full)])))
     assert (answer.status, answer.error) == (500, "the disk is full")
 
 
-def test_a_client_that_leaves_is_no_failure():
-    async def left(scope, receive, send):
+def test_a_client_that_disconnects_is_no_error():
+    async def read_body(scope, receive, send):
         await Request(scope, receive).body()
 
-    async def gone():
+    async def disconnect():
         return {"type": "http.disconnect"}
 
     async def app(scope, receive, send):
-        await guarded(left, log=lines.append)(scope, gone, send)
+        await with_middleware(read_body, log=lines.append)(scope, disconnect, send)
 
     lines = []
     assert ask(app, "POST").status is None
     assert [line.split()[:3] for line in lines] == [["POST", "/", "499"]]
 
 
-# --- what is logged
+# --- log lines
 
 
-def test_each_request_is_one_line_without_its_query():
+def test_each_request_is_one_log_line_without_its_query():
     lines = []
     app = echoing(log=lines.append)
-    ask(app, "POST", "/api/draw", pieces=[b"secret", b""])
+    ask(app, "POST", "/api/generate", pieces=[b"secret", b""])
     ask(app, "GET", "/", [("Host", "evil")])
-    assert [line.split()[:3] for line in lines] == [["POST", "/api/draw", "200"], ["GET", "/", "403"]]
+    assert [line.split()[:3] for line in lines] == [["POST", "/api/generate", "200"], ["GET", "/", "403"]]
     assert all(line.endswith(" s") and 0 <= float(line.split()[3]) < 60 for line in lines)
     assert "secret" not in "".join(lines)
 
@@ -454,13 +531,13 @@ def test_each_request_is_one_line_without_its_query():
         ("/" + "a" * 500, "/" + "a" * 199 + "..."),
     ],
 )
-def test_a_path_is_one_word_of_its_line(path, word):
+def test_a_path_is_one_word_of_its_log_line(path, word):
     lines = []
     ask(echoing(log=lines.append), path=path)
     assert [line.split(" ")[1] for line in lines] == [word]
 
 
 @given(st.text())
-def test_no_text_makes_two_lines_or_two_words(text):
-    word = one_word(text)
+def test_no_text_becomes_two_lines_or_two_words(text):
+    word = as_log_word(text)
     assert word.isascii() and len(word.splitlines()) <= 1 and len(word.split()) <= 1

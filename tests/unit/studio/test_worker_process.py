@@ -1,4 +1,5 @@
-"""The process that holds the models, from within: how many it holds, and which request a stop ends."""
+"""The worker process from within: the packages in memory, and which request a stop signal ends."""
+
 from __future__ import annotations
 
 import ctypes
@@ -6,32 +7,34 @@ import shutil
 
 import pytest
 
-from studio.painter import AtWork, Painter, Places, Stopped
+from studio.worker.process import CurrentRequest, ModelWorker, Stopped, StudioPaths
 
 
-def test_two_packages_are_held_the_last_used_ones(package_folder, tmp_path):
-    first, second, third = [str(shutil.copytree(package_folder, tmp_path / name)) for name in ("first", "second", "third")]
-    painter = Painter(Places(tmp_path / "pairs", tmp_path / "store"))
-    held = {name: painter.package(name) for name in (first, second)}
-    assert painter.package(first) is held[first] and painter.package(second) is held[second]
-    painter.package(first)
-    painter.package(third)
-    assert painter.package(first) is held[first] and painter.package(second) is not held[second]
+def test_the_last_two_packages_stay_in_memory(package_folder, tmp_path):
+    first, second, third = [
+        str(shutil.copytree(package_folder, tmp_path / name)) for name in ("first", "second", "third")
+    ]
+    worker = ModelWorker(StudioPaths(tmp_path / "pairs", tmp_path / "store"))
+    packages = {folder: worker.package(folder) for folder in (first, second)}
+    assert worker.package(first) is packages[first] and worker.package(second) is packages[second]
+    worker.package(first)
+    worker.package(third)
+    assert worker.package(first) is packages[first] and worker.package(second) is not packages[second]
 
 
 def test_a_stop_ends_the_request_it_names_and_no_other():
-    wanted = ctypes.c_ulonglong(0)
-    at_work = AtWork(wanted)
+    stop_number = ctypes.c_ulonglong(0)
+    current = CurrentRequest(stop_number)
 
     def events(number: int):
-        wanted.value = number
-        at_work.look()  # as when the signal comes
-        yield {"event": "drawn"}
+        stop_number.value = number
+        current.check_stop()  # as the signal handler does
+        yield {"event": "candidate"}
 
-    assert at_work.next(2, events(1)) == {"event": "drawn"}  # one that has ended
-    at_work.look()  # between two requests
+    assert current.next_event(2, events(1)) == {"event": "candidate"}  # request 1 has ended
+    current.check_stop()  # between two requests
     with pytest.raises(Stopped):
-        at_work.next(2, events(2))
+        current.next_event(2, events(2))
     with pytest.raises(Stopped):  # stopped before it began
-        at_work.next(2, events(3))
-    assert at_work.next(3, iter([])) is None
+        current.next_event(2, events(3))
+    assert current.next_event(3, iter([])) is None

@@ -1,10 +1,8 @@
-"""fit(): a run that was stopped and goes on is the run that never stopped, bit for bit."""
+"""fit(): a run that was stopped and resumed is bit for bit the run that was never stopped."""
+
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,19 +10,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tests import tiny
-from thousandwords.checkpoints import Checkpoints
-from thousandwords.config import ConfigError, section
-from thousandwords.errors import UserError
-from thousandwords.seeds import step_rng
-from thousandwords.training import Config, Stopped, check_model, fit
-from thousandwords.updates import NotFinite, autocast_type
+from tests.helpers import tiny_models
+from thousandwords.core.config import ConfigError, section
+from thousandwords.core.errors import UserError
+from thousandwords.core.rng import step_rng
+from thousandwords.training.checkpoints import Checkpoints
+from thousandwords.training.config import TrainingConfig
+from thousandwords.training.loop import Stopped, check_model, fit
+from thousandwords.training.train_state import NotFinite, autocast_dtype
 
 STEPS = 7
-TINY = Config(
-    steps=STEPS, batch_size=2, learning_rate=0.1, warmup_steps=2, weight_decay=0.1, clip_norm=1.0, ema_decay=0.5,
-    log_every=2, evaluate_every=3, checkpoint_every=2,
-)  # fmt: skip
+TINY = TrainingConfig(
+    steps=STEPS,
+    batch_size=2,
+    learning_rate=0.1,
+    warmup_steps=2,
+    weight_decay=0.1,
+    clip_norm=1.0,
+    ema_decay=0.5,
+    log_every=2,
+    evaluate_every=3,
+    checkpoint_every=2,
+)
 
 
 def linear(seed: int = 0) -> nn.Linear:
@@ -39,7 +46,7 @@ def batch_of(step: int) -> torch.Tensor:
 
 
 def loss_of(model, batch, step, rng):
-    """A loss with noise in it, and something to log."""
+    """A loss with noise, and a value to log."""
     noise = torch.randn(2, 2, generator=rng)
     loss = (model(batch) - noise).square().mean()
     return loss, {"noise": noise[0, 0]}
@@ -52,7 +59,12 @@ def weight_sum(model: nn.Module) -> dict[str, float]:
 def run(model=None, config=TINY, *, seed=5, **settings):
     """(model, averaged state, history rows) of a whole run."""
     model = model or linear()
-    settings = {"batches_of": lambda step: [batch_of(step)], "loss_of": loss_of, "evaluate": weight_sum, **settings}
+    settings = {
+        "batches_of": lambda step: [batch_of(step)],
+        "loss_of": loss_of,
+        "evaluate": weight_sum,
+        **settings,
+    }
     state, history = fit(model, config, seed=seed, **settings)
     return model, state, history.rows
 
@@ -65,7 +77,7 @@ def assert_equal_runs(first, second) -> None:
     assert rows == other_rows
 
 
-# --- resuming --------------------------------------------------------------------------------------------------------
+# --- resuming -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +95,7 @@ def test_checkpoints_change_nothing(never_stopped, tmp_path):
 
 
 @pytest.mark.parametrize("stop", range(1, STEPS))
-def test_a_run_that_was_asked_to_stop_goes_on_as_if_never_stopped(never_stopped, tmp_path, stop):
+def test_a_run_that_was_asked_to_stop_resumes_as_if_never_stopped(never_stopped, tmp_path, stop):
     done = []
 
     with pytest.raises(Stopped, match=f"stopped after step {stop}$"):
@@ -98,17 +110,17 @@ def test_a_run_that_was_asked_to_stop_goes_on_as_if_never_stopped(never_stopped,
 
 
 @pytest.mark.parametrize("death", range(STEPS))
-def test_a_run_that_died_at_any_step_goes_on_from_its_last_checkpoint(never_stopped, tmp_path, death):
+def test_a_run_that_died_at_any_step_resumes_from_its_last_checkpoint(never_stopped, tmp_path, death):
     class PowerCut(BaseException):
         pass
 
-    def deadly_loss(model, batch, step, rng):
+    def failing_loss(model, batch, step, rng):
         if step == death:
             raise PowerCut
         return loss_of(model, batch, step, rng)
 
     with pytest.raises(PowerCut):
-        run(checkpoints=Checkpoints(tmp_path), loss_of=deadly_loss)
+        run(checkpoints=Checkpoints(tmp_path), loss_of=failing_loss)
 
     resumed = []
     fresh = linear(seed=0 if death < 2 else 9)  # where there is a checkpoint, first weights do not matter
@@ -118,12 +130,12 @@ def test_a_run_that_died_at_any_step_goes_on_from_its_last_checkpoint(never_stop
 
 
 def test_without_the_optimizers_moments_a_resumed_run_is_another(never_stopped, tmp_path):
-    """The law above has teeth: what a checkpoint holds is needed."""
+    """The tests above would notice a missing part: what a checkpoint holds is needed."""
     with pytest.raises(Stopped):
         run(checkpoints=Checkpoints(tmp_path), is_stopped=lambda: True)
     saved = Checkpoints(tmp_path).newest()
-    forgotten = {name: tensor * 0 if "exp_avg" in name else tensor for name, tensor in saved.tensors.items()}
-    Checkpoints(tmp_path).save(1, forgotten, saved.state)
+    zeroed = {name: tensor * 0 if "exp_avg" in name else tensor for name, tensor in saved.tensors.items()}
+    Checkpoints(tmp_path).save(1, zeroed, saved.state)
 
     assert not run(checkpoints=Checkpoints(tmp_path))[0].weight.equal(never_stopped[0].weight)
 
@@ -132,7 +144,7 @@ def test_a_finished_run_is_not_trained_again(never_stopped, tmp_path):
     run(checkpoints=Checkpoints(tmp_path))
 
     def never(*_):
-        raise AssertionError("a finished run asked for a batch")
+        raise AssertionError("a finished run loaded a batch")
 
     assert_equal_runs(run(linear(9), checkpoints=Checkpoints(tmp_path), batches_of=never), never_stopped)
 
@@ -149,29 +161,35 @@ def test_a_request_to_stop_after_the_last_step_is_no_stop(tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"ema_decay": None}, {"ema_warmup": True}, {"precision": "bfloat16"}, {"ema_every": 3}, {"variance_limit": 0.01}],
+    [
+        {"ema_decay": None},
+        {"ema_warmup": True},
+        {"precision": "bfloat16"},
+        {"ema_every": 3},
+        {"second_moment_clip": 0.01},
+    ],
 )
-def test_resuming_holds_with_other_settings_too(tmp_path, settings):
+def test_resuming_works_with_other_settings_too(tmp_path, settings):
     config = dataclasses.replace(TINY, **settings)
     with pytest.raises(Stopped):
         run(config=config, checkpoints=Checkpoints(tmp_path), is_stopped=lambda: True)
     assert_equal_runs(run(linear(9), config, checkpoints=Checkpoints(tmp_path)), run(config=config))
 
 
-class WithHiddenMatrix(nn.Linear):
-    """A linear map that lets Muon have its matrix."""
+class LinearForMuon(nn.Linear):
+    """A linear map whose matrix Muon trains."""
 
-    def hidden_matrices(self):
+    def muon_parameters(self):
         return [self.weight]
 
 
-def test_resuming_holds_with_muon_on_the_hidden_matrices(tmp_path):
+def test_resuming_works_with_muon(tmp_path):
     def fresh(seed):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return WithHiddenMatrix(3, 2)
+            return LinearForMuon(3, 2)
 
-    config = dataclasses.replace(TINY, muon_factor=5.0)
+    config = dataclasses.replace(TINY, muon_lr_scale=5.0)
     with pytest.raises(Stopped):
         run(fresh(0), config, checkpoints=Checkpoints(tmp_path), is_stopped=lambda: True)
     whole = run(fresh(0), config)
@@ -179,28 +197,32 @@ def test_resuming_holds_with_muon_on_the_hidden_matrices(tmp_path):
     assert not whole[0].weight.equal(run(fresh(0))[0].weight)
 
 
-def test_muon_without_hidden_matrices_is_refused():
-    with pytest.raises(UserError, match="muon_factor is set, but this model names no hidden matrices. Set it to null"):
-        run(config=dataclasses.replace(TINY, muon_factor=5.0))
+def test_muon_without_muon_parameters_is_rejected():
+    with pytest.raises(
+        UserError, match="muon_lr_scale is set, but this model has no muon_parameters. Set it to null"
+    ):
+        run(config=dataclasses.replace(TINY, muon_lr_scale=5.0))
 
 
-def test_resuming_holds_for_kernels_that_lie_in_memory_with_channels_last(tmp_path):
+def test_resuming_works_for_kernels_in_channels_last_layout(tmp_path):
     def train(seed, **settings):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
         images = [torch.rand(2, 3, 5, 5, generator=step_rng(0, step)) for step in range(STEPS)]
         return run(
-            model, batches_of=lambda step: [images[step]], loss_of=lambda model, batch, *_: (model(batch).square().mean(), {}),
+            model,
+            batches_of=lambda step: [images[step]],
+            loss_of=lambda model, batch, *_: (model(batch).square().mean(), {}),
             **settings,
-        )  # fmt: skip
+        )
 
     with pytest.raises(Stopped):
         train(0, checkpoints=Checkpoints(tmp_path), is_stopped=lambda: True)
     assert_equal_runs(train(9, checkpoints=Checkpoints(tmp_path)), train(0))
 
 
-# --- what is not finite ----------------------------------------------------------------------------------------------
+# --- losses that are not finite -----------------------------------------------------------------------------
 
 
 def nan_loss(model, batch, step, rng):
@@ -214,13 +236,16 @@ def infinite_gradient(model, batch, step, rng):
 
 
 @pytest.mark.parametrize(
-    ("bad_loss", "found"),
-    [(nan_loss, "the loss is nan and the gradient norm nan"), (infinite_gradient, r"the loss is \d.* norm (nan|inf)")],
+    ("bad_loss", "message"),
+    [
+        (nan_loss, "the loss is nan and the gradient norm nan"),
+        (infinite_gradient, r"the loss is \d.* norm (nan|inf)"),
+    ],
 )
-def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update(tmp_path, bad_loss, found):
+def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update(tmp_path, bad_loss, message):
     model, before = linear(), []
 
-    with pytest.raises(NotFinite, match=f"step 3: {found}; the weights were left as they were. Lower training."):
+    with pytest.raises(NotFinite, match=f"step 3: {message}; the weights were not changed. Lower training."):
         run(
             model,
             loss_of=bad_loss,
@@ -232,29 +257,32 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update(t
     assert Checkpoints(tmp_path).newest().step == 2
 
 
-# --- evaluating ------------------------------------------------------------------------------------------------------
+# --- evaluating ---------------------------------------------------------------------------------------------
 
 
-def test_evaluation_sees_the_averaged_weights_and_gives_the_model_back_as_it_was():
-    model, before, seen = linear(), [], []
+def test_evaluation_uses_the_averaged_weights_and_restores_the_model():
+    model, before, evaluated = linear(), [], []
 
-    def evaluate(one):
-        assert one is model and not one.training and not torch.is_grad_enabled()
-        seen.append(one.weight.clone())
+    def evaluate(module):
+        assert module is model and not module.training and not torch.is_grad_enabled()
+        evaluated.append(module.weight.clone())
         return {}
 
     config = dataclasses.replace(TINY, evaluate_every=1)
     _, state, _ = run(
-        model, config, evaluate=evaluate,
+        model,
+        config,
+        evaluate=evaluate,
         progress=lambda step, note: before.append(model.weight.detach().clone()),
-    )  # fmt: skip
+    )
 
     assert model.training and model.weight.equal(before[-1])
-    assert len(seen) == STEPS and seen[-1].equal(state["weight"]) and not seen[-1].equal(model.weight)
+    assert len(evaluated) == STEPS
+    assert evaluated[-1].equal(state["weight"]) and not evaluated[-1].equal(model.weight)
     average = linear().weight
-    for weight, found in zip(before, seen, strict=True):
+    for weight, actual in zip(before, evaluated, strict=True):
         average = average.lerp(weight, 0.5)
-        torch.testing.assert_close(found, average)
+        torch.testing.assert_close(actual, average)
 
 
 def test_how_often_a_run_is_evaluated_does_not_change_it(never_stopped):
@@ -263,15 +291,15 @@ def test_how_often_a_run_is_evaluated_does_not_change_it(never_stopped):
 
 
 def test_without_an_average_the_last_weights_are_evaluated_and_kept():
-    seen = []
+    evaluated = []
     model, state, _ = run(
         config=dataclasses.replace(TINY, ema_decay=None),
-        evaluate=lambda model: seen.append(model.weight.clone()) or {},
+        evaluate=lambda model: evaluated.append(model.weight.clone()) or {},
     )
-    assert state["weight"].equal(model.weight) and seen[-1].equal(model.weight)
+    assert state["weight"].equal(model.weight) and evaluated[-1].equal(model.weight)
 
 
-# --- the curves ------------------------------------------------------------------------------------------------------
+# --- the curves ---------------------------------------------------------------------------------------------
 
 
 def test_the_curves_have_a_row_for_each_logged_or_evaluated_step():
@@ -285,7 +313,7 @@ def test_the_curves_have_a_row_for_each_logged_or_evaluated_step():
     assert all(type(value) is float for row in rows for name, value in row.items() if name != "step")
 
 
-def test_the_logged_rate_is_the_schedules():
+def test_the_logged_learning_rate_is_that_of_the_schedule():
     _, _, rows = run(config=dataclasses.replace(TINY, log_every=1))
     assert [row["learning_rate"] for row in rows] == pytest.approx(
         [0.05, 0.1, 0.1, 0.09045085, 0.06545085, 0.03454915, 0.00954915]
@@ -293,7 +321,7 @@ def test_the_logged_rate_is_the_schedules():
 
 
 def test_training_learns():
-    config = Config(steps=200, batch_size=2, learning_rate=0.05, log_every=1)
+    config = TrainingConfig(steps=200, batch_size=2, learning_rate=0.05, log_every=1)
     target = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
 
     def fixed(model, batch, step, rng):
@@ -312,16 +340,22 @@ def test_a_gradient_beyond_the_limit_is_clipped_before_the_update():
 
 
 @pytest.mark.parametrize("units", [{}, {"avx512_bf16": True}, {"amx_bf16": True}])
-def test_matrix_products_are_rounded_where_that_pays_or_is_asked_for(monkeypatch, units):
+def test_matrix_products_are_in_bfloat16_where_that_is_faster_or_configured(monkeypatch, units):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
-    assert autocast_type("auto", "cpu") is None and autocast_type("float32", "cpu") is None
-    assert autocast_type("bfloat16_if_supported", "cpu") == (torch.bfloat16 if units else None)
-    assert autocast_type("bfloat16", "cpu") == torch.bfloat16 and autocast_type("float16", "cpu") == torch.float16
+    assert autocast_dtype("auto", "cpu") is None and autocast_dtype("float32", "cpu") is None
+    assert autocast_dtype("bfloat16_if_supported", "cpu") == (torch.bfloat16 if units else None)
+    assert (
+        autocast_dtype("bfloat16", "cpu") == torch.bfloat16
+        and autocast_dtype("float16", "cpu") == torch.float16
+    )
 
 
-def test_bfloat16_is_what_a_gpu_computes_in_unless_told_otherwise(monkeypatch):
+def test_a_gpu_computes_in_bfloat16_by_default(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert autocast_type(Config(steps=1, batch_size=1, learning_rate=1.0).precision, "cuda") == torch.bfloat16
+    assert (
+        autocast_dtype(TrainingConfig(steps=1, batch_size=1, learning_rate=1.0).precision, "cuda")
+        == torch.bfloat16
+    )
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_weights_in_float32():
@@ -337,84 +371,103 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_weights_in_float32():
     assert model.weight.dtype == state["weight"].dtype == torch.float32
 
 
-# --- the schedule of the paper's transformer ---------------------------------------------------------------------------
+# --- the schedule of the paper's transformer ----------------------------------------------------------------
 
 
-PLATEAU = dataclasses.replace(TINY, steps=9, warmup_steps=2, schedule="plateau", patience=1, evaluate_every=2, log_every=1)
+PLATEAU = dataclasses.replace(
+    TINY, steps=9, warmup_steps=2, schedule="plateau", patience=1, evaluate_every=2, log_every=1
+)
 
 
 def losses_from(values):
-    """An evaluation that gives one loss of a list after the other."""
+    """An evaluation that returns the losses of a list one after the other."""
     left = list(values)
     return lambda model: {"loss": left.pop(0)}
 
 
-def test_the_rate_halves_when_the_validation_loss_stays():
+@pytest.mark.paper("generator: schedule")
+def test_the_rate_halves_when_the_validation_loss_stops_falling():
     _, _, rows = run(config=PLATEAU, evaluate=losses_from([3.0, 2.0, 2.0, 1.0, 1.0]))
-    # evaluated after updates 2, 4, 6, 8 and 9; at the third nothing was gained
+    # evaluated after updates 2, 4, 6, 8 and 9; no gain at the third
     rates = [row["learning_rate"] for row in rows]
     assert rates == pytest.approx([0.05, 0.1, 0.1, 0.1, 0.1, 0.1, 0.05, 0.05, 0.05])
 
 
-def test_a_resumed_run_remembers_the_plateaus_it_has_seen(tmp_path):
+def test_a_resumed_run_remembers_earlier_validation_losses(tmp_path):
     losses = [3.0, 3.0, 2.0, 2.0, 2.0]
     whole = run(config=PLATEAU, evaluate=losses_from(losses))
     done = []
     with pytest.raises(Stopped):
-        run(config=PLATEAU, evaluate=losses_from(losses), checkpoints=Checkpoints(tmp_path),
-            progress=lambda step, note: done.append(step), is_stopped=lambda: done[-1] == 5)  # fmt: skip
+        run(
+            config=PLATEAU,
+            evaluate=losses_from(losses),
+            checkpoints=Checkpoints(tmp_path),
+            progress=lambda step, note: done.append(step),
+            is_stopped=lambda: done[-1] == 5,
+        )
 
     resumed = run(linear(9), PLATEAU, evaluate=losses_from(losses[2:]), checkpoints=Checkpoints(tmp_path))
 
     assert_equal_runs(resumed, whole)
 
 
-def test_a_plateau_needs_a_loss_to_look_at():
-    with pytest.raises(UserError, match="training.schedule is plateau, but this model's evaluation gives no loss"):
+def test_a_plateau_schedule_needs_a_validation_loss():
+    with pytest.raises(
+        UserError, match="training.schedule is plateau, but this model's evaluation returns no loss"
+    ):
         run(config=PLATEAU)
 
 
-def test_the_cosine_may_end_before_the_training_does():
+@pytest.mark.paper("tokenizer: learning rate")
+def test_the_cosine_can_end_before_the_training():
     _, _, rows = run(config=dataclasses.replace(TINY, decay_steps=4, final_learning_rate=0.01, log_every=1))
     assert [row["learning_rate"] for row in rows] == pytest.approx([0.05, 0.1, 0.1, 0.055, 0.01, 0.01, 0.01])
 
 
-def test_the_average_is_taken_every_so_many_updates():
-    model, seen = linear(), []
+@pytest.mark.paper("generator: EMA")
+def test_the_average_is_updated_every_ema_every_updates():
+    model, weights = linear(), []
     config = dataclasses.replace(TINY, ema_every=3, ema_decay=0.5, evaluate_every=99)
 
-    state, _ = fit(model, config, batches_of=lambda step: [batch_of(step)], loss_of=loss_of, seed=5,
-                   progress=lambda step, note: seen.append(model.weight.detach().clone()))  # fmt: skip
+    state, _ = fit(
+        model,
+        config,
+        batches_of=lambda step: [batch_of(step)],
+        loss_of=loss_of,
+        seed=5,
+        progress=lambda step, note: weights.append(model.weight.detach().clone()),
+    )
 
     first = linear().weight
-    wanted = 0.5 * (0.5 * first + 0.5 * seen[2]) + 0.5 * seen[5]  # after updates 3 and 6 of 7
-    torch.testing.assert_close(state["weight"], wanted)
+    expected = 0.5 * (0.5 * first + 0.5 * weights[2]) + 0.5 * weights[5]  # after updates 3 and 6 of 7
+    torch.testing.assert_close(state["weight"], expected)
 
 
-# --- a batch in parts ------------------------------------------------------------------------------------------------
+# --- micro-batches ------------------------------------------------------------------------------------------
 
 
-def test_the_gradient_of_a_batch_in_parts_is_the_mean_of_the_parts():
+def test_the_gradient_of_a_batch_is_the_mean_over_its_micro_batches():
     def plain(model, batch, step, rng):
         return model(batch).square().mean(), {"parts": 1.0}
 
     config = dataclasses.replace(TINY, ema_decay=None)
     whole, _, rows = run(config=config, loss_of=plain)
-    parted, _, other = run(
-        config=dataclasses.replace(config, accumulation=2), loss_of=plain,
+    accumulated, _, other = run(
+        config=dataclasses.replace(config, gradient_accumulation=2),
+        loss_of=plain,
         batches_of=lambda step: [batch_of(step)[:1], batch_of(step)[1:]],
-    )  # fmt: skip
+    )
 
-    torch.testing.assert_close(parted.weight, whole.weight)
+    torch.testing.assert_close(accumulated.weight, whole.weight)
     assert [row["loss"] for row in other] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
 
 
-def test_a_loss_that_compares_all_pairs_of_a_batch_is_not_taken_in_parts():
+def test_a_loss_over_all_pairs_of_a_batch_rejects_micro_batches():
     with pytest.raises(UserError, match="compares all pairs of a batch. Set it to 1"):
-        check_model(tiny.tiny("scorers", "clip"), dataclasses.replace(TINY, accumulation=2))
+        check_model(tiny_models.tiny("scorers", "clip"), dataclasses.replace(TINY, gradient_accumulation=2))
 
 
-def test_each_part_has_a_generator_of_its_own():
+def test_each_micro_batch_has_its_own_random_generator():
     seeds = []
 
     def spy(model, batch, step, rng):
@@ -426,20 +479,26 @@ def test_each_part_has_a_generator_of_its_own():
     assert len(set(seeds)) == 2 * STEPS and seeds[0] == step_rng(5, 0).initial_seed()
 
 
-def test_settings_that_do_not_go_together_are_refused():
+def test_incompatible_settings_are_rejected():
     block = {"steps": 1, "batch_size": 6, "learning_rate": 0.1}
     for extra, sentence in [
-        ({"processes": 4}, "training.batch_size is 6, which 4 processes with 1 micro-batches each cannot share evenly"),
-        ({"processes": 2, "accumulation": 2}, "make it a multiple of 4"),
-        ({"parallel": "fsdp", "powersgd_rank": 2}, "training.powersgd_rank has no use with training.parallel fsdp"),
-        ({"parallel": "fsdp", "muon_factor": 5.0}, "training.muon_factor needs whole matrices"),
+        (
+            {"num_processes": 4},
+            "training.batch_size is 6, which 4 processes with 1 micro-batches each cannot share evenly",
+        ),
+        ({"num_processes": 2, "gradient_accumulation": 2}, "make it a multiple of 4"),
+        (
+            {"strategy": "fsdp", "powersgd_rank": 2},
+            "training.powersgd_rank has no effect with training.strategy fsdp",
+        ),
+        ({"strategy": "fsdp", "muon_lr_scale": 5.0}, "training.muon_lr_scale needs whole matrices"),
         ({"precision": "float8"}, "it can be: auto, float32, bfloat16, bfloat16_if_supported, float16"),
     ]:
         with pytest.raises(ConfigError, match=sentence):
-            section({**block, **extra}, "generator.training", Config)
+            section({**block, **extra}, "generator.training", TrainingConfig)
 
 
-# --- randomness ------------------------------------------------------------------------------------------------------
+# --- randomness ---------------------------------------------------------------------------------------------
 
 
 def test_the_generator_of_a_step_is_a_function_of_seed_and_step():
@@ -448,12 +507,12 @@ def test_the_generator_of_a_step_is_a_function_of_seed_and_step():
 
 
 @pytest.mark.parametrize("start", [0, 4])
-def test_each_step_is_given_its_own_generator_on_the_device_of_the_model(tmp_path, start):
-    given_seeds = []
+def test_each_step_has_its_own_random_generator_on_the_device_of_the_model(tmp_path, start):
+    seeds = []
 
     def spy(model, batch, step, rng):
         assert rng.device == model.weight.device
-        given_seeds.append((step, rng.initial_seed()))
+        seeds.append((step, rng.initial_seed()))
         return loss_of(model, batch, step, rng)
 
     done = []
@@ -466,18 +525,20 @@ def test_each_step_is_given_its_own_generator_on_the_device_of_the_model(tmp_pat
             )
     run(loss_of=spy, checkpoints=Checkpoints(tmp_path))
 
-    assert given_seeds == [(step, step_rng(5, step).initial_seed()) for step in range(start, STEPS)]
+    assert seeds == [(step, step_rng(5, step).initial_seed()) for step in range(start, STEPS)]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: training on one was not tried")
-def test_a_model_on_a_gpu_is_given_a_generator_it_can_use():
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_model_on_a_gpu_gets_a_generator_on_the_gpu():
     def on_gpu(model, batch, step, rng):
         return model(batch.cuda() + torch.randn(2, 3, generator=rng, device="cuda")).square().mean(), {}
 
     assert run(linear().cuda(), loss_of=on_gpu)[0].weight.isfinite().all()
 
 
-@given(st.lists(st.tuples(st.integers(-1000, 1000), st.integers(0, 10**6)), min_size=2, max_size=2, unique=True))
+@given(
+    st.lists(st.tuples(st.integers(-1000, 1000), st.integers(0, 10**6)), min_size=2, max_size=2, unique=True)
+)
 def test_another_seed_or_step_is_another_generator(pairs):
     first, second = (step_rng(seed, step).initial_seed() for seed, step in pairs)
     assert first != second
@@ -489,7 +550,7 @@ def test_training_does_not_touch_the_global_generator():
     assert torch.get_rng_state().equal(state)
 
 
-# --- the settings ----------------------------------------------------------------------------------------------------
+# --- the settings -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -508,23 +569,8 @@ def test_training_does_not_touch_the_global_generator():
         ("ema_decay", 1.0, r"needs to be in [0, 1)"),
     ],
 )
-def test_a_setting_out_of_range_is_refused_by_its_whole_name(key, value, sentence):
+def test_a_setting_out_of_range_is_rejected_by_its_full_name(key, value, sentence):
     values = {"steps": 1, "batch_size": 1, "learning_rate": 0.1, key: value}
     with pytest.raises(ConfigError) as caught:
-        section(values, "generator.training", Config)
+        section(values, "generator.training", TrainingConfig)
     assert str(caught.value) == f"params.yaml: generator.training.{key} is {value}; it {sentence}"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
-def test_a_step_on_a_cpu_touches_no_memory_anew():
-    """40 MB made and let go 20 times: 10,000 page faults each where the C library hands it back, else next to none."""
-    program = (
-        "import resource, torch; from thousandwords.memory import keep_freed_memory; keep_freed_memory()\n"
-        "for turn in range(25):\n"
-        "    torch.ones(10_000_000)\n"
-        "    if turn == 4: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
-    )
-    root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 50_000  # of 200,000; a kernel may take some pages back by itself

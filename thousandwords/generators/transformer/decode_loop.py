@@ -1,4 +1,4 @@
-"""Drawing word after word: what is asked for, and the loop that every device but a GPU runs (there it is _graph.py's)."""
+"""Sample token after token: the state of a batch after the prefill, and the loop in Python."""
 
 from __future__ import annotations
 
@@ -7,37 +7,45 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from thousandwords.generators import TO_DRAW
-from thousandwords.sampling import draw, guide, truncate
+from thousandwords.core.special_tokens import UNKNOWN
+from thousandwords.generators.transformer.kv_cache import LayerCache
+from thousandwords.nn.logits import apply_guidance, sample_token, truncate
 
 
 @dataclass(frozen=True)
-class Rest:
-    """What is left of B pictures once the words have been read that all of them begin with."""
+class DecodeState:
+    """B images after the prefill: everything that the rest of their tokens follows from."""
 
-    given: Tensor  # (B, L), -1 where a word is to be drawn
-    first: int  # the first position to draw
-    uniform: Tensor  # (B, L) in [0, 1): a number for each draw
+    decode_step: Callable[
+        [Tensor, int | Tensor, Sequence], Tensor
+    ]  # hidden states, position, caches -> logits (B, V)
+    embed: Callable[[Tensor], Tensor]  # tokens (B,) -> (B, D)
+    position_embeddings: Tensor  # (L, D), added to them
+    logits: list[Tensor]  # of the next token, (B, V): with the caption, and with guidance also without it
+    caches: list[list[LayerCache]]  # for each of these, a cache per layer
+    fixed_tokens: Tensor  # (B, L), -1 where a token is to be sampled
+    first: int  # position of the next token
+    uniform: Tensor  # (B, L) in [0, 1): a random number for each token
     truncation: tuple[float, int | None, float | None]  # temperature, top_k, top_p
     guidance: float
 
 
-def draw_rest(rest: Rest, logits: Sequence[Tensor], read: Callable[[Tensor, int], Sequence[Tensor]]) -> Tensor:
-    """All words (B, L). `logits` (B, V) of the first one: with the caption, and without where there is guidance.
-
-    `read(words (B,), position)` gives those of the next.
-    """
-    tokens, is_given = rest.given.clone(), (rest.given != TO_DRAW).any(dim=0).tolist()
-    for position in range(rest.first, tokens.shape[1]):
-        words = draw(truncate(guide(logits[0], logits[-1], rest.guidance), *rest.truncation), rest.uniform[:, position])
-        if is_given[position]:
-            words = words.where(tokens[:, position] == TO_DRAW, tokens[:, position])
-        tokens[:, position] = words
+def sample_one_by_one(state: DecodeState) -> Tensor:
+    """All tokens (B, L), sampled by a loop in Python."""
+    logits, tokens = state.logits, state.fixed_tokens.clone()
+    has_fixed = (state.fixed_tokens != UNKNOWN).any(dim=0).tolist()
+    for position in range(state.first, tokens.shape[1]):
+        guided = apply_guidance(logits[0], logits[-1], state.guidance)
+        token = sample_token(truncate(guided, *state.truncation), state.uniform[:, position])
+        if has_fixed[position]:
+            token = token.where(tokens[:, position] == UNKNOWN, tokens[:, position])
+        tokens[:, position] = token
         if position + 1 < tokens.shape[1]:
-            logits = read(words, position)
+            hidden_states = state.embed(token) + state.position_embeddings[position]
+            logits = [state.decode_step(hidden_states, position, caches) for caches in state.caches]
     return tokens
 
 
-def known_first(given: Tensor) -> int:
-    """How many cells from the first on are given in every row: [[7, 3, -1, 5], [7, 2, 4, 5]] -> 2."""
-    return int((given != TO_DRAW).all(dim=0).long().cumprod(dim=0).sum())
+def count_leading_fixed(fixed_tokens: Tensor) -> int:
+    """How many tokens at the start are fixed in every row: [[7, 3, -1, 5], [7, 2, 4, 5]] -> 2."""
+    return int((fixed_tokens != UNKNOWN).all(dim=0).long().cumprod(dim=0).sum())

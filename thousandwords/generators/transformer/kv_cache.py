@@ -1,10 +1,11 @@
-"""What the layers have already read, so that a new token costs the work of one token and reads no more than its layer may see.
+"""The keys and values that each layer caches, so that a new token costs the work of one token.
 
-Candidates of one caption read the same text: its keys and values are held, and attended to, once for all of them. Of what a
-candidate has drawn itself a row layer keeps the last row and one cell more, the convolutional layer as far as its neighbourhood
-reaches, and a column layer each column by itself: of 1,024 words 33, 166 and 1,024 are kept, and 33, 166 and 32 are read. Where
-a position is kept and whom it sees there is read off the masks of _masks.py, the one source of truth; a test holds this path and
-the dense one equal for every kind of layer. All shapes are the same at every position, as CUDA graphs want them.
+The candidates of one caption have the same prefix: its keys and values are stored, and attended to, once for
+all of them. Of a candidate's own image tokens a row layer caches the last row and one cell more, the
+convolutional layer as far back as its neighborhood reaches, and a column layer each column by itself: of
+1,024 tokens 33, 166 and 1,024 are cached, and 33, 166 and 32 are read. The layout follows from the masks of
+masks.py; a test holds cached and dense attention equal for every kind of layer. All shapes are the same at
+every position, as CUDA graphs need.
 """
 
 from __future__ import annotations
@@ -13,159 +14,165 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from thousandwords.generators._layers import Attend, dense
+from thousandwords.nn.transformer_layers import Attend, dense_attention
 
 
-class Candidates:
-    """Which of U prefixes each of B candidates continues, and how to line up those of one prefix side by side.
+class PrefixGroups:
+    """Which of U prefixes each of B candidates continues; groups the candidates of one prefix side by side.
 
-    Groups are filled up to the size of the largest: rows [0, 0, 1] -> 2 prefixes, 2 places each, the last empty. Where they are
-    of one size and in order ([0, 0, 1, 1], or one caption, or all different) lining up moves nothing.
+    Groups are padded to the size of the largest: rows [0, 0, 1] -> 2 prefixes with 2 slots each, the last
+    slot empty. Where all groups have one size and are in order ([0, 0, 1, 1], or one caption, or all
+    different) grouping moves no data.
     """
 
     def __init__(self, rows: Tensor):
         self.rows = rows  # (B,), each from 0 to U - 1
-        members = torch.bincount(rows)
-        self.prefixes, self.places = len(members), int(members.max())
+        counts = torch.bincount(rows)
+        self.num_prefixes, self.group_size = len(counts), int(counts.max())
         order = rows.argsort(stable=True)
-        first = members.cumsum(0) - members  # where each group begins in that order
+        start = counts.cumsum(0) - counts  # of each group in that order
         number_in_group = torch.empty_like(rows)
-        number_in_group[order] = torch.arange(len(rows), device=rows.device) - first[rows[order]]
-        self.place = rows * self.places + number_in_group
-        self.is_in_order = self.place.equal(torch.arange(self.prefixes * self.places, device=rows.device))
+        number_in_group[order] = torch.arange(len(rows), device=rows.device) - start[rows[order]]
+        self.slot = rows * self.group_size + number_in_group
+        all_slots = torch.arange(self.num_prefixes * self.group_size, device=rows.device)
+        self.is_in_order = self.slot.equal(all_slots)
 
     def group(self, values: Tensor) -> Tensor:
-        """(B, heads, x) -> (U, heads, places, x), 0 at empty places."""
+        """(B, heads, x) -> (U, heads, group_size, x), 0 in empty slots."""
         if not self.is_in_order:
-            grouped = values.new_zeros(self.prefixes * self.places, *values.shape[1:])
-            grouped[self.place] = values
+            grouped = values.new_zeros(self.num_prefixes * self.group_size, *values.shape[1:])
+            grouped[self.slot] = values
             values = grouped
-        return values.unflatten(0, (self.prefixes, self.places)).transpose(1, 2)
+        return values.unflatten(0, (self.num_prefixes, self.group_size)).transpose(1, 2)
 
     def ungroup(self, grouped: Tensor) -> Tensor:
-        """(U, heads, places, x) -> (B, heads, x)."""
+        """(U, heads, group_size, x) -> (B, heads, x)."""
         values = grouped.transpose(1, 2).reshape(-1, grouped.shape[1], grouped.shape[3])
-        return values if self.is_in_order else values[self.place]
+        return values if self.is_in_order else values[self.slot]
 
 
-def different_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The different rows (U, n) in the order in which they first come, and which of them each row is: (B,)."""
-    different, which = torch.unique(rows, dim=0, return_inverse=True)
-    first = torch.full((len(different),), len(rows), device=rows.device)
-    first.scatter_reduce_(0, which, torch.arange(len(rows), device=rows.device), "amin")
+def unique_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The unique rows (U, n) in the order of first occurrence, and the index into them of each row: (B,)."""
+    unique, index = torch.unique(rows, dim=0, return_inverse=True)
+    first = torch.full((len(unique),), len(rows), device=rows.device)
+    first.scatter_reduce_(0, index, torch.arange(len(rows), device=rows.device), "amin")
     order = first.argsort()
-    return different[order], order.argsort()[which]
+    return unique[order], order.argsort()[index]
 
 
-class Window:
-    """Where the layers of one kind keep each image position, and which of those kept it sees: lines of slots.
+class CacheLayout:
+    """Where the layers of one kind cache each image position, in lines of slots, and which ones it sees.
 
-    A column layer has a line for every column and a slot for every row; a new position reads the line of its column. The others
-    have one line, a ring as long as their mask reaches back, in which a new position takes the place of one that nobody sees.
+    A column layer has a line for every column and a slot for every row; a new position reads the line of its
+    column. Other layers have one line, a ring buffer as long as their mask reaches back.
     """
 
-    def __init__(self, seen: Tensor, side: int, is_by_column: bool):
-        """`seen` (L, L): the image part of a mask, True where a query (row) sees a key (column)."""
-        position = torch.arange(side * side, device=seen.device)
-        query, key = seen.nonzero().T
-        self.slots = side if is_by_column else int((query - key).max()) + 1
-        self.lines = side if is_by_column else 1
+    def __init__(self, image_mask: Tensor, side: int, is_by_column: bool):
+        """`image_mask` (L, L): True where a query (row) sees a key (column)."""
+        position = torch.arange(side * side, device=image_mask.device)
+        query, key = image_mask.nonzero().T
+        self.num_slots = side if is_by_column else int((query - key).max()) + 1
+        self.num_lines = side if is_by_column else 1
         self.line = (position % side if is_by_column else torch.zeros_like(position)).tolist()
-        slot = position // side if is_by_column else position % self.slots
+        slot = position // side if is_by_column else position % self.num_slots
         self.slot = slot.tolist()
-        self.hidden = torch.full((side * side, self.slots), -torch.inf, device=seen.device)
-        self.hidden[query, slot[key]] = 0.0  # (L, slots), added to scores
-        self._after: dict[int, Tensor] = {}
+        self.attention_bias = torch.full(
+            (side * side, self.num_slots), -torch.inf, device=image_mask.device
+        )  # (L, slots), added to scores: 0 where a position sees a slot, else -inf
+        self.attention_bias[query, slot[key]] = 0.0
+        self._bias_with_prefix: dict[int, Tensor] = {}
 
-    def hidden_after(self, seen: int) -> Tensor:
-        """`hidden` behind so many positions that all see: (L, seen + slots), made when first asked for."""
-        if seen not in self._after:
-            self._after[seen] = F.pad(self.hidden, (seen, 0))
-        return self._after[seen]
+    def bias_with_prefix(self, prefix_length: int) -> Tensor:
+        """`attention_bias` after a prefix that all see: (L, prefix_length + slots), made on first use."""
+        if prefix_length not in self._bias_with_prefix:
+            self._bias_with_prefix[prefix_length] = F.pad(self.attention_bias, (prefix_length, 0))
+        return self._bias_with_prefix[prefix_length]
 
-    def kept(self, count: int) -> range:
-        """Which of the first `count` positions are still kept."""
-        return range(0 if self.lines > 1 else max(0, count - self.slots), count)
+    def cached_positions(self, count: int) -> range:
+        """Which of the first `count` positions are still cached."""
+        return range(0 if self.num_lines > 1 else max(0, count - self.num_slots), count)
 
 
 class LayerCache:
-    """Keys and values of one layer: shared (2, U, heads, prefix, x), own (2, B, heads, lines, slots, x); x is a head's width.
+    """Keys and values of one layer: shared (2, U, heads, prefix, x), own (2, B, heads, lines, slots, x).
 
-    Where candidates are many for each prefix, reading the shared ones apart is what makes them cheap. Where each has a prefix of
-    its own nothing is shared, and on a CPU, where an operation costs as much as its arithmetic, `whole` has prefix and own
-    positions side by side, (2, B, heads, prefix + slots, x), so that attention is one product each way.
+    x is a head's width. With many candidates per prefix, attending to the shared part separately makes them
+    cheap. Where each candidate has a prefix of its own, nothing is shared; on a CPU, where calling an
+    operation costs as much as its arithmetic, `combined` then has prefix and own positions side by side, (2,
+    B, heads, prefix + slots, x), so that attention is one product each way.
     """
 
-    def __init__(self, candidates: Candidates, prefix_length: int, window: Window):
-        self.candidates = candidates
+    def __init__(self, groups: PrefixGroups, prefix_length: int, layout: CacheLayout):
+        self.groups = groups
         self.prefix_length = prefix_length
-        self.window = window
+        self.layout = layout
         self.shared = self.own = torch.empty(0)
-        self.whole: Tensor | None = None
+        self.combined: Tensor | None = None
 
     def prefill(self, mask: Tensor) -> Attend:
-        """As `dense` for the U different beginnings, prefix and given image tokens, remembering keys and values."""
-        masked = dense(mask)
+        """As `dense_attention` for the U unique beginnings (prefix and fixed tokens), storing keys and values."""
+        masked = dense_attention(mask)
 
         def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            self.remember(keys, values)
+            self.store(keys, values)
             return masked(queries, keys, values)
 
         return attend
 
-    def remember(self, keys: Tensor, values: Tensor) -> None:
-        """Keeps those of the U different beginnings: (U, heads, prefix + P, x) each."""
+    def store(self, keys: Tensor, values: Tensor) -> None:
+        """Store the keys and values of the U unique beginnings: (U, heads, prefix + P, x) each."""
         both = torch.stack([keys, values])
         self.shared = both[:, :, :, : self.prefix_length].contiguous()
-        self.own = self._own(both[:, :, :, self.prefix_length :])
-        if self.candidates.places == 1 and not keys.is_cuda:
-            self.whole = torch.cat([self.shared[:, self.candidates.rows], self.own[:, :, :, 0]], dim=3)
-            if self.window.lines == 1:
-                self.own = self.whole[:, :, :, None, self.prefix_length :]  # one memory: what is kept is in both
+        self.own = self._allocate_own(both[:, :, :, self.prefix_length :])
+        if self.groups.group_size == 1 and not keys.is_cuda:
+            self.combined = torch.cat([self.shared[:, self.groups.rows], self.own[:, :, :, 0]], dim=3)
+            if self.layout.num_lines == 1:  # a view: what is stored in one is in both
+                self.own = self.combined[:, :, :, None, self.prefix_length :]
 
-    def step(self, position: int, read: Tensor) -> Tensor:
-        """Attention of one new image token to the prefix and what it sees of the image, itself among it.
+    def step(self, position: int, qkv: Tensor) -> Tensor:
+        """Attention of one new image token to the prefix and to what it sees of the image, itself included.
 
-        `read`: its queries, keys and values (B, 3, heads, x) -> (B, heads * x).
+        `qkv`: its queries, keys and values (B, 3, heads, x) -> (B, heads * x).
         """
-        window, line = self.window, self.window.line[position]
-        self.own[:, :, :, line, window.slot[position]] = read[:, 1:].transpose(0, 1)
-        queries = read[:, 0] * read.shape[-1] ** -0.5
-        if self.whole is None:
-            hidden = window.hidden[position].to(read.dtype)
+        layout, line = self.layout, self.layout.line[position]
+        self.own[:, :, :, line, layout.slot[position]] = qkv[:, 1:].transpose(0, 1)
+        queries = qkv[:, 0] * qkv.shape[-1] ** -0.5
+        if self.combined is None:
+            bias = layout.attention_bias[position].to(qkv.dtype)
             keys, values = self.own[:, :, :, line].flatten(1, 2)  # (B * heads, slots, x)
-            return self._attend_to_both(queries, keys, values, hidden)
-        if window.lines > 1:
-            self.whole[:, :, :, self.prefix_length :] = self.own[:, :, :, line]
-        keys, values = self.whole.flatten(1, 2)
-        return attend_to(queries, keys, values, window.hidden_after(self.prefix_length)[position].to(read.dtype))
+            return self.attend_separately(queries, keys, values, bias)
+        if layout.num_lines > 1:
+            self.combined[:, :, :, self.prefix_length :] = self.own[:, :, :, line]
+        keys, values = self.combined.flatten(1, 2)
+        bias = layout.bias_with_prefix(self.prefix_length)[position].to(qkv.dtype)
+        return attend_one_query(queries, keys, values, bias)
 
-    def _attend_to_both(self, queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
-        """One softmax over prefix and own positions; few operations, since each costs as much as its arithmetic."""
-        group, ungroup = self.candidates.group, self.candidates.ungroup
+    def attend_separately(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        """One softmax over shared prefix and own positions, in as few operations as possible."""
+        group, ungroup = self.groups.group, self.groups.ungroup
         rows, heads, width = queries.shape
-        to_own = torch.baddbmm(hidden, queries.view(rows * heads, 1, width), keys.transpose(1, 2))
+        to_own = torch.baddbmm(bias, queries.view(rows * heads, 1, width), keys.transpose(1, 2))
         to_prefix = ungroup(group(queries) @ self.shared[0].transpose(2, 3))  # (B, heads, prefix)
         scores = torch.cat([to_prefix, to_own.view(rows, heads, -1)], dim=-1)
-        exact = torch.promote_types(scores.dtype, torch.float32)
-        weights = scores.softmax(dim=-1, dtype=exact).to(values.dtype)
+        softmax_dtype = torch.promote_types(scores.dtype, torch.float32)
+        weights = scores.softmax(dim=-1, dtype=softmax_dtype).to(values.dtype)
         own_weights = weights[..., self.prefix_length :].reshape(rows * heads, 1, -1)
         attended = torch.bmm(own_weights, values).view(rows, heads, width)
         return (attended + ungroup(group(weights[..., : self.prefix_length]) @ self.shared[1])).flatten(1)
 
-    def _own(self, given: Tensor) -> Tensor:
-        """Room for every candidate, with what is kept of the given tokens: (2, U, heads, P, x) -> as `own`."""
-        window, kept = self.window, list(self.window.kept(given.shape[3]))
-        lines, slots = ([table[position] for position in kept] for table in (window.line, window.slot))
-        two, prefixes, heads, _, width = given.shape
-        own = given.new_zeros(two, prefixes, heads, window.lines, window.slots, width)
-        own[:, :, :, lines, slots] = given[:, :, :, kept]
-        return own[:, self.candidates.rows]
+    def _allocate_own(self, fixed: Tensor) -> Tensor:
+        """Memory for every candidate, with the fixed tokens' keys and values (2, U, heads, P, x): as `own`."""
+        layout, positions = self.layout, list(self.layout.cached_positions(fixed.shape[3]))
+        lines, slots = ([table[position] for position in positions] for table in (layout.line, layout.slot))
+        two, prefixes, heads, _, width = fixed.shape
+        own = fixed.new_zeros(two, prefixes, heads, layout.num_lines, layout.num_slots, width)
+        own[:, :, :, lines, slots] = fixed[:, :, :, positions]
+        return own[:, self.groups.rows]
 
 
-def attend_to(queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
-    """Attention of one query each: queries (B, heads, x), keys and values (B * heads, n, x), hidden (n,) -> (B, heads * x)."""
+def attend_one_query(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """One query per row: queries (B, heads, x), keys, values (B * heads, n, x), bias (n,) -> (B, heads * x)."""
     rows, heads, width = queries.shape
-    scores = torch.baddbmm(hidden, queries.view(rows * heads, 1, width), keys.transpose(1, 2))
+    scores = torch.baddbmm(bias, queries.view(rows * heads, 1, width), keys.transpose(1, 2))
     weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
     return torch.bmm(weights, values).view(rows, heads * width)

@@ -1,7 +1,7 @@
-"""Drawing words so that gradients pass: Gumbel-softmax, and the two entropies that keep the words in use.
+"""Sample tokens so that gradients pass: Gumbel-softmax, and the two entropies that keep the tokens in use.
 
-After arXiv 2102.12092, section 2.1 (and Jang et al., arXiv 1611.01144). Words are the last axis, V: a CPU takes
-a softmax over the last axis several times faster than over another.
+After arXiv 2102.12092, section 2.1 (and Jang et al., arXiv 1611.01144). Tokens are the last axis, V: a CPU
+computes a softmax over the last axis several times faster than over another.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from torch import Tensor
 
 
 def gumbel_softmax(logits: Tensor, temperature: float, rng: torch.Generator, noise: float = 1.0) -> Tensor:
-    """A relaxed draw from each categorical: logits (..., V) -> points of the simplex, same shape.
+    """A relaxed sample from each categorical: logits (..., V) -> points of the simplex, same shape.
 
-    `noise` is ours: below 1 the draw leans towards the arg-max, at 0 it is the arg-max as softly as tau says.
+    `noise` is not in the paper: below 1 the sample is closer to the arg-max, at 0 it is a softmax at this
+    temperature.
     """
     uniform = torch.rand(logits.shape, generator=rng, device=rng.device).clamp_min_(1e-12).to(logits.device)
     minus_gumbel = uniform.log_().neg_().log_()
@@ -23,9 +24,9 @@ def gumbel_softmax(logits: Tensor, temperature: float, rng: torch.Generator, noi
 
 
 def kl_and_usage(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., V) -> the KL of each word to the uniform prior (...), the entropy of the average word (), in nats."""
+    """(..., V) -> KL of each token to the uniform prior (...), entropy of the average token (), in nats."""
     log_probabilities = logits.log_softmax(dim=-1)
     probabilities = log_probabilities.exp()
     kl = (probabilities * log_probabilities).sum(dim=-1) + math.log(logits.shape[-1])
-    average = probabilities.flatten(0, -2).mean(dim=0).clamp_min(1e-12)  # at 0 the slope of the entropy is infinite
+    average = probabilities.flatten(0, -2).mean(dim=0).clamp_min(1e-12)  # at 0 the gradient is infinite
     return kl, torch.special.entr(average).sum()

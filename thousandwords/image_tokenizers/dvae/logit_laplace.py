@@ -1,8 +1,8 @@
 """The logit-Laplace likelihood of pixels (arXiv 2102.12092, section 2.1 and appendix A.3).
 
-A pixel in (0, 1) is the sigmoid of a Laplace variable with mean `mu` and width `b`, so the model gives no
-mass to colours that cannot be. The decoder draws six maps: three of mu, three of ln b. It is a density, so
-the log-likelihood may be positive and the loss legitimately negative.
+A pixel in (0, 1) is the sigmoid of a Laplace variable with mean `mu` and width `b`, so no mass lies on
+impossible colors. The decoder outputs six maps: three of mu, three of ln b. It is a density, so the
+log-likelihood may be positive and the loss negative.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ MARGIN = 0.1  # epsilon of the paper: keeps pixels off 0 and 1, where the densit
 
 
 def to_model_range(images: Tensor) -> Tensor:
-    """Pixels of [0, 1] pressed into [margin, 1 - margin]."""
+    """Map pixels from [0, 1] to [margin, 1 - margin]."""
     return (1 - 2 * MARGIN) * images + MARGIN
 
 
 def to_images(mu: Tensor) -> Tensor:
-    """The picture of the likelihood's median: mu -> pixels in [0, 1]."""
+    """The median of the likelihood as an image: mu -> pixels in [0, 1]."""
     return ((torch.sigmoid(mu) - MARGIN) / (1 - 2 * MARGIN)).clamp(0, 1)
 
 
@@ -33,6 +33,6 @@ def log_likelihood(images: Tensor, mu: Tensor, log_width: Tensor) -> Tensor:
 
 
 def normal_log_likelihood(images: Tensor, mu: Tensor, deviation: float) -> Tensor:
-    """Ours: ln p of a normal density around the drawn pixels, so that large errors outweigh many small ones."""
-    drawn = (torch.sigmoid(mu) - MARGIN) / (1 - 2 * MARGIN)  # not clamped: a clamp has no slope
-    return -0.5 * ((images - drawn) / deviation).square() - math.log(deviation * math.sqrt(2 * math.pi))
+    """ln p of a normal density around the decoded pixels; not in the paper. Large errors count more."""
+    decoded = (torch.sigmoid(mu) - MARGIN) / (1 - 2 * MARGIN)  # not clamped: a clamp has no gradient
+    return -0.5 * ((images - decoded) / deviation).square() - math.log(deviation * math.sqrt(2 * math.pi))

@@ -1,8 +1,9 @@
-"""The discrete VAE of DALL-E: a picture as a grid of words (arXiv 2102.12092, section 2.1 and appendix A).
+"""The discrete VAE of DALL-E: an image as a grid of tokens (arXiv 2102.12092, section 2.1 and appendix A).
 
-The defaults are the paper's: Gumbel-softmax relaxation, logit-Laplace likelihood, KL to the uniform prior, cosine
-schedules for its weight and the temperature. The settings named "off in the paper" are ours, for training in minutes
-instead of weeks. Optimiser, learning rate and the moving average of weights belong to the training loop.
+The defaults are the paper's: Gumbel-softmax relaxation, logit-Laplace likelihood, KL to the uniform prior,
+cosine schedules for its weight and the temperature. The settings named "off in the paper" are additions, for
+training in minutes instead of weeks. Optimizer, learning rate and the moving average of weights belong to the
+training loop.
 """
 
 from __future__ import annotations
@@ -14,22 +15,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from thousandwords.schedules import cosine
-from thousandwords.tokenizers import ImageTokenizer, Logs
-from thousandwords.tokenizers._convolutions import build_decoder, build_encoder, initialise
-from thousandwords.tokenizers._halves import decoded_in_halves, encoded_in_halves, is_settled_on_a_gpu
-from thousandwords.tokenizers._likelihood import log_likelihood, normal_log_likelihood, to_images, to_model_range
-from thousandwords.tokenizers._relaxation import gumbel_softmax, kl_and_usage
-from thousandwords.tokenizers._word_order import order_words
+from thousandwords.image_tokenizers.base import ImageTokenizer, Logs
+from thousandwords.image_tokenizers.dvae.codebook_init import init_codebook
+from thousandwords.image_tokenizers.dvae.float16 import decode_float16, encode_float16, is_frozen_on_gpu
+from thousandwords.image_tokenizers.dvae.gumbel_softmax import gumbel_softmax, kl_and_usage
+from thousandwords.image_tokenizers.dvae.logit_laplace import (
+    log_likelihood,
+    normal_log_likelihood,
+    to_images,
+    to_model_range,
+)
+from thousandwords.nn.conv_blocks import build_decoder, build_encoder, initialize
+from thousandwords.nn.schedules import cosine
 
 
 @dataclass(frozen=True)
-class Config:
-    vocab_size: int = 8192  # words in the codebook
+class DVAEConfig:
+    vocab_size: int = 8192  # tokens in the codebook
     width: int = 256  # channels of the finest grid; each coarser grid doubles them
     groups: int = 4  # residual groups; the grid halves between them
     blocks_per_group: int = 2
-    codebook_width: int = 128  # channels of a word's vector
+    codebook_width: int = 128  # channels of a token's vector
     stem_kernel: int = 7  # side of the encoder's first convolution
     kl_weight: float = 6.6  # final beta of the KL to the uniform prior
     kl_steps: int = 5000  # updates over which beta rises from 0
@@ -37,37 +43,51 @@ class Config:
     temperature_end: float = 1 / 16
     temperature_steps: int = 150_000  # updates over which tau falls
     # off in the paper
-    patch: int = 1  # side of the cells of pixels that the networks see as one position
+    patch: int = 1  # side of the square of pixels that the networks see as one position
     init_gain: float = 1.0  # deviation of first weights, times the root of their inputs; Kaiming's is 1.414
-    residual_gain: float | None = None  # of every block's path; null is the paper's 1 / (number of blocks)^2
+    residual_gain: float | None = (
+        None  # of every residual branch; null: 1 / (number of blocks)^2, the paper's
+    )
     log_width_floor: float | None = None  # ln b of the likelihood stays above this
-    pixel_deviation: float | None = None  # a normal likelihood of this deviation on pixels, in place of logit-Laplace
-    noise_end: float = 1.0  # scale of the Gumbel noise when tau has fallen; 0 ends on arg-max words
-    usage_weight: float = 0.0  # bonus on the entropy of a batch's average word, in nats
-    word_dimensions: int | None = None  # words start in order, as points of a cube of so many dimensions
-    word_sharpness: float = 25.0  # first logits are minus this times the squared distance to a word's point
-    word_images: int = 200  # training pictures that say where the cube lies
-    argmax_from: int | None = None  # update from which the decoder trains alone, on arg-max words
+    pixel_deviation: float | None = None  # of a normal likelihood of pixels instead of logit-Laplace
+    noise_end: float = 1.0  # scale of the Gumbel noise when tau has fallen; 0 ends on arg-max tokens
+    usage_entropy_weight: float = 0.0  # bonus on the entropy of a batch's average token, in nats
+    codebook_init_dims: int | None = None  # tokens start as points of a cube of this many dimensions
+    codebook_init_sharpness: float = 25.0  # first logits: minus this times the squared distance to a point
+    codebook_init_images: int = 200  # training images that place the cube
+    decoder_only_from: int | None = None  # from this update the decoder trains alone, on arg-max tokens
 
     def __post_init__(self) -> None:
         self._check_at_least(2, "vocab_size")
-        self._check_at_least(1, "groups", "blocks_per_group", "codebook_width", "patch", "stem_kernel", "word_images")
-        self._check_at_least(0, "kl_weight", "kl_steps", "temperature_steps", "usage_weight", "noise_end")
-        self._check_positive("temperature_start", "temperature_end", "init_gain", "word_sharpness")
-        self._check_positive(*(name for name in ("residual_gain", "pixel_deviation") if getattr(self, name) is not None))
+        self._check_at_least(
+            1, "groups", "blocks_per_group", "codebook_width", "patch", "stem_kernel", "codebook_init_images"
+        )
+        self._check_at_least(
+            0, "kl_weight", "kl_steps", "temperature_steps", "usage_entropy_weight", "noise_end"
+        )
+        self._check_positive("temperature_start", "temperature_end", "init_gain", "codebook_init_sharpness")
+        self._check_positive(
+            *(name for name in ("residual_gain", "pixel_deviation") if getattr(self, name) is not None)
+        )
         if self.width < 4 or self.width % 4:
-            raise ValueError(f"dvae.width is {self.width}; a bottleneck is a quarter of it, so give a multiple of 4")
+            raise ValueError(
+                f"dvae.width is {self.width}; a bottleneck is a quarter of it, so give a multiple of 4"
+            )
         if self.stem_kernel % 2 == 0:
             raise ValueError(f"dvae.stem_kernel is {self.stem_kernel}; an odd side keeps the grid in place")
-        if self.word_dimensions is not None and not 1 <= self.word_dimensions <= self.width:
-            raise ValueError(f"dvae.word_dimensions is {self.word_dimensions}; give 1 to dvae.width, {self.width}")
+        if self.codebook_init_dims is not None and not 1 <= self.codebook_init_dims <= self.width:
+            raise ValueError(
+                f"dvae.codebook_init_dims is {self.codebook_init_dims}; give 1 to dvae.width, {self.width}"
+            )
         if self.pixel_deviation is not None and self.log_width_floor is not None:
-            raise ValueError("dvae.log_width_floor has no use beside dvae.pixel_deviation; set one of them to null")
+            raise ValueError(
+                "dvae.log_width_floor has no effect with dvae.pixel_deviation; set one of them to null"
+            )
 
-    def _check_at_least(self, least: int, *names: str) -> None:
+    def _check_at_least(self, minimum: int, *names: str) -> None:
         for name in names:
-            if getattr(self, name) < least:
-                raise ValueError(f"dvae.{name} is {getattr(self, name)}; it has to be {least} or more")
+            if getattr(self, name) < minimum:
+                raise ValueError(f"dvae.{name} is {getattr(self, name)}; it has to be {minimum} or more")
 
     def _check_positive(self, *names: str) -> None:
         for name in names:
@@ -76,93 +96,109 @@ class Config:
 
     @property
     def path_gain(self) -> float:
-        """What a block's path is multiplied by before it joins the identity."""
-        return (self.groups * self.blocks_per_group) ** -2 if self.residual_gain is None else self.residual_gain
+        """The factor on every residual branch."""
+        if self.residual_gain is not None:
+            return self.residual_gain
+        return (self.groups * self.blocks_per_group) ** -2
 
     @property
     def cell(self) -> int:
-        """Pixels on the side of one word's cell."""
+        """Pixels on the side of one token's cell."""
         return self.patch * 2 ** (self.groups - 1)
 
 
 class DiscreteVAE(ImageTokenizer):
-    """Images (B, 3, H, W) <-> one grid of H / cell by W / cell words."""
+    """Images (B, 3, H, W) <-> one grid of H / cell by W / cell tokens."""
 
-    def __init__(self, config: Config, image_size: int):
+    config_class = DVAEConfig
+
+    def __init__(self, config: DVAEConfig, image_size: int):
         super().__init__(image_size)
         if image_size % config.cell:
             raise ValueError(
-                f"image_size is {image_size}, no multiple of the {config.cell} pixels of a word's cell "
+                f"image_size is {image_size}, no multiple of the {config.cell} pixels of a token's cell "
                 f"(dvae.patch {config.patch} * 2 ** (dvae.groups {config.groups} - 1))"
             )
         self.config = config
         self.vocab_size = config.vocab_size
         self.scales = (image_size // config.cell,)
-        shape = (config.width, config.groups, config.blocks_per_group, config.path_gain, config.vocab_size, config.patch)
+        shape = (
+            config.width,
+            config.groups,
+            config.blocks_per_group,
+            config.path_gain,
+            config.vocab_size,
+            config.patch,
+        )
         self.encoder = build_encoder(*shape, config.stem_kernel)
         self.decoder = build_decoder(*shape, config.codebook_width)
-        initialise(self, config.init_gain)
-        self.to(memory_format=torch.channels_last)  # as the features lie; faster on a CPU
+        initialize(self, config.init_gain)
+        self.to(memory_format=torch.channels_last)  # faster on a CPU
 
     @property
     def codebook(self) -> Tensor:
-        """The words' vectors (V, codebook_width): the weight of the decoder's first convolution."""
+        """The vectors of the tokens (V, codebook_width): the weight of the decoder's first convolution."""
         return self.decoder.codebook.weight.flatten(1).T
 
     def encode(self, images: Tensor) -> Tensor:
-        """The picture's words: images (B, 3, H, W) in [0, 1] -> tokens (B, L) int64."""
+        """Encode images (B, 3, H, W) in [0, 1] to token ids (B, L) int64 in raster order."""
         self.check_images(images)
-        if is_settled_on_a_gpu(self) and (words := encoded_in_halves(self.encoder, to_model_range(images))) is not None:
-            return words
-        # arg-max, no Gumbel noise: the generator learns the words it will see decoded (paper, section 2.2)
+        if is_frozen_on_gpu(self):
+            tokens = encode_float16(self.encoder, to_model_range(images))
+            if tokens is not None:
+                return tokens
+        # arg-max, no Gumbel noise: the generator learns the tokens it will see decoded (paper, section 2.2)
         return self._logits(images).argmax(dim=-1).flatten(1)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """The picture of the words: tokens (B, L) int64 -> images (B, 3, H, W) in [0, 1]."""
+        """Decode token ids (B, L) int64 to images (B, 3, H, W) in [0, 1]."""
         self.check_tokens(tokens)
-        if is_settled_on_a_gpu(self) and (maps := decoded_in_halves(self.decoder, tokens, self.scales[0])) is not None:
-            return to_images(maps[:, :3])
-        mu, _ = self._draw(self._one_hot(tokens))
+        if is_frozen_on_gpu(self):
+            maps = decode_float16(self.decoder, tokens, self.scales[0])
+            if maps is not None:
+                return to_images(maps[:, :3])
+        mu, _ = self._decode(self._one_hot(tokens))
         return to_images(mu)
 
     @torch.no_grad()
     def prepare(self, image_batches: Iterable[Tensor], rng: torch.Generator) -> None:
-        """Puts the words in order over what the untrained encoder sees; does nothing without `word_dimensions`."""
-        if self.config.word_dimensions is None:
+        """Initialize the codebook from the untrained encoder's features, with `codebook_init_dims` only."""
+        if self.config.codebook_init_dims is None:
             return
-        images = first_images(image_batches, self.config.word_images).to(self.codebook.device)
+        images = take_images(image_batches, self.config.codebook_init_images).to(self.codebook.device)
         features = self.encoder[:-1](to_model_range(images)).permute(0, 2, 3, 1).flatten(0, 2)  # (B * L, C)
-        order = (self.config.word_dimensions, self.config.word_sharpness)
-        order_words(self.encoder.output, self.decoder.codebook, features, *order, rng)
+        settings = (self.config.codebook_init_dims, self.config.codebook_init_sharpness)
+        init_codebook(self.encoder.output, self.decoder.codebook, features, *settings, rng)
 
     def loss(self, images: Tensor, step: int, rng: torch.Generator) -> tuple[Tensor, Logs]:
-        """The negative evidence bound per colour channel of a pixel, in nats, and its parts."""
+        """The negative evidence lower bound per color channel of a pixel, in nats, and its parts."""
         self.check_images(images)
-        if self.config.argmax_from is not None and step >= self.config.argmax_from:
+        if self.config.decoder_only_from is not None and step >= self.config.decoder_only_from:
             return self._argmax_loss(images)
         return self._relaxed_loss(images, step, rng)
 
-    def hidden_matrices(self) -> list[nn.Parameter]:
-        """The kernels on the paths of all blocks; what reads pixels or words, or writes them, is none."""
+    def muon_parameters(self) -> list[nn.Parameter]:
+        """The kernels of all residual branches; not the layers at pixels, logits or codebook."""
         return [weight for name, weight in self.named_parameters() if ".path." in name and weight.ndim == 4]
 
     @property
-    def rests(self) -> bool:
-        """Whether some weights have no gradient at some updates: the encoder's, when the decoder trains alone."""
-        return self.config.argmax_from is not None
+    def has_frozen_steps(self) -> bool:
+        """Whether some weights have no gradient at some updates: the encoder's, if the decoder trains alone."""
+        return self.config.decoder_only_from is not None
 
     def _relaxed_loss(self, images: Tensor, step: int, rng: torch.Generator) -> tuple[Tensor, Logs]:
-        """The paper's loss: -(log-likelihood) + beta * KL, with words drawn by Gumbel-softmax."""
+        """The paper's loss: -(log-likelihood) + beta * KL, with tokens sampled by Gumbel-softmax."""
         config = self.config
         temperature = cosine(step, config.temperature_start, config.temperature_end, config.temperature_steps)
         noise = cosine(step, 1.0, config.noise_end, config.temperature_steps)
         kl_weight = cosine(step, 0.0, config.kl_weight, config.kl_steps)
         logits = self._logits(images)
-        reconstruction_loss = self._reconstruction_loss(images, gumbel_softmax(logits, temperature, rng, noise))
-        # the ordinary categorical's KL, although the words are relaxed (an author's answer)
+        relaxed_tokens = gumbel_softmax(logits, temperature, rng, noise)
+        reconstruction_loss = self._reconstruction_loss(images, relaxed_tokens)
+        # the ordinary categorical's KL, although the tokens are relaxed (an author's answer)
         kl, usage = kl_and_usage(logits)
         kl_loss = kl.sum() / images.numel()
-        loss = reconstruction_loss + kl_weight * kl_loss - config.usage_weight * usage
+        loss = reconstruction_loss + kl_weight * kl_loss - config.usage_entropy_weight * usage
         return loss, {
             "reconstruction_loss": reconstruction_loss.detach(),
             "kl_loss": kl_loss.detach(),
@@ -172,14 +208,14 @@ class DiscreteVAE(ImageTokenizer):
         }
 
     def _argmax_loss(self, images: Tensor) -> tuple[Tensor, Logs]:
-        """Ours: the decoder alone, on the very words that the generator will be taught."""
+        """The decoder alone, on the arg-max tokens that the generator is trained on. Not in the paper."""
         with torch.no_grad():
             tokens = self._logits(images).argmax(dim=-1).flatten(1)
         loss = self._reconstruction_loss(images, self._one_hot(tokens))
         return loss, {"reconstruction_loss": loss.detach()}
 
-    def _reconstruction_loss(self, images: Tensor, words: Tensor) -> Tensor:
-        mu, log_width = self._draw(words)
+    def _reconstruction_loss(self, images: Tensor, one_hot: Tensor) -> Tensor:
+        mu, log_width = self._decode(one_hot)
         if self.config.pixel_deviation is not None:
             return -normal_log_likelihood(images, mu, self.config.pixel_deviation).mean()
         return -log_likelihood(images, mu, log_width).mean()
@@ -193,16 +229,16 @@ class DiscreteVAE(ImageTokenizer):
         """(B, L) -> (B, h, w, V) float32."""
         return functional.one_hot(tokens.view(-1, self.scales[0], self.scales[0]), self.vocab_size).float()
 
-    def _draw(self, words: Tensor) -> tuple[Tensor, Tensor]:
-        """One-hot or relaxed words (B, h, w, V) -> mu and ln b, each (B, 3, H, W) float32."""
-        mu, log_width = self.decoder(words.permute(0, 3, 1, 2)).float().chunk(2, dim=1)
+    def _decode(self, one_hot: Tensor) -> tuple[Tensor, Tensor]:
+        """One-hot or relaxed tokens (B, h, w, V) -> mu and ln b, each (B, 3, H, W) float32."""
+        mu, log_width = self.decoder(one_hot.permute(0, 3, 1, 2)).float().chunk(2, dim=1)
         floor = self.config.log_width_floor
-        # bent rather than cut off, so that a width at the floor can rise again
+        # softplus, not a clamp: a width at the floor keeps a gradient
         return mu, log_width if floor is None else floor + functional.softplus(log_width - floor)
 
 
-def first_images(image_batches: Iterable[Tensor], count: int) -> Tensor:
-    """The first `count` pictures of the batches, or all when there are fewer: (count, 3, H, W)."""
+def take_images(image_batches: Iterable[Tensor], count: int) -> Tensor:
+    """The first `count` images of the batches, or all when there are fewer: (count, 3, H, W)."""
     batches: list[Tensor] = []
     for batch in image_batches:
         batches.append(batch)

@@ -1,37 +1,58 @@
-"""Where captioned images come from: one file per kind, each one small class that gives raw pairs, lazily, in a fixed order.
+"""Sources of captioned images: one class per kind, which yields raw pairs lazily and in a fixed order.
 
-A kind is found in the table below, and not by its file's name as a model is: a mixture reads several kinds in one run, which
-the one dependency `${data.source}.py` of a DVC stage could not name. A new source is one class and one line here.
+Unlike model kinds, sources are listed in a table, because a mixture reads several kinds in one run. A new
+source is one class and one line in the table.
 """
+
 from __future__ import annotations
 
-from thousandwords.sources._contract import RawPair, Source, clean_captions
-from thousandwords.sources.coco import CocoSource
-from thousandwords.sources.folder import FolderSource
-from thousandwords.sources.jsonl import JsonLinesSource
-from thousandwords.sources.mixture import Mixture, Part, Provenance, named, read_provenance, source_of
-from thousandwords.sources.parquet import ParquetSource
-from thousandwords.sources.table import TableSource
-from thousandwords.sources.webdataset import WebDatasetSource
-from thousandwords.tars import SourceError
+from thousandwords.ingest.sources.base import RawPair, Source, SourceError, clean_captions
+from thousandwords.ingest.sources.coco import CocoSource
+from thousandwords.ingest.sources.csv import CsvSource
+from thousandwords.ingest.sources.folder import FolderSource
+from thousandwords.ingest.sources.jsonl import JsonLinesSource
+from thousandwords.ingest.sources.mixture import (
+    MixturePart,
+    MixtureSource,
+    Provenance,
+    naming_source,
+    read_provenance,
+    source_number,
+)
+from thousandwords.ingest.sources.parquet import ParquetSource
+from thousandwords.ingest.sources.webdataset import WebDatasetSource
 
 KINDS: dict[str, type[Source]] = {
     "folder": FolderSource,
-    "csv": TableSource,
+    "csv": CsvSource,
     "webdataset": WebDatasetSource,
     "jsonl": JsonLinesSource,
     "parquet": ParquetSource,
     "coco": CocoSource,
 }
 
-__all__ = [  # what others import from here
-    "KINDS", "CocoSource", "FolderSource", "JsonLinesSource", "Mixture", "ParquetSource", "Part", "Provenance", "RawPair",
-    "Source", "SourceError", "TableSource", "WebDatasetSource", "clean_captions", "named", "open_kind",
-    "read_provenance", "source_of",
-]  # fmt: skip
+__all__ = [
+    "KINDS",
+    "CocoSource",
+    "FolderSource",
+    "JsonLinesSource",
+    "MixturePart",
+    "MixtureSource",
+    "ParquetSource",
+    "Provenance",
+    "RawPair",
+    "Source",
+    "SourceError",
+    "CsvSource",
+    "WebDatasetSource",
+    "clean_captions",
+    "naming_source",
+    "open_kind",
+    "read_provenance",
+    "source_number",
+]
 
 
 def open_kind(kind: str, path: str, settings: dict) -> Source:
-    """The source of a kind at a path or URL; of the `settings` it takes those that it knows."""
-    reader = KINDS[kind]
-    return reader(path, **{name: settings[name] for name in reader.settings if name in settings})
+    """Open a path or URL as a source of this kind, with those of the `settings` that the kind supports."""
+    return KINDS[kind](path, **{name: settings[name] for name in KINDS[kind].settings if name in settings})

@@ -1,10 +1,11 @@
-"""Where files lie: a folder on this machine, or one behind a URL that fsspec knows (s3://bucket/prefix, gs://, https://, …).
+"""Folders that sources read: local ones, and URLs for fsspec (s3://bucket/prefix, gs://, https://, …).
 
-On this machine links that lead out of the folder, devices, pipes and files over a limit are refused without reading them.
-Behind a URL there are no links; what a list names is read from below the URL, or not at all, and no other address is ever
-asked. A file that is not there is one bad input. A network or a key that fails is not: it stops the run, else the weather
-would decide what is in a data set. Credentials come from the environment, as the library of each protocol reads them.
+Locally, links that lead out of the folder, devices, pipes and files over a limit are rejected without being
+read. A URL has no links; files are read from below the URL only, and no other address is contacted. A missing
+file is one bad input. A network or credential failure stops the run; otherwise network errors would decide
+what is in the data set. Credentials come from the environment, as the library of each protocol reads them.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -21,85 +22,86 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from thousandwords.images import MAX_BYTES, Refused
-from thousandwords.tars import SourceError
+from thousandwords.core.errors import InvalidInput
+from thousandwords.data import image_decoding
+from thousandwords.ingest.sources.base import SourceError
 
-AT_ONCE = 16    # requests to a place behind a URL
+MAX_PARALLEL_REQUESTS = 16  # to a URL
 LOCAL = ("file://", "local://")
-EXTRAS = {"s3": "s3", "s3a": "s3"}    # protocols that an extra of this package brings along
+EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> extra of this package that installs its library
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a folder holds under a name."""
+    """One entry of a folder."""
 
     name: str
     is_folder: bool
-    is_link: bool = False    # to a folder
+    is_link: bool = False  # to a folder
 
 
-class Place(ABC):
-    """A folder; the names of what is in it are relative, "" is the folder itself."""
+class Folder(ABC):
+    """A local or remote folder; names are relative to it, "" is the folder itself."""
 
-    setting: str    # the setting that names such a place, for messages
-    at_once: int    # how many reads are worth having under way
-    address: str    # as the user knows it
-    name: str       # the last part of the address
+    setting: str  # the setting for such a folder, for messages
+    max_parallel_reads: int
+    address: str  # as the user gave it
+    name: str  # last part of the address
 
     @abstractmethod
     def kind(self, name: str = "") -> str | None:
-        """ "file", "folder", "other" (pipes, devices), or None where there is nothing."""
+        """ "file", "folder", "other" (pipes, devices), or None if it does not exist."""
 
     @abstractmethod
     def entries(self, folder: str = "") -> list[Entry]:
-        """What lies in a folder, sorted by the bytes of the names; Refused where it can't be listed."""
+        """The entries, sorted by the bytes of their names; raises InvalidInput if there is no list."""
 
     @abstractmethod
     def read(self, name: str, limit: int) -> bytes:
-        """The bytes of a plain file in this place; Refused where they are not to be had."""
+        """The bytes of a regular file; raises InvalidInput if it cannot be read."""
 
     @abstractmethod
     def size(self, name: str) -> int: ...
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO:
-        """A file to seek and read in."""
+        """Open a file for seeking and reading."""
 
     @abstractmethod
-    def on_disk(self, name: str) -> contextlib.AbstractContextManager[Path]:
-        """The file on this machine: itself, or a copy for the time being."""
+    def local_copy(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        """Context manager with a local path: the file itself, or a temporary copy."""
 
-    def shown(self, name: str) -> str:
-        """A file of this place, for messages."""
+    def address_of(self, name: str) -> str:
+        """The address of a file, for messages."""
         return f"{self.address.rstrip('/')}/{name}"
 
-    def picture(self, name: str) -> bytes:
-        return self.read(name, MAX_BYTES)
+    def read_image(self, name: str) -> bytes:
+        return self.read(name, image_decoding.MAX_BYTES)
 
 
-def place_of(address: str | Path) -> Place:
-    """The folder at a path or a URL; SourceError where no library for the URL is installed."""
+def open_folder(address: str | Path) -> Folder:
+    """Open a path or URL; raises SourceError if the library for the URL is not installed."""
     text = str(address)
-    for start in LOCAL:
-        text = text.removeprefix(start)
-    return _Remote(text) if "://" in text else _Disk(Path(text))
+    for prefix in LOCAL:
+        text = text.removeprefix(prefix)
+    return _RemoteFolder(text) if "://" in text else _LocalFolder(Path(text))
 
 
-def file_of(address: str | Path) -> tuple[Place, str]:
-    """The folder that a file lies in, and its name there: "own/t.csv" -> (own, "t.csv")."""
+def open_parent_folder(address: str | Path) -> tuple[Folder, str]:
+    """Open the folder of a file; returns it and the file name: "own/t.csv" -> (own, "t.csv")."""
     folder, _, name = str(address).rpartition("/")
     if "/" not in str(address):
         folder = "."
-    elif not folder or folder.endswith(":/"):    # "/t.csv", or "memory://t.csv"
+    elif not folder or folder.endswith(":/"):  # "/t.csv", or "memory://t.csv"
         folder += "/"
-    return place_of(folder), name
+    return open_folder(folder), name
 
 
-# ---- on this machine
+# ---- local
 
 
-class _Disk(Place):
-    setting, at_once = "data.path", 1
+class _LocalFolder(Folder):
+    setting, max_parallel_reads = "data.path", 1
 
     def __init__(self, root: Path):
         self.root, self.address, self.name = root, str(root), root.name
@@ -111,16 +113,16 @@ class _Disk(Place):
 
     def entries(self, folder: str = "") -> list[Entry]:
         try:
-            found = sorted(os.scandir(self.root / folder), key=lambda entry: os.fsencode(entry.name))
+            entries = sorted(os.scandir(self.root / folder), key=lambda entry: os.fsencode(entry.name))
         except OSError as error:
-            raise Refused("io_error", f"not listable: {error.strerror}") from error
-        return [_entry(entry) for entry in found]
+            raise InvalidInput("io_error", f"cannot be listed: {error.strerror}") from error
+        return [_entry(entry) for entry in entries]
 
     def read(self, name: str, limit: int) -> bytes:
-        return read_regular(self.root / name, self.root, limit, self._is_inside)
+        return read_regular_file(self.root / name, self.root, limit, self._is_inside)
 
     def _is_inside(self, folder: str) -> bool:
-        """Whether a folder, links followed, lies in this place: looked up once each, for it may hold a million files."""
+        """Whether a folder, with links resolved, is inside this one; cached per folder, not per file."""
         if folder not in self._inside:
             self._inside[folder] = Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(self.root))
         return self._inside[folder]
@@ -132,59 +134,59 @@ class _Disk(Place):
         return open(self.root / name, "rb")
 
     @contextlib.contextmanager
-    def on_disk(self, name: str) -> Iterator[Path]:
+    def local_copy(self, name: str) -> Iterator[Path]:
         yield self.root / name
 
-    def shown(self, name: str) -> str:
+    def address_of(self, name: str) -> str:
         return str(self.root / name)
 
 
-def _entry(found: os.DirEntry) -> Entry:
+def _entry(entry: os.DirEntry) -> Entry:
     try:
-        is_folder = found.is_dir()
-    except OSError:    # a link to itself
+        is_folder = entry.is_dir()
+    except OSError:  # a link to itself
         is_folder = False
-    return Entry(found.name, is_folder, is_folder and found.is_symlink())
+    return Entry(entry.name, is_folder, is_folder and entry.is_symlink())
 
 
-def read_regular(path: Path, root: Path, limit: int, is_inside: Callable[[str], bool]) -> bytes:
-    """The bytes of a plain file that lies, links followed, inside `root`; type and size are seen first.
+def read_regular_file(path: Path, root: Path, limit: int, is_inside: Callable[[str], bool]) -> bytes:
+    """The bytes of a regular file inside `root`, links resolved; type and size are checked first.
 
-    `is_inside` says that a folder does; where it does not know, the whole way is followed.
+    `is_inside` says whether a folder is inside `root`; if not, and for links, the full path is resolved.
     """
     try:
-        if not is_inside(os.path.dirname(path)) or stat.S_ISLNK((found := os.lstat(path)).st_mode):
+        if not is_inside(os.path.dirname(path)) or stat.S_ISLNK((status := os.lstat(path)).st_mode):
             real = Path(os.path.realpath(path))
             if not real.is_relative_to(os.path.realpath(root)):
-                raise Refused("unsafe_path", f"{path.name} leads out of {root.name}")
-            path, found = real, real.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise Refused("not_regular", f"{path.name} is a folder, pipe, socket or device")
-        if found.st_size > limit:
-            raise Refused("too_many_bytes", f"{found.st_size:,} bytes; the limit is {limit:,}")
-        return _read_whole(path, limit)
+                raise InvalidInput("unsafe_path", f"{path.name} leads out of {root.name}")
+            path, status = real, real.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidInput("not_regular", f"{path.name} is a folder, pipe, socket or device")
+        if status.st_size > limit:
+            raise InvalidInput("too_many_bytes", f"{status.st_size:,} bytes; the limit is {limit:,}")
+        return _read_unchanged(path, limit)
     except FileNotFoundError as error:
         if path.is_symlink():
-            raise Refused("not_regular", f"{path.name} is a link to nothing") from error
-        raise Refused("missing_pair", f"there is no {path.name}") from error
+            raise InvalidInput("not_regular", f"{path.name} is a link to nothing") from error
+        raise InvalidInput("missing_pair", f"there is no {path.name}") from error
     except OSError as error:
-        raise Refused("io_error", f"{path.name}: {error.strerror}") from error
+        raise InvalidInput("io_error", f"{path.name}: {error.strerror}") from error
 
 
-def _read_whole(path: Path, limit: int) -> bytes:
-    """The bytes of a file that was plain a moment ago; Refused where it is something else by now, or changes meanwhile."""
-    with open(path, "rb", buffering=0, opener=_at_once) as file:
+def _read_unchanged(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file; raises InvalidInput if it was replaced or changes while it is read."""
+    with open(path, "rb", buffering=0, opener=_open_nonblocking) as file:
         before = os.fstat(file.fileno())
-        is_fit = stat.S_ISREG(before.st_mode) and before.st_size <= limit
-        data = _read_up_to(file, before.st_size + 1) if is_fit else b""
+        is_readable = stat.S_ISREG(before.st_mode) and before.st_size <= limit
+        data = _read_up_to(file, before.st_size + 1) if is_readable else b""
         after = os.fstat(file.fileno())
-    if not is_fit or len(data) != before.st_size or before.st_mtime_ns != after.st_mtime_ns:
-        raise Refused("io_error", f"{path.name} changed while it was read")
+    if not is_readable or len(data) != before.st_size or before.st_mtime_ns != after.st_mtime_ns:
+        raise InvalidInput("io_error", f"{path.name} changed while it was read")
     return data
 
 
-def _at_once(path: str, flags: int) -> int:
-    """Opens without waiting for the other end of a pipe, and follows no link: neither was there a moment ago."""
+def _open_nonblocking(path: str, flags: int) -> int:
+    """Opener that never waits for a pipe and follows no link, if the file was replaced meanwhile."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
 
 
@@ -195,20 +197,22 @@ def _read_up_to(file: BinaryIO, count: int) -> bytes:
     return data
 
 
-# ---- behind a URL
+# ---- remote
 
 
-class _Remote(Place):
-    setting, at_once = "data.url", AT_ONCE
+class _RemoteFolder(Folder):
+    setting, max_parallel_reads = "data.url", MAX_PARALLEL_REQUESTS
 
     def __init__(self, url: str):
         if urlsplit(url).password:
-            raise SourceError("data.url holds a password, which would be written down with the data. Leave it out, and give it "
-                              "to the library of the protocol by its environment variables")
+            raise SourceError(
+                "data.url contains a password, which would be stored with the data. Remove it, and "
+                "set it in the environment variables of the protocol's library"
+            )
         self.address = url
         self.files, self.root = _open_url(url)
         self.name = posixpath.basename(self.root.rstrip("/"))
-        self.files.invalidate_cache()    # what an earlier run of this process saw
+        self.files.invalidate_cache()  # entries of an earlier run of this process
 
     def kind(self, name: str = "") -> str | None:
         try:
@@ -221,26 +225,26 @@ class _Remote(Place):
         path = self._path(folder)
         try:
             with self._fetching(folder):
-                found = self.files.ls(path, detail=True)
+                items = self.files.ls(path, detail=True)
         except FileNotFoundError as error:
-            raise Refused("io_error", "not listable: there is no such folder") from error
-        paths = {item["name"].rstrip("/"): item["type"] == "directory" for item in found}
-        paths.pop(path.rstrip("/"), None)    # S3 marks an empty folder by an object of its name
+            raise InvalidInput("io_error", "cannot be listed: there is no such folder") from error
+        paths = {item["name"].rstrip("/"): item["type"] == "directory" for item in items}
+        paths.pop(path.rstrip("/"), None)  # S3 marks an empty folder by an object with its name
         entries = [Entry(posixpath.basename(path), is_folder) for path, is_folder in paths.items()]
         return sorted(entries, key=lambda entry: os.fsencode(entry.name))
 
     def read(self, name: str, limit: int) -> bytes:
-        path, last = self._path(name), posixpath.basename(name)
+        path, file_name = self._path(name), posixpath.basename(name)
         try:
             with self._fetching(name):
-                found = self.files.info(path)
-                if found["type"] == "directory":
-                    raise Refused("not_regular", f"{last} is a folder, pipe, socket or device")
-                if (found["size"] or 0) > limit:
-                    raise Refused("too_many_bytes", f"{found['size']:,} bytes; the limit is {limit:,}")
+                info = self.files.info(path)
+                if info["type"] == "directory":
+                    raise InvalidInput("not_regular", f"{file_name} is a folder, pipe, socket or device")
+                if (info["size"] or 0) > limit:
+                    raise InvalidInput("too_many_bytes", f"{info['size']:,} bytes; the limit is {limit:,}")
                 return self.files.cat_file(path)
         except FileNotFoundError as error:
-            raise Refused("missing_pair", f"there is no {last}") from error
+            raise InvalidInput("missing_pair", f"there is no {file_name}") from error
 
     def size(self, name: str) -> int:
         with self._fetching(name):
@@ -251,7 +255,7 @@ class _Remote(Place):
             return self.files.open(self._path(name), "rb")
 
     @contextlib.contextmanager
-    def on_disk(self, name: str) -> Iterator[Path]:
+    def local_copy(self, name: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "copy"
             with self._fetching(name):
@@ -261,30 +265,32 @@ class _Remote(Place):
     def _path(self, name: str) -> str:
         clean = posixpath.normpath(name) if name else ""
         if clean.startswith("/") or clean == ".." or clean.startswith("../"):
-            raise Refused("unsafe_path", f"{posixpath.basename(clean)} leads out of {self.name}")
+            raise InvalidInput("unsafe_path", f"{posixpath.basename(clean)} leads out of {self.name}")
         return posixpath.join(self.root, clean) if clean else self.root
 
     @contextlib.contextmanager
     def _fetching(self, name: str) -> Iterator[None]:
-        """A missing file goes its way; whatever else goes wrong between here and there is no fault of the data."""
+        """Raise SourceError for all errors but a missing file and InvalidInput, which concern the data."""
         try:
             yield
-        except (FileNotFoundError, Refused):
+        except (FileNotFoundError, InvalidInput):
             raise
-        except Exception as error:    # each protocol's library has its own
-            where = self.shown(name) if name else self.address
-            raise SourceError(f"{where} could not be fetched ({type(error).__name__}: {error}). Look at the network and at the "
-                              "credentials in the environment, then run it again") from error
+        except Exception as error:  # each protocol's library has its own
+            address = self.address_of(name) if name else self.address
+            raise SourceError(
+                f"{address} could not be fetched ({type(error).__name__}: {error}). Check the network "
+                "and the credentials in the environment, then run it again"
+            ) from error
 
 
 def _open_url(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """What speaks the protocol of a URL, and the path there."""
+    """The file system for the protocol of a URL, and the path in it."""
     protocol = url.partition("://")[0]
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
-        mend = f"pip install 'thousandwords[{EXTRAS[protocol]}]'" if protocol in EXTRAS else str(error)
-        raise SourceError(f"{url} needs a package that is not installed. Install it: {mend}") from error
-    except Exception as error:    # each protocol's library has its own
-        mend = "Set data.url to one that fsspec knows, like s3://bucket/folder"
-        raise SourceError(f"{url} cannot be opened ({error}). {mend}") from error
+        fix = f"pip install 'thousandwords[{EXTRAS[protocol]}]'" if protocol in EXTRAS else str(error)
+        raise SourceError(f"{url} needs a package that is not installed. Install it: {fix}") from error
+    except Exception as error:  # each protocol's library has its own
+        fix = "Set data.url to one that fsspec supports, like s3://bucket/folder"
+        raise SourceError(f"{url} cannot be opened ({error}). {fix}") from error

@@ -1,65 +1,78 @@
-"""A folder of pictures, each with a text file of its name beside it; links to folders are not followed."""
+"""Folders of images, each with a text file of the same name beside it; links to folders are not followed."""
+
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from thousandwords.images import Refused
-from thousandwords.sources._contract import (
+from thousandwords.core.errors import InvalidInput
+from thousandwords.ingest.sources.base import (
     IMAGE_SUFFIXES,
     RawPair,
     Source,
+    SourceError,
     caption_bytes,
     captions_in_text,
     key_of,
-    raw_pair,
     read_ahead,
+    read_raw_pair,
     suffix_of,
 )
-from thousandwords.sources._places import place_of
-from thousandwords.tars import SourceError
+from thousandwords.ingest.sources.filesystem import open_folder
 
 
 class FolderSource(Source):
-    """Pictures anywhere under a folder, each with a .txt of its name beside it; hidden files are skipped."""
+    """All images under a folder, each with a .txt of the same name beside it; hidden files are skipped."""
 
     def __init__(self, root: str | Path):
-        self.place = place_of(root)
+        self.folder = open_folder(root)
 
     def check(self) -> int:
-        place = self.place.address
-        if self.place.kind() != "folder":
-            raise SourceError(f"{self.place.setting}: there is no folder {place}. Make it, or name another")
+        address = self.folder.address
+        if self.folder.kind() != "folder":
+            raise SourceError(
+                f"{self.folder.setting}: there is no folder {address}. Create it, or set another"
+            )
         inputs = list(self._inputs(""))
-        pictures = [name for name, problem in inputs if problem is None]
-        if not pictures:
-            raise SourceError(f"{place} holds no pictures ({', '.join(IMAGE_SUFFIXES)}). "
-                              "Put some there, each with a text file of its name, like cat.png and cat.txt")
-        if not any(self.place.kind(_caption_of(picture)) for picture in pictures):
-            raise SourceError(f"None of the {len(pictures)} pictures in {place} has a caption. "
-                              "Put a text file of its name beside each, like cat.txt beside cat.png")
+        images = [name for name, problem in inputs if problem is None]
+        if not images:
+            raise SourceError(
+                f"{address} has no images ({', '.join(IMAGE_SUFFIXES)}). "
+                "Add some, each with a text file of the same name, like cat.png and cat.txt"
+            )
+        if not any(self.folder.kind(_caption_file(image)) for image in images):
+            raise SourceError(
+                f"None of the {len(images)} images in {address} has a caption. "
+                "Put a text file of the same name beside each, like cat.txt beside cat.png"
+            )
         return len(inputs)
 
     def __iter__(self) -> Iterator[RawPair]:
-        return read_ahead(self._read, self._inputs(""), self.place.at_once)
+        return read_ahead(self._read, self._inputs(""), self.folder.max_parallel_reads)
 
-    def _read(self, found: tuple[str, Refused | None]) -> RawPair:
-        name, problem = found
-        key, provenance = key_of(name), key_of(f"{self.place.name}/{name}")
+    def _read(self, name_and_problem: tuple[str, InvalidInput | None]) -> RawPair:
+        name, problem = name_and_problem
+        key, provenance = key_of(name), key_of(f"{self.folder.name}/{name}")
         if problem:
             return RawPair(key, None, (), provenance, problem)
-        return raw_pair(key, provenance, lambda: self.place.picture(name),
-                        lambda: captions_in_text(caption_bytes(lambda most: self.place.read(_caption_of(name), most))))
+        return read_raw_pair(
+            key,
+            provenance,
+            lambda: self.folder.read_image(name),
+            lambda: captions_in_text(
+                caption_bytes(lambda limit: self.folder.read(_caption_file(name), limit))
+            ),
+        )
 
-    def _inputs(self, folder: str) -> Iterator[tuple[str, Refused | None]]:
-        """Names under the root, sorted folder by folder: the pictures, and what should have been one."""
+    def _inputs(self, folder: str) -> Iterator[tuple[str, InvalidInput | None]]:
+        """(name, problem) of all inputs, sorted per folder: images, and files that lack their image."""
         try:
-            entries = self.place.entries(folder)
-        except Refused as problem:
+            entries = self.folder.entries(folder)
+        except InvalidInput as problem:
             yield folder or ".", problem
             return
-        pictured = {_stem_of(entry.name) for entry in entries if suffix_of(entry.name) in IMAGE_SUFFIXES}
+        image_stems = {_stem_of(entry.name) for entry in entries if suffix_of(entry.name) in IMAGE_SUFFIXES}
         for entry in entries:
             name = os.path.join(folder, entry.name)
             if entry.name.startswith("."):
@@ -69,15 +82,15 @@ class FolderSource(Source):
             elif entry.is_folder and not entry.is_link:
                 yield from self._inputs(name)
             elif entry.is_folder:
-                yield name, Refused("unsafe_path", "a link to a folder; such links are not followed")
-            elif suffix_of(entry.name) == "txt" and _stem_of(entry.name) not in pictured:
-                yield name, Refused("missing_pair", f"there is no picture beside {entry.name}")
+                yield name, InvalidInput("unsafe_path", "a link to a folder; such links are not followed")
+            elif suffix_of(entry.name) == "txt" and _stem_of(entry.name) not in image_stems:
+                yield name, InvalidInput("missing_pair", f"there is no image beside {entry.name}")
 
 
-def _caption_of(name: str) -> str:
+def _caption_file(name: str) -> str:
     return f"{_stem_of(name)}.txt"
 
 
 def _stem_of(name: str) -> str:
-    """The name of a file with a suffix, without it: "a/cat.png" -> "a/cat"."""
+    """A file name without its suffix: "a/cat.png" -> "a/cat"."""
     return name.rpartition(".")[0]

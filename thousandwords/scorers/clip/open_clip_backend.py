@@ -1,10 +1,12 @@
-"""open_clip models as `clip.py` needs them: built from an architecture, or pretrained and named by one setting.
+"""open_clip models: built from an architecture, or pretrained and named by one setting.
 
-An architecture is what open_clip_config.json holds: {"model_cfg", "preprocess_cfg"} and, for a pretrained model, its "source".
-The forms of `pretrained` are open_clip's own: "local-dir:FOLDER" (open_clip_config.json and weights, nothing is downloaded),
-"MODEL:WEIGHTS" (one of open_clip.list_models() and a local file, or a tag that open_clip downloads), "hf-hub:OWNER/NAME".
-Weights are safetensors, or a torch file opened with weights_only: nothing they carry is ever run.
+An architecture is what open_clip_config.json holds: {"model_cfg", "preprocess_cfg"} and, for a pretrained
+model, its "source". The forms of `pretrained` are open_clip's own: "local-dir:FOLDER" (open_clip_config.json
+and weights, nothing is downloaded), "MODEL:WEIGHTS" (one of open_clip.list_models() and a local file, or a
+tag that open_clip downloads), "hf-hub:OWNER/NAME". Weights are safetensors, or a torch file opened with
+weights_only: no code in them is ever run.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -19,14 +21,22 @@ from torch import Tensor, nn
 
 FORMS = "'local-dir:FOLDER', 'MODEL:FILE', 'MODEL:TAG' (such as ViT-B-32:laion2b_s34b_b79k) or 'hf-hub:OWNER/NAME'"
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-MARKS = ("<start_of_text>", "<end_of_text>")
-ALL_TOKENS = 49_408  # of CLIP's vocabulary: 512 letters, merges from the most frequent on, the marks
-FEWEST_TOKENS = 512 + len(MARKS)
-LOAD_ERRORS = (RuntimeError, OSError, ValueError, LookupError, AssertionError, UserWarning, pickle.UnpicklingError)
+SPECIAL_TOKENS = ("<start_of_text>", "<end_of_text>")
+FULL_VOCAB_SIZE = 49_408  # 512 bytes, merges from the most frequent on, the special tokens
+MIN_VOCAB_SIZE = 512 + len(SPECIAL_TOKENS)
+LOAD_ERRORS = (
+    RuntimeError,
+    OSError,
+    ValueError,
+    LookupError,
+    AssertionError,
+    UserWarning,
+    pickle.UnpicklingError,
+)
 
 
 def build(architecture: dict) -> nn.Module:
-    """The model of an architecture, with fresh weights; nothing is downloaded."""
+    """The model of an architecture, with first weights; nothing is downloaded."""
     sizes = deepcopy(architecture["model_cfg"])
     is_custom = sizes.pop("custom_text", False) or "hf_model_name" in sizes["text_cfg"]
     if "multimodal_cfg" in sizes:
@@ -40,44 +50,46 @@ def tokenizer(architecture: dict) -> Callable[[list[str]], Tensor]:
     if text.get("hf_tokenizer_name"):
         return open_clip.get_tokenizer(_model_and_weights(architecture["source"])[0])
     settings = text.get("tokenizer_kwargs") or {}
-    whole = open_clip.SimpleTokenizer(context_length=text.get("context_length", 77), **settings)
-    vocab_size = text.get("vocab_size", ALL_TOKENS)
-    return cut(whole, vocab_size) if vocab_size < ALL_TOKENS else whole
+    full = open_clip.SimpleTokenizer(context_length=text.get("context_length", 77), **settings)
+    vocab_size = text.get("vocab_size", FULL_VOCAB_SIZE)
+    return reduce_vocabulary(full, vocab_size) if vocab_size < FULL_VOCAB_SIZE else full
 
 
-def cut(tokenizer: open_clip.SimpleTokenizer, vocab_size: int) -> open_clip.SimpleTokenizer:
-    """The tokenizer with the first merges only, in place: a word of a rare kind is spelt in more parts, none is lost.
+def reduce_vocabulary(tokenizer: open_clip.SimpleTokenizer, vocab_size: int) -> open_clip.SimpleTokenizer:
+    """Keep only the first merges of the tokenizer, in place: rare words are split into more tokens.
 
-    A table of tokens that never occur costs an update as much as one of tokens that do. The marks come last, as they
-    always do: open_clip finds the end of a caption by its being the highest token.
+    Embeddings of tokens that never occur cost as much per update as those that do. The special tokens stay
+    last: open_clip finds the end of a caption as its highest token.
     """
-    tokens = [*list(tokenizer.encoder)[: vocab_size - len(MARKS)], *MARKS]
-    tokenizer.encoder = {token: place for place, token in enumerate(tokens)}
+    tokens = [*list(tokenizer.encoder)[: vocab_size - len(SPECIAL_TOKENS)], *SPECIAL_TOKENS]
+    tokenizer.encoder = {token: index for index, token in enumerate(tokens)}
     tokenizer.decoder = dict(enumerate(tokens))
-    tokenizer.bpe_ranks = dict(list(tokenizer.bpe_ranks.items())[: vocab_size - FEWEST_TOKENS])
-    tokenizer.all_special_ids = [tokenizer.encoder[mark] for mark in MARKS]
+    tokenizer.bpe_ranks = dict(list(tokenizer.bpe_ranks.items())[: vocab_size - MIN_VOCAB_SIZE])
+    tokenizer.all_special_ids = [tokenizer.encoder[token] for token in SPECIAL_TOKENS]
     tokenizer.sot_token_id, tokenizer.eot_token_id = tokenizer.all_special_ids
     tokenizer.vocab_size = vocab_size
     return tokenizer
 
 
 def load_pretrained(pretrained: str) -> tuple[nn.Module, dict]:
-    """(the model with its weights, the architecture that `build` makes it from again); raises ValueError."""
+    """The pretrained model, and the architecture from which `build` can build it again; raises ValueError."""
     check_name(pretrained)
     name, weights = _model_and_weights(pretrained)
     _check_weights(pretrained, name, weights)
     try:
         with warnings.catch_warnings():
-            # Weights that were trained with QuickGELU score worse under GELU, and open_clip only warns of it.
+            # weights trained with QuickGELU score worse under GELU, and open_clip only warns
             warnings.filterwarnings("error", message="QuickGELU mismatch")
             model = open_clip.create_model(name, weights, require_pretrained=True, weights_only=True)
     except LOAD_ERRORS as error:
-        raise ValueError(f"clip.pretrained {pretrained!r} could not be loaded. {_mend(error)} ({error})") from error
+        raise ValueError(
+            f"clip.pretrained {pretrained!r} could not be loaded. {_fix(error)} ({error})"
+        ) from error
     return model, _architecture(pretrained, name, model)
 
 
 def check_name(pretrained: str) -> None:
-    """Raises ValueError unless `pretrained` has one of the forms, with a model that open_clip knows."""
+    """Raise ValueError unless `pretrained` has one of the forms, with a model that open_clip knows."""
     model, _, rest = pretrained.partition(":")
     if not model or not rest:
         raise ValueError(f"clip.pretrained is {pretrained!r}; write {FORMS}")
@@ -88,13 +100,13 @@ def check_name(pretrained: str) -> None:
 
 
 def _model_and_weights(pretrained: str) -> tuple[str, str | None]:
-    """"ViT-B-32:b.safetensors" -> ("ViT-B-32", "b.safetensors"), "local-dir:b" -> ("local-dir:b", None)"""
+    """ "ViT-B-32:b.safetensors" -> ("ViT-B-32", "b.safetensors"), "local-dir:b" -> ("local-dir:b", None)"""
     model, _, rest = pretrained.partition(":")
     return (pretrained, None) if model in ("local-dir", "hf-hub") else (model, rest)
 
 
 def _check_weights(pretrained: str, name: str, weights: str | None) -> None:
-    """Raises ValueError for local weights that are not there, before anything is built."""
+    """Raise ValueError for local weights that are missing, before anything is built."""
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:"))
         has_weights = any(path.suffix in SUFFIXES for path in folder.glob("*"))
@@ -116,20 +128,24 @@ def _is_weights_file(path: str) -> bool:
     return Path(path).is_file() and Path(path).suffix in SUFFIXES
 
 
-def _mend(error: Exception) -> str:
-    """What to do about an error of open_clip's loading."""
+def _fix(error: Exception) -> str:
+    """How to fix an error of open_clip's loading."""
     text = str(error)
     if "QuickGELU" in text:
         return "Name the model's -quickgelu variant"
     if any(sign in text for sign in ("size mismatch", "Missing key", "Unexpected key", "width changed")):
         return "The weights belong to another architecture: name the model they were trained as"
     if "weights_only" in text or "Weights only" in text:
-        return "The file would run code as it loads: convert it to safetensors where you trust it"
-    return "If it has to be downloaded, do so on a machine with a network, and give the file or folder here"
+        return (
+            "The file would run code as it loads: convert it to safetensors on a machine where you trust it"
+        )
+    return (
+        "If it has to be downloaded, download it on a machine with a network and give the file or folder here"
+    )
 
 
 def _architecture(pretrained: str, name: str, model: nn.Module) -> dict:
-    """What open_clip_config.json would hold, with no part left that would fetch weights of its own."""
+    """What open_clip_config.json would hold, without parts that would download weights of their own."""
     sizes = deepcopy(open_clip.get_model_config(name))
     if "timm_model_name" in sizes["vision_cfg"]:
         sizes["vision_cfg"]["timm_model_pretrained"] = False

@@ -1,0 +1,1 @@
+"""The servers of a team: PostgreSQL, S3, MLflow, Prefect."""

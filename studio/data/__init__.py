@@ -1,0 +1,1 @@
+"""Gallery, data set and registry versions."""

@@ -1,0 +1,135 @@
+"""What no source may do: run what a file holds, hand a line to a shell, read pickles; and what the lock file pins."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+
+import pytest
+
+from tests.helpers.paths import ROOT
+from tests.helpers.tracked_files import tracked
+
+FORBIDDEN = {
+    "yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "eval", "exec", "os.system", "os.popen",
+    "pandas.read_pickle",
+}  # fmt: skip
+PICKLE_MODULES = {
+    "pickle", "_pickle", "cPickle", "pickletools", "shelve", "dill", "cloudpickle", "joblib", "marshal",
+}  # fmt: skip
+PINNED = {"torch": "2.15.0", "torchvision": "0.29.2", "prefect": "3.8.8", "mlflow": "3.17.2", "dvc": "3.67.1"}
+
+
+@functools.lru_cache
+def sources() -> dict[str, ast.Module]:
+    """Every Python file that users run, parsed."""
+    names = [name for name in tracked("*.py") if not name.startswith("tests/")]
+    return {name: ast.parse((ROOT / name).read_text(encoding="utf-8")) for name in names}
+
+
+def dangerous_calls(tree: ast.Module) -> list[str]:
+    """The calls that could run what a file holds, or hand a line to a shell, by their full names."""
+    full_names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            full_names |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        elif isinstance(node, ast.ImportFrom):
+            full_names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    calls = []
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call):
+            first, *rest = ast.unparse(call.func).split(".")
+            name = ".".join([full_names.get(first, first), *rest])
+            if is_dangerous(call, name):
+                calls.append(name)
+    return calls
+
+
+def is_dangerous(call: ast.Call, name: str) -> bool:
+    keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    return (
+        name in FORBIDDEN
+        or (name == "torch.load" and keywords.get("weights_only") != "True")
+        or (name.startswith("mlflow.") and "load_model" in name)
+        or (name.startswith("numpy.load") and keywords.get("allow_pickle") == "True")
+        or name.endswith(".extractall")
+        or keywords.get("shell", "False") != "False"
+    )
+
+
+def uses_of_pickle(tree: ast.Module) -> set[str]:
+    """What a file takes from a pickle module: {"pickle.UnpicklingError"}; the module's name where nothing more is known."""
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    imported = {name for name in imported if name.partition(".")[0] in PICKLE_MODULES}
+    attributes = {
+        node.value: f"{node.value.id}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in PICKLE_MODULES]
+    return {attributes.get(node, node.id) for node in names} | {
+        name for name in imported if "." in name
+    } or imported
+
+
+def test_no_source_runs_what_a_file_holds_or_starts_a_shell():
+    found = {name: dangerous_calls(tree) for name, tree in sources().items()}
+    assert {name: calls for name, calls in found.items() if calls} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import mlflow\nmlflow.pyfunc.load_model('models:/x@champion')",
+        "import mlflow.pyfunc as served\nserved.load_model(place)",
+        "from mlflow.pytorch import load_model as get\nget(place)",
+        "from mlflow import pyfunc\npyfunc.load_model(place)",
+        "import torch\ntorch.load(path)",
+        "import torch\ntorch.load(path, weights_only=False)",
+        "from torch import load\nload(path)",
+        "import yaml\nyaml.load(text, Loader=yaml.Loader)",
+        "archive.extractall(folder)",
+        "import subprocess\nsubprocess.run(line, shell=True)",
+        "import numpy as np\nnp.load(path, allow_pickle=True)",
+        "eval(text)",
+    ],
+)
+def test_each_dangerous_call_is_found(source):
+    assert len(dangerous_calls(ast.parse(source))) == 1
+
+
+def test_calls_that_run_nothing_are_allowed():
+    source = "import torch, yaml\ntorch.load(path, weights_only=True)\nyaml.safe_load(text)\nmodel.eval()"
+    assert not dangerous_calls(ast.parse(source))
+
+
+def test_nothing_reads_pickles_but_the_reader_that_runs_nothing():
+    """The DALL-E release is read by thousandwords/pretrained/safe_pickle.py, a reader of its own that runs no code."""
+    found = {name: uses_of_pickle(tree) for name, tree in sources().items()}
+    assert {name: uses for name, uses in found.items() if uses} == {
+        # what torch's reader of plain weights raises
+        "thousandwords/scorers/clip/open_clip_backend.py": {"pickle.UnpicklingError"},
+        "thousandwords/evaluation/features.py": {"pickle.UnpicklingError"},
+    }
+
+
+def test_stages_open_pairs_by_the_function_that_bounds_memory():
+    for name, tree in sources().items():
+        if name.startswith("stages/"):
+            calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+            assert "PairReader" not in calls, f"{name}: use data.pair_shards.open_pairs"
+
+
+def test_the_lock_pins_every_package_with_hashes_and_names_no_index():
+    lock = (ROOT / "requirements.lock").read_text()
+    pins = dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", lock, flags=re.MULTILINE))
+    assert "://" not in lock and "--index" not in lock
+    assert lock.count("--hash=sha256:") >= len(pins) > 200
+    assert {name: pins[name] for name in PINNED} == PINNED
+    assert pins["fastapi"] < "0.151" and pins["sqlalchemy"].startswith("2.0.")

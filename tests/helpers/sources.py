@@ -1,0 +1,102 @@
+"""The same small data set in every kind of source, for tests of remote folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.helpers.images import png, write, write_tar
+from thousandwords.ingest.sources import (
+    CocoSource,
+    CsvSource,
+    FolderSource,
+    JsonLinesSource,
+    ParquetSource,
+    Source,
+    WebDatasetSource,
+)
+
+READERS = {
+    "folder": lambda root: FolderSource(f"{root}/folder"),
+    "csv": lambda root: CsvSource(f"{root}/folder/t.csv"),
+    "jsonl": lambda root: JsonLinesSource(f"{root}/lists/l.jsonl", image_folder="../folder"),
+    "coco": lambda root: CocoSource(f"{root}/lists/c.json", image_folder="../folder"),
+    "parquet": lambda root: ParquetSource(f"{root}/parquet"),
+    "parquet of paths": lambda root: ParquetSource(f"{root}/lists/p.parquet", image_folder="../folder"),
+    "webdataset": lambda root: WebDatasetSource(f"{root}/tars"),
+    "one tar": lambda root: WebDatasetSource(f"{root}/tars/b.tar"),
+    "tars by a pattern": lambda root: WebDatasetSource(f"{root}/tars/*.tar"),
+}
+
+
+def write_sources(root: Path) -> Path:
+    """The same few images in each form, with some bad inputs."""
+    write(
+        root / "folder",
+        {
+            "a.png": png(1),
+            "a.txt": "a cat\ntwo",
+            "sub/b c é.png": png(2),
+            "sub/b c é.txt": "a bee",
+            "d.png": png(3),
+            "lone.txt": "x",
+            "z.png": b"",
+            "z.txt": "z",
+            ".hidden.png": b"",
+            "t.csv": "image,caption\na.png,a cat\nsub/b c é.png,a bee\n../parquet/x.png,x\nsub,folder\ngone.png,x\n",
+        },
+    )
+    lines = [
+        {"image": "a.png", "caption": "a cat"},
+        {"image": "sub/b c é.png", "caption": ["a bee"]},
+        {"image": "../x.png"},
+    ]
+    images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "gone.png"}]
+    annotations = [
+        {"image_id": 1, "caption": "a cat"},
+        {"image_id": 2, "caption": "x"},
+        {"image_id": 1, "caption": "a tom"},
+    ]
+    write(
+        root / "lists",
+        {
+            "l.jsonl": "\n".join(map(json.dumps, lines)) + "\n{",
+            "c.json": json.dumps({"images": images, "annotations": annotations}),
+        },
+    )
+    for number, folder in enumerate(("parquet", "parquet", "lists")):
+        image = pa.array(["a.png", "../up.png"]) if folder == "lists" else pa.array([png(number), None])
+        (root / folder).mkdir(exist_ok=True)
+        name = "p" if folder == "lists" else number
+        pq.write_table(
+            pa.table({"image": image, "caption": pa.array(["a cat", "x"])}), root / folder / f"{name}.parquet"
+        )
+    (root / "tars").mkdir()
+    for number, name in enumerate("ba"):
+        write_tar(
+            root / f"tars/{name}.tar",
+            [("1.png", png(number)), ("1.txt", name), ("2.png", png(9)), ("3.txt", "x")],
+        )
+    write(root, {"tars/b_stats.json": '{"successes": 2}', "tars/notes.txt": "x"})
+    return root
+
+
+def copy_to(url: str, root: Path) -> str:
+    files, path = fsspec.core.url_to_fs(url)
+    for file in sorted(root.rglob("*")):
+        if file.is_file():
+            files.pipe_file(f"{path}/{file.relative_to(root).as_posix()}", file.read_bytes())
+    return url
+
+
+def everything(source: Source) -> list[tuple]:
+    return [(pair.key, pair.image, pair.captions, pair.provenance, str(pair.problem)) for pair in source]
+
+
+def assert_same_pairs(remote: Source, local: Source) -> None:
+    assert everything(remote) == everything(local)
+    assert everything(remote) == everything(remote)

@@ -1,0 +1,289 @@
+"""The request queue: order, capacity, stops; a worker process that dies loses one request only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import threading
+import time
+
+import psutil
+import pytest
+
+from studio.worker import queue as request_queue
+from studio.worker.process import StudioPaths
+from studio.worker.queue import NotReady, QueueFull, Request, RequestQueue, events_of, restart_delay
+from tests.helpers.studio_process import FakeWorker
+from thousandwords.core.errors import UserError
+
+pytestmark = pytest.mark.anyio
+
+
+@contextlib.asynccontextmanager
+async def running(default_folder=lambda: "somewhere"):
+    queue = RequestQueue(StudioPaths(), default_folder, 200, FakeWorker)
+    queue.start()
+    try:
+        await until(lambda: queue.status != "loading")
+        yield queue
+    finally:
+        await asyncio.to_thread(queue.close)
+
+
+@pytest.fixture(scope="module")
+async def queue():
+    """One for all tests: each leaves it ready, or waits until it is."""
+    async with running() as queue:
+        yield queue
+
+
+async def never() -> bool:
+    return False
+
+
+async def until(condition) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("the condition did not become true")
+
+
+def is_running(queue: RequestQueue, request: Request) -> bool:
+    return queue._running is request
+
+
+async def answers(queue: RequestQueue, prompt: str, seconds: float = 60) -> list[dict]:
+    request = queue.submit("generate", folder="", prompt=prompt)
+    return [event async for event in events_of(queue, request, seconds, never)]
+
+
+def names(events: list[dict]) -> list[str]:
+    return [event["event"] for event in events]
+
+
+async def test_requests_run_in_order_and_get_the_number_of_requests_ahead(queue):
+    first = queue.submit("generate", folder="", prompt="sleep")
+    await until(lambda: is_running(queue, first))
+    second, third = (
+        queue.submit("generate", folder="", prompt="a"),
+        queue.submit("generate", folder="", prompt="b"),
+    )
+    assert [queue.num_ahead(request) for request in (first, second, third)] == [0, 1, 2]
+    events = []
+
+    async def read_events() -> None:
+        async for event in events_of(queue, third, 60, never):
+            events.append(event)
+
+    reader = asyncio.create_task(read_events())
+    await until(lambda: events)
+    assert events[0] == {"event": "queued", "ahead": 2}
+    queue.stop(first)
+    await reader
+    assert names(events)[-2:] == ["started", "ranked"] and queue.num_ahead(third) is None
+
+
+async def test_a_full_queue_rejects_requests_until_it_is_shorter(queue, monkeypatch):
+    monkeypatch.setattr(queue, "capacity", 2)
+    first = queue.submit("generate", folder="", prompt="sleep")
+    await until(lambda: is_running(queue, first))
+    waiting = [queue.submit("generate", folder="", prompt="a") for _ in range(2)]
+    with pytest.raises(QueueFull):
+        queue.submit("generate", folder="", prompt="b")
+    queue.stop(waiting[0])
+    assert queue.num_waiting() == 1
+    third = queue.submit("generate", folder="", prompt="b")
+    queue.stop(first)
+    assert names([event async for event in events_of(queue, third, 60, never)])[-1] == "ranked"
+
+
+async def test_a_request_whose_client_has_gone_is_stopped_and_the_worker_lives_on(queue):
+    events = []
+
+    async def gone() -> bool:
+        return len(events) > 0
+
+    request = queue.submit("generate", folder="", prompt="sleep")
+    pid = queue._process.pid
+    async for event in events_of(queue, request, 60, gone):
+        events.append(event)
+    await until(lambda: not is_running(queue, request))
+    assert names(await answers(queue, "a")) == ["started", "ranked"]
+    assert queue._process.pid == pid
+
+
+async def test_200_requests_that_are_stopped_at_once_leave_nothing_behind(queue):
+    requests = [
+        queue.submit("generate", folder="", prompt="sleep" if number % 2 else "a") for number in range(200)
+    ]
+    for request in requests:
+        queue.stop(request)
+    assert queue.num_waiting() == 0
+    assert names(await answers(queue, "a")) == ["started", "ranked"]
+
+
+async def test_a_request_that_takes_too_long_is_stopped_with_a_message(queue):
+    *_, last = await answers(queue, "sleep", seconds=0.3)
+    assert last["status"] == 503 and last["error"].startswith(
+        "this took longer than 0.3 seconds and was stopped. Request fewer"
+    )
+    assert names(await answers(queue, "a")) == ["started", "ranked"]
+
+
+async def test_a_worker_that_ignores_the_stop_signal_is_ended(queue, monkeypatch):
+    monkeypatch.setattr(request_queue, "STOP_TIMEOUT", 0.3)
+    request = queue.submit("generate", folder="", prompt="ignore signals")
+    await until(lambda: is_running(queue, request) and not request.events.empty())
+    pid = queue._process.pid
+    queue.stop(request)
+    await until(lambda: queue.status == "ready" and queue._process.pid != pid)
+    assert not psutil.pid_exists(pid) and names(await answers(queue, "a")) == ["started", "ranked"]
+
+
+@pytest.mark.parametrize(
+    "prompt, message",
+    [
+        (
+            "die",
+            "the process that runs the models has died, perhaps for lack of memory, and is being restarted. "
+            "Try again in a moment",
+        ),
+        ("fail", "the request failed; the studio's log has the reason. Try again"),
+        ("CUDA", "the request failed; the studio's log has the reason. Try again"),
+        ("out of memory", "the GPU has not enough free memory. Request fewer candidates, or try again later"),
+    ],
+)
+async def test_a_request_that_fails_gets_a_message_and_the_next_one_runs(queue, prompt, message):
+    pid = queue._process.pid
+    waiting = queue.submit("generate", folder="", prompt=prompt)
+    behind = queue.submit("generate", folder="", prompt="behind")
+    *_, last = [event async for event in events_of(queue, waiting, 60, never)]
+    assert (last["status"], last["error"]) == (503, message)
+    assert [event async for event in events_of(queue, behind, 60, never)][-1] == {
+        "event": "ranked",
+        "prompt": "behind",
+    }
+    assert (queue._process.pid == pid) is (
+        prompt in ("fail", "out of memory")
+    )  # a failed GPU needs a new process
+
+
+async def test_without_models_every_request_gets_the_reason():
+    def no_package() -> str:
+        raise UserError("there is no model. Run: make run")
+
+    async with running(no_package) as queue:
+        assert queue.status == "broken"
+        with pytest.raises(NotReady, match="there is no model. Run: make run"):
+            queue.submit("generate", folder="", prompt="a")
+
+
+async def test_a_package_that_cannot_be_fetched_is_reported():
+    def disk_full() -> str:
+        raise OSError(28, "No space left on device")
+
+    async with running(disk_full) as queue:
+        with pytest.raises(NotReady, match="the package could not be fetched: .* No space left on device"):
+            queue.submit("generate", folder="", prompt="a")
+
+
+async def test_models_that_appear_later_are_loaded_without_a_restart(monkeypatch, caplog):
+    monkeypatch.setattr(request_queue, "LOAD_RETRY_INTERVAL", 0.0)
+    problems = ["not yet", "not yet", "damaged"]
+
+    def default_folder() -> str:
+        if problems:
+            raise UserError(problems.pop(0))
+        return "somewhere"
+
+    async with running(default_folder) as queue:
+        pid = queue._process.pid
+        await until(lambda: queue.status == "ready")
+        assert names(await answers(queue, "a")) == ["started", "ranked"] and queue._process.pid == pid
+    assert [record.message for record in caplog.records] == ["not yet", "damaged"]  # each logged once
+
+
+async def test_a_worker_starts_after_failures_of_every_kind(monkeypatch):
+    """No memory for a process, then an unexpected exception, then a death while the models are loaded."""
+    monkeypatch.setattr(request_queue, "RESTART_DELAY", 0.0)
+    start_process, starts = multiprocessing.get_context("spawn").Process, []
+    folders = [ValueError("unexpected"), "die", "somewhere"]
+
+    def make_process(**arguments: object) -> multiprocessing.Process:
+        starts.append(process := start_process(**arguments))
+        if len(starts) == 1:
+            monkeypatch.setattr(process, "start", lambda: os.open(os.devnull + "/none", 0))  # raises OSError
+        return process
+
+    def default_folder() -> str:
+        if isinstance(folder := folders.pop(0), Exception):
+            raise folder
+        return folder
+
+    monkeypatch.setattr(multiprocessing.get_context("spawn"), "Process", make_process)
+    async with running(default_folder) as queue:
+        assert (queue.status, len(starts)) == ("ready", 4)
+        assert names(await answers(queue, "a")) == ["started", "ranked"]
+
+
+def test_restart_delays_grow_to_the_maximum():
+    assert [restart_delay(deaths) for deaths in (1, 2, 3, 4, 6, 7, 5000)] == [0, 1, 2, 4, 16, 30, 30]
+
+
+async def test_waiting_requests_get_the_reason_when_the_models_disappear():
+    folders = ["somewhere"]
+
+    def default_folder() -> str:
+        if not folders:
+            raise UserError("the package is gone. Run: make run")
+        return folders.pop()
+
+    async with running(default_folder) as queue:
+        requests = [queue.submit("generate", folder="", prompt=prompt) for prompt in ("die", "a")]
+        answers = [
+            [event async for event in events_of(queue, request, 60, never)][-1] for request in requests
+        ]
+        assert answers == [
+            request_queue.WORKER_DIED,
+            request_queue.unavailable("the package is gone. Run: make run"),
+        ]
+        assert (queue.status, queue.num_waiting()) == ("broken", 0)
+
+
+async def test_a_close_while_a_worker_starts_leaves_no_process(monkeypatch):
+    start_process = multiprocessing.get_context("spawn").Process
+    queue = RequestQueue(StudioPaths(), lambda: "somewhere", make_worker=FakeWorker)
+    closer = threading.Thread(target=queue.close)
+
+    def make_process(**arguments: object) -> multiprocessing.Process:
+        closer.start()
+        while not queue._is_closed:
+            time.sleep(0.001)
+        return start_process(**arguments)
+
+    monkeypatch.setattr(multiprocessing.get_context("spawn"), "Process", make_process)
+    queue.start()
+    await asyncio.to_thread(queue._thread.join, 60)
+    closer.join(60)
+    assert not queue._process.is_alive() and queue._process.exitcode is not None
+
+
+async def test_a_close_does_not_wait_for_a_restart_delay(monkeypatch):
+    monkeypatch.setattr(request_queue, "RESTART_DELAY", 60.0)
+    monkeypatch.setattr(request_queue, "MAX_RESTART_DELAY", 60.0)
+    queue = RequestQueue(StudioPaths(), lambda: 1 // 0, make_worker=FakeWorker)
+    queue.start()
+    await until(lambda: queue._deaths == 2)
+    await asyncio.to_thread(queue.close)
+    assert not queue._thread.is_alive()
+
+
+async def test_the_worker_ends_with_the_server():
+    async with running() as queue:
+        request = queue.submit("generate", folder="", prompt="sleep")
+        await until(lambda: is_running(queue, request))
+        pid = queue._process.pid
+    assert not psutil.pid_exists(pid) and pid != os.getpid()

@@ -1,0 +1,143 @@
+"""Pair shards: rows, columns and splits, equal bytes for equal settings, and damage is noticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from thousandwords.core.manifest import DamagedArtefact, read_manifest
+from thousandwords.data import pair_shards
+from thousandwords.data.images import decode_png
+from thousandwords.data.pair_shards import PairReader, read_captions, splits
+from thousandwords.ingest.config import DataConfig, SceneCounts
+from thousandwords.ingest.ingest import check_source, write_pairs
+
+
+def scenes_config(count: int = 10, **settings) -> DataConfig:
+    return DataConfig(scenes=SceneCounts(count, 4, 3), **settings)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_images_are_decoded_in_the_requested_order(tmp_path):
+    write_pairs(scenes_config(), 0, tmp_path)
+    reader = PairReader(tmp_path, "train")
+    assert (reader.images([7, 0, 7])[[1, 0]] == reader.images([0, 7])).all()
+    assert reader.images([]).shape == (0, 64, 64, 3)
+
+
+@pytest.mark.parametrize(("limit", "decodings"), [(2**29, 3), (0, 6)])
+def test_squares_are_decoded_once_if_all_fit_into_memory_else_each_time(
+    tmp_path, monkeypatch, limit, decodings
+):
+    write_pairs(scenes_config(), 0, tmp_path)
+    reader, decoded = PairReader(tmp_path, "train"), []
+    monkeypatch.setattr(pair_shards, "MAX_UNPACKED_BYTES", limit)
+    monkeypatch.setattr(pair_shards, "decode_png", lambda data: decoded.append(data) or decode_png(data))
+
+    first, second = reader.images([5, 2, 7]), reader.images([2, 7, 5])
+
+    assert len(decoded) == decodings and (first[[1, 2, 0]] == second).all()
+    second[:] = 0  # the returned array belongs to the caller
+    assert (reader.images([5, 2, 7]) == first).all()
+
+
+def test_the_rows_have_the_columns_of_pair_shards(tmp_path):
+    write_pairs(scenes_config(), 0, tmp_path)
+    row = pq.read_table(tmp_path / "unseen-00000.parquet").to_pylist()[0]
+    assert sorted(row) == ["captions", "image", "key", "provenance", "split"]
+    assert (row["key"], row["split"], row["provenance"]) == (
+        "scene-unseen-000000",
+        "unseen",
+        "scenes, seed 0",
+    )
+    assert row["image"].startswith(b"\x89PNG") and len(row["captions"]) == 1
+
+
+def test_scenes_have_three_splits(tmp_path):
+    counts = write_pairs(scenes_config(), 0, tmp_path)
+    assert (
+        counts["splits"] == {"train": 10, "validation": 4, "unseen": 3}
+        and counts["n_in"] == counts["n_ok"] == 17
+    )
+    assert splits(tmp_path) == ["train", "validation", "unseen"]
+    assert check_source(scenes_config()) == 17
+
+
+def test_shards_have_rows_per_shard_and_the_manifest_counts_them(tmp_path):
+    write_pairs(scenes_config(10, rows_per_shard=4), 0, tmp_path)
+    assert {name: entry["rows"] for name, entry in read_manifest(tmp_path)["files"].items()} == {
+        "quarantine.parquet": 0,
+        "train-00000.parquet": 4,
+        "train-00001.parquet": 4,
+        "train-00002.parquet": 2,
+        "unseen-00000.parquet": 3,
+        "validation-00000.parquet": 4,
+    }
+    reader = PairReader(tmp_path, "train")
+    assert [reader.key(index) for index in (0, 4, 9)] == [f"scene-train-00000{index}" for index in (0, 4, 9)]
+
+
+def test_the_same_settings_give_the_same_bytes_and_another_seed_different_ones(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        write_pairs(scenes_config(), seed, tmp_path / name)
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    assert files_of(tmp_path / "a")["train-00000.parquet"] != files_of(tmp_path / "c")["train-00000.parquet"]
+
+
+def test_shards_of_an_earlier_run_are_removed(tmp_path):
+    write_pairs(scenes_config(10, rows_per_shard=2), 0, tmp_path)
+    write_pairs(scenes_config(3, rows_per_shard=2), 0, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("train-*")) == [
+        "train-00000.parquet",
+        "train-00001.parquet",
+    ]
+
+
+def test_the_manifest_of_squares_has_no_settings_of_whole_images(tmp_path):
+    write_pairs(scenes_config(), 0, tmp_path / "squares")
+    write_pairs(scenes_config(keep="whole", keep_side=96), 0, tmp_path / "whole")
+    squares, whole = (read_manifest(tmp_path / name)["facts"]["settings"] for name in ("squares", "whole"))
+    assert {**squares, "keep": "whole", "keep_side": 96} == whole and "keep" not in squares
+
+
+def test_captions_of_a_damaged_shard_or_a_missing_split_are_rejected(tmp_path):
+    write_pairs(scenes_config(3), 0, tmp_path)
+    with pytest.raises(DamagedArtefact, match="has no split 'nonsense', only train, unseen, validation"):
+        list(read_captions(tmp_path, "nonsense"))
+    path = tmp_path / "train-00000.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1  # in an image
+    path.write_bytes(data)
+    with pytest.raises(DamagedArtefact, match="train-00000.parquet is damaged"):
+        list(read_captions(tmp_path, "train"))
+
+
+def test_a_flipped_bit_anywhere_is_rejected(tmp_path):
+    write_pairs(scenes_config(3), 0, tmp_path)
+    rng = np.random.default_rng(0)
+    for path in (tmp_path / name for name in rng.choice(sorted(files_of(tmp_path)), 60)):
+        data = path.read_bytes()
+        damaged = bytearray(data)
+        damaged[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        for _ in range(2):  # no cache may accept it the second time
+            with pytest.raises(DamagedArtefact, match="Run: dvc repro prepare_pairs"):
+                PairReader(tmp_path, "train")
+        path.write_bytes(data)
+    assert len(PairReader(tmp_path, "train")) == 3
+
+
+def test_every_page_has_its_own_checksum(tmp_path):
+    write_pairs(scenes_config(3), 0, tmp_path)
+    path = tmp_path / "train-00000.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(OSError, match="(?i)crc|checksum|corrupt"):
+        pq.read_table(path, page_checksum_verification=True)

@@ -1,0 +1,52 @@
+"""Parts of the pipeline flow without Prefect or DVC: graph order, retries, images of an artifact."""
+
+from __future__ import annotations
+
+import pytest
+
+from flows import prefect_artifacts
+from flows.dvc import graph, repro
+from thousandwords.core.errors import UserError
+
+
+def test_a_stage_comes_after_all_that_it_needs():
+    assert graph.topological_order({"c": ["b", "a"], "b": ["a"], "a": []}) == {
+        "a": [],
+        "b": ["a"],
+        "c": ["a", "b"],
+    }
+
+
+def test_a_target_includes_what_it_needs_and_an_unknown_one_is_named():
+    whole = graph.Graph({"a": [], "b": ["a"], "c": ["a"]}, frozenset({"a", "c"}))
+    assert whole.part(["b"]) == graph.Graph({"a": [], "b": ["a"]}, frozenset({"a"}))
+    with pytest.raises(UserError, match=r"^dvc\.yaml has no stage 'd'\. It has: a, b, c$"):
+        whole.part(["d"])
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "error"),
+    [
+        (
+            "failed to reproduce 'train': failed to run: python, exited with 2",
+            255,
+            repro.PermanentStageFailure,
+        ),
+        ("failed to run: python, exited with 143", 255, repro.PermanentStageFailure),
+        ("", 143, repro.PermanentStageFailure),
+        ("failed to run: python, exited with 1", 255, repro.StageFailed),
+        ("failed to run: python, exited with -9", 255, repro.StageFailed),
+        ("", 255, repro.StageFailed),
+    ],
+)
+def test_a_stage_that_a_user_has_to_fix_or_has_stopped_is_not_retried(output, code, error):
+    assert type(repro.stage_error("train", code, ["...", output])) is error
+
+
+def test_images_over_the_size_limit_are_left_out_and_their_names_are_not_markup(tmp_path, monkeypatch):
+    monkeypatch.setattr(prefect_artifacts, "MAX_BYTES", 10)
+    for name, size in (("overview.png", 4), ("000-<b>.png", 4), ("001.png", 4)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    grids = prefect_artifacts.list_grids(tmp_path)
+    assert [path.name for path in grids] == ["overview.png", "000-<b>.png"]
+    assert "<b>" not in prefect_artifacts.image_page(grids)

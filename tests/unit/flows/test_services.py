@@ -1,0 +1,181 @@
+"""The servers of a team: settings, passwords, commands, and compose.yml. No server is started."""
+
+from __future__ import annotations
+
+import re
+import stat
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.services import postgres_server, processes, s3_server, specs
+from flows.services.commands import export_lines
+from flows.services.specs import Passwords, ServicesConfig
+from tests.helpers.paths import ROOT
+from thousandwords.core.errors import UserError
+
+SECRETS = Passwords("pg", "s3key", "mlpw", "mlsecret", "prpw")
+
+
+def test_every_server_has_a_port_of_its_own_and_the_store_four():
+    assert ServicesConfig().ports() == {
+        "postgres": [5442],
+        "s3": [9000, 9001, 9002, 9003],
+        "mlflow": [5000],
+        "prefect": [4200],
+    }
+
+
+def test_ports_and_folder_come_from_the_environment(tmp_path):
+    settings = specs.read_settings({"SERVERS_MLFLOW_PORT": "5055", "SERVERS_FOLDER": str(tmp_path)})
+    assert settings == ServicesConfig(tmp_path, 5442, 9000, 5055, 4200)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"SERVERS_S3_PORT": "many"}, "SERVERS_S3_PORT is 'many'; it must be a port number"),
+        ({"SERVERS_S3_PORT": "80"}, "SERVERS_S3_PORT leads to port 80; ports from 1024 to 65535 can be used"),
+        ({"SERVERS_S3_PORT": "65534"}, "SERVERS_S3_PORT leads to port 65536"),
+        (
+            {"SERVERS_MLFLOW_PORT": "9002"},
+            "SERVERS_MLFLOW_PORT and SERVERS_S3_PORT both lead to port 9002; change one",
+        ),
+    ],
+)
+def test_an_invalid_port_is_rejected_with_the_name_of_its_setting(variables, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        specs.read_settings(variables)
+
+
+def test_passwords_are_created_once_for_their_owner_only(tmp_path):
+    first = specs.ensure_passwords(tmp_path)
+    assert specs.ensure_passwords(tmp_path) == first and len(set(vars(first).values())) == 5
+    assert stat.S_IMODE(specs.password_file(tmp_path).stat().st_mode) == 0o600
+    assert {len(value) for value in vars(first).values()} == {48}
+
+
+def test_passwords_that_do_not_exist_yet_are_reported_with_the_command_to_run(tmp_path):
+    with pytest.raises(UserError, match=r"has no passwords yet. Run: make servers"):
+        specs.read_passwords(tmp_path)
+
+
+def test_clients_get_each_address_and_password_as_a_line_for_the_shell():
+    lines = export_lines(specs.client_environment(ServicesConfig(), SECRETS)).splitlines()
+    assert lines == [
+        "export MLFLOW_TRACKING_URI=http://127.0.0.1:5000",
+        "export MLFLOW_TRACKING_USERNAME=admin",
+        "export MLFLOW_TRACKING_PASSWORD=mlpw",
+        "export PREFECT_API_URL=http://127.0.0.1:4200/api",
+        "export PREFECT_API_AUTH_STRING=thousandwords:prpw",
+    ]
+    assert export_lines({"A": "x y"}) == "export A='x y'"
+
+
+def test_no_password_is_in_a_command_line_and_no_client_setting_reaches_a_server(monkeypatch):
+    monkeypatch.setattr(postgres_server, "programs", lambda: Path("/pg"))
+    monkeypatch.setattr(postgres_server, "user", lambda: None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+    for server in specs.servers(ServicesConfig(), SECRETS):
+        assert not set(vars(SECRETS).values()) & set(server.command), server.name
+        assert not any(
+            value in word for word in server.command for value in ("mlpw", "prpw", "s3key", "mlsecret")
+        )
+        assert "MLFLOW_TRACKING_URI" not in server.env
+        assert "127.0.0.1" in " ".join(server.command) or server.name == "s3"  # the store's own default
+
+
+def test_only_the_proxy_of_the_store_can_listen_beyond_loopback(tmp_path):
+    files = s3_server.configuration(tmp_path, "0.0.0.0", 9000, "one:two", "key", "salt")
+    addresses = {
+        name: re.findall(r"bind_ip = (\S+)\nbind_port = (\d+)", text) for name, text in files.items()
+    }
+    assert addresses == {
+        "swift.conf": [],
+        "proxy.conf": [("0.0.0.0", "9000")],
+        "account.conf": [("127.0.0.1", "9001")],
+        "container.conf": [("127.0.0.1", "9002")],
+        "object.conf": [("127.0.0.1", "9003")],
+    }
+    assert "user_one_two = key .admin" in files["proxy.conf"]
+
+
+def test_an_invalid_key_of_the_store_is_rejected(tmp_path):
+    with pytest.raises(UserError, match="AWS_ACCESS_KEY_ID is 'team'; it must be account:user"):
+        s3_server.configuration(tmp_path, "127.0.0.1", 9000, "team", "key", "salt")
+
+
+def test_a_folder_that_user_postgres_may_not_enter_is_rejected_before_anything_is_created(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(postgres_server, "user", lambda: "postgres")
+    (tmp_path / "closed").mkdir(mode=0o700)
+    with pytest.raises(
+        UserError, match="PostgreSQL runs as user postgres, which may not enter .*/closed. Set SERVERS_FOLDER"
+    ):
+        postgres_server.make_folder(tmp_path / "closed" / "postgres", "secret")
+    assert not list((tmp_path / "closed").iterdir())
+
+
+def compose() -> dict:
+    return yaml.safe_load((ROOT / "compose.yml").read_text())
+
+
+def test_compose_names_the_same_servers_on_the_same_ports_of_loopback():
+    published = {name: service["ports"] for name, service in compose()["services"].items()}
+    assert published == {
+        name: [f"127.0.0.1:${{SERVERS_{name.upper()}_PORT:-{ports[0]}}}:{inside}"]
+        for (name, ports), inside in zip(
+            ServicesConfig().ports().items(), (5432, 9000, 5000, 4200), strict=True
+        )
+    }
+    assert all(service["healthcheck"]["test"] for service in compose()["services"].values())
+
+
+def test_compose_sets_the_same_variables_as_the_servers_without_docker(monkeypatch):
+    monkeypatch.setattr(postgres_server, "programs", lambda: Path("/pg"))
+    monkeypatch.setattr(postgres_server, "user", lambda: None)
+    for server in specs.servers(ServicesConfig(), SECRETS)[1:]:
+        names = {name for name in server.env if name.startswith(("AWS_", "MLFLOW_", "PREFECT_"))} - set(
+            processes.NO_TELEMETRY
+        )
+        assert names <= set(compose()["services"][server.name]["environment"]), server.name
+    assert re.findall("create database (.*);", compose()["configs"]["databases"]["content"]) == list(
+        postgres_server.DATABASES
+    )
+    expected = specs.mlflow_auth(ServicesConfig(), SECRETS).replace(
+        "pg@127.0.0.1:5442", "PASSWORD@postgres:5432"
+    )
+    assert re.sub(r"\$\{.*?\}", "PASSWORD", compose()["configs"]["mlflow_auth"]["content"]) == expected
+
+
+def test_compose_starts_mlflow_with_the_same_command():
+    mlflow = specs._mlflow(ServicesConfig(), SECRETS)
+    command = (
+        re.sub(r"\$\{\w+:-(\d+)\}", r"\1", compose()["services"]["mlflow"]["command"])
+        .replace(",mlflow:5000", "")
+        .split()
+    )
+    assert command[1:] == [word if word != "127.0.0.1" else "0.0.0.0" for word in mlflow.command[1:]]
+
+
+def test_the_example_environment_file_names_every_variable_of_compose():
+    required = set(re.findall(r"SERVERS_[A-Z0-9_]+", (ROOT / "compose.yml").read_text()))
+    names = re.findall(r"^(SERVERS_[A-Z0-9_]+)=", (ROOT / ".env.example").read_text(), flags=re.MULTILINE)
+    assert set(names) == required and len(names) == len(required)
+
+
+def test_compose_installs_the_versions_of_the_lock():
+    pins = dict(
+        re.findall(r"^([a-z0-9._-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)
+    )
+    text = (ROOT / "compose.yml").read_text()
+    versions = dict(re.findall(r"([a-z0-9-]+)(?:\[auth\])?==(\S+)", text)) | {
+        "prefect": re.search("prefect:([0-9.]+)-", text)[1]
+    }
+    assert {name: pins.get(name, versions[name]) for name in versions} == versions and {
+        "mlflow",
+        "prefect",
+        "boto3",
+    } <= set(pins)

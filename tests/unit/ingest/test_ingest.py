@@ -1,0 +1,79 @@
+"""Groups and splits, checks of the source before the work, and scenes without filters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from thousandwords.core.errors import UserError
+from thousandwords.ingest.config import DataConfig, SceneCounts
+from thousandwords.ingest.ingest import check_source, group_of, split_of, write_pairs
+from thousandwords.ingest.records import Pair
+from thousandwords.ingest.sources.base import SourceError
+
+SKIN_TONE = "^(.*?): .*skin tone"
+
+
+FILTERED = {"min_caption_words": 2, "boilerplate": ("^photo(graphed)? ",), "language": "en"}
+
+
+def folder_config(folder: Path, **settings) -> DataConfig:
+    return DataConfig(
+        source="folder", path=str(folder), image_size=16, **{"validation_share": 0.3, **settings}
+    )
+
+
+def scenes_config(count: int = 10, **settings) -> DataConfig:
+    return DataConfig(scenes=SceneCounts(count, 4, 3), **settings)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_a_missing_source_is_rejected_before_anything_is_written(tmp_path):
+    with pytest.raises(SourceError, match="data.path: there is no folder .*own"):
+        write_pairs(folder_config(tmp_path / "own"), 0, tmp_path / "pairs")
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_an_unknown_language_is_rejected_before_anything_is_read(tmp_path):
+    config = folder_config(tmp_path / "nowhere", language="xx")
+    with pytest.raises(UserError, match="data.language is 'xx'; it can be: ace, af"):
+        check_source(config)
+
+
+def test_captions_with_the_same_group_1_share_a_group():
+    def group(caption: str) -> str:
+        return group_of(Pair("key", b"", (caption,), ""), SKIN_TONE)
+
+    assert (
+        group("man surfing: dark skin tone") == group("man surfing: light skin tone") == group("man surfing")
+    )
+    assert group("flag: Canada") == "flag: Canada"
+    assert group_of(Pair("key", b"", ("man surfing",), ""), None) == "key"
+
+
+def test_a_split_depends_only_on_the_group_and_the_seed():
+    assert [split_of(f"group {index}", 0, 0.5)[0] for index in range(12)] == list("tvtvvvtvvttt")
+    shares = [
+        sum(split_of(str(index), seed, 0.1) == "validation" for index in range(5_000)) / 5_000
+        for seed in (0, 1)
+    ]
+    assert shares == pytest.approx([0.1, 0.1], abs=0.02)
+
+
+def test_scenes_are_not_filtered_and_their_manifest_does_not_change(tmp_path):
+    write_pairs(scenes_config(), 0, tmp_path / "plain")
+    write_pairs(scenes_config(**FILTERED, language_margin=0.0), 0, tmp_path / "filters")
+    assert files_of(tmp_path / "plain") == files_of(tmp_path / "filters")
+
+
+def test_scenes_are_never_searched(tmp_path):
+    counts = SceneCounts(6, 3, 2)
+    for name, more in (("plain", {}), ("hash", {"near_duplicates": "hash", "near_duplicate_distance": 15})):
+        write_pairs(DataConfig(scenes=counts, **more), 0, tmp_path / name)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "plain").iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "hash").iterdir()
+    }

@@ -1,0 +1,93 @@
+"""Near duplicates among given image hashes: which stay, and which are listed as examples."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from tests.helpers.images import write
+from tests.unit.ingest.test_perceptual_hash import photo
+from thousandwords.data.images import encode_png
+from thousandwords.ingest import ingest
+from thousandwords.ingest.config import DataConfig
+from thousandwords.ingest.near_duplicates import (
+    EXAMPLES,
+    NearDuplicateLimits,
+    NearDuplicates,
+    limits_by_chance,
+)
+from thousandwords.ingest.perceptual_hash import ImageHash
+from thousandwords.ingest.prepare import prepare_pair
+from thousandwords.ingest.records import Pair
+
+
+def test_the_image_hash_is_computed_by_prepare_pair(tmp_path):
+    """Only `NearDuplicates` depends on other inputs; it gets them in source order."""
+    for number in range(5):
+        write(tmp_path, {f"{number}.png": encode_png(photo(number)), f"{number}.txt": f"image {number}"})
+    settings = DataConfig(source="folder", path=str(tmp_path), image_size=64, near_duplicates="hash")
+    raw_pairs = list(ingest.open_source(settings))
+    backwards = [prepare_pair(raw_pair, settings) for raw_pair in reversed(raw_pairs)][::-1]
+    assert backwards == [prepare_pair(raw_pair, settings) for raw_pair in raw_pairs]
+    assert all(pair.image_hash for pair in backwards)
+    off = dataclasses.replace(settings, near_duplicates="none")
+    assert prepare_pair(raw_pairs[0], off).image_hash is None
+
+
+def test_a_chain_of_small_changes_is_not_one_group():
+    """The third is near the second, which was dropped, and too far from the first."""
+    duplicates = NearDuplicates(NearDuplicateLimits(distance=2, color=255))
+    outcomes = [
+        duplicates.is_duplicate(
+            Pair(str(value), b"", ("",), "", image_hash=ImageHash(value, bytes(192))), "train"
+        )
+        for value in (0b0, 0b11, 0b1111)
+    ]
+    assert outcomes == [False, True, False]
+    assert [(row["key"], row["twin"], row["distance"], row["is_dropped"]) for row in duplicates.rows] == [
+        ("3", "0", 2, True),
+        ("15", "0", 4, False),
+    ]
+
+
+def test_a_near_duplicate_is_found_beside_a_nearer_image_in_other_colors():
+    duplicates = NearDuplicates(NearDuplicateLimits(distance=2, color=24))
+    image_hashes = [
+        ImageHash(0b0, bytes([200] * 192)),
+        ImageHash(0b11, bytes(192)),
+        ImageHash(0b0, bytes(192)),
+    ]
+    outcomes = [
+        duplicates.is_duplicate(Pair(str(row), b"", ("",), "", image_hash=image_hash), "train")
+        for row, image_hash in enumerate(image_hashes)
+    ]
+    assert outcomes == [False, False, True] and duplicates.rows[-1]["twin"] == "1"
+
+
+def test_a_few_example_images_of_each_distance_are_stored():
+    duplicates = NearDuplicates(NearDuplicateLimits(distance=1, color=255))
+    for row, value in enumerate([0, *[0b1] * 9, *(0b11 << bit for bit in range(2, 24, 2))]):
+        duplicates.is_duplicate(
+            Pair(str(row), b"png", ("",), "", image_hash=ImageHash(value, bytes(192))), "train"
+        )
+    dropped, near = (
+        [row for row in duplicates.rows if row["is_dropped"] is is_dropped] for is_dropped in (True, False)
+    )
+    assert len(dropped) == 9 and [row["image"] for row in dropped] == [b"png"] * EXAMPLES + [None] * 5
+    assert len([row for row in near if row["distance"] == 2]) == EXAMPLES and not any(
+        row["image"] for row in near
+    )
+
+
+def test_if_all_images_look_alike_only_equal_ones_are_duplicates():
+    alike = [ImageHash(0b1 << bit % 3, bytes([bit] * 192)) for bit in range(60)]
+    assert limits_by_chance(iter(alike), 24) == NearDuplicateLimits(0, 0)
+    assert (
+        limits_by_chance(iter(alike[:1]), 24) == limits_by_chance(iter([]), 24) == NearDuplicateLimits(0, 0)
+    )
+    others = [
+        ImageHash(int(value), bytes(192))
+        for value in np.random.default_rng(0).integers(0, 2**64, 500, np.uint64)
+    ]
+    assert limits_by_chance(others, 24).color == 24 and 8 <= limits_by_chance(others, 24).distance <= 15

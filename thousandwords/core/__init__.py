@@ -1,0 +1,1 @@
+"""Errors, settings, files, manifests, Parquet. Imports nothing else of this project."""

@@ -1,0 +1,1 @@
+"""Shards of pairs and tokens, image operations, and batches for training."""

@@ -1,0 +1,1 @@
+"""Figures: reconstruction, caption match, CLIP score, image fidelity."""

@@ -1,0 +1,1 @@
+"""Captions -> image tokens. A kind is a folder; `base.py` holds the contract."""

@@ -1,0 +1,1 @@
+"""The autoregressive transformer (arXiv 2102.12092 §2.2)."""

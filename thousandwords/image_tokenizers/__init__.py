@@ -1,0 +1,1 @@
+"""Images <-> tokens. A kind is a folder; `base.py` holds the contract."""

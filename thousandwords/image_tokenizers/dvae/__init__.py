@@ -1,0 +1,1 @@
+"""The discrete VAE (arXiv 2102.12092 §2.1)."""

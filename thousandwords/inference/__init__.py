@@ -1,0 +1,1 @@
+"""Prompts -> candidates -> ranked images."""

@@ -1,0 +1,38 @@
+"""Encode, decode and score many images, a batch at a time, so that memory stays small."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from thousandwords.data.images import fit_square, to_float
+
+
+@torch.no_grad()
+def encode_in_batches(
+    tokenizer: nn.Module, images: Sequence[np.ndarray], batch_size: int | None = None
+) -> Tensor:
+    """Encode images uint8 (H, W, 3) of any size, cropped and resized as in training, to token ids (B, L)."""
+    device, size = next(tokenizer.parameters()).device, tokenizer.image_size
+    squares = np.stack([fit_square(image, size) for image in images])
+    batch_size = batch_size or tokenizer.max_batch_size
+    batches = [squares[start : start + batch_size] for start in range(0, len(squares), batch_size)]
+    return torch.cat([tokenizer.encode(to_float(batch).to(device)).cpu() for batch in batches])
+
+
+def decode_in_batches(tokenizer: nn.Module, tokens: Tensor, batch_size: int | None = None) -> Tensor:
+    """Decode token ids (B, L) to images (B, 3, H, W) on the CPU."""
+    device = next(tokenizer.parameters()).device
+    batches = tokens.split(batch_size or tokenizer.max_batch_size)
+    return torch.cat([tokenizer.decode(batch.to(device)).cpu() for batch in batches])
+
+
+def score_in_batches(scorer: nn.Module, images: Tensor, prompt: str, batch_size: int = 64) -> Tensor:
+    """The score of each image (B, 3, H, W) for one prompt: (B,) on the CPU, computed on the scorer's
+    device."""
+    device = next(scorer.parameters()).device
+    batches = images.split(batch_size)
+    return torch.cat([scorer.score(batch.to(device), [prompt] * len(batch)).cpu() for batch in batches])

@@ -1,0 +1,107 @@
+"""How candidates are sampled: the section `sampling` of params.yaml."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from thousandwords.core.config import ConfigError
+from thousandwords.core.errors import UserError
+from thousandwords.text.normalize import normalize
+
+MIN_TEMPERATURE = 1e-6  # far below it, logits divided by the temperature overflow float32
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How candidates are sampled: the section `sampling` of params.yaml, without the choice of prompts."""
+
+    candidates: int = 512  # N per prompt (paper §2.6)
+    temperature: float = 1.0  # 1: the model's own probabilities
+    top_k: int | None = None  # keep the k likeliest tokens; null: all
+    top_p: float | None = None  # keep the fewest tokens that hold this probability; null: all
+    guidance: float = 1.0  # above 1: closer to the caption, if the generator was trained with caption_dropout
+    batch_size: int = 256  # candidates sampled at a time; changes the speed, never an image
+    # of the generator's weights: bfloat16 halves their memory and is faster, but gives other tokens; auto:
+    # bfloat16 on a GPU
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"sampling.{name} is {getattr(self, name)}; it needs to be 1 or more")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"sampling.temperature is {self.temperature}; it needs to be above 0")
+        if self.temperature < MIN_TEMPERATURE:
+            raise ValueError(
+                f"sampling.temperature is {self.temperature}; the minimum is {MIN_TEMPERATURE}. "
+                "For the likeliest token set top_k to 1"
+            )
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(
+                f"sampling.guidance is {self.guidance}; it needs to be 0 or more; 1 changes nothing"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(
+                f"sampling.top_k is {self.top_k}; it needs to be 1 or more, or null for all tokens"
+            )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"sampling.top_p is {self.top_p}; it needs to be in (0, 1], or null for all tokens"
+            )
+
+
+@dataclass(frozen=True)
+class PromptsConfig(SamplingConfig):
+    """The section `sampling` of params.yaml."""
+
+    prompts_per_split: int = 64  # captions taken from each held-out split, one per image
+    prompts: tuple[str, ...] = ()  # further prompts of your own
+    inpaint: str | None = None  # folder of captioned images to inpaint: their top rows are kept; null: none
+    inpaint_keep_share: float = 0.5  # share of the grid's rows that is kept, to the nearest row
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.inpaint_keep_share < 1:
+            raise ValueError(
+                f"sampling.inpaint_keep_share is {self.inpaint_keep_share}; it needs to be between 0 and 1, "
+                "to leave rows to sample"
+            )
+
+
+def replace_settings(settings: SamplingConfig, **changes: object) -> SamplingConfig:
+    """The settings with some of them replaced; raises ConfigError where one is out of range."""
+    try:
+        return dataclasses.replace(settings, **changes)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_guidance(guidance: float, generator_config: object) -> None:
+    """Raise ConfigError for guidance that a generator of this config was never trained for."""
+    if guidance != 1 and not getattr(generator_config, "caption_dropout", 0):
+        raise ConfigError(
+            f"sampling.guidance is {guidance}, but the generator was trained without caption dropout, so it cannot "
+            "sample without a caption. Train it with generator.transformer.caption_dropout (0.1, say), or leave "
+            "guidance at 1"
+        )
+
+
+class EmptyPrompt(UserError):
+    """A prompt without any text."""
+
+
+def check_prompt(prompt: str, where: str = "the prompt") -> str:
+    """The prompt, normalized as the models read it; raises EmptyPrompt."""
+    clean = normalize(prompt)
+    if not clean:
+        raise EmptyPrompt(f'{where} is empty. Say what to generate, for example "a small red star on sand"')
+    try:
+        clean.encode()
+    except UnicodeEncodeError as error:  # bytes of another encoding reach Python as lone surrogates
+        raise UserError(
+            f"{where} is not text in UTF-8: {prompt!r}. Type it again, or save it as UTF-8"
+        ) from error
+    return clean

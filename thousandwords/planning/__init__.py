@@ -1,0 +1,1 @@
+"""Time, disk and cost of a run before it starts."""

@@ -1,0 +1,131 @@
+"""Read every setting of params.yaml and build every model on the meta device, before any long work."""
+
+from __future__ import annotations
+
+import torch
+
+from thousandwords import components
+from thousandwords.core.config import ConfigError, check_keys, model_block, section
+from thousandwords.core.errors import UserError
+from thousandwords.data.loader import CaptionConfig
+from thousandwords.data.token_shards import TokensConfig
+from thousandwords.evaluation.config import EvaluationConfig
+from thousandwords.evaluation.features import load_extractor
+from thousandwords.evaluation.gate import GateConfig
+from thousandwords.inference.config import PromptsConfig, check_guidance, check_prompt
+from thousandwords.inference.inpainting import grid_side, read_images_to_inpaint, rows_to_keep, top_rows
+from thousandwords.inference.package import check_device
+from thousandwords.ingest import ingest
+from thousandwords.ingest.config import DataConfig
+from thousandwords.parallel.base import read_engine_config
+from thousandwords.pretrained import tokenizer_init
+from thousandwords.text.bpe import TextTokenizerConfig
+from thousandwords.training.config import TrainingConfig
+from thousandwords.training.loop import check_model
+
+SECTIONS = (
+    "seed",
+    "device",
+    "data",
+    "text_tokenizer",
+    "image_tokenizer",
+    "tokens",
+    "generator",
+    "scorer",
+    "sampling",
+    "evaluation",
+)
+
+# no output of a stage depends on them: conditions for a champion, and the processes that do the work
+OPTIONAL = ("gate", "engine")
+
+TRAINED = {"image_tokenizer": "image_tokenizers", "generator": "generators", "scorer": "scorers"}
+
+
+def check_params(params: dict, seed: int) -> None:
+    """Raise ConfigError or another UserError: one sentence that names the key and the fix."""
+    check_keys(params, "the file", SECTIONS, OPTIONAL)
+    read_engine_config(params)
+    if params["device"] not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"params.yaml: device is {params['device']!r}; it can be: auto, cpu, cuda")
+    if params["device"] == "cuda":
+        check_device("cuda")
+    data = section(params["data"], "data", DataConfig)
+    ingest.check_source(data)
+    text_tokenizer = section(params["text_tokenizer"], "text_tokenizer", TextTokenizerConfig)
+    tokens = section(params["tokens"], "tokens", TokensConfig)
+    evaluation = section(params["evaluation"], "evaluation", EvaluationConfig)
+    if evaluation.features:
+        load_extractor(evaluation.features)
+    section(params.get("gate", {}), "gate", GateConfig)
+    sampling = section(params["sampling"], "sampling", PromptsConfig)
+    for number, prompt in enumerate(sampling.prompts):
+        check_prompt(prompt, f"params.yaml: sampling.prompts[{number}]")
+    if sampling.inpaint:
+        list(read_images_to_inpaint(sampling.inpaint))
+    check_models(params, data.image_size, text_tokenizer)
+    check_crops(params, data, tokens)
+
+
+def check_models(params: dict, image_size: int, text_tokenizer: TextTokenizerConfig) -> None:
+    """Build every model on torch's meta device: sizes that do not fit together fail at once, without using
+    memory."""
+    configs, trainings = {}, {}
+    for name, family in TRAINED.items():
+        block = params[name] or {}
+        configs[name] = components.model_config(family, block, name)
+        if name == "image_tokenizer":
+            tokenizer_init.check_block(block)
+        elif name == "generator":
+            model_block(block, name, CaptionConfig)
+        else:
+            check_keys(block, name, ["kind", block["kind"], "training"])
+        if "training" in block:
+            trainings[name] = section(block["training"], f"{name}.training", TrainingConfig)
+    sampling = section(params["sampling"], "sampling", PromptsConfig)
+    check_guidance(sampling.guidance, configs["generator"])
+    try:
+        with torch.device("meta"):
+            tokenizer = _tokenizer(params, configs, image_size)
+            generator = _build(
+                params,
+                "generator",
+                configs,
+                text_vocab_size=text_tokenizer.vocab_size,
+                text_length=text_tokenizer.text_length,
+                image_vocab_size=tokenizer.vocab_size,
+                scales=tokenizer.scales,
+            )
+        for name, model in (("image_tokenizer", tokenizer), ("generator", generator)):
+            if name in trainings:  # an imported tokenizer is not trained
+                check_model(model, trainings[name])
+        if sampling.inpaint:
+            side = grid_side(tokenizer.scales)
+            top_rows(side, rows_to_keep(sampling.inpaint_keep_share, side))
+        if getattr(configs["scorer"], "pretrained", None) is None:
+            check_model(_build(params, "scorer", configs, image_size=image_size), trainings["scorer"])
+    except UserError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"params.yaml: {error}") from error
+
+
+def check_crops(params: dict, data: DataConfig, tokens: TokensConfig) -> None:
+    """Check that random crops have more of an image than the square that is cut out of it."""
+    images = tokenizer_init.check_block(params["image_tokenizer"] or {})
+    for name, settings in (("image_tokenizer", images), ("tokens", tokens)):
+        if settings.augmentation == "paper" and data.keep == "square":
+            raise ConfigError(
+                f"params.yaml: {name}.augmentation is paper, but data.keep is square, which leaves nothing to crop. "
+                "Set data.keep: whole"
+            )
+
+
+def _tokenizer(params: dict, configs: dict, image_size: int) -> torch.nn.Module:
+    if tokenizer_init.folder_of(params["image_tokenizer"]):
+        return tokenizer_init.architecture(params["image_tokenizer"], image_size)
+    return _build(params, "image_tokenizer", configs, image_size=image_size)
+
+
+def _build(params: dict, name: str, configs: dict, **sizes: object) -> torch.nn.Module:
+    return components.build(TRAINED[name], params[name]["kind"], configs[name], **sizes)

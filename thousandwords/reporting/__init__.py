@@ -1,0 +1,1 @@
+"""Pages and plots: the report, comparisons, the human evaluation sheet."""

@@ -1,0 +1,1 @@
+"""How well an image fits a caption. A kind is a folder; `base.py` holds the contract."""

@@ -1,0 +1,1 @@
+"""CLIP, by open_clip (arXiv 2103.00020)."""

@@ -1,0 +1,1 @@
+"""Captions as text tokens: normalization and byte-level BPE."""

@@ -1,0 +1,12 @@
+"""Caption normalization, the same for training, sampling and scoring."""
+
+from __future__ import annotations
+
+import unicodedata
+
+
+def normalize(caption: str) -> str:
+    """The normalized form of a caption: lower case, NFC, single spaces."""
+    return " ".join(
+        unicodedata.normalize("NFC", caption.lower()).split()
+    )  # NFC after lower(), which can undo it

@@ -1,0 +1,98 @@
+"""The section `training` of every stage that trains, and the functions a training is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Log = Callable[[int, dict[str, float]], None]  # step, values
+# model, batch, step, random generator -> loss, values to log
+StepLoss = Callable[[nn.Module, Any, int, torch.Generator], tuple[Tensor, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The section `training` of every stage that trains. All lengths are in updates."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float  # the peak
+    final_learning_rate: float = 0.0  # where the cosine ends
+    warmup_steps: int = 0
+    # after the warm-up: a cosine, or halved when the validation loss stops falling
+    schedule: Literal["cosine", "plateau"] = "cosine"
+    decay_steps: int | None = None  # updates until the cosine ends, warm-up included; null: all
+    patience: int = 5  # evaluations without a gain after which "plateau" halves the rate
+    min_delta: float = 0.0  # the smallest fall of the validation loss that counts as a gain, in nats
+    weight_decay: float = 0.0  # on matrices and kernels only
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    # the model's muon_parameters by Muon at this many times the rate; null: all by AdamW (paper)
+    muon_lr_scale: float | None = None
+    second_moment_clip: float | None = None  # limit of AdamW's running variance, by value; null: none
+    clip_norm: float | None = None  # limit of the norm of the whole gradient; null: none
+    ema_decay: float | None = None  # null: no average, the last weights are kept
+    ema_warmup: bool = False  # lower decay at the start, for short runs
+    ema_every: int = 1  # updates
+    # of matrix products (autocast; weights stay float32); auto: bfloat16 on a GPU, float32 on a CPU
+    precision: Literal["auto", "float32", "bfloat16", "bfloat16_if_supported", "float16"] = "auto"
+    num_processes: int | Literal["auto"] = 1  # on this machine, by torchrun; auto: one per GPU, two on a CPU
+    strategy: Literal["ddp", "fsdp"] = "ddp"  # each process has the whole model, or a part of every weight
+    powersgd_rank: int | None = None  # of gradients compressed by PowerSGD, with ddp; null: uncompressed
+    gradient_accumulation: int = 1  # micro-batches per process and update
+    loader_workers: int | Literal["auto"] = "auto"  # threads that load batches; auto: 2 on a GPU, 0 on a CPU
+    log_every: int = 25
+    evaluate_every: int = 200
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        counts = (
+            "steps",
+            "batch_size",
+            "log_every",
+            "evaluate_every",
+            "checkpoint_every",
+            "patience",
+            "ema_every",
+        )
+        for name in (*counts, "gradient_accumulation", "decay_steps", "powersgd_rank", "num_processes"):
+            if isinstance(getattr(self, name), int) and getattr(self, name) < 1:
+                raise ValueError(f"training.{name} is {getattr(self, name)}; it needs to be 1 or more")
+        for name in ("final_learning_rate", "warmup_steps", "weight_decay", "min_delta", "loader_workers"):
+            if getattr(self, name) != "auto" and not getattr(self, name) >= 0:
+                raise ValueError(f"training.{name} is {getattr(self, name)}; it needs to be 0 or more")
+        for name in ("learning_rate", "epsilon", "clip_norm", "muon_lr_scale", "second_moment_clip"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"training.{name} is {getattr(self, name)}; it needs to be above 0")
+        for name in ("beta1", "beta2", "ema_decay"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"training.{name} is {getattr(self, name)}; it needs to be in [0, 1)")
+        self._check_strategy()
+
+    def num_loader_workers(self, device: str) -> int:
+        """How many threads load batches: none on a CPU, where they would compete with training."""
+        if self.loader_workers == "auto":
+            return 2 if device.startswith("cuda") else 0
+        return self.loader_workers
+
+    def _check_strategy(self) -> None:
+        if self.strategy == "fsdp" and self.powersgd_rank is not None:
+            raise ValueError(
+                "training.powersgd_rank has no effect with training.strategy fsdp; set it to null, or use ddp"
+            )
+        if self.strategy == "fsdp" and self.muon_lr_scale is not None:
+            raise ValueError(
+                "training.muon_lr_scale needs whole matrices; set it to null, or use training.strategy ddp"
+            )
+        if isinstance(self.num_processes, int) and self.batch_size % (
+            self.num_processes * self.gradient_accumulation
+        ):
+            raise ValueError(
+                f"training.batch_size is {self.batch_size}, which {self.num_processes} processes with {self.gradient_accumulation} "
+                f"micro-batches each cannot share evenly; make it a multiple of {self.num_processes * self.gradient_accumulation}"
+            )
