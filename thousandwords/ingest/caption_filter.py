@@ -44,10 +44,10 @@ def check_boilerplate(patterns: Sequence[str]) -> None:
             raise ValueError(f"{name}; it matches an empty text, so it would drop every caption")
 
 
-def check_language(language: str | None) -> None:
-    """Raise UserError if the language library is not installed, or does not know this language."""
-    if language is not None and language not in (languages := _identifier().labels):
-        raise UserError(f"data.language is {language!r}; it can be: {', '.join(sorted(languages))}")
+def check_language(rules: CaptionRules) -> None:
+    """Raise UserError if the language library is not installed, or does not know the rules' language."""
+    if rules.language is not None and rules.language not in (languages := _identifier().labels):
+        raise UserError(f"data.language is {rules.language!r}; it can be: {', '.join(sorted(languages))}")
 
 
 def filter_captions(captions: Sequence[str], rules: CaptionRules) -> tuple[tuple[str, ...], tuple[str, ...]]:

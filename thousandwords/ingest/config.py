@@ -8,7 +8,7 @@ from typing import Literal
 
 from thousandwords.data.image_decoding import WHITE
 from thousandwords.ingest import caption_filter
-from thousandwords.ingest.near_duplicates import MAX_BITS
+from thousandwords.ingest.perceptual_hash import MAX_BITS
 from thousandwords.ingest.sources import KINDS
 
 SOURCE_SETTINGS = (
@@ -148,6 +148,11 @@ class DataConfig:
         )
 
     @property
+    def weights(self) -> list[float]:
+        """The weights of the sources of a mixture; empty if they have none."""
+        return [source.weight for source in self.sources if source.weight is not None]
+
+    @property
     def source_name(self) -> str:
         """The source as messages name it."""
         if self.source == "mixture":
@@ -242,8 +247,12 @@ def active_settings(config: DataConfig) -> dict:
 
     Then a new feature leaves the manifests of data sets that do not use it as they are.
     """
-    off = ("workers",) if config.keep == "whole" else ("workers", "keep", "keep_side")
-    off += () if config.caption_rules else CAPTION_SETTINGS
-    off += () if config.drops_near_duplicates else NEAR_DUPLICATE_SETTINGS
-    off += tuple(name for name in SOURCE_SETTINGS if not getattr(config, name))
-    return {key: value for key, value in asdict(config).items() if key not in off}
+    settings = asdict(config)
+    unused = ["workers", *(name for name in SOURCE_SETTINGS if not settings[name])]
+    if config.keep != "whole":
+        unused += ["keep", "keep_side"]
+    if not config.caption_rules:
+        unused += CAPTION_SETTINGS
+    if not config.drops_near_duplicates:
+        unused += NEAR_DUPLICATE_SETTINGS
+    return {name: value for name, value in settings.items() if name not in unused}

@@ -72,25 +72,25 @@ def check_counts(counts: dict, rejections: Sequence[Rejection], config: DataConf
     Caption filters are off by default, so the inputs that they remove are no sign of bad data and are left
     out of the share.
     """
-    source = config.source_name
     rejected = [rejection for rejection in rejections if rejection.reason not in caption_filter.REASONS]
     checked = counts["n_in"] - (len(rejections) - len(rejected))
     if rejections and not checked:
         raise BadData(
-            f"The caption filters leave none of the {counts['n_in']} inputs of {source}: {_histogram(rejections)}. "
+            f"The caption filters leave none of the {counts['n_in']} inputs of {config.source_name}: "
+            f"{_histogram(rejections)}. "
             "Change data.min_caption_words, data.boilerplate or data.language"
         )
     share = len(rejected) / max(1, checked)
     if share > config.max_refused_share or share == 1:
         raise BadData(
-            f"{len(rejected)} of the {checked} inputs of {source} were rejected "
+            f"{len(rejected)} of the {checked} inputs of {config.source_name} were rejected "
             f"({share:.0%}): {_histogram(rejected)}. "
             f"Fix them, or raise data.max_refused_share (now {config.max_refused_share:g})"
         )
     for split in ("train", "validation"):
         if split not in counts["splits"]:
             raise BadData(
-                f"None of the {counts['n_ok']} pairs of {source} is in the {split} split. "
+                f"None of the {counts['n_ok']} pairs of {config.source_name} is in the {split} split. "
                 f"Add pairs, or change data.validation_share (now {config.validation_share:g}) "
                 "or data.group_by"
             )

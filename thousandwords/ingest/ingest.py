@@ -33,13 +33,12 @@ from thousandwords.data.images import encode_png
 from thousandwords.data.mixture import MIXTURES
 from thousandwords.data.pair_shard_writer import ROW_GROUP, PairShardWriter, table_of
 from thousandwords.ingest import caption_filter
-from thousandwords.ingest.config import DataConfig, SourceConfig, active_settings
+from thousandwords.ingest.config import DataConfig, active_settings
 from thousandwords.ingest.counts import FILTERS, OutcomeCounter, check_counts, counts_of
 from thousandwords.ingest.near_duplicates import (
     DUPLICATE_SCHEMA,
     DUPLICATES,
     ExactDuplicates,
-    NearDuplicateLimits,
     NearDuplicates,
     limits_by_chance,
 )
@@ -57,14 +56,15 @@ LIMITS = Limits()  # of one input
 # ---- one pair
 
 
-def group_of(pair: Pair | RawPair, group_by: str | None) -> str:
+def group_of(pair: Pair | RawPair, config: DataConfig) -> str:
     """The group of a pair; all pairs of a group get the same split.
 
-    With "^(.*?): .*skin tone", both "man surfing: dark skin tone" and "man surfing" give "man surfing".
+    With `group_by` "^(.*?): .*skin tone", both "man surfing: dark skin tone" and "man surfing" give
+    "man surfing".
     """
-    if group_by is None:
+    if config.group_by is None:
         return pair.key
-    match = re.search(group_by, pair.captions[0])
+    match = re.search(config.group_by, pair.captions[0])
     return match[1] if match and match[1] is not None else pair.captions[0]
 
 
@@ -80,23 +80,24 @@ def open_source(config: DataConfig) -> Source:
     """Open the source, or the mixture of sources, of the settings; not for scenes, which are rendered."""
     settings = asdict(config)
     if config.source != "mixture":
-        source = open_kind(config.source, config.url or config.path, settings)
-        return MixtureSource([MixturePart(source, None, config.licence, config.origin)])
-    return MixtureSource([_open_part(number, part, settings) for number, part in enumerate(config.sources)])
+        return MixtureSource([_open_part(None, settings, {})])
+    return MixtureSource(
+        [_open_part(number, settings, part) for number, part in enumerate(settings["sources"])]
+    )
 
 
-def _open_part(number: int, config: SourceConfig, settings: dict) -> MixturePart:
-    own_settings = {name: value for name, value in asdict(config).items() if value is not None}
+def _open_part(number: int | None, settings: dict, part: dict) -> MixturePart:
+    """Open one source; those of its own settings that are set replace the common ones."""
+    settings = {**settings, **{name: value for name, value in part.items() if value is not None}}
     with naming_source(number):
-        source = open_kind(config.source, config.path, {**settings, **own_settings})
-    return MixturePart(source, number, config.licence, config.origin)
+        return MixturePart(open_kind(settings), number, settings["licence"], settings["origin"])
 
 
 def check_source(config: DataConfig) -> int:
     """The number of inputs; raises SourceError or UserError if the source cannot be used."""
     if config.source == "scenes":
         return sum(config.scenes.by_split().values())
-    caption_filter.check_language(config.language)
+    caption_filter.check_language(config.caption_rules)
     return open_source(config).check()
 
 
@@ -111,14 +112,14 @@ def prepare_all(config: DataConfig, seed: int) -> Iterator[tuple[str, Pair | Rej
         if isinstance(outcome, Rejection):
             yield "quarantine", outcome
         else:
-            yield split_of(group_of(raw_pair, config.group_by), seed, config.validation_share), outcome
+            yield split_of(group_of(raw_pair, config), seed, config.validation_share), outcome
 
 
 def _outcomes(config: DataConfig, seed: int) -> Iterator[tuple[RawPair, Pair | Rejection]]:
     """(input, outcome) in source order, from worker processes; closing the iterator ends them."""
     batches = make_batches(open_source(config), lambda raw_pair: len(raw_pair.image or b""))
-    function = functools.partial(prepare_with_training_captions, prepare_pair, config=config, seed=seed)
-    outcomes = ordered_map(function, batches, config.workers or num_cores(), LIMITS)
+    prepare = functools.partial(prepare_with_training_captions, prepare_pair, config, seed)
+    outcomes = ordered_map(prepare, batches, config.workers or num_cores(), LIMITS)
     with contextlib.closing(outcomes):
         for raw_pair, outcome in outcomes:
             if isinstance(outcome, Fault):
@@ -185,13 +186,17 @@ def write_pairs(
 
 def _mixtures(config: DataConfig, rows_by_source: dict[str, Counter]) -> dict:
     """The manifest's block for `data.mixture.Mixture`, if sources have weights."""
-    weights = [source.weight for source in config.sources]
-    if not weights or weights[0] is None:
+    if not config.weights:
         return {}
-    rows = {
-        split: [counts[number] for number in range(len(weights))] for split, counts in rows_by_source.items()
+    return {
+        MIXTURES: {
+            split: {
+                "rows": [rows[number] for number in range(len(config.weights))],
+                "weights": config.weights,
+            }
+            for split, rows in rows_by_source.items()
+        }
     }
-    return {MIXTURES: {split: {"rows": counts, "weights": weights} for split, counts in rows.items()}}
 
 
 def _duplicate_finder(
@@ -200,9 +205,7 @@ def _duplicate_finder(
     """The duplicate search of the settings; without a distance, all inputs are read once to choose one."""
     if not config.drops_near_duplicates:
         return ExactDuplicates()
-    if config.near_duplicate_distance is not None:
-        return NearDuplicates(
-            NearDuplicateLimits(config.near_duplicate_distance, config.near_duplicate_color)
-        )
-    image_hashes = (outcome.image_hash for _, outcome in outcomes() if isinstance(outcome, Pair))
-    return NearDuplicates(limits_by_chance(image_hashes, config.near_duplicate_color))
+    if config.near_duplicate_distance is None:
+        image_hashes = (outcome.image_hash for _, outcome in outcomes() if isinstance(outcome, Pair))
+        config = limits_by_chance(image_hashes, config)
+    return NearDuplicates(config)

@@ -11,16 +11,22 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
-from thousandwords.ingest.perceptual_hash import HashIndex, ImageHash, Neighbor, chance_hash_distance
+from thousandwords.ingest.config import DataConfig
+from thousandwords.ingest.perceptual_hash import (
+    MAX_BITS,
+    HashIndex,
+    ImageHash,
+    Neighbor,
+    chance_hash_distance,
+)
 from thousandwords.ingest.records import Pair
 
 DUPLICATES = "duplicates.parquet"
-MAX_BITS = 15  # beyond it the search gets slow, and most neighbors are chance
 MARGIN = 4  # bits beyond the limit that are still listed, to show what a larger limit would drop
 EXAMPLES = 4  # listed pairs that stay, and stored images of dropped pairs, for each distance
 DUPLICATE_SCHEMA = pa.schema(
@@ -38,22 +44,16 @@ DUPLICATE_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class NearDuplicateLimits:
-    """The largest differences between near duplicates."""
+def limits_by_chance(image_hashes: Iterable[ImageHash], config: DataConfig) -> DataConfig:
+    """The config with the widest limits that give few near duplicates by chance.
 
-    distance: int  # bits of 64
-    color: int  # of 255
-
-    def __contains__(self, neighbor: Neighbor) -> bool:
-        return neighbor.distance <= self.distance and neighbor.color <= self.color
-
-
-def limits_by_chance(image_hashes: Iterable[ImageHash], color: int) -> NearDuplicateLimits:
-    """The widest limits with few near duplicates by chance; (0, 0) if all images look alike."""
+    The limits are 0 if all images look alike.
+    """
     hashes = np.fromiter((image_hash.hash for image_hash in image_hashes), np.uint64)
     distance = chance_hash_distance(hashes) if len(hashes) > 1 else -1
-    return NearDuplicateLimits(min(distance, MAX_BITS), color) if distance >= 0 else NearDuplicateLimits(0, 0)
+    if distance < 0:
+        return replace(config, near_duplicate_distance=0, near_duplicate_color=0)
+    return replace(config, near_duplicate_distance=min(distance, MAX_BITS))
 
 
 class ExactDuplicates:
@@ -73,19 +73,19 @@ class ExactDuplicates:
 
 
 class NearDuplicates:
-    """Finds pairs whose image looks like an earlier one; needs `pair.image_hash`."""
+    """Finds pairs whose image looks like an earlier one; needs `pair.image_hash` and a distance."""
 
-    def __init__(self, limits: NearDuplicateLimits):
-        self.limits, self.count = limits, 0
+    def __init__(self, config: DataConfig):
+        self.config, self.count = config, 0
         self.rows: list[dict] = []  # of DUPLICATE_SCHEMA
-        self._index = HashIndex(min(limits.distance + MARGIN, MAX_BITS))
+        self._index = HashIndex(min(config.near_duplicate_distance + MARGIN, MAX_BITS))
         self._indexed: list[tuple[str, str]] = []  # (key, split) of the pairs that stay, in index order
         self._num_listed: Counter = Counter()  # by (distance, is_dropped)
 
     def is_duplicate(self, pair: Pair, split: str) -> bool:
         """Whether an earlier image that stays looks like this one; remembers this pair if not."""
         neighbors = self._index.near(pair.image_hash)
-        duplicate = next((neighbor for neighbor in neighbors if neighbor in self.limits), None)
+        duplicate = next((neighbor for neighbor in neighbors if self._is_near(neighbor)), None)
         if neighbors:
             self._list(pair, split, duplicate or neighbors[0], is_dropped=duplicate is not None)
         if duplicate is None:
@@ -93,6 +93,12 @@ class NearDuplicates:
             self._indexed.append((pair.key, split))
         self.count += duplicate is not None
         return duplicate is not None
+
+    def _is_near(self, neighbor: Neighbor) -> bool:
+        return (
+            neighbor.distance <= self.config.near_duplicate_distance
+            and neighbor.color <= self.config.near_duplicate_color
+        )
 
     def _list(self, pair: Pair, split: str, neighbor: Neighbor, is_dropped: bool) -> None:
         self._num_listed[neighbor.distance, is_dropped] += 1
@@ -115,15 +121,16 @@ class NearDuplicates:
 
     def summary(self) -> dict:
         """The block `near_duplicates` of the counts."""
-        dropped = [row for row in self.rows if row["is_dropped"]]
-        by_distance = Counter(row["distance"] for row in dropped)
+        by_distance = Counter(row["distance"] for row in self.rows if row["is_dropped"])
         hashes = self._index.hashes
         return {
-            "distance": self.limits.distance,
-            "colour": self.limits.color,
+            "distance": self.config.near_duplicate_distance,
+            "colour": self.config.near_duplicate_color,
             "by_chance": chance_hash_distance(hashes)
             if len(hashes) > 1
             else None,  # if chosen from these data
-            "across_splits": sum(row["split"] != row["twin_split"] for row in dropped),
+            "across_splits": sum(
+                row["is_dropped"] and row["split"] != row["twin_split"] for row in self.rows
+            ),
             "by_distance": {str(distance): by_distance[distance] for distance in sorted(by_distance)},
         }

@@ -27,6 +27,7 @@ SIDE, FREQUENCIES, CELLS = 32, 8, 8  # per line: pixels of the gray image, bits 
 LUMA = (0.299, 0.587, 0.114)
 MIN_AMPLITUDE = 0.1  # of the root mean square of all frequencies; a weaker one counts as absent
 BANDS, BAND_BITS = 4, 16  # of the 64 bits
+MAX_BITS = 15  # beyond it the search gets slow, and most neighbors are chance
 ROWS_AT_ONCE = 512  # limits the size of the distance table (rows, M)
 CHANCE = 0.01  # share of images that may have a neighbor within the threshold by chance
 
@@ -97,7 +98,8 @@ class HashIndex:
 
     def __init__(self, max_distance: int):
         self.max_distance = max_distance
-        self._flips = _flips(max_distance // BANDS)
+        num_bits = np.bitwise_count(np.arange(2**BAND_BITS))
+        self._flips = np.flatnonzero(num_bits <= max_distance // BANDS).tolist()  # few bits set
         self._images_by_band: dict[int, list[int]] = {}  # band number and bits -> indices of images
         self._hashes = np.empty(1024, np.uint64)
         self._colors = np.empty((1024, CELLS * CELLS * 3), np.uint8)
@@ -139,14 +141,6 @@ class HashIndex:
 def _bands(value: int) -> list[int]:
     """The four bands of a hash, each with its number in the bits above."""
     return [(band << BAND_BITS) | (value >> (band * BAND_BITS)) & (2**BAND_BITS - 1) for band in range(BANDS)]
-
-
-def _flips(max_bits: int) -> list[int]:
-    """All 16-bit numbers with at most `max_bits` bits set."""
-    bit_sets = itertools.chain.from_iterable(
-        itertools.combinations(range(BAND_BITS), count) for count in range(max_bits + 1)
-    )
-    return [sum(1 << bit for bit in bits) for bits in bit_sets]
 
 
 def chance_distance(pair_distances: np.ndarray, count: int, share: float = CHANCE) -> float:

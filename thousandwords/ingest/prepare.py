@@ -55,7 +55,7 @@ def prepare_pair(raw_pair: RawPair, config: DataConfig) -> Pair | Rejection:
 
 
 def prepare_with_training_captions(
-    prepare: Callable, raw_pair: RawPair, config: DataConfig, seed: int
+    prepare: Callable, config: DataConfig, seed: int, raw_pair: RawPair
 ) -> Pair | Rejection:
     """`prepare` the pair with the captions to train on; its split follows from the pair before that."""
     return prepare(select_captions(raw_pair, seed, config.recaption_share), config)

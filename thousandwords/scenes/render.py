@@ -216,25 +216,27 @@ def _thing_pattern(slot: str) -> str:
 # ---- images
 
 
-def render(scene: Scene, rng: np.random.Generator, size: int = REFERENCE_SIZE) -> np.ndarray:
-    """Render the scene as an image, uint8 (size, size, 3), with random positions and background shades."""
-    if size < MIN_SIZE:
-        raise ValueError(f"scenes can't be rendered {size} pixels wide; set a size of {MIN_SIZE} or more")
+def render(scene: Scene, rng: np.random.Generator, image_size: int = REFERENCE_SIZE) -> np.ndarray:
+    """Render the scene as an image, uint8 (H, W, 3), with random positions and background shades."""
+    if image_size < MIN_SIZE:
+        raise ValueError(
+            f"scenes can't be rendered {image_size} pixels wide; set a size of {MIN_SIZE} or more"
+        )
     ground = GROUNDS[scene.background or _pick(rng, BACKGROUNDS)]
-    canvas = _paint_ground(ground, rng, size)
-    scale = size / REFERENCE_SIZE
+    canvas = _paint_ground(ground, rng, image_size)
+    scale = len(canvas) / REFERENCE_SIZE
     for thing, (x, y) in zip(scene.things, _random_centers(scene, rng), strict=True):
         paint(canvas, thing, round(x * scale), round(y * scale))
     return np.rint(canvas.clip(0, 255)).astype(np.uint8)
 
 
-def _paint_ground(ground: Ground, rng: np.random.Generator, size: int) -> np.ndarray:
+def _paint_ground(ground: Ground, rng: np.random.Generator, image_size: int) -> np.ndarray:
     ends = np.array([ground.top, ground.bottom], np.float32)
     is_plain = ground.top == ground.bottom  # then both ends vary together, and it stays plain
     ends += rng.uniform(-ground.variation, ground.variation, (1 if is_plain else 2, 1))
-    down = np.linspace(0, 1, size, dtype=np.float32)[:, None]
-    rows = ends[0] + down * (ends[1] - ends[0])  # (size, 3)
-    grain = ground.grain * rng.standard_normal((size, size, 1), np.float32)
+    down = np.linspace(0, 1, image_size, dtype=np.float32)[:, None]
+    rows = ends[0] + down * (ends[1] - ends[0])  # (image_size, 3)
+    grain = ground.grain * rng.standard_normal((image_size, image_size, 1), np.float32)
     return rows[:, None, :] + grain
 
 
@@ -253,7 +255,7 @@ def _random_centers(scene: Scene, rng: np.random.Generator) -> list[tuple[int, i
 
 
 def paint(canvas: np.ndarray, thing: Thing, x: int, y: int) -> None:
-    """Paint the thing on a float canvas (size, size, 3), in place, centered on pixel (x, y)."""
+    """Paint the thing on a float canvas (H, W, 3), in place, centered on pixel (x, y)."""
     alpha = mask(thing.shape, RADII[thing.size] * len(canvas) / REFERENCE_SIZE)[:, :, None]
     reach = len(alpha) // 2
     window = canvas[y - reach : y + reach + 1, x - reach : x + reach + 1]
@@ -298,16 +300,16 @@ _INSIDE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def scene_pairs(
-    count: int, seed: int, split: str, size: int = REFERENCE_SIZE
+    count: int, seed: int, split: str, image_size: int = REFERENCE_SIZE
 ) -> Iterator[tuple[str, np.ndarray, str]]:
-    """`count` times (key, image, caption); pair number i is the same for every count."""
+    """`count` times (key, image, caption); pair number n is the same for every count."""
     if split not in SPLITS:
         raise ValueError(f"there is no split {split!r} of the scenes; choose one of {', '.join(SPLITS)}")
-    for index in range(count):
-        rng = np.random.default_rng((seed, SPLITS.index(split), index))
+    for number in range(count):
+        rng = np.random.default_rng((seed, SPLITS.index(split), number))
         scene = random_scene(rng, unseen=split == "unseen")
         yield (
-            f"scene-{split}-{index:06d}",
-            render(scene, rng, size),
+            f"scene-{split}-{number:06d}",
+            render(scene, rng, image_size),
             caption(scene, rng, READING_ORDER_SHARES[split]),
         )

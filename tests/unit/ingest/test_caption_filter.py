@@ -227,7 +227,7 @@ def test_nine_in_ten_names_of_four_words_in_other_languages_are_dropped(language
 
 def test_an_unknown_language_is_rejected_with_the_list_of_languages():
     with pytest.raises(UserError, match=r"data.language is 'xx'; it can be: ace, af, am, .*, en, .*, zu"):
-        check_language("xx")
+        check_language(CaptionRules(language="xx"))
 
 
 @pytest.fixture
@@ -245,11 +245,11 @@ def test_a_missing_library_is_reported_with_the_install_command(without_the_libr
         r"Run: pip install 'py3langid>=0.4,<0.5', or remove data.language"
     )
     with pytest.raises(UserError, match=re.escape(message)):
-        check_language("en")
+        check_language(CaptionRules(language="en"))
 
 
 def test_without_a_language_the_library_is_not_needed(without_the_library):
-    check_language(None)
+    check_language(CaptionRules())
     assert filter_captions(["a cat"], CaptionRules(min_words=2, boilerplate=("dog",))) == (("a cat",), ())
 
 

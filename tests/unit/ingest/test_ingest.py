@@ -46,13 +46,13 @@ def test_an_unknown_language_is_rejected_before_anything_is_read(tmp_path):
 
 def test_captions_with_the_same_group_1_share_a_group():
     def group(caption: str) -> str:
-        return group_of(Pair("key", b"", (caption,), ""), SKIN_TONE)
+        return group_of(Pair("key", b"", (caption,), ""), DataConfig(group_by=SKIN_TONE))
 
     assert (
         group("man surfing: dark skin tone") == group("man surfing: light skin tone") == group("man surfing")
     )
     assert group("flag: Canada") == "flag: Canada"
-    assert group_of(Pair("key", b"", ("man surfing",), ""), None) == "key"
+    assert group_of(Pair("key", b"", ("man surfing",), ""), DataConfig()) == "key"
 
 
 def test_a_split_depends_only_on_the_group_and_the_seed():

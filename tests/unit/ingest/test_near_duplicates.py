@@ -11,12 +11,7 @@ from tests.unit.ingest.test_perceptual_hash import photo
 from thousandwords.data.images import encode_png
 from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig
-from thousandwords.ingest.near_duplicates import (
-    EXAMPLES,
-    NearDuplicateLimits,
-    NearDuplicates,
-    limits_by_chance,
-)
+from thousandwords.ingest.near_duplicates import EXAMPLES, NearDuplicates, limits_by_chance
 from thousandwords.ingest.perceptual_hash import ImageHash
 from thousandwords.ingest.prepare import prepare_pair
 from thousandwords.ingest.records import Pair
@@ -37,7 +32,7 @@ def test_the_image_hash_is_computed_by_prepare_pair(tmp_path):
 
 def test_a_chain_of_small_changes_is_not_one_group():
     """The third is near the second, which was dropped, and too far from the first."""
-    duplicates = NearDuplicates(NearDuplicateLimits(distance=2, color=255))
+    duplicates = NearDuplicates(DataConfig(near_duplicate_distance=2, near_duplicate_color=255))
     outcomes = [
         duplicates.is_duplicate(
             Pair(str(value), b"", ("",), "", image_hash=ImageHash(value, bytes(192))), "train"
@@ -52,7 +47,7 @@ def test_a_chain_of_small_changes_is_not_one_group():
 
 
 def test_a_near_duplicate_is_found_beside_a_nearer_image_in_other_colors():
-    duplicates = NearDuplicates(NearDuplicateLimits(distance=2, color=24))
+    duplicates = NearDuplicates(DataConfig(near_duplicate_distance=2, near_duplicate_color=24))
     image_hashes = [
         ImageHash(0b0, bytes([200] * 192)),
         ImageHash(0b11, bytes(192)),
@@ -66,7 +61,7 @@ def test_a_near_duplicate_is_found_beside_a_nearer_image_in_other_colors():
 
 
 def test_a_few_example_images_of_each_distance_are_stored():
-    duplicates = NearDuplicates(NearDuplicateLimits(distance=1, color=255))
+    duplicates = NearDuplicates(DataConfig(near_duplicate_distance=1, near_duplicate_color=255))
     for row, value in enumerate([0, *[0b1] * 9, *(0b11 << bit for bit in range(2, 24, 2))]):
         duplicates.is_duplicate(
             Pair(str(row), b"png", ("",), "", image_hash=ImageHash(value, bytes(192))), "train"
@@ -82,12 +77,13 @@ def test_a_few_example_images_of_each_distance_are_stored():
 
 def test_if_all_images_look_alike_only_equal_ones_are_duplicates():
     alike = [ImageHash(0b1 << bit % 3, bytes([bit] * 192)) for bit in range(60)]
-    assert limits_by_chance(iter(alike), 24) == NearDuplicateLimits(0, 0)
-    assert (
-        limits_by_chance(iter(alike[:1]), 24) == limits_by_chance(iter([]), 24) == NearDuplicateLimits(0, 0)
-    )
+    config = DataConfig(near_duplicate_distance=None, near_duplicate_color=24)
+    only_equal = dataclasses.replace(config, near_duplicate_distance=0, near_duplicate_color=0)
+    assert limits_by_chance(iter(alike), config) == only_equal
+    assert limits_by_chance(iter(alike[:1]), config) == limits_by_chance(iter([]), config) == only_equal
     others = [
         ImageHash(int(value), bytes(192))
         for value in np.random.default_rng(0).integers(0, 2**64, 500, np.uint64)
     ]
-    assert limits_by_chance(others, 24).color == 24 and 8 <= limits_by_chance(others, 24).distance <= 15
+    limits = limits_by_chance(others, config)
+    assert limits.near_duplicate_color == 24 and 8 <= limits.near_duplicate_distance <= 15

@@ -53,6 +53,10 @@ __all__ = [
 ]
 
 
-def open_kind(kind: str, path: str, settings: dict) -> Source:
-    """Open a path or URL as a source of this kind, with those of the `settings` that the kind supports."""
-    return KINDS[kind](path, **{name: settings[name] for name in KINDS[kind].settings if name in settings})
+def open_kind(settings: dict) -> Source:
+    """Open the source of the `settings`, their URL or path, with those settings that its kind supports."""
+    kind = KINDS[settings["source"]]
+    return kind(
+        settings["url"] or settings["path"],
+        **{name: settings[name] for name in kind.settings if name in settings},
+    )
