@@ -23,7 +23,7 @@ export PROMPT
 export THOUSANDWORDS_NIGHTLY := $(or $(NIGHTLY),$(THOUSANDWORDS_NIGHTLY))
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 # `make test` runs these; `make test-all` then runs the rest
-QUICK := tests/unit tests/contracts tests/architecture tests/pipeline/test_smoke.py
+QUICK := tests/pipeline/test_smoke.py tests/unit tests/contracts tests/architecture
 
 .PHONY: help setup ray run test test-all test-slow bench conformance lint generate compare human-eval-sheet human-eval-votes flow status deploy workers workers-stop fleet nightly register promote rollback serve servers servers-stop servers-status studio ui plan verify lock clean
 

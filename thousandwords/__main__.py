@@ -6,6 +6,7 @@ Each command is one module of `cli/`, which adds its options and runs it.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 
 from thousandwords.cli import (
@@ -25,7 +26,12 @@ COMMANDS = (generate, tokens, likelihood, compare, human_eval_sheet, human_eval_
 def main(argv: list[str] | None = None) -> None:
     """Run one command; an error that the user can fix ends it with one sentence and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m thousandwords", description=__doc__)
-    subparsers = parser.add_subparsers(required=True, dest="command", metavar="command")
+    keeps_lines = functools.partial(
+        argparse.ArgumentParser, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    subparsers = parser.add_subparsers(
+        required=True, dest="command", metavar="command", parser_class=keeps_lines
+    )
     for command in COMMANDS:
         command.add_to(subparsers).set_defaults(run=command.run)
     options = parser.parse_args(argv)

@@ -176,7 +176,11 @@ def test_a_benchmark_gives_the_rate_of_training_and_of_sampling_and_the_newest_c
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", sorted(path.stem for path in (ROOT / "presets").glob("*.yaml")))
+# the paper's preset, whose models take longest to count, is planned by the test of the docs below
+PRESETS = sorted({path.stem for path in (ROOT / "presets").glob("*.yaml")} - {"paper"})
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_can_be_planned(preset, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     plan.main(
