@@ -43,11 +43,15 @@ def best_of_n(
     best = {n: [(prompt, int(scores[prompt, :n].argmax())) for prompt in prompts] for n in ns}
     rows, features, logits = _embed_best(extractor, feature_sets, samples, best, progress)
     picked_rows = [[rows[sample_id] for sample_id in best[n]] for n in ns]
-    frechet, real, rng = feature_sets.names.frechet, feature_sets.real[0], np.random.default_rng(seed)
+    frechet, real, rng = (
+        feature_sets.names.frechet,
+        feature_sets.real_features[0],
+        np.random.default_rng(seed),
+    )
     curve = {
         "n": ns,
         "captions": len(prompts),
-        "real": feature_sets.real.shape[1],
+        "real": feature_sets.real_features.shape[1],
         frechet: [fid.frechet_distance(features[picked], real) for picked in picked_rows],
         f"{frechet}_interval": [
             fid.frechet_interval(features[picked], real, prompts, rng) for picked in picked_rows
@@ -71,7 +75,7 @@ def _embed_best(
     embedded = set(feature_sets.sample_ids)
     new = sorted({sample_id for sample_ids in best.values() for sample_id in sample_ids} - embedded)
     rows = {sample_id: row for row, sample_id in enumerate([*feature_sets.sample_ids, *new])}
-    features, logits = feature_sets.samples[0], feature_sets.logits[0]
+    features, logits = feature_sets.sample_features[0], feature_sets.logits[0]
     if new:
         new_features, new_logits = embed_samples(extractor, samples, new, [0], progress)
         features, logits = torch.cat([features, new_features[0]]), torch.cat([logits, new_logits[0]])

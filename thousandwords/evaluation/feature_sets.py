@@ -32,8 +32,8 @@ class FeatureSets:
     """The features of real images and of samples at every radius of blur."""
 
     names: FigureNames
-    real: Tensor  # (R, N, D)
-    samples: Tensor  # (R, M, D)
+    real_features: Tensor  # (R, N, D)
+    sample_features: Tensor  # (R, M, D)
     logits: Tensor  # (R, M, K) of the samples; K is 0 where there are no classes
     sample_ids: list[SampleId]  # of the M samples
     captions: list[str]  # of the M samples
@@ -49,20 +49,22 @@ class FeatureSets:
     ) -> float | None:
         """The Fréchet distance of a selection of images at one radius; None where fewer than 2 are left of a
         set."""
-        sets = self.real[radius, real], self.samples[radius, samples]
+        sets = self.real_features[radius, real], self.sample_features[radius, samples]
         return fid.frechet_distance(*sets) if min(map(len, sets)) > 1 else None
 
     def frechet(self, seed: int) -> dict:
         """The block of the Fréchet distance in metrics.json; its interval is that of radius 0."""
         return {
-            "real": self.real.shape[1],
-            "drawn": self.samples.shape[1],
-            "captions": len(set(self.captions)),
-            "radius": list(fid.RADII),
-            "distance": [self.distance(radius) for radius in fid.RADII],
-            "interval": fid.frechet_interval(
-                self.samples[0], self.real[0], self.prompts, np.random.default_rng(seed)
-            ),
+            self.names.frechet: {
+                "real": self.real_features.shape[1],
+                "drawn": self.sample_features.shape[1],
+                "captions": len(set(self.captions)),
+                "radius": list(fid.RADII),
+                "distance": [self.distance(radius) for radius in fid.RADII],
+                "interval": fid.frechet_interval(
+                    self.sample_features[0], self.real_features[0], self.prompts, np.random.default_rng(seed)
+                ),
+            }
         }
 
     def frechet_without(self, is_overlapping: Tensor, captions: set[str]) -> list[float | None]:
@@ -74,15 +76,19 @@ class FeatureSets:
     def baseline(self, train_features: Tensor) -> dict:
         """{"training": the distance, without blur, of as many training images (N, D)}: that of real images is
         not 0 either."""
-        return {"training": fid.frechet_distance(self.real[0], train_features[: self.real.shape[1]])}
+        return {
+            "training": fid.frechet_distance(
+                self.real_features[0], train_features[: self.real_features.shape[1]]
+            )
+        }
 
     def kernel_and_precision(self, seed: int) -> dict:
         """The blocks of the kernel distance and of precision and recall, without blur; absent where images
         are too few."""
-        if min(len(self.real[0]), len(self.samples[0])) <= fid.NEIGHBORS:
+        if min(len(self.real_features[0]), len(self.sample_features[0])) <= fid.NEIGHBORS:
             return {}
-        precise, recalled = (
-            mask.double().numpy() for mask in fid.precision_recall(self.samples[0], self.real[0])
+        precise, recalled = map(
+            Tensor.numpy, fid.precision_recall(self.sample_features[0], self.real_features[0])
         )
         prompts = np.asarray(self.prompts)
         precision_by_prompt = [np.mean(precise[prompts == prompt]) for prompt in dict.fromkeys(self.prompts)]
@@ -98,17 +104,16 @@ class FeatureSets:
     def kernel_distance(self, seed: int) -> dict:
         """KID exactly as torch-fidelity computes it; for a CLIP in float64, as its vectors lie closer
         together."""
-        samples, real = self.samples[0], self.real[0]
         if self.names is INCEPTION_FIGURES:
-            return fid.kernel_distance(samples, real, TORCH_FIDELITY_SEED)
-        return fid.kernel_distance(samples.double(), real.double(), seed)
+            return fid.kernel_distance(self.sample_features[0], self.real_features[0], TORCH_FIDELITY_SEED)
+        return fid.kernel_distance(self.sample_features[0].double(), self.real_features[0].double(), seed)
 
     def inception_score(self) -> dict:
         """The block of the Inception Score of the samples at every radius; absent where there are no
         classes."""
         if not self.logits.shape[2] or self.logits.shape[1] < fid.SPLITS:
             return {}
-        by_radius = [fid.inception_score(logits) for logits in self.logits]
+        by_radius = list(map(fid.inception_score, self.logits))
         return {
             self.names.inception_score: {
                 **by_radius[0],
@@ -149,21 +154,21 @@ def embed_feature_sets(
     real_features, _ = embed(extractor, real.__getitem__, len(real), radii, progress)
     sample_features, logits = embed_samples(extractor, samples, sample_ids, fid.RADII, progress)
     return FeatureSets(
-        names=extractor.names,
-        real=real_features if unblurred_features is None else torch.cat([unblurred_features, real_features]),
-        samples=sample_features,
-        logits=logits,
-        sample_ids=sample_ids,
-        captions=[samples.prompts[prompt] for prompt, _ in sample_ids],
+        extractor.names,
+        real_features if unblurred_features is None else torch.cat([unblurred_features, real_features]),
+        sample_features,
+        logits,
+        sample_ids,
+        [samples.prompts[prompt] for prompt, _ in sample_ids],
     )
 
 
 def embed(
-    extractor: Extractor, read_images: ReadImages, num_images: int, radii: Sequence[int], progress: Progress
+    extractor: Extractor, read_images: ReadImages, count: int, radii: Sequence[int], progress: Progress
 ) -> tuple[Tensor, Tensor]:
     """Features (R, N, D) and logits (R, N, K) of the first N images, blurred by each radius; on the CPU."""
     features, logits = [], []
-    for rows in progress(sequential_batches(num_images, BATCH_SIZE), -(-num_images // BATCH_SIZE)):
+    for rows in progress(sequential_batches(count, BATCH_SIZE), -(-count // BATCH_SIZE)):
         images = extractor.to_device(read_images(rows))
         outputs = [extractor(fid.blur(images, radius)) for radius in radii]
         features.append(torch.stack([output[0] for output in outputs]))
@@ -181,12 +186,11 @@ def embed_samples(
     """Features (R, M, D) and logits (R, M, K) of samples, blurred by each radius; on the CPU."""
 
     def read_images(rows: list[int]) -> Tensor:
-        return _sample_images(samples, [sample_ids[row] for row in rows])
+        return to_float(np.stack([_sample_image(samples, *sample_ids[row]) for row in rows]))
 
     return embed(extractor, read_images, len(sample_ids), radii, progress)
 
 
-def _sample_images(samples: Samples, sample_ids: list[SampleId]) -> Tensor:
-    """The images (B, 3, H, W) of samples."""
-    rows = [prompt * samples.candidates + candidate for prompt, candidate in sample_ids]
-    return to_float(np.stack([decode_png(samples.table["image"][row].as_py()) for row in rows]))
+def _sample_image(samples: Samples, prompt: int, candidate: int) -> np.ndarray:
+    """One sample: uint8 (H, W, 3)."""
+    return decode_png(samples.table["image"][prompt * samples.candidates + candidate].as_py())

@@ -35,32 +35,32 @@ SPLITS = 10  # of an Inception Score, as usual
 BLUR_CUTOFF = 4  # standard deviations at which the Gaussian is cut
 
 
-def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
+def frechet_distance(features: Tensor, others: Tensor) -> float:
     """The distance of two sets as Gaussians: (N, D), (M, D) -> |m_a - m_b|² + Tr(S_a + S_b - 2 √(S_a S_b)).
 
     In float64. 0 for equal means and covariances; small sets give too high a value, most of all if N <= D.
     Raises ValueError.
     """
-    a, b = _check_sets("a Fréchet distance", features_a, features_b, min_images=2)
+    a, b = _check_sets("a Fréchet distance", features, others, min_images=2)
     return _distance(a, b)
 
 
 def frechet_interval(
-    features_a: Tensor, features_b: Tensor, groups_a: Sequence[int], rng: np.random.Generator
+    features: Tensor, others: Tensor, prompts: Sequence[int], rng: np.random.Generator
 ) -> list[float]:
     """The 95% interval [low, high] of the distance of (N, D) and (M, D), by bootstrap, centered at the
     distance itself.
 
-    Images with the same entry in `groups_a` (N,), such as those of one caption, are resampled together. A
+    Images with the same entry in `prompts` (N,) are resampled together. A
     resampled set has some images twice, which raises its distance; so only the deviation of the resampled
     distances is used. With about as many images as features the interval is too wide: with this pipeline's
     own CLIP 1.2 times at 96 images, 1.7 times at 384.
     """
-    a, b = _check_sets("a Fréchet distance", features_a, features_b, min_images=2)
-    members = [np.flatnonzero(np.asarray(groups_a) == group) for group in dict.fromkeys(groups_a)]
+    a, b = _check_sets("a Fréchet distance", features, others, min_images=2)
+    members = [np.flatnonzero(np.asarray(prompts) == prompt) for prompt in dict.fromkeys(prompts)]
     distances = []
     for _ in range(BOOTSTRAP_ROUNDS):
-        rows_a = np.concatenate([members[group] for group in rng.integers(len(members), size=len(members))])
+        rows_a = np.concatenate([members[index] for index in rng.integers(len(members), size=len(members))])
         rows_b = rng.integers(len(b), size=len(b))
         distances.append(_distance(a[torch.from_numpy(rows_a)], b[torch.from_numpy(rows_b)]))
     half_width, distance = TWO_SIDED_95 * float(np.std(distances, ddof=1)), _distance(a, b)
@@ -85,7 +85,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
     return max(0.0, distance)  # rounding can give less than 0
 
 
-def kernel_distance(features_a: Tensor, features_b: Tensor, seed: int) -> dict[str, float | int]:
+def kernel_distance(features: Tensor, others: Tensor, seed: int) -> dict[str, float | int]:
     """The squared MMD of sets (N, D), (M, D) by the cubic kernel (x·y / D + 1)³: {"mean", "deviation",
     "subsets", "size"}.
 
@@ -94,12 +94,12 @@ def kernel_distance(features_a: Tensor, features_b: Tensor, seed: int) -> dict[s
     for equal sets. Computed in the precision of the features: published digits are of float32; very similar
     sets need float64. Raises ValueError.
     """
-    _check_sets("a kernel distance", features_a, features_b, min_images=4)
-    a, b = (features.detach().cpu() for features in (features_a, features_b))
-    size = min(MAX_SUBSET_SIZE, len(a) // 2, len(b) // 2)  # at most half of a set, so that subsets differ
+    _check_sets("a kernel distance", features, others, min_images=4)
+    # at most half of a set, so that subsets differ
+    size = min(MAX_SUBSET_SIZE, len(features) // 2, len(others) // 2)
     result = kid_features_to_metric(
-        a,
-        b,
+        features.detach().cpu(),
+        others.detach().cpu(),
         kid_subsets=SUBSETS,
         kid_subset_size=size,
         kid_kernel="poly",
@@ -117,27 +117,33 @@ def kernel_distance(features_a: Tensor, features_b: Tensor, seed: int) -> dict[s
     }
 
 
-def precision_recall(samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+def precision_recall(sample_features: Tensor, real_features: Tensor) -> tuple[Tensor, Tensor]:
     """Which samples (M, D) lie among the real images (N, D), and which real images among the samples: bool
     (M,), (N,).
 
     "Among a set" means within the distance of some image of the set to its third nearest neighbor
     (Kynkäänniemi et al., arXiv 1904.06991, §2). The means are precision and recall. Raises ValueError.
     """
-    samples, real = _check_sets("precision and recall", samples, real, min_images=NEIGHBORS + 1)
-    return _lies_among(samples, real), _lies_among(real, samples)
+    sample_features, real_features = _check_sets(
+        "precision and recall", sample_features, real_features, min_images=NEIGHBORS + 1
+    )
+    return _lies_among(sample_features, real_features), _lies_among(real_features, sample_features)
 
 
 def _lies_among(features: Tensor, others: Tensor) -> Tensor:
     """Which of `features` (N, D) are as near to one of `others` (M, D) as that one is to its third nearest:
     bool (N,)."""
     k = NEIGHBORS + 1  # the nearest is the image itself
-    radius = torch.cat(
-        [torch.cdist(part, others).kthvalue(k).values for part in others.split(ROWS_AT_ONCE)]
-    )  # (M,)
-    return torch.cat(
-        [(torch.cdist(part, others) <= radius).any(dim=1) for part in features.split(ROWS_AT_ONCE)]
-    )
+    radii = [
+        torch.cdist(others[start : start + ROWS_AT_ONCE], others).kthvalue(k).values
+        for start in range(0, len(others), ROWS_AT_ONCE)
+    ]
+    radius = torch.cat(radii)  # (M,)
+    parts = [
+        (torch.cdist(features[start : start + ROWS_AT_ONCE], others) <= radius).any(dim=1)
+        for start in range(0, len(features), ROWS_AT_ONCE)
+    ]
+    return torch.cat(parts)
 
 
 def inception_score(logits: Tensor, splits: int = SPLITS) -> dict[str, float | int]:
@@ -152,14 +158,17 @@ def inception_score(logits: Tensor, splits: int = SPLITS) -> dict[str, float | i
     return {"mean": result[KEY_METRIC_ISC_MEAN], "deviation": result[KEY_METRIC_ISC_STD], "splits": splits}
 
 
-def _check_sets(
-    figure: str, features_a: Tensor, features_b: Tensor, min_images: int
-) -> tuple[Tensor, Tensor]:
+def _check_sets(figure: str, features: Tensor, others: Tensor, min_images: int) -> tuple[Tensor, Tensor]:
     """Both sets (N, D), (M, D) in float64 on the CPU; raises ValueError where they cannot be compared."""
-    a, b = (_check_features(figure, features, min_images) for features in (features_a, features_b))
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f"{figure} needs features of one width; found {a.shape[1]} and {b.shape[1]}")
-    return a, b
+    features, others = (
+        _check_features(figure, features, min_images),
+        _check_features(figure, others, min_images),
+    )
+    if features.shape[1] != others.shape[1]:
+        raise ValueError(
+            f"{figure} needs features of one width; found {features.shape[1]} and {others.shape[1]}"
+        )
+    return features, others
 
 
 def _check_features(figure: str, features: Tensor, min_images: int) -> Tensor:
@@ -211,14 +220,14 @@ def nearest(features: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     features = functional.normalize(features.float(), dim=1)
     others = functional.normalize(others.float(), dim=1)
     similarity = features.new_full((len(features),), -math.inf)
-    index = torch.zeros(len(features), dtype=torch.int64, device=features.device)
-    for start in range(0, len(others), ROWS_AT_ONCE):
-        for first in range(0, len(features), ROWS_AT_ONCE):
-            rows = slice(first, first + ROWS_AT_ONCE)
-            best, column = (features[rows] @ others[start : start + ROWS_AT_ONCE].T).max(dim=1)
+    index = torch.zeros_like(similarity, dtype=torch.int64)
+    for other_start in range(0, len(others), ROWS_AT_ONCE):
+        for start in range(0, len(features), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            best, column = (features[rows] @ others[other_start : other_start + ROWS_AT_ONCE].T).max(dim=1)
             is_nearer = best > similarity[rows]
             similarity[rows] = similarity[rows].where(~is_nearer, best)
-            index[rows] = index[rows].where(~is_nearer, column + start)
+            index[rows] = index[rows].where(~is_nearer, column + other_start)
     return similarity.clamp(-1, 1), index
 
 
@@ -257,5 +266,4 @@ def find_overlap(features: Tensor, train_features: Tensor, threshold: float) -> 
     The paper's threshold is conservative (§3.1): low enough that hardly any image that training knew is
     missed.
     """
-    similarity, index = nearest(features, train_features)
-    return Overlap(similarity, index, threshold)
+    return Overlap(*nearest(features, train_features), threshold)

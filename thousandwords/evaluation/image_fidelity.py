@@ -87,42 +87,45 @@ def measure(
     with too few images, or turned off, is absent.
     """
 
-    def embed_unblurred(extractor: Extractor, read_images: ReadImages, num_images: int) -> Tensor:
-        return embed(extractor, read_images, num_images, [0], progress)[0][0]  # (num_images, D)
+    def embed_unblurred(extractor: Extractor, read_images: ReadImages, count: int) -> Tensor:
+        return embed(extractor, read_images, count, [0], progress)[0][0]  # (count, D)
 
-    own = scorer_extractor(scorer)
-    is_own = extractor is None
-    extractor = extractor or own
-    frechet = extractor.names.frechet
     real = held_out.images[: config.fid_images]
-    held_out_features = embed_unblurred(own, held_out.images.__getitem__, len(held_out.images))
-    train_features = embed_unblurred(own, read_training, num_train_images) if num_train_images else None
-    unblurred_features = held_out_features[None, : len(real)] if is_own else None
-    feature_sets = embed_feature_sets(extractor, real, samples, progress, unblurred_features)
+    held_out_features = embed_unblurred(
+        scorer_extractor(scorer), held_out.images.__getitem__, len(held_out.images)
+    )
+    train_features = None
+    if num_train_images:
+        train_features = embed_unblurred(scorer_extractor(scorer), read_training, num_train_images)
+    unblurred_features = held_out_features[None, : len(real)] if extractor is None else None
+    feature_sets = embed_feature_sets(
+        extractor or scorer_extractor(scorer), real, samples, progress, unblurred_features
+    )
     figures: dict = {}
     if feature_sets:
         figures |= feature_sets.kernel_and_precision(seed) | feature_sets.inception_score()
     figures["retrieval"] = retrieval(held_out_features, embed_captions(scorer, held_out.captions), seed)
     if feature_sets:
-        figures[frechet] = feature_sets.frechet(seed)
+        figures |= feature_sets.frechet(seed)
         if num_train_images >= len(real):
-            baseline = train_features if is_own else embed_unblurred(extractor, read_training, len(real))
-            figures[frechet] |= feature_sets.baseline(baseline)
+            baseline = embed_unblurred(extractor, read_training, len(real)) if extractor else train_features
+            figures[feature_sets.names.frechet] |= feature_sets.baseline(baseline)
     if train_features is None:
         return figures, None, feature_sets
     sample_ids = feature_sets.sample_ids if feature_sets else []
-    sample_features = feature_sets.samples[0] if feature_sets else None
-    if feature_sets and not is_own:
-        sample_features = embed_samples(own, samples, sample_ids, [0], progress)[0][0]
+    sample_features = feature_sets.sample_features[0] if feature_sets else None
+    if feature_sets and extractor:
+        sample_features = embed_samples(scorer_extractor(scorer), samples, sample_ids, [0], progress)[0][0]
     neighbors = find_neighbors(
         held_out_features, train_features, sample_features, sample_ids, config.overlap_threshold
     )
     if feature_sets:
         is_overlapping = neighbors.held_out.is_overlapping[: len(real)]
         captions = overlapping_captions(neighbors, held_out.captions)
-        figures[frechet]["without_overlap"] = feature_sets.frechet_without(is_overlapping, captions)
+        without_overlap = feature_sets.frechet_without(is_overlapping, captions)
+        figures[feature_sets.names.frechet]["without_overlap"] = without_overlap
         figures["memorisation"] = memorization_figures(neighbors, num_train_images, feature_sets)
-    figures["overlap"] = overlap_figures(neighbors, held_out, num_train_images, figures, frechet)
+    figures["overlap"] = overlap_figures(neighbors, held_out, num_train_images, figures, feature_sets)
     figures["overlap"]["by_chance"] = chance_threshold(held_out_features, train_features)
     return figures, neighbors, feature_sets
 
@@ -141,13 +144,12 @@ def find_neighbors(
     """
     if threshold is None:
         threshold = chance_threshold(held_out_features, train_features)
-    within_training = samples = None
-    if len(train_features) > 1:
-        within_training = Overlap(*nearest_other(train_features), threshold)
-    if sample_features is not None:
-        samples = fid.find_overlap(sample_features, train_features, threshold)
-    held_out = fid.find_overlap(held_out_features, train_features, threshold)
-    return NearestNeighbors(held_out, within_training, samples, sample_ids)
+    return NearestNeighbors(
+        fid.find_overlap(held_out_features, train_features, threshold),
+        Overlap(*nearest_other(train_features), threshold) if len(train_features) > 1 else None,
+        None if sample_features is None else fid.find_overlap(sample_features, train_features, threshold),
+        sample_ids,
+    )
 
 
 def chance_threshold(held_out_features: Tensor, train_features: Tensor) -> float:
@@ -166,12 +168,16 @@ def chance_threshold(held_out_features: Tensor, train_features: Tensor) -> float
 
 
 def overlap_figures(
-    neighbors: NearestNeighbors, held_out: HeldOut, num_train_images: int, figures: dict, frechet: str
+    neighbors: NearestNeighbors,
+    held_out: HeldOut,
+    num_train_images: int,
+    figures: dict,
+    feature_sets: FeatureSets | None,
 ) -> dict:
     """The block `overlap` of metrics.json: the headline figures with and without overlapping images.
 
-    Without a held-out image means also without the samples for its caption. `frechet` is the key of the
-    Fréchet distance in `figures`, where it was measured.
+    Without a held-out image means also without the samples for its caption. `figures` has the Fréchet
+    distance where there are feature sets.
     """
     is_overlapping = neighbors.held_out.is_overlapping
     within_training = neighbors.within_training
@@ -183,8 +189,12 @@ def overlap_figures(
         "share_within_training": within_training.share if within_training else None,
         "psnr_hard": {"with": float(held_out.psnr.mean()), "without": _mean(held_out.psnr[~is_overlapping])},
     }
-    if distances := figures.get(frechet):
-        overlap[frechet] = {"with": distances["distance"][0], "without": distances["without_overlap"][0]}
+    if feature_sets:
+        frechet = feature_sets.names.frechet
+        overlap[frechet] = {
+            "with": figures[frechet]["distance"][0],
+            "without": figures[frechet]["without_overlap"][0],
+        }
     return overlap
 
 
@@ -195,7 +205,7 @@ def image_counts(
     counts = {"held_out": len(held_out.images), "training": num_train_images}
     if feature_sets:
         counts |= {
-            "real": feature_sets.real.shape[1],
+            "real": feature_sets.real_features.shape[1],
             "drawn": len(feature_sets.sample_ids),
             "captions": len(set(feature_sets.prompts)),
         }
