@@ -21,7 +21,8 @@ SEED ?= 0
 OUT ?= generated
 export PROMPT
 export THOUSANDWORDS_NIGHTLY := $(or $(NIGHTLY),$(THOUSANDWORDS_NIGHTLY))
-PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+# the longest file first (smoke), not the one with the most tests
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # `make test` runs these; `make test-all` then runs the rest
 QUICK := tests/pipeline/test_smoke.py tests/unit tests/contracts tests/architecture
 
