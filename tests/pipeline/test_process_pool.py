@@ -148,7 +148,7 @@ def test_memory_used_by_other_inputs_is_no_fault_of_an_input():
 
 def test_an_unexpected_exception_stops_the_map_with_its_traceback():
     with pytest.raises(
-        RuntimeError, match="(?s)a worker process failed:.*in obey.*KeyError: 'a mistake of ours'"
+        RuntimeError, match="(?s)a worker process failed:.*in obey.*KeyError: 'a programming error'"
     ):
         outcomes(hostile_inputs.obey, ["a", "fail", "b"])
     assert not children()
