@@ -138,7 +138,7 @@ def _exists(folder: str, pattern: str) -> bool:
 def _run_child(main, order: dict, output: Path, failpoints: Path) -> None:
     """Run the stage in the child; never returns."""
     from stages.runtime import stage, tracking
-    from thousandwords.core import files
+    from thousandwords.core import files, manifest
 
     code = 1
     try:
@@ -150,7 +150,7 @@ def _run_child(main, order: dict, output: Path, failpoints: Path) -> None:
         if order["failpoint"]:
             os.environ["THOUSANDWORDS_FAILPOINT"] = order["failpoint"]
         if order["count"]:
-            files.failpoint = lambda name: files._passed.update([name])
+            files.failpoint = manifest.failpoint = lambda name: files._passed.update([name])
         main(order["argv"])
         code = 0
     except SystemExit as ended:
