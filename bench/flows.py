@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bench.ingest import measure as time_command
 from tests.helpers.prefect_server import Server, environment
-from tests.pipeline.test_smoke import new_project, repro
+from tests.helpers.smoke_project import new_project, repro
 
 DVC, FLOW = ("-m", "dvc", "repro"), ("-m", "flows.pipeline")
 

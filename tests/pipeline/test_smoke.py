@@ -3,74 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.helpers.paths import ROOT
-from thousandwords.core.files import sha256_of
+from tests.helpers.smoke_project import change, command, new_project, ran, repro
 from thousandwords.data.images import decode_png
 from thousandwords.inference.package import load_package
 
-PARTS = ("thousandwords", "stages", "flows", "presets", "data/own", "data/inpaint")
-FILES = ("dvc.yaml", ".dvcignore", ".gitignore", "Makefile")
 pytestmark = pytest.mark.pipeline
-
-
-def command(project: Path, *words: str, **more: str) -> subprocess.CompletedProcess:
-    """Run a command in the project, with the environment active."""
-    return subprocess.run(
-        words, cwd=project, env=environment(**more), capture_output=True, text=True, timeout=600
-    )
-
-
-def environment(**more: str) -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    quiet = {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **quiet, **more}
-
-
-def new_project(folder: Path) -> Path:
-    """A copy of what git tracks, with a repository of its own and the smoke preset in use."""
-    for part in PARTS:
-        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in FILES:
-        shutil.copy(ROOT / file, folder / file)
-    (folder / ".dvc").mkdir()
-    shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
-    shutil.copy(ROOT / ".dvc" / ".gitignore", folder / ".dvc" / ".gitignore")
-    shutil.copy(ROOT / "presets" / "smoke.yaml", folder / "params.yaml")
-    command(folder, "git", "init", "-q")
-    return folder
-
-
-def repro(project: Path, *words: str) -> str:
-    done = command(project, "dvc", "repro", *words)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def ran(output: str) -> list[str]:
-    """The stages that DVC says it ran."""
-    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
-
-
-def change(project: Path, path: str, value: object) -> None:
-    """Sets one setting of params.yaml: change(project, "sampling.candidates", 5)"""
-    params = yaml.safe_load((project / "params.yaml").read_text())
-    *parents, last = path.split(".")
-    block = params
-    for name in parents:
-        block = block[name]
-    block[last] = value
-    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 @pytest.fixture(scope="module")
@@ -168,13 +112,6 @@ def test_nothing_runs_again_when_nothing_changed(project):
     assert ran(repro(project)) == []
 
 
-def test_one_changed_setting_reruns_what_it_touches_and_going_back_runs_nothing(project):
-    change(project, "evaluation.report_images", 3)
-    assert ran(repro(project)) == ["check_params", "evaluate"]
-    change(project, "evaluation.report_images", 4)
-    assert "evaluate" not in ran(repro(project))
-
-
 def test_the_package_generates_and_the_same_seed_gives_the_same_image(project):
     package = load_package(project / "models/package")
     first, again = (package.generate("a large blue circle on sand", candidates=3, seed=5) for _ in range(2))
@@ -200,58 +137,3 @@ def test_each_stage_has_its_mlflow_run_under_one_parent(project):
         record["parent_run_id"] for record in records if record["stage"] not in ("check_params", "evaluate")
     }
     assert len(first) == 1 and run.data.tags["mlflow.parentRunId"] in first
-
-
-def test_the_flow_runs_the_same_graph_and_finds_nothing_to_do(project):
-    done = command(project, sys.executable, "-m", "flows.pipeline", PREFECT_HOME=str(project / ".prefect"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]:
-        assert f"{stage} | " in done.stdout + done.stderr
-
-
-def test_a_wrong_setting_stops_before_anything_is_lost(project):
-    before = sha256_of(project / "results/metrics.json")
-    change(project, "generator.transformer.layers", 3)
-    done = command(project, "dvc", "repro")
-    assert done.returncode != 0
-    assert (
-        "generator.transformer has no key 'layers'. Did you mean 'num_layers'?" in done.stdout + done.stderr
-    )
-    assert sha256_of(project / "results/metrics.json") == before and (project / "models/generator").is_dir()
-    shutil.copy(ROOT / "presets" / "smoke.yaml", project / "params.yaml")
-
-
-def test_a_training_that_was_stopped_resumes_and_ends_as_if_it_was_never_stopped(project, tmp_path):
-    """SIGINT in the middle: a checkpoint is saved, the next run resumes from it, and the weights are the same
-    bits."""
-    expected = sha256_of(project / "models/generator/weights.safetensors")
-    arguments = [
-        *(sys.executable, "-m", "stages.train_generator", "--tokens", "data/tokens"),
-        *("--text-tokenizer", "models/text_tokenizer", "--image-tokenizer", "models/image_tokenizer"),
-        *("--out", str(tmp_path / "generator"), "--curves", str(tmp_path / "curves.json")),
-        *("--record", str(tmp_path / "record.json")),
-    ]
-    shutil.rmtree(project / ".ckpt/train_generator")
-    running = subprocess.Popen(arguments, cwd=project, env=environment(), stderr=subprocess.PIPE, text=True)
-    checkpoints = project / ".ckpt/train_generator"
-    deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("*/step-*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    running.send_signal(signal.SIGINT)
-    output = running.communicate(timeout=120)[1]
-
-    stopped_early = running.returncode == 143 and "the next run resumes from there" in output
-    assert stopped_early or running.returncode == 0, output
-    done = command(project, *arguments)
-
-    assert done.returncode == 0, done.stderr
-    assert sha256_of(tmp_path / "generator/weights.safetensors") == expected
-
-
-def test_a_second_run_of_a_stage_in_the_same_folder_is_rejected(project):
-    import fcntl
-
-    with open(project / ".ckpt/locks/check_params", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        done = command(project, sys.executable, "-m", "stages.check_params", "--out", "data/checked2")
-    assert done.returncode == 2 and "another run of this stage" in done.stderr

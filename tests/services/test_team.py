@@ -22,7 +22,7 @@ import yaml
 from flows import deploy
 from flows.services import postgres_server, processes, specs
 from flows.services.commands import NAMES
-from tests.pipeline.test_smoke import new_project
+from tests.helpers.smoke_project import new_project
 from tests.services.test_fleet import Fleet
 from tests.services.test_servers import ROOT, free_settings, settings_as_variables
 
