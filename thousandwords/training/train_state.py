@@ -37,16 +37,8 @@ def autocast_dtype(precision: str, device: str) -> torch.dtype | None:
     if precision == "auto":
         return torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else None
     if precision == "bfloat16_if_supported":
-        return torch.bfloat16 if _has_bfloat16_units(device) else None
+        return torch.bfloat16 if optimizers.has_bfloat16_units(device) else None
     return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
-
-
-def _has_bfloat16_units(device: str) -> bool:
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported()
-    has_capabilities = hasattr(torch.cpu, "get_capabilities")  # torch 2.11 does not have it
-    capabilities = torch.cpu.get_capabilities() if has_capabilities else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def build_optimizers(model: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:

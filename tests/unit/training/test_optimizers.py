@@ -229,8 +229,12 @@ def test_muon_skips_a_parameter_without_a_gradient_and_updates_the_others_unchan
     assert frozen.eq(1).all() and updated.equal(single) and not updated.equal(frozen)
 
 
-def test_muon_equals_torchs_muon():
-    """Weights, momenta and state names, with tall and wide shapes and a parameter without a gradient."""
+def test_muon_equals_torchs_muon(monkeypatch):
+    """Weights, momenta and state names, with tall and wide shapes and a parameter without a gradient.
+
+    torch iterates in bfloat16, as ours does where the CPU has units for it.
+    """
+    monkeypatch.setattr(optimizers, "has_bfloat16_units", lambda device: True)
     shapes = [(24, 8), (8, 8), (24, 8), (8, 32), (8, 8)]
     parameters, reference_parameters = (
         [nn.Parameter(torch.randn(shape, generator=rng(7))) for shape in shapes] for _ in range(2)
@@ -262,6 +266,24 @@ def test_muon_equals_torchs_muon():
 
 def rng(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("has_units", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_muon_iterates_in_bfloat16_only_where_the_cpu_has_units_for_it(monkeypatch, has_units, dtype):
+    dtypes = []
+    orthogonalize = optimizers.orthogonalize
+    monkeypatch.setattr(optimizers, "has_bfloat16_units", lambda device: has_units)
+    monkeypatch.setattr(
+        optimizers,
+        "orthogonalize",
+        lambda matrices, dtype: dtypes.append(dtype) or orthogonalize(matrices, dtype),
+    )
+    weight = nn.Parameter(torch.ones(8, 4))
+    weight.grad = torch.ones(8, 4)
+
+    optimizers.muon([weight], 0.0, lr_scale=1.0).step()
+
+    assert dtypes == [dtype]
 
 
 def test_adamw_excludes_what_muon_trains():
