@@ -6,6 +6,6 @@ from collections.abc import Iterator
 
 
 def sequential_batches(count: int, batch_size: int) -> Iterator[list[int]]:
-    """All row numbers once, in order: in_order(5, 2) -> [0, 1], [2, 3], [4]"""
+    """All row numbers once, in order: sequential_batches(5, 2) -> [0, 1], [2, 3], [4]"""
     for start in range(0, count, batch_size):
         yield list(range(start, min(count, start + batch_size)))

@@ -130,7 +130,7 @@ def first_samples(samples: Samples, count: int) -> list[SampleId]:
     In the order of sampling, not of the scorer: its favorites would improve a distance in its own feature
     space.
     """
-    prompts = [prompt for prompt, split in enumerate(samples.splits) if split == SPLIT]
+    prompts = np.flatnonzero(np.array(samples.splits) == SPLIT).tolist()
     candidates = min(samples.candidates, -(-count // len(prompts))) if prompts else 0
     return [(prompt, candidate) for candidate in range(candidates) for prompt in prompts]
 
