@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.helpers import clones
-from tests.helpers.prefect_server import ROOT, Server, environment, wait_for
+from tests.helpers.prefect_server import ROOT, Server, end, environment, wait_for
 
 NEEDS = {"first": (), "left": ("first",), "right": ("first",), "last": ("left", "right")}
 
@@ -41,15 +41,24 @@ class Fleet:
             clones.clone(self.origin, name) for name in ("coordinator", "one", "two")
         )
         self.settings = {**settings, "PREFECT_WORKER_QUERY_SECONDS": "1", "SECONDS": str(seconds)}
+        self.started: list[subprocess.Popen] = []
 
     def start(self, clone: Path, *args: str, accepts_ctrl_c: bool = False) -> subprocess.Popen:
         """`accepts_ctrl_c`: also if these tests run in the background of a shell, where Ctrl-C is ignored."""
         preexec = (lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) if accepts_ctrl_c else None
         own = {**clones.environment(clone), **environment(clone / ".prefect", **self.settings)}
         piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", *args], cwd=clone, env=own, preexec_fn=preexec, **piped
         )
+        self.started.append(process)
+        return process
+
+    def end_started(self) -> None:
+        """End what is still running of what a test started: a failed one must not disturb the next."""
+        for process in self.started:
+            end(process)
+        self.started = []
 
     def call(self, clone: Path, *args: str) -> subprocess.CompletedProcess:
         process = self.start(clone, *args)
@@ -82,6 +91,12 @@ def fleet(prefect, tmp_path_factory):
     fleet = Fleet(tmp_path_factory.mktemp("fleet"), {"PREFECT_API_URL": prefect.api}, seconds=2)
     yield fleet
     fleet.close()
+
+
+@pytest.fixture(autouse=True)
+def ends_coordinators(fleet):
+    yield
+    fleet.end_started()
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +154,7 @@ def test_a_second_coordinator_finds_the_runs_that_a_killed_one_had_submitted(wor
     commit_program(fleet, clones.STAGE + "# changed\n", "a change")
     before, ran = len(prefect.runs("stage-cpu")), clones.ran(fleet.origin)
     first = fleet.start(fleet.coordinator, "flows.fleet")
-    wait_for(lambda: len(prefect.runs("stage-cpu")) > before, 60)
+    wait_for(lambda: len(prefect.runs("stage-cpu")) > before, 180)
     first.kill()
     first.wait()
 
@@ -158,7 +173,7 @@ def test_a_coordinator_stopped_by_ctrl_c_cancels_its_submitted_runs(working, pre
     def submitted() -> list[dict]:
         return [run for run in prefect.runs() if run["id"] not in earlier and run["name"] in NEEDS]
 
-    wait_for(submitted, 60)
+    wait_for(submitted, 180)
     coordinator.send_signal(signal.SIGINT)
     output, errors = coordinator.communicate(timeout=60)
     assert coordinator.returncode, output + errors
