@@ -2,48 +2,74 @@
 
 All foreign bytes are decoded here. Pillow's defaults turn 16-bit grays white and float images black, drop
 alpha, and only warn about a 400 kB file of 144 megapixels; here each case is converted correctly or rejected
-with a reason. Time and memory are limited by `parallel.process_pool`. Left out: color profiles, and frames
-after the first; a `DecodedImage` has a flag if it is animated or its profile is damaged.
+with a reason: `bad_format` for other image formats, `bad_mode` for modes and compressions that Pillow does
+not read. Left out: color profiles, and frames after the first; a `DecodedImage` has a flag if it is animated
+or its profile is damaged.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from thousandwords.core.errors import InvalidInput
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-
 MAX_BYTES = 64_000_000
-
 MAX_PIXELS = 50_000_000
-
 STRIP_PIXELS = 4_000_000  # converted at a time
-
 WHITE = (255, 255, 255)
 
 PLAIN_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
-
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
-
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # more than 8 bits: convert() would clip them
 
 ANIMATED, BAD_PROFILE = "animated", "bad_icc_profile"
-
 FRAMED = ("PNG", "WEBP")  # formats whose header tells Pillow the number of frames
-
 PNG_START = b"\x89PNG\r\n\x1a\n"
-
 ICC_HEADER, ICC_TAG = 132, 12  # bytes: header including the number of tags; one entry of the tag table
+
+OTHER_FORMATS = {  # that Pillow does not know, or takes for one of FORMATS: position and bytes of a signature
+    "JPEG XL": ((0, b"\xff\x0a"), (0, b"\0\0\0\x0cJXL \r\n\x87\n")),
+    "JPEG XR": ((0, b"II\xbc"),),
+    "JPEG-LS": ((0, b"\xff\xd8\xff\xf7"),),
+    "PDF": ((0, b"%PDF"),),
+    "XCF": ((0, b"gimp xcf"),),
+    "OpenEXR": ((0, b"v/1\x01"),),
+    "Radiance HDR": ((0, b"#?RADIANCE"), (0, b"#?RGBE")),
+    "DjVu": ((0, b"AT&TFORM"),),
+    "BPG": ((0, b"BPG\xfb"),),
+    "FLIF": ((0, b"FLIF"),),
+    "MNG": ((0, b"\x8aMNG"), (0, b"\x8bJNG")),
+    "DICOM": ((128, b"DICM"),),
+    "CR2": ((8, b"CR\x02"),),
+    "CRW": ((6, b"HEAPCCDR"),),
+    "RAF": ((0, b"FUJIFILMCCD-RAW"),),
+    "ORF": ((0, b"IIRO"), (0, b"IIRS"), (0, b"MMOR")),
+    "RW2": ((0, b"IIU\0"),),
+    "X3F": ((0, b"FOVb"),),
+    "MRW": ((0, b"\0MRM"),),
+}
+BRANDS = {  # of the file type box with which these formats begin
+    "AVIF": (b"avif", b"avis"),
+    "CR3": (b"crx ",),
+    "HEIC": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"),
+}
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+DNG_VERSION, WEBP_IN_TIFF = 50706, 50001  # a tag and a value of the tag for the compression
+UNSUPPORTED_BMP = re.compile(  # the other numbers are damage
+    r"Unsupported BMP (bitfields layout|pixel depth \((0|2|64)\)|compression \(([456]|1[123])\))"
+)
+UNSUPPORTED_JPEG = re.compile(r"cannot handle (([2-9]|1[0-6])-bit layers|\d+-layer images)")
 
 
 class InvalidImage(InvalidInput):
@@ -90,8 +116,12 @@ def decode_with_flags(
 
 
 def _decode(data: bytes, background: Sequence[int], min_side: int, max_aspect: float) -> DecodedImage:
+    if name := _other_format(data):
+        raise _bad_format(name)
     _check_checksums(data)
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.format == "TIFF" and DNG_VERSION in image.tag_v2:
+            raise _bad_format("DNG")
         _check_header(image, min_side, max_aspect)
         flags = _flags(image, data)
         image.load()  # before EXIF is read: getexif() would hide that a PNG is truncated
@@ -207,22 +237,67 @@ def _white_value(image: Image.Image, values: np.ndarray) -> float:
     return next(white for white in choices if values.max() <= white)
 
 
+def _other_format(data: bytes) -> str | None:
+    """The name of another format whose signature the bytes have; decodes nothing."""
+    if data[4:8] == b"ftyp":
+        brands = {data[at : at + 4] for at in (8, *range(16, min(int.from_bytes(data[:4]), 256), 4))}
+        return next((name for name, known in BRANDS.items() if brands & set(known)), None)
+    for name, signatures in OTHER_FORMATS.items():
+        if any(data.startswith(signature, position) for position, signature in signatures):
+            return name
+    return None
+
+
 def _unidentified(data: bytes) -> InvalidImage:
-    """The error for another image format, or for no image: compares signatures, decodes nothing."""
+    """The error for another image format, an unsupported mode, or no image; decodes nothing."""
     Image.init()
     for name, (_, accepts) in sorted(Image.OPEN.items()):
         if name not in FORMATS and accepts is not None and len(data) >= 16 and accepts(data[:16]) is True:
             return _bad_format(name)
-    if data.startswith(b"%PDF"):  # Pillow only writes PDF
-        return _bad_format("PDF")
-    return InvalidImage("not_an_image", f"the bytes begin with {data[:16]!r}")
+    try:  # `Image.open` does not tell why it could not read the header
+        JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    except Exception as error:
+        if UNSUPPORTED_JPEG.fullmatch(str(error)):
+            return InvalidImage("bad_mode", f"{str(error).removeprefix('cannot handle ')} are not supported")
+    return _unsupported_tiff(data) or InvalidImage("not_an_image", f"the bytes begin with {data[:16]!r}")
 
 
 def _bad_format(name: str) -> InvalidImage:
     return InvalidImage("bad_format", f"looks like {name}; accepted are {', '.join(FORMATS)}")
 
 
+def _unsupported_tiff(data: bytes, readable: Collection[int] = ()) -> InvalidImage | None:
+    """The error for a TIFF with a plausible header and all its pixels; None for any other bytes.
+
+    Also None if its compression is one of the `readable` ones: then its pixels are damaged.
+    """
+    try:
+        file = io.BytesIO(data)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if data[2:4] in (b"+\0", b"\0+") else 8))
+        file.seek(tags.next)
+        tags.load(file)
+        offsets, counts = (tags.get(strips) or tags[tiles] for strips, tiles in ((273, 324), (279, 325)))
+        end = max(offset + count for offset, count in zip(offsets, counts, strict=True))
+        samples, bits, compression = tags.get(277, 1), max(tags.get(258, (1,))), tags.get(259, 1)
+        least = min(tags[256], tags[257], *counts)
+    except Exception:  # damaged, or no TIFF
+        return None
+    if end > len(data) or least < 1 or samples > 65535 or compression in readable:
+        return None
+    if DNG_VERSION in tags:
+        return _bad_format("DNG")
+    name = TiffImagePlugin.COMPRESSION_INFO.get(compression, compression)
+    details = f"{samples} samples of {bits} bits and compression {name}"
+    return InvalidImage("bad_mode", f"TIFF of {details} is not supported")
+
+
 def _damaged(error: Exception, data: bytes) -> InvalidImage:
+    if found := UNSUPPORTED_BMP.fullmatch(str(error)):
+        return InvalidImage("bad_mode", f"BMP {found[1]} is not supported")
+    if data.startswith(TIFF_STARTS):
+        readable = TiffImagePlugin.COMPRESSION_INFO.keys() - {WEBP_IN_TIFF}
+        if unsupported := _unsupported_tiff(data, readable):
+            return unsupported
     is_cut_webp = data[:4] == b"RIFF" and len(data) < 8 + int.from_bytes(data[4:8], "little")
     is_cut = is_cut_webp or (isinstance(error, OSError) and "truncated" in str(error).lower())
     return InvalidImage("truncated" if is_cut else "corrupt_data", f"{type(error).__name__}: {error}")

@@ -41,16 +41,42 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
+def tiff(data: bytes, height: int = 32, width: int = 32, **tags: int) -> bytes:
+    """A TIFF of one strip: `data`, described by the tags of a gray image or by those given, t258=12."""
+    values = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(data)}
+    values |= {int(name[1:]): value for name, value in tags.items()}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, values[tag]) for tag in sorted(values))
+    start = b"II*\0" + struct.pack("<I", 8 + len(data))
+    return start + data + struct.pack("<H", len(values)) + entries + bytes(4)
+
+
 def tiff_of_12_bits(values: np.ndarray) -> bytes:
     """(H, W) of 0 … 4095, two values in three bytes, as cameras and microscopes write them."""
     pairs = values.reshape(-1, 2).tolist()
-    data = b"".join((a << 12 | b).to_bytes(3, "big") for a, b in pairs)
-    height, width = values.shape
-    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(data)}
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    return (
-        b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
-    )
+    return tiff(b"".join((a << 12 | b).to_bytes(3, "big") for a, b in pairs), *values.shape, t258=12)
+
+
+def bmp(compression: int = 0, bits: int = 24, masks: tuple[int, ...] = (), header: int = 40) -> bytes:
+    """A BMP of 32 × 32 gray pixels."""
+    pixels = b"\x80" * (32 * 32 * 8)
+    start = 14 + header + 4 * len(masks)
+    info = struct.pack("<IiiHHIIiiII", header, 32, 32, 1, bits, compression, len(pixels), 2835, 2835, 0, 0)
+    info = info[:header] + struct.pack(f"<{len(masks)}I", *masks)
+    return b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + info + pixels
+
+
+def iso_media(brand: bytes, *compatible: bytes) -> bytes:
+    """The start of a file of boxes, as HEIC, AVIF and videos have it."""
+    brands = brand + bytes(4) + b"".join(compatible)
+    return struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + bytes(64)
+
+
+def jpeg_of(bits: int, layers: int) -> bytes:
+    """A JPEG whose header names this precision and number of color planes."""
+    data = bytearray(encoded(noise(), "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 4], data[frame + 9] = bits, layers
+    return bytes(data)
 
 
 def rejection_reason(data: bytes, **limits) -> str:
@@ -419,6 +445,89 @@ def test_no_decoder_of_another_format_is_called(monkeypatch):
     ],
 )
 def test_bytes_that_are_not_a_supported_image_are_rejected_with_a_reason(data, reason):
+    assert rejection_reason(data) == reason
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (iso_media(b"heic", b"mif1", b"heic", b"miaf"), "HEIC"),
+        (iso_media(b"mif1", b"heic"), "HEIC"),
+        (b"\xff\xff\xff\xffftypheic" + bytes(64), "HEIC"),
+        (iso_media(b"avif", b"mif1"), "AVIF"),
+        (iso_media(b"mif1", b"mif1", b"avif"), "AVIF"),
+        (iso_media(b"crx ", b"isom"), "CR3"),
+        (b"\xff\x0a" + bytes(64), "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(64), "JPEG XL"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(64), "JPEG2000"),
+        (b"\xff\x4f\xff\x51" + bytes(64), "JPEG2000"),
+        (b"\xff\xd8\xff\xf7" + bytes(64), "JPEG-LS"),
+        (b"II\xbc\x01" + bytes(64), "JPEG XR"),
+        (b"8BPS\0\1" + bytes(64), "PSD"),
+        (b"gimp xcf v011" + bytes(64), "XCF"),
+        (b"v/1\x01" + bytes(64), "OpenEXR"),
+        (b"#?RADIANCE\n" + bytes(64), "Radiance HDR"),
+        (b"AT&TFORM" + bytes(64), "DjVu"),
+        (b"BPG\xfb" + bytes(64), "BPG"),
+        (b"\x8aMNG\r\n\x1a\n" + bytes(64), "MNG"),
+        (bytes(128) + b"DICM" + bytes(64), "DICOM"),
+        (b"FUJIFILMCCD-RAW " + bytes(64), "RAF"),
+        (b"IIRO" + bytes(64), "ORF"),
+        (b"IIU\0" + bytes(64), "RW2"),
+        (b"FOVb" + bytes(64), "X3F"),
+        (b"II*\0\x10\0\0\0CR\x02\0" + bytes(64), "CR2"),
+        (tiff(noise(32, 32)[:, :, 0].tobytes(), t50706=0x00000401), "DNG"),
+        (tiff(bytes(32 * 32 * 2), t258=16, t262=32803, t50706=0x00000401), "DNG"),
+    ],
+)
+def test_another_image_format_is_rejected_by_its_name(data, name):
+    with pytest.raises(
+        InvalidImage, match=f"^bad_format: looks like {name}; accepted are JPEG, PNG"
+    ) as caught:
+        decode_image(data)
+    assert caught.value.reason == "bad_format"
+
+
+RGB = {"t262": 2, "t277": 3}
+
+
+@pytest.mark.parametrize(
+    ("data", "detail"),
+    [
+        (tiff(bytes(32 * 32 * 12), t258=32, t339=3, **RGB), "TIFF.*32 bits"),
+        (tiff(bytes(32 * 32 * 6), t258=16, t339=2, **RGB), "TIFF.*16 bits"),
+        (tiff(bytes(32 * 32 * 8), t258=64), "TIFF.*64 bits"),
+        (tiff(bytes(32 * 32 * 8), t258=64, t339=6), "TIFF.*64 bits"),
+        (tiff(bytes(32 * 32 * 12), t277=12), "TIFF.*12 samples"),
+        (tiff(bytes(32 * 32 * 3), t259=50001, **RGB), "TIFF.*compression.*webp"),
+        (tiff(bytes(32 * 32 * 3), t259=34887, **RGB), "TIFF.*compression 34887"),
+        (bmp(3, 16, (0xF00, 0xF0, 0xF)), "BMP bitfields"),
+        (bmp(0, 2), r"BMP pixel depth \(2\)"),
+        (bmp(0, 64), r"BMP pixel depth \(64\)"),
+        (bmp(5, 24), r"BMP compression \(5\)"),
+        (jpeg_of(12, 3), "12-bit"),
+        (jpeg_of(8, 2), "2-layer"),
+    ],
+)
+def test_an_image_of_an_unsupported_mode_or_compression_is_a_bad_mode(data, detail):
+    with pytest.raises(InvalidImage, match=f"^bad_mode: .*{detail}.* not supported"):
+        decode_image(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (tiff(bytes(32 * 32 * 12), t258=32, t339=3, **RGB)[:-20], "not_an_image"),  # without its last tags
+        (tiff(bytes(100), t258=32, t339=3, t279=12 * 32 * 32, **RGB), "not_an_image"),  # without its pixels
+        (tiff(bytes(100), t277=303169682), "not_an_image"),
+        (tiff(bytes(32 * 32 * 3), t259=50001, t279=10**6, **RGB), "corrupt_data"),
+        (bmp(0, 66), "corrupt_data"),
+        (bmp(77, 24), "corrupt_data"),
+        (iso_media(b"isom", b"mp42"), "not_an_image"),
+        (jpeg_of(40, 3), "not_an_image"),
+    ],
+)
+def test_damage_is_not_mistaken_for_another_mode(data, reason):
     assert rejection_reason(data) == reason
 
 

@@ -14,6 +14,8 @@ import pytest
 from tests.helpers.images import details, odd_member, outcome, png, write, write_tar
 from tests.helpers.paths import SHARED
 from thousandwords.data import image_decoding
+from thousandwords.ingest.config import DataConfig
+from thousandwords.ingest.prepare import prepare_pair
 from thousandwords.ingest.sources import CsvSource, FolderSource, WebDatasetSource
 from thousandwords.ingest.sources.base import SourceError
 
@@ -75,6 +77,30 @@ def test_an_image_or_text_without_the_other_is_reported(tmp_path):
         "b.png": "missing_pair",
         "c.txt": "missing_pair",
     }
+
+
+@pytest.mark.parametrize("name", ["IMG_0001.HEIC", "IMG_0001.jxl", "IMG_0001.unknown"])
+def test_a_file_of_another_format_beside_a_text_is_named(tmp_path, name):
+    write(tmp_path, {name: b"x", "IMG_0001.txt": "a cat", "IMG_0002.txt": "a bee"})
+    with pytest.raises(
+        SourceError, match=f"has no images .png.*; .* the format of {name} is not read. Add some"
+    ):
+        FolderSource(tmp_path).check()
+    write(tmp_path, {"b.png": png(), "b.txt": "b", f"b.{name}": b"x", "b.heic": b"x"})
+    assert details(FolderSource(tmp_path)) == {
+        "IMG_0001.txt": f"missing_pair: there is no image beside IMG_0001.txt; the format of {name} is not read",
+        "IMG_0002.txt": "missing_pair: there is no image beside IMG_0002.txt",
+    }
+
+
+def test_an_image_of_another_format_in_a_tar_is_named_by_the_decoder(tmp_path):
+    heic = b"\0\0\0\x14ftypheic\0\0\0\0heic"
+    members = [("a.heic", heic), ("a.txt", "a"), ("b.heic", heic), ("b.png", png()), ("b.txt", "b")]
+    write_tar(tmp_path / "t.tar", members)
+    config = DataConfig(source="webdataset")
+    first, second = (prepare_pair(pair, config) for pair in WebDatasetSource(tmp_path))
+    assert (first.id, first.reason) == ("t/a", "bad_format") and "looks like HEIC" in first.detail
+    assert (second.key, second.format) == ("t/b", "PNG")
 
 
 def test_anything_but_a_regular_file_in_the_folder_is_rejected_unread(tmp_path, monkeypatch):

@@ -37,8 +37,9 @@ class FolderSource(Source):
         inputs = list(self._inputs(""))
         images = [name for name, problem in inputs if problem is None]
         if not images:
+            other = next((f"; {problem.detail}" for _, problem in inputs if "format" in problem.detail), "")
             raise SourceError(
-                f"{address} has no images ({', '.join(IMAGE_SUFFIXES)}). "
+                f"{address} has no images ({', '.join(IMAGE_SUFFIXES)}){other}. "
                 "Add some, each with a text file of the same name, like cat.png and cat.txt"
             )
         if not any(self.folder.kind(_caption_file(image)) for image in images):
@@ -72,6 +73,11 @@ class FolderSource(Source):
         except InvalidInput as problem:
             yield folder or ".", problem
             return
+        others = {
+            _stem_of(entry.name): entry.name
+            for entry in entries
+            if not entry.is_folder and suffix_of(entry.name) != "txt"
+        }
         image_stems = {_stem_of(entry.name) for entry in entries if suffix_of(entry.name) in IMAGE_SUFFIXES}
         for entry in entries:
             name = os.path.join(folder, entry.name)
@@ -84,7 +90,9 @@ class FolderSource(Source):
             elif entry.is_folder:
                 yield name, InvalidInput("unsafe_path", "a link to a folder; such links are not followed")
             elif suffix_of(entry.name) == "txt" and _stem_of(entry.name) not in image_stems:
-                yield name, InvalidInput("missing_pair", f"there is no image beside {entry.name}")
+                other = others.get(_stem_of(entry.name))
+                hint = f"; the format of {other} is not read" if other else ""
+                yield name, InvalidInput("missing_pair", f"there is no image beside {entry.name}{hint}")
 
 
 def _caption_file(name: str) -> str:

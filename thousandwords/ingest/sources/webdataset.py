@@ -35,7 +35,20 @@ from thousandwords.ingest.sources.base import (
 from thousandwords.ingest.sources.filesystem import Folder, open_folder, open_parent_folder
 from thousandwords.ingest.sources.tar_index import TarPart, index_tar, read_part
 
-SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json")
+OTHER_IMAGES = (
+    "heic",
+    "heif",
+    "avif",
+    "jxl",
+    "jp2",
+    "psd",
+    "dng",
+    "cr2",
+    "cr3",
+    "nef",
+    "arw",
+)  # rejected by name
+SUFFIXES = (*IMAGE_SUFFIXES, *OTHER_IMAGES, "txt", "json")
 Samples = dict[str, dict[str, TarPart]]
 
 
@@ -163,8 +176,8 @@ def _image(file: BinaryIO, parts: dict[str, TarPart], record: dict) -> bytes:
     status = record.get("status")
     if isinstance(status, str) and status.startswith("failed_to_"):  # img2dataset: _download, _resize
         raise InvalidInput("missing_pair", f"{status}: {record.get('error_message')}")
-    suffix = next((suffix for suffix in parts if suffix in IMAGE_SUFFIXES), "")
-    return read_part(file, parts.get(suffix), image_decoding.MAX_BYTES)
+    suffixes = [suffix for images in (IMAGE_SUFFIXES, OTHER_IMAGES) for suffix in parts if suffix in images]
+    return read_part(file, parts[suffixes[0]] if suffixes else None, image_decoding.MAX_BYTES)
 
 
 def _read_samples(tar: _Tar) -> Samples:
