@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import fsspec
@@ -13,7 +12,7 @@ from tests.helpers.sources import READERS, assert_same_pairs, copy_to, write_sou
 from thousandwords.core.errors import InvalidInput
 from thousandwords.data import image_decoding
 from thousandwords.ingest.sources import CsvSource, FolderSource, WebDatasetSource, filesystem
-from thousandwords.ingest.sources.base import SourceError, read_ahead
+from thousandwords.ingest.sources.base import SourceError
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +31,6 @@ def test_a_url_gives_what_a_folder_gives(memory, own, kind):
     assert_same_pairs(remote, local)
     assert 0.5 < remote.check() / local.check() <= 1
     assert any(pair.problem for pair in local) and not all(pair.problem for pair in local)
-
-
-def test_parallel_reads_keep_the_order_and_the_limit():
-    running, counts = set(), []
-
-    def read(number: int) -> int:
-        running.add(number)
-        counts.append(len(running))
-        time.sleep(0.004 * (number % 3))
-        running.discard(number)
-        return number
-
-    assert list(read_ahead(read, range(60), 8)) == list(range(60))
-    assert 1 < max(counts) <= 8
 
 
 def test_a_file_url_is_a_local_folder(own, tmp_path):

@@ -354,7 +354,9 @@ def test_images_of_which_none_has_a_path_or_none_has_bytes_are_read(tmp_path):
 def test_bytes_and_texts_of_any_arrow_type_are_read(tmp_path, kind, text):
     caption = pa.array([["a cat"]], text) if pa.types.is_list(text) else pa.array(["a cat"]).cast(text)
     path = write_parquet(tmp_path / "a.parquet", {"picture_column": pa.array([png()], kind), "text": caption})
-    assert outcome(ParquetSource(path, "picture_column", "text")) == {"a/00000000": ("a cat",)}
+    assert outcome(ParquetSource(path, image_column="picture_column", caption_column="text")) == {
+        "a/00000000": ("a cat",)
+    }
 
 
 def test_a_column_of_paths_is_a_list_of_images(tmp_path):

@@ -6,20 +6,11 @@ source is one class and one line in the table.
 
 from __future__ import annotations
 
-from thousandwords.ingest.sources.base import RawPair, Source, SourceError, clean_captions
+from thousandwords.ingest.sources.base import Source, SourceError
 from thousandwords.ingest.sources.coco import CocoSource
-from thousandwords.ingest.sources.csv import CsvSource
 from thousandwords.ingest.sources.folder import FolderSource
-from thousandwords.ingest.sources.jsonl import JsonLinesSource
-from thousandwords.ingest.sources.mixture import (
-    MixturePart,
-    MixtureSource,
-    Provenance,
-    naming_source,
-    read_provenance,
-    source_number,
-)
 from thousandwords.ingest.sources.parquet import ParquetSource
+from thousandwords.ingest.sources.table import CsvSource, JsonLinesSource
 from thousandwords.ingest.sources.webdataset import WebDatasetSource
 
 KINDS: dict[str, type[Source]] = {
@@ -34,29 +25,19 @@ KINDS: dict[str, type[Source]] = {
 __all__ = [
     "KINDS",
     "CocoSource",
+    "CsvSource",
     "FolderSource",
     "JsonLinesSource",
-    "MixturePart",
-    "MixtureSource",
     "ParquetSource",
-    "Provenance",
-    "RawPair",
     "Source",
     "SourceError",
-    "CsvSource",
     "WebDatasetSource",
-    "clean_captions",
-    "naming_source",
     "open_kind",
-    "read_provenance",
-    "source_number",
 ]
 
 
 def open_kind(settings: dict) -> Source:
     """Open the source of the `settings`, their URL or path, with those settings that its kind supports."""
     kind = KINDS[settings["source"]]
-    return kind(
-        settings["url"] or settings["path"],
-        **{name: settings[name] for name in kind.settings if name in settings},
-    )
+    supported = {name: settings[name] for name in kind.settings if name in settings}
+    return kind(settings["url"] or settings["path"], **supported)

@@ -12,15 +12,12 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from thousandwords.core.errors import InvalidInput, UserError
 
-T = TypeVar("T")
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "jpe", "webp", "gif", "bmp", "tif", "tiff")
 MAX_CAPTION = 4_000  # characters
 MAX_CAPTION_BYTES = 1_000_000  # of a caption file, and of a line of a table
@@ -59,9 +56,6 @@ class Source(ABC):
     def __iter__(self) -> Iterator[RawPair]: ...
 
 
-# ---- captions
-
-
 def clean_captions(texts: Iterable[str]) -> tuple[str, ...]:
     """Strip texts, drop blank and repeated ones, keep the order: [" a cat", "", "a cat"] -> ("a cat",)."""
     captions = tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
@@ -72,7 +66,7 @@ def clean_captions(texts: Iterable[str]) -> tuple[str, ...]:
             raise InvalidInput(
                 "caption_too_long", f"{len(caption):,} characters; the limit is {MAX_CAPTION:,}"
             )
-        if "\0" in caption or any("\ud800" <= character <= "\udfff" for character in caption):
+        if re.search("[\0\ud800-\udfff]", caption):
             raise InvalidInput("caption_encoding", f"not UTF-8 text: {ascii(caption[:60])}")
     return captions
 
@@ -114,9 +108,6 @@ def as_texts(value: object) -> tuple[str, ...] | None:
     return None
 
 
-# ---- names
-
-
 def key_of(name: str) -> str:
     r"""A file name as a UTF-8 key, different for each name: b"caf\xe9" -> "caf\\xe9"."""
     return name.replace("\\", "\\\\").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -126,9 +117,6 @@ def suffix_of(name: str) -> str:
     """The suffix in lower case: "own/Cat.PNG" -> "png". pathlib would take ten times as long."""
     stem, _, suffix = os.path.basename(name.rstrip("/")).rpartition(".")
     return suffix.lower() if stem else ""
-
-
-# ---- pairs
 
 
 def read_raw_pair(
@@ -145,13 +133,13 @@ def read_raw_pair(
     try:
         image = read_image()
         for digest in digests:
-            check_sha256(image, digest)
+            _check_sha256(image, digest)
         return RawPair(key, image, read_captions(), provenance, recaptions=recaptions, shard=shard)
     except InvalidInput as problem:
         return RawPair(key, image, (), provenance, problem, shard=shard)
 
 
-def check_sha256(image: bytes, expected: object) -> None:
+def _check_sha256(image: bytes, expected: object) -> None:
     """Raise InvalidInput if the image has another sha256 than the field `expected`, unless that is empty."""
     if expected in (None, ""):
         return
@@ -160,18 +148,3 @@ def check_sha256(image: bytes, expected: object) -> None:
     sha256 = hashlib.sha256(image).hexdigest()
     if sha256 != expected.strip().lower():
         raise InvalidInput("hash_mismatch", f"its sha256 should be {expected.strip()}, found {sha256}")
-
-
-def read_ahead(read: Callable[[T], RawPair], items: Iterable[T], count: int) -> Iterator[RawPair]:
-    """`read` each item, in order, up to `count` at a time: hides the latency of remote storage."""
-    if count == 1:
-        yield from map(read, items)
-        return
-    with ThreadPoolExecutor(count) as threads:
-        waiting = deque()
-        for item in items:
-            waiting.append(threads.submit(read, item))
-            if len(waiting) == count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

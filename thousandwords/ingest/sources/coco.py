@@ -11,27 +11,21 @@ from pathlib import Path
 
 from thousandwords.core.errors import InvalidInput
 from thousandwords.ingest.sources.base import SourceError, json_object
-from thousandwords.ingest.sources.listing import ListSource, Row, image_name
+from thousandwords.ingest.sources.table import Row, TableSource, image_name
 
 MAX_JSON = 500_000_000  # bytes; the captions of COCO's 118,287 training images take 92 million
 
 
-class CocoSource(ListSource):
+class CocoSource(TableSource):
     """Images in the order of `images`, each with its captions in the order of `annotations`."""
 
     settings = ("image_folder",)
+    file_type = "file", "your captions .json"
+    captions_word = "the caption of each annotation"
+    fix = "Use the file of captions, not of boxes or persons"
 
     def __init__(self, path: str | Path, image_folder: str | None = None):
-        super().__init__(path, image_folder)
-
-    def check(self) -> int:
-        if self.folder.kind(self.file_name) != "file":
-            raise SourceError(
-                f"{self.folder.setting}: there is no file {self.address}. Set it to your captions .json"
-            )
-        return self.count(
-            "the caption of each annotation", "Use the file of captions, not of boxes or persons"
-        )
+        super().__init__(path, image_folder=image_folder)
 
     def rows(self) -> Iterator[Row]:
         content = self._content()
@@ -45,11 +39,16 @@ class CocoSource(ListSource):
                         "duplicate_id", f"images[{number}] repeats the file {name} under another id"
                     )
                 names.add(name)
-                yield _row(name, captions.get(identity, []))
+                problem = InvalidInput("missing_pair", "no annotation has a caption for this image")
+                texts = tuple(captions.get(identity, ()))
+                yield Row(name, texts, problem=None if texts else problem)
             except InvalidInput as problem:
                 yield Row(f"images[{number}]", problem=problem)
         yield from bad_rows
-        yield from _orphan_captions(captions, ids)
+        for identity in (identity for identity in captions if identity not in ids):
+            count = len(captions[identity])
+            detail = f"{count} captions of image_id {identity!r}, which is not among the images"
+            yield Row(f"image_id {identity!r}", problem=InvalidInput("missing_pair", detail))
 
     def _content(self) -> dict:
         if (size := self.folder.size(self.file_name)) > MAX_JSON:
@@ -83,12 +82,6 @@ def _image(image: object, number: int, ids: set[int | str]) -> tuple[int | str, 
     return identity, image_name(image.get("file_name"), f"file_name of images[{number}]")
 
 
-def _row(name: str, captions: list[str]) -> Row:
-    if not captions:
-        return Row(name, problem=InvalidInput("missing_pair", "no annotation has a caption for this image"))
-    return Row(name, tuple(captions))
-
-
 def _captions(annotations: list) -> tuple[dict[int | str, list[str]], list[Row]]:
     """({image id: its captions}, rows for annotations that cannot be used)."""
     captions, bad_rows = {}, []
@@ -100,14 +93,6 @@ def _captions(annotations: list) -> tuple[dict[int | str, list[str]], list[Row]]
             detail = f"annotations[{number}] is not an object with an image_id and a caption"
             bad_rows.append(Row(f"annotations[{number}]", problem=InvalidInput("bad_row", detail)))
     return captions, bad_rows
-
-
-def _orphan_captions(captions: dict[int | str, list[str]], ids: set[int | str]) -> Iterator[Row]:
-    """Rows for captions of images that are not in the list."""
-    for identity, texts in captions.items():
-        if identity not in ids:
-            detail = f"{len(texts)} captions of image_id {identity!r}, which is not among the images"
-            yield Row(f"image_id {identity!r}", problem=InvalidInput("missing_pair", detail))
 
 
 def _is_id(value: object) -> bool:

@@ -14,19 +14,20 @@ import posixpath
 import stat
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
 
 from thousandwords.core.errors import InvalidInput
 from thousandwords.data import image_decoding
-from thousandwords.ingest.sources.base import SourceError
+from thousandwords.data.prefetch import prefetch_map
+from thousandwords.ingest.sources.base import RawPair, SourceError
 
-MAX_PARALLEL_REQUESTS = 16  # to a URL
+Input = TypeVar("Input")
 LOCAL = ("file://", "local://")
 EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> extra of this package that installs its library
 
@@ -44,7 +45,7 @@ class Folder(ABC):
     """A local or remote folder; names are relative to it, "" is the folder itself."""
 
     setting: str  # the setting for such a folder, for messages
-    max_parallel_reads: int
+    parallel_reads: int  # hide the latency of remote storage; 0: none
     address: str  # as the user gave it
     name: str  # last part of the address
 
@@ -78,6 +79,10 @@ class Folder(ABC):
     def read_image(self, name: str) -> bytes:
         return self.read(name, image_decoding.MAX_BYTES)
 
+    def read_each(self, read: Callable[[Input], RawPair], items: Iterable[Input]) -> Iterator[RawPair]:
+        """`read` each item, in order."""
+        return prefetch_map(read, items, self.parallel_reads)
+
 
 def open_folder(address: str | Path) -> Folder:
     """Open a path or URL; raises SourceError if the library for the URL is not installed."""
@@ -101,7 +106,7 @@ def open_parent_folder(address: str | Path) -> tuple[Folder, str]:
 
 
 class _LocalFolder(Folder):
-    setting, max_parallel_reads = "data.path", 1
+    setting, parallel_reads = "data.path", 0
 
     def __init__(self, root: Path):
         self.root, self.address, self.name = root, str(root), root.name
@@ -119,7 +124,28 @@ class _LocalFolder(Folder):
         return [_entry(entry) for entry in entries]
 
     def read(self, name: str, limit: int) -> bytes:
-        return read_regular_file(self.root / name, self.root, limit, self._is_inside)
+        path = self.root / name
+        try:
+            return self._read(path, limit)
+        except FileNotFoundError as error:
+            if path.is_symlink():
+                raise InvalidInput("not_regular", f"{path.name} is a link to nothing") from error
+            raise InvalidInput("missing_pair", f"there is no {path.name}") from error
+        except OSError as error:
+            raise InvalidInput("io_error", f"{path.name}: {error.strerror}") from error
+
+    def _read(self, path: Path, limit: int) -> bytes:
+        """The bytes of a regular file inside this folder, links resolved; type and size are checked first."""
+        if not self._is_inside(os.path.dirname(path)) or stat.S_ISLNK((status := os.lstat(path)).st_mode):
+            real = Path(os.path.realpath(path))
+            if not real.is_relative_to(os.path.realpath(self.root)):
+                raise InvalidInput("unsafe_path", f"{path.name} leads out of {self.root.name}")
+            path, status = real, real.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidInput("not_regular", f"{path.name} is a folder, pipe, socket or device")
+        if status.st_size > limit:
+            raise InvalidInput("too_many_bytes", f"{status.st_size:,} bytes; the limit is {limit:,}")
+        return _read_unchanged(path, limit)
 
     def _is_inside(self, folder: str) -> bool:
         """Whether a folder, with links resolved, is inside this one; cached per folder, not per file."""
@@ -147,30 +173,6 @@ def _entry(entry: os.DirEntry) -> Entry:
     except OSError:  # a link to itself
         is_folder = False
     return Entry(entry.name, is_folder, is_folder and entry.is_symlink())
-
-
-def read_regular_file(path: Path, root: Path, limit: int, is_inside: Callable[[str], bool]) -> bytes:
-    """The bytes of a regular file inside `root`, links resolved; type and size are checked first.
-
-    `is_inside` says whether a folder is inside `root`; if not, and for links, the full path is resolved.
-    """
-    try:
-        if not is_inside(os.path.dirname(path)) or stat.S_ISLNK((status := os.lstat(path)).st_mode):
-            real = Path(os.path.realpath(path))
-            if not real.is_relative_to(os.path.realpath(root)):
-                raise InvalidInput("unsafe_path", f"{path.name} leads out of {root.name}")
-            path, status = real, real.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise InvalidInput("not_regular", f"{path.name} is a folder, pipe, socket or device")
-        if status.st_size > limit:
-            raise InvalidInput("too_many_bytes", f"{status.st_size:,} bytes; the limit is {limit:,}")
-        return _read_unchanged(path, limit)
-    except FileNotFoundError as error:
-        if path.is_symlink():
-            raise InvalidInput("not_regular", f"{path.name} is a link to nothing") from error
-        raise InvalidInput("missing_pair", f"there is no {path.name}") from error
-    except OSError as error:
-        raise InvalidInput("io_error", f"{path.name}: {error.strerror}") from error
 
 
 def _read_unchanged(path: Path, limit: int) -> bytes:
@@ -201,7 +203,7 @@ def _read_up_to(file: BinaryIO, count: int) -> bytes:
 
 
 class _RemoteFolder(Folder):
-    setting, max_parallel_reads = "data.url", MAX_PARALLEL_REQUESTS
+    setting, parallel_reads = "data.url", 16
 
     def __init__(self, url: str):
         if urlsplit(url).password:

@@ -15,7 +15,6 @@ from thousandwords.ingest.sources.base import (
     caption_bytes,
     captions_in_text,
     key_of,
-    read_ahead,
     read_raw_pair,
     suffix_of,
 )
@@ -50,7 +49,7 @@ class FolderSource(Source):
         return len(inputs)
 
     def __iter__(self) -> Iterator[RawPair]:
-        return read_ahead(self._read, self._inputs(""), self.folder.max_parallel_reads)
+        return self.folder.read_each(self._read, self._inputs(""))
 
     def _read(self, name_and_problem: tuple[str, InvalidInput | None]) -> RawPair:
         name, problem = name_and_problem
