@@ -1,4 +1,4 @@
-"""Hostile inputs in whole runs, and failing decoders; tests/reliability/test_hostile_rows.py lists all cases."""
+"""Hostile inputs in whole runs, and failing decoders; tests/reliability/test_reliability.py lists all cases."""
 
 from __future__ import annotations
 
@@ -114,13 +114,6 @@ def check_rows(folder: Path, counts: dict) -> None:
         assert sum(shards) == count and set(shards[:-1]) <= {20} and 0 < shards[-1] <= 20
     keys = [row["key"] for shard in rows.values() for row in shard] + [row["id"] for row in rejected]
     assert len(set(keys)) == len(keys) == counts["n_in"] - counts["n_duplicate"]
-
-
-def test_an_image_is_read_by_its_content_not_its_name(tmp_path):
-    own = write_folder(tmp_path / "own")
-    for path in own.glob("*.png"):
-        path.rename(path.with_suffix(".jpg"))
-    assert write_pairs(config(own), 0, tmp_path / "pairs")["n_ok"] == 12
 
 
 def rejections(folder: Path) -> list[tuple[str, str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections import Counter
@@ -72,28 +71,15 @@ def test_a_pair_is_read_as_it_was_written(tmp_path):
     assert (image == fit_square(pixels(7), 16)).all()
 
 
-def test_progress_gets_every_input_and_the_total(tmp_path):
-    calls = []
-
-    def progress(items, total):
-        calls.append(total)
-        for item in items:
-            calls.append(item[0])
-            yield item
-
-    write_pairs(folder_config(write_folder(tmp_path / "own")), 0, tmp_path / "pairs", progress)
-    assert calls[0] == 12 and len(calls) == 13
-
-
 # ---- squares and whole images
 
 
-def readers(folder: Path) -> dict[str, tuple[PairReader, int]]:
-    """The reader and row of each pair in a folder: {key: (reader, row)}."""
+def readers(folder: Path) -> dict[str, tuple[PairReader, int, str]]:
+    """The reader, row and split of each pair in a folder, by key."""
     pairs = {}
     for split in splits(folder):
         reader = PairReader(folder, split)
-        pairs |= {reader.key(row): (reader, row) for row in range(len(reader))}
+        pairs |= {reader.key(row): (reader, row, split) for row in range(len(reader))}
     return pairs
 
 
@@ -103,9 +89,9 @@ def test_whole_images_keep_their_shape_and_still_give_squares(tmp_path):
     write_pairs(folder_config(own), 0, tmp_path / "squares")
     squares = readers(tmp_path / "squares")
 
-    for key, (reader, row) in readers(tmp_path / "whole").items():
+    for key, (reader, row, _) in readers(tmp_path / "whole").items():
         assert (reader.whole_images([row])[0] == pixels(int(key[:3]))).all()  # (40, 48, 3), the original
-        square_reader, square_row = squares[key]
+        square_reader, square_row, _ = squares[key]
         assert (reader.images([row]) == square_reader.images([square_row])).all()
 
 
@@ -115,7 +101,7 @@ def test_whole_images_are_shrunk_to_keep_side_and_never_enlarged(tmp_path):
     (own / "small.txt").write_text("small")
     write_pairs(folder_config(own, keep="whole", keep_side=35), 0, tmp_path / "pairs")
     stored = {
-        key: reader.whole_images([row])[0] for key, (reader, row) in readers(tmp_path / "pairs").items()
+        key: reader.whole_images([row])[0] for key, (reader, row, _) in readers(tmp_path / "pairs").items()
     }
 
     assert (stored["small.png"] == pixels(1, 33, 32)).all()
@@ -123,96 +109,7 @@ def test_whole_images_are_shrunk_to_keep_side_and_never_enlarged(tmp_path):
     assert (stored["007.png"] == area_resize(pixels(7), 35, 42)).all()
 
 
-def test_images_stored_as_squares_are_read_as_squares(tmp_path):
-    write_pairs(folder_config(write_folder(tmp_path / "own")), 0, tmp_path / "pairs")
-    reader = PairReader(tmp_path / "pairs", "train")
-    assert [image.shape for image in reader.whole_images([0, 2])] == [(16, 16, 3)] * 2
-    assert (np.stack(reader.whole_images([0, 2])) == reader.images([0, 2])).all()
-
-
 # ---- counts and quarantine
-
-
-def test_bad_inputs_are_counted_by_reason_and_do_not_affect_their_neighbors(tmp_path):
-    own = write_folder(tmp_path / "own", 20)
-    config = folder_config(own, max_refused_share=0.5)
-    write_pairs(config, 0, tmp_path / "clean")
-    valid = encode_png(pixels(0))
-    bad = {
-        "cut": valid[:500],
-        "html": b"<html>",
-        "empty": b"",
-        "lone": valid,
-        "blank": valid,
-        "latin": valid,
-        "tiny": encode_png(pixels(0, 20, 20)),
-        "long": encode_png(pixels(0, 40, 200)),
-        "again": valid,
-    }
-    for name, data in bad.items():
-        (own / f"{name}.png").write_bytes(data)
-        (own / f"{name}.txt").write_bytes(
-            {"blank": b" ", "latin": b"caf\xe9", "again": b"image 0\nnumber 0"}.get(name, b"x")
-        )
-    (own / "lone.txt").unlink()
-    counts = write_pairs(config, 0, tmp_path / "mixed")
-    reasons = counts.pop("reasons")
-    assert counts == {
-        "n_in": 29,
-        "n_ok": 20,
-        "n_quarantined": 6,
-        "n_duplicate": 1,
-        "n_filtered": 2,
-        "formats": {"PNG": 20},
-        "splits": read_manifest(tmp_path / "clean")["facts"]["counts"]["splits"],
-    }
-    assert reasons == {
-        "truncated": 1,
-        "not_an_image": 1,
-        "empty_file": 1,
-        "missing_pair": 1,
-        "caption_empty": 1,
-        "caption_encoding": 1,
-        "too_small": 1,
-        "bad_aspect": 1,
-    }
-    clean, mixed = files_of(tmp_path / "clean"), files_of(tmp_path / "mixed")
-    assert all(mixed[name] == data for name, data in clean.items() if re.match("train|validation", name))
-
-
-def test_the_quarantine_lists_rejected_inputs_with_reasons(tmp_path):
-    own = write_folder(tmp_path / "own")
-    (own / "cut.png").write_bytes(encode_png(pixels(0))[:500])
-    (own / "cut.txt").write_text("a cut")
-    (own / "text only.txt").write_text("no image")
-    write_pairs(folder_config(own), 0, tmp_path / "pairs")
-    cut, alone = pq.read_table(tmp_path / "pairs" / QUARANTINE).to_pylist()
-    assert cut["detail"].startswith("OSError: image file is truncated")
-    assert {**cut, "sha256": len(cut["sha256"]), "detail": ""} == {
-        "id": "cut.png",
-        "source": "own/cut.png",
-        "sha256": 64,
-        "byte_size": 500,
-        "reason": "truncated",
-        "detail": "",
-    }
-    assert alone == {
-        "id": "text only.txt",
-        "source": "own/text only.txt",
-        "sha256": None,
-        "byte_size": None,
-        "reason": "missing_pair",
-        "detail": "there is no image beside text only.txt",
-    }
-
-
-def test_file_names_that_are_not_text_can_be_quarantined(tmp_path):
-    own = write_folder(tmp_path / "own")
-    for name in (b"caf\xe9.png", b"bar\xe9.txt"):
-        Path(os.fsdecode(os.fsencode(own) + b"/" + name)).write_bytes(b"x")
-    write_pairs(folder_config(own), 0, tmp_path / "pairs")
-    rows = pq.read_table(tmp_path / "pairs" / QUARANTINE).to_pylist()
-    assert [row["id"] for row in rows] == ["bar\\xe9.txt", "caf\\xe9.png"]
 
 
 def test_too_many_bad_inputs_stop_with_the_histogram(tmp_path):
@@ -274,7 +171,7 @@ def test_captions_are_filtered_one_by_one_and_a_pair_only_without_any(tmp_path):
     add_pair(own, "none", ["ein roter drachen fliegt über den hügel", "kite"], 1)
     counts = write_pairs(folder_config(own, **FILTERED), 0, tmp_path / "pairs")
 
-    reader, row = readers(tmp_path / "pairs")["some.png"]
+    reader, row, _ = readers(tmp_path / "pairs")["some.png"]
     assert reader.captions(row) == ["a kite on a hill", "the blue house by the sea"]
     rejected = pq.read_table(tmp_path / "pairs" / QUARANTINE).to_pylist()
     assert [(line["id"], line["reason"]) for line in rejected] == [("none.png", "wrong_language")]
@@ -343,18 +240,12 @@ def test_a_filter_does_not_change_the_split_of_other_pairs(tmp_path, group_by):
         write_pairs(folder_config(own, group_by=group_by, **rules, max_refused_share=0.5), 0, tmp_path / name)
         results[name] = {
             key: (split, reader.whole_images([row])[0].tobytes())
-            for split in splits(tmp_path / name)
-            for key, (reader, row) in rows_of(tmp_path / name, split).items()
+            for key, (reader, row, split) in readers(tmp_path / name).items()
         }
     assert results["filtered"] == {
         key: result for key, result in results["all"].items() if key.startswith("z")
     }
     assert len(results["filtered"]) == 30
-
-
-def rows_of(folder: Path, split: str) -> dict[str, tuple[PairReader, int]]:
-    reader = PairReader(folder, split)
-    return {reader.key(row): (reader, row) for row in range(len(reader))}
 
 
 def test_captions_are_checked_before_the_image_is_decoded(tmp_path):
@@ -464,13 +355,6 @@ def test_emoji_of_one_group_are_never_in_two_splits(tmp_path):
         for reader in (PairReader(tmp_path, split) for split in splits(tmp_path))
     ]
     assert not groups[0] & groups[1]
-
-
-@needs_shared_data
-def test_photographs_become_pairs(tmp_path):
-    config = DataConfig(source="csv", path=str(SHARED_DATA / "photos/fsa-color/captions.tsv"), image_size=32)
-    counts = write_pairs(config, 0, tmp_path)
-    assert counts["n_in"] == 1615 and counts["n_ok"] + counts["n_duplicate"] == 1615
 
 
 @needs_shared_data

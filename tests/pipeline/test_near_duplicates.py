@@ -152,19 +152,3 @@ def test_the_manifest_mentions_near_duplicates_only_if_dropped(own, tmp_path):
     assert metadata["hash"]["counts"].keys() - metadata["none"]["counts"].keys() == {"near_duplicates"}
     assert not (tmp_path / "none" / DUPLICATES).exists()
     assert DUPLICATES in read_manifest(tmp_path / "hash")["files"]
-
-
-def test_the_table_of_an_earlier_run_is_removed(own, tmp_path):
-    write_pairs(config(own), 0, tmp_path / "pairs")
-    write_pairs(config(own, near_duplicates="none"), 0, tmp_path / "pairs")
-    assert not (tmp_path / "pairs" / DUPLICATES).exists()
-
-
-def test_a_reader_finds_rows_by_key(own, tmp_path):
-    write_pairs(config(own), 0, tmp_path / "pairs")
-    reader = PairReader(tmp_path / "pairs", "train")
-    last = len(reader) - 1
-    assert reader.find([reader.key(last), reader.key(0), "missing"]) == {
-        reader.key(0): 0,
-        reader.key(last): last,
-    }

@@ -33,7 +33,6 @@ from thousandwords.data.token_shards import (
     StoredTokenRows,
     TokenRows,
     WrongTokenizer,
-    all_captions,
     open_token_rows,
     read_token_rows,
 )
@@ -85,13 +84,6 @@ def test_batches_from_disk_are_those_from_memory(folder, start, length, seed, dr
     )
 
     assert all(a.equal(b) and a.dtype == b.dtype for a, b in zip(expected, batch, strict=True))
-
-
-def test_captions_come_in_order_from_disk_as_from_memory(folder):
-    in_memory, on_disk = read_token_rows(folder / "tokens", "train"), stored(folder)
-    assert (
-        list(all_captions(on_disk)) == list(all_captions(in_memory)) and len(on_disk) == len(in_memory) == 30
-    )
 
 
 def test_few_rows_stay_in_memory_and_nothing_is_stored(folder, tmp_path):
@@ -226,13 +218,6 @@ def test_any_ranks_workers_and_starts_use_one_stream(count, ranks, micro, length
         assert sorted(row for _, row in stream[epoch * count : (epoch + 1) * count]) == list(range(count))
 
 
-def test_more_workers_than_rows_and_shards_are_fine(tmp_path):
-    write_shards(tmp_path / "tokens", {"train": 1})
-    loader = TokenLoader(stored(tmp_path), tiny_text(), seed=0)
-    with Prefetcher(lambda step: loader.batch(positions(step, 2)), 3, 8) as batches:
-        assert [batches(step)[1].shape for step in range(3)] == [(2, 16)] * 3
-
-
 def test_the_next_batches_are_computed_while_one_is_used():
     made = threading.Event()
     with Prefetcher(lambda step: made.set() if step == 1 else None, 5, 1) as batches:
@@ -270,11 +255,6 @@ def test_no_thread_is_left_after_an_exception():
         batches(0)
         raise KeyboardInterrupt
     assert threading.active_count() == before
-
-
-def test_batches_can_be_requested_in_any_order():
-    with Prefetcher(lambda step: step * step, 100, 3) as batches:
-        assert [batches(step) for step in (5, 6, 90, 0, 99, 1)] == [25, 36, 8100, 0, 9801, 1]
 
 
 def test_workers_are_threads_beside_a_gpu_and_none_on_a_cpu():

@@ -1,4 +1,4 @@
-"""All kinds of hostile or unusual input: `COVERED_D` lists for each the tests that check its outcome.
+"""Hostile or unusual inputs in whole runs; tests/reliability/test_reliability.py lists the tests of all cases.
 
 One outcome differs from the original list: an image that needs too much memory is `out_of_memory`, not
 `worker_died`, because its process survives and reports it. Flags and formats of images are counted in the
@@ -14,11 +14,10 @@ import json
 import os
 import socket
 import stat
-import subprocess
-import sys
 import tarfile
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,17 +27,15 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from stages import prepare_pairs
 from stages.runtime.stage import Stage
 from tests.helpers.images import details, odd_member, outcome, png, write, write_tar
-from tests.helpers.paths import ROOT
-from tests.helpers.tiny_models import TEXT_LENGTH, tiny_text
+from tests.helpers.tiny_models import TEXT_LENGTH, flipped, tiny_text
 from tests.pipeline.test_data_stages import FakeTracker
 from tests.pipeline.test_ingest import files_of, write_folder
-from tests.unit.data.test_images import encoded, noise, png_header
-from tests.unit.data.test_pair_shards import scenes_config
+from tests.unit.data.test_images import BAD_BYTES, encoded, noise
 from thousandwords.core.config import ConfigError, section
 from thousandwords.core.errors import InvalidInput
 from thousandwords.core.manifest import read_manifest
@@ -57,276 +54,6 @@ from thousandwords.ingest.sources import (
     filesystem,
 )
 from thousandwords.ingest.sources.base import SourceError, clean_captions, key_of
-
-HERE = "test_hostile_rows"
-COVERED_D = {  # row -> (input, tests that check its outcome)
-    "D0": (
-        "every input is counted once, also per shard; other inputs are not affected; decoders have limits",
-        [
-            "test_every_bad_image_is_one_row_of_the_quarantine_and_affects_no_other",
-            "test_outcomes_are_counted_for_each_file_of_many_pairs",
-            "test_hostile_inputs.test_any_number_of_workers_writes_the_same_bytes",
-            "test_hostile_inputs.test_a_decoder_that_hangs_loses_only_its_own_image",
-            "test_hostile_inputs.test_a_decoder_without_memory_loses_only_its_own_image",
-        ],
-    ),
-    "D1": (
-        "a JPEG truncated at half or at its end",
-        [
-            "test_every_bad_image_is_one_row_of_the_quarantine_and_affects_no_other",
-            "test_images.test_an_image_truncated_anywhere_is_rejected_or_complete",
-        ],
-    ),
-    "D2": (
-        "a truncated header, no bytes, HTML, SVG, random bytes",
-        [
-            "test_every_bad_image_is_one_row_of_the_quarantine_and_affects_no_other",
-            "test_images.test_bytes_that_are_not_a_supported_image_are_rejected_with_a_reason",
-        ],
-    ),
-    "D3": (
-        "a PNG truncated, flipped, or with a wrong checksum",
-        [
-            "test_every_bad_image_is_one_row_of_the_quarantine_and_affects_no_other",
-            "test_images.test_a_flipped_bit_anywhere_in_the_pixels_of_a_png_is_noticed",
-            "test_images.test_a_wrong_checksum_of_any_chunk_but_the_last_is_rejected",
-        ],
-    ),
-    "D4": ("a PNG without its end", ["test_images.test_a_png_without_its_end_chunk_is_accepted"]),
-    "D5": (
-        "a flipped byte in a JPEG, without and with its sha256",
-        [
-            "test_images.test_flipped_bytes_in_the_pixels_of_a_jpeg_are_not_noticed",
-            "test_an_image_with_another_sha256_than_its_source_says_is_rejected",
-        ],
-    ),
-    "D6": (
-        "a PNG that is named .jpg",
-        [
-            "test_hostile_inputs.test_an_image_is_read_by_its_content_not_its_name",
-            "test_formats_and_flags_are_counted_by_content",
-        ],
-    ),
-    "D7": (
-        "CMYK, YCCK",
-        [
-            "test_images.test_both_codings_of_cmyk_in_a_jpeg_give_the_colors_of_the_reference",
-            "test_images.test_unusual_valid_files_have_the_right_colors",
-        ],
-    ),
-    "D8": (
-        "grays of 16 bits, 32 bits and floats",
-        [
-            "test_images.test_16_bit_grays_are_scaled_by_their_range",
-            "test_images.test_12_bits_are_scaled_by_12_bits",
-            "test_images.test_grays_of_32_bits_are_scaled_by_16_as_they_come",
-            "test_images.test_float_images_are_scaled_by_the_range_they_are_in",
-            "test_images.test_float_images_in_an_unknown_range_are_rejected",
-        ],
-    ),
-    "D9": (
-        "alpha, and palettes with it",
-        [
-            "test_images.test_transparent_pixels_take_the_background_color",
-            "test_images.test_half_transparent_pixels_are_mixed_with_the_background",
-            "test_images.test_transparent_palette_entries_take_the_background_color",
-        ],
-    ),
-    "D10": ("1 bit, gray", ["test_images.test_images_without_color_become_gray"]),
-    "D11": (
-        "animations",
-        [
-            "test_images.test_an_animation_gives_its_first_frame",
-            "test_images.test_an_animation_is_flagged_and_a_still_is_not",
-            "test_formats_and_flags_are_counted_by_content",
-        ],
-    ),
-    "D12": (
-        "EXIF orientation 1 to 8, 99, broken",
-        [
-            "test_images.test_exif_orientation_is_applied",
-            "test_images.test_exif_orientation_is_applied_to_a_jpeg",
-            "test_images.test_broken_exif_is_ignored",
-            "test_images.test_rotated_files_are_turned_upright",
-        ],
-    ),
-    "D13": (
-        "a bad color profile",
-        [
-            "test_images.test_a_bad_color_profile_changes_nothing",
-            "test_images.test_a_profile_is_bad_if_its_length_signature_or_tags_are",
-            "test_formats_and_flags_are_counted_by_content",
-        ],
-    ),
-    "D14": (
-        "12,000 x 12,000 pixels in 420 kB",
-        [
-            "test_hostile_inputs.test_a_decompression_bomb_is_rejected_from_its_header",
-            "test_hostile_inputs.test_an_image_of_the_maximum_size_fits_into_the_limits",
-        ],
-    ),
-    "D15": ("even more pixels", ["test_every_bad_image_is_one_row_of_the_quarantine_and_affects_no_other"]),
-    "D16": ("no pixels", ["test_every_bad_image_is_one_row_of_the_quarantine_and_affects_no_other"]),
-    "D17": (
-        "a text bomb; an unexpected exception",
-        [
-            "test_images.test_a_text_bomb_is_rejected",
-            "test_images.test_any_error_of_a_decoder_is_a_rejection",
-        ],
-    ),
-    "D18": (
-        "too small, too long",
-        ["test_images.test_shapes_excluded_by_settings_are_rejected_from_the_header"],
-    ),
-    "D19": (
-        "EPS, FITS, PSD, ICNS, PDF",
-        [
-            "test_images.test_bytes_that_are_not_a_supported_image_are_rejected_with_a_reason",
-            "test_images.test_no_decoder_of_another_format_is_called",
-        ],
-    ),
-    "D20": (
-        "an image with an archive after it",
-        ["test_images.test_only_the_pixels_of_an_image_with_an_archive_after_it_are_used"],
-    ),
-    "D21": (
-        "files that made decoders crash, hang or run out of memory",
-        [
-            "test_images.test_every_hostile_file_is_decoded_or_rejected_with_the_right_reason",
-            "test_hostile_inputs.test_any_number_of_workers_writes_the_same_bytes",
-        ],
-    ),
-    "D22": (
-        "a decoder that dies",
-        [
-            "test_hostile_inputs.test_a_decoder_that_dies_loses_only_its_own_image",
-            "test_process_pool.test_an_input_that_kills_its_worker_is_a_fault_and_its_neighbors_are_not",
-            "test_process_pool.test_an_input_is_tried_a_second_time_in_a_new_worker",
-        ],
-    ),
-    "D23": (
-        "too many bytes; a pipe, device, socket, folder",
-        ["test_files_that_are_not_regular_are_rejected_at_once_in_every_source"],
-    ),
-    "D24": (
-        "links that loop, lead out or nowhere; unreadable files",
-        [
-            "test_sources.test_anything_but_a_regular_file_in_the_folder_is_rejected_unread",
-            "test_a_file_without_read_permission_is_an_io_error",
-            "test_a_file_that_cannot_be_read_is_an_io_error",
-        ],
-    ),
-    "D25": (
-        "a file that changes or vanishes",
-        [
-            "test_a_file_that_changes_while_it_is_read_is_an_io_error",
-            "test_hostile_inputs.test_an_image_that_vanishes_is_counted",
-        ],
-    ),
-    "D26": (
-        "names of any bytes",
-        [
-            "test_names_of_every_kind_have_different_keys",
-            "test_a_key_gives_back_the_name",
-            "test_sources.test_file_names_of_any_bytes_get_different_keys",
-            "test_ingest.test_file_names_that_are_not_text_can_be_quarantined",
-        ],
-    ),
-    "D27": ("captions that are not UTF-8", ["test_sources.test_captions_are_utf8_lines_or_rejected"]),
-    "D28": (
-        "no caption, no image",
-        [
-            "test_sources.test_captions_are_utf8_lines_or_rejected",
-            "test_sources.test_an_image_or_text_without_the_other_is_reported",
-        ],
-    ),
-    "D29": (
-        "endless captions",
-        [
-            "test_no_caption_takes_long",
-            "test_caption_files_that_are_too_long_are_rejected_in_tars_too",
-            "test_bpe.test_captions_that_are_too_long_are_truncated_and_counted",
-        ],
-    ),
-    "D30": (
-        "unusual characters in captions",
-        [
-            "test_sources.test_captions_are_utf8_lines_or_rejected",
-            "test_bpe.test_emoji_scripts_and_control_characters_decode_unchanged",
-            "test_bpe.test_any_text_decodes_to_its_normalized_form",
-        ],
-    ),
-    "D31": (
-        "the same name twice",
-        [
-            "test_a_repeated_sample_is_a_duplicate_and_a_different_one_is_rejected",
-            "test_the_first_of_equal_names_is_used_for_any_number_of_workers",
-            "test_ingest.test_bad_inputs_are_counted_by_reason_and_do_not_affect_their_neighbors",
-            "test_source_lists.test_bad_entries_are_rejected_and_do_not_affect_their_neighbors",
-        ],
-    ),
-    "D32": (
-        "bad rows, open quotes, lines without end",
-        [
-            "test_sources.test_bad_rows_are_rejected_one_by_one",
-            "test_source_lists.test_broken_lines_are_rejected_one_by_one",
-            "test_source_lists.test_bad_values_are_rejected_with_their_row",
-            "test_sources.test_a_table_without_usable_inputs_is_rejected_with_the_fix",
-            "test_source_lists.test_a_line_without_an_end_is_rejected_in_little_memory",
-            "test_a_line_of_two_gigabytes_takes_little_memory",
-        ],
-    ),
-    "D33": (
-        "unusual members of a tar",
-        [
-            "test_sources.test_bad_members_are_rejected_and_do_not_affect_their_neighbors",
-            "test_a_sparse_member_is_rejected",
-            "test_no_member_of_a_tar_is_written_anywhere",
-            "test_sources.test_a_huge_header_is_rejected_unread",
-            "test_hostile_inputs.test_a_tar_of_very_many_members_is_indexed_in_little_memory",
-        ],
-    ),
-    "D34": (
-        "a tar that is truncated or has a flipped bit",
-        [
-            "test_sources.test_a_tar_truncated_anywhere_is_never_read_as_a_shorter_one",
-            "test_sources.test_a_flipped_bit_in_any_tar_header_is_noticed",
-            "test_sources.test_a_tar_that_does_not_match_its_stats_file_stops_the_run",
-        ],
-    ),
-    "D35": (
-        "archives that unpack to too much, or are nested",
-        [
-            "test_archives_are_never_unpacked",
-            "test_sources.test_a_compressed_tar_is_rejected_by_name",
-            "test_source_lists.test_rows_that_would_unpack_to_too_much_are_rejected_unread",
-        ],
-    ),
-    "D36": (
-        "no valid inputs, or too few",
-        [
-            "test_ingest.test_only_bad_inputs_is_always_an_error",
-            "test_ingest.test_too_many_bad_inputs_stop_with_the_histogram",
-        ],
-    ),
-    "D37": (
-        "damage of any kind",
-        [
-            "test_fuzz.test_damaged_images_are_rejected_or_decoded_and_counted",
-            "test_fuzz.test_thousands_of_damaged_images_are_rejected_or_decoded_and_counted",
-        ],
-    ),
-}
-
-
-def test_every_row_names_existing_tests():
-    assert list(COVERED_D) == [f"D{number}" for number in range(38)]
-    for _, names in COVERED_D.values():
-        for name in names:
-            file, _, test = name.rpartition(".")
-            paths = (ROOT / "tests").rglob(f"{file or HERE}.py")
-            sources = [path.read_text(encoding="utf-8") for path in paths]
-            assert any(f"def {test}(" in source for source in sources), f"{file or HERE}.py has no {test}"
 
 
 def config(source: str, path: Path, **settings: object) -> DataConfig:
@@ -363,72 +90,48 @@ def quarantined(folder: Path) -> dict[str, dict]:
 
 # ---- images
 
-
-def bad_images() -> dict[str, tuple[bytes, str]]:
-    """Images that are rejected: {name: (bytes, reason)}."""
-    jpeg, whole = encoded(noise(), "JPEG"), encoded(noise())
-    flipped, unchecked = bytearray(whole), bytearray(whole)
-    flipped[500] ^= 4
-    unchecked[-13] ^= 4  # the checksum of IDAT
-    notes = PngImagePlugin.PngInfo()
-    notes.add_text("comment", "x" * 100_000_000, zip=True)
-    return {
-        "half.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
-        "tail.jpg": (jpeg[:-2], "truncated"),
-        "head.jpg": (jpeg[:20], "not_an_image"),
-        "empty.png": (b"", "empty_file"),
-        "html.jpg": (b"<html><body>404</body></html>", "not_an_image"),
-        "svg.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not_an_image"),
-        "random.png": (np.random.default_rng(0).bytes(1000), "not_an_image"),
-        "half.png": (whole[: len(whole) // 2], "truncated"),
-        "flipped.png": (bytes(flipped), "corrupt_data"),
-        "unchecked.png": (bytes(unchecked), "corrupt_data"),
-        "large.png": (png_header(12_000, 12_000), "too_many_pixels"),
-        "larger.png": (png_header(20_000, 20_000), "too_many_pixels"),
-        "largest.png": (png_header(2**31 - 1, 2**31 - 1), "too_many_pixels"),
-        "none.png": (png_header(0, 0), "not_an_image"),
-        "text.png": (encoded(noise(), pnginfo=notes), "corrupt_data"),
-        "dot.png": (encoded(noise(1, 1)), "too_small"),
-        "line.png": (encoded(noise(1, 5000)), "too_small"),
-        "small.png": (encoded(noise(31, 40)), "too_small"),
-        "long.png": (encoded(noise(40, 130)), "bad_aspect"),
-        "eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "bad_format"),
-        "fits.png": (b"SIMPLE  =                    T" + b" " * 100, "bad_format"),
-        "psd.png": (b"8BPS\0\1" + bytes(100), "bad_format"),
-        "icns.png": (b"icns" + bytes(100), "bad_format"),
-        "pdf.png": (b"%PDF-1.7\n" + bytes(100), "bad_format"),
-        "odd.tif": (encoded(Image.fromarray(np.full((32, 32), -1, np.float32)), "TIFF"), "bad_mode"),
-    }
+BAD_IMAGES = [  # bytes and reason, besides those of tests.unit.data.test_images
+    *BAD_BYTES,
+    (encoded(noise(), "JPEG")[:-2], "truncated"),
+    (encoded(noise())[:500], "truncated"),
+    (flipped(encoded(noise()), 500, 2), "corrupt_data"),
+    (flipped(encoded(noise()), len(encoded(noise())) - 13, 2), "corrupt_data"),  # the checksum of IDAT
+    (encoded(noise(1, 1)), "too_small"),
+    (encoded(noise(31, 40)), "too_small"),
+    (encoded(noise(40, 130)), "bad_aspect"),
+    (encoded(Image.fromarray(np.full((32, 32), -1, np.float32)), "TIFF"), "bad_mode"),
+]
 
 
 def test_every_bad_image_is_one_row_of_the_quarantine_and_affects_no_other(tmp_path):
     own = write_folder(tmp_path / "own")
     write_pairs(config("folder", own), 0, tmp_path / "without")
-    bad = bad_images()
-    for name, (data, _) in bad.items():  # "00…": between the valid ones
-        write(own, {f"00{name}": data, f"00{Path(name).stem}.txt": "text"})
+    bad = {f"00-{number:02d}.png": case for number, case in enumerate(BAD_IMAGES)}  # between the valid ones
+    for name, (data, _) in bad.items():
+        write(own, {name: data, name.replace("png", "txt"): "text"})
+    write(own, {"blank.png": png(1), "blank.txt": " ", "lone.png": png(2), "text only.txt": "no image"})
+    write(own, {"copy.png": (own / "000.png").read_bytes(), "copy.txt": (own / "000.txt").read_bytes()})
     counts = write_pairs(config("folder", own), 0, tmp_path / "with")
 
-    assert adds_up(counts) and (counts["n_in"], counts["n_ok"]) == (12 + len(bad), 12)
+    assert adds_up(counts) and counts["n_in"] == 12 + len(bad) + 4
+    assert (counts["n_ok"], counts["n_duplicate"], counts["n_filtered"]) == (12, 1, 3)
+    expected = {name: reason for name, (_, reason) in bad.items()} | {
+        "blank.png": "caption_empty",
+        "lone.png": "missing_pair",
+        "text only.txt": "missing_pair",
+    }
     rows = quarantined(tmp_path / "with")
-    assert {name[2:]: row["reason"] for name, row in rows.items()} == {
-        name: reason for name, (_, reason) in bad.items()
-    }
+    assert {name: row["reason"] for name, row in rows.items()} == expected
+    assert counts["reasons"] == Counter(expected.values())
     for name, (data, _) in bad.items():
-        row = rows[f"00{name}"]
-        assert (row["source"], row["sha256"], row["byte_size"]) == (
-            f"own/00{name}",
-            hashlib.sha256(data).hexdigest(),
-            len(data),
-        )
-        assert 0 < len(row["detail"]) <= 500
-    beside = files_of(tmp_path / "with")
-    shards = {
-        name: data
-        for name, data in files_of(tmp_path / "without").items()
-        if name.startswith(("train", "validation"))
-    }
-    assert shards and all(beside[name] == data for name, data in shards.items())
+        found = [rows[name][column] for column in ("source", "sha256", "byte_size")]
+        assert found == [f"own/{name}", hashlib.sha256(data).hexdigest(), len(data)]
+        assert 0 < len(rows[name]["detail"]) <= 500
+    alone = {"id": "text only.txt", "source": "own/text only.txt", "sha256": None, "byte_size": None}
+    detail = "there is no image beside text only.txt"
+    assert rows["text only.txt"] == {**alone, "reason": "missing_pair", "detail": detail}
+    clean, mixed = files_of(tmp_path / "without"), files_of(tmp_path / "with")
+    assert all(mixed[name] == data for name, data in clean.items() if name.startswith(("train", "valid")))
 
 
 def test_formats_and_flags_are_counted_by_content(tmp_path, capsys):
@@ -472,19 +175,6 @@ def test_formats_and_flags_are_counted_by_content(tmp_path, capsys):
         "prepare_pairs: of the 19 accepted images 4 are animated (the first frame is used), "
         "2 have a bad color profile (it is ignored)\n"
     )
-
-
-def test_scenes_have_neither_formats_nor_flags_nor_shards(tmp_path):
-    counts = write_pairs(scenes_config(), 0, tmp_path)
-    assert sorted(counts) == [
-        "n_duplicate",
-        "n_filtered",
-        "n_in",
-        "n_ok",
-        "n_quarantined",
-        "reasons",
-        "splits",
-    ]
 
 
 # ---- counts by shard
@@ -1044,36 +734,6 @@ def test_the_first_of_equal_names_is_used_for_any_number_of_workers(tmp_path):
 
 
 # ---- lists and archives
-
-MEASURE = """
-import resource, sys
-from thousandwords.ingest.sources import JsonLinesSource, SourceError, CsvSource
-source = {"jsonl": JsonLinesSource, "csv": CsvSource}[sys.argv[1]](sys.argv[2])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-try:
-    print(*[f"{pair.key}={pair.problem and pair.problem.reason}" for pair in source], sep=",", end=" ")
-except SourceError as error:
-    print(str(error).partition(", ")[2].replace(" ", "_"), end=" ")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "output"),
-    [
-        ("jsonl", "a.png=None,line 2=too_many_bytes"),
-        ("csv", "line_3:_over_1,000,000_bytes._Check_that_it_is_a_table"),
-    ],
-)
-def test_a_line_of_two_gigabytes_takes_little_memory(tmp_path, kind, output):
-    start = '{"image": "a.png", "caption": "ok"}\n' if kind == "jsonl" else "image,caption\na.png,ok\n"
-    write(tmp_path, {"a.png": png(), f"l.{kind}": start})
-    os.truncate(tmp_path / f"l.{kind}", 2_000_000_000)
-    command = [sys.executable, "-c", MEASURE, kind, str(tmp_path / f"l.{kind}")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    outcomes, _, kilobytes = done.strip().rpartition(" ")
-    assert outcomes == output and int(kilobytes) < 256_000
 
 
 def test_a_sparse_member_is_rejected(tmp_path):

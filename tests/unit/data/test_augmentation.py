@@ -116,12 +116,6 @@ def test_half_of_the_tokenizers_crops_are_flipped_and_none_of_the_generators():
     assert flipped(generator_crop) == 0
 
 
-@pytest.mark.parametrize("crop", CROPS)
-def test_a_square_of_the_right_size_stays_or_is_flipped(crop):
-    square = noise(16, 16)
-    assert any((crop(square, 16, rng()) == expected).all() for expected in (square, square[:, ::-1]))
-
-
 # --- shapes, small images, purity ----------------------------------------------------------------------------------
 
 

@@ -422,28 +422,28 @@ def test_no_decoder_of_another_format_is_called(monkeypatch):
 # ---- rejected
 
 
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"", "empty_file"),
-        (b"<html><body>404</body></html>", "not_an_image"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not_an_image"),
-        (b"\xff", "not_an_image"),
-        (bytes(range(100, 200)), "not_an_image"),
-        (encoded(noise(), "JPEG")[:20], "not_an_image"),
-        (png_header(0, 0), "not_an_image"),
-        (png_header(20_000, 20_000), "too_many_pixels"),
-        (png_header(2**31 - 1, 2**31 - 1), "too_many_pixels"),
-        (png_header(12_000, 12_000), "too_many_pixels"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "bad_format"),
-        (b"8BPS\x00\x01" + bytes(100), "bad_format"),
-        (b"SIMPLE  =                    T" + b" " * 100, "bad_format"),
-        (b"icns" + bytes(100), "bad_format"),
-        (b"%PDF-1.7\n" + bytes(100), "bad_format"),
-        (encoded(noise(), "PPM"), "bad_format"),
-        (encoded(noise(), "ICO"), "bad_format"),
-    ],
-)
+BAD_BYTES = [
+    (b"", "empty_file"),
+    (b"<html><body>404</body></html>", "not_an_image"),
+    (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not_an_image"),
+    (b"\xff", "not_an_image"),
+    (bytes(range(100, 200)), "not_an_image"),
+    (encoded(noise(), "JPEG")[:20], "not_an_image"),
+    (png_header(0, 0), "not_an_image"),
+    (png_header(20_000, 20_000), "too_many_pixels"),
+    (png_header(2**31 - 1, 2**31 - 1), "too_many_pixels"),
+    (png_header(12_000, 12_000), "too_many_pixels"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "bad_format"),
+    (b"8BPS\x00\x01" + bytes(100), "bad_format"),
+    (b"SIMPLE  =                    T" + b" " * 100, "bad_format"),
+    (b"icns" + bytes(100), "bad_format"),
+    (b"%PDF-1.7\n" + bytes(100), "bad_format"),
+    (encoded(noise(), "PPM"), "bad_format"),
+    (encoded(noise(), "ICO"), "bad_format"),
+]
+
+
+@pytest.mark.parametrize(("data", "reason"), BAD_BYTES)
 def test_bytes_that_are_not_a_supported_image_are_rejected_with_a_reason(data, reason):
     assert rejection_reason(data) == reason
 

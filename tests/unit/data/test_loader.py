@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.helpers.tiny_models import CAPTIONS, HEADER, shard_tokens, tiny_text, write_shards
 from thousandwords.core.config import ConfigError, section
 from thousandwords.data.images import encode_png, to_float
-from thousandwords.data.loader import CaptionConfig, ImageConfig, ImageLoader, TokenLoader
+from thousandwords.data.loader import CaptionConfig, ImageLoader, TokenLoader
 from thousandwords.data.pair_shards import PairReader
 from thousandwords.data.sampler import CAPTION, VIEW, choose, epochs_and_rows, positions
 from thousandwords.data.token_shards import TokenHeader, TokenRows, read_token_rows
@@ -58,11 +58,6 @@ def test_every_batch_is_full_and_does_not_need_the_others(count, batch_size, see
 def test_epochs_and_seeds_have_different_orders(count, batch_size, seed):
     first, second = epochs(count, batch_size, seed, 2)
     assert first != second != epochs(count, batch_size, seed + 1, 1)[0] != first
-
-
-@given(count=st.integers(1, 60), seed=st.integers(0, 2**32))
-def test_the_size_of_a_batch_does_not_change_the_order(count, seed):
-    assert epochs(count, 1, seed, 2) == epochs(count, 7, seed, 2) == epochs(count, 100, seed, 2)
 
 
 def test_the_order_is_the_same_on_every_machine():
@@ -122,15 +117,6 @@ def test_a_token_batch_has_a_caption_and_the_image_of_each_row(tmp_path):
         assert any(tokens.equal(caption) for caption in tiny_text().encode(rows.captions[row]))
 
 
-def test_rows_with_one_caption_give_that_caption(tmp_path):
-    rows = token_rows(tmp_path)
-    single = replace(rows, captions=[captions[:1] for captions in rows.captions])
-    text_tokens, image_tokens = TokenLoader(single, tiny_text(), seed=0).batch(range(8, 12))
-
-    first_captions, tokens = rows.batch([6, 3, 0, 7])
-    assert text_tokens.equal(tiny_text().encode(first_captions)) and image_tokens.equal(tokens)
-
-
 def test_two_epochs_have_both_captions_and_both_views_of_each_row(tmp_path):
     rows, text_tokenizer = token_rows(tmp_path, TWO_VIEWS), tiny_text()
     text_tokens, image_tokens = TokenLoader(rows, text_tokenizer, seed=1).batch(range(0, 20))
@@ -178,10 +164,6 @@ def test_a_share_of_merges_outside_0_to_1_is_rejected(share):
     with pytest.raises(ConfigError) as caught:
         section({"bpe_dropout": share}, "generator", CaptionConfig)
     assert str(caught.value) == f"params.yaml: generator.bpe_dropout is {share}; it needs to be in [0, 1)"
-
-
-def test_all_is_off_by_default():
-    assert CaptionConfig() == CaptionConfig(bpe_dropout=0.0) and ImageConfig() == ImageConfig("none")
 
 
 # --- images --------------------------------------------------------------------------------------------------------

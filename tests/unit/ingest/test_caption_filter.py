@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import re
 import sys
@@ -11,6 +10,7 @@ import tarfile
 import tomllib
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,18 +29,7 @@ from thousandwords.ingest.caption_filter import (
 SHARED_DATA = SHARED / "data"
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="../shared/data is absent")
 ENGLISH = CaptionRules(language="en", language_margin=0.2)
-
-MONTHS = r"(jan|febr?|mar|apr|may|june?|july?|aug|sept?|oct|nov|dec)(uary|ruary|ch|il|ust|ember|ober)?\.?"
-ALT_TEXT = (  # typical alt text of web pages that describes nothing
-    rf"^(photo|image|picture|shot)(graph)?(ed)?( was)?( taken| made)?( on| in)?( ([\d./:-]+(st|nd|rd|th)?|{MONTHS}),?)+$",
-    r"^[a-z]{0,10}[\s_-]*\d[\d\s_-]*$",
-    r"^\S+\.(jpe?g|png|gif|webp|tiff?|bmp|svg)$",
-    r"https?://|\bwww\.",
-    r"^(royalty[- ]free )?stock (photo|image|picture|illustration|vector)s?( image)?$",
-    r"\b(click|tap) (here )?(to|for) (enlarge|zoom|view|larger|more|details)\b",
-    r"^(no |add a )?(caption|description|image|photo|picture|thumbnail|logo|banner|icon|untitled)( available| here)?$",
-    r"^(photo |image |picture )?(©|\(c\)|copyright|courtesy of|credit:?) ",
-)
+ALT_TEXT = tuple(yaml.safe_load((ROOT / "presets/paper.yaml").read_text())["data"]["boilerplate"])
 
 
 def reason(caption: str, **settings) -> str | None:
@@ -132,14 +121,6 @@ def test_boilerplate_is_rejected_with_the_matching_pattern():
         filter_captions(["Photo taken 2019-01-01"], CaptionRules(boilerplate=("cat", "^photo")))
 
 
-@needs_shared_data
-def test_few_captions_written_by_people_are_boilerplate():
-    written = gzip.decompress((SHARED_DATA / "captions.txt.gz").read_bytes()).decode().splitlines()[::10]
-    assert (
-        sum(reason(caption, boilerplate=ALT_TEXT) is not None for caption in written) <= len(written) / 1000
-    )
-
-
 # ---- language
 
 
@@ -194,13 +175,6 @@ def test_a_smaller_margin_drops_more():
     assert reason("a cat", language="en", language_margin=0.1) is None
 
 
-def test_shares_of_languages_add_up_to_one_and_repeat():
-    shares = language_shares("a red circle")
-    assert sum(shares.values()) == pytest.approx(1, abs=1e-4) and max(shares, key=shares.get) == "en"
-    caption_filter._identifier.cache_clear()
-    assert language_shares("a red circle") == shares
-
-
 def emoji_names(language: str) -> list[str]:
     with tarfile.open(SHARED_DATA / "emoji/emoji-000000.tar") as tar:
         records = [json.load(tar.extractfile(member)) for member in tar if member.name.endswith(".json")]
@@ -223,11 +197,6 @@ def test_nine_in_ten_names_of_four_words_in_other_languages_are_dropped(language
     names = [name for name in emoji_names(language) if len(name.split()) >= 4][:150]
     assert len(names) >= 40
     assert sum(caption_problem(name, ENGLISH) is not None for name in names) >= 0.9 * len(names)
-
-
-def test_an_unknown_language_is_rejected_with_the_list_of_languages():
-    with pytest.raises(UserError, match=r"data.language is 'xx'; it can be: ace, af, am, .*, en, .*, zu"):
-        check_language(CaptionRules(language="xx"))
 
 
 @pytest.fixture
@@ -301,7 +270,3 @@ def test_without_rules_every_caption_stays(captions):
 @given(st.text(max_size=80))
 def test_any_text_can_be_checked(caption):
     caption_problem(caption, CaptionRules(min_words=1, boilerplate=ALT_TEXT, language="en"))
-
-
-def test_all_reasons_are_declared():
-    assert set(caption_filter.REASONS) == {reason for reason in CASES.values() if reason}

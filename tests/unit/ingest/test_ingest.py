@@ -64,16 +64,9 @@ def test_a_split_depends_only_on_the_group_and_the_seed():
     assert shares == pytest.approx([0.1, 0.1], abs=0.02)
 
 
-def test_scenes_are_not_filtered_and_their_manifest_does_not_change(tmp_path):
-    write_pairs(scenes_config(), 0, tmp_path / "plain")
-    write_pairs(scenes_config(**FILTERED, language_margin=0.0), 0, tmp_path / "filters")
+def test_filters_of_captions_and_near_duplicates_do_not_apply_to_scenes(tmp_path):
+    counts = write_pairs(scenes_config(), 0, tmp_path / "plain")
+    near = {"near_duplicates": "hash", "near_duplicate_distance": 15}
+    write_pairs(scenes_config(**FILTERED, language_margin=0.0, **near), 0, tmp_path / "filters")
     assert files_of(tmp_path / "plain") == files_of(tmp_path / "filters")
-
-
-def test_scenes_are_never_searched(tmp_path):
-    counts = SceneCounts(6, 3, 2)
-    for name, more in (("plain", {}), ("hash", {"near_duplicates": "hash", "near_duplicate_distance": 15})):
-        write_pairs(DataConfig(scenes=counts, **more), 0, tmp_path / name)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "plain").iterdir()} == {
-        path.name: path.read_bytes() for path in (tmp_path / "hash").iterdir()
-    }
+    assert not {"formats", "flags", "by_shard", "near_duplicates"} & counts.keys()

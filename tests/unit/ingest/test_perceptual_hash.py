@@ -19,7 +19,6 @@ from thousandwords.ingest.perceptual_hash import (
     distances,
     hashes,
     image_hash_of,
-    nearest,
 )
 from thousandwords.scenes.render import scene_pairs
 
@@ -113,11 +112,6 @@ def hashes_of(images: list[np.ndarray]) -> np.ndarray:
     return np.array([image_hash_of(pixels).hash for pixels in images], np.uint64)
 
 
-def test_a_batch_gives_the_hashes_of_single_images():
-    grays = np.random.default_rng(0).integers(0, 256, (50, 32, 32)).astype(float)
-    assert (hashes(grays) == np.concatenate([hashes(gray[None]) for gray in grays])).all()
-
-
 def test_the_hash_is_the_sign_of_the_low_frequencies():
     """Compared with the transform computed frequency by frequency."""
     gray = np.random.default_rng(1).integers(0, 256, (32, 32)).astype(float)
@@ -148,17 +142,6 @@ def test_the_index_finds_what_brute_force_finds(data, max_distance):
     assert index.near(ImageHash(query, NO_COLORS)) == brute_force(values, query, max_distance)
 
 
-@pytest.mark.parametrize("max_distance", [3, 4, 7, 8, 11])
-def test_flipped_bits_in_any_bands_are_found(max_distance):
-    values = [0x0123456789ABCDEF]
-    index = HashIndex(max_distance)
-    index.add(ImageHash(values[0], NO_COLORS))
-    for spread in range(200):
-        flips = np.random.default_rng(spread).choice(64, max_distance, replace=False)
-        query = values[0] ^ sum(1 << int(bit) for bit in flips)
-        assert [neighbor.distance for neighbor in index.near(ImageHash(query, NO_COLORS))] == [max_distance]
-
-
 def test_neighbors_sort_by_distance_then_color_then_index():
     index = HashIndex(3)
     for value, gray in ((0b111, 0), (0b1, 9), (0b10, 4), (0b100, 4), (0b11111111, 0)):
@@ -182,17 +165,6 @@ def test_an_index_grows():
         1024,
         2999,
     ]
-
-
-def test_nearest_gives_the_same_as_a_loop():
-    rng = np.random.default_rng(0)
-    values, others = rng.integers(0, 2**64, 700, np.uint64), rng.integers(0, 2**64, 90, np.uint64)
-    bits, index = nearest(values, others)
-    table = [[(int(value) ^ int(other)).bit_count() for other in others] for value in values[:40]]
-    assert bits[:40].tolist() == [min(row) for row in table] and index[:40].tolist() == [
-        row.index(min(row)) for row in table
-    ]
-    assert len(bits) == 700 and nearest(values[:0], others)[0].shape == (0,)
 
 
 # ---- the limit chosen from the data

@@ -15,14 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.images import details, outcome, png, write
-from tests.helpers.paths import SHARED
 from thousandwords.data import image_decoding
 from thousandwords.ingest.sources import CocoSource, CsvSource, JsonLinesSource, ParquetSource, Source, coco
 from thousandwords.ingest.sources.base import SourceError
-
-SHARED_DATA = SHARED / "data"
-needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="../shared/data is absent")
-
 
 # ---- JSON lines
 
@@ -566,14 +561,3 @@ def test_any_coco_entry_gives_a_pair_or_is_rejected(tmp_path, images, annotation
 
 
 # ---- real data
-
-
-@needs_shared_data
-def test_the_coco_photographs_are_read_completely():
-    source = CocoSource(SHARED_DATA / "photos/coco-cc/captions.json", image_folder="images")
-    pairs = list(source)
-    assert source.check() == len(pairs) == 79 and not any(pair.problem for pair in pairs)
-    assert (
-        pairs[0].captions[0] == "A big burly grizzly bear is show with grass in the background."
-        and len(pairs[0].captions) == 5
-    )

@@ -12,16 +12,11 @@ import numpy as np
 import pytest
 
 from tests.helpers.images import details, odd_member, outcome, png, write, write_tar
-from tests.helpers.paths import SHARED
 from thousandwords.data import image_decoding
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.prepare import prepare_pair
 from thousandwords.ingest.sources import CsvSource, FolderSource, WebDatasetSource
 from thousandwords.ingest.sources.base import SourceError
-
-SHARED_DATA = SHARED / "data"
-needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="../shared/data is absent")
-
 
 # ---- a folder
 
@@ -134,17 +129,6 @@ def test_anything_but_a_regular_file_in_the_folder_is_rejected_unread(tmp_path, 
         "ok.png": ("text",),
         "pipe.png": "not_regular",
     }
-
-
-def test_file_names_of_any_bytes_get_different_keys(tmp_path):
-    names = [b"caf\xe9", "café".encode(), "cafe\u0301".encode(), b"caf\\xe9", b"new\nline", b"x" * 250]
-    for name in names:
-        for suffix, data in ((b".png", png()), (b".txt", b"text")):
-            with open(os.path.join(os.fsencode(tmp_path), name + suffix), "wb") as file:
-                file.write(data)
-    outcomes = outcome(FolderSource(tmp_path))
-    assert len(outcomes) == 6 and set(outcomes.values()) == {("text",)}
-    assert {"caf\\xe9.png", "caf\\\\xe9.png"} <= set(outcomes) and all(key.encode() for key in outcomes)
 
 
 @pytest.mark.parametrize(
@@ -478,19 +462,3 @@ def test_a_tar_that_does_not_match_its_stats_file_stops_the_run(tmp_path, stats,
 
 
 # ---- real data
-
-
-@needs_shared_data
-def test_the_emoji_tars_are_read_completely():
-    pairs = list(WebDatasetSource(SHARED_DATA / "emoji"))
-    assert len(pairs) == 3787 and not any(pair.problem for pair in pairs)
-    assert len({pair.captions for pair in pairs}) == 3787
-    assert (pairs[1000].key, pairs[1000].provenance) == ("emoji-000001/001000", "emoji-000001.tar/001000")
-
-
-@needs_shared_data
-def test_the_photograph_table_is_read_completely():
-    source = CsvSource(SHARED_DATA / "photos/fsa-color/captions.tsv")
-    pairs = list(source)
-    assert source.check() == len(pairs) == 1615 and not any(pair.problem for pair in pairs)
-    assert pairs[0].captions == ("Southeastern Georgia?",)
