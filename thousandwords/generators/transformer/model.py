@@ -1,10 +1,8 @@
 """The autoregressive transformer over text and image tokens of arXiv 2102.12092, section 2.2, at any size.
 
 The sequence is start-of-text, T text positions, start-of-image, L image positions. Text and image tokens have
-their own embeddings and output maps, so a text position can never predict an image token nor the reverse. A
-text position without a token has a pad embedding, learned for that position alone. The text loss is taken
-over real tokens only: the paper's vocabulary has no pad token, and all pads but the first are certain, so
-counting them would make the loss look better than it is. Left out: BPE-dropout, which is in the data loader.
+their own embeddings and output maps, so neither can be predicted at the other's positions. A text position
+without a token has a pad embedding of its own, and no part in the loss: most pads are certain.
 """
 
 from __future__ import annotations
