@@ -29,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import _results as results
 from bench._results import Row
+from thousandwords.generators.transformer import decoding
 from thousandwords.generators.transformer import model as transformer
-from thousandwords.generators.transformer.decode_loop import sample_one_by_one
 from thousandwords.generators.transformer.masks import KINDS
 from thousandwords.generators.transformer.model import Transformer
 from thousandwords.image_tokenizers.dvae import float16
@@ -176,7 +176,7 @@ def equal(sizes: Sizes, machine: Machine) -> list[Row]:
         captions(sizes, machine, 1).repeat(8, 1),
     )
     by_graph = model.sample(text, rngs(8))
-    with mock.patch.object(transformer, "sample_with_cuda_graph", sample_one_by_one):
+    with mock.patch.object(transformer, "sample_with_cuda_graph", decoding.sample_one_by_one):
         share = float((by_graph == model.sample(text, rngs(8))).float().mean())
     return [
         Row(
@@ -275,7 +275,7 @@ def best_of(sizes: Sizes, machine: Machine) -> list[Row]:
 def sample_compiled(sizes: Sizes, machine: Machine) -> list[Row]:
     """Sampling, with and without compiling the step of a layer: whether compiling would be faster."""
     model = generator(sizes, machine).eval().requires_grad_(False).to(machine.half)
-    text, plain = captions(sizes, machine, 1).expand(sizes.candidates, -1), transformer.layer_step
+    text, plain = captions(sizes, machine, 1).expand(sizes.candidates, -1), decoding.layer_step
 
     def sample() -> Tensor:
         return model.sample(text, rngs(sizes.candidates))
@@ -285,7 +285,7 @@ def sample_compiled(sizes: Sizes, machine: Machine) -> list[Row]:
     compiled.is_broken = (
         machine.device.type != "cuda"
     )  # half a minute of compiling on a CPU would show nothing
-    with mock.patch.object(transformer, "layer_step", compiled):
+    with mock.patch.object(decoding, "layer_step", compiled):
         after = machine.seconds(sample, rounds=1, warmup=1)
     state = "not compiled" if compiled.is_broken else "compiled"
     return [
@@ -428,7 +428,7 @@ def weights(sizes: Sizes) -> int:
 def operations(sizes: Sizes) -> float:
     """The operations of one sequence in training, forward and backward."""
     model = narrow(sizes)
-    num_pairs = {kind: int(model.get_buffer(f"{kind}_mask").sum()) for kind in KINDS}
+    num_pairs = {kind: int(model.attention.mask(kind).sum()) for kind in KINDS}
     layers = 2 * 12 * sizes.width**2 * sizes.layers * positions(sizes)
     attention = 4 * sizes.width * sum(num_pairs[kind] for kind in model.kinds)
     outputs = (
@@ -564,7 +564,7 @@ def best_of_bound(sizes: Sizes, machine: Machine, tokenizer: DiscreteVAE) -> flo
     Weights and caches are in bfloat16, and each is read once per token; writing is not counted.
     """
     model = narrow(sizes)
-    slots = sum(model.cache_layout(kind).num_slots for kind in model.kinds)
+    slots = sum(model.attention.cache_layout(kind).num_slots for kind in model.kinds)
     num_weights = 12 * sizes.layers * sizes.width**2 + sizes.width * sizes.image_vocab_size
     products = max(2 * num_weights * sizes.candidates / machine.matmul, 2 * num_weights / machine.copy)
     caches = 2 * 2 * sizes.candidates * sizes.width * slots / machine.copy

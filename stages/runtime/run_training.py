@@ -37,7 +37,7 @@ def train(
         context.save_state()
 
     try:
-        state, history = fit(
+        return fit(
             model,
             config,
             batches_of=batches_of,
@@ -54,4 +54,3 @@ def train(
         context.is_stoppable = False
         if bar:
             bar.close()
-    return state, history.rows

@@ -15,7 +15,7 @@ from thousandwords.core.config import ConfigError
 from thousandwords.core.files import write_json
 from thousandwords.core.manifest import DamagedArtefact, write_manifest
 from thousandwords.core.model_files import write_model
-from thousandwords.image_tokenizers.dvae.model import DiscreteVAE, DVAEConfig
+from thousandwords.image_tokenizers.dvae.model import DVAEConfig
 from thousandwords.scorers.clip.model import CLIPConfig, architecture_from_config
 
 
@@ -23,10 +23,6 @@ def test_the_kinds_of_a_family_are_its_folders_with_a_model():
     for family, kind in (("image_tokenizers", "dvae"), ("generators", "transformer"), ("scorers", "clip")):
         assert kind in components.kinds(family)
         assert not any(name.startswith("_") for name in components.kinds(family))
-
-
-def test_a_component_is_a_model_and_its_config():
-    assert components.component("image_tokenizers", "dvae") == (DiscreteVAE, DVAEConfig)
 
 
 @pytest.mark.parametrize(
@@ -71,17 +67,9 @@ def test_the_header_of_a_saved_model_is_json_that_says_how_it_was_built(tmp_path
 
     header = json.loads((tmp_path / "config.json").read_bytes())
 
-    assert (header["family"], header["kind"], header["image_tokenizer"]) == (
-        "generators",
-        "transformer",
-        "3f9c",
-    )
+    expected = {"family": "generators", "kind": "transformer", "image_tokenizer": "3f9c"}
+    assert header | expected == header
     assert header["arguments"]["scales"] == [4] and header["config"]["width"] == 16
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "config.json",
-        "manifest.json",
-        "weights.safetensors",
-    ]
 
 
 def test_a_model_can_be_saved_with_other_weights(tmp_path):

@@ -88,9 +88,9 @@ def train_generator(
         )
     except Stopped:
         return
-    rows = [row["loss"] for row in history.rows]
+    rows = [row["loss"] for row in history]
     (folder / f"{name}.{world.rank}.json").write_text(
-        json.dumps({"losses": rows, "batches": batches, "history": history.rows})
+        json.dumps({"losses": rows, "batches": batches, "history": history})
     )
     if world.is_main_process:
         safetensors.torch.save_file(state, folder / f"{name}.safetensors")
@@ -114,7 +114,7 @@ def train_scorer(name: str, folder: Path, world: World) -> None:
         return model.loss(*batch, step, rng, world.gather_rows)
 
     state, history = fit(scorer, config, batches_of=batches_of, loss_of=loss_of, seed=0, world=world)
-    rows = [row["loss"] for row in history.rows]
+    rows = [row["loss"] for row in history]
     (folder / f"{name}.{world.rank}.json").write_text(json.dumps({"losses": rows}))
     if world.is_main_process:
         safetensors.torch.save_file(

@@ -16,6 +16,7 @@ from tests.helpers.paths import ROOT
 from thousandwords import components
 from thousandwords.core.config import section
 from thousandwords.data.token_shards import TokenHeader, TokenShardWriter
+from thousandwords.generators.transformer.model import Transformer, TransformerConfig
 from thousandwords.text.bpe import TextTokenizer, TextTokenizerConfig, save, train
 
 SIDE = 16  # pixels
@@ -63,6 +64,16 @@ def tiny(family: str, kind: str, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return components.build(family, kind, config, **ARGUMENTS[family]).eval()
+
+
+def tiny_transformer(num_layers: int = 3, kinds: list[str] | None = None, **settings) -> Transformer:
+    """A transformer with large first weights, so that every part of it changes the logits."""
+    torch.manual_seed(0)
+    sizes = {"num_heads": 2, "width": 16, "kernel": 3, "init_std": 0.3} | settings
+    config = TransformerConfig(num_layers=len(kinds) if kinds else num_layers, **sizes)
+    model = Transformer(config, **ARGUMENTS["generators"])
+    model.kinds = kinds or model.kinds
+    return model
 
 
 def rng(seed: int = 0) -> torch.Generator:

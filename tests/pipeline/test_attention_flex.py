@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import shutil
 
@@ -10,14 +11,10 @@ import pytest
 import torch
 import torch._dynamo.testing
 
-from thousandwords.generators.transformer import attention_flex
+from tests.helpers.tiny_models import captions_as_tokens, image_tokens, tiny_transformer
+from thousandwords.generators.transformer import attention
 from thousandwords.generators.transformer import model as transformer
-from thousandwords.generators.transformer.attention_flex import (
-    FlexOrder,
-    compiled_flex_attention,
-    is_supported,
-    uncompiled_flex_attention,
-)
+from thousandwords.generators.transformer.attention import FlexOrder, flex_attention
 from thousandwords.generators.transformer.masks import KINDS, attention_mask
 from thousandwords.generators.transformer.model import Transformer, TransformerConfig
 from thousandwords.nn import compile
@@ -63,7 +60,7 @@ def test_flex_attention_equals_dense_attention(kind, missing):
     length = len(mask) - missing
     order, qkv = FlexOrder(kind, PREFIX, 7, 3), random_qkv(length)
 
-    actual = uncompiled_flex_attention(order, order.block_mask(length, CPU))(*qkv)
+    actual = flex_attention(order, order.block_mask(length, CPU))(*qkv)
 
     torch.testing.assert_close(actual, dense_attention(mask[:length, :length])(*qkv), atol=1e-5, rtol=0)
 
@@ -80,27 +77,20 @@ def test_most_of_the_papers_121_blocks_are_never_computed():
 @needs_compiler
 def test_compiled_flex_attention_equals_dense_attention():
     mask, qkv = attention_mask("column", PREFIX, side=7, kernel=3), random_qkv(53)
-    fails = Compiled(lambda *_: None, "the fallback", fallback=lambda *_: pytest.fail("not compiled"))
+    order = FlexOrder("column", PREFIX, 7, 3)
+    attend = Compiled(
+        flex_attention(order, order.block_mask(53, CPU)), "flex", lambda *_: pytest.fail("not compiled")
+    )
     with torch.no_grad():
-        actual = compiled_flex_attention(FlexOrder("column", PREFIX, 7, 3), 53, CPU, fails.fallback)(*qkv)
+        actual = attend(*qkv)
     torch.testing.assert_close(actual, dense_attention(mask[:53, :53])(*qkv), atol=1e-5, rtol=0)
 
 
 # --- where it is not supported ------------------------------------------------------------------------------
 
 
-def tiny(**settings) -> Transformer:
-    torch.manual_seed(0)
-    return Transformer(
-        TransformerConfig(num_layers=6, num_heads=2, width=32, kernel=3, init_std=0.3, **settings),
-        11,
-        6,
-        13,
-        (4,),
-    ).train()
-
-
-TEXT, TOKENS = torch.randint(11, (2, 6)), torch.randint(13, (2, 16))
+tiny = functools.partial(tiny_transformer, 6, width=32)
+TEXT, TOKENS = captions_as_tokens(2), image_tokens(2)
 
 
 def loss_and_gradients(model: Transformer) -> list[torch.Tensor]:
@@ -124,13 +114,8 @@ def test_on_a_cpu_flex_is_replaced_and_one_line_says_so(capfd):
     )
 
 
-def test_without_a_request_nothing_is_logged(capfd):
-    assert not is_supported(CPU, is_requested=False)
-    assert capfd.readouterr().err == ""
-
-
 def test_on_a_gpu_large_grids_use_flex_in_training_only(monkeypatch):
-    monkeypatch.setattr(attention_flex, "why_unsupported", lambda device: "")
+    monkeypatch.setattr(attention, "why_flex_is_unsupported", lambda device: "")
     model = Transformer(TransformerConfig(num_layers=4, num_heads=1, width=16), 5, 6, 5, (16,))
 
     def kind_of(attend) -> str:
@@ -138,10 +123,10 @@ def test_on_a_gpu_large_grids_use_flex_in_training_only(monkeypatch):
             type(attend).__name__ if isinstance(attend, Compiled) else attend.__qualname__.partition(".")[0]
         )
 
-    assert {kind_of(model._attend(kind, 263)) for kind in KINDS} == {"Compiled"}
-    assert model._attend("row", 263) is model._attend("row", 263)
+    assert {kind_of(model.attention.choose(kind, 263)) for kind in KINDS} == {"Compiled"}
+    assert model.attention.choose("row", 263) is model.attention.choose("row", 263)
     with torch.no_grad():
-        assert {kind_of(model._attend(kind, 263)) for kind in KINDS} <= {
+        assert {kind_of(model.attention.choose(kind, 263)) for kind in KINDS} <= {
             "blocked_attention",
             "dense_attention",
         }
@@ -181,10 +166,8 @@ def test_flex_attention_gives_the_loss_and_gradients_of_dense_attention_compiled
 ):
     # torch rejects gradients on a CPU, which has no kernel for them; uncompiled they work
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
-    monkeypatch.setattr(attention_flex, "why_unsupported", lambda device: "")
-    monkeypatch.setattr(
-        attention_flex, "Compiled", lambda *settings: Compiled(*settings, backend="aot_eager")
-    )
+    monkeypatch.setattr(attention, "why_flex_is_unsupported", lambda device: "")
+    monkeypatch.setattr(attention, "Compiled", lambda *settings: Compiled(*settings, backend="aot_eager"))
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled_by(monkeypatch, counter)
 

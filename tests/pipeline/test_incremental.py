@@ -118,20 +118,20 @@ def test_an_input_that_is_changed_back_is_read_from_the_store(few, encoded):
 
 
 def test_a_killed_run_continues_with_the_shard_it_was_at(few, monkeypatch, encoded):
-    encode_shard, done = tokenize_shard.encode_shard, []
+    sequential_batches, done = tokenize_shard.sequential_batches, []
 
     def killed_at_the_sixth(*arguments):
         if len(done) == 5:
             raise KeyboardInterrupt
         done.append(1)
-        return encode_shard(*arguments)
+        return sequential_batches(*arguments)
 
-    monkeypatch.setattr(tokenize_shard, "encode_shard", killed_at_the_sixth)
+    monkeypatch.setattr(tokenize_shard, "sequential_batches", killed_at_the_sixth)
     with pytest.raises(KeyboardInterrupt):
         tokenized(few, "tokens")
     assert len(entries()) == 5 and not (few / "tokens" / "manifest.json").exists()
 
-    monkeypatch.setattr(tokenize_shard, "encode_shard", encode_shard)
+    monkeypatch.setattr(tokenize_shard, "sequential_batches", sequential_batches)
     encoded.clear()
     assert tokenized(few, "tokens")[1] == 6 and len(encoded) == 6
 

@@ -1,9 +1,7 @@
 """The Generator contract: captions in, image tokens out.
 
-A kind is a folder with a model.py. Text tokens are always (B, T) with -1 after the end of a caption. Image
-tokens are always (B, L) in raster order, the grids of `scales` one after the other. A kind is built from its
-own config and the sizes below. This file holds what every kind promises and the checks of its inputs; how
-tokens are modelled is up to the kind.
+A kind is a folder with a model.py, built from its own config and the sizes below. Text tokens are (B, T) with
+-1 after the end of a caption, image tokens (B, L) in raster order, the grids of `scales` one after the other.
 """
 
 from __future__ import annotations
@@ -43,9 +41,8 @@ class Generator(nn.Module, ABC):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """text (B, T), image_tokens (B, L) -> the loss, and {"text_loss", "image_loss"} in nats per token.
 
-        For a micro-batch, `num_text_tokens` is the mean number of text tokens per micro-batch: the mean of
-        their losses is then the loss of the whole batch, although captions differ in length. None: count the
-        text tokens of these rows.
+        `num_text_tokens`: the mean number of text tokens per micro-batch, so that the mean of their losses is
+        the loss of the whole batch. None: those of these rows.
         """
 
     @abstractmethod
@@ -62,25 +59,18 @@ class Generator(nn.Module, ABC):
     ) -> Tensor:
         """Sample image tokens (B, L) for text (B, T), with one random generator per row.
 
-        `fixed_tokens` (B, L) has -1 where a token is to be sampled; all others are returned unchanged. Tokens
-        are sampled in raster order and depend only on those before them: a fixed token does not influence the
-        tokens sampled before it.
-
-        `guidance` above 1 moves away from what would be sampled without a caption
-        (`nn.logits.apply_guidance`); 1 has no effect.
-
-        A row depends only on its own text, fixed tokens and random generator, not on the other rows of the
-        batch. Each random generator always gives L numbers, so that an image sampled again with some of its
-        own tokens fixed is the same image.
+        `fixed_tokens` (B, L) has -1 where a token is to be sampled; the others are returned unchanged, and
+        influence only the tokens after them. `guidance` above 1 moves away from what would be sampled without
+        a caption; 1 has no effect. A row depends only on its own text, fixed tokens and random generator. Each
+        generator gives L numbers, so that an image sampled again with some of its own tokens fixed is the same.
         """
 
     @abstractmethod
     def log_probabilities(self, text: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """ln p of each token given those before it, in nats: (B, T), (B, L) -> (B, T), (B, L) float32.
+        """ln p of each token given those before it, in nats: (B, T), (B, L) -> (B, T), (B, L) float32, 0 at pads.
 
-        A pad has 0. The sum over the image tokens of a row is the exact ln p(image | caption): the
-        probabilities of all possible images add up to 1. The sum over the text tokens is ln p of the caption
-        among all captions of the same length. No gradient is kept.
+        The sum over a row's image tokens is the exact ln p(image | caption), over its text tokens ln p of the
+        caption among all of the same length. No gradient is kept.
         """
 
     def check_text(self, text: Tensor) -> None:

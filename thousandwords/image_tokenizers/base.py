@@ -1,8 +1,7 @@
 """The ImageTokenizer contract: an image becomes L tokens of a vocabulary, and tokens become an image.
 
-A kind is a folder with a model.py. Inside, a kind scales pixels as it likes. Outside, images are always
-float32 (B, 3, H, W) in [0, 1] and tokens int64 (B, L): the grids of `scales` one after the other, each in
-raster order.
+A kind is a folder with a model.py. Images are always float32 (B, 3, H, W) in [0, 1] and tokens int64 (B, L):
+the grids of `scales` one after the other, each in raster order. Inside, a kind scales pixels as it likes.
 """
 
 from __future__ import annotations
@@ -35,10 +34,7 @@ class ImageTokenizer(nn.Module, ABC):
 
     @property
     def max_batch_size(self) -> int:
-        """How many images fit a laptop's memory, or half of a GPU's, when encoded or decoded at once.
-
-        64 images of 64 pixels a side on a CPU, 64 of 256 a side on a GPU of 80 GB.
-        """
+        """How many images fit a laptop's memory, or half of a GPU's, when encoded or decoded at once."""
         device, pixels = next(self.parameters()).device, MAX_BATCH_PIXELS
         if device.type == "cuda":
             gpu_memory = torch.cuda.get_device_properties(device).total_memory

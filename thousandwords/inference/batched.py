@@ -16,11 +16,10 @@ def encode_in_batches(
     tokenizer: nn.Module, images: Sequence[np.ndarray], batch_size: int | None = None
 ) -> Tensor:
     """Encode images uint8 (H, W, 3) of any size, cropped and resized as in training, to token ids (B, L)."""
-    device, size = next(tokenizer.parameters()).device, tokenizer.image_size
-    squares = np.stack([fit_square(image, size) for image in images])
-    batch_size = batch_size or tokenizer.max_batch_size
-    batches = [squares[start : start + batch_size] for start in range(0, len(squares), batch_size)]
-    return torch.cat([tokenizer.encode(to_float(batch).to(device)).cpu() for batch in batches])
+    device, batch_size = next(tokenizer.parameters()).device, batch_size or tokenizer.max_batch_size
+    squares = torch.from_numpy(np.stack([fit_square(image, tokenizer.image_size) for image in images]))
+    batches = squares.split(batch_size)
+    return torch.cat([tokenizer.encode(to_float(batch.numpy()).to(device)).cpu() for batch in batches])
 
 
 def decode_in_batches(tokenizer: nn.Module, tokens: Tensor, batch_size: int | None = None) -> Tensor:
@@ -31,8 +30,6 @@ def decode_in_batches(tokenizer: nn.Module, tokens: Tensor, batch_size: int | No
 
 
 def score_in_batches(scorer: nn.Module, images: Tensor, prompt: str, batch_size: int = 64) -> Tensor:
-    """The score of each image (B, 3, H, W) for one prompt: (B,) on the CPU, computed on the scorer's
-    device."""
-    device = next(scorer.parameters()).device
-    batches = images.split(batch_size)
+    """The score of each image (B, 3, H, W) for one prompt: (B,) on the CPU."""
+    device, batches = next(scorer.parameters()).device, images.split(batch_size)
     return torch.cat([scorer.score(batch.to(device), [prompt] * len(batch)).cpu() for batch in batches])

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from thousandwords.inference.config import SamplingConfig, check_guidance
+from thousandwords.inference.config import SamplingConfig
 from thousandwords.text.bpe import TextTokenizer
 
 
@@ -27,33 +27,12 @@ def candidate_seed(seed: int, prompt: str, candidate: int) -> int:
 
 @dataclass(frozen=True)
 class CandidateBatch:
-    """Candidates that were sampled together: for each its prompt, its number, its seed, and its tokens (B,
-    L)."""
+    """Candidates sampled together: for each its prompt, number and seed, and their tokens (B, L)."""
 
     prompt_ids: list[int]
     candidates: list[int]
     seeds: list[int]
     tokens: Tensor
-
-
-def sample_candidates(
-    generator: nn.Module,
-    text_tokenizer: TextTokenizer,
-    prompts: Sequence[str],
-    settings: SamplingConfig,
-    seed: int,
-    fixed_tokens: Tensor | None = None,
-) -> Iterator[CandidateBatch]:
-    """All candidates of all prompts, prompt after prompt, `settings.batch_size` rows at a time.
-
-    `fixed_tokens` (prompts, L) holds the tokens that all candidates of a prompt share, -1 where one is to be
-    sampled.
-    """
-    check_guidance(settings.guidance, generator.config)
-    if fixed_tokens is not None:
-        generator.check_fixed_tokens(fixed_tokens, len(prompts))
-    for number in range(count_batches(len(prompts), settings)):
-        yield sample_batch(generator, text_tokenizer, prompts, settings, seed, number, fixed_tokens)
 
 
 def count_batches(num_prompts: int, settings: SamplingConfig) -> int:
@@ -70,16 +49,22 @@ def sample_batch(
     number: int,
     fixed_tokens: Tensor | None = None,
 ) -> CandidateBatch:
-    """Batch `number` of `sample_candidates`, without the others."""
+    """Batch `number` of all candidates, prompt after prompt, `settings.batch_size` rows at a time.
+
+    `fixed_tokens` (prompts, L): tokens that all candidates of a prompt share, -1 where one is to be sampled.
+    """
+    if fixed_tokens is not None:
+        generator.check_fixed_tokens(fixed_tokens, len(prompts))
     first, num_rows = number * settings.batch_size, len(prompts) * settings.candidates
-    last = min(first + settings.batch_size, num_rows)
-    rows = [divmod(row, settings.candidates) for row in range(first, last)]
-    prompt_ids, candidates = [row[0] for row in rows], [row[1] for row in rows]
-    seeds = [candidate_seed(seed, prompts[prompt], candidate) for prompt, candidate in rows]
+    rows = range(first, min(first + settings.batch_size, num_rows))
+    prompt_ids = [row // settings.candidates for row in rows]
+    candidates = [row % settings.candidates for row in rows]
+    texts = [prompts[prompt] for prompt in prompt_ids]
+    seeds = [candidate_seed(seed, *pair) for pair in zip(texts, candidates, strict=True)]
     generator = to_precision(generator, settings.precision)
     device = next(generator.parameters()).device
     tokens = generator.sample(
-        text_tokenizer.encode([prompts[prompt] for prompt in prompt_ids]).to(device),
+        text_tokenizer.encode(texts).to(device),
         [torch.Generator().manual_seed(row_seed) for row_seed in seeds],
         temperature=settings.temperature,
         top_k=settings.top_k,

@@ -24,32 +24,24 @@ class SamplingConfig:
     top_p: float | None = None  # keep the fewest tokens that hold this probability; null: all
     guidance: float = 1.0  # above 1: closer to the caption, if the generator was trained with caption_dropout
     batch_size: int = 256  # candidates sampled at a time; changes the speed, never an image
-    # of the generator's weights: bfloat16 halves their memory and is faster, but gives other tokens; auto:
-    # bfloat16 on a GPU
+    # of the generator's weights: bfloat16 is faster, but gives other tokens; auto: bfloat16 on a GPU
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"sampling.{name} is {getattr(self, name)}; it needs to be 1 or more")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"sampling.temperature is {self.temperature}; it needs to be above 0")
+        for name, is_valid, needed in (
+            ("candidates", self.candidates >= 1, "1 or more"),
+            ("batch_size", self.batch_size >= 1, "1 or more"),
+            ("temperature", 0 < self.temperature < math.inf, "above 0"),
+            ("guidance", 0 <= self.guidance < math.inf, "0 or more; 1 changes nothing"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "1 or more, or null for all tokens"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "in (0, 1], or null for all tokens"),
+        ):
+            if not is_valid:
+                raise ValueError(f"sampling.{name} is {getattr(self, name)}; it needs to be {needed}")
         if self.temperature < MIN_TEMPERATURE:
             raise ValueError(
                 f"sampling.temperature is {self.temperature}; the minimum is {MIN_TEMPERATURE}. "
                 "For the likeliest token set top_k to 1"
-            )
-        if not 0 <= self.guidance < math.inf:
-            raise ValueError(
-                f"sampling.guidance is {self.guidance}; it needs to be 0 or more; 1 changes nothing"
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(
-                f"sampling.top_k is {self.top_k}; it needs to be 1 or more, or null for all tokens"
-            )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"sampling.top_p is {self.top_p}; it needs to be in (0, 1], or null for all tokens"
             )
 
 
@@ -83,9 +75,9 @@ def check_guidance(guidance: float, generator_config: object) -> None:
     """Raise ConfigError for guidance that a generator of this config was never trained for."""
     if guidance != 1 and not getattr(generator_config, "caption_dropout", 0):
         raise ConfigError(
-            f"sampling.guidance is {guidance}, but the generator was trained without caption dropout, so it cannot "
-            "sample without a caption. Train it with generator.transformer.caption_dropout (0.1, say), or leave "
-            "guidance at 1"
+            f"sampling.guidance is {guidance}, but the generator was trained without caption dropout, so it "
+            "cannot sample without a caption. Train it with generator.transformer.caption_dropout (0.1, say), or "
+            "leave guidance at 1"
         )
 
 

@@ -1,8 +1,7 @@
-"""From an image and a choice of cells to keep to its fixed tokens; the rest is sampled (arXiv 2102.12092,
-figure 2c).
+"""From an image and the cells to keep to its fixed tokens; the rest is sampled (arXiv 2102.12092, figure 2c).
 
-The paper keeps the top rows. Any other cells may be kept too, but tokens are sampled in raster order and
-depend only on those before them: a kept cell does not influence what is sampled above it.
+The paper keeps the top rows. Other cells may be kept too, but a kept cell does not influence what is sampled
+above it: tokens are sampled in raster order.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ def grid_side(scales: tuple[int, ...]) -> int:
 
 
 def top_rows(side: int, num_rows: int) -> np.ndarray:
-    """The cells of the first rows: bool (side, side); raises UserError where no cell or every cell would be
-    kept."""
+    """The cells of the first rows: bool (side, side); raises UserError unless some are kept and some sampled."""
     if not 1 <= num_rows < side:
         raise UserError(
             f"{num_rows} rows cannot be kept: these images have {side} rows of tokens. Keep 1 to {side - 1}"
@@ -52,32 +50,24 @@ def rows_to_keep(share: float, side: int) -> int:
 
 
 def cells_from_mask(mask: np.ndarray, side: int) -> np.ndarray:
-    """Mask uint8 (H, W, 3), white where an image is kept -> bool (side, side): cells that are white on
-    average.
+    """Mask uint8 (H, W, 3), white where an image is kept -> bool (side, side): cells white on average.
 
-    A mask is cropped to its middle square as an image is. Raises UserError where no cell or every cell would
-    be kept.
+    It is cropped to its middle square as an image is. Raises UserError unless some are kept and some sampled.
     """
     square = fit_square(mask, min(mask.shape[:2]))  # cropped, not resized: a resize could ring
     is_kept = adaptive_avg_pool2d(to_float(square), side)[0].mean(dim=0).ge(0.5).numpy()
-    if is_kept.all() or not is_kept.any():
-        reason = (
-            "all of it is white, so that nothing is left to sample"
-            if is_kept.all()
-            else "no cell of it is white enough"
-        )
-        raise UserError(
-            f"the mask cannot be used: {reason}. Paint white what is to be kept, and black what is to be sampled"
-        )
-    return is_kept
+    if is_kept.any() and not is_kept.all():
+        return is_kept
+    reason = "all of it is white, so that nothing is left to sample"
+    if not is_kept.any():
+        reason = "no cell of it is white enough"
+    raise UserError(
+        f"the mask cannot be used: {reason}. Paint white what is to be kept, and black what is to be sampled"
+    )
 
 
 def fixed_tokens_of(tokenizer: nn.Module, image: np.ndarray, is_kept: np.ndarray) -> Tensor:
-    """The tokens of the kept cells: uint8 (H, W, 3) of any size, bool (side, side) -> (L,) int64, -1
-    elsewhere.
-
-    The image is cropped and resized as the training images are.
-    """
+    """The tokens of the kept cells: uint8 (H, W, 3) of any size, bool (side, side) -> (L,), -1 elsewhere."""
     side = grid_side(tokenizer.scales)
     if is_kept.shape != (side, side):
         raise ValueError(f"is_kept has shape {is_kept.shape}; this tokenizer has {side} x {side} cells")
@@ -93,12 +83,7 @@ def gray_out(image: np.ndarray, is_kept: np.ndarray) -> np.ndarray:
 
 
 def read_images_to_inpaint(folder: str | Path) -> Iterator[tuple[str, np.ndarray]]:
-    """(caption, image) of each image in a folder, in the order of their names; raises UserError at the first
-    bad one.
-
-    None is skipped silently: there are few, and each was put there to be inpainted. A folder without images
-    gives nothing.
-    """
+    """(caption, image) of each image in a folder, by name; raises UserError at the first bad one."""
     if not Path(folder).is_dir():
         raise UserError(
             f"sampling.inpaint: there is no folder {folder}. Make it, or set sampling.inpaint to null"
@@ -107,10 +92,8 @@ def read_images_to_inpaint(folder: str | Path) -> Iterator[tuple[str, np.ndarray
         try:
             if record.problem:
                 raise record.problem
-            yield (
-                check_prompt(record.captions[0], f"{record.provenance}: its caption"),
-                decode_image(record.image),
-            )
+            caption = check_prompt(record.captions[0], f"{record.provenance}: its caption")
+            yield caption, decode_image(record.image)
         except InvalidInput as problem:
             raise UserError(
                 f"sampling.inpaint: {record.key} in {folder} cannot be inpainted: {problem.detail}. Fix it, or remove it"

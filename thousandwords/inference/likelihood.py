@@ -1,9 +1,8 @@
-"""How likely an image is under a caption, exactly: an autoregressive model gives this, GANs and diffusion
-models do not.
+"""How likely an image is under a caption, exactly: an autoregressive model gives this, GANs and diffusion do not.
 
 It is the likelihood of the image's tokens under the generator as trained: no guidance, no temperature, no
-truncation. Fewer bits are a likelier image; many bits in one cell mean that the model did not expect its
-token. Left out: the pixels that a token leaves open, and the length of the caption.
+truncation. Many bits in one cell: the model did not expect its token. Left out: the pixels that a token leaves
+open, and the length of the caption.
 """
 
 from __future__ import annotations
@@ -51,8 +50,7 @@ def bits(log_probabilities: Tensor) -> float:
 
 
 def likelihood(package: Package, caption: str, images: Sequence[np.ndarray]) -> list[Likelihood]:
-    """The Likelihood of each image uint8 (H, W, 3) of any size, cropped and resized as in training, for one
-    caption."""
+    """The Likelihood of each image uint8 (H, W, 3) of any size, cropped and resized as in training."""
     return likelihood_of_tokens(package, caption, encode_in_batches(package.image_tokenizer, images))
 
 
@@ -60,10 +58,8 @@ def likelihood_of_tokens(package: Package, caption: str, tokens: Tensor) -> list
     """The Likelihood of each row of image tokens (B, L) for one caption. Raises EmptyPrompt."""
     device = next(package.generator.parameters()).device
     text = package.text_tokenizer.encode([check_prompt(caption)]).to(device)
-    batches = [
-        package.generator.log_probabilities(text.expand(len(batch), -1), batch.to(device))
-        for batch in tokens.split(BATCH_SIZE)
-    ]
-    return [
-        Likelihood(*row) for batch in batches for row in zip(*(part.cpu() for part in batch), strict=True)
-    ]
+    results: list[Likelihood] = []
+    for batch in tokens.split(BATCH_SIZE):
+        parts = package.generator.log_probabilities(text.expand(len(batch), -1), batch.to(device))
+        results += [Likelihood(*row) for row in zip(*(part.cpu() for part in parts), strict=True)]
+    return results

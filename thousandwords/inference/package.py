@@ -1,5 +1,4 @@
-"""One folder that takes a prompt and gives ranked images: four models and the sampling settings, as
-safetensors and JSON.
+"""One folder that takes a prompt and gives ranked images: four models and the sampling settings.
 
 `load_package(folder).generate("a small red star on sand", candidates=16)` needs neither DVC nor MLflow, and
 runs no code from the folder.
@@ -11,6 +10,8 @@ import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ from thousandwords.inference.candidates import count_batches, sample_batch
 from thousandwords.inference.config import SamplingConfig, check_guidance, check_prompt, replace_settings
 from thousandwords.text.bpe import TextTokenizer, load
 
-PARTS = ("text_tokenizer", "image_tokenizer", "generator", "scorer")
+FAMILIES = {"image_tokenizer": "image_tokenizers", "generator": "generators", "scorer": "scorers"}
+PARTS = ("text_tokenizer", *FAMILIES)
 FIX = "dvc repro package_model"
 
 
@@ -71,11 +73,9 @@ class Package:
         if candidates is not None:
             changes = {"candidates": candidates, **changes}
         settings = replace_settings(self.settings, **changes)
-        batches = [
-            self.generate_batch(prompt, settings, seed, number, fixed_tokens)
-            for number in range(count_batches(1, settings))
-        ]
-        return rank_candidates([candidate for batch in batches for candidate in batch])
+        candidates_of = partial(self.generate_batch, prompt, settings, seed, fixed_tokens=fixed_tokens)
+        batches = map(candidates_of, range(count_batches(1, settings)))
+        return rank_candidates(list(chain.from_iterable(batches)))
 
     @torch.no_grad()
     def generate_batch(
@@ -86,11 +86,7 @@ class Package:
         number: int,
         fixed_tokens: Tensor | None = None,
     ) -> list[Candidate]:
-        """Batch `number` of a prompt's candidates, in the order of their numbers: up to `settings.batch_size`
-        of them.
-
-        The same batch of the same prompt gives the same bits again, without the batches before it.
-        """
+        """Batch `number` of a prompt's candidates, by number: the same bits, with or without those before it."""
         check_guidance(settings.guidance, self.generator.config)
         fixed_tokens = None if fixed_tokens is None else fixed_tokens[None]
         batch = sample_batch(
@@ -108,8 +104,7 @@ def rank_candidates(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def write_package(folder: Path, parts: dict[str, Path], settings: SamplingConfig, metadata: dict) -> str:
-    """Copy the four model folders, verified, into `folder` and bind them together; returns the
-    fingerprint."""
+    """Copy the four model folders, verified, into `folder`, bound together; returns the fingerprint."""
     folder = Path(folder)
     fingerprints = {}
     for name in PARTS:
@@ -117,8 +112,9 @@ def write_package(folder: Path, parts: dict[str, Path], settings: SamplingConfig
         for file in (*manifest["files"], MANIFEST):
             write_bytes(folder / name / file, (Path(parts[name]) / file).read_bytes())
         fingerprints[name] = manifest["sha256"]
-    for extra in set(path.name for path in folder.iterdir() if path.is_dir()) - set(PARTS):
-        shutil.rmtree(folder / extra)
+    for path in folder.iterdir():
+        if path.is_dir() and path.name not in PARTS:
+            shutil.rmtree(path)
     write_json(
         folder / "package.json", {"parts": fingerprints, "sampling": dataclasses.asdict(settings), **metadata}
     )
@@ -141,12 +137,7 @@ def load_package(folder: Path, device: str = "cpu") -> Package:
         if sha256 != expected_sha256:
             raise UserError(f"{folder / name} is not the part this package was made with. Run: {FIX}")
     models = {
-        name: components.load(family, folder / name, fix=FIX).to(device)
-        for name, family in (
-            ("image_tokenizer", "image_tokenizers"),
-            ("generator", "generators"),
-            ("scorer", "scorers"),
-        )
+        name: components.load(family, folder / name, fix=FIX).to(device) for name, family in FAMILIES.items()
     }
     return Package(
         text_tokenizer=load(folder / "text_tokenizer", fix=FIX),

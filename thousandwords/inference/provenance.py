@@ -1,9 +1,7 @@
-"""A PNG that records how it was generated, so that anyone with the same models can generate it again, byte
-for byte.
+"""A PNG that records how it was generated: with the same models it can be generated again, byte for byte.
 
-The metadata is JSON in one text chunk of the file (PNG specification, iTXt): viewers ignore it, and a copy of
-the file keeps it. It is untrusted input: checked strictly, and never run. Left out: who generated the image,
-and when.
+The record is JSON in one text chunk (PNG specification, iTXt), which viewers ignore and copies keep. It is
+untrusted input: checked strictly, and never run. Left out: who generated the image, and when.
 """
 
 from __future__ import annotations
@@ -11,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import zlib
-from collections.abc import Iterator
+import struct
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,21 +20,19 @@ from thousandwords.core.errors import UserError
 from thousandwords.inference.config import SamplingConfig
 
 CHUNK = "thousandwords"  # the keyword of the text chunk
-CHUNK_PREFIX = CHUNK.encode() + b"\0\0\0"  # the keyword's end, not compressed, no compression method
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_TEXT_LENGTH = 2**20
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """All that an image follows from: the models, the caption, the seed, the candidate's number, and the
-    settings."""
+    """All that an image follows from."""
 
     caption: str
     seed: int
     candidate: int
     package: str  # sha256 of the package's manifest
-    settings: SamplingConfig  # `candidates` is the number that was requested, `batch_size` how many were sampled together
+    settings: SamplingConfig  # `candidates`: the number requested; `batch_size`: how many at a time
     fixed_tokens: tuple[int, ...] | None = None  # of an inpainted image, -1 where a token was sampled
 
     def __post_init__(self) -> None:
@@ -57,8 +52,7 @@ class Provenance:
             )
 
     def to_dict(self) -> dict:
-        """The values as files hold them: fixed tokens have the key "given", as in files that were written
-        before."""
+        """The values as files hold them: fixed tokens have the key "given", as in earlier files."""
         values = dataclasses.asdict(self)
         return values | {"given": values.pop("fixed_tokens")}
 
@@ -105,41 +99,37 @@ def read_provenance(data: bytes) -> Provenance | None:
 
 
 def _read_text(data: bytes) -> str | None:
-    """The text of our chunk, found without a decoder: no pixel is unpacked, and no frame, however many the
-    file has."""
+    """The text of our chunk. Each chunk's checksum is verified, and none is decoded.
+
+    Pillow's `.info` and `verify` are not enough: opening an animated PNG allocates all pixels that its header
+    claims, and `verify` does not look at the last chunk.
+    """
     if not data.startswith(PNG_SIGNATURE):
         return None
-    keyword = CHUNK.encode() + b"\0"
-    texts = [body for kind, body in _chunks(data) if kind == b"iTXt" and body.startswith(keyword)]
+    stream, kind, texts = io.BytesIO(data[len(PNG_SIGNATURE) :]), b"", []
+    try:
+        with PngImagePlugin.ChunkStream(stream) as chunks:
+            while kind != b"IEND":
+                kind, _, length = chunks.read()
+                body = stream.read(length)
+                chunks.crc(kind, body)
+                if kind == b"iTXt" and body.startswith(CHUNK.encode() + b"\0"):
+                    texts.append(body.removeprefix(CHUNK.encode()))
+    except (SyntaxError, struct.error) as error:
+        raise UserError(
+            "this image is damaged: it is cut short, or its bytes have changed. Use another copy of it"
+        ) from error
     if not texts:
         return None
-    if not texts[0].startswith(CHUNK_PREFIX):
+    if not texts[0].startswith(b"\0\0\0"):  # the keyword's end, not compressed, no compression method
         raise UserError(
             "cannot read this PNG's provenance: another program has rewritten it. Give the original file"
         )
     # after a language and a translated keyword, both empty here
-    text = texts[0].removeprefix(CHUNK_PREFIX).split(b"\0", 2)[-1].decode(errors="replace")
+    text = texts[0][3:].split(b"\0", 2)[-1].decode(errors="replace")
     if len(text) > MAX_TEXT_LENGTH:
         raise UserError(
             f"cannot read this PNG's provenance: it has more than {MAX_TEXT_LENGTH:,} characters. "
             "Generate the image again"
         )
     return text
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(type, content) of the chunks of a PNG (its specification, part 5.3). Raises UserError where one is
-    damaged.
-
-    Pillow would unpack every pixel to read a text: half a megabyte can hold a hundred million of them.
-    """
-    start, kind = len(PNG_SIGNATURE), b""
-    while kind != b"IEND":
-        end = start + 12 + int.from_bytes(data[start : start + 4])
-        kind, body = data[start + 4 : start + 8], data[start + 8 : end - 4]
-        if end > len(data) or zlib.crc32(kind + body) != int.from_bytes(data[end - 4 : end]):
-            raise UserError(
-                "this image is damaged: it is cut short, or its bytes have changed. Use another copy of it"
-            )
-        yield kind, body
-        start = end

@@ -15,7 +15,7 @@ from thousandwords import components
 from thousandwords.core.errors import UserError
 from thousandwords.data.images import to_uint8
 from thousandwords.inference.batched import decode_in_batches
-from thousandwords.inference.candidates import CandidateBatch, sample_batch
+from thousandwords.inference.candidates import sample_batch
 from thousandwords.inference.config import SamplingConfig
 from thousandwords.inference.sample_shards import sample_table
 from thousandwords.text.bpe import TextTokenizer, load
@@ -46,7 +46,7 @@ class SampleTask:
     prompts: list[tuple[str, str]]  # (split, prompt)
     settings: SamplingConfig
     seed: int
-    fixed_tokens: np.ndarray | None  # (prompts, L); an array, as a tensor would be sent through shared memory
+    fixed_tokens: np.ndarray | None  # (prompts, L); a tensor would be sent through shared memory
 
 
 def load_models(text_tokenizer: Path, image_tokenizer: Path, generator: Path) -> Models:
@@ -83,32 +83,22 @@ def make_sampler(models: Models, task: SampleTask, device: str) -> Callable[[int
     fixed_tokens = None if task.fixed_tokens is None else torch.tensor(task.fixed_tokens)
     prompts = [prompt for _, prompt in task.prompts]
 
+    @torch.no_grad()
     def sample(number: int) -> pa.Table:
-        with torch.no_grad():
-            batch = sample_batch(
-                models.generator,
-                models.text_tokenizer,
-                prompts,
-                task.settings,
-                task.seed,
-                number,
-                fixed_tokens,
-            )
-            return _table(batch, task.prompts, models.image_tokenizer)
+        batch = sample_batch(
+            models.generator, models.text_tokenizer, prompts, task.settings, task.seed, number, fixed_tokens
+        )
+        images = to_uint8(decode_in_batches(models.image_tokenizer, batch.tokens))
+        rows = [
+            {
+                "prompt_id": prompt,
+                "split": task.prompts[prompt][0],
+                "prompt": prompts[prompt],
+                "candidate": candidate,
+                "seed": seed,
+            }
+            for prompt, candidate, seed in zip(batch.prompt_ids, batch.candidates, batch.seeds, strict=True)
+        ]
+        return sample_table(rows, batch.tokens, images)
 
     return sample
-
-
-def _table(batch: CandidateBatch, prompts: list[tuple[str, str]], image_tokenizer: nn.Module) -> pa.Table:
-    images = to_uint8(decode_in_batches(image_tokenizer, batch.tokens))
-    rows = [
-        {
-            "prompt_id": prompt,
-            "split": prompts[prompt][0],
-            "prompt": prompts[prompt][1],
-            "candidate": candidate,
-            "seed": seed,
-        }
-        for prompt, candidate, seed in zip(batch.prompt_ids, batch.candidates, batch.seeds, strict=True)
-    ]
-    return sample_table(rows, batch.tokens, images)

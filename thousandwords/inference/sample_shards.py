@@ -20,7 +20,7 @@ from thousandwords.core.parquet import table_bytes
 from thousandwords.data.images import decode_png, encode_png
 
 FIX = "dvc repro sample_images"
-INPAINTED = "completed"  # the split of prompts with an image to inpaint; the value is in files that were written before
+INPAINTED = "completed"  # the split of prompts with an image to inpaint, under its name in earlier files
 
 
 def sample_table(prompts: list[dict], tokens: Tensor, images: np.ndarray) -> pa.Table:
@@ -29,11 +29,8 @@ def sample_table(prompts: list[dict], tokens: Tensor, images: np.ndarray) -> pa.
     tokens (B, L) int64, images (B, H, W, 3) uint8.
     """
     flat = pa.array(tokens.numpy().astype(np.uint16).ravel())
-    columns = {
-        name: pa.array([row[name] for row in prompts])
-        for name in ("prompt_id", "split", "prompt", "candidate")
-    }
-    columns["seed"] = pa.array([row["seed"] for row in prompts], pa.int64())
+    names = ("prompt_id", "split", "prompt", "candidate", "seed")
+    columns = {name: pa.array([row[name] for row in prompts]) for name in names}
     columns["image_tokens"] = pa.FixedSizeListArray.from_arrays(flat, tokens.shape[1])
     columns["image"] = pa.array([encode_png(image) for image in images], pa.binary())
     return pa.table(columns)
@@ -42,8 +39,7 @@ def sample_table(prompts: list[dict], tokens: Tensor, images: np.ndarray) -> pa.
 def write_samples(
     folder: Path, tables: list[pa.Table], metadata: dict, kept_parts: Mapping[int, np.ndarray] | None = None
 ) -> None:
-    """Write one Parquet file per table, a PNG per prompt of `kept_parts`, and the manifest; earlier files are
-    removed."""
+    """Write a Parquet file per table, a PNG per prompt of `kept_parts`, and the manifest, over earlier files."""
     clear(folder, "*.parquet", "given-*.png")
     rows: dict[str, int | None] = {}
     for number, table in enumerate(tables):
@@ -65,9 +61,7 @@ class Samples:
     candidates: int
     table: pa.Table
     metadata: dict
-    kept_parts: dict[
-        int, np.ndarray
-    ]  # {prompt: the image it inpaints, grayed out where sampled, uint8 (H, W, 3)}
+    kept_parts: dict[int, np.ndarray]  # {prompt: the image it inpaints, grayed out where sampled}
 
     def images(self, prompt: int) -> np.ndarray:
         """The N candidates of one prompt: uint8 (N, H, W, 3)."""

@@ -1,9 +1,7 @@
-"""Edit and show the token grid of an image: set one token, flip the grid, stitch two, label tokens, map their
-surprisal.
+"""Edit and show an image's token grid: set a token, flip, stitch two, label tokens, map their surprisal.
 
-Grids are int64 (side, side), images uint8 (H, W, 3). No model is needed, and no argument is changed. Flipping
-and stitching move whole tokens: what a token decodes to is not mirrored, and depends on its neighbors, so the
-decoded image shows how independent the tokens are.
+Grids are int64 (side, side), images uint8 (H, W, 3). No argument is changed. Flipping and stitching move whole
+tokens: what a token decodes to is not mirrored, and depends on its neighbors.
 """
 
 from __future__ import annotations
@@ -16,19 +14,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 # from dark blue (expected) to light yellow (surprising): ever lighter, so readable without color vision
-RAMP = (
-    (0.05, 0.03, 0.25),
-    (0.19, 0.16, 0.50),
-    (0.13, 0.38, 0.55),
-    (0.10, 0.56, 0.53),
-    (0.38, 0.73, 0.36),
-    (0.98, 0.90, 0.15),
+RED, GREEN, BLUE = (
+    (0.05, 0.19, 0.13, 0.10, 0.38, 0.98),
+    (0.03, 0.16, 0.38, 0.56, 0.73, 0.90),
+    (0.25, 0.50, 0.55, 0.53, 0.36, 0.15),
 )
-OPACITY, CONTRAST, MID_GRAY = (
-    0.7,
-    0.6,
-    128,
-)  # the image under the colors has little contrast, so they stay readable
+OPACITY, CONTRAST, MID_GRAY = 0.7, 0.6, 128  # little contrast under the colors, so that they stay readable
 MIN_SIDE = 512  # pixels of an enlarged image
 MIN_CELL = 40  # pixels of a cell, so that its number can be read
 MARGIN = 24  # pixels for the numbers of rows and columns
@@ -80,14 +71,11 @@ def stitch(left: Tensor, right: Tensor, columns: int | None = None) -> Tensor:
 
 
 def most_surprising_cells(log_probabilities: Tensor, count: int) -> list[tuple[int, int, float]]:
-    """(row, column, bits) of the `count` cells with the least likely tokens, worst first: (side, side)
-    nats."""
-    flat = surprisal(log_probabilities).ravel()
-    side = log_probabilities.shape[1]
-    return [
-        (int(cell) // side, int(cell) % side, float(flat[cell]))
-        for cell in np.argsort(-flat, kind="stable")[:count]
-    ]
+    """(row, column, bits) of the `count` least likely tokens, worst first: (side, side) nats."""
+    bits = surprisal(log_probabilities)
+    worst = np.argsort(-bits, axis=None, kind="stable")[:count]
+    rows, columns = np.unravel_index(worst, bits.shape)
+    return list(zip(rows.tolist(), columns.tolist(), bits[rows, columns].tolist(), strict=True))
 
 
 def surprisal(log_probabilities: Tensor) -> np.ndarray:
@@ -121,10 +109,7 @@ def label_tokens(image: np.ndarray, grid: Tensor) -> np.ndarray:
 
 
 def heat_map(image: np.ndarray, log_probabilities: Tensor, max_bits: float | None = None) -> np.ndarray:
-    """The surprisal of each token, (side, side) nats, as color over a gray image, with a scale in bits below.
-
-    `max_bits` is the end of the scale (default: the largest surprisal); fix it to compare images.
-    """
+    """The surprisal of each token, (side, side) nats, as color over a gray image, with a scale to `max_bits`."""
     bits = surprisal(log_probabilities)
     max_bits = max(float(bits.max()), 1.0) if max_bits is None else max_bits
     enlarged, cell = _enlarge(image, len(bits))
@@ -136,9 +121,9 @@ def heat_map(image: np.ndarray, log_probabilities: Tensor, max_bits: float | Non
 
 def color(values: np.ndarray) -> np.ndarray:
     """0 to 1 -> red, green, blue from 0 to 255: (...) -> (..., 3); values outside are clipped."""
-    ramp = np.array(RAMP) * 255
-    stops = np.linspace(0, 1, len(ramp))
-    return np.stack([np.interp(values, stops, ramp[:, channel]) for channel in range(3)], axis=-1)
+    stops = np.linspace(0, 1, len(RED))
+    ramps = (np.array(ramp) * 255 for ramp in (RED, GREEN, BLUE))
+    return np.stack([np.interp(values, stops, ramp) for ramp in ramps], axis=-1)
 
 
 def _enlarge(image: np.ndarray, side: int) -> tuple[Image.Image, int]:

@@ -41,8 +41,7 @@ class EncodeTask:
 
 
 def open_encoder(task: EncodeTask, device: str) -> Callable[[str], pa.Table]:
-    """`make_encoder` in a worker, which loads the image tokenizer itself; raises UserError if it is another
-    one."""
+    """`make_encoder` in a worker, which loads the tokenizer itself; raises UserError if it is another one."""
     model = components.load("image_tokenizers", task.tokenizer, fix="dvc checkout, or dvc repro")
     if model.fingerprint != task.header.tokenizer_fingerprint:
         raise UserError(
@@ -54,37 +53,23 @@ def open_encoder(task: EncodeTask, device: str) -> Callable[[str], pa.Table]:
 
 def make_encoder(model: nn.Module, task: EncodeTask, device: str) -> Callable[[str], pa.Table]:
     """A function from the name of a shard of pairs to its rows as rows of token shards."""
-    model = model.to(device)
+    model, config = model.to(device), task.config
+    threads = min(MAX_THREADS, os.cpu_count() or 1) if next(model.parameters()).is_cuda else 0
 
     def encode(name: str) -> pa.Table:
         reader = PairReader.from_shard(task.pairs, task.manifest, name)
         label = f"tokenize_pairs {name}" if task.show_progress else None
-        return encode_shard(model, reader, task.splits[name], task.header, task.config, task.seed, label)
+        batches, tables = list(sequential_batches(len(reader), config.batch_size)), []
+        make_views = partial(views_of, reader, task.splits[name], config, task.seed)
+        all_views = prefetch_map(make_views, batches, threads)
+        for indices, views in zip(progress(batches, label, len(batches), "batch"), all_views, strict=True):
+            tokens = torch.cat([_encode(model, view) for view in views], dim=1)
+            tokens = tokens.repeat(1, config.views_per_image // len(views))
+            keys, captions = [reader.key(i) for i in indices], [reader.captions(i) for i in indices]
+            tables.append(token_table(task.header, keys, captions, tokens))
+        return pa.concat_tables(tables)
 
     return encode
-
-
-def encode_shard(
-    model: nn.Module,
-    reader: PairReader,
-    split: str,
-    header: TokenHeader,
-    config: TokensConfig,
-    seed: int,
-    label: str | None,
-) -> pa.Table:
-    """The rows of one shard of pairs as rows of token shards."""
-    tables, batches = [], list(sequential_batches(len(reader), config.batch_size))
-    make_views = partial(views_of, reader, config=config, seed=seed, is_cropped=is_cropped(split, config))
-    threads = min(MAX_THREADS, os.cpu_count() or 1) if next(model.parameters()).is_cuda else 0
-    all_views = prefetch_map(make_views, batches, threads)
-    for indices, views in zip(progress(batches, label, len(batches), "batch"), all_views, strict=True):
-        tokens = torch.cat([_encode(model, view) for view in views], dim=1).repeat(
-            1, config.views_per_image // len(views)
-        )
-        keys, captions = [reader.key(i) for i in indices], [reader.captions(i) for i in indices]
-        tables.append(token_table(header, keys, captions, tokens))
-    return pa.concat_tables(tables)
 
 
 def is_cropped(split: str, config: TokensConfig) -> bool:
@@ -93,24 +78,22 @@ def is_cropped(split: str, config: TokensConfig) -> bool:
 
 
 def views_of(
-    reader: PairReader, indices: list[int], config: TokensConfig, seed: int, is_cropped: bool
+    reader: PairReader, split: str, config: TokensConfig, seed: int, indices: list[int]
 ) -> list[np.ndarray]:
     """The images to encode, one uint8 (B, H, W, 3) per view: all random crops, or the plain squares once.
 
-    Held-out images are squares, so that no random choice affects a metric; their tokens are repeated for each
-    view.
+    Held-out images are squares: no random choice affects a metric. Their tokens are repeated for each view.
     """
-    if not is_cropped:
+    if not is_cropped(split, config):
         return [reader.images(indices)]
     return [crops(reader, indices, view, seed) for view in range(config.views_per_image)]
 
 
 def crops(reader: PairReader, indices: list[int], view: int, seed: int) -> np.ndarray:
-    """One random crop of each image, uint8 (B, H, W, 3): a function of (seed, key, view), not of order or
-    batch."""
-    size, rngs = reader.image_size, [view_rng(seed, reader.key(index), view) for index in indices]
-    images = reader.whole_images(indices)
-    return np.stack([generator_crop(image, size, rng) for image, rng in zip(images, rngs, strict=True)])
+    """One random crop of each image, uint8 (B, H, W, 3): a function of (seed, key, view), not of the batch."""
+    rngs = [view_rng(seed, reader.key(index), view) for index in indices]
+    pairs = zip(reader.whole_images(indices), rngs, strict=True)
+    return np.stack([generator_crop(image, reader.image_size, rng) for image, rng in pairs])
 
 
 def _encode(model: nn.Module, images: np.ndarray) -> Tensor:

@@ -1,9 +1,4 @@
-"""Functions that are compiled where possible and run uncompiled otherwise.
-
-A compiler may be missing, too old, or reject a size; training must not stop for that. The first failure is
-reported in one line, and from then on the uncompiled function runs. An error in the function itself appears
-there again.
-"""
+"""Functions that are compiled where possible: after the first failure, reported in one line, they run uncompiled."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """The dVAE's encoder and decoder: residual groups with pooling or up-sampling between them.
 
 After the released dVAE of arXiv 2102.12092. `patch` is an addition: with 1 (the released code) the first
-convolution sees pixels; with more, cells of patch * patch pixels become channels first, and the decoder's
-output is rearranged to pixels, which removes the expensive full-resolution groups. Shapes: images (B, 3, H,
-W), logits and one-hot tokens (B, V, h, w) with H = h * patch * 2 ** (groups - 1).
+convolution sees pixels; with more, patch * patch pixels become channels first. Shapes: images (B, 3, H, W),
+logits and one-hot tokens (B, V, h, w) with H = h * patch * 2 ** (groups - 1).
 """
 
 from __future__ import annotations

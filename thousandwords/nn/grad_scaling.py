@@ -1,10 +1,8 @@
-"""Gradient scaling per residual block, for training a deep transformer in float16 (arXiv 2102.12092, appendix
-D, figure 4).
+"""Gradient scaling per residual block, for a deep transformer in float16 (arXiv 2102.12092, appendix D, figure 4).
 
-The gradients of the blocks of a deep network differ by orders of magnitude, so no single scale keeps all of
-them in the range of float16. Here the residual stream and its gradient stay in float32, and each residual
-path has its own scale: a gradient is multiplied by it on entering the path and divided by it on leaving.
-bfloat16 has the range of float32 and needs no scaling.
+No single scale keeps the gradients of all blocks in the range of float16. Here the residual stream and its
+gradient stay in float32, and each residual path has its own scale: a gradient is multiplied by it on entering
+the path and divided by it on leaving. bfloat16 needs no scaling.
 """
 
 from __future__ import annotations

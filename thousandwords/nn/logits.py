@@ -1,11 +1,8 @@
-"""From logits to tokens: temperature, top-k, top-p, guidance and sampling, as pure functions on logits (B,
-V).
+"""From logits (B, V) to tokens: temperature, top-k, top-p, guidance and sampling, as pure functions.
 
-arXiv 2102.12092 samples at temperature 1 without truncation; the others are the usual ways to trade variety
-for likelihood. Sampling takes one uniform number per token from the row's own generator, so an image depends
-on (seed, prompt, candidate) and not on its batch. One difference remains: a matrix product may round the last
-bit of the logits differently for another batch size. The sum is in float64, so this changes a token only if
-its uniform number lies within that last bit of a border.
+Each token takes one uniform number from the row's own generator, so an image depends on (seed, prompt,
+candidate) and not on its batch, up to one thing: a product may round the last bit of a logit differently for
+another batch size, which changes a token only if its number lies within that bit of a border.
 """
 
 from __future__ import annotations
@@ -38,36 +35,25 @@ def sample_token(logits: Tensor, uniform: Tensor) -> Tensor:
 def truncate(
     logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Tensor:
-    """Temperature, then top-k, then top-p of what is left: (B, V) -> (B, V), -inf for the tokens removed."""
-    logits = with_temperature(logits, temperature)
+    """Temperature, then top-k, then top-p of what is left: (B, V) -> (B, V), -inf for the tokens removed.
+
+    `inference.config.SamplingConfig` checks the ranges: temperature above 0, top_k from 1, top_p in (0, 1].
+    """
+    if temperature != 1:
+        logits = logits / temperature
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
-    if top_p is not None:
-        logits = keep_top_p(logits, top_p)
-    return logits
-
-
-def with_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Divide by the temperature, sharper below 1 and flatter above: (B, V) -> (B, V)."""
-    if not temperature > 0:
-        raise ValueError(
-            f"temperature is {temperature}; it must be above 0 (for the most likely token use top_k 1)"
-        )
-    return logits / temperature if temperature != 1 else logits
+    return logits if top_p is None else keep_top_p(logits, top_p)
 
 
 def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
     """Keep the k most likely tokens, and those as likely as the last of them: (B, V) -> (B, V)."""
-    if top_k < 1:
-        raise ValueError(f"top_k is {top_k}; keep 1 token or more, or leave top_k empty to keep all")
     threshold = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
     return logits.masked_fill(logits < threshold, -torch.inf)
 
 
 def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     """Keep the fewest of the most likely tokens whose probabilities sum to p: (B, V) -> (B, V)."""
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1, or empty to keep all")
     probabilities = logits.double().softmax(dim=-1)
     ordered = _most_likely(probabilities, top_p)  # (B, k)
     # a token is kept if the more likely ones do not reach p yet
@@ -81,12 +67,8 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
 
 def _most_likely(probabilities: Tensor, top_p: float) -> Tensor:
     """The largest of each row, sorted, enough to reach `top_p`: (B, V) -> (B, k). Few rows need a full sort."""
-    for count in (
-        (TOP_P_CANDIDATES,)
-        if probabilities.device.type == "cpu" and probabilities.shape[-1] > TOP_P_CANDIDATES
-        else ()
-    ):
-        largest = probabilities.topk(count, dim=-1).values
+    if probabilities.device.type == "cpu" and probabilities.shape[-1] > TOP_P_CANDIDATES:
+        largest = probabilities.topk(TOP_P_CANDIDATES, dim=-1).values
         if bool((largest.sum(dim=-1) > top_p + 1e-9).all()):  # by more than the rounding of a sum
             return largest
     return probabilities.sort(dim=-1, descending=True).values

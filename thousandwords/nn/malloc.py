@@ -12,9 +12,8 @@ MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
 def keep_freed_memory() -> None:
     """Make the process keep the memory that it frees; does nothing where the C library has no such setting.
 
-    Otherwise glibc returns every large tensor to the kernel at once. The page faults of the next one (5 to 25
-    thousand) take a tenth of a training step on a CPU, and a twentieth of sampling a token. Peak memory does
-    not change.
+    Otherwise glibc returns every large tensor to the kernel at once, and the page faults of the next one take
+    a tenth of a training step on a CPU. Peak memory does not change.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option:

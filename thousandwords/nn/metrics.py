@@ -11,11 +11,7 @@ SMALLEST_ERROR = 1e-10  # equal images count as 100 dB, not as infinity
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """PSNR in dB of each image, from its own mean squared error: a and b (B, 3, H, W) in [0, 1] -> (B,).
-
-    The PSNR of a data set is the mean of these values, the usual convention (see `mean_psnr`); the PSNR of
-    the mean error would be lower and dominated by the worst images.
-    """
+    """PSNR in dB of each image: a and b (B, 3, H, W) in [0, 1] -> (B,). Their mean is a data set's PSNR."""
     a, b = (torch.as_tensor(images).detach().cpu().double() for images in (a, b))
     _check_images(a, b)
     error = (a - b).square().flatten(1).mean(dim=1)
@@ -29,12 +25,10 @@ def mean_psnr(a: Tensor, b: Tensor) -> float:
 
 def _check_images(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape or a.ndim != 4 or a.shape[0] == 0:
-        raise ValueError(
-            f"psnr expects two batches (B, 3, H, W) of the same shape; found {tuple(a.shape)} and {tuple(b.shape)}"
-        )
-    both = torch.stack((a, b))  # torch's min and max return NaN if there is one, Python's may not
-    low, high = both.min().item(), both.max().item()
-    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise ValueError(f"psnr expects two batches (B, 3, H, W) of the same shape; found {shapes}")
+    low, high = (bound.item() for bound in torch.stack((a, b)).aminmax())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # written so that NaN is rejected too
         raise ValueError(
             f"psnr expects images in [0, 1]; found values from {low:g} to {high:g}: divide bytes by 255 first"
         )
@@ -63,10 +57,9 @@ def codebook_usage(tokens: Tensor, vocab_size: int) -> dict[str, float | int]:
 
 
 def top1(similarity: ArrayLike) -> float:
-    """Share of images that are nearest to their own caption: similarity (B, B), pairs on the diagonal ->
-    0..1.
+    """Share of images nearest to their own caption: similarity (B, B), pairs on the diagonal -> 0..1.
 
-    A tie counts as its share, so equal captions cost a little and a constant scorer gets 1 / B.
+    A tie counts as its share, so a constant scorer gets 1 / B.
     """
     similarity = np.asarray(similarity)
     nearest = similarity == similarity.max(axis=1, keepdims=True)

@@ -1,8 +1,4 @@
-"""Values that change with the training step, as pure functions of it (arXiv 2102.12092, appendix A.2).
-
-A schedule has no state, so a resumed run has the same value as a run that never stopped. The plateau rule is
-also a function: of the losses so far, which are saved in the checkpoint.
-"""
+"""Values that change with the training step, as pure functions of it (arXiv 2102.12092, appendix A.2)."""
 
 from __future__ import annotations
 
@@ -18,11 +14,9 @@ def cosine(step: int, start: float, end: float, steps: int) -> float:
 
 
 def halvings(losses: Iterable[float], patience: int, min_delta: float = 0.0) -> int:
-    """How often a rate has been halved: each time `patience` losses in a row were not `min_delta` below the
-    best.
+    """How often a rate has been halved: each time `patience` losses in a row were not `min_delta` below the best.
 
-    The paper halves its rate by hand whenever the loss plateaus, five times in 430,000 updates (appendix
-    B.2). halvings([3, 2, 2, 2, 1], patience=2) -> 1
+    The paper halves its rate by hand at a plateau (appendix B.2). halvings([3, 2, 2, 2, 1], patience=2) -> 1
     """
     best, waited, count = math.inf, 0, 0
     for loss in losses:

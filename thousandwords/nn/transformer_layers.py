@@ -1,10 +1,7 @@
-"""Pre-norm transformer layers, the same for a whole sequence and for one new token.
+"""Pre-norm transformer layers (arXiv 2102.12092, section 2.2): 4 d^2 weights of attention, 8 d^2 of MLP.
 
-A layer gets `attend`, a function from queries, keys and values to the attention output: `dense_attention`
-makes one for whole sequences, `kv_cache.py` one that stores the keys and values of earlier tokens. Sizes as
-in arXiv 2102.12092 section 2.2: 4 d^2 weights of attention and 8 d^2 of MLP. The paper names neither its
-activation nor any dropout: both are settings. Each of the two residual paths has a gradient scale, which only
-float16 needs.
+A layer gets `attend`, a function from queries, keys and values to the attention output. The paper names
+neither its activation nor any dropout: both are settings. Only float16 needs the two gradient scales.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Checkpoints: the state of a training on disk, from which it resumes as if it had never stopped.
 
-Each is a folder with safetensors, JSON and a manifest: durable, verified, never a pickle; the one before is
-kept.
+Each is a folder with safetensors, JSON and a manifest: durable, verified, never a pickle.
 """
 
 from __future__ import annotations
@@ -40,10 +39,7 @@ class Checkpoints:
         self.folder, self.keep = Path(folder), keep
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict) -> None:
-        """Write a checkpoint under a temporary name, rename it, then delete the oldest.
-
-        Raises DiskFull or CannotWrite; the existing checkpoints are then unchanged.
-        """
+        """Write a checkpoint, rename it, delete the oldest. Raises DiskFull or CannotWrite, nothing changed."""
         target = self.folder / f"step-{step:08d}"
         partial = self.folder / f".{target.name}.tmp"
         with translate_write_errors(self.folder):
@@ -64,10 +60,7 @@ class Checkpoints:
                 shutil.rmtree(old)
 
     def newest(self) -> Checkpoint | None:
-        """The newest intact checkpoint, or None if there is none at all.
-
-        Raises DamagedArtefact if there are checkpoints but none is intact: never a silent fresh start.
-        """
+        """The newest intact checkpoint, None if there is none at all, DamagedArtefact if none is intact."""
         folders = self._folders()
         for folder in folders:
             try:
@@ -99,8 +92,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Restore `optimizer_tensors`, each moment in the memory layout of its parameter.
 
-    A file has no memory layout, and a fused AdamW reads memory in order: without the layout of a
-    channels-last kernel it would update each weight with the moments of another.
+    A fused AdamW reads memory in order: it would update channels-last weights with the moments of others.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}

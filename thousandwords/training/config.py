@@ -51,27 +51,21 @@ class TrainingConfig:
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
-        counts = (
-            "steps",
-            "batch_size",
-            "log_every",
-            "evaluate_every",
-            "checkpoint_every",
-            "patience",
-            "ema_every",
-        )
-        for name in (*counts, "gradient_accumulation", "decay_steps", "powersgd_rank", "num_processes"):
-            if isinstance(getattr(self, name), int) and getattr(self, name) < 1:
-                raise ValueError(f"training.{name} is {getattr(self, name)}; it needs to be 1 or more")
-        for name in ("final_learning_rate", "warmup_steps", "weight_decay", "min_delta", "loader_workers"):
-            if getattr(self, name) != "auto" and not getattr(self, name) >= 0:
-                raise ValueError(f"training.{name} is {getattr(self, name)}; it needs to be 0 or more")
-        for name in ("learning_rate", "epsilon", "clip_norm", "muon_lr_scale", "second_moment_clip"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"training.{name} is {getattr(self, name)}; it needs to be above 0")
-        for name in ("beta1", "beta2", "ema_decay"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"training.{name} is {getattr(self, name)}; it needs to be in [0, 1)")
+        zero_or_more = {"final_learning_rate", "warmup_steps", "weight_decay", "min_delta", "loader_workers"}
+        above_zero = {"learning_rate", "epsilon", "clip_norm", "muon_lr_scale", "second_moment_clip"}
+        for name, value in vars(self).items():
+            if value is None or isinstance(value, str | bool):
+                continue
+            if name in zero_or_more:
+                is_valid, range_name = value >= 0, "0 or more"
+            elif name in above_zero:
+                is_valid, range_name = value > 0, "above 0"
+            elif name in ("beta1", "beta2", "ema_decay"):
+                is_valid, range_name = 0 <= value < 1, "in [0, 1)"
+            else:
+                is_valid, range_name = value >= 1, "1 or more"
+            if not is_valid:
+                raise ValueError(f"training.{name} is {value}; it needs to be {range_name}")
         self._check_strategy()
 
     def num_loader_workers(self, device: str) -> int:
@@ -89,10 +83,14 @@ class TrainingConfig:
             raise ValueError(
                 "training.muon_lr_scale needs whole matrices; set it to null, or use training.strategy ddp"
             )
-        if isinstance(self.num_processes, int) and self.batch_size % (
-            self.num_processes * self.gradient_accumulation
-        ):
-            raise ValueError(
-                f"training.batch_size is {self.batch_size}, which {self.num_processes} processes with {self.gradient_accumulation} "
-                f"micro-batches each cannot share evenly; make it a multiple of {self.num_processes * self.gradient_accumulation}"
-            )
+        if isinstance(self.num_processes, int):
+            check_divides(self.batch_size, self.num_processes, self.gradient_accumulation)
+
+
+def check_divides(batch_size: int, processes: int, accumulation: int) -> None:
+    """Raise ValueError unless a batch divides evenly into micro-batches."""
+    if batch_size % (processes * accumulation):
+        raise ValueError(
+            f"training.batch_size is {batch_size}, which {processes} processes with {accumulation} micro-batches "
+            f"each cannot share evenly; make it a multiple of {processes * accumulation}"
+        )

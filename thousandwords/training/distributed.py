@@ -1,10 +1,8 @@
 """Many processes, one training: which rows of a batch each takes, and how their gradients are combined.
 
-`torchrun` starts the processes; each takes an equal part of the same global batches in the same order, so
-that a run on eight GPUs sees the batches of a run on one. Two strategies: DDP, where each process has the
-whole model and gradients are averaged, optionally compressed by torch's PowerSGD (arXiv 2102.12092, section
-2.4 and appendix E); and FSDP2, where each has a part of every weight, for models that do not fit. Left out:
-tensor and pipeline parallelism.
+Each process takes an equal part of the same global batches in the same order. DDP: each has the whole model,
+and gradients are averaged, optionally compressed by torch's PowerSGD (arXiv 2102.12092, section 2.4 and
+appendix E). FSDP2: each has a part of every weight, for models that do not fit.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from thousandwords.core.errors import UserError
+from thousandwords.training.config import check_divides
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,8 @@ class World:
     def gather_rows(self, rows: Tensor) -> Tensor:
         """The rows (n, …) of all processes, concatenated: (size * n, …); gradients reach the own rows.
 
-        For a loss over all rows, the same on every process. The gradients of the processes are averaged
-        afterwards, as if each came from a part of the loss; to correct for that, a row's own gradient counts
-        `size` times.
+        For a loss over all rows, the same on every process: gradients are averaged later as if each came from
+        a part of the loss, so a row's own gradient counts `size` times.
         """
         if self.size == 1:
             return rows
@@ -82,12 +80,13 @@ class World:
 
         Raises UserError where the rows do not divide evenly.
         """
-        check_divides(len(positions), self.size, accumulation)
+        try:
+            check_divides(len(positions), self.size, accumulation)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         length = len(positions) // (self.size * accumulation)
-        first = positions.start + self.rank * accumulation * length
-        return [
-            range(first + number * length, first + (number + 1) * length) for number in range(accumulation)
-        ]
+        first = self.rank * accumulation
+        return [positions[number * length :][:length] for number in range(first, first + accumulation)]
 
     def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
         if self.size > 1:
@@ -97,15 +96,6 @@ class World:
 
 
 SINGLE_PROCESS = World()
-
-
-def check_divides(batch_size: int, processes: int, accumulation: int) -> None:
-    """Raise UserError unless a batch divides evenly into micro-batches."""
-    if batch_size % (processes * accumulation):
-        raise UserError(
-            f"training.batch_size is {batch_size}, which {processes} processes with {accumulation} micro-batches each cannot "
-            f"share evenly. Make it a multiple of {processes * accumulation}"
-        )
 
 
 def is_started_by_torchrun() -> bool:
@@ -171,15 +161,13 @@ class DDP(SingleProcess):
     def __init__(self, model: nn.Module, world: World, rank: int | None) -> None:
         super().__init__(model)
         self.world = world
-        # By default DDP assigns parameters to new buckets after the first update. PowerSGD keeps its state
-        # per bucket, and a resumed run would not find its own. With find_unused_parameters the buckets stay.
+        # else DDP makes new buckets after the first update, and PowerSGD's state, which is per bucket, is lost
         find_unused = rank is not None or getattr(model, "has_frozen_steps", False)
         self.replica = DistributedDataParallel(self.wrapper, find_unused_parameters=find_unused)
         self.compression = None
         if rank is not None:
-            self.compression = powerSGD_hook.PowerSGDState(
-                None, matrix_approximation_rank=rank, start_powerSGD_iter=2
-            )
+            settings = {"matrix_approximation_rank": rank, "start_powerSGD_iter": 2}
+            self.compression = powerSGD_hook.PowerSGDState(None, **settings)
             self.replica.register_comm_hook(self.compression, compress)
 
     def step(self, function: Callable, *arguments: Any, is_last: bool = True) -> Any:

@@ -8,7 +8,6 @@ same number of threads).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,16 +23,6 @@ class Stopped(Exception):
     """The training was asked to stop; a checkpoint of this step has been written."""
 
 
-@dataclass
-class History:
-    """The curves of a run, one row per logged step; part of the checkpoint, so a resumed curve has no gap."""
-
-    rows: list[dict[str, float]] = field(default_factory=list)
-
-    def add(self, step: int, values: dict[str, float]) -> None:
-        self.rows.append({"step": step, **values})
-
-
 def check_model(model: nn.Module, config: TrainingConfig) -> None:
     """Raise UserError where the model does not support a setting."""
     has_muon_parameters = hasattr(model, "muon_parameters") and model.muon_parameters()
@@ -43,13 +32,13 @@ def check_model(model: nn.Module, config: TrainingConfig) -> None:
         )
     if getattr(model, "needs_whole_batches", False) and config.gradient_accumulation != 1:
         raise UserError(
-            "training.gradient_accumulation splits a batch into micro-batches, but this model's loss compares all pairs of a "
-            "batch. Set it to 1"
+            "training.gradient_accumulation splits a batch into micro-batches, but this model's loss compares all "
+            "pairs of a batch. Set it to 1"
         )
     if config.precision == "float16" and not hasattr(model, "residual_paths"):
         raise UserError(
-            "training.precision is float16, but this model has no residual_paths whose gradients could be scaled. "
-            "Set it to bfloat16 or float32"
+            "training.precision is float16, but this model has no residual_paths whose gradients could be "
+            "scaled. Set it to bfloat16 or float32"
         )
 
 
@@ -66,21 +55,19 @@ def fit(
     progress: Callable[[int, str], None] = lambda step, note: None,
     is_stopped: Callable[[], bool] = lambda: False,
     world: World = SINGLE_PROCESS,
-) -> tuple[dict[str, Tensor], History]:
-    """Train `model` for `config.steps` updates; returns the averaged weights and the curves.
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """Train `model` for `config.steps` updates; returns the weights (averaged, if configured) and the curves.
 
     `batches_of(step)` returns this process's micro-batches (usually one; `World.micro_batches` says which
-    rows), and `loss_of(model, batch, step, rng)` the loss of a batch and the values to log. With
-    `checkpoints` the run resumes from the newest one. `model` ends with the last weights; the returned state
-    is their moving average, if configured. All processes of `world` return the same; only the main process
-    writes checkpoints. Raises NotFinite before a bad update, and Stopped after a checkpoint when
-    `is_stopped()` is true on any process.
+    rows), and `loss_of(model, batch, step, rng)` the loss of a batch and the values to log. With `checkpoints`
+    the run resumes from the newest one. All processes of `world` return the same. Raises NotFinite before a
+    bad update, and Stopped after a checkpoint when `is_stopped()` is true on any process.
     """
     check_model(model, config)
     state = TrainState(model, config, world)
     checkpoint = checkpoints.newest() if checkpoints else None
     start = state.restore(checkpoint)
-    history = History(checkpoint.state["history"]) if checkpoint else History()
+    rows = checkpoint.state["history"] if checkpoint else []  # so that a resumed curve has no gap
     for step in range(start, config.steps):
         values = state.update(batches_of(step), step, loss_of, seed)
         done = step + 1
@@ -90,21 +77,17 @@ def fit(
             values |= {f"validation/{name}": value for name, value in state.evaluate(evaluate).items()}
             _check_plateau(config, values)
         if done % config.log_every == 0 or is_last or any(name.startswith("validation/") for name in values):
-            history.add(done, values)
+            rows.append({"step": done, **values})
             log(done, values)
         must_stop = world.any(is_stopped())
         if checkpoints and (done % config.checkpoint_every == 0 or must_stop or is_last):
-            _save(checkpoints, done, state, history, world)
+            tensors = state.tensors()  # a collective call: all processes take part
+            if world.is_main_process:
+                checkpoints.save(done, tensors, {"history": rows})
+            world.wait()
         if must_stop and not is_last:
             raise Stopped(f"stopped after step {done}")
-    return state.final_weights(), history
-
-
-def _save(checkpoints: Checkpoints, step: int, state: TrainState, history: History, world: World) -> None:
-    tensors = state.tensors()  # a collective call: all processes take part
-    if world.is_main_process:
-        checkpoints.save(step, tensors, {"history": history.rows})
-    world.wait()
+    return state.final_weights(), rows
 
 
 def _check_plateau(config: TrainingConfig, values: dict[str, float]) -> None:

@@ -9,19 +9,21 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from thousandwords.nn.schedules import cosine
+
+# a fifth of what would move weights as far as AdamW does: one muon_lr_scale then suits matrices and kernels
+KERNEL_LR_SCALE = 0.04**2
 
 
 def parameter_groups(
     model: nn.Module, weight_decay: float, exclude: Iterable[nn.Parameter] = ()
 ) -> list[dict]:
     """Weight decay on matrices and kernels only, not on gains, biases and single vectors (paper, B.2)."""
-    excluded = {id(parameter) for parameter in exclude}
+    excluded = set(exclude)
     parameters = [
-        parameter
-        for parameter in model.parameters()
-        if parameter.requires_grad and id(parameter) not in excluded
+        parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in excluded
     ]
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
     vectors = [parameter for parameter in parameters if parameter.ndim < 2]
@@ -45,18 +47,16 @@ def adamw(
 
 
 class ClippedAdamW(torch.optim.Optimizer):
-    """AdamW whose running variance is clipped by value (paper, appendix D).
+    """AdamW whose running variance is clipped by value (paper, appendix D), before its bias correction.
 
-    torch's AdamW has no such option; a test holds the two equal where nothing is clipped. The paper does not
-    say whether the variance is clipped before or after its bias correction: here, before.
+    torch's AdamW has no such option; a test holds the two equal where nothing is clipped.
     """
 
     def __init__(
         self, groups: list[dict], betas: tuple[float, float], epsilon: float, second_moment_clip: float
     ) -> None:
-        super().__init__(
-            groups, {"lr": 0.0, "betas": betas, "eps": epsilon, "second_moment_clip": second_moment_clip}
-        )
+        defaults = {"lr": 0.0, "betas": betas, "eps": epsilon, "second_moment_clip": second_moment_clip}
+        super().__init__(groups, defaults)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -73,28 +73,19 @@ class ClippedAdamW(torch.optim.Optimizer):
         state["step"] += 1
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         mean, variance = state["exp_avg"].lerp_(gradient, 1 - beta1), state["exp_avg_sq"]
-        variance.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2).clamp_(
-            max=group["second_moment_clip"]
-        )
-        unbiased = variance / (1 - beta2 ** state["step"].item())
-        parameter.addcdiv_(
-            mean,
-            unbiased.sqrt_().add_(group["eps"]),
-            value=-group["lr"] / (1 - beta1 ** state["step"].item()),
-        )
-
-
-# a fifth of what would move weights as far as AdamW does: one muon_lr_scale then suits matrices and kernels
-KERNEL_LR_SCALE = 0.04**2
+        variance.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        variance.clamp_(max=group["second_moment_clip"])
+        deviation = (variance / (1 - beta2 ** state["step"].item())).sqrt_().add_(group["eps"])
+        parameter.addcdiv_(mean, deviation, value=-group["lr"] / (1 - beta1 ** state["step"].item()))
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalized momentum (Jordan et al., 2024) for matrices, like torch's Muon, and for kernels.
+    """Orthogonalized momentum (Jordan et al., 2024) for matrices, and for kernels as matrices (out, in * h * w).
 
-    A kernel (out, in, h, w) is treated as a matrix (out, in * h * w), whose rate grows with the root of its
-    longer side, so that the weights of all kernels move equally far (arXiv 2502.16982, section 2.2). Matrices
-    of one shape are iterated together, which saves most of the time of many small ones. A parameter without a
-    gradient is not updated.
+    Not in the paper: rare directions get an equal step. A kernel's rate grows with the root of its longer
+    side, so that the weights of all kernels move equally far (arXiv 2502.16982, section 2.2). Own code:
+    torch's Muon takes no kernels and iterates one matrix after the other, in bfloat16 only: 16 to 24 times
+    slower on a CPU without units for it.
     """
 
     def __init__(self, groups: list[dict], weight_decay: float, momentum: float = 0.95) -> None:
@@ -103,12 +94,11 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            by_shape: dict[tuple, list[nn.Parameter]] = {}
+            by_shape: dict[tuple, list[nn.Parameter]] = {}  # those of one shape are iterated together
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_shape.setdefault((parameter.ndim, len(parameter), parameter[0].numel()), []).append(
-                        parameter
-                    )
+                    key = (parameter.ndim, len(parameter), parameter[0].numel())
+                    by_shape.setdefault(key, []).append(parameter)
             for (_, *shape), parameters in by_shape.items():
                 self._step_same_shape(parameters, tuple(shape), group)
 
@@ -117,9 +107,9 @@ class Muon(torch.optim.Optimizer):
         momenta = torch.stack([self._momentum(parameter).reshape(shape) for parameter in parameters])
         momenta.lerp_(gradients, 1 - group["momentum"])
         updates = orthogonalize(gradients.lerp_(momenta, group["momentum"]), _iteration_dtype(parameters[0]))
+        is_kernel = parameters[0].ndim > 2
         rate = (
-            group["lr"]
-            * (KERNEL_LR_SCALE * max(shape) if parameters[0].ndim > 2 else max(1, shape[0] / shape[1])) ** 0.5
+            group["lr"] * (KERNEL_LR_SCALE * max(shape) if is_kernel else max(1, shape[0] / shape[1])) ** 0.5
         )
         for parameter, momentum, update in zip(parameters, momenta, updates, strict=True):
             self.state[parameter]["momentum_buffer"].copy_(momentum.reshape(parameter.shape))
@@ -146,8 +136,7 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _iteration_dtype(parameter: Tensor) -> torch.dtype:
-    """bfloat16, as in torch; on a CPU float32 for small kernels, where it is up to four times faster, and for
-    everything where the CPU has no units for bfloat16: torch then multiplies in plain loops."""
+    """bfloat16, as in torch; on a CPU float32 for small kernels (up to four times faster) and without units."""
     if parameter.device.type != "cpu":
         return torch.bfloat16
     is_small_kernel = parameter.ndim > 2 and parameter.numel() < 2**16
@@ -162,22 +151,8 @@ def has_bfloat16_units(device: str) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def muon(matrices: Iterable[nn.Parameter], weight_decay: float, lr_scale: float) -> Muon:
-    """`Muon` over matrices and kernels, at `lr_scale` times the learning rate of the other parameters.
-
-    Not in the paper. Under AdamW the directions that many gradients share grow first; Muon gives rare
-    directions an equal step, and what a caption says about an image is rare compared with what images have in
-    common.
-    """
-    return Muon([{"params": list(matrices), "lr_scale": lr_scale}], weight_decay)
-
-
 def learning_rate(step: int, peak: float, final: float, warmup_steps: int, steps: int) -> float:
-    """Linear warm-up to `peak` over `warmup_steps`, then a cosine that reaches `final` after `steps` updates.
-
-    The first update (step 0) of a warm-up of 4 has a quarter of the peak: no update is wasted on a rate of
-    zero.
-    """
+    """Linear warm-up to `peak` over `warmup_steps`, then a cosine that reaches `final` after `steps` updates."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     return cosine(step - warmup_steps, peak, final, max(1, steps - warmup_steps))
@@ -197,15 +172,15 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> T
 class MovingAverage:
     """An exponential moving average of a model's weights; its `state` loads into the model as it is.
 
-    With `has_warmup` the decay starts low, min(decay, (1 + n) / (10 + n)) after n updates, so that the first
-    weights do not dominate the average of a short training. The paper's runs are long enough without it.
+    With `has_warmup` the decay starts low, min(decay, (1 + n) / (10 + n)) after n updates. Of torch's
+    `swa_utils` the function is used; its `AveragedModel` copies the whole model, not the weights of this
+    process only, and takes the first update as it is, which would change every short training.
     """
 
     def __init__(self, model: nn.Module, decay: float, has_warmup: bool = False) -> None:
         self.decay, self.has_warmup, self.updates = decay, has_warmup, 0
         self.state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
-    @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move the average towards the weights; integer tensors (counters, tables) are copied."""
         decay = self.decay
@@ -215,6 +190,6 @@ class MovingAverage:
         weights = model.state_dict()
         floats = [name for name, tensor in weights.items() if tensor.is_floating_point()]
         averages = [self.state[name] for name in floats]
-        torch._foreach_lerp_(averages, [weights[name] for name in floats], 1 - decay)
+        get_ema_multi_avg_fn(decay)(averages, [weights[name] for name in floats], None)
         for name in weights.keys() - set(floats):
             self.state[name].copy_(weights[name])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +30,7 @@ class NotFinite(ArithmeticError):
 
 
 def autocast_dtype(precision: str, device: str) -> torch.dtype | None:
-    """The dtype of matrix products, or None for float32.
-
-    "auto" is bfloat16 on a GPU that has it; "bfloat16_if_supported" also on a CPU with units for it
-    (attention gets faster, convolutions with few channels slower).
-    """
+    """The dtype of matrix products, or None for float32: "auto" is bfloat16 on a GPU that has it."""
     if precision == "auto":
         return torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else None
     if precision == "bfloat16_if_supported":
@@ -44,18 +41,12 @@ def autocast_dtype(precision: str, device: str) -> torch.dtype | None:
 def build_optimizers(model: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for the model's `muon_parameters` and AdamW for the rest."""
     matrices = model.muon_parameters() if config.muon_lr_scale is not None else []
-    adamw = optimizers.adamw(
-        model,
-        config.weight_decay,
-        config.beta1,
-        config.beta2,
-        config.epsilon,
-        matrices,
-        config.second_moment_clip,
-    )
+    settings = (config.weight_decay, config.beta1, config.beta2, config.epsilon)
+    adamw = optimizers.adamw(model, *settings, matrices, config.second_moment_clip)
     if not matrices:
         return [adamw]
-    return [adamw, optimizers.muon(matrices, config.weight_decay, config.muon_lr_scale)]
+    group = {"params": list(matrices), "lr_scale": config.muon_lr_scale}
+    return [adamw, optimizers.Muon([group], config.weight_decay)]
 
 
 def parallelize(model: nn.Module, config: TrainingConfig, world: World) -> distributed.SingleProcess:
@@ -91,7 +82,7 @@ class TrainState:
         """One update from this process's micro-batches; returns the values to log.
 
         Raises NotFinite, with nothing changed, if the loss or the gradient is not finite. In float16 an
-        overflow in the gradient of a residual path is no error: its scale shrinks and this update is skipped.
+        overflow in the gradient of a residual path is no error: its scale shrinks, the update is skipped.
         """
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -112,13 +103,13 @@ class TrainState:
     def learning_rate(self, step: int) -> float:
         """The learning rate of an update, from the step and (plateau rule) the validation losses so far."""
         config = self.config
-        decay_steps = config.decay_steps or config.steps
-        if config.schedule == "cosine":
-            peak, final = config.learning_rate, config.final_learning_rate
-            return optimizers.learning_rate(step, peak, final, config.warmup_steps, decay_steps)
-        halvings = schedules.halvings(self.validation_losses, config.patience, config.min_delta)
-        peak = config.learning_rate * 0.5**halvings
-        return optimizers.learning_rate(step, peak, peak, config.warmup_steps, decay_steps)
+        peak, final = config.learning_rate, config.final_learning_rate
+        if config.schedule == "plateau":
+            peak *= 0.5 ** schedules.halvings(self.validation_losses, config.patience, config.min_delta)
+            final = peak
+        return optimizers.learning_rate(
+            step, peak, final, config.warmup_steps, config.decay_steps or config.steps
+        )
 
     def _backward(self, batches: Sequence[Any], step: int, loss_of: StepLoss, seed: int) -> dict[str, float]:
         """Gradients of the mean loss over all micro-batches and processes; the means of the logged values."""
@@ -129,9 +120,8 @@ class TrainState:
         for number, batch in enumerate(batches):
             rng = step_rng(seed, step, self.device, first + number)
             is_last = number == len(batches) - 1
-            with torch.autocast(
-                self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None
-            ):
+            is_cast = self.autocast_dtype is not None
+            with torch.autocast(self.device.type, self.autocast_dtype, enabled=is_cast):
                 loss, logged = self.parallel.step(loss_of, batch, step, rng, is_last=is_last)
             (loss / len(batches)).backward()
             rows.append({"loss": loss.item(), **{name: float(value) for name, value in logged.items()}})
@@ -142,8 +132,8 @@ class TrainState:
         finite = self.world.all(self.scales.are_finite())
         if not math.isfinite(loss) or self.scales.are_exhausted(finite):
             raise NotFinite(
-                f"step {step}: the loss is {loss}, and float16 cannot hold the gradients at any scale; the weights were not "
-                "changed. Lower training.learning_rate, or set training.precision to bfloat16"
+                f"step {step}: the loss is {loss}, and float16 cannot hold the gradients at any scale; the weights "
+                "were not changed. Lower training.learning_rate, or set training.precision to bfloat16"
             )
         self.scales.unscale()
         self.scales.update(finite)
@@ -181,20 +171,15 @@ class TrainState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a checkpoint needs, flat and whole: the same for any number of processes."""
-        parts: dict[str, dict[str, Tensor]] = {
-            "model": self.model.state_dict(),
-            "exchange": self.parallel.tensors(),
-        }
+        parts = {"model": self.model.state_dict(), "exchange": self.parallel.tensors()}
         for number, optimizer in enumerate(self.optimizers):
             parts[f"optimizer{number}"] = optimizer_tensors(optimizer)
         if self.average:
             parts["average"] = self.average.state
             parts["updates"] = {"average": torch.tensor(self.average.updates)}
         if self.scales:  # per replica, so that another number of processes can resume from them
-            parts["scales"] = {
-                "values": self.scales.values / self.world.size,
-                "since": self.scales.updates_since_shrink,
-            }
+            values = self.scales.values / self.world.size
+            parts["scales"] = {"values": values, "since": self.scales.updates_since_shrink}
         parts["validation"] = {"losses": torch.tensor(self.validation_losses, dtype=torch.float64)}
         flat = {f"{part}/{name}": value for part, state in parts.items() for name, value in state.items()}
         return {name: distributed.full_tensor(value) for name, value in flat.items()}
@@ -203,14 +188,14 @@ class TrainState:
         """Restore a checkpoint, if there is one; returns the step to continue with."""
         if checkpoint is None:
             return 0
-        parts: dict[str, dict[str, Tensor]] = {}
+        parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, value in checkpoint.tensors.items():
             part, key = name.split("/", 1)
-            parts.setdefault(part, {})[key] = value
+            parts[part][key] = value
         self.model.load_state_dict(self._like_model(parts["model"]))
         for number, optimizer in enumerate(self.optimizers):
             restore_optimizer(optimizer, parts[f"optimizer{number}"])
-        self.parallel.restore(parts.get("exchange", {}))
+        self.parallel.restore(parts["exchange"])
         if self.average:
             self.average.state = self._like_model(parts["average"])
             self.average.updates = int(parts["updates"]["average"])

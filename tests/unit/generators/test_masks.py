@@ -99,12 +99,6 @@ def test_an_11_by_11_neighborhood_in_the_papers_grid_is_half_of_121_and_itself()
     assert rows_and_columns == above | {(0, column) for column in range(-5, 1)}
 
 
-def test_a_small_grid_under_a_large_kernel_sees_everything_before_and_nothing_after():
-    mask = attention_mask("convolutional", prefix_length=0, side=4, kernel=11)
-
-    assert mask.equal(mask.new_ones(16, 16).tril())
-
-
 @pytest.mark.paper("generator: layer rule")
 def test_the_last_layer_is_convolutional_whatever_its_number():
     assert layer_kinds(1) == ["convolutional"]

@@ -5,12 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from thousandwords.image_tokenizers.dvae.float16 import (
-    decode_float16,
-    encode_float16,
-    is_frozen_on_gpu,
-    matmul_split,
-)
+from thousandwords.image_tokenizers.dvae.float16 import decode_float16, encode_float16
 from thousandwords.image_tokenizers.dvae.logit_laplace import to_images, to_model_range
 from thousandwords.image_tokenizers.dvae.model import DiscreteVAE, DVAEConfig
 
@@ -52,13 +47,3 @@ def test_an_overflow_of_float16_gives_none(model):
 
     assert encode_float16(overflowing.encoder, to_model_range(random_images(2))) is None
     assert decode_float16(overflowing.decoder, torch.zeros(2, 64, dtype=torch.int64), 8) is None
-
-
-def test_the_split_product_equals_that_of_float32():
-    rng = torch.Generator().manual_seed(0)
-    left, right = torch.randn(5, 64, generator=rng).half(), torch.randn(9, 64, generator=rng)
-    torch.testing.assert_close(matmul_split(left, right), left.float() @ right.T, atol=1e-5, rtol=1e-5)
-
-
-def test_a_model_on_a_cpu_is_not_frozen_on_a_gpu(model):
-    assert not is_frozen_on_gpu(model)

@@ -11,7 +11,6 @@ from thousandwords.nn.logits import (
     sample_token,
     truncate,
     uniforms,
-    with_temperature,
 )
 
 LOGITS = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log()
@@ -49,18 +48,13 @@ def keep_top_p_by_sorting(logits: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 4.0])
-@pytest.mark.parametrize("vocab_size", [3, TOP_P_CANDIDATES, TOP_P_CANDIDATES + 1, 600])
-@pytest.mark.parametrize("top_p", [0.001, 0.5, 0.8, 0.999, 1.0])
+@pytest.mark.parametrize("vocab_size", [3, TOP_P_CANDIDATES, TOP_P_CANDIDATES + 1])
+@pytest.mark.parametrize("top_p", [0.001, 0.8, 1.0])
 def test_top_p_keeps_the_same_tokens_as_sorting_also_among_equals(spread, vocab_size, top_p):
     rng = torch.Generator().manual_seed(vocab_size)
     logits = (torch.randn(40, vocab_size, generator=rng) * spread * 4).round() / 4  # many equals
 
     assert keep_top_p(logits, top_p).equal(keep_top_p_by_sorting(logits, top_p))
-
-
-def test_temperature_sharpens_below_one_and_flattens_above():
-    assert with_temperature(torch.tensor([[0.0, 2.0]]), 0.5).tolist() == [[0.0, 4.0]]
-    assert with_temperature(torch.tensor([[0.0, 2.0]]), 2.0).tolist() == [[0.0, 1.0]]
 
 
 def test_truncation_applies_temperature_then_top_k_then_top_p():
@@ -72,16 +66,8 @@ def test_truncation_applies_temperature_then_top_k_then_top_p():
         False,
     ]
     assert finite_tokens(truncate(LOGITS, temperature=0.5, top_k=2, top_p=0.81)) == [False, True, False, True]
-    assert truncate(LOGITS).equal(LOGITS)
-
-
-def test_logits_are_not_changed_in_place():
-    before = LOGITS.clone()
-
-    truncate(LOGITS, temperature=0.7, top_k=2, top_p=0.5)
-    sample_token(LOGITS, torch.tensor([0.3]))
-
-    assert before.equal(LOGITS)
+    assert truncate(LOGITS).equal(LOGITS) and finite_tokens(LOGITS) == [True] * 4
+    assert truncate(torch.tensor([[0.0, 2.0]]), temperature=0.5).tolist() == [[0.0, 4.0]]
 
 
 def test_guidance_moves_away_from_the_logits_without_a_caption():
@@ -111,36 +97,9 @@ def test_a_token_of_probability_zero_is_never_sampled():
     ]
 
 
-def test_tokens_are_sampled_according_to_their_probabilities():
-    uniform = uniforms(generators(0), 20_000)[0]
-
-    tokens = sample_token(LOGITS.expand(20_000, -1), uniform)
-
-    shares = torch.bincount(tokens, minlength=4) / 20_000
-    assert torch.allclose(shares, LOGITS[0].exp(), atol=0.01)
-
-
 def test_the_numbers_of_a_row_come_from_its_own_generator():
     together = uniforms(generators(7, 8, 9), 5)
 
     assert together.shape == (3, 5) and together.dtype == torch.float64
     assert together[1].equal(uniforms(generators(8), 5)[0])
     assert len(together.unique()) == 15
-
-
-def test_no_rows_give_no_numbers():
-    assert uniforms([], 5).shape == (0, 5)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
-        ({"top_k": 0}, "top_k is 0; keep 1 token or more"),
-        ({"top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1"),
-        ({"top_p": 1.5}, "top_p is 1.5; it must be above 0 and at most 1"),
-    ],
-)
-def test_settings_that_leave_no_token_are_rejected(settings, message):
-    with pytest.raises(ValueError, match=message):
-        truncate(LOGITS, **settings)

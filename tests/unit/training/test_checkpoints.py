@@ -15,7 +15,7 @@ from tests.helpers.tiny_models import flips
 from thousandwords.core.files import DiskFull, write_bytes
 from thousandwords.core.manifest import DamagedArtefact
 from thousandwords.core.model_files import DTYPE_NAMES, load_state, read_model, write_model
-from thousandwords.training.checkpoints import Checkpoint, Checkpoints, optimizer_tensors, restore_optimizer
+from thousandwords.training.checkpoints import Checkpoint, Checkpoints
 
 
 def tensors_of(step: int) -> dict[str, torch.Tensor]:
@@ -54,8 +54,11 @@ def checkpoints(tmp_path):
 # --- saving and loading -------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_read_back_unchanged(checkpoints):
+def test_a_checkpoint_is_read_back_unchanged_and_holds_no_pickle(checkpoints, tmp_path):
     assert_is_step(checkpoints.newest(), 20)
+    files = sorted(path.name for path in (checkpoints.folder / "step-00000020").iterdir())
+    assert files == ["manifest.json", "state.json", "tensors.safetensors"]
+    assert Checkpoints(tmp_path / "a new run").newest() is None
 
 
 def test_tensors_are_written_as_safetensors_writes_them(tmp_path):
@@ -96,28 +99,14 @@ def test_a_full_disk_anywhere_in_a_save_leaves_the_checkpoints_unchanged(checkpo
     assert_is_step(checkpoints.newest(), 30)
 
 
-def test_a_new_run_has_no_checkpoint(tmp_path):
-    assert Checkpoints(tmp_path / "run").newest() is None
-
-
 def test_the_newest_two_are_kept(checkpoints):
     save(checkpoints, 30)
     assert names(checkpoints) == ["step-00000020", "step-00000030"]
 
 
-def test_keeping_fewer_than_two_is_rejected(tmp_path):
-    with pytest.raises(AssertionError, match="a crash during the next save could leave no checkpoint"):
-        Checkpoints(tmp_path, keep=1)
-
-
 def test_a_step_can_be_saved_again(checkpoints):
     checkpoints.save(20, {"model/weight": torch.zeros(1)}, {"history": []})
     assert checkpoints.newest().tensors["model/weight"].equal(torch.zeros(1))
-
-
-def test_a_checkpoint_holds_no_pickle(checkpoints):
-    files = sorted(path.name for path in (checkpoints.folder / "step-00000020").iterdir())
-    assert files == ["manifest.json", "state.json", "tensors.safetensors"]
 
 
 def names(checkpoints: Checkpoints) -> list[str]:
@@ -128,23 +117,16 @@ def names(checkpoints: Checkpoints) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
-def test_after_a_flipped_bit_in_the_newest_a_warning_names_it_and_the_one_before_is_used(checkpoints, name):
+def test_after_damage_to_the_newest_a_warning_names_it_and_the_one_before_is_used(checkpoints, name):
     for _ in flips(checkpoints.folder / "step-00000020" / name, 25):
         with pytest.warns(UserWarning, match=f"skipping a damaged checkpoint: .*step-00000020/{name}"):
             assert_is_step(checkpoints.newest(), 10)
     assert_is_step(checkpoints.newest(), 20)
-
-
-@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
-def test_a_newest_with_a_truncated_or_missing_file_is_skipped(checkpoints, name):
     path = checkpoints.folder / "step-00000020" / name
-    for size in (0, 1, path.stat().st_size // 2):
-        path.write_bytes(path.read_bytes()[:size])
+    for change in (lambda: path.write_bytes(path.read_bytes()[:20]), path.unlink):  # cut short, missing
+        change()
         with pytest.warns(UserWarning, match=name):
             assert_is_step(checkpoints.newest(), 10)
-    path.unlink()
-    with pytest.warns(UserWarning, match=name):
-        assert_is_step(checkpoints.newest(), 10)
 
 
 def test_where_none_is_intact_the_run_stops_and_does_not_start_again(checkpoints):
@@ -175,48 +157,6 @@ def test_the_new_name_is_on_the_disk_before_the_oldest_checkpoint_goes(checkpoin
     assert events[-2:] == [("sync", "run"), ("remove", "step-00000010")]
 
 
-# --- optimizers ---------------------------------------------------------------------------------------------
-
-
-def train(steps: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    for step in range(steps):
-        optimizer.zero_grad()
-        model(torch.full((1, 3), 1.0 + step)).square().sum().backward()
-        optimizer.step()
-
-
-def test_a_restored_optimizer_continues_as_if_never_stopped(tmp_path):
-    torch.manual_seed(0)
-    model, restored_model = nn.Linear(3, 2), nn.Linear(3, 2)
-    optimizer, restored = (
-        torch.optim.AdamW(module.parameters(), lr=0.1) for module in (model, restored_model)
-    )
-    train(3, model, optimizer)
-
-    restored_model.load_state_dict(model.state_dict())
-    Checkpoints(tmp_path).save(3, optimizer_tensors(optimizer), {})
-    restore_optimizer(restored, Checkpoints(tmp_path).newest().tensors)
-
-    train(3, model, optimizer)
-    train(3, restored_model, restored)
-    assert restored_model.weight.equal(model.weight) and restored_model.bias.equal(model.bias)
-
-
-def test_the_state_of_an_optimizer_has_flat_names():
-    model = nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(model.parameters())
-    train(1, model, optimizer)
-
-    assert sorted(optimizer_tensors(optimizer)) == [
-        "0.exp_avg",
-        "0.exp_avg_sq",
-        "0.step",
-        "1.exp_avg",
-        "1.exp_avg_sq",
-        "1.step",
-    ]
-
-
 # --- models -------------------------------------------------------------------------------------------------
 
 
@@ -230,14 +170,6 @@ def test_a_model_is_read_back_with_its_header_and_equal_bytes_have_equal_fingerp
     saved = read_model(tmp_path / "first")
     assert saved.header == header and saved.fingerprint == first == again != other
     assert all(saved.state[name].equal(tensor) for name, tensor in tensors_of(1).items())
-
-
-@pytest.mark.parametrize("name", ["weights.safetensors", "config.json", "manifest.json"])
-def test_a_model_with_one_flipped_bit_is_rejected(tmp_path, name):
-    write_model(tmp_path, {"kind": "linear"}, tensors_of(1))
-    for _ in flips(tmp_path / name, 25):
-        with pytest.raises(DamagedArtefact, match=f"{name}.* Run: dvc repro train_generator"):
-            read_model(tmp_path, fix="dvc repro train_generator")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,9 @@
 """The keys and values that each layer caches, so that a new token costs the work of one token.
 
-The candidates of one caption have the same prefix: its keys and values are stored, and attended to, once for
-all of them. Of a candidate's own image tokens a row layer caches the last row and one cell more, the
-convolutional layer as far back as its neighborhood reaches, and a column layer each column by itself: of
-1,024 tokens 33, 166 and 1,024 are cached, and 33, 166 and 32 are read. The layout follows from the masks of
-masks.py; a test holds cached and dense attention equal for every kind of layer. All shapes are the same at
-every position, as CUDA graphs need.
+The candidates of one caption share the keys and values of their prefix. Of a candidate's own image tokens a
+row layer caches the last row and one cell more, the convolutional layer as far back as its neighborhood
+reaches, a column layer each column by itself: of 1,024 tokens 33, 166 and 1,024 are cached, and 33, 166 and
+32 are read. All shapes are the same at every position, as CUDA graphs need.
 """
 
 from __future__ import annotations
@@ -21,8 +19,7 @@ class PrefixGroups:
     """Which of U prefixes each of B candidates continues; groups the candidates of one prefix side by side.
 
     Groups are padded to the size of the largest: rows [0, 0, 1] -> 2 prefixes with 2 slots each, the last
-    slot empty. Where all groups have one size and are in order ([0, 0, 1, 1], or one caption, or all
-    different) grouping moves no data.
+    slot empty. Where all groups have one size and are in order, grouping moves no data.
     """
 
     def __init__(self, rows: Tensor):
@@ -76,9 +73,10 @@ class CacheLayout:
         self.line = (position % side if is_by_column else torch.zeros_like(position)).tolist()
         slot = position // side if is_by_column else position % self.num_slots
         self.slot = slot.tolist()
-        self.attention_bias = torch.full(
-            (side * side, self.num_slots), -torch.inf, device=image_mask.device
-        )  # (L, slots), added to scores: 0 where a position sees a slot, else -inf
+        # (L, slots), added to scores: 0 where a position sees a slot, else -inf
+        self.attention_bias = image_mask.new_full(
+            (len(position), self.num_slots), -torch.inf, dtype=torch.float32
+        )
         self.attention_bias[query, slot[key]] = 0.0
         self._bias_with_prefix: dict[int, Tensor] = {}
 
@@ -88,34 +86,26 @@ class CacheLayout:
             self._bias_with_prefix[prefix_length] = F.pad(self.attention_bias, (prefix_length, 0))
         return self._bias_with_prefix[prefix_length]
 
-    def cached_positions(self, count: int) -> range:
-        """Which of the first `count` positions are still cached."""
-        return range(0 if self.num_lines > 1 else max(0, count - self.num_slots), count)
-
 
 class LayerCache:
     """Keys and values of one layer: shared (2, U, heads, prefix, x), own (2, B, heads, lines, slots, x).
 
-    x is a head's width. With many candidates per prefix, attending to the shared part separately makes them
-    cheap. Where each candidate has a prefix of its own, nothing is shared; on a CPU, where calling an
-    operation costs as much as its arithmetic, `combined` then has prefix and own positions side by side, (2,
-    B, heads, prefix + slots, x), so that attention is one product each way.
+    x is a head's width. Where each candidate has a prefix of its own, nothing is shared; on a CPU, where
+    calling an operation costs as much as its arithmetic, `combined` then has prefix and own positions side by
+    side, (2, B, heads, prefix + slots, x), so that attention is one product each way.
     """
 
     def __init__(self, groups: PrefixGroups, prefix_length: int, layout: CacheLayout):
-        self.groups = groups
-        self.prefix_length = prefix_length
-        self.layout = layout
+        self.groups, self.prefix_length, self.layout = groups, prefix_length, layout
         self.shared = self.own = torch.empty(0)
         self.combined: Tensor | None = None
 
     def prefill(self, mask: Tensor) -> Attend:
         """As `dense_attention` for the U unique beginnings (prefix and fixed tokens), storing keys and values."""
-        masked = dense_attention(mask)
 
         def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             self.store(keys, values)
-            return masked(queries, keys, values)
+            return dense_attention(mask)(queries, keys, values)
 
         return attend
 
@@ -128,6 +118,15 @@ class LayerCache:
             self.combined = torch.cat([self.shared[:, self.groups.rows], self.own[:, :, :, 0]], dim=3)
             if self.layout.num_lines == 1:  # a view: what is stored in one is in both
                 self.own = self.combined[:, :, :, None, self.prefix_length :]
+
+    def _allocate_own(self, fixed: Tensor) -> Tensor:
+        """Memory for every candidate, with the fixed tokens' keys and values (2, U, heads, P, x): as `own`."""
+        layout, count = self.layout, fixed.shape[3]
+        positions = list(range(0 if layout.num_lines > 1 else max(0, count - layout.num_slots), count))
+        lines, slots = ([table[position] for position in positions] for table in (layout.line, layout.slot))
+        own = fixed.new_zeros(*fixed.shape[:3], layout.num_lines, layout.num_slots, fixed.shape[4])
+        own[:, :, :, lines, slots] = fixed[:, :, :, positions]
+        return own[:, self.groups.rows]
 
     def step(self, position: int, qkv: Tensor) -> Tensor:
         """Attention of one new image token to the prefix and to what it sees of the image, itself included.
@@ -145,7 +144,9 @@ class LayerCache:
             self.combined[:, :, :, self.prefix_length :] = self.own[:, :, :, line]
         keys, values = self.combined.flatten(1, 2)
         bias = layout.bias_with_prefix(self.prefix_length)[position].to(qkv.dtype)
-        return attend_one_query(queries, keys, values, bias)
+        rows, heads, width = queries.shape
+        scores = torch.baddbmm(bias, queries.view(rows * heads, 1, width), keys.transpose(1, 2))
+        return torch.bmm(_softmax(scores, values.dtype), values).view(rows, heads * width)
 
     def attend_separately(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """One softmax over shared prefix and own positions, in as few operations as possible."""
@@ -153,26 +154,12 @@ class LayerCache:
         rows, heads, width = queries.shape
         to_own = torch.baddbmm(bias, queries.view(rows * heads, 1, width), keys.transpose(1, 2))
         to_prefix = ungroup(group(queries) @ self.shared[0].transpose(2, 3))  # (B, heads, prefix)
-        scores = torch.cat([to_prefix, to_own.view(rows, heads, -1)], dim=-1)
-        softmax_dtype = torch.promote_types(scores.dtype, torch.float32)
-        weights = scores.softmax(dim=-1, dtype=softmax_dtype).to(values.dtype)
+        weights = _softmax(torch.cat([to_prefix, to_own.view(rows, heads, -1)], dim=-1), values.dtype)
         own_weights = weights[..., self.prefix_length :].reshape(rows * heads, 1, -1)
         attended = torch.bmm(own_weights, values).view(rows, heads, width)
         return (attended + ungroup(group(weights[..., : self.prefix_length]) @ self.shared[1])).flatten(1)
 
-    def _allocate_own(self, fixed: Tensor) -> Tensor:
-        """Memory for every candidate, with the fixed tokens' keys and values (2, U, heads, P, x): as `own`."""
-        layout, positions = self.layout, list(self.layout.cached_positions(fixed.shape[3]))
-        lines, slots = ([table[position] for position in positions] for table in (layout.line, layout.slot))
-        two, prefixes, heads, _, width = fixed.shape
-        own = fixed.new_zeros(two, prefixes, heads, layout.num_lines, layout.num_slots, width)
-        own[:, :, :, lines, slots] = fixed[:, :, :, positions]
-        return own[:, self.groups.rows]
 
-
-def attend_one_query(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """One query per row: queries (B, heads, x), keys, values (B * heads, n, x), bias (n,) -> (B, heads * x)."""
-    rows, heads, width = queries.shape
-    scores = torch.baddbmm(bias, queries.view(rows * heads, 1, width), keys.transpose(1, 2))
-    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
-    return torch.bmm(weights, values).view(rows, heads * width)
+def _softmax(scores: Tensor, dtype: torch.dtype) -> Tensor:
+    """Over the last axis, summed in float32 at least."""
+    return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(dtype)

@@ -1,10 +1,8 @@
 """The autoregressive transformer over text and image tokens of arXiv 2102.12092, section 2.2, at any size.
 
 The sequence is start-of-text, T text positions, start-of-image, L image positions. Text and image tokens have
-their own embeddings and output maps, so a text position can never predict an image token nor the reverse. A
-text position without a token has a pad embedding, learned for that position alone. The text loss is taken
-over real tokens only: the paper's vocabulary has no pad token, and all pads but the first are certain, so
-counting them would make the loss look better than it is. Left out: BPE-dropout, which is in the data loader.
+their own embeddings and output maps, so neither can be predicted at the other's positions. A text position
+without a token has a pad embedding of its own, and no part in the loss: most pads are certain.
 """
 
 from __future__ import annotations
@@ -21,15 +19,15 @@ from torch.utils.checkpoint import checkpoint
 from thousandwords.core.special_tokens import PAD, UNKNOWN
 from thousandwords.generators.base import Generator
 from thousandwords.generators.transformer.attention import AttentionBackends
-from thousandwords.generators.transformer.cuda_graph import sample_with_cuda_graph
-from thousandwords.generators.transformer.decode_loop import (
+from thousandwords.generators.transformer.decoding import (
     DecodeState,
     count_leading_fixed,
+    limit_threads,
+    prefill,
     sample_one_by_one,
+    sample_with_cuda_graph,
 )
-from thousandwords.generators.transformer.decode_step import layer_step, limit_threads, prefill_last_layer
-from thousandwords.generators.transformer.kv_cache import CacheLayout, LayerCache, PrefixGroups, unique_rows
-from thousandwords.generators.transformer.masks import KINDS, attention_mask, layer_kinds
+from thousandwords.generators.transformer.masks import layer_kinds
 from thousandwords.nn.chunked_cross_entropy import chunked_mean_loss, matmul_fp32, mean_loss, should_chunk
 from thousandwords.nn.compile import Compiled, should_compile
 from thousandwords.nn.grad_scaling import ResidualPath
@@ -108,12 +106,8 @@ class Transformer(Generator):
         self.output_norm = nn.LayerNorm(config.width)
         self.text_output = nn.Linear(config.width, text_vocab_size)
         self.image_output = nn.Linear(config.width, image_vocab_size)
-        for kind in KINDS:
-            mask = attention_mask(kind, self.prefix_length, self.side, config.kernel)
-            self.register_buffer(f"{kind}_mask", mask, persistent=False)
         self.attention = AttentionBackends(config.attention, self.prefix_length, self.side, config.kernel)
         self.compiled_layer = Compiled(run_layer, "transformer: a layer")
-        self.cache_layouts: dict[tuple[str, torch.device], CacheLayout] = {}  # made on first use
         self._initialize(config)
 
     def _add_embeddings(self, width: int) -> None:
@@ -182,7 +176,7 @@ class Transformer(Generator):
         self.check_text(text)
         self.check_image_tokens(image_tokens)
         hidden_states = torch.cat([self.embed_text(text), self.embed_image(image_tokens[:, :-1])], dim=1)
-        attends = {kind: self._attend(kind, hidden_states.shape[1]) for kind in set(self.kinds)}
+        attends = {kind: self.attention.choose(kind, hidden_states.shape[1]) for kind in set(self.kinds)}
         for layer, kind in zip(self.layers, self.kinds, strict=True):
             hidden_states = self._run_layer(layer, hidden_states, attends[kind])
         return hidden_states[:, : self.text_length], hidden_states[:, self.prefix_length - 1 :]
@@ -223,10 +217,6 @@ class Transformer(Generator):
         with torch.autocast(hidden_states.device.type, enabled=False):
             normalized = self.output_norm(hidden_states)
         return chunked_mean_loss(normalized, output, tokens, count)
-
-    def _attend(self, kind: str, length: int) -> Attend:
-        """The attention over the first `length` positions in layers of one kind."""
-        return self.attention.choose(kind, self.get_buffer(f"{kind}_mask"), length)
 
     def _run_layer(self, layer: Layer, hidden_states: Tensor, attend: Attend) -> Tensor:
         run = self.compiled_layer if self._is_compiled(layer, hidden_states.device) else run_layer
@@ -271,75 +261,27 @@ class Transformer(Generator):
         """
         if fixed_tokens is None:
             fixed_tokens = torch.full((len(text), self.image_length), UNKNOWN, device=text.device)
-        self._check_inputs(text, rngs, fixed_tokens)
-        uniform = uniforms(rngs, self.image_length).to(text.device)
-        first = count_leading_fixed(fixed_tokens)
-        if len(text) == 0 or first == self.image_length:
-            return fixed_tokens.clone()
-        captions = [text] if guidance == 1 else [text, torch.full_like(text, PAD)]
-        logits, caches = zip(
-            *[self.prefill(caption, fixed_tokens[:, :first]) for caption in captions], strict=True
-        )
-        if text.device.type == "cpu":
-            keep_freed_memory()
-        state = DecodeState(
-            decode_step=self.decode_step,
-            embed=self.image_embedding,
-            position_embeddings=self.position_embeddings(0, self.image_length),
-            logits=list(logits),
-            caches=list(caches),
-            fixed_tokens=fixed_tokens,
-            first=first,
-            uniform=uniform,
-            truncation=(temperature, top_k, top_p),
-            guidance=guidance,
-        )
-        with limit_threads(len(text), self.layers[0].mlp.hidden):
-            return sample_with_cuda_graph(state) if text.is_cuda else sample_one_by_one(state)
-
-    def _check_inputs(self, text: Tensor, rngs: Sequence[torch.Generator], fixed_tokens: Tensor) -> None:
         self.check_text(text)
         self.check_fixed_tokens(fixed_tokens, len(text))
         if len(rngs) != len(text):
             raise ValueError(
                 f"{len(text)} rows of text came with {len(rngs)} random generators; give one per row"
             )
-
-    def prefill(self, text: Tensor, beginning: Tensor) -> tuple[Tensor, list[LayerCache]]:
-        """Text (B, T), first image tokens (B, P) -> logits (B, Vi) of the next token, and a cache per layer.
-
-        The candidates of one caption repeat it: each unique row is computed once.
-        """
-        unique, rows = unique_rows(torch.cat([text, beginning], dim=1))
-        text, beginning = unique[:, : self.text_length], unique[:, self.text_length :]
-        hidden_states = torch.cat([self.embed_text(text), self.embed_image(beginning)], dim=1)
-        groups, caches, length = PrefixGroups(rows), [], hidden_states.shape[1]
-        for layer, kind in zip(self.layers, self.kinds, strict=True):
-            mask = self.get_buffer(f"{kind}_mask")[:length, :length]
-            caches.append(LayerCache(groups, self.prefix_length, self.cache_layout(kind)))
-            if len(caches) < len(self.layers):
-                hidden_states = layer(hidden_states, caches[-1].prefill(mask))
-            else:
-                hidden_states = prefill_last_layer(layer, hidden_states, caches[-1], mask[-1])
-        return self.lm_head(hidden_states, self.image_output)[rows], caches
-
-    def decode_step(self, hidden_states: Tensor, position: int | Tensor, caches: Sequence) -> Tensor:
-        """Embedded image tokens (B, D) at one raster position -> the logits (B, Vi) of the next token.
-
-        With `StaticKVCache`s the position is a tensor (1,).
-        """
-        for layer, cache in zip(self.layers, caches, strict=True):
-            hidden_states = layer_step(layer, hidden_states, position, cache)
-        return self.lm_head(hidden_states, self.image_output)
-
-    def cache_layout(self, kind: str) -> CacheLayout:
-        """Where layers of one kind cache image positions, computed from their mask on first use."""
-        mask = self.get_buffer(f"{kind}_mask")
-        key = (kind, mask.device)
-        if key not in self.cache_layouts:
-            image_mask = mask[self.prefix_length :, self.prefix_length :]
-            self.cache_layouts[key] = CacheLayout(image_mask, self.side, kind == "column")
-        return self.cache_layouts[key]
+        uniform = uniforms(rngs, self.image_length).to(text.device)
+        first = count_leading_fixed(fixed_tokens)
+        if len(text) == 0 or first == self.image_length:
+            return fixed_tokens.clone()
+        captions = [text] if guidance == 1 else [text, torch.full_like(text, PAD)]
+        beginning = fixed_tokens[:, :first]
+        logits, caches = zip(*[prefill(self, caption, beginning) for caption in captions], strict=True)
+        if text.device.type == "cpu":
+            keep_freed_memory()
+        truncation = (temperature, top_k, top_p)
+        state = DecodeState(
+            self, list(logits), list(caches), fixed_tokens, first, uniform, truncation, guidance
+        )
+        with limit_threads(len(text), self.layers[0].mlp.hidden):
+            return sample_with_cuda_graph(state) if text.is_cuda else sample_one_by_one(state)
 
     # --- what training needs to know of the weights
 

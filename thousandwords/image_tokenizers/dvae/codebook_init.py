@@ -1,8 +1,7 @@
 """A first codebook in which similar tokens are neighbors; not in the paper, which starts at random.
 
 The tokens start as points spread over a cube of a few dimensions, the encoder's logits as minus the squared
-distance to them. An update that helps one token then helps its neighbors, and many tokens are in use from the
-first update. Only first weights are set; all weights then train freely. Results: docs/recipes-dvae.md.
+distance to them: an update that helps one token helps its neighbors. Results: docs/recipes-dvae.md.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """Encode and decode on a GPU in float16: ten times as fast as float32, and 99 of 100 tokens equal.
 
-A token is the largest of thousands of logits, and the second is often close. On 32 held-out images and the
-default tokenizer, bfloat16 gave 87 % of float32's tokens, float16 98 %, and float16 with the sums of the last
-layer in float32 99.4 %: float16 rounds logits of some hundreds to a quarter. Where float16 overflows, the
-result is not finite and is computed again in float32. Only for a trained tokenizer: training has its own
-precision.
+A token is the largest of thousands of logits, and the second is often close: bfloat16 gave 87 % of float32's
+tokens, float16 98 %, and float16 with the sums of the last layer in float32 99.4 %. Where float16 overflows,
+the result is computed again in float32. Only for a trained tokenizer.
 """
 
 from __future__ import annotations
@@ -47,7 +45,6 @@ def matmul_split(left: Tensor, right: Tensor) -> Tensor:
     left, high = left.half(), right.half()
     low = (right - high.float()).half()
     if left.is_cuda:
-        return torch.mm(left, high.T, out_dtype=torch.float32).add_(
-            torch.mm(left, low.T, out_dtype=torch.float32)
-        )
+        product = torch.mm(left, high.T, out_dtype=torch.float32)
+        return product.add_(torch.mm(left, low.T, out_dtype=torch.float32))
     return left.float() @ high.float().T + left.float() @ low.float().T

@@ -1,9 +1,7 @@
 """The discrete VAE of DALL-E: an image as a grid of tokens (arXiv 2102.12092, section 2.1 and appendix A).
 
 The defaults are the paper's: Gumbel-softmax relaxation, logit-Laplace likelihood, KL to the uniform prior,
-cosine schedules for its weight and the temperature. The settings named "off in the paper" are additions, for
-training in minutes instead of weeks. Optimizer, learning rate and the moving average of weights belong to the
-training loop.
+cosine schedules. The settings named "off in the paper" are additions, to train in minutes instead of weeks.
 """
 
 from __future__ import annotations
@@ -58,17 +56,16 @@ class DVAEConfig:
     decoder_only_from: int | None = None  # from this update the decoder trains alone, on arg-max tokens
 
     def __post_init__(self) -> None:
-        self._check_at_least(2, "vocab_size")
-        self._check_at_least(
-            1, "groups", "blocks_per_group", "codebook_width", "patch", "stem_kernel", "codebook_init_images"
-        )
-        self._check_at_least(
-            0, "kl_weight", "kl_steps", "temperature_steps", "usage_entropy_weight", "noise_end"
-        )
-        self._check_positive("temperature_start", "temperature_end", "init_gain", "codebook_init_sharpness")
-        self._check_positive(
-            *(name for name in ("residual_gain", "pixel_deviation") if getattr(self, name) is not None)
-        )
+        minimums = dict.fromkeys(("groups", "blocks_per_group", "codebook_width", "patch", "stem_kernel"), 1)
+        minimums |= dict.fromkeys(("kl_weight", "kl_steps", "temperature_steps"), 0)
+        minimums |= {"vocab_size": 2, "codebook_init_images": 1, "usage_entropy_weight": 0, "noise_end": 0}
+        for name, minimum in minimums.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(f"dvae.{name} is {getattr(self, name)}; it has to be {minimum} or more")
+        positive = ("temperature_start", "temperature_end", "init_gain", "codebook_init_sharpness")
+        for name in (*positive, "residual_gain", "pixel_deviation"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"dvae.{name} is {getattr(self, name)}; it has to be above 0")
         if self.width < 4 or self.width % 4:
             raise ValueError(
                 f"dvae.width is {self.width}; a bottleneck is a quarter of it, so give a multiple of 4"
@@ -83,16 +80,6 @@ class DVAEConfig:
             raise ValueError(
                 "dvae.log_width_floor has no effect with dvae.pixel_deviation; set one of them to null"
             )
-
-    def _check_at_least(self, minimum: int, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) < minimum:
-                raise ValueError(f"dvae.{name} is {getattr(self, name)}; it has to be {minimum} or more")
-
-    def _check_positive(self, *names: str) -> None:
-        for name in names:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"dvae.{name} is {getattr(self, name)}; it has to be above 0")
 
     @property
     def path_gain(self) -> float:
@@ -122,14 +109,8 @@ class DiscreteVAE(ImageTokenizer):
         self.config = config
         self.vocab_size = config.vocab_size
         self.scales = (image_size // config.cell,)
-        shape = (
-            config.width,
-            config.groups,
-            config.blocks_per_group,
-            config.path_gain,
-            config.vocab_size,
-            config.patch,
-        )
+        shape = (config.width, config.groups, config.blocks_per_group, config.path_gain, config.vocab_size)
+        shape = (*shape, config.patch)
         self.encoder = build_encoder(*shape, config.stem_kernel)
         self.decoder = build_decoder(*shape, config.codebook_width)
         initialize(self, config.init_gain)
@@ -143,22 +124,15 @@ class DiscreteVAE(ImageTokenizer):
     def encode(self, images: Tensor) -> Tensor:
         """Encode images (B, 3, H, W) in [0, 1] to token ids (B, L) int64 in raster order."""
         self.check_images(images)
-        if is_frozen_on_gpu(self):
-            tokens = encode_float16(self.encoder, to_model_range(images))
-            if tokens is not None:
-                return tokens
+        tokens = encode_float16(self.encoder, to_model_range(images)) if is_frozen_on_gpu(self) else None
         # arg-max, no Gumbel noise: the generator learns the tokens it will see decoded (paper, section 2.2)
-        return self._logits(images).argmax(dim=-1).flatten(1)
+        return self._logits(images).argmax(dim=-1).flatten(1) if tokens is None else tokens
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Decode token ids (B, L) int64 to images (B, 3, H, W) in [0, 1]."""
         self.check_tokens(tokens)
-        if is_frozen_on_gpu(self):
-            maps = decode_float16(self.decoder, tokens, self.scales[0])
-            if maps is not None:
-                return to_images(maps[:, :3])
-        mu, _ = self._decode(self._one_hot(tokens))
-        return to_images(mu)
+        maps = decode_float16(self.decoder, tokens, self.scales[0]) if is_frozen_on_gpu(self) else None
+        return to_images(self._decode(self._one_hot(tokens))[0] if maps is None else maps[:, :3])
 
     @torch.no_grad()
     def prepare(self, image_batches: Iterable[Tensor], rng: torch.Generator) -> None:

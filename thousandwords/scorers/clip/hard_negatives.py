@@ -1,16 +1,15 @@
 """Hard negative captions: one word replaced, or words exchanged; an image's own must score higher.
 
-The captions of a random batch differ in colors and objects, which is enough to tell them apart; so CLIP
-learns neither which word belongs to which object nor which object is on the left (NegCLIP, arXiv 2210.01936).
-NegCLIP exchanges words of one part of speech. Here the batch itself says what may be exchanged: two words
-that occur between the same neighbors. That works in any language. It needs captions that share phrases; where
-there are none, the words of the caption are shuffled.
+From a random batch CLIP learns neither which word belongs to which object nor which object is on the left
+(NegCLIP, arXiv 2210.01936). NegCLIP exchanges words of one part of speech; here words are exchanged that occur
+between the same neighbors in the batch, in any language. Where there are none, the caption is shuffled.
 """
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
+from functools import partial
 
 Substitutes = dict[str, list[str]]  # a word -> the words that may replace it, sorted
 
@@ -23,7 +22,7 @@ def hard_captions(captions: list[str], count: int, seed: int) -> list[str]:
     rng = random.Random(seed)
     sentences = [caption.split() for caption in captions]
     substitutes = _substitutes(sentences)
-    kinds = (_replace_one, _exchange_all, _exchange_one)
+    kinds = (_replace_one, _exchange, partial(_exchange, is_one=True))
     return [
         " ".join(kinds[turn % len(kinds)](words, substitutes, rng))
         for words in sentences
@@ -54,16 +53,17 @@ def _replace_one(words: list[str], substitutes: Substitutes, rng: random.Random)
     return [*words[:position], rng.choice(substitutes[words[position]]), *words[position + 1 :]]
 
 
-def _exchange_one(words: list[str], substitutes: Substitutes, rng: random.Random) -> list[str]:
-    """Exchange one pair of substitutes: the right words, one of them with the wrong object."""
+def _exchange(
+    words: list[str], substitutes: Substitutes, rng: random.Random, is_one: bool = False
+) -> list[str]:
+    """Exchange all pairs of substitutes (the relation reversed), or one (a word with the wrong object)."""
     pairs = _substitute_pairs(words, substitutes)
-    return _exchange(words, [rng.choice(pairs)]) if pairs else _replace_one(words, substitutes, rng)
-
-
-def _exchange_all(words: list[str], substitutes: Substitutes, rng: random.Random) -> list[str]:
-    """Exchange all pairs of substitutes: the right objects, the relation reversed."""
-    pairs = _substitute_pairs(words, substitutes)
-    return _exchange(words, pairs) if pairs else _replace_one(words, substitutes, rng)
+    if not pairs:
+        return _replace_one(words, substitutes, rng)
+    exchanged = list(words)
+    for first, second in [rng.choice(pairs)] if is_one else pairs:
+        exchanged[first], exchanged[second] = words[second], words[first]
+    return exchanged
 
 
 def _substitute_pairs(words: list[str], substitutes: Substitutes) -> list[tuple[int, int]]:
@@ -75,10 +75,3 @@ def _substitute_pairs(words: list[str], substitutes: Substitutes) -> list[tuple[
                 pairs.append((first, second))
                 used |= {first, second}
     return pairs
-
-
-def _exchange(words: list[str], pairs: list[tuple[int, int]]) -> list[str]:
-    exchanged = list(words)
-    for first, second in pairs:
-        exchanged[first], exchanged[second] = words[second], words[first]
-    return exchanged

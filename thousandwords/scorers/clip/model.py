@@ -1,9 +1,7 @@
 """CLIP: an image and a caption as two unit vectors, and their cosine as the score (arXiv 2103.00020).
 
-DALL-E samples many candidates and keeps those with the highest CLIP score (arXiv 2102.12092, §2.6). The model
-and its contrastive loss are open_clip's; this class builds it from sizes or from pretrained weights, and
-takes images and captions instead of tokens. Left out: CLIP's random crops, which would cut off what a caption
-describes.
+DALL-E keeps the candidates with the highest CLIP score (arXiv 2102.12092, §2.6). The model and its contrastive
+loss are open_clip's. Left out: CLIP's random crops, which would cut off what a caption describes.
 """
 
 from __future__ import annotations
@@ -117,9 +115,8 @@ class CLIP(Scorer):
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"the scorer takes images (B, 3, H, W), not {tuple(images.shape)}")
         if images.shape[2:] != self.image_size:
-            images = F.interpolate(images, self.image_size, mode=self.interpolation, antialias=True).clamp(
-                0, 1
-            )
+            images = F.interpolate(images, self.image_size, mode=self.interpolation, antialias=True)
+            images = images.clamp(0, 1)
         with unfused_attention(images.device):
             return F.normalize(self.clip.encode_image((images - self.mean) / self.std).float(), dim=-1)
 
@@ -159,9 +156,10 @@ class CLIP(Scorer):
 
     def muon_parameters(self) -> list[nn.Parameter]:
         """The matrices of the transformer blocks of both towers, and a ResNet's kernels; no embeddings."""
-        named = [(name, weight) for name, weight in self.clip.named_parameters() if name != PATCH_EMBEDDING]
         return [
-            weight for name, weight in named if weight.ndim == 4 or ("resblocks" in name and weight.ndim == 2)
+            weight
+            for name, weight in self.clip.named_parameters()
+            if name != PATCH_EMBEDDING and (weight.ndim == 4 or ("resblocks" in name and weight.ndim == 2))
         ]
 
 
@@ -173,8 +171,7 @@ def unfused_attention(device: torch.device) -> AbstractContextManager:
 def init_position_embeddings(visual: nn.Module, std: float) -> None:
     """Set the position embeddings of an image tower to N(0, std), in place.
 
-    Near zero, the attention pooling of a ResNet hardly distinguishes its cells. Neither tower then learns
-    left and right, as each would have to learn it from the other.
+    Near zero, the attention pooling of a ResNet hardly tells its cells apart: neither tower learns left from right.
     """
     pool = getattr(visual, "attnpool", visual)
     nn.init.normal_(pool.positional_embedding, std=std)
@@ -202,19 +199,9 @@ def architecture_from_config(config: CLIPConfig, image_size: int) -> dict:
         raise ValueError(
             f"image_size is {image_size}; it must be a multiple of clip.vision_patch_size, {config.vision_patch_size}"
         )
-    vision = {
-        "image_size": image_size,
-        "patch_size": config.vision_patch_size,
-        "width": config.vision_width,
-        "layers": config.vision_layers,
-        "head_width": config.pooled_width // config.vision_heads,
-    }
-    text = {
-        "context_length": config.context_length,
-        "vocab_size": config.vocab_size,
-        "width": config.text_width,
-        "layers": config.text_layers,
-        "heads": config.text_heads,
-    }
+    vision = {name: getattr(config, f"vision_{name}") for name in ("patch_size", "width", "layers")}
+    vision |= {"image_size": image_size, "head_width": config.pooled_width // config.vision_heads}
+    text = {name: getattr(config, f"text_{name}") for name in ("width", "layers", "heads")}
+    text |= {"context_length": config.context_length, "vocab_size": config.vocab_size}
     sizes = {"embed_dim": config.embed_dim, "vision_cfg": vision, "text_cfg": text}
     return {"model_cfg": sizes, "preprocess_cfg": {"size": image_size}}

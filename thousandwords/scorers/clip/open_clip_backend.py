@@ -1,10 +1,7 @@
 """open_clip models: built from an architecture, or pretrained and named by one setting.
 
 An architecture is what open_clip_config.json holds: {"model_cfg", "preprocess_cfg"} and, for a pretrained
-model, its "source". The forms of `pretrained` are open_clip's own: "local-dir:FOLDER" (open_clip_config.json
-and weights, nothing is downloaded), "MODEL:WEIGHTS" (one of open_clip.list_models() and a local file, or a
-tag that open_clip downloads), "hf-hub:OWNER/NAME". Weights are safetensors, or a torch file opened with
-weights_only: no code in them is ever run.
+model, its "source". Weights are safetensors, or a torch file opened with weights_only: no code is ever run.
 """
 
 from __future__ import annotations
@@ -24,15 +21,8 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 SPECIAL_TOKENS = ("<start_of_text>", "<end_of_text>")
 FULL_VOCAB_SIZE = 49_408  # 512 bytes, merges from the most frequent on, the special tokens
 MIN_VOCAB_SIZE = 512 + len(SPECIAL_TOKENS)
-LOAD_ERRORS = (
-    RuntimeError,
-    OSError,
-    ValueError,
-    LookupError,
-    AssertionError,
-    UserWarning,
-    pickle.UnpicklingError,
-)
+LOAD_ERRORS = (RuntimeError, OSError, ValueError, LookupError, AssertionError, UserWarning)
+LOAD_ERRORS += (pickle.UnpicklingError,)
 
 
 def build(architecture: dict) -> nn.Module:
@@ -136,12 +126,8 @@ def _fix(error: Exception) -> str:
     if any(sign in text for sign in ("size mismatch", "Missing key", "Unexpected key", "width changed")):
         return "The weights belong to another architecture: name the model they were trained as"
     if "weights_only" in text or "Weights only" in text:
-        return (
-            "The file would run code as it loads: convert it to safetensors on a machine where you trust it"
-        )
-    return (
-        "If it has to be downloaded, download it on a machine with a network and give the file or folder here"
-    )
+        return "The file would run code as it loads: convert it to safetensors where you trust it"
+    return "If it has to be downloaded, do that on a machine with a network and give the file or folder here"
 
 
 def _architecture(pretrained: str, name: str, model: nn.Module) -> dict:

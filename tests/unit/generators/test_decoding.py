@@ -1,0 +1,216 @@
+"""Sampling with a cache gives the tokens of sampling without, one by one and as on a GPU.
+
+Without a GPU the steps of the CUDA graph run uncaptured; with one they are captured.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.helpers.tiny_models import (
+    IMAGE_VOCAB_SIZE,
+    captions_as_tokens,
+    image_tokens,
+    rngs,
+    tiny_transformer,
+)
+from thousandwords.core.special_tokens import UNKNOWN
+from thousandwords.generators.transformer import decoding
+from thousandwords.generators.transformer import model as transformer
+from thousandwords.generators.transformer.kv_cache import CacheLayout
+from thousandwords.generators.transformer.masks import KINDS, attention_mask
+from thousandwords.generators.transformer.model import Transformer
+from thousandwords.nn import compile
+
+DEVICE, LENGTH = "cuda" if torch.cuda.is_available() else "cpu", 16
+# candidates of three captions, not next to each other
+TEXT = captions_as_tokens(3)[[0, 1, 0, 2, 1]].to(DEVICE)
+every_layer_kind = pytest.mark.parametrize("kinds", [[kind] * 4 for kind in KINDS] + [None])
+
+
+@torch.no_grad()
+def sample_without_cache(
+    model: Transformer, text: torch.Tensor, fixed_tokens: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The reference: run the whole sequence again for every token."""
+    tokens = torch.zeros(len(text), LENGTH, dtype=torch.int64)
+    uniform = torch.stack([torch.rand(LENGTH, generator=rng, dtype=torch.float64) for rng in rngs(len(text))])
+    for position in range(LENGTH):
+        probabilities = model.logits(text, tokens)[1][:, position].double().softmax(dim=-1)
+        tokens[:, position] = (probabilities.cumsum(dim=-1) <= uniform[:, position, None]).sum(dim=-1)
+        if fixed_tokens is not None:
+            is_fixed = fixed_tokens[:, position] >= 0
+            tokens[is_fixed, position] = fixed_tokens[is_fixed, position]
+    return tokens
+
+
+@every_layer_kind
+def test_a_thousand_images_with_the_cache_equal_those_without(kinds):
+    model, text = tiny_transformer(4, kinds), captions_as_tokens(40).repeat_interleave(25, dim=0)
+    assert model.sample(text, rngs(1000)).equal(sample_without_cache(model, text))
+
+
+# any cells of any row may be fixed: a row is a token or -1 for each cell
+some_tokens = st.lists(
+    st.one_of(st.just(UNKNOWN), st.integers(0, IMAGE_VOCAB_SIZE - 1)), min_size=LENGTH, max_size=LENGTH
+)
+
+
+@settings(max_examples=40)
+@given(st.lists(some_tokens, min_size=1, max_size=3), st.integers(0, LENGTH), st.sampled_from(KINDS))
+def test_fixed_tokens_are_kept_and_the_others_are_sampled_as_without_a_cache(rows, first, kind):
+    model, fixed_tokens = tiny_transformer(kinds=[kind] * 2), torch.tensor(rows)
+    fixed_tokens[:, :first] = fixed_tokens[:, :first].clamp(min=0)  # fixed in all rows
+    before, text = fixed_tokens.clone(), captions_as_tokens(3)[: len(rows)]
+
+    sampled = model.sample(text, rngs(len(rows)), fixed_tokens=fixed_tokens)
+
+    assert sampled.equal(sample_without_cache(model, text, fixed_tokens))
+    assert fixed_tokens.equal(before)
+
+
+@pytest.mark.paper("generator: masks")
+@every_layer_kind
+@pytest.mark.parametrize("cells", [range(5), [0, 1, 3, 8, 9, 15], range(2, 14)])
+def test_tokens_are_sampled_from_the_logits_of_the_whole_sequence(kinds, cells, monkeypatch):
+    model, fixed_tokens, seen = tiny_transformer(6, kinds), torch.full((4, LENGTH), UNKNOWN), []
+    fixed_tokens[:, list(cells)] = image_tokens(4)[:, list(cells)]
+    monkeypatch.setattr(decoding, "truncate", lambda logits, *_: seen.append(logits) or logits)
+
+    sampled = model.sample(captions_as_tokens(4), rngs(4), fixed_tokens=fixed_tokens)
+
+    expected = model.logits(captions_as_tokens(4), sampled)[1][:, LENGTH - len(seen) :]
+    torch.testing.assert_close(torch.stack(seen, dim=1), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [0, 7, 16])
+def test_a_guided_image_whose_own_beginning_is_fixed_stays_the_same(count):
+    model, text = tiny_transformer(6), captions_as_tokens(3)
+    whole = model.sample(text, rngs(3), guidance=2.5)
+    beginning = whole.where(torch.arange(LENGTH) < count, UNKNOWN)
+    assert model.sample(text, rngs(3), guidance=2.5, fixed_tokens=beginning).equal(whole)
+
+
+def test_a_fixed_token_changes_the_tokens_after_it_and_none_before():
+    model, text = tiny_transformer(6), captions_as_tokens(3)
+    whole, fixed_tokens = model.sample(text, rngs(3)), torch.full((3, LENGTH), UNKNOWN)
+    fixed_tokens[:, 6] = (whole[:, 6] + 1) % IMAGE_VOCAB_SIZE
+
+    sampled = model.sample(text, rngs(3), fixed_tokens=fixed_tokens)
+
+    assert sampled[:, :6].equal(whole[:, :6]) and not sampled[:, 7:].equal(whole[:, 7:])
+
+
+def test_guided_images_follow_the_guided_logits_of_the_whole_sequence():
+    model, text = tiny_transformer(), captions_as_tokens(3)
+    sampled = model.sample(text, rngs(3), guidance=2.0, top_k=1)
+    with_caption, without = (
+        model.logits(caption, sampled)[1] for caption in (text, torch.full_like(text, -1))
+    )
+    assert (without + 2.0 * (with_caption - without)).argmax(dim=-1).equal(sampled)
+    assert model.sample(text, rngs(3), guidance=1.0).equal(model.sample(text, rngs(3)))
+
+
+def test_a_token_is_sampled_as_often_as_it_is_likely():
+    model, text = tiny_transformer(), captions_as_tokens(1).expand(4000, -1)
+    sampled = model.sample(text, rngs(4000))[:, 0]
+
+    for token in range(IMAGE_VOCAB_SIZE):
+        tokens = image_tokens(1).index_fill(1, torch.tensor([0]), token)
+        likely = model.log_probabilities(text[:1], tokens)[1][0, 0].exp().item()
+        assert (sampled == token).float().mean().item() == pytest.approx(likely, abs=0.03)
+
+
+def test_no_captions_give_no_images():
+    assert tiny_transformer().sample(captions_as_tokens(1)[:0], []).shape == (0, LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_lines", "num_slots"), [("row", 1, 33), ("column", 32, 32), ("convolutional", 1, 166)]
+)
+def test_of_the_papers_1024_tokens_a_layer_caches_what_its_mask_reaches(kind, num_lines, num_slots):
+    layout = CacheLayout(attention_mask(kind, 0, 32, 11), 32, kind == "column")
+    assert (layout.num_lines, layout.num_slots) == (num_lines, num_slots)
+
+
+@pytest.mark.parametrize(("rows", "threads"), [(1, 1), (31, 1), (32, 2)])
+def test_small_products_use_one_thread_and_the_setting_is_restored(rows, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyError), decoding.limit_threads(rows, nn.Linear(128, 512)):
+            assert torch.get_num_threads() == threads
+            raise KeyError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- as on a GPU --------------------------------------------------------------------------------------------
+
+
+def cells(*positions: int) -> torch.Tensor:
+    return torch.full((len(TEXT), LENGTH), UNKNOWN, device=DEVICE).index_fill(
+        1, torch.tensor(positions, device=DEVICE), 7
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"guidance": 2.5},
+        {"top_k": 3},
+        {"top_p": 0.7, "temperature": 0.9},
+        {"top_k": 1, "guidance": 0.0},
+        {"fixed_tokens": cells(0, 1, 2, 3, 4)},
+        {"fixed_tokens": cells(3, 9, 15)},
+        {"fixed_tokens": cells(*range(15))},
+    ],
+)
+@every_layer_kind
+def test_sampling_on_a_gpu_gives_the_tokens_of_sampling_one_by_one(monkeypatch, kinds, settings):
+    model, tokens = tiny_transformer(6, kinds).to(DEVICE), []
+    for sample in (decoding.sample_one_by_one, decoding.sample_with_cuda_graph):
+        monkeypatch.setattr(transformer, "sample_one_by_one", sample)
+        monkeypatch.setattr(transformer, "sample_with_cuda_graph", sample)
+        tokens.append(model.sample(TEXT, rngs(len(TEXT)), **settings))
+    assert tokens[0].equal(tokens[1]) and tokens[1].min() >= 0
+
+
+def test_in_bfloat16_tokens_are_sampled_from_float32_logits(monkeypatch):
+    model, dtypes = tiny_transformer(6).to(DEVICE, torch.bfloat16), []
+    monkeypatch.setattr(decoding, "truncate", lambda logits, *settings: dtypes.append(logits.dtype) or logits)
+    for sample in (decoding.sample_one_by_one, decoding.sample_with_cuda_graph):
+        monkeypatch.setattr(transformer, "sample_one_by_one", sample)
+        assert model.sample(TEXT, rngs(len(TEXT))).max() < IMAGE_VOCAB_SIZE
+    assert set(dtypes) == {torch.float32}
+
+
+def test_a_step_that_cannot_be_captured_runs_and_one_line_says_so(monkeypatch, capfd):
+    def fail(graph):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(compile, "_logged", set())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", fail)
+    done = []
+
+    decoding.capture(lambda: done.append(1))()
+
+    assert done == [1]
+    assert capfd.readouterr().err == (
+        "sampling could not be captured as a CUDA graph and runs token by token: "
+        "RuntimeError: operation not permitted when stream is capturing\n"
+    )
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_on_a_gpu_the_step_is_captured():
+    step = decoding.capture(lambda: torch.ones(3, device="cuda").mul_(2))
+    assert step.__name__ == "replay"
