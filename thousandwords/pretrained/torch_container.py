@@ -1,5 +1,4 @@
-"""Read the tensors of a file that torch.save wrote, in both of its containers, without torch and without
-running the pickle.
+"""Read the tensors of a file that torch.save wrote, in both of its containers, without running the pickle.
 
 The zip container (torch 1.6 and later): data.pkl, and each storage as an uncompressed member. The legacy
 container: five pickles (a magic number, a version, the machine, the object, the storages' keys), then each
@@ -10,6 +9,7 @@ before 0.1.10 is rejected by name.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import struct
@@ -24,21 +24,28 @@ import numpy as np
 from thousandwords.pretrained.safe_pickle import (
     MAX_MODULES,
     MAX_PICKLE_BYTES,
+    NUMBER_BYTES,
     Module,
     RejectedPickle,
     StoredTensor,
+    Unpickler,
     modules_of,
     printable,
-    read_pickle,
+    state_dict_of,
     tensors_of,
 )
 
 MAX_FILE_BYTES = 2**30  # the files of the DALL-E release have 215 and 175 MB
 CHUNK_BYTES = 2**20  # read at a time
-NUMBER = np.dtype("<f4")
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of 0x1950a86a20f9469cfc6c
 LEGACY_VERSION = 1001
 FIX = "Download it again from where it was published, and compare its sha256"
+# what zipfile raises for a damaged file
+ZIP_ERRORS = (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, OverflowError, struct.error)
+
+
+class StateDict(RejectedPickle):
+    """A sound file with plain weights, where a whole module of the DALL-E release should be."""
 
 
 class Contents(NamedTuple):
@@ -56,8 +63,6 @@ class Stored(NamedTuple):
 
 
 Storages = dict[str, Stored]  # by key
-# what zipfile raises for a damaged file
-ZIP_ERRORS = (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, OverflowError, struct.error)
 
 
 def read_tensors(path: Path, check: Callable[[Contents], None] = lambda _: None) -> dict[str, np.ndarray]:
@@ -67,32 +72,78 @@ def read_tensors(path: Path, check: Callable[[Contents], None] = lambda _: None)
     RejectedPickle with the name of the file for anything that the DALL-E release does not have. Nothing in
     the file is ever run.
     """
+
+    def tensors_in(value: object, unpickler: Unpickler, storages: Storages) -> dict[str, StoredTensor]:
+        if weights := state_dict_of(value):
+            _check_storages(weights, storages)
+            raise StateDict(
+                f"is a plain state dict of weights (tensors: {len(weights)}, the first is {next(iter(weights))}): "
+                "sound, but of another model. import-weights takes whole modules: encoder.pkl and decoder.pkl as "
+                "OpenAI published them"
+            )
+        unpickler.check_names()
+        modules = modules_of(value)
+        contents = Contents(modules, tensors_of(modules))
+        _check_storages(contents.tensors, storages)
+        check(contents)
+        return contents.tensors
+
+    return _read(path, tensors_in)
+
+
+def read_state_dict(path: Path) -> dict[str, np.ndarray]:
+    """{name: float32 array} of a plain state dict, or of one in a checkpoint; what else it holds is left out."""
+
+    def tensors_in(value: object, unpickler: Unpickler, storages: Storages) -> dict[str, StoredTensor]:
+        weights = state_dict_of(value)
+        if not weights:
+            unpickler.check_names()
+            raise RejectedPickle("holds no state dict")
+        for tensor in weights.values():
+            tensor.check()
+        _check_storages(weights, storages)
+        return weights
+
+    return _read(path, tensors_in)
+
+
+def is_legacy(path: Path) -> bool:
+    """Whether a file has the legacy container, which holds no checksum of its numbers."""
+    with open(path, "rb") as file:
+        return file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC
+
+
+def _read(path: Path, tensors_in: Callable) -> dict[str, np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise RejectedPickle(f"there is no file {path}. Download it from where it was published")
     try:
-        with open(path, "rb") as file:
-            network, storages = _contents(file, os.fstat(file.fileno()).st_size)
-            modules = modules_of(network)
-            contents = Contents(modules, tensors_of(modules))
-            _check_storages(contents.tensors, storages)
-            check(contents)
-            return {name: _numbers(tensor, storages) for name, tensor in contents.tensors.items()}
+        with _ChunkedFile(path) as file:
+            value, unpickler, storages = _contents(file, os.fstat(file.fileno()).st_size)
+            tensors = tensors_in(value, unpickler, storages)
+            # two tensors of one storage: a small file could fill the memory
+            if len({tensor.storage.key for tensor in tensors.values()}) < len(tensors):
+                raise RejectedPickle(
+                    "uses the same numbers for two tensors, which the DALL-E release does not do"
+                )
+            return {name: _numbers(tensor, storages) for name, tensor in tensors.items()}
+    except StateDict as error:
+        raise StateDict(f"{path} {error}") from error
     except RejectedPickle as error:
         raise RejectedPickle(f"{path} {error}. {FIX}") from error
     except ZIP_ERRORS as error:
         raise RejectedPickle(f"{path} is damaged or cut short ({printable(str(error))}). {FIX}") from error
 
 
-def _contents(file: BinaryIO, size: int) -> tuple[object, Storages]:
-    """(the network that the pickle describes, its storages)."""
+def _contents(file: BinaryIO, size: int) -> tuple[object, Unpickler, Storages]:
+    """(the value that the pickle describes, what read it, its storages)."""
     if size > MAX_FILE_BYTES:
         raise RejectedPickle(
             f"has {size:,} bytes; a file of the DALL-E release has at most {MAX_FILE_BYTES:,}"
         )
     head = file.read(512)
     if head.startswith(b"PK\x03\x04"):
-        return _read_zip(_ChunkedReader(file), size)
+        return _read_zip(file, size)
     if head.startswith(LEGACY_MAGIC):
         return _read_legacy(file, size)
     if head[257:262] == b"ustar":
@@ -104,60 +155,37 @@ def _contents(file: BinaryIO, size: int) -> tuple[object, Storages]:
 
 def _check_storages(tensors: dict[str, StoredTensor], storages: Storages) -> None:
     for name, tensor in tensors.items():
-        stored = storages.get(tensor.storage.key)
-        if stored is None or stored.size != tensor.storage.count * NUMBER.itemsize:
-            raise RejectedPickle(f"lacks the numbers of {printable(name)}")
-    # two tensors of one storage: a small file could fill the memory
-    if len({tensor.storage.key for tensor in tensors.values()}) < len(tensors):
-        raise RejectedPickle("uses the same numbers for two tensors, which the DALL-E release does not do")
+        storage = tensor.storage
+        stored = storages.get(storage.key)
+        if stored is None or stored.size != storage.count * NUMBER_BYTES[storage.kind]:
+            raise RejectedPickle(f"is damaged or cut short: it lacks the numbers of {printable(name)}")
 
 
 def _numbers(tensor: StoredTensor, storages: Storages) -> np.ndarray:
-    with storages[tensor.storage.key].open() as stream:
-        storage = _read_floats(stream, tensor.storage.count)
+    """In chunks, so that memory holds them once. A zip checks its checksum after the last."""
+    stored, data = storages[tensor.storage.key], bytearray()
+    with stored.open() as stream:
+        while chunk := stream.read(min(CHUNK_BYTES, stored.size - len(data))):
+            data += chunk
+    if len(data) < stored.size:
+        raise EOFError("its numbers end too early")
+    storage = np.frombuffer(data, "<f4").astype(np.float32, copy=False)
     return storage[tensor.offset : tensor.offset + tensor.count].reshape(tensor.shape)
 
 
-def _read_floats(stream: BinaryIO, count: int) -> np.ndarray:
-    """The next `count` numbers, read in chunks so that memory holds them once. A zip checks its checksum
-    after the last."""
-    array = np.empty(count, NUMBER)
-    view, filled = memoryview(array).cast("B"), 0
-    while filled < len(view):
-        chunk = stream.read(min(CHUNK_BYTES, len(view) - filled))
-        if not chunk:
-            raise EOFError("its numbers end too early")
-        view[filled : filled + len(chunk)] = chunk
-        filled += len(chunk)
-    return array.astype(np.float32, copy=False)
+class _ChunkedFile(io.FileIO):
+    """A file that is read in small chunks only, so that a zip directory that claims a gigabyte is rejected."""
+
+    def read(self, count: int | None = -1) -> bytes:
+        if count is not None and count > CHUNK_BYTES:
+            raise RejectedPickle("has a directory that is too long for a file of torch.save")
+        return super().read(CHUNK_BYTES if count is None or count < 0 else count)
 
 
 # --- the zip container -----------------------------------------------------------------------------------------------
 
 
-class _ChunkedReader(io.BufferedIOBase):
-    """A file that is read in small chunks only, so that a zip directory that claims a gigabyte is
-    rejected."""
-
-    def __init__(self, file: BinaryIO):
-        self.file = file
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
-        return self.file.seek(position, whence)
-
-    def tell(self) -> int:
-        return self.file.tell()
-
-    def read(self, count: int | None = -1) -> bytes:
-        if count is not None and count > CHUNK_BYTES:
-            raise RejectedPickle("has a directory that is too long for a file of torch.save")
-        return self.file.read(CHUNK_BYTES if count is None or count < 0 else count)
-
-
-def _read_zip(file: _ChunkedReader, size: int) -> tuple[object, Storages]:
+def _read_zip(file: BinaryIO, size: int) -> tuple[object, Unpickler, Storages]:
     archive = zipfile.ZipFile(file)  # not closed: the file is the caller's
     members = _members(archive, size)
     programs = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
@@ -169,14 +197,14 @@ def _read_zip(file: _ChunkedReader, size: int) -> tuple[object, Storages]:
     byteorder = members.get(f"{folder}byteorder")
     if byteorder is not None and (byteorder.file_size != 6 or archive.read(byteorder) != b"little"):
         raise RejectedPickle("was written on a big-endian machine")
-    network, _ = read_pickle(archive.read(members[programs[0]]))
+    unpickler = Unpickler(io.BytesIO(archive.read(members[programs[0]])))
     prefix = f"{folder}data/"
     storages = {
-        name.removeprefix(prefix): Stored(member.file_size, _opener(archive, member))
+        name.removeprefix(prefix): Stored(member.file_size, functools.partial(archive.open, member))
         for name, member in members.items()
         if name.startswith(prefix)
     }
-    return network, storages
+    return unpickler.load(), unpickler, storages
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
@@ -192,47 +220,46 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     return {info.filename: info for info in infos}
 
 
-def _opener(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo
-) -> Callable[[], AbstractContextManager[BinaryIO]]:
-    return lambda: archive.open(member)
-
-
 # --- the legacy container --------------------------------------------------------------------------------------------
 
 
-def _read_legacy(file: BinaryIO, size: int) -> tuple[object, Storages]:
+def _read_legacy(file: BinaryIO, size: int) -> tuple[object, Unpickler, Storages]:
     file.seek(0)
-    head = file.read(MAX_PICKLE_BYTES)
-    version, end = read_pickle(head, len(LEGACY_MAGIC))
-    machine, end = read_pickle(head, end)
-    network, end = read_pickle(head, end)
-    keys, end = read_pickle(head, end)
+    head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
+    head.seek(len(LEGACY_MAGIC))
+    version, machine = _plain(head), _plain(head)
+    unpickler = Unpickler(head)
+    value, keys = unpickler.load(), _plain(head)
     if type(version) is not int or version != LEGACY_VERSION:
         raise RejectedPickle("was written in an unknown version of torch's legacy container")
     if type(machine) is not dict or machine.get("little_endian") is not True:
         raise RejectedPickle("was written on a big-endian machine")
     if type(keys) is not list or len(keys) > MAX_MODULES or any(type(key) is not str for key in keys):
         raise RejectedPickle("has no list of storages")
-    return network, _legacy_storages(file, keys, end, size)
+    return value, unpickler, _legacy_storages(file, keys, unpickler, head.tell(), size)
 
 
-def _legacy_storages(file: BinaryIO, keys: list[str], end: int, size: int) -> Storages:
+def _plain(head: BinaryIO) -> object:
+    unpickler = Unpickler(head)
+    value = unpickler.load()
+    unpickler.check_names()
+    return value
+
+
+def _legacy_storages(file: BinaryIO, keys: list[str], unpickler: Unpickler, end: int, size: int) -> Storages:
     """Each storage is its length, int64, and its numbers; `end` is where the pickles end."""
     storages: Storages = {}
     for key in keys:
         file.seek(end)
         count = int.from_bytes(file.read(8), "little", signed=True)
-        start, end = end + 8, end + 8 + count * NUMBER.itemsize
+        number_bytes = NUMBER_BYTES[unpickler.storages[key].kind] if key in unpickler.storages else 4
+        start, end = end + 8, end + 8 + count * number_bytes
         if count < 0 or end > size:
             raise RejectedPickle("is damaged or cut short: a part of its numbers is missing")
-        storages[key] = Stored(count * NUMBER.itemsize, _opener_at(file, start))
+        storages[key] = Stored(end - start, functools.partial(_opened_at, file, start))
     return storages
 
 
-def _opener_at(file: BinaryIO, start: int) -> Callable[[], AbstractContextManager[BinaryIO]]:
-    def open_there() -> AbstractContextManager[BinaryIO]:
-        file.seek(start)
-        return contextlib.nullcontext(file)  # stays open for the next storage
-
-    return open_there
+def _opened_at(file: BinaryIO, start: int) -> AbstractContextManager[BinaryIO]:
+    file.seek(start)
+    return contextlib.nullcontext(file)  # stays open for the next storage

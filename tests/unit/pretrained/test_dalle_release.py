@@ -3,6 +3,7 @@ on."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from pathlib import Path
@@ -234,6 +235,41 @@ def test_the_expected_sha256_is_compared_before_a_file_is_read(tmp_path, contain
     )
 
 
+# --- what is no file of the release -----------------------------------------------------------------------------------
+
+WEIGHTS = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).state_dict()
+STATE_DICTS = {
+    "bare": WEIGHTS,
+    "taming": {"state_dict": WEIGHTS, "global_step": 3},
+    "LlamaGen, with what is not weights": {
+        "model": WEIGHTS,
+        "optimizer": {"steps": 1, 0: torch.rand(3)},
+        "args": argparse.Namespace(lr=0.1),
+    },
+    "bfloat16": {name: value.bfloat16() for name, value in WEIGHTS.items()},
+    "not contiguous": {"0.weight": torch.rand(4, 4).t()},
+}
+
+
+@pytest.mark.parametrize("saved", STATE_DICTS.values(), ids=STATE_DICTS)
+def test_a_state_dict_of_another_model_is_not_called_damaged(tmp_path, container, saved):
+    write_release(tmp_path, container)
+    torch.save(saved, tmp_path / "encoder.pkl", _use_new_zipfile_serialization=container == "zip")
+    sentence = error_of(tmp_path)
+    assert sentence.startswith(f"{tmp_path}/encoder.pkl is a plain state dict of weights (")
+    assert "the first is 0.weight): sound, but of another model" in sentence
+    assert sentence.endswith("encoder.pkl and decoder.pkl as OpenAI published them")
+    assert "damaged" not in sentence and "Download it again" not in sentence
+
+
+def test_a_state_dict_that_is_cut_short_is_called_damaged(tmp_path, container):
+    write_release(tmp_path, container)
+    path = tmp_path / "encoder.pkl"
+    torch.save(WEIGHTS, path, _use_new_zipfile_serialization=container == "zip")
+    path.write_bytes(path.read_bytes()[:-40])
+    assert "is damaged or cut short" in error_of(tmp_path)
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -260,8 +296,14 @@ def test_the_command_writes_a_tokenizer_and_prints_both_sha256(
     assert header["pickle_sha256"] == digests and header["arguments"] == {"image_size": SIDE}
     model = components.load("image_tokenizers", Path("models/imported"))
     assert capsys.readouterr().out.splitlines() == [
-        f"encoder: encoder.pkl, sha256 {digests['encoder']}",
-        f"decoder: decoder.pkl, sha256 {digests['decoder']}",
+        *[
+            line
+            for half, digest in digests.items()
+            for line in (
+                f"{half}: {half}.pkl, sha256 {digest}",
+                f"{half}: torch's legacy container has no checksum; only --{half}-sha256 sees a damaged number in it",
+            )[: 1 + (container == "legacy")]
+        ],
         f"models/imported: fingerprint {model.fingerprint}. Use it by image_tokenizer.init: models/imported",
     ]
 

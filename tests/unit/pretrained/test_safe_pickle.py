@@ -28,8 +28,8 @@ from thousandwords.pretrained.safe_pickle import (
     MAX_MODULES,
     MAX_PICKLE_BYTES,
     RejectedPickle,
+    Unpickler,
     modules_of,
-    read_pickle,
     tensors_of,
 )
 from thousandwords.pretrained.torch_container import CHUNK_BYTES, LEGACY_MAGIC, MAX_FILE_BYTES, read_tensors
@@ -152,14 +152,13 @@ HOSTILE = {
         "subprocess.Popen",
     ),
     "INST": (b"(S'touch marker'\ni" + SYSTEM + b".", "operation 0x53"),
-    "INST without text": (b"(i" + SYSTEM + b".", "posix.system"),
-    "INST of a known class": (b"(idall_e.utils\nConv2d\n.", "operation INST"),
+    "INST without text": (b"(i" + SYSTEM + b".", "operation 0x69"),
     "OBJ": (b"(cdall_e.utils\nConv2d\no.", "operation 0x6f"),
     "NEWOBJ_EX of a known class": (b"cdall_e.utils\nConv2d\n)}\x92.", "operation 0x92"),
     "BUILD of a function": (b"c" + SYSTEM + b"}b.", "posix.system"),
-    "BUILD of a class": (b"cdall_e.utils\nConv2d\n}b.", "no Module"),
+    "BUILD of a class": (b"cdall_e.utils\nConv2d\n}b.", "attributes of what is no module"),
     "BUILD twice": (b"cdall_e.utils\nConv2d\n)\x81}b}b.", "attributes of a module twice"),
-    "BUILD with slots": (b"cdall_e.utils\nConv2d\n)\x81N}\x86b.", "no dict"),
+    "BUILD with slots": (b"cdall_e.utils\nConv2d\n)\x81N}\x86b.", "are no dict"),
     "REDUCE of a known class": (b"cdall_e.utils\nConv2d\n)R.", "calls dall_e.utils.Conv2d"),
     "REDUCE of a known class's method": (
         b"cdall_e.utils\nConv2d.forward\n)R.",
@@ -172,9 +171,9 @@ HOSTILE = {
         b"ctorch._utils\n_rebuild_parameter_with_state\n)R.",
         "parameter_with_state",
     ),
-    "a storage of another type": (b"ctorch\nHalfStorage\n.", "torch.HalfStorage"),
+    "a storage of another type": (b"ctorch\nComplexFloatStorage\n.", "torch.ComplexFloatStorage"),
     "a text persistent id": (b"Pstorage\n.", "operation 0x50"),
-    "a persistent id that is text": (b"X\x01\x00\x00\x00aQ.", "no tuple"),
+    "a persistent id that is text": (b"X\x01\x00\x00\x00aQ.", "outside its pickle"),
     "a persistent id of another kind": (b"X\x01\x00\x00\x00aK\x01\x86Q.", "outside its pickle"),
     "an extension code": (b"\x82\x01.", "operation 0x82"),
     "pickled bytes": (pickle.dumps(dumps(Calls(os.system, COMMAND)), protocol=3), "operation 0x43"),
@@ -379,7 +378,7 @@ def test_a_module_of_ever_more_modules_is_rejected():
     network = MODULE
     for _ in range(40):  # each holds the one before twice: 2^40 paths
         network += b"q\x01" + MODULE + b"}" + PARTS + b"}(X\x01\x00\x00\x00ah\x01X\x01\x00\x00\x00bh\x01usb"
-    found, _ = read_pickle(network + b".")
+    found = Unpickler(io.BytesIO(network + b".")).load()
     with pytest.raises(RejectedPickle, match=f"more than {MAX_MODULES} modules"):
         modules_of(found)
 
@@ -396,7 +395,7 @@ def test_a_module_of_ever_more_modules_is_rejected():
 def test_buffers_and_parts_of_another_kind_are_rejected(attribute, value, message):
     program = MODULE + b"}X" + struct.pack("<I", len(attribute)) + attribute + value + b"sb."
     with pytest.raises(RejectedPickle, match=message):
-        tensors_of(modules_of(read_pickle(program)[0]))
+        tensors_of(modules_of(Unpickler(io.BytesIO(program)).load()))
 
 
 # --- the containers --------------------------------------------------------------------------------------------------
@@ -556,5 +555,5 @@ def test_a_changed_file_gives_float_tensors_or_the_one_error(tmp_path_factory, w
 def test_any_bytes_at_all_are_described_or_rejected(program):
     before = set(sys.modules)
     with contextlib.suppress(RejectedPickle):
-        read_pickle(program + b".")
+        Unpickler(io.BytesIO(program + b".")).load()
     assert set(sys.modules) == before
