@@ -19,7 +19,6 @@ from thousandwords.data.pair_shards import open_pairs
 from thousandwords.evaluation.config import EvaluationConfig
 from thousandwords.evaluation.evaluate_run import EvaluationInputs, evaluate_run
 from thousandwords.evaluation.features import load_extractor
-from thousandwords.evaluation.nearest_neighbors import require_faiss
 from thousandwords.inference.sample_shards import read_samples
 from thousandwords.reporting import report_data
 from thousandwords.reporting.html_report import render_report
@@ -37,7 +36,6 @@ def evaluate(
 ) -> None:
     config = section(context.params.get("evaluation"), "evaluation", EvaluationConfig)
     training, validation = open_pairs(pairs, "train"), open_pairs(pairs, "validation")
-    require_faiss(min(config.overlap_images, len(training)), "evaluation.overlap_images")
     device = device_of(context)
     extractor = load_extractor(config.features) if config.features else None
     if extractor:
@@ -60,9 +58,11 @@ def evaluate(
     plots = report_data.render_plots(evaluation, curves)
     for name, png in plots.items():
         write_bytes(out / "plots" / f"{name}.png", png)
-    data, images = report_data.gather(config, context.params, inputs, evaluation, plots, pairs, records)
+    data = report_data.gather(
+        config.report_images, context.params, inputs, evaluation, plots, pairs, records
+    )
     data["runs"] = report_data.mlflow_runs(records, context.tracker.run_id, tracking_uri())
-    write_bytes(out / "report.html", render_report(data, images).encode())
+    write_bytes(out / "report.html", render_report(data).encode())
     write_json(out / "metrics.json", figures)
     context.record_metrics(numbers(figures))
     context.record_files(out / "report.html", out / "metrics.json")

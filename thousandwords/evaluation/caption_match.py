@@ -1,39 +1,29 @@
-"""How often a generated scene shows what its caption says."""
+"""How often a generated scene shows what its caption says, by reading the scene back from its pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from thousandwords.evaluation.config import SPLIT_NAMES
+from thousandwords.evaluation.image_fidelity import SPLIT, NearestNeighbors, overlapping_captions
 from thousandwords.evaluation.metrics import match_rates
 from thousandwords.inference.sample_shards import Samples
 from thousandwords.scenes.parse import match_caption
 from thousandwords.scenes.render import parse_caption
 
-
-def is_scene_caption(caption: str) -> bool:
-    """Whether images can be checked against this caption: it describes one of the built-in scenes."""
-    try:
-        parse_caption(caption)
-    except ValueError:
-        return False
-    return True
+Matches = dict[int, list[dict[str, bool]]]  # prompt -> {attribute: whether it is right} of each candidate
 
 
 def caption_match(
     samples: Samples, scores: np.ndarray, seed: int, progress: Callable[[Iterable, int], Iterable]
-) -> tuple[dict, dict[int, list[dict[str, bool]]]]:
-    """({"seen": rates, "unseen": rates}, {prompt: [matches of each candidate]}); empty where captions are
-    free text.
-
-    scores (P, N). Each split's rates are those of `metrics.match_rates`.
-    """
+) -> tuple[dict, Matches]:
+    """({"seen": rates, "unseen": rates}, matches), with scores (P, N); empty where captions are free text."""
     prompts = [
         prompt
         for prompt, caption in enumerate(samples.prompts)
-        if samples.splits[prompt] in SPLIT_NAMES and is_scene_caption(caption)
+        if samples.splits[prompt] in SPLIT_NAMES and _is_scene_caption(caption)
     ]
     matches = {
         prompt: [match_caption(image, samples.prompts[prompt]) for image in samples.images(prompt)]
@@ -45,5 +35,33 @@ def caption_match(
         if rows and len(rows) == samples.splits.count(split):
             attributes = matches[rows[0]][0]
             tables = {key: [[match[key] for match in matches[row]] for row in rows] for key in attributes}
-            rates[name] = match_rates(scores[rows], tables, np.random.default_rng(seed))
+            rates[name] = match_rates(scores[rows], tables, seed)
     return rates, matches
+
+
+def _is_scene_caption(caption: str) -> bool:
+    try:
+        parse_caption(caption)
+    except ValueError:
+        return False
+    return True
+
+
+def match_without_overlap(
+    neighbors: NearestNeighbors, captions: Sequence[str], samples: Samples, matches: Mapping
+) -> dict:
+    """{"with", "without"}: the caption match of one candidate for held-out captions, with and without those
+    whose image, of the same position in `captions`, has a near duplicate in training; empty without matches."""
+    rates = {
+        prompt: float(np.mean([all(match.values()) for match in candidates]))
+        for prompt, candidates in matches.items()
+        if samples.splits[prompt] == SPLIT
+    }
+    if not rates:
+        return {}
+    overlapping = overlapping_captions(neighbors, captions)
+    without = [rate for prompt, rate in rates.items() if samples.prompts[prompt] not in overlapping]
+    return {
+        "with": float(np.mean([*rates.values()])),
+        "without": float(np.mean(without)) if without else None,
+    }

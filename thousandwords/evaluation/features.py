@@ -15,14 +15,11 @@ Axes: B images, D features, K classes (0 where the network has none).
 from __future__ import annotations
 
 import io
-import pickle
-import struct
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -32,31 +29,12 @@ from thousandwords.core.config import ConfigError
 from thousandwords.core.files import fingerprint, sha256_of
 
 SETTING = "params.yaml: evaluation.features"
-PUBLISHED = (
-    "pt_inception-2015-12-05-6726825d.pth"  # of pytorch-fid and torch-fidelity; the name ends in its sha256
-)
+# of pytorch-fid and torch-fidelity; the name ends in its sha256
+PUBLISHED = "pt_inception-2015-12-05-6726825d.pth"
 ACCEPTED = f"a file such as {PUBLISHED}, or an open_clip checkpoint as 'local-dir:FOLDER' or 'MODEL:FILE'; null is the own CLIP"
-LAYERS = [
-    "2048",
-    "logits_unbiased",
-]  # torch-fidelity's: for FID, KID, precision and recall; for the Inception Score
+# torch-fidelity's: for FID, KID, precision and recall; for the Inception Score
+LAYERS = ["2048", "logits_unbiased"]
 UNUSED = "num_batches_tracked"  # of batch normalization: some files have them, no figure needs them
-READ_ERRORS = (
-    pickle.UnpicklingError,
-    safetensors.SafetensorError,
-    RuntimeError,
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    ImportError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-)  # what torch and safetensors raise on a damaged file
 
 
 @dataclass(frozen=True)
@@ -82,9 +60,7 @@ class Extractor:
     names: FigureNames
     description: str
     preprocessing: str
-    sha256: str | None = (
-        None  # of the checkpoint's file; None for the own CLIP: the protocol has its fingerprint
-    )
+    sha256: str | None = None  # of the checkpoint; None for the own CLIP: the protocol has its fingerprint
 
     def to_device(self, images: Tensor) -> Tensor:
         """The images on the network's device."""
@@ -92,8 +68,7 @@ class Extractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn images (B, 3, H, W) in [0, 1], on any device, into features (B, D) and logits (B, K), on the
-        CPU."""
+        """Images (B, 3, H, W) in [0, 1] -> features (B, D) and logits (B, K), on the CPU."""
         features, logits = self.extract(self.network, self.to_device(images))
         return features.cpu(), logits.cpu()
 
@@ -107,8 +82,7 @@ class Extractor:
 
 
 def load_extractor(setting: str) -> Extractor:
-    """Load the network that `evaluation.features` names; raises ConfigError, one sentence, where it cannot be
-    read."""
+    """The network that `evaluation.features` names; raises ConfigError, one sentence, if it cannot be read."""
     if Path(setting).is_file():
         return _load_inception(Path(setting))
     model, colon, location = setting.partition(":")
@@ -177,8 +151,7 @@ def _load_inception(file: Path) -> Extractor:
 
 
 def build_inception(state: Mapping[str, object], source: Path) -> nn.Module:
-    """Build torch-fidelity's network with these weights; raises ConfigError that names missing, extra and
-    wrong tensors."""
+    """torch-fidelity's network with these weights; raises ConfigError that names the tensors that do not fit."""
     with torch.device("meta"):
         network = _empty_inception()
     shapes = {
@@ -213,8 +186,7 @@ def _weight_problems(shapes: Mapping[str, torch.Size], weights: Mapping[str, obj
 
 
 def _empty_inception() -> nn.Module:
-    """Build the network without weights: its constructor would download or unpickle a file, so it gets an
-    empty one."""
+    """The network without weights: its constructor would download or unpickle, so it gets an empty file."""
     # imported here because it takes more than a second
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -237,17 +209,15 @@ def _one_line(error: Exception) -> str:
 
 
 def _read_state_dict(file: Path) -> Mapping[str, object]:
-    """Read the state dict in a file of torch.save or safetensors, without running code in it; raises
-    ConfigError."""
+    """The state dict in a file of torch.save or safetensors, without running its code; raises ConfigError."""
     try:
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # torch warns about the format; the error below says enough
+        # torch warns about the format; the error below says enough
+        with warnings.catch_warnings(action="ignore"):
             if file.suffix == ".safetensors":
                 state = safetensors.torch.load_file(file)
             else:
                 state = torch.load(file, map_location="cpu", weights_only=True)
-    except READ_ERRORS as error:
+    except Exception as error:  # a damaged file raises anything
         raise ConfigError(
             f"{SETTING}, {file}, is not a file of weights, or is damaged, or would run code when loaded, which is "
             f"never allowed ({_one_line(error)[:120]}). Fetch {PUBLISHED} from its publisher"

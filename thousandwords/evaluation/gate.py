@@ -73,8 +73,7 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the decision about a version is based on: its figures, their number of prompts, its parts and
-    known problems."""
+    """What is known of a version: its figures, their number of prompts, its parts and known problems."""
 
     metrics: dict[str, float] | None  # by dotted name; None: never evaluated
     prompts: int = 0
@@ -83,8 +82,7 @@ class Evidence:
 
 
 def decide(config: GateConfig, candidate: Evidence, champion: Evidence | None) -> list[str]:
-    """Why the candidate may not become the champion, one sentence each; empty if it may. Without a champion
-    only limits count."""
+    """Why the candidate may not become the champion, one sentence each. Without one only limits count."""
     reasons = list(candidate.problems)
     if candidate.metrics is None:
         return [

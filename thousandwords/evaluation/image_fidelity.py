@@ -8,45 +8,35 @@ Nearest neighbors and retrieval always use the scorer.
 
 A sample that is as near to a training image as a near duplicate may be memorized. For comparison there is the
 same share of the held-out images, which cannot be memorized. The image tokenizer smooths its images, which
-moves a memorized image a little away from its original.
+moves a memorized image a little away from its original. Left out: human raters (`reporting.human_eval_votes`).
 
-Left out: best of n (`best_of_n`), and human raters (`metrics.majority`).
-
-Axes: R radii of blur, N held-out images, M samples, D the width of the features, K classes.
+Axes: R radii of blur, P prompts, N held-out images, M samples, D the width of the features, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from thousandwords.data.batching import sequential_batches
+from thousandwords.data.images import decode_png, to_float
 from thousandwords.evaluation import fid
 from thousandwords.evaluation.config import EvaluationConfig
-from thousandwords.evaluation.feature_sets import (
-    BATCH_SIZE,
-    SPLIT,
-    FeatureSets,
-    Progress,
-    ReadImages,
-    SampleId,
-    embed,
-    embed_feature_sets,
-    embed_samples,
-)
-from thousandwords.evaluation.features import Extractor, scorer_extractor
-from thousandwords.evaluation.fid import Overlap
-from thousandwords.evaluation.nearest_neighbors import nearest_other
-from thousandwords.evaluation.retrieval import retrieval
+from thousandwords.evaluation.features import INCEPTION_FIGURES, Extractor, FigureNames, scorer_extractor
+from thousandwords.evaluation.metrics import candidate_counts, retrieval, with_interval
+from thousandwords.evaluation.overlap import Overlap, chance_threshold, nearest
 from thousandwords.inference.sample_shards import Samples
-from thousandwords.ingest.perceptual_hash import chance_distance
 
-MAX_PAIRED = 1024  # held-out and training images whose pairwise cosines give the distribution of chance
-MAX_COSINE = 1 - 1e-7  # Fisher's z of equal images is infinite
+SampleId = tuple[int, int]  # (prompt, candidate)
+ReadImages = Callable[[list[int]], Tensor]  # rows -> (B, 3, H, W) in [0, 1]
+Progress = Callable[[Iterable, int], Iterable]  # (batches, their number) -> the same batches
+SPLIT = "validation"  # the split whose images are compared with the samples for its captions
+BATCH_SIZE = 64
+TORCH_FIDELITY_SEED = 2020
 
 
 @dataclass(frozen=True)
@@ -60,12 +50,71 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class NearestNeighbors:
-    """The nearest training image of each held-out image, sample and training image."""
+    """The nearest training image of each held-out image, training image and sample."""
 
     held_out: Overlap
     within_training: Overlap | None  # the nearest other training image; None if there is only one
     samples: Overlap | None
     sample_ids: list[SampleId]  # of the samples
+
+
+@dataclass(frozen=True)
+class FeatureSets:
+    """The features of real images and of samples at every radius of blur."""
+
+    names: FigureNames
+    real: Tensor  # (R, N, D)
+    samples: Tensor  # (R, M, D)
+    logits: Tensor  # (R, M, K) of the samples; K is 0 where there are no classes
+    sample_ids: list[SampleId]  # of the M samples
+    captions: list[str]  # of the M samples
+
+    @property
+    def prompts(self) -> list[int]:
+        """The prompts of the M samples: those of one prompt count as one in an interval."""
+        return [prompt for prompt, _ in self.sample_ids]
+
+    def distances(
+        self, real: Tensor | slice = slice(None), samples: Tensor | slice = slice(None)
+    ) -> list[float | None]:
+        """The Fréchet distance of a selection of images at every radius; None where fewer than 2 are left."""
+        pairs = [(self.real[radius, real], self.samples[radius, samples]) for radius in range(len(self.real))]
+        return [fid.frechet_distance(*pair) if min(map(len, pair)) > 1 else None for pair in pairs]
+
+    def figures(self, seed: int) -> dict:
+        """The blocks of the distances and scores in metrics.json; absent where images are too few."""
+        prompts, names, real, samples = self.prompts, self.names, self.real[0], self.samples[0]
+        figures: dict = {
+            names.frechet: {
+                "real": len(real),
+                "drawn": len(samples),
+                "captions": len(set(self.captions)),
+                "radius": list(fid.RADII),
+                "distance": self.distances(),
+                "interval": fid.frechet_interval(samples, real, prompts, np.random.default_rng(seed)),
+            }
+        }
+        if min(len(real), len(samples)) > fid.NEIGHBORS:
+            if names is INCEPTION_FIGURES:  # exactly as torch-fidelity computes it
+                figures[names.kernel] = fid.kernel_distance(samples, real, TORCH_FIDELITY_SEED)
+            else:  # the vectors of a CLIP lie closer together
+                figures[names.kernel] = fid.kernel_distance(samples.double(), real.double(), seed)
+            precise, recalled = map(Tensor.numpy, fid.precision_recall(samples, real))
+            by_prompt = [np.mean(precise[np.asarray(prompts) == prompt]) for prompt in dict.fromkeys(prompts)]
+            figures[names.precision_recall] = {
+                **with_interval("precision", by_prompt, seed),
+                **with_interval("recall", recalled, seed),
+                "neighbours": fid.NEIGHBORS,
+            }
+        if self.logits.shape[2] and len(samples) >= fid.SPLITS:
+            by_radius = list(map(fid.inception_score, self.logits))
+            figures[names.inception_score] = {
+                **by_radius[0],
+                "drawn": len(samples),
+                "radius": list(fid.RADII),
+                "score": [score["mean"] for score in by_radius],
+            }
+        return figures
 
 
 def measure(
@@ -74,142 +123,99 @@ def measure(
     read_training: ReadImages,
     num_train_images: int,
     samples: Samples,
+    scores: np.ndarray,
     config: EvaluationConfig,
     progress: Progress,
     seed: int = 0,
     extractor: Extractor | None = None,
-) -> tuple[dict, NearestNeighbors | None, FeatureSets | None]:
-    """The block `fidelity` of metrics.json, the nearest neighbors behind it, and the two sets of features
-    that it compares.
+) -> tuple[dict, NearestNeighbors | None, dict[str, int]]:
+    """The block `fidelity` of metrics.json, the nearest neighbors behind it, and how many images were compared.
 
-    `read_training` reads training images by row, the first `num_train_images` of which are used; `seed` picks
-    random subsets; `extractor` gives the features of the distances, None for those of the scorer. A figure
-    with too few images, or turned off, is absent.
+    `read_training` reads training images by row, the first `num_train_images` of which are used; scores
+    (P, candidates) choose the best of n; `seed` picks random subsets; `extractor` gives the features of the
+    distances, None for those of the scorer. A figure with too few images, or turned off, is absent.
     """
+    own, real = scorer_extractor(scorer), held_out.images[: config.fid_images]
 
     def embed_unblurred(extractor: Extractor, read_images: ReadImages, count: int) -> Tensor:
         return embed(extractor, read_images, count, [0], progress)[0][0]  # (count, D)
 
-    real = held_out.images[: config.fid_images]
-    held_out_features = embed_unblurred(
-        scorer_extractor(scorer), held_out.images.__getitem__, len(held_out.images)
-    )
-    train_features = None
-    if num_train_images:
-        train_features = embed_unblurred(scorer_extractor(scorer), read_training, num_train_images)
-    unblurred_features = held_out_features[None, : len(real)] if extractor is None else None
-    feature_sets = embed_feature_sets(
-        extractor or scorer_extractor(scorer), real, samples, progress, unblurred_features
-    )
-    figures: dict = {}
-    if feature_sets:
-        figures |= feature_sets.kernel_and_precision(seed) | feature_sets.inception_score()
-    figures["retrieval"] = retrieval(held_out_features, embed_captions(scorer, held_out.captions), seed)
-    if feature_sets:
-        figures |= feature_sets.frechet(seed)
-        if num_train_images >= len(real):
-            baseline = embed_unblurred(extractor, read_training, len(real)) if extractor else train_features
-            figures[feature_sets.names.frechet] |= feature_sets.baseline(baseline)
+    held_out_features = embed_unblurred(own, held_out.images.__getitem__, len(held_out.images))
+    train_features = embed_unblurred(own, read_training, num_train_images) if num_train_images else None
+    unblurred = None if extractor else held_out_features[None, : len(real)]
+    sets = embed_feature_sets(extractor or own, real, samples, progress, unblurred)
+    counts = {"held_out": len(held_out.images), "training": num_train_images}
+    figures: dict = {
+        "retrieval": retrieval(held_out_features, embed_captions(scorer, held_out.captions), seed)
+    }
+    if sets:
+        counts |= {"real": len(real), "drawn": len(sets.sample_ids), "captions": len(set(sets.prompts))}
+        figures |= sets.figures(seed)
+        if num_train_images >= len(real):  # the distance of real images is not 0 either
+            training = embed_unblurred(extractor, read_training, len(real)) if extractor else train_features
+            baseline = fid.frechet_distance(sets.real[0], training[: len(real)])
+            figures[sets.names.frechet]["training"] = baseline
+        if curve := best_of_n(extractor or own, sets, samples, scores, progress, seed):
+            figures["best_of"] = curve
     if train_features is None:
-        return figures, None, feature_sets
-    sample_ids = feature_sets.sample_ids if feature_sets else []
-    sample_features = feature_sets.sample_features[0] if feature_sets else None
-    if feature_sets and extractor:
-        sample_features = embed_samples(scorer_extractor(scorer), samples, sample_ids, [0], progress)[0][0]
-    neighbors = find_neighbors(
-        held_out_features, train_features, sample_features, sample_ids, config.overlap_threshold
+        return figures, None, counts
+
+    by_chance = chance_threshold(held_out_features, train_features)
+    threshold = by_chance if config.overlap_threshold is None else config.overlap_threshold
+    near_samples = None
+    if sets:
+        sample_features = sets.samples[0]
+        if extractor:
+            sample_features = embed_samples(own, samples, sets.sample_ids, [0], progress)[0][0]
+        near_samples = Overlap(*nearest(sample_features, train_features), threshold)
+    neighbors = NearestNeighbors(
+        Overlap(*nearest(held_out_features, train_features), threshold),
+        Overlap(*nearest(train_features), threshold) if num_train_images > 1 else None,
+        near_samples,
+        sets.sample_ids if sets else [],
     )
-    if feature_sets:
-        is_overlapping = neighbors.held_out.is_overlapping[: len(real)]
-        captions = overlapping_captions(neighbors, held_out.captions)
-        without_overlap = feature_sets.frechet_without(is_overlapping, captions)
-        figures[feature_sets.names.frechet]["without_overlap"] = without_overlap
-        figures["memorisation"] = memorization_figures(neighbors, num_train_images, feature_sets)
-    figures["overlap"] = overlap_figures(neighbors, held_out, num_train_images, figures, feature_sets)
-    figures["overlap"]["by_chance"] = chance_threshold(held_out_features, train_features)
-    return figures, neighbors, feature_sets
+    figures["overlap"] = _overlap_figures(neighbors, held_out) | {"by_chance": by_chance}
+    figures["overlap"]["training"] = num_train_images
+    if sets:
+        frechet = figures[sets.names.frechet]
+        without = overlapping_captions(neighbors, held_out.captions)
+        kept = torch.tensor([caption not in without for caption in sets.captions])
+        frechet["without_overlap"] = sets.distances(~neighbors.held_out.is_overlapping[: len(real)], kept)
+        ends = {"with": frechet["distance"][0], "without": frechet["without_overlap"][0]}
+        figures["overlap"][sets.names.frechet] = ends
+        figures["memorisation"] = _memorization_figures(neighbors, num_train_images, frechet["captions"])
+    return figures, neighbors, counts
 
 
-def find_neighbors(
-    held_out_features: Tensor,
-    train_features: Tensor,
-    sample_features: Tensor | None,
-    sample_ids: list[SampleId],
-    threshold: float | None,
-) -> NearestNeighbors:
-    """The nearest training images of held-out (N, D) and training images and of samples (M, D), with one
-    threshold.
-
-    Where `threshold` is None it is that of `chance_threshold`.
-    """
-    if threshold is None:
-        threshold = chance_threshold(held_out_features, train_features)
-    return NearestNeighbors(
-        fid.find_overlap(held_out_features, train_features, threshold),
-        Overlap(*nearest_other(train_features), threshold) if len(train_features) > 1 else None,
-        None if sample_features is None else fid.find_overlap(sample_features, train_features, threshold),
-        sample_ids,
-    )
-
-
-def chance_threshold(held_out_features: Tensor, train_features: Tensor) -> float:
-    """The cosine above which 1 held-out image in 100 has a training image by chance alone
-    (`perceptual_hash.chance_distance`).
-
-    Computed on the scale of Fisher's z, so that the extrapolated tail ends below 1.
-    """
-    held_out, training = (
-        functional.normalize(features[:: max(1, len(features) // MAX_PAIRED)].float(), dim=1)
-        for features in (held_out_features, train_features)
-    )
-    cosines = held_out @ training.T
-    distances = -torch.atanh(cosines.double().clamp(-MAX_COSINE, MAX_COSINE)).flatten().numpy()
-    return round(float(np.tanh(-chance_distance(distances, len(train_features)))), 7)
-
-
-def overlap_figures(
-    neighbors: NearestNeighbors,
-    held_out: HeldOut,
-    num_train_images: int,
-    figures: dict,
-    feature_sets: FeatureSets | None,
-) -> dict:
-    """The block `overlap` of metrics.json: the headline figures with and without overlapping images.
-
-    Without a held-out image means also without the samples for its caption. `figures` has the Fréchet
-    distance where there are feature sets.
-    """
-    is_overlapping = neighbors.held_out.is_overlapping
+def _overlap_figures(neighbors: NearestNeighbors, held_out: HeldOut) -> dict:
+    """A part of the block `overlap` of metrics.json: figures of held-out images with and without those that
+    overlap. Without a held-out image means also without the samples for its caption."""
+    without = held_out.psnr[~neighbors.held_out.is_overlapping]
     within_training = neighbors.within_training
-    overlap = {
+    return {
         "threshold": neighbors.held_out.threshold,
-        "held_out": len(is_overlapping),
-        "training": num_train_images,
+        "held_out": len(held_out.images),
         "share": neighbors.held_out.share,
         "share_within_training": within_training.share if within_training else None,
-        "psnr_hard": {"with": float(held_out.psnr.mean()), "without": _mean(held_out.psnr[~is_overlapping])},
+        "psnr_hard": {
+            "with": float(held_out.psnr.mean()),
+            "without": float(without.mean()) if len(without) else None,
+        },
     }
-    if feature_sets:
-        frechet = feature_sets.names.frechet
-        overlap[frechet] = {
-            "with": figures[frechet]["distance"][0],
-            "without": figures[frechet]["without_overlap"][0],
-        }
-    return overlap
 
 
-def image_counts(
-    held_out: HeldOut, num_train_images: int, feature_sets: FeatureSets | None
-) -> dict[str, int]:
-    """How many images were compared: a part of the protocol."""
-    counts = {"held_out": len(held_out.images), "training": num_train_images}
-    if feature_sets:
-        counts |= {
-            "real": feature_sets.real_features.shape[1],
-            "drawn": len(feature_sets.sample_ids),
-            "captions": len(set(feature_sets.prompts)),
-        }
-    return counts
+def _memorization_figures(neighbors: NearestNeighbors, num_train_images: int, num_captions: int) -> dict:
+    """The block `memorisation` of metrics.json: how near samples and held-out images come to training."""
+    overlaps = {"drawn": neighbors.samples, "held_out": neighbors.held_out}
+    medians = {name: float(overlap.similarity.quantile(0.5)) for name, overlap in overlaps.items()}
+    return {
+        "threshold": neighbors.samples.threshold,
+        "drawn": len(neighbors.samples.similarity),
+        "captions": num_captions,
+        "training": num_train_images,
+        "share": {name: overlap.share for name, overlap in overlaps.items()},
+        "median_similarity": medians,
+    }
 
 
 def overlapping_captions(neighbors: NearestNeighbors, captions: Sequence[str]) -> set[str]:
@@ -218,60 +224,116 @@ def overlapping_captions(neighbors: NearestNeighbors, captions: Sequence[str]) -
     return {caption for caption, overlaps in zip(captions, is_overlapping, strict=True) if overlaps}
 
 
-def memorization_figures(
-    neighbors: NearestNeighbors, num_train_images: int, feature_sets: FeatureSets
-) -> dict:
-    """The block `memorisation` of metrics.json: how near samples come to training images, and how near
-    held-out images do."""
-    overlaps = {"drawn": neighbors.samples, "held_out": neighbors.held_out}
-    return {
-        "threshold": neighbors.samples.threshold,
-        "drawn": len(neighbors.samples.similarity),
-        "captions": len(set(feature_sets.captions)),
-        "training": num_train_images,
-        "share": {name: overlap.share for name, overlap in overlaps.items()},
-        "median_similarity": {
-            name: float(overlap.similarity.quantile(0.5)) for name, overlap in overlaps.items()
-        },
-    }
-
-
-def caption_match_figures(
-    neighbors: NearestNeighbors,
-    captions: Sequence[str],
+def best_of_n(
+    extractor: Extractor,
+    sets: FeatureSets,
     samples: Samples,
-    matches: Mapping[int, list[dict[str, bool]]],
+    scores: np.ndarray,
+    progress: Progress,
+    seed: int,
 ) -> dict:
-    """{"with", "without"}: the caption match of one candidate for held-out captions, with and without
-    overlapping images.
+    """The block `best_of` of metrics.json, as in the paper's figure 9c (§3.3), from one set of samples.
 
-    `captions` are those of the held-out images, `matches` those of `caption_match`; empty where there are
-    none.
+    For each n, each caption is represented by the best-scored of its first n candidates, so every n compares
+    equally many images. Each image is embedded once, also if several n pick it or `sets` has it already.
+    {"n": [1, 2, 4, ..., C], "captions", "real", the Fréchet distance and the Inception Score under their
+    names: one value for each n, and "<distance>_interval": [low, high] for each n}; empty for fewer than 2
+    captions.
     """
-    rates = {
-        prompt: float(np.mean([all(match.values()) for match in candidates]))
-        for prompt, candidates in matches.items()
-        if samples.splits[prompt] == SPLIT
-    }
-    if not rates:
+    ns, prompts = candidate_counts(samples.candidates), list(dict.fromkeys(sets.prompts))
+    if len(prompts) < 2:
         return {}
-    overlapping = overlapping_captions(neighbors, captions)
-    without = [rate for prompt, rate in rates.items() if samples.prompts[prompt] not in overlapping]
-    return {
-        "with": float(np.mean([*rates.values()])),
-        "without": float(np.mean(without)) if without else None,
+    best = [[(prompt, int(scores[prompt, :n].argmax())) for prompt in prompts] for n in ns]
+    features, logits = sets.samples[0], sets.logits[0]
+    new = sorted({sample_id for sample_ids in best for sample_id in sample_ids} - set(sets.sample_ids))
+    if new:
+        new_features, new_logits = embed_samples(extractor, samples, new, [0], progress)
+        features, logits = torch.cat([features, new_features[0]]), torch.cat([logits, new_logits[0]])
+    rows = {sample_id: row for row, sample_id in enumerate([*sets.sample_ids, *new])}
+    picked = [[rows[sample_id] for sample_id in sample_ids] for sample_ids in best]
+    name, real, rng = sets.names.frechet, sets.real[0], np.random.default_rng(seed)
+    curve = {
+        "n": ns,
+        "captions": len(prompts),
+        "real": len(real),
+        name: [fid.frechet_distance(features[rows], real) for rows in picked],
+        f"{name}_interval": [fid.frechet_interval(features[rows], real, prompts, rng) for rows in picked],
     }
+    if logits.shape[1] and len(prompts) >= fid.SPLITS:
+        curve[sets.names.inception_score] = [fid.inception_score(logits[rows])["mean"] for rows in picked]
+    return curve
+
+
+# --- features --------------------------------------------------------------------------------------------------------
+
+
+def first_samples(samples: Samples, count: int) -> list[SampleId]:
+    """Choose samples for held-out captions: as few candidates of each caption as give `count` in all.
+
+    In the order of sampling, not of the scorer: its favorites would improve a distance in its own feature
+    space.
+    """
+    prompts = np.flatnonzero(np.array(samples.splits) == SPLIT).tolist()
+    candidates = min(samples.candidates, -(-count // len(prompts))) if prompts else 0
+    return [(prompt, candidate) for candidate in range(candidates) for prompt in prompts]
+
+
+def embed_feature_sets(
+    extractor: Extractor,
+    real: Tensor,
+    samples: Samples,
+    progress: Progress,
+    unblurred_features: Tensor | None = None,
+) -> FeatureSets | None:
+    """Embed real images (N, 3, H, W) and about as many samples; None where a set has fewer than 2, too few
+    for a distance.
+
+    `unblurred_features` (1, N, D) are the real images' features without blur, if they are already computed.
+    """
+    sample_ids = first_samples(samples, len(real))
+    if min(len(real), len(sample_ids)) < 2:
+        return None
+    radii = fid.RADII if unblurred_features is None else fid.RADII[1:]
+    real_features, _ = embed(extractor, real.__getitem__, len(real), radii, progress)
+    if unblurred_features is not None:
+        real_features = torch.cat([unblurred_features, real_features])
+    sample_features, logits = embed_samples(extractor, samples, sample_ids, fid.RADII, progress)
+    captions = [samples.prompts[prompt] for prompt, _ in sample_ids]
+    return FeatureSets(extractor.names, real_features, sample_features, logits, sample_ids, captions)
+
+
+def embed(
+    extractor: Extractor, read_images: ReadImages, count: int, radii: Sequence[int], progress: Progress
+) -> tuple[Tensor, Tensor]:
+    """Features (R, N, D) and logits (R, N, K) of the first N images, blurred by each radius; on the CPU."""
+    features, logits = [], []
+    for rows in progress(sequential_batches(count, BATCH_SIZE), -(-count // BATCH_SIZE)):
+        images = extractor.to_device(read_images(rows))
+        outputs = [extractor(fid.blur(images, radius)) for radius in radii]
+        features.append(torch.stack([output[0] for output in outputs]))
+        logits.append(torch.stack([output[1] for output in outputs]))
+    return torch.cat(features, dim=1), torch.cat(logits, dim=1)
+
+
+def embed_samples(
+    extractor: Extractor,
+    samples: Samples,
+    sample_ids: Sequence[SampleId],
+    radii: Sequence[int],
+    progress: Progress,
+) -> tuple[Tensor, Tensor]:
+    """Features (R, M, D) and logits (R, M, K) of samples, blurred by each radius; on the CPU."""
+    rows = [prompt * samples.candidates + candidate for prompt, candidate in sample_ids]
+
+    def read_images(numbers: list[int]) -> Tensor:
+        images = [samples.table["image"][rows[number]].as_py() for number in numbers]
+        return to_float(np.stack([decode_png(image) for image in images]))
+
+    return embed(extractor, read_images, len(rows), radii, progress)
 
 
 @torch.no_grad()
 def embed_captions(scorer: nn.Module, captions: Sequence[str]) -> Tensor:
     """The scorer's unit vectors of captions: (N, D), on the CPU."""
-    parts = [
-        scorer.embed_captions(captions[start : start + BATCH_SIZE]).cpu()
-        for start in range(0, len(captions), BATCH_SIZE)
-    ]
-    return torch.cat(parts)
-
-
-def _mean(values: Tensor) -> float | None:
-    return float(values.mean()) if len(values) else None
+    batches = sequential_batches(len(captions), BATCH_SIZE)
+    return torch.cat([scorer.embed_captions([captions[row] for row in rows]).cpu() for rows in batches])

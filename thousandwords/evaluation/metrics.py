@@ -1,45 +1,64 @@
-"""Best of n, caption match and votes, with their intervals: pure functions on arrays.
+"""Best of n, caption match, CLIP score and retrieval, with their intervals: pure functions on arrays.
 
-Best of n is the paper's reranking by a contrastive scorer (arXiv 2102.12092, section 2.6). PSNR and codebook
-use are in `nn.metrics`, image fidelity in `fid`.
+Best of n is the paper's reranking by a contrastive scorer (arXiv 2102.12092, §2.6). PSNR and codebook use are
+in `nn.metrics`, image fidelity in `image_fidelity`.
 
-Axes: P prompts, N candidates per prompt, R raters.
+Axes: P prompts, N candidates per prompt, B images with their captions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import comb
 
 import numpy as np
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 SCENE_ATTRIBUTES = ("colour", "background", "relation")  # without shape and size, which are harder to read
-SUMMARIES = ("all", "scene")  # the rates that get an interval and a curve
+RECALL_AT = (1, 5, 10)
+BOOTSTRAP_ROUNDS, TAIL = 2000, (1 - 0.95) / 2
+
+
+def bootstrap_interval(values: ArrayLike, rng: np.random.Generator) -> list[float]:
+    """The 95% interval [low, high] of the mean of values (P,), by percentile bootstrap over them.
+
+    When all values agree, the interval is a point, however few they are.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    rounds = range(BOOTSTRAP_ROUNDS)
+    means = np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in rounds])
+    return np.quantile(means, [TAIL, 1 - TAIL]).tolist()
+
+
+def with_interval(name: str, values: ArrayLike, rng: np.random.Generator | int) -> dict:
+    """{name: the mean of values (P,), name_interval: [low, high]}, by a generator or by the one of a seed."""
+    return {
+        name: float(np.mean(values, dtype=np.float64)),
+        f"{name}_interval": bootstrap_interval(values, np.random.default_rng(rng)),
+    }
+
+
+# --- best of n -------------------------------------------------------------------------------------------------------
 
 
 def top_weights(n: int, candidates: int) -> np.ndarray:
-    """The chance that each rank, best first, is the best of a random subset of n: top_weights(2, 3) -> [2/3,
-    1/3, 0]."""
-    if not 1 <= n <= candidates:
-        raise ValueError(f"best of {n} of {candidates} candidates was requested; n must be 1 to {candidates}")
+    """The chance of each rank to be the best of a random subset of n: top_weights(2, 3) -> [2/3, 1/3, 0]."""
     # a rank is the best when it is in the subset and the other n - 1 come from the ranks behind it
     return np.array([comb(candidates - 1 - rank, n - 1) / comb(candidates, n) for rank in range(candidates)])
 
 
-def best_of_by_prompt(n: int, scores: ArrayLike, quality: ArrayLike) -> np.ndarray:
+def best_of(n: int, scores: ArrayLike, quality: ArrayLike) -> np.ndarray:
     """Exact expected quality of the top-scored of n random candidates: scores and quality (P, N) -> (P,).
 
     Candidates with equal scores share their mean quality, as if ties were broken at random.
     """
-    scores, quality = _check_table(scores, quality)
+    scores, quality = np.asarray(scores, dtype=np.float64), np.asarray(quality, dtype=np.float64)
+    if len(not_finite := np.argwhere(~np.isfinite(scores))):
+        prompt, candidate = not_finite[0].tolist()
+        raise ValueError(f"the score of prompt {prompt}, candidate {candidate} is not a finite number")
     ranked = np.stack([_best_first(*row) for row in zip(scores, quality, strict=True)])  # (P, N)
     return ranked @ top_weights(n, scores.shape[1])
-
-
-def best_of(n: int, scores: ArrayLike, quality: ArrayLike) -> float:
-    """The mean of `best_of_by_prompt` over prompts: n = 1 is the plain mean, n = N the top-scored of all."""
-    return float(best_of_by_prompt(n, scores, quality).mean())
 
 
 def _best_first(scores: np.ndarray, quality: np.ndarray) -> np.ndarray:
@@ -48,113 +67,84 @@ def _best_first(scores: np.ndarray, quality: np.ndarray) -> np.ndarray:
     return np.repeat(np.bincount(tie, weights=quality) / tie_size, tie_size)
 
 
-def _check_table(scores: ArrayLike, quality: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    scores, quality = np.asarray(scores, dtype=np.float64), np.asarray(quality, dtype=np.float64)
-    if scores.ndim != 2 or scores.size == 0 or scores.shape != quality.shape:
-        raise ValueError(
-            "scores and quality must be tables (prompts, candidates) of one shape; "
-            f"found {scores.shape} and {quality.shape}"
-        )
-    not_finite = np.argwhere(~np.isfinite(scores) | ~np.isfinite(quality))
-    if len(not_finite):
-        prompt, candidate = (int(index) for index in not_finite[0])
-        raise ValueError(f"score or quality of prompt {prompt}, candidate {candidate} is not a finite number")
-    return scores, quality
-
-
 def candidate_counts(candidates: int) -> list[int]:
-    """The n of a best-of-n curve: the powers of two and the number of candidates: candidate_counts(6) -> [1,
-    2, 4, 6]."""
+    """The n of a best-of-n curve: the powers of two and the number of candidates: 6 -> [1, 2, 4, 6]."""
     return [2**k for k in range(candidates.bit_length()) if 2**k < candidates] + [candidates]
 
 
-def bootstrap_interval(
-    values: ArrayLike, rng: np.random.Generator, confidence: float = 0.95, rounds: int = 2000
-) -> list[float]:
-    """The interval [low, high] of the mean of values (P,), by percentile bootstrap over prompts.
-
-    It resamples these prompts only: when all values agree, the interval is a point, however few they are.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    means = np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(rounds)])
-    tail = (1 - confidence) / 2
-    return [float(bound) for bound in np.quantile(means, [tail, 1 - tail])]
+def _curve(scores: ArrayLike, quality: ArrayLike) -> list[float]:
+    return [float(best_of(n, scores, quality).mean()) for n in candidate_counts(np.shape(scores)[1])]
 
 
-def with_interval(name: str, values: ArrayLike, seed: int) -> dict[str, float | list[float]]:
-    """{name: the mean of values (P,), name_interval: [low, high] by `bootstrap_interval`}"""
-    values = np.asarray(values, dtype=np.float64)
-    return {
-        name: float(values.mean()),
-        f"{name}_interval": bootstrap_interval(values, np.random.default_rng(seed)),
-    }
+def _ends(scores: ArrayLike, quality: ArrayLike, rng: np.random.Generator | int | None = None) -> dict:
+    """Both ends of a best-of-n curve: {"n1", "best"}, and with an rng "n1_interval" and "best_interval"."""
+    figures: dict = {}
+    for name, n in (("n1", 1), ("best", np.shape(scores)[1])):
+        values = best_of(n, scores, quality)
+        figures |= {name: float(values.mean())} if rng is None else with_interval(name, values, rng)
+    return figures
 
 
-def majority(votes: ArrayLike, rng: np.random.Generator) -> dict[str, float | list[float]]:
-    """How often more than half of the raters say yes: votes (P, R) bool -> {"share", "interval": [low,
-    high]}.
-
-    The paper has five raters per caption (§3). The interval is over captions. Raises ValueError for an even
-    R: it could tie.
-    """
-    votes = np.asarray(votes)
-    if votes.ndim != 2 or votes.size == 0 or votes.dtype != bool:
-        raise ValueError(
-            f"votes must be a table (prompts, raters) of true and false; found {votes.dtype} {votes.shape}"
-        )
-    raters = votes.shape[1]
-    if raters % 2 == 0:
-        raise ValueError(
-            f"a majority of {raters} raters can end in a tie; use an odd number, like the paper's 5"
-        )
-    is_majority = votes.sum(axis=1) > raters / 2
-    return {"share": float(is_majority.mean()), "interval": bootstrap_interval(is_majority, rng)}
-
-
-def with_summaries(matches: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
-    """One table (P, N) per attribute, and before them `all` (every attribute) and `scene`
-    (SCENE_ATTRIBUTES)."""
-    tables = {name: np.asarray(table, dtype=bool) for name, table in matches.items()}
-    missing = [name for name in SCENE_ATTRIBUTES if name not in tables]
-    if missing:
-        raise ValueError(f"caption match lacks the attribute {', '.join(missing)}; found {', '.join(tables)}")
-    all_match = np.logical_and.reduce(list(tables.values()))
-    scene = np.logical_and.reduce([tables[name] for name in SCENE_ATTRIBUTES])
-    return {"all": all_match, "scene": scene, **tables}
-
-
-def match_rates(scores: ArrayLike, matches: Mapping[str, ArrayLike], rng: np.random.Generator) -> dict:
+def match_rates(scores: ArrayLike, matches: Mapping[str, ArrayLike], seed: int) -> dict:
     """How often images show what their caption says: scores (P, N), matches {attribute: bool (P, N)} ->
 
     {"prompts": P, "all": {"n1", "best", "n1_interval", "best_interval"}, "scene": likewise,
      "colour": {"n1", "best"}, ..., "curve": {"n": [1, 2, 4, ..., N], "all": [...], "scene": [...]}}.
-    Rates are from 0 to 1, intervals over prompts.
+    `all` is every attribute, `scene` SCENE_ATTRIBUTES. Rates are from 0 to 1, intervals over prompts.
     """
-    tables = with_summaries(matches)
-    prompts, candidates = np.shape(scores)
-    rates = {name: _ends(scores, table, rng if name in SUMMARIES else None) for name, table in tables.items()}
-    steps = candidate_counts(candidates)
-    curve = {name: [best_of(n, scores, tables[name]) for n in steps] for name in SUMMARIES}
-    return {"prompts": prompts, **rates, "curve": {"n": steps, **curve}}
+    tables = {name: np.asarray(table, dtype=bool) for name, table in matches.items()}
+    summaries = {
+        "all": np.logical_and.reduce(list(tables.values())),
+        "scene": np.logical_and.reduce([tables[name] for name in SCENE_ATTRIBUTES]),
+    }
+    curves = {name: _curve(scores, table) for name, table in summaries.items()}
+    rng = np.random.default_rng(seed)
+    return {
+        "prompts": len(scores),
+        **{name: _ends(scores, table, rng) for name, table in summaries.items()},
+        **{name: _ends(scores, table) for name, table in tables.items()},
+        "curve": {"n": candidate_counts(np.shape(scores)[1]), **curves},
+    }
 
 
-def score_rates(scores: ArrayLike, rng: np.random.Generator) -> dict:
-    """The mean score of one candidate and of the best of N: scores (P, N) -> {"n1", "best", ..., "curve"}.
+def clip_score(scores: ArrayLike, seed: int) -> dict:
+    """The block `clip_score` of metrics.json, from raw cosines (P, N).
 
-    The score that is reported is also the one that ranks, so it always rises with n.
+    The score that is reported is also the one that ranks, so it always rises with n. `scaled` is
+    100 max(cosine, 0), often called CLIP score; Hessel et al. (arXiv 2104.08718) use 2.5 instead of 100.
     """
-    steps = candidate_counts(np.shape(scores)[1])
-    curve = {"n": steps, "score": [best_of(n, scores, scores) for n in steps]}
-    return {**_ends(scores, scores, rng), "curve": curve}
+    curve = {"n": candidate_counts(np.shape(scores)[1]), "score": _curve(scores, scores)}
+    scaled = 100 * np.maximum(np.asarray(scores, dtype=np.float64), 0)
+    return {
+        **_ends(scores, scores, np.random.default_rng(seed)),
+        "curve": curve,
+        "scaled": _ends(scores, scaled, seed),
+    }
 
 
-def _ends(scores: ArrayLike, quality: ArrayLike, rng: np.random.Generator | None) -> dict:
-    """Both ends of a best-of-n curve: one candidate and all of them; with intervals where there is an rng."""
-    single, best = (best_of_by_prompt(n, scores, quality) for n in (1, np.shape(scores)[1]))
-    ends = {"n1": float(single.mean()), "best": float(best.mean())}
-    if rng is not None:
-        ends |= {
-            "n1_interval": bootstrap_interval(single, rng),
-            "best_interval": bootstrap_interval(best, rng),
-        }
-    return ends
+# --- retrieval -------------------------------------------------------------------------------------------------------
+
+
+def retrieval(images: Tensor, captions: Tensor, seed: int) -> dict:
+    """How often the scorer ranks an image's own caption first, and a caption's own image: the block `retrieval`
+    of metrics.json, from the unit vectors (B, D) of held-out images and captions."""
+    similarity = (images @ captions.T).numpy()
+    return {
+        "pictures": len(images),
+        "captions_of_pictures": recall_at(similarity, seed),
+        "pictures_of_captions": recall_at(similarity.T, seed),
+    }
+
+
+def recall_at(similarity: np.ndarray, seed: int, ks: Sequence[int] = RECALL_AT) -> dict:
+    """Recall at each k, 0..1: similarity (B, B), pairs on the diagonal -> {"r1", "r1_interval", "r5", ...}.
+
+    Columns with the same similarity as the own one count as in random order: a tie is worth the chance to be
+    among the first k, so that equal captions share one hit.
+    """
+    own = similarity.diagonal()[:, None]
+    nearer, equal = (similarity > own).sum(axis=1), (similarity == own).sum(axis=1)
+    figures: dict = {}
+    for k in ks:
+        figures |= with_interval(f"r{k}", ((k - nearer) / equal).clip(0, 1), seed)
+    return figures

@@ -8,22 +8,19 @@ is called better or worse only where both runs share that part.
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from thousandwords.core.errors import UserError
 from thousandwords.evaluation.config import SPLIT_NAMES
 from thousandwords.reporting.finished_run import CommonPrompt, FinishedRun, common_prompts
-from thousandwords.reporting.html_report import page_environment
+from thousandwords.reporting.page import image_element, page_environment, thumbnail
 from thousandwords.reporting.report_tables import flatten, get
-from thousandwords.reporting.thumbnails import thumbnail
 
 MAX_PAGE_BYTES = 8_000_000  # so that the page can be mailed
 IMAGE_SIZE = 128  # pixels of an image on the page
 PARTS = ("text_tokenizer", "image_tokenizer", "scorer")  # figures depend on them
+MINUS = str.maketrans("-", "−")
 
 
 @dataclass(frozen=True)
@@ -32,88 +29,54 @@ class Headline:
 
     name: str
     label: str
-    to_text: Callable[[float], str]
-    unit: str = ""
-    better: int = 0  # 1: higher, -1: lower, 0: neither
+    format: str  # of a value
+    better: int  # 1: higher, -1: lower, 0: neither
     depends_on: str | None = None  # the part that both runs must share
+    unit: str = ""
+
+    def text(self, value: float) -> str:
+        """A value as text, without its unit."""
+        return format(value, self.format).translate(MINUS)
+
+    def is_zero(self, change: float) -> bool:
+        """Whether a difference is too small for the digits in which the figure is shown."""
+        return self.text(abs(change)) == self.text(0)
 
 
-def percent(value: float) -> str:
-    """0.413 -> "41.3%\""""
-    return _typographic_minus(f"{100 * value:.1f}%")
-
-
-def digits(count: int) -> Callable[[float], str]:
-    """A function that writes a number with so many digits after the point."""
-    return lambda value: _typographic_minus(f"{value:.{count}f}")
+# fmt: off
+HEADLINES = (
+    Headline("caption_match.seen.all.n1", "every attribute right, one sample, seen pairs", ".1%", 1),
+    Headline("caption_match.seen.all.best", "the same, best of all candidates", ".1%", 1),
+    Headline("caption_match.unseen.all.n1", "every attribute right, one sample, unseen pairs", ".1%", 1),
+    Headline("caption_match.unseen.all.best", "the same, best of all candidates, unseen pairs", ".1%", 1),
+    Headline("clip_score.n1", "CLIP score of one sample", ".3f", 1, "scorer"),
+    Headline("clip_score.best", "CLIP score of the best candidate", ".3f", 1, "scorer"),
+    Headline("fidelity.clip_frechet.distance", "Fréchet distance by the scorer", ".4f", -1, "scorer"),
+    Headline("fidelity.clip_kernel.mean", "kernel distance by the scorer", ".5f", -1, "scorer"),
+    Headline("fidelity.clip_precision.precision", "precision by the scorer", ".1%", 1, "scorer"),
+    Headline("fidelity.clip_precision.recall", "recall by the scorer", ".1%", 1, "scorer"),
+    Headline("fidelity.fid.distance", "FID", ".2f", -1),
+    Headline("fidelity.kid.mean", "KID", ".5f", -1),
+    Headline("fidelity.inception_score.mean", "Inception Score", ".2f", 1),
+    Headline("fidelity.precision.precision", "precision by Inception", ".1%", 1),
+    Headline("fidelity.precision.recall", "recall by Inception", ".1%", 1),
+    Headline("reconstruction.psnr_hard", "hard PSNR of held-out images", ".2f", 1, None, " dB"),
+    Headline("codebook.perplexity", "codebook perplexity", ".1f", 0),
+    Headline("generator.val_loss_image", "validation loss per image token", ".4f", -1, "image_tokenizer", " nats"),
+    Headline("generator.val_loss_text", "validation loss per text token", ".4f", -1, "text_tokenizer", " nats"),
+)
+# fmt: on
 
 
 def plain(value: object) -> str:
     """Any value as text; a dash for None."""
     if isinstance(value, float):
-        return _typographic_minus(f"{value:.4g}")
+        return f"{value:.4g}".translate(MINUS)
     return "–" if value is None else str(value)
 
 
-def _typographic_minus(text: str) -> str:
-    return text.replace("-", "−")
-
-
-HEADLINES = (
-    Headline("caption_match.seen.all.n1", "every attribute right, one sample, seen pairs", percent, better=1),
-    Headline("caption_match.seen.all.best", "the same, best of all candidates", percent, better=1),
-    Headline(
-        "caption_match.unseen.all.n1", "every attribute right, one sample, unseen pairs", percent, better=1
-    ),
-    Headline(
-        "caption_match.unseen.all.best", "the same, best of all candidates, unseen pairs", percent, better=1
-    ),
-    Headline("clip_score.n1", "CLIP score of one sample", digits(3), better=1, depends_on="scorer"),
-    Headline("clip_score.best", "CLIP score of the best candidate", digits(3), better=1, depends_on="scorer"),
-    Headline(
-        "fidelity.clip_frechet.distance",
-        "Fréchet distance by the scorer",
-        digits(4),
-        better=-1,
-        depends_on="scorer",
-    ),
-    Headline(
-        "fidelity.clip_kernel.mean",
-        "kernel distance by the scorer",
-        digits(5),
-        better=-1,
-        depends_on="scorer",
-    ),
-    Headline(
-        "fidelity.clip_precision.precision", "precision by the scorer", percent, better=1, depends_on="scorer"
-    ),
-    Headline(
-        "fidelity.clip_precision.recall", "recall by the scorer", percent, better=1, depends_on="scorer"
-    ),
-    Headline("fidelity.fid.distance", "FID", digits(2), better=-1),
-    Headline("fidelity.kid.mean", "KID", digits(5), better=-1),
-    Headline("fidelity.inception_score.mean", "Inception Score", digits(2), better=1),
-    Headline("fidelity.precision.precision", "precision by Inception", percent, better=1),
-    Headline("fidelity.precision.recall", "recall by Inception", percent, better=1),
-    Headline("reconstruction.psnr_hard", "hard PSNR of held-out images", digits(2), " dB", 1),
-    Headline("codebook.perplexity", "codebook perplexity", digits(1)),
-    Headline(
-        "generator.val_loss_image",
-        "validation loss per image token",
-        digits(4),
-        " nats",
-        -1,
-        "image_tokenizer",
-    ),
-    Headline(
-        "generator.val_loss_text", "validation loss per text token", digits(4), " nats", -1, "text_tokenizer"
-    ),
-)
-
-
 def figures(a: FinishedRun, b: FinishedRun, same_parts: Sequence[str]) -> list[dict]:
-    """Rows of the headline figures that at least one run has: {"label", "old", "new", "change", "better",
-    "verdict", "tone", ...}."""
+    """Rows of the headline figures that at least one run has, as `comparison.html.j2` shows them."""
     return [row for headline in HEADLINES if (row := _figure(headline, a.metrics, b.metrics, same_parts))]
 
 
@@ -123,17 +86,26 @@ def _figure(headline: Headline, old: Mapping, new: Mapping, same_parts: Sequence
         return None
     intervals = [_interval(metrics, headline.name) for metrics in (old, new)]
     change = None if None in values else values[1] - values[0]
-    tone = _tone(headline, change, same_parts)
+    is_comparable = headline.depends_on is None or headline.depends_on in same_parts
+    tone = ""  # "good", "bad", "same", or "" where that is unknown
+    if change is not None and is_comparable and headline.better:
+        tone = "good" if change * headline.better > 0 else "bad"
+        tone = "same" if headline.is_zero(change) else tone
+    value_texts = ["–" if value is None else headline.text(value) + headline.unit for value in values]
+    interval_texts = [
+        "{} to {}".format(headline.text(each[0]).removesuffix("%"), headline.text(each[1])) if each else ""
+        for each in intervals
+    ]
     return {
         "name": headline.name,
         "label": headline.label,
-        "old": _value_text(headline, values[0]),
-        "new": _value_text(headline, values[1]),
-        "old_interval": _interval_text(headline, intervals[0]),
-        "new_interval": _interval_text(headline, intervals[1]),
+        "old": value_texts[0],
+        "new": value_texts[1],
+        "old_interval": interval_texts[0],
+        "new_interval": interval_texts[1],
         "change": _change_text(headline, change),
         "better": {1: "↑", -1: "↓", 0: ""}[headline.better],
-        "verdict": ", ".join(_verdict(headline, tone, intervals, change, same_parts)),
+        "verdict": ", ".join(_verdict(headline, tone, intervals, change, is_comparable)),
         # a difference that may be chance has no color
         "tone": "" if None not in intervals and intervals_overlap(*intervals) else tone,
     }
@@ -153,37 +125,18 @@ def _interval(metrics: Mapping, name: str) -> list[float] | None:
     return get(metrics, f"{name}_interval")
 
 
-def _tone(headline: Headline, change: float | None, same_parts: Sequence[str]) -> str:
-    """ "good", "bad", "same", or "" where that is unknown."""
-    if change is None or not _is_comparable(headline, same_parts) or not headline.better:
-        return ""
-    if _rounds_to_zero(headline, change):
-        return "same"
-    return "good" if change * headline.better > 0 else "bad"
-
-
-def _rounds_to_zero(headline: Headline, change: float) -> bool:
-    """Whether a difference is too small for the digits in which the figure is shown."""
-    return headline.to_text(abs(change)) == headline.to_text(0)
-
-
-def _is_comparable(headline: Headline, same_parts: Sequence[str]) -> bool:
-    return headline.depends_on is None or headline.depends_on in same_parts
-
-
 def _verdict(
-    headline: Headline, tone: str, intervals: list, change: float | None, same_parts: Sequence[str]
+    headline: Headline, tone: str, intervals: list, change: float | None, is_comparable: bool
 ) -> Iterator[str]:
     if change is None:
         yield "measured in one run only"
-        return
-    if change and not _is_comparable(headline, same_parts):
+    elif change and not is_comparable:
         yield f"not comparable without the same {headline.depends_on.replace('_', ' ')}"
-        return
-    if tone:
-        yield {"good": "better", "bad": "worse", "same": "the same"}[tone]
-    if tone != "same" and None not in intervals:
-        yield "intervals overlap" if intervals_overlap(*intervals) else "intervals do not overlap"
+    else:
+        if tone:
+            yield {"good": "better", "bad": "worse", "same": "the same"}[tone]
+        if tone != "same" and None not in intervals:
+            yield "intervals overlap" if intervals_overlap(*intervals) else "intervals do not overlap"
 
 
 def intervals_overlap(first: Sequence[float], second: Sequence[float]) -> bool:
@@ -191,31 +144,19 @@ def intervals_overlap(first: Sequence[float], second: Sequence[float]) -> bool:
     return first[0] <= second[1] and second[0] <= first[1]
 
 
-def _value_text(headline: Headline, value: float | None) -> str:
-    return "–" if value is None else headline.to_text(value) + headline.unit
-
-
-def _interval_text(headline: Headline, interval: Sequence[float] | None) -> str:
-    if not interval:
-        return ""
-    low, high = (headline.to_text(bound) for bound in interval)
-    return f"{low.removesuffix('%')} to {high}"
-
-
 def _change_text(headline: Headline, change: float | None) -> str:
     if change is None:
         return "–"
-    if _rounds_to_zero(headline, change):
+    if headline.is_zero(change):
         return "0"
-    text = headline.to_text(change).replace("%", " points") + headline.unit
+    text = headline.text(change).replace("%", " points") + headline.unit
     return text if change < 0 else f"+{text}"
 
 
 def other_figures(
     a: FinishedRun, b: FinishedRun, differences: Mapping[str, Mapping] | None = None
 ) -> list[dict]:
-    """All other numbers that differ: {"name", "old", "new", "change"}; `differences` are those of `dvc
-    metrics diff`."""
+    """All other numbers that differ; `differences` are those of `dvc metrics diff`."""
     headlines = {headline.name for headline in HEADLINES}
     rows = differences if differences is not None else _differences(a.metrics, b.metrics)
     return [
@@ -226,18 +167,15 @@ def other_figures(
             "change": plain(row.get("diff")),
         }
         for name, row in sorted(rows.items())
-        if name not in headlines and any(_is_number(row.get(key)) for key in ("old", "new"))
+        if name not in headlines and (_is_number(row.get("old")) or _is_number(row.get("new")))
     ]
 
 
 def _differences(old: Mapping, new: Mapping) -> dict[str, dict]:
     """The same as `dvc metrics diff`, for runs that are in no revision."""
     old, new = dict(flatten(old)), dict(flatten(new))
-    rows = {
-        name: {"old": old.get(name), "new": new.get(name)}
-        for name in {**old, **new}
-        if old.get(name) != new.get(name)
-    }
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    rows = {name: {"old": old.get(name), "new": new.get(name)} for name in names}
     for row in rows.values():
         if all(map(_is_number, row.values())):
             row["diff"] = row["new"] - row["old"]
@@ -259,8 +197,7 @@ def compare(
     """
     metadata = metadata or {}
     same_parts = metadata.get("same_parts") or ()
-    common = common_prompts(a, b)
-    rows = figures(a, b, same_parts)
+    common, rows, params = common_prompts(a, b), figures(a, b, same_parts), metadata.get("params")
     page = (
         page_environment()
         .get_template("comparison.html.j2")
@@ -269,7 +206,13 @@ def compare(
             b=_run_card(b, metadata.get("b")),
             figures=rows,
             others=other_figures(a, b, metadata.get("metrics")),
-            params=_params(metadata.get("params")),
+            # None: not compared
+            params=None
+            if params is None
+            else [
+                {"name": name, "old": plain(row.get("old")), "new": plain(row.get("new"))}
+                for name, row in sorted(params.items())
+            ],
             prompts=[_prompt_row(a, b, prompt, best) for prompt in evenly_spaced(common, prompts)],
             common=len(common),
             only=(len(a.prompt_numbers()) - len(common), len(b.prompt_numbers()) - len(common)),
@@ -292,7 +235,7 @@ def lines(a: str, b: str, rows: Sequence[Mapping], num_common: int) -> list[str]
     table += [
         (row["label"], row["old"], row["new"], f"{row['change']}  {row['verdict']}".rstrip()) for row in rows
     ]
-    widths = [max(len(row[column]) for row in table) for column in range(3)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     texts = [
         "  ".join([row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].rjust(widths[2]), row[3]])
         for row in table
@@ -311,25 +254,19 @@ def _run_card(run: FinishedRun, metadata: Mapping | None) -> dict:
     return {**defaults, **(metadata or {}), "name": run.name, "candidates": run.samples.candidates}
 
 
-def _params(differences: Mapping | None) -> list[dict] | None:
-    """Rows {"name", "old", "new"}; None where the settings were not compared."""
-    if differences is None:
-        return None
-    rows = sorted(differences.items())
-    return [{"name": name, "old": plain(row.get("old")), "new": plain(row.get("new"))} for name, row in rows]
-
-
 def _prompt_row(a: FinishedRun, b: FinishedRun, prompt: CommonPrompt, best: int) -> dict:
     """A prompt of the page: the best images of both runs, as data URIs with their scores."""
-    return {
-        "caption": prompt.caption,
-        "split": SPLIT_NAMES.get(prompt.split, prompt.split),
-        "a": [_image(*candidate) for candidate in a.best(prompt.a, best)],
-        "b": [_image(*candidate) for candidate in b.best(prompt.b, best)],
-    }
 
+    def images(run: FinishedRun, number: int) -> list[dict]:
+        return [
+            {
+                "src": image_element(thumbnail(pixels, IMAGE_SIZE))["src"],
+                "score": f"{score:.3f}".translate(MINUS),
+                "width": pixels.shape[1],
+                "height": pixels.shape[0],
+            }
+            for pixels, score in run.best(number, best)
+        ]
 
-def _image(pixels: np.ndarray, score: float) -> dict:
-    data = base64.b64encode(thumbnail(pixels, IMAGE_SIZE)).decode("ascii")
-    size = {"width": pixels.shape[1], "height": pixels.shape[0]}
-    return {"src": f"data:image/webp;base64,{data}", "score": digits(3)(score), **size}
+    split = SPLIT_NAMES.get(prompt.split, prompt.split)
+    return {"caption": prompt.caption, "split": split, "a": images(a, prompt.a), "b": images(b, prompt.b)}

@@ -40,12 +40,8 @@ class FinishedRun:
 
     def prompt_numbers(self) -> dict[str, int]:
         """{caption: the number of its prompt}, of the prompts generated from text alone."""
-        samples = self.samples
-        return {
-            caption: prompt
-            for prompt, caption in enumerate(samples.prompts)
-            if samples.splits[prompt] != INPAINTED
-        }
+        rows = enumerate(zip(self.samples.prompts, self.samples.splits, strict=True))
+        return {caption: prompt for prompt, (caption, split) in rows if split != INPAINTED}
 
 
 @dataclass(frozen=True)
@@ -59,36 +55,28 @@ class CommonPrompt:
 
 
 def read_run(folder: Path, name: str) -> FinishedRun:
-    """Read the run whose outputs are in `folder`/results, and check every file; raises UserError that names
-    the run."""
+    """The run whose outputs are in `folder`/results, verified; raises UserError that names the run."""
     results = Path(folder) / "results"
     try:
         samples, ranked = read_samples(results / "samples"), read_manifest(results / "ranked", fix=FIX)
     except DamagedArtefact as error:
         raise UserError(f"the outputs of {name} cannot be used: {error}") from error
     table = pq.read_table(results / "ranked/scores.parquet", page_checksum_verification=True)
-    scores = table["score"].to_numpy()
-    prompts, candidates = len(samples.prompts), samples.candidates
-    if scores.size != prompts * candidates:
+    scores, prompts = table["score"].to_numpy(), len(samples.prompts)
+    if scores.size != prompts * samples.candidates:
         raise UserError(
-            f"{name}: results/ranked holds {scores.size} scores, but results/samples {prompts} prompts with {candidates} "
-            f"candidates each, so they are of different runs. Run: {FIX}"
+            f"{name}: results/ranked holds {scores.size} scores, but results/samples {prompts} prompts with "
+            f"{samples.candidates} candidates each, so they are of different runs. Run: {FIX}"
         )
     path = results / "metrics.json"
     metrics = json.loads(path.read_bytes()) if path.is_file() else {}
     samples_sha256 = read_manifest(results / "samples", verify=False)["sha256"]
-    return FinishedRun(
-        name=name,
-        samples=samples,
-        scores=scores.reshape(prompts, candidates),
-        metrics=metrics,
-        fingerprint=fingerprint([samples_sha256, ranked["sha256"], metrics]),
-    )
+    all_of_it = fingerprint([samples_sha256, ranked["sha256"], metrics])
+    return FinishedRun(name, samples, scores.reshape(prompts, samples.candidates), metrics, all_of_it)
 
 
 def common_prompts(a: FinishedRun, b: FinishedRun) -> list[CommonPrompt]:
-    """The captions that are in both runs, in the order of `a`; raises UserError if there is none, or if the
-    runs are equal."""
+    """The captions of both runs, in the order of `a`; raises UserError if none, or if the runs are equal."""
     if a.fingerprint == b.fingerprint:
         raise UserError(
             f"{a.name} and {b.name} have the very same images, scores and figures: there is nothing to compare. Name a "

@@ -13,26 +13,15 @@ import base64
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import fingerprint, unit_hash
-from thousandwords.reporting.finished_run import CommonPrompt, FinishedRun, common_prompts
-from thousandwords.reporting.html_report import PIXEL_ART_WIDTH, page_environment
+from thousandwords.reporting.finished_run import FinishedRun, common_prompts
 from thousandwords.reporting.human_eval_votes import COLUMNS, QUESTIONS
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One prompt of a sheet: two images side by side, and which run ("a" or "b") is on the left."""
-
-    caption: str
-    left: bytes
-    right: bytes
-    left_run: str
+from thousandwords.reporting.page import PIXEL_ART_WIDTH, image_element, page_environment
 
 
 def make_sheet(a: FinishedRun, b: FinishedRun, num_prompts: int, seed: int) -> tuple[str, dict]:
@@ -41,52 +30,38 @@ def make_sheet(a: FinishedRun, b: FinishedRun, num_prompts: int, seed: int) -> t
 
     Raises UserError where the runs have no prompt in common, or the same best image for each.
     """
-    pairs, num_identical = choose_pairs(a, b, common_prompts(a, b), num_prompts, seed)
+    size = max(run.samples.images(0).shape[1] for run in (a, b))  # of all images, so that size reveals no run
+    pairs, prompts, num_identical = [], [], 0
+    for prompt in sorted(common_prompts(a, b), key=lambda prompt: unit_hash(f"order {prompt.caption}", seed)):
+        images = {
+            "a": encode_image(a.best(prompt.a)[0][0], size),
+            "b": encode_image(b.best(prompt.b)[0][0], size),
+        }
+        if images["a"] == images["b"]:
+            num_identical += 1
+            continue
+        left, right = "ab" if unit_hash(f"side {prompt.caption}", seed) < 0.5 else "ba"
+        sources = {
+            side: image_element(images[run])["src"] for side, run in (("left", left), ("right", right))
+        }
+        pairs.append({"caption": prompt.caption, **sources})
+        prompts.append({"number": len(pairs), "caption": prompt.caption, "left": left})
+        if len(pairs) == num_prompts:
+            break
     if not pairs:
         raise UserError(
             f"{a.name} and {b.name} have the same best image for each prompt: there is nothing to vote on"
         )
-    page_pairs = [
-        {"caption": pair.caption, "left": data_uri(pair.left), "right": data_uri(pair.right)}
-        for pair in pairs
-    ]
-    sheet_id = fingerprint([QUESTIONS, page_pairs])[:16]
+    sheet_id = fingerprint([QUESTIONS, pairs])[:16]
     key = {
         "sheet": sheet_id,
         "a": a.name,
         "b": b.name,
         "seed": seed,
         "left_out_because_alike": num_identical,
-        "prompts": [
-            {"number": number, "caption": pair.caption, "left": pair.left_run}
-            for number, pair in enumerate(pairs, 1)
-        ],
+        "prompts": prompts,
     }
-    return render_sheet(sheet_id, page_pairs, image_size(a, b) <= PIXEL_ART_WIDTH), key
-
-
-def choose_pairs(
-    a: FinishedRun, b: FinishedRun, prompts: Sequence[CommonPrompt], count: int, seed: int
-) -> tuple[list[Pair], int]:
-    """The pairs of a sheet, in its order, and how many were skipped because both images are identical."""
-    size, pairs, num_identical = image_size(a, b), [], 0
-    for prompt in sorted(prompts, key=lambda prompt: unit_hash(f"order {prompt.caption}", seed)):
-        image_a = encode_image(a.best(prompt.a)[0][0], size)
-        image_b = encode_image(b.best(prompt.b)[0][0], size)
-        if image_a == image_b:
-            num_identical += 1
-        elif unit_hash(f"side {prompt.caption}", seed) < 0.5:
-            pairs.append(Pair(prompt.caption, image_a, image_b, "a"))
-        else:
-            pairs.append(Pair(prompt.caption, image_b, image_a, "b"))
-        if len(pairs) == count:
-            break
-    return pairs, num_identical
-
-
-def image_size(a: FinishedRun, b: FinishedRun) -> int:
-    """The width in pixels of all images of a sheet: that of the run with the larger images."""
-    return max(run.samples.images(0).shape[1] for run in (a, b))
+    return render_sheet(sheet_id, pairs, size <= PIXEL_ART_WIDTH), key
 
 
 def encode_image(pixels: np.ndarray, size: int) -> bytes:
@@ -96,11 +71,6 @@ def encode_image(pixels: np.ndarray, size: int) -> bytes:
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     image.save(buffer, "WEBP", lossless=True)
     return buffer.getvalue()
-
-
-def data_uri(webp: bytes) -> str:
-    """WebP as a data URI."""
-    return "data:image/webp;base64," + base64.b64encode(webp).decode("ascii")
 
 
 def render_sheet(sheet_id: str, pairs: Sequence[dict[str, str]], pixel_art: bool) -> str:

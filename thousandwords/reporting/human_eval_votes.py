@@ -1,7 +1,7 @@
 """Count the votes on a human evaluation sheet: CSV files and the sheet's key in, shares with intervals out.
 
 A prompt goes to the run that most of its raters chose, as in the paper's best-of-five vote (arXiv 2102.12092,
-section 3, `metrics.majority`); if an even number of raters is split, each run gets half. Also computed: how
+section 3); if an even number of raters is split, each run gets half. Also computed: how
 far raters agree, and signs of a rater who did not look (always the same side, no time at all).
 """
 
@@ -21,15 +21,8 @@ from thousandwords.core.errors import UserError
 from thousandwords.evaluation.metrics import bootstrap_interval
 
 QUESTIONS = {"realism": "Which is more realistic?", "caption": "Which better matches the caption?"}
-COLUMNS = (
-    "sheet",
-    "rater",
-    "prompt_number",
-    "caption",
-    "question",
-    "side",
-    "seconds",
-)  # of a CSV file of votes
+# of a CSV file of votes
+COLUMNS = ("sheet", "rater", "prompt_number", "caption", "question", "side", "seconds")
 SIDES = ("left", "right")
 PAPER_RATERS = 5
 MAX_LISTED = 5  # missing votes of a rater that are listed one by one
@@ -73,68 +66,61 @@ def read_votes(files: Sequence[Path], key: Mapping) -> list[Vote]:
 def _read_file(path: Path, key: Mapping, problems: list[str]) -> Iterator[Vote]:
     """The votes of one file; its problems are appended to `problems`."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        rows = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
+        missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
+        rows = list(rows)
     except (OSError, UnicodeDecodeError) as error:
         problems.append(
             f"{path} cannot be read ({error.__class__.__name__}); give a CSV file that the sheet saved"
         )
         return
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    try:
-        if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
-            problems.append(f"{path} lacks the column {missing[0]!r}; give a CSV file that the sheet saved")
-            return
-        rows = list(rows)
     except csv.Error as error:
         problems.append(f"{path} is not a CSV file ({error}); give a file that the sheet saved")
+        return
+    if missing:
+        problems.append(f"{path} lacks the column {missing[0]!r}; give a CSV file that the sheet saved")
         return
     if others := sorted({str(row["sheet"]) for row in rows} - {key["sheet"]}):
         problems.append(f"{path} belongs to the sheet {others[0]!r}, but the key to {key['sheet']!r}")
         return
+    prompts = {str(prompt["number"]): prompt for prompt in key["prompts"]}
     answered: set[tuple] = set()
     for line, row in enumerate(rows, start=2):
-        question = _rater_name(row), row["prompt_number"], row["question"]
-        problem = _problem(row, key) or ("the second vote on one question" if question in answered else None)
-        if problem:
+        try:
+            vote = _vote(row, prompts)
+            if (vote.rater, vote.number, vote.question) in answered:
+                raise ValueError("the second vote on one question")
+        except ValueError as problem:
             problems.append(f"{path}, row {line}: {problem}")
         else:
-            answered.add(question)
-            yield _vote(row, key)
+            answered.add((vote.rater, vote.number, vote.question))
+            yield vote
 
 
-def _rater_name(row: Mapping) -> str:
-    return " ".join((row["rater"] or "").split())
-
-
-def _problem(row: Mapping, key: Mapping) -> str | None:
-    """What is wrong with a row; None if nothing is."""
-    captions = {str(prompt["number"]): prompt["caption"] for prompt in key["prompts"]}
-    if not _rater_name(row):
-        return "there is no rater's name"
-    if row["prompt_number"] not in captions:
-        return f"the sheet has no prompt {row['prompt_number']!r}"
-    if row["caption"] != captions[row["prompt_number"]]:
-        return f"prompt {row['prompt_number']} is {captions[row['prompt_number']]!r}, not {row['caption']!r}"
-    if row["question"] not in QUESTIONS:
-        return f"there is no question {row['question']!r}; it can be: {', '.join(QUESTIONS)}"
-    if row["side"] not in SIDES:
-        return f"the side is {row['side']!r}; it can be: {', '.join(SIDES)}"
-    return None if _seconds(row) is not None else f"{row['seconds']!r} is not a number of seconds"
-
-
-def _seconds(row: Mapping) -> float | None:
+def _vote(row: Mapping, prompts: Mapping[str, Mapping]) -> Vote:
+    """The vote of a row; raises ValueError that says what is wrong with it."""
+    rater, number, side = " ".join((row["rater"] or "").split()), row["prompt_number"], row["side"]
+    if not rater:
+        raise ValueError("there is no rater's name")
+    if number not in prompts:
+        raise ValueError(f"the sheet has no prompt {number!r}")
+    if row["caption"] != prompts[number]["caption"]:
+        raise ValueError(f"prompt {number} is {prompts[number]['caption']!r}, not {row['caption']!r}")
+    for name, value, options in (
+        ("there is no question", row["question"], QUESTIONS),
+        ("the side is", side, SIDES),
+    ):
+        if value not in options:
+            raise ValueError(f"{name} {value!r}; it can be: {', '.join(options)}")
     try:
-        value = float(row["seconds"])
+        seconds = float(row["seconds"])
     except (TypeError, ValueError):
-        return None
-    return value if 0 <= value < float("inf") else None
-
-
-def _vote(row: Mapping, key: Mapping) -> Vote:
-    number = int(row["prompt_number"])
-    left = key["prompts"][number - 1]["left"]
-    run = left if row["side"] == "left" else {"a": "b", "b": "a"}[left]
-    return Vote(_rater_name(row), number, row["question"], run, row["side"], _seconds(row))
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"{row['seconds']!r} is not a number of seconds")
+    left = prompts[number]["left"]
+    run = left if side == "left" else {"a": "b", "b": "a"}[left]
+    return Vote(rater, int(number), row["question"], run, side, seconds)
 
 
 def count_votes(votes: Sequence[Vote], key: Mapping, rng: np.random.Generator) -> dict:
@@ -154,37 +140,25 @@ def count_votes(votes: Sequence[Vote], key: Mapping, rng: np.random.Generator) -
 
 
 def _answers(votes: Sequence[Vote], rng: np.random.Generator) -> dict:
-    """One question: {"prompts", "a_share", "interval", "ties", "a_votes": {k of R: prompts}, "agreement",
-    "kappa"}."""
-    table = votes_for_a(votes)
-    if not table:
+    """The answers to one question; `a_votes` is {"k of R": number of prompts}."""
+    if not votes:
         return {"prompts": 0}
-    majorities = np.array([majority_of(chose_a, count) for chose_a, count in table.values()])
+    raters, for_a = (
+        Counter(vote.number for vote in votes),
+        Counter(vote.number for vote in votes if vote.run == "a"),
+    )
+    table = [(for_a[number], count) for number, count in raters.items()]  # of each prompt: votes for a, votes
+    majorities = np.array([0.5 if 2 * chose_a == count else 2 * chose_a > count for chose_a, count in table])
     return {
         "prompts": len(table),
         "a_share": float(majorities.mean()),
         "interval": bootstrap_interval(majorities, rng),
         "ties": int((majorities == 0.5).sum()),
         "a_votes": {
-            f"{chose_a} of {count}": prompts
-            for (chose_a, count), prompts in sorted(Counter(table.values()).items())
+            f"{chose_a} of {count}": prompts for (chose_a, count), prompts in sorted(Counter(table).items())
         },
-        **agreement(list(table.values())),
+        **agreement(table),
     }
-
-
-def votes_for_a(votes: Sequence[Vote]) -> dict[int, tuple[int, int]]:
-    """{prompt: (raters who chose a, raters)}"""
-    table: dict[int, tuple[int, int]] = {}
-    for vote in votes:
-        chose_a, count = table.get(vote.number, (0, 0))
-        table[vote.number] = chose_a + (vote.run == "a"), count + 1
-    return table
-
-
-def majority_of(chose_a: int, count: int) -> float:
-    """1 where most chose a, 0 where most chose b, 0.5 for a tie."""
-    return 0.5 if 2 * chose_a == count else float(2 * chose_a > count)
 
 
 def agreement(table: Sequence[tuple[int, int]]) -> dict[str, float | None]:
@@ -202,10 +176,9 @@ def agreement(table: Sequence[tuple[int, int]]) -> dict[str, float | None]:
 
 def _rater(votes: Sequence[Vote]) -> dict:
     """Signs of whether a rater looked at the images."""
-    left_share = sum(vote.side == "left" for vote in votes) / len(votes)
     return {
         "votes": len(votes),
-        "left_share": left_share,
+        "left_share": sum(vote.side == "left" for vote in votes) / len(votes),
         "median_seconds": statistics.median(vote.seconds for vote in votes),
     }
 
@@ -248,30 +221,22 @@ def _line(question: str, answers: Mapping, result: Mapping) -> str:
 
 def markdown(result: Mapping) -> str:
     """The result of `count_votes` as Markdown."""
-    rows = [
-        f"| {_escape(rater)} | {row['votes']} | {row['left_share']:.0%} | {row['median_seconds']:.1f} s |"
+    notes = [f"- {_escape(line)}" for line in lines(result)]
+    for name, answers in result["questions"].items():
+        if answers["prompts"]:
+            votes = ", ".join(
+                f"{votes} at {prompts} prompts" for votes, prompts in answers["a_votes"].items()
+            )
+            notes.append(f"- {QUESTIONS[name]} Raters for {_escape(result['a'])}: {votes}")
+    raters = "".join(
+        f"| {_escape(rater)} | {row['votes']} | {row['left_share']:.0%} | {row['median_seconds']:.1f} s |\n"
         for rater, row in result["raters"].items()
-    ]
-    distributions = [
-        f"- {QUESTIONS[name]} Raters for {_escape(result['a'])}: "
-        + ", ".join(f"{votes} at {prompts} prompts" for votes, prompts in answers["a_votes"].items())
-        for name, answers in result["questions"].items()
-        if answers["prompts"]
-    ]
-    return "\n".join(
-        [
-            f"# {_escape(result['a'])} against {_escape(result['b'])}, by people",
-            "",
-            *(f"- {_escape(line)}" for line in lines(result)),
-            *distributions,
-            "",
-            "| rater | votes | chose left | median time |",
-            "|---|---|---|---|",
-            *rows,
-            "",
-            f"Sheet `{result['sheet']}`, {result['prompts']} prompts. Ties count half. Intervals: bootstrap over prompts.",
-            "",
-        ]
+    )
+    return (
+        f"# {_escape(result['a'])} against {_escape(result['b'])}, by people\n\n"
+        + "\n".join(notes)
+        + f"\n\n| rater | votes | chose left | median time |\n|---|---|---|---|\n{raters}\n"
+        f"Sheet `{result['sheet']}`, {result['prompts']} prompts. Ties count half. Intervals: bootstrap over prompts.\n"
     )
 
 

@@ -56,7 +56,9 @@ def loss_curve(curves: Mapping[str, Curve], title: str, unit: str = "nats per to
     """
 
     def plot(axes: Axes) -> None:
-        for name, points, color in zip(curves, curves.values(), _colors(curves), strict=True):
+        colors = iter(COLORS[1:])  # blue is the color of "train"
+        for name, points in curves.items():
+            color = BLUE if name == "train" else next(colors)
             steps, losses = zip(*points, strict=True) if points else ((), ())
             style = {"alpha": 0.55, "linewidth": 2} if name == "train" else {"marker": "o", "zorder": 3}
             axes.plot(steps, losses, color=color, label=name, **style)
@@ -68,7 +70,7 @@ def loss_curve(curves: Mapping[str, Curve], title: str, unit: str = "nats per to
     return _figure(title, plot)
 
 
-def match_curve(caption_match: Mapping[str, Mapping], title: str = "Caption match, best of n") -> bytes:
+def match_curve(caption_match: Mapping[str, Mapping]) -> bytes:
     """Match rate over the number of candidates: {split: rates of `metrics.match_rates`} -> PNG.
 
     One color per split; solid lines are all attributes, dashed ones the scene only. The pale bars at both
@@ -78,21 +80,16 @@ def match_curve(caption_match: Mapping[str, Mapping], title: str = "Caption matc
     def plot(axes: Axes) -> None:
         for color, (split, rates) in zip(COLORS, caption_match.items(), strict=False):
             for name, line, marker in (("all", "-", "o"), ("scene", "--", "s")):
-                axes.plot(
-                    rates["curve"]["n"],
-                    rates["curve"][name],
-                    line,
-                    color=color,
-                    marker=marker,
-                    label=f"{split}, {name}",
-                )
-                _whiskers(axes, rates, name, color)
+                steps, label = rates["curve"]["n"], f"{split}, {name}"
+                axes.plot(steps, rates["curve"][name], line, color=color, marker=marker, label=label)
+                for n, end in ((steps[0], "n1"), (steps[-1], "best")):
+                    axes.vlines(n, *rates[name][f"{end}_interval"], color=color, linewidth=5, alpha=0.25)
         _best_of_axis(axes, [n for rates in caption_match.values() for n in rates["curve"]["n"]])
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         axes.set(ylabel="images that match", ylim=(0, min(1.02, axes.get_ylim()[1])))
         axes.legend(fontsize=15, handlelength=3)
 
-    return _figure(title, plot)
+    return _figure("Caption match, best of n", plot)
 
 
 def score_curve(
@@ -110,11 +107,8 @@ def score_curve(
     return _figure(title, plot)
 
 
-def best_of_curve(
-    curve: Mapping[str, Sequence], name: str, unit: str, title: str = "Distance to real images, best of n"
-) -> bytes:
-    """Distance over the number of candidates: {"n": [...], name: [...], name_interval: [[low, high], ...]} ->
-    PNG."""
+def best_of_curve(curve: Mapping[str, Sequence], name: str, unit: str) -> bytes:
+    """Distance over the number of candidates: {"n", name, name_interval: [[low, high], ...]} -> PNG."""
 
     def plot(axes: Axes) -> None:
         low, high = zip(*curve[f"{name}_interval"], strict=True)
@@ -125,14 +119,10 @@ def best_of_curve(
         axes.set_ylim(bottom=0)
         axes.legend()
 
-    return _figure(title, plot)
+    return _figure("Distance to real images, best of n", plot)
 
 
-def blur_curve(
-    distances: Mapping[str, Sequence[float]],
-    title: str = "Distance to real images, both blurred",
-    unit: str = "Fréchet distance by the scorer",
-) -> bytes:
+def blur_curve(distances: Mapping[str, Sequence[float]], unit: str) -> bytes:
     """Fréchet distance over the radius of the blur: {"radius": [...], "distance": [...], "training": at
     radius 0} -> PNG.
 
@@ -142,20 +132,11 @@ def blur_curve(
 
     def plot(axes: Axes) -> None:
         axes.plot(distances["radius"], distances["distance"], "-o", color=BLUE, label="samples")
-        without = distances.get("without_overlap", ())
-        points = [
-            (radius, distance)
-            for radius, distance in zip(distances["radius"], without, strict=False)
-            if distance is not None
-        ]
+        without = zip(distances["radius"], distances.get("without_overlap", ()), strict=False)
+        points = [(radius, distance) for radius, distance in without if distance is not None]
         if points:
-            axes.plot(
-                *zip(*points, strict=True),
-                "--s",
-                color=GREEN,
-                markersize=6,
-                label="without near duplicates of training",
-            )
+            label = "without near duplicates of training"
+            axes.plot(*zip(*points, strict=True), "--s", color=GREEN, markersize=6, label=label)
         if "training" in distances:
             axes.plot(0, distances["training"], "s", color=ORANGE, label="training images")
         if points or "training" in distances:
@@ -163,22 +144,20 @@ def blur_curve(
         axes.set(xlabel="radius of the blur, pixels", ylabel=unit)
         axes.set_ylim(bottom=0)
 
-    return _figure(title, plot)
+    return _figure("Distance to real images, both blurred", plot)
 
 
-def blurred_scores(scores: Mapping[str, Sequence[float]], title: str = "Inception Score, blurred") -> bytes:
+def blurred_scores(scores: Mapping[str, Sequence[float]]) -> bytes:
     """Inception Score over the radius of the blur: {"radius": [...], "score": [...]} -> PNG."""
 
     def plot(axes: Axes) -> None:
         axes.plot(scores["radius"], scores["score"], "-o", color=BLUE)
         axes.set(xlabel="radius of the blur, pixels", ylabel="Inception Score")
 
-    return _figure(title, plot)
+    return _figure("Inception Score, blurred", plot)
 
 
-def similarity_histogram(
-    similarities: Mapping[str, Sequence[float]], threshold: float, title: str = "Nearest training image"
-) -> bytes:
+def similarity_histogram(similarities: Mapping[str, Sequence[float]], threshold: float) -> bytes:
     """Cosines to the nearest training image: {"held out": cosines, "samples": cosines}, threshold of near
     duplicates -> PNG.
 
@@ -188,7 +167,7 @@ def similarity_histogram(
     def plot(axes: Axes) -> None:
         lowest = min([threshold, *(float(np.quantile(values, 0.005)) for values in similarities.values())])
         edges = np.linspace(min(lowest, 0.999), 1, 41)
-        for name, values, color in zip(similarities, similarities.values(), COLORS, strict=False):
+        for (name, values), color in zip(similarities.items(), COLORS, strict=False):
             counts, _ = np.histogram(np.clip(values, edges[0], 1), edges)
             axes.stairs(counts / max(1, len(values)), edges, color=color, linewidth=3, label=name)
         axes.axvline(
@@ -197,10 +176,10 @@ def similarity_histogram(
         axes.set(xlabel="cosine to the nearest training image", ylabel="share of images")
         axes.legend()
 
-    return _figure(title, plot)
+    return _figure("Nearest training image", plot)
 
 
-def codebook_curve(counts: Mapping[str, Sequence[int]], title: str = "How often each token is used") -> bytes:
+def codebook_curve(counts: Mapping[str, Sequence[int]]) -> bytes:
     """Token frequencies, most used first, on a log axis: {"dvae": counts (V,), "k-means": counts (V,)} ->
     PNG.
 
@@ -223,10 +202,10 @@ def codebook_curve(counts: Mapping[str, Sequence[int]], title: str = "How often 
         axes.yaxis.set_minor_locator(NullLocator())
         axes.legend()
 
-    return _figure(title, plot)
+    return _figure("How often each token is used", plot)
 
 
-def stage_bars(seconds: Mapping[str, float], title: str = "Time per stage") -> bytes:
+def stage_bars(seconds: Mapping[str, float]) -> bytes:
     """How long each stage took, in the order given: {"prepare_pairs": 12.5, ...} -> PNG."""
 
     def plot(axes: Axes) -> None:
@@ -239,7 +218,7 @@ def stage_bars(seconds: Mapping[str, float], title: str = "Time per stage") -> b
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
 
-    return _figure(title, plot, height=1.4 + 0.46 * len(seconds))
+    return _figure("Time per stage", plot, height=1.4 + 0.46 * len(seconds))
 
 
 def duration(seconds: float) -> str:
@@ -265,21 +244,6 @@ def _figure(title: str, plot: Callable[[Axes], None], height: float = 5.6) -> by
         # matplotlib would write its version into the file
         FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
-
-
-def _colors(names: Mapping[str, object]) -> list[str]:
-    """A color per line: blue for "train", the others from orange on, in any order."""
-    others = iter(COLORS[1:] * len(names))
-    return [BLUE if name == "train" else next(others) for name in names]
-
-
-def _whiskers(axes: Axes, rates: Mapping, name: str, color: str) -> None:
-    """Draw the intervals of one candidate and of the best of N, where there are any."""
-    steps = rates["curve"]["n"]
-    for n, end in ((steps[0], "n1"), (steps[-1], "best")):
-        interval = rates.get(name, {}).get(f"{end}_interval")
-        if interval:
-            axes.vlines(n, *interval, color=color, linewidth=5, alpha=0.25)
 
 
 def _best_of_axis(axes: Axes, steps: Sequence[int]) -> None:

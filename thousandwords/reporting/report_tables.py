@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from thousandwords.reporting.plots import duration
-from thousandwords.reporting.report_model import Counts
 
 MATCH_ROWS = {
     "all": "everything",
@@ -18,12 +18,19 @@ MATCH_ROWS = {
     "relation": "relation",
     "background": "background",
 }
-
-ToText = Callable[[float | None], str]
-
 # one key of each is in metrics.json, depending on `evaluation.features`
 DISTANCES = {"clip_frechet": "Fréchet distance", "fid": "FID"}
 KERNELS = {"clip_kernel": "kernel distance", "kid": "KID"}
+RETRIEVALS = {
+    "captions_of_pictures": "an image's own caption",
+    "pictures_of_captions": "a caption's own image",
+}
+FREE_CAPTIONS = (
+    "These captions are free text. Only captions of the built-in scenes can be checked against an image "
+    "automatically, so look at the CLIP score and at the images."
+)
+
+ToText = Callable[[float | None], str]
 
 
 def rate(value: float | None) -> str:
@@ -41,8 +48,7 @@ def number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")
 
 
-def cosine(value: float | None) -> str:
-    return number(value, digits=3)
+cosine = partial(number, digits=3)
 
 
 def decibel(value: float | None) -> str:
@@ -66,111 +72,97 @@ def flatten(nested: Mapping, prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def headline_cards(data: Mapping) -> list[dict]:
-    """The figures of the first screen, each card {"title", "figures", "verdict", "tone", "section"}."""
-    metrics = data["metrics"]
-    cards = [_match_card(metrics, split) for split in metrics.get("caption_match") or {}]
-    cards = cards or [_no_match_card(data["no_caption_match"])]
-    return cards + [card(metrics) for card in (_score_card, _loss_card, _reconstruction_card, _codebook_card)]
-
-
-def _card(title: str, section: str, figures: list[tuple], verdict: str = "", tone: str = "plain") -> dict:
-    """A card; figures are (value, label, small print) and tone is "good", "bad" or "plain"."""
-    return {"title": title, "section": section, "figures": figures, "verdict": verdict, "tone": tone}
-
-
-def _best_of_n_label(metrics: Mapping) -> str:
-    return f"best of {metrics['n']}" if metrics.get("n") else "best of all"
-
-
-def _interval_note(figures: Mapping, name: str, to_text: ToText = rate) -> str:
-    """ "CI 38–47%", or "" where no interval was measured."""
-    interval = _interval(figures.get(f"{name}_interval"), to_text)
-    return f"CI {interval}" if interval else ""
-
-
-def _interval(interval: list[float] | None, to_text: ToText = rate) -> str:
-    """ "38–47%", "29.1–29.4 dB", or ""."""
+def _interval(interval: Sequence[float] | None, to_text: ToText = rate) -> str:
+    """ "38–47%", "29.1–29.4 dB", or "" where no interval was measured."""
     if not interval:
         return ""
-    low, high = (to_text(bound) for bound in interval)
+    low, high = map(to_text, interval)
     return f"{low.removesuffix('%').removesuffix(' dB')}–{high}"
 
 
 def _intervals(figures: Mapping, names: Sequence[str], to_text: ToText = rate) -> str:
     """The intervals of several figures, separated by commas."""
-    intervals = (_interval(figures.get(f"{name}_interval"), to_text) for name in names)
-    return ", ".join(filter(None, intervals))
+    return ", ".join(filter(None, (_interval(figures.get(f"{name}_interval"), to_text) for name in names)))
+
+
+# --- the first screen ------------------------------------------------------------------------------------------------
+
+
+def headline_cards(metrics: Mapping) -> list[dict]:
+    """The figures of the first screen, each card {"title", "section", "figures", "verdict", "tone"}."""
+    matches = [_match_card(metrics, split) for split in metrics.get("caption_match", {})]
+    if not matches:
+        matches = [_card("Caption match", "match", [("–", "not measured", "")], FREE_CAPTIONS)]
+    score = metrics["clip_score"]
+    figures = [_figure(score, "best", _best_of(metrics), cosine), _figure(score, "n1", "one sample", cosine)]
+    verdict = "Cosine of image and caption, by the scorer that also ranks."
+    clip_score = _card("CLIP score", "match", figures, verdict)
+    return [*matches, clip_score, _loss_card(metrics), _reconstruction_card(metrics), _codebook_card(metrics)]
+
+
+def _card(title: str, section: str, figures: list[tuple], verdict: str, tone: str = "plain") -> dict:
+    """A card; figures are (value, label, small print) and tone is "good", "bad" or "plain"."""
+    return {"title": title, "section": section, "figures": figures, "verdict": verdict, "tone": tone}
+
+
+def _figure(figures: Mapping, name: str, label: str, to_text: ToText) -> tuple[str, str, str]:
+    interval = _interval(figures.get(f"{name}_interval"), to_text)
+    return to_text(figures[name]), label, f"CI {interval}" if interval else ""
+
+
+def _best_of(metrics: Mapping) -> str:
+    return f"best of {metrics['n']}"
 
 
 def _match_card(metrics: Mapping, split: str) -> dict:
-    rates, scene = (get(metrics, f"caption_match.{split}.{name}") or {} for name in ("all", "scene"))
+    rates = metrics["caption_match"][split]
     figures = [
-        (rate(rates.get("best")), _best_of_n_label(metrics), _interval_note(rates, "best")),
-        (rate(rates.get("n1")), "one sample", _interval_note(rates, "n1")),
+        _figure(rates["all"], "best", _best_of(metrics), rate),
+        _figure(rates["all"], "n1", "one sample", rate),
     ]
-    verdict = (
-        f"Color, background and relation alone: {rate(scene.get('best'))} for the best, "
-        f"{rate(scene.get('n1'))} for one sample."
-    )
-    return _card(f"Caption match, {split}", "match", figures, verdict)
-
-
-def _no_match_card(reason: str) -> dict:
-    return _card("Caption match", "match", [("–", "not measured", "")], reason)
-
-
-def _score_card(metrics: Mapping) -> dict:
-    score = metrics.get("clip_score") or {}
-    figures = [
-        (cosine(score.get("best")), _best_of_n_label(metrics), _interval_note(score, "best", cosine)),
-        (cosine(score.get("n1")), "one sample", _interval_note(score, "n1", cosine)),
-    ]
-    verdict = "Cosine of image and caption, by the scorer that also ranks."
-    return _card("CLIP score", "match", figures, verdict)
+    scene = {end: rate(rates["scene"][end]) for end in ("best", "n1")}
+    verdict = "Color, background and relation alone: {best} for the best, {n1} for one sample."
+    return _card(f"Caption match, {split}", "match", figures, verdict.format_map(scene))
 
 
 def _loss_card(metrics: Mapping) -> dict:
-    text, image = (get(metrics, f"generator.val_loss_{kind}") for kind in ("text", "image"))
+    text, image = (metrics["generator"][f"val_loss_{kind}"] for kind in ("text", "image"))
     figures = [(number(image, 3), "image, nats per token", ""), (number(text, 3), "text, nats per token", "")]
-    vocab_size = get(metrics, "codebook.vocab_size")
-    if image is None or not vocab_size:
-        return _card("Validation loss", "training", figures)
-    random_guess = math.log(vocab_size)
-    verdict = (
-        f"A random guess among {vocab_size:,} image tokens costs {number(random_guess)}; less is better."
-    )
-    return _card("Validation loss", "training", figures, verdict, "good" if image < random_guess else "bad")
+    vocab_size = metrics["codebook"]["vocab_size"]
+    guess = math.log(vocab_size)
+    verdict = f"A random guess among {vocab_size:,} image tokens costs {number(guess)}; less is better."
+    return _card("Validation loss", "training", figures, verdict, "good" if image < guess else "bad")
 
 
 def _reconstruction_card(metrics: Mapping) -> dict:
-    hard, kmeans = (get(metrics, f"reconstruction.psnr_{kind}") for kind in ("hard", "kmeans"))
-    reconstruction = metrics.get("reconstruction") or {}
+    block = metrics["reconstruction"]
     figures = [
-        (decibel(hard), "hard PSNR", _interval_note(reconstruction, "psnr_hard", decibel)),
-        (decibel(kmeans), "k-means", _interval_note(reconstruction, "psnr_kmeans", decibel)),
+        _figure(block, "psnr_hard", "hard PSNR", decibel),
+        _figure(block, "psnr_kmeans", "k-means", decibel),
     ]
-    if hard is None or kmeans is None:
-        return _card("Reconstruction", "tokens", figures)
-    difference = decibel(abs(hard - kmeans))
-    if hard > kmeans:
-        verdict = f"{difference} better than k-means with as many tokens."
-        return _card("Reconstruction", "tokens", figures, verdict, "good")
-    verdict = f"{difference} worse than k-means: the tokenizer has not learned more than averages yet."
-    return _card("Reconstruction", "tokens", figures, verdict, "bad")
+    difference = block["psnr_hard"] - block["psnr_kmeans"]
+    verdict, tone = f"{decibel(difference)} better than k-means with as many tokens.", "good"
+    if difference <= 0:
+        verdict = f"{decibel(-difference)} worse than k-means: the tokenizer has not learned more than averages yet."
+        tone = "bad"
+    return _card("Reconstruction", "tokens", figures, verdict, tone)
 
 
 def _codebook_card(metrics: Mapping) -> dict:
-    codebook = metrics.get("codebook") or {}
-    perplexity, vocab_size = codebook.get("perplexity"), codebook.get("vocab_size")
-    of_tokens = f"of {vocab_size:,} tokens used" if vocab_size else "of the tokens used"
+    codebook = metrics["codebook"]
     figures = [
-        (number(perplexity, 0), "perplexity", f"k-means: {number(codebook.get('perplexity_kmeans'), 0)}"),
-        (rate(codebook.get("used")), of_tokens, f"k-means: {rate(codebook.get('used_kmeans'))}"),
+        (
+            number(codebook["perplexity"], 0),
+            "perplexity",
+            f"k-means: {number(codebook['perplexity_kmeans'], 0)}",
+        ),
+        (
+            rate(codebook["used"]),
+            f"of {codebook['vocab_size']:,} tokens used",
+            f"k-means: {rate(codebook['used_kmeans'])}",
+        ),
     ]
-    if perplexity is None or not vocab_size:
-        return _card("Codebook", "tokens", figures)
-    share = perplexity / vocab_size  # a collapsed codebook uses one or two tokens
+    share = codebook["perplexity"] / codebook["vocab_size"]  # a collapsed codebook uses one or two tokens
     if share < 0.05:
         verdict = "Very few tokens are used: the codebook is collapsing."
         return _card("Codebook", "tokens", figures, verdict, "bad")
@@ -178,26 +170,21 @@ def _codebook_card(metrics: Mapping) -> dict:
     return _card("Codebook", "tokens", figures, verdict, "good" if share >= 0.25 else "plain")
 
 
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
 def match_rows(metrics: Mapping) -> list[dict]:
     """Rows of the table of attributes: {"name", "title", "cells": [{"split", "n1", "best"}]}."""
-    splits = metrics.get("caption_match") or {}
+    splits = metrics.get("caption_match", {})
     return [
-        {
-            "name": name,
-            "title": title,
-            "cells": [
-                {"split": split, **(rates.get(name) or {"n1": None, "best": None})}
-                for split, rates in splits.items()
-            ],
-        }
+        {"name": name, "title": title, "cells": [{"split": split, **splits[split][name]} for split in splits]}
         for name, title in MATCH_ROWS.items()
-        if any(name in rates for rates in splits.values())
+        if splits and all(name in rates for rates in splits.values())
     ]
 
 
 def overlap_rows(metrics: Mapping) -> list[dict]:
-    """Rows of the table of figures with and without overlapping images: {"title", "with", "without"}, as
-    text."""
+    """Rows of the figures with and without overlapping images: {"title", "with", "without"}, as text."""
     overlap = get(metrics, "fidelity.overlap") or {}
     figures = {
         "psnr_hard": ("hard PSNR of held-out images", decibel),
@@ -205,140 +192,84 @@ def overlap_rows(metrics: Mapping) -> list[dict]:
         "caption_match": ("caption match of one sample", rate),
     }
     return [
-        {"title": title, "with": to_text(overlap[name]["with"]), "without": to_text(overlap[name]["without"])}
+        {"title": title, **{end: to_text(overlap[name][end]) for end in ("with", "without")}}
         for name, (title, to_text) in figures.items()
-        if overlap.get(name)
+        if name in overlap
     ]
 
 
 def frechet_summary(metrics: Mapping) -> dict:
-    """The block of the Fréchet distance with its title, and whether it is FID; empty where it was not
-    measured."""
-    fidelity = metrics.get("fidelity") or {}
+    """The block of the Fréchet distance with its title, and whether it is FID; empty if not measured."""
     for name, title in DISTANCES.items():
-        if fidelity.get(name):
+        if block := metrics["fidelity"].get(name):
             is_own = not get(metrics, "protocol.features_sha256")
-            return {**fidelity[name], "title": title, "is_fid": name == "fid", "is_own": is_own}
+            return {**block, "title": title, "is_fid": name == "fid", "is_own": is_own}
     return {}
 
 
 def fidelity_rows(metrics: Mapping) -> list[dict]:
-    """Rows of the table of image fidelity: {"title", "value", "interval", "note"}; a figure that is missing
-    has no row."""
-    fidelity = metrics.get("fidelity") or {}
-    rows = [
-        *_distance_rows(metrics, fidelity),
-        *_kernel_rows(fidelity),
-        *_precision_rows(fidelity),
-        *_retrieval_rows(fidelity),
-    ]
-    if scaled := get(metrics, "clip_score.scaled"):
-        rows.append(
-            _row(
-                "CLIP score, scaled",
-                " → ".join(number(scaled[end], 1) for end in ("n1", "best")),
-                _intervals(scaled, ("n1", "best"), lambda value: number(value, 1)),
-                f"100 max(cosine, 0); one sample → {_best_of_n_label(metrics)}",
-            )
+    """Rows {"title", "value", "interval", "note"} of image fidelity, of the figures that were measured."""
+    fidelity, rows = metrics["fidelity"], []
+
+    def add(title: str, value: str, interval: str, note: str) -> None:
+        rows.append({"title": title, "value": value, "interval": interval, "note": note})
+
+    if block := frechet_summary(metrics):
+        note = f"{block['drawn']:,} samples to {block['real']:,} held-out images; 0 for equal sets"
+        add(block["title"], cosine(block["distance"][0]), _interval(block["interval"], cosine), note)
+    best_of = fidelity.get("best_of", {})
+    for name in DISTANCES.keys() & best_of.keys():
+        distances = best_of[name]
+        note = (
+            f"of the best of {best_of['n'][-1]} for each of {best_of['captions']:,} captions; "
+            f"a single sample for each: {cosine(distances[0])}"
         )
+        interval = _interval(best_of[f"{name}_interval"][-1], cosine)
+        add(f"{DISTANCES[name]}, best of n", cosine(distances[-1]), interval, note)
+    if block := fidelity.get("inception_score"):
+        note = "± {deviation:.2g} over {splits} parts of {drawn:,} samples; 1 if all look the same"
+        add("Inception Score", number(block["mean"]), "", note.format_map(block))
+    for name in KERNELS.keys() & fidelity.keys():
+        note = "± {deviation:.2g} over {subsets} random sets of {size}; 0 for equal sets"
+        add(KERNELS[name], f"{fidelity[name]['mean']:.2g}", "", note.format_map(fidelity[name]))
+    if block := fidelity.get("clip_precision") or fidelity.get("precision"):
+        notes = {"precision": "samples among real images", "recall": "real images among samples"}
+        for name, note in notes.items():
+            note = f"{note}, within the {block['neighbours']} nearest"
+            add(name, rate(block[name]), _intervals(block, [name]), note)
+    retrieval, ks = fidelity["retrieval"], ("r1", "r5", "r10")
+    for name, title in RETRIEVALS.items():
+        note = f"of {retrieval['pictures']:,} held-out images; how well the scorer itself tells them apart"
+        value = ", ".join(rate(retrieval[name][k]) for k in ks)
+        add(f"{title} first, in the first 5, in the first 10", value, _intervals(retrieval[name], ks), note)
+    scaled, ends, to_text = metrics["clip_score"]["scaled"], ("n1", "best"), partial(number, digits=1)
+    note = f"100 max(cosine, 0); one sample → {_best_of(metrics)}"
+    value = " → ".join(to_text(scaled[end]) for end in ends)
+    add("CLIP score, scaled", value, _intervals(scaled, ends, to_text), note)
     return rows
-
-
-def _row(title: str, value: str, interval: str, note: str) -> dict:
-    return {"title": title, "value": value, "interval": interval, "note": note}
-
-
-def _distance_rows(metrics: Mapping, fidelity: Mapping) -> list[dict]:
-    rows, frechet, best_of = [], frechet_summary(metrics), fidelity.get("best_of") or {}
-    if frechet:
-        interval = _interval(frechet.get("interval"), cosine)
-        note = f"{frechet['drawn']:,} samples to {frechet['real']:,} held-out images; 0 for equal sets"
-        rows.append(_row(frechet["title"], cosine(frechet["distance"][0]), interval, note))
-    for name, title in DISTANCES.items():
-        if distances := best_of.get(name):
-            interval = _interval((best_of.get(f"{name}_interval") or [None])[-1], cosine)
-            note = (
-                f"of the best of {best_of['n'][-1]} for each of {best_of['captions']:,} captions; "
-                f"a single sample for each: {cosine(distances[0])}"
-            )
-            rows.append(_row(f"{title}, best of n", cosine(distances[-1]), interval, note))
-    if score := fidelity.get("inception_score"):
-        note = f"± {score['deviation']:.2g} over {score['splits']} parts of {score['drawn']:,} samples; 1 if all look the same"
-        rows.append(_row("Inception Score", number(score["mean"]), "", note))
-    return rows
-
-
-def _kernel_rows(fidelity: Mapping) -> list[dict]:
-    note = "± {deviation:.2g} over {subsets} random sets of {size}; 0 for equal sets"
-    return [
-        _row(title, f"{fidelity[name]['mean']:.2g}", "", note.format_map(fidelity[name]))
-        for name, title in KERNELS.items()
-        if fidelity.get(name)
-    ]
-
-
-def _precision_rows(fidelity: Mapping) -> list[dict]:
-    figures = fidelity.get("clip_precision") or fidelity.get("precision")
-    if not figures:
-        return []
-    neighbors = f"within the {figures['neighbours']} nearest"
-    notes = {"precision": "samples among real images", "recall": "real images among samples"}
-    return [
-        _row(name, rate(figures[name]), _interval(figures.get(f"{name}_interval")), f"{note}, {neighbors}")
-        for name, note in notes.items()
-    ]
-
-
-def _retrieval_rows(fidelity: Mapping) -> list[dict]:
-    retrieval, ks = fidelity.get("retrieval") or {}, ("r1", "r5", "r10")
-    titles = {
-        "captions_of_pictures": "an image's own caption first, in the first 5, in the first 10",
-        "pictures_of_captions": "a caption's own image first, in the first 5, in the first 10",
-    }
-    return [
-        _row(
-            title,
-            ", ".join(rate(retrieval[name][k]) for k in ks),
-            _intervals(retrieval[name], ks),
-            f"of {retrieval['pictures']:,} held-out images; how well the scorer itself tells them apart",
-        )
-        for name, title in titles.items()
-        if retrieval.get(name)
-    ]
 
 
 def protocol_rows(metrics: Mapping) -> dict[str, Any]:
-    """What must be equal for equal digits, one row each; versions and fingerprints have tables of their
-    own."""
-    protocol = metrics.get("protocol") or {}
-    nested = {name: value for name, value in protocol.items() if name not in ("versions", "checkpoints")}
-    return {
-        name.replace("_", " ").replace(".", ": "): value
-        for name, value in flatten(nested)
-        if value is not None
-    }
+    """What must be equal for equal digits; versions and fingerprints have tables of their own."""
+    protocol = metrics["protocol"].items()
+    rows = flatten({name: value for name, value in protocol if name not in ("versions", "checkpoints")})
+    return {name.replace("_", " ").replace(".", ": "): value for name, value in rows if value is not None}
 
 
 def stage_rows(seconds: Mapping[str, float], notes: Mapping[str, str]) -> list[dict]:
-    """Rows of the stage table, in the order of `seconds`; stages without a time follow with a dash."""
-    total = sum(seconds.values())
-    names = [*seconds, *(name for name in notes if name not in seconds)]
+    """Rows of the stage table: {"name", "note", "time", "share"}."""
+    total = sum(seconds.values()) or 1
     return [
-        {
-            "name": name,
-            "note": notes.get(name, ""),
-            "time": duration(seconds[name]) if name in seconds else "–",
-            "share": seconds.get(name, 0) / total if total else 0,
-        }
-        for name in names
+        {"name": name, "note": notes.get(name, ""), "time": duration(value), "share": value / total}
+        for name, value in seconds.items()
     ]
 
 
-def count_rows(counts: Counts) -> dict:
+def count_rows(counts: Mapping[str, int]) -> dict:
     """What became of the inputs: {"rows": [{"name", "count", "share"}], "missing": those in no row}."""
     n_in = counts.get("n_in", 0)
-    rows = []
-    for name in ("ok", "quarantined", "duplicate", "filtered"):
-        count = counts.get(f"n_{name}", 0)
-        rows.append({"name": name, "count": count, "share": count / n_in if n_in else 0})
+    rows = [
+        {"name": name, "count": (count := counts.get(f"n_{name}", 0)), "share": count / n_in if n_in else 0}
+        for name in ("ok", "quarantined", "duplicate", "filtered")
+    ]
     return {"rows": rows, "missing": n_in - sum(row["count"] for row in rows)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,12 @@ import torch
 import torch_fidelity
 import yaml
 from torch import nn
-from torch.nn import functional
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from tests.helpers.malicious_files import PICKLES, saved_by_torch, touching
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_models import rng
+from tests.unit.evaluation.test_image_fidelity import MeanColor
 from tests.unit.scorers.test_clip import pretrained_folder  # noqa: F401 - a fixture
 from thousandwords import components
 from thousandwords.core.config import ConfigError
@@ -25,8 +26,8 @@ from thousandwords.evaluation import features as features_module
 from thousandwords.evaluation import fid
 from thousandwords.evaluation.features import (
     CLIP_FIGURES,
-    INCEPTION_FIGURES,
     _empty_inception,
+    build_inception,
     load_extractor,
     scorer_extractor,
 )
@@ -73,17 +74,8 @@ def rejection(file) -> str:
 # --- Inception -------------------------------------------------------------------------------------------------------
 
 
-class Images(torch.utils.data.Dataset):
+class Images(list, torch.utils.data.Dataset):
     """uint8 (N, 3, H, W) as torch-fidelity takes them."""
-
-    def __init__(self, images: torch.Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, row: int) -> torch.Tensor:
-        return self.images[row]
 
 
 def samples_and_real() -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,68 +142,48 @@ def test_inception_is_described_in_the_protocol_and_its_figures_are_called_fid(f
 
     protocol = extractor.protocol()
 
-    assert extractor.names is INCEPTION_FIGURES and (
-        extractor.names.frechet,
-        extractor.names.kernel,
-        extractor.names.inception_score,
-    ) == ("fid", "kid", "inception_score")
-    assert protocol["features"].startswith(
-        "Inception v3 of 2015-12-05 from pt_inception.pth, by torch-fidelity"
-    )
-    assert protocol["features"].endswith(
-        "not the bytes of the published pt_inception-2015-12-05-6726825d.pth"
+    names = extractor.names
+    assert (names.frechet, names.kernel, names.inception_score) == ("fid", "kid", "inception_score")
+    assert protocol["features"] == (
+        "Inception v3 of 2015-12-05 from pt_inception.pth, by torch-fidelity: 2048 pool features, logits without "
+        "bias; not the bytes of the published pt_inception-2015-12-05-6726825d.pth"
     )
     assert re.fullmatch("[0-9a-f]{64}", protocol["features_sha256"])
-    assert (
-        protocol["features_preprocessing"]
-        == "uint8, resized to 299 x 299 as TensorFlow 1 did (bilinear, no antialiasing)"
-    )
+    assert "resized to 299 x 299 as TensorFlow 1 did" in protocol["features_preprocessing"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_every_file_format_is_read_without_tensors_that_no_figure_needs(kind, weights, tmp_path):
+    state = {name: tensor.clone() for name, tensor in weights.items() if "num_batches_tracked" not in name}
+    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
+    if kind == "safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+
+    network = load_extractor(str(path)).network
+
+    name = "Mixed_7c.branch_pool.conv.weight"
+    assert torch.equal(network.state_dict()[name], weights[name])
+    assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
 @pytest.mark.parametrize(
-    "write",
+    ("name", "tensor", "sentence"),
     [
-        lambda state, path: torch.save(state, path),
-        lambda state, path: torch.save(state, path, _use_new_zipfile_serialization=False),
-        lambda state, path: safetensors.torch.save_file(
-            {name: tensor.clone() for name, tensor in state.items()}, path
-        ),
+        ("fc.bias", None, "does not hold FID's Inception: it lacks fc.bias. Give a file such as"),
+        ("fc.weight", torch.zeros(1000, 2048), "fc.weight is (1000, 2048) and should be (1008, 2048)"),
+        ("AuxLogits.fc.bias", torch.zeros(3), "it has 'AuxLogits.fc.bias'"),
+        ("fc.bias", torch.zeros(1008, dtype=torch.int64), "fc.bias holds no floating-point numbers"),
+        ("fc.bias", torch.zeros(1008).to_sparse(), "fc.bias holds no floating-point numbers"),
+        ("fc.bias", torch.full((1008,), torch.nan), "fc.bias has numbers that are not finite"),
     ],
-    ids=["zip", "legacy", "safetensors"],
 )
-def test_every_file_format_is_read_with_and_without_tensors_that_no_figure_needs(write, weights, tmp_path):
-    path = tmp_path / ("w.safetensors" if "save_file" in write.__code__.co_names else "w.pth")
-    write(
-        {name: tensor for name, tensor in weights.items() if not name.endswith("num_batches_tracked")}, path
-    )
-
-    state = load_extractor(str(path)).network.state_dict()
-
-    assert torch.equal(state["Mixed_7c.branch_pool.conv.weight"], weights["Mixed_7c.branch_pool.conv.weight"])
-    assert not any(parameter.requires_grad for parameter in load_extractor(str(path)).network.parameters())
-
-
-def test_weights_that_do_not_fit_are_rejected_by_name(weights, tmp_path):
-    def changed(**changes):
-        path = tmp_path / "changed.pth"
-        torch.save({name: tensor for name, tensor in (weights | changes).items() if tensor is not None}, path)
-        return rejection(path)
-
-    assert "does not hold FID's Inception: it lacks fc.bias. Give a file such as" in changed(
-        **{"fc.bias": None}
-    )
-    assert "fc.weight is (1000, 2048) and should be (1008, 2048)" in changed(
-        **{"fc.weight": torch.zeros(1000, 2048)}
-    )
-    assert "it has 'AuxLogits.fc.bias'" in changed(**{"AuxLogits.fc.bias": torch.zeros(3)})
-    assert "fc.bias holds no floating-point numbers" in changed(
-        **{"fc.bias": torch.zeros(1008, dtype=torch.int64)}
-    )
-    assert "fc.bias holds no floating-point numbers" in changed(**{"fc.bias": torch.zeros(1008).to_sparse()})
-    assert "fc.bias has numbers that are not finite" in changed(**{"fc.bias": torch.full((1008,), torch.nan)})
-    assert "(and 470 more). Give" in rejection(
-        write_file(tmp_path, saved_by_torch({"visual.proj": torch.zeros(2)}))
-    )
+def test_weights_that_do_not_fit_are_rejected_by_name(weights, name, tensor, sentence):
+    changed = {key: value for key, value in {**weights, name: tensor}.items() if value is not None}
+    with pytest.raises(ConfigError) as caught:
+        build_inception(changed, Path("weights.pth"))
+    assert sentence in str(caught.value)
 
 
 @pytest.mark.parametrize("payload", PICKLES)
@@ -244,11 +216,12 @@ def test_a_truncated_file_is_rejected(share, suffix, file, weights, tmp_path):
 
 
 def test_a_file_of_something_else_is_rejected(tmp_path):
-    assert "holds no state dict but a list" in rejection(write_file(tmp_path, saved_by_torch([1, 2])))
-    assert "is not a file of weights" in rejection(write_file(tmp_path, np.random.default_rng(0).bytes(3000)))
-    assert "is not a file of weights" in rejection(
-        write_file(tmp_path, b"\x89PNG\r\n\x1a\n" + bytes(50), "image.png")
-    )
+    for data, words in (
+        (saved_by_torch([1, 2]), "holds no state dict but a list"),
+        (saved_by_torch({"visual.proj": torch.zeros(2)}), "(and 470 more). Give"),
+        (np.random.default_rng(0).bytes(3000), "is not a file of weights"),
+    ):
+        assert words in rejection(write_file(tmp_path, data))
 
 
 # --- CLIP ------------------------------------------------------------------------------------------------------------
@@ -291,34 +264,19 @@ def test_a_wrong_file_is_reported_before_any_long_work(tmp_path):
 
 
 def test_an_open_clip_folder_gives_its_unit_vectors_and_is_described_in_the_protocol(pretrained_folder):  # noqa: F811
-    setting = f"local-dir:{pretrained_folder}"
-    extractor, scorer = (
-        load_extractor(setting),
-        components.build("scorers", "clip", CLIPConfig(pretrained=setting), image_size=24),
-    )
-
-    images = torch.rand(2, 3, 40, 40, generator=rng(0))
+    setting, images = f"local-dir:{pretrained_folder}", torch.rand(2, 3, 40, 40, generator=rng(0))
+    extractor = load_extractor(setting)
+    scorer = components.build("scorers", "clip", CLIPConfig(pretrained=setting), image_size=24)
 
     features, logits = extractor(images)
 
     torch.testing.assert_close(features, scorer.eval().embed_images(images).detach())
+    assert logits.shape == (2, 0) and not features.requires_grad and extractor.names is CLIP_FIGURES
     protocol = extractor.protocol()
-    assert logits.shape == (2, 0) and not features.requires_grad
-    assert extractor.names is CLIP_FIGURES and protocol["features"].startswith(
-        "the image tower of local-dir from "
-    )
+    assert protocol["features"].startswith("the image tower of local-dir from ")
     assert protocol["features_preprocessing"].startswith("resized to 24 x 24 by bicubic")
     (pretrained_folder / "README").write_text("another")
     assert load_extractor(setting).sha256 != extractor.sha256
-
-
-class MeanColor(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(1))
-
-    def embed_images(self, images: torch.Tensor) -> torch.Tensor:
-        return functional.normalize(images.mean(dim=(2, 3)), dim=1)
 
 
 def test_the_own_clip_has_no_classes_and_is_never_called_inception():
@@ -327,9 +285,5 @@ def test_the_own_clip_has_no_classes_and_is_never_called_inception():
     features, logits = extractor(torch.full((2, 3, 4, 4), 0.5))
 
     assert features.flatten().tolist() == pytest.approx([3**-0.5] * 6) and logits.shape == (2, 0)
-    assert (
-        extractor.names is CLIP_FIGURES
-        and extractor.names.inception_score == ""
-        and "no FID, no KID" in extractor.description
-    )
-    assert extractor.protocol()["features_sha256"] is None
+    assert extractor.names is CLIP_FIGURES and extractor.names.inception_score == ""
+    assert "no FID, no KID" in extractor.description and extractor.protocol()["features_sha256"] is None

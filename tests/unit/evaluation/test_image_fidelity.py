@@ -13,9 +13,11 @@ from torch.nn import functional
 from tests.helpers.tiny_models import rng, tiny
 from thousandwords.core.config import ConfigError, section
 from thousandwords.data.images import to_float, to_uint8
-from thousandwords.evaluation import feature_sets, fid, image_fidelity
+from thousandwords.evaluation import fid, image_fidelity
+from thousandwords.evaluation.caption_match import match_without_overlap
 from thousandwords.evaluation.config import EvaluationConfig
 from thousandwords.evaluation.features import INCEPTION_FIGURES, Extractor, scorer_extractor
+from thousandwords.evaluation.image_fidelity import HeldOut, best_of_n, embed_feature_sets, first_samples
 from thousandwords.inference.sample_shards import Samples, read_samples, sample_table, write_samples
 
 SMALL = EvaluationConfig(fid_images=6, overlap_threshold=0.99999)
@@ -36,6 +38,15 @@ class MeanColor(nn.Module):
     def embed_captions(self, captions: list[str]) -> torch.Tensor:
         """ "caption 0" is red, "caption 1" green, "caption 2" blue, and so on in turns."""
         return torch.eye(3)[[int(caption.split()[1]) % 3 for caption in captions]]
+
+
+def classes(_: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean colors as they are, and as logits of three classes."""
+    mean = images.mean(dim=(2, 3))
+    return mean, 10 * mean
+
+
+WITH_CLASSES = Extractor(MeanColor(), classes, INCEPTION_FIGURES, "a stand-in", "none")
 
 
 def plain(colors: torch.Tensor) -> torch.Tensor:
@@ -65,9 +76,18 @@ def write_and_read_samples(folder, images: torch.Tensor, splits: list[str], cand
     return read_samples(folder)
 
 
-def held_out(color: torch.Tensor) -> image_fidelity.HeldOut:
+def stored(color: torch.Tensor) -> torch.Tensor:
+    """Colors as they come back from an image of bytes."""
+    return to_float(to_uint8(plain(color)))[:, :, 0, 0]
+
+
+def unit(color: torch.Tensor) -> torch.Tensor:
+    return functional.normalize(color, dim=1)
+
+
+def held_out(color: torch.Tensor) -> HeldOut:
     names = [f"caption {row}" for row in range(len(color))]
-    return image_fidelity.HeldOut(plain(color), names, psnr=torch.arange(20.0, 20 + len(color)))
+    return HeldOut(plain(color), names, psnr=torch.arange(20.0, 20 + len(color)))
 
 
 def silent(batches, total):
@@ -77,70 +97,54 @@ def silent(batches, total):
     return batches
 
 
-def measure(real, training, samples, config=SMALL, scorer=None):
+def measure(real, training, samples, config=SMALL, scorer=None, extractor=None):
+    """(figures, nearest neighbors, counts)"""
     return image_fidelity.measure(
         scorer or MeanColor(),
         real,
         plain(training).__getitem__,
         min(config.overlap_images, len(training)),
         samples,
+        np.random.default_rng(0).random((len(samples.prompts), samples.candidates)),
         config,
         silent,
-    )[:2]
-
-
-def vectors_of(color: torch.Tensor) -> torch.Tensor:
-    return feature_sets.embed(
-        scorer_extractor(MeanColor()), plain(color).__getitem__, len(color), [0], silent
-    )[0][0]
-
-
-@pytest.fixture
-def samples(tmp_path) -> Samples:
-    """Three prompts of held-out captions and one of another split, with four candidates each."""
-    return write_and_read_samples(
-        tmp_path,
-        plain(colors(16, seed=3)),
-        ["validation", "unseen", "validation", "validation"],
-        candidates=4,
+        extractor=extractor,
     )
 
 
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory) -> Samples:
+    """Three prompts of held-out captions and one of another split, with four candidates each."""
+    splits = ["validation", "unseen", "validation", "validation"]
+    return write_and_read_samples(tmp_path_factory.mktemp("samples"), plain(colors(16, seed=3)), splits, 4)
+
+
+FIRST_SIX = [0, 8, 12, 1, 9, 13]  # rows of the samples that are compared: two candidates of three captions
+
+
 def test_first_samples_takes_equally_few_candidates_of_each_held_out_caption(samples):
-    assert feature_sets.first_samples(samples, 3) == [(0, 0), (2, 0), (3, 0)]
-    assert feature_sets.first_samples(samples, 4) == [(0, 0), (2, 0), (3, 0), (0, 1), (2, 1), (3, 1)]
-    assert len(feature_sets.first_samples(samples, 1000)) == 12
-    assert feature_sets.first_samples(dataclasses.replace(samples, splits=["own"] * 4), 3) == []
+    assert first_samples(samples, 3) == [(0, 0), (2, 0), (3, 0)]
+    assert first_samples(samples, 4) == [(0, 0), (2, 0), (3, 0), (0, 1), (2, 1), (3, 1)]
+    assert len(first_samples(samples, 1000)) == 12
+    assert first_samples(dataclasses.replace(samples, splits=["own"] * 4), 3) == []
 
 
 def test_the_distance_is_that_of_the_features_of_both_sets(samples):
     real, training = colors(9, seed=1), colors(7, seed=2)
 
-    figures, _ = measure(held_out(real), training, samples)
+    figures, _, counts = measure(held_out(real), training, samples)
 
-    frechet = figures["clip_frechet"]
-    sample_features = functional.normalize(
-        to_float(to_uint8(plain(colors(16, 3))))[[0, 8, 12, 1, 9, 13], :, 0, 0], dim=1
-    )
+    frechet, sample_features = figures["clip_frechet"], unit(stored(colors(16, 3))[FIRST_SIX])
     assert (frechet["real"], frechet["drawn"], frechet["captions"]) == (6, 6, 3)
-    assert frechet["radius"] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
-    expected = fid.frechet_distance(functional.normalize(real[:6], dim=1), sample_features)
-    assert frechet["distance"] == pytest.approx(
-        [expected] * 9, rel=1e-4
-    )  # plain images have no detail to lose
-    sets = [functional.normalize(vectors[:6], dim=1) for vectors in (real, training)]
-    assert frechet["training"] == pytest.approx(fid.frechet_distance(*sets), rel=1e-4)
-
-
-def test_kernel_distance_and_precision_are_left_out_where_images_are_too_few(samples):
-    figures, _ = measure(held_out(colors(9, seed=1)), colors(7, seed=2), samples)
-
+    assert counts == {"held_out": 9, "training": 7, "real": 6, "drawn": 6, "captions": 3}
+    expected = fid.frechet_distance(unit(real[:6]), sample_features)
+    # plain images have no detail to lose
+    assert frechet["radius"] == [*range(9)] and frechet["distance"] == pytest.approx([expected] * 9, rel=1e-4)
+    baseline = fid.frechet_distance(unit(real[:6]), unit(training[:6]))
+    assert frechet["training"] == pytest.approx(baseline, rel=1e-4)
     assert (figures["clip_kernel"]["size"], figures["clip_kernel"]["subsets"]) == (3, 100)
     precision = figures["clip_precision"]
-    assert set(precision) == {"precision", "precision_interval", "recall", "recall_interval", "neighbours"}
     assert precision["precision_interval"][0] <= precision["precision"] <= precision["precision_interval"][1]
-    few, _ = measure(held_out(colors(9, seed=1)), colors(7, seed=2), samples, EvaluationConfig(fid_images=3))
-    assert "clip_frechet" in few and not {"clip_kernel", "clip_precision"} & set(few)
 
 
 @pytest.mark.paper("evaluation: evaluation")
@@ -166,252 +170,146 @@ def test_both_sets_are_blurred(samples):
 @pytest.mark.paper("evaluation: overlap")
 def test_images_with_a_near_duplicate_in_training_are_counted_and_left_out_of_both_sets(samples):
     real = colors(9, seed=1)
-    training = torch.cat(
-        [colors(5, seed=2), real[[2]], real[[7]] * 0.9]
-    )  # a darker image has the same direction
+    # a darker image has the same direction
+    training = torch.cat([colors(5, seed=2), real[[2]], real[[7]] * 0.9])
 
-    figures, neighbors = measure(held_out(real), training, samples)
+    figures, neighbors, _ = measure(held_out(real), training, samples)
 
     overlap = figures["overlap"]
-    overlap_of_held_out = neighbors.held_out
-    assert overlap_of_held_out.is_overlapping.nonzero().flatten().tolist() == [
-        2,
-        7,
-    ] and overlap_of_held_out.index[[2, 7]].tolist() == [5, 6]
+    assert neighbors.held_out.is_overlapping.nonzero().flatten().tolist() == [2, 7]
+    assert neighbors.held_out.index[[2, 7]].tolist() == [5, 6]
     assert (overlap["held_out"], overlap["training"], overlap["threshold"]) == (9, 7, 0.99999)
     assert overlap["share"] == pytest.approx(2 / 9)
     assert overlap["psnr_hard"] == pytest.approx({"with": 24.0, "without": (9 * 24 - 22 - 27) / 7})
-    vectors, sample_features = (
-        vectors_of(real),
-        vectors_of(to_float(to_uint8(plain(colors(16, 3))))[:, :, 0, 0]),
-    )
-    without = fid.frechet_distance(
-        vectors[[0, 1, 3, 4, 5]], sample_features[[0, 12, 1, 13]]
-    )  # "caption 2" is gone as well
+    # "caption 2" is gone as well
+    rest = unit(stored(colors(16, 3))[[0, 12, 1, 13]])
+    without = fid.frechet_distance(unit(real[[0, 1, 3, 4, 5]]), rest)
     assert overlap["clip_frechet"]["with"] == figures["clip_frechet"]["distance"][0]
     assert overlap["clip_frechet"]["without"] == pytest.approx(without, rel=1e-4)
-    assert figures["clip_frechet"]["without_overlap"] == pytest.approx(
-        [without] * 9, rel=1e-3
-    )  # at every radius
+    assert figures["clip_frechet"]["without_overlap"] == pytest.approx([without] * 9, rel=1e-3)
 
 
 def test_where_every_image_overlaps_the_figures_without_overlap_are_none(samples):
-    real = colors(9, seed=1)
+    overlap = measure(held_out(colors(9, seed=1)), colors(9, seed=1), samples)[0]["overlap"]
 
-    overlap = measure(held_out(real), real, samples)[0]["overlap"]
-
-    assert overlap["share"] == 1.0
-    assert (
-        overlap["psnr_hard"] == {"with": 24.0, "without": None} and overlap["clip_frechet"]["without"] is None
-    )
+    assert overlap["share"] == 1.0 and overlap["psnr_hard"] == {"with": 24.0, "without": None}
+    assert overlap["clip_frechet"]["without"] is None
 
 
-def test_a_figure_that_is_turned_off_or_has_too_few_images_is_absent(samples):
-    real, training = held_out(colors(9, 1)), colors(7, 2)
-    no_captions = dataclasses.replace(samples, splits=["own"] * 4)
+DISTANCES = {"clip_frechet", "clip_kernel", "clip_precision", "best_of", "retrieval"}
 
-    assert measure(real, training, samples, EvaluationConfig(fid_images=0, overlap_images=0))[1] is None
-    assert list(measure(real, training, samples, EvaluationConfig(fid_images=0, overlap_images=0))[0]) == [
-        "retrieval"
-    ]
-    without_overlap = measure(real, training, samples, dataclasses.replace(SMALL, overlap_images=0))[0]
-    assert set(without_overlap) == {"clip_frechet", "clip_kernel", "clip_precision", "retrieval"}
-    assert "training" not in without_overlap["clip_frechet"]
-    without_distance = measure(real, training, no_captions)[0]
-    assert (
-        set(without_distance) == {"retrieval", "overlap"}
-        and "clip_frechet" not in without_distance["overlap"]
-    )
+
+@pytest.mark.parametrize(
+    ("settings", "splits", "blocks"),
+    [
+        ({"fid_images": 0, "overlap_images": 0}, None, {"retrieval"}),
+        ({"overlap_images": 0}, None, DISTANCES),
+        (
+            {"fid_images": 3},
+            None,
+            DISTANCES - {"clip_kernel", "clip_precision"} | {"overlap", "memorisation"},
+        ),
+        ({}, ["own"] * 4, {"retrieval", "overlap"}),
+    ],
+)
+def test_a_figure_that_is_turned_off_or_has_too_few_images_is_absent(samples, settings, splits, blocks):
+    changed = dataclasses.replace(samples, splits=splits or samples.splits)
+    config = dataclasses.replace(SMALL, **settings)
+    figures, neighbors, _ = measure(held_out(colors(9, 1)), colors(7, 2), changed, config)
+    assert set(figures) == blocks and (neighbors is None) == ("overlap" not in blocks)
 
 
 def test_memorization_is_the_share_of_near_duplicates_among_samples_and_held_out_images(samples):
-    """Of the images samples first, (0, 0) (2, 0) (3, 0) (0, 1) (2, 1) (3, 1), two are training images, darker."""
+    """Of the first samples, (0, 0) (2, 0) (3, 0) (0, 1) (2, 1) (3, 1), two are training images, darker."""
     real, first = colors(9, seed=1), colors(16, seed=3)
     training = torch.cat([colors(5, seed=2), first[[8]] * 0.9, real[[4]], first[[13]] * 0.8])
 
-    figures, neighbors = measure(
-        held_out(real), training, samples, dataclasses.replace(SMALL, overlap_threshold=0.9999)
-    )
+    config = dataclasses.replace(SMALL, overlap_threshold=0.9999)
+    figures, neighbors, _ = measure(held_out(real), training, samples, config)
 
     assert neighbors.sample_ids == [(0, 0), (2, 0), (3, 0), (0, 1), (2, 1), (3, 1)]
     assert neighbors.samples.is_overlapping.tolist() == [False, True, False, False, False, True]
     assert neighbors.samples.index[[1, 5]].tolist() == [5, 7]
+    medians = [float(np.median(each.similarity)) for each in (neighbors.samples, neighbors.held_out)]
     assert figures["memorisation"] == {
         "threshold": 0.9999,
         "drawn": 6,
         "captions": 3,
         "training": 8,
         "share": {"drawn": pytest.approx(2 / 6), "held_out": pytest.approx(1 / 9)},
-        "median_similarity": {
-            "drawn": pytest.approx(np.median(neighbors.samples.similarity)),
-            "held_out": pytest.approx(np.median(neighbors.held_out.similarity)),
-        },
+        "median_similarity": {"drawn": pytest.approx(medians[0]), "held_out": pytest.approx(medians[1])},
     }
 
 
 def test_near_duplicates_within_the_training_set_are_counted(samples):
     training = torch.cat([colors(6, seed=2), colors(6, seed=2)[[3]] * 0.9])
-    figures, neighbors = measure(held_out(colors(9, 1)), training, samples)
-    assert neighbors.within_training.is_overlapping.tolist() == [
-        False,
-        False,
-        False,
-        True,
-        False,
-        False,
-        True,
-    ]
+    figures, neighbors, _ = measure(held_out(colors(9, 1)), training, samples)
+    assert neighbors.within_training.is_overlapping.nonzero().flatten().tolist() == [3, 6]
     assert figures["overlap"]["share_within_training"] == pytest.approx(2 / 7)
-    alone, neighbors = measure(held_out(colors(9, 1)), training[:1], samples)
+    alone, neighbors, _ = measure(held_out(colors(9, 1)), training[:1], samples)
     assert alone["overlap"]["share_within_training"] is None and neighbors.within_training is None
-
-
-def wide(count: int, seed: int) -> torch.Tensor:
-    return functional.normalize(torch.randn(count, 24, generator=rng(seed)), dim=1)
-
-
-def test_the_chance_threshold_finds_planted_near_duplicates_and_hardly_any_other_image():
-    training = wide(2000, 1)
-    new, near_duplicates = wide(500, 2), functional.normalize(training[:100] + 0.02 * wide(100, 3), dim=1)
-
-    threshold = image_fidelity.chance_threshold(torch.cat([new, near_duplicates]), training)
-
-    assert 0.7 < threshold < 0.98
-    assert fid.find_overlap(near_duplicates, training, threshold).share == 1.0
-    assert fid.find_overlap(new, training, threshold).share <= 0.02
-    assert threshold == pytest.approx(
-        image_fidelity.chance_threshold(new, training), abs=0.03
-    )  # near duplicates do not change it
-
-
-@pytest.mark.parametrize("alike", [0.1, 0.01])
-def test_where_all_features_are_similar_hardly_any_image_is_a_near_duplicate(alike):
-    same = torch.ones(300, 8) + alike * wide(300, 1)[:, :8]
-    threshold = image_fidelity.chance_threshold(same[:100], same[100:])
-    assert 0.99 < threshold <= 1 and fid.find_overlap(same[:100], same[100:], threshold).share <= 0.05
 
 
 def test_without_a_threshold_in_the_settings_the_chance_threshold_is_used(samples):
     real, training = held_out(colors(9, 1)), colors(7, 2)
-    fixed, _ = measure(real, training, samples)
-    picked, neighbors = measure(real, training, samples, dataclasses.replace(SMALL, overlap_threshold=None))
-    assert (
-        fixed["overlap"]["threshold"] == 0.99999
-        and fixed["overlap"]["by_chance"] == picked["overlap"]["by_chance"]
-    )
-    assert (
-        picked["overlap"]["threshold"]
-        == neighbors.held_out.threshold
-        == neighbors.samples.threshold
-        == picked["overlap"]["by_chance"]
-    )
-    assert section({"overlap_threshold": None}, "evaluation", EvaluationConfig).overlap_threshold is None
-    assert EvaluationConfig().overlap_threshold == 0.98
+    config = section({"fid_images": 6, "overlap_threshold": None}, "evaluation", EvaluationConfig)
+    fixed, picked = (measure(real, training, samples, each) for each in (SMALL, config))
+    by_chance = fixed[0]["overlap"]["by_chance"]
+    assert fixed[0]["overlap"]["threshold"] == 0.99999 != by_chance
+    assert picked[0]["overlap"]["by_chance"] == picked[0]["overlap"]["threshold"] == by_chance
+    assert picked[1].held_out.threshold == picked[1].samples.threshold == by_chance
 
 
 def test_caption_match_with_and_without_overlapping_images(samples):
     """Prompts 0, 2 and 3 are held-out captions; that of prompt 2 has an overlapping image. Prompt 1 is of another split."""
     real = colors(9, seed=1)
-    training = torch.cat([colors(5, seed=2), real[[2]]])
-    _, neighbors = measure(held_out(real), training, samples)
+    _, neighbors, _ = measure(held_out(real), torch.cat([colors(5, seed=2), real[[2]]]), samples)
     good, bad = {"colour": True, "shape": True}, {"colour": True, "shape": False}
     matches = {0: [good, bad, bad, bad], 1: [bad] * 4, 2: [good] * 4, 3: [good, good, good, bad]}
-    captions = [f"caption {row}" for row in range(9)]
 
-    assert image_fidelity.caption_match_figures(neighbors, captions, samples, matches) == {
-        "with": pytest.approx(2 / 3),
-        "without": pytest.approx(0.5),
-    }
-    assert image_fidelity.caption_match_figures(neighbors, captions, samples, {2: matches[2]}) == {
-        "with": 1.0,
-        "without": None,
-    }
-    assert image_fidelity.caption_match_figures(neighbors, captions, samples, {}) == {}
+    def rates(matches: dict) -> dict:
+        return match_without_overlap(neighbors, held_out(real).captions, samples, matches)
+
+    assert rates(matches) == {"with": pytest.approx(2 / 3), "without": pytest.approx(0.5)}
+    assert rates({2: matches[2]}) == {"with": 1.0, "without": None} and rates({}) == {}
 
 
 def test_features_do_not_depend_on_the_batch_size(monkeypatch):
     scorer, images = tiny("scorers", "clip"), plain(colors(9, 1))
-    whole, none = feature_sets.embed(scorer_extractor(scorer), images.__getitem__, 9, [0, 2], silent)
 
-    monkeypatch.setattr(feature_sets, "BATCH_SIZE", 2)
-    parts, _ = feature_sets.embed(scorer_extractor(scorer), images.__getitem__, 9, [0, 2], silent)
+    def features() -> tuple[torch.Tensor, torch.Tensor]:
+        return image_fidelity.embed(scorer_extractor(scorer), images.__getitem__, 9, [0, 2], silent)
 
-    assert (
-        whole.shape == (2, 9, scorer.config.embed_dim) and none.shape == (2, 9, 0) and not whole.requires_grad
-    )
-    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+    whole, none = features()
+    monkeypatch.setattr(image_fidelity, "BATCH_SIZE", 2)
 
-
-def classes(_: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean colors as they are, and as logits of three classes."""
-    mean = images.mean(dim=(2, 3))
-    return mean, 10 * mean
+    assert whole.shape == (2, 9, scorer.config.embed_dim) and none.shape == (2, 9, 0)
+    torch.testing.assert_close(features()[0], whole, rtol=0, atol=1e-5)
 
 
 def test_with_another_extractor_the_figures_have_its_names_and_neighbors_still_use_the_scorer(samples):
-    extractor = Extractor(MeanColor(), classes, INCEPTION_FIGURES, "a stand-in", "none")
     real, training = colors(20, seed=1), torch.cat([colors(12, seed=2), colors(20, seed=1)[[2]] * 0.9])
     config = dataclasses.replace(SMALL, fid_images=12)
 
-    figures, neighbors, sets = image_fidelity.measure(
-        MeanColor(),
-        held_out(real),
-        plain(training).__getitem__,
-        13,
-        samples,
-        config,
-        silent,
-        extractor=extractor,
-    )
-    scorer_figures, other, _ = image_fidelity.measure(
-        MeanColor(), held_out(real), plain(training).__getitem__, 13, samples, config, silent
-    )
+    figures, neighbors, _ = measure(held_out(real), training, samples, config, extractor=WITH_CLASSES)
+    scorer_figures, other, _ = measure(held_out(real), training, samples, config)
 
-    sample_features = to_float(to_uint8(plain(colors(16, 3))))[
-        [0, 8, 12, 1, 9, 13, 2, 10, 14, 3, 11, 15], :, 0, 0
-    ]
-    assert set(figures) == {
-        "fid",
-        "kid",
-        "precision",
-        "inception_score",
-        "retrieval",
-        "overlap",
-        "memorisation",
-    }
-    assert figures["fid"]["distance"][0] == pytest.approx(
-        fid.frechet_distance(sample_features, real[:12]), rel=1e-4
-    )
-    assert figures["fid"]["training"] == pytest.approx(
-        fid.frechet_distance(real[:12], training[:12]), rel=1e-4
-    )
+    rows = [prompt * 4 + candidate for prompt, candidate in first_samples(samples, 12)]
+    sample_features = stored(colors(16, 3))[rows]
+    names = {"fid", "kid", "precision", "inception_score", "best_of", "retrieval", "overlap", "memorisation"}
+    assert set(figures) == names
+    distance = fid.frechet_distance(sample_features, real[:12])
+    assert figures["fid"]["distance"][0] == pytest.approx(distance, rel=1e-4)
+    baseline = fid.frechet_distance(real[:12], training[:12])
+    assert figures["fid"]["training"] == pytest.approx(baseline, rel=1e-4)
     assert figures["kid"] == pytest.approx(fid.kernel_distance(sample_features, real[:12], 2020), rel=1e-3)
     score = figures["inception_score"]
-    assert (len(score["score"]), score["score"][0], score["drawn"], score["splits"]) == (
-        9,
-        score["mean"],
-        12,
-        10,
-    )
-    assert figures["overlap"]["fid"] == {
-        "with": figures["fid"]["distance"][0],
-        "without": figures["fid"]["without_overlap"][0],
-    }
+    assert score["score"][0] == score["mean"] and (score["drawn"], score["splits"]) == (12, 10)
+    ends = {"with": figures["fid"]["distance"][0], "without": figures["fid"]["without_overlap"][0]}
+    assert figures["overlap"]["fid"] == ends
     for name in ("retrieval", "memorisation"):
         assert figures[name] == scorer_figures[name]
-    assert (
-        torch.equal(neighbors.samples.similarity, other.samples.similarity)
-        and sets.names is INCEPTION_FIGURES
-    )
-
-
-def test_no_image_is_embedded_twice_for_one_figure(samples):
-    """9 held-out ones and 7 training ones once; 6 real ones at 8 blurs, 6 samples ones at 9, the first without any."""
-    scorer = MeanColor()
-
-    measure(held_out(colors(9, 1)), colors(7, 2), samples, scorer=scorer)
-
-    assert sum(scorer.batches) == 9 + 7 + 6 * 8 + 6 * 9
+    assert torch.equal(neighbors.samples.similarity, other.samples.similarity)
 
 
 @pytest.mark.parametrize(
@@ -420,10 +318,71 @@ def test_no_image_is_embedded_twice_for_one_figure(samples):
         ({"fid_images": -1}, "evaluation.fid_images is -1; it is a count, and 0 turns it off"),
         ({"overlap_images": -5}, "evaluation.overlap_images is -5; it is a count, and 0 turns it off"),
         ({"overlap_threshold": 98}, "evaluation.overlap_threshold is 98.0; it is a cosine, from -1 to 1"),
-        ({"overlap_threshold": -1.5}, "evaluation.overlap_threshold is -1.5; it is a cosine, from -1 to 1"),
         ({"num_images": 0}, "evaluation.num_images is 0; it needs to be 1 or more"),
     ],
 )
 def test_a_setting_out_of_range_is_rejected_by_name(settings, sentence):
     with pytest.raises(ConfigError, match=f"^params.yaml: {sentence}$"):
         section(settings, "evaluation", EvaluationConfig)
+
+
+# --- best of n -------------------------------------------------------------------------------------------------------
+
+CANDIDATES, PROMPTS = 6, [row for row in range(13) if row != 5]
+COLORS = colors(13 * CANDIDATES, seed=3)
+VECTORS = stored(COLORS).view(13, CANDIDATES, 3)
+SCORES = np.random.default_rng(0).random((13, CANDIDATES))
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Samples:
+    """Twelve prompts of held-out captions with six candidates each, and one of another split between them."""
+    splits = ["validation"] * 5 + ["unseen"] + ["validation"] * 7
+    return write_and_read_samples(tmp_path_factory.mktemp("many"), plain(COLORS), splits, CANDIDATES)
+
+
+def curve_of(samples, scores=SCORES, real=None, seed=0, extractor=WITH_CLASSES):
+    real = plain(colors(20, seed=1)) if real is None else real
+    sets = embed_feature_sets(extractor, real, samples, silent)  # the first two candidates of each caption
+    extractor.network.batches.clear()
+    return best_of_n(extractor, sets, samples, scores, silent, seed)
+
+
+def test_each_caption_is_represented_by_the_best_scored_of_its_first_n_candidates(many):
+    curve, real = curve_of(many), colors(20, seed=1)
+
+    assert (curve["n"], curve["captions"], curve["real"]) == ([1, 2, 4, 6], 12, 20)
+    for n, distance, (low, high) in zip(curve["n"], curve["fid"], curve["fid_interval"], strict=True):
+        best = torch.stack([VECTORS[row, SCORES[row, :n].argmax()] for row in PROMPTS])
+        assert distance == pytest.approx(fid.frechet_distance(best, real), rel=1e-4)
+        assert low <= distance <= high
+    score = fid.inception_score(10 * VECTORS[PROMPTS, 0])["mean"]
+    assert curve["inception_score"][0] == pytest.approx(score, rel=1e-4)
+    assert curve_of(many) == curve != curve_of(many, seed=1)
+
+
+def test_a_scorer_that_prefers_real_looking_images_lowers_the_distance(many):
+    near = colors(1, seed=9)[0]
+    real = plain((near + 0.01 * torch.randn(20, 3, generator=rng(0))).clamp(0, 1))
+
+    distance = curve_of(many, -(VECTORS - near).norm(dim=2).numpy(), real)["fid"]
+
+    assert distance == sorted(distance, reverse=True) and distance[-1] < distance[0] / 2
+
+
+def test_no_image_is_embedded_twice(samples, many):
+    """9 held-out images and 7 of training once; 6 real ones at 8 blurs, 6 samples at 9, the first without any."""
+    scorer = MeanColor()
+    measure(held_out(colors(9, 1)), colors(7, 2), dataclasses.replace(samples, candidates=4), scorer=scorer)
+    assert 0 <= sum(scorer.batches) - (9 + 7 + 6 * 8 + 6 * 9) <= 6  # the best of n that are not among them
+
+    counting = dataclasses.replace(
+        WITH_CLASSES, network=MeanColor(), extract=scorer_extractor(scorer).extract
+    )
+    curve = curve_of(many, extractor=counting)
+    picked = {(row, int(SCORES[row, :n].argmax())) for row in PROMPTS for n in curve["n"]}
+    assert sum(counting.network.batches) == len([candidate for _, candidate in picked if candidate >= 2]) > 0
+
+
+def test_for_one_caption_there_is_no_curve(many):
+    assert curve_of(dataclasses.replace(many, splits=["validation"] + ["own"] * 12)) == {}

@@ -14,17 +14,17 @@ import torch
 from stages.rank_images import rank_images
 from stages.sample_images import sample_images
 from tests.helpers.tiny_models import random_images, tiny, tiny_text
+from tests.unit.reporting.test_html_report import DATA
 from thousandwords import components
 from thousandwords.data.images import decode_png, encode_png, fit_square, to_float, to_uint8
 from thousandwords.evaluation.caption_match import caption_match
-from thousandwords.evaluation.config import EvaluationConfig
 from thousandwords.evaluation.evaluate_run import collect
 from thousandwords.inference.sample_shards import read_samples
 from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig, SceneCounts
 from thousandwords.reporting import report_data
 from thousandwords.reporting.html_report import render_report
-from thousandwords.reporting.thumbnails import thumbnail
+from thousandwords.reporting.page import thumbnail
 from thousandwords.text.bpe import save
 from thousandwords.training.distributed import SINGLE_PROCESS
 
@@ -154,16 +154,15 @@ def test_captions_of_inpainted_images_are_not_matched(both):
 
 def test_the_report_shows_a_row_of_each_and_none_of_them_among_the_best(both):
     samples, scores, _ = both["inpainted"]
-    images = {}
 
-    rows = report_data.prompt_rows(EvaluationConfig(), samples, scores, {}, images)
-    best = report_data.best_samples(samples, scores, images)
+    rows = report_data.prompt_rows(16, samples, scores, {})
+    best = report_data.best_samples(samples, scores)
 
     assert [row["split"] for row in rows][-2:] == ["completed", "completed"]
-    assert [row.get("kept_part") for row in rows] == [None] * 5 + ["kept-5", "kept-6"]
-    assert images["kept-5"] == thumbnail(samples.kept_parts[5], report_data.SMALL)
+    kept = [thumbnail(samples.kept_parts[prompt], report_data.SMALL) for prompt in (5, 6)]
+    assert [row.get("kept_part") for row in rows] == [None] * 5 + kept
     assert [sample["caption"] for sample in best] == samples.prompts[:5]
-    page = render_report({"title": "t", "metrics": {"n": 3}, "prompts": rows, "best_samples": best}, images)
+    page = render_report({**DATA, "prompts": rows, "best_samples": best})
     assert page.count('alt="Kept part of the image for: ') == 2
     assert page.index("Kept part of the image for: something else") < page.index(
         "Candidate 1 for: something else"

@@ -12,7 +12,6 @@ from tests.helpers.two_runs import BETTER, METRICS, write_run, write_scores
 from thousandwords.__main__ import main
 from thousandwords.core.errors import UserError
 from thousandwords.reporting.comparison import (
-    MAX_PAGE_BYTES,
     compare,
     evenly_spaced,
     figures,
@@ -47,37 +46,50 @@ def test_the_best_images_come_best_first_with_their_scores(runs):
     assert [score for _, score in best] == pytest.approx([0.3, 0.2])
 
 
+def row_of(runs, name: str, parts: list[str] = PARTS) -> dict:
+    (row,) = [row for row in figures(*runs, parts) if row["name"] == name]
+    return row
+
+
+FRECHET, MATCH, PSNR = (
+    "fidelity.clip_frechet.distance",
+    "caption_match.seen.all.n1",
+    "reconstruction.psnr_hard",
+)
+
+
 @pytest.mark.parametrize(
     "name, expected",
     [
-        (
-            "caption_match.seen.all.n1",
-            ("50.0%", "70.0%", "+20.0 points", "better, intervals do not overlap", "good"),
-        ),
+        (MATCH, ("50.0%", "70.0%", "+20.0 points", "better, intervals do not overlap", "good")),
         ("caption_match.seen.all.best", ("90.0%", "90.0%", "0", "the same", "same")),
         ("clip_score.n1", ("0.250", "0.350", "+0.100", "better", "good")),
-        ("fidelity.clip_frechet.distance", ("0.0400", "0.0500", "+0.0100", "worse", "bad")),
-        ("reconstruction.psnr_hard", ("27.50 dB", "26.25 dB", "−1.25 dB", "worse", "bad")),
+        (FRECHET, ("0.0400", "0.0500", "+0.0100", "worse", "bad")),
+        (PSNR, ("27.50 dB", "26.25 dB", "−1.25 dB", "worse", "bad")),
     ],
 )
 def test_a_figure_has_both_values_the_difference_and_a_verdict(runs, name, expected):
-    (row,) = [row for row in figures(*runs, PARTS) if row["name"] == name]
+    row = row_of(runs, name)
     assert (row["old"], row["new"], row["change"], row["verdict"], row["tone"]) == expected
 
 
 def test_a_figure_of_another_scorer_is_called_neither_better_nor_worse(runs):
-    rows = {row["name"]: row for row in figures(*runs, ["image_tokenizer"])}
+    for name in ("clip_score.n1", FRECHET):
+        row = row_of(runs, name, ["image_tokenizer"])
+        assert (row["verdict"], row["tone"]) == ("not comparable without the same scorer", "")
+    assert row_of(runs, PSNR, ["image_tokenizer"])["verdict"] == "worse"
 
-    for name in ("clip_score.n1", "fidelity.clip_frechet.distance"):
-        assert (rows[name]["verdict"], rows[name]["tone"]) == ("not comparable without the same scorer", "")
-    assert rows["reconstruction.psnr_hard"]["verdict"] == "worse"
 
+def test_differences_that_may_be_chance_or_round_to_zero_or_are_unknown(runs):
+    first, second = (run.metrics for run in runs)
+    second["caption_match"]["seen"]["all"]["n1_interval"] = [0.55, 0.85]
+    del first["reconstruction"]
+    second["fidelity"]["clip_frechet"]["distance"][0] = 0.04000004
 
-def test_a_difference_that_rounds_to_zero_is_0(runs):
-    runs[1].metrics["fidelity"]["clip_frechet"]["distance"][0] = 0.04000004
-
-    (row,) = [row for row in figures(*runs, PARTS) if row["name"] == "fidelity.clip_frechet.distance"]
-
+    assert [row_of(runs, MATCH)[key] for key in ("verdict", "tone")] == ["better, intervals overlap", ""]
+    row = row_of(runs, PSNR)
+    assert (row["old"], row["change"], row["verdict"]) == ("–", "–", "measured in one run only")
+    row = row_of(runs, FRECHET)
     assert (row["new"], row["change"], row["verdict"], row["tone"]) == ("0.0400", "0", "the same", "same")
 
 
@@ -85,28 +97,8 @@ def test_a_curve_has_the_interval_of_its_first_point(runs):
     for run, distance in zip(runs, (0.04, 0.05), strict=True):
         run.metrics["fidelity"]["clip_frechet"]["interval"] = [distance - 0.02, distance + 0.02]
 
-    (row,) = [row for row in figures(*runs, PARTS) if row["name"] == "fidelity.clip_frechet.distance"]
-
+    row = row_of(runs, FRECHET)
     assert (row["old_interval"], row["verdict"]) == ("0.0200 to 0.0600", "worse, intervals overlap")
-
-
-def test_a_difference_that_may_be_chance_has_no_color(runs):
-    runs[1].metrics["caption_match"]["seen"]["all"]["n1_interval"] = [0.55, 0.85]
-
-    row = figures(*runs, PARTS)[0]
-
-    assert (row["verdict"], row["tone"]) == ("better, intervals overlap", "")
-
-
-def test_a_figure_that_one_run_lacks_is_a_dash(runs):
-    del runs[0].metrics["reconstruction"]
-    row = [row for row in figures(*runs, PARTS) if row["name"] == "reconstruction.psnr_hard"][0]
-    assert (row["old"], row["new"], row["change"], row["verdict"]) == (
-        "–",
-        "26.25 dB",
-        "–",
-        "measured in one run only",
-    )
 
 
 @pytest.mark.parametrize(
@@ -117,10 +109,8 @@ def test_intervals_overlap_where_they_share_a_point(first, second, expected):
 
 
 def test_all_other_numbers_that_differ_are_listed_but_no_texts(runs):
+    """From the metrics themselves, or from the differences of DVC where there are any."""
     assert other_figures(*runs) == [{"name": "seconds.evaluate", "old": "3", "new": "2", "change": "−1"}]
-
-
-def test_the_differences_of_dvc_are_used_where_there_are_any(runs):
     differences = {
         "a.b": {"old": 1, "new": 2, "diff": 1},
         "clip_score.n1": {"old": 0, "new": 1},
@@ -187,67 +177,49 @@ def test_runs_without_figures_are_compared_by_their_images(tmp_path):
     assert lines == ["neither run has figures", "1 prompts in common"]
 
 
-def test_a_page_that_is_too_large_is_rejected(tmp_path, monkeypatch):
+def test_a_page_that_is_too_large_is_rejected(runs, monkeypatch):
     monkeypatch.setattr("thousandwords.reporting.comparison.MAX_PAGE_BYTES", 5000)
-    runs = [read_run(write_run(tmp_path / str(gray), ["a cat"], gray), str(gray)) for gray in (10, 20)]
-    with pytest.raises(
-        UserError,
-        match=r"would be 0\.0 MB, but at most 0 MB are allowed. Show fewer prompts than 48 \(--prompts\)",
-    ):
+    message = r"would be 0\.0 MB, but at most 0 MB are allowed. Show fewer prompts than 48 \(--prompts\)"
+    with pytest.raises(UserError, match=message):
         compare(*runs)
-    assert MAX_PAGE_BYTES == 8_000_000
 
 
 def test_runs_without_a_common_prompt_are_rejected(tmp_path):
     first, second = write_run(tmp_path / "a", ["a cat"], 1), write_run(tmp_path / "b", ["a dog", "a cow"], 1)
-    with pytest.raises(
-        UserError,
-        match="first has 1 prompts and second 2, none of them the same. Give both the same seed and",
-    ):
+    message = "first has 1 prompts and second 2, none of them the same. Give both the same seed and"
+    with pytest.raises(UserError, match=message):
         common_prompts(read_run(first, "first"), read_run(second, "second"))
 
 
 def test_a_run_is_not_compared_with_itself(tmp_path):
     same = [read_run(write_run(tmp_path / name, ["a cat"], 1, METRICS), name) for name in ("one", "two")]
-    with pytest.raises(
-        UserError, match="one and two have the very same images, scores and figures: there is nothing to comp"
-    ):
+    message = "one and two have the very same images, scores and figures: there is nothing to comp"
+    with pytest.raises(UserError, match=message):
         common_prompts(*same)
 
 
-def test_damaged_outputs_are_rejected_by_name(tmp_path):
-    folder = write_run(tmp_path / "a", ["a cat"], 1)
-    shard = folder / "results/samples/samples-00000.parquet"
-    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
-    with pytest.raises(
-        UserError, match="the outputs of HEAD~1 cannot be used: .*00000.parquet is damaged: sha256 should"
-    ):
-        read_run(folder, "HEAD~1")
-
-
-def test_scores_of_other_samples_are_rejected(tmp_path):
+def test_damaged_outputs_and_scores_of_other_samples_are_rejected_by_name(tmp_path):
     folder = write_run(tmp_path / "a", ["a cat"], 1)
     write_scores(folder, np.zeros((2, 3), np.float32))
-    with pytest.raises(
-        UserError, match="results/ranked holds 6 scores, but results/samples 1 prompts with 3 candidates each"
-    ):
+    message = "results/ranked holds 6 scores, but results/samples 1 prompts with 3 candidates each"
+    with pytest.raises(UserError, match=f"HEAD~1: {message}"):
+        read_run(folder, "HEAD~1")
+    shard = folder / "results/samples/samples-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    message = "the outputs of HEAD~1 cannot be used: .*00000.parquet is damaged: sha256 should"
+    with pytest.raises(UserError, match=message):
         read_run(folder, "HEAD~1")
 
 
 def test_the_command_writes_the_page_and_prints_the_figures(tmp_path, capsys):
-    first, second = (
-        write_run(tmp_path / "a", ["a cat"], 1, METRICS),
-        write_run(tmp_path / "b", ["a cat"], 9, BETTER),
-    )
+    first = write_run(tmp_path / "a", ["a cat"], 1, METRICS)
+    second = write_run(tmp_path / "b", ["a cat"], 9, BETTER)
 
     main(["compare", "--a", str(first), "--b", str(second), "--out", str(tmp_path / "page.html")])
 
     output = capsys.readouterr().out
     assert "+20.0 points  better, intervals do not overlap" in output and "page.html" in output
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
-
-
-def test_the_command_ends_with_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["compare", "--a", str(tmp_path), "--b", str(tmp_path)])
     assert end.value.code == 2 and "manifest.json is missing" in capsys.readouterr().err

@@ -1,0 +1,107 @@
+"""Nearest neighbors against a loop and planted answers, and the threshold of near duplicates."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tests.helpers.tiny_models import rng
+from thousandwords.evaluation import overlap
+from thousandwords.evaluation.overlap import Overlap, chance_threshold, nearest
+
+
+def features(count: int, width: int = 16, seed: int = 0) -> torch.Tensor:
+    return functional.normalize(torch.randn(count, width, generator=rng(seed)), dim=1)
+
+
+def planted(count: int) -> torch.Tensor:
+    """A tenth of the images have a near copy, and two have an equal one."""
+    first = features(count)
+    near = first[: count // 10] + 0.01 * features(count // 10, seed=1)
+    return functional.normalize(torch.cat([first, near, first[-2:]]), dim=1)
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 3, 7, 100])
+@pytest.mark.parametrize("is_same_set", [False, True])
+def test_neighbors_are_those_of_a_table_of_cosines_for_any_length_and_batch_size(
+    rows_at_once, is_same_set, monkeypatch
+):
+    vectors = features(11, width=4) * torch.linspace(0.1, 9, 11)[:, None]
+    others = vectors if is_same_set else features(23, width=4, seed=2)
+    table = functional.cosine_similarity(vectors[:, None], others[None], dim=2)
+    if is_same_set:
+        table.fill_diagonal_(-2)
+
+    monkeypatch.setattr(overlap, "ROWS_AT_ONCE", rows_at_once)
+    similarity, index = nearest(vectors, None if is_same_set else others)
+
+    assert index.tolist() == table.argmax(dim=1).tolist()
+    torch.testing.assert_close(similarity, table.max(dim=1).values)
+
+
+@pytest.mark.paper("evaluation: overlap")
+def test_copies_find_each_other_and_no_image_finds_itself():
+    similarity, index = nearest(planted(100))
+    assert index[:10].tolist() == list(range(100, 110)) and index[98:100].tolist() == [110, 111]
+    assert (index != torch.arange(112)).all() and similarity[[98, 110]].tolist() == pytest.approx([1, 1])
+
+
+def test_the_approximate_search_misses_hardly_any_neighbor_and_invents_none(monkeypatch):
+    vectors = planted(2000)
+    expected, _ = nearest(vectors)
+    monkeypatch.setattr(overlap, "EXACT_IMAGES", 100)
+
+    similarity, index = nearest(vectors)
+
+    torch.testing.assert_close(similarity, functional.cosine_similarity(vectors, vectors[index], dim=1))
+    assert (index != torch.arange(len(vectors))).all() and (similarity <= expected + 1e-6).all()
+    for part in (slice(None), slice(200)):  # all, and the planted ones
+        assert (similarity[part] > expected[part] - 1e-6).double().mean() >= 0.99
+    assert nearest(vectors)[1].equal(index)
+
+
+@pytest.mark.paper("evaluation: overlap")
+def test_an_overlap_is_a_similarity_above_the_threshold():
+    held_out = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+
+    found = Overlap(*nearest(held_out, torch.tensor([[0.0, 2.0], [1.0, 1.0]])), 0.9)
+
+    assert found.index.tolist() == [1, 0, 0]
+    assert found.similarity.tolist() == pytest.approx([math.sqrt(0.5), 1, 0])
+    assert found.is_overlapping.tolist() == [False, True, False] and found.share == pytest.approx(1 / 3)
+    assert found.closest(2) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "count", "expected"),
+    [(0.8, 2, [3, 5, 2, 4]), (0.8, 1, [5, 2]), (0.8, 9, [1, 3, 5, 2, 4, 0]), (1.0, 2, [1, 3])],
+)
+def test_around_a_threshold_are_the_last_above_and_the_first_below(threshold, count, expected):
+    similarity = torch.tensor([0.2, 0.99, 0.7, 0.95, 0.4, 0.9])
+    assert (
+        Overlap(similarity, torch.zeros(6, dtype=torch.int64), threshold).around_threshold(count) == expected
+    )
+
+
+def test_the_chance_threshold_finds_planted_near_duplicates_and_hardly_any_other_image():
+    training = features(2000, 24, seed=1)
+    new = features(500, 24, seed=2)
+    near_duplicates = functional.normalize(training[:100] + 0.02 * features(100, 24, seed=3), dim=1)
+
+    threshold = chance_threshold(torch.cat([new, near_duplicates]), training)
+
+    assert 0.7 < threshold < 0.98
+    assert Overlap(*nearest(near_duplicates, training), threshold).share == 1.0
+    assert Overlap(*nearest(new, training), threshold).share <= 0.02
+    # near duplicates do not change it
+    assert threshold == pytest.approx(chance_threshold(new, training), abs=0.03)
+
+
+@pytest.mark.parametrize("alike", [0.1, 0.01])
+def test_where_all_features_are_similar_hardly_any_image_is_a_near_duplicate(alike):
+    same = torch.ones(300, 8) + alike * features(300, 24, seed=1)[:, :8]
+    threshold = chance_threshold(same[:100], same[100:])
+    assert 0.99 < threshold <= 1 and Overlap(*nearest(same[:100], same[100:]), threshold).share <= 0.05

@@ -1,0 +1,45 @@
+"""K-means over raw patches: the baseline of the image tokenizer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.helpers.tiny_models import rng
+from thousandwords.evaluation.reconstruction import fit_kmeans, kmeans_reconstruct, patches_of
+
+IMAGES = torch.rand(16, 3, 8, 8, generator=rng())
+
+
+def test_patches_are_cells_in_raster_order():
+    patches = patches_of(IMAGES[:2], 4)
+    assert patches.shape == (8, 48)
+    assert torch.equal(patches[1].view(3, 4, 4), IMAGES[0, :, :4, 4:])
+
+
+def test_a_reconstruction_is_exact_when_every_patch_is_a_centroid():
+    tokens, images = kmeans_reconstruct(fit_kmeans(patches_of(IMAGES[:2], 4), 8, 3, 0), IMAGES[:2], 4)
+    assert tokens.shape == (2, 4) and len(tokens.unique()) == 8
+    torch.testing.assert_close(images, IMAGES[:2])
+
+
+def test_three_tight_clusters_are_found_and_every_patch_gets_its_nearest_centroid():
+    centers = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    images = centers[:, :, None, None] + 0.01 * torch.randn(3, 3, 8, 8, generator=rng())
+    tokens, rebuilt = kmeans_reconstruct(fit_kmeans(patches_of(images, 1), 3, 5, 0), images, 1)
+    assert all(len(row.unique()) == 1 for row in tokens) and len(tokens.unique()) == 3
+    assert (rebuilt - centers[:, :, None, None]).abs().max() < 0.02
+
+
+def test_more_iterations_lose_less_detail_and_the_same_seed_gives_the_same():
+    def error(iterations: int, seed: int = 0) -> float:
+        kmeans = fit_kmeans(patches_of(IMAGES, 4), 8, iterations, seed)
+        return (kmeans_reconstruct(kmeans, IMAGES, 4)[1] - IMAGES).square().mean().item()
+
+    assert error(1) > error(10) == error(10) != error(10, seed=1)
+
+
+def test_identical_patches_still_give_a_full_codebook_and_too_few_are_rejected():
+    assert fit_kmeans(torch.zeros(20, 12), 4, 2, 0).centroids.shape == (4, 12)
+    with pytest.raises(ValueError, match="3 patches for 4 centroids; give it more images"):
+        fit_kmeans(torch.rand(3, 12), 4, 1, 0)
