@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> None:
     options = _parser().parse_args(argv)
     try:
         if options.command == "serve":
-            serve(options.version, options.port)
+            serve(options.version, options.port, options.allowed_host)
         print(_run(options))
     except UserError as error:
         print(f"registry: {error}", file=sys.stderr)
@@ -49,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("models/fetched"), help="(default: models/fetched)"
     )
     serve_parser.add_argument("--port", type=int, default=5001, help="(default: 5001)")
+    serve_parser.add_argument(
+        "--allowed-host", action="append", default=[], metavar="NAME", help="a further host name to answer to"
+    )
     return parser
 
 
