@@ -30,6 +30,10 @@ from thousandwords.inference.package import check_device
 
 MAX_IMAGE_BYTES = 8 * 2**20  # of an image file in a request
 BODY_LIMITS = {"/api/images": MAX_IMAGE_BYTES, "/api/reproduce": MAX_IMAGE_BYTES}
+OPEN_TO_ALL = (
+    "studio: everyone who reaches this machine can generate images, there is no password. "
+    "Allow its host name with --allowed-host"
+)
 # a host that stands for every address of this machine -> the address to open the page at
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
@@ -42,20 +46,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--package", type=Path, default=Path("models/package"), help="(default: models/package)")
     add("--version", help="the default model: package, a number or an alias (default: champion)")
     add("--pairs", type=Path, default=Path("data/pairs"), help="the data set to show (default: data/pairs)")
-    add(
-        "--gallery",
-        type=Path,
-        default=Path("generated/gallery"),
-        help="where past generations are kept (default: generated/gallery)",
-    )
+    gallery = Path("generated/gallery")
+    add("--gallery", type=Path, default=gallery, help=f"where past generations are kept (default: {gallery})")
     add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine only)")
     add("--port", type=int, default=7860, help="(default: 7860)")
     add(
-        "--allowed-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a further host name that the studio answers to",
+        "--allowed-host", action="append", default=[], metavar="NAME", help="a further host name to answer to"
     )
     add("--queue", type=int, default=16, help="requests that may wait; further ones get 429 (default: 16)")
     add("--deadline", type=float, default=120, help="seconds that one request may take (default: 120)")
@@ -89,11 +85,7 @@ def serve(options: argparse.Namespace) -> None:
         address = page_address(options.host, port)
         print(f"studio: {address}  (Ctrl-C ends it)", flush=True)
         if options.host in WILDCARDS:
-            print(
-                "studio: everyone who reaches this machine can generate images, there is no password. "
-                "Allow its host name with --allowed-host",
-                flush=True,
-            )
+            print(OPEN_TO_ALL, flush=True)
         if options.open:
             threading.Timer(1, webbrowser.open, [address]).start()
         paths = StudioPaths(options.pairs, options.gallery, device=device)

@@ -14,13 +14,12 @@ import tempfile
 from pathlib import Path
 
 import mlflow
-import yaml
 from mlflow.entities.model_registry import ModelVersion
 
 from flows.registry import version_files
 from flows.registry.champion import add_champion, read_champions, remove_champion, turn_to_move
 from flows.registry.create import add_version
-from flows.registry.evidence import gate_evidence, gather_evidence
+from flows.registry.evidence import gate_evidence, gather_evidence, read_yaml
 from flows.registry.versions import (
     CHALLENGER,
     CONTENT,
@@ -174,6 +173,4 @@ def serve(version: str, port: int, hosts: list[str], root: Path = Path(".")) -> 
 
 def read_gate_config(root: Path) -> GateConfig:
     """The section `gate` of `root`'s params.yaml, or the default; raises ConfigError."""
-    path = Path(root) / "params.yaml"
-    params = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return section((params or {}).get("gate", {}), "gate", GateConfig)
+    return section(read_yaml(Path(root) / "params.yaml").get("gate", {}), "gate", GateConfig)

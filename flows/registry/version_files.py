@@ -34,6 +34,7 @@ ALLOWED = re.compile(
     rf"{MANIFEST}|(model|data)_card\.md|{PACKAGE}/(({'|'.join(PARTS)})/)?[a-z_]+\.(json|safetensors)"
 )
 FORGED = "Do not use it; register a package of your own"
+MLFLOW_METADATA = "registered_model_meta"  # MLflow's own download adds it to a local store; it is not fetched
 MAX_MANIFEST_BYTES = 2**22  # the manifest is read before its hash is checked
 
 
@@ -89,6 +90,7 @@ def read_pinned_manifest(client: mlflow.MlflowClient, version: ModelVersion) -> 
     repository, label = _repository(client, version.source), label_of(version)
     expected_sha256 = pinned_sha256(version)
     sizes = dict(_list_files(repository, label))
+    sizes.pop(MLFLOW_METADATA, None)
     if not 0 < sizes.get(MANIFEST, 0) <= MAX_MANIFEST_BYTES:
         raise DamagedArtefact(f"{label} has no manifest of its files. {FIX}")
     with tempfile.TemporaryDirectory() as folder:

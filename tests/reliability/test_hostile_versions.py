@@ -105,7 +105,8 @@ def test_a_version_holds_no_file_that_mlflow_would_run_or_install(project, tmp_p
 def test_a_version_sealed_again_without_a_payload_is_accepted(project, tmp_path):
     """So the test before rejects the payload, not the seal."""
     pins = {}
-    plant(tmp_path, lambda folder: pins.update(seal(folder)), pins)
+    folder = plant(tmp_path, lambda folder: pins.update(seal(folder)), pins)
+    (folder / "registered_model_meta").write_text("model_name: thousandwords")  # as MLflow's download adds it
     assert package_images(fetch("3", tmp_path / "fetched", project))
 
 
