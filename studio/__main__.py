@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import signal
-import socket
 import sys
 import threading
 import webbrowser
 from pathlib import Path
 
 import torch
-import uvicorn
 
 import stages.runtime.environment  # noqa: F401  first: no telemetry of any tool
 from studio.api.routes import Studio
 from studio.app import make_app
 from studio.data.gallery import Gallery
 from studio.data.versions import Versions
-from studio.http.middleware import with_middleware
-from studio.http.protocol import Protocol
+from studio.http import server
 from studio.worker.process import StudioPaths
 from studio.worker.queue import RequestQueue
 from thousandwords.core.errors import UserError
@@ -34,9 +30,12 @@ from thousandwords.inference.package import check_device
 
 MAX_IMAGE_BYTES = 8 * 2**20  # of an image file in a request
 BODY_LIMITS = {"/api/images": MAX_IMAGE_BYTES, "/api/reproduce": MAX_IMAGE_BYTES}
+OPEN_TO_ALL = (
+    "studio: everyone who reaches this machine can generate images, there is no password. "
+    "Allow its host name with --allowed-host"
+)
 # a host that stands for every address of this machine -> the address to open the page at
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
-SHUTDOWN_SECONDS = 3  # that unfinished answers have when the studio ends
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -47,20 +46,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--package", type=Path, default=Path("models/package"), help="(default: models/package)")
     add("--version", help="the default model: package, a number or an alias (default: champion)")
     add("--pairs", type=Path, default=Path("data/pairs"), help="the data set to show (default: data/pairs)")
-    add(
-        "--gallery",
-        type=Path,
-        default=Path("generated/gallery"),
-        help="where past generations are kept (default: generated/gallery)",
-    )
+    gallery = Path("generated/gallery")
+    add("--gallery", type=Path, default=gallery, help=f"where past generations are kept (default: {gallery})")
     add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine only)")
     add("--port", type=int, default=7860, help="(default: 7860)")
     add(
-        "--allowed-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a further host name that the studio answers to",
+        "--allowed-host", action="append", default=[], metavar="NAME", help="a further host name to answer to"
     )
     add("--queue", type=int, default=16, help="requests that may wait; further ones get 429 (default: 16)")
     add("--deadline", type=float, default=120, help="seconds that one request may take (default: 120)")
@@ -71,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     options = make_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    server.start_log()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean end
@@ -89,51 +80,25 @@ def serve(options: argparse.Namespace) -> None:
     check_device(device)
     versions = Versions(Path("."), options.package, options.version)
     versions.default()
-    with open_socket(options.host, options.port) as listener:
+    with server.open_socket("the studio", options.host, options.port) as listener:
         port = listener.getsockname()[1]
         address = page_address(options.host, port)
         print(f"studio: {address}  (Ctrl-C ends it)", flush=True)
         if options.host in WILDCARDS:
-            print(
-                "studio: everyone who reaches this machine can generate images, there is no password. "
-                "Allow its host name with --allowed-host",
-                flush=True,
-            )
+            print(OPEN_TO_ALL, flush=True)
         if options.open:
             threading.Timer(1, webbrowser.open, [address]).start()
         paths = StudioPaths(options.pairs, options.gallery, device=device)
         queue = RequestQueue(paths, lambda: versions.folder(versions.default()), options.queue)
         app = make_app(Studio(queue, versions, Gallery(options.gallery), options.deadline))
         hosts = [*options.allowed_host, *([] if options.host in WILDCARDS else [options.host])]
-        config = uvicorn.Config(
-            with_middleware(app, hosts=hosts, limits=BODY_LIMITS),
-            http=Protocol,
-            log_level="warning",
-            ws="none",
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-            server_header=False,
-            proxy_headers=False,
-        )
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(app, listener, hosts, BODY_LIMITS)
 
 
 def page_address(host: str, port: int) -> str:
     """The page's URL: ("0.0.0.0", 7860) -> "http://127.0.0.1:7860", ("::1", 7860) -> "http://[::1]:7860"."""
     name = WILDCARDS.get(host, host)
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
-
-
-def open_socket(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises UserError if the address cannot be used."""
-    try:
-        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return socket.create_server((host, port), family=addresses[0][0], backlog=512)
-    except (OSError, OverflowError) as error:
-        message = (
-            f"the studio cannot listen at {host}:{port}: {error}. "
-            "Give another --port, or stop the program that uses this one"
-        )
-        raise UserError(message) from error
 
 
 if __name__ == "__main__":

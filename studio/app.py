@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from fastapi import APIRouter, FastAPI, Response
+from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
@@ -37,20 +37,13 @@ def make_app(studio: Studio) -> FastAPI:
         summary="Generate ranked images from captions, inpaint them and edit their tokens.",
         responses=ERROR_RESPONSES,
     )
-    app.include_router(model_routes(studio))
-    app.include_router(image_routes(studio))
-    app.include_router(gallery_routes(studio))
-    app.include_router(page_routes())
+    for routes in (model_routes, image_routes, gallery_routes):
+        app.include_router(routes(studio))
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     add_error_handlers(app)
-    return app
 
-
-def page_routes() -> APIRouter:
-    routes = APIRouter(include_in_schema=False)
-
-    @routes.get("/")
+    @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
 
-    return routes
+    return app

@@ -10,12 +10,20 @@ from flows.registry.commands import fetch, promote, register, rollback, serve, s
 from flows.registry.versions import CHALLENGER, CHAMPION
 from thousandwords.core.errors import UserError
 
+HELP = {
+    "register": "models/package becomes a version, @challenger",
+    "promote": "@challenger becomes @champion, if the gate accepts it",
+    "rollback": "the previous champion becomes champion again",
+    "show": "all versions",
+    "fetch": "fetch a version's package, verified, into a folder",
+    "serve": "serve a version: prompts in, images out, at /invocations",
+}
+VERSIONS = {"promote": CHALLENGER, "fetch": CHAMPION, "serve": CHAMPION}  # the default of each
+
 
 def main(argv: list[str] | None = None) -> None:
     options = _parser().parse_args(argv)
     try:
-        if options.command == "serve":
-            serve(options.version, options.port)
         print(_run(options))
     except UserError as error:
         print(f"registry: {error}", file=sys.stderr)
@@ -26,29 +34,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("register", help="models/package becomes a version, @challenger")
-    promote_parser = commands.add_parser(
-        "promote", help="@challenger becomes @champion, if the gate accepts it"
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    commands = {name: subparsers.add_parser(name, help=text) for name, text in HELP.items()}
+    for name, default in VERSIONS.items():
+        text = f"an alias or a number (default: {default})"
+        commands[name].add_argument("version", nargs="?", default=default, help=text)
+    add = commands["fetch"].add_argument
+    add("--out", type=Path, default=Path("models/fetched"), help="(default: models/fetched)")
+    add = commands["serve"].add_argument
+    add("--port", type=int, default=5001, help="(default: 5001)")
+    add(
+        "--allowed-host", action="append", default=[], metavar="NAME", help="a further host name to answer to"
     )
-    commands.add_parser("rollback", help="the previous champion becomes champion again")
-    commands.add_parser("show", help="all versions")
-    fetch_parser = commands.add_parser("fetch", help="fetch a version's package, verified, into a folder")
-    serve_parser = commands.add_parser(
-        "serve", help="serve a version: prompts in, images out, at /invocations"
-    )
-    for command, default in (
-        (promote_parser, CHALLENGER),
-        (fetch_parser, CHAMPION),
-        (serve_parser, CHAMPION),
-    ):
-        command.add_argument(
-            "version", nargs="?", default=default, help=f"an alias or a number (default: {default})"
-        )
-    fetch_parser.add_argument(
-        "--out", type=Path, default=Path("models/fetched"), help="(default: models/fetched)"
-    )
-    serve_parser.add_argument("--port", type=int, default=5001, help="(default: 5001)")
     return parser
 
 
@@ -61,6 +58,8 @@ def _run(options: argparse.Namespace) -> str:
         return f"version {rollback()} is the champion again"
     if options.command == "fetch":
         return str(fetch(options.version, options.out))
+    if options.command == "serve":
+        serve(options.version, options.port, options.allowed_host)
     return "\n".join(show()) or "nothing has been registered yet. Run: python -m flows.registry register"
 
 

@@ -1,124 +1,110 @@
-"""The champions in an append-only log, so that concurrent promotions and rollbacks never mix.
+"""The champion: an alias, and a tag of the registered model with the champions so far.
 
-Each move is a version of a second registered model, `thousandwords-champions`: the next version number of a
-model is the one thing in MLflow that two writers cannot both get. A move names the move it was based on, and
-is valid only if no other valid move came in between; so of several concurrent moves the first is valid, and
-the others change nothing and are reported. The alias follows the log.
+Promotions and rollbacks take turns. A turn is a version of a second registered model, `thousandwords-moves`: the
+next version number is the one thing in MLflow that two clients cannot both get. The lowest open number has the
+turn. No lock file, which other machines do not see, and no limit of Prefect, whose server a registry can lack.
 
-In every order of events, and wherever a process dies: each valid move was based on the champion before it,
-and the log lists all of them. The alias names the champion of the last move or, if a process died in between,
-of the move before, until the next promotion or rollback corrects it. An alias that a user set by hand is
-respected: the next move is based on it. (A process that moves the alias late, after other moves, corrects it
-at once; if it dies in just that instant, a former champion stays, as if set by hand.)
+Wherever a process dies, the champions are those before its move or those after it. An alias that a user set by
+hand is respected: the next move is based on it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
 
 import mlflow
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from flows.registry.versions import CHAMPION, NAME, move_alias, newest_first, number_of, resolve
+from flows.registry.versions import CHAMPION, NAME, move_alias, newest_first, number_of
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import failpoint
 
-LOG = f"{NAME}-champions"
-AFTER = "after"  # tag: the move that this one was based on
-CHAMPIONS = "champions"  # tag: the champions so far, oldest first; the last is the one that this move set
-FOLLOWED = "followed"  # tag: the alias has been moved, too
+TURNS = f"{NAME}-moves"
+CHAMPIONS = "champions"  # tag of the registered model: oldest first
+TURN_SECONDS = 30  # after which the turn of a process that died, or hangs, is over
+PAUSE_SECONDS = 0.1
 
 
-@dataclass(frozen=True)
-class ChampionState:
-    """The champions at the moment of reading, on which the next move is based."""
-
-    last_move: str  # number of the last move; "0": none
-    champions: tuple[str, ...]  # oldest first, the current one last; empty: none
-
-
-def read_state(client: mlflow.MlflowClient) -> ChampionState:
-    """Read the champions. If a process died before it moved the alias, that move is completed first."""
-    last = next(iter(reversed(_valid_moves(client))), None)
-    if last and FOLLOWED not in last.tags:
-        last = _move_champion_alias(client, last)
-    champions = _champions(last) if last else ()
-    return ChampionState(number_of(last) if last else "0", _up_to_alias(_read_alias(client), champions))
+def read_champions(client: mlflow.MlflowClient) -> tuple[str, ...]:
+    """The champions, oldest first, the current one last; empty: none."""
+    model = client.get_registered_model(NAME)
+    alias = model.aliases.get(CHAMPION)
+    return up_to_alias(alias and str(alias), tuple(json.loads(model.tags.get(CHAMPIONS, "[]"))))
 
 
-def set_champion(client: mlflow.MlflowClient, state: ChampionState, champions: tuple[str, ...]) -> bool:
-    """Make the last of `champions` the champion.
-
-    False, with nothing changed, if another move came in between.
-    """
-    if state.last_move == "0":
-        with contextlib.suppress(MlflowException):  # it exists already; if not, the next call says why
-            client.create_registered_model(
-                LOG, description=f"Champions of {NAME}: one version per move, never changed"
-            )
-    created = client.create_model_version(
-        LOG,
-        f"models:/{NAME}/{champions[-1]}",
-        tags={AFTER: state.last_move, CHAMPIONS: json.dumps(champions)},
-        description=f"version {champions[-1]} is champion",
-        await_creation_for=0,
-    )
-    failpoint("champion-logged")
-    moves = _valid_moves(client)
-    if number_of(created) not in map(number_of, moves):
-        return False
-    _move_champion_alias(client, moves[-1])
-    return True
-
-
-def _valid_moves(client: mlflow.MlflowClient) -> list[ModelVersion]:
-    """The valid moves, oldest first."""
-    moves, last = [], "0"
-    for move in reversed(newest_first(client, LOG)):
-        if move.tags.get(AFTER) == last:
-            moves.append(move)
-            last = number_of(move)
-    return moves
-
-
-def _move_champion_alias(client: mlflow.MlflowClient, last: ModelVersion) -> ModelVersion:
-    """Point the alias at the champion of the last move.
-
-    Returns that move, which may be later than the given one.
-    """
-    while True:
-        move_alias(client, CHAMPION, _champions(last)[-1])
-        newest = _valid_moves(client)[-1]
-        if number_of(newest) == number_of(last):  # else the alias of a later move was overwritten
-            # two processes may set the tag at once; without it the alias is only moved once more
-            with contextlib.suppress(MlflowException):
-                client.set_model_version_tag(LOG, number_of(last), FOLLOWED, "true")
-            return newest
-        last = newest
-
-
-def _champions(move: ModelVersion) -> tuple[str, ...]:
-    return tuple(json.loads(move.tags[CHAMPIONS]))
-
-
-def _read_alias(client: mlflow.MlflowClient) -> str | None:
-    try:
-        return number_of(resolve(client, CHAMPION))
-    except UserError:
-        return None
-
-
-def _up_to_alias(alias: str | None, champions: tuple[str, ...]) -> tuple[str, ...]:
+def up_to_alias(alias: str | None, champions: tuple[str, ...]) -> tuple[str, ...]:
     """The champions up to the one that the alias names, also if a user set the alias by hand.
 
-    _up_to_alias("2", ("1", "2", "3")) -> ("1", "2");  _up_to_alias("9", ("1",)) -> ("1", "9");
-    _up_to_alias(None, ("1",)) -> ()
+    up_to_alias("2", ("1", "2", "3")) -> ("1", "2");  up_to_alias("9", ("1",)) -> ("1", "9");
+    up_to_alias(None, ("1",)) -> ()
     """
     if alias is None:
         return ()
     if alias not in champions:
         return (*champions, alias)
     return champions[: len(champions) - champions[::-1].index(alias)]
+
+
+def add_champion(client: mlflow.MlflowClient, turn: str, champions: tuple[str, ...], version: str) -> None:
+    """Make `version` the champion after `champions`. Killed before the alias moves, it has changed nothing."""
+    _check_turn(client, turn)
+    _set_tag(client, (*champions, version))
+    failpoint("champions-tagged")
+    move_alias(client, CHAMPION, version)
+
+
+def remove_champion(client: mlflow.MlflowClient, turn: str, champions: tuple[str, ...]) -> None:
+    """Make the last but one of `champions` the champion. Killed after the alias moved, it has done so."""
+    _check_turn(client, turn)
+    _set_tag(client, champions)
+    failpoint("champions-tagged")
+    move_alias(client, CHAMPION, champions[-2])
+    failpoint("champion-moved")
+    _set_tag(client, champions[:-1])
+
+
+def _set_tag(client: mlflow.MlflowClient, champions: tuple[str, ...]) -> None:
+    client.set_registered_model_tag(NAME, CHAMPIONS, json.dumps(champions))
+
+
+@contextlib.contextmanager
+def turn_to_move(client: mlflow.MlflowClient, version: str) -> Iterator[str]:
+    """Wait until no other process moves the champion; `version` is any that exists."""
+    with contextlib.suppress(MlflowException):  # it exists already; if not, the next call says why
+        client.create_registered_model(TURNS, description=f"Who may move the champion of {NAME}")
+    created = client.create_model_version(TURNS, f"models:/{NAME}/{version}", await_creation_for=0)
+    turn = number_of(created)
+    try:
+        _wait(client, turn)
+        yield turn
+    finally:
+        _end(client, turn)
+
+
+def _wait(client: mlflow.MlflowClient, turn: str) -> None:
+    holder, since = "", 0.0
+    while (first := _check_turn(client, turn)) != turn:
+        if first != holder:
+            holder, since = first, time.monotonic()
+        elif time.monotonic() - since > TURN_SECONDS:
+            _end(client, holder)
+        time.sleep(PAUSE_SECONDS)
+
+
+def _check_turn(client: mlflow.MlflowClient, turn: str) -> str:
+    """The turn that is due. Raises UserError if `turn` was ended."""
+    turns = [number_of(version) for version in newest_first(client, TURNS)]
+    if turn not in turns:
+        raise UserError(
+            f"the registry took more than {TURN_SECONDS} seconds to answer, and another command had its turn; "
+            "the champion was not changed. Run the command again"
+        )
+    return turns[-1]
+
+
+def _end(client: mlflow.MlflowClient, turn: str) -> None:
+    with contextlib.suppress(MlflowException):  # another process has ended it
+        client.delete_model_version(TURNS, turn)

@@ -2,10 +2,8 @@
 
 A version is one database row that appears after all its files are stored, in one transaction with the tags
 that pin them, so it is absent or complete. `@challenger` is the last version registered, `@champion` the one
-in use; `thousandwords.evaluation.gate` decides on a promotion, and concurrent promotions and rollbacks never
-mix (`flows.registry.champion`). `fetch` checks every byte against the pinned hashes and leaves loading to
-`thousandwords.inference.package`: MLflow's own loader would run code from a version. Not here: deleting
-versions.
+in use; `thousandwords.evaluation.gate` decides on a promotion. `fetch` checks every byte against the pinned
+hashes and leaves loading to `thousandwords.inference.package`. Not here: deleting versions.
 """
 
 from __future__ import annotations
@@ -15,23 +13,23 @@ import sys
 import tempfile
 from pathlib import Path
 
-import yaml
+import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
-from flows.registry.champion import read_state, set_champion
-from flows.registry.client import registry_client
+from flows.registry import version_files
+from flows.registry.champion import add_champion, read_champions, remove_champion, turn_to_move
 from flows.registry.create import add_version
-from flows.registry.evidence import gate_evidence, gather_evidence
-from flows.registry.version_files import fetch_version, read_pinned_manifest
+from flows.registry.evidence import gate_evidence, gather_evidence, read_yaml
 from flows.registry.versions import (
     CHALLENGER,
+    CONTENT,
     NAME,
     VersionSummary,
-    find_identical,
     move_alias,
     newest_first,
     number_of,
     read_evidence,
+    registry_client,
     resolve,
     summarize,
 )
@@ -41,12 +39,8 @@ from thousandwords.core.files import fingerprint
 from thousandwords.evaluation.gate import GateConfig, decide
 
 FETCHED = Path(".store/registry")  # may be deleted at any time
-IDENTITY = (
-    "package",
-    "metrics",
-    "prompts",
-    "problems",
-)  # equal in these: the same version, whatever commit or run
+# equal in these: the same version, whatever commit or run
+IDENTITY = ("package", "metrics", "prompts", "problems")
 
 
 class PromotionRejected(UserError):
@@ -64,7 +58,11 @@ def register(root: Path = Path(".")) -> str:
     with registry_client(root) as client:
         evidence = gather_evidence(root)
         digest = fingerprint({name: evidence[name] for name in IDENTITY})
-        version = find_identical(client, digest) or add_version(client, root, evidence, digest)
+        newest = next(iter(newest_first(client)), None)
+        if newest and newest.tags.get(CONTENT) == digest:
+            version = number_of(newest)
+        else:
+            version = add_version(client, root, evidence, digest)
         move_alias(client, CHALLENGER, version)
         return version
 
@@ -73,30 +71,39 @@ def promote(root: Path = Path("."), version: str = CHALLENGER) -> str:
     """Make a version (its alias or number) the champion, if the gate of params.yaml accepts it.
 
     Returns its number. Raises PromotionRejected with every reason, or DamagedArtefact if its files are not
-    the pinned ones; the alias then stays. If another version became champion meanwhile, the gate decides
+    the pinned ones; the alias then stays. If another version becomes champion meanwhile, the gate decides
     again, against that one.
     """
     config = read_gate_config(root)
     with registry_client(root) as client, tempfile.TemporaryDirectory() as folder:
         candidate = resolve(client, version)
-        number, is_champion = number_of(candidate), False
-        while not is_champion:
-            state = read_state(client)
-            if number in state.champions[-1:]:
-                return number
-            _judge(config, candidate, resolve(client, state.champions[-1]) if state.champions else None)
-            fetch_version(candidate, Path(folder))
-            is_champion = set_champion(client, state, (*state.champions, number))
+        number = number_of(candidate)
+        if _champions_before(client, config, candidate) is None:
+            return number
+        version_files.fetch_version(client, candidate, Path(folder))
+        with turn_to_move(client, number) as turn:
+            champions = _champions_before(client, config, candidate)
+            if champions is not None:
+                add_champion(client, turn, champions, number)
         return number
 
 
-def _judge(config: GateConfig, candidate: ModelVersion, champion: ModelVersion | None) -> None:
-    candidate_evidence = gate_evidence(read_evidence(candidate))
-    reasons = decide(config, candidate_evidence, champion and gate_evidence(read_evidence(champion)))
+def _champions_before(
+    client: mlflow.MlflowClient, config: GateConfig, candidate: ModelVersion
+) -> tuple[str, ...] | None:
+    """The champions that the candidate may follow; None if it is the champion. Raises PromotionRejected."""
+    champions = read_champions(client)
+    if number_of(candidate) in champions[-1:]:
+        return None
+    champion = resolve(client, champions[-1]) if champions else None
+    reasons = decide(
+        config, gate_evidence(read_evidence(candidate)), champion and gate_evidence(read_evidence(champion))
+    )
     if reasons:
         against = f"against champion {champion.version}" if champion else "as the first champion"
         lines = "".join(f"\n- {reason}" for reason in reasons)
         raise PromotionRejected(f"version {candidate.version} was not promoted {against}:{lines}")
+    return champions
 
 
 def rollback(root: Path = Path(".")) -> str:
@@ -106,21 +113,24 @@ def rollback(root: Path = Path(".")) -> str:
     complete, or if another version became champion meanwhile.
     """
     with registry_client(root) as client:
-        state = read_state(client)
-        if not state.champions:
+        champions = read_champions(client)
+        if not champions:
             raise UserError("there is no champion, so there is nothing to roll back. Run: make promote")
-        *previous, champion = state.champions
+        *previous, champion = champions
         if not previous:
             raise UserError(
                 f"no version was champion before version {champion}: there is nothing to roll back to"
             )
-        read_pinned_manifest(resolve(client, previous[-1]))
-        is_done = set_champion(client, state, tuple(previous))
-        if not is_done and read_state(client).champions != tuple(previous):
-            raise UserError(
-                f"version {champion} has just been replaced as champion by another command, so it was not rolled back. "
-                "Look with: python -m flows.registry show"
-            )
+        version_files.read_pinned_manifest(client, resolve(client, previous[-1]))
+        with turn_to_move(client, champion) as turn:
+            now = read_champions(client)
+            if now == champions:
+                remove_champion(client, turn, champions)
+            elif now != tuple(previous):
+                raise UserError(
+                    f"version {champion} has just been replaced as champion by another command, so it was not rolled back. "
+                    "Look with: python -m flows.registry show"
+                )
         return previous[-1]
 
 
@@ -132,7 +142,7 @@ def fetch(version: str, folder: Path, root: Path = Path(".")) -> Path:
     writes. No code of the version is run.
     """
     with registry_client(root) as client:
-        return fetch_version(resolve(client, version), Path(folder))
+        return version_files.fetch_version(client, resolve(client, version), Path(folder))
 
 
 def list_versions(root: Path = Path(".")) -> list[VersionSummary]:
@@ -153,16 +163,14 @@ def show(root: Path = Path(".")) -> list[str]:
     return [summary.line for summary in list_versions(root)]
 
 
-def serve(version: str, port: int, root: Path = Path(".")) -> None:
-    """Fetch and verify a version, then replace this process by MLflow's server of it, on 127.0.0.1."""
+def serve(version: str, port: int, hosts: list[str], root: Path = Path(".")) -> None:
+    """Fetch and verify a version, then replace this process by the server of it, on 127.0.0.1."""
     package = fetch(version, FETCHED, root)
-    model = next(folder for folder in package.parents if (folder / "MLmodel").is_file())
-    options = ["-m", str(model.resolve()), "--env-manager", "local", "--host", "127.0.0.1", "-p", str(port)]
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "models", "serve", *options])
+    allowed = [f"--allowed-host={host}" for host in hosts]
+    command = [sys.executable, "-m", "studio.serve", str(package), "--port", str(port), *allowed]
+    os.execv(sys.executable, command)
 
 
 def read_gate_config(root: Path) -> GateConfig:
     """The section `gate` of `root`'s params.yaml, or the default; raises ConfigError."""
-    path = Path(root) / "params.yaml"
-    params = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return section((params or {}).get("gate", {}), "gate", GateConfig)
+    return section(read_yaml(Path(root) / "params.yaml").get("gate", {}), "gate", GateConfig)

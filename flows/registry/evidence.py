@@ -36,23 +36,26 @@ def gather_evidence(root: Path) -> dict:
     parts = {
         name: read_manifest(root / PACKAGE / name, fix="dvc repro package_model")["sha256"] for name in PARTS
     }
-    lock, git = _lock(root), git_revision(root)
+    lock, git = read_yaml(root / LOCK).get("stages", {}), git_revision(root)
     problems = [
         *part_problems(root, package["facts"]["parts"], parts),
         *token_problems(root, parts),
         *lock_problems(lock, root),
-        *params_problems(lock, _params(root)),
+        *params_problems(lock, read_yaml(root / "params.yaml")),
         *git_problems(git),
     ]
+    samples = (sound_manifest(root / "results/samples") or {"facts": {}})["facts"]
+    runs = [json.loads(path.read_bytes()) for path in sorted((root / "results/runs").glob("*.json"))]
     return {
         "package": package["sha256"],
         "parts": parts,
         "metrics": read_metrics(root / METRICS),
-        **_sample_counts(root),
+        "prompts": samples.get("prompts", 0),  # behind the metrics
+        "candidates": samples.get("candidates", 0),  # per prompt
         "problems": problems,
         "git": git,
         "lock": sha256_of(root / LOCK) if lock else None,
-        "runs": _runs(root),
+        "runs": {run["stage"]: run["run_id"] for run in runs if run.get("run_id")},
         "data": data_metadata(sound_manifest(root / PAIRS)),
     }
 
@@ -66,12 +69,8 @@ def read_metrics(path: Path) -> dict[str, float] | None:
     """Every number of metrics.json under its dotted name; None if there is no such file."""
     if not path.is_file():
         return None
-    flat = flatten(json.loads(path.read_bytes()))
-    return {
-        name: value
-        for name, value in flat.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    flat = flatten(json.loads(path.read_bytes())).items()
+    return {name: value for name, value in flat if type(value) in (int, float)}
 
 
 def part_problems(root: Path, expected: dict[str, str], parts: dict[str, str]) -> Iterator[str]:
@@ -175,18 +174,10 @@ def _origin(source: dict) -> dict[str, str]:
     """One source of images, with license and origin; this project renders the built-in scenes itself."""
     if source["source"] == "scenes":
         return {"source": "scenes", "licence": "Apache-2.0", "origin": "drawn by this project"}
-    licence = source.get("licence") or "not stated"
-    origin = source.get("origin") or source.get("url") or _path_in_project(source)
-    return {"source": source["source"], "licence": licence, "origin": origin or "not stated"}
-
-
-def _path_in_project(source: dict) -> str | None:
-    """The path of a source inside the project.
-
-    None for a path elsewhere on the machine, which stays private.
-    """
-    path = source.get("path")
-    return path if path and not Path(path).is_absolute() else None
+    path = source.get("path") or ""
+    path = "" if Path(path).is_absolute() else path  # elsewhere on the machine: it stays private
+    origin = source.get("origin") or source.get("url") or path or "not stated"
+    return {"source": source["source"], "licence": source.get("licence") or "not stated", "origin": origin}
 
 
 def licences(evidence: dict) -> str:
@@ -195,28 +186,7 @@ def licences(evidence: dict) -> str:
     return ", ".join(sorted({origin["licence"] for origin in origins})) or "not stated"
 
 
-def _sample_counts(root: Path) -> dict[str, int]:
-    """The number of prompts, and of candidates per prompt, behind the metrics."""
-    metadata = (sound_manifest(root / "results/samples") or {"facts": {}})["facts"]
-    return {"prompts": metadata.get("prompts", 0), "candidates": metadata.get("candidates", 0)}
-
-
-def _runs(root: Path) -> dict[str, str]:
-    """{stage: the MLflow run that made its output}"""
-    records = [json.loads(path.read_bytes()) for path in sorted((root / "results/runs").glob("*.json"))]
-    return {record["stage"]: record["run_id"] for record in records if record.get("run_id")}
-
-
-def _lock(root: Path) -> dict:
-    """The stages of dvc.lock; empty if there is none."""
-    path = root / LOCK
-    return (
-        (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("stages", {}) if path.is_file() else {}
-    )
-
-
-def _params(root: Path) -> dict:
-    path = root / "params.yaml"
+def read_yaml(path: Path) -> dict:
     return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.is_file() else {}
 
 

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from stages.runtime.tracking import tracking_uri
 from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import DamagedArtefact
 
 NAME = "thousandwords"
 CHALLENGER, CHAMPION = "challenger", "champion"
-PINNED = "files.sha256"  # the tag that pins the manifest of all files; a version without it was not registered by this project
+PINNED = (
+    "files.sha256"  # tag: the hash of the manifest of all files; each version that `register` made has it
+)
 EVIDENCE = "evidence"
-SAME_AS = "evidence.sha256"
+CONTENT = "content.sha256"  # tag: equal in two versions of the same package, metrics and problems
 FIX = "Do not use it: register the package again, or roll back"
+
+
+@contextlib.contextmanager
+def registry_client(root: Path) -> Iterator[mlflow.MlflowClient]:
+    """A client of this project's registry; MLflow's errors become UserErrors."""
+    uri = tracking_uri(Path(root))
+    try:
+        if uri.startswith("sqlite:"):
+            (Path(root) / ".mlflow").mkdir(exist_ok=True)
+        yield mlflow.MlflowClient(uri, uri)
+    except MlflowException as error:
+        raise UserError(
+            f"MLflow at {uri} rejected the request: {str(error)[:300]}. Start it, or unset MLFLOW_TRACKING_URI"
+        ) from error
 
 
 def resolve(client: mlflow.MlflowClient, version: str) -> ModelVersion:
@@ -37,9 +57,7 @@ def move_alias(client: mlflow.MlflowClient, alias: str, version: str) -> None:
     """Point an alias at a version; at every moment it names the old or the new one."""
     try:
         client.set_registered_model_alias(NAME, alias, version)
-    except (
-        MlflowException
-    ):  # two processes created the alias at once: MLflow fails; now it exists and only moves
+    except MlflowException:  # two processes created it at once, and MLflow failed; now it exists
         client.set_registered_model_alias(NAME, alias, version)
 
 
@@ -54,17 +72,8 @@ def newest_first(client: mlflow.MlflowClient, name: str = NAME) -> list[ModelVer
             return sorted(versions, key=lambda version: int(version.version), reverse=True)
 
 
-def find_identical(client: mlflow.MlflowClient, digest: str) -> str | None:
-    """The number of the newest version, if it has the same package, metrics and problems."""
-    newest = next(iter(newest_first(client)), None)
-    return number_of(newest) if newest and newest.tags.get(SAME_AS) == digest else None
-
-
 def read_evidence(version: ModelVersion) -> dict:
-    """What `flows.registry.evidence.gather_evidence` gave at registration.
-
-    Raises DamagedArtefact if it pins no files.
-    """
+    """What `gather_evidence` gave at registration. Raises DamagedArtefact if the version pins no files."""
     pinned_sha256(version)
     return json.loads(version.tags[EVIDENCE])
 

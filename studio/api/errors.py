@@ -9,12 +9,18 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from studio.data.gallery import NoSuchEntry
 from studio.events import Event
 from thousandwords.core.errors import UserError
 
 RETRY = {"Retry-After": "1"}  # seconds
+CLIENT_CLOSED = 499  # nginx's status for a client that left before an answer began
+INTERNAL_ERROR = (
+    "the server failed; your request is not the cause. The reason is in the studio's log. Try again, "
+    "and if it fails again, restart the studio"
+)
 
 
 class ApiError(Exception):
@@ -44,6 +50,8 @@ def add_error_handlers(app: FastAPI) -> None:
         HTTPException: _http,
         NoSuchEntry: lambda error: ApiError(404, str(error)),
         UserError: lambda error: ApiError(500, str(error)),
+        ClientDisconnect: lambda _: ApiError(CLIENT_CLOSED, "the client has disconnected"),
+        Exception: lambda _: ApiError(500, INTERNAL_ERROR),  # it is raised again, and uvicorn logs it
     }
     for exception_type, convert in to_api_error.items():
         app.add_exception_handler(exception_type, lambda _, error, convert=convert: convert(error).response())
@@ -64,6 +72,8 @@ def _invalid(error: RequestValidationError) -> ApiError:
 def _http(error: HTTPException) -> ApiError:
     if error.status_code == 400:  # FastAPI's, for a body that it could not parse
         return ApiError(422, "the body is not valid JSON. Send an object as described by /openapi.json")
+    if error.status_code == 413:  # of a body that did not state its length; else `Guards` refused it
+        return ApiError(413, "the body has more bytes than the maximum here; send less")
     if error.status_code == 404:
         return ApiError(404, "there is nothing at this address. /openapi.json lists all addresses")
     return ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from studio.api import schema
-from studio.api.errors import RETRY, ApiError, error_of
+from studio.api.errors import CLIENT_CLOSED, RETRY, ApiError, error_of
 from studio.api.streaming import stream_lines
 from studio.data.gallery import Gallery
 from studio.data.versions import Version, Versions
@@ -79,7 +79,12 @@ class Studio:
                     raise error_of(event)
                 if event.get("event") != "queued":
                     return event
-        raise ApiError(499, "the client has disconnected")
+        raise ApiError(CLIENT_CLOSED, "the client has disconnected")
+
+    async def ask(self, request: Request, name: str, version: str | None, **arguments: object) -> Event:
+        """The answer by a version with this id or alias. Raises ApiError."""
+        _, folder = await self.version(version)
+        return await self.answer(request, name, folder=folder, **arguments)
 
 
 def model_routes(studio: Studio) -> APIRouter:
@@ -125,16 +130,8 @@ def image_routes(studio: Studio) -> APIRouter:
         """Candidates when they are finished, then their ranking, as JSON lines. To stop, disconnect."""
         version, folder = await studio.version(body.version)
         started = time.monotonic()
-        events = studio.events(
-            request,
-            "generate",
-            folder=folder,
-            prompt=body.prompt,
-            candidates=body.candidates,
-            seed=body.seed,
-            fixed_tokens=body.fixed_tokens,
-            changes=body.changes(),
-        )
+        arguments = body.model_dump(include={"prompt", "candidates", "seed", "fixed_tokens"})
+        events = studio.events(request, "generate", folder=folder, changes=body.changes(), **arguments)
         first = await anext(events, None)
         if first and first["event"] == "error":
             await events.aclose()
@@ -159,21 +156,18 @@ def image_routes(studio: Studio) -> APIRouter:
             raise ApiError(
                 422, "the body is empty. Send the bytes of a PNG, JPEG or WebP file as the body", "image"
             )
-        _, folder = await studio.version(version)
-        return await studio.answer(request, "encode_image", folder=folder, data=data)
+        return await studio.ask(request, "encode_image", version, data=data)
 
     @routes.post("/api/tokens", response_model=schema.EditedTokens)
     async def edit_tokens(request: Request, body: schema.EditRequest) -> dict:
         """Tokens after edits (stitch, then flip, then set single tokens), and their image."""
-        _, folder = await studio.version(body.version)
         edits = body.model_dump(include={"stitch", "flip", "set"})
-        return await studio.answer(request, "edit_tokens", folder=folder, grid=body.tokens, **edits)
+        return await studio.ask(request, "edit_tokens", body.version, grid=body.tokens, **edits)
 
     @routes.post("/api/likelihood", response_model=schema.Likelihood)
     async def likelihood(request: Request, body: schema.LikelihoodRequest) -> dict:
         """The bits that each token of an image costs under a caption: many for an unexpected token."""
-        _, folder = await studio.version(body.version)
-        return await studio.answer(request, "likelihood", folder=folder, prompt=body.prompt, grid=body.tokens)
+        return await studio.ask(request, "likelihood", body.version, prompt=body.prompt, grid=body.tokens)
 
     @routes.get("/api/dataset", response_model=schema.DatasetPage, tags=["dataset"])
     async def dataset(
@@ -185,24 +179,13 @@ def image_routes(studio: Studio) -> APIRouter:
         version: schema.VersionName | None = None,
     ) -> dict:
         """The data set, page by page, or the images that match a text best."""
-        _, folder = await studio.version(version)
-        return await studio.answer(
-            request,
-            "browse_dataset",
-            folder=folder,
-            query=(query or "").strip() or None,
-            split=split or None,
-            offset=offset,
-            limit=limit,
-        )
+        search = {"query": (query or "").strip() or None, "split": split or None}
+        return await studio.ask(request, "browse_dataset", version, **search, offset=offset, limit=limit)
 
     @routes.post("/api/nearest", response_model=schema.DatasetPage, tags=["dataset"])
     async def nearest(request: Request, body: schema.NearestRequest) -> dict:
         """The training images nearest to the image of these tokens."""
-        _, folder = await studio.version(body.version)
-        return await studio.answer(
-            request, "nearest_images", folder=folder, grid=body.tokens, limit=body.limit
-        )
+        return await studio.ask(request, "nearest_images", body.version, grid=body.tokens, limit=body.limit)
 
     return routes
 
@@ -222,10 +205,7 @@ def gallery_routes(studio: Studio) -> APIRouter:
         """Past generations, newest first; or those whose best images match a text best."""
         if not (query or "").strip():
             return await run_in_threadpool(studio.gallery.page, before, limit)
-        _, folder = await studio.version(version)
-        result = await studio.answer(
-            request, "search_gallery", folder=folder, query=query.strip(), limit=limit
-        )
+        result = await studio.ask(request, "search_gallery", version, query=query.strip(), limit=limit)
         return {"entries": await run_in_threadpool(studio.gallery.entries, result["names"]), "next": None}
 
     @routes.get("/api/gallery/{name}", response_model=schema.WholeEntry)

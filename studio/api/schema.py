@@ -14,6 +14,8 @@ MAX_CANDIDATES = 64  # per request
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True, description="another seed gives other images")]
 Count = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+PACKAGE_VALUE = "null: the package's value"
+NO_LIMIT = "null: all tokens; left out: the package's value"
 Token = Annotated[int, Field(ge=-1, lt=2**31, strict=True)]
 Grid = Annotated[
     list[Annotated[list[Token], Field(max_length=256)]], Field(max_length=256, description="rows of tokens")
@@ -38,18 +40,10 @@ class GenerateRequest(RequestBody):
     prompt: Caption
     candidates: Annotated[Count, Field(ge=1, le=MAX_CANDIDATES)] = 16
     seed: Seed = 0
-    temperature: Annotated[Number, Field(gt=0, le=100)] | None = Field(
-        None, description="null: the package's value"
-    )
-    top_k: Annotated[Count, Field(ge=1, lt=2**31)] | None = Field(
-        None, description="null: all tokens; left out: the package's value"
-    )
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = Field(
-        None, description="null: all tokens; left out: the package's value"
-    )
-    guidance: Annotated[Number, Field(ge=0, le=100)] | None = Field(
-        None, description="null: the package's value"
-    )
+    temperature: Annotated[Number, Field(gt=0, le=100)] | None = Field(None, description=PACKAGE_VALUE)
+    top_k: Annotated[Count, Field(ge=1, lt=2**31)] | None = Field(None, description=NO_LIMIT)
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = Field(None, description=NO_LIMIT)
+    guidance: Annotated[Number, Field(ge=0, le=100)] | None = Field(None, description=PACKAGE_VALUE)
     version: VersionName | None = None
     fixed_tokens: Grid | None = Field(
         None, description="inpainting: tokens that all candidates have, -1 for each token to sample"
@@ -57,11 +51,9 @@ class GenerateRequest(RequestBody):
 
     def changes(self) -> dict:
         """The sampling settings of the request; null is left out where it means the package's value."""
-        names = ("temperature", "top_k", "top_p", "guidance")
-        values = {name: getattr(self, name) for name in names if name in self.model_fields_set}
-        return {
-            name: value for name, value in values.items() if value is not None or name in ("top_k", "top_p")
-        }
+        values = self.model_dump(include={"temperature", "top_k", "top_p", "guidance"}, exclude_unset=True)
+        may_be_null = ("top_k", "top_p")
+        return {name: value for name, value in values.items() if value is not None or name in may_be_null}
 
 
 class Stitch(RequestBody):

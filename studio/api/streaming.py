@@ -31,26 +31,20 @@ async def stream_lines(
     """Yield the events of a generation as JSON lines; the last line has the id of the gallery entry."""
     candidates: list[Event] = []
     async with contextlib.aclosing(events):
-        async for event in _with_first(first, events):
+        event = first or await anext(events, None)
+        while event is not None:
             if event["event"] == "started":
                 event |= {"version": version.id}
             if event["event"] == "candidate":
                 candidates.append(event)
             if event["event"] == "ranked":
                 settings = event.pop("settings")
-                name = await run_in_threadpool(
-                    _save_entry, gallery, version, candidates, event["order"], settings
-                )
+                saved = (gallery, version, candidates, event["order"], settings)
+                name = await run_in_threadpool(_save_entry, *saved)
                 event |= {"id": name, "seconds": round(time.monotonic() - started, 3)}
             event.pop("status", None)
             yield json.dumps(event, separators=(",", ":")).encode() + b"\n"
-
-
-async def _with_first(first: Event | None, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
-    if first is not None:
-        yield first
-    async for event in events:
-        yield event
+            event = await anext(events, None)
 
 
 def _save_entry(

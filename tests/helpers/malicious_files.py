@@ -124,9 +124,8 @@ def with_loader_module(folder: Path, marker: Path) -> None:
     """MLmodel names a loader module in code/."""
     (folder / "code").mkdir()
     (folder / "code/evil.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
-    mlmodel = yaml.safe_load((folder / "MLmodel").read_text())
-    mlmodel["flavors"]["python_function"] |= {"loader_module": "evil", "code": "code"}
-    (folder / "MLmodel").write_text(yaml.safe_dump(mlmodel))
+    flavor = {"loader_module": "evil", "code": "code"}
+    (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": flavor}}))
 
 
 def with_pickle_module_info(folder: Path, marker: Path) -> None:

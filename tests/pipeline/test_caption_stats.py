@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flows.registry.data_card import data_card
+from flows.registry.cards import data_card
 from tests.pipeline.test_near_duplicates import add, config
 from tests.unit.ingest.test_perceptual_hash import photo
 from thousandwords.core.manifest import DamagedArtefact, read_manifest, write_manifest

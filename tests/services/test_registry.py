@@ -94,24 +94,16 @@ def test_a_fetched_package_is_not_fetched_again_unless_it_is_damaged(project, tm
     assert [path.name for path in (tmp_path / "fetched").iterdir()] == [package.parent.parent.name]
 
 
-@pytest.mark.parametrize("version, fix", [("7", "register"), ("production", "register")])
-def test_a_version_that_does_not_exist_is_named(project, tmp_path, version, fix):
-    with pytest.raises(
-        UserError, match=f"the registry has no version '{version}' of thousandwords. Run: .*{fix}"
-    ):
-        fetch(version, tmp_path, project)
-
-
-def test_a_failed_command_ends_with_one_sentence(project, monkeypatch, capsys):
+@pytest.mark.parametrize("version", ["7", "production"])
+def test_a_failed_command_ends_with_one_sentence(project, monkeypatch, capsys, version):
     monkeypatch.chdir(project)
     with pytest.raises(SystemExit) as ended:
-        main(["fetch", "9"])
+        main(["fetch", version])
     assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith(
-        "registry: the registry has no version '9' of thousandwords. Run: "
+    assert capsys.readouterr().err == (
+        f"registry: the registry has no version '{version}' of thousandwords. "
+        "Run: python -m flows.registry register\n"
     )
-    main(["rollback"])
-    assert capsys.readouterr().out == "version 1 is the champion again\n"
 
 
 # --- F4: rolling back ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The champion: concurrent promotions and rollbacks never mix, and one that dies half-way is completed.
+"""The champion: concurrent promotions and rollbacks never mix, and one that dies half-way has moved or has not.
 
 Number of trials of the slow tests: THOUSANDWORDS_MOVES.
 """
@@ -8,38 +8,33 @@ from __future__ import annotations
 import os
 import random
 import re
+import threading
 import time
 
-import mlflow
 import pytest
-from mlflow.exceptions import MlflowException
 
-from flows.registry import champion as champion_log
+from flows.registry import champion as moves
 from flows.registry import commands as registry
-from flows.registry.champion import ChampionState
+from flows.registry.champion import read_champions, turn_to_move
 from flows.registry.commands import PromotionRejected
 from flows.registry.versions import NAME
-from tests.helpers.registered_models import champion, check_moves, client, register_with
+from tests.helpers.registered_models import champion, check_champions, client, register_with
 from thousandwords.core.errors import UserError
 
 
-def meanwhile(monkeypatch, module, name: str, others) -> None:
-    """Call `others` once, just before the next call of that function."""
-    function, due = getattr(module, name), [others]
+def meanwhile(monkeypatch, others) -> None:
+    """Call `others` once, just before the next command waits for its turn."""
+    function, due = registry.turn_to_move, [others]
 
-    def late(*args, **kwargs):
+    def late(*args):
         if due:
             due.pop()()
-        return function(*args, **kwargs)
+        return function(*args)
 
-    monkeypatch.setattr(module, name, late)
+    monkeypatch.setattr(registry, "turn_to_move", late)
 
 
-def test_the_log_of_moves_lists_every_champion_in_order(project):
-    registry.promote(project, "1")
-    registry.rollback(project)
-    assert check_moves() == [["1"], ["1", "2"], ["1", "2", "1"], ["1", "2"]]
-    assert champion_log.read_state(client()) == ChampionState(last_move="4", champions=("1", "2"))
+# --- an alias set by hand
 
 
 def test_a_champion_that_a_user_set_by_hand_is_rolled_back_to_the_one_before_it(project):
@@ -65,90 +60,85 @@ def test_without_an_alias_there_is_no_champion_to_compare_with(project):
     assert registry.promote(project, "2") == champion() == "2"
 
 
-# --- two at once, step by step -----------------------------------------------------------------------------------
+# --- two at once, step by step
 
 
 def test_a_promotion_overtaken_by_another_is_judged_against_the_new_champion(project, monkeypatch):
     assert (register_with(project, 2, 31.0), register_with(project, 3, 30.0)) == ("3", "4")
-    meanwhile(monkeypatch, registry, "set_champion", lambda: registry.promote(project, "3"))
+    meanwhile(monkeypatch, lambda: registry.promote(project, "3"))
     with pytest.raises(PromotionRejected, match="version 4 was not promoted against champion 3:"):
         registry.promote(project, "4")
-    assert champion() == "3" and check_moves() == [["1"], ["1", "2"], ["1", "2", "3"]]
-
-
-def test_a_promotion_overtaken_by_another_follows_it_if_the_gate_accepts_it(project, monkeypatch):
-    assert (register_with(project, 2, 30.0), register_with(project, 3, 30.0)) == ("3", "4")
-    meanwhile(monkeypatch, registry, "set_champion", lambda: registry.promote(project, "3"))
-    assert registry.promote(project, "4") == champion() == "4"
-    assert check_moves()[-1] == ["1", "2", "3", "4"]
+    assert check_champions() == ("1", "2", "3")
 
 
 def test_the_same_promotion_twice_at_once_is_one(project, monkeypatch):
     register_with(project, 2, 30.0)
-    meanwhile(monkeypatch, registry, "set_champion", lambda: registry.promote(project, "3"))
-    assert registry.promote(project, "3") == champion() == "3"
-    assert check_moves()[-1] == ["1", "2", "3"]
+    meanwhile(monkeypatch, lambda: registry.promote(project, "3"))
+    assert registry.promote(project, "3") == "3"
+    assert check_champions() == ("1", "2", "3")
 
 
 def test_a_rollback_overtaken_by_a_promotion_changes_nothing_and_says_so(project, monkeypatch):
     register_with(project, 2, 30.0)
-    meanwhile(monkeypatch, registry, "set_champion", lambda: registry.promote(project, "3"))
+    meanwhile(monkeypatch, lambda: registry.promote(project, "3"))
     with pytest.raises(UserError) as caught:
         registry.rollback(project)
     assert str(caught.value) == (
         "version 2 has just been replaced as champion by another command, so it was not rolled back. "
         "Look with: python -m flows.registry show"
     )
-    assert champion() == "3" and check_moves()[-1] == ["1", "2", "3"]
+    assert check_champions() == ("1", "2", "3")
 
 
 def test_two_rollbacks_at_once_go_back_once(project, monkeypatch):
     registry.promote(project, "1")
-    meanwhile(monkeypatch, registry, "set_champion", lambda: registry.rollback(project))
+    meanwhile(monkeypatch, lambda: registry.rollback(project))
     assert registry.rollback(project) == champion() == "2"
 
 
-def test_an_alias_that_is_moved_late_ends_at_the_last_champion(project, monkeypatch):
-    assert (register_with(project, 2, 30.0), register_with(project, 3, 30.0)) == ("3", "4")
-    meanwhile(monkeypatch, champion_log, "move_alias", lambda: registry.promote(project, "4"))
-    assert registry.promote(project, "3") == "3"
-    assert champion() == "4" and check_moves()[-1] == ["1", "2", "3", "4"]
-
-
-@pytest.mark.parametrize("call", ["set_registered_model_alias", "set_model_version_tag"])
-def test_a_row_that_two_processes_create_at_once_does_not_stop_the_second(project, monkeypatch, call):
-    """MLflow checks whether a row exists, then creates it; of two at once it rejects one."""
-    register_with(project, 2, 30.0)
-
-    def reject():
-        raise MlflowException("UNIQUE constraint failed")
-
-    meanwhile(monkeypatch, mlflow.MlflowClient, call, reject)
-    assert registry.promote(project, "3") == champion() == "3"
-    assert registry.promote(project, "1") == champion() == "1" and check_moves()[-1] == ["1", "2", "3", "1"]
-
-
-# --- a killed process ---------------------------------------------------------------------------------------------------
-
-
-def test_a_promotion_killed_before_the_alias_moved_is_completed_by_the_next_command(
-    project, registry_process
-):
-    register_with(project, 2, 30.0)
-    assert registry_process.run(project, failpoint="champion-logged:1", do="promote")[0] == -9
-    assert champion() == "2"
-    assert champion_log.read_state(client()).champions == ("1", "2", "3") and champion() == "3"
-
-
-def test_a_rollback_killed_before_the_alias_moved_is_completed_and_goes_no_further(project, registry_process):
-    assert registry_process.run(project, failpoint="champion-logged:1", do="rollback")[0] == -9
-    assert champion() == "2"
-    with pytest.raises(UserError, match="no version was champion before version 1"):
-        registry.rollback(project)
+def test_a_command_waits_for_its_turn(project):
+    rolling_back = threading.Thread(target=registry.rollback, args=(project,))
+    with turn_to_move(client(), "1"):
+        rolling_back.start()
+        rolling_back.join(1)
+        assert rolling_back.is_alive() and champion() == "2"
+    rolling_back.join()
     assert champion() == "1"
 
 
-# --- many at once, in processes --------------------------------------------------------------------------------------
+def test_a_turn_whose_process_hangs_ends_and_moves_nothing_later(project, monkeypatch):
+    monkeypatch.setattr(moves, "TURN_SECONDS", 0.2)
+    with turn_to_move(client(), "1") as turn:
+        assert registry.rollback(project) == "1"
+        with pytest.raises(UserError, match="another command had its turn; the champion was not changed"):
+            moves.add_champion(client(), turn, ("1",), "2")
+    assert champion() == "1"
+
+
+# --- a killed process
+
+
+@pytest.mark.parametrize(
+    "do, failpoint, champions",
+    [
+        ("promote", "champions-tagged:1", ("1", "2", "1")),
+        ("rollback", "champions-tagged:1", ("1", "2", "1")),
+        ("rollback", "champion-moved:1", ("1", "2")),
+    ],
+)
+def test_a_killed_command_has_moved_the_champion_or_has_not(
+    project, registry_process, monkeypatch, do, failpoint, champions
+):
+    registry.promote(project, "1")
+    register_with(project, 2, 30.0)
+    assert registry_process.run(project, failpoint=failpoint, do=do)[0] == -9
+    assert read_champions(client()) == champions
+    monkeypatch.setattr(moves, "TURN_SECONDS", 0.2)
+    assert registry.promote(project, "3") == champion() == "3"
+    assert check_champions() == (*champions, "3")
+
+
+# --- many at once, in processes
 
 
 REASONS = (
@@ -167,8 +157,7 @@ def move_at_once(
     rng, answers = random.Random(0), []
     for _ in range(rounds):
         answers += registry_process.run_all([random_order(rng, project, killed_share) for _ in range(width)])
-        champion_log.read_state(client())
-        check_moves()
+        check_champions()
     errors = [message for code, _, message in answers if code == 1]
     assert [message for message in errors if not re.match(REASONS, message)] == []
     return sum(code == 0 for code, *_ in answers), len(errors), sum(code == -9 for code, *_ in answers)
@@ -191,5 +180,5 @@ def test_many_promotions_and_rollbacks_of_many_processes(project, registry_proce
     done, rejected, killed = move_at_once(project, registry_process, rounds, width=4, killed_share=0.3)
     print(
         f"{4 * rounds} promotions and rollbacks, four at once: {done} done, {rejected} rejected, {killed} killed; "
-        f"{len(check_moves())} moves, all by the gate, one history; {time.monotonic() - began:.0f} s"
+        f"{len(check_champions())} champions, all by the gate; {time.monotonic() - began:.0f} s"
     )

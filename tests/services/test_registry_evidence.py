@@ -58,54 +58,24 @@ def other_metrics(root: Path) -> None:
 RUN_AGAIN = "Run: dvc repro, then register it again"
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (
-            write_other_tokens,
-            "data/tokens was written by another image tokenizer (3f9c3f9c) than the package holds (",
-        ),
-        (
-            lambda root: shutil.rmtree(root / "data/tokens"),
-            "data/tokens has no sound manifest, so the tokenizer of the training tokens is unknown",
-        ),
-        (
-            other_generator,
-            "models/generator is not the part that models/package was made with. Run: dvc repro package_model",
-        ),
-        (
-            other_generator,
-            "models/generator is not what dvc.lock names. Run: dvc checkout, or dvc repro; then register it again",
-        ),
-        (
-            unbound_generator,
-            "the generator was trained on tokens of another image_tokenizer (unknown) than the package holds (",
-        ),
-        (
-            unbound_generator,
-            "the generator was trained on tokens of another text_tokenizer (unknown) than the package holds (",
-        ),
-        (
-            other_samples,
-            f"sample_images ran on another models/generator than train_generator wrote, by dvc.lock. {RUN_AGAIN}",
-        ),
-        (other_metrics, "results/metrics.json is not what dvc.lock names. Run: dvc checkout"),
-        (
-            lambda root: (root / "dvc.lock").unlink(),
-            f"there is no dvc.lock, so it is unknown what made the package. {RUN_AGAIN}",
-        ),
-        (other_lock, f"dvc.lock names no stage that made models/package. {RUN_AGAIN}"),
-        (other_setting, f"params.yaml: sampling is not what sample_images ran with. {RUN_AGAIN}"),
-        (
-            other_setting,
-            "the git tree has uncommitted changes. Commit them (dvc.lock too), then register it again",
-        ),
-        (
-            lambda root: shutil.rmtree(root / ".git"),
-            "this is not a git repository, so it is unknown which code",
-        ),
-    ],
-)
+PROBLEMS = [
+    (write_other_tokens, "data/tokens was written by another image tokenizer (3f9c3f9c) than the package holds ("),
+    (lambda root: shutil.rmtree(root / "data/tokens"), "data/tokens has no sound manifest, so the tokenizer of the"),
+    (other_generator, "models/generator is not the part that models/package was made with. Run: dvc repro package_"),
+    (other_generator, "models/generator is not what dvc.lock names. Run: dvc checkout, or dvc repro; then register"),
+    (unbound_generator, "the generator was trained on tokens of another image_tokenizer (unknown) than the package"),
+    (unbound_generator, "the generator was trained on tokens of another text_tokenizer (unknown) than the package"),
+    (other_samples, "sample_images ran on another models/generator than train_generator wrote, by dvc.lock. " + RUN_AGAIN),
+    (other_metrics, "results/metrics.json is not what dvc.lock names. Run: dvc checkout"),
+    (lambda root: (root / "dvc.lock").unlink(), f"there is no dvc.lock, so it is unknown what made the package. {RUN_AGAIN}"),
+    (other_lock, f"dvc.lock names no stage that made models/package. {RUN_AGAIN}"),
+    (other_setting, f"params.yaml: sampling is not what sample_images ran with. {RUN_AGAIN}"),
+    (other_setting, "the git tree has uncommitted changes. Commit them (dvc.lock too), then register it again"),
+    (lambda root: shutil.rmtree(root / ".git"), "this is not a git repository, so it is unknown which code"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change, message", PROBLEMS)
 def test_parts_that_do_not_belong_together_are_a_problem(project, change, message):
     assert evidence.gather_evidence(project)["problems"] == []
     change(project)

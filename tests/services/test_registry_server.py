@@ -75,11 +75,10 @@ def status_of(server: MlflowServer, method: str, path: str, body: dict | None = 
     return status
 
 
-@pytest.mark.parametrize(
-    "host, status", [("evil.example", 403), ("169.254.169.254", 403), ("10.0.0.1", 403), (None, 200)]
-)
-def test_the_server_answers_to_its_own_names_only(server, host, status):
-    assert status_of(server, "GET", "/", Host=host or f"localhost:{server.port}") == status
+@pytest.mark.parametrize("host", ["evil.example", "169.254.169.254", "10.0.0.1"])
+def test_the_server_answers_to_its_own_names_only(server, host):
+    assert status_of(server, "GET", "/", Host=host) == 403
+    assert status_of(server, "GET", "/", Host=f"localhost:{server.port}") == 200
 
 
 def test_a_page_of_another_origin_can_change_nothing(server):
@@ -92,27 +91,28 @@ def test_a_page_of_another_origin_can_change_nothing(server):
 @pytest.mark.parametrize(
     "path", ["../server.db", "..%2fserver.db", "%252e%252e%252fserver.db", "%2fetc%2fpasswd"]
 )
-@pytest.mark.parametrize("method", ["GET", "PUT"])
-def test_no_path_leads_out_of_the_artefact_folder(server, method, path):
-    body = {"a": 1} if method == "PUT" else None
-    assert status_of(server, method, f"/api/2.0/mlflow-artifacts/artifacts/{path}", body) == 400
-    assert status_of(server, "GET", f"/api/2.0/mlflow-artifacts/artifacts?path={path}") == 400
+def test_no_path_leads_out_of_the_artefact_folder(server, path):
+    stored = "/api/2.0/mlflow-artifacts/artifacts"
+    assert status_of(server, "GET", f"{stored}/{path}") == 400
+    assert status_of(server, "PUT", f"{stored}/{path}", {"a": 1}) == 400
+    assert status_of(server, "GET", f"{stored}?path={path}") == 400
 
 
 @pytest.mark.parametrize(
-    "location", ["http://127.0.0.1/a#/../../etc", "s3://mlflow/a#b", "file:///tmp/a#/../b"]
+    "route, field, value",
+    [
+        ("experiments/create", "artifact_location", "http://127.0.0.1/a#/../../etc"),
+        ("experiments/create", "artifact_location", "s3://mlflow/a#b"),
+        ("experiments/create", "artifact_location", "file:///tmp/a#/../b"),
+        ("model-versions/create", "source", "/etc"),
+        ("model-versions/create", "source", "file:///etc"),
+        ("model-versions/create", "source", "mlflow-artifacts:/../../etc"),
+        ("model-versions/create", "source", "s3://mlflow/%2e%2e/other"),
+    ],
 )
-def test_an_artefact_location_with_a_fragment_is_rejected(server, location):
-    body = {"name": f"at {location}", "artifact_location": location}
-    assert status_of(server, "POST", "/api/2.0/mlflow/experiments/create", body) == 400
-
-
-@pytest.mark.parametrize(
-    "source", ["/etc", "file:///etc", "mlflow-artifacts:/../../etc", "s3://mlflow/%2e%2e/other"]
-)
-def test_no_version_can_be_created_from_files_that_no_run_stored(server, source):
-    body = {"name": "thousandwords", "source": source}
-    assert status_of(server, "POST", "/api/2.0/mlflow/model-versions/create", body) == 400
+def test_no_experiment_and_no_version_is_created_from_a_place_that_no_run_has(server, route, field, value):
+    body = {"name": "thousandwords", field: value}
+    assert status_of(server, "POST", f"/api/2.0/mlflow/{route}", body) == 400
 
 
 # --- F2: a killed server ----------------------------------------------------------------------------------------------

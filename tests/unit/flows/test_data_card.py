@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from flows.registry.data_card import data_card
+from flows.registry.cards import data_card
 
 MANIFEST = {
     "sha256": "3f9cabcd" * 8,

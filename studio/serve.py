@@ -1,0 +1,119 @@
+"""python -m studio.serve PACKAGE: a package as a service, prompts in, ranked images out (`make serve`).
+
+    POST /invocations {"inputs": [{"prompt": "a small red star on sand", "candidates": 4, "keep": 1, "seed": 7}]}
+    -> {"predictions": [{"prompt": …, "images": [{"png": base64, "score": 0.31, "candidate": 2, "seed": 7}], …}]}
+
+The form is that of `mlflow models serve`, which is not used: it runs code that it finds in a version, and
+reads bodies of any size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import sys
+import threading
+from pathlib import Path
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from studio.api.errors import RETRY, ApiError, add_error_handlers
+from studio.api.schema import MAX_CANDIDATES
+from studio.http import server
+from thousandwords.core.errors import UserError
+from thousandwords.data.images import encode_png
+from thousandwords.inference.config import check_prompt
+from thousandwords.inference.package import Package, load_package
+
+MAX_WAITING = 16  # requests, with the one that runs; further ones get 429
+
+
+class Request(BaseModel):
+    """One prompt and its settings."""
+
+    prompt: str
+    candidates: int = 8
+    keep: int | None = None  # the number of best images to return; None: all
+    seed: int = 0
+
+
+class Invocation(BaseModel):
+    inputs: list[Request]
+
+
+def make_app(package: Package) -> FastAPI:
+    app = FastAPI(title="thousandwords", docs_url=None, redoc_url=None)
+    one_at_a_time, places = threading.Lock(), threading.BoundedSemaphore(MAX_WAITING)
+    add_error_handlers(app)
+
+    @app.get("/ping")
+    @app.get("/health")
+    async def ping() -> dict:
+        return {"status": "ready"}
+
+    @app.post("/invocations")
+    def invocations(body: Invocation) -> dict:
+        if not places.acquire(blocking=False):
+            raise ApiError(429, f"{MAX_WAITING} requests wait. Try again in a moment", headers=RETRY)
+        try:
+            check(body.inputs)
+            with one_at_a_time:
+                return {"predictions": [generate(package, request) for request in body.inputs]}
+        except UserError as error:
+            raise ApiError(422, str(error)) from error
+        finally:
+            places.release()
+
+    return app
+
+
+def check(requests: list[Request]) -> None:
+    """Raises UserError before anything is generated: a late error would discard the images before it."""
+    for request in requests:
+        check_prompt(request.prompt)
+        if request.candidates < 1 or (request.keep is not None and request.keep < 1):
+            raise UserError("candidates and keep must be 1 or more. Leave keep out to get all candidates")
+    count = sum(request.candidates for request in requests)
+    if count > MAX_CANDIDATES:
+        raise UserError(
+            f"the request asks for {count} candidates; the limit is {MAX_CANDIDATES}. "
+            "Ask for fewer candidates, or in several requests"
+        )
+
+
+def generate(package: Package, request: Request) -> dict:
+    candidates = package.generate(request.prompt, request.candidates, request.seed)[: request.keep]
+    images = [
+        {
+            "png": base64.b64encode(encode_png(candidate.image)).decode(),
+            "score": round(candidate.score, 6),
+            "candidate": candidate.candidate,
+            "seed": candidate.seed,
+        }
+        for candidate in candidates
+    ]
+    return {"prompt": request.prompt, "images": images, "package": package.fingerprint}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m studio.serve", description=__doc__.partition("\n")[0])
+    parser.add_argument("package", type=Path)
+    parser.add_argument("--port", type=int, default=5001, help="(default: 5001)")
+    parser.add_argument("--allowed-host", action="append", default=[], metavar="NAME")
+    options = parser.parse_args(argv)
+    server.start_log()
+    try:
+        with server.open_socket("the model server", "127.0.0.1", options.port) as listener:
+            app = make_app(load_package(options.package))
+            print(f"serve: http://127.0.0.1:{options.port}/invocations  (Ctrl-C ends it)", flush=True)
+            with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean end
+                server.run(app, listener, options.allowed_host)
+    except UserError as error:
+        print(f"serve: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()
