@@ -32,8 +32,7 @@ from thousandwords.inference.inpainting import (
 )
 from thousandwords.inference.sample_batches import SampleTask, load_models, make_sampler, open_sampler
 from thousandwords.inference.sample_shards import INPAINTED, write_samples
-from thousandwords.parallel.base import engine_from_params
-from thousandwords.parallel.executor import run_items
+from thousandwords.parallel.engine import engine_from_params, run_items
 
 OWN = "own"  # the split of prompts from params.yaml
 

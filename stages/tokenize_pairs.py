@@ -24,8 +24,7 @@ from thousandwords.data.mixture import MIXTURES
 from thousandwords.data.pair_shards import FIX, shard_names, splits
 from thousandwords.data.token_shards import TokenHeader, TokensConfig, TokenShardWriter, read_shard
 from thousandwords.inference.tokenize_shard import EncodeTask, is_cropped, make_encoder, open_encoder
-from thousandwords.parallel.base import engine_from_params
-from thousandwords.parallel.executor import run_items
+from thousandwords.parallel.engine import engine_from_params, run_items
 
 ROWS = "rows.parquet"  # the file of a store's entry: the token rows of one shard
 

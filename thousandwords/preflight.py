@@ -17,7 +17,7 @@ from thousandwords.inference.inpainting import grid_side, read_images_to_inpaint
 from thousandwords.inference.package import check_device
 from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig
-from thousandwords.parallel.base import read_engine_config
+from thousandwords.parallel.engine import read_engine_config
 from thousandwords.pretrained import tokenizer_init
 from thousandwords.text.bpe import TextTokenizerConfig
 from thousandwords.training.config import TrainingConfig

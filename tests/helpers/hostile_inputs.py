@@ -6,15 +6,14 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:  # workers start without them in a tenth of the time
+    from thousandwords.ingest.config import DataConfig
+    from thousandwords.ingest.records import Pair, Rejection
+    from thousandwords.ingest.sources.base import RawPair
 
-from thousandwords.ingest.config import DataConfig
-from thousandwords.ingest.prepare import prepare_pair
-from thousandwords.ingest.records import Pair, Rejection
-from thousandwords.ingest.sources.base import RawPair
-
-held: list[np.ndarray] = []
+held: list[bytearray] = []
 
 
 def square(number: int) -> int:
@@ -39,9 +38,9 @@ def obey(word: str) -> str:
     if word == "fail":
         raise KeyError("a programming error")
     if word.startswith("take "):
-        return str(len(np.ones(int(word.removeprefix("take ")), np.uint8)))
+        return str(len(bytearray(int(word.removeprefix("take ")))))
     if word.startswith("keep "):
-        held.append(np.ones(int(word.removeprefix("keep ")), np.uint8))
+        held.append(bytearray(int(word.removeprefix("keep "))))
         return str(len(held[-1]))
     return word.upper()
 
@@ -62,6 +61,8 @@ def note_and_die(notes: Path) -> None:
 
 def prepare_obediently(raw_pair: RawPair, config: DataConfig) -> Pair | Rejection:
     """`prepare_pair` with a decoder that executes the command after OBEY."""
+    from thousandwords.ingest.prepare import prepare_pair
+
     if raw_pair.image and raw_pair.image.startswith(b"OBEY "):
         obey(raw_pair.image[5:].decode())
     return prepare_pair(raw_pair, config)

@@ -11,16 +11,6 @@ from pathlib import Path
 from thousandwords.core.manifest import DamagedArtefact
 
 
-def squares(device: str) -> Callable[[int], int]:
-    """The first items take longest, so that their results would come last without ordering."""
-
-    def square(number: int) -> int:
-        time.sleep(max(0.0, 0.2 - 0.1 * number))
-        return number * number
-
-    return square
-
-
 def environments(device: str) -> Callable[[object], tuple[int, int, str]]:
     """Where the work runs: (process id, threads, device)."""
     import torch
@@ -55,10 +45,6 @@ def damaged_model(device: str) -> Callable:
     raise DamagedArtefact("models/image_tokenizer is damaged. Run: dvc checkout")
 
 
-def buggy(device: str) -> Callable[[int], float]:
-    return lambda number: 1 / number
-
-
 class KillsWorker:
     """Item 1 kills its process the first `times` times, counted by files: a dead process reports nothing."""
 
@@ -74,13 +60,3 @@ class KillsWorker:
             return number
 
         return work
-
-
-def sleepers(folder: Path, device: str) -> Callable[[int], None]:
-    """Workers that write their process id to a folder and sleep."""
-
-    def sleep(number: int) -> None:
-        (folder / str(os.getpid())).touch()
-        time.sleep(0.0 if number == 0 else 100.0)
-
-    return sleep

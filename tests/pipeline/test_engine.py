@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import yaml
@@ -31,15 +28,13 @@ from thousandwords.core.manifest import DamagedArtefact
 from thousandwords.data.images import encode_png
 from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig
-from thousandwords.parallel import base
-from thousandwords.parallel.base import (
+from thousandwords.parallel.engine import (
     Engine,
     EngineConfig,
-    auto_num_workers,
     engine_from_params,
     read_engine_config,
+    run_items,
 )
-from thousandwords.parallel.executor import run_items
 from thousandwords.text.bpe import save
 
 TWO = {"workers": 2}
@@ -59,8 +54,7 @@ def results_of(open_worker, items, **settings: object) -> list:
 
 @pytest.fixture(autouse=True)
 def temporary_folder(tmp_path, monkeypatch):
-    """Stores and state go to the folder of the test."""
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)  # stores and state go there
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +111,6 @@ def sample(folder: Path, out: str, **sections: object) -> dict[str, bytes]:
 # --- the same bytes ------------------------------------------------------------
 
 
-def test_the_cache_does_not_depend_on_the_workers(folder):
-    expected, _ = tokenize(folder, "alone")
-    assert tokenize(folder, "again", engine={"workers": 3}) == (expected, 0)
-
-
 def test_images_are_the_same_bytes_from_one_process_and_from_two(folder):
     expected = sample(folder, "alone")
     # 34 prompts with 3 candidates, 4 per file
@@ -137,7 +126,7 @@ runpy.run_module("stages.tokenize_pairs", run_name="__main__", alter_sys=True)
 """
 
 
-def test_tokens_are_the_same_bytes_from_a_command_with_two_processes_and_from_one(folder):
+def test_tokens_and_cache_are_the_same_from_a_command_with_two_processes_and_from_one(folder):
     Path("params.yaml").write_text(
         yaml.safe_dump({"seed": 0, "device": "cpu", "tokens": TOKENS, "engine": TWO})
     )
@@ -147,9 +136,10 @@ def test_tokens_are_the_same_bytes_from_a_command_with_two_processes_and_from_on
     process = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert process.stdout == "tokenize_pairs: 9 of 9 shards encoded, the others were in the cache\n"
+    expected = files_in(Path("tokens"))
     shutil.rmtree(".store")
-
-    assert (files_in(Path("tokens")), 9) == tokenize(folder, "alone")
+    assert tokenize(folder, "alone") == (expected, 9)
+    assert tokenize(folder, "again", engine={"workers": 3}) == (expected, 0)  # all from the cache
 
 
 # --- processes ------------------------------------------------------------
@@ -160,43 +150,21 @@ def test_without_a_section_this_process_does_all_work():
     assert results_of(work_items.environments, [0, 1]) == [(os.getpid(), torch.get_num_threads(), "cpu")] * 2
 
 
-def test_without_items_no_worker_is_opened():
-    assert results_of(work_items.damaged_model, []) == [] == results_of(work_items.damaged_model, [], **TWO)
-
-
 def test_each_worker_has_as_many_threads_as_a_single_process():
     environments = results_of(work_items.environments, [0], **TWO)
     assert {(threads, device) for _, threads, device in environments} == {(torch.get_num_threads(), "cpu")}
     assert os.getpid() not in {process for process, *_ in environments}
 
 
-def test_results_come_in_the_order_of_the_items():
-    assert list(run_items(work_items.squares, [0, 1, 2, 3, 4], engine(**TWO), "test")) == [
-        (0, 0),
-        (1, 1),
-        (2, 4),
-        (3, 9),
-        (4, 16),
-    ]
-
-
 @pytest.mark.parametrize("settings", [{}, TWO])
-def test_an_error_of_an_item_is_raised_unchanged(settings):
+def test_an_error_of_an_item_or_of_opening_is_raised_unchanged(settings):
     results = run_items(work_items.damaged_item, [0, 1, 2, 3], engine(**settings), "test")
     assert [next(results), next(results)] == [(0, 0), (1, 1)]
     with pytest.raises(DamagedArtefact, match="^shard 2 is damaged. Run: dvc checkout$"):
         next(results)
-
-
-@pytest.mark.parametrize("settings", [{}, TWO])
-def test_an_error_of_opening_is_raised_unchanged(settings):
+    assert results_of(work_items.damaged_model, [], **settings) == []  # no worker is opened
     with pytest.raises(DamagedArtefact, match="^models/image_tokenizer is damaged. Run: dvc checkout$"):
         results_of(work_items.damaged_model, [0], **settings)
-
-
-def test_an_unexpected_exception_is_raised_with_its_traceback():
-    with pytest.raises(RuntimeError, match=r"(?s)a worker failed:.*work_items.py.*ZeroDivisionError"):
-        results_of(work_items.buggy, [0], **TWO)
 
 
 def test_an_item_whose_worker_dies_is_tried_twice_more(tmp_path, capfd):
@@ -212,50 +180,16 @@ def test_an_item_that_ends_every_worker_is_named(tmp_path):
         results_of(work_items.KillsWorker(tmp_path, 9), [1], **TWO)
 
 
-def wait_until(condition, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition did not become true"
-        time.sleep(0.05)
-
-
-def alive(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if psutil.pid_exists(int(path.name))]
-
-
-def test_no_worker_outlives_an_iterator_that_is_closed_early(tmp_path):
-    results = run_items(partial(work_items.sleepers, tmp_path), [0, 1, 2], engine(**TWO), "test")
-    next(results)
-    wait_until(lambda: len(alive(tmp_path)) == 2)
-    results.close()
-    assert alive(tmp_path) == []
-
-
-def test_no_worker_outlives_a_killed_parent(tmp_path):
-    script = (
-        "import sys; from functools import partial; from pathlib import Path; from tests.helpers import work_items\n"
-        "from thousandwords.parallel.base import engine_from_params\n"
-        "from thousandwords.parallel.executor import run_items\n"
-        "work = partial(work_items.sleepers, Path(sys.argv[1]))\n"
-        "list(run_items(work, [1, 2], engine_from_params({'engine': {'workers': 2}}, 'cpu'), 'test'))"
-    )
-    (tmp_path / "ids").mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", script, tmp_path / "ids"], env=environment)
-    wait_until(lambda: len(alive(tmp_path / "ids")) == 2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    wait_until(lambda: alive(tmp_path / "ids") == [], 10.0)
-
-
 # --- settings ------------------------------------------------------------
 
 
 def test_each_worker_has_its_own_cores_or_gpu():
-    assert auto_num_workers("cpu", threads=2, cores=8, gpus=0) == 4
-    assert auto_num_workers("cpu", threads=8, cores=8, gpus=0) == 1
-    assert auto_num_workers("cpu", threads=8, cores=2, gpus=0) == 1
-    assert auto_num_workers("cuda", threads=8, cores=8, gpus=4) == 4
+    def num_workers(device: str, threads: int, **machine: int) -> int:
+        return Engine(EngineConfig(workers="auto"), device, threads).num_workers(**machine)
+
+    assert num_workers("cpu", 2, cores=8, gpus=0) == 4
+    assert num_workers("cpu", 8, cores=2, gpus=0) == 1
+    assert num_workers("cuda", 8, cores=8, gpus=4) == 4
     assert Engine(EngineConfig(workers="auto"), "cpu", threads=10**6).is_single_process
 
 
@@ -281,7 +215,7 @@ def test_the_check_reads_the_engine_before_any_long_work(settings, message):
 
 
 def test_the_error_for_missing_ray_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="engine.kind is ray, but Ray is not installed. .* make ray"):
         read_engine_config({"engine": {"kind": "ray"}})
 
@@ -331,12 +265,8 @@ def test_both_nodes_work(cluster):
 
 
 def test_an_item_whose_actor_dies_is_tried_twice_more(cluster, tmp_path, capfd):
-    assert results_of(work_items.KillsWorker(tmp_path, 2), [0, 1, 2, 3], **ray_settings(cluster)) == [
-        0,
-        1,
-        2,
-        3,
-    ]
+    work = work_items.KillsWorker(tmp_path, 2)
+    assert results_of(work, [0, 1, 2, 3], **ray_settings(cluster)) == [0, 1, 2, 3]
     messages = [
         line for line in capfd.readouterr().err.splitlines() if line.startswith("test: a worker died at 1 ")
     ]
@@ -354,36 +284,32 @@ def test_the_error_for_a_full_cluster_says_what_is_free(cluster, monkeypatch):
     from thousandwords.parallel import ray_workers
 
     monkeypatch.setattr(ray_workers, "START_SECONDS", 3.0)
-    with pytest.raises(
-        UserError, match="no place for a worker, which needs num_cpus 5, in 3 seconds.*Lower engine.workers"
-    ):
-        list(
-            run_items(
-                work_items.nodes,
-                [0.0],
-                Engine(EngineConfig(**ray_settings(cluster)), "cpu", threads=5),
-                "test",
-            )
-        )
+    five_threads = Engine(EngineConfig(**ray_settings(cluster)), "cpu", threads=5)
+    message = "no place for a worker, which needs num_cpus 5, in 3 seconds.*Lower engine.workers"
+    with pytest.raises(UserError, match=message):
+        list(run_items(work_items.nodes, [0.0], five_threads, "test"))
 
 
-def test_another_kind_of_machine_is_rejected(cluster, monkeypatch):
-    from thousandwords.parallel import ray_workers
-
-    monkeypatch.setattr(ray_workers, "machine", lambda device: {"torch": "2.11.0", "arithmetic": "NEON"})
-    with pytest.raises(
-        UserError, match="found torch .*, but the machine that started this has torch 2.11.0, arithmetic NEON"
-    ):
-        results_of(work_items.nodes, [0.0], **ray_settings(cluster))
-
-
-def test_a_folder_that_a_machine_does_not_have_is_named(cluster, tmp_path, monkeypatch):
-    from thousandwords.parallel import ray_workers
-
-    monkeypatch.setattr(ray_workers.Path, "cwd", lambda: tmp_path / "elsewhere")
-    with pytest.raises(
-        UserError, match="there is no folder .*elsewhere. Every machine of a cluster needs this project"
-    ):
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        (
+            "machine",
+            lambda device: {"torch": "2.11.0", "arithmetic": "NEON"},
+            "found torch .*, but the machine that started this has torch 2.11.0, arithmetic NEON",
+        ),
+        (
+            "Path.cwd",
+            lambda: Path("/elsewhere"),
+            "there is no folder /elsewhere. Every machine of a cluster needs this project",
+        ),
+    ],
+)
+def test_a_machine_of_another_kind_or_without_the_project_is_rejected(
+    cluster, monkeypatch, name, value, message
+):
+    monkeypatch.setattr(f"thousandwords.parallel.ray_workers.{name}", value)
+    with pytest.raises(UserError, match=message):
         results_of(work_items.nodes, [0.0], **ray_settings(cluster))
 
 

@@ -3,7 +3,7 @@ imports Ray.
 
 Workers receive this project's code from here. They read models and data themselves, in the project's folder,
 which every machine has under the same path (a shared folder, or a clone with `dvc checkout`). Only results
-are sent back. Left out: Ray's own restarts and retries, because the slot that lost a worker reports it and
+are sent back. Left out: Ray's own restarts and retries, because the pool that lost a worker reports it and
 starts another; and Ray Data, whose file names are random.
 """
 
@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray import exceptions
 
 from thousandwords.core.errors import UserError
-from thousandwords.parallel.base import Engine, NoCapacity, WorkerDied, auto_num_workers
-from thousandwords.parallel.worker import Opener, Outcome, RemoteTaskRunner, describe, machine
+from thousandwords.parallel.engine import Engine
+from thousandwords.parallel.pool import NoCapacity, WorkerDied
+from thousandwords.parallel.worker import Opener, Outcome, outcome_of
 
 ROOT = Path(__file__).parents[2]
 CONNECT_SECONDS = 10.0
@@ -40,8 +43,9 @@ class Cluster:
             ray.init(address, runtime_env={"py_modules": code}, log_to_driver=False, logging_level="warning")
         except OSError as error:
             raise UserError(
-                f"no Ray cluster answers at engine.address {address!r}. Start one here: ray start --head, and join it from the "
-                "other machines: ray start --address HOST:6379; or set engine.kind: local"
+                f"no Ray cluster answers at engine.address {address!r}. Start one here: ray start --head, "
+                "and join it from the other machines: ray start --address HOST:6379; "
+                "or set engine.kind: local"
             ) from error
         return self
 
@@ -50,22 +54,13 @@ class Cluster:
 
     def num_workers(self) -> int:
         """The number in the settings, or as many as the cluster has capacity for."""
-        workers, resources = self.engine.config.workers, ray.cluster_resources()
-        if workers != "auto":
-            return workers
-        return auto_num_workers(
-            self.engine.device, self.engine.threads, resources.get("CPU", 0), resources.get("GPU", 0)
-        )
+        resources = ray.cluster_resources()
+        return self.engine.num_workers(resources.get("CPU", 0), resources.get("GPU", 0))
 
-    def resources_per_worker(self) -> dict[str, int]:
-        if self.engine.device_kind == "cuda":
-            return {"num_gpus": 1, "num_cpus": 1}
-        return {"num_cpus": self.engine.threads}
-
-    def start_worker(self, open_worker: Opener, _: int) -> RayWorker:
-        device = self.engine.device_kind
-        arguments = (open_worker, device, self.engine.threads, str(Path.cwd()), machine(device))
-        return RayWorker(arguments, self.resources_per_worker())
+    def start_worker(self, open_worker: Opener) -> RayWorker:
+        device, threads = self.engine.device_kind, self.engine.threads
+        resources = {"num_gpus": 1, "num_cpus": 1} if device == "cuda" else {"num_cpus": threads}
+        return RayWorker((open_worker, device, threads, str(Path.cwd()), machine(device)), resources)
 
 
 def _check_connection(address: str) -> None:
@@ -80,31 +75,76 @@ class RayWorker:
 
     def __init__(self, arguments: tuple, resources: dict[str, int]) -> None:
         self.arguments, self.resources = arguments, resources
-        self.actor = ray.remote(RemoteTaskRunner).options(**resources, scheduling_strategy="SPREAD").remote()
+        self.actor = ray.remote(TaskRunner).options(**resources, scheduling_strategy="SPREAD").remote()
 
     def open(self) -> Outcome:
-        self._wait_for_start()
-        return self._get(self.actor.open.remote(*self.arguments))
-
-    def run(self, item: object) -> Outcome:
-        return self._get(self.actor.run.remote(item))
-
-    def end(self) -> None:
-        ray.kill(self.actor)
-
-    def _wait_for_start(self) -> None:
         try:
             self._get(self.actor.__ray_ready__.remote(), START_SECONDS)
         except exceptions.GetTimeoutError as error:
             available = ray.available_resources()
             free = {name: value for name, value in available.items() if name in ("CPU", "GPU")}
             raise NoCapacity(
-                f"the Ray cluster found no place for a worker, which needs {describe(self.resources)}, in {START_SECONDS:g} "
-                f"seconds; free: {describe(free) or 'nothing'}. Lower engine.workers, or add machines"
+                f"the Ray cluster found no place for a worker, which needs {_describe(self.resources)}, in "
+                f"{START_SECONDS:g} seconds; free: {_describe(free) or 'nothing'}. "
+                "Lower engine.workers, or add machines"
             ) from error
+        return self._get(self.actor.open.remote(*self.arguments))
+
+    def run(self, items: Sequence) -> Iterator[Outcome]:
+        return (self._get(self.actor.run.remote(item)) for item in items)
+
+    def end(self) -> None:
+        ray.kill(self.actor)
 
     def _get(self, reference: ray.ObjectRef, timeout: float | None = None) -> Any:
         try:
             return ray.get(reference, timeout=timeout)
         except (exceptions.RayActorError, exceptions.ObjectLostError, exceptions.OutOfMemoryError) as error:
             raise WorkerDied(str(error).strip().splitlines()[0]) from error
+
+
+# ---- on a machine of the cluster
+
+
+class TaskRunner:
+    """Runs the work in the project's folder; the machine must give the same bytes as `reference`."""
+
+    def open(self, *arguments: object) -> Outcome:
+        return self._with_host(outcome_of(self._open, *arguments))
+
+    def run(self, item: object) -> Outcome:
+        return self._with_host(outcome_of(self.work, item))
+
+    def _open(
+        self, open_worker: Opener, device: str, threads: int, folder: str, reference: dict[str, str]
+    ) -> None:
+        torch.set_num_threads(threads)
+        if not Path(folder).is_dir():
+            raise UserError(
+                f"there is no folder {folder}. "
+                "Every machine of a cluster needs this project under the same path"
+            )
+        os.chdir(folder)
+        if (here := machine(device)) != reference:
+            raise UserError(
+                f"found {_describe(here)}, but the machine that started this has {_describe(reference)}: "
+                "the bytes would not be the same. Use machines of one kind, with one environment"
+            )
+        self.work = open_worker(device)
+
+    def _with_host(self, outcome: Outcome) -> Outcome:
+        """Add the name of this machine to an error of the user."""
+        if isinstance(outcome.error, UserError):
+            return Outcome(error=type(outcome.error)(f"on {socket.gethostname()}: {outcome.error}"))
+        return outcome
+
+
+def machine(device: str) -> dict[str, str]:
+    """What determines the last bits of a sum, besides the code and the number of threads."""
+    chip = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {"torch": torch.__version__, "arithmetic": chip}
+
+
+def _describe(values: dict) -> str:
+    """{"num_cpus": 1} -> "num_cpus 1"."""
+    return ", ".join(f"{name} {value}" for name, value in values.items())
