@@ -15,7 +15,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import yaml
 from mlflow.entities.model_registry import ModelVersion
 
 from flows.registry.champion import read_state, set_champion
@@ -38,6 +37,7 @@ from flows.registry.versions import (
 from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import fingerprint
+from thousandwords.core.params import read_params
 from thousandwords.evaluation.gate import GateConfig, decide
 
 FETCHED = Path(".store/registry")  # may be deleted at any time
@@ -164,5 +164,5 @@ def serve(version: str, port: int, root: Path = Path(".")) -> None:
 def read_gate_config(root: Path) -> GateConfig:
     """The section `gate` of `root`'s params.yaml, or the default; raises ConfigError."""
     path = Path(root) / "params.yaml"
-    params = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return section((params or {}).get("gate", {}), "gate", GateConfig)
+    params = read_params(path) if path.is_file() else {}
+    return section(params.get("gate", {}), "gate", GateConfig)

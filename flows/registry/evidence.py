@@ -18,7 +18,7 @@ from flows.dvc.digest import dvc_digest
 from stages.runtime.tracking import git_revision
 from thousandwords.core.files import sha256_of
 from thousandwords.core.manifest import DamagedArtefact, read_manifest
-from thousandwords.core.params import flatten
+from thousandwords.core.params import flatten, read_params
 from thousandwords.evaluation.gate import PARTS, Evidence
 
 PACKAGE = Path("models/package")
@@ -217,7 +217,7 @@ def _lock(root: Path) -> dict:
 
 def _params(root: Path) -> dict:
     path = root / "params.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.is_file() else {}
+    return read_params(path) if path.is_file() else {}
 
 
 def sound_manifest(folder: Path) -> dict | None:
