@@ -127,7 +127,7 @@ def test_a_flipped_bit_anywhere_is_rejected(tmp_path):
         damaged[rng.integers(len(data))] ^= 1 << rng.integers(8)
         path.write_bytes(damaged)
         for _ in range(2):  # no cache may accept it the second time
-            with pytest.raises(DamagedArtefact, match="Run: dvc repro prepare_pairs"):
+            with pytest.raises(DamagedArtefact, match="Run: make repair"):
                 PairReader(tmp_path, "train")
         path.write_bytes(data)
     assert len(PairReader(tmp_path, "train")) == 3

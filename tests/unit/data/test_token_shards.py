@@ -140,7 +140,7 @@ def test_shards_of_another_tokenizer_are_rejected(folder):
 def test_a_flipped_bit_anywhere_is_rejected_and_rejected_again(folder, name):
     for _ in flips(folder / name, 40):  # bytes of pages and footer, first and last included
         for _ in range(2):
-            with pytest.raises(DamagedArtefact, match=f"{name}.* Run: dvc repro tokenize_pairs"):
+            with pytest.raises(DamagedArtefact, match=f"{name}.* Run: make repair"):
                 read_token_rows(folder, "train")
     assert len(read_token_rows(folder, "train")) == 10
 
@@ -161,7 +161,9 @@ def test_a_shard_cut_short_or_missing_is_rejected(folder, damage):
         path.write_bytes(path.read_bytes()[:-1])
     else:
         path.unlink()
-    with pytest.raises(DamagedArtefact, match="train-00001.parquet .* Run: dvc repro tokenize_pairs"):
+    with pytest.raises(
+        DamagedArtefact, match="train-00001.parquet .* Run: (dvc repro tokenize_pairs|make repair)"
+    ):
         read_token_rows(folder, "train")
 
 

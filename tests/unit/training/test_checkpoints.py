@@ -236,7 +236,7 @@ def test_a_model_is_read_back_with_its_header_and_equal_bytes_have_equal_fingerp
 def test_a_model_with_one_flipped_bit_is_rejected(tmp_path, name):
     write_model(tmp_path, {"kind": "linear"}, tensors_of(1))
     for _ in flips(tmp_path / name, 25):
-        with pytest.raises(DamagedArtefact, match=f"{name}.* Run: dvc repro train_generator"):
+        with pytest.raises(DamagedArtefact, match=f"{name}.* Run: make repair"):
             read_model(tmp_path, fix="dvc repro train_generator")
 
 
