@@ -26,7 +26,7 @@ PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope
 # `make test` runs these; `make test-all` then runs the rest
 QUICK := tests/pipeline/test_smoke.py tests/unit tests/contracts tests/architecture
 
-.PHONY: help setup ray run test test-all test-slow bench conformance lint generate compare human-eval-sheet human-eval-votes flow status deploy workers workers-stop fleet nightly register promote rollback serve servers servers-stop servers-status studio ui plan verify lock clean
+.PHONY: help setup ray run test test-all test-slow bench conformance lint generate compare human-eval-sheet human-eval-votes flow status deploy workers workers-stop fleet nightly register promote rollback serve servers servers-stop servers-status studio ui plan verify repair lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -139,6 +139,10 @@ plan: $(READY)  ## time, disk and cost of a run before it starts: make plan PRES
 
 verify: $(READY)  ## re-hash every artefact and compare with its manifest
 	@python -m scripts.verify_artifacts
+
+repair: $(READY)  ## remove what is damaged, here and in DVC's cache, and make it again
+	@python -m scripts.verify_artifacts --repair
+	@$(MAKE) --no-print-directory run
 
 lock:  ## write requirements.lock anew from pyproject.toml (needs uv)
 	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

@@ -7,13 +7,13 @@ sheet, on which people vote without knowing which run is which.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from flows.command_line import one_sentence, parser
 from flows.dvc.fetch_outputs import DVC, LIST_RUNS, RunOutputs, fetch, find
 from thousandwords.core.errors import UserError
 
@@ -62,15 +62,13 @@ def differences(kind: str, a: str, b: str, root: Path) -> dict[str, dict]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("a", metavar="A", help="a commit, a branch, a tag, workspace, or a folder")
-    parser.add_argument("b", metavar="B", help="likewise")
-    parser.add_argument("--out", type=Path, default=PAGE, help=f"the page (default: {PAGE})")
-    parser.add_argument("--sheet", type=Path, help="write a human evaluation sheet instead of the page")
-    parser.add_argument("--prompts", type=int, help="prompts on it (default: 48 on a page, 50 on a sheet)")
-    options = parser.parse_args(argv)
+    arguments = parser(__doc__)
+    arguments.add_argument("a", metavar="A", help="a commit, a branch, a tag, workspace, or a folder")
+    arguments.add_argument("b", metavar="B", help="likewise")
+    arguments.add_argument("--out", type=Path, default=PAGE, help=f"the page (default: {PAGE})")
+    arguments.add_argument("--sheet", type=Path, help="write a human evaluation sheet instead of the page")
+    arguments.add_argument("--prompts", type=int, help="prompts on it (default: 48 on a page, 50 on a sheet)")
+    options = arguments.parse_args(argv)
     command = (
         ["human-eval-sheet", "--out", str(options.sheet)]
         if options.sheet
@@ -78,12 +76,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     if options.prompts:
         command += ["--prompts", str(options.prompts)]
-    try:
-        code = compare((options.a, options.b), command)
-    except UserError as error:
-        print(f"compare: {error}", file=sys.stderr)
-        code = 2
-    raise SystemExit(code)
+    with one_sentence("compare", code=2):
+        raise SystemExit(compare((options.a, options.b), command))
 
 
 if __name__ == "__main__":

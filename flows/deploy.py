@@ -5,7 +5,6 @@ It can be run again at any time: existing objects are updated. It rejects a serv
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.variables import Variable
 
+from flows.command_line import one_sentence, parser
 from flows.dvc.git import git
 from flows.notifications import END_EVENTS, notification_automations
 from flows.workers import gpu_lock
@@ -174,14 +174,9 @@ def deploy(root: Path) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args(argv)
-    try:
+    parser(__doc__).parse_args(argv)
+    with one_sentence("deploy"):
         print("\n".join(bootstrap()))
-    except UserError as error:
-        print(f"deploy: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ needs are pushed, and ends with all outputs here and one `dvc.lock`.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
-import sys
 import time
 from uuid import UUID
 
@@ -31,13 +29,15 @@ from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
 
+from flows.command_line import one_sentence, parse_targets
 from flows.deploy import server_url
 from flows.dvc import remote_repro
 from flows.dvc.git import git
 from flows.dvc.graph import Graph, read_graph
-from flows.dvc.repro import CACHED, RAN, PermanentStageFailure, StageFailed, stage_error, stream
-from flows.pipeline import collect_results, is_retryable
+from flows.dvc.repro import RAN, PermanentStageFailure, StageFailed, stage_error, stream
+from flows.pipeline import is_retryable
 from flows.prefect_artifacts import publish_results
+from flows.runner import run_graph
 from flows.workers.parent_watch import end_with_worker
 from flows.workers.placement import Place, read_placement
 from flows.workers.run_lock import lock_handles, run_lock
@@ -105,7 +105,7 @@ def fleet(targets: list[str] | None = None) -> dict[str, str]:
         revision = git("rev-parse", "HEAD")
         remote_repro.checkout_outputs()
         whole = read_graph()
-        results = submit_stages(whole.part(targets) if targets else whole, list(whole.needs), revision)
+        results = submit_stages(whole.part(targets), list(whole.needs), revision)
         remote_repro.collect(targets)
     if RAN in results.values():
         publish_results()
@@ -117,18 +117,14 @@ def submit_stages(graph: Graph, stages: list[str], revision: str) -> dict[str, s
 
     The submitted runs are cancelled if this is stopped.
     """
-    placement, run_ids, futures = read_placement(stages), [], {}
+    placement, run_ids = read_placement(stages), []
     with get_client(sync_client=True) as client:
         check_workers(client, {deployment(placement.of(stage)) for stage in graph.needs if graph.stale})
-        try:
-            for stage, needs in graph.needs.items():
-                before = [futures[other] for other in needs]
-                futures[stage] = run_on_worker.with_options(name=stage).submit(
-                    stage, stage in graph.stale, vars(placement.of(stage)), revision, before, run_ids
-                )
-            return collect_results(futures)
-        finally:
-            cancel_runs(client, run_ids)
+
+        def submit(stage: str) -> str:
+            return run_on_worker(stage, vars(placement.of(stage)), revision, run_ids)
+
+        return run_graph(graph, submit, len(graph.needs), stop=lambda: cancel_runs(client, run_ids))
 
 
 def is_server_failure(task_: object, run: object, state: State) -> bool:
@@ -144,15 +140,11 @@ def is_server_failure(task_: object, run: object, state: State) -> bool:
     retry_delay_seconds=RETRY_DELAYS,
     retry_condition_fn=is_server_failure,
 )
-def run_on_worker(
-    stage: str, is_stale: bool, place: dict, revision: str, needs: list[str], run_ids: list[UUID]
-) -> str:
+def run_on_worker(stage: str, place: dict, revision: str, run_ids: list[UUID]) -> str:
     """Run one stage as a run of its own and wait until it ends.
 
     Raises StageFailed if it does not complete.
     """
-    if not is_stale and RAN not in needs:
-        return CACHED
     parameters = {"stage": stage, "revision": revision, "place": place, "pipeline": f"fleet-{flow_run.id}"}
     with get_client(sync_client=True) as client:
         run = find_submitted_run(client, stage, revision) or run_deployment(
@@ -221,17 +213,10 @@ def cancel_runs(client: SyncPrefectClient, run_ids: list[UUID]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("stages", nargs="*", help="only these stages and what they need (default: all)")
-    targets = parser.parse_args(argv).stages or None
-    try:
+    targets = parse_targets(__doc__, argv)
+    with one_sentence("fleet"):
         server_url()
-        results = fleet(targets)
-    except (RuntimeError, UserError) as error:
-        print(f"fleet: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
+        results = fleet(targets or None)
     ran = [stage for stage, result in results.items() if result == RAN]
     print(f"fleet: {len(ran)} of {len(results)} stages went to workers{': ' if ran else ''}{', '.join(ran)}")
 

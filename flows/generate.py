@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from flows.command_line import one_sentence, parser
 from flows.dvc.repro import stream
 from flows.prefect_artifacts import fit_size_limit, image_page
 from flows.workers import gpu_lock
@@ -71,26 +71,19 @@ def generate(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("prompt", nargs="*", help="one or more prompts")
-    parser.add_argument("--prompts", type=Path, help="a text file with one prompt per line")
-    parser.add_argument("--out", default=str(OUT), help=f"folder of the images (default: {OUT})")
-    parser.add_argument("--candidates", "-n", type=int, default=32, help="images per prompt (default: 32)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other images (default: 0)")
-    parser.add_argument("--alias", default="champion", help="the version to use (default: champion)")
-    options = parser.parse_args(argv)
-    from thousandwords.cli.prompts import (
-        read_prompts,
-    )  # here: it loads torch, which a worker's flow does not need
+    arguments = parser(__doc__)
+    arguments.add_argument("prompt", nargs="*", help="one or more prompts")
+    arguments.add_argument("--prompts", type=Path, help="a text file with one prompt per line")
+    arguments.add_argument("--out", default=str(OUT), help=f"folder of the images (default: {OUT})")
+    arguments.add_argument("--candidates", "-n", type=int, default=32, help="images per prompt (default: 32)")
+    arguments.add_argument("--seed", type=int, default=0, help="another seed, other images (default: 0)")
+    arguments.add_argument("--alias", default="champion", help="the version to use (default: champion)")
+    options = arguments.parse_args(argv)
+    from thousandwords.cli.prompts import read_prompts  # late: a worker's flow does not need torch
 
-    try:
+    with one_sentence("generate"):
         prompts = read_prompts(options.prompt, options.prompts)
         print("\n".join(generate(prompts, options.candidates, options.seed, options.alias, options.out)))
-    except (RuntimeError, UserError) as error:
-        print(f"generate: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

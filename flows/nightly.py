@@ -8,16 +8,16 @@ gate rejects the version.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from flows.command_line import one_sentence
 from flows.dvc.git import changed_files, commit_if_all
 from flows.dvc.remote_repro import LOCK
-from flows.dvc.repro import stream
+from flows.dvc.repro import DVC, stream
 from flows.pipeline import pipeline
 from flows.workers.parent_watch import end_with_worker
 from flows.workers.run_lock import lock_handles, run_lock
@@ -31,7 +31,7 @@ def update_data() -> list[str]:
     """Update what `dvc import` took from elsewhere; the pipeline itself detects changes of local folders."""
     log, files = get_run_logger(), sorted(str(path) for path in DATA.glob("*.dvc"))
     if files:
-        code, lines = stream([sys.executable, "-m", "dvc", "update", *files], log.info, lock_handles())
+        code, lines = stream([*DVC, "update", *files], log.info, lock_handles())
         if code:
             raise RuntimeError(f"dvc update failed with code {code}: " + " / ".join(lines[-5:]))
     return files
@@ -105,11 +105,8 @@ def summary(version: str, refusals: list[str], ran: list[str]) -> str:
 
 
 def main() -> None:
-    try:
+    with one_sentence("nightly"):
         result = nightly()
-    except (RuntimeError, UserError) as error:
-        print(f"nightly: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
     print(summary(result["version"], result["refusals"], result["ran"]))
 
 

@@ -7,135 +7,73 @@ fails, the stages that need it do not run.
 
 from __future__ import annotations
 
-import argparse
-import functools
 import os
-import sys
-import threading
 import time
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.futures import PrefectFuture
 
+from flows.command_line import one_sentence, parse_targets
+from flows.dvc import repro
 from flows.dvc.graph import read_graph_when_free
-from flows.dvc.repro import (
-    CACHED,
-    RAN,
-    PermanentStageFailure,
-    StageFailed,
-    is_skipped,
-    repro_command,
-    stage_error,
-    stream,
-    wait_if_busy,
-)
 from flows.prefect_artifacts import publish_results
+from flows.runner import run_graph
 from flows.workers.parent_watch import end_with_worker
-from flows.workers.placement import Place, read_placement
+from flows.workers.placement import read_placement
 from flows.workers.run_lock import lock_handles, run_lock
 from flows.workers.supervisor import supervised
-from thousandwords.core.errors import UserError
 
 
 def is_retryable(task_: object, run: object, state: State) -> bool:
     """Whether a failed stage should be retried."""
-    return not isinstance(state.result(raise_on_failure=False), PermanentStageFailure)
+    return not isinstance(state.result(raise_on_failure=False), repro.PermanentStageFailure)
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, retry_condition_fn=is_retryable)
-def run_stage(stage: str, is_stale: bool, gpus: int, parallel: int, needs: list[str]) -> str:
+def run_stage(stage: str, gpus: int) -> str:
     """Run one stage with DVC, its output in the log; "unchanged" or "ran".
 
-    Raises StageFailed with the last lines. `needs` are the results of the stages that it needs.
+    Raises StageFailed with the last lines.
     """
-    log = get_run_logger()
-    if not is_stale and RAN not in needs:
-        log.info("%s | unchanged", stage)
-        return CACHED
+    log = get_run_logger().info
     # no session of its own, so that the cancellation of the flow reaches it
-    command = supervised(repro_command(stage), gpus, stage)
-    with stage_slots(parallel):
-        code, lines = stream(command, lambda line: log.info("%s | %s", stage, line), lock_handles())
-        while code and wait_if_busy("\n".join(lines), log.info):
-            code, lines = stream(command, lambda line: log.info("%s | %s", stage, line), lock_handles())
-    if code:
-        raise stage_error(stage, code, lines)
-    return CACHED if is_skipped(stage, lines) else RAN
-
-
-@functools.cache
-def stage_slots(parallel: int) -> threading.BoundedSemaphore:
-    """Limits how many stages run at once in this process; stages that wait for others do not count."""
-    return threading.BoundedSemaphore(parallel)
+    command = supervised(repro.repro_command(stage), gpus, stage)
+    return repro.run_stage(
+        stage, lambda line: log("%s | %s", stage, line), log, command, pass_fds=lock_handles()
+    )
 
 
 @flow(name="pipeline")
 def pipeline(targets: list[str] | None = None) -> dict[str, str]:
     """Run all stages, or `targets` and what they need, in parallel: {stage: "ran" or "unchanged"}."""
     end_with_worker()
-    with run_lock(get_run_logger().info):
-        return run_graph(targets)
+    log = get_run_logger().info
+    with run_lock(log):
+        # one MLflow parent run for all stages
+        os.environ.setdefault("THOUSANDWORDS_PIPELINE", f"flow-{os.getpid()}-{int(time.time())}")
+        whole = read_graph_when_free(log)
+        placement = read_placement(list(whole.needs))
 
+        def run_with_retries(stage: str) -> str:
+            place = placement.of(stage)
+            retrying = run_stage.with_options(
+                name=stage, retries=place.retries, retry_delay_seconds=place.delays
+            )
+            return retrying(stage, place.gpus)
 
-def run_graph(targets: list[str] | None) -> dict[str, str]:
-    """The flow without worker watch and run lock."""
-    # one MLflow parent run for all stages
-    os.environ.setdefault("THOUSANDWORDS_PIPELINE", f"flow-{os.getpid()}-{int(time.time())}")
-    whole = read_graph_when_free(get_run_logger().info)
-    graph = whole.part(targets) if targets else whole
-    placement = read_placement(list(whole.needs))
-    futures: dict[str, PrefectFuture] = {}
-    for stage, needs in graph.needs.items():
-        before = [futures[other] for other in needs if other in futures]
-        if stage not in graph.stale and not before:
-            get_run_logger().info(
-                "%s | %s", stage, CACHED
-            )  # without a task, which would take longer than this
-            continue
-        place = placement.of(stage)
-        futures[stage] = stage_task(stage, place).submit(
-            stage, stage in graph.stale, place.gpus, placement.parallel, before
-        )
-    results = {**dict.fromkeys(graph.needs, CACHED), **collect_results(futures)}
-    if RAN in results.values():
-        publish_results()
+        results = run_graph(whole.part(targets), run_with_retries, placement.parallel)
+        for stage in (stage for stage, result in results.items() if result == repro.CACHED):
+            log("%s | %s", stage, repro.CACHED)
+        if repro.RAN in results.values():
+            publish_results()
     return results
 
 
-def collect_results(futures: dict[str, PrefectFuture]) -> dict[str, str]:
-    """The result of each stage, after all have ended: a failed stage does not stop independent ones.
-
-    Raises RuntimeError.
-    """
-    for future in futures.values():
-        future.wait()
-    errors = [
-        future.result(raise_on_failure=False) for future in futures.values() if future.state.is_failed()
-    ]
-    if errors:
-        raise RuntimeError(
-            "; ".join(str(error) for error in errors if isinstance(error, StageFailed)) or str(errors[0])
-        )
-    return {stage: future.result() for stage, future in futures.items()}
-
-
-def stage_task(stage: str, place: Place):
-    """The task with the name and the retries of its stage."""
-    return run_stage.with_options(name=stage, retries=place.retries, retry_delay_seconds=place.delays)
-
-
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("stages", nargs="*", help="only these stages and what they need (default: all)")
-    try:
-        pipeline(parser.parse_args(argv).stages or None)
-    except (RuntimeError, UserError) as error:
-        print(f"pipeline: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
+    targets = parse_targets(__doc__, argv)
+    with one_sentence("pipeline"):
+        pipeline(targets or None)
 
 
 if __name__ == "__main__":

@@ -7,29 +7,18 @@ one, each with all GPUs. No server is needed.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
-import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
-from dataclasses import dataclass, field
 
-from flows.dvc.graph import Graph, read_graph_when_free
-from flows.dvc.repro import (
-    CACHED,
-    RAN,
-    StageFailed,
-    is_skipped,
-    repro_command,
-    stage_error,
-    start_process,
-    wait_if_busy,
-)
+from flows.command_line import one_sentence, parse_targets
+from flows.dvc.graph import read_graph_when_free
+from flows.dvc.repro import CACHED, RAN, StageFailed, repro_command, run_stage
 from flows.progress_display import ProgressDisplay
+from flows.runner import run_graph
 from flows.workers import gpu_lock
 from flows.workers.placement import read_placement
 from flows.workers.run_lock import run_lock
@@ -38,48 +27,43 @@ from thousandwords.core.errors import UserError
 PATIENCE = 12.0  # seconds for a last checkpoint once a run is stopped
 
 
-@dataclass
-class Job:
-    """A running stage."""
+class LocalStages:
+    """Runs stages as child processes, which can be stopped."""
 
-    process: subprocess.Popen
-    lines: list[str] = field(default_factory=list)
+    def __init__(self, display: ProgressDisplay) -> None:
+        self.display, self.processes, self.is_stopped = display, [], False
 
+    def run(self, stage: str) -> str:
+        self.display.start(stage)
 
-class Jobs:
-    """The running stages; their lines and ends come one after the other."""
+        def on_line(line: str) -> None:
+            self.display.show_line(stage, line)
 
-    def __init__(self) -> None:
-        self.running: dict[str, Job] = {}
-        self._events: queue.SimpleQueue[tuple[str, str | None]] = queue.SimpleQueue()
-
-    def start(self, stage: str) -> None:
-        # a process group of its own: Ctrl-C reaches this process only, which passes it on once
-        job = self.running[stage] = Job(start_process(repro_command(stage), process_group=0))
-        threading.Thread(target=self._read, args=(stage, job), daemon=True).start()
-
-    def next(self) -> tuple[str, str | None, Job]:
-        """(stage, line, job) of the next line; the line is None if the stage has ended."""
-        stage, line = self._events.get()
-        job = self.running[stage]
-        if line is None:
-            job.process.wait()
-            del self.running[stage]
-        else:
-            job.lines.append(line)
-        return stage, line, job
+        try:
+            # a process group of its own: Ctrl-C reaches this process only, which passes it on once
+            return run_stage(
+                stage,
+                on_line,
+                self.display.print,
+                repro_command(stage),
+                on_start=self._started,
+                process_group=0,
+            )
+        finally:
+            self.display.end(stage)
 
     def stop(self) -> None:
         """Stop all as Ctrl-C does and wait until they have ended.
 
         A training stage saves a checkpoint first.
         """
+        self.is_stopped = True
         for number, patience in (
             (signal.SIGINT, PATIENCE / 2),
             (signal.SIGTERM, PATIENCE),
             (signal.SIGKILL, PATIENCE),
         ):
-            alive = [job.process for job in self.running.values() if job.process.poll() is None]
+            alive = [process for process in self.processes if process.poll() is None]
             for process in alive:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
@@ -88,58 +72,10 @@ class Jobs:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.0, deadline - time.monotonic()))
 
-    def _read(self, stage: str, job: Job) -> None:
-        for line in job.process.stdout:
-            if line.strip():
-                self._events.put((stage, line.rstrip()))
-        self._events.put((stage, None))
-
-
-def run(graph: Graph, parallel: int, display: ProgressDisplay) -> dict[str, str]:
-    """Run each stage as soon as what it needs is done: {stage: "ran" or "unchanged"}.
-
-    Raises StageFailed as soon as one fails; the others are stopped, and resume from their last checkpoint in
-    the next run.
-    """
-    results: dict[str, str] = {}
-    jobs = Jobs()
-    try:
-        while len(results) < len(graph.needs):
-            for stage in ready_stages(graph, results, jobs):
-                if stage not in graph.stale and RAN not in [results[other] for other in graph.needs[stage]]:
-                    results[stage] = CACHED
-                elif len(jobs.running) < parallel:
-                    display.start(stage)
-                    jobs.start(stage)
-            if jobs.running:
-                results |= handle_next_line(jobs, display)
-        return results
-    finally:
-        jobs.stop()
-        display.close()
-
-
-def ready_stages(graph: Graph, results: dict[str, str], jobs: Jobs) -> list[str]:
-    """The stages that could start now."""
-    return [
-        stage
-        for stage, needs in graph.needs.items()
-        if stage not in results and stage not in jobs.running and results.keys() >= set(needs)
-    ]
-
-
-def handle_next_line(jobs: Jobs, display: ProgressDisplay) -> dict[str, str]:
-    """Show the next line; {stage: result} if a stage has ended, else {}. Raises StageFailed."""
-    stage, line, job = jobs.next()
-    if line is not None:
-        display.show_line(stage, line)
-        return {}
-    display.end(stage)
-    if not job.process.returncode:
-        return {stage: CACHED if is_skipped(stage, job.lines) else RAN}
-    if not wait_if_busy("\n".join(job.lines), display.print):
-        raise stage_error(stage, job.process.returncode, job.lines)
-    return {}  # it is started again
+    def _started(self, process: subprocess.Popen) -> None:
+        self.processes.append(process)
+        if self.is_stopped:  # in this moment
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def max_parallel(stages: list[str]) -> int:
@@ -158,29 +94,25 @@ def stop_on_signals() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("stages", nargs="*", help="only these stages and what they need (default: all)")
-    targets = parser.parse_args(argv).stages
+    targets = parse_targets(__doc__, argv)
     # one MLflow parent run for all stages
     os.environ.setdefault("THOUSANDWORDS_PIPELINE", f"run-{os.getpid()}-{int(time.time())}")
     display, started = ProgressDisplay(), time.monotonic()
     if display.is_terminal:
         os.environ["THOUSANDWORDS_SECONDS_BETWEEN_LINES"] = "0.5"
+    stages = LocalStages(display)
     try:
         stop_on_signals()
-        with run_lock(display.print):
+        with one_sentence("run"), run_lock(display.print), contextlib.closing(display):
             whole = read_graph_when_free(display.print)
-            graph = whole.part(targets) if targets else whole
-            results = run(graph, max_parallel(list(whole.needs)), display)
-    except StageFailed as error:  # its output is above
-        message = str(error).partition(":")[0]
-        print(f"run: {message}. Finished stages are kept; fix it, and run the same again", file=sys.stderr)
-        raise SystemExit(1) from error
-    except (RuntimeError, UserError) as error:
-        print(f"run: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
+            parallel = max_parallel(list(whole.needs))
+            try:
+                results = run_graph(whole.part(targets), stages.run, parallel, stages.stop, fail_fast=True)
+            except StageFailed as error:  # its output is above
+                what = str(error).partition(":")[0]
+                raise UserError(
+                    f"{what}. Finished stages are kept; fix it, and run the same again"
+                ) from error
     except KeyboardInterrupt as error:
         print("run: stopped. Training resumes from its last checkpoint in the next run", file=sys.stderr)
         raise SystemExit(130) from error

@@ -133,7 +133,7 @@ def stages() -> list[str]:
     """The stages that are out of date."""
     try:
         graph = read_graph()
-    except DvcException as error:
+    except (DvcException, UserError) as error:
         return [f"unknown: {' '.join(str(error).split())[:120]}"]
     stale = [name for name in graph.needs if name in graph.stale]
     return [f"stale: {', '.join(stale)}" if stale else f"all {len(graph.needs)} are up to date"]

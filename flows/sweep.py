@@ -7,10 +7,8 @@ compares them, and so does MLflow: each experiment's parent run has its values a
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,16 +17,20 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.dvc.repro import StageFailed, stream
-from flows.pipeline import stage_slots
+from flows.command_line import one_sentence, parser
+from flows.dvc.graph import Graph
+from flows.dvc.repro import DVC, RAN, StageFailed, stream
 from flows.prefect_artifacts import metrics_table
+from flows.runner import run_graph
 from flows.workers.parent_watch import end_with_worker
 from flows.workers.placement import read_placement
 from flows.workers.run_lock import lock_handles, run_lock
 from flows.workers.supervisor import supervised
+from stages.runtime import tracking
 from thousandwords.core.errors import UserError
+from thousandwords.core.params import flatten, read_params
 
-EXPERIMENT = "thousandwords"  # that of the stages (stages/runtime/tracking.py)
+PARAMS = Path("params.yaml")
 MAX_EXPERIMENTS = 200  # in one sweep: a typing error should not cost a month
 
 
@@ -47,34 +49,29 @@ def combinations(grid: dict[str, list]) -> list[dict[str, object]]:
     return rows
 
 
-def check_settings(grid: dict[str, list], params: Path = Path("params.yaml")) -> None:
+def check_settings(grid: dict[str, list], path: Path = PARAMS) -> None:
     """Raises UserError for a setting not in params.yaml: DVC would add it, and a stage reject it hours later."""
-    settings = yaml.safe_load(params.read_text(encoding="utf-8"))
+    settings = [f"{name}." for name in flatten(read_params(path))]
     for setting in grid:
-        block = settings
-        for name in setting.split("."):
-            if not isinstance(block, dict) or name not in block:
-                raise UserError(
-                    f"params.yaml has no {setting}. Add it there with its default value, then sweep over others"
-                )
-            block = block[name]
+        if not any(name.startswith(f"{setting}.") for name in settings):
+            raise UserError(
+                f"params.yaml has no {setting}. Add it there with its default value, then sweep over others"
+            )
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
-def run_experiment(name: str, values: dict[str, object], parallel: int) -> str:
+def run_experiment(name: str, values: dict[str, object]) -> str:
     """Run one experiment with DVC, in a copy of the project. Raises StageFailed with the last lines."""
     log = get_run_logger()
-    command = ["env", f"THOUSANDWORDS_PIPELINE={name}", sys.executable, "-m", "dvc", "exp", "run", "--temp"]
-    command += ["--name", name]
+    command = ["env", f"THOUSANDWORDS_PIPELINE={name}", *DVC, "exp", "run", "--temp", "--name", name]
     for setting, value in values.items():
         command += ["-S", f"{setting}={yaml.safe_dump(value).split(chr(10))[0]}"]
-    with stage_slots(parallel):
-        code, lines = stream(
-            supervised(command, 1, name), lambda line: log.info("%s | %s", name, line), lock_handles()
-        )
+    code, lines = stream(
+        supervised(command, 1, name), lambda line: log.info("%s | %s", name, line), lock_handles()
+    )
     if code:
         raise StageFailed(f"experiment {name} failed with code {code}: " + " / ".join(lines[-5:]))
-    return name
+    return RAN
 
 
 @flow(name="sweep")
@@ -83,84 +80,48 @@ def sweep(grid: dict[str, list]) -> list[dict]:
     end_with_worker()
     settings = combinations(grid)
     check_settings(grid)
+    title = datetime.now(UTC).strftime("sweep-%Y%m%d-%H%M%S")
+    experiments = {f"{title}-{number}": values for number, values in enumerate(settings)}
+    graph, error = Graph({name: [] for name in experiments}, frozenset(experiments)), None
     with run_lock(get_run_logger().info):
-        use_shared_tracking()
-        title = datetime.now(UTC).strftime("sweep-%Y%m%d-%H%M%S")
+        # all experiments write into this folder's MLflow, although DVC runs each in a copy of the folder
+        os.environ.setdefault("MLFLOW_TRACKING_URI", tracking.tracking_uri())
+        tracking.if_usable("sweep", lambda: tracking.experiment_of(tracking.client()))
         parallel = read_placement(list(yaml.safe_load(Path("dvc.yaml").read_text())["stages"])).parallel
-        futures = [
-            run_experiment.submit(f"{title}-{n}", values, parallel) for n, values in enumerate(settings)
-        ]
-        for future in futures:
-            future.wait()
-    rows = compare(title, settings)
+        try:
+            run_graph(graph, lambda name: run_experiment(name, experiments[name]), parallel)
+        except RuntimeError as failure:
+            error = failure
+    rows = compare(title, experiments)
     create_table_artifact(table=rows, key="sweep", description=title)
-    errors = [str(future.result(raise_on_failure=False)) for future in futures if future.state.is_failed()]
-    if errors:
-        raise RuntimeError("; ".join(errors))
+    if error:
+        raise error
     return rows
 
 
-def use_shared_tracking() -> None:
-    """Let all experiments write into this folder's MLflow, although DVC runs each in a copy of the folder."""
-    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{Path('.mlflow').resolve()}/mlflow.db")
-    Path(".mlflow").mkdir(exist_ok=True)
-    client = mlflow_client()
-    if client.get_experiment_by_name(EXPERIMENT) is None:
-        is_local = os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:")
-        client.create_experiment(
-            EXPERIMENT, Path(".mlflow/artifacts").resolve().as_uri() if is_local else None
-        )
-
-
-def mlflow_client():
-    """MLflow's client."""
-    import mlflow  # late: loading takes a second
-
-    return mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
-
-
-def compare(title: str, settings: list[dict[str, object]]) -> list[dict]:
+def compare(title: str, experiments: dict[str, dict[str, object]]) -> list[dict]:
     """The rows of a sweep, from DVC's table of experiments.
 
     Also written into MLflow, next to the stages' runs.
     """
     from dvc.api import exp_show
 
-    experiments = {row.get("Experiment"): row for row in exp_show()}
-    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    param_names = {row["figure"] for row in metrics_table(params)}
+    shown = {row.get("Experiment"): row for row in exp_show()}
+    param_names = {row["figure"] for row in metrics_table(read_params(PARAMS))}
     rows = []
-    for number, values in enumerate(settings):
-        name = f"{title}-{number}"
-        metrics = {
-            key: value
-            for key, value in experiments.get(name, {}).items()
-            if is_metric(key, value) and key not in param_names
-        }
+    for name, values in experiments.items():
+        columns = shown.get(name, {}).items()
+        metrics = {key: value for key, value in columns if is_metric(key, value) and key not in param_names}
         rows.append(
             {"experiment": name, **values, **{key: round(value, 4) for key, value in metrics.items()}}
         )
-        log_experiment(title, name, values, metrics)
+        tracking.if_usable("sweep", lambda row=(title, name, values, metrics): tracking.log_experiment(*row))
     return rows
 
 
 def is_metric(key: str, value: object) -> bool:
     """Whether a column of `dvc exp show` is a number of a metrics file."""
     return isinstance(value, int | float) and not isinstance(value, bool) and "params.yaml" not in key
-
-
-def log_experiment(title: str, name: str, values: dict[str, object], metrics: dict[str, float]) -> None:
-    """Log values and metrics to the parent run of an experiment, so that MLflow's own page compares them."""
-    client = mlflow_client()
-    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
-    runs = client.search_runs([experiment], f"tags.pipeline = '{name}'", max_results=1)
-    tags = {"pipeline": name, "mlflow.runName": name}
-    run = runs[0].info.run_id if runs else client.create_run(experiment, tags=tags).info.run_id
-    client.set_tag(run, "sweep", title)
-    for setting, value in values.items():
-        client.log_param(run, setting, value)
-    for key, value in metrics.items():
-        client.log_metric(run, key.replace("/", ".").replace(":", "."), value)
 
 
 def parse_grid(args: list[str]) -> dict[str, list]:
@@ -177,15 +138,11 @@ def parse_grid(args: list[str]) -> dict[str, list]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("values", nargs="+", metavar="SETTING=VALUE,VALUE")
-    try:
-        rows = sweep(parse_grid(parser.parse_args(argv).values))
-    except (RuntimeError, UserError) as error:
-        print(f"sweep: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
+    arguments = parser(__doc__)
+    arguments.add_argument("values", nargs="+", metavar="SETTING=VALUE,VALUE")
+    values = arguments.parse_args(argv).values
+    with one_sentence("sweep"):
+        rows = sweep(parse_grid(values))
     print("\n".join(str(row) for row in rows))
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import yaml
+from thousandwords.core.params import read_params
 
 RESULTS = Path("results")
 
@@ -44,7 +44,7 @@ def main() -> None:
     print(
         f"                 {(RESULTS / 'ranked' / 'overview.png').resolve()}, and one grid per prompt in the same folder"
     )
-    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    params = read_params(Path("params.yaml"))
     print(f'generate         make studio, or make generate PROMPT="{example(params)}"')
 
 

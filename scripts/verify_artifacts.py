@@ -1,35 +1,52 @@
-"""python -m scripts.verify_artifacts: hash every artifact here again and compare.
+"""python -m scripts.verify_artifacts [--repair]: hash every artifact here again and compare.
 
 Folders and checkpoints are compared with their manifests; pages, curves, plots and records, which have none,
-with dvc.lock.
+and DVC's cache with dvc.lock. With --repair the damaged outputs are removed, here and in the cache, so that the
+next run takes a sound copy or makes them again.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import yaml
-
+from flows.dvc.damage import Damage, discard, find_damage, locked_outputs, object_in_cache
 from flows.dvc.digest import dvc_digest
 from thousandwords.core.manifest import MANIFEST, DamagedArtefact, read_manifest
 
 ROOTS = ("data", "models", "results", ".ckpt")
-FIX = "dvc checkout, or dvc repro"
+FIX = "make repair"
 FIX_CHECKPOINT = "nothing, an older checkpoint is used; or delete that folder"
 
 
-def verify(roots: tuple[str, ...] = ROOTS, lock: Path = Path("dvc.lock")) -> tuple[list[Path], list[str]]:
+def verify(roots: tuple[str, ...] = ROOTS) -> tuple[list[Path], list[str]]:
     """(the folders and files that are intact, a sentence for each that is not)."""
     intact, problems = [], []
-    for path, check in [*_folders(roots), *_outputs(lock)]:
+    for path, check in [*_folders(roots), *_outputs()]:
         try:
             check()
             intact.append(path)
         except (DamagedArtefact, OSError) as error:
             problems.append(str(error))
     return intact, problems
+
+
+def repair() -> list[Damage]:
+    """Remove every output that is damaged, here and in the cache; returns what was removed."""
+    damages = find_damage()
+    outs = {path: md5 for path, md5 in locked_outputs().items() if (path / MANIFEST).exists()}
+    for folder, check in _folders(ROOTS):
+        out = next((out for out in outs if folder.is_relative_to(out)), None)
+        if out and not any(damage.output == out for damage in damages):
+            try:
+                check()
+            except DamagedArtefact as error:  # it was damaged before DVC hashed it
+                copies = (out, object_in_cache(outs[out]))
+                damages += [Damage(out, path, outs[out], str(error)) for path in copies]
+    discard(damages)
+    return damages
 
 
 def _folders(roots: tuple[str, ...]) -> Iterator[tuple[Path, Callable[[], None]]]:
@@ -51,15 +68,11 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _outputs(lock: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+def _outputs() -> Iterator[tuple[Path, Callable[[], None]]]:
     """Every output in dvc.lock that exists here and has no manifest."""
-    if not lock.is_file():
-        return
-    stages = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {})
-    for out in (out for stage in stages.values() for out in stage.get("outs", [])):
-        path = Path(out["path"])
+    for path, md5 in locked_outputs().items():
         if path.exists() and not (path / MANIFEST).exists():
-            yield path, lambda path=path, md5=out["md5"]: _check_output(path, md5)
+            yield path, lambda path=path, md5=md5: _check_output(path, md5)
 
 
 def _check_output(path: Path, expected_md5: str) -> None:
@@ -70,8 +83,19 @@ def _check_output(path: Path, expected_md5: str) -> None:
         )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--repair", action="store_true", help="remove what is damaged, or replace it in the cache"
+    )
+    if parser.parse_args(argv).repair:
+        print("\n".join(f"mended: {damage}" for damage in repair()) or "nothing is damaged")
+        return
     intact, problems = verify()
+    in_cache = [damage for damage in find_damage() if not damage.path.is_relative_to(damage.output)]
+    problems += [f"{damage}. Run: {FIX}" for damage in in_cache]
     for path in intact:
         print(f"intact: {path}")
     for problem in problems:

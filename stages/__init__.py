@@ -1,3 +1,4 @@
 """One thin module per DVC stage: read, call the library, write. Run as `python -m stages.<name> --help`."""
 
-from stages.runtime import environment  # noqa: F401  first: it sets variables that torch and mlflow read on import
+# first: variables that torch and mlflow read on import, and what the stage reads, before its code is loaded
+from stages.runtime import environment, inputs  # noqa: F401

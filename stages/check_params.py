@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stages.runtime.stage import Stage, arguments, stage
+from stages.runtime.program import program
+from stages.runtime.stage import Stage
+from thousandwords import preflight
 from thousandwords.core.files import write_bytes
-from thousandwords.preflight import SECTIONS, check_params
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = arguments(__doc__, "out", argv=argv)
-    with stage("check_params", options, *SECTIONS[1:]) as context:
-        _check(options.out, context)
-
-
-def _check(out: Path, context: Stage) -> None:
-    check_params(context.params, context.seed)
+def check_params(out: Path, context: Stage) -> None:
+    preflight.check_params(context.params, context.seed)
     # always the same bytes: later stages wait for this check, but do not rerun because of it
     write_bytes(out, b"ok\n")
+
+
+main = program(check_params, *preflight.SECTIONS[1:])
 
 
 if __name__ == "__main__":

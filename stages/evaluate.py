@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from stages.runtime.stage import Stage, arguments, device_of, stage
+from stages.runtime.program import program
+from stages.runtime.stage import Stage, device_of
 from stages.runtime.tracking import tracking_uri
 from thousandwords import components
 from thousandwords.core.config import section
@@ -58,9 +59,7 @@ def evaluate(
     plots = report_data.render_plots(evaluation, curves)
     for name, png in plots.items():
         write_bytes(out / "plots" / f"{name}.png", png)
-    data = report_data.gather(
-        config.report_images, context.params, inputs, evaluation, plots, pairs, records
-    )
+    data = report_data.gather(config.report_images, context.params, inputs, evaluation, plots, pairs, records)
     data["runs"] = report_data.mlflow_runs(records, context.tracker.run_id, tracking_uri())
     write_bytes(out / "report.html", render_report(data).encode())
     write_json(out / "metrics.json", figures)
@@ -105,20 +104,7 @@ def numbers(figures: dict, prefix: str = "") -> dict[str, float]:
     return flat
 
 
-def main(argv: list[str] | None = None) -> None:
-    paths = ("pairs", "image-tokenizer", "scorer", "samples", "ranked", "history", "out")
-    options = arguments(__doc__, *paths, argv=argv)
-    with stage("evaluate", options, "evaluation") as context:
-        evaluate(
-            options.pairs,
-            options.image_tokenizer,
-            options.scorer,
-            options.samples,
-            options.ranked,
-            options.history,
-            options.out,
-            context,
-        )
+main = program(evaluate, "evaluation")
 
 
 if __name__ == "__main__":

@@ -5,24 +5,30 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from stages.runtime.stage import Stage, arguments, stage
+from stages.runtime.program import program
+from stages.runtime.stage import Stage
 from thousandwords.core.config import section
 from thousandwords.inference.config import PromptsConfig, SamplingConfig
-from thousandwords.inference.package import PARTS, load_package, write_package
+from thousandwords.inference.package import load_package, write_package
 
 
-def package_model(parts: dict[str, Path], out: Path, context: Stage) -> None:
+def package_model(
+    text_tokenizer: Path, image_tokenizer: Path, generator: Path, scorer: Path, out: Path, context: Stage
+) -> None:
     config = dataclasses.asdict(section(context.params.get("sampling"), "sampling", PromptsConfig))
     names = [field.name for field in dataclasses.fields(SamplingConfig)]
     settings = SamplingConfig(**{name: config[name] for name in names})
+    parts = {
+        "text_tokenizer": text_tokenizer,
+        "image_tokenizer": image_tokenizer,
+        "generator": generator,
+        "scorer": scorer,
+    }
     write_package(out, parts, settings, {"seed": context.seed})
     load_package(out)  # fails if the package cannot be read
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = arguments(__doc__, *(name.replace("_", "-") for name in PARTS), "out", argv=argv)
-    with stage("package_model", options, "sampling") as context:
-        package_model({name: getattr(options, name) for name in PARTS}, options.out, context)
+main = program(package_model, "sampling")
 
 
 if __name__ == "__main__":

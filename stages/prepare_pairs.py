@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from stages.runtime.stage import Stage, arguments, stage
+from stages.runtime.program import program
+from stages.runtime.stage import Stage
 from thousandwords.core.config import section
 from thousandwords.core.progress import progress
 from thousandwords.data.image_decoding import ANIMATED, BAD_PROFILE
@@ -32,10 +33,7 @@ def prepare_pairs(out: Path, context: Stage) -> None:
         print(f"prepare_pairs: of the {counts['n_ok']} accepted images {description}", file=sys.stderr)
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = arguments(__doc__, "out", argv=argv)
-    with stage("prepare_pairs", options, "data") as context:
-        prepare_pairs(options.out, context)
+main = program(prepare_pairs, "data")
 
 
 if __name__ == "__main__":

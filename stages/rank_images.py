@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from stages.runtime.stage import Stage, arguments, device_of, stage
+from stages.runtime.program import program
+from stages.runtime.stage import Stage, device_of
 from thousandwords import components
 from thousandwords.core.filenames import slug
 from thousandwords.core.files import write_bytes
@@ -92,10 +93,7 @@ def zoom_of(images: np.ndarray) -> int:
     return max(1, 96 // images.shape[1])
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = arguments(__doc__, "samples", "scorer", "out", argv=argv)
-    with stage("rank_images", options) as context:
-        rank_images(options.samples, options.scorer, options.out, context)
+main = program(rank_images)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.runtime.stage import Stage, arguments, device_of, stage
+from stages.runtime.program import program
+from stages.runtime.stage import Stage, device_of
 from thousandwords.core.config import section
 from thousandwords.core.progress import progress
 from thousandwords.core.special_tokens import UNKNOWN
@@ -105,17 +106,7 @@ def inpaint_inputs(
     return fixed_tokens, {first + number: gray_out(square, is_kept) for number, square in enumerate(squares)}
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = arguments(__doc__, "pairs", "text-tokenizer", "image-tokenizer", "generator", "out", argv=argv)
-    with stage("sample_images", options, "sampling") as context:
-        sample_images(
-            options.pairs,
-            options.text_tokenizer,
-            options.image_tokenizer,
-            options.generator,
-            options.out,
-            context,
-        )
+main = program(sample_images, "sampling")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from stages.runtime.stage import Stage, arguments, code_digest, device_of, stage
+from stages.runtime.program import program
+from stages.runtime.stage import Stage, code_digest, device_of
 from thousandwords import components
 from thousandwords.core.cache import STORE, Store
 from thousandwords.core.config import section
@@ -104,10 +105,7 @@ def store_key(
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = arguments(__doc__, "pairs", "tokenizer", "out", argv=argv)
-    with stage("tokenize_pairs", options, "tokens") as context:
-        tokenize_pairs(options.pairs, options.tokenizer, options.out, context)
+main = program(tokenize_pairs, "tokens")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stages.runtime.launch import launch_processes
+from stages.runtime.program import program
 from stages.runtime.run_training import train
-from stages.runtime.stage import Stage, arguments, device_of, stage
+from stages.runtime.stage import Stage, device_of
 from thousandwords import components
 from thousandwords.core.cache import STORE, Store
 from thousandwords.core.config import model_block, section
@@ -122,18 +122,7 @@ def _to_device(
     ]
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = arguments(__doc__, "tokens", "text-tokenizer", "image-tokenizer", "out", "curves", argv=argv)
-    launch_processes("train_generator", options.params, "generator", argv)
-    with stage("train_generator", options, "generator") as context:
-        train_generator(
-            options.tokens,
-            options.text_tokenizer,
-            options.image_tokenizer,
-            options.out,
-            options.curves,
-            context,
-        )
+main = program(train_generator, "generator", trains="generator")
 
 
 if __name__ == "__main__":

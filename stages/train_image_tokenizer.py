@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stages.runtime.launch import launch_processes, share_cores
+from stages.runtime.program import program
 from stages.runtime.run_training import train
-from stages.runtime.stage import Stage, arguments, device_of, stage
+from stages.runtime.stage import Stage, device_of
 from thousandwords import components
 from thousandwords.core.config import section
 from thousandwords.core.files import write_bytes, write_json
@@ -141,12 +141,7 @@ def _write_sheet(originals: Tensor, decoded: Tensor, path: Path, context: Stage)
     context.record_files(path)
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = arguments(__doc__, "pairs", "out", "curves", argv=argv)
-    share_cores()
-    launch_processes("train_image_tokenizer", options.params, "image_tokenizer", argv)
-    with stage("train_image_tokenizer", options, "image_tokenizer", "data") as context:
-        train_image_tokenizer(options.pairs, options.out, options.curves, context)
+main = program(train_image_tokenizer, "image_tokenizer", "data", trains="image_tokenizer", shares_cores=True)
 
 
 if __name__ == "__main__":

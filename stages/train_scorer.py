@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from stages.runtime.launch import launch_processes, share_cores
+from stages.runtime.program import program
 from stages.runtime.run_training import train
-from stages.runtime.stage import Stage, arguments, device_of, stage
+from stages.runtime.stage import Stage, device_of
 from thousandwords import components
 from thousandwords.core.config import check_keys, section
 from thousandwords.core.files import write_json
@@ -84,12 +84,7 @@ def _to_device(device: str, images: torch.Tensor, captions: list[str]) -> tuple[
     return images.to(device), captions
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = arguments(__doc__, "pairs", "out", "curves", argv=argv)
-    share_cores()
-    launch_processes("train_scorer", options.params, "scorer", argv)
-    with stage("train_scorer", options, "scorer") as context:
-        train_scorer(options.pairs, options.out, options.curves, context)
+main = program(train_scorer, "scorer", trains="scorer", shares_cores=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from stages.runtime.stage import Stage, arguments, stage
+from stages.runtime.program import program
+from stages.runtime.stage import Stage
 from thousandwords.core.config import section
 from thousandwords.data.pair_shards import read_captions
 from thousandwords.text.bpe import TextTokenizerConfig, save, train
@@ -32,10 +33,7 @@ def train_text_tokenizer(pairs: Path, out: Path, context: Stage) -> None:
         print(f"train_text_tokenizer: {message}", file=sys.stderr, flush=True)
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = arguments(__doc__, "pairs", "out", argv=argv)
-    with stage("train_text_tokenizer", options, "text_tokenizer") as context:
-        train_text_tokenizer(options.pairs, options.out, context)
+main = program(train_text_tokenizer, "text_tokenizer")
 
 
 if __name__ == "__main__":

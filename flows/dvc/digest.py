@@ -13,9 +13,14 @@ def dvc_digest(path: Path) -> str:
 
 
 def _digest_of_folder(folder: Path) -> str:
+    return f"{_md5(list_of_folder(folder))}.dir"
+
+
+def list_of_folder(folder: Path) -> bytes:
+    """What DVC's cache holds of a folder: the sorted list of its files."""
     names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     entries = [{"md5": _md5_of(names[name]), "relpath": name} for name in sorted(names)]
-    return f"{_md5(json.dumps(entries, sort_keys=True).encode())}.dir"
+    return json.dumps(entries, sort_keys=True).encode()
 
 
 def _md5(data: bytes) -> str:

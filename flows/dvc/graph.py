@@ -1,15 +1,20 @@
-"""The stage graph of dvc.yaml, and which stages are out of date."""
+"""The stage graph of dvc.yaml, which stages are out of date, and an order in which they can run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
 
 from flows.dvc.repair import repair
 from flows.dvc.repro import Log, wait_if_busy
 from thousandwords.core.errors import UserError
+from thousandwords.core.params import read_params
+
+GRAPH, PARAMS = Path("dvc.yaml"), Path("params.yaml")
 
 
 @dataclass(frozen=True)
@@ -22,12 +27,12 @@ class Graph:
     needs: dict[str, list[str]]
     stale: frozenset[str]
 
-    def part(self, targets: list[str]) -> Graph:
-        """The targets and all stages they need; raises UserError for a stage that does not exist."""
-        unknown = [name for name in targets if name not in self.needs]
+    def part(self, targets: list[str] | None) -> Graph:
+        """The targets and all stages they need (default: all); raises UserError for an unknown stage."""
+        unknown = [name for name in targets or () if name not in self.needs]
         if unknown:
             raise UserError(f"dvc.yaml has no stage {unknown[0]!r}. It has: {', '.join(self.needs)}")
-        selected, queue = set(), list(targets)
+        selected, queue = set(), list(targets or self.needs)
         while queue:
             name = queue.pop()
             if name not in selected:
@@ -39,14 +44,26 @@ class Graph:
 
 
 def read_graph() -> Graph:
-    """Read the graph of dvc.yaml in this folder; waits while another `dvc` writes here."""
+    """Read the graph of dvc.yaml in this folder; waits while another `dvc` writes here.
+
+    Raises UserError for a file that cannot be read.
+    """
+    if PARAMS.is_file() or (GRAPH.is_file() and "${" in GRAPH.read_text(encoding="utf-8")):
+        read_params(PARAMS)  # DVC would end with a traceback
     repair(wait=True)
-    with Repo(_wait_for_lock=True) as repo, lock_repo(repo):  # one lock, or DVC would read all of it twice
-        graph = repo.index.graph
-        needs = {
-            node.addressing: [other.addressing for other in graph.successors(node)] for node in graph.nodes
-        }
-        return Graph(topological_order(needs), frozenset(repo.status()))
+    try:
+        # one lock, or DVC would read all of it twice
+        with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
+            graph = repo.index.graph
+            needs = {
+                node.addressing: [other.addressing for other in graph.successors(node)]
+                for node in graph.nodes
+            }
+            return Graph(topological_order(needs), frozenset(repo.status()))
+    except LockError:
+        raise
+    except DvcException as error:
+        raise UserError(f"DVC cannot read this project: {' '.join(str(error).split())}") from error
 
 
 def read_graph_when_free(log: Log) -> Graph:

@@ -12,19 +12,20 @@ were pushed, or its worker runs those too.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import functools
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from flows.command_line import one_sentence, parser
 from flows.dvc.git import changed_files, git, git_succeeds
+from flows.dvc.repro import DVC, discard_damaged, stream
 from thousandwords.core.errors import UserError
 
 LOCK = "dvc.lock"
-DVC = (sys.executable, "-m", "dvc")
 RUNNING_PREFIX = "Running stage '"
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 
@@ -43,7 +44,7 @@ def work(stage: str, revision: str | None = None, repro: Callable[..., list[str]
     if revision:
         check_out(revision)
     fetch()
-    ran = stages_that_ran((repro or run)(*DVC, "--wait-for-lock", "repro", "--pull", stage))
+    ran = repro_sound(repro or run, stage)
     # with the stages it needs: if this worker had to run those too, no other worker has their outputs
     run(*DVC, "push", "--run-cache", "--with-deps", stage)
     return ran
@@ -56,7 +57,18 @@ def collect(targets: Sequence[str] | None = None) -> list[str]:
     """
     check_clone()
     fetch()
-    return stages_that_ran(run(*DVC, "--wait-for-lock", "repro", "--pull", *(targets or ())))
+    return repro_sound(run, *(targets or ()))
+
+
+def repro_sound(run: Callable[..., list[str]], *stages: str) -> list[str]:
+    """Bring the stages up to date, with what the remote has; the stages that had to run.
+
+    What is damaged in the remote or the cache is made again, without the remote.
+    """
+    lines = run(*DVC, "--wait-for-lock", "repro", "--pull", *stages)
+    if discard_damaged(lines, print):
+        lines += run(*DVC, "--wait-for-lock", "repro", *stages)
+    return stages_that_ran(lines)
 
 
 def checkout_outputs() -> None:
@@ -126,14 +138,9 @@ def run(*command: str) -> list[str]:
     Raises CommandFailed with the last ones.
     """
     print(f"$ {printable(command)}", flush=True)
-    lines = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            lines.append(line.rstrip())
-    if process.returncode:
-        last = " / ".join([line for line in lines if line][-3:])
-        raise CommandFailed(f"`{printable(command)}` failed with code {process.returncode}: {last}")
+    code, lines = stream(command, functools.partial(print, flush=True))
+    if code:
+        raise CommandFailed(f"`{printable(command)}` failed with code {code}: {' / '.join(lines[-3:])}")
     return lines
 
 
@@ -143,22 +150,17 @@ def printable(command: Sequence[str]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
+    arguments = parser(__doc__)
+    commands = arguments.add_subparsers(dest="command", required=True)
     worker = commands.add_parser("work", help="in a worker's clone: run one stage and push its outputs")
     worker.add_argument("--stage", required=True, help="a stage of dvc.yaml")
     worker.add_argument(
         "--revision", help="a commit, branch or tag to check out first (default: what is here)"
     )
     commands.add_parser("collect", help="in the coordinator's clone: collect what the workers ran")
-    options = parser.parse_args(argv)
-    try:
+    options = arguments.parse_args(argv)
+    with one_sentence("remote_repro"):
         ran = work(options.stage, options.revision) if options.command == "work" else collect()
-    except UserError as error:
-        print(f"remote_repro: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
     where = "here" if options.command == "work" else "here, since no worker had run them"
     print(f"remote_repro: {len(ran)} stages ran {where}{': ' if ran else ''}{', '.join(ran)}")
 

@@ -10,9 +10,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Sequence
 
+from flows.dvc.damage import discard, find_damage
 from flows.dvc.repair import repair, wait_for_processes
 
 CACHED, RAN = "unchanged", "ran"
+DVC = (sys.executable, "-m", "dvc")
+TAKEN_FROM_CACHE = re.compile(r"Stage '(.+)' is cached - skipping run|Pulling data for stage: '(.+)'")
 Log = Callable[[str], None]
 
 
@@ -26,28 +29,61 @@ class PermanentStageFailure(StageFailed):
 
 def repro_command(stage: str) -> list[str]:
     """The command line that brings one stage up to date, and no other."""
-    return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", stage]
+    return [*DVC, "--wait-for-lock", "repro", "-s", stage]
 
 
-def start_process(command: Sequence[str], **options) -> subprocess.Popen:
-    """Start a command whose `stdout` gives its output and errors as text."""
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", **options
-    )
-
-
-def stream(command: Sequence[str], on_line: Log, pass_fds: Collection[int] = ()) -> tuple[int, list[str]]:
+def stream(
+    command: Sequence[str],
+    on_line: Log,
+    pass_fds: Collection[int] = (),
+    on_start: Callable[[subprocess.Popen], object] = lambda process: None,
+    **options: object,
+) -> tuple[int, list[str]]:
     """Run a command and call `on_line` for each line of output; its exit code and all lines.
 
     The command inherits the open files `pass_fds`.
     """
-    process = start_process(command, pass_fds=tuple(pass_fds))
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        pass_fds=tuple(pass_fds),
+        **options,
+    )
+    on_start(process)
     lines = []
     for line in process.stdout:
         if line.strip():
             lines.append(line.rstrip())
             on_line(lines[-1])
     return process.wait(), lines
+
+
+def run_stage(stage: str, on_line: Log, log: Log, command: Sequence[str], **options: object) -> str:
+    """Bring one stage up to date with `command`: CACHED or RAN. Raises StageFailed with the last lines.
+
+    Waits for another `dvc`, and runs the stage again if what DVC took from its cache is damaged.
+    """
+    while True:
+        code, lines = stream(command, on_line, **options)
+        if code and wait_if_busy("\n".join(lines), log):
+            continue
+        if code:
+            raise stage_error(stage, code, lines)
+        if not discard_damaged(lines, log):
+            return CACHED if is_skipped(stage, lines) else RAN
+
+
+def discard_damaged(lines: Sequence[str], log: Log) -> bool:
+    """Whether damaged files were taken from the cache, which are removed here and there."""
+    taken = {match[1] or match[2] for line in lines if (match := TAKEN_FROM_CACHE.search(line))}
+    damages = find_damage(taken) if taken else []
+    for damage in damages:
+        log(f"{damage}. It is removed, and made again")
+    discard(damages)
+    return bool(damages)
 
 
 def stage_error(stage: str, code: int, lines: list[str]) -> StageFailed:

@@ -19,7 +19,7 @@ from mlflow.entities.model_registry import ModelVersion
 from flows.registry import version_files
 from flows.registry.champion import add_champion, read_champions, remove_champion, turn_to_move
 from flows.registry.create import add_version
-from flows.registry.evidence import gate_evidence, gather_evidence, read_yaml
+from flows.registry.evidence import gate_evidence, gather_evidence, params_of
 from flows.registry.versions import (
     CHALLENGER,
     CONTENT,
@@ -173,4 +173,4 @@ def serve(version: str, port: int, hosts: list[str], root: Path = Path(".")) -> 
 
 def read_gate_config(root: Path) -> GateConfig:
     """The section `gate` of `root`'s params.yaml, or the default; raises ConfigError."""
-    return section(read_yaml(Path(root) / "params.yaml").get("gate", {}), "gate", GateConfig)
+    return section(params_of(Path(root)).get("gate", {}), "gate", GateConfig)

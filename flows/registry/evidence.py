@@ -18,7 +18,7 @@ from flows.dvc.digest import dvc_digest
 from stages.runtime.tracking import git_revision
 from thousandwords.core.files import sha256_of
 from thousandwords.core.manifest import DamagedArtefact, read_manifest
-from thousandwords.core.params import flatten
+from thousandwords.core.params import flatten, read_params
 from thousandwords.evaluation.gate import PARTS, Evidence
 
 PACKAGE = Path("models/package")
@@ -41,7 +41,7 @@ def gather_evidence(root: Path) -> dict:
         *part_problems(root, package["facts"]["parts"], parts),
         *token_problems(root, parts),
         *lock_problems(lock, root),
-        *params_problems(lock, read_yaml(root / "params.yaml")),
+        *params_problems(lock, params_of(root)),
         *git_problems(git),
     ]
     samples = (sound_manifest(root / "results/samples") or {"facts": {}})["facts"]
@@ -188,6 +188,12 @@ def licences(evidence: dict) -> str:
 
 def read_yaml(path: Path) -> dict:
     return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.is_file() else {}
+
+
+def params_of(root: Path) -> dict:
+    """The settings of a project, empty without params.yaml. Raises ConfigError for one that is not YAML."""
+    path = root / "params.yaml"
+    return read_params(path) if path.is_file() else {}
 
 
 def sound_manifest(folder: Path) -> dict | None:

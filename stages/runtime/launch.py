@@ -28,16 +28,11 @@ def launch_processes(stage: str, params: Path, section: str, argv: list[str] | N
         # together as many threads as one process would have
         threads = max(1, torch.get_num_threads() // num_processes)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        torchrun = [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(num_processes),
-            "-m",
-            f"stages.{stage}",
-        ]
-        os.execv(sys.executable, [sys.executable, *torchrun, *(sys.argv[1:] if argv is None else argv)])
+        torchrun = (
+            f"-m stages.runtime.torchrun --standalone --nproc-per-node {num_processes} -m stages.{stage}"
+        )
+        arguments = sys.argv[1:] if argv is None else argv
+        os.execv(sys.executable, [sys.executable, *torchrun.split(), *arguments])
 
 
 def share_cores() -> None:

@@ -27,6 +27,7 @@ LAUNCHERS = {
     "dvc",
     "torchrun",
     "torch.distributed.run",
+    "stages.runtime.torchrun",
     "flows.workers.supervisor",
     "flows.pipeline",
     "flows.run_local",

@@ -21,8 +21,9 @@ from pathlib import Path
 
 import torch
 
+from stages.runtime.inputs import check_inputs, end_when_done
 from stages.runtime.locks import end_with_launchers, hold_lock, output_lock
-from stages.runtime.tracking import NoTracker, Tracker, git_revision
+from stages.runtime.tracking import NoTracker, Tracker, git_revision, open_tracker
 from thousandwords.core.config import ConfigError
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import DISK_FULL_ERRNOS, fingerprint, sha256_of, write_json
@@ -38,22 +39,6 @@ RECORDS = Path("results/runs")
 # modules that watch, log and distribute work, and change no result
 NOT_CODE = ("stages.runtime", "thousandwords.parallel", "thousandwords.core.progress")
 MAX_RESUMABLE_RUNS = 4  # kept per stage; older ones are removed
-
-
-def arguments(description: str, *paths: str, argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line of a stage: --params, a required --<path> for each name in `paths`, and --record."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), help="the settings (default: params.yaml)"
-    )
-    for name in paths:
-        parser.add_argument(f"--{name}", type=Path, required=True, metavar="PATH")
-    parser.add_argument(
-        "--record", type=Path, help=f"the record of this run (default: {RECORDS}/<stage>.json)"
-    )
-    return parser.parse_args(argv)
 
 
 @dataclass
@@ -136,11 +121,12 @@ def stage(name: str, options: argparse.Namespace, *sections: str) -> Iterator[St
             _locks(name, options) if world.is_main_process else contextlib.nullcontext(),
         ):
             logged_params = {key: params.get(key) for key in ("seed", *sections)}
-            tracker = Tracker(name, logged_params) if world.is_main_process else NoTracker()
+            tracker = open_tracker(name, logged_params) if world.is_main_process else NoTracker()
             context = Stage(name, params, tracker, world)
             record = options.record or RECORDS / f"{name}.json"
             with _signals(context), _recorded(context, record if world.is_main_process else None):
                 yield context
+        end_when_done()
     except (UserError, FileNotFoundError, NotFinite) as error:
         print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -163,6 +149,7 @@ def _recorded(context: Stage, record: Path | None) -> Iterator[None]:
     status = "FAILED"
     try:
         yield
+        check_inputs()
         status = "FINISHED"
         if record:
             write_json(record, _record(context))

@@ -11,42 +11,80 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import psutil
 from mlflow.entities import Metric, Param, RunTag
 
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import DISK_FULL_ERRNOS
 from thousandwords.core.params import flatten
 
 EXPERIMENT = "thousandwords"
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
+REQUIRED = "THOUSANDWORDS_TRACKING"  # "required": a stage that cannot be tracked stops
+
+
+def open_tracker(stage_name: str, params: dict) -> Tracker | NoTracker:
+    """The tracker of a stage; one that logs nothing if MLflow cannot be used."""
+    return if_usable(stage_name, lambda: Tracker(stage_name, params)) or NoTracker()
+
+
+def if_usable(program: str, use: Callable[[], Any]) -> Any:
+    """What `use` returns; None, after a warning, if MLflow cannot be used. Raises UserError if it is required."""
+    try:
+        _check_store(tracking_uri())
+        return use()
+    except Exception as error:
+        if getattr(error, "errno", None) in DISK_FULL_ERRNOS:
+            raise
+        reason = " ".join(str(error).split("[SQL", 1)[0].split())[:200]
+        fix = "Start it, or unset MLFLOW_TRACKING_URI"
+        fix = fix if os.environ.get("MLFLOW_TRACKING_URI") else "Move that file away"
+        message = f"MLflow at {tracking_uri()} cannot be used ({reason}). {fix}"
+        if os.environ.get(REQUIRED) == "required":
+            raise UserError(message) from error
+        print(f"{program}: {message}; the work goes on without tracking", file=sys.stderr, flush=True)
+        return None
+
+
+def _check_store(uri: str) -> None:
+    """Raise what is wrong with a database or a server at once; MLflow itself tries again for minutes."""
+    if uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(path, timeout=60)) as database:
+            database.execute("SELECT count(*) FROM sqlite_master")
+    elif uri.startswith("http"):
+        with contextlib.suppress(urllib.error.HTTPError):  # it answers
+            urllib.request.urlopen(f"{uri}/health", timeout=30).close()
 
 
 class Tracker:
     """The MLflow run of a stage, a child of the pipeline's run. An error of MLflow never stops the work."""
 
     def __init__(self, stage_name: str, params: dict) -> None:
-        self.client = mlflow.MlflowClient(tracking_uri())
-        try:
-            self.experiment = experiment_of(self.client)
-            self.parent_id = _parent_run(self.client, self.experiment)
-            self._start(stage_name)
-        except mlflow.exceptions.MlflowException as error:
-            raise UserError(
-                f"MLflow at {tracking_uri()} does not answer: {str(error)[:200]}. Start it, or unset MLFLOW_TRACKING_URI"
-            ) from error
+        self.client = client()
+        self.experiment = experiment_of(self.client)
+        self.parent_id = _parent_run(self.client, self.experiment, pipeline_key())
+        tags = {"mlflow.parentRunId": self.parent_id, "mlflow.runName": stage_name, "stage": stage_name}
+        self.run_id = self.client.create_run(self.experiment, tags=tags).info.run_id
         self.stage_name, self.warned = stage_name, False
         self._try(self._log_params, params)
 
-    def resume(self, run_id: str) -> None:
+    def resume(self, run_id: str | None) -> None:
         """Continue the run of an interrupted execution of the same work, and delete the one just started."""
-        if run_id == self.run_id:
+        if run_id in (None, self.run_id):
             return
         try:
             self.client.update_run(run_id, status="RUNNING")
@@ -68,10 +106,6 @@ class Tracker:
         self._try(self.client.set_terminated, self.run_id, status)
         self._try(self.client.set_terminated, self.parent_id, status)
 
-    def _start(self, stage_name: str) -> None:
-        tags = {"mlflow.parentRunId": self.parent_id, "mlflow.runName": stage_name, "stage": stage_name}
-        self.run_id = self.client.create_run(self.experiment, tags=tags).info.run_id
-
     def _log_params(self, params: dict) -> None:
         flat = [Param(name, str(value)[:500]) for name, value in flatten(params).items()]
         commit = git_revision().get("commit", "none")
@@ -87,23 +121,36 @@ class Tracker:
 
 
 class NoTracker:
-    """The tracker of a process that logs nothing: of several that train together only the first logs."""
+    """Logs nothing: of several processes that train together only the first logs."""
 
     run_id = parent_id = None
 
-    def resume(self, run_id: str) -> None: ...
-
-    def metrics(self, values: dict[str, float], step: int) -> None: ...
-
-    def files(self, paths: tuple[Path, ...]) -> None: ...
-
-    def end(self, status: str) -> None: ...
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *values: None
 
 
 def tracking_uri(root: Path = Path(".")) -> str:
     """MLFLOW_TRACKING_URI, or a database in this project's folder (absolute, so that it does not depend on
     the cwd)."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / '.mlflow').resolve()}/mlflow.db"
+
+
+def client() -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(tracking_uri())
+
+
+def log_experiment(title: str, name: str, values: dict[str, object], metrics: dict[str, float]) -> None:
+    """Log values and metrics to the parent run of an experiment of a sweep, so that MLflow's own page compares
+    them."""
+    mlflow_client = client()
+    run_id = _parent_run(mlflow_client, experiment_of(mlflow_client), name)
+    mlflow_client.set_tag(run_id, "sweep", title)
+    now = int(time.time() * 1000)
+    points = [
+        Metric(key.replace("/", ".").replace(":", "."), value, now, 0) for key, value in metrics.items()
+    ]
+    mlflow_client.log_batch(run_id, points, [Param(setting, str(value)) for setting, value in values.items()])
+    mlflow_client.set_terminated(run_id)
 
 
 def experiment_of(client: mlflow.MlflowClient, root: Path = Path(".")) -> str:
@@ -133,13 +180,12 @@ def pipeline_key() -> str:
     return f"single-{os.getpid()}-{int(time.time())}"
 
 
-def _parent_run(client: mlflow.MlflowClient, experiment: str) -> str:
-    key = pipeline_key()
+def _parent_run(client: mlflow.MlflowClient, experiment: str, key: str) -> str:
     runs = client.search_runs([experiment], filter_string=f"tags.pipeline = '{key}'", max_results=1)
     if runs:
         client.update_run(runs[0].info.run_id, status="RUNNING")
         return runs[0].info.run_id
-    name = time.strftime("pipeline %Y-%m-%d %H:%M:%S")
+    name = key if key.startswith("sweep-") else time.strftime("pipeline %Y-%m-%d %H:%M:%S")
     return client.create_run(experiment, tags={"pipeline": key, "mlflow.runName": name}).info.run_id
 
 

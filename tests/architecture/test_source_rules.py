@@ -117,7 +117,7 @@ def test_nothing_reads_pickles_but_the_reader_that_runs_nothing():
     assert reader == {"pickle", "pickle._Unpickler"} | steps  # `pickle`: the codes of the operations, by name
     assert {name: uses for name, uses in found.items() if uses} == {
         # what torch's reader of plain weights raises
-        "thousandwords/scorers/clip/open_clip_backend.py": {"pickle.UnpicklingError"},
+        "thousandwords/scorers/clip/open_clip_backend.py": {"pickle.UnpicklingError"}
     }
 
 

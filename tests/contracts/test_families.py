@@ -118,9 +118,7 @@ def test_a_loaded_model_has_equal_outputs_and_the_same_fingerprint(family, kind,
 def test_damaged_weights_are_rejected(family, kind, tmp_path):
     components.save(tiny(family, kind), tmp_path)
     for _ in flips(tmp_path / "weights.safetensors", 5):
-        with pytest.raises(
-            DamagedArtefact, match="weights.safetensors is damaged: .* Run: dvc repro train_it"
-        ):
+        with pytest.raises(DamagedArtefact, match="weights.safetensors is damaged: .* Run: make repair"):
             components.load(family, tmp_path, fix="dvc repro train_it")
 
 

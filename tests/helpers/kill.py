@@ -146,7 +146,7 @@ def _run_child(main, order: dict, output: Path, failpoints: Path) -> None:
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         os.dup2(descriptor, 1)  # the server answers on its own stdout
         os.dup2(descriptor, 2)
-        stage.Tracker = lambda name, params: tracking.NoTracker()
+        stage.open_tracker = lambda name, params: tracking.NoTracker()
         if order["failpoint"]:
             os.environ["THOUSANDWORDS_FAILPOINT"] = order["failpoint"]
         if order["count"]:

@@ -121,7 +121,7 @@ def test_images_are_the_same_bytes_from_one_process_and_from_two(folder):
 AS_A_COMMAND = """
 import runpy, sys
 from stages.runtime import stage
-stage.Tracker = lambda name, params: stage.NoTracker()  # tracking would take most of the time
+stage.open_tracker = lambda name, params: stage.NoTracker()  # tracking would take most of the time
 runpy.run_module("stages.tokenize_pairs", run_name="__main__", alter_sys=True)
 """
 

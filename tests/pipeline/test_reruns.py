@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.helpers.paths import ROOT
-from tests.helpers.smoke_project import change, command, environment, new_project, ran, repro
+from tests.helpers.smoke_project import change, command, new_project, ran, repro
 from thousandwords.core.files import sha256_of
 
 pytestmark = pytest.mark.pipeline
@@ -50,33 +47,6 @@ def test_a_wrong_setting_stops_before_anything_is_lost(project):
     )
     assert sha256_of(project / "results/metrics.json") == before and (project / "models/generator").is_dir()
     shutil.copy(ROOT / "presets" / "smoke.yaml", project / "params.yaml")
-
-
-def test_a_training_that_was_stopped_resumes_and_ends_as_if_it_was_never_stopped(project, tmp_path):
-    """SIGINT in the middle: a checkpoint is saved, the next run resumes from it, and the weights are the same
-    bits."""
-    expected = sha256_of(project / "models/generator/weights.safetensors")
-    arguments = [
-        *(sys.executable, "-m", "stages.train_generator", "--tokens", "data/tokens"),
-        *("--text-tokenizer", "models/text_tokenizer", "--image-tokenizer", "models/image_tokenizer"),
-        *("--out", str(tmp_path / "generator"), "--curves", str(tmp_path / "curves.json")),
-        *("--record", str(tmp_path / "record.json")),
-    ]
-    shutil.rmtree(project / ".ckpt/train_generator")
-    running = subprocess.Popen(arguments, cwd=project, env=environment(), stderr=subprocess.PIPE, text=True)
-    checkpoints = project / ".ckpt/train_generator"
-    deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("*/step-*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    running.send_signal(signal.SIGINT)
-    output = running.communicate(timeout=120)[1]
-
-    stopped_early = running.returncode == 143 and "the next run resumes from there" in output
-    assert stopped_early or running.returncode == 0, output
-    done = command(project, *arguments)
-
-    assert done.returncode == 0, done.stderr
-    assert sha256_of(tmp_path / "generator/weights.safetensors") == expected
 
 
 def test_a_second_run_of_a_stage_in_the_same_folder_is_rejected(project):

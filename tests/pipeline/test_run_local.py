@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +15,11 @@ import pytest
 import torch
 import yaml
 
-from flows import run_local
+from flows import run_local, status
+from flows.dvc import graph
 from stages.runtime import launch
 from tests.helpers.prefect_server import environment, run, tiny_project, wait_for
+from thousandwords.core.errors import UserError
 
 MEET = (
     "touch {own}.begun; i=0; until [ -e {other}.begun ]; do i=$((i+1)); [ $i -lt 400 ] || exit 3; sleep .05; done; "
@@ -110,9 +114,9 @@ def test_a_stopped_run_leaves_no_process_and_gives_a_stage_time_to_save(tmp_path
     project = tiny_project(tmp_path, stages)
     (project / "saving.py").write_text(SAVING)
     running = start_run(project)
-    wait_for((project / "begun").exists, 60)
+    wait_for((project / "begun").exists, 240)
     running.send_signal(number)
-    output, _ = running.communicate(timeout=60)
+    output, _ = running.communicate(timeout=120)
     assert running.returncode == 128 + number, output
     assert (project / "saved").exists(), output
     assert not [process for process in psutil.process_iter() if works_in(process, project)]
@@ -139,3 +143,114 @@ def test_stages_trained_in_parallel_take_half_of_the_cores(monkeypatch, cores, e
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")  # torchrun has set the threads of its processes already
     launch.share_cores()
     assert threads == [expected]
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+MODEL = {
+    "train": {
+        "cmd": "mkdir -p model; echo weights > model/a; echo more > model/b; echo 1 > curve",
+        "deps": ["data"],
+        "outs": ["model", "curve"],
+    },
+    "package": {"cmd": "cp model/a package", "deps": ["model"], "outs": ["package"]},
+}
+
+
+def flip(path: Path) -> None:
+    """Flip one bit and keep the time, as a failing disk does."""
+    status, data = path.stat(), bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    path.chmod(status.st_mode)
+
+
+def objects(project: Path) -> dict[bytes, Path]:
+    """{content: its file in DVC's cache}"""
+    return {path.read_bytes(): path for path in (project / ".dvc/cache/files").rglob("*") if path.is_file()}
+
+
+def is_whole(project: Path) -> bool:
+    texts = {"model/a": "weights\n", "model/b": "more\n", "curve": "1\n", "package": "weights\n"}
+    return all((project / name).read_text() == text for name, text in texts.items())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    project = tiny_project(tmp_path_factory.mktemp("finished"), MODEL)
+    (project / "data").write_text("1")
+    assert run(project, "flows.run_local").returncode == 0
+    return project
+
+
+@pytest.mark.parametrize("content", [b"weights\n", b"[{"])
+def test_what_is_damaged_in_the_cache_is_noticed_when_it_is_taken_and_made_again(finished, tmp_path, content):
+    project = tmp_path / "project"
+    shutil.copytree(finished, project)
+    damaged = next(path for text, path in objects(project).items() if text.startswith(content))
+    flip(damaged)
+    for name in ("model", "package"):
+        shutil.rmtree(project / name, ignore_errors=True)
+        (project / name).unlink(missing_ok=True)
+    result = run(project, "flows.run_local")
+    assert result.returncode == 0 and is_whole(project), result.stdout + result.stderr
+    run(project, "scripts.verify_artifacts", "--repair")  # DVC keeps a list of files that it cannot read
+    assert run(project, "scripts.verify_artifacts").returncode == 0 and damaged.is_file()
+
+
+def test_make_repair_mends_what_make_verify_names(finished, tmp_path):
+    project = tmp_path / "project"
+    shutil.copytree(finished, project)
+    damaged = [
+        project / "model/a",
+        project / "curve",
+        *(objects(project)[text] for text in (b"more\n", b"1\n")),
+    ]
+    for path in damaged:
+        flip(path)
+    verified = run(project, "scripts.verify_artifacts")
+    lines = verified.stderr.splitlines()
+    assert verified.returncode == 1 and all(line.endswith(" Run: make repair") for line in lines), lines
+    assert all(any(str(path.relative_to(project)) in line for line in lines) for path in damaged[1:]), lines
+    repaired = run(project, "scripts.verify_artifacts", "--repair").stdout
+    assert repaired.count("mended: ") == 4, repaired
+    assert run(project, "flows.run_local").returncode == 0 and is_whole(project)
+    assert run(project, "scripts.verify_artifacts").returncode == 0 and all(
+        path.is_file() for path in damaged
+    )
+
+
+# --- files that cannot be read ---------------------------------------------------------------------------------------
+
+READING = {"train": {"cmd": "cp a b", "deps": ["${data.path}"], "params": ["data"], "outs": ["b"]}}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"params.yaml": "seed: 0\ndata: [\n"}, "params.yaml is not valid YAML: while parsing a flow "),
+        ({"params.yaml": "- 1\n"}, "params.yaml should be a set of named sections, found list"),
+        ({"params.yaml": b"\xff\xfe\x00"}, "params.yaml is not valid YAML: "),
+        ({}, "params.yaml is missing. Start from one of presets/: cp presets/default.yaml params.yaml"),
+        ({"params.yaml": "data: {}\n"}, "DVC cannot read this project: .*data.path"),
+        (
+            {"params.yaml": "data: {path: a}\ndata: {path: b}\n"},
+            "DVC cannot read this project: .*params.yaml",
+        ),
+        (
+            {"params.yaml": "data: {path: a}\n", "dvc.yaml": "stages: ["},
+            "DVC cannot read this project: .*dvc.yaml",
+        ),
+    ],
+)
+def test_settings_or_a_graph_that_cannot_be_read_are_one_sentence(tmp_path, monkeypatch, files, message):
+    project = tiny_project(tmp_path, READING)
+    for name, content in files.items():
+        (project / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.chdir(project)
+    with pytest.raises(UserError, match=f"^{message}") as caught:
+        graph.read_graph()
+    assert "\n" not in str(caught.value)
+    assert status.stages()[0].startswith("unknown: ")

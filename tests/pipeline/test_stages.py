@@ -17,13 +17,12 @@ import yaml
 
 from scripts import print_run_summary, use_preset
 from stages import check_params
-from stages.runtime import stage
+from stages.runtime import stage, tracking
 from tests.helpers.paths import ROOT
 from thousandwords import preflight
 from thousandwords.core.config import ConfigError
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import DiskFull
-from thousandwords.core.params import read_params
 from thousandwords.data.images import encode_png
 
 SMOKE = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text())
@@ -163,7 +162,7 @@ def test_a_full_disk_ends_with_one_sentence_also_where_nothing_durable_is_writte
         raise OSError(errno.ENOSPC, "No space left on device", ".mlflow")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stage, "Tracker", no_room)
+    monkeypatch.setattr(tracking, "Tracker", no_room)
     Path("params.yaml").write_text(yaml.safe_dump(smoke(), sort_keys=False))
     with pytest.raises(SystemExit) as ended:
         check_params.main(["--out", "data/checked"])
@@ -171,6 +170,42 @@ def test_a_full_disk_ends_with_one_sentence_also_where_nothing_durable_is_writte
     assert capsys.readouterr().err == (
         "check_params: the disk is full ([Errno 28] No space left on device: '.mlflow'). Make room, then run the same again\n"
     )
+
+
+def broken_database(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "mlflow.db").write_bytes(bytes(range(1, 256)) * 12)
+
+
+@pytest.mark.parametrize(
+    ("break_tracking", "uri", "reason"),
+    [
+        (broken_database, None, "file is not a database). Move that file away"),
+        (lambda folder: (folder / "mlflow.db").mkdir(parents=True), None, "unable to open database file)"),
+        (lambda folder: folder.write_text("a file"), None, "[Errno 17] File exists"),
+        (lambda folder: None, "http://127.0.0.1:9", "refused>). Start it, or unset MLFLOW_TRACKING_URI"),
+        (lambda folder: None, "nowhere://x", "). Start it, or unset MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_without_mlflow_the_work_goes_on_or_stops_as_a_setting_says(
+    tmp_path, monkeypatch, capsys, break_tracking, uri, reason
+):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump(smoke(**{"sampling.inpaint": None}), sort_keys=False))
+    break_tracking(Path(".mlflow"))
+    with monkeypatch.context() as patch:
+        if uri:
+            patch.setenv("MLFLOW_TRACKING_URI", uri)
+        check_params.main(["--out", "data/checked"])
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith("check_params: MLflow at ") and reason in line, line
+        assert line.endswith("; the work goes on without tracking") and Path("data/checked").exists()
+        assert json.loads(Path("results/runs/check_params.json").read_bytes())["run_id"] is None
+
+        patch.setenv("THOUSANDWORDS_TRACKING", "required")
+        with pytest.raises(SystemExit) as ended:
+            check_params.main(["--out", "data/checked"])
+        assert ended.value.code == 2 and reason in capsys.readouterr().err
 
 
 def test_a_stage_that_cannot_save_its_state_still_ends_its_mlflow_run(tmp_path, monkeypatch):
@@ -182,14 +217,6 @@ def test_a_stage_that_cannot_save_its_state_still_ends_its_mlflow_run(tmp_path, 
     with pytest.raises(DiskFull), stage._recorded(context, None):
         raise ValueError("the work went wrong")
     assert ends == ["FAILED"]
-
-
-def test_a_params_file_that_is_missing_or_not_yaml_is_reported(tmp_path):
-    with pytest.raises(ConfigError, match="cp presets/default.yaml"):
-        read_params(tmp_path / "params.yaml")
-    (tmp_path / "params.yaml").write_text("seed: [1")
-    with pytest.raises(ConfigError, match="is not valid YAML"):
-        read_params(tmp_path / "params.yaml")
 
 
 def test_a_preset_replaces_the_settings_and_backs_up_the_users_own(tmp_path):

@@ -184,9 +184,9 @@ def test_shards_that_were_moved_are_rejected(kinds, tmp_path, name, damage):
 def test_an_extra_shard_is_not_read_and_is_reported(tokens):
     shutil.copy(tokens / "train-00000.parquet", tokens / "train-00003.parquet")
     assert len(read_token_rows(tokens, "train")) == 10
-    intact, problems = verify_artifacts.verify((str(tokens),), tokens / "no lock")
+    intact, problems = verify_artifacts.verify((str(tokens),))
     assert not intact and problems == [
-        f"{tokens}/train-00003.parquet is not named in {tokens}/manifest.json. Remove it, or run: dvc checkout, or dvc repro"
+        f"{tokens}/train-00003.parquet is not named in {tokens}/manifest.json. Remove it, or run: make repair"
     ]
 
 

@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from stages.runtime.locks import output_lock
 from tests.helpers.kill import ROOT, Ended, ForkServer
+from tests.helpers.prefect_server import wait_for
+from tests.helpers.smoke_project import environment
 from tests.helpers.tiny_models import CAPTIONS, SIDE, TINY, tiny, tiny_text, write_shards
 from thousandwords import components
 from thousandwords.core.errors import UserError
@@ -291,6 +294,9 @@ def test_changed_settings_never_resume_from_other_checkpoints(reference, tmp_pat
     )
 
 
+ENVIRONMENT = environment(PYTHONPATH=str(ROOT))
+
+
 # --- A6: one writer, and no orphans ----------------------------------------------------------------------------------
 
 
@@ -308,50 +314,25 @@ def test_a_second_writer_of_an_output_is_rejected_wherever_it_was_started(refere
     reference.resume_and_compare(folder, "prepare_pairs")
 
 
-def environment() -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {
-        **os.environ,
-        "PATH": path,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "DVC_NO_ANALYTICS": "1",
-    }
-
-
-def processes_at(folder: Path) -> set[int]:
-    """The processes whose working directory is this folder."""
-    pids = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if (entry / "cwd").resolve(strict=True) == folder.resolve():
-                    pids.add(int(entry.name))
-            except OSError:
-                continue
-    return pids
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return condition()
-
-
 def kill_when_training(folder: Path, command: list[str]) -> set[int]:
     """Start a command that trains, kill it alone once there is a checkpoint; returns the processes left after
     10 s."""
     with open(folder / "output.txt", "w") as file:
-        running = subprocess.Popen(command, cwd=folder, env=environment(), stdout=file, stderr=file)
-    assert wait_until(lambda: list(folder.glob(".ckpt/train_generator/*/step-*")), 180), (
-        folder / "output.txt"
-    ).read_text()
+        running = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=file, stderr=file)
+    wait_for(lambda: list(folder.glob(".ckpt/train_generator/*/step-*")), 180, "there is no checkpoint")
     assert len(processes_at(folder)) > 1
     running.kill()
     running.wait()
-    wait_until(lambda: not processes_at(folder), 10)
+    deadline = time.monotonic() + 10
+    while processes_at(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
     return processes_at(folder)
+
+
+def processes_at(folder: Path) -> set[int]:
+    """The processes whose working directory is this folder."""
+    found = psutil.process_iter(["pid", "cwd"])
+    return {process.pid for process in found if process.info["cwd"] == str(folder.resolve())}
 
 
 @pytest.mark.slow
@@ -372,12 +353,12 @@ def test_no_stage_outlives_dvc_and_the_next_repro_resumes(reference, tmp_path):
         "outs": ["models/generator", "results/curves.json"],
     }
     write_json(folder / "dvc.yaml", {"stages": {"train_generator": stage}})
-    subprocess.run(["dvc", "init", "--no-scm", "-q"], cwd=folder, env=environment(), check=True)
+    subprocess.run(["dvc", "init", "--no-scm", "-q"], cwd=folder, env=ENVIRONMENT, check=True)
 
     assert kill_when_training(folder, ["dvc", "repro"]) == set()
 
     before = Checkpoints(next((folder / ".ckpt/train_generator").iterdir())).newest().step
-    done = subprocess.run(["dvc", "repro"], cwd=folder, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(["dvc", "repro"], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0 and before > 0, done.stdout + done.stderr
     curves = json.loads((folder / "results/curves.json").read_bytes())
     assert [row["step"] for row in curves] == list(range(10, 1001, 10))

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
-import subprocess
-import sys
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
-from flows import pipeline
-from flows.dvc import graph
 from tests.helpers.prefect_server import Server, run, tiny_project
 
 
@@ -25,22 +19,6 @@ def diamond(seconds: float = 0) -> dict[str, dict]:
         name: concatenate("a", out=out, seconds=seconds) for name, out in (("left", "b"), ("right", "c"))
     }
     return {"first": {"cmd": "echo 1 > a", "outs": ["a"]}, **sides, "last": concatenate("b", "c", out="d")}
-
-
-def repro(project: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "dvc", "repro", "-q"], cwd=project, capture_output=True, text=True
-    )
-
-
-def test_stale_stages_are_those_that_dvc_reports(tmp_path, monkeypatch):
-    project = tiny_project(tmp_path, diamond())
-    monkeypatch.chdir(project)
-    assert graph.read_graph().stale == {"first", "left", "right", "last"}
-    assert repro(project).returncode == 0
-    assert graph.read_graph().stale == frozenset()
-    (project / "c").write_text("another")
-    assert graph.read_graph().stale == {"right", "last"}
 
 
 def test_the_flow_runs_what_changed_publishes_it_and_then_finds_nothing_to_do(tmp_path, server):
@@ -81,29 +59,6 @@ def test_the_flow_runs_what_changed_publishes_it_and_then_finds_nothing_to_do(tm
     assert server.task_runs(server.runs()[-1]["id"]) == {}
 
 
-def test_an_unchanged_stage_that_waits_for_no_other_is_no_task(tmp_path, monkeypatch):
-    project = tiny_project(tmp_path, diamond())
-    repro(project)
-    (project / "c").write_text("another")
-    submitted = {}
-
-    class Task:
-        def __init__(self, stage):
-            self.stage = stage
-
-        def submit(self, stage, is_stale, gpus, parallel, needs):
-            submitted[stage] = (is_stale, needs)
-            return f"result of {stage}"
-
-    monkeypatch.chdir(project)
-    monkeypatch.setattr(pipeline, "stage_task", lambda stage, place: Task(stage))
-    monkeypatch.setattr(pipeline, "collect_results", lambda futures: dict.fromkeys(futures, "unchanged"))
-    monkeypatch.setattr(pipeline, "get_run_logger", logging.getLogger)
-    monkeypatch.setenv("THOUSANDWORDS_PIPELINE", "a test")
-    assert pipeline.run_graph(None) == dict.fromkeys(diamond(), "unchanged")
-    assert submitted == {"right": (True, []), "last": (True, ["result of right"])}
-
-
 TRY = "echo $(date +%s.%N) >> {name}.tries; {end}"
 
 
@@ -126,8 +81,7 @@ def test_a_stage_is_retried_as_often_as_its_table_says(tmp_path, server):
     assert result.returncode == 1 and "pipeline: stage " in result.stderr and not (project / "after").exists()
     latest = server.runs()[-1]
     task_runs = server.task_runs(latest["id"])
-    not_run = [task_run["state_name"] for name, task_run in task_runs.items() if name.startswith("after")]
-    assert latest["state_type"] == "FAILED" and not_run == ["NotReady"]
+    assert latest["state_type"] == "FAILED" and set(task_runs) == set(ends)
     assert task_runs["passing"]["run_count"] == 3 and task_runs["failing"]["run_count"] == 4
     waits = planned_waits(server, task_runs["failing"])
     assert waits == pytest.approx([0.5, 1, 2], rel=0.2)

@@ -63,28 +63,42 @@ def test_a_stage_that_no_worker_ran_runs_at_the_coordinator_and_is_named(origin)
     ), result.stderr
 
 
-def test_without_a_remote_nothing_is_run(origin):
-    must(origin, "dvc", "remote", "remove", "store")
-    must(origin, "git", "commit", "-qam", "no remote")
-    result = remote_repro(clone(origin, "worker"), "work", "--stage", "pairs")
-    assert result.returncode == 1 and ran(origin) == []
-    assert result.stderr.startswith(
-        "remote_repro: no DVC remote is configured, through which the machines exchange outputs."
-    )
-    assert "dvc remote add --default" in result.stderr
+def remove_remote(worker: Path) -> None:
+    must(worker, "dvc", "remote", "remove", "store")
+    must(worker, "git", "commit", "-qam", "no remote")
 
 
-def test_a_clone_with_changes_is_rejected_and_they_are_named(origin):
-    worker = clone(origin, "worker")
+def edit(worker: Path) -> None:
     (worker / "stage.py").write_text(STAGE + "\n")
     (worker / "new.py").write_text("")
-    result = remote_repro(worker, "work", "--stage", "pairs")
-    assert result.returncode == 1 and ran(origin) == []
-    assert result.stderr == (
-        "remote_repro: this clone has changes that no other machine has: stage.py, new.py. Commit them and check that revision "
-        "out everywhere, or stash them\n"
-    )
-    assert "stage.py, new.py" in remote_repro(worker, "collect").stderr
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            remove_remote,
+            "no DVC remote is configured, through which the machines exchange outputs. Add one that all of them reach: dvc "
+            "remote add --default",
+        ),
+        (
+            edit,
+            "this clone has changes that no other machine has: stage.py, new.py. Commit them and check that revision out "
+            "everywhere, or stash them",
+        ),
+        (
+            lambda worker: (worker / "dvc.yaml").unlink(),
+            "there is no dvc.yaml here. Run this in the root of a clone",
+        ),
+    ],
+)
+def test_a_clone_that_cannot_share_is_rejected_with_the_fix_before_anything_runs(origin, spoil, message):
+    worker = clone(origin, "worker")
+    spoil(worker)
+    for words in (("work", "--stage", "pairs"), ("collect",)):
+        result = remote_repro(worker, *words)
+        assert result.returncode == 1 and result.stderr.startswith(f"remote_repro: {message}")
+    assert ran(origin) == []
 
 
 def test_a_stage_that_fails_is_reported_and_pushes_nothing(origin):
@@ -95,13 +109,6 @@ def test_a_stage_that_fails_is_reported_and_pushes_nothing(origin):
         and "`dvc --wait-for-lock repro --pull nothing` failed with code" in result.stderr
     )
     assert not any((origin.parent / "remote").iterdir())
-
-
-def test_outside_a_clone_the_message_names_the_fix(tmp_path):
-    result = remote_repro(tmp_path, "collect")
-    assert result.returncode == 1 and result.stderr.startswith(
-        "remote_repro: there is no dvc.yaml here. Run this in the root of a clone"
-    )
 
 
 def test_a_revision_that_exists_nowhere_is_rejected_and_one_that_only_the_origin_has_is_fetched(origin):

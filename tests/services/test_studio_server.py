@@ -346,7 +346,7 @@ def test_a_damaged_package_is_not_used_and_the_fix_is_named(home, studio):
     weights.write_bytes(flipped(weights.read_bytes(), 2000))
     answer = studio.client.post("/api/generate", json={"prompt": PROMPT})
     assert answer.status_code == 503 and "generator/weights.safetensors is damaged" in answer.json()["error"]
-    assert "dvc repro package_model" in answer.json()["error"]
+    assert "make repair" in answer.json()["error"]
 
 
 NO_MODEL = "there is no model: no package at nowhere, and none in the registry. Run: make"

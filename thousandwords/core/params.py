@@ -24,7 +24,7 @@ def read_params(path: Path) -> dict:
         raise ConfigError(f"{path} is missing. Start from one of presets/: cp presets/default.yaml {path}")
     try:
         params = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(params, dict):
         raise ConfigError(f"{path} should be a set of named sections, found {type(params).__name__}")

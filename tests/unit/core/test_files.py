@@ -214,7 +214,7 @@ def test_a_damaged_file_is_named_with_the_expected_sum_the_sum_found_and_the_fix
     assert str(caught.value) == (
         f"{folder}/words.txt is damaged: "
         "sha256 should be 82e348efe704f0399b26baca82836558afc5505fcd6410a9f19aa25f11a443b2, "
-        "found fa75c67fee12f83b4e2cafbdaa1f00fd40adc2824c51c3cc59eddb084f4bd38d. Run: dvc repro prepare_pairs"
+        "found fa75c67fee12f83b4e2cafbdaa1f00fd40adc2824c51c3cc59eddb084f4bd38d. Run: make repair"
     )
 
 
@@ -226,9 +226,7 @@ def test_a_file_of_another_size_is_rejected(folder, size):
     with pytest.raises(DamagedArtefact) as caught:
         read_manifest(folder)
 
-    assert str(caught.value) == (
-        f"{folder}/words.txt should be 36 bytes, found {size}. Run: dvc checkout, or dvc repro"
-    )
+    assert str(caught.value) == (f"{folder}/words.txt should be 36 bytes, found {size}. Run: make repair")
 
 
 def test_a_missing_file_is_rejected(folder):

@@ -226,7 +226,7 @@ def test_samples_come_back_prompt_after_prompt(samples_folder):
 def test_damaged_samples_are_rejected(samples_folder):
     path = samples_folder / "samples-00001.parquet"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DamagedArtefact, match="samples-00001.parquet .* Run: dvc repro sample_images"):
+    with pytest.raises(DamagedArtefact, match="samples-00001.parquet .* Run: make repair"):
         read_samples(samples_folder)
 
 

@@ -282,7 +282,7 @@ def test_a_saved_tokenizer_loads_unchanged_with_its_fingerprint(tmp_path):
 def test_a_tokenizer_with_one_flipped_bit_is_rejected(tmp_path, name):
     save(TINY, tmp_path)
     for _ in flips(tmp_path / name, 20):
-        with pytest.raises(DamagedArtefact, match=f"{name}.* Run: dvc repro train_text_tokenizer"):
+        with pytest.raises(DamagedArtefact, match=f"{name}.* Run: make repair"):
             load(tmp_path)
 
 

@@ -1,0 +1,97 @@
+"""Outputs, here and in DVC's cache, whose bytes are not those that dvc.lock names.
+
+DVC trusts the time of a file and the read-only files of its cache: it restores a flipped bit without noticing.
+Once the damaged copies are removed, `dvc repro` takes a sound one or makes the output again.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from flows.dvc.digest import dvc_digest, list_of_folder
+
+LOCK = Path("dvc.lock")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file or folder of an output with another md5 than dvc.lock names."""
+
+    output: Path
+    path: Path  # in the output, or in the cache
+    expected: str
+    found: str
+    sound: Path | None = None  # a copy that is not damaged
+
+    def __str__(self) -> str:
+        of = "" if self.path.is_relative_to(self.output) else f" of {self.output}"
+        return f"{self.path}{of} is damaged: md5 should be {self.expected}, found {self.found}"
+
+
+def locked_outputs(stages: Collection[str] | None = None) -> dict[Path, str]:
+    """{output: md5} of these stages, or of all, from dvc.lock."""
+    lock = (yaml.safe_load(LOCK.read_text(encoding="utf-8")) if LOCK.is_file() else None) or {}
+    entries = lock.get("stages", {}).items()
+    outs = [
+        out for name, entry in entries if stages is None or name in stages for out in entry.get("outs", [])
+    ]
+    return {Path(out["path"]): out["md5"] for out in outs if "md5" in out}
+
+
+def find_damage(stages: Collection[str] | None = None) -> list[Damage]:
+    """What is damaged of the outputs of these stages, or of all, here and in the cache."""
+    return [damage for output, md5 in locked_outputs(stages).items() for damage in _of_output(output, md5)]
+
+
+def discard(damages: list[Damage]) -> None:
+    """Remove damaged files, so that DVC makes or fetches them again; one of the cache is replaced where its copy
+    here is sound."""
+    for damage in damages:
+        if damage.path.is_dir() and not damage.path.is_symlink():
+            shutil.rmtree(damage.path)
+        else:
+            damage.path.unlink(missing_ok=True)
+        if damage.sound and damage.sound.is_dir():
+            damage.path.write_bytes(list_of_folder(damage.sound))
+        elif damage.sound:
+            shutil.copyfile(damage.sound, damage.path)
+
+
+def object_in_cache(md5: str) -> Path:
+    """The file of DVC's cache with that content; that of a folder is the list of its files."""
+    return _cache() / md5[:2] / md5[2:]
+
+
+@functools.cache
+def _cache() -> Path:
+    from dvc.repo import Repo  # late: loading takes a second
+
+    return Path(Repo().cache.local.path)
+
+
+def _of_output(output: Path, md5: str) -> Iterator[Damage]:
+    in_cache = object_in_cache(md5)
+    if not md5.endswith(".dir"):
+        yield from _of_copies(output, output, in_cache, md5)
+    elif in_cache.is_file() and dvc_digest(in_cache) == md5.removesuffix(".dir"):
+        for entry in json.loads(in_cache.read_bytes()):
+            path, md5 = output / entry["relpath"], entry["md5"]
+            yield from _of_copies(output, path, object_in_cache(md5), md5)
+    else:
+        yield from _of_copies(output, output, in_cache, md5)
+
+
+def _of_copies(output: Path, here: Path, in_cache: Path, md5: str) -> Iterator[Damage]:
+    """The damaged ones of a file or folder and its object in the cache."""
+    found_here, found_in_cache = (dvc_digest(path) if path.exists() else None for path in (here, in_cache))
+    if found_here not in (None, md5):
+        yield Damage(output, here, md5, found_here)
+    if found_in_cache not in (None, md5.removesuffix(".dir")):
+        yield Damage(output, in_cache, md5, found_in_cache, here if found_here == md5 else None)
