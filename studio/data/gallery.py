@@ -1,4 +1,5 @@
-"""The gallery of past generations: each is a folder of sample shards with its ranking and scores.
+"""The gallery of past generations: each is a folder of sample shards with its ranking and scores; and its
+search by what the images show.
 
 An entry appears complete or not at all, and is verified when it is read. The provenance is added to an image
 when it is read, so that a PNG from the gallery is byte for byte the one that was sent when it was generated.
@@ -18,12 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from studio.events import Event
-from studio.worker.handlers import grid_of
+from studio.worker.handlers import device_of, grid_of
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import sync_folder, translate_write_errors
 from thousandwords.core.manifest import DamagedArtefact, read_manifest
+from thousandwords.data.images import to_float
 from thousandwords.inference.candidates import candidate_seed
 from thousandwords.inference.provenance import Provenance, encode_png_with_provenance
 from thousandwords.inference.sample_shards import INPAINTED, read_samples, sample_table, write_samples
@@ -32,6 +35,7 @@ NAME = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}")  # time and a random part: names s
 NOT_FOUND = "there is no such entry in the gallery. It may have been deleted; reload the gallery"
 METADATA = ("candidates", "provenance", "version", "scores", "order", "when")  # stored beside the images
 NUM_BEST = 4  # images of an entry in a list of entries
+MAX_SEARCHED = 2000  # entries, the newest
 
 
 class NoSuchEntry(UserError):
@@ -60,16 +64,10 @@ class Gallery:
         """Save an entry; returns its name. Raises UserError if the disk is full."""
         now = datetime.datetime.now(datetime.UTC)
         name = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
-        metadata = {
-            "candidates": len(entry.tokens),
-            "provenance": entry.provenance.to_dict(),
-            "version": entry.version,
-            "scores": entry.scores,
-            "order": entry.order,
-            "when": now.isoformat(timespec="seconds"),
-        }
-        assert tuple(metadata) == METADATA
-        provenance = entry.provenance
+        provenance, count = entry.provenance, len(entry.tokens)
+        when = now.isoformat(timespec="seconds")
+        values = (count, provenance.to_dict(), entry.version, entry.scores, entry.order, when)
+        metadata = dict(zip(METADATA, values, strict=True))
         rows = [
             {
                 "prompt_id": 0,
@@ -78,7 +76,7 @@ class Gallery:
                 "candidate": number,
                 "seed": candidate_seed(provenance.seed, provenance.caption, number),
             }
-            for number in range(len(entry.tokens))
+            for number in range(count)
         ]
         partial = self.folder / f".{name}.tmp"
         try:
@@ -91,27 +89,29 @@ class Gallery:
 
     def page(self, before: str | None, limit: int) -> Event:
         """The newest entries, or those before `before`; damaged entries are left out."""
-        names = self.names()
-        names = [name for name in names if before is None or name < before]
+        names = [name for name in self.names() if before is None or name < before]
         entries = []
         for index, name in enumerate(names):
             if len(entries) == limit:
                 return {"entries": entries, "next": names[index - 1]}
-            try:
-                entries.append(self._summary(name, self._metadata(name), NUM_BEST))
-            except (DamagedArtefact, NoSuchEntry):  # NoSuchEntry: it was deleted meanwhile
-                continue
+            entries += self.entries([name])
         return {"entries": entries, "next": None}
+
+    def entries(self, names: list[str]) -> list[Event]:
+        """The entries with these names, as in a page; deleted and damaged ones are left out."""
+        entries = []
+        for name in names:
+            with contextlib.suppress(NoSuchEntry, DamagedArtefact):
+                entries.append(self._summary(name, self._metadata(name), NUM_BEST))
+        return entries
 
     def entry(self, name: str) -> Event:
         """An entry with all its candidates, best first. Raises NoSuchEntry or DamagedArtefact."""
         metadata = self._metadata(name)
         tokens = read_samples(self.folder / name).table["image_tokens"].to_pylist()
         summary = self._summary(name, metadata, len(tokens))
-        images = [
-            image | {"tokens": grid_of(torch.tensor(tokens[image["candidate"]]))}
-            for image in summary.pop("best")
-        ]
+        best = summary.pop("best")
+        images = [image | {"tokens": grid_of(torch.tensor(tokens[image["candidate"]]))} for image in best]
         return summary | {"settings": dataclasses.asdict(metadata["provenance"].settings), "images": images}
 
     def image(self, name: str, candidate: int) -> bytes:
@@ -129,42 +129,33 @@ class Gallery:
         metadata = self._metadata(name)
         return read_samples(self.folder / name).images(0)[metadata["order"][0]]
 
-    def entries(self, names: list[str]) -> list[Event]:
-        """The entries with these names, as in a page; deleted and damaged ones are left out."""
-        entries = []
-        for name in names:
-            with contextlib.suppress(NoSuchEntry, DamagedArtefact):
-                entries.append(self._summary(name, self._metadata(name), NUM_BEST))
-        return entries
-
     def remove(self, name: str) -> None:
         """Delete an entry. Raises NoSuchEntry, or CannotWrite if the folder cannot be changed."""
-        self._check(name)
-        removed = self.folder / f".{name}.gone"
+        folder, removed = self._entry_folder(name), self.folder / f".{name}.gone"
         with translate_write_errors(self.folder):
             try:
-                os.rename(self.folder / name, removed)  # atomic: no reader sees half an entry
+                os.rename(folder, removed)  # atomic: no reader sees half an entry
             except FileNotFoundError as error:
                 raise NoSuchEntry(NOT_FOUND) from error
         shutil.rmtree(removed, ignore_errors=True)
 
     def names(self) -> list[str]:
         """All entries, newest first."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(
-            (path.name for path in self.folder.iterdir() if NAME.fullmatch(path.name)), reverse=True
-        )
+        names = (path.name for path in self.folder.glob("*"))
+        return sorted((name for name in names if NAME.fullmatch(name)), reverse=True)
 
-    def _check(self, name: str) -> None:
-        if not NAME.fullmatch(name) or not (self.folder / name).is_dir():
+    def _entry_folder(self, name: str) -> Path:
+        if not NAME.fullmatch(name):
             raise NoSuchEntry(NOT_FOUND)
+        return self.folder / name
 
     def _metadata(self, name: str) -> dict:
         """What is stored of an entry beside its images. Raises NoSuchEntry or DamagedArtefact."""
-        self._check(name)
+        folder = self._entry_folder(name)
+        if not folder.is_dir():
+            raise NoSuchEntry(NOT_FOUND)
         fix = f"delete the gallery entry {name}: its files have changed"
-        metadata = read_manifest(self.folder / name, verify=False, fix=fix)["facts"]
+        metadata = read_manifest(folder, verify=False, fix=fix)["facts"]
         try:
             provenance = Provenance.from_dict(metadata["provenance"])
             return {key: metadata[key] for key in METADATA} | {"provenance": provenance}
@@ -176,7 +167,7 @@ class Gallery:
 
     def _summary(self, name: str, metadata: dict, count: int) -> Event:
         """An entry with its `count` best images."""
-        provenance = metadata["provenance"]
+        provenance, scores = metadata["provenance"], metadata["scores"]
         return {
             "id": name,
             "when": metadata["when"],
@@ -186,11 +177,37 @@ class Gallery:
             "version": metadata["version"],
             "is_inpainted": provenance.fixed_tokens is not None,
             "best": [
-                {
-                    "candidate": number,
-                    "score": metadata["scores"][number],
-                    "url": f"/api/gallery/{name}/{number}.png",
-                }
+                {"candidate": number, "score": scores[number], "url": f"/api/gallery/{name}/{number}.png"}
                 for number in metadata["order"][:count]
             ],
         }
+
+
+class GallerySearch:
+    """The embeddings of the entries' best images by each scorer: computed when a search first needs them, and
+    in memory only, because they are few compared with the data set's.
+    """
+
+    def __init__(self, gallery: Gallery) -> None:
+        self.gallery = gallery
+        self._embeddings: dict[tuple[str, str], Tensor] = {}  # (scorer's fingerprint, entry) -> (D,)
+
+    def search(self, scorer: nn.Module, query: str, limit: int) -> list[str]:
+        """Names of the entries whose best images match a text best, the best match first."""
+        names = [name for name in self.gallery.names()[:MAX_SEARCHED] if self._embed(scorer, name)]
+        if not names:
+            return []
+        with torch.no_grad():
+            target = scorer.embed_captions([query])[0].cpu().float()
+        table = torch.stack([self._embeddings[scorer.fingerprint, name] for name in names])
+        ranking = (table @ target).argsort(descending=True, stable=True)
+        return [names[place] for place in ranking[:limit].tolist()]
+
+    def _embed(self, scorer: nn.Module, name: str) -> bool:
+        """Embed an entry's best image if that is not done yet; False if the entry is damaged or deleted."""
+        key = scorer.fingerprint, name
+        if key not in self._embeddings:
+            with contextlib.suppress(DamagedArtefact, NoSuchEntry), torch.no_grad():
+                pixels = to_float(self.gallery.best_image(name)[None]).to(device_of(scorer))
+                self._embeddings[key] = scorer.embed_images(pixels)[0].cpu().float()
+        return key in self._embeddings

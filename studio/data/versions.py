@@ -60,23 +60,20 @@ class Versions:
 
     def default(self) -> Version:
         """The version selected at the start, else the champion, else models/package. Raises UserError."""
-        if self.selected is not None:
-            return self.find(self.selected)
-        versions = self.all()
-        if not versions:
-            raise UserError(
-                f"there is no model: no package at {self.package}, and none in the registry. Run: make run"
-            )
-        return next((version for version in versions if "champion" in version.aliases), versions[0])
+        return self.find(None)
 
     def find(self, name: str | None) -> Version:
         """The version with an id or alias; None: the default. Raises UserError."""
-        if name is None:
-            return self.default()
-        versions = self.all()
+        versions, name = self.all(), self.selected if name is None else name
+        if name is None and not versions:
+            raise UserError(
+                f"there is no model: no package at {self.package}, and none in the registry. Run: make run"
+            )
         for version in versions:
-            if name == version.id or name in version.aliases:
+            if (name or "champion") in (version.id, *version.aliases):
                 return version
+        if name is None:
+            return versions[0]
         names = [text for version in versions for text in (version.id, *version.aliases)]
         raise UserError(
             f"there is no version {name!r}; there is {', '.join(names) or 'none at all'}. "

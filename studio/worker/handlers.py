@@ -1,4 +1,4 @@
-"""Request handlers: a package and the fields of a request -> events. One function per kind of request.
+"""Request handlers: a package and the fields of a request -> its only event, or its events one by one.
 
 Events are dicts that become JSON; images in them are PNG in base64, grids of tokens are lists of rows.
 `studio.api.schema` has checked the types of a request; what depends on the model is checked here and rejected
@@ -10,11 +10,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from studio.events import Event, FieldError, Grid
 from thousandwords.core.errors import InvalidInput, UserError
@@ -54,10 +55,9 @@ def describe(package: Package) -> Event:
 
 def _grid_side(package: Package) -> int | None:
     """Rows of the token grid; None for a tokenizer with several scales, which has no single grid."""
-    try:
+    with contextlib.suppress(UserError):
         return grid_side(package.image_tokenizer.scales)
-    except UserError:
-        return None
+    return None
 
 
 # --- generation ---------------------------------------------------------------------------------------------
@@ -70,9 +70,8 @@ def generate(
     prompt = prompt_of(prompt)
     settings = settings_of(package, candidates, changes)
     fixed = None if fixed_tokens is None else fixed_tokens_of(package, fixed_tokens)
-    provenance = Provenance(
-        prompt, seed, 0, package.fingerprint, settings, None if fixed is None else tuple(fixed.tolist())
-    )
+    fixed_numbers = None if fixed is None else tuple(fixed.tolist())
+    provenance = Provenance(prompt, seed, 0, package.fingerprint, settings, fixed_numbers)
     yield {
         "event": "started",
         "fingerprint": package.fingerprint,
@@ -100,14 +99,15 @@ def generate(
     }
 
 
-def reproduce(package: Package, provenance: Provenance, data: bytes) -> Event:
+def reproduce(package: Package, data: bytes) -> Event:
     """Generate the image of a PNG file again and compare both. Raises FieldError before it generates."""
+    provenance = read_provenance(data)
     check_provenance(package, provenance)
     pixels = pixels_of(data)
-    number = provenance.candidate // provenance.settings.batch_size
+    number, place = divmod(provenance.candidate, provenance.settings.batch_size)
     fixed = None if provenance.fixed_tokens is None else torch.tensor(provenance.fixed_tokens)
     batch = package.generate_batch(provenance.caption, provenance.settings, provenance.seed, number, fixed)
-    candidate = next(candidate for candidate in batch if candidate.candidate == provenance.candidate)
+    candidate = batch[place]
     reproduced = encode_png_with_provenance(candidate.image, provenance)
     return {
         "same": reproduced == data,
@@ -175,7 +175,7 @@ def likelihood(package: Package, prompt: str, grid: Grid) -> Event:
         "image_bits": round(result.image_bits, 4),
         "caption_bits": round(result.caption_bits, 4),
         "bits_per_token": round(result.bits_per_token, 4),
-        "uniform_bits_per_token": round(float(np.log2(package.image_tokenizer.vocab_size)), 4),
+        "uniform_bits_per_token": round(math.log2(package.image_tokenizer.vocab_size), 4),
         "least_likely": [
             {"row": row, "column": column, "token": int(tokens[row, column]), "bits": round(bits, 4)}
             for row, column, bits in token_editing.most_surprising_cells(log_probabilities, NUM_LEAST_LIKELY)
@@ -187,12 +187,19 @@ def likelihood(package: Package, prompt: str, grid: Grid) -> Event:
 # --- checks of the request ----------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _field_errors(field: str) -> Iterator[None]:
+    """Turn an error of the library into a FieldError for `field`."""
+    try:
+        yield
+    except ValueError as error:
+        raise FieldError(field, str(error).removeprefix("sampling.")) from error
+
+
 def prompt_of(prompt: str) -> str:
     """The prompt, normalized for the models. Raises FieldError."""
-    try:
+    with _field_errors("prompt"):
         return check_prompt(prompt, "the caption")
-    except UserError as error:
-        raise FieldError("prompt", str(error)) from error
 
 
 def pixels_of(data: bytes) -> np.ndarray:
@@ -206,29 +213,14 @@ def pixels_of(data: bytes) -> np.ndarray:
 
 def settings_of(package: Package, candidates: int, changes: dict) -> SamplingConfig:
     """The package's sampling settings with the changes of a request. Raises FieldError."""
-    device = next(package.generator.parameters()).device.type
     for name, value in changes.items():
-        try:
+        with _field_errors(name):
             replace_settings(package.settings, **{name: value})
-        except ValueError as error:
-            raise FieldError(name, str(error).removeprefix("sampling.")) from error
-    settings = replace_settings(
-        package.settings, **changes, candidates=candidates, batch_size=BATCH_SIZE.get(device, 8)
-    )
-    try:
+    batch_size = BATCH_SIZE.get(device_of(package.generator).type, 8)
+    settings = replace_settings(package.settings, **changes, candidates=candidates, batch_size=batch_size)
+    with _field_errors("guidance"):
         check_guidance(settings.guidance, package.generator.config)
-    except UserError as error:
-        raise FieldError("guidance", str(error).removeprefix("sampling.")) from error
     return settings
-
-
-@contextlib.contextmanager
-def _field_errors(field: str) -> Iterator[None]:
-    """Turn a ValueError of the library into a FieldError for `field`."""
-    try:
-        yield
-    except ValueError as error:
-        raise FieldError(field, str(error)) from error
 
 
 def fixed_tokens_of(package: Package, grid: Grid) -> Tensor:
@@ -271,7 +263,7 @@ def check_provenance(package: Package, provenance: Provenance) -> None:
         if provenance.fixed_tokens is not None:
             fixed = torch.tensor(provenance.fixed_tokens, dtype=torch.int64)[None]
             package.generator.check_fixed_tokens(fixed, 1)
-    except (UserError, ValueError) as error:
+    except ValueError as error:
         raise FieldError("image", f"this image's provenance does not fit this model: {error}") from error
 
 
@@ -283,10 +275,12 @@ def _decode(package: Package, tokens: Tensor) -> np.ndarray:
 
 def grid_of(tokens: Tensor) -> Grid:
     """Tokens (L,) as rows of a square grid; a single row if L is not a square."""
-    try:
-        return token_editing.as_grid(tokens).tolist()
-    except ValueError:
-        return [tokens.tolist()]
+    side = math.isqrt(len(tokens))
+    return tokens.reshape(side if side * side == len(tokens) else 1, -1).tolist()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def base64_of(data: bytes) -> str:

@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import itertools
 import logging
+import math
 import multiprocessing
 import os
 import threading
@@ -22,12 +23,10 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from studio.events import Event
-from studio.worker.process import STOP_SIGNAL, ModelWorker, StudioPaths, run_worker, unavailable
+from studio.worker.process import STOP_SIGNAL, StudioPaths, run_worker, unavailable
 from thousandwords.core.errors import UserError
 
-STOP_TIMEOUT = (
-    10.0  # seconds for a stopped request to end (one long torch operation), then its process is ended
-)
+STOP_TIMEOUT = 10.0  # seconds that a stopped request has to end; then its process is killed
 IDLE_CHECK_INTERVAL = 0.5  # seconds between checks that an idle worker process is alive
 LOAD_RETRY_INTERVAL = 5.0  # seconds until models that could not be loaded are tried again
 RESTART_DELAY = 1.0  # seconds; doubled with each worker process that dies before it was ready
@@ -48,6 +47,12 @@ class NotReady(Exception):
     """The models are not loaded, or cannot be loaded."""
 
 
+def make_model_worker(paths: StudioPaths) -> object:
+    from studio.worker.models import ModelWorker  # here: the server does not need it, and it takes seconds
+
+    return ModelWorker(paths)
+
+
 @dataclass(eq=False)
 class Request:
     """One request to the worker process, and the events that it answers."""
@@ -56,7 +61,7 @@ class Request:
     arguments: dict
     loop: asyncio.AbstractEventLoop
     number: int
-    is_stopped: bool = False
+    kill_at: float = math.inf  # by time.monotonic(), once it is stopped
     events: asyncio.Queue[Event | None] = field(default_factory=asyncio.Queue)
 
     def put_event(self, event: Event | None) -> None:
@@ -76,7 +81,7 @@ class RequestQueue:
         paths: StudioPaths,
         default_folder: Callable[[], str],
         capacity: int = 16,
-        make_worker: Callable[[StudioPaths], ModelWorker] = ModelWorker,
+        make_worker: Callable = make_model_worker,
     ) -> None:
         self.paths, self.default_folder, self.capacity = paths, default_folder, capacity
         self.make_worker = make_worker
@@ -123,12 +128,13 @@ class RequestQueue:
     def stop(self, request: Request) -> None:
         """Remove a request from the queue, or interrupt it; nothing happens if it has ended."""
         with self._changed:
-            request.is_stopped = True
+            request.kill_at = time.monotonic() + STOP_TIMEOUT
             if request in self._waiting:
                 self._waiting.remove(request)
             elif request is self._running:
                 self._stop_number.value = request.number
-                self._send_stop_signal()
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._process.pid, STOP_SIGNAL)
 
     def close(self) -> None:
         """End the worker process and the thread; waiting requests get an error."""
@@ -136,7 +142,7 @@ class RequestQueue:
             self._is_closed = True
             self._reject_waiting(WORKER_DIED)
             self._changed.notify()
-        self._end_process()
+        self._kill_process()
         self._thread.join(5)
 
     def _reject_waiting(self, event: Event) -> None:
@@ -166,12 +172,9 @@ class RequestQueue:
         process = self._context.Process(target=run_worker, args=arguments, name="model-worker", daemon=True)
         process.start()
         worker_end.close()
-        self._pipe, self._process = (
-            own_end,
-            process,
-        )  # not before it runs: only a started process can be ended
+        self._pipe, self._process = own_end, process  # not before it runs: `close` kills it
         if self._is_closed:  # `close` was called meanwhile and did not see this process
-            self._end_process()
+            self._kill_process()
             return
         self._load_models()
 
@@ -179,14 +182,14 @@ class RequestQueue:
         """Load the models. On failure all requests get the reason, and loading is tried again later."""
         problem = self._warm_up()
         with self._changed:
-            if problem:
-                if problem != self.problem:
-                    log.error("%s", problem)
-                self.status, self.problem = "broken", problem
-                self._next_load = time.monotonic() + LOAD_RETRY_INTERVAL
-                self._reject_waiting(unavailable(problem))
-            else:
+            if not problem:
                 self.status, self.problem, self._deaths = "ready", "", 0
+                return
+            if problem != self.problem:
+                log.error("%s", problem)
+            self.status, self.problem = "broken", problem
+            self._next_load = time.monotonic() + LOAD_RETRY_INTERVAL
+            self._reject_waiting(unavailable(problem))
 
     def _warm_up(self) -> str:
         """The reason why the models cannot be used, "" if they can."""
@@ -198,8 +201,8 @@ class RequestQueue:
             return f"the package could not be fetched: {error}"
         problem = ""
         self._pipe.send((0, "warm_up", {"folder": folder}))
-        while (event := self._pipe.recv()[1]) is not None:
-            problem = event["error"] if event.get("event") == "error" else problem
+        while (event := self._pipe.recv()) is not None:
+            problem = event.get("error", "")
         return problem
 
     def _handle_requests(self) -> None:
@@ -219,25 +222,20 @@ class RequestQueue:
 
     def _handle(self, request: Request) -> None:
         """Send one request to the worker process, and collect its events up to the last."""
-        stopped_at = None
         try:
             self._pipe.send((request.number, request.name, request.arguments))
-            while True:
-                if request.is_stopped:
-                    stopped_at = stopped_at or time.monotonic()
-                    if time.monotonic() - stopped_at > STOP_TIMEOUT:
-                        self._end_process()
-                if not self._pipe.poll(0.25):
-                    continue
-                _, event = self._pipe.recv()
-                if event is None:
-                    return
-                request.put_event(event)
-        except (EOFError, OSError):
+            is_over = False
+            while not is_over:
+                if time.monotonic() > request.kill_at:
+                    self._kill_process()
+                if self._pipe.poll(0.25):
+                    event = self._pipe.recv()
+                    request.put_event(event)
+                    is_over = event is None
+        except Exception:
             request.put_event(WORKER_DIED)
-            raise
-        finally:
             request.put_event(None)
+            raise
 
     def _prepare_restart(self) -> None:
         """After a death: waiting requests stay in the queue; repeated deaths lead to growing delays."""
@@ -247,26 +245,16 @@ class RequestQueue:
                 return
             self.status, self.problem = "loading", ""
             self._deaths += 1
-        self._end_process()
+        self._kill_process()
         exit_code = self._process and self._process.exitcode
         log.warning("the worker process has died (exit code %s) and is restarted", exit_code)
         with self._changed:
             self._changed.wait_for(lambda: self._is_closed, restart_delay(self._deaths))
 
-    def _send_stop_signal(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._process.pid, STOP_SIGNAL)
-
-    def _end_process(self) -> None:
-        """End the worker process by SIGTERM, then by SIGKILL."""
-        process = self._process
-        if process is None:
-            return
-        process.terminate()
-        process.join(2)
-        if process.is_alive():
-            process.kill()
-            process.join(2)
+    def _kill_process(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join(2)
 
 
 def restart_delay(deaths: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import logging.config
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,9 @@ def graph() -> grimp.ImportGraph:
 
 def test_the_contracts_of_import_linter_hold(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(
+        logging.config, "dictConfig", lambda _: None
+    )  # it disables the loggers of other tests
     status = lint_imports(config_filename="pyproject.toml", no_cache=True)
     assert status == EXIT_STATUS_SUCCESS, capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""The studio in a process of its own on a free port; and a worker that is slow, dies or fails on request."""
+"""The studio in a process of its own on a free port."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import psutil
-import torch
 
-from studio.worker.process import ModelWorker
 from tests.helpers.paths import ROOT
 from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig
@@ -81,31 +78,3 @@ class StudioProcess:
             self.process.wait(20)
         self.process.kill()
         return self.process.wait()
-
-
-class FakeWorker(ModelWorker):
-    """Does what the caption says: sleeps, dies, fails; any other caption is answered with itself."""
-
-    def warm_up(self, folder: str) -> Iterator[dict]:
-        if folder == "die":
-            os._exit(9)
-        yield {"folder": folder}
-
-    def generate(self, folder: str, prompt: str) -> Iterator[dict]:
-        yield {"event": "started", "prompt": prompt}
-        if prompt == "sleep":
-            for _ in range(600):
-                time.sleep(0.05)
-        if prompt == "ignore signals":
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-            time.sleep(60)
-        if prompt == "die":
-            os._exit(9)
-        if prompt == "fail":
-            raise ZeroDivisionError("failed on purpose")
-        if prompt == "CUDA":
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        if prompt == "out of memory":
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        yield {"event": "ranked", "prompt": prompt}

@@ -15,7 +15,7 @@ import pytest
 from studio.worker import queue as request_queue
 from studio.worker.process import StudioPaths
 from studio.worker.queue import NotReady, QueueFull, Request, RequestQueue, events_of, restart_delay
-from tests.helpers.studio_process import FakeWorker
+from tests.helpers.fake_worker import FakeWorker
 from thousandwords.core.errors import UserError
 
 pytestmark = pytest.mark.anyio
@@ -55,9 +55,16 @@ def is_running(queue: RequestQueue, request: Request) -> bool:
     return queue._running is request
 
 
-async def answers(queue: RequestQueue, prompt: str, seconds: float = 60) -> list[dict]:
-    request = queue.submit("generate", folder="", prompt=prompt)
-    return [event async for event in events_of(queue, request, seconds, never)]
+async def events(queue: RequestQueue, request: Request, seconds: float = 300, is_gone=never) -> list[dict]:
+    return [event async for event in events_of(queue, request, seconds, is_gone)]
+
+
+def submit(queue: RequestQueue, prompt: str) -> Request:
+    return queue.submit("generate", folder="", prompt=prompt)
+
+
+async def answers(queue: RequestQueue, prompt: str, seconds: float = 300) -> list[dict]:
+    return await events(queue, submit(queue, prompt), seconds)
 
 
 def names(events: list[dict]) -> list[str]:
@@ -65,61 +72,45 @@ def names(events: list[dict]) -> list[str]:
 
 
 async def test_requests_run_in_order_and_get_the_number_of_requests_ahead(queue):
-    first = queue.submit("generate", folder="", prompt="sleep")
+    first = submit(queue, "sleep")
     await until(lambda: is_running(queue, first))
-    second, third = (
-        queue.submit("generate", folder="", prompt="a"),
-        queue.submit("generate", folder="", prompt="b"),
-    )
+    second, third = submit(queue, "a"), submit(queue, "b")
     assert [queue.num_ahead(request) for request in (first, second, third)] == [0, 1, 2]
-    events = []
-
-    async def read_events() -> None:
-        async for event in events_of(queue, third, 60, never):
-            events.append(event)
-
-    reader = asyncio.create_task(read_events())
-    await until(lambda: events)
-    assert events[0] == {"event": "queued", "ahead": 2}
+    stream = events_of(queue, third, 300, never)
+    assert await anext(stream) == {"event": "queued", "ahead": 2}
     queue.stop(first)
-    await reader
-    assert names(events)[-2:] == ["started", "ranked"] and queue.num_ahead(third) is None
+    assert [event["event"] async for event in stream][-2:] == ["started", "ranked"]
+    assert queue.num_ahead(third) is None
 
 
 async def test_a_full_queue_rejects_requests_until_it_is_shorter(queue, monkeypatch):
     monkeypatch.setattr(queue, "capacity", 2)
-    first = queue.submit("generate", folder="", prompt="sleep")
+    first = submit(queue, "sleep")
     await until(lambda: is_running(queue, first))
-    waiting = [queue.submit("generate", folder="", prompt="a") for _ in range(2)]
+    waiting = [submit(queue, "a") for _ in range(2)]
     with pytest.raises(QueueFull):
-        queue.submit("generate", folder="", prompt="b")
+        submit(queue, "b")
     queue.stop(waiting[0])
     assert queue.num_waiting() == 1
-    third = queue.submit("generate", folder="", prompt="b")
+    third = submit(queue, "b")
     queue.stop(first)
-    assert names([event async for event in events_of(queue, third, 60, never)])[-1] == "ranked"
+    assert names(await events(queue, third))[-1] == "ranked"
 
 
 async def test_a_request_whose_client_has_gone_is_stopped_and_the_worker_lives_on(queue):
-    events = []
+    request, pid = submit(queue, "sleep"), queue._process.pid
 
     async def gone() -> bool:
-        return len(events) > 0
+        return is_running(queue, request) and request.events.empty()
 
-    request = queue.submit("generate", folder="", prompt="sleep")
-    pid = queue._process.pid
-    async for event in events_of(queue, request, 60, gone):
-        events.append(event)
+    await events(queue, request, is_gone=gone)
     await until(lambda: not is_running(queue, request))
     assert names(await answers(queue, "a")) == ["started", "ranked"]
     assert queue._process.pid == pid
 
 
 async def test_200_requests_that_are_stopped_at_once_leave_nothing_behind(queue):
-    requests = [
-        queue.submit("generate", folder="", prompt="sleep" if number % 2 else "a") for number in range(200)
-    ]
-    for request in requests:
+    for request in [submit(queue, "sleep" if number % 2 else "a") for number in range(200)]:
         queue.stop(request)
     assert queue.num_waiting() == 0
     assert names(await answers(queue, "a")) == ["started", "ranked"]
@@ -135,7 +126,7 @@ async def test_a_request_that_takes_too_long_is_stopped_with_a_message(queue):
 
 async def test_a_worker_that_ignores_the_stop_signal_is_ended(queue, monkeypatch):
     monkeypatch.setattr(request_queue, "STOP_TIMEOUT", 0.3)
-    request = queue.submit("generate", folder="", prompt="ignore signals")
+    request = submit(queue, "ignore signals")
     await until(lambda: is_running(queue, request) and not request.events.empty())
     pid = queue._process.pid
     queue.stop(request)
@@ -144,50 +135,44 @@ async def test_a_worker_that_ignores_the_stop_signal_is_ended(queue, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "prompt, message",
+    "prompt, message, is_new_process",
     [
+        ("die", request_queue.WORKER_DIED["error"], True),
+        ("fail", "the request failed; the studio's log has the reason. Try again", False),
+        ("CUDA", "the request failed; the studio's log has the reason. Try again", True),
         (
-            "die",
-            "the process that runs the models has died, perhaps for lack of memory, and is being restarted. "
-            "Try again in a moment",
+            "out of memory",
+            "the GPU has not enough free memory. Request fewer candidates, or try again later",
+            False,
         ),
-        ("fail", "the request failed; the studio's log has the reason. Try again"),
-        ("CUDA", "the request failed; the studio's log has the reason. Try again"),
-        ("out of memory", "the GPU has not enough free memory. Request fewer candidates, or try again later"),
     ],
 )
-async def test_a_request_that_fails_gets_a_message_and_the_next_one_runs(queue, prompt, message):
+async def test_a_request_that_fails_gets_a_message_and_the_next_one_runs(
+    queue, prompt, message, is_new_process
+):
     pid = queue._process.pid
-    waiting = queue.submit("generate", folder="", prompt=prompt)
-    behind = queue.submit("generate", folder="", prompt="behind")
-    *_, last = [event async for event in events_of(queue, waiting, 60, never)]
+    failing, behind = submit(queue, prompt), submit(queue, "behind")
+    *_, last = await events(queue, failing)
     assert (last["status"], last["error"]) == (503, message)
-    assert [event async for event in events_of(queue, behind, 60, never)][-1] == {
-        "event": "ranked",
-        "prompt": "behind",
-    }
-    assert (queue._process.pid == pid) is (
-        prompt in ("fail", "out of memory")
-    )  # a failed GPU needs a new process
+    assert (await events(queue, behind))[-1] == {"event": "ranked", "prompt": "behind"}
+    assert (queue._process.pid != pid) is is_new_process
 
 
-async def test_without_models_every_request_gets_the_reason():
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (UserError("there is no model. Run: make run"), "^there is no model. Run: make run$"),
+        (OSError(28, "No space left on device"), "the package could not be fetched: .* No space left on dev"),
+    ],
+)
+async def test_without_models_every_request_gets_the_reason(error, message):
     def no_package() -> str:
-        raise UserError("there is no model. Run: make run")
+        raise error
 
     async with running(no_package) as queue:
         assert queue.status == "broken"
-        with pytest.raises(NotReady, match="there is no model. Run: make run"):
-            queue.submit("generate", folder="", prompt="a")
-
-
-async def test_a_package_that_cannot_be_fetched_is_reported():
-    def disk_full() -> str:
-        raise OSError(28, "No space left on device")
-
-    async with running(disk_full) as queue:
-        with pytest.raises(NotReady, match="the package could not be fetched: .* No space left on device"):
-            queue.submit("generate", folder="", prompt="a")
+        with pytest.raises(NotReady, match=message):
+            submit(queue, "a")
 
 
 async def test_models_that_appear_later_are_loaded_without_a_restart(monkeypatch, caplog):
@@ -242,14 +227,10 @@ async def test_waiting_requests_get_the_reason_when_the_models_disappear():
         return folders.pop()
 
     async with running(default_folder) as queue:
-        requests = [queue.submit("generate", folder="", prompt=prompt) for prompt in ("die", "a")]
-        answers = [
-            [event async for event in events_of(queue, request, 60, never)][-1] for request in requests
-        ]
-        assert answers == [
-            request_queue.WORKER_DIED,
-            request_queue.unavailable("the package is gone. Run: make run"),
-        ]
+        requests = [submit(queue, prompt) for prompt in ("die", "a")]
+        answers = [(await events(queue, request))[-1] for request in requests]
+        problem = request_queue.unavailable("the package is gone. Run: make run")
+        assert answers == [request_queue.WORKER_DIED, problem]
         assert (queue.status, queue.num_waiting()) == ("broken", 0)
 
 
@@ -283,7 +264,7 @@ async def test_a_close_does_not_wait_for_a_restart_delay(monkeypatch):
 
 async def test_the_worker_ends_with_the_server():
     async with running() as queue:
-        request = queue.submit("generate", folder="", prompt="sleep")
+        request = submit(queue, "sleep")
         await until(lambda: is_running(queue, request))
         pid = queue._process.pid
     assert not psutil.pid_exists(pid) and pid != os.getpid()

@@ -115,8 +115,15 @@ def run_items(
                 "Lower engine.workers, or the section's batch_size"
             )
 
+    if engine.config.kind == "ray":
+        from thousandwords.parallel.ray_workers import cluster_workers  # it imports Ray, an optional extra
+
+        place = (engine.config.address, engine.device_kind, engine.threads)
+        workers = cluster_workers(open_worker, *place, engine.num_workers)
+    else:
+        workers = _local_workers(open_worker, engine)
     with (
-        _worker_factory(open_worker, engine) as (start_worker, max_workers),
+        workers as (start_worker, max_workers),
         Pool(start_worker, min(max_workers, len(items)), on_death, label) as pool,
     ):
         results = pool.results(([item] for item in items), ITEMS_AHEAD)
@@ -124,20 +131,13 @@ def run_items(
 
 
 @contextlib.contextmanager
-def _worker_factory(open_worker: Opener, engine: Engine) -> Iterator[tuple[Callable[[int], Worker], int]]:
-    """(function that starts worker number n, maximum number of workers)"""
-    if engine.config.kind == "local":
-
-        def start_worker(number: int) -> Worker:
-            variables = thread_variables(engine.threads) | _gpu_variable(engine, number)
-            return LocalWorker(open_worker, engine.device_kind, variables)
-
-        yield start_worker, engine.num_local_workers
-        return
-    from thousandwords.parallel.ray_workers import Cluster  # it imports Ray, an optional extra
-
-    with Cluster(engine) as cluster:
-        yield lambda _: cluster.start_worker(open_worker), cluster.num_workers()
+def _local_workers(open_worker: Opener, engine: Engine) -> Iterator[tuple[Callable[[int], Worker], int]]:
+    """(function that starts worker number n, number of workers)"""
+    threads = thread_variables(engine.threads)
+    yield (
+        lambda number: LocalWorker(open_worker, engine.device_kind, threads | _gpu_variable(engine, number)),
+        engine.num_local_workers,
+    )
 
 
 def _gpu_variable(engine: Engine, number: int) -> dict[str, str]:

@@ -91,20 +91,17 @@ class Pool:
             yield from zip(batch, future.result(), strict=True)
 
     def _work(self, batch: Sequence) -> list:
-        while True:
-            slot = self.free.get()
-            try:
-                results = self._results(slot, batch)
-            except NoCapacity as error:  # fewer machines than before or than expected
-                if self._remove_slot(error):
-                    continue  # another slot takes the batch
-                self.free.put(slot)
+        slot = self.free.get()
+        try:
+            return self._results(slot, batch)
+        except NoCapacity as error:  # fewer machines than before or than expected
+            if not self._remove_slot(error):
                 raise
-            except BaseException:
+            slot = None
+        finally:
+            if slot is not None:
                 self.free.put(slot)
-                raise
-            self.free.put(slot)
-            return results
+        return self._work(batch)  # in another slot
 
     def _results(self, slot: int, batch: Sequence) -> list:
         results, attempt = [], 1

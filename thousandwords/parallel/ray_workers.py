@@ -9,9 +9,10 @@ starts another; and Ray Data, whose file names are random.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,7 @@ import torch
 from ray import exceptions
 
 from thousandwords.core.errors import UserError
-from thousandwords.parallel.engine import Engine
-from thousandwords.parallel.pool import NoCapacity, WorkerDied
+from thousandwords.parallel.pool import NoCapacity, Worker, WorkerDied
 from thousandwords.parallel.worker import Opener, Outcome, outcome_of
 
 ROOT = Path(__file__).parents[2]
@@ -29,38 +29,28 @@ CONNECT_SECONDS = 10.0
 START_SECONDS = 120.0  # a cluster may take this long to find capacity for a worker
 
 
-class Cluster:
-    """A connection to a running cluster."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-
-    def __enter__(self) -> Cluster:
-        code = [str(ROOT / name) for name in ("thousandwords", "stages")]
-        address = self.engine.config.address
-        try:
-            _check_connection(address)
-            ray.init(address, runtime_env={"py_modules": code}, log_to_driver=False, logging_level="warning")
-        except OSError as error:
-            raise UserError(
-                f"no Ray cluster answers at engine.address {address!r}. Start one here: ray start --head, "
-                "and join it from the other machines: ray start --address HOST:6379; "
-                "or set engine.kind: local"
-            ) from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        ray.shutdown()
-
-    def num_workers(self) -> int:
-        """The number in the settings, or as many as the cluster has capacity for."""
-        resources = ray.cluster_resources()
-        return self.engine.num_workers(resources.get("CPU", 0), resources.get("GPU", 0))
-
-    def start_worker(self, open_worker: Opener) -> RayWorker:
-        device, threads = self.engine.device_kind, self.engine.threads
+@contextlib.contextmanager
+def cluster_workers(
+    open_worker: Opener, address: str, device: str, threads: int, num_workers: Callable[[float, float], int]
+) -> Iterator[tuple[Callable[[int], Worker], int]]:
+    """(function that starts a worker, `num_workers` of the cluster's cores and GPUs)"""
+    code = [str(ROOT / name) for name in ("thousandwords", "stages")]
+    try:
+        _check_connection(address)
+        ray.init(address, runtime_env={"py_modules": code}, log_to_driver=False, logging_level="warning")
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster answers at engine.address {address!r}. Start one here: ray start --head, and "
+            "join it from the other machines: ray start --address HOST:6379; or set engine.kind: local"
+        ) from error
+    try:
+        capacity = ray.cluster_resources()
+        arguments = (open_worker, device, threads, str(Path.cwd()), machine(device))
         resources = {"num_gpus": 1, "num_cpus": 1} if device == "cuda" else {"num_cpus": threads}
-        return RayWorker((open_worker, device, threads, str(Path.cwd()), machine(device)), resources)
+        count = num_workers(capacity.get("CPU", 0), capacity.get("GPU", 0))
+        yield lambda _: RayWorker(arguments, resources), count
+    finally:
+        ray.shutdown()
 
 
 def _check_connection(address: str) -> None:

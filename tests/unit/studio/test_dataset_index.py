@@ -57,11 +57,8 @@ def test_every_pair_is_on_exactly_one_page(dataset):
     assert len({image["key"] for image in images}) == len(images) == NUM_IMAGES
     assert {image["split"] for image in images} == {"train", "validation", "unseen"}
     assert len(dataset.page("unseen", 0, 10)["images"]) == 4
-    assert all(image["score"] is None for image in images)
-
-
-def test_a_page_that_ends_with_the_data_set_is_the_last(dataset):
     assert (dataset.page("unseen", 0, 4)["next"], dataset.page("unseen", 0, 3)["next"]) == (None, 3)
+    assert all(image["score"] is None for image in images)
 
 
 def test_of_very_many_images_the_held_out_ones_are_indexed_first(dataset, scorer, monkeypatch):
@@ -103,11 +100,8 @@ def test_a_search_gives_the_scorers_own_order(dataset, scorer, folder):
     assert [image["key"] for image in images] == [reader.key(row) for row in ranking]
     expected = scores.sort(descending=True).values.tolist()
     assert [image["score"] for image in images] == pytest.approx(expected, abs=1e-3)
-
-
-def test_a_training_image_is_the_nearest_to_itself(dataset, scorer, folder):
-    reader = PairReader(folder, "train")
-    images = indexed(dataset, scorer).nearest(scorer, to_float(reader.images([17])), 3)["images"]
+    # and a training image is the nearest to itself
+    images = dataset.nearest(scorer, pixels[17:18], 3)["images"]
     assert (images[0]["key"], images[0]["score"]) == (reader.key(17), pytest.approx(1, abs=1e-4))
     assert {image["split"] for image in images} == {"train"}
 

@@ -1,4 +1,4 @@
-"""The gallery: complete entries, verified, newest first, and images with their provenance."""
+"""The gallery: complete entries, verified, newest first; images with their provenance; search by text."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from studio.api import streaming
-from studio.data.gallery import NAME, Gallery, GalleryEntry, NoSuchEntry
+from studio.data.gallery import NAME, Gallery, GalleryEntry, GallerySearch, NoSuchEntry
 from studio.data.versions import Version
 from tests.helpers.tiny_models import flipped
+from thousandwords import components
 from thousandwords.core.files import CannotWrite
 from thousandwords.core.manifest import DamagedArtefact, read_manifest, write_manifest
-from thousandwords.data.images import decode_png
+from thousandwords.data.images import decode_png, to_float
 from thousandwords.inference.config import SamplingConfig
 from thousandwords.inference.provenance import Provenance, encode_png_with_provenance, read_provenance
 
@@ -26,7 +28,7 @@ PROVENANCE = Provenance("a <b>red</b> star", 7, 0, "0f" * 32, SamplingConfig(can
 
 
 def make_entry(seed: int = 7, fixed_tokens: tuple[int, ...] | None = None) -> GalleryEntry:
-    images = np.random.default_rng(seed).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    images = np.random.default_rng(seed).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     tokens = [[number] * 4 for number in range(3)]
     provenance = dataclasses.replace(PROVENANCE, seed=seed, fixed_tokens=fixed_tokens)
     return GalleryEntry(provenance, "package", tokens, images, [0.1, 0.3, 0.2], [1, 2, 0])
@@ -65,12 +67,8 @@ def test_an_image_is_unchanged_and_has_its_provenance(gallery):
         data = gallery.image(name, number)
         assert (decode_png(data) == entry.images[number]).all()
         assert read_provenance(data) == dataclasses.replace(entry.provenance, candidate=number)
-
-
-def test_fixed_tokens_are_stored_under_the_key_of_earlier_entries(gallery):
-    name = gallery.add(make_entry(fixed_tokens=(-1, 1, 2, 3)))
-    provenance = read_manifest(gallery.folder / name)["facts"]["provenance"]
-    assert provenance["given"] == [-1, 1, 2, 3] and "fixed_tokens" not in provenance
+    stored = read_manifest(gallery.folder / name)["facts"]["provenance"]  # the key of earlier entries
+    assert stored["given"] == [-1, 1, 2, 3] and "fixed_tokens" not in stored
 
 
 def test_pages_hold_every_entry_once_newest_first(gallery):
@@ -86,20 +84,19 @@ def test_pages_hold_every_entry_once_newest_first(gallery):
     assert pages == sorted(names, reverse=True)
 
 
-def test_a_damaged_entry_is_left_out_and_hides_no_other(gallery):
-    intact, damaged = gallery.add(make_entry(1)), gallery.add(make_entry(2))
+def test_damaged_deleted_and_unfinished_entries_are_left_out_and_hide_no_other(gallery, monkeypatch):
+    intact, damaged, deleted, unfinished = (gallery.add(make_entry(seed)) for seed in range(4))
     (shard,) = (gallery.folder / damaged).glob("*.parquet")
     shard.write_bytes(flipped(shard.read_bytes(), shard.stat().st_size // 2))
     with pytest.raises(DamagedArtefact):
         gallery.image(damaged, 0)
     (gallery.folder / damaged / "manifest.json").write_bytes(b"{")
+    os.rename(gallery.folder / unfinished, gallery.folder / f".{unfinished}.tmp")  # its writer was killed
+    names = gallery.names()
+    gallery.remove(deleted)
     assert listed(gallery) == [intact]
-
-
-def test_an_entry_whose_writer_was_killed_is_not_listed(gallery):
-    name = gallery.add(make_entry())
-    os.rename(gallery.folder / name, gallery.folder / f".{name}.tmp")
-    assert gallery.page(None, 10) == {"entries": [], "next": None}
+    monkeypatch.setattr(gallery, "names", lambda: names)  # it is deleted while a page is made
+    assert listed(gallery) == [intact]
 
 
 def test_an_entry_that_cannot_be_saved_is_logged_with_the_reason(tmp_path, caplog):
@@ -127,22 +124,6 @@ def test_a_deleted_entry_is_gone(gallery):
     for read in readers(gallery):
         with pytest.raises(NoSuchEntry, match="there is no such entry in the gallery"):
             read(name)
-
-
-def test_an_entry_that_is_deleted_while_the_page_is_made_hides_no_other(gallery, monkeypatch):
-    first, deleted = gallery.add(make_entry(1)), gallery.add(make_entry(2))
-    names = gallery.names()
-    gallery.remove(deleted)
-    monkeypatch.setattr(gallery, "names", lambda: names)
-    assert listed(gallery) == [first]
-
-
-def test_of_two_clients_that_delete_an_entry_the_second_gets_an_error(gallery, monkeypatch):
-    name = gallery.add(make_entry())
-    gallery.remove(name)
-    monkeypatch.setattr(gallery, "_check", lambda name: None)
-    with pytest.raises(NoSuchEntry, match="there is no such entry in the gallery"):
-        gallery.remove(name)
 
 
 def test_a_gallery_without_write_permission_says_so(gallery, monkeypatch):
@@ -195,3 +176,36 @@ def test_a_candidate_that_does_not_exist_is_reported(gallery):
     name = gallery.add(make_entry())
     with pytest.raises(NoSuchEntry, match=f"the entry {name} has no image 3; its images are 0 to 2"):
         gallery.image(name, 3)
+
+
+# --- search -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scorer(parts):
+    return components.load("scorers", parts["scorer"])
+
+
+def test_a_search_gives_the_scorers_own_order_by_the_best_images(gallery, scorer):
+    assert GallerySearch(gallery).search(scorer, "a star", 10) == []
+    for seed in range(6):
+        gallery.add(make_entry(seed))
+    names = gallery.names()
+    pixels = to_float(np.stack([gallery.best_image(name) for name in names]))
+    with torch.no_grad():
+        scores = scorer.score(pixels, ["a blue circle"] * len(names))
+    expected = [names[index] for index in scores.argsort(descending=True).tolist()]
+    assert GallerySearch(gallery).search(scorer, "a blue circle", 10) == expected
+    assert GallerySearch(gallery).search(scorer, "a blue circle", 2) == expected[:2]
+    assert [entry["id"] for entry in gallery.entries(expected)] == expected
+
+
+def test_new_entries_are_found_and_deleted_or_damaged_ones_are_not(gallery, scorer):
+    search, deleted, damaged = GallerySearch(gallery), gallery.add(make_entry(1)), gallery.add(make_entry(2))
+    assert set(search.search(scorer, "a star", 10)) == {deleted, damaged}
+    gallery.remove(deleted)
+    new = gallery.add(make_entry(3))
+    assert set(search.search(scorer, "a star", 10)) == {damaged, new}
+    (gallery.folder / damaged / "manifest.json").write_bytes(b"{")
+    assert GallerySearch(gallery).search(scorer, "a star", 10) == [new]
+    assert gallery.entries([damaged, deleted, new]) == gallery.entries([new])

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from studio.worker.process import CurrentRequest, ModelWorker, Stopped, StudioPaths
+from studio.worker.models import ModelWorker
+from studio.worker.process import CurrentRequest, Stopped, StudioPaths
 
 
 def test_the_last_two_packages_stay_in_memory(package_folder, tmp_path):

@@ -1,0 +1,106 @@
+"""The models and the data set in the worker process, and what a request does with them."""
+
+from __future__ import annotations
+
+import functools
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from studio.data.dataset_index import DatasetIndex
+from studio.data.gallery import Gallery, GallerySearch
+from studio.events import Event, FieldError, Grid
+from studio.worker import handlers
+from studio.worker.process import StudioPaths
+from thousandwords.core.files import sha256_of
+from thousandwords.core.manifest import MANIFEST
+from thousandwords.inference.batched import decode_in_batches
+from thousandwords.inference.package import Package, load_package
+from thousandwords.nn.malloc import keep_freed_memory
+
+MAX_PACKAGES = 2  # in memory: enough to compare two versions
+NO_DATASET = {"state": "none", "done": 0, "total": 0, "splits": [], "images": [], "next": None}
+
+
+class ModelWorker:
+    """The packages and the data set in memory. A request is a method here that yields its events, or a
+    function of `studio.worker.handlers` for one package.
+    """
+
+    def __init__(self, paths: StudioPaths) -> None:
+        keep_freed_memory()
+        self.paths = paths
+        self.dataset = DatasetIndex(paths.pairs, paths.store)
+        self.gallery_search = GallerySearch(Gallery(paths.gallery))
+        self._load = functools.lru_cache(MAX_PACKAGES)(
+            lambda folder, _sha256: load_package(Path(folder), paths.device)
+        )
+
+    def events(self, name: str, folder: str, **fields: object) -> Iterator[Event]:
+        """The events of a request for the package in a folder."""
+        if hasattr(self, name):
+            yield from getattr(self, name)(folder, **fields)
+        else:
+            answer = getattr(handlers, name)(self.package(folder), **fields)
+            yield from [answer] if isinstance(answer, dict) else answer
+
+    def index_some(self) -> bool:
+        """Index a few more images of the data set; False if there is nothing to do."""
+        try:
+            return self.dataset.index_some()
+        except Exception:
+            traceback.print_exc()
+            self.dataset.clear()  # the next search begins again
+            return False
+
+    def free_memory(self) -> None:
+        """After an OutOfMemoryError of a GPU."""
+        torch.cuda.empty_cache()
+
+    def package(self, folder: str) -> Package:
+        """The package that is in a folder now. Raises DamagedArtefact or UserError."""
+        manifest = Path(folder) / MANIFEST
+        return self._load(folder, sha256_of(manifest) if manifest.is_file() else None)
+
+    def describe(self, folder: str) -> Iterator[Event]:
+        yield handlers.describe(self.package(folder)) | {"examples": self.dataset.examples()}
+
+    def warm_up(self, folder: str) -> Iterator[Event]:
+        """Generate one image so that no user waits for first-call initialization."""
+        for _ in handlers.generate(self.package(folder), "an image", 1, 0, None, {}):
+            pass
+        yield from self.describe(folder)
+
+    def browse_dataset(
+        self, folder: str, query: str | None, split: str | None, offset: int, limit: int
+    ) -> Iterator[Event]:
+        """A page of the data set, or the images that match a text best."""
+        if not self.dataset.exists():
+            yield NO_DATASET
+            return
+        if split is not None and split not in self.dataset.splits():
+            message = f"there is no split {split!r}, only {', '.join(self.dataset.splits())}"
+            raise FieldError("split", message)
+        scorer = self.package(folder).scorer if query else None
+        if query:
+            page = self.dataset.search(scorer, query, split, limit)
+        else:
+            page = self.dataset.page(split, offset, limit)
+        yield self.dataset.state(scorer) | page
+
+    def nearest_images(self, folder: str, grid: Grid, limit: int) -> Iterator[Event]:
+        """The training images nearest to the image of a token grid."""
+        if not self.dataset.exists():
+            yield NO_DATASET
+            return
+        package = self.package(folder)
+        tokens = handlers.tokens_of(package, grid, "tokens").reshape(1, -1)
+        image = decode_in_batches(package.image_tokenizer, tokens)
+        page = self.dataset.nearest(package.scorer, image, limit)
+        yield self.dataset.state(package.scorer) | page
+
+    def search_gallery(self, folder: str, query: str, limit: int) -> Iterator[Event]:
+        """Names of the gallery entries whose images match a text best."""
+        yield {"names": self.gallery_search.search(self.package(folder).scorer, query, limit)}
