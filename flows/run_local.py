@@ -32,8 +32,11 @@ from flows.dvc.repro import (
 from flows.progress_display import ProgressDisplay
 from flows.workers import gpu_lock
 from flows.workers.placement import read_placement
-from flows.workers.run_lock import run_lock
+from flows.workers.run_lock import lock_handles, run_lock
+from flows.workers.supervisor import supervised
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import check_writable
+from thousandwords.core.processes import STOP_SIGNALS, on_signals
 
 PATIENCE = 12.0  # seconds for a last checkpoint once a run is stopped
 
@@ -55,7 +58,8 @@ class Jobs:
 
     def start(self, stage: str) -> None:
         # a process group of its own: Ctrl-C reaches this process only, which passes it on once
-        job = self.running[stage] = Job(start_process(repro_command(stage), process_group=0))
+        command = supervised(repro_command(stage), len(gpu_lock.visible()), stage)
+        job = self.running[stage] = Job(start_process(command, process_group=0, pass_fds=lock_handles()))
         threading.Thread(target=self._read, args=(stage, job), daemon=True).start()
 
     def next(self) -> tuple[str, str | None, Job]:
@@ -147,14 +151,11 @@ def max_parallel(stages: list[str]) -> int:
     return 1 if gpu_lock.visible() else read_placement(stages).parallel
 
 
-def stop_on_signals() -> None:
-    """Let SIGTERM and the end of a terminal stop this program as Ctrl-C does."""
-
-    def on_signal(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, on_signal)
+def stop(number: int) -> None:
+    """End this program as Ctrl-C does; a closed terminal sends its signal more than once."""
+    for other in STOP_SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    raise SystemExit(128 + number)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -169,8 +170,8 @@ def main(argv: list[str] | None = None) -> None:
     if display.is_terminal:
         os.environ["THOUSANDWORDS_SECONDS_BETWEEN_LINES"] = "0.5"
     try:
-        stop_on_signals()
-        with run_lock(display.print):
+        check_writable()
+        with on_signals(stop, *STOP_SIGNALS), run_lock(display.print):
             whole = read_graph_when_free(display.print)
             graph = whole.part(targets) if targets else whole
             results = run(graph, max_parallel(list(whole.needs)), display)
