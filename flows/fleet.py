@@ -43,6 +43,7 @@ from flows.workers.placement import Place, read_placement
 from flows.workers.run_lock import lock_handles, run_lock
 from flows.workers.supervisor import supervised
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import check_writable
 
 # the deployments of `run_here`, each on its own pool
 GPU_DEPLOYMENT, CPU_DEPLOYMENT = "stage/stage-gpu", "stage/stage-cpu"
@@ -228,6 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     targets = parser.parse_args(argv).stages or None
     try:
         server_url()
+        check_writable()
         results = fleet(targets)
     except (RuntimeError, UserError) as error:
         print(f"fleet: {error}", file=sys.stderr)

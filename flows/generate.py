@@ -18,6 +18,7 @@ from flows.workers.parent_watch import end_with_worker
 from flows.workers.run_lock import lock_handles
 from flows.workers.supervisor import supervised
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import check_writable
 
 OUT = Path("generated")
 
@@ -86,6 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     )  # here: it loads torch, which a worker's flow does not need
 
     try:
+        check_writable()
         prompts = read_prompts(options.prompt, options.prompts)
         print("\n".join(generate(prompts, options.candidates, options.seed, options.alias, options.out)))
     except (RuntimeError, UserError) as error:

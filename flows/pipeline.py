@@ -37,6 +37,7 @@ from flows.workers.placement import Place, read_placement
 from flows.workers.run_lock import lock_handles, run_lock
 from flows.workers.supervisor import supervised
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import check_writable
 
 
 def is_retryable(task_: object, run: object, state: State) -> bool:
@@ -131,8 +132,10 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("stages", nargs="*", help="only these stages and what they need (default: all)")
+    targets = parser.parse_args(argv).stages or None
     try:
-        pipeline(parser.parse_args(argv).stages or None)
+        check_writable()
+        pipeline(targets)
     except (RuntimeError, UserError) as error:
         print(f"pipeline: {error}", file=sys.stderr)
         raise SystemExit(1) from error

@@ -27,6 +27,7 @@ from flows.workers.placement import read_placement
 from flows.workers.run_lock import lock_handles, run_lock
 from flows.workers.supervisor import supervised
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import check_writable
 
 EXPERIMENT = "thousandwords"  # that of the stages (stages/runtime/tracking.py)
 MAX_EXPERIMENTS = 200  # in one sweep: a typing error should not cost a month
@@ -181,8 +182,10 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("values", nargs="+", metavar="SETTING=VALUE,VALUE")
+    values = parser.parse_args(argv).values
     try:
-        rows = sweep(parse_grid(parser.parse_args(argv).values))
+        check_writable()
+        rows = sweep(parse_grid(values))
     except (RuntimeError, UserError) as error:
         print(f"sweep: {error}", file=sys.stderr)
         raise SystemExit(1) from error

@@ -9,11 +9,14 @@ from pathlib import Path
 from flows.registry.commands import fetch, promote, register, rollback, serve, show
 from flows.registry.versions import CHALLENGER, CHAMPION
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import check_writable
 
 
 def main(argv: list[str] | None = None) -> None:
     options = _parser().parse_args(argv)
     try:
+        if options.command != "show":
+            check_writable()
         if options.command == "serve":
             serve(options.version, options.port)
         print(_run(options))
