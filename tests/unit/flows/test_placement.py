@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from flows.workers.__main__ import plan_workers
 from flows.workers.placement import Place, read_placement
-from flows.workers.workers import plan_workers
 from tests.helpers.paths import ROOT
 from thousandwords.core.errors import UserError
 
