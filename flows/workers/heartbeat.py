@@ -8,7 +8,6 @@ by side; if none runs, an automation ends such runs after two hours.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from datetime import datetime
@@ -120,10 +119,7 @@ def watch() -> None:
         time.sleep(PERIOD)
 
 
-def main(argv: list[str] | None = None) -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args(argv)
+def main() -> None:
     try:
         server_url()
     except UserError as error:
