@@ -93,7 +93,7 @@ status: $(READY)  ## what runs where, which version is champion, which stages ar
 	@python -m flows.status
 
 workers: $(READY)  ## one worker per GPU and one for stages without GPU, on the servers of this folder or of PREFECT_API_URL
-	@python -m flows.workers.workers start $(if $(RUNS),--runs $(RUNS)) $(if $(NAME),--name $(NAME))
+	@python -m flows.workers start $(if $(RUNS),--runs $(RUNS)) $(if $(NAME),--name $(NAME))
 
 deploy: $(READY)  ## work pools, the deployments of prefect.yaml, the check for dead runs; NIGHTLY="0 3 * * *" (UTC)
 	@python -m flows.deploy
@@ -102,7 +102,7 @@ fleet: $(READY)  ## the pipeline over the clones of all workers, each stage wher
 	@python -m flows.fleet
 
 workers-stop: $(READY)  ## stop the workers; they save checkpoints first
-	@python -m flows.workers.workers stop
+	@python -m flows.workers stop
 
 nightly: $(READY)  ## new data, pipeline, gate, champion: once, now
 	@python -m flows.nightly

@@ -6,6 +6,7 @@ environment names others: `make workers`, `make deploy` and every flow of the fo
 """
 
 import os
+import warnings
 from pathlib import Path
 
 SETTINGS = {
@@ -47,5 +48,7 @@ def local_servers_environment() -> dict[str, str]:
     return {}
 
 
+# in a read-only project: each command says in one sentence whether it needs to write
+warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
 for name, value in {**SETTINGS, **local_servers_environment()}.items():
     os.environ.setdefault(name, value)

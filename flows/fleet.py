@@ -43,6 +43,7 @@ from flows.workers.placement import Place, read_placement
 from flows.workers.run_lock import lock_handles, run_lock
 from flows.workers.supervisor import supervised
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import check_writable
 
 # the deployments of `run_here`, each on its own pool
 GPU_DEPLOYMENT, CPU_DEPLOYMENT = "stage/stage-gpu", "stage/stage-cpu"
@@ -216,6 +217,7 @@ def main(argv: list[str] | None = None) -> None:
     targets = parse_targets(__doc__, argv)
     with one_sentence("fleet"):
         server_url()
+        check_writable()
         results = fleet(targets or None)
     ran = [stage for stage, result in results.items() if result == RAN]
     print(f"fleet: {len(ran)} of {len(results)} stages went to workers{': ' if ran else ''}{', '.join(ran)}")

@@ -18,6 +18,7 @@ from flows.workers.parent_watch import end_with_worker
 from flows.workers.run_lock import lock_handles
 from flows.workers.supervisor import supervised
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import check_writable
 
 OUT = Path("generated")
 
@@ -82,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     from thousandwords.cli.prompts import read_prompts  # late: a worker's flow does not need torch
 
     with one_sentence("generate"):
+        check_writable()
         prompts = read_prompts(options.prompt, options.prompts)
         print("\n".join(generate(prompts, options.candidates, options.seed, options.alias, options.out)))
 

@@ -22,6 +22,7 @@ from flows.pipeline import pipeline
 from flows.workers.parent_watch import end_with_worker
 from flows.workers.run_lock import lock_handles, run_lock
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import check_writable
 
 DATA = Path("data")  # where `dvc import` and `dvc import-url` leave their files
 
@@ -106,6 +107,7 @@ def summary(version: str, refusals: list[str], ran: list[str]) -> str:
 
 def main() -> None:
     with one_sentence("nightly"):
+        check_writable()
         result = nightly()
     print(summary(result["version"], result["refusals"], result["ran"]))
 

@@ -23,6 +23,7 @@ from flows.workers.parent_watch import end_with_worker
 from flows.workers.placement import read_placement
 from flows.workers.run_lock import lock_handles, run_lock
 from flows.workers.supervisor import supervised
+from thousandwords.core.files import check_writable
 
 
 def is_retryable(task_: object, run: object, state: State) -> bool:
@@ -73,6 +74,7 @@ def pipeline(targets: list[str] | None = None) -> dict[str, str]:
 def main(argv: list[str] | None = None) -> None:
     targets = parse_targets(__doc__, argv)
     with one_sentence("pipeline"):
+        check_writable()
         pipeline(targets or None)
 
 

@@ -21,8 +21,11 @@ from flows.progress_display import ProgressDisplay
 from flows.runner import run_graph
 from flows.workers import gpu_lock
 from flows.workers.placement import read_placement
-from flows.workers.run_lock import run_lock
+from flows.workers.run_lock import lock_handles, run_lock
+from flows.workers.supervisor import supervised
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import check_writable
+from thousandwords.core.processes import STOP_SIGNALS, on_signals
 
 PATIENCE = 12.0  # seconds for a last checkpoint once a run is stopped
 
@@ -39,15 +42,17 @@ class LocalStages:
         def on_line(line: str) -> None:
             self.display.show_line(stage, line)
 
+        command = supervised(repro_command(stage), len(gpu_lock.visible()), stage)
         try:
             # a process group of its own: Ctrl-C reaches this process only, which passes it on once
             return run_stage(
                 stage,
                 on_line,
                 self.display.print,
-                repro_command(stage),
+                command,
                 on_start=self._started,
                 process_group=0,
+                pass_fds=lock_handles(),
             )
         finally:
             self.display.end(stage)
@@ -83,14 +88,11 @@ def max_parallel(stages: list[str]) -> int:
     return 1 if gpu_lock.visible() else read_placement(stages).parallel
 
 
-def stop_on_signals() -> None:
-    """Let SIGTERM and the end of a terminal stop this program as Ctrl-C does."""
-
-    def on_signal(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, on_signal)
+def stop(number: int) -> None:
+    """End this program as Ctrl-C does; a closed terminal sends its signal more than once."""
+    for other in STOP_SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    raise SystemExit(128 + number)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -102,8 +104,13 @@ def main(argv: list[str] | None = None) -> None:
         os.environ["THOUSANDWORDS_SECONDS_BETWEEN_LINES"] = "0.5"
     stages = LocalStages(display)
     try:
-        stop_on_signals()
-        with one_sentence("run"), run_lock(display.print), contextlib.closing(display):
+        with (
+            one_sentence("run"),
+            on_signals(stop, *STOP_SIGNALS),
+            run_lock(display.print),
+            contextlib.closing(display),
+        ):
+            check_writable()
             whole = read_graph_when_free(display.print)
             parallel = max_parallel(list(whole.needs))
             try:

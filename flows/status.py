@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 from flows.deploy import CPU_POOL, GPU_POOL
 from flows.dvc.graph import read_graph
 from flows.workers import gpu_lock
-from flows.workers.workers import list_workers
+from flows.workers.__main__ import list_workers
 from thousandwords.core.errors import UserError
 
 MAX_RUNS = 5  # per state
@@ -133,7 +133,7 @@ def stages() -> list[str]:
     """The stages that are out of date."""
     try:
         graph = read_graph()
-    except (DvcException, UserError) as error:
+    except (DvcException, UserError, OSError) as error:
         return [f"unknown: {' '.join(str(error).split())[:120]}"]
     stale = [name for name in graph.needs if name in graph.stale]
     return [f"stale: {', '.join(stale)}" if stale else f"all {len(graph.needs)} are up to date"]

@@ -28,6 +28,7 @@ from flows.workers.run_lock import lock_handles, run_lock
 from flows.workers.supervisor import supervised
 from stages.runtime import tracking
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import check_writable
 from thousandwords.core.params import flatten, read_params
 
 PARAMS = Path("params.yaml")
@@ -142,6 +143,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("values", nargs="+", metavar="SETTING=VALUE,VALUE")
     values = arguments.parse_args(argv).values
     with one_sentence("sweep"):
+        check_writable()
         rows = sweep(parse_grid(values))
     print("\n".join(str(row) for row in rows))
 

@@ -19,6 +19,7 @@ import zc.lockfile
 from dvc.lock import make_lock
 
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import translate_write_errors
 
 TIMESTAMP = "%Y%m%d-%H%M%S"
 PROGRAMS = {"dvc", "prefect.engine", "prefect.flow_engine"}  # take locks in DVC's list, as do all of flows/
@@ -28,32 +29,29 @@ def repair(root: Path = Path("."), wait: bool = False) -> list[str]:
     """Fix what can be fixed; one line for each fix.
 
     While a `dvc` writes here, do nothing, or wait for it with `wait`. Raises UserError for what the user has
-    to fix: a dvc.lock with merge conflict markers.
+    to fix: a dvc.lock with merge conflict markers, a folder that cannot be written.
     """
     tmp = root / ".dvc" / "tmp"
     if not tmp.is_dir():
         return []
+    path = str(tmp / "lock")  # of the process that writes dvc.lock
     try:
-        with _writer_lock(str(tmp / "lock"), wait):
-            return [*repair_locks(root), *_repair_lock_file(root), *_repair_index(root)]
+        with (
+            translate_write_errors(tmp),
+            # DVC's own call would try for three seconds, also without `wait`
+            make_lock(path, wait=True) if wait else contextlib.closing(zc.lockfile.LockFile(path)),
+        ):
+            return [*_repair_locks(root), *_repair_lock_file(root), *_repair_index(root)]
     except zc.lockfile.LockError:
         return []
 
 
-def _writer_lock(path: str, wait: bool) -> contextlib.AbstractContextManager:
-    """The lock of the process that writes dvc.lock.
-
-    Without `wait` not by DVC's own call, which tries for three seconds.
-    """
-    return make_lock(path, wait=True) if wait else contextlib.closing(zc.lockfile.LockFile(path))
-
-
-def repair_locks(root: Path = Path(".")) -> list[str]:
+def _repair_locks(root: Path) -> list[str]:
     """Remove entries of dead processes from DVC's list of readers and writers, or a half-written list."""
     path = root / ".dvc" / "tmp" / "rwlock"
     list_lock = make_lock(str(path.with_name("rwlock.lock")), tmp_dir=str(path.parent), wait=True)
-    with list_lock, contextlib.suppress(FileNotFoundError):
-        text = path.read_text(encoding="utf-8", errors="replace")
+    with list_lock:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else "{}"
         entries = _live_entries(text, root)
         if entries is None:
             path.unlink()
@@ -61,8 +59,7 @@ def repair_locks(root: Path = Path(".")) -> list[str]:
             path.write_text(json.dumps(entries), encoding="utf-8")
         else:
             return []
-        return ["what a dead `dvc` had locked is free again"]
-    return []
+    return ["what a dead `dvc` had locked is free again"]
 
 
 def _live_entries(text: str, root: Path) -> dict | None:
@@ -87,20 +84,17 @@ def can_hold_locks(pid: int, root: Path = Path(".")) -> bool:
     """Whether this process can hold DVC's locks here: it is a `dvc` or a flow and runs in this folder."""
     try:
         process = psutil.Process(pid)
-        return _uses_dvc(process.cmdline()) and _runs_in(process, root)
+        return _uses_dvc(process) and _runs_in(process, root)
     except psutil.NoSuchProcess:
         return False
 
 
-def _uses_dvc(command: list[str]) -> bool:
-    return any(Path(word).name in PROGRAMS or word.startswith("flows.") for word in command)
+def _uses_dvc(process: psutil.Process) -> bool:
+    return any(Path(word).name in PROGRAMS or word.startswith("flows.") for word in process.cmdline())
 
 
 def _runs_in(process: psutil.Process, folder: Path) -> bool:
-    """Whether the process runs in the folder or below.
-
-    True if it is another user's, whose folder cannot be read.
-    """
+    """Whether the process runs in the folder or below; True if that of another user cannot be read."""
     try:
         return Path(process.cwd()).is_relative_to(folder.resolve())
     except psutil.AccessDenied:
@@ -159,7 +153,7 @@ def _is_in_use(top: Path) -> bool:
     own = {process.pid for process in (psutil.Process(), *psutil.Process().parents())}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            uses_index = process.name().startswith("git") or _uses_dvc(process.cmdline())
+            uses_index = process.name().startswith("git") or _uses_dvc(process)
             if process.pid not in own and uses_index and _runs_in(process, top):
                 return True
     return False

@@ -9,6 +9,7 @@ from pathlib import Path
 from flows.registry.commands import fetch, promote, register, rollback, serve, show
 from flows.registry.versions import CHALLENGER, CHAMPION
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import check_writable
 
 HELP = {
     "register": "models/package becomes a version, @challenger",
@@ -24,6 +25,8 @@ VERSIONS = {"promote": CHALLENGER, "fetch": CHAMPION, "serve": CHAMPION}  # the 
 def main(argv: list[str] | None = None) -> None:
     options = _parser().parse_args(argv)
     try:
+        if options.command != "show":
+            check_writable()
         print(_run(options))
     except UserError as error:
         print(f"registry: {error}", file=sys.stderr)

@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from stages.runtime.tracking import tracking_uri
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import translate_write_errors
 from thousandwords.core.manifest import DamagedArtefact
 
 NAME = "thousandwords"
@@ -32,7 +33,8 @@ def registry_client(root: Path) -> Iterator[mlflow.MlflowClient]:
     uri = tracking_uri(Path(root))
     try:
         if uri.startswith("sqlite:"):
-            (Path(root) / ".mlflow").mkdir(exist_ok=True)
+            with translate_write_errors(Path(root).resolve()):
+                (Path(root) / ".mlflow").mkdir(exist_ok=True)
         yield mlflow.MlflowClient(uri, uri)
     except MlflowException as error:
         raise UserError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shlex
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from flows.services import postgres_server, processes, specs
 from flows.services.specs import Passwords, Server, ServicesConfig
 from thousandwords.core.errors import UserError
+from thousandwords.core.locks import take_lock
 
 NAMES = ("postgres", "s3", "mlflow", "prefect")
 REMOTE = "servers"
@@ -139,13 +139,9 @@ def _lock(folder: Path) -> Iterator[None]:
 
     Other users may enter the folder, as user postgres must, but read nothing in it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o711)
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another command is starting or stopping the servers of {folder}; wait for it"
-            ) from error
+    file = take_lock(folder / "lock")
+    if not file:
+        raise UserError(f"another command is starting or stopping the servers of {folder}; wait for it")
+    with file:
+        folder.chmod(0o711)
         yield

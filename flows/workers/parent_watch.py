@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
-import threading
-import time
 
 import psutil
+
+from thousandwords.core.processes import end_with
 
 GRACE = 20.0  # seconds until the rest is killed: longer than the supervisors of the stages need
 
 
 def end_with_worker() -> None:
-    """Watch the worker, the parent of a process that leads a process group.
-
-    Does nothing for a flow in a terminal.
-    """
+    """Watch the worker, the parent of a process that leads a process group; nothing for a flow in a terminal."""
     if "PREFECT__FLOW_RUN_ID" not in os.environ or os.getpgrp() != os.getpid():
         return
     worker = os.getppid()
-    handle = os.pidfd_open(worker)
+    # flow, supervisors and stages at once, as a cancellation does
+    end_with(worker, grace=GRACE, whole_group=True)
     if os.getppid() != worker or not is_worker(worker):
         os.killpg(os.getpgrp(), signal.SIGTERM)
-    threading.Thread(target=_end_after, args=(handle,), daemon=True).start()
 
 
 def is_worker(pid: int) -> bool:
@@ -35,10 +31,3 @@ def is_worker(pid: int) -> bool:
     with contextlib.suppress(psutil.Error):
         return "worker" in psutil.Process(pid).cmdline()
     return False
-
-
-def _end_after(handle: int) -> None:
-    select.select([handle], [], [])
-    os.killpg(os.getpgrp(), signal.SIGTERM)  # flow, supervisors and stages at once, as a cancellation does
-    time.sleep(GRACE)
-    os.killpg(os.getpgrp(), signal.SIGKILL)

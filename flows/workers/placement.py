@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from thousandwords.core.config import ConfigError, section
+from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
 
 FILE = Path("flows/workers/placement.yaml")
@@ -36,11 +37,13 @@ class Placement:
     """The whole table; a stage that it does not name gets `Place()`."""
 
     parallel: int = 2  # stages at once, in one run
-    stages: dict[str, Place] = field(default_factory=dict)
+    stages: Any = field(default_factory=dict)  # {stage: Place}
 
     def __post_init__(self) -> None:
         if self.parallel < 1:
             raise ValueError(f"parallel is {self.parallel}; it must be 1 or more")
+        if not isinstance(self.stages, dict):
+            raise ValueError(f"stages should be a block of keys, found {self.stages!r}")
 
     def of(self, stage: str) -> Place:
         return self.stages.get(stage, Place())
@@ -51,24 +54,16 @@ def read_placement(stages: list[str], path: Path = FILE) -> Placement:
 
     Raises UserError for a stage or a key that does not exist.
     """
-    if not path.is_file():
-        return Placement()
     try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        places = table.pop("stages", {})
-        for name in places:
-            if name not in stages:
-                raise UserError(f"{path}: dvc.yaml has no stage {name!r}. It has: {', '.join(stages)}")
-        places = {name: section(values, f"stages.{name}", Place) for name, values in places.items()}
-        return Placement(**{**vars(section(table, "the table", _TopLevel)), "stages": places})
-    except ConfigError as error:
-        raise UserError(str(error).replace("params.yaml", str(path))) from error
-    except (ValueError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(
-            str(error) if isinstance(error, UserError) else f"{path}: {' '.join(str(error).split())}"
-        ) from error
-
-
-@dataclass(frozen=True)
-class _TopLevel:
-    parallel: int = Placement.parallel
+        table = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    placement = section(table, "the table", Placement, str(path))
+    for name in placement.stages:
+        if name not in stages:
+            raise UserError(f"{path}: dvc.yaml has no stage {name!r}. It has: {', '.join(stages)}")
+    places = placement.stages.items()
+    return replace(
+        placement,
+        stages={name: section(values, f"stages.{name}", Place, str(path)) for name, values in places},
+    )

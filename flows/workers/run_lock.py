@@ -3,46 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
+
+from thousandwords.core.locks import take_lock
 
 LOCK_FILE = Path(".dvc/tmp/flow.lock")
-_handles: list[int] = []
+_files: list[IO[str]] = []
 
 
 @contextlib.contextmanager
-def run_lock(log: Callable[[str], None], path: Path = LOCK_FILE) -> Iterator[None]:
-    """Hold the kernel lock of this folder; a flow inside a flow of the same process has it already.
+def run_lock(log: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of this folder, and `log` a wait; a flow inside a flow of the same process has it already.
 
-    `log` reports a wait.
+    Raises CannotWrite.
     """
-    if _handles:
+    if _files:
         yield
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        _wait(file.fileno(), log)
-        _handles.append(file.fileno())
+    is_reported = False
+    while not (file := take_lock(LOCK_FILE)):
+        if not is_reported:
+            log("another run is active in this folder; this one waits for it")
+        is_reported = True
+        time.sleep(0.2)
+    with file:
+        _files.append(file)
         try:
             yield
         finally:
-            _handles.clear()
+            _files.clear()
 
 
 def lock_handles() -> tuple[int, ...]:
-    """Handles of the lock for child processes; a kernel lock is free once its last handle is closed."""
-    return tuple(_handles)
-
-
-def _wait(handle: int, log: Callable[[str], None]) -> None:
-    is_reported = False
-    while True:
-        try:
-            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not is_reported:
-                log("another run is active in this folder; this one waits for it")
-            is_reported = True
-            time.sleep(0.2)
+    """Handles of the lock for child processes, which hold it as long as they live."""
+    return tuple(file.fileno() for file in _files)

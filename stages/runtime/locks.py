@@ -1,26 +1,18 @@
-"""Kernel locks that keep two runs out of one folder, and an end for processes whose launcher has died.
-
-A lock belongs to the process, not to the file: it ends with its holder, however that ends, and needs no
-cleaning up.
-"""
+"""Locks that keep two runs out of one folder, and an end for stages whose launcher has died."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import select
-import signal
-import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import psutil
 
 from thousandwords.core.errors import UserError
-from thousandwords.core.files import translate_write_errors
+from thousandwords.core.locks import holder, take_lock, write_note
+from thousandwords.core.processes import end_with
 from thousandwords.training.distributed import is_started_by_torchrun
 
 LAUNCHERS = {
@@ -40,59 +32,35 @@ LOCK_TIMEOUT = GRACE_SECONDS + 3  # for a holder whose launcher has ended
 
 @contextlib.contextmanager
 def hold_lock(path: Path, message: str) -> Iterator[None]:
-    """Hold the lock `path`; raises UserError with `message`, {holder} filled in, if another process holds
-    it."""
-    with translate_write_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = _lock(path, message)
+    """Hold the lock `path` and remove it afterwards. Raises UserError with `message`, {holder} filled in, if
+    another process holds it, and CannotWrite."""
+    deadline = time.monotonic() + LOCK_TIMEOUT
+    while not (file := take_lock(path)):
+        pid = (holder(path) or {}).get("pid", "unknown")
+        if not _is_orphaned(pid) or time.monotonic() > deadline:
+            raise UserError(message.replace("{holder}", f"process {pid}"))
+        time.sleep(0.1)
+    write_note(file)
     try:
-        with contextlib.suppress(OSError):  # the lock holds even on a full disk
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
         yield
     finally:
         with file, contextlib.suppress(OSError):
             path.unlink()
 
 
-def _lock(path: Path, message: str) -> IO[str]:
-    deadline = time.monotonic() + LOCK_TIMEOUT
-    while True:
-        file = open(path, "a+")  # noqa: SIM115  stays open as long as the lock
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            file.close()
-            if not _is_orphaned(holder) or time.monotonic() > deadline:
-                raise UserError(message.replace("{holder}", f"process {holder}")) from error
-            time.sleep(0.1)
-            continue
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
-        file.close()  # its holder removed the file while this process was opening it
-
-
-def _is_orphaned(holder: str) -> bool:
-    """Whether the process was started by a `dvc` that has ended: it writes a last checkpoint and then ends
-    too."""
+def _is_orphaned(pid: int | str) -> bool:
+    """Whether the process was started by a `dvc` that has ended: it saves a last checkpoint and ends, too."""
     try:
-        process = psutil.Process(int(holder))
-        return "DVC_STAGE" in process.environ() and not any(
-            _is_launcher(ancestor, {"dvc"}) for ancestor in process.parents()
-        )
-    except (ValueError, psutil.Error):
+        process = psutil.Process(pid)
+        return "DVC_STAGE" in process.environ() and not _launchers(process, {"dvc"})
+    except (TypeError, psutil.Error):
         return False
 
 
 def output_lock(out: Path) -> contextlib.AbstractContextManager[None]:
-    """The lock of an output: only one stage writes it at a time, wherever it was started.
+    """Only one stage writes an output at a time, wherever it was started.
 
-    It lies beside the output, not inside: DVC removes an output before it is made again, and would remove the
-    lock with it.
+    The lock lies beside the output: DVC removes an output before it is made again, and all that is in it.
     """
     path = Path(out).resolve()
     return hold_lock(
@@ -104,40 +72,27 @@ def end_with_launchers() -> None:
     """End this process soon after the `dvc`, `torchrun` or flow that started it has ended.
 
     A kill -9 of one of them does not reach this process, and the next `dvc repro` would remove what it is
-    writing. A stage that was started by hand has no such launcher, and nothing is watched. Linux only.
+    writing. A stage that was started by hand has no such launcher, and nothing is watched.
     """
-    ancestors = psutil.Process().parents()
-    launchers = [ancestor.pid for ancestor in ancestors if _is_launcher(ancestor)]
-    if not launchers and len(ancestors) < 2 and (is_started_by_torchrun() or "DVC_STAGE" in os.environ):
+    process = psutil.Process()
+    launchers = _launchers(process)
+    has_lost_them = not launchers and len(process.parents()) < 2
+    if has_lost_them and (is_started_by_torchrun() or "DVC_STAGE" in os.environ):
         raise UserError(
             "the process that started this one has already ended, so this one ends too. Run the same again"
         )
-    if hasattr(os, "pidfd_open"):
-        end_with(*launchers)
+    end_with(*launchers, grace=GRACE_SECONDS)
 
 
-def end_with(*pids: int) -> None:
-    """When one of `pids` ends, send SIGTERM to this process, which then saves its state; after GRACE_SECONDS,
-    SIGKILL."""
-    handles = []
-    for pid in pids:
-        with contextlib.suppress(OSError):  # it has just ended, or the kernel has no such handles
-            handles.append(os.pidfd_open(pid))
-    if handles:
-        threading.Thread(target=_end_after, args=(handles,), daemon=True).start()
+def _launchers(process: psutil.Process, names: set[str] = LAUNCHERS) -> list[int]:
+    """The processes above this one that run one of these programs or modules."""
+    return [ancestor.pid for ancestor in process.parents() if names & _programs(ancestor)]
 
 
-def _end_after(handles: list[int]) -> None:
-    select.select(handles, [], [])
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE_SECONDS)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _is_launcher(process: psutil.Process, names: Collection[str] = LAUNCHERS) -> bool:
+def _programs(process: psutil.Process) -> set[str]:
     try:
         arguments = process.cmdline()
     except psutil.Error:
-        return False
+        return set()
     modules = [module for flag, module in zip(arguments, arguments[1:], strict=False) if flag == "-m"]
-    return any(Path(program).name in names for program in arguments[:2] + modules)
+    return {Path(program).name for program in arguments[:2] + modules}

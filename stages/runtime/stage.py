@@ -28,6 +28,7 @@ from thousandwords.core.config import ConfigError
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import DISK_FULL_ERRNOS, fingerprint, sha256_of, write_json
 from thousandwords.core.params import read_params
+from thousandwords.core.processes import STOP_SIGNALS, on_signals
 from thousandwords.training.distributed import SINGLE_PROCESS, World, init_processes
 from thousandwords.training.loop import Stopped
 from thousandwords.training.train_state import NotFinite
@@ -222,19 +223,13 @@ def _locks(name: str, options: argparse.Namespace) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _signals(context: Stage) -> Iterator[None]:
-    def on_signal(number: int, _: object) -> None:
+def _signals(context: Stage) -> contextlib.AbstractContextManager[None]:
+    def on_signal(number: int) -> None:
         # a cancel may signal the whole process group, and the end of `dvc` signals again: only a second
         # Ctrl-C ends at once
-        if context.is_stoppable and (number == signal.SIGTERM or not context.stop_requested):
+        if context.is_stoppable and (number != signal.SIGINT or not context.stop_requested):
             context.stop_requested = True
             return
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return on_signals(on_signal, signal.SIGINT, *STOP_SIGNALS)

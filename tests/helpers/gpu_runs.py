@@ -80,11 +80,11 @@ class GpuTestbed:
         return result.stdout
 
     def start_workers(self, project: Path | None = None) -> None:
-        self.call("flows.workers.workers", "start", project=project, **self.worker_settings)
+        self.call("flows.workers", "start", project=project, **self.worker_settings)
 
     def close(self) -> None:
         for project in self.projects:
-            run(project, "flows.workers.workers", "stop", **self.settings())
+            run(project, "flows.workers", "stop", **self.settings())
         self.server.stop()
 
     # --- runs

@@ -1,7 +1,8 @@
-"""No two processes write to one place, and no process outlives its launcher."""
+"""No two processes write to one place, and no stage outlives its launcher."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -16,46 +17,43 @@ import psutil
 import pytest
 
 from stages.runtime import locks
-from stages.runtime.locks import end_with, end_with_launchers, hold_lock, output_lock
+from stages.runtime.locks import end_with_launchers, hold_lock, output_lock
+from tests.helpers.paths import ROOT
+from tests.helpers.prefect_server import wait_for
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import CannotWrite
+from thousandwords.core.locks import holder
+from thousandwords.core.processes import end_with
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 MESSAGE = "{holder} is active"
 
 
-def test_a_lock_names_its_holder_to_a_second_process_and_is_removed_after_it(tmp_path):
-    with hold_lock(tmp_path / "new" / "lock", MESSAGE):
-        assert (tmp_path / "new" / "lock").read_text() == str(os.getpid())
-        with (
-            pytest.raises(UserError, match=f"^process {os.getpid()} is active$"),
-            hold_lock(tmp_path / "new" / "lock", MESSAGE),
-        ):
-            pytest.fail("both hold it")
-    assert list((tmp_path / "new").iterdir()) == []
-    with hold_lock(tmp_path / "new" / "lock", MESSAGE):
-        pass
+def assert_is_held(path: Path, pid: int | str) -> None:
+    with pytest.raises(UserError, match=f"^process {pid} is active$"), hold_lock(path, MESSAGE):
+        pytest.fail("both hold it")
 
 
-def test_a_lock_is_released_after_an_error(tmp_path):
-    with pytest.raises(KeyboardInterrupt), hold_lock(tmp_path / "lock", MESSAGE):
-        raise KeyboardInterrupt
+def test_a_lock_names_its_holder_to_a_second_process_and_is_removed_after_it_whatever_happens(tmp_path):
+    path = tmp_path / "new" / "lock"
+    for error in (None, KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt), hold_lock(path, MESSAGE):
+            assert_is_held(path, os.getpid())
+            if error:
+                raise error
+        assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("left", ["", "no number", '{"pid": 1}', f'{{"pid": {os.getpid()}}}', "[1"])
+def test_a_lock_that_a_dead_process_left_is_taken_whatever_it_says(tmp_path, left):
+    """Also if its number is now another process: the kernel knows that no process holds it."""
+    (tmp_path / "lock").write_text(left)
     with hold_lock(tmp_path / "lock", MESSAGE):
-        pass
-
-
-@pytest.mark.parametrize("pid", ["", "1", "no number", "own", "4194304"])
-def test_a_lock_that_a_dead_process_left_is_taken(tmp_path, pid):
-    """Whatever the file says, also if its number is now another process: the kernel knows that no process
-    holds it."""
-    (tmp_path / "lock").write_text(str(os.getpid()) if pid == "own" else pid)
-    with hold_lock(tmp_path / "lock", MESSAGE):
-        assert (tmp_path / "lock").read_text() == str(os.getpid())
+        assert_is_held(tmp_path / "lock", os.getpid())
 
 
 def test_a_lock_whose_file_is_removed_meanwhile_is_not_held_by_two(tmp_path, monkeypatch):
-    """Its holder ends, and a third comes, between this process's open and its lock: it must see the third's
-    file, not the old."""
+    """Its holder ends, and a third comes, between this process's open and its lock: it must see the third's file."""
     path, flock, third = tmp_path / "lock", fcntl.flock, []
     path.write_text("the first")
 
@@ -63,14 +61,13 @@ def test_a_lock_whose_file_is_removed_meanwhile_is_not_held_by_two(tmp_path, mon
         if not third:
             path.unlink()
             third.append(open(path, "a+"))  # noqa: SIM115
-            third[0].write("77")
+            third[0].write('{"pid": 77777777}')
             third[0].flush()
             flock(third[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
         return flock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", slow)
-    with pytest.raises(UserError, match="^process 77 is active$"), hold_lock(path, MESSAGE):
-        pytest.fail("two hold it")
+    assert_is_held(path, 77777777)
     third[0].close()
 
 
@@ -88,18 +85,13 @@ def test_the_lock_of_an_output_lies_beside_it_and_stays_when_the_output_is_remov
             pass
 
 
-@pytest.mark.parametrize(
-    ("number", "message"), [(errno.EROFS, "Read-only file system"), (errno.ENOLCK, "No locks available")]
-)
-def test_a_folder_where_nothing_can_be_locked_is_reported(tmp_path, monkeypatch, number, message):
+def test_a_folder_where_nothing_can_be_locked_is_reported(tmp_path, monkeypatch):
     def fail(*_):
-        raise OSError(number, os.strerror(number))
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", fail)
-    with (
-        pytest.raises(CannotWrite, match=f"{tmp_path} cannot be written: {message}"),
-        hold_lock(tmp_path / "lock", MESSAGE),
-    ):
+    sentence = f"{tmp_path} cannot be written: No locks available"
+    with pytest.raises(CannotWrite, match=sentence), hold_lock(tmp_path / "lock", MESSAGE):
         pytest.fail("it is not locked")
 
 
@@ -108,61 +100,71 @@ def test_on_a_full_disk_a_lock_holds_without_a_name(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "getpid", full)
-    rejected = pytest.raises(UserError, match="process unknown is active")
-    with hold_lock(tmp_path / "lock", MESSAGE), rejected, hold_lock(tmp_path / "lock", MESSAGE):
-        pytest.fail("both hold it")
+    with hold_lock(tmp_path / "lock", MESSAGE):
+        assert_is_held(tmp_path / "lock", "unknown")
 
 
-HOLDER = """import fcntl, os, sys, time
-file = open(sys.argv[1], "a+")
-fcntl.flock(file, fcntl.LOCK_EX)
-print(os.getpid(), file=file, flush=True)
-print("ready", flush=True)
-time.sleep(float(sys.argv[2]))
-"""
-
-
-def holder(path: Path, seconds: float, **environment: str) -> subprocess.Popen:
-    """A process that holds a lock for some seconds."""
-    command = [sys.executable, "-c", HOLDER, str(path), str(seconds)]
-    process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True)
+def python(code: str, *arguments: object, **environment: str) -> subprocess.Popen:
+    """A process that runs the code; returns once it has printed a line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "ready\n"
     return process
 
 
-def test_a_lock_is_waited_for_where_its_holder_was_orphan_by_its_dvc(tmp_path):
+HOLD = """if True:
+    import sys, time
+    from pathlib import Path
+    from thousandwords.core.locks import take_lock, write_note
+    file = take_lock(Path(sys.argv[1]))
+    write_note(file)
+    print("ready", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def test_a_lock_is_waited_for_where_its_holder_lost_its_dvc_but_not_for_ever(tmp_path, monkeypatch):
     """The holder saves a last checkpoint and ends, so the same can be run again at once."""
-    orphan = holder(tmp_path / "lock", 1, DVC_STAGE="train_generator")
+    orphan = python(HOLD, tmp_path / "lock", 1, DVC_STAGE="train_generator")
     with hold_lock(tmp_path / "lock", MESSAGE):
         assert orphan.wait() == 0
-    alive = holder(tmp_path / "lock", 30)
-    with (
-        pytest.raises(UserError, match=f"^process {alive.pid} is active$"),
-        hold_lock(tmp_path / "lock", MESSAGE),
-    ):
-        pytest.fail("both hold it")
-    alive.kill()
-    alive.wait()
-
-
-def test_one_that_was_orphan_and_does_not_end_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "LOCK_TIMEOUT", 0.3)
-    orphan = holder(tmp_path / "lock", 30, DVC_STAGE="train_generator")
-    with (
-        pytest.raises(UserError, match=f"^process {orphan.pid} is active$"),
-        hold_lock(tmp_path / "lock", MESSAGE),
-    ):
-        pytest.fail("both hold it")
-    orphan.kill()
-    orphan.wait()
+    for environment in ({}, {"DVC_STAGE": "train_generator"}):
+        alive = python(HOLD, tmp_path / "lock", 30, **environment)
+        assert_is_held(tmp_path / "lock", alive.pid)
+        alive.kill()
+        alive.wait()
+
+
+def test_a_folder_is_locked_until_the_last_child_of_a_killed_or_finished_run_has_ended(tmp_path):
+    """Else the stages of the next run would meet those that have not ended yet."""
+    code = """if True:
+        import subprocess, sys, time
+        from flows.workers.run_lock import lock_handles, run_lock
+        with run_lock(print), run_lock(print):
+            subprocess.Popen(["sleep", sys.argv[1]], pass_fds=lock_handles(), stdout=subprocess.DEVNULL)
+            print("ready", flush=True)
+            time.sleep(float(sys.argv[2]))
+    """
+    lock = tmp_path / ".dvc/tmp/flow.lock"
+    with contextlib.chdir(tmp_path):
+        killed = python(code, 3, 60)
+        killed.kill()
+        finished = python(code.replace("print)", "lambda _: 0)"), 3, 0)  # waits for the child of the first
+        assert killed.wait() == -9 and finished.wait() == 0
+    assert holder(lock) is not None
+    wait_for(lambda: holder(lock) is None, 10)
 
 
 # --- ends ------------------------------------------------------------------------------------------------------------
 
 
 def parent_and_pipe(ignores_sigterm: bool) -> tuple[int, int]:
-    """(a process, a pipe that its child keeps open while it lives): the child ends with the process by
-    `end_with`."""
+    """(a process, a pipe that its child keeps open while it lives): the child ends with the process."""
     reading, writing = os.pipe()
     parent = os.fork()
     if parent:
@@ -172,7 +174,7 @@ def parent_and_pipe(ignores_sigterm: bool) -> tuple[int, int]:
     own = os.getpid()
     if os.fork() == 0:
         signal.signal(signal.SIGTERM, signal.SIG_IGN if ignores_sigterm else signal.SIG_DFL)
-        end_with(own)
+        end_with(own, grace=0.3)
         os.write(writing, b"ready")
     os.close(writing) if os.getpid() == own else None
     time.sleep(60)
@@ -180,9 +182,8 @@ def parent_and_pipe(ignores_sigterm: bool) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("ignores_sigterm", [False, True])
-def test_a_process_ends_with_its_launcher(monkeypatch, ignores_sigterm):
+def test_a_process_ends_with_its_launcher(ignores_sigterm):
     """By SIGTERM, or, if that is ignored, by SIGKILL a little later."""
-    monkeypatch.setattr(locks, "GRACE_SECONDS", 0.3)
     parent, pipe = parent_and_pipe(ignores_sigterm)
     start = time.monotonic()
 
@@ -201,7 +202,7 @@ def ancestry(monkeypatch, *commands: str) -> list[int]:
         for number, text in enumerate(commands)
     ]
     monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(parents=lambda: parents))
-    monkeypatch.setattr(locks, "end_with", lambda *pids: watched.extend(pids))
+    monkeypatch.setattr(locks, "end_with", lambda *pids, grace: watched.extend(pids))
     return watched
 
 
@@ -233,8 +234,3 @@ def test_a_stage_whose_launcher_has_already_ended_does_not_start(monkeypatch):
     monkeypatch.setenv("DVC_STAGE", "train_generator")
     with pytest.raises(UserError, match="the process that started this one has already ended"):
         end_with_launchers()
-
-
-def test_every_stage_watches_its_launcher_before_it_takes_its_locks():
-    source = (Path(locks.__file__).parent / "stage.py").read_text()
-    assert source.index("end_with_launchers()") < source.index("_locks(name, options)")

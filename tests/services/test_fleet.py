@@ -72,11 +72,11 @@ class Fleet:
 
     def start_workers(self) -> None:
         for clone in self.workers:
-            self.must(clone, "flows.workers.workers", "start", "--runs", "1", "--name", clone.name)
+            self.must(clone, "flows.workers", "start", "--runs", "1", "--name", clone.name)
 
     def close(self) -> None:
         for clone in self.workers:
-            self.call(clone, "flows.workers.workers", "stop")
+            self.call(clone, "flows.workers", "stop")
 
 
 @pytest.fixture(scope="module")

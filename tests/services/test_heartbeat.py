@@ -42,10 +42,10 @@ def create_run(server):
 def test_a_heartbeat_is_a_life_sign_whatever_its_clock_says(client, create_run):
     run_id = create_run()
     wait_for(
-        lambda: heartbeat.read_signs(client)[run_id].events >= 2, 30, "its states are not there as events"
+        lambda: heartbeat.read_runs(client)[run_id].sign[2] >= 2, 30, "its states are not there as events"
     )
     for year in (2001, 2101):
-        before = heartbeat.read_signs(client)[run_id]
+        before = heartbeat.read_runs(client)[run_id]
         event = Event(
             event="prefect.flow-run.heartbeat",
             resource={"prefect.resource.id": f"prefect.flow-run.{run_id}"},
@@ -53,7 +53,7 @@ def test_a_heartbeat_is_a_life_sign_whatever_its_clock_says(client, create_run):
         )
         client.request("POST", "/events", json=[event.model_dump(mode="json")])
         wait_for(
-            lambda before=before: heartbeat.read_signs(client)[run_id] != before,
+            lambda before=before: heartbeat.read_runs(client)[run_id] != before,
             30,
             f"a heartbeat of {year} does not arrive",
         )
@@ -63,7 +63,7 @@ def test_a_silent_run_is_crashed_a_cancelling_one_is_cancelled_and_a_finished_on
     server, client, create_run
 ):
     runs = {kind: create_run(kind) for kind in ("RUNNING", "CANCELLING", "COMPLETED")}
-    assert set(heartbeat.read_signs(client)) & set(runs.values()) == {runs["RUNNING"], runs["CANCELLING"]}
+    assert set(heartbeat.read_runs(client)) & set(runs.values()) == {runs["RUNNING"], runs["CANCELLING"]}
 
     for kind, run_id in runs.items():
         heartbeat.mark_dead(client, run_id, kind)
@@ -74,18 +74,18 @@ def test_a_silent_run_is_crashed_a_cancelling_one_is_cancelled_and_a_finished_on
         "COMPLETED",
     ]
     assert server.run(runs["RUNNING"])["state"]["message"].startswith("No heartbeat for 100 s")
-    assert not set(heartbeat.read_signs(client)) & set(runs.values())
+    assert not set(heartbeat.read_runs(client)) & set(runs.values())
 
 
 def test_a_new_heartbeat_process_takes_over_some_silence_but_never_enough_for_death(
     client, create_run, monkeypatch
 ):
     run_id = create_run()
-    wait_for(lambda: heartbeat.read_signs(client)[run_id].events >= 2, 30)
-    assert 0 <= heartbeat.first_observations(client)[run_id].silent < 40
+    wait_for(lambda: heartbeat.read_runs(client)[run_id].sign[2] >= 2, 30)
+    assert 0 <= heartbeat.read_runs(client, is_first=True)[run_id].silent < 40
     monkeypatch.setattr(heartbeat, "seconds_since_event", lambda answer: 3600.0)
-    observations = heartbeat.first_observations(client)
-    assert observations[run_id].silent == 40 and heartbeat.dead_runs(observations) == []
+    runs = heartbeat.read_runs(client, is_first=True)
+    assert runs[run_id].silent == 40 and heartbeat.silent_for(heartbeat.SILENCE, runs) == []
 
 
 def test_without_a_server_the_heartbeat_process_says_what_is_missing(tmp_path):

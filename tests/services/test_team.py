@@ -239,13 +239,11 @@ def test_two_workers_share_the_whole_pipeline_through_the_store(team, tmp_path):
     run([*flows, "flows.deploy"], coordinator, client)
     try:
         for clone in workers:
-            run(
-                [*flows, "flows.workers.workers", "start", "--runs", "1", "--name", clone.name], clone, client
-            )
+            run([*flows, "flows.workers", "start", "--runs", "1", "--name", clone.name], clone, client)
         output = run([*flows, "flows.fleet"], coordinator, client, timeout=2400).stdout
     finally:
         for clone in workers:
-            run([*flows, "flows.workers.workers", "stop"], clone, client)
+            run([*flows, "flows.workers", "stop"], clone, client)
     logs = [
         "".join(log.read_text() for log in (clone / ".prefect/workers").glob("*.log")) for clone in workers
     ]

@@ -8,17 +8,17 @@ are made again.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import sync_folder, write_json
+from thousandwords.core.locks import take_lock
 from thousandwords.core.manifest import DamagedArtefact, read_manifest
 
 STORE = Path(".store")
@@ -101,10 +101,6 @@ class Store:
         except (OSError, ValueError):
             return []  # the file only says what to keep: without it, missing entries are made again
 
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        """One process at a time. The kernel frees the lock when the process ends."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def _lock(self) -> IO[str]:
+        """One process at a time."""
+        return take_lock(self.folder / ".lock", wait=True)

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -123,6 +124,12 @@ def translate_write_errors(folder: Path, size: int = 0) -> Iterator[None]:
             ) from error
         fix = FIX_BY_ERRNO.get(error.errno, "Check that you may write there, or use another folder")
         raise CannotWrite(f"{folder} cannot be written: {error.strerror}. {fix}") from error
+
+
+def check_writable(folder: Path = Path(".")) -> None:
+    """Raises CannotWrite if no file can be made in the folder, by default this project: before long work."""
+    with translate_write_errors(folder.resolve()):
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def _free(folder: Path) -> int | str:

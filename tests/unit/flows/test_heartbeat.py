@@ -6,38 +6,34 @@ import httpx
 import pytest
 
 from flows.workers import heartbeat
-from flows.workers.heartbeat import LifeSign, Observation
+from flows.workers.heartbeat import Run
 
-OLD, NEW = LifeSign("RUNNING", "x", 1), LifeSign("RUNNING", "x", 2)
+OLD, NEW = ("RUNNING", "x", 1), ("RUNNING", "x", 2)
 
 
-def test_silence_is_counted_from_the_last_life_sign():
-    assert heartbeat.update({}, {"a": OLD}, passed=3) == {"a": Observation(OLD)}
-    assert heartbeat.update({"a": Observation(OLD, 5)}, {"a": OLD}, passed=3) == {"a": Observation(OLD, 8)}
-    assert heartbeat.update({"a": Observation(OLD, 5)}, {"a": NEW}, passed=3) == {"a": Observation(NEW)}
-    assert heartbeat.update({"a": Observation(OLD, 5)}, {}, passed=3) == {}
+@pytest.mark.parametrize(
+    ("before", "now", "passed", "expected"),
+    [
+        ({}, {"a": Run(OLD)}, 3, {"a": Run(OLD)}),
+        ({"a": Run(OLD, 5)}, {"a": Run(OLD)}, 3, {"a": Run(OLD, 8)}),
+        ({"a": Run(OLD, 5)}, {"a": Run(NEW)}, 3, {"a": Run(NEW)}),
+        ({"a": Run(OLD, 5)}, {}, 3, {}),
+        ({"a": Run(OLD, 5)}, {"a": Run(OLD)}, 3600, {"a": Run(OLD, 11)}),  # the process itself was paused
+    ],
+)
+def test_silence_is_counted_from_the_last_life_sign(before, now, passed, expected):
+    assert heartbeat.update(before, now, passed) == expected
 
 
 def test_a_run_is_dead_after_three_missed_heartbeats_and_not_if_one_is_a_minute_late():
-    observations = {"a": Observation(OLD, 99), "b": Observation(OLD, 100)}
-    assert heartbeat.dead_runs(observations) == ["b"] and heartbeat.SILENCE > 30 + 60
-
-
-def test_the_write_test_of_the_server_runs_only_for_a_run_that_misses_a_heartbeat():
-    observations = {"a": Observation(OLD, 39), "b": Observation(OLD, 40)}
-    assert heartbeat.suspected_runs(observations) == ["b"]
-    assert heartbeat.HEAD_START > 30 + heartbeat.PERIOD + 5
-
-
-def test_time_in_which_the_heartbeat_process_itself_was_paused_does_not_count():
-    assert [heartbeat.counted(seconds) for seconds in (0, 3, 6, 7, 3600)] == [0, 3, 6, 6, 6]
+    runs = {"a": Run(OLD, 99), "b": Run(OLD, 100)}
+    assert heartbeat.silent_for(heartbeat.SILENCE, runs) == ["b"] and heartbeat.SILENCE > 30 + 60
 
 
 def test_after_a_failure_of_the_server_two_more_heartbeats_are_awaited():
-    assert heartbeat.after_server_failure({"a": Observation(OLD, 99), "b": Observation(OLD, 5)}) == {
-        "a": Observation(OLD, 40),
-        "b": Observation(OLD, 5),
-    }
+    runs = {"a": Run(OLD, 99), "b": Run(OLD, 5)}
+    assert heartbeat.after_server_failure(runs) == {"a": Run(OLD, 40), "b": Run(OLD, 5)}
+    assert heartbeat.HEAD_START > 30 + heartbeat.PERIOD + 5  # the write test is for a missed one only
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from flows.workers.__main__ import plan_workers
 from flows.workers.placement import Place, read_placement
-from flows.workers.workers import plan_workers
 from tests.helpers.paths import ROOT
 from thousandwords.core.errors import UserError
 
@@ -29,6 +29,7 @@ def test_the_table_of_this_project_names_its_stages():
         ("paralel: 3", r"has no key 'paralel'\. Did you mean 'parallel'\?"),
         ("parallel: 0", "it must be 1 or more"),
         ("parallel: [", "while parsing"),
+        ("stages: [a]", r"stages should be a block of keys, found \['a'\]"),
     ],
 )
 def test_an_error_in_the_table_is_named_with_its_place(tmp_path, text, message):

@@ -1,16 +1,14 @@
-"""python -m flows.workers.workers start | stop | list: one worker per GPU, and one for the CPU.
+"""python -m flows.workers start | stop | list: one worker per GPU, and one for the CPU.
 
-The heartbeat process (flows/workers/heartbeat.py) runs beside them. Each has its own session, a file with its
-process number in .prefect/workers/, and its log beside that file.
+The heartbeat process (flows/workers/heartbeat.py) runs beside them. Each has its own session, holds a lock in
+.prefect/workers/ with its process number, and has its log beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -23,9 +21,10 @@ import psutil
 from flows.deploy import CPU_POOL, GPU_POOL, prepare_server
 from flows.workers import gpu_lock
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import check_writable
+from thousandwords.core.locks import holder, take_lock, write_note
 
 FOLDER = Path(".prefect/workers")
-HEARTBEAT_FILE = FOLDER / "watch.json"
 CPU_RUNS = 2  # at once, of a worker without a GPU; a worker with GPUs takes one run at a time
 PATIENCE = 45.0  # seconds: a worker gives its runs 30 to end
 IDLE_PATIENCE = 10.0  # for a worker without a run: Prefect 3.8's hang for ever once their server was down
@@ -41,8 +40,9 @@ class Worker:
     runs: int  # at once
 
     @property
-    def file(self) -> Path:
-        return FOLDER / f"{self.name}.json"
+    def command(self) -> list[str]:
+        options = ["--pool", self.pool, "--name", self.name, "--type", "process", "--limit", str(self.runs)]
+        return ["prefect", "worker", "start", *options]
 
 
 def plan_workers(
@@ -63,98 +63,85 @@ def plan_workers(
 
 def start(workers: list[Worker]) -> list[str]:
     """Start the workers that do not run yet; a line for each."""
+    check_writable()
     prepare_server()
-    FOLDER.mkdir(parents=True, exist_ok=True)
     return [
-        *(_start(worker) for worker in workers),
-        _launch(HEARTBEAT_FILE, ["flows.workers.heartbeat"], (), "marks dead runs"),
+        *(
+            _launch(worker.name, worker.command, worker.gpus, f"takes runs from {worker.pool}")
+            for worker in workers
+        ),
+        _launch("watch", ["flows.workers.heartbeat"], (), "marks dead runs"),
     ]
 
 
-def _start(worker: Worker) -> str:
-    options = ["--pool", worker.pool, "--name", worker.name, "--type", "process", "--limit", str(worker.runs)]
-    return _launch(
-        worker.file, ["prefect", "worker", "start", *options], worker.gpus, f"takes runs from {worker.pool}"
-    )
-
-
-def _launch(file: Path, command: list[str], gpus: tuple[str, ...], task: str) -> str:
-    """Start `python -m COMMAND`, unless the process that `file` names still runs."""
-    if process := find_process(file):
-        return f"{file.stem} runs already (process {process.pid})"
+def _launch(name: str, command: list[str], gpus: tuple[str, ...], task: str) -> str:
+    """Start `python -m COMMAND`, unless the process that holds its lock still runs."""
+    path, root = FOLDER / f"{name}.lock", str(Path.cwd())
+    lock = take_lock(path)
+    if not lock:
+        return f"{name} runs already (process {(holder(path) or {}).get('pid')})"
     environment = {
         **os.environ,
         "CUDA_VISIBLE_DEVICES": ",".join(gpus),
-        "THOUSANDWORDS_ROOT": str(Path.cwd()),
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(Path.cwd()), os.environ.get("PYTHONPATH")))),
+        "THOUSANDWORDS_ROOT": root,
+        "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
     }
-    with open(file.with_suffix(".log"), "a") as log:
+    with lock, open(path.with_suffix(".log"), "a") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            pass_fds=[lock.fileno()],  # it holds the lock as long as it lives
             start_new_session=True,  # it outlives this command and its terminal; a stage never gets one
         )
-    born = psutil.Process(process.pid).create_time()
-    file.write_text(json.dumps({"pid": process.pid, "born": born, "gpus": gpus}))
-    return f"{file.stem} {task} (process {process.pid}, log {file.with_suffix('.log')})"
+        write_note(lock, pid=process.pid)
+    return f"{name} {task} (process {process.pid}, log {path.with_suffix('.log')})"
 
 
-def find_process(file: Path) -> psutil.Process | None:
-    """The process that a file names, if it is still the same one: process numbers are reused."""
-    with contextlib.suppress(OSError, ValueError, KeyError, psutil.Error):
-        record = json.loads(file.read_text())
-        process = psutil.Process(record["pid"])
-        if abs(process.create_time() - record["born"]) < 1 and process.status() != psutil.STATUS_ZOMBIE:
-            return process
-    return None
+def find_processes() -> dict[Path, psutil.Process | None]:
+    """{lock: the process that holds it, None if that has ended} of this folder's workers."""
+    processes: dict[Path, psutil.Process | None] = {}
+    for path in sorted(FOLDER.glob("*.lock")):
+        processes[path] = None
+        with contextlib.suppress(psutil.Error, TypeError):
+            processes[path] = psutil.Process(holder(path)["pid"])
+    return processes
 
 
 def stop() -> list[str]:
     """End all workers of this folder and their runs, checkpoints first; a line for each."""
-    processes = {file: find_process(file) for file in sorted(FOLDER.glob("*.json"))}
+    processes = find_processes()
     for process in filter(None, processes.values()):
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
     began = time.monotonic()  # one wait for all of them
-    return [_end(file, process, began) for file, process in processes.items()]
+    return [f"{path.stem} {_end(path, process, began)}" for path, process in processes.items()]
 
 
-def _end(file: Path, process: psutil.Process | None, began: float) -> str:
-    result = "had ended already"
-    if process:
-        result = "ended" if _wait(process, began) else "was killed"
-    file.unlink(missing_ok=True)
-    return f"{file.stem} {result}"
-
-
-def _wait(process: psutil.Process, began: float) -> bool:
-    while is_running(process):
-        if time.monotonic() - began > (PATIENCE if has_runs(process) else IDLE_PATIENCE):
+def _end(path: Path, process: psutil.Process | None, began: float) -> str:
+    result = "ended" if process else "had ended already"
+    while process and holder(path) is not None:
+        if time.monotonic() - began > (PATIENCE if _has_runs(process) else IDLE_PATIENCE):
             process.kill()  # its runs end with it (flows/workers/parent_watch.py)
-            return False
+            result = "was killed"
+            break
         time.sleep(0.1)
-    return True
+    path.unlink(missing_ok=True)
+    return result
 
 
-def has_runs(process: psutil.Process) -> bool:
+def _has_runs(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return bool(process.children())
-    return False
-
-
-def is_running(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
 def list_workers() -> list[str]:
     """A line for each worker of this folder."""
     return [
-        f"{file.stem}: {f'process {process.pid}' if (process := find_process(file)) else 'ended without being stopped'}"
-        for file in sorted(FOLDER.glob("*.json"))
+        f"{path.stem}: {f'process {process.pid}' if process else 'ended without being stopped'}"
+        for path, process in find_processes().items()
     ]
 
 

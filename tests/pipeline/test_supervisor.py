@@ -1,11 +1,7 @@
-"""Supervisor processes: one run per GPU, and no process left behind by a killed run.
-
-Locks in one process: tests/unit/flows.
-"""
+"""Supervisor processes: one run per GPU, and no process left behind by a killed run."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -19,13 +15,12 @@ import pytest
 
 from flows.workers import gpu_lock, supervisor
 from tests.helpers.paths import ROOT
+from tests.helpers.prefect_server import wait_for
 
 
 @pytest.fixture(autouse=True)
-def locks(tmp_path, monkeypatch) -> Path:
+def locks(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("THOUSANDWORDS_GPU_LOCKS", str(tmp_path / "locks"))
-    monkeypatch.setattr(gpu_lock, "installed", lambda: {})
-    return tmp_path / "locks"
 
 
 def start_supervisor(*command: str, gpus: int = 0, visible: str = "") -> subprocess.Popen:
@@ -37,41 +32,13 @@ def start_supervisor(*command: str, gpus: int = 0, visible: str = "") -> subproc
     )
 
 
-def wait_for(condition, seconds: float = 20.0):
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.02)
-    return result
-
-
 def number_in(path: Path) -> int:
     """The process number that a command writes into a file."""
-    return int(wait_for(lambda: path.is_file() and path.read_text().strip()))
+    return int(wait_for(lambda: path.is_file() and path.read_text().strip(), 20))
 
 
 def is_alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
-def test_a_run_that_needs_two_gpus_holds_none_while_one_is_taken(monkeypatch):
-    """Else two runs that need two would wait for each other for ever."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with gpu_lock.hold(1, "a run"):
-        waiting = start_supervisor("true", gpus=2, visible="0,1")
-        time.sleep(1)
-        for _ in range(20):
-            taken = gpu_lock._take(["1"], 1)
-            for file in taken.values():
-                file.close()
-            if taken:
-                break
-            time.sleep(0.01)
-        assert taken and waiting.poll() is None
-    assert waiting.wait(20) == 0
-
-
-# --- no process is left --------------------------------------------------------------------------------------------------
 
 
 def test_a_supervisor_passes_on_the_exit_code_and_the_output_of_its_command():
@@ -79,11 +46,14 @@ def test_a_supervisor_passes_on_the_exit_code_and_the_output_of_its_command():
     assert process.communicate(timeout=20)[0] == "hello\n" and process.returncode == 7
 
 
-@pytest.mark.parametrize("how", ["the command ends", "SIGTERM", "the group", "the parent is killed"])
+@pytest.mark.parametrize(
+    "how",
+    ["the command ends", "SIGTERM", "SIGTERM to the group", "SIGHUP to the group", "its parent is killed"],
+)
 def test_no_process_outlives_a_supervisor_not_even_in_its_own_session(tmp_path, how):
     left = tmp_path / "left"
     script = f"setsid sleep 60 & echo $! > {left}; {'sleep 0.3' if how == 'the command ends' else 'sleep 60'}"
-    if how == "the parent is killed":
+    if how == "its parent is killed":
         line = [sys.executable, "-m", "flows.workers.supervisor", "--", "bash", "-c", script]
         parent = subprocess.Popen(["bash", "-c", '"$@"; true', "-", *line], cwd=ROOT, start_new_session=True)
     else:
@@ -92,13 +62,13 @@ def test_no_process_outlives_a_supervisor_not_even_in_its_own_session(tmp_path, 
 
     if how == "SIGTERM":
         parent.terminate()
-    elif how == "the group":
-        os.killpg(parent.pid, signal.SIGTERM)
-    elif how == "the parent is killed":
+    elif how.endswith("group"):
+        os.killpg(parent.pid, signal.SIGTERM if how.startswith("SIGTERM") else signal.SIGHUP)
+    elif how == "its parent is killed":
         parent.kill()
     parent.wait(20)
 
-    wait_for(lambda: not is_alive(orphan), 5)
+    wait_for(lambda: not is_alive(orphan), 10)
 
 
 def test_a_command_that_ignores_sigterm_is_killed_after_the_grace_time(tmp_path):
@@ -112,6 +82,28 @@ def test_a_command_that_ignores_sigterm_is_killed_after_the_grace_time(tmp_path)
     number_in(tmp_path / "ready")
     process.terminate()
     assert process.wait(15) == 137
+
+
+def test_a_supervisor_whose_parent_has_already_ended_starts_nothing(tmp_path):
+    command = [sys.executable, "-m", "flows.workers.supervisor", "--parent", "1", "touch", tmp_path / "begun"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and "the parent of this process has ended already" in result.stderr
+    assert not (tmp_path / "begun").exists()
+
+
+# --- one run per GPU -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_needs_two_gpus_holds_none_while_one_is_taken(monkeypatch):
+    """Else two runs that need two would wait for each other for ever."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with gpu_lock.hold(1, "a run"):
+        waiting = start_supervisor("true", gpus=2, visible="0,1")
+        time.sleep(1)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        with gpu_lock.hold(1, "another"):
+            assert waiting.poll() is None
+    assert waiting.wait(20) == 0
 
 
 def test_a_gpu_is_not_free_while_a_process_of_a_killed_run_lives(tmp_path):
@@ -128,27 +120,15 @@ def test_a_gpu_is_not_free_while_a_process_of_a_killed_run_lives(tmp_path):
     first.wait(10)
     assert is_alive(orphan)
 
-    check = f"import sys; from tests.pipeline.test_gpu_lock import is_alive; sys.exit(is_alive({orphan}))"
-    second = start_supervisor(sys.executable, "-c", check, gpus=1, visible="0")
+    second = start_supervisor("sh", "-c", f"! grep -q sleep /proc/{orphan}/cmdline", gpus=1, visible="0")
 
     assert second.wait(20) == 0
 
 
-def test_a_run_waits_for_its_gpu_until_the_run_before_has_ended(tmp_path, locks):
-    first = start_supervisor("sleep", "60", gpus=1, visible="0")
-    wait_for(lambda: (locks / "0.lock").is_file() and (locks / "0.lock").read_text())
-    second = start_supervisor("true", gpus=1, visible="0")
-    time.sleep(1)
-    assert second.poll() is None
-    assert json.loads((locks / "0.lock").read_text())["pid"] == first.pid
-    first.terminate()
-    assert second.wait(30) == 0
-
-
-def test_a_suspended_holder_keeps_its_gpu(locks):
+def test_a_run_waits_for_its_gpu_until_the_run_before_has_ended_also_while_that_is_suspended():
     """A lease would run out while its holder is suspended; a lock does not."""
     first = start_supervisor("sleep", "60", gpus=1, visible="0")
-    wait_for(lambda: (locks / "0.lock").is_file() and (locks / "0.lock").read_text())
+    wait_for(lambda: gpu_lock.holders(["0"]) == [f"GPU 0: a stage, process {first.pid}, for 0 min"], 20)
     os.killpg(first.pid, signal.SIGSTOP)
     second = start_supervisor("true", gpus=1, visible="0")
     time.sleep(1.5)
@@ -184,33 +164,3 @@ def test_a_gpu_never_has_two_runs_whatever_is_killed(tmp_path):
         f"E5, without Prefect: {runs} runs, {kills} kills, {begun} begun, clashes: {(tmp_path / 'clashes').exists()}"
     )
     assert not (tmp_path / "clashes").exists() and begun > runs // 3
-
-
-# --- one run per folder ----------------------------------------------------------------------------------------------
-
-
-def test_a_folder_is_locked_until_the_last_child_of_a_killed_run_has_ended(tmp_path):
-    """Else the stages of the next run would meet those that have not ended yet."""
-    import fcntl
-
-    code = """if True:
-        import subprocess, sys, time
-        from flows.workers.run_lock import lock_handles, run_lock
-        with run_lock(print), run_lock(print):
-            child = subprocess.Popen(["sleep", "60"], pass_fds=lock_handles())
-            open("child", "w").write(str(child.pid))
-            time.sleep(60)
-    """
-    run = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    child = number_in(tmp_path / "child")
-    run.kill()
-    run.wait(10)
-
-    with open(tmp_path / ".dvc/tmp/flow.lock") as file:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.kill(child, signal.SIGKILL)
-        wait_for(lambda: not is_alive(child))
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
