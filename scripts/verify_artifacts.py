@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         "--repair", action="store_true", help="remove what is damaged, or replace it in the cache"
     )
     if parser.parse_args(argv).repair:
-        print("\n".join(f"mended: {damage}" for damage in repair()) or "nothing is damaged")
+        print("\n".join(f"repaired: {damage}" for damage in repair()) or "nothing is damaged")
         return
     intact, problems = verify()
     in_cache = [damage for damage in find_damage() if not damage.path.is_relative_to(damage.output)]

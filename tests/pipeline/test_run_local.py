@@ -200,7 +200,7 @@ def test_what_is_damaged_in_the_cache_is_noticed_when_it_is_taken_and_made_again
     assert run(project, "scripts.verify_artifacts").returncode == 0 and damaged.is_file()
 
 
-def test_make_repair_mends_what_make_verify_names(finished, tmp_path):
+def test_make_repair_fixes_what_make_verify_names(finished, tmp_path):
     project = tmp_path / "project"
     shutil.copytree(finished, project)
     damaged = [
@@ -215,7 +215,7 @@ def test_make_repair_mends_what_make_verify_names(finished, tmp_path):
     assert verified.returncode == 1 and all(line.endswith(" Run: make repair") for line in lines), lines
     assert all(any(str(path.relative_to(project)) in line for line in lines) for path in damaged[1:]), lines
     repaired = run(project, "scripts.verify_artifacts", "--repair").stdout
-    assert repaired.count("mended: ") == 4, repaired
+    assert repaired.count("repaired: ") == 4, repaired
     assert run(project, "flows.run_local").returncode == 0 and is_whole(project)
     assert run(project, "scripts.verify_artifacts").returncode == 0 and all(
         path.is_file() for path in damaged
