@@ -36,7 +36,7 @@ def verify(roots: tuple[str, ...] = ROOTS) -> tuple[list[Path], list[str]]:
 def repair() -> list[Damage]:
     """Remove every output that is damaged, here and in the cache; returns what was removed."""
     damages = find_damage()
-    outs = {path: md5 for path, md5 in locked_outputs().items() if (path / MANIFEST).exists()}
+    outs = {Path(path): md5 for path, md5 in locked_outputs().items() if Path(path, MANIFEST).exists()}
     for folder, check in _folders(ROOTS):
         out = next((out for out in outs if folder.is_relative_to(out)), None)
         if out and not any(damage.output == out for damage in damages):
@@ -70,7 +70,8 @@ def _check_folder(folder: Path) -> None:
 
 def _outputs() -> Iterator[tuple[Path, Callable[[], None]]]:
     """Every output in dvc.lock that exists here and has no manifest."""
-    for path, md5 in locked_outputs().items():
+    for name, md5 in locked_outputs().items():
+        path = Path(name)
         if path.exists() and not (path / MANIFEST).exists():
             yield path, lambda path=path, md5=md5: _check_output(path, md5)
 
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         "--repair", action="store_true", help="remove what is damaged, or replace it in the cache"
     )
     if parser.parse_args(argv).repair:
-        print("\n".join(f"mended: {damage}" for damage in repair()) or "nothing is damaged")
+        print("\n".join(f"repaired: {damage}" for damage in repair()) or "nothing is damaged")
         return
     intact, problems = verify()
     in_cache = [damage for damage in find_damage() if not damage.path.is_relative_to(damage.output)]

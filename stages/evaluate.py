@@ -50,7 +50,9 @@ def evaluate(
         samples=read_samples(samples),
         scores=read_scores(ranked),
         generator_curve=curves["train_generator"],
-        checkpoints=fingerprints(pairs, image_tokenizer, scorer, samples, ranked),
+        checkpoints=fingerprints(
+            pairs=pairs, image_tokenizer=image_tokenizer, scorer=scorer, samples=samples, ranked=ranked
+        ),
     )
     evaluation = evaluate_run(inputs, config, context.seed, extractor)
     figures = evaluation.figures
@@ -79,17 +81,8 @@ def read_scores(ranked: Path) -> np.ndarray:
     return table["score"].to_numpy().reshape(manifest["facts"]["prompts"], manifest["facts"]["candidates"])
 
 
-def fingerprints(
-    pairs: Path, image_tokenizer: Path, scorer: Path, samples: Path, ranked: Path
-) -> dict[str, str]:
+def fingerprints(**folders: Path) -> dict[str, str]:
     """The sha256 of each input's manifest: the exact bytes that the figures are about."""
-    folders = {
-        "pairs": pairs,
-        "image_tokenizer": image_tokenizer,
-        "scorer": scorer,
-        "samples": samples,
-        "ranked": ranked,
-    }
     return {name: read_manifest(folder, verify=False)["sha256"] for name, folder in folders.items()}
 
 

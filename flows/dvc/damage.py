@@ -35,19 +35,24 @@ class Damage:
         return f"{self.path}{of} is damaged: md5 should be {self.expected}, found {self.found}"
 
 
-def locked_outputs(stages: Collection[str] | None = None) -> dict[Path, str]:
-    """{output: md5} of these stages, or of all, from dvc.lock."""
-    lock = (yaml.safe_load(LOCK.read_text(encoding="utf-8")) if LOCK.is_file() else None) or {}
-    entries = lock.get("stages", {}).items()
+def locked_outputs(root: Path = Path(".")) -> dict[str, str]:
+    """{output: md5} of the dvc.lock in that folder, if there is one."""
+    return outputs_of((root / LOCK).read_text(encoding="utf-8")) if (root / LOCK).is_file() else {}
+
+
+def outputs_of(lock: str, stages: Collection[str] | None = None) -> dict[str, str]:
+    """{output: md5} of these stages, or of all, in the text of a dvc.lock."""
+    entries = (yaml.safe_load(lock) or {}).get("stages", {}).items()
     outs = [
         out for name, entry in entries if stages is None or name in stages for out in entry.get("outs", [])
     ]
-    return {Path(out["path"]): out["md5"] for out in outs if "md5" in out}
+    return {out["path"]: out["md5"] for out in outs if "md5" in out}
 
 
 def find_damage(stages: Collection[str] | None = None) -> list[Damage]:
     """What is damaged of the outputs of these stages, or of all, here and in the cache."""
-    return [damage for output, md5 in locked_outputs(stages).items() for damage in _of_output(output, md5)]
+    outs = outputs_of(LOCK.read_text(encoding="utf-8"), stages) if LOCK.is_file() else {}
+    return [damage for path, md5 in outs.items() for damage in _of_output(Path(path), md5)]
 
 
 def discard(damages: list[Damage]) -> None:

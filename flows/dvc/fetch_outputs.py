@@ -7,8 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from flows.dvc.damage import locked_outputs, outputs_of
 from flows.dvc.git import git, git_succeeds
 from thousandwords.core.errors import UserError
 
@@ -47,11 +46,11 @@ def find(name: str, root: Path) -> RunOutputs:
         description = _describe(name, "HEAD", root) if has_commit else {"name": name}
         if description.get("subject"):
             description["subject"] = f"this folder as it is now, on top of: {description['subject']}"
-        return RunOutputs(name, root, WORKSPACE, description, _outs_of(root / LOCK))
+        return RunOutputs(name, root, WORKSPACE, description, locked_outputs(root))
     if git_succeeds("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}", "--", root=root):
         return _find_revision(name, root)
     if (Path(name) / "results").is_dir():
-        return RunOutputs(name, Path(name), None, {"name": name}, _outs_of(Path(name) / LOCK))
+        return RunOutputs(name, Path(name), None, {"name": name}, locked_outputs(Path(name)))
     raise UserError(
         f"{name!r} is neither a git revision here nor a folder with results/ in it. Give a commit, branch or tag "
         f"(list them: {LIST_RUNS}), {WORKSPACE!r}, or the folder of another run"
@@ -63,7 +62,7 @@ def _find_revision(name: str, root: Path) -> RunOutputs:
         raise UserError(
             f"{name} has no {LOCK}, so no run was recorded there. Choose a commit that has one: {LIST_RUNS}"
         )
-    lock = _outs(yaml.safe_load(git("show", f"{name}:./{LOCK}", root=root)))
+    lock = outputs_of(git("show", f"{name}:./{LOCK}", root=root))
     missing = [path for path in REQUIRED if path not in lock]
     if missing:
         raise UserError(
@@ -76,16 +75,6 @@ def _find_revision(name: str, root: Path) -> RunOutputs:
 def _describe(name: str, revision: str, root: Path) -> dict[str, str]:
     commit, date, subject = git("log", "-1", "--format=%h%n%cs%n%s", revision, "--", root=root).split("\n", 2)
     return {"name": name, "commit": commit, "date": date, "subject": subject}
-
-
-def _outs_of(path: Path) -> dict[str, str]:
-    return _outs(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
-def _outs(lock: dict | None) -> dict[str, str]:
-    """{output: md5} of a dvc.lock."""
-    stages = (lock or {}).get("stages", {}).values()
-    return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", [])}
 
 
 def fetch(run: RunOutputs, target: Path, root: Path) -> Path:

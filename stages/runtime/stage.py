@@ -116,6 +116,7 @@ def stage(name: str, options: argparse.Namespace, *sections: str) -> Iterator[St
     """
     try:
         params = read_params(options.params)
+        check_inputs()  # before the long work
         end_with_launchers()
         with (
             init_processes(device_kind(params)) as world,

@@ -100,7 +100,7 @@ class Server:
         self.process = subprocess.Popen(
             command, env=environment(self.home, **self.settings), stdout=self.log, stderr=self.log
         )
-        wait_for(self.is_up, 120, "the server is not up")
+        wait_for(self.is_up, 300, "the server is not up")
 
     def is_up(self) -> bool:
         try:

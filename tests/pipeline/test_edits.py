@@ -39,7 +39,7 @@ PARAMS = {"size": 1, "model": {"steps": 400}, "kind": "a", "unused": 1}
 @pytest.fixture
 def project(tmp_path) -> Path:
     tiny_project(tmp_path, {"work": STAGE})
-    for name, text in {"own/picture": "1", "code/a.py": "x = 1", "program.py": PROGRAM}.items():
+    for name, text in {"own/image": "1", "code/a.py": "x = 1", "program.py": PROGRAM}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     write_params(tmp_path)
@@ -115,9 +115,9 @@ def pinned(project, monkeypatch) -> Path:
         (lambda project: write_params(project, kind="b"), "code/a.py"),
         (replace("params.yaml", "size: ["), "params.yaml: size (1, now None) and 3 more"),
         (replace("code/a.py", "x = 2"), "code/a.py"),
-        (replace("own/picture", "another"), "own/picture"),
-        (replace("own/more", "a second picture"), "own/more"),
-        (lambda project: (project / "own/picture").unlink(), "own/picture"),
+        (replace("own/image", "another"), "own/image"),
+        (replace("own/more", "a second image"), "own/more"),
+        (lambda project: (project / "own/image").unlink(), "own/image"),
     ],
 )
 def test_every_setting_code_and_data_of_the_stage_is_compared(pinned, edit, named):

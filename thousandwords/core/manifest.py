@@ -50,10 +50,10 @@ def read_manifest(folder: Path, verify: bool = True, fix: str = "dvc checkout, o
         manifest = json.loads(path.read_bytes())
         sha256 = fingerprint({"files": manifest["files"], "facts": manifest["facts"]})
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedArtefact(f"{path} cannot be read ({error}). Run: {_mend(fix)}") from error
+        raise DamagedArtefact(f"{path} cannot be read ({error}). Run: {_command(fix)}") from error
     if sha256 != manifest.get("sha256"):
         raise DamagedArtefact(
-            f"{path} was changed: its sha256 should be {manifest.get('sha256')}, found {sha256}. Run: {_mend(fix)}"
+            f"{path} was changed: its sha256 should be {manifest.get('sha256')}, found {sha256}. Run: {_command(fix)}"
         )
     if verify:
         for name, entry in manifest["files"].items():
@@ -67,15 +67,15 @@ def check_file(path: Path, entry: dict, fix: str) -> None:
         raise DamagedArtefact(f"{path} is missing, but its manifest names it. Run: {fix}")
     size = path.stat().st_size
     if size != entry["bytes"]:
-        raise DamagedArtefact(f"{path} should be {entry['bytes']} bytes, found {size}. Run: {_mend(fix)}")
+        raise DamagedArtefact(f"{path} should be {entry['bytes']} bytes, found {size}. Run: {_command(fix)}")
     sha256 = sha256_of(path)
     if sha256 != entry["sha256"]:
         raise DamagedArtefact(
-            f"{path} is damaged: sha256 should be {entry['sha256']}, found {sha256}. Run: {_mend(fix)}"
+            f"{path} is damaged: sha256 should be {entry['sha256']}, found {sha256}. Run: {_command(fix)}"
         )
 
 
-def _mend(fix: str) -> str:
+def _command(fix: str) -> str:
     """DVC takes a damaged file whose time is the same for unchanged; `make repair` reads every byte."""
     return "make repair" if fix.startswith("dvc ") else fix
 
