@@ -23,7 +23,7 @@ from thousandwords.core.errors import UserError
 from thousandwords.core.files import sha256_of
 from thousandwords.image_tokenizers.dvae.model import DVAEConfig
 from thousandwords.pretrained import dalle_release
-from thousandwords.pretrained.torch_container import read_tensors
+from thousandwords.pretrained.torch_container import read_state_dict, read_tensors
 
 SIDE = 16
 CONTAINERS = ("zip", "legacy")
@@ -260,6 +260,18 @@ def test_a_state_dict_of_another_model_is_not_called_damaged(tmp_path, container
     assert "the first is 0.weight): sound, but of another model" in sentence
     assert sentence.endswith("encoder.pkl and decoder.pkl as OpenAI published them")
     assert "damaged" not in sentence and "Download it again" not in sentence
+
+
+@pytest.mark.parametrize("name", ["bare", "taming", "LlamaGen, with what is not weights"])
+def test_the_weights_of_a_state_dict_are_read_without_what_else_it_holds(tmp_path, container, name):
+    path = tmp_path / "weights.pt"
+    weights = {name: value for name, value in WEIGHTS.items() if value.is_floating_point()}
+    saved = {key: weights if value is WEIGHTS else value for key, value in STATE_DICTS[name].items()}
+    saved = weights if name == "bare" else saved
+    torch.save(saved, path, _use_new_zipfile_serialization=container == "zip")
+    read = read_state_dict(path)
+    assert list(read) == list(weights)
+    assert all(torch.equal(torch.from_numpy(read[name]), value) for name, value in weights.items())
 
 
 def test_a_state_dict_that_is_cut_short_is_called_damaged(tmp_path, container):
