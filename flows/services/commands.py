@@ -20,7 +20,7 @@ from flows.services.specs import Passwords, Server, ServicesConfig
 from thousandwords.core.errors import UserError
 
 REMOTE = "servers"
-SECONDS_TO_START = 300  # a busy machine with two cores needs two minutes for MLflow
+SECONDS_TO_START = 600  # Prefect needs six minutes with PostgreSQL on two cores that fifteen processes share
 MAX_PATH = 90  # bytes of the folder's path: that of supervisord's socket file has at most 107
 
 

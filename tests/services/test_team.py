@@ -39,7 +39,7 @@ class Team:
         command = [sys.executable, "-m", "flows.services", *what]
         folder = self.settings.folder.parent
         return subprocess.run(
-            command, env=self.environment, cwd=folder, capture_output=True, text=True, timeout=500
+            command, env=self.environment, cwd=folder, capture_output=True, text=True, timeout=700
         )
 
     def client(self) -> dict[str, str]:

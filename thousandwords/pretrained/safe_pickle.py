@@ -21,9 +21,7 @@ from thousandwords.core.errors import UserError
 
 # of one file's pickles: three times what the release needs; a byte may cost a hundred bytes of memory
 MAX_PICKLE_BYTES = 2**18
-MAX_PARTS = (
-    2000  # modules and tensors: the release's encoder has 183; a module that contains itself would never end
-)
+MAX_PARTS = 2000  # modules and tensors; the release's encoder has 183, and a module can contain itself
 MAX_PATH_LENGTH = 100  # characters of a parameter's path; a thousand long ones would fill the memory
 MAX_DIMENSIONS = 8  # of a tensor; a kernel has 4
 
