@@ -119,7 +119,7 @@ def test_no_request_is_accepted_without_the_password(team):
     )
 
 
-def test_nothing_but_the_four_doors_listens_and_each_asks_for_a_password(team):
+def test_only_the_four_servers_listen_and_each_asks_for_a_password(team):
     """Probed by what is stored: the paths under which the store's own servers give a list or an object."""
     own = {process.pid for process in processes_of(team.settings.folder)}
     listening = {
@@ -136,14 +136,14 @@ def test_nothing_but_the_four_doors_listens_and_each_asks_for_a_password(team):
             stored = "/".join(names[name] for name in ("account", "container") if name in names)
             paths.append(f"/disk/{partition}/{stored}?format=json")
     assert len(paths) >= 8
-    open_doors = {
+    answered = {
         (address.port, path)
         for address in listening - {("127.0.0.1", team.settings.postgres_port)}
         for path in paths
         if status_of(f"http://127.0.0.1:{address.port}{path}") < 400
     }
     assert not {
-        door for door in open_doors if door != (team.settings.prefect_port, "/")
+        found for found in answered if found != (team.settings.prefect_port, "/")
     }  # the page, without data
     assert {address.ip for address in listening} == {"127.0.0.1"}
     assert {address.port for address in listening} == set(team.settings.ports().values())
