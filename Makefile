@@ -119,8 +119,8 @@ rollback: $(READY)  ## the previous champion is champion again
 serve: $(READY)  ## the champion as a service: prompts in, images out, at http://127.0.0.1:5001/invocations
 	@python -m flows.registry serve
 
-servers: $(READY)  ## PostgreSQL, S3, MLflow and Prefect for a team, on this machine, with passwords (no docker)
-	@python -m flows.services start
+servers: $(READY)  ## MLflow and Prefect with SQLite, on this machine, with passwords; TEAM=1: with PostgreSQL and S3 (no docker)
+	@python -m flows.services start $(if $(TEAM),--team)
 
 servers-stop: $(READY)  ## stop them, also what a kill left behind
 	@python -m flows.services stop

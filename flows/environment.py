@@ -27,7 +27,7 @@ SERVER_VARIABLES = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")  # either one set:
 
 
 def local_servers_environment() -> dict[str, str]:
-    """The variables of this folder's (or SERVERS_FOLDER's) servers if Prefect and MLflow are running.
+    """The variables of this folder's (or SERVERS_FOLDER's) servers if they are running.
 
     Else {}.
     """
@@ -36,12 +36,12 @@ def local_servers_environment() -> dict[str, str]:
         or not Path(os.environ.get("SERVERS_FOLDER") or ".servers").is_dir()
     ):
         return {}
-    from flows.services import processes, specs
+    from flows.services import commands, specs
     from thousandwords.core.errors import UserError
 
     try:
         settings = specs.read_settings(dict(os.environ))
-        if all(processes.leader(settings.folder, name) for name in ("prefect", "mlflow")):
+        if commands.is_running(settings.folder):
             return specs.client_environment(settings, specs.read_passwords(settings.folder))
     except (UserError, OSError):  # `make servers` reports these; the flows work without the servers
         return {}

@@ -1,8 +1,8 @@
-"""python -m flows.services start | stop | status | env | remote: the team's servers, without docker.
+"""python -m flows.services start [--team] | stop | status | env | remote: the servers, without docker.
 
-PostgreSQL, an S3 store, MLflow and Prefect, with passwords, on 127.0.0.1 only; everything is in .servers/.
-Folder and ports come from SERVERS_FOLDER, SERVERS_POSTGRES_PORT, SERVERS_S3_PORT, SERVERS_MLFLOW_PORT and
-SERVERS_PREFECT_PORT.
+MLflow and Prefect with SQLite; with --team, PostgreSQL and an S3 store under them. With passwords, on 127.0.0.1
+only; everything is in .servers/. Folder and ports come from SERVERS_FOLDER, SERVERS_POSTGRES_PORT,
+SERVERS_S3_PORT, SERVERS_MLFLOW_PORT and SERVERS_PREFECT_PORT.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from flows.services import specs
@@ -24,21 +25,24 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("start", "stop", "status", "env", "remote"))
-    what = parser.parse_args(argv).what
+    parser.add_argument("--team", action="store_true", help="with PostgreSQL and an S3 store")
+    options = parser.parse_args(argv)
     os.umask(0o077)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a stopped start ends what it has started
     try:
         settings = specs.read_settings(dict(os.environ))
-        if what == "status":
+        if options.team:
+            settings = replace(settings, is_team=True)
+        if options.what == "status":
             raise SystemExit(0 if status(settings) else 1)
-        {"start": _start, "stop": stop, "env": _env, "remote": _remote}[what](settings)
+        {"start": _start, "stop": stop, "env": _env, "remote": _remote}[options.what](settings)
     except UserError as error:
         raise SystemExit(f"servers: {error}") from error
 
 
 def _start(settings: ServicesConfig) -> None:
     start(settings)
-    if Path(".dvc").is_dir():
+    if settings.is_team and Path(".dvc").is_dir():
         _remote(settings)
     print(
         "servers: the flows, workers and registry of this folder use them from now on; any other program after"

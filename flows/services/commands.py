@@ -1,23 +1,27 @@
-"""Start, stop and inspect the team's servers on this machine."""
+"""Start, stop and inspect the servers of this machine; supervisord keeps them running."""
 
 from __future__ import annotations
 
 import contextlib
 import shlex
-import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from xmlrpc.client import Fault, ServerProxy
 
-from flows.services import postgres_server, processes, specs
+import psutil
+
+from flows.services import postgres_server, specs
 from flows.services.specs import Passwords, Server, ServicesConfig
 from thousandwords.core.errors import UserError
 from thousandwords.core.locks import take_lock
 
-NAMES = ("postgres", "s3", "mlflow", "prefect")
 REMOTE = "servers"
-SECONDS_TO_START = 180  # a busy machine with two cores needs half a minute for MLflow
+SECONDS_TO_START = 600  # Prefect needs six minutes with PostgreSQL on two cores that fifteen processes share
+MAX_PATH = 90  # bytes of the folder's path: that of supervisord's socket file has at most 107
 
 
 def start(settings: ServicesConfig) -> None:
@@ -25,10 +29,11 @@ def start(settings: ServicesConfig) -> None:
 
     Raises UserError with its last lines.
     """
-    if missing := specs.missing_requirements():
+    if missing := specs.missing_requirements(settings.is_team):
         raise UserError("; ".join(missing))
     with _lock(settings.folder):
-        if all(processes.leader(settings.folder, name) for name in NAMES):
+        states = _states(settings.folder)
+        if all(states.get(name) for name in settings.ports()):
             print(f"servers: running already ({settings.folder})")
             return
         _stop_all(settings.folder)
@@ -42,58 +47,115 @@ def start(settings: ServicesConfig) -> None:
 
 
 def _start_all(settings: ServicesConfig, passwords: Passwords) -> None:
-    for name in NAMES:
-        (settings.folder / name).mkdir(exist_ok=True)
-    postgres_server.make_folder(settings.folder / "postgres", passwords.postgres_password)
-    auth = settings.folder / "mlflow" / "auth.ini"
-    auth.touch(mode=0o600)
-    auth.write_text(specs.mlflow_auth(settings, passwords))
-    (settings.folder / "s3" / "ready").unlink(missing_ok=True)
-    for server in specs.servers(settings, passwords):
-        began = time.monotonic()
-        process = processes.launch(server.name, server.command, settings.folder, server.env, server.user)
-        wait_until_up(server, process, settings.folder, SECONDS_TO_START)
-        if server.name == "postgres":
-            postgres_server.make_databases(settings.postgres_port, passwords.postgres_password)
-        port = settings.ports()[server.name][0]
-        print(
-            f"servers: {server.name} at 127.0.0.1:{port} after {time.monotonic() - began:.0f} s", flush=True
-        )
+    folder = settings.folder
+    for name in ("logs", *settings.ports()):
+        (folder / name).mkdir(exist_ok=True)
+    if settings.is_team:
+        postgres_server.make_folder(folder / "postgres", passwords.postgres_password)
+        (folder / "s3" / "ready").unlink(missing_ok=True)
+    _write(folder / "mlflow" / "auth.ini", specs.mlflow_auth(settings, passwords))
+    servers = specs.servers(settings, passwords)
+    _write(folder / "supervisord.conf", specs.supervisor_file(folder, servers))
+    _start_supervisor(folder)
+    if settings.is_team:
+        _start_servers([servers.pop(0)], settings)
+        postgres_server.make_databases(settings.postgres_port, passwords.postgres_password)
+    _start_servers(servers, settings)
 
 
-def wait_until_up(server: Server, process: subprocess.Popen, folder: Path, seconds: float) -> None:
-    """Return as soon as the server answers. Raises UserError if it ends, or does not answer in time."""
-    deadline = time.monotonic() + seconds
-    while not server.is_up():
-        code = process.poll()
-        if code is not None or time.monotonic() > deadline:
-            reason = (
-                f"ended with code {code}"
-                if code is not None
-                else f"did not answer within {seconds:g} seconds"
-            )
-            log = processes.log_file(folder, server.name)
-            raise UserError(
-                f"{server.name} {reason}; the others were stopped. The last lines of {log}:\n"
-                + processes.last_lines(folder, server.name)
-            )
-        time.sleep(0.3)
+def _write(path: Path, text: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(text)
+
+
+def _start_supervisor(folder: Path) -> None:
+    command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(folder / "supervisord.conf")]
+    env = specs.environment(**{specs.MARK: str(folder)})
+    result = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+    deadline = time.monotonic() + 30
+    while not is_running(folder):
+        if result.returncode or time.monotonic() > deadline:
+            raise UserError(f"supervisord did not start: {(result.stderr + result.stdout).strip()[-500:]}")
+        time.sleep(0.1)
+
+
+def _start_servers(servers: list[Server], settings: ServicesConfig) -> None:
+    """Start servers that need none of each other, and return as soon as all answer.
+
+    Raises UserError if one ends, or does not answer in time.
+    """
+    began, processes = time.monotonic(), {}
+    for server in servers:
+        with contextlib.suppress(Fault):
+            _supervisor(settings.folder).startProcess(server.name)
+        processes[server.name] = _states(settings.folder).get(server.name)
+    for server in servers:
+        name = server.name
+        while not server.is_up():
+            if not processes[name] or _states(settings.folder).get(name) != processes[name]:
+                raise _failed(name, "ended", settings.folder)
+            if time.monotonic() > began + SECONDS_TO_START:
+                raise _failed(name, f"did not answer within {SECONDS_TO_START:g} seconds", settings.folder)
+            time.sleep(0.3)
+        seconds = time.monotonic() - began
+        print(f"servers: {name} at 127.0.0.1:{settings.ports()[name]} after {seconds:.0f} s", flush=True)
+
+
+def _failed(name: str, reason: str, folder: Path) -> UserError:
+    log = folder / "logs" / f"{name}.log"
+    lines = log.read_text(errors="replace").splitlines()[-15:] if log.is_file() else []
+    shown = "\n".join(f"  {line[:300]}" for line in lines) or "  (an empty log)"
+    return UserError(f"{name} {reason}; the others were stopped. The last lines of {log}:\n{shown}")
+
+
+def _supervisor(folder: Path) -> ServerProxy:
+    from supervisor.xmlrpc import SupervisorTransport
+
+    transport = SupervisorTransport(None, None, f"unix://{specs.socket_file(folder)}")
+    return ServerProxy("http://127.0.0.1", transport).supervisor
+
+
+def is_running(folder: Path) -> bool:
+    """Whether the folder's servers are supervised now."""
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(specs.socket_file(folder)))
+        except OSError:
+            return False
+    return True
+
+
+def _states(folder: Path) -> dict[str, int]:
+    """{server: its process, 0 if it is down}; {} if no supervisord answers."""
+    if not is_running(folder):
+        return {}
+    return {info["name"]: info["pid"] for info in _supervisor(folder).getAllProcessInfo()}
 
 
 def check_ports(settings: ServicesConfig) -> None:
     """Raises UserError with the first port that another program uses, and the setting that changes it."""
-    for name, ports in settings.ports().items():
-        for port in ports:
-            if not processes.is_free(port):
-                also = " (the store uses four in a row)" if name == "s3" else ""
-                raise UserError(
-                    f"port {port} of 127.0.0.1 is taken, but {name} needs it. "
-                    f"Set SERVERS_{name.upper()}_PORT to another{also}, or stop the program that uses it"
-                )
+    for name, port in settings.ports().items():
+        if not is_free(port):
+            raise UserError(
+                f"port {port} of 127.0.0.1 is taken, but {name} needs it. "
+                f"Set SERVERS_{name.upper()}_PORT to another, or stop the program that uses it"
+            )
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this port of 127.0.0.1 now."""
+    with socket.socket() as probe:
+        # as servers do: a recently closed connection is no obstacle
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def stop(settings: ServicesConfig) -> None:
-    """End every process of these servers, also those whose parent was killed."""
+    """End every process of these servers, also those whose supervisor was killed."""
     if not settings.folder.is_dir():
         print(f"servers: none were ever started in {settings.folder}")
         return
@@ -103,19 +165,43 @@ def stop(settings: ServicesConfig) -> None:
 
 
 def _stop_all(folder: Path) -> int:
-    signals = {"postgres": signal.SIGINT}  # SIGTERM would wait for every client to disconnect
-    return sum(
-        processes.end_server(folder, name, signals.get(name, signal.SIGTERM)) for name in reversed(NAMES)
-    )
+    """Supervisord ends its servers; what is left after that was left behind by a kill. Returns how many there were."""
+    alive = processes_of(folder)
+    if is_running(folder):
+        with contextlib.suppress(Fault, OSError, psutil.Error):  # it is being stopped already
+            supervisor = psutil.Process(_supervisor(folder).getPID())
+            _supervisor(folder).shutdown()
+            supervisor.wait(timeout=90)
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        while left := processes_of(folder):  # repeated: a process may start another before it dies
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    end(process)
+            psutil.wait_procs(left, timeout=5)
+            if end is psutil.Process.terminate:
+                break
+    return len(alive)
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Every live process of these servers: marked in its environment, which PostgreSQL clears, or in its folder."""
+    folder = folder.resolve()
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            is_postgres = Path(process.cwd()).is_relative_to(folder / "postgres")
+            if is_postgres or process.environ().get(specs.MARK) == str(folder):
+                found.append(process)
+    return found
 
 
 def status(settings: ServicesConfig) -> bool:
     """Print a line per server; whether all are up."""
-    leaders = {name: processes.leader(settings.folder, name) for name in NAMES}
-    for name, process in leaders.items():
-        address = f"127.0.0.1:{settings.ports()[name][0]}"
-        print(f"{name:9} {address:16} " + (f"up, process {process.pid}" if process else "down"))
-    return all(leaders.values())
+    states = _states(settings.folder)
+    for name, port in settings.ports().items():
+        state = f"up, process {states[name]}" if states.get(name) else "down"
+        print(f"{name:9} {f'127.0.0.1:{port}':16} {state}")
+    return all(states.get(name) for name in settings.ports())
 
 
 def export_lines(variables: dict[str, str]) -> str:
@@ -139,6 +225,10 @@ def _lock(folder: Path) -> Iterator[None]:
 
     Other users may enter the folder, as user postgres must, but read nothing in it.
     """
+    if len(str(folder).encode()) > MAX_PATH:
+        raise UserError(
+            f"the path {folder} is too long. Set SERVERS_FOLDER to a folder of at most {MAX_PATH} bytes"
+        )
     file = take_lock(folder / "lock")
     if not file:
         raise UserError(f"another command is starting or stopping the servers of {folder}; wait for it")

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from flows.services.processes import environment
 from thousandwords.core.errors import UserError
 
 USER = "thousandwords"
@@ -65,13 +64,7 @@ def make_folder(folder: Path, password: str) -> None:
     command = [f"{programs()}/initdb", "-D", str(folder / "data.new"), "-U", USER, f"--pwfile={secret}"]
     command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
     result = subprocess.run(
-        command,
-        user=owner,
-        extra_groups=[] if owner else None,
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
+        command, user=owner, extra_groups=[] if owner else None, cwd=folder, capture_output=True, text=True
     )
     secret.unlink()
     if result.returncode:
@@ -102,5 +95,6 @@ def make_databases(port: int, password: str) -> None:
 def sql(port: int, password: str, statement: str, database: str = "postgres") -> subprocess.CompletedProcess:
     """psql's result of one statement, rows as plain lines."""
     options = ["-h", "127.0.0.1", "-p", str(port), "-U", USER, "-d", database, "-tAc", statement]
-    env = environment(PGPASSWORD=password, PGCONNECT_TIMEOUT="5")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    env |= {"PGPASSWORD": password, "PGCONNECT_TIMEOUT": "5"}
     return subprocess.run([f"{programs()}/psql", *options], env=env, capture_output=True, text=True)

@@ -1,27 +1,36 @@
-"""Processes of servers: how they are started, found and ended. The real servers: test_team.py.
+"""How the servers are started, found and ended, with small stand-ins. The real servers: test_team.py.
 
 Settings: tests/unit/flows.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
-import time
+import tempfile
 from pathlib import Path
 
 import psutil
 import pytest
 
-from flows.services import postgres_server, processes, specs
-from flows.services.commands import NAMES, check_ports, start, wait_until_up
+from flows.services import commands, specs
+from flows.services.commands import check_ports, is_free, processes_of, start, stop
 from flows.services.specs import Server, ServicesConfig
 from tests.helpers.paths import ROOT
 from thousandwords.core.errors import UserError
+
+
+@pytest.fixture
+def folder():
+    """A short path: that of a socket file has at most 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="servers-"))
+    yield folder
+    shutil.rmtree(folder)
 
 
 def test_a_taken_port_is_named_with_the_setting_that_changes_it():
@@ -35,20 +44,21 @@ def test_a_taken_port_is_named_with_the_setting_that_changes_it():
             check_ports(free_settings(Path("."), mlflow_port=port))
 
 
+def test_a_folder_whose_path_is_too_long_for_a_socket_is_named():
+    with pytest.raises(UserError, match="is too long. Set SERVERS_FOLDER to a folder of at most 90 bytes"):
+        start(free_settings(Path("/tmp") / ("a" * 90)))
+
+
 PRINT_VARIABLES = (
     "import flows, os; print(*(os.environ.get(name) for name in ('PREFECT_API_URL', 'MLFLOW_TRACKING_URI')))"
 )
 
 
 @pytest.mark.parametrize("is_up", [True, False])
-def test_flows_use_the_running_servers_of_their_folder_unless_the_environment_names_others(tmp_path, is_up):
-    settings = free_settings(tmp_path / ".servers")
+def test_flows_use_the_running_servers_of_their_folder_unless_the_environment_names_others(folder, is_up):
+    settings = free_settings(folder / ".servers")
     settings.folder.mkdir()
     specs.ensure_passwords(settings.folder)
-    me = psutil.Process()
-    record = {"pid": me.pid, "born": me.create_time() - (0 if is_up else 100)}
-    for name in ("prefect", "mlflow"):
-        (settings.folder / f"{name}.pid").write_text(json.dumps(record))
     bare = {
         name: value
         for name, value in os.environ.items()
@@ -57,11 +67,15 @@ def test_flows_use_the_running_servers_of_their_folder_unless_the_environment_na
     own = {**bare, "PYTHONPATH": str(ROOT), "SERVERS_PREFECT_PORT": "4321", "SERVERS_MLFLOW_PORT": "5432"}
     elsewhere = {**own, "PREFECT_API_URL": "http://elsewhere/api"}
 
-    command = [sys.executable, "-c", PRINT_VARIABLES]
-    addresses = [
-        subprocess.check_output(command, cwd=tmp_path, env=environment, text=True).split()
-        for environment in (own, elsewhere)
-    ]
+    with socket.socket(socket.AF_UNIX) as supervisor:
+        supervisor.bind(str(specs.socket_file(settings.folder)))
+        if is_up:
+            supervisor.listen()
+        command = [sys.executable, "-c", PRINT_VARIABLES]
+        addresses = [
+            subprocess.check_output(command, cwd=folder, env=environment, text=True).split()
+            for environment in (own, elsewhere)
+        ]
 
     expected = ["http://127.0.0.1:4321/api", "http://127.0.0.1:5432"] if is_up else ["None", "None"]
     assert addresses == [expected, ["http://elsewhere/api", "None"]]
@@ -77,78 +91,60 @@ time.sleep(60)
 """
 
 
-def launch_family(folder: Path) -> subprocess.Popen:
-    """A server with two children, one of them in another session."""
-    (folder / "family").mkdir()
-    script = folder / "family.py"
-    script.write_text(FAMILY)
-    process = processes.launch("family", [sys.executable, str(script)], folder, dict(os.environ))
-    wait_for(lambda: processes.last_lines(folder, "family").count("here") == 3)
-    return process
+def with_fakes(folder: Path, monkeypatch, mlflow: str, prefect: str) -> ServicesConfig:
+    """Settings of two servers that are up when they have printed "here" as often as the word is in their source."""
+
+    def fake(name: str, source: str) -> Server:
+        script, log = folder / f"{name}.py", folder / "logs" / f"{name}.log"
+        script.write_text(source)
+        return Server(
+            name,
+            [sys.executable, str(script)],
+            {},
+            lambda: log.is_file() and log.read_text().count("here") >= (3 if source is FAMILY else 1),
+        )
+
+    monkeypatch.setattr(specs, "servers", lambda *_: [fake("mlflow", mlflow), fake("prefect", prefect)])
+    return free_settings(folder)
 
 
-def wait_for(condition, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+@pytest.mark.parametrize("killed", [None, "supervisord", "all leaders"])
+def test_a_stop_leaves_no_process_even_if_a_leader_was_killed(folder, monkeypatch, capsys, killed):
+    settings = with_fakes(folder, monkeypatch, FAMILY, FAMILY)
+    start(settings)
+    start(settings)
+    assert "running already" in capsys.readouterr().out
+    everyone = processes_of(folder)
+    assert len(everyone) == 7 and commands.status(settings)
+    for process in everyone:
+        is_supervisor = "supervisor.supervisord" in process.cmdline()
+        if (killed == "supervisord" and is_supervisor) or (killed and process.ppid() == 1):
+            process.send_signal(signal.SIGKILL)
+    stop(settings)
+    stop(settings)
+    assert processes_of(folder) == [] and "stopped (0 processes)" in capsys.readouterr().out
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in everyone)
 
 
-@pytest.mark.parametrize("is_leader_killed", [False, True])
-def test_end_server_leaves_no_process_even_if_the_leader_was_killed(tmp_path, is_leader_killed):
-    process = launch_family(tmp_path)
-    if is_leader_killed:
-        process.kill()
-        process.wait()
-        assert processes.leader(tmp_path, "family") is None
-    assert processes.end_server(tmp_path, "family", patience=2) == (2 if is_leader_killed else 3)
-    assert processes.server_processes(tmp_path, "family") == [] and not (tmp_path / "family.pid").exists()
+def test_if_one_server_fails_none_is_left_running_and_its_last_lines_are_shown(folder, monkeypatch):
+    settings = with_fakes(folder, monkeypatch, FAMILY, "raise SystemExit('no such database')")
+    with pytest.raises(UserError, match=r"prefect ended; the others were stopped(.|\n)*\n  no such database"):
+        start(settings)
+    assert processes_of(folder) == []
 
 
-def test_a_process_that_only_has_the_number_of_a_server_is_left_alone(tmp_path):
-    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    born = psutil.Process(stranger.pid).create_time()
-    (tmp_path / "mlflow.pid").write_text(json.dumps({"pid": stranger.pid, "born": born - 100}))
-    assert processes.end_server(tmp_path, "mlflow") == 0 and stranger.poll() is None
-    stranger.kill()
-    stranger.wait()
-
-
-def test_a_server_that_ends_is_named_with_its_last_lines(tmp_path):
-    (tmp_path / "mlflow").mkdir()
-    command = [sys.executable, "-c", "print('no such database'); raise SystemExit(3)"]
-    process = processes.launch("mlflow", command, tmp_path, dict(os.environ))
-    server = Server("mlflow", command, {}, lambda: False)
-    with pytest.raises(
-        UserError, match=r"mlflow ended with code 3; the others were stopped(.|\n)*\n  no such database"
-    ):
-        wait_until_up(server, process, tmp_path, 20)
-
-
-def test_if_one_server_fails_none_is_left_running(tmp_path, monkeypatch):
-    (tmp_path / "postgres").mkdir()
-    commands = {"postgres": "import time; time.sleep(60)", "mlflow": "raise SystemExit('bad luck')"}
-    fakes = [
-        Server(name, [sys.executable, "-c", code], dict(os.environ), lambda name=name: name == "postgres")
-        for name, code in commands.items()
-    ]
-    monkeypatch.setattr(specs, "servers", lambda *_: fakes)
-    monkeypatch.setattr(specs, "missing_requirements", list)
-    for name in ("make_folder", "make_databases"):
-        monkeypatch.setattr(postgres_server, name, lambda *_: None)
-    with pytest.raises(UserError, match="bad luck"):
-        start(free_settings(tmp_path))
-    assert [process for name in NAMES for process in processes.server_processes(tmp_path, name)] == []
-
-
-def free_settings(folder: Path, **more: int) -> ServicesConfig:
-    """Settings with free ports: one block of seven, so that the store's four are in a row."""
+def free_settings(folder: Path, **more: object) -> ServicesConfig:
+    """Settings with free ports."""
     for first in range(20000 + os.getpid() % 1000 * 10, 60000, 10):
-        if all(processes.is_free(port) for port in range(first, first + 7)):
-            names = {"postgres_port": first + 4, "mlflow_port": first + 5, "prefect_port": first + 6}
-            return ServicesConfig(folder.resolve(), s3_port=first, **{**names, **more})
+        if all(is_free(port) for port in range(first, first + 4)):
+            names = {
+                f"{name}_port": first + n for n, name in enumerate(("postgres", "s3", "mlflow", "prefect"))
+            }
+            return ServicesConfig(folder.resolve(), **{**names, **more})
     pytest.fail("no free ports")
 
 
 def settings_as_variables(settings: ServicesConfig) -> dict[str, str]:
-    return {f"SERVERS_{name.upper()}": str(value) for name, value in vars(settings).items()}
+    return {
+        f"SERVERS_{name.upper()}": str(value) for name, value in vars(settings).items() if name != "is_team"
+    }

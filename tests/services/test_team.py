@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -20,8 +21,8 @@ import pytest
 import yaml
 
 from flows import deploy
-from flows.services import postgres_server, processes, specs
-from flows.services.commands import NAMES
+from flows.services import postgres_server, specs
+from flows.services.commands import is_free, processes_of
 from tests.helpers.smoke_project import new_project
 from tests.services.test_fleet import Fleet
 from tests.services.test_servers import ROOT, free_settings, settings_as_variables
@@ -31,14 +32,14 @@ class Team:
     """The four servers, running, in their own folder and on free ports."""
 
     def __init__(self, folder: Path) -> None:
-        self.settings = free_settings(folder)
+        self.settings = free_settings(folder, is_team=True)
         self.environment = {**os.environ, **settings_as_variables(self.settings), "PYTHONPATH": str(ROOT)}
 
-    def command(self, what: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "flows.services", what]
+    def command(self, *what: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "flows.services", *what]
         folder = self.settings.folder.parent
         return subprocess.run(
-            command, env=self.environment, cwd=folder, capture_output=True, text=True, timeout=500
+            command, env=self.environment, cwd=folder, capture_output=True, text=True, timeout=700
         )
 
     def client(self) -> dict[str, str]:
@@ -62,7 +63,7 @@ def team():
     folder.chmod(0o711)
     team = Team(folder / ".servers")
     try:
-        started = team.command("start")
+        started = team.command("start", "--team")
         assert started.returncode == 0, started.stderr
         yield team
     finally:
@@ -118,22 +119,41 @@ def test_no_request_is_accepted_without_the_password(team):
     )
 
 
+def test_only_the_four_servers_listen_and_each_asks_for_a_password(team):
+    """Probed by what is stored: the paths under which the store's own servers give a list or an object."""
+    own = {process.pid for process in processes_of(team.settings.folder)}
+    listening = {
+        connection.laddr
+        for connection in psutil.net_connections("tcp")
+        if connection.pid in own and connection.status == psutil.CONN_LISTEN
+    }
+    paths = ["/", "/mlflow", "/dvc", "/api/admin/version", "/api/2.0/mlflow/experiments/get?experiment_id=0"]
+    for kind in ("account", "container"):
+        for database in (team.settings.folder / "s3").glob(f"devices/disk/{kind}s/**/*.db"):
+            row = sqlite3.connect(database).execute(f"select * from {kind}_stat")
+            names = dict(zip((column[0] for column in row.description), row.fetchone(), strict=True))
+            partition = database.relative_to(team.settings.folder / "s3/devices/disk").parts[1]
+            stored = "/".join(names[name] for name in ("account", "container") if name in names)
+            paths.append(f"/disk/{partition}/{stored}?format=json")
+    assert len(paths) >= 8
+    answered = {
+        (address.port, path)
+        for address in listening - {("127.0.0.1", team.settings.postgres_port)}
+        for path in paths
+        if status_of(f"http://127.0.0.1:{address.port}{path}") < 400
+    }
+    assert not {
+        found for found in answered if found != (team.settings.prefect_port, "/")
+    }  # the page, without data
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+    assert {address.port for address in listening} == set(team.settings.ports().values())
+
+
 def mlflow_password(team: Team) -> str:
     return "admin:" + specs.read_passwords(team.settings.folder).mlflow_password
 
 
-def test_every_port_is_open_on_loopback_only_and_every_secret_is_readable_by_its_owner_only(team):
-    own = {process for name in NAMES for process in processes.server_processes(team.settings.folder, name)}
-    listening = {
-        connection.laddr
-        for process in own
-        for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN
-    }
-    expected = {port for ports in team.settings.ports().values() for port in ports}
-    assert {address.ip for address in listening} == {"127.0.0.1"} and {
-        address.port for address in listening
-    } == expected
+def test_every_secret_is_readable_by_its_owner_only(team):
     secrets = [value.encode() for value in vars(specs.read_passwords(team.settings.folder)).values()]
     for path in team.settings.folder.rglob("*"):
         if path.is_file() and any(secret in path.read_bytes() for secret in secrets):
@@ -282,18 +302,15 @@ def clones_of(team: Team, folder: Path, names: tuple[str, ...]) -> list[Path]:
     return [folder / name for name in names]
 
 
-def test_a_stop_ends_the_children_of_killed_leaders(team):
-    for name in NAMES:
-        processes.leader(team.settings.folder, name).kill()
-    orphans = [
-        process for name in NAMES for process in processes.server_processes(team.settings.folder, name)
-    ]
+def test_a_stop_ends_what_a_kill_left_behind(team):
+    everyone = processes_of(team.settings.folder)
+    for process in everyone:
+        if "supervisor.supervisord" in " ".join(process.cmdline()):
+            process.kill()
     stopped = team.command("stop")
-    assert orphans and stopped.returncode == 0, stopped.stderr
-    assert not [
-        process for name in NAMES for process in processes.server_processes(team.settings.folder, name)
-    ]
-    assert all(processes.is_free(port) for ports in team.settings.ports().values() for port in ports)
+    assert stopped.returncode == 0, stopped.stderr
+    assert len(everyone) > 10 and not processes_of(team.settings.folder)
+    assert all(is_free(port) for port in team.settings.ports().values())
     assert team.command("status").stdout.count("down") == 4
 
 

@@ -19,8 +19,8 @@ from torch import nn
 from thousandwords import components
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import sha256_of
-from thousandwords.pretrained.safe_pickle import RejectedPickle, printable
-from thousandwords.pretrained.torch_container import MAX_FILE_BYTES, Contents, read_tensors
+from thousandwords.pretrained.safe_pickle import Network, RejectedPickle, printable
+from thousandwords.pretrained.torch_container import MAX_FILE_BYTES, read_tensors
 
 HALVES = {"encoder": "dall_e.encoder.Encoder", "decoder": "dall_e.decoder.Decoder"}
 IMAGE_SIZE = 256  # pixels of the images it was trained on; its convolutions accept other sizes
@@ -55,7 +55,7 @@ def import_weights(
     for half in HALVES:
         shapes = _release_shapes(model, half)
         arrays = read_tensors(
-            pickles[half], lambda contents, half=half, shapes=shapes: _check(contents, half, shapes, model)
+            pickles[half], lambda network, half=half, shapes=shapes: _check(network, half, shapes, model)
         )
         _check_finite(pickles[half], arrays)
         names = _state_dict(model, half)
@@ -105,13 +105,13 @@ def _release_shapes(model: nn.Module, half: str) -> dict[str, tuple[int, ...]]:
 
 
 def _check(
-    contents: Contents, half: str, expected_shapes: dict[str, tuple[int, ...]], model: nn.Module
+    network: Network, half: str, expected_shapes: dict[str, tuple[int, ...]], model: nn.Module
 ) -> None:
     """Raise RejectedPickle unless a file holds that half, with exactly our names, shapes and gains."""
-    kind = str(contents.modules[""].kind)
+    kind = str(network.modules[""].kind)
     if kind != HALVES[half]:
         raise RejectedPickle(f"holds {kind}, but {HALVES[half]} was expected (are the two files swapped?)")
-    shapes = {name: tensor.shape for name, tensor in contents.tensors.items()}
+    shapes = {name: tensor.shape for name, tensor in network.tensors.items()}
     names = expected_shapes.keys() | shapes.keys()
     if wrong := sorted(name for name in names if expected_shapes.get(name) != shapes.get(name)):
         first = wrong[0]
@@ -119,7 +119,7 @@ def _check(
             f"does not fit the {half}: {len(wrong)} tensors differ, the first is {printable(first)}: "
             f"expected {expected_shapes.get(first, 'none')}, found {shapes.get(first, 'none')}"
         )
-    for path, module in contents.modules.items():
+    for path, module in network.modules.items():
         gain = (module.state or {}).get("post_gain", model.config.path_gain)
         if type(gain) is not float or not math.isclose(gain, model.config.path_gain):
             raise RejectedPickle(

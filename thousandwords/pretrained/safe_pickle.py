@@ -15,13 +15,13 @@ import math
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from thousandwords.core.errors import UserError
 
 # of one file's pickles: three times what the release needs; a byte may cost a hundred bytes of memory
 MAX_PICKLE_BYTES = 2**18
-MAX_MODULES = 1000  # the release's encoder has 109; a module that contains itself would never end
+MAX_PARTS = 2000  # modules and tensors; the release's encoder has 183, and a module can contain itself
 MAX_PATH_LENGTH = 100  # characters of a parameter's path; a thousand long ones would fill the memory
 MAX_DIMENSIONS = 8  # of a tensor; a kernel has 4
 
@@ -65,29 +65,20 @@ class StoredTensor:
 
     def check(self) -> None:
         """Raise RejectedPickle unless it is a contiguous float32 tensor within its storage."""
-        _require(
-            self.storage.kind == FLOATS,
-            f"asks for {self.storage.kind}, which the DALL-E release does not use; it was not run",
-        )
-        are_counts = all(_is_count(number) for number in (self.offset, *self.shape, *self.strides))
-        is_sized = 0 not in self.shape and len(self.shape) == len(self.strides) <= MAX_DIMENSIONS
+        shape, strides = self.shape, self.strides
+        kind = self.storage.kind
+        _require(kind == FLOATS, f"asks for {kind}, which the DALL-E release does not use; it was not run")
+        are_counts = all(_is_count(number) for number in (self.offset, *shape, *strides))
+        is_sized = 0 not in shape and len(shape) == len(strides) <= MAX_DIMENSIONS
         _require(are_counts and is_sized, "has a tensor without a valid size")
-        _require(
-            self._is_contiguous(),
-            f"has a tensor {self.shape} with the strides {self.strides}; it should be contiguous",
+        # the stride of an axis of length 1 does not matter
+        is_contiguous = all(
+            length == 1 or stride == math.prod(shape[axis + 1 :])
+            for axis, (length, stride) in enumerate(zip(shape, strides, strict=True))
         )
-        _require(
-            self.offset + self.count <= self.storage.count,
-            f"has a tensor {self.shape} that reaches beyond its storage",
-        )
-
-    def _is_contiguous(self) -> bool:
-        expected_stride = 1
-        for length, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            if length != 1 and stride != expected_stride:  # the stride of an axis of length 1 does not matter
-                return False
-            expected_stride *= length
-        return True
+        _require(is_contiguous, f"has a tensor {shape} with the strides {strides}; it should be contiguous")
+        fits = self.offset + self.count <= self.storage.count
+        _require(fits, f"has a tensor {shape} that reaches beyond its storage")
 
 
 @dataclass(eq=False, repr=False)
@@ -131,42 +122,42 @@ NUMBER_BYTES = {FLOATS: 4} | {
 }
 
 
-def modules_of(network: object) -> dict[str, Module]:
-    """{path: Module} of every module, the network itself at "": "blocks.group_1.pool" -> Module."""
-    _require(isinstance(network, Module), "holds no torch module")
-    modules: dict[str, Module] = {}
-    queue = [("", network)]
+class Network(NamedTuple):
+    """What a pickled network holds, by path; the network itself is at ""."""
+
+    modules: dict[str, Module]
+    tensors: dict[str, StoredTensor]
+
+
+def network_of(value: object) -> Network:
+    """{"blocks.group_1.pool": Module, ...} and {"blocks.input.w": StoredTensor, ...}, each tensor checked."""
+    _require(isinstance(value, Module), "holds no torch module")
+    network, queue = Network({}, {}), [("", value)]
     while queue:
         path, module = queue.pop()
-        modules[path] = module
-        for name, part in module.part("_modules").items():
-            if part is not None:
-                _require(isinstance(part, Module), "has a part that is not a module")
-                queue.append((_join(path, name), part))
-            _require(len(modules) + len(queue) <= MAX_MODULES, f"has more than {MAX_MODULES} modules")
-    return modules
-
-
-def tensors_of(modules: dict[str, Module]) -> dict[str, StoredTensor]:
-    """{path: StoredTensor} of every parameter, checked: "blocks.input.w" -> StoredTensor."""
-    tensors: dict[str, StoredTensor] = {}
-    for path, module in modules.items():
+        network.modules[path] = module
         _require(not module.part("_buffers"), "has buffers, which the DALL-E release does not have")
         for name, tensor in module.part("_parameters").items():
             _require(isinstance(tensor, StoredTensor), "has a parameter that is not a tensor")
             tensor.check()
-            tensors[_join(path, name)] = tensor
-            _require(len(tensors) <= MAX_MODULES, f"has more than {MAX_MODULES} tensors")
-    return tensors
+            network.tensors[_join(path, name)] = tensor
+        for name, part in module.part("_modules").items():
+            if part is not None:
+                _require(isinstance(part, Module), "has a part that is not a module")
+                queue.append((_join(path, name), part))
+            count = len(network.modules) + len(queue) + len(network.tensors)
+            _require(count <= MAX_PARTS, f"has more than {MAX_PARTS} modules and tensors")
+    return network
 
 
 def state_dict_of(value: object) -> dict[str, StoredTensor]:
     """The tensors of a plain state dict, or of one inside a checkpoint ("state_dict", "model"); else {}."""
     for weights in (value, *value.values()) if type(value) is dict else ():
         if type(weights) is dict:
-            tensors = {name: tensor for name, tensor in weights.items() if isinstance(tensor, StoredTensor)}
+            items = weights.items()
+            tensors = {k: v for k, v in items if type(k) is str and isinstance(v, StoredTensor)}
             if tensors:
-                return {printable(str(name)): tensor for name, tensor in tensors.items()}
+                return tensors
     return {}
 
 

@@ -22,17 +22,16 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from thousandwords.pretrained.safe_pickle import (
-    MAX_MODULES,
+    MAX_PARTS,
     MAX_PICKLE_BYTES,
     NUMBER_BYTES,
-    Module,
+    Network,
     RejectedPickle,
     StoredTensor,
     Unpickler,
-    modules_of,
+    network_of,
     printable,
     state_dict_of,
-    tensors_of,
 )
 
 MAX_FILE_BYTES = 2**30  # the files of the DALL-E release have 215 and 175 MB
@@ -48,13 +47,6 @@ class StateDict(RejectedPickle):
     """A sound file with plain weights, where a whole module of the DALL-E release should be."""
 
 
-class Contents(NamedTuple):
-    """The description in a file, before any number is read."""
-
-    modules: dict[str, Module]  # by path; "" is the network itself
-    tensors: dict[str, StoredTensor]
-
-
 class Stored(NamedTuple):
     """The bytes of one storage: their number, and a stream of them."""
 
@@ -65,7 +57,7 @@ class Stored(NamedTuple):
 Storages = dict[str, Stored]  # by key
 
 
-def read_tensors(path: Path, check: Callable[[Contents], None] = lambda _: None) -> dict[str, np.ndarray]:
+def read_tensors(path: Path, check: Callable[[Network], None] = lambda _: None) -> dict[str, np.ndarray]:
     """{path in the module: float32 array} of every tensor: "blocks.input.w" -> array, in its own memory.
 
     `check` gets names and shapes before any number is read, and raises where they are wrong. Raises
@@ -73,20 +65,16 @@ def read_tensors(path: Path, check: Callable[[Contents], None] = lambda _: None)
     the file is ever run.
     """
 
-    def tensors_in(value: object, unpickler: Unpickler, storages: Storages) -> dict[str, StoredTensor]:
-        if weights := state_dict_of(value):
-            _check_storages(weights, storages)
+    def tensors_in(value: object, weights: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+        if weights:
             raise StateDict(
-                f"is a plain state dict of weights (tensors: {len(weights)}, the first is {next(iter(weights))}): "
-                "sound, but of another model. import-weights takes whole modules: encoder.pkl and decoder.pkl as "
-                "OpenAI published them"
+                f"is a plain state dict of weights (tensors: {len(weights)}, the first is "
+                f"{printable(next(iter(weights)))}): sound, but of another model. import-weights takes whole modules: "
+                "encoder.pkl and decoder.pkl as OpenAI published them"
             )
-        unpickler.check_names()
-        modules = modules_of(value)
-        contents = Contents(modules, tensors_of(modules))
-        _check_storages(contents.tensors, storages)
-        check(contents)
-        return contents.tensors
+        network = network_of(value)
+        check(network)
+        return network.tensors
 
     return _read(path, tensors_in)
 
@@ -94,14 +82,11 @@ def read_tensors(path: Path, check: Callable[[Contents], None] = lambda _: None)
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     """{name: float32 array} of a plain state dict, or of one in a checkpoint; what else it holds is left out."""
 
-    def tensors_in(value: object, unpickler: Unpickler, storages: Storages) -> dict[str, StoredTensor]:
-        weights = state_dict_of(value)
+    def tensors_in(_: object, weights: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
         if not weights:
-            unpickler.check_names()
             raise RejectedPickle("holds no state dict")
         for tensor in weights.values():
             tensor.check()
-        _check_storages(weights, storages)
         return weights
 
     return _read(path, tensors_in)
@@ -120,7 +105,12 @@ def _read(path: Path, tensors_in: Callable) -> dict[str, np.ndarray]:
     try:
         with _ChunkedFile(path) as file:
             value, unpickler, storages = _contents(file, os.fstat(file.fileno()).st_size)
-            tensors = tensors_in(value, unpickler, storages)
+            weights = state_dict_of(value)
+            _check_storages(weights, storages)
+            if not weights:
+                unpickler.check_names()
+            tensors = tensors_in(value, weights)
+            _check_storages(tensors, storages)
             # two tensors of one storage: a small file could fill the memory
             if len({tensor.storage.key for tensor in tensors.values()}) < len(tensors):
                 raise RejectedPickle(
@@ -234,7 +224,7 @@ def _read_legacy(file: BinaryIO, size: int) -> tuple[object, Unpickler, Storages
         raise RejectedPickle("was written in an unknown version of torch's legacy container")
     if type(machine) is not dict or machine.get("little_endian") is not True:
         raise RejectedPickle("was written on a big-endian machine")
-    if type(keys) is not list or len(keys) > MAX_MODULES or any(type(key) is not str for key in keys):
+    if type(keys) is not list or len(keys) > MAX_PARTS or any(type(key) is not str for key in keys):
         raise RejectedPickle("has no list of storages")
     return value, unpickler, _legacy_storages(file, keys, unpickler, head.tell(), size)
 

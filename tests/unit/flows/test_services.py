@@ -4,43 +4,37 @@ from __future__ import annotations
 
 import re
 import stat
+from configparser import RawConfigParser
 from pathlib import Path
 
 import pytest
 import yaml
 
-from flows.services import postgres_server, processes, s3_server, specs
+from flows.services import postgres_server, s3_server, specs
 from flows.services.commands import export_lines
 from flows.services.specs import Passwords, ServicesConfig
 from tests.helpers.paths import ROOT
 from thousandwords.core.errors import UserError
 
+TEAM = ServicesConfig(is_team=True)
 SECRETS = Passwords("pg", "s3key", "mlpw", "mlsecret", "prpw")
 
 
-def test_every_server_has_a_port_of_its_own_and_the_store_four():
-    assert ServicesConfig().ports() == {
-        "postgres": [5442],
-        "s3": [9000, 9001, 9002, 9003],
-        "mlflow": [5000],
-        "prefect": [4200],
-    }
-
-
-def test_ports_and_folder_come_from_the_environment(tmp_path):
-    settings = specs.read_settings({"SERVERS_MLFLOW_PORT": "5055", "SERVERS_FOLDER": str(tmp_path)})
-    assert settings == ServicesConfig(tmp_path, 5442, 9000, 5055, 4200)
+def test_ports_and_folder_come_from_the_environment_and_a_folder_stays_what_it_was(tmp_path):
+    variables = {"SERVERS_MLFLOW_PORT": "5055", "SERVERS_FOLDER": str(tmp_path)}
+    assert specs.read_settings(variables).ports() == {"mlflow": 5055, "prefect": 4200}
+    (tmp_path / "postgres" / "data").mkdir(parents=True)
+    assert specs.read_settings(variables) == ServicesConfig(tmp_path, 5442, 9000, 5055, 4200, is_team=True)
 
 
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
         ({"SERVERS_S3_PORT": "many"}, "SERVERS_S3_PORT is 'many'; it must be a port number"),
-        ({"SERVERS_S3_PORT": "80"}, "SERVERS_S3_PORT leads to port 80; ports from 1024 to 65535 can be used"),
-        ({"SERVERS_S3_PORT": "65534"}, "SERVERS_S3_PORT leads to port 65536"),
+        ({"SERVERS_MLFLOW_PORT": "80"}, "SERVERS_MLFLOW_PORT is 80; ports from 1024 to 65535 can be used"),
         (
-            {"SERVERS_MLFLOW_PORT": "9002"},
-            "SERVERS_MLFLOW_PORT and SERVERS_S3_PORT both lead to port 9002; change one",
+            {"SERVERS_MLFLOW_PORT": "4200"},
+            "SERVERS_PREFECT_PORT and SERVERS_MLFLOW_PORT are both 4200; change one",
         ),
     ],
 )
@@ -73,31 +67,43 @@ def test_clients_get_each_address_and_password_as_a_line_for_the_shell():
     assert export_lines({"A": "x y"}) == "export A='x y'"
 
 
-def test_no_password_is_in_a_command_line_and_no_client_setting_reaches_a_server(monkeypatch):
+@pytest.fixture
+def postgres(monkeypatch):
     monkeypatch.setattr(postgres_server, "programs", lambda: Path("/pg"))
     monkeypatch.setattr(postgres_server, "user", lambda: None)
+
+
+@pytest.mark.parametrize("settings", [ServicesConfig(Path("/servers")), TEAM], ids=["SQLite", "team"])
+def test_no_password_is_in_a_command_line_and_no_client_setting_reaches_a_server(
+    postgres, monkeypatch, settings
+):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
-    for server in specs.servers(ServicesConfig(), SECRETS):
-        assert not set(vars(SECRETS).values()) & set(server.command), server.name
+    assert "MLFLOW_TRACKING_URI" not in specs.environment()
+    servers = specs.servers(settings, SECRETS)
+    assert [server.name for server in servers] == list(settings.ports())
+    for server in servers:
         assert not any(
-            value in word for word in server.command for value in ("mlpw", "prpw", "s3key", "mlsecret")
+            secret in word for secret in list(vars(SECRETS).values())[1:] for word in server.command
         )
-        assert "MLFLOW_TRACKING_URI" not in server.env
         assert "127.0.0.1" in " ".join(server.command) or server.name == "s3"  # the store's own default
 
 
-def test_only_the_proxy_of_the_store_can_listen_beyond_loopback(tmp_path):
+def test_the_file_of_the_supervisor_names_every_program_with_its_environment(postgres, tmp_path):
+    read = RawConfigParser()
+    read.read_string(specs.supervisor_file(tmp_path / "100%", specs.servers(TEAM, SECRETS)))
+    assert {name.rpartition(":")[2] for name in read.sections()[3:]} == set(TEAM.ports())
+    assert read["program:s3"]["environment"].endswith(
+        'AWS_SECRET_ACCESS_KEY="s3key",AWS_DEFAULT_REGION="us-east-1"'
+    )
+    assert read["program:postgres"]["stopsignal"] == "INT"
+    assert read["unix_http_server"]["file"] == f"{tmp_path}/100%%/supervisor.sock"
+
+
+def test_only_the_proxy_of_the_store_has_a_port(tmp_path):
     files = s3_server.configuration(tmp_path, "0.0.0.0", 9000, "one:two", "key", "salt")
-    addresses = {
-        name: re.findall(r"bind_ip = (\S+)\nbind_port = (\d+)", text) for name, text in files.items()
-    }
-    assert addresses == {
-        "swift.conf": [],
-        "proxy.conf": [("0.0.0.0", "9000")],
-        "account.conf": [("127.0.0.1", "9001")],
-        "container.conf": [("127.0.0.1", "9002")],
-        "object.conf": [("127.0.0.1", "9003")],
-    }
+    ports = {name: re.findall(r"bind_port = (\d+)", text) for name, text in files.items()}
+    assert ports.pop("proxy.conf") == ["9000"] and ports.pop("swift.conf") == []
+    assert {int(port) for (port,) in ports.values()} == set(s3_server.PARTS.values())
     assert "user_one_two = key .admin" in files["proxy.conf"]
 
 
@@ -125,33 +131,24 @@ def compose() -> dict:
 def test_compose_names_the_same_servers_on_the_same_ports_of_loopback():
     published = {name: service["ports"] for name, service in compose()["services"].items()}
     assert published == {
-        name: [f"127.0.0.1:${{SERVERS_{name.upper()}_PORT:-{ports[0]}}}:{inside}"]
-        for (name, ports), inside in zip(
-            ServicesConfig().ports().items(), (5432, 9000, 5000, 4200), strict=True
-        )
+        name: [f"127.0.0.1:${{SERVERS_{name.upper()}_PORT:-{port}}}:{inside}"]
+        for (name, port), inside in zip(TEAM.ports().items(), (5432, 9000, 5000, 4200), strict=True)
     }
     assert all(service["healthcheck"]["test"] for service in compose()["services"].values())
 
 
-def test_compose_sets_the_same_variables_as_the_servers_without_docker(monkeypatch):
-    monkeypatch.setattr(postgres_server, "programs", lambda: Path("/pg"))
-    monkeypatch.setattr(postgres_server, "user", lambda: None)
-    for server in specs.servers(ServicesConfig(), SECRETS)[1:]:
-        names = {name for name in server.env if name.startswith(("AWS_", "MLFLOW_", "PREFECT_"))} - set(
-            processes.NO_TELEMETRY
-        )
-        assert names <= set(compose()["services"][server.name]["environment"]), server.name
+def test_compose_sets_the_same_variables_as_the_servers_without_docker(postgres):
+    for server in specs.servers(TEAM, SECRETS)[1:]:
+        assert set(server.env) <= set(compose()["services"][server.name]["environment"]), server.name
     assert re.findall("create database (.*);", compose()["configs"]["databases"]["content"]) == list(
         postgres_server.DATABASES
     )
-    expected = specs.mlflow_auth(ServicesConfig(), SECRETS).replace(
-        "pg@127.0.0.1:5442", "PASSWORD@postgres:5432"
-    )
+    expected = specs.mlflow_auth(TEAM, SECRETS).replace("pg@127.0.0.1:5442", "PASSWORD@postgres:5432")
     assert re.sub(r"\$\{.*?\}", "PASSWORD", compose()["configs"]["mlflow_auth"]["content"]) == expected
 
 
 def test_compose_starts_mlflow_with_the_same_command():
-    mlflow = specs._mlflow(ServicesConfig(), SECRETS)
+    mlflow = specs._mlflow(TEAM, SECRETS)
     command = (
         re.sub(r"\$\{\w+:-(\d+)\}", r"\1", compose()["services"]["mlflow"]["command"])
         .replace(",mlflow:5000", "")
