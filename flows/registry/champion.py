@@ -30,7 +30,12 @@ PAUSE_SECONDS = 0.1
 
 def read_champions(client: mlflow.MlflowClient) -> tuple[str, ...]:
     """The champions, oldest first, the current one last; empty: none."""
-    model = client.get_registered_model(NAME)
+    try:
+        model = client.get_registered_model(NAME)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return ()
     alias = model.aliases.get(CHAMPION)
     return up_to_alias(alias and str(alias), tuple(json.loads(model.tags.get(CHAMPIONS, "[]"))))
 

@@ -26,12 +26,8 @@ from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import DamagedArtefact
 from thousandwords.inference.provenance import read_provenance
 
-IMAGE_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
-    }
-}
+IMAGE_FILE = {"schema": {"type": "string", "format": "binary"}}
+IMAGE_BODY = {"requestBody": {"required": True, "content": {"image/*": IMAGE_FILE}}}
 EVENT_LINES = {200: {"description": "a line of JSON per event", "model": schema.Event}}
 SearchText = Annotated[
     str | None, Query(max_length=1000, description="what the images should show, for a search by CLIP")

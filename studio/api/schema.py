@@ -21,12 +21,8 @@ Grid = Annotated[
     list[Annotated[list[Token], Field(max_length=256)]], Field(max_length=256, description="rows of tokens")
 ]
 Caption = Annotated[str, Field(min_length=1, max_length=20_000, description="what the image shows")]
-VersionName = Annotated[
-    str,
-    Field(
-        max_length=64, description="package, a version number or an alias of the registry; null: the default"
-    ),
-]
+VERSION = "package, a version number or an alias of the registry; null: the default"
+VersionName = Annotated[str, Field(max_length=64, description=VERSION)]
 Png = Annotated[str, Field(description="a PNG file in base64")]
 
 
@@ -58,10 +54,9 @@ class GenerateRequest(RequestBody):
 
 class Stitch(RequestBody):
     tokens: Grid
-    columns: Annotated[
-        Count,
-        Field(ge=0, le=256, description="left columns from the edited grid; the others are from this one"),
-    ]
+    columns: Annotated[Count, Field(ge=0, le=256)] = Field(
+        description="left columns from the edited grid; the others are from this one"
+    )
 
 
 class SetToken(RequestBody):

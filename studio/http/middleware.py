@@ -23,9 +23,7 @@ from thousandwords.core.errors import UserError
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 BODY_LIMIT = 64 * 1024  # bytes; enough for a prompt and a grid of tokens
-DROP_SECONDS = (
-    5.0  # for which the rest of a body that nobody reads is received, so that its client can read the answer
-)
+DROP_SECONDS = 5.0  # for which an unread body is received, so that its client can read the answer
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self'; "
     "script-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
@@ -75,7 +73,7 @@ class Guards:
 
 
 class _Connection:
-    """One request and its answer, which gets the security headers. A body that nobody reads ends with it."""
+    """One request and its answer, which gets the security headers. A body that is not read ends with it."""
 
     def __init__(self, scope: Scope, headers: Headers, receive: Receive, send: Send):
         self.from_client, self.to_client = receive, send

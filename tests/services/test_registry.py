@@ -67,6 +67,15 @@ def test_without_a_package_there_is_nothing_to_register(project):
         register(project)
 
 
+def test_an_empty_registry_says_what_to_do(project, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/empty.db")
+    assert show(project) == []
+    with pytest.raises(UserError, match="there is no champion, .* Run: make promote"):
+        rollback(project)
+    with pytest.raises(UserError, match="no version 'challenger' of thousandwords. Run: .* register"):
+        promote(project)
+
+
 def test_the_address_of_an_mlflow_that_does_not_answer_is_named(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
