@@ -160,12 +160,24 @@ def test_wrong_images_and_tokens_are_rejected(kind):
     tokenizer = tiny("image_tokenizers", kind)
     tokens = tokenizer.encode(random_images(1))
 
-    with pytest.raises(ValueError, match=rf"takes \(B, 3, {SIDE}, {SIDE}\)"):
-        tokenizer.encode(random_images(1)[..., 1:])
-    with pytest.raises(ValueError, match=r"give float32 in \[0, 1\]"):
-        tokenizer.encode(random_images(1) * 255)
-    with pytest.raises(ValueError, match=f"this vocabulary is 0 to {tokenizer.vocab_size - 1}"):
-        tokenizer.decode(tokens + tokenizer.vocab_size)
+    for images, message in (
+        (random_images(1)[..., 1:], rf"takes \(B, 3, {SIDE}, {SIDE}\)"),
+        (random_images(1)[0], rf"takes \(B, 3, {SIDE}, {SIDE}\)"),
+        (random_images(1) * 255, r"give float32 in \[0, 1\]"),
+        (random_images(1).byte(), "images are torch.uint8; give float32"),
+        (random_images(1) * float("nan"), r"images span \[nan, nan\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tokenizer.encode(images)
+        with pytest.raises(ValueError, match=message):
+            tokenizer.loss(images, 0, rng())
+    for wrong, message in (
+        (tokens[:, 1:], rf"takes \(B, {tokenizer.num_tokens}\)"),
+        (tokens.float(), "tokens are torch.float32; give torch.int64"),
+        (tokens + tokenizer.vocab_size, f"this vocabulary is 0 to {tokenizer.vocab_size - 1}"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tokenizer.decode(wrong)
 
 
 # --- generators ---------------------------------------------------------------------------------------------

@@ -101,8 +101,8 @@ def read_provenance(data: bytes) -> Provenance | None:
 def _read_text(data: bytes) -> str | None:
     """The text of our chunk. Each chunk's checksum is verified, and none is decoded.
 
-    Pillow's `.info` and `verify` are not enough: opening an animated PNG allocates all pixels that its header
-    claims, and `verify` does not look at the last chunk.
+    Pillow's `.info` lacks texts after the pixels and hides that another program compressed one; its `verify`
+    misses a flipped bit in the last chunk. So its `ChunkStream` is read here.
     """
     if not data.startswith(PNG_SIGNATURE):
         return None

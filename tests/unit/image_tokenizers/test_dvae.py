@@ -135,34 +135,6 @@ def test_groups_and_patch_together_give_the_grid(groups, patch):
 
 
 @pytest.mark.parametrize(
-    "images, message",
-    [
-        (torch.rand(3, 16, 16), r"\(3, 16, 16\); this tokenizer takes"),
-        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "torch.uint8; give float32"),
-        (torch.full((2, 3, 16, 16), 255.0), r"span \[255, 255\]"),
-        (torch.full((2, 3, 16, 16), float("nan")), r"span \[nan, nan\]"),
-    ],
-)
-def test_a_wrong_batch_of_images_is_rejected(images, message):
-    with pytest.raises(ValueError, match=message):
-        tiny().encode(images)
-    with pytest.raises(ValueError, match=message):
-        tiny().loss(images, 0, rng())
-
-
-@pytest.mark.parametrize(
-    "tokens, message",
-    [
-        (torch.zeros(2, 9, dtype=torch.int64), r"\(2, 9\); this tokenizer takes \(B, 16\)"),
-        (torch.zeros(2, 16), "torch.float32; give torch.int64"),
-    ],
-)
-def test_a_wrong_batch_of_tokens_is_rejected(tokens, message):
-    with pytest.raises(ValueError, match=message):
-        tiny().decode(tokens)
-
-
-@pytest.mark.parametrize(
     "settings, message",
     [
         ({"vocab_size": 1}, "dvae.vocab_size is 1"),

@@ -160,18 +160,6 @@ def test_the_new_name_is_on_the_disk_before_the_oldest_checkpoint_goes(checkpoin
 # --- models -------------------------------------------------------------------------------------------------
 
 
-def test_a_model_is_read_back_with_its_header_and_equal_bytes_have_equal_fingerprints(tmp_path):
-    header = {"kind": "linear", "config": {"width": 3}}
-
-    first = write_model(tmp_path / "first", header, tensors_of(1))
-    again = write_model(tmp_path / "again", header, dict(reversed(tensors_of(1).items())))
-    other = write_model(tmp_path / "other", header, tensors_of(2))
-
-    saved = read_model(tmp_path / "first")
-    assert saved.header == header and saved.fingerprint == first == again != other
-    assert all(saved.state[name].equal(tensor) for name, tensor in tensors_of(1).items())
-
-
 @pytest.mark.parametrize(
     ("state", "sentence"),
     [

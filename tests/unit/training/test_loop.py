@@ -154,17 +154,6 @@ def test_a_run_that_died_at_any_step_resumes_from_its_last_checkpoint(never_stop
     assert resumed == list(range(death - death % 2 + 1, STEPS + 1))  # a checkpoint every 2 steps
 
 
-def test_without_the_optimizers_moments_a_resumed_run_is_another(never_stopped, tmp_path):
-    """The tests above would notice a missing part: what a checkpoint holds is needed."""
-    with pytest.raises(Stopped):
-        run(checkpoints=Checkpoints(tmp_path), is_stopped=lambda: True)
-    saved = Checkpoints(tmp_path).newest()
-    zeroed = {name: tensor * 0 if "exp_avg" in name else tensor for name, tensor in saved.tensors.items()}
-    Checkpoints(tmp_path).save(1, zeroed, saved.state)
-
-    assert not run(checkpoints=Checkpoints(tmp_path))[0].weight.equal(never_stopped[0].weight)
-
-
 def test_a_finished_run_is_not_trained_again(never_stopped, tmp_path):
     run(checkpoints=Checkpoints(tmp_path))
 
@@ -278,7 +267,8 @@ def test_the_curves_have_a_row_for_each_logged_or_evaluated_step():
     assert list(rows[0]) == ["step", "loss", "noise", "gradient_norm", "learning_rate"]
     assert all(type(value) is float for row in rows for name, value in row.items() if name != "step")
     gradient = torch.cat([model.weight.grad.flatten(), model.bias.grad])
-    assert gradient.norm().item() == pytest.approx(0.125, rel=1e-4) < rows[-1]["gradient_norm"]  # clipped
+    assert gradient.norm().item() == pytest.approx(0.125, rel=1e-4)  # clipped
+    assert rows[-1]["gradient_norm"] > 0.125
 
 
 @pytest.mark.parametrize("units", [{}, {"avx512_bf16": True}, {"amx_bf16": True}])

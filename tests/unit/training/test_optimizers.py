@@ -28,12 +28,6 @@ def test_the_learning_rate_warms_up_along_a_line_and_falls_along_a_cosine():
     assert rates == pytest.approx([0.25, 0.5, 1.0, 1.0, 0.6, 0.21957739, 0.2, 0.2])
 
 
-@given(st.integers(0, 500), st.integers(0, 300), st.integers(1, 500), st.floats(0, 1))
-def test_the_learning_rate_stays_between_0_and_its_peak(step, warmup_steps, steps, final):
-    rate = optimizers.learning_rate(step, 1.0, final, warmup_steps, steps)
-    assert 0 <= rate <= 1 + 1e-12 and (rate >= final - 1e-12 or step < warmup_steps)
-
-
 # --- AdamW --------------------------------------------------------------------------------------------------
 
 
