@@ -63,7 +63,7 @@ def _header(part: Path) -> dict:
 
 def _data(pairs: Path) -> tuple[dict | None, dict | None]:
     """The input of the data card; captions of a damaged shard are not counted, and `make verify` names it."""
-    from thousandwords.data.caption_stats import caption_counts  # late: it loads the shard readers
+    from thousandwords.data.pair_shards import caption_counts  # late: it loads the shard readers
 
     manifest = sound_manifest(pairs)
     with contextlib.suppress(DamagedArtefact):

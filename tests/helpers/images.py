@@ -56,3 +56,12 @@ def outcome(source: Source) -> dict[str, tuple[str, ...] | str]:
 def details(source: Source) -> dict[str, str]:
     """{key: "reason: detail"} of the rejected inputs."""
     return {pair.key: str(pair.problem) for pair in source if pair.problem}
+
+
+def by_reason(outcomes: dict[str, tuple[str, ...] | str]) -> tuple[dict, dict[str, list[str]]]:
+    """({key: captions} of the accepted, {reason: keys} of the rejected ones)."""
+    accepted = {key: captions for key, captions in outcomes.items() if isinstance(captions, tuple)}
+    rejected: dict[str, list[str]] = {}
+    for key in outcomes.keys() - accepted.keys():
+        rejected.setdefault(outcomes[key], []).append(key)
+    return accepted, {reason: sorted(keys, key=list(outcomes).index) for reason, keys in rejected.items()}

@@ -1,4 +1,4 @@
-"""Ingestion of a folder: pairs come out or are counted, filters and splits, quarantine; then real data sets."""
+"""Ingestion of a folder: pairs come out or are counted, filters and splits, quarantine."""
 
 from __future__ import annotations
 
@@ -13,18 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.paths import SHARED
 from thousandwords.core.manifest import DamagedArtefact, read_manifest
 from thousandwords.data.images import area_resize, encode_png, fit_square
 from thousandwords.data.pair_shards import PairReader, read_captions, splits
 from thousandwords.ingest.config import DataConfig, SceneCounts
 from thousandwords.ingest.counts import BadData
 from thousandwords.ingest.ingest import write_pairs
+from thousandwords.ingest.near_duplicates import DUPLICATES
 from thousandwords.ingest.records import QUARANTINE
-
-SHARED_DATA = SHARED / "data"
-needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="../shared/data is absent")
-SKIN_TONE = "^(.*?): .*skin tone"
 
 
 def pixels(seed: int, height: int = 40, width: int = 48) -> np.ndarray:
@@ -288,27 +284,33 @@ def test_filters_that_leave_nothing_are_an_error_with_the_settings_to_change(tmp
     assert not (tmp_path / "pairs/manifest.json").exists()
 
 
-def test_the_manifest_mentions_caption_filters_only_if_used(tmp_path):
+@pytest.mark.parametrize(
+    ("used", "settings", "counts"),
+    [
+        (
+            {"min_caption_words": 2},
+            {"boilerplate": [], "language": None, "language_margin": 0.2},
+            {"captions_dropped"},
+        ),
+        (
+            {"near_duplicates": "hash"},
+            {"near_duplicate_distance": 4, "near_duplicate_color": 24},
+            {"near_duplicates"},
+        ),
+        ({"keep": "whole", "keep_side": 96}, {}, set()),
+        ({"licence": "CC0-1.0"}, {}, set()),
+        ({"version": "2"}, {}, set()),
+    ],
+)
+def test_the_manifest_mentions_a_feature_only_if_used(tmp_path, used, settings, counts):
     own = write_folder(tmp_path / "own")
-    metadata = []
-    for name, rules in (("plain", {}), ("filtered", {"min_caption_words": 2})):
-        write_pairs(folder_config(own, **rules), 0, tmp_path / name)
-        metadata.append(read_manifest(tmp_path / name)["facts"])
-    plain, filtered = metadata
-    assert (
-        filtered["counts"] == {**plain["counts"], "captions_dropped": {}}
-        and "captions_dropped" not in plain["counts"]
-    )
-    assert filtered["settings"] == {
-        **plain["settings"],
-        "min_caption_words": 2,
-        "boilerplate": [],
-        "language": None,
-        "language_margin": 0.2,
-    }
-    assert (tmp_path / "plain/train-00000.parquet").read_bytes() == (
-        tmp_path / "filtered/train-00000.parquet"
-    ).read_bytes()
+    for name, more in (("plain", {}), ("used", used)):
+        write_pairs(folder_config(own, **more), 0, tmp_path / name)
+    plain, found = (read_manifest(tmp_path / name)["facts"] for name in ("plain", "used"))
+    assert found["settings"] == {**plain["settings"], **used, **settings}
+    assert not plain["settings"].keys() & (used | settings).keys()
+    assert found["counts"].keys() - plain["counts"].keys() == counts
+    assert (tmp_path / "used" / DUPLICATES).exists() == ("near_duplicates" in used)
 
 
 # ---- captions only
@@ -330,37 +332,3 @@ def test_a_missing_split_is_rejected_with_the_available_ones(tmp_path):
     write_pairs(folder_config(write_folder(tmp_path / "own")), 0, tmp_path / "pairs")
     with pytest.raises(DamagedArtefact, match="has no split 'unseen', only train, validation"):
         PairReader(tmp_path / "pairs", "unseen")
-
-
-# ---- real data
-
-
-@needs_shared_data
-def test_emoji_of_one_group_are_never_in_two_splits(tmp_path):
-    config = DataConfig(
-        source="webdataset",
-        path=str(SHARED_DATA / "emoji/emoji-000001.tar"),
-        image_size=32,
-        group_by=SKIN_TONE,
-        validation_share=0.1,
-    )
-    counts = write_pairs(config, 0, tmp_path)
-    assert counts["n_in"] == counts["n_ok"] == 1000 and 50 <= counts["splits"]["validation"] <= 150
-    groups = [
-        {
-            reader.captions(row)[0].split(":")[0]
-            for row in range(len(reader))
-            if "skin tone" in reader.captions(row)[0]
-        }
-        for reader in (PairReader(tmp_path, split) for split in splits(tmp_path))
-    ]
-    assert not groups[0] & groups[1]
-
-
-@needs_shared_data
-def test_images_four_times_as_wide_as_high_are_left_out_with_the_reason(tmp_path):
-    config = DataConfig(source="webdataset", path=str(SHARED_DATA / "nlvr/nlvr-000000.tar"))
-    with pytest.raises(
-        BadData, match=r"1000 bad_aspect \(nlvr-000000/000000: 400 x 100 pixels; max_aspect is 3\)"
-    ):
-        write_pairs(config, 0, tmp_path)

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from tests.unit.ingest.test_perceptual_hash import jpeg, lighter, photo, resized
-from thousandwords.core.manifest import read_manifest
 from thousandwords.data.images import encode_png
 from thousandwords.data.pair_shards import PairReader, splits
 from thousandwords.ingest.config import DataConfig
@@ -109,19 +108,6 @@ def test_no_near_duplicate_is_left_across_the_splits(own, tmp_path):
     assert all(stays[row["twin"]] == row["twin_split"] for row in rows)
 
 
-def test_pairs_that_stay_keep_their_split(own, tmp_path):
-    for number in range(8):
-        add(own, f"z{number:03d}", lighter(photo(number), 1.05), f"a duplicate, {number}")
-    _, stays, _ = ingest_pairs(config(own), tmp_path / "pairs")
-    write_pairs(config(own, near_duplicates="none"), 0, tmp_path / "all")
-    everything = {
-        PairReader(tmp_path / "all", split).key(row): split
-        for split in splits(tmp_path / "all")
-        for row in range(len(PairReader(tmp_path / "all", split)))
-    }
-    assert len(everything) == 38 and stays == {key: everything[key] for key in stays}
-
-
 @pytest.mark.parametrize("change", [{"rows_per_shard": 3}, {"keep": "whole"}])
 def test_shard_size_and_stored_form_do_not_change_which_pairs_stay(own, tmp_path, change):
     for number in range(8):
@@ -140,15 +126,3 @@ def test_the_distance_can_be_chosen_from_the_data(own, tmp_path):
     counts, stays, _ = ingest_pairs(config(own, near_duplicate_distance=None), tmp_path / "pairs")
     assert counts["n_duplicate"] == 3 and sorted(stays) == [f"{number:03d}.png" for number in range(150)]
     assert 3 <= counts["near_duplicates"]["distance"] <= 15
-
-
-def test_the_manifest_mentions_near_duplicates_only_if_dropped(own, tmp_path):
-    metadata = {}
-    for kind in ("none", "hash"):
-        write_pairs(config(own, near_duplicates=kind), 0, tmp_path / kind)
-        metadata[kind] = read_manifest(tmp_path / kind)["facts"]
-    settings = {"near_duplicates": "hash", "near_duplicate_distance": 4, "near_duplicate_color": 24}
-    assert metadata["hash"]["settings"] == {**metadata["none"]["settings"], **settings}
-    assert metadata["hash"]["counts"].keys() - metadata["none"]["counts"].keys() == {"near_duplicates"}
-    assert not (tmp_path / "none" / DUPLICATES).exists()
-    assert DUPLICATES in read_manifest(tmp_path / "hash")["files"]

@@ -6,7 +6,6 @@ Slow; skipped if ../shared/data is absent.
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import os
 import shutil
@@ -14,18 +13,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers.paths import ROOT, SHARED
 from thousandwords.core.files import write_json
 from thousandwords.core.manifest import read_manifest
-from thousandwords.data.images import encode_png
 from thousandwords.ingest.counts import OUTCOMES
 from thousandwords.ingest.records import QUARANTINE
-from thousandwords.ingest.sources import WebDatasetSource
 
 SHARED_DATA = SHARED / "data"
 FSA = SHARED_DATA / "photos/fsa-color"
@@ -48,58 +43,12 @@ def fsa_table(_: Path) -> dict:
     return {"source": "csv", "path": str(FSA / "captions.tsv")}
 
 
-def fsa_lines(folder: Path) -> dict:
-    with open(FSA / "captions.tsv", encoding="utf-8", newline="") as table:
-        rows = list(csv.DictReader(table, delimiter="\t", quoting=csv.QUOTE_NONE))
-    (folder / "fsa.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return {"source": "jsonl", "path": str(folder / "fsa.jsonl"), "image_folder": str(FSA)}
-
-
 def coco(_: Path) -> dict:
     return {
         "source": "coco",
         "path": str(SHARED_DATA / "photos/coco-cc/captions.json"),
         "image_folder": "images",
     }
-
-
-def coco_folder(folder: Path) -> dict:
-    """The same, with the captions as lines of the text beside the image."""
-    shutil.copytree(SHARED_DATA / "photos/coco-cc/images", folder / "own")
-    content = json.loads((SHARED_DATA / "photos/coco-cc/captions.json").read_bytes())
-    for image in content["images"]:
-        lines = [
-            annotation["caption"]
-            for annotation in content["annotations"]
-            if annotation["image_id"] == image["id"]
-        ]
-        (folder / "own" / image["file_name"]).with_suffix(".txt").write_text("\n".join(lines))
-    return {"source": "folder", "path": str(folder / "own")}
-
-
-def emoji_rows(folder: Path) -> dict:
-    """Images stored as on the Hugging Face hub, one Parquet file per tar."""
-    (folder / "rows").mkdir()
-    for tar in sorted((SHARED_DATA / "emoji").glob("*.tar")):
-        rows = [
-            {"image": {"bytes": raw_pair.image, "path": None}, "caption": list(raw_pair.captions)}
-            for raw_pair in WebDatasetSource(tar)
-        ]
-        pq.write_table(pa.Table.from_pylist(rows), folder / f"rows/{tar.stem}.parquet")
-    return {"source": "parquet", "path": str(folder / "rows"), "group_by": SKIN_TONE}
-
-
-def all_captions(folder: Path) -> dict:
-    """All captions of captions.txt.gz, about 66 for each of a thousand plain images."""
-    captions = gzip.decompress((SHARED_DATA / "captions.txt.gz").read_bytes()).decode().splitlines()
-    for number in range(1000):
-        color = np.array([number % 10, number // 10 % 10, number // 100], np.uint8) * 25
-        (folder / f"{number}.png").write_bytes(encode_png(np.broadcast_to(color, (32, 32, 3)).copy()))
-    lines = [
-        json.dumps({"image": f"{number}.png", "caption": captions[number::1000]}) for number in range(1000)
-    ]
-    (folder / "captions.jsonl").write_text("\n".join(lines))
-    return {"source": "jsonl", "path": str(folder / "captions.jsonl")}
 
 
 def bad_images(folder: Path) -> dict:
@@ -114,13 +63,9 @@ def bad_images(folder: Path) -> dict:
 
 SETS = {  # -> n_in, n_ok, n_quarantined, n_duplicate, n_filtered
     emoji: (3787, 3787, 0, 0, 0),
-    emoji_rows: (3787, 3787, 0, 0, 0),
     nlvr: (2000, 1945, 0, 55, 0),
     fsa_table: (1615, 1615, 0, 0, 0),
-    fsa_lines: (1615, 1615, 0, 0, 0),
     coco: (79, 79, 0, 0, 0),
-    coco_folder: (79, 79, 0, 0, 0),
-    all_captions: (1000, 1000, 0, 0, 0),
     bad_images: (66, 28, 28, 0, 10),
 }
 

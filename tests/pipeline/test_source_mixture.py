@@ -161,22 +161,6 @@ def test_a_rejected_input_of_a_mixture_has_its_provenance(own):
     assert rejected["id"] == "0/bad.png" and read_provenance(rejected["source"]).licence == "CC0-1.0"
 
 
-def test_a_mixture_has_a_fixed_order(own):
-    source = open_source(config(source="mixture", sources=mixture(own)))
-    keys = [pair.key for pair in source]
-    assert (
-        keys == [pair.key for pair in source]
-        and keys[7:10] == ["0/7.png", "1/0.png", "1/1.png"]
-        and keys[-1] == "2/a.png"
-    )
-
-
-def test_an_error_in_a_mixture_names_the_entry(own):
-    sources = mixture(own)[:2] + [{"source": "jsonl", "path": f"{own}/none.jsonl"}]
-    with pytest.raises(SourceError, match=r"data.sources\[2\]: data.path: there is no file .*none.jsonl"):
-        check_source(config(source="mixture", sources=sources))
-
-
 def test_an_error_while_reading_a_mixture_names_the_entry(own):
     write_tar(own / "t.tar", [("a.png", png()), ("a.txt", "x")])
     source = open_source(
@@ -189,6 +173,9 @@ def test_an_error_while_reading_a_mixture_names_the_entry(own):
         SourceError, match=r"data.sources\[1\]: .*t.tar (is not a plain tar, or )?is truncated"
     ):
         list(source)
+    sources = mixture(own)[:2] + [{"source": "jsonl", "path": f"{own}/none.jsonl"}]
+    with pytest.raises(SourceError, match=r"data.sources\[2\]: data.path: there is no file .*none.jsonl"):
+        check_source(config(source="mixture", sources=sources))
     sources = [{"source": "folder", "path": "nonsense://x"}]
     with pytest.raises(SourceError, match=r"data.sources\[0\]: nonsense://x cannot be opened"):
         open_source(config(source="mixture", sources=sources))
@@ -218,22 +205,6 @@ def test_a_licence_is_stored_in_each_row_and_changes_nothing_else(own):
     assert [{**row, "provenance": ""} for row in plain.values()] == [
         {**row, "provenance": ""} for row in metadata.values()
     ]
-
-
-def test_the_manifest_mentions_sources_and_recaptions_only_if_used(own):
-    write_pairs(config(source="folder", path=f"{own}/photos"), 0, own / "plain")
-    metadata = read_manifest(own / "plain")["facts"]
-    assert not {
-        "url",
-        "version",
-        "recaption_column",
-        "recaption_share",
-        "image_folder",
-        "licence",
-        "origin",
-        "sources",
-    } & set(metadata["settings"])
-    assert "texts" not in metadata["counts"]
 
 
 # ---- second captions
@@ -302,33 +273,3 @@ def test_the_recaption_share_does_not_change_splits_and_0_changes_nothing(own):
     del settings["recaption_column"]
     write_pairs(config(**settings), 0, own / "none")
     assert rows_of(own / "none") == rows_of(own / "0.0")
-
-
-@pytest.mark.parametrize(
-    ("source", "name", "message"),
-    [
-        (
-            "csv",
-            "t.tsv",
-            "t.tsv has no column 'again', only 'image', 'caption', 'recaption'. Set data.recaption_column",
-        ),
-        (
-            "jsonl",
-            "l.jsonl",
-            "l.jsonl has no line with the key 'again', only 'caption', 'image', 'recaption'. Set data.recaption_column",
-        ),
-        (
-            "webdataset",
-            "w.tar",
-            "tars at .*w.tar have no .json with 'again'. Set data.recaption_column to the key of the second",
-        ),
-        (
-            "parquet",
-            "bytes.parquet",
-            "bytes.parquet has no column 'again', only .*. Set data.recaption_column",
-        ),
-    ],
-)
-def test_a_missing_second_column_is_rejected_with_the_fix(own, source, name, message):
-    with pytest.raises(SourceError, match=message):
-        check_source(config(source=source, path=str(recaption_folder(own) / name), recaption_column="again"))

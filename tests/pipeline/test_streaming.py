@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,7 +39,6 @@ from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig
 from thousandwords.training.config import TrainingConfig
 from thousandwords.training.distributed import World
-from thousandwords.training.loop import fit
 
 TWO_VIEWS = replace(HEADER, views=2)
 
@@ -281,27 +279,6 @@ def test_the_order_of_many_rows_is_a_numpy_permutation():
     order = np.random.default_rng([7, 1, 100_000]).permutation(100_000)
     assert epochs_and_rows(range(100_000, 100_050), 100_000, 7) == [(1, row) for row in order[:50].tolist()]
     assert all(type(row) is int for _, row in epochs_and_rows(range(3), 100_000, 7))
-
-
-def test_a_training_with_workers_is_the_training_without(folder):
-    weights = []
-    for workers in (0, 3):
-        torch.manual_seed(0)
-        model = torch.nn.Linear(16, 1)
-        rows = TokenLoader(stored(folder), tiny_text(), seed=0)
-        config = TrainingConfig(steps=12, batch_size=4, learning_rate=0.1, loader_workers=workers)
-        with Prefetcher(
-            lambda step, rows=rows: [rows.batch(positions(step, 4))[1].float()],
-            12,
-            config.num_loader_workers("cpu"),
-        ) as batches:
-            fit(model, config, batches_of=batches, loss_of=mean_square, seed=0)
-        weights.append(model.weight.detach().clone())
-    assert weights[0].equal(weights[1])
-
-
-def mean_square(model: torch.nn.Module, batch: torch.Tensor, step: int, rng: torch.Generator):
-    return model(batch).square().mean(), {}
 
 
 # --- images on disk ------------------------------------------------------------------------------------------------

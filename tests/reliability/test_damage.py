@@ -137,18 +137,16 @@ def test_nothing_that_was_cut_short_is_read(kinds, name, count):
     kind.read()
 
 
-def test_a_damaged_checkpoint_is_skipped_with_file_expected_and_found(kinds):
-    run = Checkpoints(kinds["checkpoints"].folder.parent)
-    path = kinds["checkpoints"].folder / "tensors.safetensors"
-    intact, expected = path.read_bytes(), sha256_of(path)
-    path.write_bytes(flipped(intact, 200))
-    with pytest.warns(UserWarning) as warnings:
-        assert run.newest().step == 10
-    assert str(warnings[0].message) == (
-        f"skipping a damaged checkpoint: {path} is damaged: sha256 should be {expected}, found {sha256_of(path)}. "
-        "Run: nothing: an older checkpoint is used"
-    )
-    path.write_bytes(intact)
+READERS = {
+    "pair shards": lambda folder: PairReader(folder, "train"),
+    "token shards": lambda folder: read_token_rows(folder, "train"),
+}
+
+
+def copy_of(kinds: dict[str, Kind], name: str, folder: Path) -> Kind:
+    """A copy of shards that a test may damage."""
+    shutil.copytree(kinds[name].folder, folder)
+    return Kind(folder, lambda: READERS[name](folder))
 
 
 @pytest.fixture
@@ -159,10 +157,9 @@ def tokens(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("damage", ["swapped", "renamed", "missing", "doubled"])
-@pytest.mark.parametrize("name", ["pair shards", "token shards"])
+@pytest.mark.parametrize("name", READERS)
 def test_shards_that_were_moved_are_rejected(kinds, tmp_path, name, damage):
-    folder = tmp_path / "damaged"
-    shutil.copytree(kinds[name].folder, folder)
+    kind = copy_of(kinds, name, folder := tmp_path / "damaged")
     first, second = folder / "train-00000.parquet", folder / "train-00001.parquet"
     if damage == "swapped":
         first.rename(folder / "between")
@@ -174,11 +171,7 @@ def test_shards_that_were_moved_are_rejected(kinds, tmp_path, name, damage):
         second.unlink()
     else:
         shutil.copy(first, second)
-    read = {
-        "pair shards": lambda: PairReader(folder, "train"),
-        "token shards": lambda: read_token_rows(folder, "train"),
-    }
-    rejected(Kind(folder, read[name]), folder / "train-0000")
+    rejected(kind, folder / "train-0000")
 
 
 def test_an_extra_shard_is_not_read_and_is_reported(tokens):
@@ -198,38 +191,20 @@ def rewrite(folder: Path, name: str, table: pa.Table, rows: int | None = None) -
     write_manifest(folder, {**rows_of, name: table.num_rows if rows is None else rows}, manifest["facts"])
 
 
-@pytest.mark.parametrize("name", ["pair shards", "token shards"])
-def test_a_shard_without_rows_is_rejected(kinds, tmp_path, name):
-    folder = tmp_path / "empty"
-    shutil.copytree(kinds[name].folder, folder)
-    rewrite(folder, "train-00001.parquet", pq.read_table(folder / "train-00001.parquet").slice(0, 0))
-    read = {
-        "pair shards": lambda: PairReader(folder, "train"),
-        "token shards": lambda: read_token_rows(folder, "train"),
-    }
-    assert "train-00001.parquet should have some rows, found 0. Run: dvc repro" in rejected(
-        Kind(folder, read[name]), folder
-    )
-
-
-@pytest.mark.parametrize("name", ["pair shards", "token shards"])
-def test_a_shard_with_other_rows_than_its_manifest_counts_is_rejected(kinds, tmp_path, name):
-    folder = tmp_path / "fewer"
-    shutil.copytree(kinds[name].folder, folder)
+@pytest.mark.parametrize("left", [0, 1])
+@pytest.mark.parametrize("name", READERS)
+def test_a_shard_without_rows_or_with_other_rows_than_counted_is_rejected(kinds, tmp_path, name, left):
+    kind = copy_of(kinds, name, folder := tmp_path / "fewer")
     whole = pq.read_table(folder / "train-00001.parquet")
-    rewrite(folder, "train-00001.parquet", whole.slice(0, whole.num_rows - 1), whole.num_rows)
-    read = {
-        "pair shards": lambda: PairReader(folder, "train"),
-        "token shards": lambda: read_token_rows(folder, "train"),
-    }
-    sentence = rejected(Kind(folder, read[name]), folder)
-    assert f"train-00001.parquet should have {whole.num_rows} rows, found {whole.num_rows - 1}" in sentence
+    rewrite(folder, "train-00001.parquet", whole.slice(0, left), whole.num_rows if left else 0)
+    expected = whole.num_rows if left else "some"
+    sentence = f"train-00001.parquet should have {expected} rows, found {left}. Run: dvc repro"
+    assert sentence in rejected(kind, folder)
 
 
 @pytest.mark.parametrize("change", ["column", "type", "nulls"])
 def test_pair_shards_of_another_schema_are_rejected(kinds, tmp_path, change):
-    folder = tmp_path / "other"
-    shutil.copytree(kinds["pair shards"].folder, folder)
+    kind = copy_of(kinds, "pair shards", folder := tmp_path / "other")
     table = pq.read_table(folder / "train-00000.parquet")
     if change == "column":
         table = table.drop_columns(["provenance"])
@@ -240,7 +215,7 @@ def test_pair_shards_of_another_schema_are_rejected(kinds, tmp_path, change):
     else:
         table = table.set_column(0, "key", pa.array([None] * table.num_rows, pa.string()))
     rewrite(folder, "train-00000.parquet", table)
-    sentence = rejected(Kind(folder, lambda: PairReader(folder, "train")), folder)
+    sentence = rejected(kind, folder)
     assert re.search(
         "train-00000.parquet has columns .*, not those of a pair shard. Run: dvc repro prepare_pairs",
         sentence,

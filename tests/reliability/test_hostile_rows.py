@@ -36,7 +36,7 @@ from tests.helpers.tiny_models import TEXT_LENGTH, flipped, tiny_text
 from tests.pipeline.test_data_stages import FakeTracker
 from tests.pipeline.test_ingest import files_of, write_folder
 from tests.unit.data.test_images import BAD_BYTES, encoded, noise
-from thousandwords.core.config import ConfigError, section
+from thousandwords.core.config import section
 from thousandwords.core.errors import InvalidInput
 from thousandwords.core.manifest import read_manifest
 from thousandwords.data import image_decoding
@@ -180,62 +180,42 @@ def test_formats_and_flags_are_counted_by_content(tmp_path, capsys):
 # ---- counts by shard
 
 
+SHARDS = {  # of two tars: n_in and outcomes
+    "0.tar": dict(zip(("n_in", *OUTCOMES), (6, 6, 0, 0, 0), strict=True)),
+    "1.tar": dict(zip(("n_in", *OUTCOMES), (5, 1, 2, 1, 1), strict=True)),
+}
+
+
 def two_tars(folder: Path) -> Path:
-    """Six valid samples in one tar; in the other one valid, one truncated, one without a caption, one small, and a copy."""
-    odd = {
-        "a": encoded(noise(seed=9)),
-        "b": encoded(noise())[:300],
-        "c": encoded(noise(8, 8)),
-        "d": encoded(noise(seed=0)),
-    }
+    """Six valid samples in one tar; in the other one valid, one cut, one without a caption, one small, a copy."""
+    odd = {"a": noise(seed=9), "b": noise(), "c": noise(8, 8), "d": noise(seed=0)}
+    members = [
+        (f"{name}.png", encoded(pixels)[: 300 if name == "b" else None]) for name, pixels in odd.items()
+    ]
     folder.mkdir()
     write_tar(folder / "0.tar", good_samples(6))
-    write_tar(
-        folder / "1.tar",
-        [
-            *((f"{name}.png", data) for name, data in odd.items()),
-            ("e.png", png()),
-            *((f"{name}.txt", "text") for name in odd),
-        ],
-    )
+    write_tar(folder / "1.tar", [*members, ("e.png", png()), *((f"{name}.txt", "text") for name in odd)])
     return folder
-
-
-EXPECTED = {
-    "0.tar": {"n_in": 6, "n_ok": 6, "n_quarantined": 0, "n_duplicate": 0, "n_filtered": 0},
-    "1.tar": {"n_in": 5, "n_ok": 1, "n_quarantined": 2, "n_duplicate": 1, "n_filtered": 1},
-}
 
 
 def test_outcomes_are_counted_for_each_file_of_many_pairs(tmp_path):
     tars = two_tars(tmp_path / "tars")
     counts = write_pairs(config("webdataset", tars), 0, tmp_path / "pairs")
-    assert counts["by_shard"] == EXPECTED == read_manifest(tmp_path / "pairs")["facts"]["counts"]["by_shard"]
-    assert all(adds_up(shard) for shard in counts["by_shard"].values()) and adds_up(counts)
+    assert counts["by_shard"] == SHARDS == read_manifest(tmp_path / "pairs")["facts"]["counts"]["by_shard"]
 
-    rows = [(encoded(noise(seed=20 + number)), f"row {number}") for number in range(6)] + [
-        (b"cut", "x"),
-        (png(9), None),
-    ]
+    rows = [(encoded(noise(seed=20 + number)), f"row {number}") for number in range(2)]
+    images, captions = zip(*rows, (b"cut", "x"), (png(9), None), strict=True)
     (tmp_path / "rows").mkdir()
-    for name, some in (("a.parquet", rows[:4]), ("b.parquet", rows[4:])):
-        columns = dict(zip(("image", "caption"), map(list, zip(*some, strict=True)), strict=True))
-        pq.write_table(pa.table(columns), tmp_path / "rows" / name)
+    pq.write_table(pa.table({"image": images, "caption": captions}), tmp_path / "rows/b.parquet")
     sources = [
         {"source": "webdataset", "path": str(tars)},
         {"source": "parquet", "path": str(tmp_path / "rows")},
         {"source": "folder", "path": str(write_folder(tmp_path / "own"))},
     ]
     counts = write_pairs(config("mixture", tmp_path, sources=sources), 0, tmp_path / "mixture")
-    assert list(counts["by_shard"]) == ["0/0.tar", "0/1.tar", "1/a.parquet", "1/b.parquet"]
-    assert counts["by_shard"]["0/1.tar"] == EXPECTED["1.tar"]
-    assert counts["by_shard"]["1/b.parquet"] == {
-        "n_in": 4,
-        "n_ok": 2,
-        "n_quarantined": 2,
-        "n_duplicate": 0,
-        "n_filtered": 0,
-    }
+    assert list(counts["by_shard"]) == ["0/0.tar", "0/1.tar", "1/b.parquet"]
+    assert counts["by_shard"]["0/1.tar"] == SHARDS["1.tar"]
+    assert list(counts["by_shard"]["1/b.parquet"].values()) == [4, 2, 2, 0, 0]
     assert (
         adds_up(counts) and sum(shard["n_in"] for shard in counts["by_shard"].values()) == counts["n_in"] - 12
     )
@@ -313,39 +293,32 @@ def test_rows_with_different_sha256_values_of_one_image_reject_it(tmp_path):
     }
 
 
-def test_a_column_of_digests_is_checked_before_anything_is_read(tmp_path):
-    own = write(
-        tmp_path,
-        {"a.png": png(), "t.csv": "image,caption\na.png,a", "t.jsonl": '{"image": "a.png", "caption": "a"}'},
-    )
-    pq.write_table(pa.table({"image": ["a.png"], "caption": ["a"], "sum": [7]}), own / "t.parquet")
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (CsvSource, "no column 'NAME', only 'image', 'caption'. Set data.SETTING"),
+        (JsonLinesSource, "no line with the key 'NAME', only 'caption', 'image'. Set data.SETTING"),
+        (
+            ParquetSource,
+            "t.parquet has no column 'NAME', only 'image', 'caption', 'number'. Set data.SETTING",
+        ),
+        (WebDatasetSource, "have no .json with 'NAME'. Set data.SETTING to the key"),
+    ],
+)
+@pytest.mark.parametrize("setting", ["sha256_column", "recaption_column"])
+def test_a_missing_column_is_rejected_with_the_fix(tmp_path, kind, message, setting):
+    lines = {"t.csv": "image,caption\na.png,a", "t.jsonl": '{"image": "a.png", "caption": "a"}'}
+    own = write(tmp_path, {"a.png": png(), **lines})
+    table = {"image": ["a.png"], "caption": ["a"], "number": [7]}
+    pq.write_table(pa.table(table), own / "t.parquet")
     write_tar(own / "t.tar", [("a.png", png()), ("a.json", '{"caption": "a"}')])
-    for source, message in (
-        (
-            CsvSource(own / "t.csv", sha256_column="sum"),
-            "no column 'sum', only 'image', 'caption'. Set data.sha256_column",
-        ),
-        (
-            JsonLinesSource(own / "t.jsonl", sha256_column="sum"),
-            "no line with the key 'sum'.*Set data.sha256_column",
-        ),
-        (
-            ParquetSource(own / "t.parquet", sha256_column="sum"),
-            "column 'sum' holds int64, not text.*Set data.sha256_column",
-        ),
-        (
-            WebDatasetSource(own / "t.tar", sha256_column="sum"),
-            "have no .json with 'sum'. Set data.sha256_column to the key",
-        ),
-    ):
-        with pytest.raises(SourceError, match=message):
-            source.check()
-    with pytest.raises(
-        ConfigError,
-        match="data.sha256_column is set, but source folder does not support it. Remove it; it is for "
-        "csv, webdataset, jsonl, parquet",
-    ):
-        config("folder", own, sha256_column="sum")
+    files = {CsvSource: "t.csv", JsonLinesSource: "t.jsonl", ParquetSource: "t.parquet"}
+    path = own / files.get(kind, "t.tar")
+    with pytest.raises(SourceError, match=message.replace("NAME", "sum").replace("SETTING", setting)):
+        kind(path, **{setting: "sum"}).check()
+    if kind is ParquetSource:
+        with pytest.raises(SourceError, match=f"column 'number' holds int64, not text.*Set data.{setting}"):
+            kind(path, **{setting: "number"}).check()
 
 
 # ---- files that are not regular
@@ -403,18 +376,6 @@ def test_files_that_are_not_regular_are_rejected_at_once_in_every_source(tmp_pat
         assert time.monotonic() - started < 1
 
 
-def test_caption_files_that_are_not_regular_reject_their_pair_at_once(tmp_path):
-    write(tmp_path, {name: png() for name in ("a.png", "b.png", "c.png")})
-    os.mkfifo(tmp_path / "a.txt")
-    make_socket(tmp_path / "b.txt")
-    write(tmp_path, {"c.txt": "see"})
-    assert outcome(FolderSource(tmp_path)) == {
-        "a.png": "not_regular",
-        "b.png": "not_regular",
-        "c.png": ("see",),
-    }
-
-
 @contextlib.contextmanager
 def without_root() -> Iterator[None]:
     """Drop the rights of root, who may read everything."""
@@ -429,19 +390,9 @@ def without_root() -> Iterator[None]:
 
 
 def test_a_file_without_read_permission_is_an_io_error(tmp_path, monkeypatch):
-    own = write(
-        tmp_path / "own",
-        {
-            "a.png": png(),
-            "a.txt": "a",
-            "b.png": png(1),
-            "b.txt": "b",
-            "c.png": png(2),
-            "c.txt": "c",
-            "closed/d.png": png(3),
-            "closed/d.txt": "d",
-        },
-    )
+    names = ("a", "b", "c", "closed/d")
+    own = write(tmp_path / "own", {f"{name}.{end}": png() for name in names for end in ("png", "txt")})
+    write(own, {"a.txt": "a"})
     for name in ("b.png", "c.txt", "closed"):
         (own / name).chmod(0)
     tmp_path.chmod(0o755)
@@ -522,25 +473,6 @@ def test_a_file_that_changes_while_it_is_read_is_an_io_error(tmp_path, monkeypat
 
     monkeypatch.setattr(filesystem, moment, meanwhile)
     assert details(FolderSource(tmp_path)) == {"a.png": problem}
-
-
-def test_a_file_deleted_while_it_is_read_is_read_and_hashed_completely(tmp_path, monkeypatch):
-    own = write_folder(tmp_path / "own")
-    write(own, {"a.png": encoded(noise())[:500], "a.txt": "a"})
-    read, number = filesystem._read_up_to, (own / "a.png").stat().st_ino
-
-    def meanwhile(file, count):
-        if os.fstat(file.fileno()).st_ino == number:
-            (own / "a.png").unlink()
-        return read(file, count)
-
-    monkeypatch.setattr(filesystem, "_read_up_to", meanwhile)
-    counts = write_pairs(config("folder", own), 0, tmp_path / "pairs")
-    assert (counts["n_ok"], counts["reasons"]) == (12, {"truncated": 1})
-    assert (
-        quarantined(tmp_path / "pairs")["a.png"]["sha256"]
-        == hashlib.sha256(encoded(noise())[:500]).hexdigest()
-    )
 
 
 # ---- names

@@ -55,9 +55,9 @@ C5   test_pair_shards_of_another_schema_are_rejected
      test_tokens_of_another_number_or_type_are_rejected
 C6   test_a_shard_of_another_tokenizer_among_the_others_is_rejected
      test_shards_of_another_tokenizer_are_rejected
-C7   test_a_shard_without_rows_is_rejected
+C7   test_a_shard_without_rows_or_with_other_rows_than_counted_is_rejected
      test_an_empty_split_is_rejected_with_the_fix
-C8   test_a_shard_with_other_rows_than_its_manifest_counts_is_rejected
+C8   test_a_shard_without_rows_or_with_other_rows_than_counted_is_rejected
      test_shards_have_rows_per_shard_and_the_manifest_counts_them
 C9   test_verify_finds_a_flipped_bit_in_every_artefact
 C10  test_hashing_is_fast
@@ -75,15 +75,15 @@ D5   test_flipped_bytes_in_the_pixels_of_a_jpeg_are_not_noticed
 D6   test_formats_and_flags_are_counted_by_content
 D7   test_both_codings_of_cmyk_in_a_jpeg_give_the_colors_of_the_reference
      test_unusual_valid_files_have_the_right_colors
-D8   test_16_bit_grays_are_scaled_by_their_range
-     test_12_bits_are_scaled_by_12_bits
+D8   test_grays_of_more_than_8_bits_are_scaled_by_their_range
+     test_float_images_in_an_unknown_range_are_rejected
 D9   test_transparent_pixels_take_the_background_color
      test_half_transparent_pixels_are_mixed_with_the_background
 D10  test_images_without_color_become_gray
-D11  test_an_animation_gives_its_first_frame
-     test_an_animation_is_flagged_and_a_still_is_not
+D11  test_an_animation_is_flagged_and_gives_its_first_frame
+     test_formats_and_flags_are_counted_by_content
 D12  test_exif_orientation_is_applied
-     test_exif_orientation_is_applied_to_a_jpeg
+     test_broken_exif_is_ignored
 D13  test_a_bad_color_profile_changes_nothing
      test_a_profile_is_bad_if_its_length_signature_or_tags_are
 D14  test_a_decompression_bomb_is_rejected_from_its_header

@@ -1,9 +1,8 @@
 """A content-addressed cache of folders: made once, verified at each use, made again if damaged.
 
 The key of an entry is a fingerprint of everything that determines its bytes, so an entry is never out of
-date. An entry appears under its key completely or not at all. A store lies outside DVC (`.store/`), because
-DVC removes a stage's outputs before it runs the stage again. It may be deleted at any time: missing entries
-are made again.
+date. A store lies outside DVC (`.store/`), because DVC removes a stage's outputs before it runs the stage
+again. It may be deleted at any time.
 """
 
 from __future__ import annotations

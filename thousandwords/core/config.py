@@ -1,8 +1,5 @@
 """A section of params.yaml -> a frozen dataclass, strictly: every unknown, missing or mistyped key is an
 error.
-
-All sections use this one loader, so there is no setting that is never read. No YAML here: sections come in as
-dicts.
 """
 
 from __future__ import annotations
@@ -83,6 +80,14 @@ def model_block(block: dict, name: str, cls: type[T]) -> T:
     optional = [field.name for field in dataclasses.fields(cls)]
     check_keys(block, name, ["kind", block.get("kind"), "training"], optional)
     return section({key: block[key] for key in optional if key in block}, name, cls)
+
+
+def check_minimums(config: object, name: str, **minimums: float) -> None:
+    """Raise ValueError if a field of `config`, the section called `name`, is below its minimum."""
+    for field, minimum in minimums.items():
+        if getattr(config, field) < minimum:
+            value = getattr(config, field)
+            raise ValueError(f"{name}.{field} is {value}; it needs to be {minimum} or more")
 
 
 class _Invalid(Exception):

@@ -1,9 +1,5 @@
 """Durable files: written completely or not at all, and identified by their sha256.
 
-No format that we use detects every flipped bit, so every folder of artifacts has a `manifest.json` beside its
-files, with the sha256, size and row count of each, and a sha256 of its own. Readers check it before first use
-(`core.manifest`).
-
 A durable write passes `FAILPOINTS`. At each of them a test can kill the process or make the disk fail.
 """
 
@@ -56,10 +52,9 @@ def write_blocks(path: Path, blocks: Iterable[bytes | memoryview], size: int) ->
 class DurableFile:
     """A file that is written in blocks and appears under `path` at `commit`, completely or not at all.
 
-    Temporary file in the same folder, write, fsync, rename, fsync of the folder: `path` never names half a
-    file. Usage: with DurableFile(path) as file: file.write(data); sha256 = file.commit(). Every step may
-    raise CannotWrite or DiskFull (`size`: the number of bytes that the message names). After an error, or
-    without a commit, `path` is unchanged.
+    Temporary file in the same folder, write, fsync, rename, fsync of the folder. Usage: with DurableFile(path) as
+    file: file.write(data); sha256 = file.commit(). Every step may raise CannotWrite or DiskFull (`size`: the
+    bytes that the message names); then, or without a commit, `path` is unchanged.
     """
 
     def __init__(self, path: Path, size: int | None = None) -> None:

@@ -1,11 +1,9 @@
 """Rows on disk with random access by row number, for training on data sets larger than memory.
 
-Parquet is read and unpacked in groups of rows, which is far too slow for single rows in random order. So the
-data is written a second time, unpacked: each column is the bytes of its rows end to end (`tokens.bin`) and
-the start of each row (`tokens.offsets`, int64 little-endian, one more entry than there are rows).
-
-Rows are read with pread, not mapped: memory holds only the rows asked for, several threads can read at once,
-and a truncated file is an error instead of a crash.
+Parquet is unpacked in groups of rows, far too slow for single rows in random order. Here each column is the
+bytes of its rows end to end (`tokens.bin`) and the start of each row (`tokens.offsets`, int64 little-endian,
+one more entry than there are rows). Read with pread: a mapped Arrow file (measured) stops all threads at each
+page that is not in memory, its `take` copies whole columns, and a truncated file is a crash.
 """
 
 from __future__ import annotations
@@ -19,7 +17,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from thousandwords.core.manifest import DamagedArtefact, read_manifest, write_manifest
+from thousandwords.core.cache import Store
+from thousandwords.core.files import fingerprint
+from thousandwords.core.manifest import DamagedArtefact, check_file, read_manifest, write_manifest
 
 FIX = "the same command again; damaged data is made again"
 OFFSET = np.dtype("<i8")
@@ -59,6 +59,31 @@ class _Column:
     def close(self) -> None:
         for file in (self.bytes, self.offsets):
             _close_durably(file)
+
+
+def unpack_rows(
+    store: Store,
+    folder: Path,
+    split: str,
+    names: Sequence[str],
+    noun: str,
+    num_bytes: int,
+    batches: Iterable[RowBatch],
+    fix: str,
+) -> RowStore:
+    """The rows of the shards `names`, unpacked to the store once, under the sha256 of their manifest."""
+    manifest = read_manifest(folder, verify=False, fix=fix)
+    count = sum(manifest["files"][name]["rows"] for name in names)
+
+    def make(entry: Path) -> None:
+        store.check_free_space(num_bytes, f"the {count:,} {noun} of {split} in {folder}")
+        for name in names:
+            check_file(Path(folder) / name, manifest["files"][name], fix)
+        write_rows(entry, batches)
+
+    key = fingerprint({"shards": manifest["sha256"], "split": split, "layout": 1})
+    store.begin([key])
+    return RowStore(store.get(key, make), verify=False)
 
 
 def _close_durably(file: BinaryIO) -> None:

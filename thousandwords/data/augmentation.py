@@ -1,9 +1,7 @@
 """Random crops for training (arXiv 2102.12092, appendix, listings 1 and 2).
 
-Both cut a square from the image, shrink it by area to a random side t, and take a random R × R crop. For the
-image tokenizer the square may lie anywhere, t is up to 12/8 R, and half of the crops are flipped. The
-generator has to match captions: its square is near the center, t is at most 9/8 R, and nothing is flipped,
-because captions say "left" and "right".
+Both cut a square from the image, shrink it by area to a random side t, and take a random R × R crop. The
+generator has to match captions: its square is near the center, t is at most 9/8 R, and nothing is flipped.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Training batches: (text, image tokens) for the generator, images and captions for the other models.
 
-Training reads positions 0, 1, 2, … Position p is one row of epoch p // count; each epoch is a seeded
-permutation of all rows (`sampler`). The caption and the view or crop at a position depend only on (seed,
-epoch, row). So a batch is a pure function of its positions: earlier batches are not needed for it, and each
-of several processes can load its part of a global batch.
+The row at a position depends on the seed (`sampler`); its caption and its view or crop on (seed, epoch, row). So
+a batch is a pure function of its positions, and each of several processes can load its part of it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """Rows of an epoch of a mixture, sampled by the weights of its sources: a pure function of (seed, epoch).
 
-An epoch has as many positions as there are rows. Each source gets a share of them: its weight divided by the
-sum of the weights of all sources that have rows, rounded so that the shares add up (largest remainder).
+An epoch has as many positions as there are rows. Each source that has rows gets a share of them by its weight.
 Within its share, a source's rows come in seeded permutations, one after the other, continued from epoch to
-epoch: no row of a source comes again before all its other rows have come. If the weights are proportional to
-the numbers of rows, each row comes once per epoch.
+epoch: no row of a source comes again before all its other rows have come.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,15 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from thousandwords.core.cache import STORE, Store
-from thousandwords.core.files import fingerprint
 from thousandwords.core.manifest import DamagedArtefact, check_file, read_manifest
-from thousandwords.core.row_store import RowBatch, RowStore, write_rows
+from thousandwords.core.row_store import RowBatch, RowStore, unpack_rows
 from thousandwords.data.images import decode_png, fit_square
 from thousandwords.data.mixture import Mixture
 
 FIX = "dvc repro prepare_pairs"
 MAX_UNPACKED_BYTES = 2**29  # of decoded squares kept in memory; if there are more, none is kept
 MAX_BYTES_IN_MEMORY = 2**29  # of shards; larger splits are read from disk row by row, if there is a store
+ROW_GROUP = 256  # rows; a reader unpacks a whole group, so its images must fit into memory
 STORED_SPLITS = 4  # kept on disk: two or three of the current pairs, and one of earlier pairs
 PAIR_SCHEMA = pa.schema(
     [
@@ -72,10 +73,8 @@ class PairReader:
     """The pairs of one split, each file verified; `images` decodes the requested rows.
 
     The encoded images are in memory. With a `store`, a split of more than `max_bytes_in_memory` bytes is
-    unpacked to the store once (under the sha256 of the shards' manifest) and read from there row by row.
+    unpacked to the store once and read from there row by row.
     """
-
-    mixture: Mixture | None = None  # set if the sources have weights
 
     def __init__(
         self,
@@ -86,12 +85,15 @@ class PairReader:
     ):
         manifest = read_manifest(folder, verify=False, fix=FIX)
         names = _required_shards(folder, manifest, split)
-        if store is None or sum(manifest["files"][name]["bytes"] for name in names) <= max_bytes_in_memory:
+        num_bytes = sum(manifest["files"][name]["bytes"] for name in names)
+        if store is None or num_bytes <= max_bytes_in_memory:
             read_manifest(folder, fix=FIX)
             shards = [_read_shard(Path(folder) / name, manifest["files"][name]["rows"]) for name in names]
-            self._set_rows(manifest, _RowsInMemory(pa.concat_tables(shards)))
+            self._set_rows(manifest, pa.concat_tables(shards))
         else:
-            self._set_rows(manifest, _RowsOnDisk(_unpack_to_store(folder, split, manifest, names, store)))
+            parts = (part for name in names for part in _parts(Path(folder) / name))
+            rows = unpack_rows(store, folder, split, names, "pairs", num_bytes, parts, FIX)
+            self._set_rows(manifest, rows)
         self.mixture = Mixture.from_metadata(manifest["facts"], split)
 
     @classmethod
@@ -99,31 +101,36 @@ class PairReader:
         """The pairs of a single shard, verified."""
         check_file(Path(folder) / name, manifest["files"][name], FIX)
         reader = cls.__new__(cls)
-        reader._set_rows(
-            manifest, _RowsInMemory(_read_shard(Path(folder) / name, manifest["files"][name]["rows"]))
-        )
+        reader._set_rows(manifest, _read_shard(Path(folder) / name, manifest["files"][name]["rows"]))
         return reader
 
-    def _set_rows(self, manifest: dict, rows: _RowsInMemory | _RowsOnDisk) -> None:
+    def _set_rows(self, manifest: dict, rows: pa.Table | RowStore) -> None:
         self.fingerprint: str = manifest["sha256"]
         self.image_size: int = manifest["facts"]["image_size"]
         self.counts: dict = manifest["facts"]["counts"]
+        self.mixture: Mixture | None = None  # set if the sources have weights
         self._rows = rows
         self._squares: tuple[np.ndarray, np.ndarray] | None = None
 
+    def _read(self, column: str, row: int) -> str | list[str] | bytes:
+        if isinstance(self._rows, pa.Table):
+            return self._rows[column][row].as_py()
+        decode = {"key": bytes.decode, "captions": json.loads, "image": bytes}[column]
+        return decode(self._rows.read(column, row))
+
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._rows.num_rows if isinstance(self._rows, pa.Table) else len(self._rows)
 
     def key(self, index: int) -> str:
-        return self._rows.key(index)
+        return self._read("key", index)
 
     def find(self, keys: Iterable[str]) -> dict[str, int]:
         """Row numbers by key, for the keys that exist."""
         keys = set(keys)
-        return {key: row for row, key in enumerate(map(self._rows.key, range(len(self)))) if key in keys}
+        return {key: row for row, key in enumerate(map(self.key, range(len(self)))) if key in keys}
 
     def captions(self, index: int) -> list[str]:
-        return self._rows.captions(index)
+        return self._read("captions", index)
 
     def images(self, indices: Sequence[int]) -> np.ndarray:
         """Center squares of the given rows at `image_size`, uint8 (B, H, W, 3).
@@ -151,70 +158,10 @@ class PairReader:
         return list(self._decoded(indices))
 
     def _decoded(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        self._rows.prefetch([int(index) for index in indices])
-        return (decode_png(self._rows.image(int(index))) for index in indices)
-
-
-class _RowsInMemory:
-    """Rows of a table in memory."""
-
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
-
-    def __len__(self) -> int:
-        return self.table.num_rows
-
-    def prefetch(self, rows: Sequence[int]) -> None:
-        """Nothing to do: all rows are in memory."""
-
-    def key(self, row: int) -> str:
-        return self.table["key"][row].as_py()
-
-    def captions(self, row: int) -> list[str]:
-        return self.table["captions"][row].as_py()
-
-    def image(self, row: int) -> bytes:
-        return self.table["image"][row].as_py()
-
-
-class _RowsOnDisk:
-    """The same rows, unpacked on disk."""
-
-    def __init__(self, rows: RowStore) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def prefetch(self, rows: Sequence[int]) -> None:
-        """Announce the rows that are read next."""
-        self.rows.prefetch(rows)
-
-    def key(self, row: int) -> str:
-        return self.rows.read("key", row).decode()
-
-    def captions(self, row: int) -> list[str]:
-        return json.loads(self.rows.read("captions", row))
-
-    def image(self, row: int) -> bytes:
-        return self.rows.read("image", row)
-
-
-def _unpack_to_store(
-    folder: Path, split: str, manifest: dict, names: Sequence[str], store: Store
-) -> RowStore:
-    entries = [manifest["files"][name] for name in names]
-    needed, count = sum(entry["bytes"] for entry in entries), sum(entry["rows"] for entry in entries)
-
-    def make(entry: Path) -> None:
-        store.check_free_space(needed, f"the {count:,} pairs of {split} in {folder}")
-        for name in names:
-            check_file(Path(folder) / name, manifest["files"][name], FIX)
-        write_rows(entry, (part for name in names for part in _parts(Path(folder) / name)))
-
-    key = fingerprint({"shards": manifest["sha256"], "split": split, "layout": 1})
-    store.begin([key])
-    return RowStore(store.get(key, make), verify=False)
+        rows = [int(index) for index in indices]
+        if isinstance(self._rows, RowStore):
+            self._rows.prefetch(rows)
+        return (decode_png(self._read("image", row)) for row in rows)
 
 
 def _parts(path: Path) -> Iterator[RowBatch]:
@@ -248,3 +195,21 @@ def _check_schema(path: Path, schema: pa.Schema) -> None:
 def open_pairs(folder: Path, split: str) -> PairReader:
     """Open a verified split with at most MAX_BYTES_IN_MEMORY bytes of it in memory."""
     return PairReader(folder, split, Store(STORE / "pairs", keep_runs=STORED_SPLITS))
+
+
+def caption_counts(folder: Path) -> dict | None:
+    """Counts of the first shard: {"pairs", "captions", "distinct", "words": {"least", "median", "most"}}.
+
+    None without a training shard. Of one shard, so that the cost does not grow with the data set.
+    """
+    manifest = read_manifest(folder, verify=False, fix=FIX)
+    names = shard_names(manifest, "train")
+    if not names:
+        return None
+    check_file(folder / names[0], manifest["files"][names[0]], FIX)
+    table = pq.read_table(folder / names[0], columns=["captions"], page_checksum_verification=True)
+    rows = table["captions"].to_pylist()
+    captions = [caption for row in rows for caption in row]
+    lengths = [len(caption.split()) for caption in captions]
+    words = {"least": min(lengths), "median": statistics.median_low(lengths), "most": max(lengths)}
+    return {"pairs": len(rows), "captions": len(captions), "distinct": len(set(captions)), "words": words}

@@ -31,10 +31,8 @@ def prefetch_map(make: Callable[[Input], Output], inputs: Iterable[Input], threa
 class Prefetcher(Generic[Batch]):
     """`batch_of(step)` that computes the next batches in threads; with 0 workers, plain `batch_of(step)`.
 
-    Usage: with Ahead(batch_of, steps, workers) as batches: batches(0), batches(1), … A batch depends on its
-    step only, so it is the same in any thread, and a run may begin at any step. An error is raised when its
-    batch is requested, not before. Batches from `steps` on are computed only on request; leaving waits for
-    running threads.
+    Usage: with Prefetcher(batch_of, steps, workers) as batches: batches(0), batches(1), … An error is raised
+    when its batch is requested. Batches from `steps` on are computed only on request.
     """
 
     def __init__(self, batch_of: Callable[[int], Batch], steps: int, workers: int) -> None:

@@ -24,9 +24,8 @@ def epochs_and_rows(
 ) -> list[tuple[int, int]]:
     """(epoch, row) of each position, for a data set of `count` rows.
 
-    Batches run through one seeded permutation of all rows after another. A batch may hold the end of one
-    epoch and the start of the next, so no row is left out. With a `mixture`, each source has its own
-    permutations at the rate of its weight, and the first number is how often the row came before.
+    A batch may hold the end of one epoch and the start of the next, so no row is left out. With a `mixture`, the
+    first number is how often the row came before.
     """
     if mixture is not None:
         return [_mixture_row(mixture, seed, *divmod(position, count)) for position in positions]

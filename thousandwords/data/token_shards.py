@@ -1,16 +1,14 @@
 """Write and read token shards: Parquet files of (key, captions, image_tokens) with a manifest.
 
-`image_tokens` is a fixed-size list of uint16, views × L. The manifest's `scales` give the grid of the L
-tokens: (32,) are the 1,024 of DALL-E, (16,) are 256. The manifest names the image tokenizer that wrote the
-shards; training rejects any other. Captions stay text, so that a new BPE vocabulary needs no new image
-tokens.
+`image_tokens` is a fixed-size list of uint16, views × L. The manifest names the image tokenizer that wrote the
+shards; training rejects any other. Captions stay text, so that a new BPE vocabulary needs no new image tokens.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -21,12 +19,13 @@ import torch
 from torch import Tensor
 
 from thousandwords.core.cache import Store
+from thousandwords.core.config import check_minimums
 from thousandwords.core.errors import UserError
-from thousandwords.core.files import fingerprint, write_bytes
-from thousandwords.core.manifest import DamagedArtefact, check_file, clear, read_manifest, write_manifest
-from thousandwords.core.parquet import table_bytes
-from thousandwords.core.row_store import RowBatch, RowStore, write_rows
+from thousandwords.core.manifest import DamagedArtefact, read_manifest, write_manifest
+from thousandwords.core.parquet import ROW_GROUP
+from thousandwords.core.row_store import RowBatch, RowStore, unpack_rows
 from thousandwords.data.mixture import Mixture
+from thousandwords.data.shard_writer import ShardWriter
 
 FIX = "dvc repro tokenize_pairs"
 MAX_VOCAB_SIZE = 2**16
@@ -50,9 +49,7 @@ class TokensConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("rows_per_shard", "batch_size", "views_per_image"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"tokens.{name} is {getattr(self, name)}; it needs to be 1 or more")
+        check_minimums(self, "tokens", rows_per_shard=1, batch_size=1, views_per_image=1)
         if self.views_per_image > 1 and self.augmentation == "none":
             raise ValueError(
                 f"tokens.views_per_image is {self.views_per_image}, but all views of a center square "
@@ -117,58 +114,27 @@ def token_table(
     return pa.Table.from_arrays(columns, schema=schema(header))
 
 
-@dataclass
-class TokenShardWriter:
-    """Writes shards of `rows_per_shard` rows and the manifest; first removes shards of an earlier run.
+class TokenShardWriter(ShardWriter):
+    """Writes token shards, and at the end their manifest with `metadata`, for example weights of a mixture.
 
-    `metadata` is added to the manifest, for example the weights of a mixture. Usage: with
-    TokenShardWriter(folder, header, 4096) as shards: shards.write("train", keys, captions, tokens)
+    Usage: with TokenShardWriter(folder, header, 4096) as shards: shards.write("train", keys, captions, tokens)
     """
 
-    folder: Path
-    header: TokenHeader
-    rows_per_shard: int
-    metadata: dict = field(default_factory=dict)
-    _pending: dict[str, list[pa.Table]] = field(default_factory=dict)
-    _rows: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        clear(self.folder, "*.parquet")
+    def __init__(
+        self, folder: Path, header: TokenHeader, rows_per_shard: int, metadata: dict | None = None
+    ) -> None:
+        super().__init__(folder, schema(header), rows_per_shard, ROW_GROUP)
+        self.header, self.metadata = header, {"tokens": header.metadata(), **(metadata or {})}
 
     def write(self, split: str, keys: Sequence[str], captions: Sequence[list[str]], tokens: Tensor) -> None:
         """Add rows: tokens (B, views × L) int64 in 0 … vocab_size − 1."""
         self.add(split, token_table(self.header, keys, captions, tokens))
 
-    def add(self, split: str, table: pa.Table) -> None:
-        """Add rows from `token_table` or `read_shard`; how rows are grouped does not change the shards."""
-        # list items are "element" in Parquet, "item" in pyarrow: one name gives the same bytes
-        table = pa.Table.from_arrays(table.columns, schema=schema(self.header))
-        self._pending.setdefault(split, []).append(table)
-        while sum(table.num_rows for table in self._pending[split]) >= self.rows_per_shard:
-            self._flush(split)
-
-    def close(self) -> dict:
-        """Write pending rows and the manifest of all shards; return the manifest."""
-        for split, tables in self._pending.items():
-            if sum(table.num_rows for table in tables):
-                self._flush(split)
-        return write_manifest(self.folder, self._rows, {"tokens": self.header.metadata(), **self.metadata})
-
-    def __enter__(self) -> TokenShardWriter:
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
+    def __exit__(self, kind: type | None, *rest: object) -> None:
         if kind is None:
-            self.close()
-
-    def _flush(self, split: str) -> None:
-        whole = pa.concat_tables(self._pending[split])
-        shard = whole.slice(0, self.rows_per_shard)
-        self._pending[split] = [whole.slice(self.rows_per_shard)]
-        number = sum(name.startswith(f"{split}-") for name in self._rows)
-        name = f"{split}-{number:05d}.parquet"
-        write_bytes(Path(self.folder) / name, table_bytes(shard))
-        self._rows[name] = shard.num_rows
+            self.commit()
+            write_manifest(self.folder, self.rows, self.metadata, self.digests)
+        super().__exit__(kind, *rest)
 
 
 @dataclass(frozen=True)
@@ -269,24 +235,13 @@ def open_token_rows(
     """
     manifest = read_manifest(folder, verify=False, fix=FIX)
     header, names = _header_and_shards(manifest, folder, split, tokenizer_fingerprint)
-    count = sum(manifest["files"][name]["rows"] for name in names)
-    if count * (_token_bytes(header) + TEXT_BYTES_PER_ROW) <= max_bytes_in_memory:
+    rows = {name: manifest["files"][name]["rows"] for name in names}
+    needed = sum(rows.values()) * (_token_bytes(header) + TEXT_BYTES_PER_ROW)
+    if needed <= max_bytes_in_memory:
         return read_token_rows(folder, split, tokenizer_fingerprint)
-    key = fingerprint({"shards": manifest["sha256"], "split": split, "layout": 1})
-    store.begin([key])
-
-    def make(entry: Path) -> None:
-        store.check_free_space(
-            count * (_token_bytes(header) + TEXT_BYTES_PER_ROW), f"the {count:,} rows of {split} in {folder}"
-        )
-        for name in names:
-            check_file(Path(folder) / name, manifest["files"][name], FIX)
-        shards = (read_shard(Path(folder) / name, header, manifest["files"][name]["rows"]) for name in names)
-        write_rows(entry, (_part(shard, header) for shard in shards))
-
-    return StoredTokenRows(
-        header, RowStore(store.get(key, make), verify=False), Mixture.from_metadata(manifest["facts"], split)
-    )
+    parts = (_part(read_shard(Path(folder) / name, header, rows[name]), header) for name in names)
+    stored = unpack_rows(store, folder, split, names, "rows", needed, parts, FIX)
+    return StoredTokenRows(header, stored, Mixture.from_metadata(manifest["facts"], split))
 
 
 def _header_and_shards(

@@ -1,8 +1,7 @@
 """Caption filters: minimum length, boilerplate, language.
 
-The filters of the paper's training set (arXiv 2102.12092, appendix C; it does not define "too short"). The
-paper used cld3 for the language; here it is py3langid, which contains its model and needs no network. No such
-library is reliable on a few words, so a caption is dropped only if another language is clearly more likely.
+The filters of the paper's training set (arXiv 2102.12092, appendix C), with py3langid instead of cld3. It is not
+reliable on a few words, so a caption is dropped only if another language is clearly more likely.
 """
 
 from __future__ import annotations

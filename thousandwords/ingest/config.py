@@ -6,22 +6,14 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+from thousandwords.core.config import check_minimums
 from thousandwords.data.image_decoding import WHITE
 from thousandwords.ingest import caption_filter
 from thousandwords.ingest.perceptual_hash import MAX_BITS
 from thousandwords.ingest.sources import KINDS
 
-SOURCE_SETTINGS = (
-    "url",
-    "version",
-    "recaption_column",
-    "recaption_share",
-    "sha256_column",
-    "image_folder",
-    "licence",
-    "origin",
-    "sources",
-)
+SOURCE_SETTINGS = ("url", "version", "recaption_column", "recaption_share", "sha256_column")
+SOURCE_SETTINGS += ("image_folder", "licence", "origin", "sources")
 NEAR_DUPLICATE_SETTINGS = ("near_duplicates", "near_duplicate_distance", "near_duplicate_color")
 CAPTION_SETTINGS = ("min_caption_words", "boilerplate", "language", "language_margin")
 
@@ -106,33 +98,41 @@ class DataConfig:
     scenes: SceneCounts = field(default_factory=SceneCounts)
 
     def __post_init__(self) -> None:
-        minimums = (
-            ("image_size", 8),
-            ("min_side", 1),
-            ("rows_per_shard", 1),
-            ("max_aspect", 1),
-            ("workers", 0),
-        )
-        for name, minimum in minimums:
-            if getattr(self, name) < minimum:
-                raise ValueError(f"data.{name} is {getattr(self, name)}; it needs to be {minimum} or more")
+        check_minimums(self, "data", image_size=8, min_side=1, rows_per_shard=1, max_aspect=1, workers=0)
         for name in ("path", "image_column", "caption_column"):
             if not getattr(self, name):
                 raise ValueError(f"data.{name} is empty; it needs a name")
-        if not 0 < self.validation_share < 1:
-            raise ValueError(f"data.validation_share is {self.validation_share}; it lies between 0 and 1")
-        if not 0 <= self.max_refused_share <= 1:
-            raise ValueError(f"data.max_refused_share is {self.max_refused_share}; it lies between 0 and 1")
+        for name, maximum, is_valid in (
+            ("validation_share", 1, 0 < self.validation_share < 1),
+            ("max_refused_share", 1, 0 <= self.max_refused_share <= 1),
+            ("recaption_share", 1, 0 <= self.recaption_share <= 1),
+            ("language_margin", 1, 0 <= self.language_margin < 1),
+            ("near_duplicate_distance", MAX_BITS, 0 <= (self.near_duplicate_distance or 0) <= MAX_BITS),
+            ("near_duplicate_color", 255, 0 <= self.near_duplicate_color <= 255),
+        ):
+            if not is_valid:
+                raise ValueError(f"data.{name} is {getattr(self, name)}; it lies between 0 and {maximum}")
         if len(self.background) != 3 or not all(0 <= value <= 255 for value in self.background):
             raise ValueError(f"data.background is {self.background}; it is red, green, blue from 0 to 255")
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
             raise ValueError(f"data.delimiter is {self.delimiter!r}; it is one character, like ';' or a tab")
         self._check_sources()
-        self._check_recaptions()
+        has_column = self.recaption_column or any(source.recaption_column for source in self.sources)
+        if self.recaption_share and not has_column:
+            raise ValueError(
+                f"data.recaption_share is {self.recaption_share}, but data.recaption_column is not set. "
+                "Set it, or set the share to 0"
+            )
         self._check_keep_side()
         _check_group_by(self.group_by)
-        self._check_caption_filters()
-        self._check_near_duplicates()
+        if self.min_caption_words < 0:
+            number = self.min_caption_words
+            raise ValueError(f"data.min_caption_words is {number}; it needs to be 0 (off) or more")
+        caption_filter.check_boilerplate(self.boilerplate)
+        if self.language is not None and not re.fullmatch("[a-z]{2,3}", self.language):
+            raise ValueError(
+                f"data.language is {self.language!r}; it is a code of two or three letters, like en"
+            )
 
     @property
     def drops_near_duplicates(self) -> bool:
@@ -182,35 +182,6 @@ class DataConfig:
             raise ValueError(
                 f"data.url is {self.url!r}, not a URL like s3://bucket/folder. For a local folder, set data.path"
             )
-
-    def _check_recaptions(self) -> None:
-        if not 0 <= self.recaption_share <= 1:
-            raise ValueError(f"data.recaption_share is {self.recaption_share}; it lies between 0 and 1")
-        has_column = self.recaption_column or any(source.recaption_column for source in self.sources)
-        if self.recaption_share and not has_column:
-            raise ValueError(
-                f"data.recaption_share is {self.recaption_share}, but data.recaption_column is not set. "
-                "Set it, or set the share to 0"
-            )
-
-    def _check_caption_filters(self) -> None:
-        if self.min_caption_words < 0:
-            raise ValueError(
-                f"data.min_caption_words is {self.min_caption_words}; it needs to be 0 (off) or more"
-            )
-        caption_filter.check_boilerplate(self.boilerplate)
-        if self.language is not None and not re.fullmatch("[a-z]{2,3}", self.language):
-            raise ValueError(
-                f"data.language is {self.language!r}; it is a code of two or three letters, like en"
-            )
-        if not 0 <= self.language_margin < 1:
-            raise ValueError(f"data.language_margin is {self.language_margin}; it lies between 0 and 1")
-
-    def _check_near_duplicates(self) -> None:
-        for name, maximum in (("near_duplicate_distance", MAX_BITS), ("near_duplicate_color", 255)):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= maximum:
-                raise ValueError(f"data.{name} is {value}; it lies between 0 and {maximum}")
 
     def _check_keep_side(self) -> None:
         if self.keep_side is not None and self.keep == "square":

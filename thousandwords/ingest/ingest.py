@@ -1,19 +1,9 @@
 """Ingest a source: prepare each input, assign its split, drop duplicates, write pair shards (`write_pairs`).
 
-`train-00000.parquet`, `validation-…` (and `unseen-…` for scenes) hold one row per pair, `quarantine.parquet`
-one row per rejected input with its reason. Each input is counted once: n_in = n_ok + n_quarantined +
-n_duplicate + n_filtered, where "filtered" inputs are valid but excluded by a setting. Inputs are prepared in
-worker processes; their number does not change the written bytes.
-
-An exact duplicate (equal pixels and captions) is dropped; with `near_duplicates` also an image that looks
-like an earlier one. Of scenes, which are similar by design, only exact duplicates are dropped.
-
-Captions are filtered one by one before the image is decoded; a pair without a remaining caption is filtered.
-The split depends on the original input, so a filter never moves a pair to another split. Captions of scenes
-are not filtered.
-
-A pair stores the center square that models see, or (`keep: whole`) the image in its own shape for random
-crops in training.
+Each input is counted once: n_in = n_ok + n_quarantined + n_duplicate + n_filtered, where "filtered" inputs are
+valid but excluded by a setting. Inputs are prepared in worker processes; their number does not change the
+written bytes. Captions are filtered one by one before the image is decoded. The split depends on the original
+input, so a filter never moves a pair to another split. Scenes, similar by design, are not filtered.
 """
 
 from __future__ import annotations
@@ -31,7 +21,8 @@ from thousandwords.core.manifest import write_manifest
 from thousandwords.core.parquet import table_bytes
 from thousandwords.data.images import encode_png
 from thousandwords.data.mixture import MIXTURES
-from thousandwords.data.pair_shard_writer import ROW_GROUP, PairShardWriter, table_of
+from thousandwords.data.pair_shards import PAIR_SCHEMA, ROW_GROUP
+from thousandwords.data.shard_writer import ShardWriter, table_of
 from thousandwords.ingest import caption_filter
 from thousandwords.ingest.config import DataConfig, active_settings
 from thousandwords.ingest.counts import FILTERS, OutcomeCounter, check_counts, counts_of
@@ -143,7 +134,7 @@ def write_pairs(
     rows_by_source: dict[str, Counter] = {}  # split -> rows of each source
     duplicates = _duplicate_finder(config, lambda: progress(prepare_all(config, seed), total))
     with (
-        PairShardWriter(folder, config.rows_per_shard) as shards,
+        ShardWriter(folder, PAIR_SCHEMA, config.rows_per_shard, ROW_GROUP) as shards,
         contextlib.closing(prepare_all(config, seed)) as outcomes,
     ):
         for split, outcome in progress(outcomes, total):
@@ -156,7 +147,7 @@ def write_pairs(
                 counter.add(outcome, "n_ok")
                 if config.source == "mixture":
                     rows_by_source.setdefault(split, Counter())[source_number(outcome.key)] += 1
-                shards.add({**vars(outcome), "split": split})
+                shards.add(split, table_of([{**vars(outcome), "split": split}], PAIR_SCHEMA))
         shards.commit()
     counts = {**counts_of(shards.splits(), rejections, duplicates.count), **counter.image_counts()}
     if config.drops_near_duplicates:

@@ -1,9 +1,8 @@
 """Find duplicate pairs: exact ones (equal pixels and captions), or near ones (similar perceptual hashes).
 
-Of near duplicates the first one stays, whatever their captions and splits are: then no image has a near
-duplicate within training or across splits, and only the order of the source decides which one stays. An image
-is compared only with images that stay, so a chain of small changes does not become one group. The captions of
-dropped pairs are listed, not merged, because the pair that stays may already be written.
+Of near duplicates the first one stays, whatever their captions and splits are. An image is compared only with
+images that stay, so a chain of small changes does not become one group. The captions of dropped pairs are
+listed, not merged, because the pair that stays may already be written.
 """
 
 from __future__ import annotations

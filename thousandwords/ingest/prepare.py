@@ -1,8 +1,4 @@
-"""Prepare one input: filter its captions, decode and fit its image; gives a `Pair` or a `Rejection`.
-
-Pure functions of one input, for worker processes that are limited in time and memory: foreign bytes can do
-anything to a decoder.
-"""
+"""Prepare one input, in a worker process: filter its captions, decode and fit its image."""
 
 from __future__ import annotations
 

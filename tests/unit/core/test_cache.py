@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.tiny_models import flips
 from thousandwords.core.cache import Store
 from thousandwords.core.files import write_bytes
 from thousandwords.core.manifest import DamagedArtefact, write_manifest
@@ -63,14 +62,6 @@ def test_a_damaged_entry_is_reported_and_made_again(store, messages):
     )
 
 
-def test_a_bit_flipped_anywhere_in_an_entry_is_detected(store):
-    make = Maker(b"some tokens of a shard")
-    entry = store.get("a", make)
-    for file in ("data", "manifest.json"):
-        for _ in flips(entry / file, 20):
-            assert (store.get("a", make) / "data").read_bytes() == b"some tokens of a shard"
-
-
 def test_an_incomplete_entry_is_not_an_entry(store):
     def killed(folder: Path) -> None:
         write_bytes(folder / "data", b"tok")
@@ -80,12 +71,6 @@ def test_an_incomplete_entry_is_not_an_entry(store):
         store.get("a", killed)
 
     assert not store.has("a") and (store.get("a", Maker()) / "data").read_bytes() == b"tokens"
-
-
-def test_what_a_killed_process_left_incomplete_is_not_an_entry(store):
-    (store.folder / ".a.tmp").mkdir(parents=True)
-    (store.folder / ".a.tmp" / "data").write_bytes(b"tok")
-    assert (store.get("a", Maker()) / "data").read_bytes() == b"tokens"
 
 
 def test_of_several_threads_one_makes_the_entry(store):
@@ -163,15 +148,6 @@ def test_rows_outside_the_range_are_rejected(tmp_path):
     for row in (-1, 2):
         with pytest.raises(IndexError, match=f"row {row} of 2"):
             RowStore(tmp_path).read("a", row)
-
-
-def test_rows_of_a_damaged_file_are_rejected_when_opened(tmp_path):
-    write_rows(tmp_path, [{"a": [b"some", b"tokens"]}])
-    for name in ("a.bin", "a.offsets", "manifest.json"):
-        for _ in flips(tmp_path / name, 20):
-            with pytest.raises(DamagedArtefact):
-                RowStore(tmp_path)
-    assert RowStore(tmp_path).read("a", 1) == b"tokens"
 
 
 def test_a_file_truncated_under_a_reader_is_an_error_and_no_crash(tmp_path):

@@ -6,8 +6,6 @@ from dataclasses import dataclass, make_dataclass
 from typing import Literal
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from thousandwords.core.config import RENAMED_KEYS, ConfigError, check_keys, model_block, section
 from thousandwords.core.errors import UserError
@@ -136,30 +134,25 @@ def test_the_error_for_a_number_that_yaml_reads_as_text_says_how_to_write_it(tex
     assert yaml.safe_load(number) == float(text)
 
 
-def test_a_whole_number_is_accepted_as_a_number():
-    rate = read(learning_rate=1).learning_rate
-    assert (rate, type(rate)) == (1.0, float)
-
-
-@given(st.floats(allow_nan=False))
-def test_any_number_is_unchanged(number):
-    assert read(learning_rate=number, limit=number) == Training(steps=5, learning_rate=number, limit=number)
-
-
-def test_null_is_none_where_none_is_allowed():
-    assert read(limit=None, extra=None) == Training(steps=5)
-
-
-def test_a_union_accepts_each_of_its_types():
-    assert (read(depth=3).depth, read(depth=[2, 3]).depth) == (3, (2, 3))
-
-
-def test_a_list_of_fixed_length_has_a_type_for_each_place():
-    assert read(labelled=["b", 2]).labelled == ("b", 2)
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("learning_rate", 1, 1.0),
+        ("learning_rate", 0.3, 0.3),
+        ("limit", None, None),
+        ("extra", None, None),
+        ("depth", 3, 3),
+        ("depth", [2, 3], (2, 3)),
+        ("labelled", ["b", 2], ("b", 2)),
+        ("crop", {"side": 4, "background": [1, 2, 3]}, Crop(4, (1, 2, 3))),
+    ],
+)
+def test_a_value_of_the_right_type_is_accepted(key, value, expected):
+    found = getattr(read(**{key: value}), key)
+    assert (found, type(found)) == (expected, type(expected))
 
 
 def test_a_block_within_a_block_is_read_as_strictly():
-    assert read(crop={"side": 4, "background": [1, 2, 3]}).crop == Crop(4, (1, 2, 3))
     assert message_of(crop={"sid": 4}) == (
         "params.yaml: generator.training.crop has no key 'sid'. Did you mean 'side'?"
     )

@@ -101,11 +101,6 @@ def test_the_generators_squares_lie_near_the_middle():
     assert corners(generator_crop, 32, 16, 16) == {(top, 0) for top in range(6, 10)}
 
 
-def test_crops_of_the_shrunk_square_reach_every_corner():
-    assert corners(generator_crop, 17, 17, 16) == {(top, left) for top in (0, 1) for left in (0, 1)}
-    assert corners(tokenizer_crop, 17, 17, 16) == {(top, left) for top in (0, 1) for left in (0, 1)}
-
-
 @pytest.mark.paper("tokenizer: augmentation", "generator: augmentation")
 def test_half_of_the_tokenizers_crops_are_flipped_and_none_of_the_generators():
     def flipped(crop) -> float:

@@ -136,13 +136,6 @@ def test_shrinking_averages_instead_of_skipping():
     assert np.abs(fit_square(stripes, 8)[:, 1:-1].astype(int) - 127).max() <= 4
 
 
-@pytest.mark.parametrize(("height", "width"), [(4, 6), (8, 12), (2, 3)])
-def test_an_area_of_whole_pixels_becomes_their_mean(height, width):
-    pixels = noise(16, 24)
-    blocks = pixels.reshape(height, 16 // height, width, 24 // width, 3).mean(axis=(1, 3))
-    assert (area_resize(pixels, height, width) == np.rint(blocks)).all()
-
-
 def test_a_partly_covered_pixel_counts_by_its_part():
     row = np.array([30, 60, 90], np.uint8)[None, :, None].repeat(3, 2)  # (1, 3, 3)
     assert area_resize(row, 1, 2)[0, :, 0].tolist() == [40, 80]  # (30 + 60 / 2) / 1.5, (60 / 2 + 90) / 1.5
@@ -184,18 +177,6 @@ def test_labels_are_under_their_images_and_stay_in_their_column():
     assert inked[:, 0].min() >= 64 and 68 <= inked[:, 1].min() and inked[:, 1].max() < 128
 
 
-def test_zoom_enlarges_by_whole_pixels():
-    assert (
-        make_contact_sheet(noise(8, 8)[None], columns=9, pad=0, zoom=3)
-        == noise(8, 8).repeat(3, 0).repeat(3, 1)
-    ).all()
-
-
-def test_a_sheet_without_images_is_rejected():
-    with pytest.raises(ValueError, match="got 0 images, 2 columns, no labels"):
-        make_contact_sheet(np.zeros((0, 8, 8, 3), np.uint8), columns=2)
-
-
 # ---- converted
 
 
@@ -229,40 +210,27 @@ def test_transparent_palette_entries_take_the_background_color(transparency):
     assert pixels[0, 0].tolist() == [50, 60, 70] and pixels[31, 0].tolist() == [255, 255, 255]
 
 
-@pytest.mark.parametrize("format", ["PNG", "TIFF"])
-def test_16_bit_grays_are_scaled_by_their_range(format):
-    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
-    pixels = decode_image(encoded(Image.fromarray(ramp), format))
-    assert np.abs(pixels[:, :, 1] - ramp / 257.0).max() <= 0.51
-
-
-def test_12_bits_are_scaled_by_12_bits():
-    ramp = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
-    assert np.abs(decode_image(tiff_of_12_bits(ramp))[:, :, 0] - ramp / 4095 * 255).max() <= 0.51
-
-
-@pytest.mark.parametrize("white", [1.0, 255.0])
-def test_float_images_are_scaled_by_the_range_they_are_in(white):
-    ramp = np.linspace(0, white, 32 * 32, dtype=np.float32).reshape(32, 32)
-    pixels = decode_image(encoded(Image.fromarray(ramp), "TIFF"))
-    assert np.abs(pixels[:, :, 0] - ramp / white * 255).max() <= 0.51
-
-
-def test_grays_of_32_bits_are_scaled_by_16_as_they_come():
-    ramp = np.linspace(0, 65535, 32 * 32, dtype=np.int32).reshape(32, 32)
-    pixels = decode_image(encoded(Image.fromarray(ramp), "TIFF"))
-    assert np.abs(pixels[:, :, 0] - ramp / 257.0).max() <= 0.51
+@pytest.mark.parametrize(
+    ("white", "kind", "format"),
+    [
+        (65535, np.uint16, "PNG"),
+        (65535, np.uint16, "TIFF"),
+        (4095, np.uint16, "TIFF of 12 bits"),
+        (65535, np.int32, "TIFF"),
+        (1, np.float32, "TIFF"),
+        (255, np.float32, "TIFF"),
+    ],
+)
+def test_grays_of_more_than_8_bits_are_scaled_by_their_range(white, kind, format):
+    ramp = np.linspace(0, white, 64 * 64).reshape(64, 64).astype(kind)
+    data = tiff_of_12_bits(ramp) if white == 4095 else encoded(Image.fromarray(ramp), format)
+    assert np.abs(decode_image(data)[:, :, 1] - ramp / white * 255).max() <= 0.51
 
 
 @pytest.mark.parametrize("odd", [-1.0, np.nan, 1e9])
 def test_float_images_in_an_unknown_range_are_rejected(odd):
     values = np.full((32, 32), odd, np.float32)
     assert rejection_reason(encoded(Image.fromarray(values), "TIFF")) == "bad_mode"
-
-
-def test_cmyk_is_converted():
-    pixels = decode_image(encoded(Image.new("CMYK", (32, 32), (0, 255, 255, 0)), "JPEG", quality=95))
-    assert np.abs(pixels.astype(int) - (255, 0, 0)).mean() <= 3
 
 
 @pytest.mark.parametrize("coding", ["CMYK", "YCCK"])
@@ -304,26 +272,17 @@ TURNS = {
 }
 
 
-@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "JPEG"])
 @pytest.mark.parametrize("orientation", [*range(1, 9), 99])
 def test_exif_orientation_is_applied(format, orientation):
-    stored = np.ascontiguousarray(TURNS.get(orientation, TURNS[1])(noise()))  # the camera was held like this
+    upright = np.array(Image.fromarray(noise(4, 4)).resize((48, 40), Image.Resampling.BICUBIC))
+    stored = np.ascontiguousarray(TURNS.get(orientation, TURNS[1])(upright))  # the camera was held like this
     exif = Image.Exif()
     exif[274] = orientation
-    options = {"lossless": True} if format == "WEBP" else {}
-    assert (decode_image(encoded(stored, format, exif=exif, **options)) == noise()).all()
-
-
-@pytest.mark.parametrize("orientation", [*range(1, 9), 99])
-def test_exif_orientation_is_applied_to_a_jpeg(orientation):
-    smooth = np.array(Image.fromarray(noise(4, 4)).resize((48, 40), Image.Resampling.BICUBIC))
-    exif = Image.Exif()
-    exif[274] = orientation
-    data = encoded(
-        np.ascontiguousarray(TURNS.get(orientation, TURNS[1])(smooth)), "JPEG", exif=exif, quality=95
-    )
-    pixels = decode_image(data)
-    assert pixels.shape == (40, 48, 3) and np.abs(pixels.astype(int) - smooth).mean() <= 3
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(format, {})
+    pixels = decode_image(encoded(stored, format, exif=exif, **options))
+    assert pixels.shape == (40, 48, 3)
+    assert np.abs(pixels.astype(int) - upright).mean() <= (3 if format == "JPEG" else 0)
 
 
 def test_broken_exif_is_ignored():
@@ -353,22 +312,15 @@ def test_flattening_in_strips_gives_the_same_pixels(monkeypatch, strip):
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
-def test_an_animation_gives_its_first_frame(format):
-    frames = [Image.new("RGB", (32, 32), color) for color in ((250, 0, 0), (0, 250, 0))]
+def test_an_animation_is_flagged_and_gives_its_first_frame(format):
+    frames = [Image.fromarray(noise(seed=seed)).quantize(64).convert("RGB") for seed in (0, 1)]
     options = {"lossless": True} if format == "WEBP" else {}
-    pixels = decode_image(encoded(frames[0], format, save_all=True, append_images=frames[1:], **options))
-    assert pixels[0, 0].tolist() == [250, 0, 0]
-
-
-@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
-def test_an_animation_is_flagged_and_a_still_is_not(format):
-    frames = [Image.fromarray(noise(seed=seed)) for seed in (0, 1)]
-    moving = encoded(frames[0], format, save_all=True, append_images=frames[1:])
-    image = decode_with_flags(moving)
-    assert (image.format, image.flags) == (format, ("animated",))
-    assert decode_with_flags(encoded(frames[0], format)).flags == ()
+    moving = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    image, still = decode_with_flags(moving), decode_with_flags(encoded(frames[0], format, **options))
+    assert (image.format, image.flags, still.flags) == (format, ("animated",), ())
+    assert (image.pixels == still.pixels).all()
     if format == "GIF":  # damage after the first frame is ignored
-        assert (decode_with_flags(moving[:-3000]).pixels == image.pixels).all()
+        assert (decode_with_flags(moving[:-500]).pixels == image.pixels).all()
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
@@ -542,12 +494,6 @@ def test_an_image_truncated_anywhere_is_rejected_or_complete(format):
             assert error.reason in ("truncated", "not_an_image")
 
 
-def test_damaged_pixels_of_a_png_are_rejected():
-    data = bytearray(encoded(noise()))
-    data[200] ^= 4
-    assert rejection_reason(bytes(data)) == "corrupt_data"
-
-
 def test_a_wrong_checksum_of_any_chunk_but_the_last_is_rejected():
     data = encoded(noise(), exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0")
     chunks = [data.index(name) for name in (b"IHDR", b"eXIf", b"IDAT")]
@@ -682,22 +628,3 @@ def test_every_hostile_file_is_decoded_or_rejected_with_the_right_reason():
 def test_unusual_valid_files_have_the_right_colors(name, pixel, color):
     value = decode_image((BAD_IMAGES / name).read_bytes())[pixel].astype(int)
     assert np.abs(value - color).max() <= 3
-
-
-@needs_bad_images
-def test_rotated_files_are_turned_upright():
-    shapes = {
-        name: decode_image((BAD_IMAGES / name).read_bytes()).shape
-        for name in (
-            "sharp/Landscape_1.jpg",
-            "sharp/Landscape_6.jpg",
-            "sharp/Portrait_5.jpg",
-            "pillow/g4_orientation_6.tif",
-        )
-    }
-    assert shapes == {
-        "sharp/Landscape_1.jpg": (450, 600, 3),
-        "sharp/Landscape_6.jpg": (450, 600, 3),
-        "sharp/Portrait_5.jpg": (600, 450, 3),
-        "pillow/g4_orientation_6.tif": (88, 590, 3),
-    }

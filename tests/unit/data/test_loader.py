@@ -77,15 +77,6 @@ def test_in_as_many_epochs_as_captions_each_caption_comes_once(count, seed, row,
     assert sorted(chosen) == list(range(count))
 
 
-def test_rows_rounds_and_purposes_have_different_orders():
-    def order(purpose: int, row: int, start: int) -> tuple[int, ...]:
-        return tuple(choose(4, 0, purpose, epoch, row) for epoch in range(start, start + 4))
-
-    assert (
-        len({order(purpose, row, start) for purpose in (0, 1) for row in range(10) for start in (0, 4)}) > 15
-    )
-
-
 def test_captions_and_views_are_combined_in_all_ways():
     combinations = {
         (choose(2, 0, CAPTION, epoch, row), choose(2, 0, VIEW, epoch, row))

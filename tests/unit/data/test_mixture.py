@@ -29,12 +29,6 @@ def test_positions_are_shared_out_by_weight(count, weights, expected):
     assert shares(count, weights) == expected
 
 
-def test_a_small_source_of_equal_weight_comes_as_often_as_a_large_one():
-    rounds, rows = epoch_rows(EQUAL, 0, 0)
-    assert rows.shape == rounds.shape == (100,) and Counter((rows >= 90).tolist()) == {False: 50, True: 50}
-    assert Counter(Counter(rows[rows >= 90].tolist()).values()) == {5: 10}  # each of its ten rows five times
-
-
 def test_the_round_of_a_row_counts_its_earlier_positions():
     stream = [
         (int(number), int(row))
@@ -50,11 +44,6 @@ def test_the_round_of_a_row_counts_its_earlier_positions():
 def test_weights_proportional_to_the_rows_give_each_row_once_per_epoch():
     rounds, rows = epoch_rows(Mixture((90, 10), (9, 1)), 3, 7)
     assert sorted(rows.tolist()) == list(range(100)) and set(rounds.tolist()) == {7}
-
-
-def test_a_source_continues_where_the_last_epoch_ended():
-    rows = [int(row) for epoch in range(9) for row in epoch_rows(EQUAL, 0, epoch)[1] if row < 90]
-    assert len(rows) == 450 and set(Counter(rows).values()) == {5}
 
 
 def test_the_order_depends_only_on_seed_and_epoch_and_mixes_the_sources():

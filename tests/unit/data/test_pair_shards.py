@@ -23,13 +23,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_images_are_decoded_in_the_requested_order(tmp_path):
-    write_pairs(scenes_config(), 0, tmp_path)
-    reader = PairReader(tmp_path, "train")
-    assert (reader.images([7, 0, 7])[[1, 0]] == reader.images([0, 7])).all()
-    assert reader.images([]).shape == (0, 64, 64, 3)
-
-
 @pytest.mark.parametrize(("limit", "decodings"), [(2**29, 3), (0, 6)])
 def test_squares_are_decoded_once_if_all_fit_into_memory_else_each_time(
     tmp_path, monkeypatch, limit, decodings
@@ -58,18 +51,11 @@ def test_the_rows_have_the_columns_of_pair_shards(tmp_path):
     assert row["image"].startswith(b"\x89PNG") and len(row["captions"]) == 1
 
 
-def test_scenes_have_three_splits(tmp_path):
-    counts = write_pairs(scenes_config(), 0, tmp_path)
-    assert (
-        counts["splits"] == {"train": 10, "validation": 4, "unseen": 3}
-        and counts["n_in"] == counts["n_ok"] == 17
-    )
-    assert splits(tmp_path) == ["train", "validation", "unseen"]
-    assert check_source(scenes_config()) == 17
-
-
 def test_shards_have_rows_per_shard_and_the_manifest_counts_them(tmp_path):
-    write_pairs(scenes_config(10, rows_per_shard=4), 0, tmp_path)
+    counts = write_pairs(scenes_config(10, rows_per_shard=4), 0, tmp_path)
+    assert counts["splits"] == {"train": 10, "validation": 4, "unseen": 3}
+    assert counts["n_in"] == counts["n_ok"] == check_source(scenes_config()) == 17
+    assert splits(tmp_path) == ["train", "validation", "unseen"]
     assert {name: entry["rows"] for name, entry in read_manifest(tmp_path)["files"].items()} == {
         "quarantine.parquet": 0,
         "train-00000.parquet": 4,
@@ -96,13 +82,6 @@ def test_shards_of_an_earlier_run_are_removed(tmp_path):
         "train-00000.parquet",
         "train-00001.parquet",
     ]
-
-
-def test_the_manifest_of_squares_has_no_settings_of_whole_images(tmp_path):
-    write_pairs(scenes_config(), 0, tmp_path / "squares")
-    write_pairs(scenes_config(keep="whole", keep_side=96), 0, tmp_path / "whole")
-    squares, whole = (read_manifest(tmp_path / name)["facts"]["settings"] for name in ("squares", "whole"))
-    assert {**squares, "keep": "whole", "keep_side": 96} == whole and "keep" not in squares
 
 
 def test_captions_of_a_damaged_shard_or_a_missing_split_are_rejected(tmp_path):

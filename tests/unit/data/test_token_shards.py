@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -56,17 +55,6 @@ def test_a_batch_is_first_captions_and_tokens(folder):
     assert tokens.dtype == torch.int64 and tokens.equal(shard_tokens(10)[[7, 0]])
 
 
-def test_splits_have_shards_of_their_own(folder):
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "manifest.json",
-        "train-00000.parquet",
-        "train-00001.parquet",
-        "train-00002.parquet",
-        "validation-00000.parquet",
-    ]
-    assert read_token_rows(folder, "validation").keys == ["validation-0", "validation-1", "validation-2"]
-
-
 @pytest.mark.parametrize("parts", [[10], [1] * 10, [3, 7], [9, 1]])
 def test_how_rows_are_grouped_does_not_change_a_byte(folder, tmp_path_factory, parts):
     again = tmp_path_factory.mktemp("again")
@@ -101,11 +89,6 @@ def test_images_of_many_scales_and_views_keep_their_layout(tmp_path):
 
     assert header.length == 14 and rows.header == header and rows.tokens.shape == (5, 2, 14)
     assert rows.batch([4], view=1)[1].equal(shard_tokens(5, header)[4:, 14:])
-
-
-def test_the_token_column_is_a_fixed_size_list_of_uint16(folder):
-    field = pq.read_schema(folder / "train-00000.parquet").field("image_tokens")
-    assert field.type == pa.list_(pa.uint16(), 16) and not field.nullable
 
 
 def test_an_interrupted_writer_leaves_no_manifest(tmp_path):
@@ -184,20 +167,6 @@ def test_a_vocabulary_larger_than_uint16_is_rejected():
         UserError, match=r"'dvae' has a vocabulary of 65537, but token shards hold at most 65536 \(uint16\)"
     ):
         TokenHeader("dvae", "3f9c", 65_537, (4,), 16)
-
-
-@pytest.mark.parametrize(
-    "tokens", [shard_tokens(2) + 12, shard_tokens(2) - 12, shard_tokens(3), shard_tokens(2)[:, 1:]]
-)
-def test_a_writer_accepts_only_tokens_of_its_vocabulary_and_shape(tmp_path, tokens):
-    with pytest.raises(AssertionError), TokenShardWriter(tmp_path, HEADER, 4) as shards:
-        shards.write("train", ["a", "b"], [["a"], ["b"]], tokens)
-
-
-def test_a_folder_that_was_moved_is_the_same_folder(folder, tmp_path_factory):
-    moved = tmp_path_factory.mktemp("moved") / "tokens"
-    shutil.move(folder, moved)
-    assert len(read_token_rows(moved, "train", HEADER.tokenizer_fingerprint)) == 10
 
 
 def test_many_views_of_a_center_square_are_rejected():

@@ -6,28 +6,10 @@ import dataclasses
 
 import numpy as np
 
-from tests.helpers.images import write
-from tests.unit.ingest.test_perceptual_hash import photo
-from thousandwords.data.images import encode_png
-from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.near_duplicates import EXAMPLES, NearDuplicates, limits_by_chance
 from thousandwords.ingest.perceptual_hash import ImageHash
-from thousandwords.ingest.prepare import prepare_pair
 from thousandwords.ingest.records import Pair
-
-
-def test_the_image_hash_is_computed_by_prepare_pair(tmp_path):
-    """Only `NearDuplicates` depends on other inputs; it gets them in source order."""
-    for number in range(5):
-        write(tmp_path, {f"{number}.png": encode_png(photo(number)), f"{number}.txt": f"image {number}"})
-    settings = DataConfig(source="folder", path=str(tmp_path), image_size=64, near_duplicates="hash")
-    raw_pairs = list(ingest.open_source(settings))
-    backwards = [prepare_pair(raw_pair, settings) for raw_pair in reversed(raw_pairs)][::-1]
-    assert backwards == [prepare_pair(raw_pair, settings) for raw_pair in raw_pairs]
-    assert all(pair.image_hash for pair in backwards)
-    off = dataclasses.replace(settings, near_duplicates="none")
-    assert prepare_pair(raw_pairs[0], off).image_hash is None
 
 
 def test_a_chain_of_small_changes_is_not_one_group():

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.images import details, outcome, png, write
+from tests.helpers.images import by_reason, details, outcome, png, write
 from thousandwords.data import image_decoding
 from thousandwords.ingest.sources import CocoSource, CsvSource, JsonLinesSource, ParquetSource, Source, coco
 from thousandwords.ingest.sources.base import SourceError
@@ -74,26 +74,16 @@ def test_broken_lines_are_rejected_one_by_one(tmp_path):
     (own / "l.jsonl").write_bytes(b"\n".join(lines))
 
     source = JsonLinesSource(own / "l.jsonl")
-    assert outcome(source) == {
-        "a.png": ("ok",),
-        "line 2": "bad_row",
-        "line 3": "bad_row",
-        "line 4": "missing_pair",
-        "line 5": "bad_row",
-        "line 6": "bad_row",
-        "b.png": "caption_empty",
-        "line 8": "missing_pair",
-        "line 9": "missing_pair",
-        "line 10": "bad_row",
-        "line 11": "too_many_bytes",
-        "c.png": "caption_encoding",
-        "../outside/x.png": "unsafe_path",
-        "/etc/hostname": "unsafe_path",
-        "away.png": "unsafe_path",
-        "line 16": "unsafe_path",
-        "gone.png": "missing_pair",
-        ".": "not_regular",
-        "d.png": ("last",),
+    accepted, rejected = by_reason(outcome(source))
+    assert accepted == {"a.png": ("ok",), "d.png": ("last",)}
+    assert rejected == {
+        "bad_row": ["line 2", "line 3", "line 5", "line 6", "line 10"],
+        "missing_pair": ["line 4", "line 8", "line 9", "gone.png"],
+        "caption_empty": ["b.png"],
+        "too_many_bytes": ["line 11"],
+        "caption_encoding": ["c.png"],
+        "unsafe_path": ["../outside/x.png", "/etc/hostname", "away.png", "line 16"],
+        "not_regular": ["."],
     }
     reasons = details(source)
     assert reasons["line 2"].startswith("bad_row: not a JSON object: Invalid control character at")
@@ -209,26 +199,22 @@ def test_bad_entries_are_rejected_and_do_not_affect_their_neighbors(tmp_path):
     ]
 
     source = CocoSource(write_coco(own, images, annotations))
-    assert outcome(source) == {
-        "a.png": ("text",),
-        "lone.png": "missing_pair",
-        "blank.png": "caption_empty",
-        "gone.png": "missing_pair",
-        "../outside/x.png": "unsafe_path",
-        "away.png": "unsafe_path",
-        "/etc/hostname": "unsafe_path",
-        "images[7]": "unsafe_path",
-        "images[8]": "missing_pair",
-        "images[9]": "duplicate_id",
-        "images[10]": "duplicate_id",
-        "images[11]": "bad_row",
-        "images[12]": "bad_row",
-        "images[13]": "bad_row",
-        "annotations[10]": "bad_row",
-        "annotations[11]": "bad_row",
-        "annotations[12]": "bad_row",
-        "annotations[13]": "bad_row",
-        "image_id 99": "missing_pair",
+    accepted, rejected = by_reason(outcome(source))
+    assert accepted == {"a.png": ("text",)}
+    assert rejected == {
+        "missing_pair": ["lone.png", "gone.png", "images[8]", "image_id 99"],
+        "caption_empty": ["blank.png"],
+        "unsafe_path": ["../outside/x.png", "away.png", "/etc/hostname", "images[7]"],
+        "duplicate_id": ["images[9]", "images[10]"],
+        "bad_row": [
+            "images[11]",
+            "images[12]",
+            "images[13]",
+            "annotations[10]",
+            "annotations[11]",
+            "annotations[12]",
+            "annotations[13]",
+        ],
     }
     reasons = details(source)
     assert reasons["lone.png"] == "missing_pair: no annotation has a caption for this image"
@@ -396,18 +382,15 @@ def test_bad_values_are_rejected_with_their_row(tmp_path, monkeypatch):
     source = ParquetSource(write_parquet(tmp_path / "t.parquet", {"image": images, "caption": captions}))
 
     outcomes = {pair.key[-1]: pair.problem.reason if pair.problem else pair.captions for pair in source}
-    assert outcomes == {
-        "0": ("a",),
-        "1": ("b",),
-        "2": "missing_pair",
-        "3": "missing_pair",
-        "4": "too_many_bytes",
-        "5": "unsafe_path",
-        "6": "caption_empty",
-        "7": "caption_empty",
-        "8": "caption_encoding",
-        "9": ("j",),
-    }  # decoding finds it empty
+    accepted, rejected = by_reason(outcomes)
+    assert accepted == {"0": ("a",), "1": ("b",), "9": ("j",)}
+    assert rejected == {
+        "missing_pair": ["2", "3"],
+        "too_many_bytes": ["4"],
+        "unsafe_path": ["5"],
+        "caption_empty": ["6", "7"],
+        "caption_encoding": ["8"],
+    }
     reasons = details(source)
     assert reasons["t/00000002"] == "missing_pair: column 'image' names no image"
     assert reasons["t/00000004"] == "too_many_bytes: 50,001 bytes; the limit is 50,000"
@@ -417,7 +400,7 @@ def test_bad_values_are_rejected_with_their_row(tmp_path, monkeypatch):
 
 def good_columns(count: int = 40) -> dict[str, pa.Array]:
     return {
-        "image": pa.array([png(number) for number in range(count)]),
+        "image": [png(number) for number in range(count)],
         "caption": pa.array([f"row {n}" for n in range(count)]),
     }
 
@@ -431,39 +414,36 @@ def good_columns(count: int = 40) -> dict[str, pa.Array]:
             "t.parquet has no rows. Fetch it again",
         ),
         (
-            {"url": pa.array(["x"]), "caption": pa.array(["a"]), "status": pa.array(["success"])},
+            {"url": ["x"], "caption": ["a"], "status": ["success"]},
             "has no column 'image', only 'url', 'caption', 'status'. Set data.image_column",
         ),
         (
-            {"image": pa.array([b"x"]), "text": pa.array(["a"])},
+            {"image": [b"x"], "text": ["a"]},
             "has no column 'caption', only 'image', 'text'. Set data.caption_column",
         ),
         (
-            {"image": pa.array([1]), "caption": pa.array(["a"])},
+            {"image": [1], "caption": ["a"]},
             "its column 'image' holds int64, not images. Set data.image_column",
         ),
+        ({"image": [{"bytes": "x"}], "caption": ["a"]}, "'image' holds struct<bytes: string>, not images"),
         (
-            {"image": pa.array([{"bytes": "x"}]), "caption": pa.array(["a"])},
-            "'image' holds struct<bytes: string>, not images",
-        ),
-        (
-            {"image": pa.array([b"x"]), "caption": pa.array([7])},
+            {"image": [b"x"], "caption": [7]},
             "'caption' holds int64, not text or lists of texts. Set data.caption",
         ),
         (
-            {"image": pa.array([b"x"]), "caption": pa.array([[7]])},
+            {"image": [b"x"], "caption": [[7]]},
             "'caption' holds list<element: int64>, not text or lists of texts",
         ),
         (
-            {"image": pa.array([b"x"]), "caption": pa.array([" "])},
+            {"image": [b"x"], "caption": [" "]},
             "t.parquet has no captions: its column 'caption' is empty. Fill it",
         ),
         (
-            {"image": pa.array(["a.png"]), "caption": pa.array([None], pa.string())},
+            {"image": ["a.png"], "caption": pa.array([None], pa.string())},
             "t.parquet has no captions: its column 'caption'",
         ),
         (
-            {"image": pa.array([None], pa.string()), "caption": pa.array(["x"])},
+            {"image": pa.array([None], pa.string()), "caption": ["x"]},
             "t.parquet has no row with an image and a caption",
         ),
     ],
@@ -476,8 +456,8 @@ def test_parquet_without_usable_inputs_is_rejected_with_the_fix(tmp_path, column
 
 
 def test_files_that_store_images_in_different_forms_are_rejected(tmp_path):
-    write_parquet(tmp_path / "a.parquet", {"image": pa.array([png()]), "caption": pa.array(["a"])})
-    write_parquet(tmp_path / "b.parquet", {"image": pa.array(["a.png"]), "caption": pa.array(["a"])})
+    write_parquet(tmp_path / "a.parquet", {"image": [png()], "caption": ["a"]})
+    write_parquet(tmp_path / "b.parquet", {"image": ["a.png"], "caption": ["a"]})
     with pytest.raises(
         SourceError, match="b.parquet stores images in another form than .*a.parquet. Put such files into"
     ):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.images import details, odd_member, outcome, png, write, write_tar
+from tests.helpers.images import by_reason, details, odd_member, outcome, png, write, write_tar
 from thousandwords.data import image_decoding
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.prepare import prepare_pair
@@ -118,16 +118,13 @@ def test_anything_but_a_regular_file_in_the_folder_is_rejected_unread(tmp_path, 
         },
     )
     monkeypatch.setattr(image_decoding, "MAX_BYTES", 2_000_000)
-    assert outcome(FolderSource(root)) == {
-        "away.png": "unsafe_path",
-        "big.png": "too_many_bytes",
-        "elsewhere": "unsafe_path",
-        "folder.png": "not_regular",
-        "inside.png": ("text",),
-        "loop.png": "io_error",
-        "nothing.png": "not_regular",
-        "ok.png": ("text",),
-        "pipe.png": "not_regular",
+    accepted, rejected = by_reason(outcome(FolderSource(root)))
+    assert accepted == {"inside.png": ("text",), "ok.png": ("text",)}
+    assert rejected == {
+        "unsafe_path": ["away.png", "elsewhere"],
+        "too_many_bytes": ["big.png"],
+        "not_regular": ["folder.png", "nothing.png", "pipe.png"],
+        "io_error": ["loop.png"],
     }
 
 
@@ -193,16 +190,14 @@ def test_bad_rows_are_rejected_one_by_one(tmp_path):
         },
     )
     write(tmp_path / "own", {"blank.png": png()})
-    assert outcome(CsvSource(tmp_path / "own/t.csv")) == {
-        "a.png": ("ok",),
-        "line 3": "bad_row",
-        "b.png": "caption_encoding",
-        "gone.png": "missing_pair",
-        "line 7": "missing_pair",
-        "../outside/x.png": "unsafe_path",
-        "/etc/hostname": "unsafe_path",
-        "line 10": "bad_row",
-        "blank.png": "caption_empty",
+    accepted, rejected = by_reason(outcome(CsvSource(tmp_path / "own/t.csv")))
+    assert accepted == {"a.png": ("ok",)}
+    assert rejected == {
+        "bad_row": ["line 3", "line 10"],
+        "caption_encoding": ["b.png"],
+        "missing_pair": ["gone.png", "line 7"],
+        "unsafe_path": ["../outside/x.png", "/etc/hostname"],
+        "caption_empty": ["blank.png"],
     }
 
 
@@ -295,23 +290,15 @@ def test_bad_members_are_rejected_and_do_not_affect_their_neighbors(tmp_path, mo
     )
     outcomes = outcome(WebDatasetSource(tmp_path))
     twice = next(key for key in outcomes if key.startswith("t/twice.png at byte"))
-    assert outcomes == {
-        "t/ok": ("ok",),
-        "t/../up": "unsafe_path",
-        "t//abs": "unsafe_path",
-        "t/link": "not_regular",
-        "t/hard": "not_regular",
-        "t/device": "not_regular",
-        "t/folder": "not_regular",
-        "t/big": "too_many_bytes",
-        "t/alone": "missing_pair",
-        "t/widow": "missing_pair",
-        "t/twice": ("twice",),
-        twice: "duplicate_id",
-        "t/bad": "caption_encoding",
-        "t/nocap": "missing_pair",
-        "t/list": "caption_encoding",
-        "t/half": "caption_encoding",
+    accepted, rejected = by_reason(outcomes)
+    assert accepted == {"t/ok": ("ok",), "t/twice": ("twice",)}
+    assert rejected == {
+        "unsafe_path": ["t/../up", "t//abs"],
+        "not_regular": ["t/link", "t/hard", "t/device", "t/folder"],
+        "too_many_bytes": ["t/big"],
+        "missing_pair": ["t/alone", "t/widow", "t/nocap"],
+        "duplicate_id": [twice],
+        "caption_encoding": ["t/bad", "t/list", "t/half"],
     }
 
 
@@ -363,6 +350,11 @@ def test_tars_without_usable_inputs_are_rejected_with_the_fix(tmp_path, members,
         write_tar(tmp_path / "t.tar", members)
     with pytest.raises(SourceError, match=message):
         WebDatasetSource(tmp_path).check()
+
+
+def test_a_tar_in_a_folder_that_does_not_exist_is_rejected_with_the_fix(tmp_path):
+    with pytest.raises(SourceError, match="data.path: there is no .tar file at .*x.tar. Set data.path"):
+        WebDatasetSource(tmp_path / "nowhere/x.tar").check()
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])

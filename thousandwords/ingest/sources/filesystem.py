@@ -1,9 +1,9 @@
 """Folders that sources read: local ones, and URLs for fsspec (s3://bucket/prefix, gs://, https://, …).
 
 Locally, links that lead out of the folder, devices, pipes and files over a limit are rejected without being
-read. A URL has no links; files are read from below the URL only, and no other address is contacted. A missing
-file is one bad input. A network or credential failure stops the run; otherwise network errors would decide
-what is in the data set. Credentials come from the environment, as the library of each protocol reads them.
+read. A URL has no links; files are read from below the URL only. A missing file is one bad input; a network or
+credential failure stops the run, or it would decide what is in the data set. Credentials come from the
+environment.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import os
 import posixpath
 import stat
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 from urllib.parse import urlsplit
@@ -41,82 +41,22 @@ class Entry:
     is_link: bool = False  # to a folder
 
 
-class Folder(ABC):
-    """A local or remote folder; names are relative to it, "" is the folder itself."""
+class Folder:
+    """A local folder; file names are relative to it, "" is the folder itself."""
 
-    setting: str  # the setting for such a folder, for messages
-    parallel_reads: int  # hide the latency of remote storage; 0: none
-    address: str  # as the user gave it
-    name: str  # last part of the address
-
-    @abstractmethod
-    def kind(self, name: str = "") -> str | None:
-        """ "file", "folder", "other" (pipes, devices), or None if it does not exist."""
-
-    @abstractmethod
-    def entries(self, folder: str = "") -> list[Entry]:
-        """The entries, sorted by the bytes of their names; raises InvalidInput if there is no list."""
-
-    @abstractmethod
-    def read(self, name: str, limit: int) -> bytes:
-        """The bytes of a regular file; raises InvalidInput if it cannot be read."""
-
-    @abstractmethod
-    def size(self, name: str) -> int: ...
-
-    @abstractmethod
-    def open(self, name: str) -> BinaryIO:
-        """Open a file for seeking and reading."""
-
-    @abstractmethod
-    def local_copy(self, name: str) -> contextlib.AbstractContextManager[Path]:
-        """Context manager with a local path: the file itself, or a temporary copy."""
-
-    def address_of(self, name: str) -> str:
-        """The address of a file, for messages."""
-        return f"{self.address.rstrip('/')}/{name}"
-
-    def read_image(self, name: str) -> bytes:
-        return self.read(name, image_decoding.MAX_BYTES)
-
-    def read_each(self, read: Callable[[Input], RawPair], items: Iterable[Input]) -> Iterator[RawPair]:
-        """`read` each item, in order."""
-        return prefetch_map(read, items, self.parallel_reads)
-
-
-def open_folder(address: str | Path) -> Folder:
-    """Open a path or URL; raises SourceError if the library for the URL is not installed."""
-    text = str(address)
-    for prefix in LOCAL:
-        text = text.removeprefix(prefix)
-    return _RemoteFolder(text) if "://" in text else _LocalFolder(Path(text))
-
-
-def open_parent_folder(address: str | Path) -> tuple[Folder, str]:
-    """Open the folder of a file; returns it and the file name: "own/t.csv" -> (own, "t.csv")."""
-    folder, _, name = str(address).rpartition("/")
-    if "/" not in str(address):
-        folder = "."
-    elif not folder or folder.endswith(":/"):  # "/t.csv", or "memory://t.csv"
-        folder += "/"
-    return open_folder(folder), name
-
-
-# ---- local
-
-
-class _LocalFolder(Folder):
-    setting, parallel_reads = "data.path", 0
+    setting, parallel_reads = "data.path", 0  # the setting for such a folder; reads at a time, 0: no threads
 
     def __init__(self, root: Path):
         self.root, self.address, self.name = root, str(root), root.name
         self._inside: dict[str, bool] = {}
 
     def kind(self, name: str = "") -> str | None:
+        """ "file", "folder", "other" (pipes, devices), or None if it does not exist."""
         path = self.root / name
         return "file" if path.is_file() else "folder" if path.is_dir() else "other" if path.exists() else None
 
     def entries(self, folder: str = "") -> list[Entry]:
+        """The entries, sorted by the bytes of their names; raises InvalidInput if there is no list."""
         try:
             entries = sorted(os.scandir(self.root / folder), key=lambda entry: os.fsencode(entry.name))
         except OSError as error:
@@ -124,6 +64,7 @@ class _LocalFolder(Folder):
         return [_entry(entry) for entry in entries]
 
     def read(self, name: str, limit: int) -> bytes:
+        """The bytes of a regular file; raises InvalidInput if it cannot be read."""
         path = self.root / name
         try:
             return self._read(path, limit)
@@ -133,6 +74,29 @@ class _LocalFolder(Folder):
             raise InvalidInput("missing_pair", f"there is no {path.name}") from error
         except OSError as error:
             raise InvalidInput("io_error", f"{path.name}: {error.strerror}") from error
+
+    def read_image(self, name: str) -> bytes:
+        return self.read(name, image_decoding.MAX_BYTES)
+
+    def read_each(self, read: Callable[[Input], RawPair], items: Iterable[Input]) -> Iterator[RawPair]:
+        """`read` each item, in order."""
+        return prefetch_map(read, items, self.parallel_reads)
+
+    def size(self, name: str) -> int:
+        return (self.root / name).stat().st_size
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file for seeking and reading."""
+        return open(self.root / name, "rb")
+
+    @contextlib.contextmanager
+    def local_copy(self, name: str) -> Iterator[Path]:
+        """A local path: the file itself, or a temporary copy."""
+        yield self.root / name
+
+    def address_of(self, name: str) -> str:
+        """The address of a file, for messages."""
+        return str(self.root / name)
 
     def _read(self, path: Path, limit: int) -> bytes:
         """The bytes of a regular file inside this folder, links resolved; type and size are checked first."""
@@ -153,18 +117,37 @@ class _LocalFolder(Folder):
             self._inside[folder] = Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(self.root))
         return self._inside[folder]
 
-    def size(self, name: str) -> int:
-        return (self.root / name).stat().st_size
 
-    def open(self, name: str) -> BinaryIO:
-        return open(self.root / name, "rb")
+def open_folder(address: str | Path) -> Folder:
+    """Open a path or URL; raises SourceError if the library for the URL is not installed."""
+    text = str(address)
+    for prefix in LOCAL:
+        text = text.removeprefix(prefix)
+    return RemoteFolder(text) if "://" in text else Folder(Path(text))
 
-    @contextlib.contextmanager
-    def local_copy(self, name: str) -> Iterator[Path]:
-        yield self.root / name
 
-    def address_of(self, name: str) -> str:
-        return str(self.root / name)
+def open_parent_folder(address: str | Path) -> tuple[Folder, str]:
+    """Open the folder of a file; returns it and the file name: "own/t.csv" -> (own, "t.csv")."""
+    folder, _, name = str(address).rpartition("/")
+    if "/" not in str(address):
+        folder = "."
+    elif not folder or folder.endswith(":/"):  # "/t.csv", or "memory://t.csv"
+        folder += "/"
+    return open_folder(folder), name
+
+
+def find_files(address: str | Path, pattern: str) -> tuple[Folder, list[str]]:
+    """(folder, names) of one file, of the files of a folder that match `pattern`, or of a glob in the last part."""
+    folder, name = open_parent_folder(str(address).rstrip("/"))
+    kind = folder.kind(name)
+    if kind == "file":
+        return folder, [name]
+    if kind == "folder":
+        folder, name = open_folder(address), pattern
+    elif folder.kind() != "folder":
+        return folder, []
+    names = [entry.name for entry in folder.entries() if not entry.name.startswith(".")]
+    return folder, [found for found in names if fnmatchcase(found, name) and folder.kind(found) == "file"]
 
 
 def _entry(entry: os.DirEntry) -> Entry:
@@ -199,10 +182,9 @@ def _read_up_to(file: BinaryIO, count: int) -> bytes:
     return data
 
 
-# ---- remote
+class RemoteFolder(Folder):
+    """The same for a URL."""
 
-
-class _RemoteFolder(Folder):
     setting, parallel_reads = "data.url", 16
 
     def __init__(self, url: str):
@@ -263,6 +245,9 @@ class _RemoteFolder(Folder):
             with self._fetching(name):
                 self.files.get_file(self._path(name), str(copy))
             yield copy
+
+    def address_of(self, name: str) -> str:
+        return f"{self.address.rstrip('/')}/{name}"
 
     def _path(self, name: str) -> str:
         clean = posixpath.normpath(name) if name else ""

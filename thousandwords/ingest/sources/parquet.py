@@ -26,7 +26,7 @@ from thousandwords.ingest.sources.base import (
     key_of,
     read_raw_pair,
 )
-from thousandwords.ingest.sources.filesystem import open_folder
+from thousandwords.ingest.sources.filesystem import find_files
 from thousandwords.ingest.sources.table import TableSource, open_image_folder
 
 ROWS_AT_ONCE = 32
@@ -45,13 +45,7 @@ class ParquetSource(TableSource):
         **columns: str | None,
     ):
         super().__init__(str(path).rstrip("/"), image_column, caption_column, **columns)
-        kind = self.folder.kind(self.file_name)
-        self.file_names = [self.file_name] if kind == "file" else []
-        if kind == "folder":
-            self.folder = open_folder(path)
-            names = [entry.name for entry in self.folder.entries() if not entry.name.startswith(".")]
-            parquet = [name for name in names if name.endswith(".parquet")]
-            self.file_names = [name for name in parquet if self.folder.kind(name) == "file"]
+        self.folder, self.file_names = find_files(path, "*.parquet")
         self.image_folder = open_image_folder(self.folder, image_folder)
 
     def check(self) -> int:
@@ -72,10 +66,10 @@ class ParquetSource(TableSource):
     def __iter__(self) -> Iterator[RawPair]:
         if self._has_paths():
             return super().__iter__()
-        return self.image_folder.read_each(self._read_row, self._numbered_rows([*self.columns.values()]))
+        return self.image_folder.read_each(self._read_row, self._numbered_rows(list(self.columns.values())))
 
     def records(self) -> Iterator[tuple[str, Values]]:
-        for name, number, values in self._numbered_rows([*self.columns.values()]):
+        for name, number, values in self._numbered_rows(list(self.columns.values())):
             yield f"{name}, row {number}", values
 
     def image_path(self, values: Values) -> str:

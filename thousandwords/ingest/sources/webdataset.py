@@ -8,7 +8,6 @@ to a temporary file.
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +29,7 @@ from thousandwords.ingest.sources.base import (
     key_of,
     read_raw_pair,
 )
-from thousandwords.ingest.sources.filesystem import open_folder, open_parent_folder
+from thousandwords.ingest.sources.filesystem import find_files
 from thousandwords.ingest.sources.tar_index import TarPart, index_tar, read_part
 
 # read, so that the decoder rejects them by name
@@ -56,16 +55,7 @@ class WebDatasetSource(Source):
     ):
         self.path, self.caption_column = str(path), caption_column
         self.recaption_column, self.sha256_column = recaption_column, sha256_column
-        self.folder, pattern = open_parent_folder(self.path.rstrip("/"))
-        kind = self.folder.kind(pattern)
-        if kind == "folder":
-            self.folder, pattern = open_folder(self.path), "*.tar"
-        exists = kind or self.folder.kind() == "folder"
-        names = [pattern] if kind == "file" else [entry.name for entry in self.folder.entries() if exists]
-        is_tar = lambda name: fnmatch.fnmatchcase(name, pattern) and not name.startswith(".")  # noqa: E731
-        self.tars = [
-            name for name in names if kind == "file" or is_tar(name) and self.folder.kind(name) == "file"
-        ]
+        self.folder, self.tars = find_files(self.path, "*.tar")
 
     def check(self) -> int:
         if not self.tars:
@@ -83,11 +73,8 @@ class WebDatasetSource(Source):
                 suffixes.update(*samples.values())
                 for setting in wanted.keys() - found:
                     key = getattr(self, setting)
-                    found |= (
-                        {setting}
-                        if any(key in _read_json(file, parts) for parts in samples.values())
-                        else set()
-                    )
+                    if any(key in _read_json(file, parts) for parts in samples.values()):
+                        found.add(setting)
         where = f"The {len(self.tars)} tars at {self.path} have no"
         if suffixes.isdisjoint(IMAGE_SUFFIXES):
             raise SourceError(
