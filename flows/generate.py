@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed, other images (default: 0)")
     parser.add_argument("--alias", default="champion", help="the version to use (default: champion)")
     options = parser.parse_args(argv)
-    from thousandwords.cli.prompts import (
+    from thousandwords.cli.inputs import (
         read_prompts,
     )  # here: it loads torch, which a worker's flow does not need
 

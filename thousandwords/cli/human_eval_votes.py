@@ -35,21 +35,16 @@ def add_to(subparsers) -> argparse.ArgumentParser:
 
 def read_key(path: Path) -> Mapping:
     """The key of a sheet; raises UserError."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}. {FIX}")
     try:
         key = json.loads(path.read_bytes())
-        numbers = [prompt["number"] for prompt in key["prompts"]]
-        sides = {prompt["left"] for prompt in key["prompts"]}
-        is_key = (
-            numbers == [*range(1, len(numbers) + 1)]
-            and sides <= {"a", "b"}
-            and {"sheet", "a", "b"} <= set(key)
-        )
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}. {FIX}") from error
+        prompts = key["prompts"]
+        numbers, sides = [each["number"] for each in prompts], {each["left"] for each in prompts}
+        if numbers != [*range(1, len(prompts) + 1)] or sides - {"a", "b"} or {"sheet", "a", "b"} - set(key):
+            raise ValueError
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{path} is not the key of a sheet ({error.__class__.__name__}). {FIX}") from error
-    if not is_key:
-        raise UserError(f"{path} is not the key of a sheet. {FIX}")
     return key
 
 
@@ -57,7 +52,8 @@ def run(options: argparse.Namespace) -> None:
     """Print the shares, and write them."""
     key = read_key(options.key)
     results = count_votes(read_votes(options.files, key), key, np.random.default_rng(0))
+    markdown_file = options.out.with_suffix(".md")
     write_json(options.out, results)
-    write_bytes(options.out.with_suffix(".md"), markdown(results).encode())
+    write_bytes(markdown_file, markdown(results).encode())
     print("\n".join(lines(results)))
-    print(f"-> {options.out}, {options.out.with_suffix('.md')}")
+    print(f"-> {options.out}, {markdown_file}")
