@@ -114,7 +114,7 @@ def test_nothing_reads_pickles_but_the_reader_that_runs_nothing():
     found = {name: uses_of_pickle(tree) for name, tree in sources().items()}
     assert {name: uses for name, uses in found.items() if uses} == {
         # what torch's reader of plain weights raises
-        "thousandwords/scorers/clip/open_clip_backend.py": {"pickle.UnpicklingError"},
+        "thousandwords/scorers/clip/open_clip_backend.py": {"pickle.UnpicklingError"}
     }
 
 

@@ -34,7 +34,9 @@ def test_the_least_similar_of_the_dropped_images_are_shown_beside_the_earlier_on
     rows = [row for row in report_data.duplicates(pairs) if row["is_dropped"]]
 
     assert len(rows) == report_data.MAX_NEAREST
-    assert all(row[key].startswith((b"RIFF", b"\x89PNG")) for row in rows for key in ("image", "earlier_image"))
+    assert all(
+        row[key].startswith((b"RIFF", b"\x89PNG")) for row in rows for key in ("image", "earlier_image")
+    )
     assert all(
         again.removeprefix("again ") == first.removeprefix("image ")
         for again, first in (row["captions"] for row in rows)
