@@ -58,9 +58,7 @@ def evaluate(
     plots = report_data.render_plots(evaluation, curves)
     for name, png in plots.items():
         write_bytes(out / "plots" / f"{name}.png", png)
-    data = report_data.gather(
-        config.report_images, context.params, inputs, evaluation, plots, pairs, records
-    )
+    data = report_data.gather(config.report_images, context.params, inputs, evaluation, plots, pairs, records)
     data["runs"] = report_data.mlflow_runs(records, context.tracker.run_id, tracking_uri())
     write_bytes(out / "report.html", render_report(data).encode())
     write_json(out / "metrics.json", figures)

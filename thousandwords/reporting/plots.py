@@ -50,16 +50,16 @@ Curve = Sequence[tuple[int, float]]  # (step, value), in the order of the steps
 
 
 def plot(title: str) -> Callable:
-    """Turns a function that draws on axes into one that returns a PNG, 900 pixels wide; `title` can be replaced."""
+    """Turns a function that fills axes into one that returns a PNG, 900 pixels wide; `title` can be replaced."""
 
-    def decorate(draw: Callable[..., None]) -> Callable[..., bytes]:
-        @functools.wraps(draw)
+    def decorate(fill: Callable[..., None]) -> Callable[..., bytes]:
+        @functools.wraps(fill)
         def render(*arguments: object, title: str = title) -> bytes:
             with matplotlib.rc_context({**DEFAULTS, **STYLE}):
                 figure = Figure(figsize=(9, 5.6), dpi=DOTS_PER_INCH, layout="constrained")
                 figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
                 figure.suptitle(title, x=0.012, ha="left")
-                draw(figure.add_subplot(), *arguments)
+                fill(figure.add_subplot(), *arguments)
                 buffer = BytesIO()
                 # matplotlib would write its version into the file
                 FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
