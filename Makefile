@@ -134,7 +134,7 @@ studio: $(READY)  ## a page to generate, inpaint, edit tokens, browse and compar
 ui: $(READY)  ## MLflow: every run with its curves and images, at http://127.0.0.1:5000
 	@mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/.mlflow/mlflow.db}"
 
-plan: $(READY)  ## time, disk and cost of a run before it starts: make plan PRESET=gpu PAIRS=1000000
+plan: $(READY)  ## time, memory and disk of a run before it starts: make plan PRESET=gpu PAIRS=1000000
 	@python -m scripts.plan $(if $(PRESET),--preset $(PRESET)) $(if $(PAIRS),--pairs $(PAIRS))
 
 verify: $(READY)  ## re-hash every artefact and compare with its manifest

@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--seed", type=int, default=0, help="another seed, other images (default: 0)")
     arguments.add_argument("--alias", default="champion", help="the version to use (default: champion)")
     options = arguments.parse_args(argv)
-    from thousandwords.cli.prompts import read_prompts  # late: a worker's flow does not need torch
+    from thousandwords.cli.inputs import read_prompts  # late: a worker's flow does not need torch
 
     with one_sentence("generate"):
         check_writable()

@@ -1,7 +1,7 @@
-"""Time, disk and cost of a run before it starts. Examples:
+"""Time, memory and disk of a run before it starts. Examples:
 
 python -m scripts.plan    (the settings in params.yaml, on a machine like this one)
-python -m scripts.plan --preset paper --pairs 250000000 --on gpu --gpus 256 --price-per-hour 2.5
+python -m scripts.plan --preset paper --pairs 250000000 --on gpu --gpus 256
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--tflops", type=float, help="sustained speed of one GPU, in 10^12 operations a second"
     )
-    parser.add_argument("--price-per-hour", type=float, default=0.0, help="of one GPU")
     parser.add_argument(
         "--results", type=Path, default=Path("results"), help="folder with the records of the last run"
     )

@@ -1,6 +1,6 @@
 """python -m thousandwords COMMAND: generate images, inspect their tokens, compare runs, import weights.
 
-Each command is one module of `cli/`, which adds its options and runs it.
+The commands are in `cli/`, each with what adds its options and what runs it.
 """
 
 from __future__ import annotations
@@ -9,18 +9,15 @@ import argparse
 import functools
 import sys
 
-from thousandwords.cli import (
-    compare,
-    generate,
-    human_eval_sheet,
-    human_eval_votes,
-    import_weights,
-    likelihood,
-    tokens,
-)
+from thousandwords.cli import compare, generate, human_eval, import_weights, likelihood, tokens
 from thousandwords.core.errors import UserError
 
-COMMANDS = (generate, tokens, likelihood, compare, human_eval_sheet, human_eval_votes, import_weights)
+COMMANDS = (  # what adds its options, and what runs it
+    *((command.add_to, command.run) for command in (generate, tokens, likelihood, compare)),
+    (human_eval.add_sheet_to, human_eval.make_sheet),
+    (human_eval.add_votes_to, human_eval.print_votes),
+    (import_weights.add_to, import_weights.run),
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,8 +29,8 @@ def main(argv: list[str] | None = None) -> None:
     subparsers = parser.add_subparsers(
         required=True, dest="command", metavar="command", parser_class=keeps_lines
     )
-    for command in COMMANDS:
-        command.add_to(subparsers).set_defaults(run=command.run)
+    for add_to, run in COMMANDS:
+        add_to(subparsers).set_defaults(run=run)
     options = parser.parse_args(argv)
     try:
         options.run(options)

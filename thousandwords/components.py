@@ -56,14 +56,9 @@ def build(family: str, kind: str, config: object, **arguments) -> nn.Module:
     """A new model, with the header that `save` writes in `built_as`."""
     model_class, _ = component(family, kind)
     model = model_class(config, **arguments)
-    model.built_as = {
-        "family": family,
-        "kind": kind,
-        "config": dataclasses.asdict(
-            model.config
-        ),  # the model's own, which has the sizes of pretrained weights
-        "arguments": arguments,
-    }
+    # the model's own config, which has the sizes of pretrained weights
+    config = dataclasses.asdict(model.config)
+    model.built_as = {"family": family, "kind": kind, "config": config, "arguments": arguments}
     return model
 
 
@@ -93,21 +88,16 @@ def rebuild(
         raise ConfigError(f"{folder} was written by an earlier version of thousandwords. Run: {fix}")
     if header["family"] != family:
         raise ConfigError(f"{folder} holds one of the {header['family']}, not one of the {family}")
-    config = _written_config(folder, header, fix)
-    arguments = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in header["arguments"].items()
-    }
-    return build(family, header["kind"], config, **{**arguments, **changes})
-
-
-def _written_config(folder: Path, header: dict, fix: str) -> object:
-    """The config in a model's header; raises ConfigError if this code does not know its kind or a key."""
     try:
         _, config_class = component(header["family"], header["kind"])
-        return section(header["config"], header["kind"], config_class)
+        config = section(header["config"], header["kind"], config_class)
     except ConfigError as error:
         reason = str(error).removeprefix("params.yaml: ")
         raise ConfigError(
             f"{folder} was written by another version of this code: {reason}. Run: {fix}"
         ) from error
+    arguments = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in header["arguments"].items()
+    }
+    return build(family, header["kind"], config, **{**arguments, **changes})

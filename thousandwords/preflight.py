@@ -24,21 +24,11 @@ from thousandwords.training.config import TrainingConfig
 from thousandwords.training.loop import check_model
 
 SECTIONS = (
-    "seed",
-    "device",
-    "data",
-    "text_tokenizer",
-    "image_tokenizer",
-    "tokens",
-    "generator",
-    "scorer",
-    "sampling",
+    "seed", "device", "data", "text_tokenizer", "image_tokenizer", "tokens", "generator", "scorer", "sampling",
     "evaluation",
-)
-
+)  # fmt: skip
 # no output of a stage depends on them: conditions for a champion, and the processes that do the work
 OPTIONAL = ("gate", "engine")
-
 TRAINED = {"image_tokenizer": "image_tokenizers", "generator": "generators", "scorer": "scorers"}
 
 
@@ -52,7 +42,7 @@ def check_params(params: dict, seed: int) -> None:
         check_device("cuda")
     data = section(params["data"], "data", DataConfig)
     ingest.check_source(data)
-    text_tokenizer = section(params["text_tokenizer"], "text_tokenizer", TextTokenizerConfig)
+    section(params["text_tokenizer"], "text_tokenizer", TextTokenizerConfig)
     tokens = section(params["tokens"], "tokens", TokensConfig)
     evaluation = section(params["evaluation"], "evaluation", EvaluationConfig)
     if evaluation.features:
@@ -63,13 +53,12 @@ def check_params(params: dict, seed: int) -> None:
         check_prompt(prompt, f"params.yaml: sampling.prompts[{number}]")
     if sampling.inpaint:
         list(read_images_to_inpaint(sampling.inpaint))
-    check_models(params, data.image_size, text_tokenizer)
+    check_models(params)
     check_crops(params, data, tokens)
 
 
-def check_models(params: dict, image_size: int, text_tokenizer: TextTokenizerConfig) -> None:
-    """Build every model on torch's meta device: sizes that do not fit together fail at once, without using
-    memory."""
+def check_models(params: dict) -> None:
+    """Build every model on torch's meta device: sizes that do not fit together fail at once."""
     configs, trainings = {}, {}
     for name, family in TRAINED.items():
         block = params[name] or {}
@@ -85,29 +74,44 @@ def check_models(params: dict, image_size: int, text_tokenizer: TextTokenizerCon
     sampling = section(params["sampling"], "sampling", PromptsConfig)
     check_guidance(sampling.guidance, configs["generator"])
     try:
-        with torch.device("meta"):
-            tokenizer = _tokenizer(params, configs, image_size)
-            generator = _build(
-                params,
-                "generator",
-                configs,
-                text_vocab_size=text_tokenizer.vocab_size,
-                text_length=text_tokenizer.text_length,
-                image_vocab_size=tokenizer.vocab_size,
-                scales=tokenizer.scales,
-            )
-        for name, model in (("image_tokenizer", tokenizer), ("generator", generator)):
+        models = build_models(params)
+        for name, model in models.items():
             if name in trainings:  # an imported tokenizer is not trained
                 check_model(model, trainings[name])
         if sampling.inpaint:
-            side = grid_side(tokenizer.scales)
+            side = grid_side(models["image_tokenizer"].scales)
             top_rows(side, rows_to_keep(sampling.inpaint_keep_share, side))
-        if getattr(configs["scorer"], "pretrained", None) is None:
-            check_model(_build(params, "scorer", configs, image_size=image_size), trainings["scorer"])
     except UserError:
         raise
     except ValueError as error:
         raise ConfigError(f"params.yaml: {error}") from error
+
+
+def build_models(params: dict) -> dict[str, torch.nn.Module]:
+    """The models of params.yaml on torch's meta device, by their sections; without a pretrained scorer."""
+    image_size = section(params["data"], "data", DataConfig).image_size
+    text = section(params["text_tokenizer"], "text_tokenizer", TextTokenizerConfig)
+
+    def build(name: str, **sizes: object) -> torch.nn.Module:
+        config = components.model_config(TRAINED[name], params[name], name)
+        return components.build(TRAINED[name], params[name]["kind"], config, **sizes)
+
+    with torch.device("meta"):
+        if tokenizer_init.folder_of(params["image_tokenizer"]):
+            tokenizer = tokenizer_init.architecture(params["image_tokenizer"], image_size)
+        else:
+            tokenizer = build("image_tokenizer", image_size=image_size)
+        generator = build(
+            "generator",
+            text_vocab_size=text.vocab_size,
+            text_length=text.text_length,
+            image_vocab_size=tokenizer.vocab_size,
+            scales=tokenizer.scales,
+        )
+        models = {"image_tokenizer": tokenizer, "generator": generator}
+        if not (params["scorer"].get(params["scorer"]["kind"]) or {}).get("pretrained"):
+            models["scorer"] = build("scorer", image_size=image_size)
+    return models
 
 
 def check_crops(params: dict, data: DataConfig, tokens: TokensConfig) -> None:
@@ -119,13 +123,3 @@ def check_crops(params: dict, data: DataConfig, tokens: TokensConfig) -> None:
                 f"params.yaml: {name}.augmentation is paper, but data.keep is square, which leaves nothing to crop. "
                 "Set data.keep: whole"
             )
-
-
-def _tokenizer(params: dict, configs: dict, image_size: int) -> torch.nn.Module:
-    if tokenizer_init.folder_of(params["image_tokenizer"]):
-        return tokenizer_init.architecture(params["image_tokenizer"], image_size)
-    return _build(params, "image_tokenizer", configs, image_size=image_size)
-
-
-def _build(params: dict, name: str, configs: dict, **sizes: object) -> torch.nn.Module:
-    return components.build(TRAINED[name], params[name]["kind"], configs[name], **sizes)

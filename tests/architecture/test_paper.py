@@ -31,7 +31,7 @@ from thousandwords.ingest.caption_filter import caption_problem
 from thousandwords.ingest.config import DataConfig
 from thousandwords.nn.conv_blocks import Block
 from thousandwords.nn.schedules import cosine
-from thousandwords.preflight import check_models, check_params
+from thousandwords.preflight import build_models, check_models, check_params
 from thousandwords.text.bpe import TextTokenizerConfig, train
 from thousandwords.text.normalize import normalize
 from thousandwords.training import optimizers
@@ -57,19 +57,21 @@ def training_config(name: str) -> TrainingConfig:
 
 
 @cache
+def models_of(preset_name: str = "paper") -> dict[str, nn.Module]:
+    """The models of a preset, on the meta device."""
+    return build_models(preset(preset_name))
+
+
 def build_on_meta(name: str, preset_name: str = "paper") -> nn.Module:
-    """The image tokenizer or the generator of a preset, on the meta device."""
-    text_config = section(block("text_tokenizer", preset_name), "text_tokenizer", TextTokenizerConfig)
-    family = {"image_tokenizer": "image_tokenizers", "generator": "generators"}[name]
-    config = components.model_config(family, block(name, preset_name), name)
-    if name == "image_tokenizer":
-        sizes = {"image_size": block("data", preset_name)["image_size"]}
-    else:
-        tokenizer = build_on_meta("image_tokenizer", preset_name)
-        sizes = {"text_vocab_size": text_config.vocab_size, "text_length": text_config.text_length}
-        sizes |= {"image_vocab_size": tokenizer.vocab_size, "scales": tokenizer.scales}
-    with torch.device("meta"):
-        return components.build(family, block(name, preset_name)["kind"], config, **sizes)
+    return models_of(preset_name)[name]
+
+
+def model_settings(name: str) -> object:
+    return components.model_config(f"{name}s", block(name), name)
+
+
+def shape_of(convolution: nn.Conv2d) -> tuple:
+    return convolution.kernel_size, convolution.in_channels, convolution.out_channels
 
 
 def count(module: nn.Module) -> int:
@@ -81,10 +83,8 @@ def count(module: nn.Module) -> int:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
 def test_every_preset_is_valid_and_its_models_fit_together(name):
-    params = {
-        **preset(name),
-        "data": {**preset(name)["data"], "source": "scenes"},
-    }  # its images may not be here
+    # its images may not be here
+    params = {**preset(name), "data": {**preset(name)["data"], "source": "scenes"}}
     check_params(params, params["seed"])
 
     tokenizer, generator = build_on_meta("image_tokenizer", name), build_on_meta("generator", name)
@@ -125,19 +125,11 @@ def test_the_encoder_is_a_stem_of_7_four_groups_of_two_blocks_with_max_pooling_a
     encoder = build_on_meta("image_tokenizer").encoder
     blocks = [module for module in encoder if isinstance(module, Block)]
 
-    assert (encoder.input.kernel_size, encoder.input.in_channels, encoder.input.out_channels) == (
-        (7, 7),
-        3,
-        256,
-    )
+    assert shape_of(encoder.input) == ((7, 7), 3, 256)
     assert [each.path.conv_4.out_channels for each in blocks] == [256, 256, 512, 512, 1024, 1024, 2048, 2048]
     assert [module.kernel_size for module in encoder if isinstance(module, nn.MaxPool2d)] == [2, 2, 2]
     assert isinstance(encoder[-2], nn.ReLU)
-    assert (encoder.output.kernel_size, encoder.output.in_channels, encoder.output.out_channels) == (
-        (1, 1),
-        2048,
-        8192,
-    )
+    assert shape_of(encoder.output) == ((1, 1), 2048, 8192)
 
 
 @pytest.mark.paper("tokenizer: decoder")
@@ -150,39 +142,28 @@ def test_the_decoder_begins_with_the_codebook_and_ends_in_six_maps():
     assert tokenizer.codebook.shape == (8192, 128) and decoder.codebook.kernel_size == (1, 1)
     assert [each.path.conv_4.out_channels for each in blocks] == [2048, 2048, 1024, 1024, 512, 512, 256, 256]
     assert [(upsample.scale_factor, upsample.mode) for upsample in upsamples] == [(2.0, "nearest")] * 3
-    assert isinstance(decoder[-3], nn.ReLU) and (decoder.output.kernel_size, decoder.output.out_channels) == (
-        (1, 1),
-        6,
-    )
+    assert isinstance(decoder[-3], nn.ReLU) and shape_of(decoder.output)[::2] == ((1, 1), 6)
 
 
 @pytest.mark.paper("tokenizer: block")
 @pytest.mark.parametrize(("part", "kernels"), [("encoder", [3, 3, 3, 1]), ("decoder", [1, 3, 3, 3])])
 def test_a_block_adds_a_64th_of_a_bottleneck_of_four_convolutions_to_its_identity(part, kernels):
-    blocks = [
+    for each in (
         module for module in getattr(build_on_meta("image_tokenizer"), part) if isinstance(module, Block)
-    ]
-
-    for each in blocks:
+    ):
         convolutions = [layer for layer in each.path if isinstance(layer, nn.Conv2d)]
         width = convolutions[-1].out_channels
         assert [layer.kernel_size[0] for layer in convolutions] == kernels
         assert [layer.out_channels for layer in convolutions] == [width // 4] * 3 + [width]
         assert [type(layer) for layer in each.path][::2] == [nn.ReLU] * 4
         assert each.gain == 1 / 64
-        changes = convolutions[0].in_channels != width
-        assert (
-            isinstance(each.identity, nn.Conv2d) == changes
-            and isinstance(each.identity, nn.Identity) != changes
-        )
+        changes_width = convolutions[0].in_channels != width
+        assert isinstance(each.identity, nn.Conv2d if changes_width else nn.Identity)
 
 
 @pytest.mark.paper("tokenizer: init")
 def test_first_weights_are_normal_with_the_inverse_root_of_their_inputs():
-    assert (
-        components.model_config("image_tokenizers", block("image_tokenizer"), "image_tokenizer").init_gain
-        == 1.0
-    )
+    assert model_settings("image_tokenizer").init_gain == 1.0
 
 
 @pytest.mark.paper("tokenizer: size")
@@ -197,7 +178,7 @@ def test_the_likelihood_is_the_logit_laplace_of_the_paper():
     x, b = 0.8 * pixel + 0.1, log_width.exp()  # the pixel map has a margin of a tenth
     expected = torch.exp(-(torch.log(x / (1 - x)) - mu).abs() / b) / (2 * b * x * (1 - x))
     assert log_likelihood(pixel, mu, log_width).exp().item() == pytest.approx(expected.item(), rel=1e-12)
-    config = components.model_config("image_tokenizers", block("image_tokenizer"), "image_tokenizer")
+    config = model_settings("image_tokenizer")
     assert config.pixel_deviation is None and config.log_width_floor is None
 
 
@@ -208,9 +189,7 @@ def test_the_kl_is_that_of_an_ordinary_categorical_whatever_the_temperature():
         model.loss(tiny_models.random_images(2), step, tiny_models.rng())[1] for step in (0, 75_000, 150_000)
     ]
     assert losses[0]["temperature"] > losses[2]["temperature"]
-    assert losses[0]["kl_loss"].equal(losses[1]["kl_loss"]) and losses[1]["kl_loss"].equal(
-        losses[2]["kl_loss"]
-    )
+    assert all(loss["kl_loss"].equal(losses[0]["kl_loss"]) for loss in losses)
 
 
 @pytest.mark.paper("tokenizer: loss")
@@ -228,27 +207,27 @@ def test_the_loss_is_likelihood_and_weighted_kl_summed_over_the_image_per_channe
     assert logged["kl_weight"] == pytest.approx(3.3)
 
 
-@pytest.mark.paper("tokenizer: β")
+@pytest.mark.paper("tokenizer: β", "tokenizer: τ")
 @pytest.mark.parametrize(
-    ("step", "kl_weight"), [(0, 0.0), (1250, 0.9665), (2500, 3.3), (5000, 6.6), (3_000_000, 6.6)]
+    ("step", "kl_weight", "temperature"),
+    [
+        (0, 0.0, 1.0),
+        (1250, 0.9665, 0.9998),
+        (2500, 3.3, 0.9994),
+        (5000, 6.6, 0.9974),
+        (37_500, 6.6, 0.8627),
+        (75_000, 6.6, 0.53125),
+        (150_000, 6.6, 0.0625),
+        (3_000_000, 6.6, 0.0625),
+    ],
 )
-def test_the_kl_weight_rises_along_a_cosine_for_5000_updates(step, kl_weight):
+def test_kl_weight_and_temperature_follow_cosines_of_5000_and_150_000_updates(step, kl_weight, temperature):
     config = build_on_meta("image_tokenizer").config
     assert cosine(step, 0.0, config.kl_weight, config.kl_steps) == pytest.approx(kl_weight, abs=1e-4)
-
-
-@pytest.mark.paper("tokenizer: τ")
-@pytest.mark.parametrize(
-    ("step", "temperature"),
-    [(0, 1.0), (37_500, 0.8627), (75_000, 0.53125), (150_000, 0.0625), (10**6, 0.0625)],
-)
-def test_the_temperature_falls_along_a_cosine_for_150_000_updates(step, temperature):
-    config = build_on_meta("image_tokenizer").config
     actual = cosine(step, config.temperature_start, config.temperature_end, config.temperature_steps)
     assert actual == pytest.approx(temperature, abs=1e-4)
-    assert (
-        config.noise_end == 1.0 and config.decoder_only_from is None and config.usage_entropy_weight == 0
-    )  # what the paper does not have is off
+    # what the paper does not have is off
+    assert (config.noise_end, config.decoder_only_from, config.usage_entropy_weight) == (1.0, None, 0)
 
 
 def rate(name: str, step: int, losses: tuple[float, ...] = ()) -> float:
@@ -271,22 +250,29 @@ def test_the_tokenizers_rate_falls_along_a_cosine_for_1_200_000_updates(step, va
     assert rate("image_tokenizer", step) == pytest.approx(value, rel=1e-4)
 
 
-@pytest.mark.paper("tokenizer: optimizer")
-def test_the_tokenizers_optimizer_is_adamw_with_an_average():
-    config = training_config("image_tokenizer")
-    assert (config.beta1, config.beta2, config.epsilon, config.weight_decay) == (0.9, 0.999, 1e-8, 1e-4)
-    assert (config.ema_decay, config.ema_every, config.ema_warmup, config.muon_lr_scale) == (
-        0.999,
-        1,
-        False,
-        None,
-    )
+# what is a plain setting of a training: section -> its values in the paper
+TRAININGS = {
+    "image_tokenizer": {
+        **{"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 1e-4, "muon_lr_scale": None},
+        **{"ema_decay": 0.999, "ema_every": 1, "ema_warmup": False},
+        **{"steps": 3_000_000, "batch_size": 512, "precision": "auto"},
+    },
+    "generator": {
+        **{"beta1": 0.9, "beta2": 0.96, "epsilon": 1e-8, "weight_decay": 4.5e-2, "muon_lr_scale": None},
+        **{"clip_norm": 4.0, "second_moment_clip": 5.0, "schedule": "plateau", "ema_every": 25},
+        **{"steps": 430_000, "batch_size": 1024, "precision": "float16", "powersgd_rank": 896},
+        **{"strategy": "ddp"},
+    },
+}
 
 
-@pytest.mark.paper("tokenizer: scale")
-def test_the_tokenizers_training_has_three_million_updates_of_512_images_in_mixed_precision():
-    config = training_config("image_tokenizer")
-    assert (config.steps, config.batch_size, config.precision) == (3_000_000, 512, "auto")
+@pytest.mark.paper("tokenizer: optimizer", "tokenizer: scale")
+@pytest.mark.paper("generator: optimizer", "generator: batch", "generator: precision", "generator: EMA")
+@pytest.mark.paper("generator: gradient compression", "generator: schedule")
+@pytest.mark.parametrize("name", TRAININGS)
+def test_the_trainings_have_the_papers_settings(name):
+    config = training_config(name)
+    assert {key: getattr(config, key) for key in TRAININGS[name]} == TRAININGS[name]
 
 
 @pytest.mark.paper("tokenizer: augmentation")
@@ -377,10 +363,7 @@ def test_the_generator_sees_the_papers_crops_in_several_views():
 
 
 @pytest.mark.paper("generator: optimizer")
-def test_the_generators_optimizer_is_adamw_with_decay_on_matrices_and_clipped_gradients():
-    config = training_config("generator")
-    assert (config.beta1, config.beta2, config.epsilon, config.weight_decay) == (0.9, 0.96, 1e-8, 4.5e-2)
-    assert (config.clip_norm, config.muon_lr_scale, config.second_moment_clip) == (4.0, None, 5.0)
+def test_the_generators_weight_decay_is_on_matrices_only():
     groups = optimizers.parameter_groups(tiny_models.tiny("generators", "transformer"), 0.045)
     assert {parameter.ndim for parameter in groups[0]["params"]} == {2} and groups[0]["weight_decay"] == 0.045
     assert {parameter.ndim for parameter in groups[1]["params"]} == {1} and groups[1]["weight_decay"] == 0
@@ -397,39 +380,24 @@ def test_the_generators_rate_warms_up_for_5000_updates_and_stays(step, value):
 @pytest.mark.paper("generator: schedule")
 def test_the_generators_rate_halves_on_a_plateau():
     patience = training_config("generator").patience
-    assert training_config("generator").schedule == "plateau"
     assert rate("generator", 100_000, (4.0,) + (4.0,) * patience) == pytest.approx(2.25e-4)
     assert rate("generator", 429_999, (4.0,) + (4.0,) * 5 * patience) == pytest.approx(4.5e-4 / 32)  # 5 times
 
 
 @pytest.mark.paper("generator: EMA")
-def test_the_average_is_taken_every_25_updates_and_its_decay_is_a_setting():
-    config = training_config("generator")
-    assert config.ema_every == 25 and config.ema_decay in (
-        0.99,
-        0.999,
-    )  # two public copies of the paper differ
-
-
-@pytest.mark.paper("generator: batch")
-def test_a_batch_has_1024_pairs():
-    config = training_config("generator")
-    assert (config.batch_size, config.steps) == (1024, 430_000)
+def test_the_decay_of_the_average_is_a_setting():
+    assert training_config("generator").ema_decay in (0.99, 0.999)  # two public copies of the paper differ
 
 
 @pytest.mark.paper("generator: precision")
-def test_float16_is_the_papers_precision_with_128_gradient_scales():
-    assert training_config("generator").precision == "float16"
+def test_there_are_128_gradient_scales():
     assert len(build_on_meta("generator").residual_paths()) == 128
 
 
 @pytest.mark.paper("generator: gradient compression")
 def test_gradients_are_compressed_at_rank_896_by_about_86_percent():
-    config = training_config("generator")
-    assert (config.powersgd_rank, config.strategy) == (896, "ddp")
-    assert 1 - 5 * config.powersgd_rank / (8 * build_on_meta("generator").config.width) == pytest.approx(
-        0.86, abs=0.005
-    )
+    rank, width = training_config("generator").powersgd_rank, build_on_meta("generator").config.width
+    assert 1 - 5 * rank / (8 * width) == pytest.approx(0.86, abs=0.005)
 
 
 @pytest.mark.paper("generator: ?")
@@ -473,4 +441,4 @@ def test_captions_are_filtered_as_in_the_paper():
 def test_invalid_model_settings_are_rejected_before_any_work():
     params = {**preset(), "generator": {**block("generator"), "transformer": {"num_heads": 61}}}
     with pytest.raises(Exception, match="transformer.width is 3968, which 61 heads cannot share evenly"):
-        check_models(params, 256, section(block("text_tokenizer"), "text_tokenizer", TextTokenizerConfig))
+        check_models(params)

@@ -8,7 +8,7 @@ from pathlib import Path
 from bench import _peer, growth, sampling, training
 from bench import _results as results
 from bench._results import Row
-from thousandwords.planning import cost_model
+from thousandwords.planning import estimate
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -39,7 +39,7 @@ def test_the_training_benchmark_runs_and_the_cost_model_reads_its_rate(tmp_path,
 
     rows = read_rows(tmp_path / "results.jsonl")
     assert [row["id"] for row in rows] == ["cpu_matmul", "cpu_train", "train_vs_plain"]
-    rate = cost_model.benchmarked_rate(rows, "cpu")
+    rate = estimate.benchmarked_rate(rows, "cpu")
     assert rate.value == rows[0]["figure"] * 1e12 * rows[1]["ratio"]
     assert rate.source.startswith("benchmark of 20")
     assert "| `train_vs_plain` |" in capsys.readouterr().out

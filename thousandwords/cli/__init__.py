@@ -1,2 +1,1 @@
-"""The commands of `python -m thousandwords`, one module each: `add_to(subparsers)` adds its options,
-`run(options)` runs it."""
+"""The commands of `python -m thousandwords`: what adds the options of each, and what runs it."""

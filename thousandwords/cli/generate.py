@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from thousandwords.cli.inputs import positive, read_image
-from thousandwords.cli.prompts import read_prompts
+from thousandwords.cli.inputs import add_package_options, positive, read_image, read_prompts
 from thousandwords.core.errors import UserError
 from thousandwords.core.filenames import distinct_slugs
 from thousandwords.core.files import write_bytes
@@ -22,7 +20,7 @@ from thousandwords.data.contact_sheet import make_contact_sheet
 from thousandwords.data.images import encode_png, fit_square
 from thousandwords.inference.config import SamplingConfig, replace_settings
 from thousandwords.inference.inpainting import cells_from_mask, fixed_tokens_of, gray_out, grid_side, top_rows
-from thousandwords.inference.package import Candidate, Package, load_package
+from thousandwords.inference.package import Candidate, load_package
 
 
 def add_to(subparsers) -> argparse.ArgumentParser:
@@ -30,9 +28,6 @@ def add_to(subparsers) -> argparse.ArgumentParser:
     parser = subparsers.add_parser("generate", help="prompts in, ranked images out", description=__doc__)
     parser.add_argument("prompt", nargs="*", help="what to generate; several prompts are possible")
     parser.add_argument("--prompts", type=Path, help="a text file with one prompt per line")
-    parser.add_argument(
-        "--package", type=Path, default=Path("models/package"), help="(default: models/package)"
-    )
     parser.add_argument(
         "--out", type=Path, default=Path("generated"), help="output folder (default: generated)"
     )
@@ -57,42 +52,31 @@ def add_to(subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep-mask", type=Path, metavar="MASK", help="an image that is white where the other one stays"
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add_package_options(parser)
     return parser
 
 
-@dataclass(frozen=True)
-class InpaintInput:
-    """An image to inpaint, (H, W, 3), and the cells of it that are kept (side, side)."""
-
-    image: np.ndarray
-    is_kept: np.ndarray
-
-
 def run(options: argparse.Namespace) -> None:
-    """Generate the images; a bad request is rejected before a model is loaded."""
+    """Generate the images; a bad request is rejected before a model is loaded.
+
+    One grid per prompt, best first, and the single images in a folder beside it.
+    """
     prompts = read_prompts(options.prompt, options.prompts)
-    replace_settings(SamplingConfig(), **_changes(options))
+    names = ("temperature", "top_k", "top_p", "guidance")
+    changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    replace_settings(SamplingConfig(), **changes)
     image, mask = _read_images(options)
     package = load_package(options.package, options.device)
-    original = None if image is None else _inpaint_input(package, image, mask, options.keep_rows)
-    generate_all(package, prompts, options, original)
-
-
-def generate_all(
-    package: Package, prompts: list[str], options: argparse.Namespace, original: InpaintInput | None = None
-) -> None:
-    """Write one grid per prompt, best first, and the single images in a folder beside it."""
     fixed_tokens = kept_part = None
-    if original is not None:
-        fixed_tokens = fixed_tokens_of(package.image_tokenizer, original.image, original.is_kept)
-        kept_part = gray_out(original.image, original.is_kept)
+    if image is not None:
+        is_kept = _kept_cells(grid_side(package.image_tokenizer.scales), mask, options.keep_rows)
+        image = fit_square(image, package.image_tokenizer.image_size)
+        fixed_tokens = fixed_tokens_of(package.image_tokenizer, image, is_kept)
+        kept_part = gray_out(image, is_kept)
     for number, (prompt, name) in enumerate(zip(prompts, distinct_slugs(prompts), strict=True)):
         start = time.monotonic()
-        candidates = package.generate(
-            prompt, options.candidates, options.seed, fixed_tokens, **_changes(options)
-        )
-        path = options.out / f"{name}{'' if original is None else '-inpainted'}-seed{options.seed}.png"
+        candidates = package.generate(prompt, options.candidates, options.seed, fixed_tokens, **changes)
+        path = options.out / f"{name}{'' if image is None else '-inpainted'}-seed{options.seed}.png"
         write_bytes(path, encode_png(candidate_sheet(candidates, kept_part)))
         for rank, candidate in enumerate(candidates):
             write_bytes(path.with_suffix("") / f"{rank:03d}.png", encode_png(candidate.image))
@@ -114,8 +98,7 @@ def candidate_sheet(candidates: list[Candidate], kept_part: np.ndarray | None = 
 
 
 def _read_images(options: argparse.Namespace) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The image to inpaint and its mask, None where not requested; raises UserError before any model is
-    loaded."""
+    """The image to inpaint and its mask, None where not requested; raises UserError."""
     if options.inpaint is None:
         for flag, value in (("--keep-rows", options.keep_rows), ("--keep-mask", options.keep_mask)):
             if value is not None:
@@ -130,19 +113,8 @@ def _read_images(options: argparse.Namespace) -> tuple[np.ndarray | None, np.nda
     return read_image(options.inpaint), mask
 
 
-def _inpaint_input(
-    package: Package, image: np.ndarray, mask: np.ndarray | None, num_rows: int | None
-) -> InpaintInput:
-    """The image as the models see it, and its kept cells; raises UserError where no cell or every cell would
-    be kept."""
-    side = grid_side(package.image_tokenizer.scales)
+def _kept_cells(side: int, mask: np.ndarray | None, num_rows: int | None) -> np.ndarray:
+    """Which cells (side, side) stay; raises UserError where no cell or every cell would."""
     if mask is not None:
-        is_kept = cells_from_mask(mask, side)
-    else:
-        is_kept = top_rows(side, side // 2 if num_rows is None else num_rows)
-    return InpaintInput(fit_square(image, package.image_tokenizer.image_size), is_kept)
-
-
-def _changes(options: argparse.Namespace) -> dict:
-    names = ("temperature", "top_k", "top_p", "guidance")
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+        return cells_from_mask(mask, side)
+    return top_rows(side, side // 2 if num_rows is None else num_rows)

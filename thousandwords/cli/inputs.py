@@ -1,4 +1,4 @@
-"""Inputs of the commands other than prompts: image files and numbers."""
+"""Inputs of the commands: prompts, image files, numbers, and the package."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from thousandwords.core.errors import InvalidInput, UserError
 from thousandwords.data.image_decoding import FORMATS, WHITE, decode_image
+from thousandwords.inference.config import check_prompt
 
 
 def read_image(path: Path, background: Sequence[int] = WHITE) -> np.ndarray:
@@ -32,3 +33,31 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is too few; give 1 or more")
     return value
+
+
+def add_package_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which models are used, and where."""
+    package = Path("models/package")
+    parser.add_argument("--package", type=Path, default=package, help="(default: models/package)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+
+
+def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
+    """The prompts of a command line, or one per line of a file; raises UserError that names a bad line."""
+    if file is None:
+        if not prompts:
+            raise UserError(
+                'no prompt was given. For example: make generate PROMPT="a small red star on sand"'
+            )
+        return [check_prompt(prompt) for prompt in prompts]
+    if not file.is_file():
+        raise UserError(f"there is no file {file}. Give a text file with one prompt per line")
+    lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    prompts = [
+        check_prompt(line, f"{file}, line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not prompts:
+        raise UserError(f"{file} holds no prompt. Write one per line")
+    return prompts

@@ -11,7 +11,7 @@ import csv
 import io
 from pathlib import Path
 
-from thousandwords.cli.inputs import read_image
+from thousandwords.cli.inputs import add_package_options, read_image
 from thousandwords.core.files import write_bytes
 from thousandwords.inference.config import check_prompt
 from thousandwords.inference.likelihood import Likelihood, likelihood
@@ -28,10 +28,7 @@ def add_to(subparsers) -> argparse.ArgumentParser:
     parser.add_argument("caption", help="what the images are said to show")
     parser.add_argument("images", nargs="+", type=Path, metavar="image", help="images to compare")
     parser.add_argument("--csv", type=Path, help="also write the table to this CSV file")
-    parser.add_argument(
-        "--package", type=Path, default=Path("models/package"), help="(default: models/package)"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add_package_options(parser)
     return parser
 
 

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thousandwords.cli.inputs import positive, read_image
+from thousandwords.cli.inputs import add_package_options, positive, read_image
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import write_bytes, write_json
-from thousandwords.data import contact_sheet
+from thousandwords.data.contact_sheet import make_contact_sheet
 from thousandwords.data.images import encode_png, fit_square, to_uint8
 from thousandwords.inference import token_editing
 from thousandwords.inference.batched import decode_in_batches, encode_in_batches
 from thousandwords.inference.config import check_prompt
 from thousandwords.inference.inpainting import grid_side
-from thousandwords.inference.likelihood import Likelihood, likelihood_of_tokens
+from thousandwords.inference.likelihood import likelihood_of_tokens
 from thousandwords.inference.package import Package, load_package
 
 NUM_LISTED = 5  # most surprising cells that are printed
@@ -63,11 +63,8 @@ def add_to(subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--caption", help="what the image shows; adds the heat map of tokens that were not expected"
     )
-    parser.add_argument(
-        "--package", type=Path, default=Path("models/package"), help="(default: models/package)"
-    )
     parser.add_argument("--out", type=Path, default=Path("tokens"), help="output folder (default: tokens)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add_package_options(parser)
     return parser
 
 
@@ -113,21 +110,16 @@ def edit(
 
 def write_results(package: Package, source: Source, before: Tensor, after: Tensor, out: Path) -> None:
     """Write the tokens, and the images that they decode to before and after the edits."""
-    pair = to_uint8(decode_in_batches(package.image_tokenizer, torch.stack([before, after]).flatten(1)))
-    original = (
-        pair[0] if source.image is None else fit_square(source.image, package.image_tokenizer.image_size)
-    )
-    metadata = {"tokens": after.tolist(), "image_tokenizer": package.image_tokenizer.fingerprint}
-    write_json(out / "tokens.json", metadata)
-    trio = np.stack([original, *pair])
-    zoom = max(1, 256 // original.shape[0])
+    tokenizer = package.image_tokenizer
+    pair = to_uint8(decode_in_batches(tokenizer, torch.stack([before, after]).flatten(1)))
+    original = pair[0] if source.image is None else fit_square(source.image, tokenizer.image_size)
+    write_json(out / "tokens.json", {"tokens": after.tolist(), "image_tokenizer": tokenizer.fingerprint})
+    labels, zoom = ["original", "from its tokens", "after the edits"], max(1, 256 // original.shape[0])
     images = {
         "original": original,
         "decoded": pair[1],
         "tokens": token_editing.label_tokens(pair[1], after),
-        "side_by_side": contact_sheet.make_contact_sheet(
-            trio, 3, labels=["original", "from its tokens", "after the edits"], zoom=zoom
-        ),
+        "side_by_side": make_contact_sheet(np.stack([original, *pair]), 3, labels=labels, zoom=zoom),
     }
     for name, image in images.items():
         write_bytes(out / f"{name}.png", encode_png(image))
@@ -139,17 +131,13 @@ def write_surprisal(package: Package, caption: str, grid: Tensor, out: Path) -> 
     nats = token_editing.as_grid(result.image)
     image = to_uint8(decode_in_batches(package.image_tokenizer, grid.reshape(1, -1)))[0]
     write_bytes(out / "heat.png", encode_png(token_editing.heat_map(image, nats)))
-    print(describe_likelihood(result, package.image_tokenizer.vocab_size))
-    for row, column, bits in token_editing.most_surprising_cells(nats, NUM_LISTED):
-        print(f"  {bits:5.1f} bits  row {row}, column {column}: token {int(grid[row, column])}")
-
-
-def describe_likelihood(result: Likelihood, vocab_size: int) -> str:
-    """One sentence on how likely an image is."""
-    return (
-        f"{result.image_bits:.1f} bits, {result.bits_per_token:.2f} per token (a uniform guess: {np.log2(vocab_size):.2f}); "
+    guess = np.log2(package.image_tokenizer.vocab_size)
+    print(
+        f"{result.image_bits:.1f} bits, {result.bits_per_token:.2f} per token (a uniform guess: {guess:.2f}); "
         f"the caption {result.caption_bits:.1f} bits. Expected least:"
     )
+    for row, column, bits in token_editing.most_surprising_cells(nats, NUM_LISTED):
+        print(f"  {bits:5.1f} bits  row {row}, column {column}: token {int(grid[row, column])}")
 
 
 def parse_edit(text: str) -> tuple[int, int, int]:
@@ -181,8 +169,7 @@ def read_source(path: Path) -> Source:
 
 
 def grid_of(package: Package, source: Source) -> Tensor:
-    """The tokens of a source in this package's vocabulary, (side, side); raises UserError where they are
-    another's."""
+    """The tokens of a source, (side, side); raises UserError where they are of another vocabulary."""
     tokenizer, side = package.image_tokenizer, grid_side(package.image_tokenizer.scales)
     if source.grid is None:
         return token_editing.as_grid(encode_in_batches(tokenizer, [source.image])[0])

@@ -162,34 +162,49 @@ def measure(
 
     by_chance = chance_threshold(held_out_features, train_features)
     threshold = by_chance if config.overlap_threshold is None else config.overlap_threshold
-    near_samples = None
-    if sets:
-        sample_features = sets.samples[0]
-        if extractor:
-            sample_features = embed_samples(own, samples, sets.sample_ids, [0], progress)[0][0]
-        near_samples = Overlap(*nearest(sample_features, train_features), threshold)
+    sample_features = sets.samples[0] if sets else None
+    if sets and extractor:
+        sample_features = embed_samples(own, samples, sets.sample_ids, [0], progress)[0][0]
     neighbors = NearestNeighbors(
         Overlap(*nearest(held_out_features, train_features), threshold),
         Overlap(*nearest(train_features), threshold) if num_train_images > 1 else None,
-        near_samples,
+        Overlap(*nearest(sample_features, train_features), threshold) if sets else None,
         sets.sample_ids if sets else [],
     )
-    figures["overlap"] = _overlap_figures(neighbors, held_out) | {"by_chance": by_chance}
-    figures["overlap"]["training"] = num_train_images
+    counted = {"training": num_train_images, "by_chance": by_chance}
+    figures["overlap"] = _overlap_figures(neighbors, held_out) | counted
     if sets:
-        frechet = figures[sets.names.frechet]
-        without = overlapping_captions(neighbors, held_out.captions)
-        kept = torch.tensor([caption not in without for caption in sets.captions])
-        frechet["without_overlap"] = sets.distances(~neighbors.held_out.is_overlapping[: len(real)], kept)
-        ends = {"with": frechet["distance"][0], "without": frechet["without_overlap"][0]}
-        figures["overlap"][sets.names.frechet] = ends
-        figures["memorisation"] = _memorization_figures(neighbors, num_train_images, frechet["captions"])
+        _add_overlap_of_samples(figures, neighbors, held_out, sets, num_train_images)
     return figures, neighbors, counts
 
 
+def _add_overlap_of_samples(
+    figures: dict, neighbors: NearestNeighbors, held_out: HeldOut, sets: FeatureSets, num_train_images: int
+) -> None:
+    """Add the Fréchet distance without overlapping images and the samples for their captions, and the block
+    `memorisation`."""
+    name, without = sets.names.frechet, overlapping_captions(neighbors, held_out.captions)
+    kept = torch.tensor([caption not in without for caption in sets.captions])
+    is_overlapping = neighbors.held_out.is_overlapping[: sets.real.shape[1]]
+    figures[name]["without_overlap"] = sets.distances(~is_overlapping, kept)
+    figures["overlap"][name] = {
+        "with": figures[name]["distance"][0],
+        "without": figures[name]["without_overlap"][0],
+    }
+    overlaps = {"drawn": neighbors.samples, "held_out": neighbors.held_out}
+    medians = {which: float(overlap.similarity.quantile(0.5)) for which, overlap in overlaps.items()}
+    figures["memorisation"] = {
+        "threshold": neighbors.samples.threshold,
+        "drawn": len(sets.sample_ids),
+        "captions": figures[name]["captions"],
+        "training": num_train_images,
+        "share": {which: overlap.share for which, overlap in overlaps.items()},
+        "median_similarity": medians,
+    }
+
+
 def _overlap_figures(neighbors: NearestNeighbors, held_out: HeldOut) -> dict:
-    """A part of the block `overlap` of metrics.json: figures of held-out images with and without those that
-    overlap. Without a held-out image means also without the samples for its caption."""
+    """The part of the block `overlap` of metrics.json that is about held-out and training images alone."""
     without = held_out.psnr[~neighbors.held_out.is_overlapping]
     within_training = neighbors.within_training
     return {
@@ -201,20 +216,6 @@ def _overlap_figures(neighbors: NearestNeighbors, held_out: HeldOut) -> dict:
             "with": float(held_out.psnr.mean()),
             "without": float(without.mean()) if len(without) else None,
         },
-    }
-
-
-def _memorization_figures(neighbors: NearestNeighbors, num_train_images: int, num_captions: int) -> dict:
-    """The block `memorisation` of metrics.json: how near samples and held-out images come to training."""
-    overlaps = {"drawn": neighbors.samples, "held_out": neighbors.held_out}
-    medians = {name: float(overlap.similarity.quantile(0.5)) for name, overlap in overlaps.items()}
-    return {
-        "threshold": neighbors.samples.threshold,
-        "drawn": len(neighbors.samples.similarity),
-        "captions": num_captions,
-        "training": num_train_images,
-        "share": {name: overlap.share for name, overlap in overlaps.items()},
-        "median_similarity": medians,
     }
 
 

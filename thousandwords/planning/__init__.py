@@ -1,1 +1,1 @@
-"""Time, disk and cost of a run before it starts."""
+"""Time, memory and disk of a run before it starts."""

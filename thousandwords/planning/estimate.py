@@ -1,170 +1,157 @@
-"""Estimate a run before it starts: rows, shards, bytes, hours per GPU and cost of each stage.
+"""The time, memory and disk of a run before it starts, by arithmetic: rows, files, bytes, operations and hours of
+each stage.
 
-Rates are those of the last run here (results/runs), if params.yaml is still the same; else of the newest
-benchmark (bench/results.jsonl); else assumed. The output says which.
+The time of a stage is its work divided by a rate. The work follows from params.yaml and the sizes of the models,
+counted on torch's meta device: no memory, no weights. Rates are those of the last run here (results/runs), if
+params.yaml is still the same; else of the newest benchmark (bench/results.jsonl); else assumed. The output says
+which. Left out: stages that take minutes at any size (check_params, rank_images, package_model, evaluate).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from thousandwords import components
 from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
 from thousandwords.core.params import read_params
-from thousandwords.data.token_shards import TokensConfig
+from thousandwords.data import pair_shards
+from thousandwords.data.token_shards import MAX_BYTES_IN_MEMORY, TEXT_BYTES_PER_ROW, TokensConfig
 from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.sources.base import SourceError
-from thousandwords.planning import cost_model
-from thousandwords.planning.cost_model import ASSUMED, ModelSizes, Rate, RunSizes, Training
-from thousandwords.preflight import TRAINED, check_params
-from thousandwords.pretrained import tokenizer_init
+from thousandwords.preflight import TRAINED, build_models, check_params
 from thousandwords.text.bpe import TextTokenizerConfig
 from thousandwords.training.config import TrainingConfig
 
+NUM_CHECKPOINTS = 2
+TEXT_BYTES = 100  # of a caption of some dozen words with its key, unpacked
+BACKWARD = 2  # times the work of a forward pass
 
-def model_sizes(params: dict) -> ModelSizes:
-    """The sizes of the models that `params` describe, counted on torch's meta device: no memory, no
-    weights."""
+
+@dataclass(frozen=True)
+class Rate:
+    """An amount of work per second, and where the number comes from."""
+
+    value: float
+    source: str
+
+
+ASSUMED = {
+    "megapixels": Rate(
+        7.5, "assumed: 50 images of 384 × 384 a second, decoded, cropped and packed as PNG by one process"
+    ),
+    "captions": Rate(25_000, "assumed: one CPU core, as measured on 20,000 captions of the default preset"),
+    "cpu": Rate(0.05e12, "assumed: two CPU cores on the default preset, 0.05 TFLOP/s"),
+    "gpu": Rate(
+        400e12, "assumed: 40 % of a GPU's peak of 989 TFLOP/s in bfloat16; give --tflops to correct it"
+    ),
+    "bytes_per_pixel": Rate(2.0, "assumed: photographs as PNG"),
+    # token by token, memory bandwidth limits sampling more than arithmetic
+    "sampling_share": Rate(0.1, "assumed: a tenth of the training's FLOP/s"),
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model and its training; `flops` are multiplications and additions of a forward pass, per row."""
+
+    flops: float
+    parameters: int
+    rows: int = 0  # read by training in total; 0: it is not trained
+    passes: int = 1 + BACKWARD  # forward passes per update: one more with activation checkpointing
+
+    @property
+    def work(self) -> float:
+        """The operations of its training."""
+        return self.rows * self.passes * self.flops
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the cost of a run depends on."""
+
+    pairs: int
+    train_pairs: int
+    pairs_per_shard: int
+    stored_side: int  # pixels a side of an image in data/pairs
+    image_vocab_size: int
+    num_image_tokens: int  # L
+    encode: float  # operations per image
+    views: int
+    tokens_per_shard: int
+    samples: int
+    models: dict[str, Model]  # by their names in params.yaml
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage: its work in `unit`s, and its files on disk; without a name a store beside a stage's output."""
+
+    stage: str
+    rows: int
+    work: float = 0.0
+    unit: str = "flops"  # where the models run; megapixels, captions: on a CPU
+    folder: str = ""
+    files: int = 0
+    bytes: float = 0.0
+
+
+def read_sizes(params: dict, num_pairs: int | None = None) -> Sizes:
+    """The sizes in `params`, for `num_pairs` pairs or those in the source; raises UserError."""
     data = section(params["data"], "data", DataConfig)
     text = section(params["text_tokenizer"], "text_tokenizer", TextTokenizerConfig)
-    side = data.image_size
+    tokens = section(params["tokens"], "tokens", TokensConfig)
+    sampling, side, is_scenes = params["sampling"], data.image_size, data.source == "scenes"
+    num_stored = ingest.check_source(data) if is_scenes or num_pairs is None else None
+    num_pairs = num_pairs or num_stored
+    validation_share = 1 - data.scenes.count / num_stored if is_scenes else data.validation_share
+    prompts = sampling.get("prompts_per_split", 64) * (2 if is_scenes else 1)
+    models = build_models(params)
+    tokenizer, generator, scorer = (models.get(name) for name in TRAINED)
     with torch.device("meta"):
-        tokenizer = _build(params, "image_tokenizer", image_size=side)
-        generator = _build(
-            params,
-            "generator",
-            text_vocab_size=text.vocab_size,
-            text_length=text.text_length,
-            image_vocab_size=tokenizer.vocab_size,
-            scales=tokenizer.scales,
-        )
-        scorer = _build(params, "scorer", image_size=side) if _is_trained(params, "scorer") else None
         image, rng = torch.empty(1, 3, side, side), torch.Generator()
         caption = torch.zeros(1, text.text_length, dtype=torch.int64)
-        tokens = torch.zeros(1, tokenizer.num_tokens, dtype=torch.int64)
-        return ModelSizes(
-            image_size=side,
-            stored_side=(data.keep_side or side) if data.keep == "whole" else side,
-            image_vocab_size=tokenizer.vocab_size,
-            num_image_tokens=tokenizer.num_tokens,
-            encode=_count_flops(lambda: tokenizer.encode(image)),
-            tokenizer_loss=_count_flops(lambda: tokenizer.train().loss(image, 0, rng)),
-            generator_loss=_count_flops(
-                lambda: generator.eval().loss(caption, tokens, 0, rng, num_text_tokens=1.0)
+        image_tokens = torch.zeros(1, tokenizer.num_tokens, dtype=torch.int64)
+        encode = _count_flops(lambda: tokenizer.encode(image))
+        flops = {
+            "image_tokenizer": _count_flops(lambda: tokenizer.train().loss(image, 0, rng)),
+            "generator": _count_flops(
+                lambda: generator.eval().loss(caption, image_tokens, 0, rng, num_text_tokens=1.0)
             ),
-            scorer_loss=_scorer_flops(scorer, image) if scorer else 0.0,
-            tokenizer_parameters=_count_parameters(tokenizer),
-            generator_parameters=_count_parameters(generator),
-            scorer_parameters=_count_parameters(scorer) if scorer else 0,
-        )
-
-
-def run_sizes(params: dict, num_pairs: int) -> RunSizes:
-    """The sizes in `params`, for `num_pairs` pairs."""
-    data = section(params["data"], "data", DataConfig)
-    tokens = section(params["tokens"], "tokens", TokensConfig)
-    sampling = params["sampling"]
-    share = 1 - data.scenes.count / count_pairs(params) if data.source == "scenes" else data.validation_share
-    return RunSizes(
+        }
+        if scorer:
+            scorer.eval()  # a batch of one has no variance
+            flops["scorer"] = _count_flops(lambda: (scorer.embed_images(image), scorer.embed_captions(["a"])))
+    return Sizes(
         pairs=num_pairs,
-        validation_share=share,
+        train_pairs=round(num_pairs * (1 - validation_share)),
         pairs_per_shard=data.rows_per_shard,
-        tokens_per_shard=tokens.rows_per_shard,
+        stored_side=(data.keep_side or side) if data.keep == "whole" else side,
+        image_vocab_size=tokenizer.vocab_size,
+        num_image_tokens=tokenizer.num_tokens,
+        encode=encode,
         views=tokens.views_per_image,
-        candidates=sampling.get("candidates", 512),
-        prompts=sampling.get("prompts_per_split", 64) * (2 if data.source == "scenes" else 1)
-        + len(sampling.get("prompts", [])),
-        trainings={f"train_{name}": _training(params, name) for name in TRAINED if _is_trained(params, name)},
+        tokens_per_shard=tokens.rows_per_shard,
+        samples=(prompts + len(sampling.get("prompts", []))) * sampling.get("candidates", 512),
+        models={name: _model(params[name], name, models[name], flops[name]) for name in models},
     )
 
 
-def count_pairs(params: dict) -> int:
-    """The number of pairs in the source now; raises UserError where it cannot be known."""
-    return ingest.check_source(section(params["data"], "data", DataConfig))
-
-
-def choose_rates(
-    params: dict,
-    models: ModelSizes,
-    device: str,
-    tflops: float | None,
-    results: Path,
-    benchmarks: Sequence[dict] = (),
-) -> dict[str, Rate]:
-    """The rate of each unit of work: given by `tflops`, from the records in `results`, from benchmarks, or
-    assumed."""
-    rates = {
-        "megapixels": ASSUMED["megapixels"],
-        "captions": ASSUMED["captions"],
-        "flops": cost_model.benchmarked_rate(benchmarks, device) or ASSUMED[device],
-        "bytes_per_pixel": ASSUMED["bytes_per_pixel"],
-        "sampling_share": cost_model.benchmarked_sampling_share(benchmarks, device)
-        or cost_model.SAMPLING_SHARE,
-    }
-    if tflops is not None:
-        rates["flops"] = Rate(tflops * 1e12, f"given: {tflops:g} TFLOP/s")
-    records = [json.loads(path.read_bytes()) for path in sorted(results.glob("runs/*.json"))]
-    seconds = {record["stage"]: record["seconds"] for record in records}
-    stored = _count_stored_pairs(results.parent / "data" / "pairs")
-    if stored and records and records[0]["device"] == {"gpu": "cuda"}.get(device, device) and tflops is None:
-        measured = cost_model.measured_rate(run_sizes(params, stored[0]), models, seconds)
-        rates["flops"] = measured or rates["flops"]
-    if stored and seconds.get("prepare_pairs"):
-        num_pairs, num_bytes = stored
-        megapixels = num_pairs * models.stored_side**2 / 1e6
-        source = f"measured: {num_pairs:,} pairs took {seconds['prepare_pairs']:,.0f} s here"
-        rates["megapixels"] = Rate(megapixels / seconds["prepare_pairs"], source)
-        rates["bytes_per_pixel"] = Rate(
-            num_bytes / megapixels / 1e6, f"measured: data/pairs has {cost_model.format_bytes(num_bytes)}"
-        )
-    return rates
-
-
-def read_benchmarks(path: Path) -> list[dict]:
-    """The rows of bench/results.jsonl; none where no benchmark was run."""
-    return (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    )
-
-
-def _count_stored_pairs(folder: Path) -> tuple[int, int] | None:
-    """(pairs, bytes) of a folder of pair shards; None where there is none."""
-    if not (folder / "manifest.json").is_file():
-        return None
-    manifest = json.loads((folder / "manifest.json").read_bytes())
-    return manifest["facts"]["counts"]["n_ok"], sum(entry["bytes"] for entry in manifest["files"].values())
-
-
-def _build(params: dict, name: str, **sizes: object) -> torch.nn.Module:
-    block = params[name]
-    if name == "image_tokenizer" and tokenizer_init.folder_of(block):
-        return tokenizer_init.architecture(block, sizes["image_size"])
-    config = components.model_config(TRAINED[name], block, name)
-    return components.build(TRAINED[name], block["kind"], config, **sizes)
-
-
-def _is_trained(params: dict, name: str) -> bool:
-    block = params[name]
-    return (
-        "training" in block
-        and not block.get("init")
-        and not (block.get(block["kind"]) or {}).get("pretrained")
-    )
-
-
-def _training(params: dict, name: str) -> Training:
-    block = params[name]
+def _model(block: dict, name: str, model: torch.nn.Module, flops: float) -> Model:
+    parameters = sum(weight.numel() for weight in model.parameters())
+    if "training" not in block or block.get("init"):
+        return Model(flops, parameters)
     config = section(block["training"], f"{name}.training", TrainingConfig)
     is_recomputed = bool((block.get(block["kind"]) or {}).get("activation_checkpointing"))
-    return Training(config.steps * config.batch_size, 1 + cost_model.BACKWARD + is_recomputed)
+    return Model(flops, parameters, config.steps * config.batch_size, 1 + BACKWARD + is_recomputed)
 
 
 def _count_flops(forward: Callable[[], object]) -> float:
@@ -173,13 +160,180 @@ def _count_flops(forward: Callable[[], object]) -> float:
     return float(counter.get_total_flops())
 
 
-def _scorer_flops(scorer: torch.nn.Module, image: torch.Tensor) -> float:
-    scorer.eval()  # a batch of one has no variance
-    return _count_flops(lambda: (scorer.embed_images(image), scorer.embed_captions(["a"])))
+def steps(sizes: Sizes, bytes_per_pixel: float, sampling_share: float) -> list[Step]:
+    """The stages in their order."""
+    pairs, train_pairs, models = sizes.pairs, sizes.train_pairs, sizes.models
+    tokens = sizes.views * sizes.num_image_tokens  # of all views
+    encoded_images = train_pairs * sizes.views + (pairs - train_pairs)  # a held-out image has one view
+    token_bytes = pairs * token_row_bytes(tokens, sizes.image_vocab_size)
+    shards, token_shards = (math.ceil(pairs / per) for per in (sizes.pairs_per_shard, sizes.tokens_per_shard))
+    pixels = sizes.stored_side**2
+    image_bytes = pixels * bytes_per_pixel
+    found = [
+        Step(
+            "prepare_pairs",
+            pairs,
+            pairs * pixels / 1e6,
+            "megapixels",
+            "data/pairs",
+            shards,
+            pairs * image_bytes,
+        )
+    ]
+    if train_pairs * image_bytes > pair_shards.MAX_BYTES_IN_MEMORY:
+        found.append(Step("", train_pairs, folder=".store/pairs", files=1, bytes=train_pairs * image_bytes))
+    found.append(Step("train_text_tokenizer", train_pairs, train_pairs, "captions"))
+    found += _training_step("image_tokenizer", models)
+    work = encoded_images * sizes.encode
+    found += [
+        Step("tokenize_pairs", encoded_images, work, "flops", "data/tokens", token_shards, token_bytes),
+        Step("", pairs, folder=".store/tokens", files=shards, bytes=token_bytes),
+    ]
+    if train_pairs * (2 * tokens + TEXT_BYTES_PER_ROW) > MAX_BYTES_IN_MEMORY:
+        row_bytes = 2 * tokens + TEXT_BYTES
+        found.append(Step("", train_pairs, folder=".store/rows", files=1, bytes=train_pairs * row_bytes))
+    found += _training_step("generator", models) + _training_step("scorer", models)
+    work = sizes.samples * models["generator"].flops / sampling_share
+    return [*found, Step("sample_images", sizes.samples, work)]
 
 
-def _count_parameters(model: torch.nn.Module) -> int:
-    return sum(weight.numel() for weight in model.parameters())
+def _training_step(name: str, models: dict[str, Model]) -> list[Step]:
+    if name not in models or not models[name].rows:
+        return []
+    model, stage = models[name], f"train_{name}"
+    size = NUM_CHECKPOINTS * 16 * model.parameters  # weights, their average and two moments in float32
+    return [Step(stage, model.rows, model.work, "flops", f".ckpt/{stage}", NUM_CHECKPOINTS, size)]
+
+
+def token_row_bytes(num_tokens: int, vocab_size: int) -> float:
+    """A row of a token shard: zstd leaves the entropy of uniform tokens, and half of the text."""
+    return num_tokens * math.log2(vocab_size) / 8 * 1.02 + TEXT_BYTES / 2
+
+
+# --- rates -----------------------------------------------------------------------------------------------------------
+
+
+def choose_rates(
+    sizes: Sizes, device: str, tflops: float | None, results: Path, benchmarks: Sequence[dict] = ()
+) -> dict[str, Rate]:
+    """The rate of each unit of work: given, from the records in `results`, from benchmarks, or assumed."""
+    rates = {
+        "megapixels": ASSUMED["megapixels"],
+        "captions": ASSUMED["captions"],
+        "flops": benchmarked_rate(benchmarks, device) or ASSUMED[device],
+        "bytes_per_pixel": ASSUMED["bytes_per_pixel"],
+        "sampling_share": benchmarked_sampling_share(benchmarks, device) or ASSUMED["sampling_share"],
+    }
+    records = [json.loads(path.read_bytes()) for path in sorted(results.glob("runs/*.json"))]
+    seconds = {record["stage"]: record["seconds"] for record in records}
+    manifest_path = results.parent / "data/pairs/manifest.json"
+    is_stored = manifest_path.is_file()
+    if tflops is not None:
+        rates["flops"] = Rate(tflops * 1e12, f"given: {tflops:g} TFLOP/s")
+    elif is_stored and records and records[0]["device"] == {"gpu": "cuda"}.get(device, device):
+        rates["flops"] = measured_rate(sizes, seconds) or rates["flops"]
+    if is_stored and seconds.get("prepare_pairs"):
+        manifest = json.loads(manifest_path.read_bytes())
+        num_pairs = manifest["facts"]["counts"]["n_ok"]
+        num_bytes = sum(entry["bytes"] for entry in manifest["files"].values())
+        megapixels = num_pairs * sizes.stored_side**2 / 1e6
+        source = f"measured: {num_pairs:,} pairs took {seconds['prepare_pairs']:,.0f} s here"
+        rates["megapixels"] = Rate(megapixels / seconds["prepare_pairs"], source)
+        source = f"measured: data/pairs has {format_bytes(num_bytes)}"
+        rates["bytes_per_pixel"] = Rate(num_bytes / megapixels / 1e6, source)
+    return rates
+
+
+def measured_rate(sizes: Sizes, seconds: dict[str, float]) -> Rate | None:
+    """Operations per second of the longest training with a record; None where there is no record.
+
+    The longest, because start-up and evaluation weigh least in it.
+    """
+    recorded = [name for name, model in sizes.models.items() if model.rows and seconds.get(f"train_{name}")]
+    if not recorded:
+        return None
+    name = max(recorded, key=lambda name: seconds[f"train_{name}"])
+    taken = seconds[f"train_{name}"]
+    return Rate(sizes.models[name].work / taken, f"measured: train_{name} took {taken:,.0f} s here")
+
+
+def newest(rows: Sequence[dict], id: str) -> dict | None:
+    """The last row of bench/results.jsonl with that id; None where it was never measured."""
+    return next((row for row in reversed(rows) if row["id"] == id), None)
+
+
+def benchmarked_rate(rows: Sequence[dict], device: str) -> Rate | None:
+    """Training's operations per second: the machine's own matrix product times the share it reaches."""
+    product, training = newest(rows, f"{device}_matmul"), newest(rows, f"{device}_train")
+    if product is None or training is None or not training["ratio"]:
+        return None
+    return Rate(product["figure"] * 1e12 * training["ratio"], _benchmark(training))
+
+
+def benchmarked_sampling_share(rows: Sequence[dict], device: str) -> Rate | None:
+    """Sampling's FLOP/s over training's, where both were measured."""
+    training, sampling = benchmarked_rate(rows, device), newest(rows, f"{device}_draw")
+    if training is None or sampling is None:
+        return None
+    return Rate(sampling["figure"] * 1e12 / training.value, _benchmark(sampling))
+
+
+def _benchmark(row: dict) -> str:
+    return f"benchmark of {row['date'][:10]} on {row['machine']}"
+
+
+# --- the text --------------------------------------------------------------------------------------------------------
+
+
+def table(steps: Sequence[Step], rates: dict[str, Rate], devices: int) -> str:
+    """The steps as lines of aligned columns; the last line is the sum: one stage after the other, all files on
+    disk. A step without a model takes one CPU."""
+    lines = [("stage", "rows", "keeps", "files", "disk", "FLOP", "device hours", "hours")]
+    total_flops = total_device_hours = total_hours = 0.0
+    for step in steps:
+        device_hours = step.work / rates[step.unit].value / 3600
+        is_model = step.unit == "flops"
+        hours = device_hours / devices if is_model else device_hours
+        total_hours += hours
+        if is_model:
+            total_flops, total_device_hours = total_flops + step.work, total_device_hours + device_hours
+        lines.append(
+            (
+                step.stage,
+                f"{step.rows:,}",
+                step.folder,
+                f"{step.files:,}" if step.files else "",
+                format_bytes(step.bytes) if step.bytes else "",
+                f"{step.work:.2e}" if step.work and is_model else "",
+                format_hours(device_hours) if step.work and is_model else "",
+                format_hours(hours) if step.work else "",
+            )
+        )
+    files, size = sum(step.files for step in steps), sum(step.bytes for step in steps)
+    sums = f"{files:,}", format_bytes(size), f"{total_flops:.2e}"
+    lines.append(("total", "", "", *sums, format_hours(total_device_hours), format_hours(total_hours)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = [
+        [
+            cell.ljust(width) if column in (0, 2) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    ]
+    return "\n".join("  ".join(cells).rstrip() for cells in aligned)
+
+
+def format_bytes(count: float) -> str:
+    """format_bytes(3.2e12) -> "3.2 TB" """
+    for unit, size in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:,.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def format_hours(hours: float) -> str:
+    """format_hours(0.5) -> "0.50"; format_hours(1234.5) -> "1,234" """
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 10 else f"{hours:.2f}"
 
 
 def format_estimate(options: Namespace) -> str:
@@ -187,38 +341,41 @@ def format_estimate(options: Namespace) -> str:
     path = Path("presets") / f"{options.preset}.yaml" if options.preset else options.params
     params = read_params(path)
     if options.pairs is None:
-        _check_with_images(params)
-    models = model_sizes(params)
-    sizes = run_sizes(params, options.pairs or count_pairs(params))
-    is_in_use = path.read_bytes() == options.params.read_bytes() if options.params.is_file() else False
+        try:
+            check_params(params, params["seed"])
+        except SourceError as error:
+            raise UserError(
+                f"{error}. To plan without images, give their number, for example --pairs 1000000"
+            ) from error
+    sizes = read_sizes(params, options.pairs)
+    is_in_use = options.params.is_file() and path.read_bytes() == options.params.read_bytes()
     results = options.results if is_in_use else Path("nowhere/results")
-    benchmarks = read_benchmarks(options.benchmarks)
-    rates = choose_rates(params, models, options.on, options.tflops, results, benchmarks)
-    steps = cost_model.steps(sizes, models, rates["bytes_per_pixel"].value, rates["sampling_share"].value)
-    costs = [cost_model.cost(step, rates, options.gpus, options.price_per_hour) for step in steps]
-    epochs = sizes.trainings["train_generator"].rows / max(1, sizes.pairs * (1 - sizes.validation_share))
+    rows = options.benchmarks.read_text("utf-8").splitlines() if options.benchmarks.is_file() else []
+    rates = choose_rates(sizes, options.on, options.tflops, results, list(map(json.loads, rows)))
+    epochs = sizes.models["generator"].rows / max(1, sizes.train_pairs)
+    # in float32: weights, gradients, average and two moments
+    weights = [
+        f"{name.replace('_', ' ')} {model.parameters:,}"
+        + (
+            f" ({format_bytes(20 * model.parameters)} of memory in training, and its activations)"
+            if model.rows
+            else ""
+        )
+        for name, model in sizes.models.items()
+    ]
+    devices = f"{options.gpus} {options.on.upper()}{'s' if options.gpus > 1 else ''}"
+    planned = steps(sizes, rates["bytes_per_pixel"].value, rates["sampling_share"].value)
     return "\n".join(
         [
-            f"{sizes.pairs:,} pairs, {path}, on {options.gpus} {options.on.upper()}{'s' if options.gpus > 1 else ''}; "
-            f"the generator sees each training pair {epochs:.3g} times",
-            f"weights: image tokenizer {models.tokenizer_parameters:,}, generator {models.generator_parameters:,}, "
-            f"scorer {models.scorer_parameters:,}",
+            f"{sizes.pairs:,} pairs, {path}, on {devices}; the generator sees each training pair {epochs:.3g} times",
+            f"weights: {', '.join(weights)}",
             "",
-            cost_model.table(costs),
+            table(planned, rates, options.gpus),
             "",
             *(f"{unit}: {_format_rate(unit, rate.value)} ({rate.source})" for unit, rate in rates.items()),
             "DVC's cache holds data/ and models/ a second time, unless its links are reflinks or hard links.",
         ]
     )
-
-
-def _check_with_images(params: dict) -> None:
-    try:
-        check_params(params, params["seed"])
-    except SourceError as error:
-        raise UserError(
-            f"{error}. To plan without images, give their number, for example --pairs 1000000"
-        ) from error
 
 
 def _format_rate(unit: str, value: float) -> str:

@@ -8,6 +8,7 @@ Left out: image grids (`data.contact_sheet`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 
@@ -45,180 +46,162 @@ STYLE = {
     "legend.frameon": False,
 }
 
-
 Curve = Sequence[tuple[int, float]]  # (step, value), in the order of the steps
 
 
-def loss_curve(curves: Mapping[str, Curve], title: str, unit: str = "nats per token") -> bytes:
-    """Losses over steps, one line per name: {"train": [(step, loss), ...], "validation": [...]} -> PNG.
+def plot(title: str) -> Callable:
+    """Turns a function that fills axes into one that returns a PNG, 900 pixels wide; `title` can be replaced."""
+
+    def decorate(fill: Callable[..., None]) -> Callable[..., bytes]:
+        @functools.wraps(fill)
+        def render(*arguments: object, title: str = title) -> bytes:
+            with matplotlib.rc_context({**DEFAULTS, **STYLE}):
+                figure = Figure(figsize=(9, 5.6), dpi=DOTS_PER_INCH, layout="constrained")
+                figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+                figure.suptitle(title, x=0.012, ha="left")
+                fill(figure.add_subplot(), *arguments)
+                buffer = BytesIO()
+                # matplotlib would write its version into the file
+                FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+            return buffer.getvalue()
+
+        return render
+
+    return decorate
+
+
+@plot("Loss")
+def loss_curve(axes: Axes, curves: Mapping[str, Curve], unit: str = "nats per token") -> None:
+    """Losses over steps, one line per name: {"train": [(step, loss), ...], "validation": [...]}.
 
     The line "train" is thin and pale behind the others, because it is noisy.
     """
-
-    def plot(axes: Axes) -> None:
-        colors = iter(COLORS[1:])  # blue is the color of "train"
-        for name, points in curves.items():
-            color = BLUE if name == "train" else next(colors)
-            steps, losses = zip(*points, strict=True) if points else ((), ())
-            style = {"alpha": 0.55, "linewidth": 2} if name == "train" else {"marker": "o", "zorder": 3}
-            axes.plot(steps, losses, color=color, label=name, **style)
-        axes.set(xlabel="step", ylabel=unit)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
-        axes.legend()
-
-    return _figure(title, plot)
+    colors = iter(COLORS[1:])  # blue is the color of "train"
+    for name, points in curves.items():
+        color = BLUE if name == "train" else next(colors)
+        steps, losses = zip(*points, strict=True) if points else ((), ())
+        style = {"alpha": 0.55, "linewidth": 2} if name == "train" else {"marker": "o", "zorder": 3}
+        axes.plot(steps, losses, color=color, label=name, **style)
+    axes.set(xlabel="step", ylabel=unit)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+    axes.legend()
 
 
-def match_curve(caption_match: Mapping[str, Mapping]) -> bytes:
-    """Match rate over the number of candidates: {split: rates of `metrics.match_rates`} -> PNG.
+@plot("Caption match, best of n")
+def match_curve(axes: Axes, caption_match: Mapping[str, Mapping]) -> None:
+    """Match rate over the number of candidates: {split: rates of `metrics.match_rates`}.
 
     One color per split; solid lines are all attributes, dashed ones the scene only. The pale bars at both
     ends are intervals.
     """
-
-    def plot(axes: Axes) -> None:
-        for color, (split, rates) in zip(COLORS, caption_match.items(), strict=False):
-            for name, line, marker in (("all", "-", "o"), ("scene", "--", "s")):
-                steps, label = rates["curve"]["n"], f"{split}, {name}"
-                axes.plot(steps, rates["curve"][name], line, color=color, marker=marker, label=label)
-                for n, end in ((steps[0], "n1"), (steps[-1], "best")):
-                    axes.vlines(n, *rates[name][f"{end}_interval"], color=color, linewidth=5, alpha=0.25)
-        _best_of_axis(axes, [n for rates in caption_match.values() for n in rates["curve"]["n"]])
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-        axes.set(ylabel="images that match", ylim=(0, min(1.02, axes.get_ylim()[1])))
-        axes.legend(fontsize=15, handlelength=3)
-
-    return _figure("Caption match, best of n", plot)
+    for color, (split, rates) in zip(COLORS, caption_match.items(), strict=False):
+        for name, line, marker in (("all", "-", "o"), ("scene", "--", "s")):
+            steps, label = rates["curve"]["n"], f"{split}, {name}"
+            axes.plot(steps, rates["curve"][name], line, color=color, marker=marker, label=label)
+            for n, end in ((steps[0], "n1"), (steps[-1], "best")):
+                axes.vlines(n, *rates[name][f"{end}_interval"], color=color, linewidth=5, alpha=0.25)
+    _best_of_axis(axes, [n for rates in caption_match.values() for n in rates["curve"]["n"]])
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    axes.set(ylabel="images that match", ylim=(0, min(1.02, axes.get_ylim()[1])))
+    axes.legend(fontsize=15, handlelength=3)
 
 
-def score_curve(
-    curve: Mapping[str, Sequence[float]],
-    title: str = "CLIP score, best of n",
-    unit: str = "cosine, image to caption",
-) -> bytes:
-    """Mean score over the number of candidates: {"n": [...], "score": [...]} -> PNG."""
-
-    def plot(axes: Axes) -> None:
-        axes.plot(curve["n"], curve["score"], "-o", color=BLUE)
-        _best_of_axis(axes, curve["n"])
-        axes.set(ylabel=unit)
-
-    return _figure(title, plot)
+@plot("CLIP score, best of n")
+def score_curve(axes: Axes, curve: Mapping[str, Sequence], unit: str = "cosine, image to caption") -> None:
+    """Mean score over the number of candidates: {"n": [...], "score": [...]}."""
+    axes.plot(curve["n"], curve["score"], "-o", color=BLUE)
+    _best_of_axis(axes, curve["n"])
+    axes.set(ylabel=unit)
 
 
-def best_of_curve(curve: Mapping[str, Sequence], name: str, unit: str) -> bytes:
-    """Distance over the number of candidates: {"n", name, name_interval: [[low, high], ...]} -> PNG."""
-
-    def plot(axes: Axes) -> None:
-        low, high = zip(*curve[f"{name}_interval"], strict=True)
-        axes.fill_between(curve["n"], low, high, color=BLUE, alpha=0.15, linewidth=0, label="95% interval")
-        axes.plot(curve["n"], curve[name], "-o", color=BLUE, label="best-scored of n")
-        _best_of_axis(axes, curve["n"])
-        axes.set(ylabel=unit)
-        axes.set_ylim(bottom=0)
-        axes.legend()
-
-    return _figure("Distance to real images, best of n", plot)
+@plot("Distance to real images, best of n")
+def best_of_curve(axes: Axes, curve: Mapping[str, Sequence], name: str, unit: str) -> None:
+    """Distance over the number of candidates: {"n", name, name_interval: [[low, high], ...]}."""
+    low, high = zip(*curve[f"{name}_interval"], strict=True)
+    axes.fill_between(curve["n"], low, high, color=BLUE, alpha=0.15, linewidth=0, label="95% interval")
+    axes.plot(curve["n"], curve[name], "-o", color=BLUE, label="best-scored of n")
+    _best_of_axis(axes, curve["n"])
+    axes.set(ylabel=unit)
+    axes.set_ylim(bottom=0)
+    axes.legend()
 
 
-def blur_curve(distances: Mapping[str, Sequence[float]], unit: str) -> bytes:
-    """Fréchet distance over the radius of the blur: {"radius": [...], "distance": [...], "training": at
-    radius 0} -> PNG.
+@plot("Distance to real images, both blurred")
+def blur_curve(axes: Axes, distances: Mapping[str, Sequence[float]], unit: str) -> None:
+    """Fréchet distance over the radius of the blur: {"radius", "distance", "training": at radius 0}.
 
     The dashed line, where there is "without_overlap", leaves out held-out images with a near duplicate in
     training.
     """
-
-    def plot(axes: Axes) -> None:
-        axes.plot(distances["radius"], distances["distance"], "-o", color=BLUE, label="samples")
-        without = zip(distances["radius"], distances.get("without_overlap", ()), strict=False)
-        points = [(radius, distance) for radius, distance in without if distance is not None]
-        if points:
-            label = "without near duplicates of training"
-            axes.plot(*zip(*points, strict=True), "--s", color=GREEN, markersize=6, label=label)
-        if "training" in distances:
-            axes.plot(0, distances["training"], "s", color=ORANGE, label="training images")
-        if points or "training" in distances:
-            axes.legend()
-        axes.set(xlabel="radius of the blur, pixels", ylabel=unit)
-        axes.set_ylim(bottom=0)
-
-    return _figure("Distance to real images, both blurred", plot)
+    axes.plot(distances["radius"], distances["distance"], "-o", color=BLUE, label="samples")
+    without = zip(distances["radius"], distances.get("without_overlap", ()), strict=False)
+    points = [(radius, distance) for radius, distance in without if distance is not None]
+    if points:
+        label = "without near duplicates of training"
+        axes.plot(*zip(*points, strict=True), "--s", color=GREEN, markersize=6, label=label)
+    if "training" in distances:
+        axes.plot(0, distances["training"], "s", color=ORANGE, label="training images")
+    if points or "training" in distances:
+        axes.legend()
+    axes.set(xlabel="radius of the blur, pixels", ylabel=unit)
+    axes.set_ylim(bottom=0)
 
 
-def blurred_scores(scores: Mapping[str, Sequence[float]]) -> bytes:
-    """Inception Score over the radius of the blur: {"radius": [...], "score": [...]} -> PNG."""
-
-    def plot(axes: Axes) -> None:
-        axes.plot(scores["radius"], scores["score"], "-o", color=BLUE)
-        axes.set(xlabel="radius of the blur, pixels", ylabel="Inception Score")
-
-    return _figure("Inception Score, blurred", plot)
+@plot("Inception Score, blurred")
+def blurred_scores(axes: Axes, scores: Mapping[str, Sequence[float]]) -> None:
+    """Inception Score over the radius of the blur: {"radius": [...], "score": [...]}."""
+    axes.plot(scores["radius"], scores["score"], "-o", color=BLUE)
+    axes.set(xlabel="radius of the blur, pixels", ylabel="Inception Score")
 
 
-def similarity_histogram(similarities: Mapping[str, Sequence[float]], threshold: float) -> bytes:
-    """Cosines to the nearest training image: {"held out": cosines, "samples": cosines}, threshold of near
-    duplicates -> PNG.
+@plot("Nearest training image")
+def similarity_histogram(axes: Axes, similarities: Mapping[str, Sequence[float]], threshold: float) -> None:
+    """Cosines to the nearest training image: {"held out": cosines, "samples": cosines}.
 
     The lines should coincide; a peak of one line beyond the dotted threshold means near duplicates.
     """
-
-    def plot(axes: Axes) -> None:
-        lowest = min([threshold, *(float(np.quantile(values, 0.005)) for values in similarities.values())])
-        edges = np.linspace(min(lowest, 0.999), 1, 41)
-        for (name, values), color in zip(similarities.items(), COLORS, strict=False):
-            counts, _ = np.histogram(np.clip(values, edges[0], 1), edges)
-            axes.stairs(counts / max(1, len(values)), edges, color=color, linewidth=3, label=name)
-        axes.axvline(
-            threshold, color=GREY, linestyle=":", linewidth=2.5, label="threshold of near duplicates"
-        )
-        axes.set(xlabel="cosine to the nearest training image", ylabel="share of images")
-        axes.legend()
-
-    return _figure("Nearest training image", plot)
+    lowest = min([threshold, *(float(np.quantile(values, 0.005)) for values in similarities.values())])
+    edges = np.linspace(min(lowest, 0.999), 1, 41)
+    for (name, values), color in zip(similarities.items(), COLORS, strict=False):
+        counts, _ = np.histogram(np.clip(values, edges[0], 1), edges)
+        axes.stairs(counts / max(1, len(values)), edges, color=color, linewidth=3, label=name)
+    label = "threshold of near duplicates"
+    axes.axvline(threshold, color=GREY, linestyle=":", linewidth=2.5, label=label)
+    axes.set(xlabel="cosine to the nearest training image", ylabel="share of images")
+    axes.legend()
 
 
-def codebook_curve(counts: Mapping[str, Sequence[int]]) -> bytes:
-    """Token frequencies, most used first, on a log axis: {"dvae": counts (V,), "k-means": counts (V,)} ->
-    PNG.
+@plot("How often each token is used")
+def codebook_curve(axes: Axes, counts: Mapping[str, Sequence[int]]) -> None:
+    """Token frequencies, most used first, on a log axis: {"dvae": counts (V,), "k-means": counts (V,)}.
 
     The dotted line is even use; a line that ends early has tokens that are never used.
     """
-
-    def plot(axes: Axes) -> None:
-        for color, (name, count) in zip(COLORS, counts.items(), strict=False):
-            count = np.sort(np.asarray(count, dtype=np.float64))[::-1]
-            share = count[count > 0] / count.sum()
-            label = f"{name}: {len(share)} of {len(count)} tokens"
-            axes.plot(np.arange(1, len(share) + 1), share, color=color, label=label)
-        axes.axhline(1 / len(count), color=GREY, linestyle=":", linewidth=2.5, label="even use")
-        axes.set(
-            xlabel="token, most used first",
-            ylabel="share of all image tokens",
-            yscale="log",
-            xlim=(0, len(count) * 1.01),
-        )
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.legend()
-
-    return _figure("How often each token is used", plot)
+    for color, (name, count) in zip(COLORS, counts.items(), strict=False):
+        count = np.sort(np.asarray(count, dtype=np.float64))[::-1]
+        share = count[count > 0] / count.sum()
+        label = f"{name}: {len(share)} of {len(count)} tokens"
+        axes.plot(np.arange(1, len(share) + 1), share, color=color, label=label)
+    axes.axhline(1 / len(count), color=GREY, linestyle=":", linewidth=2.5, label="even use")
+    axes.set(xlabel="token, most used first", ylabel="share of all image tokens")
+    axes.set(yscale="log", xlim=(0, len(count) * 1.01))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.legend()
 
 
-def stage_bars(seconds: Mapping[str, float]) -> bytes:
-    """How long each stage took, in the order given: {"prepare_pairs": 12.5, ...} -> PNG."""
-
-    def plot(axes: Axes) -> None:
-        names, values = list(seconds), list(seconds.values())
-        bars = axes.barh([name.replace("_", " ") for name in names], values, color=BLUE, height=0.62)
-        axes.bar_label(bars, [duration(value) for value in values], padding=8, fontsize=15)
-        axes.set(xlim=(0, max(values, default=1) * 1.3 or 1), xticks=[])
-        axes.invert_yaxis()
-        axes.grid(False)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-
-    return _figure("Time per stage", plot, height=1.4 + 0.46 * len(seconds))
+@plot("Time per stage")
+def stage_bars(axes: Axes, seconds: Mapping[str, float]) -> None:
+    """How long each stage took, in the order given: {"prepare_pairs": 12.5, ...}."""
+    axes.figure.set_figheight(1.4 + 0.46 * len(seconds))
+    names, values = list(seconds), list(seconds.values())
+    bars = axes.barh([name.replace("_", " ") for name in names], values, color=BLUE, height=0.62)
+    axes.bar_label(bars, [duration(value) for value in values], padding=8, fontsize=15)
+    axes.set(xlim=(0, max(values, default=1) * 1.3 or 1), xticks=[])
+    axes.invert_yaxis()
+    axes.grid(False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def duration(seconds: float) -> str:
@@ -231,19 +214,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def _figure(title: str, plot: Callable[[Axes], None], height: float = 5.6) -> bytes:
-    """A PNG, 900 pixels wide, of a title and one panel that `plot(axes)` fills."""
-    with matplotlib.rc_context({**DEFAULTS, **STYLE}):
-        figure = Figure(figsize=(9, height), dpi=DOTS_PER_INCH, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-        figure.suptitle(title, x=0.012, ha="left")
-        plot(figure.add_subplot())
-        buffer = BytesIO()
-        # matplotlib would write its version into the file
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def _best_of_axis(axes: Axes, steps: Sequence[int]) -> None:

@@ -65,14 +65,16 @@ def render_plots(evaluation: Evaluation, curves: dict[str, list[dict]]) -> dict[
         "codebook": plots.codebook_curve(counts),
         "clip_score": plots.score_curve(figures["clip_score"]["curve"]),
         "stages": plots.stage_bars(figures["seconds"]),
-        "generator_image": plots.loss_curve(_losses(generator, "image_loss"), "Transformer, image tokens"),
-        "generator_text": plots.loss_curve(_losses(generator, "text_loss"), "Transformer, text tokens"),
+        "generator_image": plots.loss_curve(
+            _losses(generator, "image_loss"), title="Transformer, image tokens"
+        ),
+        "generator_text": plots.loss_curve(_losses(generator, "text_loss"), title="Transformer, text tokens"),
     }
     if tokenizer := _points(curves["train_image_tokenizer"], "validation/psnr_hard"):
         title = "Image tokenizer, hard reconstruction"
-        pngs["tokenizer"] = plots.loss_curve({"validation": tokenizer}, title, unit="PSNR, dB")
+        pngs["tokenizer"] = plots.loss_curve({"validation": tokenizer}, "PSNR, dB", title=title)
     if scorer := curves.get("train_scorer"):
-        pngs["scorer"] = plots.loss_curve(_losses(scorer, "loss"), "CLIP, contrastive loss", unit="nats")
+        pngs["scorer"] = plots.loss_curve(_losses(scorer, "loss"), "nats", title="CLIP, contrastive loss")
     pngs |= fidelity_plots(figures["fidelity"])
     if neighbors := evaluation.neighbors:
         overlaps = {"held out": neighbors.held_out, "samples": neighbors.samples}
@@ -95,7 +97,9 @@ def fidelity_plots(fidelity: dict) -> dict[str, bytes]:
         pngs["blur_score"] = plots.blurred_scores(score)
     if "inception_score" in best_of:
         curve = {"n": best_of["n"], "score": best_of["inception_score"]}
-        pngs["best_of_score"] = plots.score_curve(curve, "Inception Score, best of n", "Inception Score")
+        pngs["best_of_score"] = plots.score_curve(
+            curve, "Inception Score", title="Inception Score, best of n"
+        )
     return pngs
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from thousandwords.reporting.plots import duration
-
 MATCH_ROWS = {
     "all": "everything",
     "scene": "color, background and relation",
@@ -173,16 +171,6 @@ def _codebook_card(metrics: Mapping) -> dict:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def match_rows(metrics: Mapping) -> list[dict]:
-    """Rows of the table of attributes: {"name", "title", "cells": [{"split", "n1", "best"}]}."""
-    splits = metrics.get("caption_match", {})
-    return [
-        {"name": name, "title": title, "cells": [{"split": split, **splits[split][name]} for split in splits]}
-        for name, title in MATCH_ROWS.items()
-        if splits and all(name in rates for rates in splits.values())
-    ]
-
-
 def overlap_rows(metrics: Mapping) -> list[dict]:
     """Rows of the figures with and without overlapping images: {"title", "with", "without"}, as text."""
     overlap = get(metrics, "fidelity.overlap") or {}
@@ -254,15 +242,6 @@ def protocol_rows(metrics: Mapping) -> dict[str, Any]:
     protocol = metrics["protocol"].items()
     rows = flatten({name: value for name, value in protocol if name not in ("versions", "checkpoints")})
     return {name.replace("_", " ").replace(".", ": "): value for name, value in rows if value is not None}
-
-
-def stage_rows(seconds: Mapping[str, float], notes: Mapping[str, str]) -> list[dict]:
-    """Rows of the stage table: {"name", "note", "time", "share"}."""
-    total = sum(seconds.values()) or 1
-    return [
-        {"name": name, "note": notes.get(name, ""), "time": duration(value), "share": value / total}
-        for name, value in seconds.items()
-    ]
 
 
 def count_rows(counts: Mapping[str, int]) -> dict:

@@ -15,6 +15,7 @@ from itertools import permutations
 from math import ceil
 
 import numpy as np
+from scipy import ndimage
 
 from thousandwords.scenes.render import (
     COLORS,
@@ -68,10 +69,7 @@ def match_caption(image: np.ndarray, caption: str) -> dict[str, bool]:
     A missing thing makes color, shape, size and relation wrong; an extra thing makes the relation wrong. A
     caption without a background accepts any.
     """
-    return _match(parse_image(image), parse_caption(caption))
-
-
-def _match(parsed: ParsedScene, scene: Scene) -> dict[str, bool]:
+    parsed, scene = parse_image(image), parse_caption(caption)
     things = _assign(parsed.things, scene)
     result = {
         attribute: all(
@@ -122,10 +120,13 @@ def parse_image(image: np.ndarray) -> ParsedScene:
     pixels = _pooled(image)
     ground = _fit_ground(pixels)
     difference = pixels - ground
-    patches = connected_patches(np.einsum("yxc,yxc->yx", difference, difference) > EDGE_DISTANCE**2)
+    # patches of pixels that share an edge, numbered from 1
+    labels, _ = ndimage.label(np.einsum("yxc,yxc->yx", difference, difference) > EDGE_DISTANCE**2)
+    areas = np.bincount(labels.ravel(), minlength=2)[1:]
     scale = len(pixels) / REFERENCE_SIZE
-    patches = [patch for patch in patches if len(patch) > MIN_THING_AREA * scale**2]
-    things = tuple(_read_thing(difference, ground, patch) for patch in sorted(patches, key=len, reverse=True))
+    largest_first = np.argsort(-areas, kind="stable")
+    large = largest_first[areas[largest_first] > MIN_THING_AREA * scale**2]
+    things = tuple(_read_thing(difference, ground, np.argwhere(labels == patch + 1)) for patch in large)
     return ParsedScene(things, _name_ground(ground))
 
 
@@ -155,38 +156,11 @@ def _name_ground(ground: np.ndarray) -> str | None:
     return nearest if distances[nearest] < GROUND_TOLERANCE else None
 
 
-def connected_patches(marked: np.ndarray) -> list[np.ndarray]:
-    """The pixels (y, x) of each 4-connected patch of a mask (H, W); joins horizontal runs, not pixels."""
-    width = marked.shape[1] + 1  # one empty column, so that no run crosses a row's end
-    flat = np.pad(marked, ((0, 0), (0, 1))).ravel().astype(np.int8)
-    edges = np.flatnonzero(np.diff(flat, prepend=0))
-    starts, ends = edges[::2], edges[1::2]
-    roots = list(range(len(starts)))
-    # runs first .. last - 1 are in the next row and touch this one
-    first = np.searchsorted(ends, starts + width, side="right")
-    last = np.searchsorted(starts, ends + width, side="left")
-    for run in range(len(roots)):
-        for below in range(first[run], last[run]):
-            roots[_root(roots, below)] = _root(roots, run)
-    labels = np.repeat([_root(roots, run) for run in range(len(roots))], ends - starts)
-    order = np.argsort(labels, kind="stable")
-    pixels = np.stack(np.divmod(np.flatnonzero(flat), width), axis=1)[order]
-    return np.split(pixels, np.flatnonzero(np.diff(labels[order])) + 1) if len(pixels) else []
-
-
-def _root(roots: list[int], run: int) -> int:
-    while roots[run] != run:
-        roots[run] = roots[roots[run]]
-        run = roots[run]
-    return run
-
-
 def _read_thing(difference: np.ndarray, ground: np.ndarray, patch: np.ndarray) -> ParsedThing:
     own, below = difference[patch[:, 0], patch[:, 1]], ground[patch[:, 0], patch[:, 1]]
     distance = np.linalg.norm(own, axis=1)
-    inner = distance >= np.median(
-        distance
-    )  # the half farthest from the background: the edges are mixed with it
+    # the half farthest from the background: the edges are mixed with it
+    inner = distance >= np.median(distance)
     paint = np.median(own[inner] + below[inner], axis=0)
     shape, size = _name_shape(_coverage(difference, ground, patch, paint), len(ground))
     y, x = (patch.min(axis=0) + patch.max(axis=0) + 1) / 2 / len(ground)
@@ -210,10 +184,8 @@ def _coverage(difference: np.ndarray, ground: np.ndarray, patch: np.ndarray, pai
     reach = _reach(len(ground))
     region = np.zeros(ground.shape[:2], bool)
     region[patch[:, 0], patch[:, 1]] = True
-    region[1:] |= region[:-1].copy()  # one more pixel on each side: the soft edge that the threshold cut off
-    region[:-1] |= region[1:].copy()
-    region[:, 1:] |= region[:, :-1].copy()
-    region[:, :-1] |= region[:, 1:].copy()
+    # one more pixel on each side: the soft edge that the threshold cut off
+    region = ndimage.binary_dilation(region, np.ones((3, 3), bool))
     contrast = paint - ground
     share = (difference * contrast).sum(axis=2) / (contrast**2).sum(axis=2).clip(1)
     share = np.pad(np.where(region, share.clip(0, 1), 0), reach)
@@ -224,9 +196,8 @@ def _coverage(difference: np.ndarray, ground: np.ndarray, patch: np.ndarray, pai
 def _name_shape(coverage: np.ndarray, side: int) -> tuple[str | None, str | None]:
     """Shape and size of the template that overlaps best; (None, None) if the overlap is too small."""
     names, templates, areas = _templates(side)
-    common = np.einsum(
-        "np,p->n", templates, coverage.ravel()
-    )  # not @: a threaded BLAS is slow when the cores are busy
+    # not @: a threaded BLAS is slow when the cores are busy
+    common = np.einsum("np,p->n", templates, coverage.ravel())
     overlap = common / (areas + (coverage**2).sum() - common)
     best = overlap.argmax()
     return names[best // (2 * len(SHIFTS) ** 2)] if overlap[best] >= SHAPE_OVERLAP else (None, None)

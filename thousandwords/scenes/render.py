@@ -24,15 +24,9 @@ import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLORS = {
-    "red": (214, 32, 40),
-    "orange": (250, 130, 16),
-    "yellow": (252, 222, 32),
-    "green": (28, 158, 60),
-    "cyan": (24, 206, 224),
-    "blue": (36, 80, 232),
-    "purple": (150, 50, 206),
-    "pink": (255, 104, 184),
-}
+    "red": (214, 32, 40), "orange": (250, 130, 16), "yellow": (252, 222, 32), "green": (28, 158, 60),
+    "cyan": (24, 206, 224), "blue": (36, 80, 232), "purple": (150, 50, 206), "pink": (255, 104, 184),
+}  # fmt: skip
 RADII = {"small": 9.0, "large": 13.0}  # pixels in an image of 64 x 64
 SIZES = tuple(RADII)
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -49,15 +43,9 @@ READING_ORDER_SHARES = {"train": 0.75, "validation": 0.5, "unseen": 0.5}
 
 # Each color is held out once, so each occurs in training with five of the six shapes.
 UNSEEN_PAIRS = (
-    ("red", "triangle"),
-    ("orange", "star"),
-    ("yellow", "ring"),
-    ("green", "cross"),
-    ("cyan", "square"),
-    ("blue", "circle"),
-    ("purple", "star"),
-    ("pink", "triangle"),
-)
+    ("red", "triangle"), ("orange", "star"), ("yellow", "ring"), ("green", "cross"), ("cyan", "square"),
+    ("blue", "circle"), ("purple", "star"), ("pink", "triangle"),
+)  # fmt: skip
 ALL_PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES)
 TRAIN_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in UNSEEN_PAIRS)
 
@@ -141,13 +129,8 @@ def _pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
 
 # One word per relation: a model would have to learn each synonym (over, under) separately.
 PHRASINGS = {
-    1: ("{a} {place}", "{place}, {a}", "a picture of {a} {place}", "{a}"),
-    2: (
-        "{a} {relation} {b} {place}",
-        "{place}, {a} {relation} {b}",
-        "a picture of {a} {relation} {b} {place}",
-        "{a} {relation} {b}",
-    ),
+    number: (f"{things} {{place}}", f"{{place}}, {things}", f"a picture of {things} {{place}}", things)
+    for number, things in ((1, "{a}"), (2, "{a} {relation} {b}"))
 }
 
 

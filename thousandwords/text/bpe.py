@@ -27,9 +27,8 @@ from thousandwords.core.manifest import read_manifest, write_manifest
 from thousandwords.core.special_tokens import PAD
 from thousandwords.text.normalize import normalize
 
-if (
-    TYPE_CHECKING
-):  # torch is imported where tensors are made: processes that prepare pairs start faster without it
+# torch is imported where tensors are made: processes that prepare pairs start faster without it
+if TYPE_CHECKING:
     from torch import Tensor
 
 BYTES = 256
@@ -82,10 +81,8 @@ class TextTokenizer:
         self, captions: Sequence[str], dropout: float, rngs: Sequence[np.random.Generator]
     ) -> Tensor:
         """`encode` with BPE-dropout, one random generator for each caption: (B, T) int64."""
-        rows = [
-            self.tokenize_with_dropout(caption, dropout, rng)
-            for caption, rng in zip(captions, rngs, strict=True)
-        ]
+        pairs = zip(captions, rngs, strict=True)
+        rows = [self.tokenize_with_dropout(caption, dropout, rng) for caption, rng in pairs]
         return pad_rows(rows, self.text_length)
 
     def _merge(self, part: str, dropout: float, uniforms: Iterator[float]) -> list[str]:
@@ -102,10 +99,9 @@ class TextTokenizer:
             if index is None:
                 return tokens
             tokens[index : index + 2] = [tokens[index] + tokens[index + 1]]
-            around = slice(max(0, index - 1), index + 2)  # the merged token and its neighbors
-            ranks[max(0, index - 1) : index + 2] = [
-                self._ranks.get(pair) for pair in itertools.pairwise(tokens[around])
-            ]
+            first = max(0, index - 1)  # the merged token and its neighbors have new pairs
+            pairs = itertools.pairwise(tokens[first : index + 2])
+            ranks[first : index + 2] = [self._ranks.get(pair) for pair in pairs]
 
     def decode(self, tokens: Tensor) -> str:
         """One row of tokens (T,) -> its text, without padding."""
@@ -113,11 +109,10 @@ class TextTokenizer:
 
     def count_truncated(self, captions: Iterable[str]) -> int:
         """How many captions have more than `text_length` tokens (with dropout there are more)."""
-        return sum(
-            len(entry.ids) > self.text_length
-            for part in _parts(captions, 1024)
-            for entry in self._encoded(part)
-        )
+        count, captions = 0, iter(captions)
+        while part := list(itertools.islice(captions, 1024)):  # only one part is in memory
+            count += sum(len(entry.ids) > self.text_length for entry in self._encoded(part))
+        return count
 
     def describe_truncation(self, num_truncated: int, count: int) -> str:
         """A sentence about truncated captions: "3 of 2,000 captions have more than 24 tokens; …"."""
@@ -128,7 +123,7 @@ class TextTokenizer:
 
 
 def pad_rows(tokens: Sequence[list[int]], length: int) -> Tensor:
-    """Rows truncated or padded with PAD: pad_rows([[5, 9]], 4) -> [[5, 9, -1, -1]], (B, length) int64."""
+    """Rows truncated or padded: pad_rows([[5, 9]], 4) -> [[5, 9, -1, -1]], (B, length) int64."""
     import torch
 
     # through numpy: making a tensor from lists of Python ints takes longer than the BPE
@@ -136,13 +131,6 @@ def pad_rows(tokens: Sequence[list[int]], length: int) -> Tensor:
     for row, ids in zip(rows, tokens, strict=True):
         row[: len(ids)] = ids[:length]
     return torch.from_numpy(rows)
-
-
-def _parts(items: Iterable[str], length: int) -> Iterator[list[str]]:
-    """_parts("abcde", 2) -> ["a", "b"], ["c", "d"], ["e"]; only one part is in memory."""
-    iterator = iter(items)
-    while part := list(itertools.islice(iterator, length)):
-        yield part
 
 
 def _uniforms(rng: np.random.Generator) -> Iterator[float]:

@@ -7,6 +7,5 @@ import unicodedata
 
 def normalize(caption: str) -> str:
     """The normalized form of a caption: lower case, NFC, single spaces."""
-    return " ".join(
-        unicodedata.normalize("NFC", caption.lower()).split()
-    )  # NFC after lower(), which can undo it
+    # NFC after lower(), which can undo it
+    return " ".join(unicodedata.normalize("NFC", caption.lower()).split())

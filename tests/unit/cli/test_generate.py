@@ -20,21 +20,9 @@ def generate(package_folder, tmp_path):
     """Runs the command on the tiny package and returns the files it wrote."""
 
     def run(*arguments: str) -> list[str]:
-        command.main(
-            [
-                "generate",
-                *arguments,
-                "--package",
-                str(package_folder),
-                "--out",
-                str(tmp_path / "generated"),
-                "-n",
-                "3",
-            ]
-        )
-        return sorted(
-            str(path.relative_to(tmp_path / "generated")) for path in (tmp_path / "generated").rglob("*.png")
-        )
+        out = tmp_path / "generated"
+        command.main(["generate", *arguments, "--package", str(package_folder), "--out", str(out), "-n", "3"])
+        return sorted(str(path.relative_to(out)) for path in out.rglob("*.png"))
 
     return run
 
@@ -162,29 +150,45 @@ def test_a_mask_keeps_what_is_white_in_it_and_not_what_is_transparent(
 # --- what is rejected ------------------------------------------------------------------------------------------------
 
 
+NO_PROMPT = 'no prompt was given. For example: make generate PROMPT="a small red star on sand"'
+EMPTY = 'the prompt is empty. Say what to generate, for example "a small red star on sand"'
+NO_PROMPTS = "there is no file {}. Give a text file with one prompt per line"
+NO_IMAGE = "there is no file {}. Give an image (JPEG, PNG, WEBP, GIF, BMP, TIFF)"
+TEXT = (
+    "text.png cannot be used as an image: the bytes begin with b'a text'. Save it again, for example as PNG"
+)
+BOTH = "--keep-rows and --keep-mask both say what stays. Give one of them"
+WHAT_STAYS = "{} says what stays of an image, but no image is given. Name it with --inpaint"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], 'generate: no prompt was given. For example: make generate PROMPT="a small red star on sand"'),
-        ([""], 'generate: the prompt is empty. Say what to generate, for example "a small red star on sand"'),
-        (
-            ["a star", " "],
-            'generate: the prompt is empty. Say what to generate, for example "a small red star on sand"',
-        ),
-        (
-            ["--prompts", "none.txt"],
-            "generate: there is no file none.txt. Give a text file with one prompt per line",
-        ),
-        (["--prompts", "."], "generate: there is no file .. Give a text file with one prompt per line"),
-        (["a star", "--temperature", "0"], "generate: sampling.temperature is 0.0; it needs to be above 0"),
+        ([], NO_PROMPT),
+        ([""], EMPTY),
+        (["a star", " "], EMPTY),
+        (["--prompts", "none.txt"], NO_PROMPTS.format("none.txt")),
+        (["--prompts", "."], NO_PROMPTS.format(".")),
+        (["a star", "--temperature", "0"], "sampling.temperature is 0.0; it needs to be above 0"),
         (
             ["a star", "--top-p", "1.5"],
-            "generate: sampling.top_p is 1.5; it needs to be in (0, 1], or null for all tokens",
+            "sampling.top_p is 1.5; it needs to be in (0, 1], or null for all tokens",
         ),
+        (["a star", "--inpaint", "none.png"], NO_IMAGE.format("none.png")),
+        (["a star", "--inpaint", "."], NO_IMAGE.format(".")),
+        (["a star", "--inpaint", "text.png"], TEXT),
+        (["a star", "--inpaint", "ok.png", "--keep-mask", "none.png"], NO_IMAGE.format("none.png")),
+        (["a star", "--inpaint", "ok.png", "--keep-mask", "ok.png", "--keep-rows", "2"], BOTH),
+        (["a star", "--keep-rows", "2"], WHAT_STAYS.format("--keep-rows")),
+        (["a star", "--keep-mask", "ok.png"], WHAT_STAYS.format("--keep-mask")),
     ],
 )
-def test_a_wrong_request_ends_with_one_sentence_before_a_model_is_loaded(rejected, arguments, sentence):
-    assert rejected(*arguments) == sentence
+def test_a_wrong_request_ends_with_one_sentence_before_a_model_is_loaded(
+    rejected, tmp_path, arguments, sentence
+):
+    (tmp_path / "text.png").write_text("a text")
+    (tmp_path / "ok.png").write_bytes(encode_png(to_uint8(random_images(1))[0]))
+    assert rejected(*arguments) == f"generate: {sentence}"
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n\t\n", b"\xef\xbb\xbf"])
@@ -198,39 +202,6 @@ def test_a_file_that_is_not_utf8_is_rejected_with_its_line(rejected, tmp_path):
     sentence = rejected("--prompts", "prompts.txt")
     assert sentence.startswith("generate: prompts.txt, line 2 is not text in UTF-8: 'ein gr")
     assert sentence.endswith("Type it again, or save it as UTF-8")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (
-            ["--inpaint", "none.png"],
-            "there is no file none.png. Give an image (JPEG, PNG, WEBP, GIF, BMP, TIFF)",
-        ),
-        (["--inpaint", "."], "there is no file .. Give an image (JPEG, PNG, WEBP, GIF, BMP, TIFF)"),
-        (
-            ["--inpaint", "text.png"],
-            "text.png cannot be used as an image: the bytes begin with b'a text'. Save it again, for example as PNG",
-        ),
-        (["--inpaint", "ok.png", "--keep-mask", "none.png"], "there is no file none.png. Give an image"),
-        (
-            ["--inpaint", "ok.png", "--keep-mask", "ok.png", "--keep-rows", "2"],
-            "--keep-rows and --keep-mask both say what stays. Give one of them",
-        ),
-        (
-            ["--keep-rows", "2"],
-            "--keep-rows says what stays of an image, but no image is given. Name it with --inpaint",
-        ),
-        (
-            ["--keep-mask", "ok.png"],
-            "--keep-mask says what stays of an image, but no image is given. Name it with --inpaint",
-        ),
-    ],
-)
-def test_a_wrong_request_to_inpaint_ends_before_a_model_is_loaded(rejected, tmp_path, arguments, sentence):
-    (tmp_path / "text.png").write_text("a text")
-    (tmp_path / "ok.png").write_bytes(encode_png(to_uint8(random_images(1))[0]))
-    assert rejected("a star", *arguments).startswith(f"generate: {sentence}")
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,6 @@ from tests.helpers.tiny_models import IMAGE_VOCAB_SIZE, SIDE, random_images
 from thousandwords import __main__ as command
 from thousandwords.cli import likelihood as likelihood_command
 from thousandwords.cli import tokens as tokens_command
-from thousandwords.cli.tokens import parse_edit
-from thousandwords.core.errors import UserError
 from thousandwords.data.images import decode_png, encode_png, to_uint8
 from thousandwords.inference.batched import encode_in_batches
 from thousandwords.inference.likelihood import likelihood
@@ -91,10 +89,9 @@ def test_an_image_becomes_a_grid_of_tokens_and_images(tokens, here, package):
     assert image_in(here / "tokens/side_by_side.png").shape[1] == 4 + 3 * (16 * SIDE + 4)
 
 
-def test_edits_are_made_in_the_order_stitch_flip_set(tokens, package):
-    expected = np.concatenate([grid_of(package, 0)[:, :1], grid_of(package, 1)[:, 1:]], axis=1)[
-        :, ::-1
-    ].copy()
+def test_edits_are_made_in_the_order_stitch_flip_set_and_decoded(tokens, here, package):
+    stitched = np.concatenate([grid_of(package, 0)[:, :1], grid_of(package, 1)[:, 1:]], axis=1)
+    expected = stitched[:, ::-1].copy()
     expected[0, 3], expected[2, 1] = 7, 5
 
     grid, _ = tokens(
@@ -102,10 +99,6 @@ def test_edits_are_made_in_the_order_stitch_flip_set(tokens, package):
     )
 
     assert grid == expected.tolist()
-
-
-def test_the_decoded_image_is_that_of_the_edited_tokens(tokens, here, package):
-    grid, _ = tokens("a.png", "--flip", "--stitch", "b.png")
     decoded = package.image_tokenizer.decode(torch.tensor(grid).reshape(1, -1))
     assert np.array_equal(image_in(here / "tokens/decoded.png"), to_uint8(decoded)[0])
 
@@ -147,47 +140,39 @@ def test_the_same_command_writes_the_same_bytes(tokens, here):
     assert {path.name: path.read_bytes() for path in (here / "tokens").iterdir()} == first
 
 
-def test_an_edit_is_read_as_row_column_token():
-    assert parse_edit("3,4=17") == (3, 4, 17)
-    for wrong in ("3,4", "3=4", "a,b=c", "1,2=-3", "", "1,2=3=4", "1.0,2=3"):
-        with pytest.raises(
-            UserError, match="is not understood. Give ROW,COLUMN=TOKEN, for example --set 3,4=17"
-        ):
-            parse_edit(wrong)
+NO_FILE = "there is no file {}. Give an image (JPEG, PNG, WEBP, GIF, BMP, TIFF)"
+NO_IMAGE = (
+    "text.png cannot be used as an image: the bytes begin with b'a text'. Save it again, for example as PNG"
+)
+NO_CAPTION = 'the caption is empty. Say what to generate, for example "a small red star on sand"'
+ONE_IMAGE = "--columns says where two images meet, but there is only one. Name the other with --stitch"
+NO_EDIT = "--set {} is not understood. Give ROW,COLUMN=TOKEN, for example --set 3,4=17"
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["none.png"], "there is no file none.png. Give an image (JPEG, PNG, WEBP, GIF, BMP, TIFF)"),
-        (["none.json"], "there is no file none.json. Give an image (JPEG, PNG, WEBP, GIF, BMP, TIFF)"),
-        (
-            ["text.png"],
-            "text.png cannot be used as an image: the bytes begin with b'a text'. Save it again, for example as PNG",
+        (["tokens", "none.png"], NO_FILE.format("none.png")),
+        (["tokens", "none.json"], NO_FILE.format("none.json")),
+        (["tokens", "text.png"], NO_IMAGE),
+        (["tokens", "a.png", "--stitch", "none.png"], NO_FILE.format("none.png")),
+        *(
+            (["tokens", "a.png", f"--set={text}"], NO_EDIT.format(text))
+            for text in ("1=2", "3,4", "a,b=c", "1,2=-3", "", "1,2=3=4", "1.0,2=3")
         ),
-        (
-            ["a.png", "--stitch", "none.png"],
-            "there is no file none.png. Give an image (JPEG, PNG, WEBP, GIF, BMP, TIFF)",
-        ),
-        (
-            ["a.png", "--set", "1=2"],
-            "--set 1=2 is not understood. Give ROW,COLUMN=TOKEN, for example --set 3,4=17",
-        ),
-        (
-            ["a.png", "--caption", " "],
-            'the caption is empty. Say what to generate, for example "a small red star on sand"',
-        ),
-        (
-            ["a.png", "--columns", "2"],
-            "--columns says where two images meet, but there is only one. Name the other with --stitch",
-        ),
+        (["tokens", "a.png", "--caption", " "], NO_CAPTION),
+        (["tokens", "a.png", "--columns", "2"], ONE_IMAGE),
+        (["likelihood", " ", "a.png"], NO_CAPTION),
+        (["likelihood", "a star", "none.png"], NO_FILE.format("none.png")),
+        (["likelihood", "a star", "a.png", "text.png"], NO_IMAGE),
     ],
 )
 def test_a_wrong_request_ends_with_one_sentence_before_a_model_is_loaded(
     rejected, monkeypatch, arguments, sentence
 ):
-    monkeypatch.setattr(tokens_command, "load_package", None)
-    assert rejected("tokens", *arguments) == f"tokens: {sentence}"
+    for module in (tokens_command, likelihood_command):
+        monkeypatch.setattr(module, "load_package", None)
+    assert rejected(*arguments) == f"{arguments[0]}: {sentence}"
 
 
 @pytest.mark.parametrize(
@@ -256,23 +241,11 @@ def test_tokens_that_were_edited_by_hand_and_are_not_valid_are_rejected(rejected
 
 
 def test_images_are_listed_likeliest_first_and_as_a_table(here, package, package_folder, capsys):
-    command.main(
-        [
-            "likelihood",
-            "A red star",
-            "a.png",
-            "b.png",
-            "c.png",
-            "--csv",
-            "out/l.csv",
-            "--package",
-            str(package_folder),
-        ]
-    )
+    names = ["a.png", "b.png", "c.png"]
+    arguments = ["A red star", *names, "--csv", "out/l.csv", "--package", str(package_folder)]
+    command.main(["likelihood", *arguments])
 
-    results = dict(
-        zip(["a.png", "b.png", "c.png"], likelihood(package, "a red star", list(IMAGES)), strict=True)
-    )
+    results = dict(zip(names, likelihood(package, "a red star", list(IMAGES)), strict=True))
     order = sorted(results, key=lambda name: results[name].image_bits)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split("  ") == ["bits per image", "bits per token", "bits of the caption", "image"]
@@ -283,41 +256,14 @@ def test_images_are_listed_likeliest_first_and_as_a_table(here, package, package
     with open(here / "out/l.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == order
-    assert [float(row["bits_per_image"]) for row in rows] == pytest.approx(
-        [results[name].image_bits for name in order]
-    )
-    assert [float(row["caption_bits"]) for row in rows] == pytest.approx(3 * [results["a.png"].caption_bits])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (
-            [" ", "a.png"],
-            'the caption is empty. Say what to generate, for example "a small red star on sand"',
-        ),
-        (
-            ["a star", "none.png"],
-            "there is no file none.png. Give an image (JPEG, PNG, WEBP, GIF, BMP, TIFF)",
-        ),
-        (
-            ["a star", "a.png", "text.png"],
-            "text.png cannot be used as an image: the bytes begin with b'a text'. Save it again, for example as PNG",
-        ),
-    ],
-)
-def test_a_wrong_question_ends_with_one_sentence_before_a_model_is_loaded(
-    rejected, monkeypatch, arguments, sentence
-):
-    monkeypatch.setattr(likelihood_command, "load_package", None)
-    assert rejected("likelihood", *arguments) == f"likelihood: {sentence}"
+    for column, attribute in (("bits_per_image", "image_bits"), ("caption_bits", "caption_bits")):
+        expected = [getattr(results[name], attribute) for name in order]
+        assert [float(row[column]) for row in rows] == pytest.approx(expected)
 
 
 def test_without_a_package_the_fix_is_to_train_one(here, capsys):
     for arguments in (["tokens", "a.png"], ["likelihood", "a star", "a.png"]):
         with pytest.raises(SystemExit):
             command.main([*arguments, "--package", "none"])
-        assert (
-            "there is no package at none: nothing has been trained here yet. Run: make run"
-            in capsys.readouterr().err
-        )
+        fix = "there is no package at none: nothing has been trained here yet. Run: make run"
+        assert fix in capsys.readouterr().err

@@ -25,6 +25,7 @@ def both_ends(n1: float, best: float, margin: float = 0.05) -> dict:
     return {"n1": n1, "best": best, **intervals}
 
 
+# fmt: off
 RATES = {
     "prompts": 80,
     "scene": both_ends(0.52, 0.87),
@@ -34,109 +35,59 @@ RATES = {
 }
 UNSEEN = RATES | {"all": both_ends(0.23, 0.57, 0.04)}
 RECALL = {"r1": 0.31, "r1_interval": [0.28, 0.34], "r5": 0.77, "r10": 0.9}
+FIDELITY = {
+    "clip_frechet": {
+        "radius": [0, 1], "distance": [0.0409, 0.0365], "interval": [0.0333, 0.0488], "without_overlap": [0.0445, None],
+        "training": 0.0202, "real": 1512, "drawn": 576, "captions": 96,
+    },
+    "best_of": {
+        "n": [1, 4, 16], "captions": 96, "real": 1512, "clip_frechet": [0.081, 0.062, 0.055],
+        "clip_frechet_interval": [[0.07, 0.09], [0.05, 0.07], [0.0481, 0.0622]],
+    },
+    "clip_kernel": {"mean": 0.00123, "deviation": 0.0004, "subsets": 100, "size": 288},
+    "clip_precision": {"precision": 0.81, "precision_interval": [0.77, 0.85], "recall": 0.64, "neighbours": 3},
+    "retrieval": {"pictures": 1000, "captions_of_pictures": RECALL, "pictures_of_captions": RECALL},
+    "memorisation": {
+        "threshold": 0.98, "drawn": 576, "captions": 96, "training": 2048, "share": {"drawn": 0.031, "held_out": 0.096},
+        "median_similarity": {"drawn": 0.93, "held_out": 0.94},
+    },
+    "overlap": {
+        "threshold": 0.98, "held_out": 1000, "training": 2048, "share": 0.096, "share_within_training": 0.18,
+        "by_chance": 0.9912, "caption_match": {"with": 0.91, "without": 0.905},
+        "psnr_hard": {"with": 30.1, "without": 29.92}, "clip_frechet": {"with": 0.0409, "without": None},
+    },
+}
 METRICS = {
     "reconstruction": {"psnr_hard": 27.43, "psnr_kmeans": 22.12, "psnr_hard_interval": [27.12, 27.75]},
-    "codebook": {
-        "perplexity": 231.4,
-        "perplexity_kmeans": 180.2,
-        "used": 0.86,
-        "used_kmeans": 0.97,
-        "vocab_size": 512,
-    },
+    "codebook": {"perplexity": 231.4, "perplexity_kmeans": 180.2, "used": 0.86, "used_kmeans": 0.97, "vocab_size": 512},
     "generator": {"val_loss_text": 1.253, "val_loss_image": 2.402},
-    "clip_score": {
-        "n1": 0.201,
-        "best": 0.287,
-        "scaled": {"n1": 20.1, "n1_interval": [19.04, 21.2], "best": 28.7},
-    },
+    "clip_score": {"n1": 0.201, "best": 0.287, "scaled": {"n1": 20.1, "n1_interval": [19.04, 21.2], "best": 28.7}},
     "n": 16,
     "caption_match": {"seen": RATES, "unseen": UNSEEN},
-    "fidelity": {
-        "clip_frechet": {
-            "radius": [0, 1],
-            "distance": [0.0409, 0.0365],
-            "training": 0.0202,
-            "real": 1512,
-            "drawn": 576,
-            "captions": 96,
-            "interval": [0.0333, 0.0488],
-            "without_overlap": [0.0445, None],
-        },
-        "best_of": {
-            "n": [1, 4, 16],
-            "captions": 96,
-            "real": 1512,
-            "clip_frechet": [0.081, 0.062, 0.055],
-            "clip_frechet_interval": [[0.07, 0.09], [0.05, 0.07], [0.0481, 0.0622]],
-        },
-        "clip_kernel": {"mean": 0.00123, "deviation": 0.0004, "subsets": 100, "size": 288},
-        "clip_precision": {
-            "precision": 0.81,
-            "precision_interval": [0.77, 0.85],
-            "recall": 0.64,
-            "neighbours": 3,
-        },
-        "retrieval": {"pictures": 1000, "captions_of_pictures": RECALL, "pictures_of_captions": RECALL},
-        "memorisation": {
-            "threshold": 0.98,
-            "drawn": 576,
-            "captions": 96,
-            "training": 2048,
-            "share": {"drawn": 0.031, "held_out": 0.096},
-            "median_similarity": {"drawn": 0.93, "held_out": 0.94},
-        },
-        "overlap": {
-            "threshold": 0.98,
-            "held_out": 1000,
-            "training": 2048,
-            "share": 0.096,
-            "share_within_training": 0.18,
-            "by_chance": 0.9912,
-            "caption_match": {"with": 0.91, "without": 0.905},
-            "psnr_hard": {"with": 30.1, "without": 29.92},
-            "clip_frechet": {"with": 0.0409, "without": None},
-        },
-    },
+    "fidelity": FIDELITY,
     "protocol": {
-        "features": "models/scorer <own>",
-        "features_sha256": None,
-        "counts": {"real": 1512},
-        "seed": 7,
+        "features": "models/scorer <own>", "features_sha256": None, "counts": {"real": 1512}, "seed": 7,
         "versions": {"torch": "2"},
     },
     "seconds": {"prepare_pairs": 12.4, "train_generator": 1530.0},
 }
 INCEPTION = {
     "fid": {
-        "radius": [0, 1],
-        "distance": [31.4159, 20.0],
-        "interval": [28.0, 34.9],
-        "real": 384,
-        "drawn": 384,
-        "captions": 96,
+        "radius": [0, 1], "distance": [31.4159, 20.0], "interval": [28.0, 34.9], "real": 384, "drawn": 384, "captions": 96,
     },
     "kid": {"mean": 0.0123, "deviation": 0.002, "subsets": 100, "size": 192},
     "precision": {"precision": 0.5, "recall": 0.25, "neighbours": 3},
     "inception_score": {
-        "mean": 5.432,
-        "deviation": 0.21,
-        "splits": 10,
-        "drawn": 384,
-        "radius": [0, 1],
-        "score": [5.432, 4.0],
+        "mean": 5.432, "deviation": 0.21, "splits": 10, "drawn": 384, "radius": [0, 1], "score": [5.432, 4.0],
     },
     "best_of": {
-        "n": [1, 32],
-        "captions": 96,
-        "real": 384,
-        "fid": [60.0, 55.0],
-        "fid_interval": [[55.0, 65.0], [50.0, 60.0]],
+        "n": [1, 32], "captions": 96, "real": 384, "fid": [60.0, 55.0], "fid_interval": [[55.0, 65.0], [50.0, 60.0]],
         "inception_score": [4.0, 4.5],
     },
-    "retrieval": METRICS["fidelity"]["retrieval"],
-    "overlap": METRICS["fidelity"]["overlap"]
-    | {"share_within_training": None, "fid": {"with": 31.4159, "without": 32.5}},
+    "retrieval": FIDELITY["retrieval"],
+    "overlap": FIDELITY["overlap"] | {"share_within_training": None, "fid": {"with": 31.4159, "without": 32.5}},
 }
+# fmt: on
 
 
 def png(color: str = "red", side: int = 8) -> bytes:
@@ -147,26 +98,15 @@ def png(color: str = "red", side: int = 8) -> bytes:
 
 RED, GREEN, BLUE, NAVY = map(png, ("red", "green", "blue", "navy"))
 PAIR = {
-    "image": BLUE,
-    "training_image": NAVY,
-    "similarity": 0.9871,
-    "is_near_duplicate": True,
-    "captions": ["a dog", "a cat"],
+    **{"image": BLUE, "training_image": NAVY, "captions": ["a dog", "a cat"]},
+    **{"similarity": 0.9871, "is_near_duplicate": True},
 }
 DUPLICATE = {
-    "image": BLUE,
-    "earlier_image": NAVY,
-    "distance": 3,
-    "color": 17,
-    "is_dropped": True,
-    "captions": ["a hill", "a mountain"],
+    **{"image": BLUE, "earlier_image": NAVY, "captions": ["a hill", "a mountain"]},
+    **{"distance": 3, "color": 17, "is_dropped": True},
 }
 COUNTS = {
-    "n_in": 1011,
-    "n_ok": 1000,
-    "n_quarantined": 8,
-    "n_duplicate": 3,
-    "n_filtered": 0,
+    **{"n_in": 1011, "n_ok": 1000, "n_quarantined": 8, "n_duplicate": 3, "n_filtered": 0},
     "reasons": {"truncated_data": 5, "too_small": 3},
     "near_duplicates": {"distance": 4, "colour": 24, "by_chance": 9, "across_splits": 2, "by_distance": {}},
     "splits": {"train": 900, "validation": 100},
@@ -383,7 +323,7 @@ def test_each_stage_names_its_run_and_links_to_it_where_it_is_on_a_server():
     ],
 )
 def test_figures_of_image_fidelity_that_are_missing_are_left_out(part, text):
-    rest = {name: block for name, block in METRICS["fidelity"].items() if name != part}
+    rest = {name: block for name, block in FIDELITY.items() if name != part}
     rest["overlap"] = {name: value for name, value in rest.get("overlap", {}).items() if name != part}
     if part == "overlap":
         del rest["overlap"]
@@ -449,13 +389,13 @@ def test_shares_numbers_and_durations_as_text():
 
 LOSSES = {"train": [(0, 5.0), (10, 3.0)], "validation": [(10, 3.2)], "not yet": []}
 CURVES = {
-    "loss": lambda: plots.loss_curve(LOSSES, "Image loss"),
+    "loss": lambda: plots.loss_curve(LOSSES, title="Image loss"),
     "match": lambda: plots.match_curve({"seen": RATES, "unseen": UNSEEN}),
     "score": lambda: plots.score_curve({"n": [1, 2, 4], "score": [0.2, 0.24, 0.26]}),
-    "blur": lambda: plots.blur_curve(METRICS["fidelity"]["clip_frechet"], "distance"),
+    "blur": lambda: plots.blur_curve(FIDELITY["clip_frechet"], "distance"),
     "similarity": lambda: plots.similarity_histogram({"held out": [0.9, 0.95, 1.0], "samples": [0.2]}, 0.98),
     "similarity of copies": lambda: plots.similarity_histogram({"held out": [1.0, 1.0]}, 1.0),
-    "best of n": lambda: plots.best_of_curve(METRICS["fidelity"]["best_of"], "clip_frechet", "distance"),
+    "best of n": lambda: plots.best_of_curve(FIDELITY["best_of"], "clip_frechet", "distance"),
     "scores": lambda: plots.blurred_scores({"radius": [0, 1], "score": [5.0, 4.0]}),
     "blur alone": lambda: plots.blur_curve({"radius": [0, 1], "distance": [0.2, 0.1]}, "distance"),
     "codebook": lambda: plots.codebook_curve({"dvae": np.array([5, 0, 3, 1]), "k-means": [3, 2, 2, 2]}),

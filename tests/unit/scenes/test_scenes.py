@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thousandwords.scenes.parse import ATTRIBUTES, THING_FIELDS, connected_patches, match_caption, parse_image
+from thousandwords.scenes.parse import ATTRIBUTES, match_caption, parse_image
 from thousandwords.scenes.render import (
     BACKGROUNDS,
     COLORS,
-    PHRASINGS,
     READING_ORDER,
     RELATIONS,
     SHAPES,
@@ -24,7 +23,6 @@ from thousandwords.scenes.render import (
     Scene,
     Thing,
     caption,
-    fill_phrasing,
     mirror,
     paint,
     parse_caption,
@@ -62,11 +60,8 @@ def wrong(image: np.ndarray, text: str = PLANTED_CAPTION) -> set[str]:
 # ---- the data set
 
 
-def test_the_vocabulary_is_six_shapes_eight_colors_two_sizes_four_relations_four_backgrounds():
-    assert [len(words) for words in (SHAPES, COLORS, SIZES, RELATIONS, BACKGROUNDS)] == [6, 8, 2, 4, 4]
-
-
 def test_each_color_and_each_shape_occurs_in_training_with_most_of_the_others():
+    assert [len(words) for words in (SHAPES, COLORS, SIZES, RELATIONS, BACKGROUNDS)] == [6, 8, 2, 4, 4]
     assert len(TRAIN_PAIRS) == 40 and len(UNSEEN_PAIRS) == 8
     assert all(sum(color == other for other, _ in TRAIN_PAIRS) == 5 for color in COLORS)
     assert all(sum(shape == other for _, other in TRAIN_PAIRS) >= 6 for shape in SHAPES)
@@ -92,15 +87,13 @@ def test_training_never_shows_an_unseen_pair_and_each_unseen_scene_does(seed):
     assert pairs_of(random_scene(generator(seed), unseen=True)) & set(UNSEEN_PAIRS)
 
 
-def test_captions_of_the_splits_keep_the_unseen_pairs_apart():
+def test_no_image_is_in_two_splits_or_twice_in_one_and_captions_keep_the_unseen_pairs_apart():
+    images = set()
     for split in SPLITS:
-        for _, _, text in scene_pairs(300, 1, split):
+        for _, image, text in scene_pairs(300, 2, split):
+            images.add(image.tobytes())
             assert bool(pairs_of(parse_caption(text)) & set(UNSEEN_PAIRS)) == (split == "unseen"), text
-
-
-def test_no_image_is_in_two_splits_or_twice_in_one():
-    images = [image.tobytes() for split in SPLITS for _, image, _ in scene_pairs(300, 2, split)]
-    assert len(set(images)) == 900
+    assert len(images) == 900
 
 
 def test_an_unknown_split_is_rejected():
@@ -169,16 +162,6 @@ def test_three_quarters_of_training_captions_and_half_of_held_out_ones_are_in_re
     assert shares == pytest.approx({"train": 0.75, "validation": 0.5, "unseen": 0.5}, abs=0.04)
 
 
-@pytest.mark.parametrize("phrasing", [phrasing for group in PHRASINGS.values() for phrasing in group])
-@pytest.mark.parametrize("relation", RELATIONS)
-def test_every_phrasing_can_be_parsed_back(phrasing, relation):
-    is_couple = "{b}" in phrasing
-    scene = replace(PLANTED, relation=relation) if is_couple else Scene((RED_STAR,), None, "sand")
-    text = fill_phrasing(scene, phrasing)
-    assert parse_caption(text) == replace(scene, background="sand" if "{place}" in phrasing else None)
-    assert text == text.lower()
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -206,26 +189,20 @@ def test_any_text_is_a_scene_or_a_clear_error(text):
         assert "is not the caption of a scene" in str(error)
 
 
-@pytest.mark.parametrize(("things", "relation"), [((RED_STAR,), "above"), ((RED_STAR, BLUE_SQUARE), None)])
-def test_a_scene_has_a_relation_if_and_only_if_it_holds_two_things(things, relation):
-    with pytest.raises(ValueError, match="two things need a relation, one has none"):
+@pytest.mark.parametrize(
+    ("things", "relation", "message"),
+    [
+        ((RED_STAR,), "above", "two things need a relation, one has none"),
+        ((RED_STAR, BLUE_SQUARE), None, "two things need a relation, one has none"),
+        ((RED_STAR, BLUE_SQUARE, RED_STAR), "above", "a scene holds 1 or 2 things, not 3"),
+    ],
+)
+def test_a_scene_has_one_thing_or_two_and_their_relation(things, relation, message):
+    with pytest.raises(ValueError, match=message):
         Scene(things, relation, "sand")
 
 
-def test_a_scene_of_three_things_is_rejected():
-    with pytest.raises(ValueError, match="a scene holds 1 or 2 things, not 3"):
-        Scene((RED_STAR, BLUE_SQUARE, RED_STAR), "above", "sand")
-
-
 # ---- the parser
-
-
-@pytest.mark.parametrize("split", ["train", "unseen"])
-def test_the_parser_is_right_on_99_in_100_rendered_images(split):
-    results = [match_caption(image, text) for _, image, text in scene_pairs(300, 3, split)]
-    for name in ATTRIBUTES:
-        assert sum(result[name] for result in results) >= 297, name
-    assert sum(all(result.values()) for result in results) >= 297
 
 
 @law
@@ -244,40 +221,31 @@ def test_the_parser_tolerates_blur_and_noise():
     assert right >= 98
 
 
-SWAPPED_COLORS = (replace(RED_STAR, color="blue"), replace(BLUE_SQUARE, color="red"))
+def planted(first: dict | None = None, second: dict | None = None, **changes) -> Scene:
+    """PLANTED with other attributes of its things, or another relation or background."""
+    things = replace(RED_STAR, **(first or {})), replace(BLUE_SQUARE, **(second or {}))
+    return replace(PLANTED, things=things, **changes)
 
 
 @pytest.mark.parametrize(
-    ("error", "planted"),
+    ("error", "scene"),
     [
-        ("colour", replace(PLANTED, things=(replace(RED_STAR, color="pink"), BLUE_SQUARE))),
-        ("colour", replace(PLANTED, things=(RED_STAR, replace(BLUE_SQUARE, color="purple")))),
-        ("colour", replace(PLANTED, things=SWAPPED_COLORS)),
-        ("shape", replace(PLANTED, things=(replace(RED_STAR, shape="cross"), BLUE_SQUARE))),
-        ("shape", replace(PLANTED, things=(RED_STAR, replace(BLUE_SQUARE, shape="circle")))),
-        ("size", replace(PLANTED, things=(replace(RED_STAR, size="large"), BLUE_SQUARE))),
-        ("size", replace(PLANTED, things=(RED_STAR, replace(BLUE_SQUARE, size="small")))),
-        ("relation", replace(PLANTED, relation="below")),
-        ("relation", replace(PLANTED, relation="left of")),
-        ("background", replace(PLANTED, background="snow")),
-        ("background", replace(PLANTED, background="fog")),
+        ("colour", planted({"color": "pink"})),
+        ("colour", planted(None, {"color": "purple"})),
+        ("colour", planted({"color": "blue"}, {"color": "red"})),
+        ("shape", planted({"shape": "cross"})),
+        ("shape", planted(None, {"shape": "circle"})),
+        ("size", planted({"size": "large"})),
+        ("size", planted(None, {"size": "small"})),
+        ("relation", planted(relation="below")),
+        ("relation", planted(relation="left of")),
+        ("background", planted(background="snow")),
+        ("background", planted(background="fog")),
     ],
 )
-def test_a_planted_error_fails_its_attribute_and_no_other(error, planted):
+def test_a_planted_error_fails_its_attribute_and_no_other(error, scene):
     for seed in range(5):
-        assert wrong(render(planted, generator(seed))) == {error}
-
-
-@law
-@given(scene=couples, seed=seeds, attribute=st.sampled_from(["colour", "shape", "size"]))
-def test_any_wrong_word_about_one_thing_is_detected(scene, seed, attribute):
-    words = {"colour": list(COLORS), "shape": list(SHAPES), "size": list(SIZES)}[attribute]
-    field = THING_FIELDS[attribute]
-    word = words[(words.index(getattr(scene.things[0], field)) + 1 + seed) % len(words)]
-    changed = replace(scene, things=(replace(scene.things[0], **{field: word}), scene.things[1]))
-    rng = generator(seed)
-    errors = wrong(render(scene, rng), caption(changed, rng))
-    assert (attribute in errors) == (word != getattr(scene.things[0], field))
+        assert wrong(render(scene, generator(seed))) == {error}
 
 
 def test_a_missing_thing_makes_all_its_attributes_wrong():
@@ -345,9 +313,3 @@ def test_any_square_image_can_be_parsed(pixels, size):
 def test_an_image_that_is_not_square_rgb_is_rejected():
     with pytest.raises(ValueError, match=r"a square RGB image .* not \(64, 32, 3\); crop it to a square"):
         parse_image(np.zeros((64, 32, 3), np.uint8))
-
-
-def test_patches_are_joined_along_edges_and_not_over_corners():
-    marked = np.array([[1, 0, 1, 1], [1, 0, 1, 0], [1, 1, 1, 0], [0, 0, 0, 1]], bool)
-    assert sorted(len(patch) for patch in connected_patches(marked)) == [1, 8]
-    assert connected_patches(np.zeros((3, 3), bool)) == []
