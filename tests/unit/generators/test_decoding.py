@@ -49,9 +49,9 @@ def sample_without_cache(
 
 
 @every_layer_kind
-def test_a_thousand_images_with_the_cache_equal_those_without(kinds):
-    model, text = tiny_transformer(4, kinds), captions_as_tokens(40).repeat_interleave(25, dim=0)
-    assert model.sample(text, rngs(1000)).equal(sample_without_cache(model, text))
+def test_hundreds_of_images_with_the_cache_equal_those_without(kinds):
+    model, text = tiny_transformer(4, kinds), captions_as_tokens(12).repeat_interleave(25, dim=0)
+    assert model.sample(text, rngs(300)).equal(sample_without_cache(model, text))
 
 
 # any cells of any row may be fixed: a row is a token or -1 for each cell
@@ -60,7 +60,7 @@ some_tokens = st.lists(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.lists(some_tokens, min_size=1, max_size=3), st.integers(0, LENGTH), st.sampled_from(KINDS))
 def test_fixed_tokens_are_kept_and_the_others_are_sampled_as_without_a_cache(rows, first, kind):
     model, fixed_tokens = tiny_transformer(kinds=[kind] * 2), torch.tensor(rows)
