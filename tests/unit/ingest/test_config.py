@@ -108,7 +108,7 @@ near_duplicate_color: 256
 """.strip().split("\n")
 
 
-@pytest.mark.parametrize(("settings", "message"), zip(CASES[::2], CASES[1::2], strict=True))
+@pytest.mark.parametrize(("settings", "message"), list(zip(CASES[::2], CASES[1::2], strict=True)))
 def test_settings_are_checked(settings, message):
     with pytest.raises(ConfigError, match=re.escape(message.strip())):
         section(yaml.safe_load(f"{{{settings}}}"), "data", DataConfig)
