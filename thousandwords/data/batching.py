@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 
 def sequential_batches(count: int, batch_size: int) -> Iterator[list[int]]:
     """All row numbers once, in order: sequential_batches(5, 2) -> [0, 1], [2, 3], [4]"""
-    for start in range(0, count, batch_size):
-        yield list(range(start, min(count, start + batch_size)))
+    for rows in np.split(np.arange(count), range(batch_size, count, batch_size)):
+        if len(rows):
+            yield rows.tolist()

@@ -69,7 +69,7 @@ def _best_first(scores: np.ndarray, quality: np.ndarray) -> np.ndarray:
 
 def candidate_counts(candidates: int) -> list[int]:
     """The n of a best-of-n curve: the powers of two and the number of candidates: 6 -> [1, 2, 4, 6]."""
-    return [2**k for k in range(candidates.bit_length()) if 2**k < candidates] + [candidates]
+    return [*(2 ** np.arange((candidates - 1).bit_length())).tolist(), candidates]
 
 
 def _curve(scores: ArrayLike, quality: ArrayLike) -> list[float]:
