@@ -20,6 +20,9 @@ from thousandwords.inference.package import write_package
 os.environ["SERVERS_FOLDER"] = os.devnull  # a test uses no servers but its own
 RECORDS_AT = os.environ.get("MLFLOW_TRACKING_URI")
 torch.set_num_threads(1)
+# under nohup or in the background of a script these are ignored, and every process of a test would ignore them too
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, lambda *_: None)
 settings.register_profile("house", deadline=None, derandomize=True, database=None)
 settings.load_profile("house")
 

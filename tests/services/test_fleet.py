@@ -43,14 +43,10 @@ class Fleet:
         self.settings = {**settings, "PREFECT_WORKER_QUERY_SECONDS": "1", "SECONDS": str(seconds)}
         self.started: list[subprocess.Popen] = []
 
-    def start(self, clone: Path, *args: str, accepts_ctrl_c: bool = False) -> subprocess.Popen:
-        """`accepts_ctrl_c`: also if these tests run in the background of a shell, where Ctrl-C is ignored."""
-        preexec = (lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) if accepts_ctrl_c else None
+    def start(self, clone: Path, *args: str) -> subprocess.Popen:
         own = {**clones.environment(clone), **environment(clone / ".prefect", **self.settings)}
         piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen(
-            [sys.executable, "-m", *args], cwd=clone, env=own, preexec_fn=preexec, **piped
-        )
+        process = subprocess.Popen([sys.executable, "-m", *args], cwd=clone, env=own, **piped)
         self.started.append(process)
         return process
 
@@ -168,7 +164,7 @@ def test_a_coordinator_stopped_by_ctrl_c_cancels_its_submitted_runs(working, pre
     fleet = working
     commit_program(fleet, clones.STAGE + "# again\n", "another change")
     earlier = {run["id"] for run in prefect.runs()}
-    coordinator = fleet.start(fleet.coordinator, "flows.fleet", accepts_ctrl_c=True)
+    coordinator = fleet.start(fleet.coordinator, "flows.fleet")
 
     def submitted() -> list[dict]:
         return [run for run in prefect.runs() if run["id"] not in earlier and run["name"] in NEEDS]
