@@ -26,7 +26,7 @@ A6   test_a_second_writer_of_an_output_is_rejected_wherever_it_was_started
      test_a_process_ends_with_its_launcher
 A7   test_without_the_optimizers_moments_a_resumed_run_is_another
 A8   test_a_training_that_is_stopped_saves_a_checkpoint
-A9   test_a_lock_that_a_dead_process_left_is_taken
+A9   test_a_lock_that_a_dead_process_left_is_taken_whatever_it_says
      test_a_stage_that_died_at_a_fail_point_gives_the_same_result
 A10  test_nothing_runs_again_when_nothing_changed
      test_a_finished_run_is_not_trained_again
@@ -35,11 +35,11 @@ B1   test_a_full_disk_of_two_megabytes_keeps_its_files
 B2   test_a_folder_that_cannot_be_written_is_reported_with_the_fix
      test_a_folder_inside_a_file_is_rejected
 B3   test_no_flipped_bit_is_read
-     test_after_a_flipped_bit_in_the_newest_a_warning_names_it_and_the_one_before_is_used
+     test_after_damage_to_the_newest_a_warning_names_it_and_the_one_before_is_used
 B4   test_nothing_that_was_cut_short_is_read
-     test_a_newest_with_a_truncated_or_missing_file_is_skipped
+     test_after_damage_to_the_newest_a_warning_names_it_and_the_one_before_is_used
 B5   test_the_newest_two_are_kept
-     test_keeping_fewer_than_two_is_rejected
+     test_the_new_name_is_on_the_disk_before_the_oldest_checkpoint_goes
 B7   test_changed_settings_never_resume_from_other_checkpoints
      test_shards_of_another_tokenizer_are_rejected
 B8   test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update
@@ -113,7 +113,7 @@ D28  test_captions_are_utf8_lines_or_rejected
 D29  test_no_caption_takes_long
      test_caption_files_that_are_too_long_are_rejected_in_tars_too
 D30  test_captions_are_utf8_lines_or_rejected
-     test_emoji_scripts_and_control_characters_decode_unchanged
+     test_any_text_decodes_to_its_normalized_form
 D31  test_a_repeated_sample_is_a_duplicate_and_a_different_one_is_rejected
      test_the_first_of_equal_names_is_used_for_any_number_of_workers
 D32  test_bad_rows_are_rejected_one_by_one

@@ -30,6 +30,8 @@ def end_with(*pids: int, grace: float | None = None, whole_group: bool = False) 
         return
 
     def watch() -> None:
+        # a signal that this thread takes does not wake the main one, which alone runs handlers
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         if handles:
             select.select(handles, [], [])
         _signal(signal.SIGTERM, whole_group)
