@@ -30,11 +30,11 @@ FIX = "Do not use it: register the package again, or roll back"
 @contextlib.contextmanager
 def registry_client(root: Path) -> Iterator[mlflow.MlflowClient]:
     """A client of this project's registry; MLflow's errors become UserErrors."""
-    uri = tracking_uri(Path(root))
+    uri, folder = tracking_uri(Path(root)), Path(root).resolve() / ".mlflow"
     try:
-        if uri.startswith("sqlite:"):
-            with translate_write_errors(Path(root).resolve()):
-                (Path(root) / ".mlflow").mkdir(exist_ok=True)
+        if uri.startswith(f"sqlite:///{folder}/"):
+            with translate_write_errors(folder.parent):
+                folder.mkdir(exist_ok=True)
         yield mlflow.MlflowClient(uri, uri)
     except MlflowException as error:
         raise UserError(
