@@ -77,7 +77,12 @@ class Fleet:
 
 @pytest.fixture(scope="module")
 def prefect(tmp_path_factory):
-    running = Server(tmp_path_factory.mktemp("server"), PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="2")
+    # fewer writers, which SQLite makes wait for each other: no test here needs stored events or automations
+    fewer = dict.fromkeys(("TRIGGERS", "EVENT_PERSISTER", "TASK_RUN_RECORDER"), "false")
+    settings = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": value for name, value in fewer.items()}
+    running = Server(
+        tmp_path_factory.mktemp("server"), **settings, PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="2"
+    )
     yield running
     running.stop()
 

@@ -65,8 +65,8 @@ class Pool:
         self.workers: dict[int, Worker] = {}
         self.lock, self.is_closed = Lock(), False
         self.free: SimpleQueue[int] = SimpleQueue()
-        for slot in range(count):
-            self.free.put(slot)
+        while self.free.qsize() < count:
+            self.free.put(self.free.qsize())
         self.threads = ThreadPoolExecutor(count, label)
 
     def __enter__(self) -> Pool:
