@@ -164,6 +164,7 @@ def wait_for_worker(prefect: Server, earlier: set[str]) -> list[str]:
     return wait_for(taken, 180, every=0.5)
 
 
+@pytest.mark.slow  # on SQLite, Prefect answers for minutes with a locked database after it
 def test_a_second_coordinator_finds_the_runs_that_a_killed_one_had_submitted(working, prefect):
     fleet = working
     commit_program(fleet, clones.STAGE + "# changed\n", "a change")
@@ -180,6 +181,7 @@ def test_a_second_coordinator_finds_the_runs_that_a_killed_one_had_submitted(wor
     assert sorted(clones.ran(fleet.origin)[len(ran) :]) == sorted(NEEDS)
 
 
+@pytest.mark.slow  # on SQLite, Prefect answers for minutes with a locked database after it
 def test_a_coordinator_stopped_by_ctrl_c_cancels_its_submitted_runs(working, prefect):
     fleet = working
     commit_program(fleet, clones.STAGE + "# again\n", "another change")
