@@ -20,7 +20,8 @@ def run_graph(
     stop: Callable[[], object] = lambda: None,
     fail_fast: bool = False,
 ) -> dict[str, str]:
-    """{stage: RAN or CACHED}, with at most `parallel` calls of `run_stage` at once, each in its own thread.
+    """{stage: RAN or CACHED} in the order of the graph. At most `parallel` calls of `run_stage` run at once, each
+    in its own thread.
 
     With `fail_fast` the first error ends the run, after `stop`; else all stages that do not need a failed one
     run first, and RuntimeError names every failure.
@@ -49,7 +50,7 @@ def run_graph(
     if failed:
         errors = [error for error in failed.values() if isinstance(error, StageFailed)]
         raise RuntimeError("; ".join(map(str, errors or failed.values())))
-    return results
+    return {stage: results[stage] for stage in graph.needs}
 
 
 def _ready_stages(graph: Graph, results: dict[str, str]):

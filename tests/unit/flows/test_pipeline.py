@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from flows import prefect_artifacts
@@ -49,6 +51,19 @@ def test_a_stage_runs_if_it_is_stale_or_one_that_it_needs_ran():
     calls.clear()
     results = run_graph(whole, recorded(calls, unchanged=("right",)), parallel=2)
     assert set(results.values()) == {"unchanged"} and calls == ["right"]
+
+
+def test_results_are_in_the_order_of_the_graph_whatever_ends_first():
+    right_ended = threading.Event()
+
+    def run_stage(stage: str) -> str:
+        if stage == "left":
+            assert right_ended.wait(20)
+        elif stage == "right":
+            right_ended.set()
+        return repro.RAN
+
+    assert list(run_graph(graph.Graph(DIAMOND, frozenset(DIAMOND)), run_stage, parallel=2)) == list(DIAMOND)
 
 
 def test_a_failure_stops_the_run_or_only_the_stages_that_need_it():
