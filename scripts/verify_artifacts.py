@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from flows.command_line import one_sentence
 from flows.dvc.damage import Damage, discard, find_damage, locked_outputs, object_in_cache
 from flows.dvc.digest import dvc_digest
 from thousandwords.core.manifest import MANIFEST, DamagedArtefact, read_manifest
@@ -91,12 +92,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--repair", action="store_true", help="remove what is damaged, or replace it in the cache"
     )
-    if parser.parse_args(argv).repair:
-        print("\n".join(f"repaired: {damage}" for damage in repair()) or "nothing is damaged")
-        return
-    intact, problems = verify()
-    in_cache = [damage for damage in find_damage() if not damage.path.is_relative_to(damage.output)]
-    problems += [f"{damage}. Run: {FIX}" for damage in in_cache]
+    options = parser.parse_args(argv)
+    with one_sentence("verify", code=2):
+        if options.repair:
+            print("\n".join(f"repaired: {damage}" for damage in repair()) or "nothing is damaged")
+            return
+        intact, problems = verify()
+        in_cache = [damage for damage in find_damage() if not damage.path.is_relative_to(damage.output)]
+        problems += [f"{damage}. Run: {FIX}" for damage in in_cache]
     for path in intact:
         print(f"intact: {path}")
     for problem in problems:

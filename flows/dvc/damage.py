@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from flows.dvc.digest import dvc_digest, list_of_folder
+from thousandwords.core.errors import UserError
 
 LOCK = Path("dvc.lock")
 
@@ -41,8 +42,14 @@ def locked_outputs(root: Path = Path(".")) -> dict[str, str]:
 
 
 def outputs_of(lock: str, stages: Collection[str] | None = None) -> dict[str, str]:
-    """{output: md5} of these stages, or of all, in the text of a dvc.lock."""
-    entries = (yaml.safe_load(lock) or {}).get("stages", {}).items()
+    """{output: md5} of these stages, or of all, in the text of a dvc.lock. Raises UserError if it is not YAML."""
+    try:
+        entries = (yaml.safe_load(lock) or {}).get("stages", {}).items()
+    except (yaml.YAMLError, AttributeError) as error:
+        raise UserError(
+            f"{LOCK} is not valid ({' '.join(str(error).split())[:120]}). "
+            f"After a merge take one side: git checkout --theirs {LOCK}; else run: python -m flows.dvc.repair"
+        ) from error
     outs = [
         out for name, entry in entries if stages is None or name in stages for out in entry.get("outs", [])
     ]
