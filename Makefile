@@ -16,6 +16,13 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
+# uv needs half a minute where pip needs five; pip, where uv cannot be used (an index that only pip knows, no uv for this machine)
+PIP := python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
+define install
+{ $(PIP) -r <(sed -n '/^uv==/,/[^\\]$$/p' requirements.lock) && python -m uv pip install --quiet --system-certs --python $(VENV) \
+	--no-deps --require-hashes -r $(1); } || { echo "uv cannot install it (see above); pip does, in some minutes ..." >&2; $(PIP) -r $(1); }
+endef
+
 N ?= 32
 SEED ?= 0
 OUT ?= generated
@@ -36,14 +43,14 @@ setup: $(READY)  ## make .venv from requirements.lock (once)
 
 $(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {v[0]}.{v[1]}. Try: make $(MAKECMDGOALS) PYTHON=python3.12")'
-	@echo "setting up $(VENV) from requirements.lock (some minutes, once) ..."
+	@echo "setting up $(VENV) from requirements.lock (a minute or more, once) ..."
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	@$(call install,requirements.lock)
 	@python -m pip --disable-pip-version-check check
 	@touch $(READY)
 
 ray: $(READY)  ## add Ray to .venv, for engine: {kind: ray} (docs/scale.md)
-	@python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-ray.lock
+	@$(call install,requirements-ray.lock)
 
 run: $(READY)  ## captioned images -> tokens -> models -> ranked images -> report; only what changed runs again
 	@$(if $(PRESET),python -m scripts.use_preset $(PRESET))
@@ -144,10 +151,9 @@ repair: $(READY)  ## remove what is damaged, here and in DVC's cache, and make i
 	@python -m scripts.verify_artifacts --repair
 	@$(MAKE) --no-print-directory run
 
-lock:  ## write requirements.lock anew from pyproject.toml (needs uv)
+lock: $(READY)  ## write requirements.lock anew from pyproject.toml
 	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--extra pipeline --extra servers --extra dev pyproject.toml -o requirements.lock
-
 	@sed -n 's/^ray = \["\(.*\)"\].*/\1/p' pyproject.toml | uv pip compile - -c requirements.lock --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header --no-annotate -o requirements-ray.lock
 
