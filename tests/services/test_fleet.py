@@ -1,8 +1,4 @@
-"""One pipeline on two workers, each with its own clone, and a coordinator, on a real Prefect server.
-
-The speed of two workers is tested on PostgreSQL (tests/services/test_team.py): SQLite makes one of two
-writers wait for seconds.
-"""
+"""One pipeline on two workers, each with its own clone, and a coordinator, on a real Prefect server on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -15,6 +11,7 @@ import pytest
 import yaml
 
 from tests.helpers import clones
+from tests.helpers.postgres import postgres
 from tests.helpers.prefect_server import ROOT, Server, end, environment, wait_for
 
 NEEDS = {"first": (), "left": ("first",), "right": ("first",), "last": ("left", "right")}
@@ -77,14 +74,13 @@ class Fleet:
 
 @pytest.fixture(scope="module")
 def prefect(tmp_path_factory):
-    # fewer writers, which SQLite makes wait for each other: no test here needs stored events or automations
-    fewer = dict.fromkeys(("TRIGGERS", "EVENT_PERSISTER", "TASK_RUN_RECORDER"), "false")
-    settings = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": value for name, value in fewer.items()}
-    running = Server(
-        tmp_path_factory.mktemp("server"), **settings, PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="2"
-    )
-    yield running
-    running.stop()
+    with postgres() as database:
+        settings = {"PREFECT_API_DATABASE_CONNECTION_URL": database}
+        running = Server(
+            tmp_path_factory.mktemp("server"), **settings, PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="2"
+        )
+        yield running
+        running.stop()
 
 
 @pytest.fixture(scope="module")
@@ -151,11 +147,7 @@ def test_an_unchanged_stage_goes_to_no_worker(working, prefect):
 
 
 def wait_for_worker(prefect: Server, earlier: set[str]) -> list[str]:
-    """Wait until a worker has taken a run that is not among the earlier ones.
-
-    Its coordinator has then ended the request that made it: Prefect on SQLite keeps the database locked for
-    minutes after a client that dies while it writes.
-    """
+    """Wait until a worker has taken a run that is not among the earlier ones."""
 
     def taken() -> list[str]:
         runs = [run for run in prefect.runs() if run["id"] not in earlier and run["name"] in NEEDS]
@@ -164,7 +156,6 @@ def wait_for_worker(prefect: Server, earlier: set[str]) -> list[str]:
     return wait_for(taken, 180, every=0.5)
 
 
-@pytest.mark.slow  # on SQLite, Prefect answers for minutes with a locked database after it
 def test_a_second_coordinator_finds_the_runs_that_a_killed_one_had_submitted(working, prefect):
     fleet = working
     commit_program(fleet, clones.STAGE + "# changed\n", "a change")
@@ -181,7 +172,6 @@ def test_a_second_coordinator_finds_the_runs_that_a_killed_one_had_submitted(wor
     assert sorted(clones.ran(fleet.origin)[len(ran) :]) == sorted(NEEDS)
 
 
-@pytest.mark.slow  # on SQLite, Prefect answers for minutes with a locked database after it
 def test_a_coordinator_stopped_by_ctrl_c_cancels_its_submitted_runs(working, prefect):
     fleet = working
     commit_program(fleet, clones.STAGE + "# again\n", "another change")

@@ -17,8 +17,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from thousandwords.core.errors import UserError
@@ -223,6 +221,8 @@ class FSDP(SingleProcess):
     """FSDP2: every process has a part of each weight, gradient and moment, and gathers block by block."""
 
     def __init__(self, model: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        from torch.distributed.fsdp import fully_shard  # late: a fifth of what a stage's start takes
+
         super().__init__(model)
         for block in blocks:
             fully_shard(block)
@@ -235,11 +235,13 @@ class FSDP(SingleProcess):
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """A sharded tensor as a whole; any other unchanged. A collective call, in the same order everywhere."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def copy_like(value: Tensor, like: Tensor) -> Tensor:
     """A copy of a whole tensor with the device, memory layout and shards of `like`."""
-    if isinstance(like, DTensor):
+    if hasattr(like, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return torch.empty_like(like).copy_(value)
