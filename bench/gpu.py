@@ -10,7 +10,6 @@ that a mask allows; the backward pass counts twice. Recomputed or masked operati
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 import signal
@@ -29,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import _results as results
 from bench._results import Row
+from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.generators.transformer import decoding
 from thousandwords.generators.transformer import model as transformer
 from thousandwords.generators.transformer.masks import KINDS
@@ -702,26 +702,24 @@ def alarm(seconds: float) -> Iterator[None]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cpu", action="store_true", help="tiny sizes on the CPU, to test the code")
-    parser.add_argument(
+    arguments = parser(__doc__)
+    arguments.add_argument("--cpu", action="store_true", help="tiny sizes on the CPU, to test the code")
+    arguments.add_argument(
         "--minutes",
         type=float,
         default=8.5,
         help="no part is started that may take longer than the time left",
     )
-    parser.add_argument(
+    arguments.add_argument(
         "--parts", default=",".join(PARTS), help="parts in this order, rates first; profile is optional"
     )
-    parser.add_argument("--out", type=Path, default=results.RESULTS, help="file the rows are appended to")
-    options = parser.parse_args(argv)
+    arguments.add_argument("--out", type=Path, default=results.RESULTS, help="file the rows are appended to")
+    options = arguments.parse_args(argv)
     if not options.cpu and not torch.cuda.is_available():
-        parser.error("torch sees no GPU here; --cpu runs the same code on tiny sizes")
+        arguments.error("torch sees no GPU here; --cpu runs the same code on tiny sizes")
     names = ["rates", *(name for name in options.parts.split(",") if name != "rates")]
     if unknown := set(names) - set(PARTS | OPTIONAL_PARTS):
-        parser.error(
+        arguments.error(
             f"there is no part {', '.join(sorted(unknown))}; there is {', '.join(PARTS | OPTIONAL_PARTS)}"
         )
     sizes, machine = (
@@ -735,4 +733,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("gpu"):
+        main()

@@ -22,6 +22,7 @@ import torch
 from bench import _results as results
 from bench._results import Row
 from bench.loader import captions, memory, parts
+from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.core.row_store import RowStore, write_rows
 from thousandwords.data.loader import TokenLoader
 from thousandwords.data.sampler import positions
@@ -188,16 +189,14 @@ PARTS: list[tuple[Callable[[Sequence[int]], list[Row]], Sequence[int]]] = [
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
+    arguments = parser(__doc__)
+    arguments.add_argument(
         "--quick", action="store_true", help="only the first two sizes of each, to test the code"
     )
-    parser.add_argument("--out", type=Path, default=results.RESULTS, help="file the rows are appended to")
+    arguments.add_argument("--out", type=Path, default=results.RESULTS, help="file the rows are appended to")
     # one measurement in its own process
-    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
+    arguments.add_argument("--peak", type=int, help=argparse.SUPPRESS)
+    options = arguments.parse_args(argv)
     if options.peak:
         print(peak_of_this_process(options.peak))
         return
@@ -208,4 +207,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("growth"):
+        main()

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.core.row_store import RowBatch, RowStore, write_rows
 from thousandwords.data.loader import TokenLoader
 from thousandwords.data.prefetch import Prefetcher
@@ -88,20 +89,20 @@ def measure(folder: Path, length: int, threads: int, seconds: float, verify: boo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rows", default="10000,100000,1000000")
-    parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--threads", default="0,1,2")
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument(
+    arguments = parser(__doc__)
+    arguments.add_argument("--rows", default="10000,100000,1000000")
+    arguments.add_argument("--length", type=int, default=1024)
+    arguments.add_argument("--threads", default="0,1,2")
+    arguments.add_argument("--seconds", type=float, default=5.0)
+    arguments.add_argument(
         "--folder", type=Path, default=None, help="where the rows are written; removed afterwards"
     )
-    parser.add_argument("--unverified", action="store_true", help="open the rows without hashing them first")
+    arguments.add_argument(
+        "--unverified", action="store_true", help="open the rows without hashing them first"
+    )
     # one row of the table, in its own process
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    arguments.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    options = arguments.parse_args()
     if options.measure:
         threads = int(options.threads)
         print(
@@ -132,4 +133,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("loader"):
+        main()

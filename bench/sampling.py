@@ -10,7 +10,6 @@ and all waiting count as loss. `best_of_n`: 512 candidates of one caption over 5
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 from bench import _peer
 from bench import _results as results
 from bench._results import Row, seconds
+from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.generators.transformer.model import Transformer, TransformerConfig
 
 VOCAB_SIZE = 512  # of text and image
@@ -140,12 +140,12 @@ def best_of(count: int, depth: int, width: int, heads: int, text_length: int, si
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    arguments = parser(__doc__)
+    arguments.add_argument(
+        "--quick", action="store_true", help="tiny sizes without the peer, to test the code"
     )
-    parser.add_argument("--quick", action="store_true", help="tiny sizes without the peer, to test the code")
-    parser.add_argument("--out", type=Path, default=results.RESULTS, help="file the rows are appended to")
-    options = parser.parse_args(argv)
+    arguments.add_argument("--out", type=Path, default=results.RESULTS, help="file the rows are appended to")
+    options = arguments.parse_args(argv)
     if options.quick:
         rows = [against_matmul(8, 1, 16, 1, 4, 2, "decode_vs_matmul"), best_of(8, 1, 16, 1, 4, 2)]
     else:
@@ -161,4 +161,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("sampling"):
+        main()

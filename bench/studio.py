@@ -8,7 +8,6 @@ one candidate after a client that had requested 64 disconnected at the first.
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import http.client
 import json
@@ -23,6 +22,7 @@ from pathlib import Path
 from bench import _results as results
 from bench._results import Row
 from tests.helpers.browser import chromium
+from thousandwords.core.command_line import one_sentence, parser
 
 CAPTIONS = (
     "a small red star above a large blue square",
@@ -194,21 +194,20 @@ def measure(times: int) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--times", type=int, default=9, help="generations in the browser (default: 9)")
-    parser.add_argument(
+    arguments = parser(__doc__)
+    arguments.add_argument("--times", type=int, default=9, help="generations in the browser (default: 9)")
+    arguments.add_argument(
         "--out",
         type=Path,
         default=results.RESULTS,
         help="rows are appended here (default: bench/results.jsonl)",
     )
-    options = parser.parse_args()
+    options = arguments.parse_args()
     rows = measure(options.times)
     results.record(rows, options.out)
     print(results.table(rows))
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("studio"):
+        main()

@@ -8,7 +8,6 @@ GOMP_SPINCOUNT=1000 OMP_WAIT_POLICY=PASSIVE: threads that spin while waiting dis
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import _peer, _plain
 from bench import _results as results
 from bench._results import Row, seconds
+from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.generators.transformer.model import Transformer, TransformerConfig
 from thousandwords.nn.malloc import keep_freed_memory
 from thousandwords.training import optimizers
@@ -147,13 +147,13 @@ def row(id: str, size: Size, what: str, fast: float, against: str, slow: float) 
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    arguments = parser(__doc__)
+    arguments.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments.add_argument(
+        "--quick", action="store_true", help="a tiny size without the peer, to test the code"
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--quick", action="store_true", help="a tiny size without the peer, to test the code")
-    parser.add_argument("--out", type=Path, default=results.RESULTS, help="file the rows are appended to")
-    options = parser.parse_args(argv)
+    arguments.add_argument("--out", type=Path, default=results.RESULTS, help="file the rows are appended to")
+    options = arguments.parse_args(argv)
     torch.set_num_threads(options.threads)
     keep_freed_memory()  # as in training; it helps the peer as well
     small = TINY if options.quick else SMALL
@@ -170,4 +170,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("training"):
+        main()

@@ -248,20 +248,17 @@ class RequestQueue:
         self._kill_process()
         exit_code = self._process and self._process.exitcode
         log.warning("the worker process has died (exit code %s) and is restarted", exit_code)
+        # no delay after the first death, then RESTART_DELAY, doubled each time up to the maximum
+        delay = (
+            min(RESTART_DELAY * 2 ** min(self._deaths - 2, 10), MAX_RESTART_DELAY) if self._deaths > 1 else 0
+        )
         with self._changed:
-            self._changed.wait_for(lambda: self._is_closed, restart_delay(self._deaths))
+            self._changed.wait_for(lambda: self._is_closed, delay)
 
     def _kill_process(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.join(2)
-
-
-def restart_delay(deaths: int) -> float:
-    """Seconds before the next start, by deaths in a row: 0, RESTART_DELAY, then doubled up to the maximum."""
-    if deaths < 2:
-        return 0.0
-    return min(RESTART_DELAY * 2 ** min(deaths - 2, 10), MAX_RESTART_DELAY)  # 2^1024 overflows a float
 
 
 async def events_of(
@@ -276,7 +273,10 @@ async def events_of(
     try:
         while not await is_gone():
             if time.monotonic() > deadline:
-                yield too_long(seconds)
+                yield unavailable(
+                    f"this took longer than {seconds:g} seconds and was stopped. Request fewer candidates, "
+                    "or start the studio with a larger --deadline"
+                )
                 return
             with contextlib.suppress(TimeoutError):
                 event = await asyncio.wait_for(request.events.get(), 0.2)
@@ -291,10 +291,3 @@ async def events_of(
                 yield {"event": "queued", "ahead": ahead}
     finally:
         queue.stop(request)
-
-
-def too_long(seconds: float) -> Event:
-    return unavailable(
-        f"this took longer than {seconds:g} seconds and was stopped. Request fewer candidates, "
-        "or start the studio with a larger --deadline"
-    )

@@ -14,7 +14,7 @@ import pytest
 
 from studio.worker import queue as request_queue
 from studio.worker.process import StudioPaths
-from studio.worker.queue import NotReady, QueueFull, Request, RequestQueue, events_of, restart_delay
+from studio.worker.queue import NotReady, QueueFull, Request, RequestQueue, events_of
 from tests.helpers.fake_worker import FakeWorker
 from thousandwords.core.errors import UserError
 
@@ -212,10 +212,6 @@ async def test_a_worker_starts_after_failures_of_every_kind(monkeypatch):
     async with running(default_folder) as queue:
         assert (queue.status, len(starts)) == ("ready", 4)
         assert names(await answers(queue, "a")) == ["started", "ranked"]
-
-
-def test_restart_delays_grow_to_the_maximum():
-    assert [restart_delay(deaths) for deaths in (1, 2, 3, 4, 6, 7, 5000)] == [0, 1, 2, 4, 16, 30, 30]
 
 
 async def test_waiting_requests_get_the_reason_when_the_models_disappear():
