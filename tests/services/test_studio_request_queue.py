@@ -14,7 +14,7 @@ import pytest
 
 from studio.worker import queue as request_queue
 from studio.worker.process import StudioPaths
-from studio.worker.queue import NotReady, QueueFull, Request, RequestQueue, events_of
+from studio.worker.queue import NotReady, Request, RequestQueue, events_of
 from tests.helpers.fake_worker import FakeWorker
 from thousandwords.core.errors import UserError
 
@@ -81,39 +81,6 @@ async def test_requests_run_in_order_and_get_the_number_of_requests_ahead(queue)
     queue.stop(first)
     assert [event["event"] async for event in stream][-2:] == ["started", "ranked"]
     assert queue.num_ahead(third) is None
-
-
-async def test_a_full_queue_rejects_requests_until_it_is_shorter(queue, monkeypatch):
-    monkeypatch.setattr(queue, "capacity", 2)
-    first = submit(queue, "sleep")
-    await until(lambda: is_running(queue, first))
-    waiting = [submit(queue, "a") for _ in range(2)]
-    with pytest.raises(QueueFull):
-        submit(queue, "b")
-    queue.stop(waiting[0])
-    assert queue.num_waiting() == 1
-    third = submit(queue, "b")
-    queue.stop(first)
-    assert names(await events(queue, third))[-1] == "ranked"
-
-
-async def test_a_request_whose_client_has_gone_is_stopped_and_the_worker_lives_on(queue):
-    request, pid = submit(queue, "sleep"), queue._process.pid
-
-    async def gone() -> bool:
-        return is_running(queue, request) and request.events.empty()
-
-    await events(queue, request, is_gone=gone)
-    await until(lambda: not is_running(queue, request))
-    assert names(await answers(queue, "a")) == ["started", "ranked"]
-    assert queue._process.pid == pid
-
-
-async def test_200_requests_that_are_stopped_at_once_leave_nothing_behind(queue):
-    for request in [submit(queue, "sleep" if number % 2 else "a") for number in range(200)]:
-        queue.stop(request)
-    assert queue.num_waiting() == 0
-    assert names(await answers(queue, "a")) == ["started", "ranked"]
 
 
 async def test_a_request_that_takes_too_long_is_stopped_with_a_message(queue):

@@ -133,13 +133,6 @@ def test_a_caption_adds_the_surprisal_of_each_token(tokens, here, package, capsy
     assert int(cells[0][3]) == grid_of(package, 0).ravel()[worst]
 
 
-def test_the_same_command_writes_the_same_bytes(tokens, here):
-    tokens("a.png", "--caption", "a red star", "--flip")
-    first = {path.name: path.read_bytes() for path in (here / "tokens").iterdir()}
-    tokens("a.png", "--caption", "a red star", "--flip")
-    assert {path.name: path.read_bytes() for path in (here / "tokens").iterdir()} == first
-
-
 NO_FILE = "there is no file {}. Give an image (JPEG, PNG, WEBP, GIF, BMP, TIFF)"
 NO_IMAGE = (
     "text.png cannot be used as an image: the bytes begin with b'a text'. Save it again, for example as PNG"
@@ -259,11 +252,3 @@ def test_images_are_listed_likeliest_first_and_as_a_table(here, package, package
     for column, attribute in (("bits_per_image", "image_bits"), ("caption_bits", "caption_bits")):
         expected = [getattr(results[name], attribute) for name in order]
         assert [float(row[column]) for row in rows] == pytest.approx(expected)
-
-
-def test_without_a_package_the_fix_is_to_train_one(here, capsys):
-    for arguments in (["tokens", "a.png"], ["likelihood", "a star", "a.png"]):
-        with pytest.raises(SystemExit):
-            command.main([*arguments, "--package", "none"])
-        fix = "there is no package at none: nothing has been trained here yet. Run: make run"
-        assert fix in capsys.readouterr().err
