@@ -6,6 +6,7 @@ large they may be.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import time
@@ -93,9 +94,10 @@ def make_app(studio: Studio) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        studio.queue.start()
+        queue = asyncio.create_task(studio.queue.run())
         yield
-        await run_in_threadpool(studio.queue.close)
+        queue.cancel()
+        await asyncio.wait([queue])
 
     app = FastAPI(
         title="thousandwords studio",

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
-import threading
-import time
 
 import psutil
 import pytest
@@ -24,12 +22,13 @@ pytestmark = pytest.mark.anyio
 @contextlib.asynccontextmanager
 async def running(default_folder=lambda: "somewhere"):
     queue = RequestQueue(StudioPaths(), default_folder, 200, FakeWorker)
-    queue.start()
+    task = asyncio.create_task(queue.run())
     try:
         await until(lambda: queue.status != "loading")
         yield queue
     finally:
-        await asyncio.to_thread(queue.close)
+        task.cancel()
+        await asyncio.wait([task])
 
 
 @pytest.fixture(scope="module")
@@ -195,34 +194,6 @@ async def test_waiting_requests_get_the_reason_when_the_models_disappear():
         problem = request_queue.unavailable("the package is gone. Run: make run")
         assert answers == [request_queue.WORKER_DIED, problem]
         assert (queue.status, queue.num_waiting()) == ("broken", 0)
-
-
-async def test_a_close_while_a_worker_starts_leaves_no_process(monkeypatch):
-    start_process = multiprocessing.get_context("spawn").Process
-    queue = RequestQueue(StudioPaths(), lambda: "somewhere", make_worker=FakeWorker)
-    closer = threading.Thread(target=queue.close)
-
-    def make_process(**arguments: object) -> multiprocessing.Process:
-        closer.start()
-        while not queue._is_closed:
-            time.sleep(0.001)
-        return start_process(**arguments)
-
-    monkeypatch.setattr(multiprocessing.get_context("spawn"), "Process", make_process)
-    queue.start()
-    await asyncio.to_thread(queue._thread.join, 60)
-    closer.join(60)
-    assert not queue._process.is_alive() and queue._process.exitcode is not None
-
-
-async def test_a_close_does_not_wait_for_a_restart_delay(monkeypatch):
-    monkeypatch.setattr(request_queue, "RESTART_DELAY", 60.0)
-    monkeypatch.setattr(request_queue, "MAX_RESTART_DELAY", 60.0)
-    queue = RequestQueue(StudioPaths(), lambda: 1 // 0, make_worker=FakeWorker)
-    queue.start()
-    await until(lambda: queue._deaths == 2)
-    await asyncio.to_thread(queue.close)
-    assert not queue._thread.is_alive()
 
 
 async def test_the_worker_ends_with_the_server():
