@@ -1,4 +1,4 @@
-"""What every command has: a parser, one sentence for an error, and a quiet end when nobody reads its output."""
+"""What every command has: a parser, one sentence for an error, and a quiet end when its output is not read."""
 
 from __future__ import annotations
 
