@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -116,18 +115,11 @@ def main() -> None:
         try:
             write_rows(folder, parts(rows, options.length))
             for threads in options.threads.split(","):
-                arguments = [
-                    "--measure",
-                    str(folder),
-                    "--length",
-                    str(options.length),
-                    "--threads",
-                    threads,
-                    "--seconds",
-                    str(options.seconds),
-                    *(["--unverified"] if options.unverified else []),
-                ]
-                subprocess.run([sys.executable, "-m", "bench.loader", *arguments], check=True, env=os.environ)
+                length, seconds = str(options.length), str(options.seconds)
+                command = [sys.executable, "-m", "bench.loader", "--measure", str(folder), "--length", length]
+                command += ["--threads", threads, "--seconds", seconds]
+                command += ["--unverified"] if options.unverified else []
+                subprocess.run(command, check=True)
         finally:
             shutil.rmtree(folder)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from bench import _results as results
 from bench._results import Row
 from tests.helpers.browser import chromium
-from thousandwords.core.command_line import one_sentence, parser
+from thousandwords.core.command_line import one_sentence
 
 CAPTIONS = (
     "a small red star above a large blue square",
@@ -154,7 +154,7 @@ def measure(times: int) -> list[Row]:
     )
 
     def bar(id: str, what: str, size: str, seconds: float, limit: float, against: str = "bar") -> Row:
-        return Row(id, what, size, seconds, "s", against, limit, seconds / limit)
+        return Row(id, what, size, seconds, "s", against, limit)
 
     return [
         bar(
@@ -179,13 +179,11 @@ def measure(times: int) -> list[Row]:
 
 
 def main() -> None:
-    arguments = parser(__doc__)
+    arguments = results.parser_of(__doc__)
     arguments.add_argument("--times", type=int, default=9, help="generations in the browser (default: 9)")
-    arguments.add_argument("--out", type=Path, default=results.RESULTS, help="file the rows are appended to")
     options = arguments.parse_args()
     rows = measure(options.times)
-    results.record(rows, options.out)
-    print(results.table(rows))
+    results.finish(rows, options.out)
 
 
 if __name__ == "__main__":
