@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers import commands
 from tests.helpers.tiny_models import IMAGE_VOCAB_SIZE, SIDE, random_images
 from thousandwords import __main__ as command
 from thousandwords.cli import likelihood as likelihood_command
@@ -55,13 +56,10 @@ def tokens(here, package_folder):
 def rejected(here, package_folder, capsys):
     """Runs a command that has to end with code 2 and one sentence, which it returns."""
 
-    def run(name: str, *arguments: str) -> str:
-        with pytest.raises(SystemExit) as caught:
-            command.main([name, *arguments, "--package", str(package_folder)])
-        assert caught.value.code == 2 and not (here / "tokens").exists()
-        out, err = capsys.readouterr()
-        assert out == "" and err.count("\n") == 1
-        return err.rstrip("\n")
+    def run(*arguments: str) -> str:
+        sentence = commands.rejected(capsys, *arguments, "--package", str(package_folder))
+        assert not (here / "tokens").exists()
+        return sentence
 
     return run
 
