@@ -6,6 +6,7 @@ says little.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import platform
@@ -19,12 +20,14 @@ from pathlib import Path
 
 import torch
 
+from thousandwords.core.command_line import parser
+
 RESULTS = Path(__file__).parent / "results.jsonl"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure: `ratio` is figure / limit, or as `against` says; None without a limit."""
+    """One figure, and what it is compared with."""
 
     id: str  # never changes: later rows of the same id can be compared
     what: str
@@ -33,7 +36,11 @@ class Row:
     unit: str
     against: str = ""
     limit: float | None = None  # of the peer or the bound, in the same unit
-    ratio: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Figure / limit, or as `against` says; None without a limit."""
+        return self.figure / self.limit if self.limit else None
 
 
 def machine() -> str:
@@ -68,7 +75,20 @@ def record(rows: Sequence[Row], path: Path = RESULTS) -> None:
         "revision": revision(),
     }
     with path.open("a", encoding="utf-8") as lines:
-        lines.writelines(json.dumps({**asdict(row), **context}) + "\n" for row in rows)
+        lines.writelines(json.dumps({**asdict(row), "ratio": row.ratio, **context}) + "\n" for row in rows)
+
+
+def finish(rows: Sequence[Row], path: Path) -> None:
+    """Record the rows and print them."""
+    record(rows, path)
+    print(table(rows))
+
+
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """The parser of a benchmark, with its option --out."""
+    arguments = parser(description)
+    arguments.add_argument("--out", type=Path, default=RESULTS, help="file the rows are appended to")
+    return arguments
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -11,7 +11,6 @@ one process.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shutil
@@ -27,6 +26,7 @@ from ray.cluster_utils import Cluster
 
 from stages.tokenize_pairs import tokenize_pairs
 from thousandwords import components
+from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig, SceneCounts
 from thousandwords.training.distributed import SINGLE_PROCESS
@@ -65,12 +65,10 @@ def tokenize(engine: dict) -> tuple[float, dict[str, bytes]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", type=int, default=20000)
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--images", type=int, default=20000)
+    arguments.add_argument("--rounds", type=int, default=3)
+    options = arguments.parse_args()
     print(f"ray {ray.__version__}, {os.cpu_count()} cores, {options.images} images of {SIDE} x {SIDE}")
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         prepare(options.images)
@@ -99,4 +97,5 @@ def measure(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("engine"):
+        main()

@@ -10,7 +10,6 @@ CPU time of the commands.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -21,6 +20,7 @@ from pathlib import Path
 from bench.ingest import measure as time_command
 from tests.helpers.prefect_server import Server, environment
 from tests.helpers.smoke_project import new_project, repro
+from thousandwords.core.command_line import one_sentence, parser
 
 DVC, FLOW = ("-m", "dvc", "repro"), ("-m", "flows.pipeline")
 
@@ -67,12 +67,10 @@ def report(results: dict[str, list[tuple[float, float]]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--project", type=Path, help="a clone that was run before")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--project", type=Path, help="a clone that was run before")
+    options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         project = options.project or new_project(folder / "project")
@@ -87,4 +85,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("flows"):
+        main()

@@ -10,7 +10,6 @@ that a mask allows; the backward pass counts twice. Recomputed or masked operati
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 import signal
@@ -19,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -29,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import _results as results
 from bench._results import Row
+from thousandwords.core.command_line import one_sentence
 from thousandwords.generators.transformer import decoding
 from thousandwords.generators.transformer import model as transformer
 from thousandwords.generators.transformer.masks import KINDS
@@ -187,7 +186,6 @@ def equal(sizes: Sizes, machine: Machine) -> list[Row]:
             "",
             "bar",
             1e-3,
-            error / 1e-3,
         ),
         Row(
             "gpu_equal_words",
@@ -197,7 +195,6 @@ def equal(sizes: Sizes, machine: Machine) -> list[Row]:
             "",
             "bar",
             1.0,
-            share,
         ),
     ]
 
@@ -205,9 +202,8 @@ def equal(sizes: Sizes, machine: Machine) -> list[Row]:
 def train(sizes: Sizes, machine: Machine) -> list[Row]:
     """Whole updates of the generator in bfloat16, and plain ones on a quarter of a batch."""
     fast, how = first_that_fits(sizes, machine)
-    share = fast * operations(sizes) / machine.matmul
     size = f"{weights(sizes) / 1e9:.2g} B weights, {positions(sizes)} positions, {sizes.batch} x {sizes.accumulation}, bfloat16"
-    row = Row(
+    trained = Row(
         "gpu_train",
         f"training, sequences per second ({how})",
         size,
@@ -215,12 +211,11 @@ def train(sizes: Sizes, machine: Machine) -> list[Row]:
         "1/s",
         "the GPU's own matrix product",
         machine.matmul / operations(sizes),
-        share,
     )
     few = replace(sizes, batch=max(1, sizes.batch // 4), accumulation=1, updates=2)
     plain, _ = train_updates(few, machine, is_plain=True)
     return [
-        row,
+        trained,
         Row(
             "gpu_train_plain",
             "the same with dense attention, uncompiled, all logits at once",
@@ -229,7 +224,6 @@ def train(sizes: Sizes, machine: Machine) -> list[Row]:
             "1/s",
             "gpu_train",
             fast,
-            plain / fast,
         ),
     ]
 
@@ -266,7 +260,6 @@ def best_of(sizes: Sizes, machine: Machine) -> list[Row]:
             "s",
             "operations and bytes at this GPU's own rates",
             bound,
-            total / bound,
         ),
         Row("gpu_memory", "peak memory", size, machine.peak(), "GB"),
     ]
@@ -297,7 +290,6 @@ def sample_compiled(sizes: Sizes, machine: Machine) -> list[Row]:
             "s",
             "uncompiled",
             before,
-            after / before,
         )
     ]
 
@@ -339,7 +331,7 @@ def encode(sizes: Sizes, machine: Machine) -> list[Row]:
     def row(id: str, what: str, function: Callable[[], object]) -> Row:
         rate = sizes.images / machine.seconds(function)
         limit = machine.matmul / operations_per_image
-        return Row(id, what, size, rate, "1/s", "the GPU's own matrix product", limit, rate / limit)
+        return Row(id, what, size, rate, "1/s", "the GPU's own matrix product", limit)
 
     def encode_half() -> Tensor | None:
         return float16.encode_float16(tokenizer.encoder, pixels)
@@ -350,11 +342,7 @@ def encode(sizes: Sizes, machine: Machine) -> list[Row]:
     tokens = encode_half()
     share = math.nan if tokens is None else float((tokens == exact).float().mean())
     rows.append(row("gpu_encode", "encoding in float16", encode_half))
-    rows.append(
-        Row(
-            "gpu_encode_equal", "tokens equal to those of float32", size, share, "", "bar", 0.99, share / 0.99
-        )
-    )
+    rows.append(Row("gpu_encode_equal", "tokens equal to those of float32", size, share, "", "bar", 0.99))
     if machine.device.type == "cuda":
         with compiled_encoder(tokenizer) as compiled:
             fast = row("gpu_encode_compiled", "the same compiled", encode_half)
@@ -702,26 +690,23 @@ def alarm(seconds: float) -> Iterator[None]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cpu", action="store_true", help="tiny sizes on the CPU, to test the code")
-    parser.add_argument(
+    arguments = results.parser_of(__doc__)
+    arguments.add_argument("--cpu", action="store_true", help="tiny sizes on the CPU, to test the code")
+    arguments.add_argument(
         "--minutes",
         type=float,
         default=8.5,
         help="no part is started that may take longer than the time left",
     )
-    parser.add_argument(
+    arguments.add_argument(
         "--parts", default=",".join(PARTS), help="parts in this order, rates first; profile is optional"
     )
-    parser.add_argument("--out", type=Path, default=results.RESULTS, help="file the rows are appended to")
-    options = parser.parse_args(argv)
+    options = arguments.parse_args(argv)
     if not options.cpu and not torch.cuda.is_available():
-        parser.error("torch sees no GPU here; --cpu runs the same code on tiny sizes")
+        arguments.error("torch sees no GPU here; --cpu runs the same code on tiny sizes")
     names = ["rates", *(name for name in options.parts.split(",") if name != "rates")]
     if unknown := set(names) - set(PARTS | OPTIONAL_PARTS):
-        parser.error(
+        arguments.error(
             f"there is no part {', '.join(sorted(unknown))}; there is {', '.join(PARTS | OPTIONAL_PARTS)}"
         )
     sizes, machine = (
@@ -735,4 +720,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("gpu"):
+        main()

@@ -22,6 +22,7 @@ import torch
 from bench import _results as results
 from bench._results import Row
 from bench.loader import captions, memory, parts
+from thousandwords.core.command_line import one_sentence
 from thousandwords.core.row_store import RowStore, write_rows
 from thousandwords.data.loader import TokenLoader
 from thousandwords.data.sampler import positions
@@ -51,7 +52,7 @@ def row(
     measured = exponent(sizes, figures)
     first, last = results.format_figure(figures[0]), results.format_figure(figures[-1])
     size = f"{sizes[0]:,} to {sizes[-1]:,}: {first} to {last} {unit}"
-    return Row(id, what, size, measured, "", why, theory, measured / theory if theory else None)
+    return Row(id, what, size, measured, "", why, theory)
 
 
 def build_model(side: int = 8, width: int = 64, layers: int = 4, attention: str = "auto") -> Transformer:
@@ -188,24 +189,21 @@ PARTS: list[tuple[Callable[[Sequence[int]], list[Row]], Sequence[int]]] = [
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
+    arguments = results.parser_of(__doc__)
+    arguments.add_argument(
         "--quick", action="store_true", help="only the first two sizes of each, to test the code"
     )
-    parser.add_argument("--out", type=Path, default=results.RESULTS, help="file the rows are appended to")
     # one measurement in its own process
-    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
+    arguments.add_argument("--peak", type=int, help=argparse.SUPPRESS)
+    options = arguments.parse_args(argv)
     if options.peak:
         print(peak_of_this_process(options.peak))
         return
     rows = [row for measure, sizes in PARTS for row in measure(sizes[:2] if options.quick else sizes)]
     assert all(math.isfinite(row.figure) for row in rows)
-    results.record(rows, options.out)
-    print(results.table(rows))
+    results.finish(rows, options.out)
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("growth"):
+        main()

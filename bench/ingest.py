@@ -11,7 +11,6 @@ default compression.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import io
 import multiprocessing
@@ -26,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.ingest import write_pairs
 
@@ -102,12 +102,10 @@ def measure(run: Callable[[], None]) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    arguments = parser(__doc__)
     for name, default in (("count", 2000), ("size", 256), ("rounds", 3), ("workers", 2)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    options = parser.parse_args()
+        arguments.add_argument(f"--{name}", type=int, default=default)
+    options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = write_jpegs(folder, options.count)
@@ -140,4 +138,5 @@ def report(rounds: list[dict[str, tuple[float, float]]], count: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("ingest"):
+        main()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.core.row_store import RowBatch, RowStore, write_rows
 from thousandwords.data.loader import TokenLoader
 from thousandwords.data.prefetch import Prefetcher
@@ -88,20 +88,20 @@ def measure(folder: Path, length: int, threads: int, seconds: float, verify: boo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rows", default="10000,100000,1000000")
-    parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--threads", default="0,1,2")
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument(
+    arguments = parser(__doc__)
+    arguments.add_argument("--rows", default="10000,100000,1000000")
+    arguments.add_argument("--length", type=int, default=1024)
+    arguments.add_argument("--threads", default="0,1,2")
+    arguments.add_argument("--seconds", type=float, default=5.0)
+    arguments.add_argument(
         "--folder", type=Path, default=None, help="where the rows are written; removed afterwards"
     )
-    parser.add_argument("--unverified", action="store_true", help="open the rows without hashing them first")
+    arguments.add_argument(
+        "--unverified", action="store_true", help="open the rows without hashing them first"
+    )
     # one row of the table, in its own process
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    arguments.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    options = arguments.parse_args()
     if options.measure:
         threads = int(options.threads)
         print(
@@ -115,21 +115,15 @@ def main() -> None:
         try:
             write_rows(folder, parts(rows, options.length))
             for threads in options.threads.split(","):
-                arguments = [
-                    "--measure",
-                    str(folder),
-                    "--length",
-                    str(options.length),
-                    "--threads",
-                    threads,
-                    "--seconds",
-                    str(options.seconds),
-                    *(["--unverified"] if options.unverified else []),
-                ]
-                subprocess.run([sys.executable, "-m", "bench.loader", *arguments], check=True, env=os.environ)
+                length, seconds = str(options.length), str(options.seconds)
+                command = [sys.executable, "-m", "bench.loader", "--measure", str(folder), "--length", length]
+                command += ["--threads", threads, "--seconds", seconds]
+                command += ["--unverified"] if options.unverified else []
+                subprocess.run(command, check=True)
         finally:
             shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("loader"):
+        main()

@@ -10,9 +10,6 @@ and all waiting count as loss. `best_of_n`: 512 candidates of one caption over 5
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +17,7 @@ from torch.nn import functional as F
 from bench import _peer
 from bench import _results as results
 from bench._results import Row, seconds
+from thousandwords.core.command_line import one_sentence
 from thousandwords.generators.transformer.model import Transformer, TransformerConfig
 
 VOCAB_SIZE = 512  # of text and image
@@ -68,7 +66,7 @@ def against_peer(rows: int, depth: int, width: int, heads: int, text_length: int
     names = ("sample_vs_peer", "sample_vs_mended_peer", "sample_vs_peer_pattern")
     return [
         *(
-            Row(name, "sampling", size, ours, "images/s", label, rate, ours / rate)
+            Row(name, "sampling", size, ours, "images/s", label, rate)
             for name, label, rate in zip(names, against, peer_rates, strict=True)
         ),
         Row(
@@ -79,7 +77,6 @@ def against_peer(rows: int, depth: int, width: int, heads: int, text_length: int
             "images/s",
             against[0],
             peer_rates[0],
-            one_caption_rate / peer_rates[0],
         ),
     ]
 
@@ -116,7 +113,7 @@ def against_matmul(
         for taken in seconds(lambda: sample(model, text), bare_products, rounds=3, min_seconds=0.5)
     )
     size = f"{depth} layers of {width}, {text_length} + {steps} tokens, {rows} of one caption"
-    return Row(name, "cached decode", size, ours, "GFLOP/s", "its matrix products alone", plain, ours / plain)
+    return Row(name, "cached decode", size, ours, "GFLOP/s", "its matrix products alone", plain)
 
 
 def best_of(count: int, depth: int, width: int, heads: int, text_length: int, side: int) -> Row:
@@ -128,24 +125,16 @@ def best_of(count: int, depth: int, width: int, heads: int, text_length: int, si
     )
     size = f"{depth} layers of {width}, {text_length} + {side * side} tokens"
     return Row(
-        "best_of_n",
-        f"{count} candidates of one caption",
-        size,
-        shared,
-        "s",
-        f"{count} captions",
-        separate,
-        shared / separate,
+        "best_of_n", f"{count} candidates of one caption", size, shared, "s", f"{count} captions", separate
     )
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    arguments = results.parser_of(__doc__)
+    arguments.add_argument(
+        "--quick", action="store_true", help="tiny sizes without the peer, to test the code"
     )
-    parser.add_argument("--quick", action="store_true", help="tiny sizes without the peer, to test the code")
-    parser.add_argument("--out", type=Path, default=results.RESULTS, help="file the rows are appended to")
-    options = parser.parse_args(argv)
+    options = arguments.parse_args(argv)
     if options.quick:
         rows = [against_matmul(8, 1, 16, 1, 4, 2, "decode_vs_matmul"), best_of(8, 1, 16, 1, 4, 2)]
     else:
@@ -156,9 +145,9 @@ def main(argv: list[str] | None = None) -> None:
             Row("cpu_draw", decode.what, decode.size, decode.figure / 1e3, "TFLOP/s"),
             best_of(512, 2, 128, 2, 256, 8),
         ]
-    results.record(rows, options.out)
-    print(results.table(rows))
+    results.finish(rows, options.out)
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("sampling"):
+        main()

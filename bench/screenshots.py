@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.studio import RunningStudio
 from tests.helpers.browser import chromium, expect
+from thousandwords.core.command_line import one_sentence
 
 DOCS = Path(__file__).parent.parent / "docs"
 CAPTION = "a small red star above a large blue square"
@@ -81,4 +82,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("screenshots"):
+        main()

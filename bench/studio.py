@@ -8,7 +8,6 @@ one candidate after a client that had requested 64 disconnected at the first.
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import http.client
 import json
@@ -23,6 +22,7 @@ from pathlib import Path
 from bench import _results as results
 from bench._results import Row
 from tests.helpers.browser import chromium
+from thousandwords.core.command_line import one_sentence
 
 CAPTIONS = (
     "a small red star above a large blue square",
@@ -148,67 +148,44 @@ def measure(times: int) -> list[Row]:
     counts = ", ".join(f"{statuses.count(status)} times {status}" for status in sorted(set(statuses)))
     health_p99 = statistics.quantiles(health, n=100)[98]
     size = f"{NUM_REQUESTS} at once at a queue of {QUEUE_LENGTH}: {counts}"
+    generated, hung_up = (
+        f"16 candidates, {times} times",
+        f"64 candidates, disconnected at the first, {times} times",
+    )
+
+    def bar(id: str, what: str, size: str, seconds: float, limit: float, against: str = "bar") -> Row:
+        return Row(id, what, size, seconds, "s", against, limit)
+
     return [
-        Row(
+        bar(
             "studio_first_picture",
             "first image after the click on Generate, median",
-            f"16 candidates, {times} times",
+            generated,
             statistics.median(first_seconds),
-            "s",
-            "bar",
             3.0,
-            statistics.median(first_seconds) / 3,
         ),
-        Row(
-            "studio_first_picture_worst",
-            "the slowest of them",
-            f"16 candidates, {times} times",
-            max(first_seconds),
-            "s",
-            "bar",
-            3.0,
-            max(first_seconds) / 3,
-        ),
-        Row(
-            "studio_health_p99",
-            "/health under load, 99th percentile",
-            size,
-            health_p99,
-            "s",
-            "bar",
-            0.2,
-            health_p99 / 0.2,
-        ),
-        Row(
+        bar("studio_first_picture_worst", "the slowest of them", generated, max(first_seconds), 3.0),
+        bar("studio_health_p99", "/health under load, 99th percentile", size, health_p99, 0.2),
+        bar(
             "studio_hung_up",
             "one candidate after another client disconnected, slowest",
-            f"64 candidates, disconnected at the first, {times} times",
+            hung_up,
             max(disconnect_seconds),
-            "s",
-            "bar of stopping alone",
             2.0,
-            max(disconnect_seconds) / 2,
+            "bar of stopping alone",
         ),
         Row("studio_after", "one candidate right after the load", size, after_flood, "s"),
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--times", type=int, default=9, help="generations in the browser (default: 9)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=results.RESULTS,
-        help="rows are appended here (default: bench/results.jsonl)",
-    )
-    options = parser.parse_args()
+    arguments = results.parser_of(__doc__)
+    arguments.add_argument("--times", type=int, default=9, help="generations in the browser (default: 9)")
+    options = arguments.parse_args()
     rows = measure(options.times)
-    results.record(rows, options.out)
-    print(results.table(rows))
+    results.finish(rows, options.out)
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("studio"):
+        main()

@@ -8,10 +8,8 @@ GOMP_SPINCOUNT=1000 OMP_WAIT_POLICY=PASSIVE: threads that spin while waiting dis
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import _peer, _plain
 from bench import _results as results
 from bench._results import Row, seconds
+from thousandwords.core.command_line import one_sentence
 from thousandwords.generators.transformer.model import Transformer, TransformerConfig
 from thousandwords.nn.malloc import keep_freed_memory
 from thousandwords.training import optimizers
@@ -134,26 +133,22 @@ def against_machine(size: Size) -> list[Row]:
             "TFLOP/s",
             "the matrix product",
             rate / 1e12,
-            operations / taken / rate,
         ),
     ]
 
 
 def row(id: str, size: Size, what: str, fast: float, against: str, slow: float) -> Row:
     figure, limit = size.batch / fast, size.batch / slow
-    return Row(
-        id, f"a training step {what}", str(size), figure, "sequences/s", against, limit, figure / limit
-    )
+    return Row(id, f"a training step {what}", str(size), figure, "sequences/s", against, limit)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    arguments = results.parser_of(__doc__)
+    arguments.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments.add_argument(
+        "--quick", action="store_true", help="a tiny size without the peer, to test the code"
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--quick", action="store_true", help="a tiny size without the peer, to test the code")
-    parser.add_argument("--out", type=Path, default=results.RESULTS, help="file the rows are appended to")
-    options = parser.parse_args(argv)
+    options = arguments.parse_args(argv)
     torch.set_num_threads(options.threads)
     keep_freed_memory()  # as in training; it helps the peer as well
     small = TINY if options.quick else SMALL
@@ -165,9 +160,9 @@ def main(argv: list[str] | None = None) -> None:
             against_peer("train_vs_peer_large", LARGE, "full"),
             against_peer("train_vs_peer_bfloat16", SMALL, "full", in_bfloat16=True),
         ]
-    results.record(rows, options.out)
-    print(results.table(rows))
+    results.finish(rows, options.out)
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("training"):
+        main()

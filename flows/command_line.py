@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import sys
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
+from thousandwords.core import command_line
+from thousandwords.core.command_line import parser
 from thousandwords.core.errors import UserError
-
-
-def parser(description: str | None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
 
 
 def parse_targets(description: str | None, argv: list[str] | None) -> list[str]:
@@ -23,11 +16,6 @@ def parse_targets(description: str | None, argv: list[str] | None) -> list[str]:
     return arguments.parse_args(argv).stages
 
 
-@contextlib.contextmanager
-def one_sentence(program: str, code: int = 1) -> Iterator[None]:
-    """End the program with one sentence and this exit code for an error that the user can fix."""
-    try:
-        yield
-    except (RuntimeError, UserError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        raise SystemExit(code) from error
+def one_sentence(program: str, code: int = 1) -> AbstractContextManager[None]:
+    """End the program with one sentence for a UserError, or for the failure of a stage."""
+    return command_line.one_sentence(program, code, (RuntimeError, UserError))

@@ -219,8 +219,9 @@ def main(argv: list[str] | None = None) -> None:
         server_url()
         check_writable()
         results = fleet(targets or None)
-    ran = [stage for stage, result in results.items() if result == RAN]
-    print(f"fleet: {len(ran)} of {len(results)} stages went to workers{': ' if ran else ''}{', '.join(ran)}")
+        ran = [stage for stage, result in results.items() if result == RAN]
+        listed = f"{': ' if ran else ''}{', '.join(ran)}"
+        print(f"fleet: {len(ran)} of {len(results)} stages went to workers{listed}")
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def main() -> None:
     with one_sentence("nightly"):
         check_writable()
         result = nightly()
-    print(summary(result["version"], result["refusals"], result["ran"]))
+        print(summary(result["version"], result["refusals"], result["ran"]))
 
 
 if __name__ == "__main__":

@@ -123,7 +123,8 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt as error:
         print("run: stopped. Training resumes from its last checkpoint in the next run", file=sys.stderr)
         raise SystemExit(130) from error
-    print(summary(results, round(time.monotonic() - started)))
+    with one_sentence("run"):
+        print(summary(results, round(time.monotonic() - started)))
 
 
 def summary(results: dict[str, str], seconds: int) -> str:

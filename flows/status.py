@@ -19,6 +19,7 @@ from flows.deploy import CPU_POOL, GPU_POOL
 from flows.dvc.graph import read_graph
 from flows.workers import gpu_lock
 from flows.workers.__main__ import list_workers
+from thousandwords.core.command_line import one_sentence
 from thousandwords.core.errors import UserError
 
 MAX_RUNS = 5  # per state
@@ -151,7 +152,8 @@ def metrics() -> list[str]:
 
 
 def main() -> None:
-    print(status())
+    with one_sentence("status", code=1):
+        print(status())
 
 
 if __name__ == "__main__":

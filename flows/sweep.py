@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_sentence("sweep"):
         check_writable()
         rows = sweep(parse_grid(values))
-    print("\n".join(str(row) for row in rows))
+        print("\n".join(str(row) for row in rows))
 
 
 if __name__ == "__main__":

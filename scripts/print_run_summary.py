@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from thousandwords.core.command_line import one_sentence
 from thousandwords.core.params import read_params
 
 RESULTS = Path("results")
@@ -36,16 +37,13 @@ def headline(metrics: dict) -> str:
 
 
 def main() -> None:
-    metrics = json.loads((RESULTS / "metrics.json").read_bytes())
-    print()
-    print(headline(metrics))
-    print()
-    print(f"look at          {(RESULTS / 'report.html').resolve()}")
-    print(
-        f"                 {(RESULTS / 'ranked' / 'overview.png').resolve()}, and one grid per prompt in the same folder"
-    )
-    params = read_params(Path("params.yaml"))
-    print(f'generate         make studio, or make generate PROMPT="{example(params)}"')
+    with one_sentence("summary"):
+        metrics = json.loads((RESULTS / "metrics.json").read_bytes())
+        overview, params = RESULTS / "ranked/overview.png", read_params(Path("params.yaml"))
+        print(f"\n{headline(metrics)}\n")
+        print(f"look at          {(RESULTS / 'report.html').resolve()}")
+        print(f"                 {overview.resolve()}, and one grid per prompt in the same folder")
+        print(f'generate         make studio, or make generate PROMPT="{example(params)}"')
 
 
 def example(params: dict) -> str:

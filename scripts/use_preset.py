@@ -3,11 +3,10 @@ params.before.yaml."""
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import sys
 from pathlib import Path
 
+from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.core.files import write_bytes
 
 PRESETS, PARAMS, BACKUP = Path("presets"), Path("params.yaml"), Path("params.before.yaml")
@@ -36,13 +35,10 @@ def use_preset(name: str, presets: Path = PRESETS, params: Path = PARAMS, backup
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", help="the name of a file in presets/, without .yaml")
-    try:
-        print(use_preset(parser.parse_args(argv).name))
-    except ValueError as error:
-        print(f"preset: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    arguments = parser(__doc__)
+    arguments.add_argument("name", help="the name of a file in presets/, without .yaml")
+    with one_sentence("preset", errors=(ValueError,)):
+        print(use_preset(arguments.parse_args(argv).name))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ next run takes a sound copy or makes them again.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flows.command_line import one_sentence
 from flows.dvc.damage import Damage, discard, find_damage, locked_outputs, object_in_cache
 from flows.dvc.digest import dvc_digest
+from thousandwords.core.command_line import one_sentence, parser
+from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import MANIFEST, DamagedArtefact, read_manifest
 
 ROOTS = ("data", "models", "results", ".ckpt")
@@ -86,26 +86,22 @@ def _check_output(path: Path, expected_md5: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--repair", action="store_true", help="remove what is damaged, or replace it in the cache"
-    )
-    options = parser.parse_args(argv)
-    with one_sentence("verify", code=2):
+    arguments = parser(__doc__)
+    arguments.add_argument("--repair", action="store_true", help="remove what is damaged, also in the cache")
+    options = arguments.parse_args(argv)
+    with one_sentence("verify", errors=(RuntimeError, UserError)):
         if options.repair:
             print("\n".join(f"repaired: {damage}" for damage in repair()) or "nothing is damaged")
             return
         intact, problems = verify()
         in_cache = [damage for damage in find_damage() if not damage.path.is_relative_to(damage.output)]
         problems += [f"{damage}. Run: {FIX}" for damage in in_cache]
-    for path in intact:
-        print(f"intact: {path}")
-    for problem in problems:
-        print(f"verify: {problem}", file=sys.stderr)
-    if not intact and not problems:
-        print("nothing has been made here yet. Run: make run")
+        for path in intact:
+            print(f"intact: {path}")
+        for problem in problems:
+            print(f"verify: {problem}", file=sys.stderr)
+        if not intact and not problems:
+            print("nothing has been made here yet. Run: make run")
     raise SystemExit(1 if problems else 0)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import signal
-import sys
 import threading
 import webbrowser
 from pathlib import Path
@@ -18,14 +17,15 @@ from pathlib import Path
 import torch
 
 import stages.runtime.environment  # noqa: F401  first: no telemetry of any tool
-from studio.api.routes import Studio
-from studio.app import make_app
+from studio.api.routes import Studio, make_app
 from studio.data.gallery import Gallery
 from studio.data.versions import Versions
 from studio.http import server
 from studio.worker.process import StudioPaths
 from studio.worker.queue import RequestQueue
+from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import check_writable, translate_write_errors
 from thousandwords.inference.package import check_device
 
 MAX_IMAGE_BYTES = 8 * 2**20  # of an image file in a request
@@ -39,10 +39,8 @@ WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m studio", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
+    arguments = parser(__doc__, prog="python -m studio")
+    add = arguments.add_argument
     add("--package", type=Path, default=Path("models/package"), help="(default: models/package)")
     add("--version", help="the default model: package, a number or an alias (default: champion)")
     add("--pairs", type=Path, default=Path("data/pairs"), help="the data set to show (default: data/pairs)")
@@ -57,19 +55,18 @@ def make_parser() -> argparse.ArgumentParser:
     add("--deadline", type=float, default=120, help="seconds that one request may take (default: 120)")
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     add("--open", action="store_true", help="open the page in a browser")
-    return parser
+    return arguments
 
 
 def main(argv: list[str] | None = None) -> None:
     options = make_parser().parse_args(argv)
     server.start_log()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean end
-            serve(options)
-    except UserError as error:
-        print(f"studio: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    with (
+        one_sentence("studio"),
+        contextlib.suppress(KeyboardInterrupt),
+    ):  # uvicorn raises it after a clean end
+        serve(options)
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -78,8 +75,11 @@ def serve(options: argparse.Namespace) -> None:
         raise UserError("--queue and --deadline must be above 0")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     check_device(device)
+    with translate_write_errors(options.gallery):
+        options.gallery.mkdir(parents=True, exist_ok=True)
+    check_writable(options.gallery)
     versions = Versions(Path("."), options.package, options.version)
-    versions.default()
+    versions.find()
     with server.open_socket("the studio", options.host, options.port) as listener:
         port = listener.getsockname()[1]
         address = page_address(options.host, port)
@@ -89,10 +89,10 @@ def serve(options: argparse.Namespace) -> None:
         if options.open:
             threading.Timer(1, webbrowser.open, [address]).start()
         paths = StudioPaths(options.pairs, options.gallery, device=device)
-        queue = RequestQueue(paths, lambda: versions.folder(versions.default()), options.queue)
+        queue = RequestQueue(paths, lambda: versions.folder(versions.find()), options.queue)
         app = make_app(Studio(queue, versions, Gallery(options.gallery), options.deadline))
         hosts = [*options.allowed_host, *([] if options.host in WILDCARDS else [options.host])]
-        server.run(app, listener, hosts, BODY_LIMITS)
+        server.new_server(app, hosts, BODY_LIMITS).run(sockets=[listener])
 
 
 def page_address(host: str, port: int) -> str:

@@ -9,10 +9,8 @@ reads bodies of any size.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import contextlib
-import sys
 import threading
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from pydantic import BaseModel
 from studio.api.errors import RETRY, ApiError, add_error_handlers
 from studio.api.schema import MAX_CANDIDATES
 from studio.http import server
+from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.core.errors import UserError
 from thousandwords.data.images import encode_png
 from thousandwords.inference.config import check_prompt
@@ -98,21 +97,20 @@ def generate(package: Package, request: Request) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m studio.serve", description=__doc__.partition("\n")[0])
-    parser.add_argument("package", type=Path)
-    parser.add_argument("--port", type=int, default=5001, help="(default: 5001)")
-    parser.add_argument("--allowed-host", action="append", default=[], metavar="NAME")
-    options = parser.parse_args(argv)
+    arguments = parser(__doc__, prog="python -m studio.serve")
+    arguments.add_argument("package", type=Path)
+    arguments.add_argument("--port", type=int, default=5001, help="(default: 5001)")
+    arguments.add_argument("--allowed-host", action="append", default=[], metavar="NAME")
+    options = arguments.parse_args(argv)
     server.start_log()
-    try:
-        with server.open_socket("the model server", "127.0.0.1", options.port) as listener:
-            app = make_app(load_package(options.package))
-            print(f"serve: http://127.0.0.1:{options.port}/invocations  (Ctrl-C ends it)", flush=True)
-            with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean end
-                server.run(app, listener, options.allowed_host)
-    except UserError as error:
-        print(f"serve: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    with (
+        one_sentence("serve"),
+        contextlib.suppress(KeyboardInterrupt),  # uvicorn raises it again after a clean end
+        server.open_socket("the model server", "127.0.0.1", options.port) as listener,
+    ):
+        app = make_app(load_package(options.package))
+        print(f"serve: http://127.0.0.1:{options.port}/invocations  (Ctrl-C ends it)", flush=True)
+        server.new_server(app, options.allowed_host).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -6,37 +6,48 @@ The commands are in `cli/`, each with what adds its options and what runs it.
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 
 from thousandwords.cli import compare, generate, human_eval, import_weights, likelihood, tokens
-from thousandwords.core.errors import UserError
+from thousandwords.core.command_line import one_sentence, parser
 
-COMMANDS = (  # what adds its options, and what runs it
-    *((command.add_to, command.run) for command in (generate, tokens, likelihood, compare)),
-    (human_eval.add_sheet_to, human_eval.make_sheet),
-    (human_eval.add_votes_to, human_eval.print_votes),
-    (import_weights.add_to, import_weights.run),
-)
+COMMANDS = {  # name: what adds its options, what runs it, its help
+    "generate": (generate.add_options, generate.run, "prompts in, ranked images out"),
+    "tokens": (tokens.add_options, tokens.run, "show and edit the tokens of an image"),
+    "likelihood": (likelihood.add_options, likelihood.run, "how likely images are under a caption"),
+    "compare": (compare.add_options, compare.run, "two finished runs side by side, as a page"),
+    "human-eval-sheet": (
+        human_eval.add_sheet_options,
+        human_eval.make_sheet,
+        "a blind vote between two runs, as a page",
+    ),
+    "human-eval-votes": (
+        human_eval.add_votes_options,
+        human_eval.print_votes,
+        "count the votes on a human evaluation sheet",
+    ),
+    "import-weights": (
+        import_weights.add_options,
+        import_weights.run,
+        "weights of the DALL-E release in, an image tokenizer out",
+    ),
+}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command; an error that the user can fix ends it with one sentence and exit code 2."""
-    parser = argparse.ArgumentParser(prog="python -m thousandwords", description=__doc__)
-    keeps_lines = functools.partial(
-        argparse.ArgumentParser, formatter_class=argparse.RawDescriptionHelpFormatter
+    arguments = argparse.ArgumentParser(prog="python -m thousandwords", description=__doc__)
+    subparsers = arguments.add_subparsers(
+        required=True, dest="command", metavar="command", parser_class=parser
     )
-    subparsers = parser.add_subparsers(
-        required=True, dest="command", metavar="command", parser_class=keeps_lines
-    )
-    for add_to, run in COMMANDS:
-        add_to(subparsers).set_defaults(run=run)
-    options = parser.parse_args(argv)
-    try:
+    for name, (add_options, run, text) in COMMANDS.items():
+        description = sys.modules[run.__module__].__doc__
+        command = subparsers.add_parser(name, help=text, description=description)
+        add_options(command)
+        command.set_defaults(run=run)
+    options = arguments.parse_args(argv)
+    with one_sentence(options.command):
         options.run(options)
-    except UserError as error:
-        print(f"{options.command}: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

@@ -161,8 +161,8 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments.parse_args(argv)
     with one_sentence("remote_repro"):
         ran = work(options.stage, options.revision) if options.command == "work" else collect()
-    where = "here" if options.command == "work" else "here, since no worker had run them"
-    print(f"remote_repro: {len(ran)} stages ran {where}{': ' if ran else ''}{', '.join(ran)}")
+        where = "here" if options.command == "work" else "here, since no worker had run them"
+        print(f"remote_repro: {len(ran)} stages ran {where}{': ' if ran else ''}{', '.join(ran)}")
 
 
 if __name__ == "__main__":

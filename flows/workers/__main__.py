@@ -6,7 +6,6 @@ The heartbeat process (flows/workers/heartbeat.py) runs beside them. Each has it
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import socket
@@ -20,6 +19,7 @@ import psutil
 
 from flows.deploy import CPU_POOL, GPU_POOL, prepare_server
 from flows.workers import gpu_lock
+from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import check_writable
 from thousandwords.core.locks import holder, take_lock, write_note
@@ -146,21 +146,14 @@ def list_workers() -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=["start", "stop", "list"])
-    parser.add_argument(
-        "--gpus-per-worker", type=int, default=1, help="for stages that train on several (default: 1)"
-    )
-    parser.add_argument(
-        "--runs", type=int, default=CPU_RUNS, help="at once, without a GPU (default: 2; in a fleet: 1)"
-    )
-    parser.add_argument(
-        "--name", help="prefix of the names, if another clone has workers here (default: the host's name)"
-    )
-    options = parser.parse_args(argv)
-    try:
+    arguments = parser(__doc__)
+    add = arguments.add_argument
+    add("what", choices=["start", "stop", "list"])
+    add("--gpus-per-worker", type=int, default=1, help="for stages that train on several (default: 1)")
+    add("--runs", type=int, default=CPU_RUNS, help="at once, without a GPU (default: 2; in a fleet: 1)")
+    add("--name", help="prefix of the names, if another clone has workers here (default: the host's name)")
+    options = arguments.parse_args(argv)
+    with one_sentence("workers", code=1):
         lines = {
             "start": lambda: start(
                 plan_workers(gpu_lock.visible(), options.gpus_per_worker, options.name, options.runs)
@@ -168,10 +161,7 @@ def main(argv: list[str] | None = None) -> None:
             "stop": stop,
             "list": list_workers,
         }[options.what]()
-    except UserError as error:
-        print(f"workers: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
-    print("\n".join(lines or ["no worker runs in this folder"]))
+        print("\n".join(lines or ["no worker runs in this folder"]))
 
 
 if __name__ == "__main__":

@@ -1,22 +1,26 @@
-"""Routes of the HTTP API: check a request, queue it for the worker process, answer. Without torch.
+"""The studio as one ASGI application: a route checks a request, queues it for the worker process, and answers.
 
-Described at /openapi.json. `studio.http.middleware` decides who may send requests, and how large they may be.
+Described at /openapi.json. Without torch. `studio.http.middleware` decides who may send requests, and how
+large they may be.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 
 from studio.api import schema
-from studio.api.errors import CLIENT_CLOSED, RETRY, ApiError, error_of
+from studio.api.errors import CLIENT_CLOSED, RETRY, ApiError, add_error_handlers, error_of
 from studio.api.streaming import stream_lines
 from studio.data.gallery import Gallery
 from studio.data.versions import Version, Versions
@@ -26,6 +30,8 @@ from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import DamagedArtefact
 from thousandwords.inference.provenance import read_provenance
 
+STATIC = Path(__file__).parents[1] / "static"
+ERROR_RESPONSES = {code: {"model": schema.ErrorResponse} for code in (400, 403, 413, 415, 422, 429, 503)}
 IMAGE_FILE = {"schema": {"type": "string", "format": "binary"}}
 IMAGE_BODY = {"requestBody": {"required": True, "content": {"image/*": IMAGE_FILE}}}
 EVENT_LINES = {200: {"description": "a line of JSON per event", "model": schema.Event}}
@@ -83,6 +89,37 @@ class Studio:
         return await self.answer(request, name, folder=folder, **arguments)
 
 
+def make_app(studio: Studio) -> FastAPI:
+    """The application; the request queue starts and ends with it."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        queue = asyncio.create_task(studio.queue.run())
+        yield
+        queue.cancel()
+        await asyncio.wait([queue])
+
+    app = FastAPI(
+        title="thousandwords studio",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        summary="Generate ranked images from captions, inpaint them and edit their tokens.",
+        responses=ERROR_RESPONSES,
+    )
+    for routes in (model_routes, image_routes, gallery_routes):
+        app.include_router(routes(studio))
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    add_error_handlers(app)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+    return app
+
+
 def model_routes(studio: Studio) -> APIRouter:
     """Health and models."""
     routes = APIRouter(tags=["models"])
@@ -101,7 +138,7 @@ def model_routes(studio: Studio) -> APIRouter:
         """The models: models/package and the registry's versions."""
         try:
             default, every_version = await run_in_threadpool(
-                lambda: (studio.versions.default().id, studio.versions.all())
+                lambda: (studio.versions.find().id, studio.versions.all())
             )
         except UserError as error:
             raise ApiError(503, str(error), headers=RETRY) from error

@@ -12,13 +12,9 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import MANIFEST, read_manifest
-
-if TYPE_CHECKING:
-    from flows.registry.versions import VersionSummary
 
 log = logging.getLogger("studio")
 
@@ -58,12 +54,11 @@ class Versions:
                 self._registered = self._list_registered()
             return self._local_package() + self._registered[1]
 
-    def default(self) -> Version:
-        """The version selected at the start, else the champion, else models/package. Raises UserError."""
-        return self.find(None)
+    def find(self, name: str | None = None) -> Version:
+        """The version with an id or alias. Raises UserError.
 
-    def find(self, name: str | None) -> Version:
-        """The version with an id or alias; None: the default. Raises UserError."""
+        None: the one selected at the start, else the champion, else models/package.
+        """
         versions, name = self.all(), self.selected if name is None else name
         if name is None and not versions:
             raise UserError(
@@ -118,13 +113,17 @@ class Versions:
         for name, value in MLFLOW_TIMEOUTS.items():
             os.environ.setdefault(name, value)
         try:
-            versions = [_version_of(summary) for summary in list_versions(self.root)][:MAX_VERSIONS]
-            return time.monotonic() + CACHE_SECONDS, versions
+            versions = [
+                Version(
+                    summary.number,
+                    f"version {summary.number}",
+                    summary.package,
+                    summary.aliases,
+                    f"{summary.soundness}, commit {summary.commit[:8]}",
+                )
+                for summary in list_versions(self.root)
+            ]
+            return time.monotonic() + CACHE_SECONDS, versions[:MAX_VERSIONS]
         except UserError as error:  # the studio works without a registry
             log.warning("the registry's versions are not available: %s", error)
             return time.monotonic() + RETRY_SECONDS, []
-
-
-def _version_of(summary: VersionSummary) -> Version:
-    note = f"{summary.soundness}, commit {summary.commit[:8]}"
-    return Version(summary.number, f"version {summary.number}", summary.package, summary.aliases, note)

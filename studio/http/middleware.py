@@ -127,12 +127,8 @@ def refuse_body(headers: Headers, limit: int) -> Refusal | None:
     if headers.get("content-encoding", "identity").lower() not in ("", "identity"):
         return 415, "compressed bodies are not accepted; send it without Content-Encoding"
     if int(headers.get("content-length", 0)) > limit:  # the server has checked that it is a number
-        return 413, too_large(limit)
+        return 413, f"the body has more than {limit} bytes, the maximum here; send less"
     return None
-
-
-def too_large(limit: int) -> str:
-    return f"the body has more than {limit} bytes, the maximum here; send less"
 
 
 def is_api(scope: Scope) -> bool:

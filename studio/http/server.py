@@ -18,16 +18,10 @@ KEEP_ALIVE_SECONDS = 5  # that a connection is kept without a next request
 SHUTDOWN_SECONDS = 3  # that unfinished answers have when the server ends
 
 
-def run(
-    app: ASGIApp, listener: socket.socket, hosts: Iterable[str] = (), limits: Mapping[str, int] | None = None
-) -> None:
-    """Serve until Ctrl-C. `hosts` and `limits` as for `Guards`."""
-    new_server(app, hosts, limits).run(sockets=[listener])
-
-
 def new_server(
     app: ASGIApp, hosts: Iterable[str] = (), limits: Mapping[str, int] | None = None
 ) -> uvicorn.Server:
+    """`hosts` and `limits` as for `Guards`. Run it on a socket: new_server(app).run(sockets=[listener])"""
     config = uvicorn.Config(
         Guards(app, hosts, limits),
         http="h11",  # the one with a limit for headers

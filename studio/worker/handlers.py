@@ -42,22 +42,18 @@ NUM_LEAST_LIKELY = 5  # tokens in the answer of /api/likelihood
 def describe(package: Package) -> Event:
     """Metadata of a package that a client needs to send requests."""
     names = ("temperature", "top_k", "top_p", "guidance")
+    side = None
+    with contextlib.suppress(UserError):  # a tokenizer with several scales has no single grid
+        side = grid_side(package.image_tokenizer.scales)
     return {
         "fingerprint": package.fingerprint,
         "image_size": package.image_tokenizer.image_size,
-        "side": _grid_side(package),
+        "side": side,
         "vocab_size": package.image_tokenizer.vocab_size,
         "text_length": package.text_tokenizer.text_length,
         "settings": {name: getattr(package.settings, name) for name in names},
         "can_guide": bool(getattr(package.generator.config, "caption_dropout", 0)),
     }
-
-
-def _grid_side(package: Package) -> int | None:
-    """Rows of the token grid; None for a tokenizer with several scales, which has no single grid."""
-    with contextlib.suppress(UserError):
-        return grid_side(package.image_tokenizer.scales)
-    return None
 
 
 # --- generation ---------------------------------------------------------------------------------------------
@@ -67,7 +63,7 @@ def generate(
     package: Package, prompt: str, candidates: int, seed: int, fixed_tokens: Grid | None, changes: dict
 ) -> Iterator[Event]:
     """Yield each candidate when it is finished, then their ranking. Raises FieldError before the first."""
-    prompt = prompt_of(prompt)
+    prompt, tokenizer = prompt_of(prompt), package.text_tokenizer
     settings = settings_of(package, candidates, changes)
     fixed = None if fixed_tokens is None else fixed_tokens_of(package, fixed_tokens)
     fixed_numbers = None if fixed is None else tuple(fixed.tolist())
@@ -78,7 +74,8 @@ def generate(
         "prompt": prompt,
         "candidates": candidates,
         "seed": seed,
-        **text_used_of(package, prompt),
+        "text_used": tokenizer.decode(tokenizer.encode([prompt])[0]),
+        "truncated": len(tokenizer.tokenize(prompt)) > tokenizer.text_length,
     }
     finished: list[Candidate] = []
     for number in range(count_batches(1, settings)):
@@ -116,15 +113,6 @@ def reproduce(package: Package, data: bytes) -> Event:
         "tokens": grid_of(candidate.tokens),
         "score": round(candidate.score, 6),
         "provenance": dataclasses.asdict(provenance),
-    }
-
-
-def text_used_of(package: Package, prompt: str) -> Event:
-    """{"text_used": the part of the caption that the model uses, "truncated": whether there is more}."""
-    tokenizer = package.text_tokenizer
-    return {
-        "text_used": tokenizer.decode(tokenizer.encode([prompt])[0]),
-        "truncated": len(tokenizer.tokenize(prompt)) > tokenizer.text_length,
     }
 
 

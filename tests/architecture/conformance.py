@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.helpers.paths import ROOT
+from thousandwords.core.command_line import one_sentence
 
 WIDTHS = (20, 3, 58, 20)
 
@@ -160,4 +161,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("conformance"):
+        main()

@@ -1,4 +1,4 @@
-"""Hostile inputs in whole runs, and failing decoders; tests/reliability/test_reliability.py lists all cases."""
+"""Hostile inputs in whole runs, and failing decoders; bench/reliability.md lists all cases."""
 
 from __future__ import annotations
 

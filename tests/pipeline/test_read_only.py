@@ -44,6 +44,7 @@ def project(tmp_path_factory) -> Path:
         ["flows.services", "start"],
         ["flows.workers", "start"],
         ["flows.dvc.repair"],
+        ["studio"],
     ],
     ids=" ".join,
 )

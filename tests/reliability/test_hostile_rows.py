@@ -1,4 +1,4 @@
-"""Hostile or unusual inputs in whole runs; tests/reliability/test_reliability.py lists the tests of all cases.
+"""Hostile or unusual inputs in whole runs; bench/reliability.md lists the tests of all cases.
 
 One outcome differs from the original list: an image that needs too much memory is `out_of_memory`, not
 `worker_died`, because its process survives and reports it. Flags and formats of images are counted in the

@@ -388,8 +388,7 @@ def test_a_stage_on_a_full_disk_reports_it_and_resumes_when_there_is_room(refere
     reference.resume_and_compare(folder, stage)
 
 
-@pytest.mark.parametrize("name", ["EROFS", "EACCES", "EIO"])
-def test_an_output_that_cannot_be_written_is_rejected_before_any_work(reference, tmp_path, monkeypatch, name):
+def test_an_output_that_cannot_be_written_is_rejected_before_any_work(tmp_path):
     out = tmp_path / "file" / "pairs"
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match=f"{tmp_path}/file cannot be written: .*exists"), output_lock(out):

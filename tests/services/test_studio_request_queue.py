@@ -6,15 +6,13 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
-import threading
-import time
 
 import psutil
 import pytest
 
 from studio.worker import queue as request_queue
 from studio.worker.process import StudioPaths
-from studio.worker.queue import NotReady, QueueFull, Request, RequestQueue, events_of, restart_delay
+from studio.worker.queue import NotReady, Request, RequestQueue, events_of
 from tests.helpers.fake_worker import FakeWorker
 from thousandwords.core.errors import UserError
 
@@ -24,12 +22,13 @@ pytestmark = pytest.mark.anyio
 @contextlib.asynccontextmanager
 async def running(default_folder=lambda: "somewhere"):
     queue = RequestQueue(StudioPaths(), default_folder, 200, FakeWorker)
-    queue.start()
+    task = asyncio.create_task(queue.run())
     try:
         await until(lambda: queue.status != "loading")
         yield queue
     finally:
-        await asyncio.to_thread(queue.close)
+        task.cancel()
+        await asyncio.wait([task])
 
 
 @pytest.fixture(scope="module")
@@ -81,39 +80,6 @@ async def test_requests_run_in_order_and_get_the_number_of_requests_ahead(queue)
     queue.stop(first)
     assert [event["event"] async for event in stream][-2:] == ["started", "ranked"]
     assert queue.num_ahead(third) is None
-
-
-async def test_a_full_queue_rejects_requests_until_it_is_shorter(queue, monkeypatch):
-    monkeypatch.setattr(queue, "capacity", 2)
-    first = submit(queue, "sleep")
-    await until(lambda: is_running(queue, first))
-    waiting = [submit(queue, "a") for _ in range(2)]
-    with pytest.raises(QueueFull):
-        submit(queue, "b")
-    queue.stop(waiting[0])
-    assert queue.num_waiting() == 1
-    third = submit(queue, "b")
-    queue.stop(first)
-    assert names(await events(queue, third))[-1] == "ranked"
-
-
-async def test_a_request_whose_client_has_gone_is_stopped_and_the_worker_lives_on(queue):
-    request, pid = submit(queue, "sleep"), queue._process.pid
-
-    async def gone() -> bool:
-        return is_running(queue, request) and request.events.empty()
-
-    await events(queue, request, is_gone=gone)
-    await until(lambda: not is_running(queue, request))
-    assert names(await answers(queue, "a")) == ["started", "ranked"]
-    assert queue._process.pid == pid
-
-
-async def test_200_requests_that_are_stopped_at_once_leave_nothing_behind(queue):
-    for request in [submit(queue, "sleep" if number % 2 else "a") for number in range(200)]:
-        queue.stop(request)
-    assert queue.num_waiting() == 0
-    assert names(await answers(queue, "a")) == ["started", "ranked"]
 
 
 async def test_a_request_that_takes_too_long_is_stopped_with_a_message(queue):
@@ -214,10 +180,6 @@ async def test_a_worker_starts_after_failures_of_every_kind(monkeypatch):
         assert names(await answers(queue, "a")) == ["started", "ranked"]
 
 
-def test_restart_delays_grow_to_the_maximum():
-    assert [restart_delay(deaths) for deaths in (1, 2, 3, 4, 6, 7, 5000)] == [0, 1, 2, 4, 16, 30, 30]
-
-
 async def test_waiting_requests_get_the_reason_when_the_models_disappear():
     folders = ["somewhere"]
 
@@ -232,34 +194,6 @@ async def test_waiting_requests_get_the_reason_when_the_models_disappear():
         problem = request_queue.unavailable("the package is gone. Run: make run")
         assert answers == [request_queue.WORKER_DIED, problem]
         assert (queue.status, queue.num_waiting()) == ("broken", 0)
-
-
-async def test_a_close_while_a_worker_starts_leaves_no_process(monkeypatch):
-    start_process = multiprocessing.get_context("spawn").Process
-    queue = RequestQueue(StudioPaths(), lambda: "somewhere", make_worker=FakeWorker)
-    closer = threading.Thread(target=queue.close)
-
-    def make_process(**arguments: object) -> multiprocessing.Process:
-        closer.start()
-        while not queue._is_closed:
-            time.sleep(0.001)
-        return start_process(**arguments)
-
-    monkeypatch.setattr(multiprocessing.get_context("spawn"), "Process", make_process)
-    queue.start()
-    await asyncio.to_thread(queue._thread.join, 60)
-    closer.join(60)
-    assert not queue._process.is_alive() and queue._process.exitcode is not None
-
-
-async def test_a_close_does_not_wait_for_a_restart_delay(monkeypatch):
-    monkeypatch.setattr(request_queue, "RESTART_DELAY", 60.0)
-    monkeypatch.setattr(request_queue, "MAX_RESTART_DELAY", 60.0)
-    queue = RequestQueue(StudioPaths(), lambda: 1 // 0, make_worker=FakeWorker)
-    queue.start()
-    await until(lambda: queue._deaths == 2)
-    await asyncio.to_thread(queue.close)
-    assert not queue._thread.is_alive()
 
 
 async def test_the_worker_ends_with_the_server():

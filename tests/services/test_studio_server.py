@@ -18,8 +18,7 @@ from PIL import Image
 
 from studio.__main__ import main, page_address
 from studio.api.errors import add_error_handlers
-from studio.api.routes import Studio
-from studio.app import make_app
+from studio.api.routes import Studio, make_app
 from studio.data.gallery import Gallery
 from studio.data.versions import Version, Versions
 from tests.helpers.prefect_server import wait_for

@@ -43,9 +43,9 @@ def test_the_registrys_versions_follow_the_package_newest_first(versions, projec
 
 
 def test_the_champion_is_the_default_unless_another_version_is_selected(versions, project):
-    assert versions.default().id == "2"
-    assert Versions(project, project / "models/package", "package").default().id == "package"
-    assert Versions(project, project / "models/package", "1").default().id == "1"
+    assert versions.find().id == "2"
+    assert Versions(project, project / "models/package", "package").find().id == "package"
+    assert Versions(project, project / "models/package", "1").find().id == "1"
     assert versions.find("champion").id == versions.find(None).id == "2" and versions.find("1").id == "1"
 
 

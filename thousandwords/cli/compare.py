@@ -15,34 +15,21 @@ from thousandwords.core.files import write_bytes
 from thousandwords.reporting.finished_run import FinishedRun, read_run
 
 
-def add_to(subparsers) -> argparse.ArgumentParser:
-    """The command line of `compare`."""
-    parser = subparsers.add_parser(
-        "compare", help="two finished runs side by side, as a page", description=__doc__
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser)
-    parser.add_argument(
-        "--out", type=Path, default=Path("compare.html"), help="the page (default: compare.html)"
-    )
-    parser.add_argument("--prompts", type=positive, default=48, help="prompts on the page (default: 48)")
-    parser.add_argument(
-        "--best", type=positive, default=4, help="images per prompt and run, best first (default: 4)"
-    )
-    return parser
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("compare.html"), help="the page (default: compare.html)")
+    add("--prompts", type=positive, default=48, help="prompts on the page (default: 48)")
+    add("--best", type=positive, default=4, help="images per prompt and run, best first (default: 4)")
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that name the two runs, and metadata about them."""
-    parser.add_argument(
-        "--a", type=Path, required=True, metavar="FOLDER", help="a run: the folder that holds its results/"
-    )
-    parser.add_argument("--b", type=Path, required=True, metavar="FOLDER", help="the other run")
-    parser.add_argument(
-        "--metadata",
-        type=Path,
-        metavar="JSON",
-        help="names, commits and differences, as flows.compare writes them",
-    )
+    add = parser.add_argument
+    add("--a", type=Path, required=True, metavar="FOLDER", help="a run: the folder that holds its results/")
+    add("--b", type=Path, required=True, metavar="FOLDER", help="the other run")
+    text = "names, commits and differences, as flows.compare writes them"
+    add("--metadata", type=Path, metavar="JSON", help=text)
 
 
 def read_runs(options: argparse.Namespace) -> tuple[FinishedRun, FinishedRun, dict]:

@@ -23,37 +23,21 @@ from thousandwords.inference.inpainting import cells_from_mask, fixed_tokens_of,
 from thousandwords.inference.package import Candidate, load_package
 
 
-def add_to(subparsers) -> argparse.ArgumentParser:
-    """The command line of `generate`."""
-    parser = subparsers.add_parser("generate", help="prompts in, ranked images out", description=__doc__)
-    parser.add_argument("prompt", nargs="*", help="what to generate; several prompts are possible")
-    parser.add_argument("--prompts", type=Path, help="a text file with one prompt per line")
-    parser.add_argument(
-        "--out", type=Path, default=Path("generated"), help="output folder (default: generated)"
-    )
-    parser.add_argument("--candidates", "-n", type=positive, default=32, help="per prompt (default: 32)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other images (default: 0)")
-    parser.add_argument("--guidance", type=float, help="above 1: closer to the caption (default: as trained)")
-    parser.add_argument(
-        "--temperature", type=float, help="below 1: safer, above: bolder (default: as trained)"
-    )
-    parser.add_argument(
-        "--top-k", type=positive, help="sample from the k likeliest tokens (default: as trained)"
-    )
-    parser.add_argument(
-        "--top-p", type=float, help="sample from the tokens that hold this probability (default: as trained)"
-    )
-    parser.add_argument(
-        "--inpaint", type=Path, metavar="IMAGE", help="an image whose top stays; the rest is sampled"
-    )
-    parser.add_argument(
-        "--keep-rows", type=positive, metavar="R", help="rows of tokens that stay (default: half of them)"
-    )
-    parser.add_argument(
-        "--keep-mask", type=Path, metavar="MASK", help="an image that is white where the other one stays"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("prompt", nargs="*", help="what to generate; several prompts are possible")
+    add("--prompts", type=Path, help="a text file with one prompt per line")
+    add("--out", type=Path, default=Path("generated"), help="output folder (default: generated)")
+    add("--candidates", "-n", type=positive, default=32, help="per prompt (default: 32)")
+    add("--seed", type=int, default=0, help="another seed, other images (default: 0)")
+    add("--guidance", type=float, help="above 1: closer to the caption (default: as trained)")
+    add("--temperature", type=float, help="below 1: safer, above: bolder (default: as trained)")
+    add("--top-k", type=positive, help="sample from the k likeliest tokens (default: as trained)")
+    add("--top-p", type=float, help="sample from the tokens that hold this probability (default: as trained)")
+    add("--inpaint", type=Path, metavar="IMAGE", help="an image whose top stays; the rest is sampled")
+    add("--keep-rows", type=positive, metavar="R", help="rows of tokens that stay (default: half of them)")
+    add("--keep-mask", type=Path, metavar="MASK", help="an image that is white where the other one stays")
     add_package_options(parser)
-    return parser
 
 
 def run(options: argparse.Namespace) -> None:

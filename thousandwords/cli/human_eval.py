@@ -25,19 +25,12 @@ from thousandwords.reporting.human_eval_votes import count_votes, lines, markdow
 FIX = "Give the sheet-key.json that was written beside the sheet"
 
 
-def add_sheet_to(subparsers) -> argparse.ArgumentParser:
-    """The command line of `human-eval-sheet`."""
-    text = "a blind vote between two runs, as a page"
-    parser = subparsers.add_parser("human-eval-sheet", help=text, description=__doc__)
+def add_sheet_options(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser)
-    parser.add_argument("--out", type=Path, default=Path("sheet.html"), help="the page (default: sheet.html)")
-    parser.add_argument(
-        "--prompts", type=positive, default=50, help="maximum number of image pairs (default: 50)"
-    )
-    parser.add_argument(
-        "--seed", type=int, help="chooses prompts and sides (default: a random one, stored in the key)"
-    )
-    return parser
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("sheet.html"), help="the page (default: sheet.html)")
+    add("--prompts", type=positive, default=50, help="maximum number of image pairs (default: 50)")
+    add("--seed", type=int, help="chooses prompts and sides (default: a random one, stored in the key)")
 
 
 def make_sheet(options: argparse.Namespace) -> None:
@@ -60,16 +53,11 @@ def make_sheet(options: argparse.Namespace) -> None:
     )
 
 
-def add_votes_to(subparsers) -> argparse.ArgumentParser:
-    """The command line of `human-eval-votes`."""
-    text = "count the votes on a human evaluation sheet"
-    parser = subparsers.add_parser("human-eval-votes", help=text, description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path, metavar="CSV", help="the votes, a file per rater")
-    parser.add_argument("--key", type=Path, required=True, help="the key of the sheet")
-    parser.add_argument(
-        "--out", type=Path, default=Path("votes.json"), help="and Markdown beside it (default: votes.json)"
-    )
-    return parser
+def add_votes_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("files", nargs="+", type=Path, metavar="CSV", help="the votes, a file per rater")
+    add("--key", type=Path, required=True, help="the key of the sheet")
+    add("--out", type=Path, default=Path("votes.json"), help="and Markdown beside it (default: votes.json)")
 
 
 def read_key(path: Path) -> Mapping:

@@ -15,19 +15,13 @@ from thousandwords.pretrained.dalle_release import import_weights
 from thousandwords.pretrained.torch_container import is_legacy
 
 
-def add_to(subparsers) -> argparse.ArgumentParser:
-    """The command line of `import-weights`."""
-    parser = subparsers.add_parser(
-        "import-weights", help="weights of the DALL-E release in, an image tokenizer out", description=__doc__
-    )
-    parser.add_argument("--encoder", type=Path, default=Path("encoder.pkl"), help="(default: encoder.pkl)")
-    parser.add_argument("--decoder", type=Path, default=Path("decoder.pkl"), help="(default: decoder.pkl)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("models/dalle_release"), help="(default: models/dalle_release)"
-    )
-    parser.add_argument("--encoder-sha256", help="reject a file with another sha256")
-    parser.add_argument("--decoder-sha256", help="reject a file with another sha256")
-    return parser
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--encoder", type=Path, default=Path("encoder.pkl"), help="(default: encoder.pkl)")
+    add("--decoder", type=Path, default=Path("decoder.pkl"), help="(default: decoder.pkl)")
+    add("--out", type=Path, default=Path("models/dalle_release"), help="(default: models/dalle_release)")
+    add("--encoder-sha256", help="reject a file with another sha256")
+    add("--decoder-sha256", help="reject a file with another sha256")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -20,16 +20,12 @@ from thousandwords.inference.package import load_package
 COLUMNS = ("image", "bits_per_image", "bits_per_token", "caption_bits")
 
 
-def add_to(subparsers) -> argparse.ArgumentParser:
-    """The command line of `likelihood`."""
-    parser = subparsers.add_parser(
-        "likelihood", help="how likely images are under a caption", description=__doc__
-    )
-    parser.add_argument("caption", help="what the images are said to show")
-    parser.add_argument("images", nargs="+", type=Path, metavar="image", help="images to compare")
-    parser.add_argument("--csv", type=Path, help="also write the table to this CSV file")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("caption", help="what the images are said to show")
+    add("images", nargs="+", type=Path, metavar="image", help="images to compare")
+    add("--csv", type=Path, help="also write the table to this CSV file")
     add_package_options(parser)
-    return parser
 
 
 def run(options: argparse.Namespace) -> None:

@@ -42,30 +42,22 @@ class Source:
     fingerprint: str = ""
 
 
-def add_to(subparsers) -> argparse.ArgumentParser:
-    """The command line of `tokens`."""
-    parser = subparsers.add_parser("tokens", help="show and edit the tokens of an image", description=__doc__)
-    parser.add_argument("image", type=Path, help="an image, or the tokens.json of an earlier run")
-    parser.add_argument(
-        "--stitch", type=Path, metavar="OTHER", help="take the right part of this image or tokens.json"
-    )
-    parser.add_argument(
-        "--columns", type=positive, metavar="N", help="of the first image, in a stitch (default: half)"
-    )
-    parser.add_argument("--flip", action="store_true", help="mirror the grid, left to right")
-    parser.add_argument(
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("image", type=Path, help="an image, or the tokens.json of an earlier run")
+    add("--stitch", type=Path, metavar="OTHER", help="take the right part of this image or tokens.json")
+    add("--columns", type=positive, metavar="N", help="of the first image, in a stitch (default: half)")
+    add("--flip", action="store_true", help="mirror the grid, left to right")
+    add(
         "--set",
         action="append",
         default=[],
         metavar="ROW,COLUMN=TOKEN",
         help="another token in one cell; may be repeated",
     )
-    parser.add_argument(
-        "--caption", help="what the image shows; adds the heat map of tokens that were not expected"
-    )
-    parser.add_argument("--out", type=Path, default=Path("tokens"), help="output folder (default: tokens)")
+    add("--caption", help="what the image shows; adds the heat map of tokens that were not expected")
+    add("--out", type=Path, default=Path("tokens"), help="output folder (default: tokens)")
     add_package_options(parser)
-    return parser
 
 
 def run(options: argparse.Namespace) -> None:

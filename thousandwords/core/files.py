@@ -49,7 +49,7 @@ def write_blocks(path: Path, blocks: Iterable[bytes | memoryview], size: int) ->
         return file.commit()
 
 
-class DurableFile:
+class DurableFile(contextlib.AbstractContextManager):
     """A file that is written in blocks and appears under `path` at `commit`, completely or not at all.
 
     Temporary file in the same folder, write, fsync, rename, fsync of the folder. Usage: with DurableFile(path) as
@@ -93,9 +93,6 @@ class DurableFile:
         self._file.close()
         with contextlib.suppress(OSError):
             self.partial.unlink(missing_ok=True)
-
-    def __enter__(self) -> DurableFile:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

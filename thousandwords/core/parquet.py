@@ -37,7 +37,7 @@ def table_bytes(table: pa.Table, row_group: int = ROW_GROUP) -> bytes:
     return sink.getvalue()
 
 
-class TableFile:
+class TableFile(contextlib.AbstractContextManager):
     """The file of `table_bytes`, written durably and row group by row group, for tables larger than memory.
 
     Usage: with TableFile(path, schema) as file: file.write(rows) for each group, then sha256 = file.commit().
@@ -61,9 +61,6 @@ class TableFile:
         with contextlib.suppress(Exception):  # it writes a footer to a file that is removed next
             self._writer.close()
         self._file.close()
-
-    def __enter__(self) -> TableFile:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

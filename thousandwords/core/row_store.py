@@ -13,7 +13,6 @@ import struct
 import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -58,7 +57,9 @@ class _Column:
 
     def close(self) -> None:
         for file in (self.bytes, self.offsets):
-            _close_durably(file)
+            with file:
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def unpack_rows(
@@ -84,12 +85,6 @@ def unpack_rows(
     key = fingerprint({"shards": manifest["sha256"], "split": split, "layout": 1})
     store.begin([key])
     return RowStore(store.get(key, make), verify=False)
-
-
-def _close_durably(file: BinaryIO) -> None:
-    with file:
-        file.flush()
-        os.fsync(file.fileno())
 
 
 class RowStore:

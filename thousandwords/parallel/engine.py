@@ -14,7 +14,7 @@ import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -121,23 +121,19 @@ def run_items(
         place = (engine.config.address, engine.device_kind, engine.threads)
         workers = cluster_workers(open_worker, *place, engine.num_workers)
     else:
-        workers = _local_workers(open_worker, engine)
+        threads = thread_variables(engine.threads)
+
+        def start_local(number: int) -> Worker:
+            variables = threads | _gpu_variable(engine, number)
+            return LocalWorker(open_worker, engine.device_kind, variables)
+
+        workers = contextlib.nullcontext((start_local, engine.num_local_workers))
     with (
         workers as (start_worker, max_workers),
         Pool(start_worker, min(max_workers, len(items)), on_death, label) as pool,
     ):
         results = pool.results(([item] for item in items), ITEMS_AHEAD)
         yield from progress(results, label, len(items), "item")
-
-
-@contextlib.contextmanager
-def _local_workers(open_worker: Opener, engine: Engine) -> Iterator[tuple[Callable[[int], Worker], int]]:
-    """(function that starts worker number n, number of workers)"""
-    threads = thread_variables(engine.threads)
-    yield (
-        lambda number: LocalWorker(open_worker, engine.device_kind, threads | _gpu_variable(engine, number)),
-        engine.num_local_workers,
-    )
 
 
 def _gpu_variable(engine: Engine, number: int) -> dict[str, str]:

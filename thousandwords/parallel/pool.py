@@ -47,7 +47,7 @@ class Worker(Protocol):
     def end(self) -> None: ...
 
 
-class Pool:
+class Pool(contextlib.AbstractContextManager):
     """`count` slots, each with a worker and a thread that waits for it, so a slow worker blocks no other.
 
     `start_worker(slot)` starts a worker. `on_death(item, error, attempt)` returns the result of an item whose
@@ -68,9 +68,6 @@ class Pool:
         while self.free.qsize() < count:
             self.free.put(self.free.qsize())
         self.threads = ThreadPoolExecutor(count, label)
-
-    def __enter__(self) -> Pool:
-        return self
 
     def __exit__(self, *_: object) -> None:
         with self.lock:

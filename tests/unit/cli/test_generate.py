@@ -7,6 +7,7 @@ import re
 import pytest
 from PIL import Image
 
+from tests.helpers import commands
 from tests.helpers.tiny_models import SIDE, random_images
 from thousandwords import __main__ as command
 from thousandwords.cli import generate as generate_command
@@ -31,20 +32,8 @@ def generate(package_folder, tmp_path):
 def rejected(monkeypatch, capsys, tmp_path):
     """Runs a command that has to end with code 2 before any model is loaded; returns its one sentence."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> str:
-        def never(*_):
-            raise AssertionError("a model was loaded before the command line was checked")
-
-        with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
-            patch.setattr(generate_command, "load_package", never)
-            command.main(["generate", *arguments])
-        assert caught.value.code == 2
-        out, err = capsys.readouterr()
-        assert out == "" and err.count("\n") == 1
-        return err.rstrip("\n")
-
-    return run
+    monkeypatch.setattr(generate_command, "load_package", lambda *_: pytest.fail("a model was loaded"))
+    return lambda *arguments: commands.rejected(capsys, "generate", *arguments)
 
 
 # --- generate ------------------------------------------------------------------------------------------------------
@@ -231,9 +220,6 @@ def test_a_count_below_one_is_rejected(arguments, capsys):
 
 
 def test_without_a_package_the_fix_is_to_train_one(capsys, tmp_path):
-    with pytest.raises(SystemExit) as caught:
-        command.main(["generate", "a star", "--package", str(tmp_path / "none")])
-    assert caught.value.code == 2
-    assert capsys.readouterr().err == (
-        f"generate: there is no package at {tmp_path}/none: nothing has been trained here yet. Run: make run\n"
+    assert commands.rejected(capsys, "generate", "a star", "--package", f"{tmp_path}/none") == (
+        f"generate: there is no package at {tmp_path}/none: nothing has been trained here yet. Run: make run"
     )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers import commands
 from tests.helpers.tiny_models import IMAGE_VOCAB_SIZE, SIDE, random_images
 from thousandwords import __main__ as command
 from thousandwords.cli import likelihood as likelihood_command
@@ -55,13 +56,10 @@ def tokens(here, package_folder):
 def rejected(here, package_folder, capsys):
     """Runs a command that has to end with code 2 and one sentence, which it returns."""
 
-    def run(name: str, *arguments: str) -> str:
-        with pytest.raises(SystemExit) as caught:
-            command.main([name, *arguments, "--package", str(package_folder)])
-        assert caught.value.code == 2 and not (here / "tokens").exists()
-        out, err = capsys.readouterr()
-        assert out == "" and err.count("\n") == 1
-        return err.rstrip("\n")
+    def run(*arguments: str) -> str:
+        sentence = commands.rejected(capsys, *arguments, "--package", str(package_folder))
+        assert not (here / "tokens").exists()
+        return sentence
 
     return run
 
@@ -131,13 +129,6 @@ def test_a_caption_adds_the_surprisal_of_each_token(tokens, here, package, capsy
     worst = int(result.image.argmin())
     assert (int(cells[0][1]), int(cells[0][2])) == divmod(worst, 4)
     assert int(cells[0][3]) == grid_of(package, 0).ravel()[worst]
-
-
-def test_the_same_command_writes_the_same_bytes(tokens, here):
-    tokens("a.png", "--caption", "a red star", "--flip")
-    first = {path.name: path.read_bytes() for path in (here / "tokens").iterdir()}
-    tokens("a.png", "--caption", "a red star", "--flip")
-    assert {path.name: path.read_bytes() for path in (here / "tokens").iterdir()} == first
 
 
 NO_FILE = "there is no file {}. Give an image (JPEG, PNG, WEBP, GIF, BMP, TIFF)"
@@ -259,11 +250,3 @@ def test_images_are_listed_likeliest_first_and_as_a_table(here, package, package
     for column, attribute in (("bits_per_image", "image_bits"), ("caption_bits", "caption_bits")):
         expected = [getattr(results[name], attribute) for name in order]
         assert [float(row[column]) for row in rows] == pytest.approx(expected)
-
-
-def test_without_a_package_the_fix_is_to_train_one(here, capsys):
-    for arguments in (["tokens", "a.png"], ["likelihood", "a star", "a.png"]):
-        with pytest.raises(SystemExit):
-            command.main([*arguments, "--package", "none"])
-        fix = "there is no package at none: nothing has been trained here yet. Run: make run"
-        assert fix in capsys.readouterr().err

@@ -8,7 +8,6 @@ from typing import Literal
 import pytest
 
 from thousandwords.core.config import RENAMED_KEYS, ConfigError, check_keys, model_block, section
-from thousandwords.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -166,12 +165,6 @@ def test_an_error_of_a_dataclass_without_a_path_is_unchanged():
     assert message_of(name="none") == "params.yaml: none is not a name"
 
 
-def test_reading_does_not_change_the_values():
-    values = {"steps": 5, "scales": [1, 2]}
-    section(values, "generator.training", Training)
-    assert values == {"steps": 5, "scales": [1, 2]}
-
-
 def test_a_file_must_have_exactly_the_required_sections():
     check_keys({"seed": 0, "data": {}}, "the file", ["seed", "data"])
     with pytest.raises(ConfigError, match="params.yaml: the file has no key 'sed'. Did you mean 'seed'?"):
@@ -198,7 +191,3 @@ def test_a_models_block_may_have_keys_beside_its_kind_and_training():
         model_block({"kind": "small", "small": {}}, "model", Beside)
     with pytest.raises(ConfigError, match="params.yaml: model.share should be a number, found 'half'"):
         model_block({**block, "share": "half"}, "model", Beside)
-
-
-def test_every_error_is_a_user_error():
-    assert issubclass(ConfigError, UserError) and issubclass(UserError, ValueError)

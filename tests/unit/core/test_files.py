@@ -18,7 +18,6 @@ from tests.helpers.tiny_models import flipped
 from thousandwords.core.files import (
     CannotWrite,
     DiskFull,
-    failpoint,
     fingerprint,
     unit_hash,
     write_blocks,
@@ -126,17 +125,6 @@ def test_data_written_whole_or_in_blocks_reaches_the_file(tmp_path_factory, data
     blocks = (bytes([byte]) for byte in data)
     assert write_bytes(folder / "whole", data) == write_blocks(folder / "blocks", blocks, 9) == digest
     assert (folder / "whole").read_bytes() == (folder / "blocks").read_bytes() == data
-
-
-def test_only_the_third_call_of_a_failpoint_fails(monkeypatch):
-    monkeypatch.setenv("THOUSANDWORDS_FAILPOINT", "after-write:3:EIO")
-    monkeypatch.setattr("thousandwords.core.files._passed", Counter())
-    for _ in range(2):
-        failpoint("after-write")
-        failpoint("mid-write")
-    with pytest.raises(OSError, match="Input/output error"):
-        failpoint("after-write")
-    failpoint("after-write")
 
 
 def test_json_does_not_depend_on_the_order_of_keys(tmp_path):

@@ -49,7 +49,7 @@ def indexed(dataset: DatasetIndex, scorer) -> DatasetIndex:
     return dataset
 
 
-def test_every_pair_is_on_exactly_one_page(dataset):
+def test_every_pair_is_on_exactly_one_page(dataset, folder):
     images, offset = [], 0
     while offset is not None:
         page = dataset.page(None, offset, 10)
@@ -59,19 +59,16 @@ def test_every_pair_is_on_exactly_one_page(dataset):
     assert len(dataset.page("unseen", 0, 10)["images"]) == 4
     assert (dataset.page("unseen", 0, 4)["next"], dataset.page("unseen", 0, 3)["next"]) == (None, 3)
     assert all(image["score"] is None for image in images)
+    reader = PairReader(folder, "validation")
+    for row, image in enumerate(dataset.page("validation", 0, 5)["images"]):
+        assert (image["key"], image["caption"]) == (reader.key(row), reader.captions(row)[0])
+        assert (decode_png(base64.b64decode(image["png"])) == reader.images([row])[0]).all()
 
 
 def test_of_very_many_images_the_held_out_ones_are_indexed_first(dataset, scorer, monkeypatch):
     monkeypatch.setattr(dataset_index, "MAX_INDEXED", 11)
     images = indexed(dataset, scorer).search(scorer, "a star", None, NUM_IMAGES)["images"]
     assert sorted(image["split"] for image in images) == ["train"] * 2 + ["unseen"] * 4 + ["validation"] * 5
-
-
-def test_a_page_shows_the_pairs(dataset, folder):
-    reader = PairReader(folder, "validation")
-    for row, image in enumerate(dataset.page("validation", 0, 5)["images"]):
-        assert (image["key"], image["caption"]) == (reader.key(row), reader.captions(row)[0])
-        assert (decode_png(base64.b64decode(image["png"])) == reader.images([row])[0]).all()
 
 
 def test_example_captions_are_held_out_ones(dataset, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import errno
 import os
@@ -13,16 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from studio.api import streaming
 from studio.data.gallery import NAME, Gallery, GalleryEntry, GallerySearch, NoSuchEntry
-from studio.data.versions import Version
 from tests.helpers.tiny_models import flipped
 from thousandwords import components
 from thousandwords.core.files import CannotWrite
 from thousandwords.core.manifest import DamagedArtefact, read_manifest, write_manifest
 from thousandwords.data.images import decode_png, to_float
 from thousandwords.inference.config import SamplingConfig
-from thousandwords.inference.provenance import Provenance, encode_png_with_provenance, read_provenance
+from thousandwords.inference.provenance import Provenance, read_provenance
 
 PROVENANCE = Provenance("a <b>red</b> star", 7, 0, "0f" * 32, SamplingConfig(candidates=3, batch_size=8))
 
@@ -97,24 +94,6 @@ def test_damaged_deleted_and_unfinished_entries_are_left_out_and_hide_no_other(g
     assert listed(gallery) == [intact]
     monkeypatch.setattr(gallery, "names", lambda: names)  # it is deleted while a page is made
     assert listed(gallery) == [intact]
-
-
-def test_an_entry_that_cannot_be_saved_is_logged_with_the_reason(tmp_path, caplog):
-    (tmp_path / "gallery").write_text("a file, where a folder should be")
-    entry = make_entry()
-    candidates = [
-        {
-            "png": base64.b64encode(encode_png_with_provenance(image, PROVENANCE)),
-            "tokens": [tokens],
-            "score": 0.1,
-        }
-        for image, tokens in zip(entry.images, entry.tokens, strict=True)
-    ]
-    version = Version("package", "models/package", "0f" * 32)
-    settings = dataclasses.asdict(PROVENANCE.settings)
-    name = streaming._save_entry(Gallery(tmp_path / "gallery"), version, candidates, [1, 2, 0], settings)
-    assert name is None
-    assert "a generation could not be saved in the gallery: " in caplog.text
 
 
 def test_a_deleted_entry_is_gone(gallery):

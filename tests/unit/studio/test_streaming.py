@@ -34,16 +34,7 @@ async def streamed(gallery: Gallery, first: dict | None, *others: dict) -> list[
     return [json.loads(line) async for line in stream]
 
 
-async def test_a_finished_generation_is_saved_and_gets_an_id(tmp_path, generated):
-    gallery = Gallery(tmp_path)
-    started, *candidates, ranked = await streamed(gallery, dict(generated[0]), *generated[1:])
-    assert started == generated[0] | {"version": "2"} and candidates == generated[1:-1]
-    entry = gallery.entry(ranked["id"])
-    assert [image["candidate"] for image in entry["images"]] == ranked["order"] and entry["version"] == "2"
-    assert "settings" not in ranked and ranked["seconds"] >= 0
-
-
-async def test_a_full_disk_loses_no_image(tmp_path, generated, monkeypatch):
+async def test_a_full_disk_loses_no_image_and_is_logged(tmp_path, generated, monkeypatch, caplog):
     def full(_: object) -> str:
         raise DiskFull("no room")
 
@@ -51,6 +42,7 @@ async def test_a_full_disk_loses_no_image(tmp_path, generated, monkeypatch):
     monkeypatch.setattr(gallery, "add", full)
     *candidates, ranked = await streamed(gallery, None, *generated[1:])
     assert len(candidates) == 3 and (ranked["event"], ranked["id"]) == ("ranked", None)
+    assert "a generation could not be saved in the gallery: no room" in caplog.text
 
 
 async def test_an_unfinished_generation_is_not_saved_and_says_why(tmp_path, generated):
