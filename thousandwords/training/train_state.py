@@ -105,7 +105,7 @@ class TrainState:
         config = self.config
         peak, final = config.learning_rate, config.final_learning_rate
         if config.schedule == "plateau":
-            peak *= 0.5 ** schedules.halvings(self.validation_losses, config.patience, config.min_delta)
+            peak *= 0.5 ** schedules.halvings(self.validation_losses, config.patience)
             final = peak
         return optimizers.learning_rate(
             step, peak, final, config.warmup_steps, config.decay_steps or config.steps
