@@ -105,17 +105,13 @@ def _check_weights(pretrained: str, name: str, weights: str | None) -> None:
                 f"clip.pretrained is {pretrained!r}, but that folder lacks open_clip_config.json or weights "
                 f"({', '.join(SUFFIXES)}). Put both there"
             )
-    elif weights is not None and not _is_weights_file(weights):
+    elif weights is not None and not (Path(weights).is_file() and Path(weights).suffix in SUFFIXES):
         tags = open_clip.list_pretrained_tags_by_model(name)
         if weights not in tags:
             raise ValueError(
                 f"clip.pretrained is {pretrained!r}, but {weights!r} is neither a file that ends in "
                 f"{', '.join(SUFFIXES)} nor one of the tags of {name}: {', '.join(tags) or 'there are none'}"
             )
-
-
-def _is_weights_file(path: str) -> bool:
-    return Path(path).is_file() and Path(path).suffix in SUFFIXES
 
 
 def _fix(error: Exception) -> str:
