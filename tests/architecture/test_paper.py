@@ -34,7 +34,6 @@ from thousandwords.nn.schedules import cosine
 from thousandwords.preflight import build_models, check_models, check_params
 from thousandwords.text.bpe import TextTokenizerConfig, train
 from thousandwords.text.normalize import normalize
-from thousandwords.training import optimizers
 from thousandwords.training.config import TrainingConfig
 from thousandwords.training.distributed import SINGLE_PROCESS
 from thousandwords.training.train_state import TrainState
@@ -227,11 +226,8 @@ def test_kl_weight_and_temperature_follow_cosines_of_5000_and_150_000_updates(st
 
 def rate(name: str, step: int, losses: tuple[float, ...] = ()) -> float:
     """The learning rate of an update in training."""
-    state = TrainState(
-        nn.Linear(1, 1),
-        section({**block(name)["training"], "precision": "float32"}, "training", TrainingConfig),
-        SINGLE_PROCESS,
-    )
+    config = dataclasses.replace(training_config(name), precision="float32")
+    state = TrainState(nn.Linear(1, 1), config, SINGLE_PROCESS)
     state.validation_losses = list(losses)
     return state.learning_rate(step)
 
@@ -346,13 +342,6 @@ def test_a_tenth_of_the_merges_is_left_out_in_training():
 def test_the_generator_sees_the_papers_crops_in_several_views():
     tokens = section(block("tokens"), "tokens", TokensConfig)
     assert tokens.augmentation == "paper" and tokens.views_per_image > 1
-
-
-@pytest.mark.paper("generator: optimizer")
-def test_the_generators_weight_decay_is_on_matrices_only():
-    groups = optimizers.parameter_groups(tiny_models.tiny("generators", "transformer"), 0.045)
-    assert {parameter.ndim for parameter in groups[0]["params"]} == {2} and groups[0]["weight_decay"] == 0.045
-    assert {parameter.ndim for parameter in groups[1]["params"]} == {1} and groups[1]["weight_decay"] == 0
 
 
 @pytest.mark.paper("generator: schedule")

@@ -84,24 +84,6 @@ def test_adamw_steps_as_the_plain_reference_does(limit):
     assert model.bias.tolist() == pytest.approx(expected_bias, abs=1e-12)
 
 
-# --- clipping -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.paper("generator: optimizer")
-@pytest.mark.parametrize(
-    ("limit", "gradient"), [(None, [3.0, 4.0]), (10.0, [3.0, 4.0]), (1.0, [0.6, 0.8]), (0.1, [0.06, 0.08])]
-)
-def test_a_gradient_is_scaled_to_the_limit_and_its_norm_before_is_returned(limit, gradient):
-    weights = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
-    for weight, value in zip(weights, (3.0, 4.0), strict=True):
-        weight.grad = torch.tensor([value])
-
-    norm = optimizers.clip_gradients(weights, limit)
-
-    assert norm.item() == 5.0
-    assert [weight.grad.item() for weight in weights] == pytest.approx(gradient, rel=1e-5)
-
-
 # --- the moving average -------------------------------------------------------------------------------------
 
 

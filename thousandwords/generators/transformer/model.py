@@ -249,9 +249,8 @@ class Transformer(Generator):
         self.check_text(text)
         self.check_fixed_tokens(fixed_tokens, len(text))
         if len(rngs) != len(text):
-            raise ValueError(
-                f"{len(text)} rows of text came with {len(rngs)} random generators; give one per row"
-            )
+            problem = f"{len(text)} rows of text came with {len(rngs)} random generators"
+            raise ValueError(f"{problem}; give one per row")
         uniform = uniforms(rngs, self.image_length).to(text.device)
         first = count_leading_fixed(fixed_tokens)
         if len(text) == 0 or first == self.image_length:
@@ -261,10 +260,8 @@ class Transformer(Generator):
         logits, caches = zip(*[prefill(self, caption, beginning) for caption in captions], strict=True)
         if text.device.type == "cpu":
             keep_freed_memory()
-        truncation = (temperature, top_k, top_p)
-        state = DecodeState(
-            self, list(logits), list(caches), fixed_tokens, first, uniform, truncation, guidance
-        )
+        options = {"truncation": (temperature, top_k, top_p), "guidance": guidance}
+        state = DecodeState(self, list(logits), list(caches), fixed_tokens, first, uniform, **options)
         with limit_threads(len(text), self.layers[0].mlp.hidden):
             return sample_with_cuda_graph(state) if text.is_cuda else sample_one_by_one(state)
 

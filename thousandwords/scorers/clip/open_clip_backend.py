@@ -72,9 +72,8 @@ def load_pretrained(pretrained: str) -> tuple[nn.Module, dict]:
             warnings.filterwarnings("error", message="QuickGELU mismatch")
             model = open_clip.create_model(name, weights, require_pretrained=True, weights_only=True)
     except LOAD_ERRORS as error:
-        raise ValueError(
-            f"clip.pretrained {pretrained!r} could not be loaded. {_fix(error)} ({error})"
-        ) from error
+        message = f"clip.pretrained {pretrained!r} could not be loaded. {_fix(error)} ({error})"
+        raise ValueError(message) from error
     return model, _architecture(pretrained, name, model)
 
 
