@@ -487,7 +487,7 @@ def train_updates(sizes: Sizes, machine: Machine, is_plain: bool, **settings: ob
                 with torch.autocast(machine.device.type, machine.half):
                     loss = model.loss(*rows, 0, rng)[0]
                 (loss / sizes.accumulation).backward()
-            optimizers.clip_gradients(model.parameters(), 4.0)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 4.0)
             optimizer.step()
 
         taken = machine.seconds(update, rounds=sizes.updates, warmup=1)

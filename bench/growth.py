@@ -55,11 +55,9 @@ def row(
     return Row(id, what, size, measured, "", why, theory)
 
 
-def build_model(side: int = 8, width: int = 64, layers: int = 4, attention: str = "auto") -> Transformer:
+def build_model(side: int = 8, width: int = 64, layers: int = 4) -> Transformer:
     torch.manual_seed(0)
-    config = TransformerConfig(
-        num_layers=layers, num_heads=max(1, width // 64), width=width, kernel=3, attention=attention
-    )
+    config = TransformerConfig(num_layers=layers, num_heads=max(1, width // 64), width=width, kernel=3)
     return Transformer(config, TEXT_VOCAB_SIZE, TEXT_LENGTH, IMAGE_VOCAB_SIZE, (side,))
 
 
@@ -90,14 +88,12 @@ def timed(functions: Sequence[Callable[[], object]]) -> list[float]:
 
 
 def by_length(sides: Sequence[int]) -> list[Row]:
-    """Training by the number of image tokens: blocked attention grows less than quadratically."""
+    """Training by the number of image tokens: attention compares each with all before it."""
     lengths = [side**2 for side in sides]
-    blocked = timed([training_step(build_model(side), 1) for side in sides])
-    dense = timed([training_step(build_model(side, attention="dense"), 1) for side in sides])
+    taken = timed([training_step(build_model(side), 1) for side in sides])
     memory = [peak(side) for side in sides]
     return [
-        row("growth_length", "training time, tokens", lengths, blocked, "s", 1.5, "L lines of sqrt(L) keys"),
-        row("growth_length_dense", "the same with dense attention", lengths, dense, "s", 2.0, "L x L scores"),
+        row("growth_length", "training time, tokens", lengths, taken, "s", 2.0, "L x L scores"),
         row("growth_length_memory", "its memory, tokens", lengths, memory, "MB", 2.0, "three masks of L x L"),
     ]
 

@@ -67,7 +67,7 @@ def step_of(model: nn.Module, loss: Callable[[], Tensor], in_bfloat16: bool = Fa
         with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16):
             value = loss()
         value.backward()
-        optimizers.clip_gradients(model.parameters(), 4.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 4.0)
         optimizer.step()
 
     return step

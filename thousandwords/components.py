@@ -31,16 +31,12 @@ def component(family: str, kind: str) -> tuple[type[nn.Module], type]:
     if kind not in kinds(family):
         close = difflib.get_close_matches(str(kind), kinds(family), n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(
-            f"params.yaml: {family} has no kind {kind!r}.{hint} There is: {', '.join(kinds(family))}"
-        )
+        names = ", ".join(kinds(family))
+        raise ConfigError(f"params.yaml: {family} has no kind {kind!r}.{hint} There is: {names}")
     module = importlib.import_module(f"thousandwords.{family}.{kind}.model")
     contract = getattr(importlib.import_module(f"thousandwords.{family}.base"), CONTRACTS[family])
-    models = [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, contract) and value.__module__ == module.__name__
-    ]
+    classes = [value for value in vars(module).values() if inspect.isclass(value)]
+    models = [each for each in classes if issubclass(each, contract) and each.__module__ == module.__name__]
     assert len(models) == 1, f"{module.__name__} must have one {contract.__name__}, but has {models}"
     return models[0], models[0].config_class
 
@@ -93,11 +89,8 @@ def rebuild(
         config = section(header["config"], header["kind"], config_class)
     except ConfigError as error:
         reason = str(error).removeprefix("params.yaml: ")
-        raise ConfigError(
-            f"{folder} was written by another version of this code: {reason}. Run: {fix}"
-        ) from error
-    arguments = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in header["arguments"].items()
-    }
+        message = f"{folder} was written by another version of this code: {reason}. Run: {fix}"
+        raise ConfigError(message) from error
+    saved = header["arguments"].items()
+    arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in saved}
     return build(family, header["kind"], config, **{**arguments, **changes})

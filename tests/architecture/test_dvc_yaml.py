@@ -53,14 +53,11 @@ def packages(graph: grimp.ImportGraph, stage: str) -> set[str]:
     sources += (ROOT / "stages" / f"{stage}.py").read_text()
     if (
         "thousandwords/components.py" in found
-    ):  # a kind is loaded by name: its folder alone, and what it stands on
+    ):  # it loads a kind by name: its folder alone, and what that needs
         for family, section in FAMILIES.items():
             if f'"{family}"' in sources:
-                found |= {
-                    f"thousandwords/{family}/base.py",
-                    f"thousandwords/{family}/${{{section}.kind}}",
-                    "thousandwords/nn",
-                }
+                kind = f"thousandwords/{family}/${{{section}.kind}}"
+                found |= {f"thousandwords/{family}/base.py", kind, "thousandwords/nn"}
     return found
 
 

@@ -33,9 +33,8 @@ RETIRED_PROSE = re.compile(
 )
 # of Pillow, hypothesis and torch: `draw` is theirs in a file that uses one of them
 FOREIGN_NAMES, FOREIGN_OWNERS = {"ImageDraw", "Draw", "draw"}, re.compile("ImageDraw|hypothesis|SobolEngine")
-STORED_KEYS = re.compile(
-    r"""["'](pictures|twin|twin_split)["']"""
-)  # of metrics.json, MLflow and Parquet: they keep their names
+# of metrics.json, MLflow and Parquet: they keep their names
+STORED_KEYS = re.compile(r"""["'](pictures|twin|twin_split)["']""")
 # captions of other people: data, not prose
 CAPTIONS = {
     "presets/paper.yaml", "presets/gpu.yaml", "presets/photos.yaml", "thousandwords/ingest/caption_filter.py",

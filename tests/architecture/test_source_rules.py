@@ -73,9 +73,8 @@ def uses_of_pickle(tree: ast.Module) -> set[str]:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
     }
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in PICKLE_MODULES]
-    return {attributes.get(node, node.id) for node in names} | {
-        name for name in imported if "." in name
-    } or imported
+    uses = {attributes.get(node, node.id) for node in names} | {name for name in imported if "." in name}
+    return uses or imported
 
 
 def test_no_source_runs_what_a_file_holds_or_starts_a_shell():

@@ -95,15 +95,14 @@ def test_a_model_written_by_another_version_of_the_code_is_rejected_with_the_fix
     model.built_as["kind"] = "vqgan"
     components.save(model, tmp_path / "kind")
 
-    for name, sentence in (
+    for name, reason in (
         ("key", "dvae has no key 'colors'"),
         ("kind", "image_tokenizers has no kind 'vqgan'"),
     ):
         with pytest.raises(ConfigError) as caught:
             components.load("image_tokenizers", tmp_path / name, fix="dvc repro train_image_tokenizer")
-        assert str(caught.value).startswith(
-            f"{tmp_path / name} was written by another version of this code: {sentence}."
-        )
+        sentence = f"{tmp_path / name} was written by another version of this code: {reason}."
+        assert str(caught.value).startswith(sentence)
         assert str(caught.value).endswith(" Run: dvc repro train_image_tokenizer")
 
 

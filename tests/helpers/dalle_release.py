@@ -17,16 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Sizes = dict[str, int]
-SMALL: Sizes = {"vocab_size": 12, "width": 8, "groups": 3, "blocks": 2, "codebook_width": 8, "stem_kernel": 7}
-FULL: Sizes = {
-    "vocab_size": 8192,
-    "width": 256,
-    "groups": 4,
-    "blocks": 2,
-    "codebook_width": 128,
-    "stem_kernel": 7,
+from thousandwords.image_tokenizers.dvae.model import DVAEConfig
+from thousandwords.pretrained import dalle_release
+
+Sizes = dict[str, int]  # by the names of DVAEConfig
+SMALL: Sizes = {
+    **{"vocab_size": 12, "width": 8, "groups": 3, "blocks_per_group": 2},
+    **{"codebook_width": 8, "stem_kernel": 7},
 }
+FULL: Sizes = {name: getattr(DVAEConfig(), name) for name in SMALL}
 
 
 class Conv2d(nn.Module):
@@ -75,13 +74,15 @@ class _Network(nn.Module):
         self, block: type, first: Conv2d, widths: list[int], sizes: Sizes, between: dict, last: Conv2d
     ):
         super().__init__()
-        self.n_blk_per_group, self.device = sizes["blocks"], torch.device("cpu")
+        self.device = torch.device("cpu")
         groups, layers = len(widths) - 1, OrderedDict(input=first)
         for group in range(groups):
             parts: OrderedDict[str, nn.Module] = OrderedDict()
-            for number in range(sizes["blocks"]):
+            for number in range(sizes["blocks_per_group"]):
                 n_in = widths[group] if number == 0 else widths[group + 1]
-                parts[f"block_{number + 1}"] = block(n_in, widths[group + 1], groups * sizes["blocks"])
+                parts[f"block_{number + 1}"] = block(
+                    n_in, widths[group + 1], groups * sizes["blocks_per_group"]
+                )
             if group < groups - 1:
                 parts |= {name: make() for name, make in between.items()}
             layers[f"group_{group + 1}"] = nn.Sequential(parts)
@@ -96,9 +97,8 @@ class Encoder(_Network):
     def __init__(self, sizes: Sizes):
         widths = [sizes["width"] * 2**group for group in range(sizes["groups"])]
         first, last = Conv2d(3, widths[0], sizes["stem_kernel"]), Conv2d(widths[-1], sizes["vocab_size"], 1)
-        super().__init__(
-            EncoderBlock, first, [widths[0], *widths], sizes, {"pool": lambda: nn.MaxPool2d(2)}, last
-        )
+        between = {"pool": lambda: nn.MaxPool2d(2)}
+        super().__init__(EncoderBlock, first, [widths[0], *widths], sizes, between, last)
 
 
 class Decoder(_Network):
@@ -150,3 +150,15 @@ def write_release(
     for network, name in zip(networks, ("encoder.pkl", "decoder.pkl"), strict=True):
         save(network, folder / name, container)
     return networks
+
+
+def pickles_in(folder: Path) -> dict[str, Path]:
+    return {"encoder": folder / "encoder.pkl", "decoder": folder / "decoder.pkl"}
+
+
+def import_small(folder: Path, out: Path | None = None, **settings: object) -> Path:
+    """Import what `write_release` wrote to a folder, as a tokenizer of images of 16 pixels."""
+    out, config = out or folder / "imported", DVAEConfig(**SMALL)
+    settings = {"pickles": pickles_in(folder), "config": config, "image_size": 16} | settings
+    dalle_release.import_weights(out=out, **settings)
+    return out

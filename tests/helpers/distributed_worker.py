@@ -26,15 +26,8 @@ from thousandwords.training.loop import Stopped, fit
 
 ROWS, STEPS = 20, 20
 BASE = {
-    "batch_size": 8,
-    "learning_rate": 0.01,
-    "warmup_steps": 2,
-    "weight_decay": 0.1,
-    "clip_norm": 4.0,
-    "ema_decay": 0.9,
-    "log_every": 1,
-    "evaluate_every": 10,
-    "checkpoint_every": 10,
+    **{"batch_size": 8, "learning_rate": 0.01, "warmup_steps": 2, "weight_decay": 0.1, "clip_norm": 4.0},
+    **{"ema_decay": 0.9, "log_every": 1, "evaluate_every": 10, "checkpoint_every": 10},
 }
 
 
@@ -58,11 +51,8 @@ def train_generator(
 
     def batches_of(step: int) -> list:
         batch = positions(step, config.batch_size)
-        parts = [
-            [row for _, row in epochs_and_rows(share, ROWS, 0)]
-            for share in world.micro_batches(batch, config.gradient_accumulation)
-        ]
-        indices = [row for _, row in epochs_and_rows(batch, ROWS, 0)]
+        parts = [rows_at(share) for share in world.micro_batches(batch, config.gradient_accumulation)]
+        indices = rows_at(batch)
         num_text_tokens = int((text[indices] != PAD).sum()) / (world.size * config.gradient_accumulation)
         batches.append(parts)
         return [(text[part], tokens[part], num_text_tokens) for part in parts]
@@ -88,38 +78,37 @@ def train_generator(
         )
     except Stopped:
         return
-    rows = [row["loss"] for row in history]
-    (folder / f"{name}.{world.rank}.json").write_text(
-        json.dumps({"losses": rows, "batches": batches, "history": history})
-    )
-    if world.is_main_process:
-        safetensors.torch.save_file(state, folder / f"{name}.safetensors")
+    write_results(name, folder, world, state, history, batches=batches)
 
 
 def train_scorer(name: str, folder: Path, world: World) -> None:
     """Train the tiny CLIP, whose loss compares all images and captions of a batch."""
     config = TrainingConfig(steps=STEPS, **{**BASE, "checkpoint_every": STEPS})
     scorer = tiny_models.tiny("scorers", "clip")
-    images, captions = (
-        tiny_models.random_images(ROWS),
-        [f"{number} red stars on sand" for number in range(ROWS)],
-    )
+    images, captions = tiny_models.random_images(ROWS), [f"{row} red stars on sand" for row in range(ROWS)]
 
     def batches_of(step: int) -> list:
         (share,) = world.micro_batches(positions(step, config.batch_size))
-        rows = [row for _, row in epochs_and_rows(share, ROWS, 0)]
+        rows = rows_at(share)
         return [(images[rows], [captions[row] for row in rows])]
 
     def loss_of(model, batch, step, rng):
         return model.loss(*batch, step, rng, world.gather_rows)
 
     state, history = fit(scorer, config, batches_of=batches_of, loss_of=loss_of, seed=0, world=world)
-    rows = [row["loss"] for row in history]
-    (folder / f"{name}.{world.rank}.json").write_text(json.dumps({"losses": rows}))
+    write_results(name, folder, world, state, history)
+
+
+def rows_at(places: range) -> list[int]:
+    return [row for _, row in epochs_and_rows(places, ROWS, 0)]
+
+
+def write_results(name: str, folder: Path, world: World, state: dict, history: list, **more) -> None:
+    values = {"losses": [row["loss"] for row in history], "history": history, **more}
+    (folder / f"{name}.{world.rank}.json").write_text(json.dumps(values))
     if world.is_main_process:
-        safetensors.torch.save_file(
-            {name: value.contiguous() for name, value in state.items()}, folder / f"{name}.safetensors"
-        )
+        state = {key: value.contiguous() for key, value in state.items()}
+        safetensors.torch.save_file(state, folder / f"{name}.safetensors")
 
 
 def main() -> None:
@@ -127,9 +116,8 @@ def main() -> None:
     folder, jobs = Path(sys.argv[1]), json.loads(sys.argv[2])
     with init_processes("cpu") as world:
         for job in jobs:
-            (train_scorer if job.pop("is_scorer", False) else train_generator)(
-                job.pop("name"), folder, world, **job
-            )
+            train = train_scorer if job.pop("is_scorer", False) else train_generator
+            train(job.pop("name"), folder, world, **job)
 
 
 if __name__ == "__main__":

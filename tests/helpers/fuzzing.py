@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
 SIZE = (40, 36)  # width, height
 TIFF_COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
-EXTREMES = (
-    b"\0\0\0\0",
-    b"\xff\xff\xff\xff",
-    b"\x7f\xff\xff\xff",
-    b"\xff\xff\xff\x7f",
-    b"\x80\0\0\0",
-    b"\0\0\0\1",
-    b"\1\0\0\0",
+EXTREMES = tuple(
+    map(bytes.fromhex, ["00000000", "ffffffff", "7fffffff", "ffffff7f", "80000000", "00000001", "01000000"])
 )
 
 
@@ -28,23 +22,17 @@ def valid_images() -> tuple[tuple[str, bytes], ...]:
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (*SIZE[::-1], 3), np.uint8))
     smooth = noise.resize((6, 6)).resize(SIZE, Image.Resampling.BICUBIC)
-    exif = Image.Exif()
+    rgba, exif = smooth.convert("RGBA"), Image.Exif()
     exif[274], exif[270] = 6, "described"
     again = {"save_all": True, "append_images": [noise, smooth.rotate(90)]}
     return (
-        *(
-            _encoded("jpg", smooth, **options)
-            for options in ({}, {"progressive": True}, {"exif": exif, "quality": 30})
-        ),
+        *(_encoded("jpg", smooth, **o) for o in ({}, {"progressive": True}, {"exif": exif, "quality": 30})),
         *(_encoded("jpg", smooth.convert(mode)) for mode in ("L", "CMYK")),
         *(_encoded("png", smooth.convert(mode)) for mode in ("RGB", "RGBA", "LA", "L", "P", "1", "I;16")),
         _encoded("png", smooth, exif=exif, **again),
         *(_encoded("gif", smooth, **options) for options in ({}, again)),
         *(_encoded("bmp", smooth.convert(mode)) for mode in ("RGB", "L", "P", "1")),
-        *(
-            _encoded("webp", smooth.convert("RGBA"), **options)
-            for options in ({}, {"lossless": True}, again, {"exif": exif})
-        ),
+        *(_encoded("webp", rgba, **options) for options in ({}, {"lossless": True}, again, {"exif": exif})),
         *(_encoded("tif", smooth, compression=name) for name in TIFF_COMPRESSIONS),
         _encoded("tif", smooth.convert("1"), compression="group4"),
         *(_encoded("tif", smooth.convert(mode)) for mode in ("I;16", "F", "CMYK", "P")),
@@ -102,11 +90,8 @@ def write_extremes(data: bytes, rng: np.random.Generator) -> bytes:
     """Replace sizes, offsets and counts, mostly near the start, by 0, 1 or very large values."""
     for _ in range(rng.integers(1, 4)):
         position = int(len(data) * rng.random() ** 3)
-        data = (
-            data[:position]
-            + EXTREMES[rng.integers(len(EXTREMES))][: 2 * rng.integers(1, 3)]
-            + data[position + 4 :]
-        )
+        extreme = EXTREMES[rng.integers(len(EXTREMES))][: 2 * rng.integers(1, 3)]
+        data = data[:position] + extreme + data[position + 4 :]
     return data
 
 
@@ -115,16 +100,7 @@ def _span(data: bytes, rng: np.random.Generator) -> tuple[int, int]:
     return start, min(len(data), start + 2 ** rng.integers(0, 10))
 
 
-DAMAGES: tuple[Callable[[bytes, np.random.Generator], bytes], ...] = (
-    flip_bits,
-    cut,
-    leave_out,
-    repeat,
-    blank,
-    splice,
-    edit_header,
-    write_extremes,
-)
+DAMAGES = (flip_bits, cut, leave_out, repeat, blank, splice, edit_header, write_extremes)
 
 
 def damaged_images(count: int, seed: int) -> Iterator[tuple[str, bytes]]:

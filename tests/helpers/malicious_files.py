@@ -19,13 +19,13 @@ WEIGHTS = "artifacts/package/generator/weights.safetensors"
 
 
 class Called:
-    """Unpickled, it calls `function` with `argument`."""
+    """Unpickled, it calls `function` with `arguments`."""
 
-    def __init__(self, function: Callable, argument: str) -> None:
-        self.function, self.argument = function, argument
+    def __init__(self, function: Callable, *arguments: object) -> None:
+        self.function, self.arguments = function, arguments
 
     def __reduce__(self) -> tuple:
-        return self.function, (self.argument,)
+        return self.function, self.arguments
 
 
 class Stateful:
@@ -42,15 +42,13 @@ class Stateful:
 
 
 class CreatesFileInNew:
-    """Unpickled by NEWOBJ, its __new__ creates a file."""
+    """Unpickled by NEWOBJ, its __new__ creates the file `path`; it is made by `object.__new__`."""
 
-    def __new__(cls, path: str | None = None):
-        if path:
-            Path(path).touch()
+    path: str
+
+    def __new__(cls, path: str):
+        Path(path).touch()
         return super().__new__(cls)
-
-    def __init__(self, path: str | None = None) -> None:
-        self.path = path
 
     def __getnewargs__(self) -> tuple:
         return (self.path,)
@@ -61,7 +59,7 @@ def touching(marker: Path) -> Called:
 
 
 def with_new(marker: Path) -> CreatesFileInNew:
-    value = CreatesFileInNew()
+    value = object.__new__(CreatesFileInNew)
     value.path = str(marker)
     return value
 

@@ -45,9 +45,7 @@ def test_a_hostile_artefact_in_a_stored_version_is_rejected(project, tmp_path, n
 
     message, seconds, megabytes = rejection(project, tmp_path / "fetched")
 
-    assert message.startswith("version 3 of thousandwords") or message.startswith(
-        str(tmp_path / "fetched")
-    ), message
+    assert message.startswith(("version 3 of thousandwords", str(tmp_path / "fetched"))), message
     assert not marker.exists() and seconds < 2 and megabytes < 100
     assert not list((tmp_path / "fetched").glob("*"))
 
@@ -59,33 +57,25 @@ def test_a_hostile_version_with_valid_hashes_is_rejected(project, tmp_path, name
 
     message, seconds, megabytes = rejection(project, tmp_path / "fetched")
 
-    assert (
-        message.startswith("version 3 of thousandwords")
-        and message.endswith("Do not use it; register a package of your own")
-        or ("which is a link or a device" in message)
-    ), message
+    if "which is a link or a device" not in message:
+        assert message.startswith("version 3 of thousandwords")
+        assert message.endswith("Do not use it; register a package of your own")
     assert not marker.exists() and seconds < 2 and megabytes < 100
     assert not list((tmp_path / "fetched").glob("*"))
 
 
 def test_a_manifest_that_is_not_the_pinned_one_is_rejected(project, tmp_path):
     plant(tmp_path, seal)
-    with pytest.raises(
-        DamagedArtefact, match="version 3 .*: its manifest is [0-9a-f]{12}, but its tag pins [0-9a-f]{12}"
-    ):
+    message = "version 3 .*: its manifest is [0-9a-f]{12}, but its tag pins [0-9a-f]{12}"
+    with pytest.raises(DamagedArtefact, match=message):
         fetch("3", tmp_path / "fetched", project)
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "_served_model.py",
-        "MLmodel",
-        "conda.yaml",
-        "requirements.txt",
-        "python_model.pkl",
-        "artifacts/package/evil.py",
-        "artifacts/package/generator/data.pkl",
+        *("_served_model.py", "MLmodel", "conda.yaml", "requirements.txt", "python_model.pkl"),
+        *("artifacts/package/evil.py", "artifacts/package/generator/data.pkl"),
         "artifacts/package/other/config.json",
     ],
 )

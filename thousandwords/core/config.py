@@ -24,12 +24,10 @@ class ConfigError(UserError):
 # keys of earlier versions -> their new names, for the error message
 RENAMED_KEYS = {
     "word_dimensions": "codebook_init_dims",
-    "word_sharpness": "codebook_init_sharpness",
     "word_images": "codebook_init_images",
     "usage_weight": "usage_entropy_weight",
     "argmax_from": "decoder_only_from",
     "muon_factor": "muon_lr_scale",
-    "least_gain": "min_delta",
     "variance_limit": "second_moment_clip",
     "accumulation": "gradient_accumulation",
     "processes": "num_processes",

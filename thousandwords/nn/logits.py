@@ -26,9 +26,8 @@ def sample_token(logits: Tensor, uniform: Tensor) -> Tensor:
     cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)  # (B, V)
     total = cumulative[:, -1:]
     # uniform * total can round up to the total itself, which no cumulative probability exceeds
-    threshold = torch.minimum(
-        uniform.to(total)[:, None] * total, torch.nextafter(total, torch.zeros_like(total))
-    )
+    below_total = torch.nextafter(total, torch.zeros_like(total))
+    threshold = torch.minimum(uniform.to(total)[:, None] * total, below_total)
     return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
 
 
@@ -41,15 +40,10 @@ def truncate(
     """
     if temperature != 1:
         logits = logits / temperature
-    if top_k is not None:
-        logits = keep_top_k(logits, top_k)
+    if top_k is not None:  # the k most likely tokens, and those as likely as the last of them
+        threshold = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
     return logits if top_p is None else keep_top_p(logits, top_p)
-
-
-def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
-    """Keep the k most likely tokens, and those as likely as the last of them: (B, V) -> (B, V)."""
-    threshold = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
-    return logits.masked_fill(logits < threshold, -torch.inf)
 
 
 def keep_top_p(logits: Tensor, top_p: float) -> Tensor:

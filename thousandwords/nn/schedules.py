@@ -13,14 +13,14 @@ def cosine(step: int, start: float, end: float, steps: int) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * max(step, 0) / steps))
 
 
-def halvings(losses: Iterable[float], patience: int, min_delta: float = 0.0) -> int:
-    """How often a rate has been halved: each time `patience` losses in a row were not `min_delta` below the best.
+def halvings(losses: Iterable[float], patience: int) -> int:
+    """How often a rate has been halved: each time `patience` losses in a row were not below the best.
 
     The paper halves its rate by hand at a plateau (appendix B.2). halvings([3, 2, 2, 2, 1], patience=2) -> 1
     """
     best, waited, count = math.inf, 0, 0
     for loss in losses:
-        if loss < best - min_delta:
+        if loss < best:
             best, waited = loss, 0
             continue
         waited += 1

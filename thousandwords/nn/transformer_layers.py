@@ -30,15 +30,13 @@ ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu, "relu": F.relu}
 class Layer(nn.Module):
     """Attention, then an MLP, each with a norm before it and a residual connection around it."""
 
-    def __init__(
-        self, width: int, num_heads: int, mlp_ratio: int, activation: str = "gelu", dropout: float = 0.0
-    ):
+    def __init__(self, width: int, num_heads: int, activation: str = "gelu", dropout: float = 0.0):
         super().__init__()
         self.dropout = dropout
         self.attention_norm = nn.LayerNorm(width)
         self.attention = Attention(width, num_heads)
         self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = MLP(width, mlp_ratio * width, activation)
+        self.mlp = MLP(width, 4 * width, activation)
         self.attention_scale, self.mlp_scale = GradientScale(), GradientScale()
 
     def forward(self, hidden_states: Tensor, attend: Attend) -> Tensor:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from thousandwords import components
 from thousandwords.core.errors import UserError
@@ -42,24 +42,27 @@ def import_weights(
     config: object | None = None,
     image_size: int = IMAGE_SIZE,
 ) -> str:
-    """Write the image tokenizer of {"encoder": path, "decoder": path} to the folder `out`; returns its
-    fingerprint.
+    """Write the image tokenizer of {"encoder": path, "decoder": path} to the folder `out`; return its fingerprint.
 
     `expected_sha256` of a file, if given, is compared; `config` is the DVAEConfig of the architecture,
     default: the paper's. The header records both sha256 as `pickle_sha256`. Raises UserError before anything
     is written; no file is ever run.
     """
     digests = {half: _checked_sha256(pickles[half], (expected_sha256 or {}).get(half)) for half in HALVES}
-    model = _architecture(config, image_size)
+    with torch.device("meta"):  # only names and shapes are needed
+        config = config or components.component("image_tokenizers", "dvae")[1]()
+        model = components.build("image_tokenizers", "dvae", config, image_size=image_size)
     state: dict[str, torch.Tensor] = {}
-    for half in HALVES:
-        shapes = _release_shapes(model, half)
-        arrays = read_tensors(
-            pickles[half], lambda network, half=half, shapes=shapes: _check(network, half, shapes, model)
-        )
-        _check_finite(pickles[half], arrays)
-        names = _state_dict(model, half)
-        state |= {f"{half}.{name}": torch.from_numpy(arrays[release_name(name)]) for name in names}
+    for half, kind in HALVES.items():
+        ours = getattr(model, half).state_dict()
+        shapes = {release_name(name): tuple(tensor.shape) for name, tensor in ours.items()}
+        check = partial(_check, half=half, kind=kind, expected_shapes=shapes, gain=model.config.path_gain)
+        arrays = read_tensors(pickles[half], check)
+        if wrong := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+            raise UserError(
+                f"{pickles[half]} has numbers that are not finite, the first in {wrong[0]}. Download it again"
+            )
+        state |= {f"{half}.{name}": torch.from_numpy(arrays[release_name(name)]) for name in ours}
     return components.save(model, out, state, pickle_sha256=digests)
 
 
@@ -86,31 +89,11 @@ def _checked_sha256(path: Path, expected_sha256: str | None) -> str:
     return sha256
 
 
-def _architecture(config: object | None, image_size: int) -> nn.Module:
-    """Our dVAE of that size on the meta device: only names and shapes are needed."""
-    _, config_class = components.component("image_tokenizers", "dvae")
-    with torch.device("meta"):
-        return components.build(
-            "image_tokenizers", "dvae", config_class() if config is None else config, image_size=image_size
-        )
-
-
-def _state_dict(model: nn.Module, half: str) -> dict[str, torch.Tensor]:
-    return getattr(model, half).state_dict()
-
-
-def _release_shapes(model: nn.Module, half: str) -> dict[str, tuple[int, ...]]:
-    """{name in the release: shape} of one half."""
-    return {release_name(name): tuple(tensor.shape) for name, tensor in _state_dict(model, half).items()}
-
-
-def _check(
-    network: Network, half: str, expected_shapes: dict[str, tuple[int, ...]], model: nn.Module
-) -> None:
-    """Raise RejectedPickle unless a file holds that half, with exactly our names, shapes and gains."""
-    kind = str(network.modules[""].kind)
-    if kind != HALVES[half]:
-        raise RejectedPickle(f"holds {kind}, but {HALVES[half]} was expected (are the two files swapped?)")
+def _check(network: Network, half: str, kind: str, expected_shapes: dict[str, tuple], gain: float) -> None:
+    """Raise RejectedPickle unless a file holds that half, with exactly our names, shapes and gain."""
+    found = network.modules[""].kind
+    if found != kind:
+        raise RejectedPickle(f"holds {found}, but {kind} was expected (are the two files swapped?)")
     shapes = {name: tensor.shape for name, tensor in network.tensors.items()}
     names = expected_shapes.keys() | shapes.keys()
     if wrong := sorted(name for name in names if expected_shapes.get(name) != shapes.get(name)):
@@ -120,13 +103,8 @@ def _check(
             f"expected {expected_shapes.get(first, 'none')}, found {shapes.get(first, 'none')}"
         )
     for path, module in network.modules.items():
-        gain = (module.state or {}).get("post_gain", model.config.path_gain)
-        if type(gain) is not float or not math.isclose(gain, model.config.path_gain):
+        value = (module.state or {}).get("post_gain", gain)
+        if type(value) is not float or not math.isclose(value, gain):
             raise RejectedPickle(
-                f"has a gain at {printable(path)} that is not {model.config.path_gain}, the gain of the {half}"
+                f"has a gain at {printable(path)} that is not {gain}, the gain of the {half}"
             )
-
-
-def _check_finite(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    if wrong := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
-        raise UserError(f"{path} has numbers that are not finite, the first in {wrong[0]}. Download it again")

@@ -30,15 +30,8 @@ class RejectedPickle(UserError):
     """A file that is not from the DALL-E release, or incomplete. Nothing in it was run."""
 
 
-@dataclass(frozen=True)
-class Name:
-    """The name of a class or a function; nothing is imported."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return printable(f"{self.module}.{self.name}")
+class Name(str):
+    """The full name of a class or a function; nothing is imported."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +59,10 @@ class StoredTensor:
     def check(self) -> None:
         """Raise RejectedPickle unless it is a contiguous float32 tensor within its storage."""
         shape, strides = self.shape, self.strides
-        kind = self.storage.kind
-        _require(kind == FLOATS, f"asks for {kind}, which the DALL-E release does not use; it was not run")
-        are_counts = all(_is_count(number) for number in (self.offset, *shape, *strides))
-        is_sized = 0 not in shape and len(shape) == len(strides) <= MAX_DIMENSIONS
-        _require(are_counts and is_sized, "has a tensor without a valid size")
+        _require_known(self.storage.kind == FLOATS, self.storage.kind)
+        is_sized = all(map(_is_count, (self.offset, *shape, *strides))) and 0 not in shape
+        is_sized = is_sized and len(shape) == len(strides) <= MAX_DIMENSIONS
+        _require(is_sized, "has a tensor without a valid size")
         # the stride of an axis of length 1 does not matter
         is_contiguous = all(
             length == 1 or stride == math.prod(shape[axis + 1 :])
@@ -81,10 +73,9 @@ class StoredTensor:
         _require(fits, f"has a tensor {shape} that reaches beyond its storage")
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False)  # on hostile input these may not end
 class Module:
-    """A pickled nn.Module: the name of its class and its attributes. No eq and repr: on hostile input they
-    may not end."""
+    """A pickled nn.Module: the name of its class and its attributes."""
 
     kind: Name
     state: dict | None = None
@@ -98,28 +89,6 @@ class Module:
 
 class Foreign:
     """What the file made of a class or function that the DALL-E release does not use; empty."""
-
-
-MODULES = frozenset(
-    Name(module, name)
-    for module, names in {
-        "dall_e.encoder": ("Encoder", "EncoderBlock"),
-        "dall_e.decoder": ("Decoder", "DecoderBlock"),
-        "dall_e.utils": ("Conv2d",),
-        "torch.nn.modules.container": ("Sequential",),
-        "torch.nn.modules.activation": ("ReLU",),
-        "torch.nn.modules.pooling": ("MaxPool2d",),
-        "torch.nn.modules.upsampling": ("Upsample",),
-        "torch.nn.modules.linear": ("Identity",),
-    }.items()
-    for name in names
-)
-FLOATS = Name("torch", "FloatStorage")
-NUMBER_BYTES = {FLOATS: 4} | {
-    Name("torch", f"{kind}Storage"): size
-    for size, kinds in {1: "Byte Char Bool", 2: "Half BFloat16 Short", 4: "Int", 8: "Double Long"}.items()
-    for kind in kinds.split()
-}
 
 
 class Network(NamedTuple):
@@ -178,26 +147,39 @@ def _require(condition: bool, problem: str) -> None:
         raise RejectedPickle(problem)
 
 
+def _require_known(condition: bool, name: Name | None) -> None:
+    problem = f"asks for {printable(name or '')}, which the DALL-E release does not use; it was not run"
+    _require(condition, problem)
+
+
 def _is_count(number: object) -> bool:
     return type(number) is int and 0 <= number < 2**40
 
 
-# --- calls, answered without calling ----------------------------------------------------------------------------------
+# --- the names that the release uses ----------------------------------------------------------------------------------
+
+MODULES = {
+    *("dall_e.encoder.Encoder", "dall_e.encoder.EncoderBlock", "dall_e.decoder.Decoder"),
+    *("dall_e.decoder.DecoderBlock", "dall_e.utils.Conv2d", "torch.nn.modules.container.Sequential"),
+    *("torch.nn.modules.activation.ReLU", "torch.nn.modules.pooling.MaxPool2d"),
+    *("torch.nn.modules.upsampling.Upsample", "torch.nn.modules.linear.Identity"),
+}
+FLOATS = "torch.FloatStorage"
+NUMBER_BYTES = {FLOATS: 4} | {
+    f"torch.{kind}Storage": size
+    for size, kinds in {1: "Byte Char Bool", 2: "Half BFloat16 Short", 4: "Int", 8: "Double Long"}.items()
+    for kind in kinds.split()
+}
 
 
 def _tensor(arguments: tuple) -> StoredTensor:
-    """torch._utils._rebuild_tensor_v2 as a description."""
+    """torch._utils._rebuild_tensor_v2 or _rebuild_parameter as a description."""
     match arguments:
         case (Storage() as storage, int() as offset, tuple() as shape, tuple() as strides, bool(), dict()):
             return StoredTensor(storage, offset, shape, strides)
-    raise RejectedPickle("has a tensor that is not a plain float32 tensor")
-
-
-def _parameter(arguments: tuple) -> StoredTensor:
-    match arguments:
         case (StoredTensor() as tensor, bool(), dict()):
             return tensor
-    raise RejectedPickle("has a parameter that is not a plain float32 tensor")
+    raise RejectedPickle("has a tensor or a parameter that is not a plain float32 tensor")
 
 
 def _ordered_dict(arguments: tuple) -> dict:
@@ -205,14 +187,12 @@ def _ordered_dict(arguments: tuple) -> dict:
     return {}
 
 
-FUNCTIONS: dict[Name, Callable[[tuple], object]] = {
-    Name("collections", "OrderedDict"): _ordered_dict,
+FUNCTIONS: dict[str, Callable[[tuple], object]] = {  # described, not called
+    "collections.OrderedDict": _ordered_dict,
     # names of buffers that are not saved, and flags: not needed
-    Name("__builtin__", "set"): lambda _: None,
-    Name("builtins", "set"): lambda _: None,
-    Name("torch", "device"): lambda _: None,
-    Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    Name("torch._utils", "_rebuild_parameter"): _parameter,
+    **dict.fromkeys(("__builtin__.set", "builtins.set", "torch.device"), lambda _: None),
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _tensor,
 }
 KNOWN = MODULES | FUNCTIONS.keys() | NUMBER_BYTES.keys()
 
@@ -230,9 +210,8 @@ PLAIN_KEYS = (str, int, float, bool, type(None))  # hashing a nested tuple may n
 
 class _Operations(dict):
     def __missing__(self, operation: int) -> Callable:
-        raise RejectedPickle(
-            f"uses the pickle operation 0x{operation:02x}, which the DALL-E release does not use"
-        )
+        problem = f"uses the pickle operation 0x{operation:02x}, which the DALL-E release does not use"
+        raise RejectedPickle(problem)
 
 
 class Unpickler(pickle._Unpickler):
@@ -255,21 +234,18 @@ class Unpickler(pickle._Unpickler):
             self.check_names()
             if isinstance(error, RejectedPickle):
                 raise
-            raise RejectedPickle(
-                f"is damaged or cut short: its pickle ends at byte {self.file.tell():,}"
-            ) from error
+            problem = f"is damaged or cut short: its pickle ends at byte {self.file.tell():,}"
+            raise RejectedPickle(problem) from error
 
     def check_names(self) -> None:
-        _require(
-            self.foreign is None,
-            f"asks for {self.foreign}, which the DALL-E release does not use; it was not run",
-        )
+        """Raise RejectedPickle if it asks for a name that the DALL-E release does not use."""
+        _require_known(self.foreign is None, self.foreign)
 
     def find_class(self, module: str, name: str) -> Name:
-        found = Name(module, name)
-        if found not in KNOWN:
-            self.foreign = self.foreign or found
-        return found
+        full_name = Name(f"{module}.{name}")
+        if full_name not in KNOWN:
+            self.foreign = self.foreign or full_name
+        return full_name
 
     def persistent_load(self, reference: object) -> object:
         """torch keeps storages outside the pickle; the legacy container also names a class with its source."""
@@ -286,26 +262,21 @@ class Unpickler(pickle._Unpickler):
     def load_reduce(self) -> None:
         """Python would call a function here. A few are described; a foreign one leaves nothing."""
         function, arguments = self._pop_call()
-        _require(
-            function not in KNOWN or function in FUNCTIONS,
-            f"calls {function}, which the DALL-E release does not do; it was not run",
-        )
+        is_allowed = function not in KNOWN or function in FUNCTIONS
+        _require(is_allowed, f"calls {function}, which the DALL-E release does not do; it was not run")
         self.append(FUNCTIONS[function](arguments) if function in FUNCTIONS else Foreign())
 
     def load_newobj(self) -> None:
         """Python would make an object of the class, without its __init__."""
         kind, arguments = self._pop_call()
-        _require(
-            kind not in KNOWN or (kind in MODULES and not arguments),
-            f"makes a {kind} in a way that the DALL-E release does not",
-        )
+        is_allowed = kind not in KNOWN or (kind in MODULES and not arguments)
+        _require(is_allowed, f"makes a {kind} in a way that the DALL-E release does not")
         self.append(Module(kind) if kind in MODULES else Foreign())
 
     def _pop_call(self) -> tuple[Name, tuple]:
         arguments, function = self.stack.pop(), self.stack.pop()
-        _require(
-            type(function) is Name and type(arguments) is tuple, "is damaged: it calls what is no function"
-        )
+        is_call = type(function) is Name and type(arguments) is tuple
+        _require(is_call, "is damaged: it calls what is no function")
         return function, arguments
 
     def load_build(self) -> None:
@@ -335,8 +306,8 @@ class Unpickler(pickle._Unpickler):
 
     dispatch = _Operations(
         {
-            getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]]
-            for name in OPERATIONS.split()
+            code: pickle._Unpickler.dispatch[code]
+            for code in (getattr(pickle, op)[0] for op in OPERATIONS.split())
         }
         | {pickle.REDUCE[0]: load_reduce, pickle.NEWOBJ[0]: load_newobj, pickle.BUILD[0]: load_build}
         | {pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems}

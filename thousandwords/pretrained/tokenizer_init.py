@@ -1,8 +1,8 @@
-"""An image tokenizer that was trained elsewhere (`image_tokenizer.init`), checked before anything depends on
-it."""
+"""An image tokenizer that was trained elsewhere (`image_tokenizer.init`), checked before anything depends on it."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,8 +27,7 @@ def folder_of(block: dict) -> Path | None:
 
 
 def check_block(block: dict) -> ImageConfig:
-    """How its images are prepared; raises ConfigError unless the block is valid for a tokenizer to train or
-    to import."""
+    """How its images are prepared; ConfigError unless the block is valid for a tokenizer to train or to import."""
     kind, folder = block.get("kind"), folder_of(block)
     if folder is None:
         return model_block({key: value for key, value in block.items() if key != "init"}, NAME, ImageConfig)
@@ -43,29 +42,32 @@ def check_block(block: dict) -> ImageConfig:
 
 
 def architecture(block: dict, image_size: int) -> nn.Module:
-    """The tokenizer of `init` for images of that size, on torch's meta device; every byte of the folder is
-    checked.
+    """The tokenizer of `init` for images of that size, on torch's meta device; every byte of the folder is checked.
 
     Raises ConfigError or DamagedArtefact, one sentence with the fix, if the folder is missing, damaged or
     does not fit.
     """
-    folder = folder_of(block)
-    header = _header(folder, block["kind"])
+    folder, kind = folder_of(block), block["kind"]
+    origin, fix = f"the tokenizer of {NAME}.init, {folder}", _fix(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"params.yaml: {NAME}.init is {folder}, but there is no such folder. Run: {fix}")
+    header = read_header(folder, fix)
+    if header["family"] == "image_tokenizers" and header["kind"] != kind:
+        raise ConfigError(
+            f"params.yaml: {NAME}.kind is {kind!r}, but {NAME}.init, {folder}, holds a {header['kind']!r}. "
+            f"Set {NAME}.kind: {header['kind']}"
+        )
+    rebuild = partial(components.rebuild, "image_tokenizers", folder, header, fix)
     try:
         with torch.device("meta"):
-            original = components.rebuild("image_tokenizers", folder, header, fix_of(folder))
-            resized = components.rebuild(
-                "image_tokenizers", folder, header, fix_of(folder), image_size=image_size
-            )
+            original, resized = rebuild(), rebuild(image_size=image_size)
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(
-            f"params.yaml: data.{error}; that is the tokenizer of {NAME}.init, {folder}"
-        ) from error
+        raise ConfigError(f"params.yaml: data.{error}; that is {origin}") from error
     if _shapes(original) != _shapes(resized):
         raise ConfigError(
-            f"params.yaml: data.image_size is {image_size}, but the tokenizer of {NAME}.init, {folder}, takes images of "
+            f"params.yaml: data.image_size is {image_size}, but {origin}, takes images of "
             f"{original.image_size} pixels only. Set data.image_size: {original.image_size}"
         )
     return resized
@@ -75,35 +77,20 @@ def load(block: dict, image_size: int) -> nn.Module:
     """The tokenizer of `init` with its weights, checked, for images of that size."""
     architecture(block, image_size)
     folder = folder_of(block)
-    return components.load("image_tokenizers", folder, fix_of(folder), image_size=image_size)
+    return components.load("image_tokenizers", folder, _fix(folder), image_size=image_size)
 
 
 def metadata_of(model: nn.Module) -> dict:
-    """What an imported tokenizer records of its origin: the metadata of its header, and the fingerprint of
-    its folder."""
+    """What an imported tokenizer records of its origin: its header's metadata, and its folder's fingerprint."""
     metadata = {name: value for name, value in model.header.items() if name not in model.built_as}
     return {**metadata, "taken_from": model.fingerprint}
 
 
-def fix_of(folder: Path) -> str:
+def _fix(folder: Path) -> str:
     """The command that writes the folder."""
     return (
         f"python -m thousandwords import-weights --encoder encoder.pkl --decoder decoder.pkl --out {folder}"
     )
-
-
-def _header(folder: Path, kind: str) -> dict:
-    if not folder.is_dir():
-        raise ConfigError(
-            f"params.yaml: {NAME}.init is {folder}, but there is no such folder. Run: {fix_of(folder)}"
-        )
-    header = read_header(folder, fix_of(folder))
-    if header["family"] == "image_tokenizers" and header["kind"] != kind:
-        raise ConfigError(
-            f"params.yaml: {NAME}.kind is {kind!r}, but {NAME}.init, {folder}, holds a {header['kind']!r}. "
-            f"Set {NAME}.kind: {header['kind']}"
-        )
-    return header
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

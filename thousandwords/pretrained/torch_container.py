@@ -54,7 +54,9 @@ class Stored(NamedTuple):
     open: Callable[[], AbstractContextManager[BinaryIO]]
 
 
+Tensors = dict[str, StoredTensor]  # by name
 Storages = dict[str, Stored]  # by key
+Contents = tuple[object, Unpickler, Storages]  # the value that a pickle describes, what read it, its storages
 
 
 def read_tensors(path: Path, check: Callable[[Network], None] = lambda _: None) -> dict[str, np.ndarray]:
@@ -65,7 +67,7 @@ def read_tensors(path: Path, check: Callable[[Network], None] = lambda _: None) 
     the file is ever run.
     """
 
-    def tensors_in(value: object, weights: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    def tensors_in(value: object, weights: Tensors) -> Tensors:
         if weights:
             raise StateDict(
                 f"is a plain state dict of weights (tensors: {len(weights)}, the first is "
@@ -82,7 +84,7 @@ def read_tensors(path: Path, check: Callable[[Network], None] = lambda _: None) 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     """{name: float32 array} of a plain state dict, or of one in a checkpoint; what else it holds is left out."""
 
-    def tensors_in(_: object, weights: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    def tensors_in(_: object, weights: Tensors) -> Tensors:
         if not weights:
             raise RejectedPickle("holds no state dict")
         for tensor in weights.values():
@@ -98,9 +100,8 @@ def is_legacy(path: Path) -> bool:
         return file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC
 
 
-def _read(path: Path, tensors_in: Callable) -> dict[str, np.ndarray]:
-    path = Path(path)
-    if not path.is_file():
+def _read(path: Path, tensors_in: Callable[[object, Tensors], Tensors]) -> dict[str, np.ndarray]:
+    if not Path(path).is_file():
         raise RejectedPickle(f"there is no file {path}. Download it from where it was published")
     try:
         with _ChunkedFile(path) as file:
@@ -117,20 +118,17 @@ def _read(path: Path, tensors_in: Callable) -> dict[str, np.ndarray]:
                     "uses the same numbers for two tensors, which the DALL-E release does not do"
                 )
             return {name: _numbers(tensor, storages) for name, tensor in tensors.items()}
-    except StateDict as error:
-        raise StateDict(f"{path} {error}") from error
     except RejectedPickle as error:
-        raise RejectedPickle(f"{path} {error}. {FIX}") from error
+        fix = "" if isinstance(error, StateDict) else f". {FIX}"
+        raise type(error)(f"{path} {error}{fix}") from error
     except ZIP_ERRORS as error:
         raise RejectedPickle(f"{path} is damaged or cut short ({printable(str(error))}). {FIX}") from error
 
 
-def _contents(file: BinaryIO, size: int) -> tuple[object, Unpickler, Storages]:
-    """(the value that the pickle describes, what read it, its storages)."""
+def _contents(file: BinaryIO, size: int) -> Contents:
     if size > MAX_FILE_BYTES:
-        raise RejectedPickle(
-            f"has {size:,} bytes; a file of the DALL-E release has at most {MAX_FILE_BYTES:,}"
-        )
+        limit = f"a file of the DALL-E release has at most {MAX_FILE_BYTES:,}"
+        raise RejectedPickle(f"has {size:,} bytes; {limit}")
     head = file.read(512)
     if head.startswith(b"PK\x03\x04"):
         return _read_zip(file, size)
@@ -143,10 +141,9 @@ def _contents(file: BinaryIO, size: int) -> tuple[object, Unpickler, Storages]:
     raise RejectedPickle("is not a file of torch.save: neither its zip nor its legacy container")
 
 
-def _check_storages(tensors: dict[str, StoredTensor], storages: Storages) -> None:
+def _check_storages(tensors: Tensors, storages: Storages) -> None:
     for name, tensor in tensors.items():
-        storage = tensor.storage
-        stored = storages.get(storage.key)
+        stored, storage = storages.get(tensor.storage.key), tensor.storage
         if stored is None or stored.size != storage.count * NUMBER_BYTES[storage.kind]:
             raise RejectedPickle(f"is damaged or cut short: it lacks the numbers of {printable(name)}")
 
@@ -172,12 +169,17 @@ class _ChunkedFile(io.FileIO):
         return super().read(CHUNK_BYTES if count is None or count < 0 else count)
 
 
-# --- the zip container -----------------------------------------------------------------------------------------------
-
-
-def _read_zip(file: BinaryIO, size: int) -> tuple[object, Unpickler, Storages]:
+def _read_zip(file: BinaryIO, size: int) -> Contents:
     archive = zipfile.ZipFile(file)  # not closed: the file is the caller's
-    members = _members(archive, size)
+    infos = archive.infolist()
+    if any(
+        info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1
+        for info in infos
+    ):
+        raise RejectedPickle("has compressed or encrypted parts, which torch.save never writes")
+    members = {info.filename: info for info in infos}
+    if sum(info.file_size for info in infos) > size or len(members) < len(infos):
+        raise RejectedPickle("has parts that overlap or share a name, which torch.save never writes")
     programs = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(programs) != 1:
         raise RejectedPickle("is a zip, but not one of torch.save: it has no data.pkl")
@@ -197,23 +199,7 @@ def _read_zip(file: BinaryIO, size: int) -> tuple[object, Unpickler, Storages]:
     return unpickler.load(), unpickler, storages
 
 
-def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """{name: member}; torch neither compresses nor encrypts members, and together they fit into the file."""
-    infos = archive.infolist()
-    if any(
-        info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1
-        for info in infos
-    ):
-        raise RejectedPickle("has compressed or encrypted parts, which torch.save never writes")
-    if sum(info.file_size for info in infos) > size or len({info.filename for info in infos}) < len(infos):
-        raise RejectedPickle("has parts that overlap or share a name, which torch.save never writes")
-    return {info.filename: info for info in infos}
-
-
-# --- the legacy container --------------------------------------------------------------------------------------------
-
-
-def _read_legacy(file: BinaryIO, size: int) -> tuple[object, Unpickler, Storages]:
+def _read_legacy(file: BinaryIO, size: int) -> Contents:
     file.seek(0)
     head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
     head.seek(len(LEGACY_MAGIC))
@@ -226,20 +212,8 @@ def _read_legacy(file: BinaryIO, size: int) -> tuple[object, Unpickler, Storages
         raise RejectedPickle("was written on a big-endian machine")
     if type(keys) is not list or len(keys) > MAX_PARTS or any(type(key) is not str for key in keys):
         raise RejectedPickle("has no list of storages")
-    return value, unpickler, _legacy_storages(file, keys, unpickler, head.tell(), size)
-
-
-def _plain(head: BinaryIO) -> object:
-    unpickler = Unpickler(head)
-    value = unpickler.load()
-    unpickler.check_names()
-    return value
-
-
-def _legacy_storages(file: BinaryIO, keys: list[str], unpickler: Unpickler, end: int, size: int) -> Storages:
-    """Each storage is its length, int64, and its numbers; `end` is where the pickles end."""
-    storages: Storages = {}
-    for key in keys:
+    storages, end = {}, head.tell()
+    for key in keys:  # each storage is its length, int64, and its numbers
         file.seek(end)
         count = int.from_bytes(file.read(8), "little", signed=True)
         number_bytes = NUMBER_BYTES[unpickler.storages[key].kind] if key in unpickler.storages else 4
@@ -247,7 +221,14 @@ def _legacy_storages(file: BinaryIO, keys: list[str], unpickler: Unpickler, end:
         if count < 0 or end > size:
             raise RejectedPickle("is damaged or cut short: a part of its numbers is missing")
         storages[key] = Stored(end - start, functools.partial(_opened_at, file, start))
-    return storages
+    return value, unpickler, storages
+
+
+def _plain(head: BinaryIO) -> object:
+    unpickler = Unpickler(head)
+    value = unpickler.load()
+    unpickler.check_names()
+    return value
 
 
 def _opened_at(file: BinaryIO, start: int) -> AbstractContextManager[BinaryIO]:

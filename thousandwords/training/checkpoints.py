@@ -21,6 +21,8 @@ from thousandwords.core.manifest import DamagedArtefact, read_manifest, write_ma
 from thousandwords.core.model_files import write_tensors
 from thousandwords.training.distributed import copy_like
 
+KEEP = 2  # with only one, a crash during the next save could leave no checkpoint
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -32,11 +34,10 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of a run in one folder: the newest `keep`; damaged ones are skipped with a warning."""
+    """The newest checkpoints of a run in one folder; damaged ones are skipped with a warning."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        assert keep >= 2, "with only one, a crash during the next save could leave no checkpoint"
-        self.folder, self.keep = Path(folder), keep
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict) -> None:
         """Write a checkpoint, rename it, delete the oldest. Raises DiskFull or CannotWrite, nothing changed."""
@@ -56,7 +57,7 @@ class Checkpoints:
             shutil.rmtree(target, ignore_errors=True)
             os.replace(partial, target)
             sync_folder(self.folder)
-            for old in self._folders()[self.keep :]:
+            for old in self._folders()[KEEP:]:
                 shutil.rmtree(old)
 
     def newest(self) -> Checkpoint | None:

@@ -27,7 +27,6 @@ class TrainingConfig:
     schedule: Literal["cosine", "plateau"] = "cosine"
     decay_steps: int | None = None  # updates until the cosine ends, warm-up included; null: all
     patience: int = 5  # evaluations without a gain after which "plateau" halves the rate
-    min_delta: float = 0.0  # the smallest fall of the validation loss that counts as a gain, in nats
     weight_decay: float = 0.0  # on matrices and kernels only
     beta1: float = 0.9
     beta2: float = 0.999
@@ -51,7 +50,7 @@ class TrainingConfig:
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
-        zero_or_more = {"final_learning_rate", "warmup_steps", "weight_decay", "min_delta", "loader_workers"}
+        zero_or_more = {"final_learning_rate", "warmup_steps", "weight_decay", "loader_workers"}
         above_zero = {"learning_rate", "epsilon", "clip_norm", "muon_lr_scale", "second_moment_clip"}
         for name, value in vars(self).items():
             if value is None or isinstance(value, str | bool):
@@ -66,15 +65,6 @@ class TrainingConfig:
                 is_valid, range_name = value >= 1, "1 or more"
             if not is_valid:
                 raise ValueError(f"training.{name} is {value}; it needs to be {range_name}")
-        self._check_strategy()
-
-    def num_loader_workers(self, device: str) -> int:
-        """How many threads load batches: none on a CPU, where they would compete with training."""
-        if self.loader_workers == "auto":
-            return 2 if device.startswith("cuda") else 0
-        return self.loader_workers
-
-    def _check_strategy(self) -> None:
         if self.strategy == "fsdp" and self.powersgd_rank is not None:
             raise ValueError(
                 "training.powersgd_rank has no effect with training.strategy fsdp; set it to null, or use ddp"
@@ -85,6 +75,12 @@ class TrainingConfig:
             )
         if isinstance(self.num_processes, int):
             check_divides(self.batch_size, self.num_processes, self.gradient_accumulation)
+
+    def num_loader_workers(self, device: str) -> int:
+        """How many threads load batches: none on a CPU, where they would compete with training."""
+        if self.loader_workers == "auto":
+            return 2 if device.startswith("cuda") else 0
+        return self.loader_workers
 
 
 def check_divides(batch_size: int, processes: int, accumulation: int) -> None:

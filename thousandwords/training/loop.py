@@ -75,7 +75,10 @@ def fit(
         progress(done, f"loss {values['loss']:.4f}")
         if evaluate and (done % config.evaluate_every == 0 or is_last):
             values |= {f"validation/{name}": value for name, value in state.evaluate(evaluate).items()}
-            _check_plateau(config, values)
+            if config.schedule == "plateau" and "validation/loss" not in values:
+                raise UserError(
+                    "training.schedule is plateau, but this model's evaluation returns no loss. Set it to cosine"
+                )
         if done % config.log_every == 0 or is_last or any(name.startswith("validation/") for name in values):
             rows.append({"step": done, **values})
             log(done, values)
@@ -88,10 +91,3 @@ def fit(
         if must_stop and not is_last:
             raise Stopped(f"stopped after step {done}")
     return state.final_weights(), rows
-
-
-def _check_plateau(config: TrainingConfig, values: dict[str, float]) -> None:
-    if config.schedule == "plateau" and "validation/loss" not in values:
-        raise UserError(
-            "training.schedule is plateau, but this model's evaluation returns no loss. Set it to cosine"
-        )

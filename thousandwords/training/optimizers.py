@@ -22,9 +22,7 @@ def parameter_groups(
 ) -> list[dict]:
     """Weight decay on matrices and kernels only, not on gains, biases and single vectors (paper, B.2)."""
     excluded = set(exclude)
-    parameters = [
-        parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in excluded
-    ]
+    parameters = [each for each in model.parameters() if each.requires_grad and each not in excluded]
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
     vectors = [parameter for parameter in parameters if parameter.ndim < 2]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -162,11 +160,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the rate of every parameter group, times its own `lr_scale` if it has one."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:
-    """Scale gradients so that their norm is at most `limit` (None: no limit); returns the norm before."""
-    return torch.nn.utils.clip_grad_norm_(list(parameters), float("inf") if limit is None else limit)
 
 
 class MovingAverage:

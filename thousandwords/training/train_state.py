@@ -89,7 +89,8 @@ class TrainState:
         values = self._backward(batches, step, loss_of, seed)
         if self.scales and not self._unscale(step, values["loss"]):
             return values | {"is_skipped": 1.0, "learning_rate": self.learning_rate(step)}
-        norm = optimizers.clip_gradients(self.model.parameters(), self.config.clip_norm)
+        clip_norm = math.inf if self.config.clip_norm is None else self.config.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(list(self.model.parameters()), clip_norm)
         values["gradient_norm"] = float(distributed.full_tensor(norm))
         self._check_finite(step, values)
         values["learning_rate"] = self.learning_rate(step)
@@ -105,11 +106,10 @@ class TrainState:
         config = self.config
         peak, final = config.learning_rate, config.final_learning_rate
         if config.schedule == "plateau":
-            peak *= 0.5 ** schedules.halvings(self.validation_losses, config.patience, config.min_delta)
+            peak *= 0.5 ** schedules.halvings(self.validation_losses, config.patience)
             final = peak
-        return optimizers.learning_rate(
-            step, peak, final, config.warmup_steps, config.decay_steps or config.steps
-        )
+        steps = config.decay_steps or config.steps
+        return optimizers.learning_rate(step, peak, final, config.warmup_steps, steps)
 
     def _backward(self, batches: Sequence[Any], step: int, loss_of: StepLoss, seed: int) -> dict[str, float]:
         """Gradients of the mean loss over all micro-batches and processes; the means of the logged values."""

@@ -89,11 +89,9 @@ def test_the_mask_is_the_one_of_the_papers_figure(kind):
 
 @pytest.mark.paper("generator: masks")
 def test_an_11_by_11_neighborhood_in_the_papers_grid_is_half_of_121_and_itself():
-    is_visible = attention_mask("convolutional", prefix_length=0, side=32, kernel=11)[16 * 32 + 16].nonzero()[
-        :, 0
-    ]
+    row = attention_mask("convolutional", prefix_length=0, side=32, kernel=11)[16 * 32 + 16]
 
-    rows_and_columns = {(int(position) // 32 - 16, int(position) % 32 - 16) for position in is_visible}
+    rows_and_columns = {(position // 32 - 16, position % 32 - 16) for (position,) in row.nonzero().tolist()}
 
     above = {(row, column) for row in range(-5, 0) for column in range(-5, 6)}
     assert rows_and_columns == above | {(0, column) for column in range(-5, 1)}
@@ -115,7 +113,6 @@ def test_the_papers_64_layers_are_47_rows_16_columns_and_1_convolution():
 
 
 def test_an_unknown_kind_is_rejected_with_a_list_of_kinds():
-    with pytest.raises(
-        ValueError, match="no attention mask is called 'spiral'; choose one of row, column, conv"
-    ):
+    message = "no attention mask is called 'spiral'; choose one of row, column, conv"
+    with pytest.raises(ValueError, match=message):
         attention_mask("spiral", 2, 4, 3)

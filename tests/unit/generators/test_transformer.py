@@ -20,13 +20,13 @@ from tests.helpers.tiny_models import (
     rngs,
     tiny_transformer,
 )
-from thousandwords.generators.transformer.attention import Lines, blocked_attention
 from thousandwords.generators.transformer.masks import KINDS, attention_mask
 from thousandwords.generators.transformer.model import Transformer, TransformerConfig, drop_captions
 from thousandwords.nn.chunked_cross_entropy import mean_loss
 from thousandwords.nn.transformer_layers import ACTIVATIONS, dense_attention
 
 LENGTH = SCALES[0] ** 2
+TEXT, TOKENS = captions_as_tokens(2), image_tokens(2)
 
 
 def logits_and_gradients(model, logits_of, dtype):
@@ -56,10 +56,9 @@ def test_logits_and_gradients_are_those_of_the_model_in_plain_pytorch():
 
 
 @pytest.mark.paper("generator: masks")
-@pytest.mark.parametrize("attention", ["dense", "blocked"])
 @pytest.mark.parametrize("kinds", [[kind] for kind in KINDS] + [None])
-def test_a_later_token_never_changes_an_earlier_logit(kinds, attention):
-    model = tiny_transformer(6, kinds, attention=attention)
+def test_a_later_token_never_changes_an_earlier_logit(kinds):
+    model = tiny_transformer(6, kinds)
     text, tokens = captions_as_tokens(1), image_tokens(1)
     text_logits, image_logits = model.logits(text, tokens)
 
@@ -142,12 +141,10 @@ def test_captions_are_dropped_in_training_only_at_the_set_share():
 
 @pytest.mark.paper("generator: ?")
 def test_dropout_is_a_function_of_the_step_and_off_when_not_training():
-    text, tokens = captions_as_tokens(2), image_tokens(2)
-
     def loss_and_gradient(seed: int, activation_checkpointing: bool = False) -> tuple[float, torch.Tensor]:
         model = tiny_transformer(dropout=0.5, activation_checkpointing=activation_checkpointing)
         state = torch.get_rng_state()
-        loss = model.loss(text, tokens, 0, rng(seed))[0]
+        loss = model.loss(TEXT, TOKENS, 0, rng(seed))[0]
         loss.backward()
         assert torch.get_rng_state().equal(state)
         return float(loss.detach()), model.layers[0].mlp.hidden.weight.grad
@@ -157,7 +154,7 @@ def test_dropout_is_a_function_of_the_step_and_off_when_not_training():
     assert first == again == recomputed != loss_and_gradient(2)[0]
     assert gradient.equal(gradient_again) and gradient.equal(recomputed_gradient)
     whole, bare = (
-        model.eval().loss(text, tokens, 0, rng())[0]
+        model.eval().loss(TEXT, TOKENS, 0, rng())[0]
         for model in (tiny_transformer(dropout=0.5), tiny_transformer())
     )
     assert whole.equal(bare)
@@ -183,54 +180,6 @@ def test_the_probabilities_of_all_possible_images_and_of_all_captions_of_one_len
 
 
 # --- what is rejected ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "tokens", "message"),
-    [
-        (
-            captions_as_tokens(2)[:, :5],
-            image_tokens(2),
-            r"text has shape \(2, 5\), expected \(B, 8\); pad or",
-        ),
-        (
-            captions_as_tokens(2),
-            image_tokens(2)[:, :9],
-            r"image_tokens has shape \(2, 9\), expected \(B, 16\) for scales \(4,\)",
-        ),
-        (
-            captions_as_tokens(2) + 270,
-            image_tokens(2),
-            "text has tokens .*, but this generator knows -1..269",
-        ),
-        (captions_as_tokens(2), image_tokens(2) + 12, "image_tokens has tokens 12..2[0-9], .* knows 0..11"),
-    ],
-)
-def test_tokens_of_another_shape_or_vocabulary_are_rejected(text, tokens, message):
-    with pytest.raises(ValueError, match=message):
-        tiny_transformer().logits(text, tokens)
-
-
-@pytest.mark.parametrize(
-    ("count", "fixed_tokens", "message"),
-    [
-        (3, None, "2 rows of text came with 3 random generators; give one per row"),
-        (
-            2,
-            image_tokens(1),
-            r"fixed_tokens is torch.int64 of shape \(1, 16\), expected torch.int64 \(2, 16\)",
-        ),
-        (
-            2,
-            image_tokens(2).float(),
-            r"fixed_tokens is torch.float32 of shape \(2, 16\), expected torch.int64",
-        ),
-        (2, image_tokens(2) - 2, "fixed_tokens has tokens -2..[0-9]+, but this generator knows -1..11"),
-    ],
-)
-def test_a_sampling_request_that_does_not_fit_together_is_rejected(count, fixed_tokens, message):
-    with pytest.raises(ValueError, match=message):
-        tiny_transformer().sample(captions_as_tokens(2), rngs(count), fixed_tokens=fixed_tokens)
 
 
 def test_a_tokenizer_with_several_scales_is_rejected():
@@ -300,51 +249,6 @@ def test_cpu_attention_rounds_no_more_than_the_formula_in_the_same_precision(dty
     for value, usual, true in zip(actual, rounded, exact, strict=True):
         error = (value.double() - true).abs().max()
         assert error <= (room if room else 1.2 * (usual.double() - true).abs().max())
-
-
-@pytest.mark.paper("generator: masks")
-@pytest.mark.parametrize("side", [1, 4, 7])
-@pytest.mark.parametrize("kernel", [1, 5, 11])
-@pytest.mark.parametrize("kind", KINDS)
-def test_blocked_attention_equals_dense_attention(kind, kernel, side):
-    mask = attention_mask(kind, 5, side, kernel)
-    lines, whole = Lines(mask, 5, side, kind == "column"), random_tensor(3, 2, 3, len(mask), 8).double()
-
-    for length in {len(mask), len(mask) - 1}:
-        qkv = whole[:, :, :, :length]
-        expected = dense_attention(mask[:length, :length])(*qkv)
-        torch.testing.assert_close(blocked_attention(lines)(*qkv), expected, atol=1e-12, rtol=0)
-
-
-@pytest.mark.paper("generator: column trick")
-def test_a_column_is_a_line_once_the_grid_is_transposed():
-    reach = {
-        kind: Lines(attention_mask(kind, 258, 32, 11), 258, 32, kind == "column").reach for kind in KINDS
-    }
-    assert reach == {"row": 1, "column": 0, "convolutional": 6}  # 5 lines, one more around the line's end
-
-
-@pytest.mark.paper("generator: column trick")
-def test_blocked_attention_gives_the_logits_and_gradients_of_dense_attention():
-    blocked, dense = (
-        logits_and_gradients(model, model.logits, torch.float32)
-        for model in (tiny_transformer(6, attention="blocked"), tiny_transformer(6, attention="dense"))
-    )
-    for actual, expected in zip(blocked, dense, strict=True):
-        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_large_grids_use_blocked_attention_where_it_has_far_fewer_keys():
-    def chosen(side: int, text_length: int) -> set[str]:
-        config = TransformerConfig(num_layers=4, num_heads=1, width=4)
-        model = Transformer(config, 5, text_length, 5, (side,))
-        length = model.prefix_length + side * side
-        names = {kind: model.attention.choose(kind, length).__qualname__ for kind in KINDS}
-        return {kind for kind, name in names.items() if name.startswith("blocked_attention")}
-
-    assert chosen(8, 24) == set()
-    assert chosen(16, 64) == {"row", "column"}
-    assert chosen(32, 256) == {"row", "column", "convolutional"}
 
 
 @pytest.mark.paper("generator: ?")

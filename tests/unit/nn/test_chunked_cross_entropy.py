@@ -14,19 +14,14 @@ from thousandwords.nn.chunked_cross_entropy import chunked_mean_loss, mean_loss,
 WIDTH, VOCAB = 24, 50
 
 
-def case(
-    rows: int = 3, length: int = 7, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, nn.Linear, Tensor]:
+def case(rows: int = 3, length: int = 7, dtype=torch.float32) -> tuple[Tensor, nn.Linear, Tensor]:
     """Hidden states (3, 7, 24), an output layer for 50 tokens, and tokens of which some are padding."""
     rng = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     tokens = torch.randint(-1, VOCAB, (rows, length), generator=rng)
     tokens[0, :4] = -1
-    return (
-        torch.randn(rows, length, WIDTH, generator=rng, dtype=dtype),
-        nn.Linear(WIDTH, VOCAB, dtype=dtype),
-        tokens,
-    )
+    hidden_states = torch.randn(rows, length, WIDTH, generator=rng, dtype=dtype)
+    return hidden_states, nn.Linear(WIDTH, VOCAB, dtype=dtype), tokens
 
 
 def loss_and_grads(loss_of, hidden_states: Tensor, output: nn.Linear) -> list[Tensor]:
@@ -67,10 +62,7 @@ def test_in_bfloat16_it_is_no_less_exact_than_a_plain_loss_in_bfloat16():
     def relative_errors(loss_of) -> list[float]:
         with torch.autocast("cpu", torch.bfloat16):
             actual = loss_and_grads(loss_of, hidden_states, output)
-        return [
-            float((tensor - reference).norm() / reference.norm())
-            for tensor, reference in zip(actual, exact, strict=True)
-        ]
+        return [float((a - b).norm() / b.norm()) for a, b in zip(actual, exact, strict=True)]
 
     errors, plain_errors = relative_errors(chunked(output, tokens)), relative_errors(plain(output, tokens))
     assert errors[0] < 1e-3

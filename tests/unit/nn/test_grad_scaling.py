@@ -18,15 +18,8 @@ from thousandwords.training.loop import Stopped, check_model, fit
 from thousandwords.training.train_state import NotFinite
 
 CONFIG = TrainingConfig(
-    steps=6,
-    batch_size=4,
-    learning_rate=0.01,
-    clip_norm=4.0,
-    ema_decay=0.9,
-    log_every=1,
-    evaluate_every=9,
-    checkpoint_every=9,
-    precision="float16",
+    **{"steps": 6, "batch_size": 4, "learning_rate": 0.01, "clip_norm": 4.0, "ema_decay": 0.9},
+    **{"log_every": 1, "evaluate_every": 9, "checkpoint_every": 9, "precision": "float16"},
 )
 
 
@@ -79,9 +72,8 @@ def test_scales_stay_between_2_to_the_7_and_2_to_the_24_times_the_replicas(repli
     grad_scales.update(finite(True, False))
 
     assert grad_scales.values.tolist() == [2.0**24 * replicas, 2.0**7 * replicas]
-    assert grad_scales.are_exhausted(finite(True, False)) and not grad_scales.are_exhausted(
-        finite(True, True)
-    )
+    assert grad_scales.are_exhausted(finite(True, False))
+    assert not grad_scales.are_exhausted(finite(True, True))
 
 
 # --- the gradients ------------------------------------------------------------
@@ -90,15 +82,14 @@ def test_scales_stay_between_2_to_the_7_and_2_to_the_24_times_the_replicas(repli
 def gradients(layer: Layer, hidden_states: torch.Tensor) -> list[torch.Tensor]:
     layer.zero_grad()
     hidden_states = hidden_states.clone().requires_grad_()
-    layer(
-        hidden_states, dense_attention(torch.ones(5, 5, dtype=torch.bool).tril())
-    ).square().mean().backward()
+    attend = dense_attention(torch.ones(5, 5, dtype=torch.bool).tril())
+    layer(hidden_states, attend).square().mean().backward()
     return [hidden_states.grad, *(parameter.grad for parameter in layer.parameters())]
 
 
 def test_a_scale_that_is_a_power_of_two_changes_no_gradient_after_unscaling():
     torch.manual_seed(0)
-    layer, hidden_states = Layer(16, 2, 4), torch.randn(3, 5, 16)
+    layer, hidden_states = Layer(16, 2), torch.randn(3, 5, 16)
     plain = gradients(layer, hidden_states)
 
     grad_scales = GradientScales(layer.residual_paths())
@@ -108,14 +99,13 @@ def test_a_scale_that_is_a_power_of_two_changes_no_gradient_after_unscaling():
     assert scaled[3].equal(plain[3] * 8192)
     grad_scales.unscale()
 
-    assert all(
-        parameter.grad.equal(grad) for parameter, grad in zip(layer.parameters(), plain[1:], strict=True)
-    )
+    for parameter, grad in zip(layer.parameters(), plain[1:], strict=True):
+        assert parameter.grad.equal(grad)
 
 
 def test_an_overflow_in_one_path_reaches_neither_the_residual_stream_nor_the_other_path():
     torch.manual_seed(0)
-    layer = Layer(16, 2, 4)
+    layer = Layer(16, 2)
     grad_scales = GradientScales(layer.residual_paths())
     grad_scales.values = torch.tensor([8192.0, 2.0**60], dtype=torch.float64)
     grad_scales.set()
@@ -149,30 +139,21 @@ def test_float16_trains_like_float32_and_parameters_and_gradients_stay_in_float3
     model, _, rows, _ = train()
     _, _, exact, _ = train(dataclasses.replace(CONFIG, precision="float32"))
 
-    assert (
-        rows[-1]["loss"] == pytest.approx(exact[-1]["loss"], abs=0.02)
-        and rows[-1]["loss"] < rows[0]["loss"] - 0.1
-    )
+    assert rows[-1]["loss"] == pytest.approx(exact[-1]["loss"], abs=0.02)
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.1
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 @pytest.mark.paper("generator: precision")
 def test_only_matrix_products_are_in_float16_not_logits_or_embeddings():
-    model, text, tokens = (
-        tiny_models.tiny("generators", "transformer"),
-        tiny_models.captions_as_tokens(2),
-        tiny_models.image_tokens(2),
-    )
-    types = {}
+    model, types = tiny_models.tiny("generators", "transformer"), {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm):
-            module.register_forward_hook(
-                lambda _, inputs, output, name=name: types.update({name: output.dtype})
-            )
+            module.register_forward_hook(lambda *call, name=name: types.update({name: call[-1].dtype}))
 
     with torch.autocast("cpu", torch.float16):
-        logits = model.logits(text, tokens)
+        logits = model.logits(tiny_models.captions_as_tokens(2), tiny_models.image_tokens(2))
 
     assert {tensor.dtype for tensor in logits} == {torch.float32}
     float16_modules = {name for name, dtype in types.items() if dtype == torch.float16}
@@ -224,13 +205,9 @@ def test_gradients_that_overflow_at_every_scale_stop_the_run(monkeypatch, settin
 def test_a_resumed_float16_run_continues_with_its_scales(tmp_path):
     steps_done = []
     uninterrupted = train(before=overflowing_at(1))
+    stop = {"progress": lambda step, _: steps_done.append(step), "is_stopped": lambda: steps_done[-1] == 3}
     with pytest.raises(Stopped):
-        train(
-            before=overflowing_at(1),
-            checkpoints=Checkpoints(tmp_path),
-            progress=lambda step, note: steps_done.append(step),
-            is_stopped=lambda: steps_done[-1] == 3,
-        )
+        train(before=overflowing_at(1), checkpoints=Checkpoints(tmp_path), **stop)
     values = Checkpoints(tmp_path).newest().tensors["scales/values"]
     assert values[0] < values[1]
 
@@ -240,7 +217,6 @@ def test_a_resumed_float16_run_continues_with_its_scales(tmp_path):
 
 
 def test_float16_is_rejected_for_a_model_without_named_residual_paths():
-    with pytest.raises(
-        UserError, match="training.precision is float16, but this model has no residual_paths"
-    ):
+    message = "training.precision is float16, but this model has no residual_paths"
+    with pytest.raises(UserError, match=message):
         check_model(nn.Linear(2, 2), CONFIG)

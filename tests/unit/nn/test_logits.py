@@ -6,7 +6,6 @@ import torch
 from thousandwords.nn.logits import (
     TOP_P_CANDIDATES,
     apply_guidance,
-    keep_top_k,
     keep_top_p,
     sample_token,
     truncate,
@@ -26,9 +25,9 @@ def finite_tokens(logits) -> list[bool]:
 
 
 def test_top_k_keeps_the_k_most_likely_tokens():
-    assert finite_tokens(keep_top_k(LOGITS, 1)) == [False, True, False, False]
-    assert finite_tokens(keep_top_k(LOGITS, 3)) == [False, True, True, True]
-    assert finite_tokens(keep_top_k(LOGITS, 99)) == [True, True, True, True]
+    assert finite_tokens(truncate(LOGITS, top_k=1)) == [False, True, False, False]
+    assert finite_tokens(truncate(LOGITS, top_k=3)) == [False, True, True, True]
+    assert finite_tokens(truncate(LOGITS, top_k=99)) == [True, True, True, True]
 
 
 def test_top_p_keeps_the_fewest_tokens_that_reach_p():
@@ -90,11 +89,8 @@ def test_a_token_of_probability_zero_is_never_sampled():
     logits = torch.tensor([[NOT, 0.3, NOT, 0.1, NOT]]).repeat(3, 1)
     almost_one = 1 - 2.0**-53
 
-    assert sample_token(logits, torch.tensor([0.0, 0.5, almost_one], dtype=torch.float64)).tolist() == [
-        1,
-        1,
-        3,
-    ]
+    uniform = torch.tensor([0.0, 0.5, almost_one], dtype=torch.float64)
+    assert sample_token(logits, uniform).tolist() == [1, 1, 3]
 
 
 def test_the_numbers_of_a_row_come_from_its_own_generator():

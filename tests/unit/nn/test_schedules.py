@@ -24,10 +24,5 @@ def test_a_rate_is_halved_each_time_the_loss_has_not_fallen_for_patience_steps()
     assert halvings([3, 2, 2.5, 1.9, 2, 1.8], patience=2) == 0
 
 
-def test_an_improvement_below_min_delta_does_not_count():
-    assert halvings([3, 2.99, 2.98, 2.97], patience=3, min_delta=0.1) == 1
-    assert halvings([3, 2.99, 2.98, 2.97], patience=3) == 0
-
-
 def test_a_loss_that_is_nan_is_no_improvement():
     assert halvings([3, float("nan"), float("nan")], patience=2) == 1

@@ -1,52 +1,45 @@
-"""The released weights become a tokenizer of ours: the same numbers, the same logits, and no pickle from then
-on."""
+"""The released weights become a tokenizer of ours: the same numbers, the same logits, no pickle from then on."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.helpers.dalle_release import FULL, SMALL, Conv2d, Decoder, Encoder, save, write_release
+from tests.helpers.dalle_release import (
+    FULL,
+    SMALL,
+    Conv2d,
+    Decoder,
+    Encoder,
+    import_small,
+    pickles_in,
+    save,
+    write_release,
+)
 from tests.helpers.tiny_models import random_images, rng
 from thousandwords import __main__ as command
 from thousandwords import components
 from thousandwords.cli import import_weights as import_weights_command
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import sha256_of
-from thousandwords.image_tokenizers.dvae.model import DVAEConfig
+from thousandwords.image_tokenizers.dvae.model import DiscreteVAE, DVAEConfig
 from thousandwords.pretrained import dalle_release
 from thousandwords.pretrained.torch_container import read_state_dict
 
-SIDE = 16
 CONTAINERS = ("zip", "legacy")
 
 
-def config_of(sizes: dict[str, int]) -> DVAEConfig:
-    return DVAEConfig(
-        **{"blocks_per_group" if name == "blocks" else name: size for name, size in sizes.items()}
-    )
-
-
-def pickles_in(folder: Path) -> dict[str, Path]:
-    return {"encoder": folder / "encoder.pkl", "decoder": folder / "decoder.pkl"}
-
-
-def import_weights(folder: Path, out: Path | None = None, **more: object) -> Path:
-    out = out or folder / "imported"
-    dalle_release.import_weights(pickles_in(folder), out, config=config_of(SMALL), image_size=SIDE, **more)
-    return out
-
-
-def error_of(folder: Path, **more: object) -> str:
+def error_of(folder: Path, **settings: object) -> str:
     with pytest.raises(UserError) as caught:
-        import_weights(folder, **more)
+        import_small(folder, **settings)
     assert not (folder / "imported").exists()
     return str(caught.value)
 
@@ -62,7 +55,7 @@ def container(request) -> str:
 def test_every_number_of_both_files_arrives_under_our_names(tmp_path, container):
     encoder, decoder = write_release(tmp_path, container)
 
-    weights = components.load("image_tokenizers", import_weights(tmp_path)).state_dict()
+    weights = components.load("image_tokenizers", import_small(tmp_path)).state_dict()
 
     originals = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
     originals |= {f"decoder.{name}": value for name, value in decoder.state_dict().items()}
@@ -79,7 +72,7 @@ def map_pixels(images: Tensor) -> Tensor:
 
 def test_logits_tokens_and_images_are_those_of_the_original_architecture(tmp_path, container):
     encoder, decoder = write_release(tmp_path, container)
-    model = components.load("image_tokenizers", import_weights(tmp_path))
+    model = components.load("image_tokenizers", import_small(tmp_path))
     tints = torch.rand(100, 3, 1, 1, generator=rng(1))
     images = (random_images(100) + 3 * tints - 1).clamp(0, 1)
 
@@ -95,91 +88,87 @@ def test_logits_tokens_and_images_are_those_of_the_original_architecture(tmp_pat
 
 def test_importing_again_writes_the_same_bytes(tmp_path):
     write_release(tmp_path, "zip")
-    folders = [import_weights(tmp_path, tmp_path / name) for name in ("one", "two")]
+    folders = [import_small(tmp_path, tmp_path / name) for name in ("one", "two")]
     first, second = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
     assert first == second and set(first) == {"config.json", "weights.safetensors", "manifest.json"}
 
 
 def test_the_sizes_of_the_release_are_those_of_the_paper():
     with torch.device("meta"):
-        halves = Encoder(FULL), Decoder(FULL)
-    model = dalle_release._architecture(None, dalle_release.IMAGE_SIZE)
-    for half, network, tensors, parameters in (
-        ("encoder", halves[0], 74, 53_786_240),
-        ("decoder", halves[1], 76, 43_829_766),
-    ):
-        shapes = dalle_release._release_shapes(model, half)
-        assert shapes == {name: tuple(value.shape) for name, value in network.state_dict().items()}
-        assert len(shapes) == tensors and sum(value.numel() for value in network.parameters()) == parameters
-    assert (model.vocab_size, model.scales, model.config.path_gain) == (8192, (32,), 1 / 64)
+        halves, model = {"encoder": Encoder(FULL), "decoder": Decoder(FULL)}, DiscreteVAE(DVAEConfig(), 256)
+    for half, original in halves.items():
+        ours = {dalle_release.release_name(n): w.shape for n, w in getattr(model, half).state_dict().items()}
+        assert ours == {name: weight.shape for name, weight in original.state_dict().items()}
+    assert model.config.path_gain == 1 / 64
 
 
 # --- what does not fit -----------------------------------------------------------------------------------------------
 
 
-def test_a_file_of_other_sizes_is_rejected_by_its_first_wrong_tensor(tmp_path, container):
-    write_release(tmp_path, container, {**SMALL, "vocab_size": 13})
-    assert error_of(tmp_path).startswith(
-        f"{tmp_path}/encoder.pkl does not fit the encoder: 2 tensors differ, the first is blocks.output.conv.b: "
-        "expected (12,), found (13,). Download it again"
-    )
+def changed(half: str, change: Callable[[nn.Module], object]) -> Callable[[Path, str], None]:
+    """Writes the release with a change in one of its two networks."""
+
+    def write(folder: Path, container: str) -> None:
+        network = write_release(folder, container)[half == "decoder"]
+        change(network)
+        save(network, folder / f"{half}.pkl", container)
+
+    return write
 
 
-def test_more_or_fewer_layers_are_rejected(tmp_path, container):
-    write_release(tmp_path, container, {**SMALL, "groups": 2})
-    assert "does not fit the encoder: " in error_of(tmp_path)
-    encoder, _ = write_release(tmp_path, container)
-    encoder.blocks.add_module("extra", Conv2d(3, 8, 1))
-    save(encoder, tmp_path / "encoder.pkl", container)
-    assert "2 tensors differ, the first is blocks.extra.b: expected none, found (8,)" in error_of(tmp_path)
+def set_part(name: str, value: object) -> Callable[[nn.Module], None]:
+    """set_part("group_1.block_1.id_path", part) sets that part of the blocks of a network."""
+    path, _, name = name.rpartition(".")
+    return lambda network: setattr(network.blocks.get_submodule(path), name, value)
 
 
-def test_another_gain_is_rejected(tmp_path, container):
-    _, decoder = write_release(tmp_path, container)
-    decoder.blocks.group_2.block_1.post_gain = 0.5
-    save(decoder, tmp_path / "decoder.pkl", container)
-    assert "decoder.pkl has a gain at blocks.group_2.block_1 that is not 0.02777" in error_of(tmp_path)
+UNFIT = {
+    "other sizes": (
+        lambda folder, container: write_release(folder, container, {**SMALL, "vocab_size": 13}),
+        "encoder.pkl does not fit the encoder: 2 tensors differ, the first is blocks.output.conv.b: "
+        "expected (12,), found (13,). Download it again",
+    ),
+    "fewer layers": (
+        lambda folder, container: write_release(folder, container, {**SMALL, "groups": 2}),
+        "encoder.pkl does not fit the encoder: ",
+    ),
+    "more layers": (
+        changed("encoder", set_part("extra", Conv2d(3, 8, 1))),
+        "2 tensors differ, the first is blocks.extra.b: expected none, found (8,)",
+    ),
+    "another gain": (
+        changed("decoder", set_part("group_2.block_1.post_gain", 0.5)),
+        "decoder.pkl has a gain at blocks.group_2.block_1 that is not 0.02777",
+    ),
+    "float16": (changed("encoder", nn.Module.half), "asks for torch.HalfStorage, which the DALL-E release"),
+    "float64": (changed("encoder", nn.Module.double), "asks for torch.DoubleStorage, which the DALL-E"),
+    "not finite": (
+        changed("encoder", lambda network: network.blocks.input.b.data[3].fill_(torch.nan)),
+        "encoder.pkl has numbers that are not finite, the first in blocks.input.b",
+    ),
+    "another class": (
+        changed("encoder", set_part("group_1.block_1.id_path", nn.Dropout())),
+        "asks for torch.nn.modules.dropout.Dropout, which the DALL-E release does not use",
+    ),
+}
+
+
+@pytest.mark.parametrize(("write", "message"), UNFIT.values(), ids=UNFIT)
+def test_what_does_not_fit_is_rejected_by_name(tmp_path, container, write, message):
+    write(tmp_path, container)
+    assert message in error_of(tmp_path)
 
 
 def test_swapped_files_are_reported(tmp_path, container):
     write_release(tmp_path, container)
-    swapped = {"encoder": tmp_path / "decoder.pkl", "decoder": tmp_path / "encoder.pkl"}
-    with pytest.raises(UserError, match="are the two files swapped") as caught:
-        dalle_release.import_weights(swapped, tmp_path / "imported", config=config_of(SMALL), image_size=SIDE)
-    assert "decoder.pkl holds dall_e.decoder.Decoder, but dall_e.encoder.Encoder was expected" in str(
-        caught.value
-    )
+    encoder, decoder = pickles_in(tmp_path).values()
+    message = error_of(tmp_path, pickles={"encoder": decoder, "decoder": encoder})
+    assert "decoder.pkl holds dall_e.decoder.Decoder, but dall_e.encoder.Encoder was expected" in message
+    assert "are the two files swapped" in message
 
 
-@pytest.mark.parametrize(
-    ("dtype", "name"), [(torch.float16, "HalfStorage"), (torch.float64, "DoubleStorage")]
-)
-def test_other_number_types_are_rejected_by_name(tmp_path, container, dtype, name):
-    encoder, _ = write_release(tmp_path, container)
-    save(encoder.to(dtype), tmp_path / "encoder.pkl", container)
-    assert f"asks for torch.{name}, which the DALL-E release does not use" in error_of(tmp_path)
-
-
-def test_numbers_that_are_not_finite_are_rejected(tmp_path, container):
-    encoder, _ = write_release(tmp_path, container)
-    encoder.blocks.input.b[3] = torch.nan
-    save(encoder, tmp_path / "encoder.pkl", container)
-    assert "not finite, the first in blocks.input.b" in error_of(tmp_path)
-
-
-def test_a_module_of_a_class_that_is_not_in_the_release_is_rejected(tmp_path, container):
-    encoder, _ = write_release(tmp_path, container)
-    encoder.blocks.group_1.block_1.id_path = torch.nn.Dropout()
-    save(encoder, tmp_path / "encoder.pkl", container)
-    assert "asks for torch.nn.modules.dropout.Dropout, which the DALL-E release does not use" in error_of(
-        tmp_path
-    )
-
-
-def test_a_file_longer_than_any_of_the_release_is_rejected_before_it_is_hashed(
-    tmp_path, container, monkeypatch
-):
-    write_release(tmp_path, container)
+def test_a_file_longer_than_any_of_the_release_is_rejected_before_it_is_hashed(tmp_path, monkeypatch):
+    write_release(tmp_path, "zip")
     os.truncate(tmp_path / "decoder.pkl", 2**30 + 1)
     monkeypatch.setattr(dalle_release, "sha256_of", lambda path: "" if path.name == "encoder.pkl" else 1 / 0)
     assert error_of(tmp_path) == (
@@ -187,19 +176,13 @@ def test_a_file_longer_than_any_of_the_release_is_rejected_before_it_is_hashed(
     )
 
 
-def test_the_expected_sha256_is_compared_before_a_file_is_read(tmp_path, container, monkeypatch):
-    write_release(tmp_path, container)
+def test_the_expected_sha256_is_compared_before_a_file_is_read(tmp_path, monkeypatch):
+    write_release(tmp_path, "zip")
     sha256 = {half: sha256_of(path) for half, path in pickles_in(tmp_path).items()}
-    import_weights(
-        tmp_path,
-        tmp_path / "checked",
-        expected_sha256={"encoder": sha256["encoder"].upper(), "decoder": sha256["decoder"]},
-    )
+    expected = {"encoder": sha256["encoder"].upper(), "decoder": sha256["decoder"]}
+    import_small(tmp_path, tmp_path / "checked", expected_sha256=expected)
 
-    def never(*_):
-        raise AssertionError("read before its sha256 was compared")
-
-    monkeypatch.setattr(dalle_release, "read_tensors", never)
+    monkeypatch.setattr(dalle_release, "read_tensors", lambda *_: pytest.fail("read before it was compared"))
     sentence = error_of(tmp_path, expected_sha256={"encoder": sha256["encoder"], "decoder": "0" * 64})
     assert sentence == (
         f"{tmp_path}/decoder.pkl is not the expected file: its sha256 should be {'0' * 64}, "
@@ -262,7 +245,7 @@ def small_command(monkeypatch):
     """The command, for a small architecture instead of the released one."""
 
     def small(pickles: dict, out: Path, expected_sha256: dict) -> str:
-        return dalle_release.import_weights(pickles, out, expected_sha256, config_of(SMALL), SIDE)
+        return dalle_release.import_weights(pickles, out, expected_sha256, DVAEConfig(**SMALL), 16)
 
     monkeypatch.setattr(import_weights_command, "import_weights", small)
 
@@ -277,7 +260,7 @@ def test_the_command_writes_a_tokenizer_and_prints_both_sha256(
 
     header = json.loads(Path("models/imported/config.json").read_bytes())
     digests = {half: sha256_of(path) for half, path in pickles_in(Path()).items()}
-    assert header["pickle_sha256"] == digests and header["arguments"] == {"image_size": SIDE}
+    assert header["pickle_sha256"] == digests and header["arguments"] == {"image_size": 16}
     model = components.load("image_tokenizers", Path("models/imported"))
     assert capsys.readouterr().out.splitlines() == [
         *[

@@ -1,9 +1,7 @@
-"""`image_tokenizer.init`: a tokenizer trained elsewhere replaces one trained here, or one sentence says why
-it cannot."""
+"""`image_tokenizer.init`: a tokenizer trained elsewhere replaces one trained here, or one sentence says why not."""
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch
 import yaml
 
 from stages import train_image_tokenizer as stage
-from tests.helpers.dalle_release import SMALL, write_release
+from tests.helpers.dalle_release import import_small, write_release
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_models import tiny
 from thousandwords import components, preflight
@@ -24,10 +22,9 @@ from thousandwords.core.files import write_json
 from thousandwords.core.manifest import write_manifest
 from thousandwords.data.images import decode_png, to_float
 from thousandwords.data.pair_shards import PairReader
-from thousandwords.image_tokenizers.dvae.model import DVAEConfig
 from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig, SceneCounts
-from thousandwords.pretrained import dalle_release, tokenizer_init
+from thousandwords.pretrained import tokenizer_init
 from thousandwords.training.distributed import SINGLE_PROCESS
 
 SIDE = 32  # pixels of the pairs; the folder was written for 16
@@ -39,12 +36,7 @@ def folder(tmp_path_factory) -> Path:
     """A small imported tokenizer in place of the DALL-E release, for images of 16 pixels; read-only."""
     folder = tmp_path_factory.mktemp("release")
     write_release(folder, "zip")
-    config = DVAEConfig(
-        **{"blocks_per_group" if name == "blocks" else name: size for name, size in SMALL.items()}
-    )
-    pickles = {"encoder": folder / "encoder.pkl", "decoder": folder / "decoder.pkl"}
-    dalle_release.import_weights(pickles, folder / "imported", config=config, image_size=16)
-    return folder / "imported"
+    return import_small(folder)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +51,7 @@ def block(folder: Path, **more: object) -> dict:
 
 
 def params(image_tokenizer: dict, image_size: int = SIDE) -> dict:
-    values = copy.deepcopy(yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text()))
+    values = yaml.safe_load((ROOT / "presets/smoke.yaml").read_text())
     values["image_tokenizer"] = image_tokenizer
     values["data"]["image_size"] = image_size
     return values
@@ -74,11 +66,7 @@ def error_of(image_tokenizer: dict, image_size: int = SIDE) -> str:
 @pytest.fixture
 def copied(folder, pairs_folder, tmp_path, monkeypatch):
     """The stage, run with `init`; training would fail."""
-
-    def never(*_, **__):
-        raise AssertionError("an imported tokenizer was trained")
-
-    monkeypatch.setattr(stage, "train", never)
+    monkeypatch.setattr(stage, "train", lambda *_, **__: pytest.fail("an imported tokenizer was trained"))
     logged, files = [], []
     context = SimpleNamespace(
         name="train_image_tokenizer",
@@ -110,10 +98,8 @@ def test_it_records_where_it_came_from(copied, folder):
     original = components.load("image_tokenizers", folder)
     header = components.load("image_tokenizers", copied.out).header
     assert header["taken_from"] == original.fingerprint
-    assert (
-        header["pickle_sha256"] == original.header["pickle_sha256"]
-        and len(header["pickle_sha256"]["encoder"]) == 64
-    )
+    assert header["pickle_sha256"] == original.header["pickle_sha256"]
+    assert len(header["pickle_sha256"]["encoder"]) == 64
 
 
 def test_its_curve_has_one_evaluation_on_held_out_images(copied, pairs_folder):
@@ -125,11 +111,8 @@ def test_its_curve_has_one_evaluation_on_held_out_images(copied, pairs_folder):
     figures = {f"validation/{name}": value for name, value in stage.evaluate(model, images).items()}
 
     assert rows == [{"step": 0, **figures}] and copied.logged == [(0, figures)]
-    assert set(figures) == {
-        "validation/psnr_hard",
-        "validation/codebook_used",
-        "validation/codebook_perplexity",
-    }
+    names = ("psnr_hard", "codebook_used", "codebook_perplexity")
+    assert set(figures) == {f"validation/{name}" for name in names}
 
 
 def test_its_contact_sheet_shows_originals_above_reconstructions(copied):
@@ -165,10 +148,7 @@ def test_the_check_passes_and_the_generator_is_built_for_its_tokens(folder, monk
 
 
 def test_init_null_trains_as_before_and_training_is_allowed_beside_init(folder):
-    smoke = (
-        params({})["image_tokenizer"]
-        | yaml.safe_load((ROOT / "presets/smoke.yaml").read_text())["image_tokenizer"]
-    )
+    smoke = yaml.safe_load((ROOT / "presets/smoke.yaml").read_text())["image_tokenizer"]
     preflight.check_params(params(smoke | {"init": None}), 0)
     preflight.check_params(params(block(folder, training=smoke["training"])), 0)
     assert "training has no key 'step'. Did you mean 'steps'" in error_of(block(folder, training={"step": 1}))
@@ -195,10 +175,8 @@ def test_a_missing_folder_is_reported_with_the_command_that_writes_it(tmp_path):
         f"params.yaml: image_tokenizer.init is {gone}, but there is no such folder. {FIX} {gone}"
     )
     gone.mkdir()
-    assert (
-        error_of(block(gone))
-        == f"{gone}/manifest.json is missing, so nothing in {gone} can be trusted. {FIX} {gone}"
-    )
+    missing = f"{gone}/manifest.json is missing, so nothing in {gone} can be trusted."
+    assert error_of(block(gone)) == f"{missing} {FIX} {gone}"
 
 
 def test_a_damaged_folder_is_reported(folder, tmp_path):

@@ -68,16 +68,9 @@ def test_tensors_are_written_as_safetensors_writes_them(tmp_path):
         for index, kind in enumerate(DTYPE_NAMES)
         for name in ("b", 'Straße "\\\n/', "a")
     }
-    tensors |= {
-        "no rows": torch.zeros(0, 3),
-        "no axes": torch.tensor(3),
-        "turned": torch.arange(6.0).view(2, 3).T,
-    }
-    tensors |= {
-        "part": torch.arange(6.0)[2:4],
-        "the same": tensors["a0"],
-        "parameter": nn.Parameter(torch.ones(2)),
-    }
+    tensors |= {"no rows": torch.zeros(0, 3), "no axes": torch.tensor(3), "the same": tensors["a0"]}
+    tensors |= {"turned": torch.arange(6.0).view(2, 3).T, "part": torch.arange(6.0)[2:4]}
+    tensors |= {"parameter": nn.Parameter(torch.ones(2))}
 
     for state in (tensors, {}):
         write_model(tmp_path, {}, state)
@@ -136,10 +129,8 @@ def test_where_none_is_intact_the_run_stops_and_does_not_start_again(checkpoints
     with pytest.warns(UserWarning), pytest.raises(DamagedArtefact) as caught:
         checkpoints.newest()
 
-    assert (
-        str(caught.value)
-        == f"no checkpoint in {checkpoints.folder} is intact. To start again, delete that folder"
-    )
+    message = f"no checkpoint in {checkpoints.folder} is intact. To start again, delete that folder"
+    assert str(caught.value) == message
 
 
 # --- durability ---------------------------------------------------------------------------------------------
@@ -147,9 +138,8 @@ def test_where_none_is_intact_the_run_stops_and_does_not_start_again(checkpoints
 
 def test_the_new_name_is_on_the_disk_before_the_oldest_checkpoint_goes(checkpoints, monkeypatch):
     events = []
-    monkeypatch.setattr(
-        "thousandwords.training.checkpoints.sync_folder", lambda path: events.append(("sync", path.name))
-    )
+    module = "thousandwords.training.checkpoints"
+    monkeypatch.setattr(f"{module}.sync_folder", lambda path: events.append(("sync", path.name)))
     monkeypatch.setattr(shutil, "rmtree", lambda path, **_: events.append(("remove", path.name)))
 
     save(checkpoints, 30)
@@ -163,29 +153,22 @@ def test_the_new_name_is_on_the_disk_before_the_oldest_checkpoint_goes(checkpoin
 @pytest.mark.parametrize(
     ("state", "sentence"),
     [
-        ({"weight": (2, 3)}, "1 tensors differ, the first is 'bias': expected (2,), found None"),
-        (
-            {"weight": (2, 4), "bias": (2,)},
-            "1 tensors differ, the first is 'weight': expected (2, 3), found (2, 4)",
-        ),
-        (
-            {"weight": (2, 3), "bias": (2,), "a": (1,)},
-            "1 tensors differ, the first is 'a': expected None, found (1,)",
-        ),
+        ({"weight": (2, 3)}, "'bias': expected (2,), found None"),
+        ({"weight": (2, 4), "bias": (2,)}, "'weight': expected (2, 3), found (2, 4)"),
+        ({"weight": (2, 3), "bias": (2,), "a": (1,)}, "'a': expected None, found (1,)"),
     ],
 )
 def test_weights_that_do_not_fit_their_model_are_rejected_by_name_and_shape(state, sentence):
     model = nn.Linear(3, 2)
     before = model.weight.clone()
+    tensors = {name: torch.zeros(shape) for name, shape in state.items()}
 
     with pytest.raises(DamagedArtefact) as caught:
-        load_state(
-            model, {name: torch.zeros(shape) for name, shape in state.items()}, Path("models/generator")
-        )
+        load_state(model, tensors, Path("models/generator"))
 
-    assert (
-        str(caught.value)
-        == f"models/generator does not fit its own config: {sentence}. Train that model again"
+    assert str(caught.value) == (
+        f"models/generator does not fit its own config: 1 tensors differ, the first is {sentence}. "
+        "Train that model again"
     )
     assert model.weight.equal(before)
 
@@ -197,8 +180,5 @@ def test_an_overwritten_folder_holds_the_new_model_only(tmp_path):
     write_model(tmp_path, {"kind": "linear"}, tensors_of(2))
 
     assert read_model(tmp_path).state["model/count"].item() == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "config.json",
-        "manifest.json",
-        "weights.safetensors",
-    ]
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"config.json", "manifest.json", "weights.safetensors"}

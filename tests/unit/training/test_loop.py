@@ -19,16 +19,8 @@ from thousandwords.training.train_state import NotFinite, autocast_dtype
 
 STEPS = 7
 TINY = TrainingConfig(
-    steps=STEPS,
-    batch_size=2,
-    learning_rate=0.1,
-    warmup_steps=2,
-    weight_decay=0.1,
-    clip_norm=1.0,
-    ema_decay=0.5,
-    log_every=2,
-    evaluate_every=3,
-    checkpoint_every=2,
+    **{"steps": STEPS, "batch_size": 2, "learning_rate": 0.1, "warmup_steps": 2, "weight_decay": 0.1},
+    **{"clip_norm": 1.0, "ema_decay": 0.5, "log_every": 2, "evaluate_every": 3, "checkpoint_every": 2},
 )
 
 
@@ -61,17 +53,29 @@ def weight_sum(model: nn.Module) -> dict[str, float]:
     return {"weight_sum": float(model.weight.sum())}
 
 
-def run(model=None, config=TINY, *, seed=5, **settings):
-    """(model, averaged state, history rows) of a whole run."""
+def run(model=None, config=TINY, *, seed=5, folder=None, **settings):
+    """(model, averaged state, history rows) of a whole run, with its checkpoints in `folder`."""
     model = model or linear()
-    settings = {
-        "batches_of": lambda step: [batch_of(step)],
-        "loss_of": loss_of,
-        "evaluate": weight_sum,
-        **settings,
-    }
-    state, history = fit(model, config, seed=seed, **settings)
+    defaults = {"batches_of": lambda step: [batch_of(step)], "loss_of": loss_of, "evaluate": weight_sum}
+    checkpoints = folder and Checkpoints(folder)
+    state, history = fit(model, config, seed=seed, checkpoints=checkpoints, **{**defaults, **settings})
     return model, state, history
+
+
+def stopped(*arguments, folder, after=1, **settings):
+    """A run that was asked to stop after that step."""
+    done = []
+    with pytest.raises(Stopped, match=f"stopped after step {after}$"):
+        run(*arguments, folder=folder, is_stopped=lambda: done[-1] == after, progress=note(done), **settings)
+
+
+def note(steps: list):
+    """A `progress` that records every step."""
+    return lambda step, _: steps.append(step)
+
+
+def weights_after_each_step(model, weights: list):
+    return lambda step, _: weights.append(model.weight.detach().clone())
 
 
 def assert_equal_runs(first, second) -> None:
@@ -95,23 +99,18 @@ def test_the_same_seed_trains_the_same_model_and_another_seed_another(never_stop
     assert not run(seed=6)[0].weight.equal(never_stopped[0].weight)
 
 
-def stop_after(stop: int):
-    """Settings of a run that is asked to stop after that step."""
-    done = []
-    return {"progress": lambda step, note: done.append(step), "is_stopped": lambda: done[-1] == stop}
-
-
 @pytest.mark.parametrize("stop", [1, 4, STEPS - 1])
 def test_a_run_that_was_asked_to_stop_resumes_as_if_never_stopped(never_stopped, tmp_path, stop):
-    with pytest.raises(Stopped, match=f"stopped after step {stop}$"):
-        run(checkpoints=Checkpoints(tmp_path), **stop_after(stop))
+    stopped(folder=tmp_path, after=stop)
     assert Checkpoints(tmp_path).newest().step == stop
 
-    assert_equal_runs(run(linear(seed=9), checkpoints=Checkpoints(tmp_path)), never_stopped)
+    assert_equal_runs(run(linear(seed=9), folder=tmp_path), never_stopped)
 
 
 def test_a_request_to_stop_after_the_last_step_is_no_stop(never_stopped, tmp_path):
-    assert_equal_runs(run(checkpoints=Checkpoints(tmp_path), **stop_after(STEPS)), never_stopped)
+    done = []
+    whole = run(folder=tmp_path, progress=note(done), is_stopped=lambda: done[-1] == STEPS)
+    assert_equal_runs(whole, never_stopped)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +126,9 @@ def test_a_request_to_stop_after_the_last_step_is_no_stop(never_stopped, tmp_pat
 )
 def test_resuming_works_with_other_settings_too(never_stopped, tmp_path, settings):
     config, kind = dataclasses.replace(TINY, **settings), LinearForMuon
-    with pytest.raises(Stopped):
-        run(linear(0, kind), config, checkpoints=Checkpoints(tmp_path), is_stopped=lambda: True)
+    stopped(linear(0, kind), config, folder=tmp_path)
     whole = run(linear(0, kind), config)
-    assert_equal_runs(run(linear(9, kind), config, checkpoints=Checkpoints(tmp_path)), whole)
+    assert_equal_runs(run(linear(9, kind), config, folder=tmp_path), whole)
     assert not all(whole[1][name].equal(tensor) for name, tensor in never_stopped[1].items())
 
 
@@ -145,58 +143,37 @@ def test_a_run_that_died_at_any_step_resumes_from_its_last_checkpoint(never_stop
         return loss_of(model, batch, step, rng)
 
     with pytest.raises(PowerCut):
-        run(checkpoints=Checkpoints(tmp_path), loss_of=failing_loss)
+        run(folder=tmp_path, loss_of=failing_loss)
 
     resumed = []
     fresh = linear(seed=0 if death < 2 else 9)  # where there is a checkpoint, first weights do not matter
-    second = run(fresh, checkpoints=Checkpoints(tmp_path), progress=lambda step, note: resumed.append(step))
-    assert_equal_runs(second, never_stopped)
+    assert_equal_runs(run(fresh, folder=tmp_path, progress=note(resumed)), never_stopped)
     assert resumed == list(range(death - death % 2 + 1, STEPS + 1))  # a checkpoint every 2 steps
 
 
-def test_without_the_optimizers_moments_a_resumed_run_is_another(never_stopped, tmp_path):
-    """The tests above would notice a missing part: what a checkpoint holds is needed."""
-    with pytest.raises(Stopped):
-        run(checkpoints=Checkpoints(tmp_path), is_stopped=lambda: True)
-    saved = Checkpoints(tmp_path).newest()
-    zeroed = {name: tensor * 0 if "exp_avg" in name else tensor for name, tensor in saved.tensors.items()}
-    Checkpoints(tmp_path).save(1, zeroed, saved.state)
-
-    assert not run(checkpoints=Checkpoints(tmp_path))[0].weight.equal(never_stopped[0].weight)
-
-
 def test_a_finished_run_is_not_trained_again(never_stopped, tmp_path):
-    run(checkpoints=Checkpoints(tmp_path))
-
-    def never(*_):
-        raise AssertionError("a finished run loaded a batch")
-
-    assert_equal_runs(run(linear(9), checkpoints=Checkpoints(tmp_path), batches_of=never), never_stopped)
+    run(folder=tmp_path)
+    again = run(linear(9), folder=tmp_path, batches_of=lambda _: pytest.fail("it loaded a batch"))
+    assert_equal_runs(again, never_stopped)
 
 
 def test_muon_without_muon_parameters_is_rejected():
-    with pytest.raises(
-        UserError, match="muon_lr_scale is set, but this model has no muon_parameters. Set it to null"
-    ):
+    message = "muon_lr_scale is set, but this model has no muon_parameters. Set it to null"
+    with pytest.raises(UserError, match=message):
         run(config=dataclasses.replace(TINY, muon_lr_scale=5.0))
 
 
 def test_resuming_works_for_kernels_in_channels_last_layout(tmp_path):
-    def train(seed, **settings):
+    def train(seed, run=run, **settings):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-        images = [torch.rand(2, 3, 5, 5, generator=step_rng(0, step)) for step in range(STEPS)]
-        return run(
-            model,
-            batches_of=lambda step: [images[step]],
-            loss_of=lambda model, batch, *_: (model(batch).square().mean(), {}),
-            **settings,
-        )
+        settings["batches_of"] = lambda step: [torch.rand(2, 3, 5, 5, generator=step_rng(0, step))]
+        settings["loss_of"] = lambda model, batch, *_: (model(batch).square().mean(), {})
+        return run(model, **settings)
 
-    with pytest.raises(Stopped):
-        train(0, checkpoints=Checkpoints(tmp_path), is_stopped=lambda: True)
-    assert_equal_runs(train(9, checkpoints=Checkpoints(tmp_path)), train(0))
+    train(0, stopped, folder=tmp_path)
+    assert_equal_runs(train(9, folder=tmp_path), train(0))
 
 
 # --- losses that are not finite -----------------------------------------------------------------------------
@@ -223,12 +200,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update(t
     model, before = linear(), []
 
     with pytest.raises(NotFinite, match=f"step 3: {message}; the weights were not changed. Lower training."):
-        run(
-            model,
-            loss_of=bad_loss,
-            checkpoints=Checkpoints(tmp_path),
-            progress=lambda step, note: before.append(model.weight.detach().clone()),
-        )
+        run(model, loss_of=bad_loss, folder=tmp_path, progress=weights_after_each_step(model, before))
 
     assert len(before) == 3 and model.weight.equal(before[-1])
     assert Checkpoints(tmp_path).newest().step == 2
@@ -246,12 +218,7 @@ def test_evaluation_uses_the_averaged_weights_and_restores_the_model():
         return {}
 
     config = dataclasses.replace(TINY, evaluate_every=1)
-    _, state, _ = run(
-        model,
-        config,
-        evaluate=evaluate,
-        progress=lambda step, note: before.append(model.weight.detach().clone()),
-    )
+    _, state, _ = run(model, config, evaluate=evaluate, progress=weights_after_each_step(model, before))
 
     assert model.training and model.weight.equal(before[-1])
     assert len(evaluated) == STEPS
@@ -289,10 +256,8 @@ def test_matrix_products_are_in_bfloat16_where_that_is_faster_or_configured(monk
     assert autocast_dtype("auto", "cuda") == torch.bfloat16
     assert autocast_dtype("auto", "cpu") is None and autocast_dtype("float32", "cpu") is None
     assert autocast_dtype("bfloat16_if_supported", "cpu") == (torch.bfloat16 if units else None)
-    assert (
-        autocast_dtype("bfloat16", "cpu") == torch.bfloat16
-        and autocast_dtype("float16", "cpu") == torch.float16
-    )
+    assert autocast_dtype("bfloat16", "cpu") == torch.bfloat16
+    assert autocast_dtype("float16", "cpu") == torch.float16
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_weights_in_float32():
@@ -335,19 +300,16 @@ def test_the_rate_halves_when_the_validation_loss_stops_falling():
 def test_a_resumed_run_remembers_earlier_validation_losses(tmp_path):
     losses = [3.0, 3.0, 2.0, 2.0, 2.0]
     whole = run(config=PLATEAU, evaluate=losses_from(losses))
-    with pytest.raises(Stopped):
-        settings = stop_after(5)
-        run(config=PLATEAU, evaluate=losses_from(losses), checkpoints=Checkpoints(tmp_path), **settings)
+    stopped(config=PLATEAU, evaluate=losses_from(losses), folder=tmp_path, after=5)
 
-    resumed = run(linear(9), PLATEAU, evaluate=losses_from(losses[2:]), checkpoints=Checkpoints(tmp_path))
+    resumed = run(linear(9), PLATEAU, evaluate=losses_from(losses[2:]), folder=tmp_path)
 
     assert_equal_runs(resumed, whole)
 
 
 def test_a_plateau_schedule_needs_a_validation_loss():
-    with pytest.raises(
-        UserError, match="training.schedule is plateau, but this model's evaluation returns no loss"
-    ):
+    message = "training.schedule is plateau, but this model's evaluation returns no loss"
+    with pytest.raises(UserError, match=message):
         run(config=PLATEAU)
 
 
@@ -362,14 +324,7 @@ def test_the_average_is_updated_every_ema_every_updates():
     model, weights = linear(), []
     config = dataclasses.replace(TINY, ema_every=3, ema_decay=0.5, evaluate_every=99)
 
-    state, _ = fit(
-        model,
-        config,
-        batches_of=lambda step: [batch_of(step)],
-        loss_of=loss_of,
-        seed=5,
-        progress=lambda step, note: weights.append(model.weight.detach().clone()),
-    )
+    _, state, _ = run(model, config, progress=weights_after_each_step(model, weights))
 
     first = linear().weight
     expected = 0.5 * (0.5 * first + 0.5 * weights[2]) + 0.5 * weights[5]  # after updates 3 and 6 of 7
@@ -400,23 +355,19 @@ def test_a_loss_over_all_pairs_of_a_batch_rejects_micro_batches():
         check_model(tiny_models.tiny("scorers", "clip"), dataclasses.replace(TINY, gradient_accumulation=2))
 
 
-def test_incompatible_settings_are_rejected():
-    block = {"steps": 1, "batch_size": 6, "learning_rate": 0.1}
-    for extra, sentence in [
-        (
-            {"num_processes": 4},
-            "training.batch_size is 6, which 4 processes with 1 micro-batches each cannot share evenly",
-        ),
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"num_processes": 4}, "batch_size is 6, which 4 processes with 1 micro-batches each cannot share"),
         ({"num_processes": 2, "gradient_accumulation": 2}, "make it a multiple of 4"),
-        (
-            {"strategy": "fsdp", "powersgd_rank": 2},
-            "training.powersgd_rank has no effect with training.strategy fsdp",
-        ),
+        ({"strategy": "fsdp", "powersgd_rank": 2}, "powersgd_rank has no effect with training.strategy fsdp"),
         ({"strategy": "fsdp", "muon_lr_scale": 5.0}, "training.muon_lr_scale needs whole matrices"),
         ({"precision": "float8"}, "it can be: auto, float32, bfloat16, bfloat16_if_supported, float16"),
-    ]:
-        with pytest.raises(ConfigError, match=sentence):
-            section({**block, **extra}, "generator.training", TrainingConfig)
+    ],
+)
+def test_incompatible_settings_are_rejected(settings, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        section({"steps": 1, "batch_size": 6, "learning_rate": 0.1, **settings}, "training", TrainingConfig)
 
 
 # --- randomness ---------------------------------------------------------------------------------------------
@@ -432,14 +383,11 @@ def test_each_micro_batch_of_a_step_has_its_own_random_generator_on_the_device_o
         return loss_of(model, batch[:1].repeat(2, 1), step, rng)
 
     if start:
-        with pytest.raises(Stopped):
-            run(checkpoints=Checkpoints(tmp_path), **stop_after(start))
-    batches_of = lambda step: [batch_of(step)] * 2  # noqa: E731
-    run(loss_of=spy, checkpoints=Checkpoints(tmp_path), batches_of=batches_of)
+        stopped(folder=tmp_path, after=start)
+    run(loss_of=spy, folder=tmp_path, batches_of=lambda step: [batch_of(step)] * 2)
 
-    assert seeds == [
-        (step, step_rng(5, step, part=part).initial_seed()) for step in range(start, STEPS) for part in (0, 1)
-    ]
+    parts = [(step, part) for step in range(start, STEPS) for part in (0, 1)]
+    assert seeds == [(step, step_rng(5, step, part=part).initial_seed()) for step, part in parts]
     assert len(set(seeds)) == len(seeds) and torch.get_rng_state().equal(state)
 
 

@@ -17,6 +17,15 @@ def muon(parameters: list[nn.Parameter], weight_decay: float = 0.0, lr_scale: fl
     return optimizers.Muon([{"params": parameters, "lr_scale": lr_scale}], weight_decay)
 
 
+def step(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    optimizers.set_learning_rate(optimizer, rate)
+    optimizer.step()
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 # --- the learning rate --------------------------------------------------------------------------------------
 
 
@@ -31,16 +40,10 @@ def test_the_learning_rate_warms_up_along_a_line_and_falls_along_a_cosine():
 # --- AdamW --------------------------------------------------------------------------------------------------
 
 
-def some_model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(2, 3, 3), nn.GroupNorm(1, 3), nn.Flatten(), nn.Linear(3, 2), nn.Embedding(4, 2)
-    )
-
-
 @pytest.mark.paper("generator: optimizer")
 def test_only_matrices_and_kernels_decay():
-    model = some_model()
+    layers = nn.Conv2d(2, 3, 3), nn.GroupNorm(1, 3), nn.Flatten(), nn.Linear(3, 2), nn.Embedding(4, 2)
+    model = nn.Sequential(*layers)
     model[0].bias.requires_grad_(False)  # in no group
     decayed, undecayed = optimizers.parameter_groups(model, 0.3)
 
@@ -66,7 +69,7 @@ def plain_adamw(weight, gradients, rates, decay, beta1, beta2, epsilon, limit=ma
 @pytest.mark.parametrize("limit", [None, 1e9, 0.02])
 def test_adamw_steps_as_the_plain_reference_does(limit):
     model = nn.Linear(4, 1).double()
-    gradients = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gradients = torch.randn(6, 5, dtype=torch.float64, generator=rng())
     rates = [0.1, 0.2, 0.3, 0.2, 0.1, 0.05]
     settings = {"beta1": 0.9, "beta2": 0.96, "epsilon": 1e-6, "limit": limit or math.inf}
     expected_weight = plain_adamw(model.weight[0].tolist(), gradients[:, :4].tolist(), rates, 0.3, **settings)
@@ -75,29 +78,10 @@ def test_adamw_steps_as_the_plain_reference_does(limit):
     optimizer = optimizers.adamw(model, 0.3, 0.9, 0.96, 1e-6, second_moment_clip=limit)
     for gradient, rate in zip(gradients, rates, strict=True):
         model.weight.grad, model.bias.grad = gradient[None, :4].clone(), gradient[4:].clone()
-        optimizers.set_learning_rate(optimizer, rate)
-        optimizer.step()
+        step(optimizer, rate)
 
     assert model.weight[0].tolist() == pytest.approx(expected_weight, abs=1e-12)
     assert model.bias.tolist() == pytest.approx(expected_bias, abs=1e-12)
-
-
-# --- clipping -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.paper("generator: optimizer")
-@pytest.mark.parametrize(
-    ("limit", "gradient"), [(None, [3.0, 4.0]), (10.0, [3.0, 4.0]), (1.0, [0.6, 0.8]), (0.1, [0.06, 0.08])]
-)
-def test_a_gradient_is_scaled_to_the_limit_and_its_norm_before_is_returned(limit, gradient):
-    weights = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
-    for weight, value in zip(weights, (3.0, 4.0), strict=True):
-        weight.grad = torch.tensor([value])
-
-    norm = optimizers.clip_gradients(weights, limit)
-
-    assert norm.item() == 5.0
-    assert [weight.grad.item() for weight in weights] == pytest.approx(gradient, rel=1e-5)
 
 
 # --- the moving average -------------------------------------------------------------------------------------
@@ -145,24 +129,19 @@ def test_counters_are_copied_and_buffers_averaged():
 def test_muon_treats_a_kernel_as_a_matrix():
     kernel, matrix = nn.Parameter(torch.zeros(4, 2, 3, 3)), nn.Parameter(torch.zeros(4, 18))
     kernel.data = kernel.data.to(memory_format=torch.channels_last)
-    matrix.grad = torch.randn(4, 18, generator=torch.Generator().manual_seed(0))
+    matrix.grad = torch.randn(4, 18, generator=rng())
     kernel.grad = matrix.grad.reshape(4, 2, 3, 3).to(memory_format=torch.channels_last)
     for parameter in (kernel, matrix):
-        optimizer = muon([parameter])
-        optimizers.set_learning_rate(optimizer, 0.01)
-        optimizer.step()
-    torch.testing.assert_close(
-        kernel.flatten(1), matrix * 0.04 * 18**0.5, atol=2e-4, rtol=0
-    )  # at the rate of kernels
+        step(muon([parameter]), 0.01)
+    expected = matrix * 0.04 * 18**0.5  # at the rate of kernels
+    torch.testing.assert_close(kernel.flatten(1), expected, atol=2e-4, rtol=0)
 
 
 def test_muon_skips_a_parameter_without_a_gradient_and_updates_the_others_unchanged():
     frozen, updated, single = (nn.Parameter(torch.ones(3, 3)) for _ in range(3))
     updated.grad = single.grad = torch.eye(3)
     for parameters in ([frozen, updated], [single]):
-        optimizer = muon(parameters, 0.1)
-        optimizers.set_learning_rate(optimizer, 0.1)
-        optimizer.step()
+        step(muon(parameters, 0.1), 0.1)
     assert frozen.eq(1).all() and updated.equal(single) and not updated.equal(frozen)
 
 
@@ -180,20 +159,16 @@ def test_muon_equals_torchs_muon(monkeypatch):
     group = {"params": reference_parameters, "lr_scale": 5.0}
     reference = torch.optim.Muon([group], lr=0.0, weight_decay=0.1, momentum=0.95, nesterov=True)
 
-    for step in range(10):
-        for number, (parameter, other) in enumerate(
-            zip(parameters[:-1], reference_parameters[:-1], strict=True)
-        ):
-            parameter.grad = torch.randn(parameter.shape, generator=rng(100 * step + number))
+    pairs = list(zip(parameters, reference_parameters, strict=True))
+    for seed in range(10):
+        for number, (parameter, other) in enumerate(pairs[:-1]):
+            parameter.grad = torch.randn(parameter.shape, generator=rng(100 * seed + number))
             other.grad = parameter.grad.clone()
         for each in (optimizer, reference):
-            optimizers.set_learning_rate(each, 0.02)
-            each.step()
+            step(each, 0.02)
 
-    for parameter, other in zip(parameters, reference_parameters, strict=True):
-        torch.testing.assert_close(
-            parameter, other, atol=2e-3, rtol=0
-        )  # a direction in bfloat16, at a rate of 0.1
+    for parameter, other in pairs:  # a direction in bfloat16, at a rate of 0.1
+        torch.testing.assert_close(parameter, other, atol=2e-3, rtol=0)
     actual, expected = optimizer.state_dict(), reference.state_dict()
     assert actual["state"].keys() == expected["state"].keys()
     for number, state in expected["state"].items():
@@ -201,20 +176,11 @@ def test_muon_equals_torchs_muon(monkeypatch):
         torch.testing.assert_close(actual["state"][number]["momentum_buffer"], state["momentum_buffer"])
 
 
-def rng(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 @pytest.mark.parametrize(("has_units", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_muon_iterates_in_bfloat16_only_where_the_cpu_has_units_for_it(monkeypatch, has_units, dtype):
     dtypes = []
-    orthogonalize = optimizers.orthogonalize
     monkeypatch.setattr(optimizers, "has_bfloat16_units", lambda device: has_units)
-    monkeypatch.setattr(
-        optimizers,
-        "orthogonalize",
-        lambda matrices, dtype: dtypes.append(dtype) or orthogonalize(matrices, dtype),
-    )
+    monkeypatch.setattr(optimizers, "orthogonalize", lambda matrices, dtype: dtypes.append(dtype) or matrices)
     weight = nn.Parameter(torch.ones(8, 4))
     weight.grad = torch.ones(8, 4)
 

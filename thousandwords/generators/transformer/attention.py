@@ -1,10 +1,8 @@
-"""How the layers attend over a whole sequence: dense, line by line or by FlexAttention, with equal values.
+"""How the layers attend over a whole sequence: under the whole mask, or by FlexAttention, with equal values.
 
-Line by line ("blocked"): under a whole mask a query of a 32 x 32 grid meets 1,282 keys, of which a row layer
-uses about 290; here each line of the grid meets the prefix and the few lines in its reach. FlexAttention
-(arXiv 2412.05496), for training on a GPU: fully masked blocks are never computed; 45 of 121 remain in row and
-column layers, 51 in convolutional ones. Both transpose the grid of column layers, so that a column is a line
-(the column trick of arXiv 2102.12092, section 2.2).
+FlexAttention (arXiv 2412.05496) is for training on a GPU: fully masked blocks are never computed; of the paper's
+121 blocks 45 remain in row and column layers, 51 in convolutional ones. It transposes the grid of column layers,
+so that a column is a line (the column trick of arXiv 2102.12092, section 2.2).
 """
 
 from __future__ import annotations
@@ -25,8 +23,7 @@ from thousandwords.nn.transformer_layers import Attend, dense_attention
 if TYPE_CHECKING:  # takes half a second to import, and only training on a GPU needs it
     from torch.nn.attention.flex_attention import BlockMask
 
-LARGE_SIDE = 16  # cells; below it dense attention costs less than cutting the sequence into lines
-MIN_GAIN = 2.5  # times fewer keys, below which blocked attention costs more than it saves (measured on a CPU)
+LARGE_SIDE = 16  # cells; below it FlexAttention skips few blocks
 BLOCK = 128  # positions on the side of a block of FlexAttention, the size torch's kernels are made for
 MIN_CAPABILITY = (8, 0)  # of a GPU: Ampere, the first with bfloat16 in Triton
 
@@ -35,13 +32,12 @@ class AttentionBackends(nn.Module):
     """The masks of all kinds of layers, their attention, and what was computed or compiled for it."""
 
     def __init__(self, setting: str, prefix_length: int, side: int, kernel: int) -> None:
-        """`setting` is the config's `attention`: auto, dense, blocked or flex."""
+        """`setting` is the config's `attention`: auto, dense or flex."""
         super().__init__()
         self.setting, self.prefix_length, self.side, self.kernel = setting, prefix_length, side, kernel
         for kind in KINDS:
             mask = attention_mask(kind, prefix_length, side, kernel)
             self.register_buffer(f"{kind}_mask", mask, persistent=False)
-        self.lines: dict[tuple[str, torch.device], Lines] = {}
         self.flex: dict[tuple[str, int, torch.device], Attend] = {}
         self.cache_layouts: dict[tuple[str, torch.device], CacheLayout] = {}
 
@@ -51,15 +47,14 @@ class AttentionBackends(nn.Module):
 
     def choose(self, kind: str, length: int) -> Attend:
         """The attention over the first `length` positions in layers of one kind."""
-        mask = self.mask(kind)
+        mask = self.mask(kind, length)
         if not self.uses_flex(mask.device):
-            return self._dense_or_blocked(kind, mask, length)
+            return dense_attention(mask)
         key = (kind, length, mask.device)
         if key not in self.flex:
             order = FlexOrder(kind, self.prefix_length, self.side, self.kernel)
             attend = flex_attention(order, order.block_mask(length, mask.device))
-            fallback = self._dense_or_blocked(kind, mask, length)
-            self.flex[key] = Compiled(attend, f"FlexAttention of {kind} layers", fallback)
+            self.flex[key] = Compiled(attend, f"FlexAttention of {kind} layers", dense_attention(mask))
         return self.flex[key]
 
     def uses_flex(self, device: torch.device) -> bool:
@@ -70,18 +65,8 @@ class AttentionBackends(nn.Module):
             return False
         reason = why_flex_is_unsupported(device)
         if reason and is_requested:
-            log_once(f"transformer.attention is flex, but {reason}; attending line by line instead")
+            log_once(f"transformer.attention is flex, but {reason}; attending under the whole mask instead")
         return not reason
-
-    def _dense_or_blocked(self, kind: str, mask: Tensor, length: int) -> Attend:
-        is_requested, key = self.setting == "blocked", (kind, mask.device)
-        is_small = not is_requested and (self.side < LARGE_SIDE or mask.device.type == "cuda")
-        if not (self.setting == "dense" or is_small or mask.is_meta):  # a meta mask has no values
-            if key not in self.lines:
-                self.lines[key] = Lines(mask, self.prefix_length, self.side, kind == "column")
-            if is_requested or self.lines[key].num_keys * MIN_GAIN <= len(mask):
-                return blocked_attention(self.lines[key])
-        return dense_attention(mask[:length, :length])
 
     def cache_layout(self, kind: str) -> CacheLayout:
         """Where layers of one kind cache image positions, computed from their mask on first use."""
@@ -91,74 +76,6 @@ class AttentionBackends(nn.Module):
             image_mask = mask[self.prefix_length :, self.prefix_length :]
             self.cache_layouts[key] = CacheLayout(image_mask, self.side, kind == "column")
         return self.cache_layouts[key]
-
-
-# --- line by line
-
-
-class Lines:
-    """The lines of one kind of mask: their order, how many lines back they reach, and their masks."""
-
-    def __init__(self, mask: Tensor, prefix_length: int, side: int, is_transposed: bool):
-        self.prefix_length, self.side, self.is_transposed = prefix_length, side, is_transposed
-        image = mask[prefix_length:, prefix_length:]
-        order = self.by_line(torch.arange(side * side, device=mask.device).view(1, 1, -1, 1)).flatten()
-        blocks = image[order][:, order].view(side, side, side, side)  # query line, query, key line, key
-        query_line, key_line = blocks.any(dim=3).any(dim=1).nonzero().T
-        self.reach = int((query_line - key_line).max())
-        padded = F.pad(blocks, (0, 0, self.reach, 0))  # lines before the first are seen by no position
-        windows = [padded[line, :, line : line + self.reach + 1].flatten(1) for line in range(side)]
-        self.window_masks = torch.stack(windows)  # (line, query, (reach + 1) * side)
-        self.prefix_mask = mask[:prefix_length, :prefix_length]
-
-    @property
-    def num_keys(self) -> int:
-        """How many keys an image position is compared with."""
-        return self.prefix_length + (self.reach + 1) * self.side
-
-    def by_line(self, values: Tensor) -> Tensor:
-        """Order by line: (B, heads, side * side, x) -> the same shape. Twice: the raster order again."""
-        if not self.is_transposed:
-            return values
-        return values.unflatten(2, (self.side, self.side)).transpose(2, 3).flatten(2, 3)
-
-    def windows(self, values: Tensor) -> Tensor:
-        """Each line with those in its reach: (B, heads, side², x) -> (B, heads, side, (reach + 1) * side, x)."""
-        lines = F.pad(self.by_line(values).unflatten(2, (self.side, self.side)), (0, 0, 0, 0, self.reach, 0))
-        return lines.unfold(2, self.reach + 1, 1).permute(0, 1, 2, 5, 3, 4).flatten(3, 4)
-
-
-def blocked_attention(lines: Lines) -> Attend:
-    """As `dense_attention` under the mask of `lines`, for a sequence that may lack its last positions."""
-    prefix, side = lines.prefix_length, lines.side
-
-    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        length = queries.shape[2]
-        parts = [tensor.split([prefix, length - prefix], dim=2) for tensor in (queries, keys, values)]
-        text = dense_attention(lines.prefix_mask)(*(part[0] for part in parts))
-        grid = [F.pad(part[1], (0, 0, 0, side * side + prefix - length)) for part in parts]
-        image = _attend_image(lines, grid, parts[1][0], parts[2][0])
-        return torch.cat([text, image[:, :, : length - prefix]], dim=2)
-
-    return attend
-
-
-def _attend_image(lines: Lines, grid: list[Tensor], prefix_keys: Tensor, prefix_values: Tensor) -> Tensor:
-    """One softmax over the prefix and the lines in reach per image position: (B, heads, side * side, x)."""
-    side, prefix = lines.side, lines.prefix_length
-    queries = lines.by_line(grid[0]) * grid[0].shape[-1] ** -0.5
-    to_prefix = (queries @ prefix_keys.transpose(2, 3)).unflatten(2, (side, side))
-    to_lines = queries.unflatten(2, (side, side)) @ lines.windows(grid[1]).transpose(3, 4)
-    to_lines = to_lines.masked_fill(~lines.window_masks, -torch.inf)
-    scores = torch.cat([to_prefix, to_lines], dim=-1)
-    softmax_dtype = torch.promote_types(scores.dtype, torch.float32)
-    weights = scores.softmax(dim=-1, dtype=softmax_dtype).to(prefix_values.dtype)
-    from_prefix = weights[..., :prefix].flatten(2, 3) @ prefix_values
-    from_lines = (weights[..., prefix:] @ lines.windows(grid[2])).flatten(2, 3)
-    return lines.by_line(from_prefix + from_lines)
-
-
-# --- FlexAttention
 
 
 def why_flex_is_unsupported(device: torch.device) -> str:

@@ -74,9 +74,8 @@ class CacheLayout:
         slot = position // side if is_by_column else position % self.num_slots
         self.slot = slot.tolist()
         # (L, slots), added to scores: 0 where a position sees a slot, else -inf
-        self.attention_bias = image_mask.new_full(
-            (len(position), self.num_slots), -torch.inf, dtype=torch.float32
-        )
+        shape = (len(position), self.num_slots)
+        self.attention_bias = image_mask.new_full(shape, -torch.inf, dtype=torch.float32)
         self.attention_bias[query, slot[key]] = 0.0
         self._bias_with_prefix: dict[int, Tensor] = {}
 

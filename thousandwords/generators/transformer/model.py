@@ -41,21 +41,20 @@ class TransformerConfig:
     num_layers: int = 64  # paper
     num_heads: int = 62  # paper; a head is width / num_heads wide, 64 in the paper
     width: int = 3968  # paper
-    mlp_ratio: int = 4  # MLP width / width; with 4 a layer has 12 width^2 weights
     kernel: int = 11  # side of the convolutional layer's neighborhood, odd; paper
     text_loss_weight: float = 0.125  # paper, 1/8
     image_loss_weight: float = 0.875  # paper, 7/8
     init_std: float = 0.02  # of weights and embeddings; not in the paper, GPT-2's
     activation: Literal["gelu", "quick_gelu", "relu"] = "gelu"  # of the MLP; the paper does not say
     dropout: float = 0.0  # of each layer's residual branches, in training; the paper does not say
-    # in training: under the whole mask, line by line, by FlexAttention (needs a GPU); auto: the fastest
-    attention: Literal["auto", "dense", "blocked", "flex"] = "auto"
+    # in training: under the whole mask, by FlexAttention (needs a GPU); auto: the faster
+    attention: Literal["auto", "dense", "flex"] = "auto"
     compile: bool | Literal["auto"] = "auto"  # torch.compile of a layer in training; auto: on a GPU
     activation_checkpointing: bool = False  # recompute each layer's activations: less memory, more time
     caption_dropout: float = 0.0  # share of captions dropped in training, for guidance; 0 in the paper
 
     def __post_init__(self):
-        for name in ("num_layers", "num_heads", "width", "mlp_ratio"):
+        for name in ("num_layers", "num_heads", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"transformer.{name} is {getattr(self, name)}; it must be 1 or more")
         if self.width % self.num_heads:
@@ -98,26 +97,24 @@ class Transformer(Generator):
             )
         self.config = config
         self.kinds = layer_kinds(config.num_layers)
-        self._add_embeddings(config.width)
+        width = config.width
+        self.text_embedding = nn.Embedding(text_vocab_size, width)
+        self.text_position_embedding = nn.Embedding(text_length, width)
+        self.pad_embedding = nn.Embedding(text_length, width)
+        self.start_embedding = nn.Embedding(2, width)  # of the text, of the image
+        self.image_embedding = nn.Embedding(image_vocab_size, width)
+        self.row_embedding = nn.Embedding(self.side, width)
+        self.column_embedding = nn.Embedding(self.side, width)
         self.layers = nn.ModuleList(
-            Layer(config.width, config.num_heads, config.mlp_ratio, config.activation, config.dropout)
+            Layer(width, config.num_heads, config.activation, config.dropout)
             for _ in range(config.num_layers)
         )
-        self.output_norm = nn.LayerNorm(config.width)
-        self.text_output = nn.Linear(config.width, text_vocab_size)
-        self.image_output = nn.Linear(config.width, image_vocab_size)
+        self.output_norm = nn.LayerNorm(width)
+        self.text_output = nn.Linear(width, text_vocab_size)
+        self.image_output = nn.Linear(width, image_vocab_size)
         self.attention = AttentionBackends(config.attention, self.prefix_length, self.side, config.kernel)
         self.compiled_layer = Compiled(run_layer, "transformer: a layer")
         self._initialize(config)
-
-    def _add_embeddings(self, width: int) -> None:
-        self.text_embedding = nn.Embedding(self.text_vocab_size, width)
-        self.text_position_embedding = nn.Embedding(self.text_length, width)
-        self.pad_embedding = nn.Embedding(self.text_length, width)
-        self.start_embedding = nn.Embedding(2, width)  # of the text, of the image
-        self.image_embedding = nn.Embedding(self.image_vocab_size, width)
-        self.row_embedding = nn.Embedding(self.side, width)
-        self.column_embedding = nn.Embedding(self.side, width)
 
     def _initialize(self, config: TransformerConfig) -> None:
         """N(0, init_std), biases 0; output maps of residual branches are smaller, the more there are (GPT-2)."""
@@ -153,7 +150,7 @@ class Transformer(Generator):
         """text (B, T), image_tokens (B, L) -> weighted loss, and both parts in nats per token."""
         if self.training and self.config.caption_dropout:
             text = drop_captions(text, self.config.caption_dropout, rng)
-        with self._seeded_dropout(rng):
+        with seeded_dropout(rng) if self.training and self.config.dropout else contextlib.nullcontext():
             text_states, image_states = self.hidden_states(text, image_tokens)
         text_loss = self._mean_loss(text_states, self.text_output, text, num_text_tokens)
         image_loss = self._mean_loss(image_states, self.image_output, image_tokens)
@@ -219,26 +216,14 @@ class Transformer(Generator):
         return chunked_mean_loss(normalized, output, tokens, count)
 
     def _run_layer(self, layer: Layer, hidden_states: Tensor, attend: Attend) -> Tensor:
-        run = self.compiled_layer if self._is_compiled(layer, hidden_states.device) else run_layer
-        if self.config.activation_checkpointing and torch.is_grad_enabled():
+        """Compiled only in training, where sizes stay; not under FSDP (swaps weights) or in float16 (scales)."""
+        is_plain = layer.attention_scale.value is None and not layer._forward_pre_hooks
+        is_training = torch.is_grad_enabled()
+        is_compiled = is_training and is_plain and should_compile(self.config.compile, hidden_states.device)
+        run = self.compiled_layer if is_compiled else run_layer
+        if self.config.activation_checkpointing and is_training:
             return checkpoint(run, layer, hidden_states, attend, use_reentrant=False)
         return run(layer, hidden_states, attend)
-
-    def _is_compiled(self, layer: Layer, device: torch.device) -> bool:
-        """Only in training, where sizes stay; not under FSDP (swaps weights) nor in float16 (scales change)."""
-        is_plain = layer.attention_scale.value is None and not layer._forward_pre_hooks
-        return torch.is_grad_enabled() and is_plain and should_compile(self.config.compile, device)
-
-    @contextlib.contextmanager
-    def _seeded_dropout(self, rng: torch.Generator) -> Iterator[None]:
-        """Inside the block dropout, which uses torch's global generator, is seeded by the step's own."""
-        if not (self.training and self.config.dropout):
-            yield
-            return
-        seed = int(torch.randint(2**62, (), generator=rng, device=rng.device))
-        with torch.random.fork_rng([rng.device] if rng.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            yield
 
     # --- token after token: sampling
 
@@ -264,9 +249,8 @@ class Transformer(Generator):
         self.check_text(text)
         self.check_fixed_tokens(fixed_tokens, len(text))
         if len(rngs) != len(text):
-            raise ValueError(
-                f"{len(text)} rows of text came with {len(rngs)} random generators; give one per row"
-            )
+            problem = f"{len(text)} rows of text came with {len(rngs)} random generators"
+            raise ValueError(f"{problem}; give one per row")
         uniform = uniforms(rngs, self.image_length).to(text.device)
         first = count_leading_fixed(fixed_tokens)
         if len(text) == 0 or first == self.image_length:
@@ -276,10 +260,8 @@ class Transformer(Generator):
         logits, caches = zip(*[prefill(self, caption, beginning) for caption in captions], strict=True)
         if text.device.type == "cpu":
             keep_freed_memory()
-        truncation = (temperature, top_k, top_p)
-        state = DecodeState(
-            self, list(logits), list(caches), fixed_tokens, first, uniform, truncation, guidance
-        )
+        options = {"truncation": (temperature, top_k, top_p), "guidance": guidance}
+        state = DecodeState(self, list(logits), list(caches), fixed_tokens, first, uniform, **options)
         with limit_threads(len(text), self.layers[0].mlp.hidden):
             return sample_with_cuda_graph(state) if text.is_cuda else sample_one_by_one(state)
 
@@ -301,6 +283,15 @@ class Transformer(Generator):
 def run_layer(layer: Layer, hidden_states: Tensor, attend: Attend) -> Tensor:
     """One layer, as a function of everything it needs: one compiled version serves all layers of a kind."""
     return layer(hidden_states, attend)
+
+
+@contextlib.contextmanager
+def seeded_dropout(rng: torch.Generator) -> Iterator[None]:
+    """Inside the block dropout, which uses torch's global generator, is seeded by the step's own."""
+    seed = int(torch.randint(2**62, (), generator=rng, device=rng.device))
+    with torch.random.fork_rng([rng.device] if rng.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def drop_captions(text: Tensor, share: float, rng: torch.Generator) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 MAX_ROWS = 4096  # features that the principal directions are computed from
+SHARPNESS = 25.0  # of the first logits: higher is closer to the nearest point alone
 DEVIATION = 0.5  # of the features along each axis of the cube [-1, 1]
 
 
@@ -29,22 +30,17 @@ def principal_directions(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def init_codebook(
-    logits: nn.Conv2d,
-    codebook: nn.Conv2d,
-    features: Tensor,
-    dimensions: int,
-    sharpness: float,
-    rng: torch.Generator,
+    logits: nn.Conv2d, codebook: nn.Conv2d, features: Tensor, dimensions: int, rng: torch.Generator
 ) -> None:
     """Set the encoder's last and the decoder's first convolution from the encoder's features (N, C).
 
-    With z the principal components of a feature and e one point per token, logits = -sharpness * |z - e|^2,
+    With z the principal components of a feature and e one point per token, logits = -SHARPNESS * |z - e|^2,
     without the term that all tokens share, and the vector of a token is a random linear map of its e.
     """
     directions, mean = principal_directions(features, dimensions)
     points = sobol_points(logits.out_channels, dimensions).to(features)
-    weight = 2 * sharpness * points @ directions
+    weight = 2 * SHARPNESS * points @ directions
     logits.weight.copy_(weight[:, :, None, None])
-    logits.bias.copy_(-weight @ mean - sharpness * points.square().sum(dim=1))
+    logits.bias.copy_(-weight @ mean - SHARPNESS * points.square().sum(dim=1))
     axes = torch.randn(dimensions, codebook.out_channels, generator=rng, device=rng.device).to(features)
     codebook.weight.copy_((points @ axes).T[:, :, None, None])

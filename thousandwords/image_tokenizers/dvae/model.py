@@ -43,15 +43,12 @@ class DVAEConfig:
     # off in the paper
     patch: int = 1  # side of the square of pixels that the networks see as one position
     init_gain: float = 1.0  # deviation of first weights, times the root of their inputs; Kaiming's is 1.414
-    residual_gain: float | None = (
-        None  # of every residual branch; null: 1 / (number of blocks)^2, the paper's
-    )
-    log_width_floor: float | None = None  # ln b of the likelihood stays above this
+    # of every residual branch; null: 1 / (number of blocks)^2, the paper's
+    residual_gain: float | None = None
     pixel_deviation: float | None = None  # of a normal likelihood of pixels instead of logit-Laplace
     noise_end: float = 1.0  # scale of the Gumbel noise when tau has fallen; 0 ends on arg-max tokens
     usage_entropy_weight: float = 0.0  # bonus on the entropy of a batch's average token, in nats
     codebook_init_dims: int | None = None  # tokens start as points of a cube of this many dimensions
-    codebook_init_sharpness: float = 25.0  # first logits: minus this times the squared distance to a point
     codebook_init_images: int = 200  # training images that place the cube
     decoder_only_from: int | None = None  # from this update the decoder trains alone, on arg-max tokens
 
@@ -62,8 +59,8 @@ class DVAEConfig:
         for name, minimum in minimums.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"dvae.{name} is {getattr(self, name)}; it has to be {minimum} or more")
-        positive = ("temperature_start", "temperature_end", "init_gain", "codebook_init_sharpness")
-        for name in (*positive, "residual_gain", "pixel_deviation"):
+        positive = ("temperature_start", "temperature_end", "init_gain", "residual_gain", "pixel_deviation")
+        for name in positive:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"dvae.{name} is {getattr(self, name)}; it has to be above 0")
         if self.width < 4 or self.width % 4:
@@ -75,10 +72,6 @@ class DVAEConfig:
         if self.codebook_init_dims is not None and not 1 <= self.codebook_init_dims <= self.width:
             raise ValueError(
                 f"dvae.codebook_init_dims is {self.codebook_init_dims}; give 1 to dvae.width, {self.width}"
-            )
-        if self.pixel_deviation is not None and self.log_width_floor is not None:
-            raise ValueError(
-                "dvae.log_width_floor has no effect with dvae.pixel_deviation; set one of them to null"
             )
 
     @property
@@ -141,8 +134,9 @@ class DiscreteVAE(ImageTokenizer):
             return
         images = take_images(image_batches, self.config.codebook_init_images).to(self.codebook.device)
         features = self.encoder[:-1](to_model_range(images)).permute(0, 2, 3, 1).flatten(0, 2)  # (B * L, C)
-        settings = (self.config.codebook_init_dims, self.config.codebook_init_sharpness)
-        init_codebook(self.encoder.output, self.decoder.codebook, features, *settings, rng)
+        init_codebook(
+            self.encoder.output, self.decoder.codebook, features, self.config.codebook_init_dims, rng
+        )
 
     def loss(self, images: Tensor, step: int, rng: torch.Generator) -> tuple[Tensor, Logs]:
         """The negative evidence lower bound per color channel of a pixel, in nats, and its parts."""
@@ -205,10 +199,7 @@ class DiscreteVAE(ImageTokenizer):
 
     def _decode(self, one_hot: Tensor) -> tuple[Tensor, Tensor]:
         """One-hot or relaxed tokens (B, h, w, V) -> mu and ln b, each (B, 3, H, W) float32."""
-        mu, log_width = self.decoder(one_hot.permute(0, 3, 1, 2)).float().chunk(2, dim=1)
-        floor = self.config.log_width_floor
-        # softplus, not a clamp: a width at the floor keeps a gradient
-        return mu, log_width if floor is None else floor + functional.softplus(log_width - floor)
+        return self.decoder(one_hot.permute(0, 3, 1, 2)).float().chunk(2, dim=1)
 
 
 def take_images(image_batches: Iterable[Tensor], count: int) -> Tensor:

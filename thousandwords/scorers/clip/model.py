@@ -98,7 +98,9 @@ class CLIP(Scorer):
             architecture = config.architecture or architecture_from_config(config, image_size)
             self.clip = open_clip_backend.build(architecture)
             if config.vision_position_std is not None:
-                init_position_embeddings(self.clip.visual, config.vision_position_std)
+                # near zero, the attention pooling of a ResNet hardly tells left from right
+                pool = getattr(self.clip.visual, "attnpool", self.clip.visual)
+                nn.init.normal_(pool.positional_embedding, std=config.vision_position_std)
         self.clip.visual.to(memory_format=torch.channels_last)  # convolutions take a third less time on a CPU
         self.is_trainable = config.architecture is None
         self.config = config  # without `pretrained`: a saved model loads where that file is missing
@@ -166,15 +168,6 @@ class CLIP(Scorer):
 def unfused_attention(device: torch.device) -> AbstractContextManager:
     """Attention as plain products on a CPU: torch's fused kernel is slower for few tokens."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-
-
-def init_position_embeddings(visual: nn.Module, std: float) -> None:
-    """Set the position embeddings of an image tower to N(0, std), in place.
-
-    Near zero, the attention pooling of a ResNet hardly tells its cells apart: neither tower learns left from right.
-    """
-    pool = getattr(visual, "attnpool", visual)
-    nn.init.normal_(pool.positional_embedding, std=std)
 
 
 class ContrastiveLoss(open_clip.ClipLoss):

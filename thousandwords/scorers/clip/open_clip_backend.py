@@ -72,9 +72,8 @@ def load_pretrained(pretrained: str) -> tuple[nn.Module, dict]:
             warnings.filterwarnings("error", message="QuickGELU mismatch")
             model = open_clip.create_model(name, weights, require_pretrained=True, weights_only=True)
     except LOAD_ERRORS as error:
-        raise ValueError(
-            f"clip.pretrained {pretrained!r} could not be loaded. {_fix(error)} ({error})"
-        ) from error
+        message = f"clip.pretrained {pretrained!r} could not be loaded. {_fix(error)} ({error})"
+        raise ValueError(message) from error
     return model, _architecture(pretrained, name, model)
 
 
@@ -105,17 +104,13 @@ def _check_weights(pretrained: str, name: str, weights: str | None) -> None:
                 f"clip.pretrained is {pretrained!r}, but that folder lacks open_clip_config.json or weights "
                 f"({', '.join(SUFFIXES)}). Put both there"
             )
-    elif weights is not None and not _is_weights_file(weights):
+    elif weights is not None and not (Path(weights).is_file() and Path(weights).suffix in SUFFIXES):
         tags = open_clip.list_pretrained_tags_by_model(name)
         if weights not in tags:
             raise ValueError(
                 f"clip.pretrained is {pretrained!r}, but {weights!r} is neither a file that ends in "
                 f"{', '.join(SUFFIXES)} nor one of the tags of {name}: {', '.join(tags) or 'there are none'}"
             )
-
-
-def _is_weights_file(path: str) -> bool:
-    return Path(path).is_file() and Path(path).suffix in SUFFIXES
 
 
 def _fix(error: Exception) -> str:
