@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from thousandwords.core.progress import progress
 from thousandwords.evaluation.config import SPLIT_NAMES
 from thousandwords.evaluation.image_fidelity import SPLIT, NearestNeighbors, overlapping_captions
 from thousandwords.evaluation.metrics import match_rates
@@ -16,9 +17,7 @@ from thousandwords.scenes.render import parse_caption
 Matches = dict[int, list[dict[str, bool]]]  # prompt -> {attribute: whether it is right} of each candidate
 
 
-def caption_match(
-    samples: Samples, scores: np.ndarray, seed: int, progress: Callable[[Iterable, int], Iterable]
-) -> tuple[dict, Matches]:
+def caption_match(samples: Samples, scores: np.ndarray, seed: int) -> tuple[dict, Matches]:
     """({"seen": rates, "unseen": rates}, matches), with scores (P, N); empty where captions are free text."""
     prompts = [
         prompt
@@ -27,7 +26,7 @@ def caption_match(
     ]
     matches = {
         prompt: [match_caption(image, samples.prompts[prompt]) for image in samples.images(prompt)]
-        for prompt in progress(prompts, len(prompts))
+        for prompt in progress(prompts, "evaluate: reading images", len(prompts), "prompt")
     }
     rates = {}
     for split, name in SPLIT_NAMES.items():

@@ -7,13 +7,11 @@ import platform
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thousandwords.core.progress import progress
 from thousandwords.data.images import to_float
 from thousandwords.data.pair_shards import PairReader
 from thousandwords.evaluation.caption_match import Matches, caption_match, match_without_overlap
@@ -61,11 +59,9 @@ def evaluate_run(
     """The figures of a run; `extractor` is the network of `evaluation.features`, None for the own scorer."""
     images = _first_images(inputs.validation, config.num_images)
     kmeans_images = _first_images(inputs.training, config.kmeans_images)
-    show = partial(_show, "evaluate: comparing images", "batch")
     # caption match reads scenes in Python while torch, which releases the lock, compares images
     with ThreadPoolExecutor(1) as pool:
-        show_prompts = partial(_show, "evaluate: reading images", "prompt")
-        matching = pool.submit(caption_match, inputs.samples, inputs.scores, seed, show_prompts)
+        matching = pool.submit(caption_match, inputs.samples, inputs.scores, seed)
         reconstructions = reconstruct(inputs.tokenizer, images, kmeans_images, config.kmeans_iterations, seed)
         captions = [normalize(inputs.validation.captions(row)[0]) for row in range(len(images))]
         held_out = HeldOut(images, captions, reconstructions.psnr_hard)
@@ -77,7 +73,6 @@ def evaluate_run(
             inputs.samples,
             inputs.scores,
             config,
-            show,
             seed,
             extractor,
         )
@@ -87,11 +82,10 @@ def evaluate_run(
     figures = collect(
         reconstructions, match_rates, inputs.samples, inputs.scores, inputs.generator_curve, seed
     )
+    figures["fidelity"] = fidelity
     features = (extractor or scorer_extractor(inputs.scorer)).protocol()
-    protocol = features | {"counts": counts} | _protocol(inputs, seed)
-    return Evaluation(
-        figures | {"fidelity": fidelity, "protocol": protocol}, held_out, reconstructions, neighbors, matches
-    )
+    figures["protocol"] = features | {"counts": counts} | _protocol(inputs, seed)
+    return Evaluation(figures, held_out, reconstructions, neighbors, matches)
 
 
 def collect(
@@ -135,7 +129,3 @@ def _protocol(inputs: EvaluationInputs, seed: int) -> dict:
 
 def _first_images(reader: PairReader, count: int) -> Tensor:
     return to_float(reader.images(list(range(min(count, len(reader))))))
-
-
-def _show(text: str, unit: str, items, total: int):
-    return progress(items, text, total, unit)

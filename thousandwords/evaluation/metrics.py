@@ -1,7 +1,6 @@
 """Best of n, caption match, CLIP score and retrieval, with their intervals: pure functions on arrays.
 
-Best of n is the paper's reranking by a contrastive scorer (arXiv 2102.12092, §2.6). PSNR and codebook use are
-in `nn.metrics`, image fidelity in `image_fidelity`.
+Best of n is the paper's reranking by a contrastive scorer (arXiv 2102.12092, §2.6).
 
 Axes: P prompts, N candidates per prompt, B images with their captions.
 """
@@ -37,9 +36,6 @@ def with_interval(name: str, values: ArrayLike, rng: np.random.Generator | int) 
         name: float(np.mean(values, dtype=np.float64)),
         f"{name}_interval": bootstrap_interval(values, np.random.default_rng(rng)),
     }
-
-
-# --- best of n -------------------------------------------------------------------------------------------------------
 
 
 def top_weights(n: int, candidates: int) -> np.ndarray:
@@ -120,9 +116,6 @@ def clip_score(scores: ArrayLike, seed: int) -> dict:
         "curve": curve,
         "scaled": _ends(scores, scaled, seed),
     }
-
-
-# --- retrieval -------------------------------------------------------------------------------------------------------
 
 
 def retrieval(images: Tensor, captions: Tensor, seed: int) -> dict:

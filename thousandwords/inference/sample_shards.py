@@ -68,6 +68,10 @@ class Samples:
         rows = self.table["image"].slice(prompt * self.candidates, self.candidates)
         return np.stack([decode_png(data) for data in rows.to_pylist()])
 
+    def image(self, prompt: int, candidate: int) -> np.ndarray:
+        """One candidate: uint8 (H, W, 3)."""
+        return decode_png(self.table["image"][prompt * self.candidates + candidate].as_py())
+
     def text_only_prompts(self) -> list[int]:
         """The prompts without an image to inpaint, which the metrics use; all prompts if each has one."""
         text_only = [prompt for prompt, split in enumerate(self.splits) if split != INPAINTED]
