@@ -58,9 +58,8 @@ def cells_from_mask(mask: np.ndarray, side: int) -> np.ndarray:
     is_kept = adaptive_avg_pool2d(to_float(square), side)[0].mean(dim=0).ge(0.5).numpy()
     if is_kept.any() and not is_kept.all():
         return is_kept
-    reason = "all of it is white, so that nothing is left to sample"
-    if not is_kept.any():
-        reason = "no cell of it is white enough"
+    all_white = "all of it is white, so that nothing is left to sample"
+    reason = all_white if is_kept.any() else "no cell of it is white enough"
     raise UserError(
         f"the mask cannot be used: {reason}. Paint white what is to be kept, and black what is to be sampled"
     )

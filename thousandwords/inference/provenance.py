@@ -66,10 +66,7 @@ class Provenance:
 
 def _is_encodable(text: str) -> bool:
     """Whether text can be written as UTF-8: JSON can hold half a character, "\\ud800"."""
-    try:
-        return text.encode() is not None
-    except UnicodeEncodeError:
-        return False
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def encode_png_with_provenance(image: np.ndarray, provenance: Provenance) -> bytes:

@@ -20,17 +20,14 @@ from thousandwords.core.parquet import table_bytes
 from thousandwords.data.images import decode_png, encode_png
 
 FIX = "dvc repro sample_images"
+COLUMNS = ("prompt_id", "split", "prompt", "candidate", "seed")  # and image_tokens, image
 INPAINTED = "completed"  # the split of prompts with an image to inpaint, under its name in earlier files
 
 
 def sample_table(prompts: list[dict], tokens: Tensor, images: np.ndarray) -> pa.Table:
-    """Rows for one shard: `prompts` has one dict (prompt_id, split, prompt, candidate, seed) per image.
-
-    tokens (B, L) int64, images (B, H, W, 3) uint8.
-    """
+    """Rows for one shard: a dict of COLUMNS per image, tokens (B, L) int64, images (B, H, W, 3) uint8."""
     flat = pa.array(tokens.numpy().astype(np.uint16).ravel())
-    names = ("prompt_id", "split", "prompt", "candidate", "seed")
-    columns = {name: pa.array([row[name] for row in prompts]) for name in names}
+    columns = {name: pa.array([row[name] for row in prompts]) for name in COLUMNS}
     columns["image_tokens"] = pa.FixedSizeListArray.from_arrays(flat, tokens.shape[1])
     columns["image"] = pa.array([encode_png(image) for image in images], pa.binary())
     return pa.table(columns)

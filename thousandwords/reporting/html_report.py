@@ -1,8 +1,7 @@
 """One run as an html page: data in, a single file (as a string) out.
 
-The page is self-contained: images are data URIs, the style is inline, there are no scripts, and a content policy
-forbids it to load anything. It contains no time of creation, so the same data give the same bytes. The layout is
-`report.html.j2`. What to show is chosen by `report_data`.
+The page is self-contained: images are data URIs, there are no scripts, and a content policy forbids it to load
+anything. The same data give the same bytes. What to show is chosen by `report_data`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Count the votes on a human evaluation sheet: CSV files and the sheet's key in, shares with intervals out.
 
 A prompt goes to the run that most of its raters chose, as in the paper's best-of-five vote (arXiv 2102.12092,
-section 3); if an even number of raters is split, each run gets half. Also computed: how
-far raters agree, and signs of a rater who did not look (always the same side, no time at all).
+section 3); if they are split evenly, each run gets half. Also computed: how far raters agree, and signs of a
+rater who did not look (always the same side, no time at all).
 """
 
 from __future__ import annotations
@@ -106,12 +106,10 @@ def _vote(row: Mapping, prompts: Mapping[str, Mapping]) -> Vote:
         raise ValueError(f"the sheet has no prompt {number!r}")
     if row["caption"] != prompts[number]["caption"]:
         raise ValueError(f"prompt {number} is {prompts[number]['caption']!r}, not {row['caption']!r}")
-    for name, value, options in (
-        ("there is no question", row["question"], QUESTIONS),
-        ("the side is", side, SIDES),
-    ):
-        if value not in options:
-            raise ValueError(f"{name} {value!r}; it can be: {', '.join(options)}")
+    if row["question"] not in QUESTIONS:
+        raise ValueError(f"there is no question {row['question']!r}; it can be: {', '.join(QUESTIONS)}")
+    if side not in SIDES:
+        raise ValueError(f"the side is {side!r}; it can be: {', '.join(SIDES)}")
     try:
         seconds = float(row["seconds"])
     except (TypeError, ValueError):
@@ -119,7 +117,7 @@ def _vote(row: Mapping, prompts: Mapping[str, Mapping]) -> Vote:
     if not 0 <= seconds < float("inf"):
         raise ValueError(f"{row['seconds']!r} is not a number of seconds")
     left = prompts[number]["left"]
-    run = left if side == "left" else {"a": "b", "b": "a"}[left]
+    run = left if side == "left" else "ab".replace(left, "")
     return Vote(rater, int(number), row["question"], run, side, seconds)
 
 
@@ -143,10 +141,8 @@ def _answers(votes: Sequence[Vote], rng: np.random.Generator) -> dict:
     """The answers to one question; `a_votes` is {"k of R": number of prompts}."""
     if not votes:
         return {"prompts": 0}
-    raters, for_a = (
-        Counter(vote.number for vote in votes),
-        Counter(vote.number for vote in votes if vote.run == "a"),
-    )
+    raters = Counter(vote.number for vote in votes)
+    for_a = Counter(vote.number for vote in votes if vote.run == "a")
     table = [(for_a[number], count) for number, count in raters.items()]  # of each prompt: votes for a, votes
     majorities = np.array([0.5 if 2 * chose_a == count else 2 * chose_a > count for chose_a, count in table])
     return {

@@ -83,9 +83,6 @@ def _intervals(figures: Mapping, names: Sequence[str], to_text: ToText = rate) -
     return ", ".join(filter(None, (_interval(figures.get(f"{name}_interval"), to_text) for name in names)))
 
 
-# --- the first screen ------------------------------------------------------------------------------------------------
-
-
 def headline_cards(metrics: Mapping) -> list[dict]:
     """The figures of the first screen, each card {"title", "section", "figures", "verdict", "tone"}."""
     matches = [_match_card(metrics, split) for split in metrics.get("caption_match", {})]
@@ -148,17 +145,11 @@ def _reconstruction_card(metrics: Mapping) -> dict:
 
 def _codebook_card(metrics: Mapping) -> dict:
     codebook = metrics["codebook"]
+    perplexity, kmeans = (number(codebook[name], 0) for name in ("perplexity", "perplexity_kmeans"))
+    used, used_kmeans = (rate(codebook[name]) for name in ("used", "used_kmeans"))
     figures = [
-        (
-            number(codebook["perplexity"], 0),
-            "perplexity",
-            f"k-means: {number(codebook['perplexity_kmeans'], 0)}",
-        ),
-        (
-            rate(codebook["used"]),
-            f"of {codebook['vocab_size']:,} tokens used",
-            f"k-means: {rate(codebook['used_kmeans'])}",
-        ),
+        (perplexity, "perplexity", f"k-means: {kmeans}"),
+        (used, f"of {codebook['vocab_size']:,} tokens used", f"k-means: {used_kmeans}"),
     ]
     share = codebook["perplexity"] / codebook["vocab_size"]  # a collapsed codebook uses one or two tokens
     if share < 0.05:
@@ -166,9 +157,6 @@ def _codebook_card(metrics: Mapping) -> dict:
         return _card("Codebook", "tokens", figures, verdict, "bad")
     verdict = f"Equivalent to {rate(share)} of the tokens, used evenly."
     return _card("Codebook", "tokens", figures, verdict, "good" if share >= 0.25 else "plain")
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def overlap_rows(metrics: Mapping) -> list[dict]:

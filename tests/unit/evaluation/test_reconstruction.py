@@ -11,12 +11,6 @@ from thousandwords.evaluation.reconstruction import fit_kmeans, kmeans_reconstru
 IMAGES = torch.rand(16, 3, 8, 8, generator=rng())
 
 
-def test_patches_are_cells_in_raster_order():
-    patches = patches_of(IMAGES[:2], 4)
-    assert patches.shape == (8, 48)
-    assert torch.equal(patches[1].view(3, 4, 4), IMAGES[0, :, :4, 4:])
-
-
 def test_a_reconstruction_is_exact_when_every_patch_is_a_centroid():
     tokens, images = kmeans_reconstruct(fit_kmeans(patches_of(IMAGES[:2], 4), 8, 3, 0), IMAGES[:2], 4)
     assert tokens.shape == (2, 4) and len(tokens.unique()) == 8

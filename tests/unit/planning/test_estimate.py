@@ -77,16 +77,6 @@ def test_the_table_has_a_line_for_each_stage_and_the_sums_and_hours_are_shared_b
     ]
 
 
-@pytest.mark.parametrize(
-    ("count", "text"), [(999, "999 B"), (1500, "1.5 kB"), (3.28e13, "32.8 TB"), (9.999e11, "1,000 GB")]
-)
-def test_bytes_are_formatted_briefly(count, text):
-    assert estimate.format_bytes(count) == text
-
-
-# --- rates -----------------------------------------------------------------------------------------------------------
-
-
 def benchmark(id: str, figure: float, ratio: float | None = None, date: str = "2026-11-21") -> dict:
     return {"id": id, "figure": figure, "ratio": ratio, "date": f"{date}T00:00:00+00:00", "machine": "a CPU"}
 
@@ -103,9 +93,8 @@ def test_a_benchmark_gives_the_rate_of_training_and_of_sampling_and_the_newest_c
     source = "benchmark of 2026-11-21 on a CPU"
     assert estimate.benchmarked_rate(BENCHMARKS, "cpu") == Rate(0.2e12, source)
     assert estimate.benchmarked_sampling_share(BENCHMARKS, "cpu") == Rate(0.25, source)
-    for rows, device in ((BENCHMARKS, "gpu"), (BENCHMARKS[:2], "cpu")):
-        assert estimate.benchmarked_rate(rows, device) is None
-        assert estimate.benchmarked_sampling_share(rows, device) is None
+    assert estimate.benchmarked_rate(BENCHMARKS[:2], "cpu") is None
+    assert estimate.benchmarked_sampling_share(BENCHMARKS, "gpu") is None
 
 
 @pytest.fixture
@@ -138,14 +127,10 @@ def test_rates_come_from_the_last_run_then_from_benchmarks_and_else_are_assumed(
     benchmarked = estimate.choose_rates(SIZES, "cpu", None, nowhere, BENCHMARKS)
     assert (benchmarked["flops"].value, benchmarked["sampling_share"].value) == (0.2e12, 0.25)
     assumed = estimate.choose_rates(SIZES, "cpu", None, nowhere)
-    assert assumed == {name: ASSUMED[name] for name in ASSUMED if name != "gpu" and name != "cpu"} | {
-        "flops": ASSUMED["cpu"]
-    }
+    expected = {name: rate for name, rate in ASSUMED.items() if name not in ("cpu", "gpu")}
+    assert assumed == expected | {"flops": ASSUMED["cpu"]}
     assert estimate.choose_rates(SIZES, "gpu", None, results)["flops"] == ASSUMED["gpu"]
     assert estimate.choose_rates(SIZES, "cpu", 3.0, results)["flops"].source == "given: 3 TFLOP/s"
-
-
-# --- the command -----------------------------------------------------------------------------------------------------
 
 
 def planned(capsys, arguments: str) -> str:
@@ -162,9 +147,8 @@ def test_every_preset_can_be_planned(preset, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     text = planned(capsys, f"--preset {preset} --pairs 250000000 --on gpu --gpus 64 --benchmarks none")
 
-    start = f"250,000,000 pairs, presets/{preset}.yaml, on 64 GPUs; the generator sees each training pair "
-    assert text.startswith(start) and "of memory in training" in text
-    assert "\ntotal " in text and "train_generator" in text
+    assert text.startswith(f"250,000,000 pairs, presets/{preset}.yaml, on 64 GPUs; the generator sees each ")
+    assert "of memory in training" in text and "\ntotal " in text and "train_generator" in text
     assert "flops: 400 TFLOP/s on each device (assumed: " in text
 
 
@@ -211,9 +195,8 @@ def test_the_plan_of_the_papers_run_in_the_docs_is_the_output_of_the_command(mon
     lines = text.split("\n\n")[1].splitlines()
     page = (ROOT / "docs/scale.md").read_text(encoding="utf-8").splitlines()
     first = page.index(f"  {lines[0]}")
-    assert [line.removeprefix("  ") for line in page[first : first + len(lines)]] == lines and len(
-        lines
-    ) == 12
+    assert [line.removeprefix("  ") for line in page[first : first + len(lines)]] == lines
+    assert len(lines) == 12
     assert f"image tokenizer {53_786_240 + 43_829_766:,} (" in text
     (work,) = [step.work for step in counted[0][0] if step.stage == "train_generator"]
     dense = 2 * 12.09e9 * 1280
