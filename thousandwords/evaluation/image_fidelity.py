@@ -226,11 +226,8 @@ def overlapping_captions(neighbors: NearestNeighbors, captions: Sequence[str]) -
 def best_of_n(
     extractor: Extractor, sets: FeatureSets, samples: Samples, scores: np.ndarray, seed: int
 ) -> dict:
-    """The block `best_of` of metrics.json, as in the paper's figure 9c (§3.3), from one set of samples.
-
-    For each n, each caption is represented by the best-scored of its first n candidates, so every n compares
-    equally many images. Images that `sets` has are not embedded again. Empty for fewer than 2 captions.
-    """
+    """The block `best_of` of metrics.json, as in the paper's figure 9c (§3.3): for each n, each caption is
+    represented by the best-scored of its first n candidates. Empty for fewer than 2 captions."""
     ns, prompts = candidate_counts(samples.candidates), list(dict.fromkeys(sets.prompts))
     if len(prompts) < 2:
         return {}
@@ -256,11 +253,8 @@ def best_of_n(
 
 
 def first_samples(samples: Samples, count: int) -> list[SampleId]:
-    """Choose samples for held-out captions: as few candidates of each caption as give `count` in all.
-
-    In the order of sampling, not of the scorer: its favorites would improve a distance in its own feature
-    space.
-    """
+    """Choose samples for held-out captions: as few candidates of each caption as give `count` in all, in the order
+    of sampling, as the scorer's favorites would improve a distance in its own feature space."""
     prompts = np.flatnonzero(np.array(samples.splits) == SPLIT).tolist()
     candidates = min(samples.candidates, -(-count // len(prompts))) if prompts else 0
     return [(prompt, candidate) for candidate in range(candidates) for prompt in prompts]

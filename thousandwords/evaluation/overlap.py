@@ -94,11 +94,8 @@ def _nearest_approximately(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def chance_threshold(held_out_features: Tensor, train_features: Tensor) -> float:
-    """The cosine above which 1 held-out image in 100 has a training image by chance alone.
-
-    That is `perceptual_hash.chance_distance` on the scale of Fisher's z, so that the extrapolated tail ends
-    below 1.
-    """
+    """The cosine above which 1 held-out image in 100 has a training image by chance alone:
+    `perceptual_hash.chance_distance` on the scale of Fisher's z, so that the extrapolated tail ends below 1."""
     held_out, training = (
         functional.normalize(features[:: max(1, len(features) // MAX_PAIRED)].float(), dim=1)
         for features in (held_out_features, train_features)

@@ -50,10 +50,8 @@ def rows_to_keep(share: float, side: int) -> int:
 
 
 def cells_from_mask(mask: np.ndarray, side: int) -> np.ndarray:
-    """Mask uint8 (H, W, 3), white where an image is kept -> bool (side, side): cells white on average.
-
-    It is cropped to its middle square as an image is. Raises UserError unless some are kept and some sampled.
-    """
+    """Mask uint8 (H, W, 3), white where an image is kept -> bool (side, side): cells of its middle square that are
+    white on average. Raises UserError unless some are kept and some sampled."""
     square = fit_square(mask, min(mask.shape[:2]))  # cropped, not resized: a resize could ring
     is_kept = adaptive_avg_pool2d(to_float(square), side)[0].mean(dim=0).ge(0.5).numpy()
     if is_kept.any() and not is_kept.all():

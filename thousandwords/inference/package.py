@@ -62,11 +62,8 @@ class Package:
         fixed_tokens: Tensor | None = None,
         **changes: object,
     ) -> list[Candidate]:
-        """Candidates of one prompt, best first. `changes` replaces settings: temperature=0.8, top_p=0.9.
-
-        `fixed_tokens` (L,) are tokens that all candidates share, -1 where one is to be sampled
-        (`inpainting.fixed_tokens_of`).
-        """
+        """Candidates of one prompt, best first. `changes` replaces settings: temperature=0.8, top_p=0.9;
+        `fixed_tokens` (L,) are those of `inpainting.fixed_tokens_of`, -1 where one is to be sampled."""
         prompt = check_prompt(prompt)
         if candidates is not None:
             changes["candidates"] = candidates

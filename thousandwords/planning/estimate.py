@@ -210,9 +210,10 @@ def choose_rates(
     rates = {
         "megapixels": ASSUMED["megapixels"],
         "captions": ASSUMED["captions"],
-        "flops": benchmarked_rate(benchmarks, device) or ASSUMED[device],
+        "flops": ASSUMED[device],
         "bytes_per_pixel": ASSUMED["bytes_per_pixel"],
-        "sampling_share": benchmarked_sampling_share(benchmarks, device) or ASSUMED["sampling_share"],
+        "sampling_share": ASSUMED["sampling_share"],
+        **benchmarked_rates(benchmarks, device),
     }
     records = [json.loads(path.read_bytes()) for path in sorted(results.glob("runs/*.json"))]
     seconds = {record["stage"]: record["seconds"] for record in records}
@@ -249,25 +250,18 @@ def measured_rate(sizes: Sizes, seconds: dict[str, float]) -> Rate | None:
     )
 
 
-def newest(rows: Sequence[dict], id: str) -> dict | None:
-    """The last row of bench/results.jsonl with that id; None where it was never measured."""
-    return next((row for row in reversed(rows) if row["id"] == id), None)
-
-
-def benchmarked_rate(rows: Sequence[dict], device: str) -> Rate | None:
-    """Training's operations per second: the machine's own matrix product times the share it reaches."""
-    product, training = newest(rows, f"{device}_matmul"), newest(rows, f"{device}_train")
-    if product and training and training["ratio"]:
-        return Rate(product["figure"] * 1e12 * training["ratio"], _benchmark(training))
-    return None
-
-
-def benchmarked_sampling_share(rows: Sequence[dict], device: str) -> Rate | None:
-    """Sampling's FLOP/s over training's, where both were measured."""
-    training, sampling = benchmarked_rate(rows, device), newest(rows, f"{device}_draw")
-    if training and sampling:
-        return Rate(sampling["figure"] * 1e12 / training.value, _benchmark(sampling))
-    return None
+def benchmarked_rates(rows: Sequence[dict], device: str) -> dict[str, Rate]:
+    """The rates that bench/results.jsonl gives: training's operations per second (the machine's own matrix product
+    times the share it reaches), and those of sampling over them."""
+    newest = {row["id"].removeprefix(f"{device}_"): row for row in rows if row["id"].startswith(f"{device}_")}
+    product, training, sampling = (newest.get(name) for name in ("matmul", "train", "draw"))
+    if not (product and training and training["ratio"]):
+        return {}
+    flops = product["figure"] * 1e12 * training["ratio"]
+    rates = {"flops": Rate(flops, _benchmark(training))}
+    if sampling:
+        rates["sampling_share"] = Rate(sampling["figure"] * 1e12 / flops, _benchmark(sampling))
+    return rates
 
 
 def _benchmark(row: dict) -> str:

@@ -7,14 +7,14 @@ on a part of the pipeline (the scorer, a tokenizer) is called better or worse on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from thousandwords.core.errors import UserError
 from thousandwords.evaluation.config import SPLIT_NAMES
 from thousandwords.reporting.finished_run import CommonPrompt, FinishedRun, common_prompts
+from thousandwords.reporting.html_report import flatten, get
 from thousandwords.reporting.page import image_element, page_environment, thumbnail
-from thousandwords.reporting.report_tables import flatten, get
 
 MAX_PAGE_BYTES = 8_000_000  # so that the page can be mailed
 IMAGE_SIZE = 128  # pixels of an image on the page
@@ -36,10 +36,6 @@ class Headline:
     def text(self, value: float) -> str:
         """A value as text, without its unit."""
         return format(value, self.format).translate(MINUS)
-
-    def is_zero(self, change: float) -> bool:
-        """Whether a difference is too small for the digits in which the figure is shown."""
-        return self.text(abs(change)) == self.text(0)
 
 
 # fmt: off
@@ -83,28 +79,44 @@ def figures(a: FinishedRun, b: FinishedRun, same_parts: Sequence[str]) -> list[d
 def _figure(headline: Headline, old: Mapping, new: Mapping, same_parts: Sequence[str]) -> dict:
     values = [_value(metrics, headline.name) for metrics in (old, new)]
     intervals = [_interval(metrics, headline.name) for metrics in (old, new)]
-    change = None if None in values else values[1] - values[0]
-    is_comparable = headline.depends_on is None or headline.depends_on in same_parts
-    tone = ""  # "good", "bad", "same", or "" where that is unknown
-    if change is not None and is_comparable and headline.better:
-        tone = "good" if change * headline.better > 0 else "bad"
-        tone = "same" if headline.is_zero(change) else tone
+    change, verdict, tone = "–", "measured in one run only", ""
+    if None not in values:
+        do_overlap = None if None in intervals else intervals_overlap(*intervals)
+        is_comparable = headline.depends_on is None or headline.depends_on in same_parts
+        change, verdict, tone = _judge(headline, values[1] - values[0], do_overlap, is_comparable)
     value_texts = ["–" if value is None else headline.text(value) + headline.unit for value in values]
     interval_texts = [
         "{} to {}".format(headline.text(each[0]).removesuffix("%"), headline.text(each[1])) if each else ""
         for each in intervals
     ]
-    may_be_chance = None not in intervals and intervals_overlap(*intervals)
     return {
         "name": headline.name,
         "label": headline.label,
         **dict(zip(("old", "new"), value_texts, strict=True)),
         **dict(zip(("old_interval", "new_interval"), interval_texts, strict=True)),
-        "change": _change_text(headline, change),
+        "change": change,
         "better": {1: "↑", -1: "↓", 0: ""}[headline.better],
-        "verdict": ", ".join(_verdict(headline, tone, intervals, change, is_comparable)),
-        "tone": "" if may_be_chance else tone,
+        "verdict": verdict,
+        "tone": tone,
     }
+
+
+def _judge(
+    headline: Headline, change: float, do_overlap: bool | None, is_comparable: bool
+) -> tuple[str, str, str]:
+    """(a difference as text, the verdict, its tone: "good", "bad", "same" or, where it may be chance, "")."""
+    is_zero = headline.text(abs(change)) == headline.text(0)  # in the digits that are shown
+    text = "+" * (change >= 0) + headline.text(change).replace("%", " points") + headline.unit
+    text = "0" if is_zero else text
+    if change and not is_comparable:
+        return text, f"not comparable without the same {headline.depends_on.replace('_', ' ')}", ""
+    tone, words = "", []
+    if is_comparable and headline.better:
+        tone = "same" if is_zero else "good" if change * headline.better > 0 else "bad"
+        words.append({"good": "better", "bad": "worse", "same": "the same"}[tone])
+    if tone != "same" and do_overlap is not None:
+        words.append("intervals overlap" if do_overlap else "intervals do not overlap")
+    return text, ", ".join(words), "" if do_overlap else tone
 
 
 def _value(metrics: Mapping, name: str) -> float | None:
@@ -121,32 +133,9 @@ def _interval(metrics: Mapping, name: str) -> list[float] | None:
     return get(metrics, f"{name}_interval")
 
 
-def _verdict(
-    headline: Headline, tone: str, intervals: list, change: float | None, is_comparable: bool
-) -> Iterator[str]:
-    if change is None:
-        yield "measured in one run only"
-    elif change and not is_comparable:
-        yield f"not comparable without the same {headline.depends_on.replace('_', ' ')}"
-    else:
-        if tone:
-            yield {"good": "better", "bad": "worse", "same": "the same"}[tone]
-        if tone != "same" and None not in intervals:
-            yield "intervals overlap" if intervals_overlap(*intervals) else "intervals do not overlap"
-
-
 def intervals_overlap(first: Sequence[float], second: Sequence[float]) -> bool:
     """Whether two intervals share a point: intervals_overlap([1, 2], [2, 3]) -> True"""
     return first[0] <= second[1] and second[0] <= first[1]
-
-
-def _change_text(headline: Headline, change: float | None) -> str:
-    if change is None:
-        return "–"
-    if headline.is_zero(change):
-        return "0"
-    text = headline.text(change).replace("%", " points") + headline.unit
-    return text if change < 0 else f"+{text}"
 
 
 def other_figures(a: FinishedRun, b: FinishedRun, differences: Mapping | None = None) -> list[dict]:

@@ -11,7 +11,7 @@ import csv
 import io
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,16 +45,14 @@ def read_votes(files: Sequence[Path], key: Mapping) -> list[Vote]:
     """Read all votes. Raises UserError that names each line that does not belong to this sheet, and each
     rater with votes in two files."""
     votes, problems, file_of_rater = [], [], {}
-    for path in files:
-        votes_of_file = list(_read_file(Path(path), key, problems))
+    for path in map(Path, files):
+        votes_of_file, problems_of_file = _read_file(path, key)
         votes += votes_of_file
+        problems += problems_of_file
         for rater in dict.fromkeys(vote.rater for vote in votes_of_file):
-            name = rater.casefold()
-            if name in file_of_rater:
-                problems.append(
-                    f"{path}: {rater!r} has voted in {file_of_rater[name]} already; keep one of both"
-                )
-            file_of_rater[name] = path
+            if earlier := file_of_rater.get(rater.casefold()):
+                problems.append(f"{path}: {rater!r} has voted in {earlier} already; keep one of both")
+            file_of_rater[rater.casefold()] = path
     if problems:
         more = f"\n  and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
         raise UserError("these votes cannot be counted:\n  " + "\n  ".join(problems[:MAX_PROBLEMS]) + more)
@@ -63,38 +61,33 @@ def read_votes(files: Sequence[Path], key: Mapping) -> list[Vote]:
     return votes
 
 
-def _read_file(path: Path, key: Mapping, problems: list[str]) -> Iterator[Vote]:
-    """The votes of one file; its problems are appended to `problems`."""
+def _read_file(path: Path, key: Mapping) -> tuple[list[Vote], list[str]]:
+    """(the votes of one file, its problems)."""
+    fix = "give a CSV file that the sheet saved"
     try:
-        rows = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
-        missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-        rows = list(rows)
+        table = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
+        missing = [name for name in COLUMNS if name not in (table.fieldnames or ())]
+        rows = list(table)
     except (OSError, UnicodeDecodeError) as error:
-        problems.append(
-            f"{path} cannot be read ({error.__class__.__name__}); give a CSV file that the sheet saved"
-        )
-        return
+        return [], [f"{path} cannot be read ({error.__class__.__name__}); {fix}"]
     except csv.Error as error:
-        problems.append(f"{path} is not a CSV file ({error}); give a file that the sheet saved")
-        return
+        return [], [f"{path} is not a CSV file ({error}); give a file that the sheet saved"]
     if missing:
-        problems.append(f"{path} lacks the column {missing[0]!r}; give a CSV file that the sheet saved")
-        return
+        return [], [f"{path} lacks the column {missing[0]!r}; {fix}"]
     if others := sorted({str(row["sheet"]) for row in rows} - {key["sheet"]}):
-        problems.append(f"{path} belongs to the sheet {others[0]!r}, but the key to {key['sheet']!r}")
-        return
+        return [], [f"{path} belongs to the sheet {others[0]!r}, but the key to {key['sheet']!r}"]
     prompts = {str(prompt["number"]): prompt for prompt in key["prompts"]}
-    answered: set[tuple] = set()
+    votes: dict[tuple, Vote] = {}
+    problems = []
     for line, row in enumerate(rows, start=2):
         try:
             vote = _vote(row, prompts)
-            if (vote.rater, vote.number, vote.question) in answered:
+            if (vote.rater, vote.number, vote.question) in votes:
                 raise ValueError("the second vote on one question")
+            votes[vote.rater, vote.number, vote.question] = vote
         except ValueError as problem:
             problems.append(f"{path}, row {line}: {problem}")
-        else:
-            answered.add((vote.rater, vote.number, vote.question))
-            yield vote
+    return [*votes.values()], problems
 
 
 def _vote(row: Mapping, prompts: Mapping[str, Mapping]) -> Vote:

@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 from thousandwords.core.manifest import read_manifest
 from thousandwords.data.images import to_uint8
 from thousandwords.data.pair_shards import PairReader, open_pairs
-from thousandwords.evaluation.caption_match import Matches
 from thousandwords.evaluation.config import SPLIT_NAMES
-from thousandwords.evaluation.evaluate_run import Evaluation, EvaluationInputs
+from thousandwords.evaluation.evaluate_run import Evaluation, EvaluationInputs, Matches
 from thousandwords.evaluation.image_fidelity import HeldOut, NearestNeighbors
 from thousandwords.evaluation.overlap import Overlap
 from thousandwords.inference.sample_shards import Samples

@@ -18,19 +18,12 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from tests.helpers.malicious_files import PICKLES, saved_by_torch, touching
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_models import rng
-from tests.unit.evaluation.test_image_fidelity import MeanColor
 from tests.unit.scorers.test_clip import pretrained_folder  # noqa: F401 - a fixture
 from thousandwords import components
 from thousandwords.core.config import ConfigError
 from thousandwords.evaluation import features as features_module
 from thousandwords.evaluation import fid
-from thousandwords.evaluation.features import (
-    CLIP_FIGURES,
-    _empty_inception,
-    build_inception,
-    load_extractor,
-    scorer_extractor,
-)
+from thousandwords.evaluation.features import CLIP_FIGURES, _empty_inception, build_inception, load_extractor
 from thousandwords.preflight import check_params
 from thousandwords.scorers.clip.model import CLIPConfig
 
@@ -253,13 +246,3 @@ def test_an_open_clip_folder_gives_its_unit_vectors_and_is_described_in_the_prot
     assert protocol["features_preprocessing"].startswith("resized to 24 x 24 by bicubic")
     (pretrained_folder / "README").write_text("another")
     assert load_extractor(setting).sha256 != extractor.sha256
-
-
-def test_the_own_clip_has_no_classes_and_is_never_called_inception():
-    extractor = scorer_extractor(MeanColor())
-
-    features, logits = extractor(torch.full((2, 3, 4, 4), 0.5))
-
-    assert features.flatten().tolist() == pytest.approx([3**-0.5] * 6) and logits.shape == (2, 0)
-    assert extractor.names is CLIP_FIGURES and extractor.names.inception_score == ""
-    assert "no FID, no KID" in extractor.description and extractor.protocol()["features_sha256"] is None

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.helpers.tiny_models import rng, tiny
+from tests.helpers.tiny_models import rng
 from thousandwords.core.config import ConfigError, section
 from thousandwords.data.images import to_float, to_uint8
 from thousandwords.evaluation import fid, image_fidelity
-from thousandwords.evaluation.caption_match import match_without_overlap
 from thousandwords.evaluation.config import EvaluationConfig
+from thousandwords.evaluation.evaluate_run import match_without_overlap
 from thousandwords.evaluation.features import INCEPTION_FIGURES, Extractor, scorer_extractor
 from thousandwords.evaluation.image_fidelity import HeldOut, best_of_n, embed_feature_sets, first_samples
 from thousandwords.inference.sample_shards import COLUMNS, Samples, read_samples, sample_table, write_samples
@@ -253,19 +253,6 @@ def test_caption_match_with_and_without_overlapping_images(samples):
 
     assert rates(matches) == {"with": pytest.approx(2 / 3), "without": pytest.approx(0.5)}
     assert rates({2: matches[2]}) == {"with": 1.0, "without": None} and rates({}) == {}
-
-
-def test_features_do_not_depend_on_the_batch_size(monkeypatch):
-    scorer, images = tiny("scorers", "clip"), plain(colors(9, 1))
-
-    def features() -> tuple[torch.Tensor, torch.Tensor]:
-        return image_fidelity.embed(scorer_extractor(scorer), images.__getitem__, 9, [0, 2])
-
-    whole, none = features()
-    monkeypatch.setattr(image_fidelity, "BATCH_SIZE", 2)
-
-    assert whole.shape == (2, 9, scorer.config.embed_dim) and none.shape == (2, 9, 0)
-    torch.testing.assert_close(features()[0], whole, rtol=0, atol=1e-5)
 
 
 def test_with_another_extractor_the_figures_have_its_names_and_neighbors_still_use_the_scorer(samples):

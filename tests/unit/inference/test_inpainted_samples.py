@@ -17,8 +17,7 @@ from tests.helpers.tiny_models import random_images, tiny, tiny_text
 from tests.unit.reporting.test_html_report import DATA
 from thousandwords import components
 from thousandwords.data.images import decode_png, encode_png, fit_square, to_float, to_uint8
-from thousandwords.evaluation.caption_match import caption_match
-from thousandwords.evaluation.evaluate_run import collect
+from thousandwords.evaluation.evaluate_run import caption_match, collect
 from thousandwords.inference.sample_shards import read_samples
 from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig, SceneCounts

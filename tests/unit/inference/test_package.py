@@ -98,14 +98,6 @@ def test_a_folder_that_is_not_a_part_is_removed_when_the_package_is_written_agai
     assert sorted(path.name for path in own_folder.iterdir() if path.is_dir()) == sorted(PARTS)
 
 
-def test_where_there_is_not_a_package_the_fix_is_to_train_one(tmp_path):
-    with pytest.raises(UserError) as caught:
-        load_package(tmp_path / "package")
-    assert str(caught.value) == (
-        f"there is no package at {tmp_path}/package: nothing has been trained here yet. Run: make run"
-    )
-
-
 def test_a_part_that_was_replaced_is_rejected(own_folder):
     components.save(tiny("generators", "transformer", seed=1), own_folder / "generator")
     with pytest.raises(UserError) as caught:

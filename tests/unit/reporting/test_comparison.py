@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from tests.helpers.two_runs import BETTER, METRICS, write_run, write_scores
-from thousandwords.__main__ import main
 from thousandwords.core.errors import UserError
 from thousandwords.reporting.comparison import compare, evenly_spaced, figures, other_figures
 from thousandwords.reporting.finished_run import CommonPrompt, common_prompts, read_run
@@ -183,17 +182,3 @@ def test_damaged_outputs_and_scores_of_other_samples_are_rejected_by_name(tmp_pa
     message = "the outputs of HEAD~1 cannot be used: .*00000.parquet is damaged: sha256 should"
     with pytest.raises(UserError, match=message):
         read_run(folder, "HEAD~1")
-
-
-def test_the_command_writes_the_page_and_prints_the_figures(tmp_path, capsys):
-    first = write_run(tmp_path / "a", ["a cat"], 1, METRICS)
-    second = write_run(tmp_path / "b", ["a cat"], 9, BETTER)
-
-    main(["compare", "--a", str(first), "--b", str(second), "--out", str(tmp_path / "page.html")])
-
-    output = capsys.readouterr().out
-    assert "+20.0 points  better, intervals do not overlap" in output and "page.html" in output
-    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
-    with pytest.raises(SystemExit) as end:
-        main(["compare", "--a", str(tmp_path), "--b", str(tmp_path)])
-    assert end.value.code == 2 and "manifest.json is missing" in capsys.readouterr().err

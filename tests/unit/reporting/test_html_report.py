@@ -11,9 +11,8 @@ from PIL import Image
 
 from thousandwords.evaluation.metrics import match_rates
 from thousandwords.reporting import plots
-from thousandwords.reporting.html_report import render_report
+from thousandwords.reporting.html_report import flatten, number, rate, render_report
 from thousandwords.reporting.page import image_element, thumbnail
-from thousandwords.reporting.report_tables import flatten, number, rate
 from thousandwords.scenes.render import scene_pairs
 
 
@@ -386,11 +385,3 @@ def test_a_curve_is_a_png_of_nine_hundred_pixels_with_the_same_bytes_every_time(
     assert (image.format, image.width) == ("PNG", 900)
     assert set(image.info) <= {"dpi"}  # no date, no version
     assert first == second
-
-
-def test_a_plot_does_not_change_the_callers_settings_of_matplotlib():
-    import matplotlib
-
-    with matplotlib.rc_context({"font.size": 31}):
-        CURVES["score"]()
-        assert matplotlib.rcParams["font.size"] == 31
