@@ -101,14 +101,9 @@ def build_models(params: dict) -> dict[str, torch.nn.Module]:
             tokenizer = tokenizer_init.architecture(params["image_tokenizer"], image_size)
         else:
             tokenizer = build("image_tokenizer", image_size=image_size)
-        generator = build(
-            "generator",
-            text_vocab_size=text.vocab_size,
-            text_length=text.text_length,
-            image_vocab_size=tokenizer.vocab_size,
-            scales=tokenizer.scales,
-        )
-        models = {"image_tokenizer": tokenizer, "generator": generator}
+        sizes = {"text_vocab_size": text.vocab_size, "text_length": text.text_length}
+        sizes |= {"image_vocab_size": tokenizer.vocab_size, "scales": tokenizer.scales}
+        models = {"image_tokenizer": tokenizer, "generator": build("generator", **sizes)}
         if not (params["scorer"].get(params["scorer"]["kind"]) or {}).get("pretrained"):
             models["scorer"] = build("scorer", image_size=image_size)
     return models

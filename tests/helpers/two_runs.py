@@ -11,7 +11,7 @@ from stages.rank_images import score_table
 from thousandwords.core.files import write_bytes, write_json
 from thousandwords.core.manifest import write_manifest
 from thousandwords.core.parquet import table_bytes
-from thousandwords.inference.sample_shards import INPAINTED, sample_table, write_samples
+from thousandwords.inference.sample_shards import COLUMNS, INPAINTED, sample_table, write_samples
 
 CANDIDATES = 3
 METRICS = {
@@ -40,24 +40,15 @@ def write_run(
     num_inpainted: int = 0,
     image_size: int = 8,
 ) -> Path:
-    """Write a run with CANDIDATES images per caption and return `folder`.
+    """Write a run with CANDIDATES images per caption and return `folder`; the last `num_inpainted` inpaint an image.
 
-    Candidate c has the gray level gray + c, and the middle one has the best score. The last `num_inpainted` prompts inpaint an
-    image.
+    Candidate c has the gray level gray + c, and the middle one has the best score.
     """
     rows, images = [], []
     for number, caption in enumerate(captions):
         split = INPAINTED if number >= len(captions) - num_inpainted else "validation"
         for candidate in range(CANDIDATES):
-            rows.append(
-                {
-                    "prompt_id": number,
-                    "split": split,
-                    "prompt": caption,
-                    "candidate": candidate,
-                    "seed": candidate,
-                }
-            )
+            rows.append(dict(zip(COLUMNS, (number, split, caption, candidate, candidate), strict=True)))
             images.append(np.full((image_size, image_size, 3), gray + candidate, np.uint8))
     tokens = torch.zeros(len(rows), 4, dtype=torch.int64)
     metadata = {"candidates": CANDIDATES, "prompts": len(captions), "seed": 0}
@@ -72,6 +63,5 @@ def write_scores(folder: Path, scores: np.ndarray) -> None:
     """Write scores (P, N) as rank_images does."""
     ranked = folder / "results/ranked"
     write_bytes(ranked / "scores.parquet", table_bytes(score_table(scores)))
-    write_manifest(
-        ranked, {"scores.parquet": scores.size}, {"candidates": scores.shape[1], "prompts": scores.shape[0]}
-    )
+    metadata = {"candidates": scores.shape[1], "prompts": scores.shape[0]}
+    write_manifest(ranked, {"scores.parquet": scores.size}, metadata)

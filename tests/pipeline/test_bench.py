@@ -39,7 +39,7 @@ def test_the_training_benchmark_runs_and_the_cost_model_reads_its_rate(tmp_path,
 
     rows = read_rows(tmp_path / "results.jsonl")
     assert [row["id"] for row in rows] == ["cpu_matmul", "cpu_train", "train_vs_plain"]
-    rate = estimate.benchmarked_rate(rows, "cpu")
+    rate = estimate.benchmarked_rates(rows, "cpu")["flops"]
     assert rate.value == rows[0]["figure"] * 1e12 * rows[1]["ratio"]
     assert rate.source.startswith("benchmark of 20")
     assert "| `train_vs_plain` |" in capsys.readouterr().out

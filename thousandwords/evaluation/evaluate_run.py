@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -16,18 +15,28 @@ from torch import Tensor, nn
 from thousandwords.core.progress import progress
 from thousandwords.data.images import to_float
 from thousandwords.data.pair_shards import PairReader
-from thousandwords.evaluation.caption_match import Matches, caption_match, match_without_overlap
-from thousandwords.evaluation.config import EvaluationConfig
+from thousandwords.evaluation.config import SPLIT_NAMES, EvaluationConfig
 from thousandwords.evaluation.features import Extractor, scorer_extractor
-from thousandwords.evaluation.image_fidelity import HeldOut, NearestNeighbors, measure
-from thousandwords.evaluation.metrics import clip_score
+from thousandwords.evaluation.image_fidelity import (
+    SPLIT,
+    HeldOut,
+    NearestNeighbors,
+    measure,
+    overlapping_captions,
+)
+from thousandwords.evaluation.metrics import clip_score, match_rates
 from thousandwords.evaluation.reconstruction import Reconstructions, reconstruct
 from thousandwords.inference.sample_shards import Samples
+from thousandwords.scenes.parse import match_caption
+from thousandwords.scenes.render import parse_caption
 from thousandwords.text.normalize import normalize
 
 VERSIONS_OF = (
     "torch", "open-clip-torch", "torch-fidelity", "numpy", "tokenizers", "pyarrow", "pillow", "dvc", "mlflow",
 )  # fmt: skip
+
+
+Matches = dict[int, list[dict[str, bool]]]  # prompt -> {attribute: whether it is right} of each candidate
 
 
 @dataclass(frozen=True)
@@ -61,11 +70,9 @@ def evaluate_run(
     """The figures of a run; `extractor` is the network of `evaluation.features`, None for the own scorer."""
     images = _first_images(inputs.validation, config.num_images)
     kmeans_images = _first_images(inputs.training, config.kmeans_images)
-    show = partial(_show, "evaluate: comparing images", "batch")
     # caption match reads scenes in Python while torch, which releases the lock, compares images
     with ThreadPoolExecutor(1) as pool:
-        show_prompts = partial(_show, "evaluate: reading images", "prompt")
-        matching = pool.submit(caption_match, inputs.samples, inputs.scores, seed, show_prompts)
+        matching = pool.submit(caption_match, inputs.samples, inputs.scores, seed)
         reconstructions = reconstruct(inputs.tokenizer, images, kmeans_images, config.kmeans_iterations, seed)
         captions = [normalize(inputs.validation.captions(row)[0]) for row in range(len(images))]
         held_out = HeldOut(images, captions, reconstructions.psnr_hard)
@@ -77,26 +84,24 @@ def evaluate_run(
             inputs.samples,
             inputs.scores,
             config,
-            show,
             seed,
             extractor,
         )
-        match_rates, matches = matching.result()
+        caption_rates, matches = matching.result()
     if neighbors and (rates := match_without_overlap(neighbors, captions, inputs.samples, matches)):
         fidelity["overlap"]["caption_match"] = rates
     figures = collect(
-        reconstructions, match_rates, inputs.samples, inputs.scores, inputs.generator_curve, seed
+        reconstructions, caption_rates, inputs.samples, inputs.scores, inputs.generator_curve, seed
     )
+    figures["fidelity"] = fidelity
     features = (extractor or scorer_extractor(inputs.scorer)).protocol()
-    protocol = features | {"counts": counts} | _protocol(inputs, seed)
-    return Evaluation(
-        figures | {"fidelity": fidelity, "protocol": protocol}, held_out, reconstructions, neighbors, matches
-    )
+    figures["protocol"] = features | {"counts": counts} | _protocol(inputs, seed)
+    return Evaluation(figures, held_out, reconstructions, neighbors, matches)
 
 
 def collect(
     reconstructions: Reconstructions,
-    match_rates: dict,
+    caption_rates: dict,
     samples: Samples,
     scores: np.ndarray,
     generator_curve: list[dict[str, float]],
@@ -114,7 +119,7 @@ def collect(
         "clip_score": clip_score(scores[samples.text_only_prompts()], seed),
         "n": int(scores.shape[1]),
     }
-    return figures | ({"caption_match": match_rates} if match_rates else {})
+    return figures | ({"caption_match": caption_rates} if caption_rates else {})
 
 
 def _protocol(inputs: EvaluationInputs, seed: int) -> dict:
@@ -137,5 +142,50 @@ def _first_images(reader: PairReader, count: int) -> Tensor:
     return to_float(reader.images(list(range(min(count, len(reader))))))
 
 
-def _show(text: str, unit: str, items, total: int):
-    return progress(items, text, total, unit)
+def caption_match(samples: Samples, scores: np.ndarray, seed: int) -> tuple[dict, Matches]:
+    """({"seen": rates, "unseen": rates}, matches), with scores (P, N); empty where captions are free text."""
+    prompts = [
+        prompt
+        for prompt, caption in enumerate(samples.prompts)
+        if samples.splits[prompt] in SPLIT_NAMES and _is_scene_caption(caption)
+    ]
+    matches = {
+        prompt: [match_caption(image, samples.prompts[prompt]) for image in samples.images(prompt)]
+        for prompt in progress(prompts, "evaluate: reading images", len(prompts), "prompt")
+    }
+    rates = {}
+    for split, name in SPLIT_NAMES.items():
+        rows = [prompt for prompt in prompts if samples.splits[prompt] == split]
+        if rows and len(rows) == samples.splits.count(split):
+            attributes = matches[rows[0]][0]
+            tables = {key: [[match[key] for match in matches[row]] for row in rows] for key in attributes}
+            rates[name] = match_rates(scores[rows], tables, seed)
+    return rates, matches
+
+
+def _is_scene_caption(caption: str) -> bool:
+    try:
+        parse_caption(caption)
+    except ValueError:
+        return False
+    return True
+
+
+def match_without_overlap(
+    neighbors: NearestNeighbors, captions: Sequence[str], samples: Samples, matches: Mapping
+) -> dict:
+    """{"with", "without"}: the caption match of one candidate for held-out captions, with and without those
+    whose image, of the same position in `captions`, has a near duplicate in training; empty without matches."""
+    rates = {
+        prompt: float(np.mean([all(match.values()) for match in candidates]))
+        for prompt, candidates in matches.items()
+        if samples.splits[prompt] == SPLIT
+    }
+    if not rates:
+        return {}
+    overlapping = overlapping_captions(neighbors, captions)
+    without = [rate for prompt, rate in rates.items() if samples.prompts[prompt] not in overlapping]
+    return {
+        "with": float(np.mean([*rates.values()])),
+        "without": float(np.mean(without)) if without else None,
+    }

@@ -1,13 +1,9 @@
 """The network that images are compared by (setting `evaluation.features`): the pipeline's own CLIP, another
 open_clip model, or the Inception of FID.
 
-The setting names a checkpoint on this machine: a file with the state dict of FID's Inception (published as
-pt_inception-2015-12-05-6726825d.pth; that file, or the same as safetensors), or an open_clip model written
-like `clip.pretrained`. Nothing is downloaded, and no code in a file is run: torch-fidelity would unpickle any
-path it gets, so it gets no path. The tensors are read here, and their names and shapes are compared with
-those of its network.
-
-Only figures by Inception are called FID, KID and Inception Score.
+The setting names a checkpoint on this machine: a file with the state dict of FID's Inception, or an open_clip
+model written like `clip.pretrained`. Nothing is downloaded, and no code in a file is run: torch-fidelity would
+unpickle any path it gets, so the tensors are read here, and compared with those of its network by name and shape.
 
 Axes: B images, D features, K classes (0 where the network has none).
 """
@@ -32,8 +28,7 @@ SETTING = "params.yaml: evaluation.features"
 # of pytorch-fid and torch-fidelity; the name ends in its sha256
 PUBLISHED = "pt_inception-2015-12-05-6726825d.pth"
 ACCEPTED = f"a file such as {PUBLISHED}, or an open_clip checkpoint as 'local-dir:FOLDER' or 'MODEL:FILE'; null is the own CLIP"
-# torch-fidelity's: for FID, KID, precision and recall; for the Inception Score
-LAYERS = ["2048", "logits_unbiased"]
+LAYERS = ["2048", "logits_unbiased"]  # for FID, KID, precision and recall; for the Inception Score
 UNUSED = "num_batches_tracked"  # of batch normalization: some files have them, no figure needs them
 
 
@@ -96,14 +91,12 @@ def load_extractor(setting: str) -> Extractor:
     return _load_open_clip(setting, Path(location))
 
 
-# --- CLIP ------------------------------------------------------------------------------------------------------------
-
-
 def scorer_extractor(scorer: nn.Module) -> Extractor:
     """The pipeline's own scorer as an extractor."""
     description = "the image tower of models/scorer, this pipeline's own CLIP, unit vectors; not Inception: no FID, no KID"
-    preprocessing = "floats in [0, 1], as the scorer takes them"
-    return Extractor(scorer, _unit_vectors, CLIP_FIGURES, description, preprocessing)
+    return Extractor(
+        scorer, _unit_vectors, CLIP_FIGURES, description, "floats in [0, 1], as the scorer takes them"
+    )
 
 
 def _load_open_clip(setting: str, location: Path) -> Extractor:
@@ -112,17 +105,21 @@ def _load_open_clip(setting: str, location: Path) -> Extractor:
         # the checkpoint's own image size replaces the 224
         network = components.build("scorers", "clip", config_class(pretrained=setting), image_size=224)
     except ValueError as error:
-        message = _one_line(error).replace("clip.pretrained", "evaluation.features")
-        raise ConfigError(f"params.yaml: {message}") from error
+        raise ConfigError(
+            f"params.yaml: {_one_line(error)}".replace("clip.pretrained", "evaluation.features")
+        ) from error
     name = setting.partition(":")[0]
     description = f"the image tower of {name} from {location.name}, by open_clip, unit vectors; not Inception: no FID, no KID"
     height, width = network.image_size
-    preprocessing = (
-        f"resized to {height} x {width} by {network.interpolation} with antialiasing, "
-        "normalized as the checkpoint says"
+    resizing = f"resized to {height} x {width} by {network.interpolation} with antialiasing"
+    return Extractor(
+        network.eval().requires_grad_(False),
+        _unit_vectors,
+        CLIP_FIGURES,
+        description,
+        f"{resizing}, normalized as the checkpoint says",
+        _sha256(location),
     )
-    network = network.eval().requires_grad_(False)
-    return Extractor(network, _unit_vectors, CLIP_FIGURES, description, preprocessing, _sha256(location))
 
 
 def _unit_vectors(scorer: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,9 +131,6 @@ def _sha256(path: Path) -> str:
     if path.is_file():
         return sha256_of(path)
     return fingerprint({file.name: sha256_of(file) for file in sorted(path.iterdir()) if file.is_file()})
-
-
-# --- Inception -------------------------------------------------------------------------------------------------------
 
 
 def _load_inception(file: Path) -> Extractor:
@@ -173,10 +167,8 @@ def _weight_problems(shapes: Mapping[str, torch.Size], weights: Mapping[str, obj
     problems += [f"it has {str(name)[:60]!r}" for name in weights if name not in shapes]
     for name in shapes.keys() & weights.keys():
         tensor = weights[name]
-        is_plain = (
-            isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
-        )
-        if not is_plain or not tensor.is_floating_point():
+        is_dense = isinstance(tensor, Tensor) and tensor.layout is torch.strided
+        if not is_dense or not tensor.is_floating_point():
             problems.append(f"{name} holds no floating-point numbers")
         elif tensor.shape != shapes[name]:
             problems.append(f"{name} is {tuple(tensor.shape)} and should be {tuple(shapes[name])}")

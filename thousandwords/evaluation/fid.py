@@ -2,12 +2,11 @@
 
 The Inception Score (Salimans et al., arXiv 1606.03498, §4) and the kernel distance are computed by
 torch-fidelity, as for published figures. The Fréchet distance (Heusel et al., arXiv 1706.08500, §3) and
-precision and recall agree with torch-fidelity to seven digits, but are our own: the distance takes a hundredth
-of the time, so that it can have an interval, and precision and recall are given per image. Like the paper
-(arXiv 2102.12092, §3), this blurs both sets of images. The caller chooses the network (`features`): only with
-Inception's pool features is a Fréchet distance an FID, and a kernel distance a KID.
+precision and recall agree with it to seven digits, but are our own: the distance takes a hundredth of the
+time, so that it can have an interval, and precision and recall are given per image. Only with Inception's pool
+features is a Fréchet distance an FID, and a kernel distance a KID.
 
-Axes: N and M images, D features, K classes.
+Axes: N real images, M samples, D features, K classes.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ SPLITS = 10  # of an Inception Score, as usual
 BLUR_CUTOFF = 4  # standard deviations at which the Gaussian is cut
 
 
-def frechet_distance(features: Tensor, others: Tensor) -> float:
-    """The distance of two sets as Gaussians: (N, D), (M, D) -> |m_a - m_b|² + Tr(S_a + S_b - 2 √(S_a S_b)).
+def frechet_distance(samples: Tensor, real: Tensor) -> float:
+    """The distance of two sets as Gaussians: (M, D), (N, D) -> |m_a - m_b|² + Tr(S_a + S_b - 2 √(S_a S_b)).
 
-    In float64. 0 for equal means and covariances; small sets give too high a value, most of all if N <= D.
-    The trace of √(S_a S_b) is the sum of the singular values of A Bᵀ, where S_a = Aᵀ A and S_b = Bᵀ B, so the
-    cost of a small set depends on its images: 384 images of 2,048 features take 0.1 s instead of 9 s.
+    In float64. Small sets give too high a value, most of all if M <= D. The trace of √(S_a S_b) is the sum of
+    the singular values of A Bᵀ, where S_a = Aᵀ A and S_b = Bᵀ B, so the cost of a small set depends on its
+    images: 384 images of 2,048 features take 0.1 s instead of 9 s.
     """
-    sets = [_checked("a Fréchet distance", each) for each in (features, others)]
-    means = [each.mean(dim=0) for each in sets]
-    roots = [(each - mean) / math.sqrt(max(1, len(each) - 1)) for each, mean in zip(sets, means, strict=True)]
+    sets = [_checked("a Fréchet distance", features) for features in (samples, real)]
+    means = [features.mean(dim=0) for features in sets]
+    roots = [(x - mean) / math.sqrt(max(1, len(x) - 1)) for x, mean in zip(sets, means, strict=True)]
     traces = sum(float(root.square().sum()) for root in roots)
     reduced = [torch.linalg.qr(root, mode="r").R if len(root) > root.shape[1] else root for root in roots]
     cross_trace = float(torch.linalg.svdvals(reduced[0] @ reduced[1].T).sum())
@@ -49,43 +48,39 @@ def frechet_distance(features: Tensor, others: Tensor) -> float:
 
 
 def frechet_interval(
-    features: Tensor, others: Tensor, prompts: Sequence[int], rng: np.random.Generator
+    samples: Tensor, real: Tensor, prompts: Sequence[int], rng: np.random.Generator
 ) -> list[float]:
-    """The 95% interval [low, high] of the distance of (N, D) and (M, D), by bootstrap, centered at the
-    distance itself.
+    """The 95% interval [low, high] of the distance of (M, D) and (N, D), by bootstrap, centered at the distance.
 
-    Images with the same entry in `prompts` (N,) are resampled together. A resampled set has some images twice,
-    which raises its distance; so only the deviation of the resampled distances is used. With about as many
-    images as features the interval is too wide: with this pipeline's own CLIP 1.2 times at 96 images, 1.7
-    times at 384.
+    Samples with the same entry in `prompts` (M,) are resampled together. A resampled set has some images twice,
+    which raises its distance, so only the deviation of the resampled distances is used. With about as many
+    images as features the interval is too wide: 1.7 times for 384 images in this pipeline's own CLIP.
     """
     members = [np.flatnonzero(np.asarray(prompts) == prompt) for prompt in dict.fromkeys(prompts)]
     distances = []
     for _ in range(BOOTSTRAP_ROUNDS):
         rows = np.concatenate([members[index] for index in rng.integers(len(members), size=len(members))])
-        other_rows = rng.integers(len(others), size=len(others))
-        distances.append(frechet_distance(features[rows], others[other_rows]))
+        real_rows = rng.integers(len(real), size=len(real))
+        distances.append(frechet_distance(samples[rows], real[real_rows]))
     half_width = TWO_SIDED_95 * float(np.std(distances, ddof=1))
-    distance = frechet_distance(features, others)
+    distance = frechet_distance(samples, real)
     return [max(0.0, distance - half_width), distance + half_width]
 
 
-def kernel_distance(features: Tensor, others: Tensor, seed: int) -> dict[str, float | int]:
-    """The squared MMD of sets (N, D), (M, D) by the cubic kernel (x·y / D + 1)³: {"mean", "deviation",
-    "subsets", "size"}.
+def kernel_distance(samples: Tensor, real: Tensor, seed: int) -> dict[str, float | int]:
+    """The squared MMD of sets (M, D), (N, D) by the cubic kernel (x·y / D + 1)³, the mean over random subsets of
+    `size` images: {"mean", "deviation", "subsets", "size"}; with Inception's features KID (arXiv 1801.01401).
 
-    The mean over `SUBSETS` random subsets of `size` images of each set; with Inception's features it is KID
-    (Binkowski et al., arXiv 1801.01401). Unbiased: it does not depend on the number of images, and is about 0
-    for equal sets. Computed in the precision of the features: published digits are of float32; very similar
-    sets need float64.
+    Unbiased: it does not depend on the number of images. Computed in the precision of the features: published
+    digits are of float32; very similar sets need float64.
     """
-    for each in (features, others):
-        _checked("a kernel distance", each)
+    for features in (samples, real):
+        _checked("a kernel distance", features)
     # at most half of a set, so that subsets differ
-    size = min(MAX_SUBSET_SIZE, len(features) // 2, len(others) // 2)
+    size = min(MAX_SUBSET_SIZE, len(samples) // 2, len(real) // 2)
     result = kid_features_to_metric(
-        features.detach().cpu(),
-        others.detach().cpu(),
+        samples.detach().cpu(),
+        real.detach().cpu(),
         kid_subsets=SUBSETS,
         kid_subset_size=size,
         kid_kernel="poly",
@@ -99,14 +94,13 @@ def kernel_distance(features: Tensor, others: Tensor, seed: int) -> dict[str, fl
     return {"mean": mean, "deviation": deviation, "subsets": SUBSETS, "size": size}
 
 
-def precision_recall(sample_features: Tensor, real_features: Tensor) -> tuple[Tensor, Tensor]:
-    """Which samples (M, D) lie among the real images (N, D), and which real images among the samples: bool
-    (M,), (N,).
+def precision_recall(samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Which samples (M, D) lie among the real images (N, D), and the reverse: bool (M,), (N,).
 
     "Among a set" means within the distance of some image of the set to its third nearest neighbor
     (Kynkäänniemi et al., arXiv 1904.06991, §2). The means are precision and recall.
     """
-    samples, real = (_checked("precision and recall", each) for each in (sample_features, real_features))
+    samples, real = (_checked("precision and recall", features) for features in (samples, real))
     return _lies_among(samples, real), _lies_among(real, samples)
 
 
@@ -121,10 +115,8 @@ def _lies_among(features: Tensor, others: Tensor) -> Tensor:
 
 
 def inception_score(logits: Tensor, splits: int = SPLITS) -> dict[str, float | int]:
-    """exp of the mean KL divergence of each image's classes from the mean of all: logits (N, K) -> from 1 to
-    K.
+    """exp of the mean KL divergence of each image's classes from the mean of all: logits (M, K) -> from 1 to K.
 
-    1 where all images have the same classes, K where each is certain and all classes are equally frequent.
     Returns {"mean", "deviation", "splits"} over parts of the images in a fixed random order, as usual; a
     single split gives a higher value. The classes should be kinds of things.
     """
@@ -142,13 +134,13 @@ def _checked(figure: str, features: Tensor) -> Tensor:
 def blur(images: Tensor, radius: float) -> Tensor:
     """Blur images (B, 3, H, W) with a Gaussian, reflected at the edges; radius 0 returns the same images.
 
-    The paper blurs with "a Gaussian kernel of radius r" (§3) and does not define the radius: here it is the
-    standard deviation, in pixels of these images. Ours, as torchvision's needs images larger than the kernel.
+    The paper blurs both sets with "a Gaussian kernel of radius r" (arXiv 2102.12092, §3); here the radius is the
+    standard deviation in pixels. Ours, as torchvision's needs images larger than the kernel.
     """
     if radius == 0:
         return images
-    rows, columns = (_blur_matrix(size, radius).to(images) for size in images.shape[2:])
-    return rows @ images @ columns.T
+    height, width = images.shape[2:]
+    return _blur_matrix(height, radius).to(images) @ images @ _blur_matrix(width, radius).to(images).T
 
 
 def _blur_matrix(size: int, radius: float) -> Tensor:

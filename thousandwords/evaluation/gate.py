@@ -1,10 +1,5 @@
 """Decide whether a model version may become the champion: its figures against the champion's, and known
-problems. Pure.
-
-A figure is compared only where it means the same in both versions: `if_same` names the part that must be
-identical in both (for a CLIP score, the scorer). A figure that neither version has is ignored. Left out:
-significance tests; the margin replaces them.
-"""
+problems. Left out: significance tests; the margin replaces them."""
 
 from __future__ import annotations
 
@@ -38,12 +33,8 @@ class Rule:
                 f"params.yaml: gate.metrics: {self.name} has if_same {self.if_same!r}; it can be: {', '.join(PARTS)}"
             )
 
-    def is_worse(self, value: float, limit: float) -> bool:
-        return value < limit if self.better == "higher" else value > limit
-
-    def worst_accepted(self, champion_value: float) -> float:
-        """The worst value that still passes against the champion's."""
-        return champion_value - self.margin if self.better == "higher" else champion_value + self.margin
+    def is_worse(self, value: float, limit: float, margin: float = 0.0) -> bool:
+        return value < limit - margin if self.better == "higher" else value > limit + margin
 
 
 RULES = (
@@ -84,19 +75,17 @@ class Evidence:
 def decide(config: GateConfig, candidate: Evidence, champion: Evidence | None) -> list[str]:
     """Why the candidate may not become the champion, one sentence each. Without one only limits count."""
     reasons = list(candidate.problems)
+    again = "dvc repro, then register it again"
     if candidate.metrics is None:
-        return [
-            *reasons,
-            "it was never evaluated: results/metrics.json is missing. Run: dvc repro, then register it again",
-        ]
+        return [*reasons, f"it was never evaluated: results/metrics.json is missing. Run: {again}"]
     if candidate.prompts < config.minimum_prompts:
         reasons.append(
             f"its figures come from {candidate.prompts} prompts, but gate.minimum_prompts is {config.minimum_prompts}. "
-            "Raise sampling.prompts_per_split and run: dvc repro, then register it again"
+            f"Raise sampling.prompts_per_split and run: {again}"
         )
-    return reasons + [
-        reason for rule in config.metrics for reason in _check_figure(rule, candidate, champion)
-    ]
+    for rule in config.metrics:
+        reasons += _check_figure(rule, candidate, champion)
+    return reasons
 
 
 def _check_figure(rule: Rule, candidate: Evidence, champion: Evidence | None) -> list[str]:
@@ -113,7 +102,7 @@ def _check_figure(rule: Rule, candidate: Evidence, champion: Evidence | None) ->
     reasons = []
     if rule.limit is not None and rule.is_worse(value, rule.limit):
         reasons.append(f"{rule.name} is {value:.4g}, worse than gate's limit {rule.limit:.4g}")
-    if champion_value is not None and rule.is_worse(value, rule.worst_accepted(champion_value)):
+    if champion_value is not None and rule.is_worse(value, champion_value, rule.margin):
         reasons.append(
             f"{rule.name} is {value:.4g}, worse than the champion's {champion_value:.4g} "
             f"by more than the margin {rule.margin:.4g}"

@@ -1,29 +1,28 @@
-"""How similar generated images are to held-out ones, and which of both have a near duplicate in training:
-models in, figures out.
+"""How similar generated images are to held-out ones, and which of both have a near duplicate in training.
 
-Similarity is measured by the features that `evaluation.features` names. The scorer's own features need no
-other model, but they are not Inception's: `clip_frechet` compares runs that share a scorer, and cannot be
-compared with a published FID. A distance also depends on the number of images, which is given beside it.
-Nearest neighbors and retrieval always use the scorer.
+Similarity is measured by the features that `evaluation.features` names. Those of the own scorer compare runs
+that share a scorer: only Inception's give an FID. A distance also depends on the number of images, which is
+given beside it. Nearest neighbors and retrieval always use the scorer.
 
 A sample that is as near to a training image as a near duplicate may be memorized. For comparison there is the
-same share of the held-out images, which cannot be memorized. The image tokenizer smooths its images, which
-moves a memorized image a little away from its original. Left out: human raters (`reporting.human_eval_votes`).
+same share of the held-out images, which cannot be memorized.
 
 Axes: R radii of blur, P prompts, N held-out images, M samples, D the width of the features, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from thousandwords.core.progress import progress
 from thousandwords.data.batching import sequential_batches
-from thousandwords.data.images import decode_png, to_float
+from thousandwords.data.images import to_float
 from thousandwords.evaluation import fid
 from thousandwords.evaluation.config import EvaluationConfig
 from thousandwords.evaluation.features import INCEPTION_FIGURES, Extractor, FigureNames, scorer_extractor
@@ -33,7 +32,6 @@ from thousandwords.inference.sample_shards import Samples
 
 SampleId = tuple[int, int]  # (prompt, candidate)
 ReadImages = Callable[[list[int]], Tensor]  # rows -> (B, 3, H, W) in [0, 1]
-Progress = Callable[[Iterable, int], Iterable]  # (batches, their number) -> the same batches
 SPLIT = "validation"  # the split whose images are compared with the samples for its captions
 BATCH_SIZE = 64
 TORCH_FIDELITY_SEED = 2020
@@ -67,7 +65,6 @@ class FeatureSets:
     samples: Tensor  # (R, M, D)
     logits: Tensor  # (R, M, K) of the samples; K is 0 where there are no classes
     sample_ids: list[SampleId]  # of the M samples
-    captions: list[str]  # of the M samples
 
     @property
     def prompts(self) -> list[int]:
@@ -78,43 +75,8 @@ class FeatureSets:
         self, real: Tensor | slice = slice(None), samples: Tensor | slice = slice(None)
     ) -> list[float | None]:
         """The Fréchet distance of a selection of images at every radius; None where fewer than 2 are left."""
-        pairs = [(self.real[radius, real], self.samples[radius, samples]) for radius in range(len(self.real))]
+        pairs = zip(self.real[:, real], self.samples[:, samples], strict=True)
         return [fid.frechet_distance(*pair) if min(map(len, pair)) > 1 else None for pair in pairs]
-
-    def figures(self, seed: int) -> dict:
-        """The blocks of the distances and scores in metrics.json; absent where images are too few."""
-        prompts, names, real, samples = self.prompts, self.names, self.real[0], self.samples[0]
-        figures: dict = {
-            names.frechet: {
-                "real": len(real),
-                "drawn": len(samples),
-                "captions": len(set(self.captions)),
-                "radius": list(fid.RADII),
-                "distance": self.distances(),
-                "interval": fid.frechet_interval(samples, real, prompts, np.random.default_rng(seed)),
-            }
-        }
-        if min(len(real), len(samples)) > fid.NEIGHBORS:
-            if names is INCEPTION_FIGURES:  # exactly as torch-fidelity computes it
-                figures[names.kernel] = fid.kernel_distance(samples, real, TORCH_FIDELITY_SEED)
-            else:  # the vectors of a CLIP lie closer together
-                figures[names.kernel] = fid.kernel_distance(samples.double(), real.double(), seed)
-            precise, recalled = map(Tensor.numpy, fid.precision_recall(samples, real))
-            by_prompt = [np.mean(precise[np.asarray(prompts) == prompt]) for prompt in dict.fromkeys(prompts)]
-            figures[names.precision_recall] = {
-                **with_interval("precision", by_prompt, seed),
-                **with_interval("recall", recalled, seed),
-                "neighbours": fid.NEIGHBORS,
-            }
-        if self.logits.shape[2] and len(samples) >= fid.SPLITS:
-            by_radius = list(map(fid.inception_score, self.logits))
-            figures[names.inception_score] = {
-                **by_radius[0],
-                "drawn": len(samples),
-                "radius": list(fid.RADII),
-                "score": [score["mean"] for score in by_radius],
-            }
-        return figures
 
 
 def measure(
@@ -125,7 +87,6 @@ def measure(
     samples: Samples,
     scores: np.ndarray,
     config: EvaluationConfig,
-    progress: Progress,
     seed: int = 0,
     extractor: Extractor | None = None,
 ) -> tuple[dict, NearestNeighbors | None, dict[str, int]]:
@@ -138,24 +99,23 @@ def measure(
     own, real = scorer_extractor(scorer), held_out.images[: config.fid_images]
 
     def embed_unblurred(extractor: Extractor, read_images: ReadImages, count: int) -> Tensor:
-        return embed(extractor, read_images, count, [0], progress)[0][0]  # (count, D)
+        return embed(extractor, read_images, count, [0])[0][0]  # (count, D)
 
     held_out_features = embed_unblurred(own, held_out.images.__getitem__, len(held_out.images))
     train_features = embed_unblurred(own, read_training, num_train_images) if num_train_images else None
-    unblurred = None if extractor else held_out_features[None, : len(real)]
-    sets = embed_feature_sets(extractor or own, real, samples, progress, unblurred)
+    sets = embed_feature_sets(extractor or own, real, samples)
     counts = {"held_out": len(held_out.images), "training": num_train_images}
     figures: dict = {
         "retrieval": retrieval(held_out_features, embed_captions(scorer, held_out.captions), seed)
     }
     if sets:
         counts |= {"real": len(real), "drawn": len(sets.sample_ids), "captions": len(set(sets.prompts))}
-        figures |= sets.figures(seed)
+        figures |= distance_figures(sets, seed)
         if num_train_images >= len(real):  # the distance of real images is not 0 either
             training = embed_unblurred(extractor, read_training, len(real)) if extractor else train_features
             baseline = fid.frechet_distance(sets.real[0], training[: len(real)])
             figures[sets.names.frechet]["training"] = baseline
-        if curve := best_of_n(extractor or own, sets, samples, scores, progress, seed):
+        if curve := best_of_n(extractor or own, sets, samples, scores, seed):
             figures["best_of"] = curve
     if train_features is None:
         return figures, None, counts
@@ -164,7 +124,7 @@ def measure(
     threshold = by_chance if config.overlap_threshold is None else config.overlap_threshold
     sample_features = sets.samples[0] if sets else None
     if sets and extractor:
-        sample_features = embed_samples(own, samples, sets.sample_ids, [0], progress)[0][0]
+        sample_features = embed_samples(own, samples, sets.sample_ids, [0])[0][0]
     neighbors = NearestNeighbors(
         Overlap(*nearest(held_out_features, train_features), threshold),
         Overlap(*nearest(train_features), threshold) if num_train_images > 1 else None,
@@ -174,30 +134,68 @@ def measure(
     counted = {"training": num_train_images, "by_chance": by_chance}
     figures["overlap"] = _overlap_figures(neighbors, held_out) | counted
     if sets:
-        _add_overlap_of_samples(figures, neighbors, held_out, sets, num_train_images)
+        _add_overlap_of_samples(figures, neighbors, held_out, samples, sets)
+        figures["memorisation"] = _memorization(neighbors, counts)
     return figures, neighbors, counts
 
 
-def _add_overlap_of_samples(
-    figures: dict, neighbors: NearestNeighbors, held_out: HeldOut, sets: FeatureSets, num_train_images: int
-) -> None:
-    """Add the Fréchet distance without overlapping images and the samples for their captions, and the block
-    `memorisation`."""
-    name, without = sets.names.frechet, overlapping_captions(neighbors, held_out.captions)
-    kept = torch.tensor([caption not in without for caption in sets.captions])
-    is_overlapping = neighbors.held_out.is_overlapping[: sets.real.shape[1]]
-    figures[name]["without_overlap"] = sets.distances(~is_overlapping, kept)
-    figures["overlap"][name] = {
-        "with": figures[name]["distance"][0],
-        "without": figures[name]["without_overlap"][0],
+def distance_figures(sets: FeatureSets, seed: int) -> dict:
+    """The blocks of the distances and scores in metrics.json; absent where images are too few."""
+    real, samples, prompts = sets.real[0], sets.samples[0], sets.prompts
+    figures: dict = {
+        sets.names.frechet: {
+            "real": len(real),
+            "drawn": len(samples),
+            "captions": len(set(prompts)),
+            "radius": list(fid.RADII),
+            "distance": sets.distances(),
+            "interval": fid.frechet_interval(samples, real, prompts, np.random.default_rng(seed)),
+        }
     }
+    if min(len(real), len(samples)) > fid.NEIGHBORS:
+        if sets.names is INCEPTION_FIGURES:  # exactly as torch-fidelity computes it
+            figures[sets.names.kernel] = fid.kernel_distance(samples, real, TORCH_FIDELITY_SEED)
+        else:  # the vectors of a CLIP lie closer together
+            figures[sets.names.kernel] = fid.kernel_distance(samples.double(), real.double(), seed)
+        precise, recalled = map(Tensor.numpy, fid.precision_recall(samples, real))
+        by_prompt = [np.mean(precise[np.asarray(prompts) == prompt]) for prompt in dict.fromkeys(prompts)]
+        figures[sets.names.precision_recall] = {
+            **with_interval("precision", by_prompt, seed),
+            **with_interval("recall", recalled, seed),
+            "neighbours": fid.NEIGHBORS,
+        }
+    if sets.logits.shape[2] and len(samples) >= fid.SPLITS:
+        by_radius = list(map(fid.inception_score, sets.logits))
+        figures[sets.names.inception_score] = {
+            **by_radius[0],
+            "drawn": len(samples),
+            "radius": list(fid.RADII),
+            "score": [score["mean"] for score in by_radius],
+        }
+    return figures
+
+
+def _add_overlap_of_samples(
+    figures: dict, neighbors: NearestNeighbors, held_out: HeldOut, samples: Samples, sets: FeatureSets
+) -> None:
+    """Add the Fréchet distance without overlapping images and the samples for their captions."""
+    frechet, without = figures[sets.names.frechet], overlapping_captions(neighbors, held_out.captions)
+    kept = torch.tensor([samples.prompts[prompt] not in without for prompt in sets.prompts])
+    unseen = ~neighbors.held_out.is_overlapping[: sets.real.shape[1]]
+    frechet["without_overlap"] = sets.distances(unseen, kept)
+    figures["overlap"][sets.names.frechet] = {
+        "with": frechet["distance"][0],
+        "without": frechet["without_overlap"][0],
+    }
+
+
+def _memorization(neighbors: NearestNeighbors, counts: dict[str, int]) -> dict:
+    """The block `memorisation` of metrics.json."""
     overlaps = {"drawn": neighbors.samples, "held_out": neighbors.held_out}
     medians = {which: float(overlap.similarity.quantile(0.5)) for which, overlap in overlaps.items()}
-    figures["memorisation"] = {
+    return {
         "threshold": neighbors.samples.threshold,
-        "drawn": len(sets.sample_ids),
-        "captions": figures[name]["captions"],
-        "training": num_train_images,
+        **{name: counts[name] for name in ("drawn", "captions", "training")},
         "share": {which: overlap.share for which, overlap in overlaps.items()},
         "median_similarity": medians,
     }
@@ -226,89 +224,60 @@ def overlapping_captions(neighbors: NearestNeighbors, captions: Sequence[str]) -
 
 
 def best_of_n(
-    extractor: Extractor,
-    sets: FeatureSets,
-    samples: Samples,
-    scores: np.ndarray,
-    progress: Progress,
-    seed: int,
+    extractor: Extractor, sets: FeatureSets, samples: Samples, scores: np.ndarray, seed: int
 ) -> dict:
-    """The block `best_of` of metrics.json, as in the paper's figure 9c (§3.3), from one set of samples.
-
-    For each n, each caption is represented by the best-scored of its first n candidates, so every n compares
-    equally many images. Each image is embedded once, also if several n pick it or `sets` has it already.
-    {"n": [1, 2, 4, ..., C], "captions", "real", the Fréchet distance and the Inception Score under their
-    names: one value for each n, and "<distance>_interval": [low, high] for each n}; empty for fewer than 2
-    captions.
-    """
+    """The block `best_of` of metrics.json, as in the paper's figure 9c (§3.3): for each n, each caption is
+    represented by the best-scored of its first n candidates. Empty for fewer than 2 captions."""
     ns, prompts = candidate_counts(samples.candidates), list(dict.fromkeys(sets.prompts))
     if len(prompts) < 2:
         return {}
     best = [[(prompt, int(scores[prompt, :n].argmax())) for prompt in prompts] for n in ns]
     features, logits = sets.samples[0], sets.logits[0]
-    new = sorted({sample_id for sample_ids in best for sample_id in sample_ids} - set(sets.sample_ids))
+    new = sorted(set(chain.from_iterable(best)) - set(sets.sample_ids))
     if new:
-        new_features, new_logits = embed_samples(extractor, samples, new, [0], progress)
-        features, logits = torch.cat([features, new_features[0]]), torch.cat([logits, new_logits[0]])
-    rows = {sample_id: row for row, sample_id in enumerate([*sets.sample_ids, *new])}
-    picked = [[rows[sample_id] for sample_id in sample_ids] for sample_ids in best]
+        more = embed_samples(extractor, samples, new, [0])
+        features, logits = torch.cat([features, more[0][0]]), torch.cat([logits, more[1][0]])
+    row_of = {sample_id: row for row, sample_id in enumerate([*sets.sample_ids, *new])}
+    chosen = [[row_of[sample_id] for sample_id in sample_ids] for sample_ids in best]  # rows for each n
     name, real, rng = sets.names.frechet, sets.real[0], np.random.default_rng(seed)
     curve = {
         "n": ns,
         "captions": len(prompts),
         "real": len(real),
-        name: [fid.frechet_distance(features[rows], real) for rows in picked],
-        f"{name}_interval": [fid.frechet_interval(features[rows], real, prompts, rng) for rows in picked],
+        name: [fid.frechet_distance(features[rows], real) for rows in chosen],
+        f"{name}_interval": [fid.frechet_interval(features[rows], real, prompts, rng) for rows in chosen],
     }
     if logits.shape[1] and len(prompts) >= fid.SPLITS:
-        curve[sets.names.inception_score] = [fid.inception_score(logits[rows])["mean"] for rows in picked]
+        curve[sets.names.inception_score] = [fid.inception_score(logits[rows])["mean"] for rows in chosen]
     return curve
 
 
-# --- features --------------------------------------------------------------------------------------------------------
-
-
 def first_samples(samples: Samples, count: int) -> list[SampleId]:
-    """Choose samples for held-out captions: as few candidates of each caption as give `count` in all.
-
-    In the order of sampling, not of the scorer: its favorites would improve a distance in its own feature
-    space.
-    """
+    """Choose samples for held-out captions: as few candidates of each caption as give `count` in all, in the order
+    of sampling, as the scorer's favorites would improve a distance in its own feature space."""
     prompts = np.flatnonzero(np.array(samples.splits) == SPLIT).tolist()
     candidates = min(samples.candidates, -(-count // len(prompts))) if prompts else 0
     return [(prompt, candidate) for candidate in range(candidates) for prompt in prompts]
 
 
-def embed_feature_sets(
-    extractor: Extractor,
-    real: Tensor,
-    samples: Samples,
-    progress: Progress,
-    unblurred_features: Tensor | None = None,
-) -> FeatureSets | None:
-    """Embed real images (N, 3, H, W) and about as many samples; None where a set has fewer than 2, too few
-    for a distance.
-
-    `unblurred_features` (1, N, D) are the real images' features without blur, if they are already computed.
-    """
+def embed_feature_sets(extractor: Extractor, real: Tensor, samples: Samples) -> FeatureSets | None:
+    """Embed real images (N, 3, H, W) and about as many samples; None where a set has fewer than 2."""
     sample_ids = first_samples(samples, len(real))
     if min(len(real), len(sample_ids)) < 2:
         return None
-    radii = fid.RADII if unblurred_features is None else fid.RADII[1:]
-    real_features, _ = embed(extractor, real.__getitem__, len(real), radii, progress)
-    if unblurred_features is not None:
-        real_features = torch.cat([unblurred_features, real_features])
-    sample_features, logits = embed_samples(extractor, samples, sample_ids, fid.RADII, progress)
-    captions = [samples.prompts[prompt] for prompt, _ in sample_ids]
-    return FeatureSets(extractor.names, real_features, sample_features, logits, sample_ids, captions)
+    real_features = embed(extractor, real.__getitem__, len(real), fid.RADII)[0]
+    return FeatureSets(
+        extractor.names, real_features, *embed_samples(extractor, samples, sample_ids, fid.RADII), sample_ids
+    )
 
 
 def embed(
-    extractor: Extractor, read_images: ReadImages, count: int, radii: Sequence[int], progress: Progress
+    extractor: Extractor, read_images: ReadImages, count: int, radii: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Features (R, N, D) and logits (R, N, K) of the first N images, blurred by each radius; on the CPU."""
     features, logits = [], []
-    for rows in progress(sequential_batches(count, BATCH_SIZE), -(-count // BATCH_SIZE)):
+    batches, num_batches = sequential_batches(count, BATCH_SIZE), -(-count // BATCH_SIZE)
+    for rows in progress(batches, "evaluate: comparing images", num_batches, "batch"):
         images = extractor.to_device(read_images(rows))
         outputs = [extractor(fid.blur(images, radius)) for radius in radii]
         features.append(torch.stack([output[0] for output in outputs]))
@@ -317,20 +286,14 @@ def embed(
 
 
 def embed_samples(
-    extractor: Extractor,
-    samples: Samples,
-    sample_ids: Sequence[SampleId],
-    radii: Sequence[int],
-    progress: Progress,
+    extractor: Extractor, samples: Samples, sample_ids: Sequence[SampleId], radii: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Features (R, M, D) and logits (R, M, K) of samples, blurred by each radius; on the CPU."""
-    rows = [prompt * samples.candidates + candidate for prompt, candidate in sample_ids]
 
-    def read_images(numbers: list[int]) -> Tensor:
-        images = [samples.table["image"][rows[number]].as_py() for number in numbers]
-        return to_float(np.stack([decode_png(image) for image in images]))
+    def read_images(rows: list[int]) -> Tensor:
+        return to_float(np.stack([samples.image(*sample_ids[row]) for row in rows]))
 
-    return embed(extractor, read_images, len(rows), radii, progress)
+    return embed(extractor, read_images, len(sample_ids), radii)
 
 
 @torch.no_grad()

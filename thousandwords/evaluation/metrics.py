@@ -1,7 +1,6 @@
 """Best of n, caption match, CLIP score and retrieval, with their intervals: pure functions on arrays.
 
-Best of n is the paper's reranking by a contrastive scorer (arXiv 2102.12092, §2.6). PSNR and codebook use are
-in `nn.metrics`, image fidelity in `image_fidelity`.
+Best of n is the paper's reranking by a contrastive scorer (arXiv 2102.12092, §2.6).
 
 Axes: P prompts, N candidates per prompt, B images with their captions.
 """
@@ -21,10 +20,7 @@ BOOTSTRAP_ROUNDS, TAIL = 2000, (1 - 0.95) / 2
 
 
 def bootstrap_interval(values: ArrayLike, rng: np.random.Generator) -> list[float]:
-    """The 95% interval [low, high] of the mean of values (P,), by percentile bootstrap over them.
-
-    When all values agree, the interval is a point, however few they are.
-    """
+    """The 95% interval [low, high] of the mean of values (P,), by percentile bootstrap over them."""
     values = np.asarray(values, dtype=np.float64)
     rounds = range(BOOTSTRAP_ROUNDS)
     means = np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in rounds])
@@ -39,9 +35,6 @@ def with_interval(name: str, values: ArrayLike, rng: np.random.Generator | int) 
     }
 
 
-# --- best of n -------------------------------------------------------------------------------------------------------
-
-
 def top_weights(n: int, candidates: int) -> np.ndarray:
     """The chance of each rank to be the best of a random subset of n: top_weights(2, 3) -> [2/3, 1/3, 0]."""
     # a rank is the best when it is in the subset and the other n - 1 come from the ranks behind it
@@ -49,10 +42,8 @@ def top_weights(n: int, candidates: int) -> np.ndarray:
 
 
 def best_of(n: int, scores: ArrayLike, quality: ArrayLike) -> np.ndarray:
-    """Exact expected quality of the top-scored of n random candidates: scores and quality (P, N) -> (P,).
-
-    Candidates with equal scores share their mean quality, as if ties were broken at random.
-    """
+    """Exact expected quality of the top-scored of n random candidates: scores and quality (P, N) -> (P,). Those
+    with equal scores share their mean quality."""
     scores, quality = np.asarray(scores, dtype=np.float64), np.asarray(quality, dtype=np.float64)
     if len(not_finite := np.argwhere(~np.isfinite(scores))):
         prompt, candidate = not_finite[0].tolist()
@@ -108,11 +99,8 @@ def match_rates(scores: ArrayLike, matches: Mapping[str, ArrayLike], seed: int) 
 
 
 def clip_score(scores: ArrayLike, seed: int) -> dict:
-    """The block `clip_score` of metrics.json, from raw cosines (P, N).
-
-    The score that is reported is also the one that ranks, so it always rises with n. `scaled` is
-    100 max(cosine, 0), often called CLIP score; Hessel et al. (arXiv 2104.08718) use 2.5 instead of 100.
-    """
+    """The block `clip_score` of metrics.json, from raw cosines (P, N); `scaled` is 100 max(cosine, 0), often called
+    CLIP score (Hessel et al., arXiv 2104.08718, use 2.5 instead of 100)."""
     curve = {"n": candidate_counts(np.shape(scores)[1]), "score": _curve(scores, scores)}
     scaled = 100 * np.maximum(np.asarray(scores, dtype=np.float64), 0)
     return {
@@ -120,9 +108,6 @@ def clip_score(scores: ArrayLike, seed: int) -> dict:
         "curve": curve,
         "scaled": _ends(scores, scaled, seed),
     }
-
-
-# --- retrieval -------------------------------------------------------------------------------------------------------
 
 
 def retrieval(images: Tensor, captions: Tensor, seed: int) -> dict:
@@ -137,11 +122,8 @@ def retrieval(images: Tensor, captions: Tensor, seed: int) -> dict:
 
 
 def recall_at(similarity: np.ndarray, seed: int, ks: Sequence[int] = RECALL_AT) -> dict:
-    """Recall at each k, 0..1: similarity (B, B), pairs on the diagonal -> {"r1", "r1_interval", "r5", ...}.
-
-    Columns with the same similarity as the own one count as in random order: a tie is worth the chance to be
-    among the first k, so that equal captions share one hit.
-    """
+    """Recall at each k, 0..1: similarity (B, B), pairs on the diagonal -> {"r1", "r1_interval", "r5", ...}. A tie
+    with the own column is worth the chance to be among the first k, so that equal captions share one hit."""
     own = similarity.diagonal()[:, None]
     nearer, equal = (similarity > own).sum(axis=1), (similarity == own).sum(axis=1)
     figures: dict = {}

@@ -1,9 +1,8 @@
 """Near duplicates of training images: the nearest training image of each image, and a threshold.
 
 Like the paper (arXiv 2102.12092, §3.1), whose threshold is conservative: low enough that hardly any image
-that training knew is missed. Neighbors are exact but for those within a large set: there they are found by
-HNSW (Malkov and Yashunin, arXiv 1603.09320) with uncompressed vectors, built by one thread so that the same
-images give the same graph. It can miss a neighbor, but never invents one.
+that training knew is missed. Neighbors are exact but for those within a large set: HNSW (Malkov and Yashunin,
+arXiv 1603.09320), built by one thread so that the same images give the same graph, can miss a neighbor.
 
 Axes: N and M images, D features.
 """
@@ -21,9 +20,7 @@ from torch.nn import functional
 
 from thousandwords.ingest.perceptual_hash import chance_distance
 
-EXACT_IMAGES = (
-    20_000  # up to this number each image of a set is compared with each other, which takes seconds
-)
+EXACT_IMAGES = 20_000  # up to this number the images of a set are all compared, which takes seconds
 ROWS_AT_ONCE = 4096  # bounds the table (rows, rows) of similarities
 HNSW_LINKS, HNSW_CANDIDATES = 32, 128  # edges of an image; candidates kept while building and searching
 MAX_PAIRED = 1024  # held-out and training images whose pairwise cosines give the distribution of chance
@@ -67,16 +64,15 @@ def nearest(features: Tensor, others: Tensor | None = None) -> tuple[Tensor, Ten
     others = features if is_same else functional.normalize(others.float(), dim=1)
     similarity = features.new_full((len(features),), -math.inf)
     index = torch.zeros_like(similarity, dtype=torch.int64)
-    for other_start in range(0, len(others), ROWS_AT_ONCE):
-        for start in range(0, len(features), ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
-            table = features[rows] @ others[other_start : other_start + ROWS_AT_ONCE].T
-            if is_same and start == other_start:
-                table.fill_diagonal_(-math.inf)  # an image is not its own neighbor
-            best, column = table.max(dim=1)
+    for columns in torch.arange(len(others)).split(ROWS_AT_ONCE):
+        for rows in torch.arange(len(features)).split(ROWS_AT_ONCE):
+            cosines = features[rows] @ others[columns].T
+            if is_same:  # an image is not its own neighbor
+                cosines[rows[:, None] == columns] = -math.inf
+            best, column = cosines.max(dim=1)
             is_nearer = best > similarity[rows]
             similarity[rows] = similarity[rows].where(~is_nearer, best)
-            index[rows] = index[rows].where(~is_nearer, column + other_start)
+            index[rows] = index[rows].where(~is_nearer, columns[column])
     return similarity.clamp(-1, 1), index
 
 
@@ -98,11 +94,8 @@ def _nearest_approximately(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def chance_threshold(held_out_features: Tensor, train_features: Tensor) -> float:
-    """The cosine above which 1 held-out image in 100 has a training image by chance alone.
-
-    That is `perceptual_hash.chance_distance` on the scale of Fisher's z, so that the extrapolated tail ends
-    below 1.
-    """
+    """The cosine above which 1 held-out image in 100 has a training image by chance alone:
+    `perceptual_hash.chance_distance` on the scale of Fisher's z, so that the extrapolated tail ends below 1."""
     held_out, training = (
         functional.normalize(features[:: max(1, len(features) // MAX_PAIRED)].float(), dim=1)
         for features in (held_out_features, train_features)

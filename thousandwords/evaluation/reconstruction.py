@@ -60,14 +60,8 @@ def reconstruct(
     patch = tokenizer.image_size // max(tokenizer.scales)
     kmeans = fit_kmeans(patches_of(training, patch), tokenizer.vocab_size, iterations, seed)
     kmeans_tokens, kmeans_images = kmeans_reconstruct(kmeans, held_out, patch)
-    return Reconstructions(
-        hard=hard,
-        psnr_hard=psnr(held_out, hard),
-        psnr_kmeans=psnr(held_out, kmeans_images),
-        tokens=tokens,
-        kmeans_tokens=kmeans_tokens,
-        vocab_size=tokenizer.vocab_size,
-    )
+    psnrs = psnr(held_out, hard), psnr(held_out, kmeans_images)
+    return Reconstructions(hard, *psnrs, tokens, kmeans_tokens, tokenizer.vocab_size)
 
 
 def fit_kmeans(patches: Tensor, vocab_size: int, iterations: int, seed: int) -> faiss.Kmeans:
@@ -98,9 +92,8 @@ def kmeans_reconstruct(kmeans: faiss.Kmeans, images: Tensor, patch: int) -> tupl
     cells = torch.from_numpy(kmeans.centroids[tokens]).view(
         len(images), images.shape[2] // patch, -1, kmeans.d
     )
-    return torch.from_numpy(tokens).view(len(images), -1), functional.pixel_shuffle(
-        cells.movedim(3, 1), patch
-    )
+    rebuilt = functional.pixel_shuffle(cells.movedim(3, 1), patch)
+    return torch.from_numpy(tokens).view(len(images), -1), rebuilt
 
 
 def patches_of(images: Tensor, patch: int) -> Tensor:

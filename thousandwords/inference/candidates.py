@@ -1,7 +1,7 @@
 """From prompts to candidates: many rows at a time, each with its own random generator.
 
-Used by the stage and by the package, so both give the same image: it depends on (seed, prompt, candidate) and
-on the models, not on the batch it is sampled in (arXiv 2102.12092 §2.6 samples 512 candidates per caption).
+An image depends on (seed, prompt, candidate) and on the models, not on the batch it is sampled in (arXiv
+2102.12092 §2.6 samples 512 candidates per caption).
 """
 
 from __future__ import annotations

@@ -50,17 +50,14 @@ def rows_to_keep(share: float, side: int) -> int:
 
 
 def cells_from_mask(mask: np.ndarray, side: int) -> np.ndarray:
-    """Mask uint8 (H, W, 3), white where an image is kept -> bool (side, side): cells white on average.
-
-    It is cropped to its middle square as an image is. Raises UserError unless some are kept and some sampled.
-    """
+    """Mask uint8 (H, W, 3), white where an image is kept -> bool (side, side): cells of its middle square that are
+    white on average. Raises UserError unless some are kept and some sampled."""
     square = fit_square(mask, min(mask.shape[:2]))  # cropped, not resized: a resize could ring
     is_kept = adaptive_avg_pool2d(to_float(square), side)[0].mean(dim=0).ge(0.5).numpy()
     if is_kept.any() and not is_kept.all():
         return is_kept
-    reason = "all of it is white, so that nothing is left to sample"
-    if not is_kept.any():
-        reason = "no cell of it is white enough"
+    all_white = "all of it is white, so that nothing is left to sample"
+    reason = all_white if is_kept.any() else "no cell of it is white enough"
     raise UserError(
         f"the mask cannot be used: {reason}. Paint white what is to be kept, and black what is to be sampled"
     )

@@ -1,8 +1,7 @@
 """How likely an image is under a caption, exactly: an autoregressive model gives this, GANs and diffusion do not.
 
 It is the likelihood of the image's tokens under the generator as trained: no guidance, no temperature, no
-truncation. Many bits in one cell: the model did not expect its token. Left out: the pixels that a token leaves
-open, and the length of the caption.
+truncation. Left out: the pixels that a token leaves open, and the length of the caption.
 """
 
 from __future__ import annotations

@@ -10,8 +10,6 @@ import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -64,18 +62,17 @@ class Package:
         fixed_tokens: Tensor | None = None,
         **changes: object,
     ) -> list[Candidate]:
-        """Candidates of one prompt, best first. `changes` replaces settings: temperature=0.8, top_p=0.9.
-
-        `fixed_tokens` (L,) are tokens that all candidates share, -1 where one is to be sampled
-        (`inpainting.fixed_tokens_of`).
-        """
+        """Candidates of one prompt, best first. `changes` replaces settings: temperature=0.8, top_p=0.9;
+        `fixed_tokens` (L,) are those of `inpainting.fixed_tokens_of`, -1 where one is to be sampled."""
         prompt = check_prompt(prompt)
         if candidates is not None:
-            changes = {"candidates": candidates, **changes}
+            changes["candidates"] = candidates
         settings = replace_settings(self.settings, **changes)
-        candidates_of = partial(self.generate_batch, prompt, settings, seed, fixed_tokens=fixed_tokens)
-        batches = map(candidates_of, range(count_batches(1, settings)))
-        return rank_candidates(list(chain.from_iterable(batches)))
+        batches = [
+            self.generate_batch(prompt, settings, seed, number, fixed_tokens)
+            for number in range(count_batches(1, settings))
+        ]
+        return rank_candidates([candidate for batch in batches for candidate in batch])
 
     @torch.no_grad()
     def generate_batch(
@@ -92,9 +89,9 @@ class Package:
         batch = sample_batch(
             self.generator, self.text_tokenizer, [prompt], settings, seed, number, fixed_tokens
         )
-        decoded = decode_in_batches(self.image_tokenizer, batch.tokens)
-        scores = score_in_batches(self.scorer, decoded, prompt)
-        rows = zip(to_uint8(decoded), scores.tolist(), batch.candidates, batch.tokens, strict=True)
+        images = decode_in_batches(self.image_tokenizer, batch.tokens)
+        scores = score_in_batches(self.scorer, images, prompt).tolist()
+        rows = zip(to_uint8(images), scores, batch.candidates, batch.tokens, strict=True)
         return [Candidate(image, score, candidate, seed, tokens) for image, score, candidate, tokens in rows]
 
 
@@ -105,8 +102,7 @@ def rank_candidates(candidates: list[Candidate]) -> list[Candidate]:
 
 def write_package(folder: Path, parts: dict[str, Path], settings: SamplingConfig, metadata: dict) -> str:
     """Copy the four model folders, verified, into `folder`, bound together; returns the fingerprint."""
-    folder = Path(folder)
-    fingerprints = {}
+    folder, fingerprints = Path(folder), {}
     for name in PARTS:
         manifest = read_manifest(parts[name])
         for file in (*manifest["files"], MANIFEST):
@@ -115,9 +111,8 @@ def write_package(folder: Path, parts: dict[str, Path], settings: SamplingConfig
     for path in folder.iterdir():
         if path.is_dir() and path.name not in PARTS:
             shutil.rmtree(path)
-    write_json(
-        folder / "package.json", {"parts": fingerprints, "sampling": dataclasses.asdict(settings), **metadata}
-    )
+    metadata = {"parts": fingerprints, "sampling": dataclasses.asdict(settings), **metadata}
+    write_json(folder / "package.json", metadata)
     return write_manifest(folder, {"package.json": None}, {"parts": fingerprints})["sha256"]
 
 
@@ -136,15 +131,9 @@ def load_package(folder: Path, device: str = "cpu") -> Package:
         sha256 = read_manifest(folder / name, verify=False, fix=FIX)["sha256"]
         if sha256 != expected_sha256:
             raise UserError(f"{folder / name} is not the part this package was made with. Run: {FIX}")
-    models = {
-        name: components.load(family, folder / name, fix=FIX).to(device) for name, family in FAMILIES.items()
-    }
-    return Package(
-        text_tokenizer=load(folder / "text_tokenizer", fix=FIX),
-        settings=section(metadata["sampling"], "sampling", SamplingConfig),
-        fingerprint=manifest["sha256"],
-        **models,
-    )
+    models = [components.load(family, folder / name, fix=FIX).to(device) for name, family in FAMILIES.items()]
+    settings = section(metadata["sampling"], "sampling", SamplingConfig)
+    return Package(load(folder / "text_tokenizer", fix=FIX), *models, settings, manifest["sha256"])
 
 
 def check_device(name: str) -> torch.device:

@@ -17,7 +17,7 @@ from thousandwords.data.images import to_uint8
 from thousandwords.inference.batched import decode_in_batches
 from thousandwords.inference.candidates import sample_batch
 from thousandwords.inference.config import SamplingConfig
-from thousandwords.inference.sample_shards import sample_table
+from thousandwords.inference.sample_shards import COLUMNS, sample_table
 from thousandwords.text.bpe import TextTokenizer, load
 
 
@@ -90,13 +90,7 @@ def make_sampler(models: Models, task: SampleTask, device: str) -> Callable[[int
         )
         images = to_uint8(decode_in_batches(models.image_tokenizer, batch.tokens))
         rows = [
-            {
-                "prompt_id": prompt,
-                "split": task.prompts[prompt][0],
-                "prompt": prompts[prompt],
-                "candidate": candidate,
-                "seed": seed,
-            }
+            dict(zip(COLUMNS, (prompt, *task.prompts[prompt], candidate, seed), strict=True))
             for prompt, candidate, seed in zip(batch.prompt_ids, batch.candidates, batch.seeds, strict=True)
         ]
         return sample_table(rows, batch.tokens, images)

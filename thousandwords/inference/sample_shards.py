@@ -20,17 +20,14 @@ from thousandwords.core.parquet import table_bytes
 from thousandwords.data.images import decode_png, encode_png
 
 FIX = "dvc repro sample_images"
+COLUMNS = ("prompt_id", "split", "prompt", "candidate", "seed")  # and image_tokens, image
 INPAINTED = "completed"  # the split of prompts with an image to inpaint, under its name in earlier files
 
 
 def sample_table(prompts: list[dict], tokens: Tensor, images: np.ndarray) -> pa.Table:
-    """Rows for one shard: `prompts` has one dict (prompt_id, split, prompt, candidate, seed) per image.
-
-    tokens (B, L) int64, images (B, H, W, 3) uint8.
-    """
+    """Rows for one shard: a dict of COLUMNS per image, tokens (B, L) int64, images (B, H, W, 3) uint8."""
     flat = pa.array(tokens.numpy().astype(np.uint16).ravel())
-    names = ("prompt_id", "split", "prompt", "candidate", "seed")
-    columns = {name: pa.array([row[name] for row in prompts]) for name in names}
+    columns = {name: pa.array([row[name] for row in prompts]) for name in COLUMNS}
     columns["image_tokens"] = pa.FixedSizeListArray.from_arrays(flat, tokens.shape[1])
     columns["image"] = pa.array([encode_png(image) for image in images], pa.binary())
     return pa.table(columns)
@@ -67,6 +64,10 @@ class Samples:
         """The N candidates of one prompt: uint8 (N, H, W, 3)."""
         rows = self.table["image"].slice(prompt * self.candidates, self.candidates)
         return np.stack([decode_png(data) for data in rows.to_pylist()])
+
+    def image(self, prompt: int, candidate: int) -> np.ndarray:
+        """One candidate: uint8 (H, W, 3)."""
+        return decode_png(self.table["image"][prompt * self.candidates + candidate].as_py())
 
     def text_only_prompts(self) -> list[int]:
         """The prompts without an image to inpaint, which the metrics use; all prompts if each has one."""

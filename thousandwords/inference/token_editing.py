@@ -24,9 +24,7 @@ MIN_SIDE = 512  # pixels of an enlarged image
 MIN_CELL = 40  # pixels of a cell, so that its number can be read
 MARGIN = 24  # pixels for the numbers of rows and columns
 INK, PAPER = (30, 30, 30), (255, 255, 255)
-
-
-# --- edit ------------------------------------------------------------------------------------------------------------
+OUTLINED = {"fill": PAPER, "stroke_width": 2, "stroke_fill": INK}
 
 
 def as_grid(tokens: Tensor) -> Tensor:
@@ -39,11 +37,8 @@ def as_grid(tokens: Tensor) -> Tensor:
 
 def set_token(grid: Tensor, row: int, column: int, token: int, vocab_size: int) -> Tensor:
     """The grid with another token in one cell; rows, columns and tokens count from 0. Raises ValueError."""
-    for name, value, count in (
-        ("row", row, grid.shape[0]),
-        ("column", column, grid.shape[1]),
-        ("token", token, vocab_size),
-    ):
+    counts = {"row": (row, len(grid)), "column": (column, grid.shape[1]), "token": (token, vocab_size)}
+    for name, (value, count) in counts.items():
         if not 0 <= value < count:
             raise ValueError(f"there is no {name} {value}: they run from 0 to {count - 1}")
     edited = grid.clone()
@@ -83,9 +78,6 @@ def surprisal(log_probabilities: Tensor) -> np.ndarray:
     return np.maximum(0, -log_probabilities.double().numpy() / math.log(2))
 
 
-# --- show ------------------------------------------------------------------------------------------------------------
-
-
 def label_tokens(image: np.ndarray, grid: Tensor) -> np.ndarray:
     """The image, enlarged, with each token's number over its cell, and row and column numbers at the edge."""
     side = len(grid)
@@ -104,7 +96,7 @@ def label_tokens(image: np.ndarray, grid: Tensor) -> np.ndarray:
     for row in range(side):
         for column in range(side):
             center = (MARGIN + (column + 0.5) * cell, MARGIN + (row + 0.5) * cell)
-            _write(draw, center, str(int(grid[row, column])), size=14, fill=PAPER, stroke=INK)
+            _write(draw, center, str(int(grid[row, column])), size=14, **OUTLINED)
     return np.array(framed)
 
 
@@ -151,14 +143,6 @@ def _scale(width: int, max_bits: float, height: int = 56) -> np.ndarray:
 
 
 def _write(
-    draw: ImageDraw.ImageDraw,
-    center: tuple[float, float],
-    text: str,
-    size: int,
-    fill: tuple[int, int, int] = INK,
-    stroke: tuple[int, int, int] | None = None,
+    draw: ImageDraw.ImageDraw, center: tuple[float, float], text: str, size: int, **colors: object
 ) -> None:
-    font = ImageFont.load_default(size)
-    draw.text(
-        center, text, fill=fill, font=font, anchor="mm", stroke_width=2 if stroke else 0, stroke_fill=stroke
-    )
+    draw.text(center, text, font=ImageFont.load_default(size), anchor="mm", **{"fill": INK, **colors})

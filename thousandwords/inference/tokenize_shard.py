@@ -80,10 +80,8 @@ def is_cropped(split: str, config: TokensConfig) -> bool:
 def views_of(
     reader: PairReader, split: str, config: TokensConfig, seed: int, indices: list[int]
 ) -> list[np.ndarray]:
-    """The images to encode, one uint8 (B, H, W, 3) per view: all random crops, or the plain squares once.
-
-    Held-out images are squares: no random choice affects a metric. Their tokens are repeated for each view.
-    """
+    """The images to encode, one uint8 (B, H, W, 3) per view: all random crops, or of held-out images the plain
+    squares once, so that no random choice affects a metric."""
     if not is_cropped(split, config):
         return [reader.images(indices)]
     return [crops(reader, indices, view, seed) for view in range(config.views_per_image)]

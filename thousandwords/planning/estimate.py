@@ -2,9 +2,9 @@
 each stage.
 
 The time of a stage is its work divided by a rate. The work follows from params.yaml and the sizes of the models,
-counted on torch's meta device: no memory, no weights. Rates are those of the last run here (results/runs), if
-params.yaml is still the same; else of the newest benchmark (bench/results.jsonl); else assumed. The output says
-which. Left out: stages that take minutes at any size (check_params, rank_images, package_model, evaluate).
+counted on torch's meta device. Rates are those of the last run here (results/runs), if params.yaml is still the
+same; else of the newest benchmark (bench/results.jsonl); else assumed. Left out: stages that take minutes at any
+size (check_params, rank_images, package_model, evaluate).
 """
 
 from __future__ import annotations
@@ -169,16 +169,9 @@ def steps(sizes: Sizes, bytes_per_pixel: float, sampling_share: float) -> list[S
     shards, token_shards = (math.ceil(pairs / per) for per in (sizes.pairs_per_shard, sizes.tokens_per_shard))
     pixels = sizes.stored_side**2
     image_bytes = pixels * bytes_per_pixel
+    megapixels = pairs * pixels / 1e6
     found = [
-        Step(
-            "prepare_pairs",
-            pairs,
-            pairs * pixels / 1e6,
-            "megapixels",
-            "data/pairs",
-            shards,
-            pairs * image_bytes,
-        )
+        Step("prepare_pairs", pairs, megapixels, "megapixels", "data/pairs", shards, pairs * image_bytes)
     ]
     if train_pairs * image_bytes > pair_shards.MAX_BYTES_IN_MEMORY:
         found.append(Step("", train_pairs, folder=".store/pairs", files=1, bytes=train_pairs * image_bytes))
@@ -210,9 +203,6 @@ def token_row_bytes(num_tokens: int, vocab_size: int) -> float:
     return num_tokens * math.log2(vocab_size) / 8 * 1.02 + TEXT_BYTES / 2
 
 
-# --- rates -----------------------------------------------------------------------------------------------------------
-
-
 def choose_rates(
     sizes: Sizes, device: str, tflops: float | None, results: Path, benchmarks: Sequence[dict] = ()
 ) -> dict[str, Rate]:
@@ -220,9 +210,10 @@ def choose_rates(
     rates = {
         "megapixels": ASSUMED["megapixels"],
         "captions": ASSUMED["captions"],
-        "flops": benchmarked_rate(benchmarks, device) or ASSUMED[device],
+        "flops": ASSUMED[device],
         "bytes_per_pixel": ASSUMED["bytes_per_pixel"],
-        "sampling_share": benchmarked_sampling_share(benchmarks, device) or ASSUMED["sampling_share"],
+        "sampling_share": ASSUMED["sampling_share"],
+        **benchmarked_rates(benchmarks, device),
     }
     records = [json.loads(path.read_bytes()) for path in sorted(results.glob("runs/*.json"))]
     seconds = {record["stage"]: record["seconds"] for record in records}
@@ -245,44 +236,36 @@ def choose_rates(
 
 
 def measured_rate(sizes: Sizes, seconds: dict[str, float]) -> Rate | None:
-    """Operations per second of the longest training with a record; None where there is no record.
-
-    The longest, because start-up and evaluation weigh least in it.
-    """
-    recorded = [name for name, model in sizes.models.items() if model.rows and seconds.get(f"train_{name}")]
-    if not recorded:
+    """Operations per second of the longest training with a record: start-up and evaluation weigh least in it."""
+    taken = {
+        name: seconds[f"train_{name}"]
+        for name, model in sizes.models.items()
+        if model.rows and seconds.get(f"train_{name}")
+    }
+    if not taken:
         return None
-    name = max(recorded, key=lambda name: seconds[f"train_{name}"])
-    taken = seconds[f"train_{name}"]
-    return Rate(sizes.models[name].work / taken, f"measured: train_{name} took {taken:,.0f} s here")
+    name = max(taken, key=taken.get)
+    return Rate(
+        sizes.models[name].work / taken[name], f"measured: train_{name} took {taken[name]:,.0f} s here"
+    )
 
 
-def newest(rows: Sequence[dict], id: str) -> dict | None:
-    """The last row of bench/results.jsonl with that id; None where it was never measured."""
-    return next((row for row in reversed(rows) if row["id"] == id), None)
-
-
-def benchmarked_rate(rows: Sequence[dict], device: str) -> Rate | None:
-    """Training's operations per second: the machine's own matrix product times the share it reaches."""
-    product, training = newest(rows, f"{device}_matmul"), newest(rows, f"{device}_train")
-    if product is None or training is None or not training["ratio"]:
-        return None
-    return Rate(product["figure"] * 1e12 * training["ratio"], _benchmark(training))
-
-
-def benchmarked_sampling_share(rows: Sequence[dict], device: str) -> Rate | None:
-    """Sampling's FLOP/s over training's, where both were measured."""
-    training, sampling = benchmarked_rate(rows, device), newest(rows, f"{device}_draw")
-    if training is None or sampling is None:
-        return None
-    return Rate(sampling["figure"] * 1e12 / training.value, _benchmark(sampling))
+def benchmarked_rates(rows: Sequence[dict], device: str) -> dict[str, Rate]:
+    """The rates that bench/results.jsonl gives: training's operations per second (the machine's own matrix product
+    times the share it reaches), and those of sampling over them."""
+    newest = {row["id"].removeprefix(f"{device}_"): row for row in rows if row["id"].startswith(f"{device}_")}
+    product, training, sampling = (newest.get(name) for name in ("matmul", "train", "draw"))
+    if not (product and training and training["ratio"]):
+        return {}
+    flops = product["figure"] * 1e12 * training["ratio"]
+    rates = {"flops": Rate(flops, _benchmark(training))}
+    if sampling:
+        rates["sampling_share"] = Rate(sampling["figure"] * 1e12 / flops, _benchmark(sampling))
+    return rates
 
 
 def _benchmark(row: dict) -> str:
     return f"benchmark of {row['date'][:10]} on {row['machine']}"
-
-
-# --- the text --------------------------------------------------------------------------------------------------------
 
 
 def table(steps: Sequence[Step], rates: dict[str, Rate], devices: int) -> str:
@@ -292,11 +275,11 @@ def table(steps: Sequence[Step], rates: dict[str, Rate], devices: int) -> str:
     total_flops = total_device_hours = total_hours = 0.0
     for step in steps:
         device_hours = step.work / rates[step.unit].value / 3600
-        is_model = step.unit == "flops"
-        hours = device_hours / devices if is_model else device_hours
+        flops = step.work if step.unit == "flops" else 0
+        hours = device_hours / devices if flops else device_hours
         total_hours += hours
-        if is_model:
-            total_flops, total_device_hours = total_flops + step.work, total_device_hours + device_hours
+        total_flops += flops
+        total_device_hours += device_hours if flops else 0
         lines.append(
             (
                 step.stage,
@@ -304,23 +287,20 @@ def table(steps: Sequence[Step], rates: dict[str, Rate], devices: int) -> str:
                 step.folder,
                 f"{step.files:,}" if step.files else "",
                 format_bytes(step.bytes) if step.bytes else "",
-                f"{step.work:.2e}" if step.work and is_model else "",
-                format_hours(device_hours) if step.work and is_model else "",
+                f"{flops:.2e}" if flops else "",
+                format_hours(device_hours) if flops else "",
                 format_hours(hours) if step.work else "",
             )
         )
-    files, size = sum(step.files for step in steps), sum(step.bytes for step in steps)
-    sums = f"{files:,}", format_bytes(size), f"{total_flops:.2e}"
+    sums = (
+        f"{sum(step.files for step in steps):,}",
+        format_bytes(sum(step.bytes for step in steps)),
+        f"{total_flops:.2e}",
+    )
     lines.append(("total", "", "", *sums, format_hours(total_device_hours), format_hours(total_hours)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = [
-        [
-            cell.ljust(width) if column in (0, 2) else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in lines
-    ]
-    return "\n".join("  ".join(cells).rstrip() for cells in aligned)
+    row = "  ".join(f"{{:{'<' if column in (0, 2) else '>'}{width}}}" for column, width in enumerate(widths))
+    return "\n".join(row.format(*line).rstrip() for line in lines)
 
 
 def format_bytes(count: float) -> str:
@@ -344,25 +324,15 @@ def format_estimate(options: Namespace) -> str:
         try:
             check_params(params, params["seed"])
         except SourceError as error:
-            raise UserError(
-                f"{error}. To plan without images, give their number, for example --pairs 1000000"
-            ) from error
+            fix = "To plan without images, give their number, for example --pairs 1000000"
+            raise UserError(f"{error}. {fix}") from error
     sizes = read_sizes(params, options.pairs)
     is_in_use = options.params.is_file() and path.read_bytes() == options.params.read_bytes()
     results = options.results if is_in_use else Path("nowhere/results")
     rows = options.benchmarks.read_text("utf-8").splitlines() if options.benchmarks.is_file() else []
     rates = choose_rates(sizes, options.on, options.tflops, results, list(map(json.loads, rows)))
     epochs = sizes.models["generator"].rows / max(1, sizes.train_pairs)
-    # in float32: weights, gradients, average and two moments
-    weights = [
-        f"{name.replace('_', ' ')} {model.parameters:,}"
-        + (
-            f" ({format_bytes(20 * model.parameters)} of memory in training, and its activations)"
-            if model.rows
-            else ""
-        )
-        for name, model in sizes.models.items()
-    ]
+    weights = [f"{name.replace('_', ' ')} {_memory(model)}" for name, model in sizes.models.items()]
     devices = f"{options.gpus} {options.on.upper()}{'s' if options.gpus > 1 else ''}"
     planned = steps(sizes, rates["bytes_per_pixel"].value, rates["sampling_share"].value)
     return "\n".join(
@@ -376,6 +346,13 @@ def format_estimate(options: Namespace) -> str:
             "DVC's cache holds data/ and models/ a second time, unless its links are reflinks or hard links.",
         ]
     )
+
+
+def _memory(model: Model) -> str:
+    if not model.rows:
+        return f"{model.parameters:,}"
+    # in float32: weights, gradients, average and two moments
+    return f"{model.parameters:,} ({format_bytes(20 * model.parameters)} of memory in training, and its activations)"
 
 
 def _format_rate(unit: str, value: float) -> str:

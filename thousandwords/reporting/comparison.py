@@ -1,21 +1,20 @@
 """Two runs side by side as one page: images of the same prompts, figures, settings. Runs in, a single html
 file out.
 
-Like the report it is self-contained: it loads nothing and runs nothing, and the same runs give the same
-bytes. Layout: `comparison.html.j2`. A figure that depends on a part of the pipeline (the scorer, a tokenizer)
-is called better or worse only where both runs share that part.
+Like the report it loads nothing and runs nothing, and the same runs give the same bytes. A figure that depends
+on a part of the pipeline (the scorer, a tokenizer) is called better or worse only where both runs share it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from thousandwords.core.errors import UserError
 from thousandwords.evaluation.config import SPLIT_NAMES
 from thousandwords.reporting.finished_run import CommonPrompt, FinishedRun, common_prompts
+from thousandwords.reporting.html_report import flatten, get
 from thousandwords.reporting.page import image_element, page_environment, thumbnail
-from thousandwords.reporting.report_tables import flatten, get
 
 MAX_PAGE_BYTES = 8_000_000  # so that the page can be mailed
 IMAGE_SIZE = 128  # pixels of an image on the page
@@ -37,10 +36,6 @@ class Headline:
     def text(self, value: float) -> str:
         """A value as text, without its unit."""
         return format(value, self.format).translate(MINUS)
-
-    def is_zero(self, change: float) -> bool:
-        """Whether a difference is too small for the digits in which the figure is shown."""
-        return self.text(abs(change)) == self.text(0)
 
 
 # fmt: off
@@ -77,20 +72,18 @@ def plain(value: object) -> str:
 
 def figures(a: FinishedRun, b: FinishedRun, same_parts: Sequence[str]) -> list[dict]:
     """Rows of the headline figures that at least one run has, as `comparison.html.j2` shows them."""
-    return [row for headline in HEADLINES if (row := _figure(headline, a.metrics, b.metrics, same_parts))]
+    rows = [_figure(headline, a.metrics, b.metrics, same_parts) for headline in HEADLINES]
+    return [row for row in rows if (row["old"], row["new"]) != ("–", "–")]
 
 
-def _figure(headline: Headline, old: Mapping, new: Mapping, same_parts: Sequence[str]) -> dict | None:
+def _figure(headline: Headline, old: Mapping, new: Mapping, same_parts: Sequence[str]) -> dict:
     values = [_value(metrics, headline.name) for metrics in (old, new)]
-    if values == [None, None]:
-        return None
     intervals = [_interval(metrics, headline.name) for metrics in (old, new)]
-    change = None if None in values else values[1] - values[0]
-    is_comparable = headline.depends_on is None or headline.depends_on in same_parts
-    tone = ""  # "good", "bad", "same", or "" where that is unknown
-    if change is not None and is_comparable and headline.better:
-        tone = "good" if change * headline.better > 0 else "bad"
-        tone = "same" if headline.is_zero(change) else tone
+    change, verdict, tone = "–", "measured in one run only", ""
+    if None not in values:
+        do_overlap = None if None in intervals else intervals_overlap(*intervals)
+        is_comparable = headline.depends_on is None or headline.depends_on in same_parts
+        change, verdict, tone = _judge(headline, values[1] - values[0], do_overlap, is_comparable)
     value_texts = ["–" if value is None else headline.text(value) + headline.unit for value in values]
     interval_texts = [
         "{} to {}".format(headline.text(each[0]).removesuffix("%"), headline.text(each[1])) if each else ""
@@ -99,16 +92,31 @@ def _figure(headline: Headline, old: Mapping, new: Mapping, same_parts: Sequence
     return {
         "name": headline.name,
         "label": headline.label,
-        "old": value_texts[0],
-        "new": value_texts[1],
-        "old_interval": interval_texts[0],
-        "new_interval": interval_texts[1],
-        "change": _change_text(headline, change),
+        **dict(zip(("old", "new"), value_texts, strict=True)),
+        **dict(zip(("old_interval", "new_interval"), interval_texts, strict=True)),
+        "change": change,
         "better": {1: "↑", -1: "↓", 0: ""}[headline.better],
-        "verdict": ", ".join(_verdict(headline, tone, intervals, change, is_comparable)),
-        # a difference that may be chance has no color
-        "tone": "" if None not in intervals and intervals_overlap(*intervals) else tone,
+        "verdict": verdict,
+        "tone": tone,
     }
+
+
+def _judge(
+    headline: Headline, change: float, do_overlap: bool | None, is_comparable: bool
+) -> tuple[str, str, str]:
+    """(a difference as text, the verdict, its tone: "good", "bad", "same" or, where it may be chance, "")."""
+    is_zero = headline.text(abs(change)) == headline.text(0)  # in the digits that are shown
+    text = "+" * (change >= 0) + headline.text(change).replace("%", " points") + headline.unit
+    text = "0" if is_zero else text
+    if change and not is_comparable:
+        return text, f"not comparable without the same {headline.depends_on.replace('_', ' ')}", ""
+    tone, words = "", []
+    if is_comparable and headline.better:
+        tone = "same" if is_zero else "good" if change * headline.better > 0 else "bad"
+        words.append({"good": "better", "bad": "worse", "same": "the same"}[tone])
+    if tone != "same" and do_overlap is not None:
+        words.append("intervals overlap" if do_overlap else "intervals do not overlap")
+    return text, ", ".join(words), "" if do_overlap else tone
 
 
 def _value(metrics: Mapping, name: str) -> float | None:
@@ -125,40 +133,26 @@ def _interval(metrics: Mapping, name: str) -> list[float] | None:
     return get(metrics, f"{name}_interval")
 
 
-def _verdict(
-    headline: Headline, tone: str, intervals: list, change: float | None, is_comparable: bool
-) -> Iterator[str]:
-    if change is None:
-        yield "measured in one run only"
-    elif change and not is_comparable:
-        yield f"not comparable without the same {headline.depends_on.replace('_', ' ')}"
-    else:
-        if tone:
-            yield {"good": "better", "bad": "worse", "same": "the same"}[tone]
-        if tone != "same" and None not in intervals:
-            yield "intervals overlap" if intervals_overlap(*intervals) else "intervals do not overlap"
-
-
 def intervals_overlap(first: Sequence[float], second: Sequence[float]) -> bool:
     """Whether two intervals share a point: intervals_overlap([1, 2], [2, 3]) -> True"""
     return first[0] <= second[1] and second[0] <= first[1]
 
 
-def _change_text(headline: Headline, change: float | None) -> str:
-    if change is None:
-        return "–"
-    if headline.is_zero(change):
-        return "0"
-    text = headline.text(change).replace("%", " points") + headline.unit
-    return text if change < 0 else f"+{text}"
-
-
-def other_figures(
-    a: FinishedRun, b: FinishedRun, differences: Mapping[str, Mapping] | None = None
-) -> list[dict]:
+def other_figures(a: FinishedRun, b: FinishedRun, differences: Mapping | None = None) -> list[dict]:
     """All other numbers that differ; `differences` are those of `dvc metrics diff`."""
     headlines = {headline.name for headline in HEADLINES}
     rows = differences if differences is not None else _differences(a.metrics, b.metrics)
+    return _rows(
+        {
+            name: row
+            for name, row in rows.items()
+            if name not in headlines and (_is_number(row.get("old")) or _is_number(row.get("new")))
+        }
+    )
+
+
+def _rows(differences: Mapping[str, Mapping]) -> list[dict]:
+    """Differences as rows of the page, sorted by name."""
     return [
         {
             "name": name,
@@ -166,8 +160,7 @@ def other_figures(
             "new": plain(row.get("new")),
             "change": plain(row.get("diff")),
         }
-        for name, row in sorted(rows.items())
-        if name not in headlines and (_is_number(row.get("old")) or _is_number(row.get("new")))
+        for name, row in sorted(differences.items())
     ]
 
 
@@ -191,8 +184,7 @@ def compare(
 ) -> tuple[str, list[str]]:
     """(the page, lines for a terminal), with at most so many `prompts` and the `best` images of each run.
 
-    `metadata` is what git and DVC know of the runs, as `flows.compare` gathers it; each part may be missing:
-    {"a" and "b": {"commit", "subject", "date"}, "same_parts": [...], "metrics": {...}, "params": {...}}.
+    `metadata` is what git and DVC know of the runs, as `flows.compare` gathers it; each part may be missing.
     Raises UserError where the runs have no prompt in common, are equal, or the page would be too large.
     """
     metadata = metadata or {}
@@ -206,13 +198,7 @@ def compare(
             b=_run_card(b, metadata.get("b")),
             figures=rows,
             others=other_figures(a, b, metadata.get("metrics")),
-            # None: not compared
-            params=None
-            if params is None
-            else [
-                {"name": name, "old": plain(row.get("old")), "new": plain(row.get("new"))}
-                for name, row in sorted(params.items())
-            ],
+            params=None if params is None else _rows(params),  # None: not compared
             prompts=[_prompt_row(a, b, prompt, best) for prompt in evenly_spaced(common, prompts)],
             common=len(common),
             only=(len(a.prompt_numbers()) - len(common), len(b.prompt_numbers()) - len(common)),
@@ -237,8 +223,8 @@ def lines(a: str, b: str, rows: Sequence[Mapping], num_common: int) -> list[str]
     ]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     texts = [
-        "  ".join([row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].rjust(widths[2]), row[3]])
-        for row in table
+        f"{label:{widths[0]}}  {old:>{widths[1]}}  {new:>{widths[2]}}  {rest}"
+        for label, old, new, rest in table
     ]
     return [*(texts if rows else ["neither run has figures"]), f"{num_common} prompts in common"]
 

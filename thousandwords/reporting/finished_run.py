@@ -1,9 +1,5 @@
 """A finished run as the comparison and the human evaluation sheet need it: samples, scores and figures,
-verified.
-
-Left out: prompts that inpaint an image. Two runs may start from different images, so these prompts are not
-the same task.
-"""
+verified. Prompts that inpaint an image are left out: two runs may start from different images."""
 
 from __future__ import annotations
 

@@ -2,9 +2,8 @@
 
 One html file: prompts and sides in random order, two questions per pair, votes saved as CSV by the page
 itself. Which side shows which run is in a separate key. The sheet contains no name, no score and no seed, and
-all images are encoded again at one size, so that sheets of the same runs in the other order differ only in
-the sides of their images. Layout: `human_eval.html.j2`, with `human_eval.js.j2`. Left out: pairs of two
-identical images.
+all images are encoded again at one size, so that it does not reveal the runs. Pairs of two identical images
+are left out.
 """
 
 from __future__ import annotations
@@ -26,25 +25,19 @@ from thousandwords.reporting.page import PIXEL_ART_WIDTH, image_element, page_en
 
 def make_sheet(a: FinishedRun, b: FinishedRun, num_prompts: int, seed: int) -> tuple[str, dict]:
     """(the sheet, its key), with up to `num_prompts` captions that are in both runs; `seed` decides which, in
-    which order, on which side.
-
-    Raises UserError where the runs have no prompt in common, or the same best image for each.
-    """
+    which order, on which side. Raises UserError where the runs have no prompt or no different image in common."""
     size = max(run.samples.images(0).shape[1] for run in (a, b))  # of all images, so that size reveals no run
     pairs, prompts, num_identical = [], [], 0
     for prompt in sorted(common_prompts(a, b), key=lambda prompt: unit_hash(f"order {prompt.caption}", seed)):
-        images = {
-            "a": encode_image(a.best(prompt.a)[0][0], size),
-            "b": encode_image(b.best(prompt.b)[0][0], size),
-        }
-        if images["a"] == images["b"]:
+        image_a = encode_image(a.best(prompt.a)[0][0], size)
+        image_b = encode_image(b.best(prompt.b)[0][0], size)
+        if image_a == image_b:
             num_identical += 1
             continue
-        left, right = "ab" if unit_hash(f"side {prompt.caption}", seed) < 0.5 else "ba"
-        sources = {
-            side: image_element(images[run])["src"] for side, run in (("left", left), ("right", right))
-        }
-        pairs.append({"caption": prompt.caption, **sources})
+        left = "a" if unit_hash(f"side {prompt.caption}", seed) < 0.5 else "b"
+        sides = (image_a, image_b) if left == "a" else (image_b, image_a)
+        sources = [image_element(image)["src"] for image in sides]
+        pairs.append({"caption": prompt.caption, "left": sources[0], "right": sources[1]})
         prompts.append({"number": len(pairs), "caption": prompt.caption, "left": left})
         if len(pairs) == num_prompts:
             break
@@ -53,14 +46,8 @@ def make_sheet(a: FinishedRun, b: FinishedRun, num_prompts: int, seed: int) -> t
             f"{a.name} and {b.name} have the same best image for each prompt: there is nothing to vote on"
         )
     sheet_id = fingerprint([QUESTIONS, pairs])[:16]
-    key = {
-        "sheet": sheet_id,
-        "a": a.name,
-        "b": b.name,
-        "seed": seed,
-        "left_out_because_alike": num_identical,
-        "prompts": prompts,
-    }
+    key = {"sheet": sheet_id, "a": a.name, "b": b.name, "seed": seed}
+    key |= {"left_out_because_alike": num_identical, "prompts": prompts}
     return render_sheet(sheet_id, pairs, size <= PIXEL_ART_WIDTH), key
 
 

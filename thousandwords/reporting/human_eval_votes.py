@@ -1,8 +1,8 @@
 """Count the votes on a human evaluation sheet: CSV files and the sheet's key in, shares with intervals out.
 
 A prompt goes to the run that most of its raters chose, as in the paper's best-of-five vote (arXiv 2102.12092,
-section 3); if an even number of raters is split, each run gets half. Also computed: how
-far raters agree, and signs of a rater who did not look (always the same side, no time at all).
+section 3); if they are split evenly, each run gets half. Also computed: how far raters agree, and signs of a
+rater who did not look (always the same side, no time at all).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import csv
 import io
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,16 +45,14 @@ def read_votes(files: Sequence[Path], key: Mapping) -> list[Vote]:
     """Read all votes. Raises UserError that names each line that does not belong to this sheet, and each
     rater with votes in two files."""
     votes, problems, file_of_rater = [], [], {}
-    for path in files:
-        votes_of_file = list(_read_file(Path(path), key, problems))
+    for path in map(Path, files):
+        votes_of_file, problems_of_file = _read_file(path, key)
         votes += votes_of_file
+        problems += problems_of_file
         for rater in dict.fromkeys(vote.rater for vote in votes_of_file):
-            name = rater.casefold()
-            if name in file_of_rater:
-                problems.append(
-                    f"{path}: {rater!r} has voted in {file_of_rater[name]} already; keep one of both"
-                )
-            file_of_rater[name] = path
+            if earlier := file_of_rater.get(rater.casefold()):
+                problems.append(f"{path}: {rater!r} has voted in {earlier} already; keep one of both")
+            file_of_rater[rater.casefold()] = path
     if problems:
         more = f"\n  and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
         raise UserError("these votes cannot be counted:\n  " + "\n  ".join(problems[:MAX_PROBLEMS]) + more)
@@ -63,38 +61,33 @@ def read_votes(files: Sequence[Path], key: Mapping) -> list[Vote]:
     return votes
 
 
-def _read_file(path: Path, key: Mapping, problems: list[str]) -> Iterator[Vote]:
-    """The votes of one file; its problems are appended to `problems`."""
+def _read_file(path: Path, key: Mapping) -> tuple[list[Vote], list[str]]:
+    """(the votes of one file, its problems)."""
+    fix = "give a CSV file that the sheet saved"
     try:
-        rows = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
-        missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-        rows = list(rows)
+        table = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
+        missing = [name for name in COLUMNS if name not in (table.fieldnames or ())]
+        rows = list(table)
     except (OSError, UnicodeDecodeError) as error:
-        problems.append(
-            f"{path} cannot be read ({error.__class__.__name__}); give a CSV file that the sheet saved"
-        )
-        return
+        return [], [f"{path} cannot be read ({error.__class__.__name__}); {fix}"]
     except csv.Error as error:
-        problems.append(f"{path} is not a CSV file ({error}); give a file that the sheet saved")
-        return
+        return [], [f"{path} is not a CSV file ({error}); give a file that the sheet saved"]
     if missing:
-        problems.append(f"{path} lacks the column {missing[0]!r}; give a CSV file that the sheet saved")
-        return
+        return [], [f"{path} lacks the column {missing[0]!r}; {fix}"]
     if others := sorted({str(row["sheet"]) for row in rows} - {key["sheet"]}):
-        problems.append(f"{path} belongs to the sheet {others[0]!r}, but the key to {key['sheet']!r}")
-        return
+        return [], [f"{path} belongs to the sheet {others[0]!r}, but the key to {key['sheet']!r}"]
     prompts = {str(prompt["number"]): prompt for prompt in key["prompts"]}
-    answered: set[tuple] = set()
+    votes: dict[tuple, Vote] = {}
+    problems = []
     for line, row in enumerate(rows, start=2):
         try:
             vote = _vote(row, prompts)
-            if (vote.rater, vote.number, vote.question) in answered:
+            if (vote.rater, vote.number, vote.question) in votes:
                 raise ValueError("the second vote on one question")
+            votes[vote.rater, vote.number, vote.question] = vote
         except ValueError as problem:
             problems.append(f"{path}, row {line}: {problem}")
-        else:
-            answered.add((vote.rater, vote.number, vote.question))
-            yield vote
+    return [*votes.values()], problems
 
 
 def _vote(row: Mapping, prompts: Mapping[str, Mapping]) -> Vote:
@@ -106,12 +99,10 @@ def _vote(row: Mapping, prompts: Mapping[str, Mapping]) -> Vote:
         raise ValueError(f"the sheet has no prompt {number!r}")
     if row["caption"] != prompts[number]["caption"]:
         raise ValueError(f"prompt {number} is {prompts[number]['caption']!r}, not {row['caption']!r}")
-    for name, value, options in (
-        ("there is no question", row["question"], QUESTIONS),
-        ("the side is", side, SIDES),
-    ):
-        if value not in options:
-            raise ValueError(f"{name} {value!r}; it can be: {', '.join(options)}")
+    if row["question"] not in QUESTIONS:
+        raise ValueError(f"there is no question {row['question']!r}; it can be: {', '.join(QUESTIONS)}")
+    if side not in SIDES:
+        raise ValueError(f"the side is {side!r}; it can be: {', '.join(SIDES)}")
     try:
         seconds = float(row["seconds"])
     except (TypeError, ValueError):
@@ -119,7 +110,7 @@ def _vote(row: Mapping, prompts: Mapping[str, Mapping]) -> Vote:
     if not 0 <= seconds < float("inf"):
         raise ValueError(f"{row['seconds']!r} is not a number of seconds")
     left = prompts[number]["left"]
-    run = left if side == "left" else {"a": "b", "b": "a"}[left]
+    run = left if side == "left" else "ab".replace(left, "")
     return Vote(rater, int(number), row["question"], run, side, seconds)
 
 
@@ -143,10 +134,8 @@ def _answers(votes: Sequence[Vote], rng: np.random.Generator) -> dict:
     """The answers to one question; `a_votes` is {"k of R": number of prompts}."""
     if not votes:
         return {"prompts": 0}
-    raters, for_a = (
-        Counter(vote.number for vote in votes),
-        Counter(vote.number for vote in votes if vote.run == "a"),
-    )
+    raters = Counter(vote.number for vote in votes)
+    for_a = Counter(vote.number for vote in votes if vote.run == "a")
     table = [(for_a[number], count) for number, count in raters.items()]  # of each prompt: votes for a, votes
     majorities = np.array([0.5 if 2 * chose_a == count else 2 * chose_a > count for chose_a, count in table])
     return {

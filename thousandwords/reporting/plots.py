@@ -1,9 +1,7 @@
 """Plots as PNG bytes, 900 pixels wide: losses, best of n, blur, codebook use, time per stage.
 
-One panel per image with a large font, so that two fit side by side on a desktop and one fills a phone. The
-colors are Okabe and Ito's, which color-blind readers can distinguish. Style and fonts do not depend on local
-settings, and the files contain no date or version: the same numbers give the same bytes.
-Left out: image grids (`data.contact_sheet`).
+The colors are Okabe and Ito's, which color-blind readers can distinguish. Style and fonts do not depend on
+local settings, and the files contain no date or version: the same numbers give the same bytes.
 """
 
 from __future__ import annotations
@@ -32,10 +30,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    **dict.fromkeys(("axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#e4e4e4",
@@ -72,10 +67,8 @@ def plot(title: str) -> Callable:
 
 @plot("Loss")
 def loss_curve(axes: Axes, curves: Mapping[str, Curve], unit: str = "nats per token") -> None:
-    """Losses over steps, one line per name: {"train": [(step, loss), ...], "validation": [...]}.
-
-    The line "train" is thin and pale behind the others, because it is noisy.
-    """
+    """Losses over steps, one line per name: {"train": [(step, loss), ...], "validation": [...]}; "train" is noisy,
+    so it is thin and pale behind the others."""
     colors = iter(COLORS[1:])  # blue is the color of "train"
     for name, points in curves.items():
         color = BLUE if name == "train" else next(colors)
@@ -90,11 +83,8 @@ def loss_curve(axes: Axes, curves: Mapping[str, Curve], unit: str = "nats per to
 
 @plot("Caption match, best of n")
 def match_curve(axes: Axes, caption_match: Mapping[str, Mapping]) -> None:
-    """Match rate over the number of candidates: {split: rates of `metrics.match_rates`}.
-
-    One color per split; solid lines are all attributes, dashed ones the scene only. The pale bars at both
-    ends are intervals.
-    """
+    """Match rate over the number of candidates: {split: rates of `metrics.match_rates`}, with intervals as pale
+    bars at both ends."""
     for color, (split, rates) in zip(COLORS, caption_match.items(), strict=False):
         for name, line, marker in (("all", "-", "o"), ("scene", "--", "s")):
             steps, label = rates["curve"]["n"], f"{split}, {name}"
@@ -129,11 +119,7 @@ def best_of_curve(axes: Axes, curve: Mapping[str, Sequence], name: str, unit: st
 
 @plot("Distance to real images, both blurred")
 def blur_curve(axes: Axes, distances: Mapping[str, Sequence[float]], unit: str) -> None:
-    """Fréchet distance over the radius of the blur: {"radius", "distance", "training": at radius 0}.
-
-    The dashed line, where there is "without_overlap", leaves out held-out images with a near duplicate in
-    training.
-    """
+    """Fréchet distance over the radius of the blur: {"radius", "distance", "without_overlap", "training": at 0}."""
     axes.plot(distances["radius"], distances["distance"], "-o", color=BLUE, label="samples")
     without = zip(distances["radius"], distances.get("without_overlap", ()), strict=False)
     points = [(radius, distance) for radius, distance in without if distance is not None]
@@ -157,10 +143,7 @@ def blurred_scores(axes: Axes, scores: Mapping[str, Sequence[float]]) -> None:
 
 @plot("Nearest training image")
 def similarity_histogram(axes: Axes, similarities: Mapping[str, Sequence[float]], threshold: float) -> None:
-    """Cosines to the nearest training image: {"held out": cosines, "samples": cosines}.
-
-    The lines should coincide; a peak of one line beyond the dotted threshold means near duplicates.
-    """
+    """Cosines to the nearest training image, {"held out": cosines, "samples": cosines}: the lines should coincide."""
     lowest = min([threshold, *(float(np.quantile(values, 0.005)) for values in similarities.values())])
     edges = np.linspace(min(lowest, 0.999), 1, 41)
     for (name, values), color in zip(similarities.items(), COLORS, strict=False):
@@ -174,10 +157,8 @@ def similarity_histogram(axes: Axes, similarities: Mapping[str, Sequence[float]]
 
 @plot("How often each token is used")
 def codebook_curve(axes: Axes, counts: Mapping[str, Sequence[int]]) -> None:
-    """Token frequencies, most used first, on a log axis: {"dvae": counts (V,), "k-means": counts (V,)}.
-
-    The dotted line is even use; a line that ends early has tokens that are never used.
-    """
+    """Token frequencies, most used first, on a log axis: {"dvae": counts (V,), "k-means": counts (V,)}; a line that
+    ends early has tokens that are never used."""
     for color, (name, count) in zip(COLORS, counts.items(), strict=False):
         count = np.sort(np.asarray(count, dtype=np.float64))[::-1]
         share = count[count > 0] / count.sum()

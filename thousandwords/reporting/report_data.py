@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 from thousandwords.core.manifest import read_manifest
 from thousandwords.data.images import to_uint8
 from thousandwords.data.pair_shards import PairReader, open_pairs
-from thousandwords.evaluation.caption_match import Matches
 from thousandwords.evaluation.config import SPLIT_NAMES
-from thousandwords.evaluation.evaluate_run import Evaluation, EvaluationInputs
+from thousandwords.evaluation.evaluate_run import Evaluation, EvaluationInputs, Matches
 from thousandwords.evaluation.image_fidelity import HeldOut, NearestNeighbors
 from thousandwords.evaluation.overlap import Overlap
 from thousandwords.inference.sample_shards import Samples
@@ -56,19 +55,17 @@ PLOTS = {  # section of the page -> plot -> its alt text
 def render_plots(evaluation: Evaluation, curves: dict[str, list[dict]]) -> dict[str, bytes]:
     """Render all plots: {name: PNG}."""
     figures, reconstructions = evaluation.figures, evaluation.reconstructions
-    tokens = {"dvae": reconstructions.tokens, "k-means": reconstructions.kmeans_tokens}
     counts = {
-        name: codebook_counts(each, reconstructions.vocab_size).numpy() for name, each in tokens.items()
+        "dvae": codebook_counts(reconstructions.tokens, reconstructions.vocab_size).numpy(),
+        "k-means": codebook_counts(reconstructions.kmeans_tokens, reconstructions.vocab_size).numpy(),
     }
-    generator = curves["train_generator"]
+    image, text = (_losses(curves["train_generator"], name) for name in ("image_loss", "text_loss"))
     pngs = {
         "codebook": plots.codebook_curve(counts),
         "clip_score": plots.score_curve(figures["clip_score"]["curve"]),
         "stages": plots.stage_bars(figures["seconds"]),
-        "generator_image": plots.loss_curve(
-            _losses(generator, "image_loss"), title="Transformer, image tokens"
-        ),
-        "generator_text": plots.loss_curve(_losses(generator, "text_loss"), title="Transformer, text tokens"),
+        "generator_image": plots.loss_curve(image, title="Transformer, image tokens"),
+        "generator_text": plots.loss_curve(text, title="Transformer, text tokens"),
     }
     if tokenizer := _points(curves["train_image_tokenizer"], "validation/psnr_hard"):
         title = "Image tokenizer, hard reconstruction"
@@ -97,9 +94,8 @@ def fidelity_plots(fidelity: dict) -> dict[str, bytes]:
         pngs["blur_score"] = plots.blurred_scores(score)
     if "inception_score" in best_of:
         curve = {"n": best_of["n"], "score": best_of["inception_score"]}
-        pngs["best_of_score"] = plots.score_curve(
-            curve, "Inception Score", title="Inception Score, best of n"
-        )
+        title = "Inception Score, best of n"
+        pngs["best_of_score"] = plots.score_curve(curve, "Inception Score", title=title)
     return pngs
 
 
@@ -116,15 +112,13 @@ def mlflow_runs(records: dict[str, dict], evaluate_run_id: str | None, address: 
     without the server's password."""
     url = urlsplit(address)
     server = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}/#/runs/"
-    others = {name: record for name, record in records.items() if name != "evaluate"}
-    runs = {name: (record.get("run_id"), record.get("tracking_uri")) for name, record in others.items()}
-    runs["evaluate"] = evaluate_run_id, "server"
-    return {
-        name: {"run_id": run_id}
-        | ({"link": server + run_id} if place == "server" and url.scheme in ("http", "https") else {})
-        for name, (run_id, place) in runs.items()
-        if run_id
-    }
+    records = {name: record for name, record in records.items() if name != "evaluate"}
+    records["evaluate"] = {"run_id": evaluate_run_id, "tracking_uri": "server"}
+    runs = {name: {"run_id": record["run_id"]} for name, record in records.items() if record.get("run_id")}
+    for name, run in runs.items():
+        if records[name].get("tracking_uri") == "server" and url.scheme in ("http", "https"):
+            run["link"] = server + run["run_id"]
+    return runs
 
 
 def gather(
@@ -179,7 +173,7 @@ def best_samples(samples: Samples, scores: np.ndarray) -> list[dict]:
     rows = []
     for prompt in prompts[np.unique(np.linspace(0, len(prompts) - 1, MAX_BEST_SAMPLES).astype(int))]:
         best = int(scores[prompt].argmax())
-        image = thumbnail(samples.images(prompt)[best], LARGE)
+        image = thumbnail(samples.image(prompt, best), LARGE)
         rows.append(
             {"image": image, "caption": samples.prompts[prompt], "score": float(scores[prompt, best])}
         )
@@ -188,10 +182,8 @@ def best_samples(samples: Samples, scores: np.ndarray) -> list[dict]:
 
 def _reconstructions(evaluation: Evaluation, count: int) -> list[dict]:
     """The first held-out images beside their reconstructions from tokens, and the PSNR of each."""
-    held_out, hard = (
-        to_uint8(evaluation.held_out.images[:count]),
-        to_uint8(evaluation.reconstructions.hard[:count]),
-    )
+    images = evaluation.held_out.images, evaluation.reconstructions.hard
+    held_out, hard = (to_uint8(each[:count]) for each in images)
     return [
         {"original": thumbnail(before, LARGE), "hard": thumbnail(after, LARGE), "psnr": float(psnr)}
         for before, after, psnr in zip(held_out, hard, evaluation.held_out.psnr, strict=False)
@@ -200,10 +192,11 @@ def _reconstructions(evaluation: Evaluation, count: int) -> list[dict]:
 
 def prompt_rows(count: int, samples: Samples, scores: np.ndarray, matches: Matches) -> list[dict]:
     """The first `count` prompts of each split, each with all its candidates, best first."""
+    splits = np.array(samples.splits)
     prompts = [
         prompt
         for split in dict.fromkeys(samples.splits)
-        for prompt in [row for row, name in enumerate(samples.splits) if name == split][:count]
+        for prompt in np.flatnonzero(splits == split)[:count].tolist()
     ]
     return [_prompt_row(prompt, samples, scores[prompt], matches.get(prompt)) for prompt in prompts]
 
@@ -242,7 +235,7 @@ def nearest_pairs(
 
     def show_sample(row: int) -> ImageAndCaption:
         prompt, candidate = neighbors.sample_ids[row]
-        return thumbnail(samples.images(prompt)[candidate], LARGE), samples.prompts[prompt]
+        return thumbnail(samples.image(prompt, candidate), LARGE), samples.prompts[prompt]
 
     def pairs(overlap: Overlap, rows: list[int], show: Callable[[int], ImageAndCaption]) -> list[dict]:
         return [pair(overlap, row, show(row), show_training(int(overlap.index[row]))) for row in rows]

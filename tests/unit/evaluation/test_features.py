@@ -18,19 +18,12 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from tests.helpers.malicious_files import PICKLES, saved_by_torch, touching
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_models import rng
-from tests.unit.evaluation.test_image_fidelity import MeanColor
 from tests.unit.scorers.test_clip import pretrained_folder  # noqa: F401 - a fixture
 from thousandwords import components
 from thousandwords.core.config import ConfigError
 from thousandwords.evaluation import features as features_module
 from thousandwords.evaluation import fid
-from thousandwords.evaluation.features import (
-    CLIP_FIGURES,
-    _empty_inception,
-    build_inception,
-    load_extractor,
-    scorer_extractor,
-)
+from thousandwords.evaluation.features import CLIP_FIGURES, _empty_inception, build_inception, load_extractor
 from thousandwords.preflight import check_params
 from thousandwords.scorers.clip.model import CLIPConfig
 
@@ -63,15 +56,9 @@ def rejection(file) -> str:
     with pytest.raises(ConfigError) as caught:
         load_extractor(str(file))
     sentence = str(caught.value)
-    assert (
-        sentence.startswith("params.yaml: evaluation.features")
-        and "\n" not in sentence
-        and len(sentence) < 900
-    )
+    assert sentence.startswith("params.yaml: evaluation.features") and "\n" not in sentence
+    assert len(sentence) < 900
     return sentence
-
-
-# --- Inception -------------------------------------------------------------------------------------------------------
 
 
 class Images(list, torch.utils.data.Dataset):
@@ -152,16 +139,15 @@ def test_inception_is_described_in_the_protocol_and_its_figures_are_called_fid(f
     assert "resized to 299 x 299 as TensorFlow 1 did" in protocol["features_preprocessing"]
 
 
-@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+@pytest.mark.parametrize("kind", ["legacy", "safetensors"])
 def test_every_file_format_is_read_without_tensors_that_no_figure_needs(kind, weights, tmp_path):
     state = {name: tensor.clone() for name, tensor in weights.items() if "num_batches_tracked" not in name}
-    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
     if kind == "safetensors":
-        safetensors.torch.save_file(state, path)
+        safetensors.torch.save_file(state, tmp_path / "w.safetensors")
     else:
-        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+        torch.save(state, tmp_path / "w.legacy", _use_new_zipfile_serialization=False)
 
-    network = load_extractor(str(path)).network
+    network = load_extractor(str(tmp_path / f"w.{kind}")).network
 
     name = "Mixed_7c.branch_pool.conv.weight"
     assert torch.equal(network.state_dict()[name], weights[name])
@@ -186,33 +172,26 @@ def test_weights_that_do_not_fit_are_rejected_by_name(weights, name, tensor, sen
     assert sentence in str(caught.value)
 
 
-@pytest.mark.parametrize("payload", PICKLES)
+@pytest.mark.parametrize("payload", [*PICKLES, "in a real state dict"])
 def test_no_code_in_a_file_is_run(payload, weights, tmp_path):
-    marker = tmp_path / "marker"
+    marker, buffer = tmp_path / "marker", io.BytesIO()
+    if payload in PICKLES:
+        buffer.write(PICKLES[payload](marker))
+    else:
+        torch.save({**weights, "more": touching(marker)}, buffer)
 
-    sentence = rejection(write_file(tmp_path, PICKLES[payload](marker)))
+    sentence = rejection(write_file(tmp_path, buffer.getvalue()))
 
     assert not marker.exists() and ("would run code when loaded" in sentence or "does not hold" in sentence)
 
 
-def test_a_call_hidden_in_a_real_state_dict_is_not_run(weights, tmp_path):
-    marker, buffer = tmp_path / "marker", io.BytesIO()
-    torch.save({**weights, "more": touching(marker)}, buffer)
-
-    assert "would run code when loaded, which is never allowed" in rejection(
-        write_file(tmp_path, buffer.getvalue())
-    )
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("share", [0.0, 0.00001, 0.3, 0.99999])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99999])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_truncated_file_is_rejected(share, suffix, file, weights, tmp_path):
     whole = file.read_bytes() if suffix == ".pth" else safetensors.torch.save({"fc.bias": weights["fc.bias"]})
+    cut = write_file(tmp_path, whole[: int(share * len(whole))], f"cut{suffix}")
 
-    assert "is not a file of weights, or is damaged" in rejection(
-        write_file(tmp_path, whole[: int(share * len(whole))], f"cut{suffix}")
-    )
+    assert "is not a file of weights, or is damaged" in rejection(cut)
 
 
 def test_a_file_of_something_else_is_rejected(tmp_path):
@@ -224,20 +203,13 @@ def test_a_file_of_something_else_is_rejected(tmp_path):
         assert words in rejection(write_file(tmp_path, data))
 
 
-# --- CLIP ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        (
-            "models/none.pth",
-            "is 'models/none.pth', but there is no such file. Give a file such as pt_inception-2015-12-05",
-        ),
+        ("models/none.pth", "but there is no such file. Give a file such as pt_inception-2015-12-05"),
         ("ViT-B-32:laion2b_s34b_b79k", "there is no file 'laion2b_s34b_b79k' (nothing is downloaded)"),
         ("local-dir:nowhere", "there is no folder 'nowhere' (nothing is downloaded)"),
         ("hf-hub:owner/name", "is 'hf-hub:owner/name', but there is no such file"),
-        (".", "is '.', but there is no such file"),
     ],
 )
 def test_a_checkpoint_that_is_not_on_this_machine_is_rejected_and_never_downloaded(setting, words):
@@ -248,18 +220,15 @@ def test_a_model_unknown_to_open_clip_and_unreadable_weights_are_rejected(tmp_pa
     junk = write_file(tmp_path, b"no weights", "junk.pt")
 
     assert "Did you mean 'ViT-B-32'?" in rejection(f"ViT-B-3:{junk}")
-    assert "could not be loaded" in rejection(f"RN50:{junk}") and "clip.pretrained" not in rejection(
-        f"RN50:{junk}"
-    )
+    sentence = rejection(f"RN50:{junk}")
+    assert "could not be loaded" in sentence and "clip.pretrained" not in sentence
 
 
 def test_a_wrong_file_is_reported_before_any_long_work(tmp_path):
     params = yaml.safe_load((ROOT / "presets/smoke.yaml").read_text())
     params["evaluation"]["features"] = str(write_file(tmp_path, b"no weights"))
 
-    with pytest.raises(
-        ConfigError, match="params.yaml: evaluation.features, .*weights.pth, is not a file of weights"
-    ):
+    with pytest.raises(ConfigError, match="evaluation.features, .*weights.pth, is not a file of weights"):
         check_params(params, 0)
 
 
@@ -277,13 +246,3 @@ def test_an_open_clip_folder_gives_its_unit_vectors_and_is_described_in_the_prot
     assert protocol["features_preprocessing"].startswith("resized to 24 x 24 by bicubic")
     (pretrained_folder / "README").write_text("another")
     assert load_extractor(setting).sha256 != extractor.sha256
-
-
-def test_the_own_clip_has_no_classes_and_is_never_called_inception():
-    extractor = scorer_extractor(MeanColor())
-
-    features, logits = extractor(torch.full((2, 3, 4, 4), 0.5))
-
-    assert features.flatten().tolist() == pytest.approx([3**-0.5] * 6) and logits.shape == (2, 0)
-    assert extractor.names is CLIP_FIGURES and extractor.names.inception_score == ""
-    assert "no FID, no KID" in extractor.description and extractor.protocol()["features_sha256"] is None

@@ -10,12 +10,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.nn import functional
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from tests.helpers.tiny_models import random_images, rng
+from tests.helpers.tiny_models import rng
 from thousandwords.evaluation import fid
 
 
@@ -23,30 +21,6 @@ def gaussian(count: int, width: int, seed: int = 0) -> torch.Tensor:
     """Correlated features (count, width), float64."""
     mix = torch.randn(width, width, generator=rng(seed + 100), dtype=torch.float64)
     return torch.randn(count, width, generator=rng(seed), dtype=torch.float64) @ mix
-
-
-def whitened(count: int, width: int) -> torch.Tensor:
-    """Features (count, width) of mean 0 and covariance 1, exactly."""
-    features = gaussian(count, width)
-    return torch.linalg.qr(features - features.mean(dim=0)).Q * math.sqrt(count - 1)
-
-
-# --- Fréchet distance ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "expected"),
-    [
-        (gaussian(50, 6), gaussian(50, 6).flip(0), 0),  # a set and itself, in any order
-        (gaussian(50, 3), gaussian(50, 3) + torch.tensor([1.0, -2.0, 2.0]), 9),  # a shift
-        # diagonal covariances: the squared difference of deviations
-        (whitened(40, 3) * torch.tensor([1.0, 2, 3]), whitened(40, 3) * torch.tensor([4.0, 2, 1]), 9 + 0 + 4),
-        # one feature: means 1 and 4, variances 2 and 18
-        (torch.tensor([[0.0], [2]]), torch.tensor([[1.0], [7]]), 9 + (math.sqrt(18) - math.sqrt(2)) ** 2),
-    ],
-)
-def test_a_distance_is_that_of_means_and_covariances(a, b, expected):
-    assert fid.frechet_distance(a, b) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.paper("evaluation: evaluation")
@@ -59,13 +33,6 @@ def test_the_distance_is_that_of_torch_fidelity_to_the_sixth_digit(count, width)
 
     assert fid.frechet_distance(a, b) == pytest.approx(reference, rel=1e-6)
     assert fid.frechet_distance(b, a) == pytest.approx(reference, rel=1e-6)
-
-
-@given(st.integers(2, 12), st.integers(2, 12), st.integers(1, 6), st.integers(0, 1000))
-def test_a_distance_is_finite_and_never_negative(count_a, count_b, width, seed):
-    a, b = gaussian(count_a, width, seed), gaussian(count_b, width, seed + 1)
-
-    assert 0 <= fid.frechet_distance(a, b) < math.inf
 
 
 def test_an_interval_contains_the_distance_and_is_as_wide_as_the_scatter_of_other_sets():
@@ -87,24 +54,12 @@ def test_an_interval_contains_the_distance_and_is_as_wide_as_the_scatter_of_othe
 def test_images_of_one_group_are_resampled_together():
     """Four copies of each of 15 images: 60 images carry no more information than 15."""
     few, real = torch.randn(15, 4, generator=rng(1)), torch.randn(60, 4, generator=rng(2))
-
-    together = fid.frechet_interval(few.repeat(4, 1), real, [*range(15)] * 4, np.random.default_rng(0))
-    apart = fid.frechet_interval(few.repeat(4, 1), real, range(60), np.random.default_rng(0))
-
-    assert together[1] - together[0] > 1.4 * (apart[1] - apart[0])
-
-
-# --- the other figures -----------------------------------------------------------------------------------------------
-
-
-def test_a_kernel_distance_is_near_0_for_similar_sets_grows_with_a_shift_and_is_deterministic():
-    a, b = torch.randn(400, 8, generator=rng(1)), torch.randn(300, 8, generator=rng(2))
-
-    alike, shifted = fid.kernel_distance(a, b, seed=0), fid.kernel_distance(a, b + 0.5, seed=0)
-
-    assert abs(alike["mean"]) < 0.05 < 0.2 < shifted["mean"]
-    assert (alike["subsets"], alike["size"]) == (100, 150)
-    assert fid.kernel_distance(a, b, seed=0) == alike != fid.kernel_distance(a, b, seed=1)
+    groups = ([*range(15)] * 4, range(60))
+    intervals = [
+        fid.frechet_interval(few.repeat(4, 1), real, group, np.random.default_rng(0)) for group in groups
+    ]
+    together, apart = (high - low for low, high in intervals)
+    assert together > 1.4 * apart
 
 
 @pytest.mark.parametrize("rows_at_once", [7, 4096])
@@ -120,35 +75,14 @@ def test_precision_is_of_samples_and_recall_of_real_images(rows_at_once, monkeyp
     assert samples.tolist() == [True] * 40 and real.tolist() == [True] * 40 + [False] * 40
 
 
-@pytest.mark.paper("evaluation: evaluation")
 @pytest.mark.parametrize(
-    ("probabilities", "score"),
-    [
-        (torch.eye(5).repeat(3, 1) + 1e-30, 5),  # certain, and evenly spread
-        (torch.tensor([[0.2, 0.7, 0.1]]).repeat(20, 1), 1),  # all alike
-        # the exponential of the information that an image has of its class
-        (torch.tensor([[0.9, 0.1], [0.1, 0.9]]), math.exp(0.9 * math.log(1.8) + 0.1 * math.log(0.2))),
-    ],
-)
-def test_an_inception_score_is_the_effective_number_of_classes(probabilities, score):
-    assert fid.inception_score(probabilities.log(), splits=1)["mean"] == pytest.approx(score)
-
-
-@pytest.mark.parametrize(
-    "measure",
-    [
-        fid.frechet_distance,
-        lambda a, b: fid.kernel_distance(a, b, 0),
-        fid.precision_recall,
-        lambda a, b: fid.inception_score(b),
-    ],
+    "measure", ["frechet_distance", "precision_recall", "kernel_distance", "inception_score"]
 )
 def test_features_that_are_not_finite_are_rejected(measure):
     with pytest.raises(ValueError, match="not finite"):
-        measure(torch.zeros(20, 4), torch.full((20, 4), torch.nan))
-
-
-# --- blur ------------------------------------------------------------------------------------------------------------
+        seed = [0] if measure == "kernel_distance" else []
+        sets = [torch.full((20, 4), torch.nan), torch.zeros(20, 4)]
+        getattr(fid, measure)(*sets[: 1 if measure == "inception_score" else 2], *seed)
 
 
 def convolved(images: torch.Tensor, radius: float) -> torch.Tensor:
@@ -168,21 +102,12 @@ def test_a_blur_is_a_convolution_with_a_gaussian_of_that_deviation(radius):
     torch.testing.assert_close(fid.blur(images, radius), convolved(images, radius), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("radius", fid.RADII)
+@pytest.mark.parametrize("radius", [0, 1, 8])
 @pytest.mark.parametrize("side", [1, 2, 5, 16])  # most of them smaller than the Gaussian is wide
 def test_a_blur_keeps_a_plain_image_and_stays_in_range(radius, side):
     plain, noise = torch.full((1, 3, side, side), 0.3), torch.rand(1, 3, side, side, generator=rng())
 
     torch.testing.assert_close(fid.blur(plain, radius), plain)
     blurred = fid.blur(noise, radius)
-    assert blurred.shape == noise.shape
+    assert blurred.shape == noise.shape and (radius or blurred.equal(noise))
     assert noise.min() - 1e-6 <= blurred.min() and blurred.max() <= noise.max() + 1e-6
-
-
-def test_a_wider_blur_leaves_less_detail_and_radius_0_the_same_bits():
-    images = random_images(1)
-
-    detail = [fid.blur(images, radius).std().item() for radius in fid.RADII]
-
-    assert detail == sorted(detail, reverse=True) and len(set(detail)) == 9
-    assert torch.equal(fid.blur(images, 0), images)

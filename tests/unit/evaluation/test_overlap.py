@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch.nn import functional
@@ -24,7 +22,7 @@ def planted(count: int) -> torch.Tensor:
     return functional.normalize(torch.cat([first, near, first[-2:]]), dim=1)
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 3, 7, 100])
+@pytest.mark.parametrize("rows_at_once", [3, 100])
 @pytest.mark.parametrize("is_same_set", [False, True])
 def test_neighbors_are_those_of_a_table_of_cosines_for_any_length_and_batch_size(
     rows_at_once, is_same_set, monkeypatch
@@ -42,13 +40,6 @@ def test_neighbors_are_those_of_a_table_of_cosines_for_any_length_and_batch_size
     torch.testing.assert_close(similarity, table.max(dim=1).values)
 
 
-@pytest.mark.paper("evaluation: overlap")
-def test_copies_find_each_other_and_no_image_finds_itself():
-    similarity, index = nearest(planted(100))
-    assert index[:10].tolist() == list(range(100, 110)) and index[98:100].tolist() == [110, 111]
-    assert (index != torch.arange(112)).all() and similarity[[98, 110]].tolist() == pytest.approx([1, 1])
-
-
 def test_the_approximate_search_misses_hardly_any_neighbor_and_invents_none(monkeypatch):
     vectors = planted(2000)
     expected, _ = nearest(vectors)
@@ -63,27 +54,13 @@ def test_the_approximate_search_misses_hardly_any_neighbor_and_invents_none(monk
     assert nearest(vectors)[1].equal(index)
 
 
-@pytest.mark.paper("evaluation: overlap")
-def test_an_overlap_is_a_similarity_above_the_threshold():
-    held_out = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-
-    found = Overlap(*nearest(held_out, torch.tensor([[0.0, 2.0], [1.0, 1.0]])), 0.9)
-
-    assert found.index.tolist() == [1, 0, 0]
-    assert found.similarity.tolist() == pytest.approx([math.sqrt(0.5), 1, 0])
-    assert found.is_overlapping.tolist() == [False, True, False] and found.share == pytest.approx(1 / 3)
-    assert found.closest(2) == [1, 0]
-
-
 @pytest.mark.parametrize(
-    ("threshold", "count", "expected"),
-    [(0.8, 2, [3, 5, 2, 4]), (0.8, 1, [5, 2]), (0.8, 9, [1, 3, 5, 2, 4, 0]), (1.0, 2, [1, 3])],
+    ("threshold", "count", "expected"), [(0.8, 1, [5, 2]), (0.8, 9, [1, 3, 5, 2, 4, 0]), (1.0, 2, [1, 3])]
 )
 def test_around_a_threshold_are_the_last_above_and_the_first_below(threshold, count, expected):
     similarity = torch.tensor([0.2, 0.99, 0.7, 0.95, 0.4, 0.9])
-    assert (
-        Overlap(similarity, torch.zeros(6, dtype=torch.int64), threshold).around_threshold(count) == expected
-    )
+    found = Overlap(similarity, torch.zeros(6, dtype=torch.int64), threshold)
+    assert found.around_threshold(count) == expected
 
 
 def test_the_chance_threshold_finds_planted_near_duplicates_and_hardly_any_other_image():
@@ -98,10 +75,3 @@ def test_the_chance_threshold_finds_planted_near_duplicates_and_hardly_any_other
     assert Overlap(*nearest(new, training), threshold).share <= 0.02
     # near duplicates do not change it
     assert threshold == pytest.approx(chance_threshold(new, training), abs=0.03)
-
-
-@pytest.mark.parametrize("alike", [0.1, 0.01])
-def test_where_all_features_are_similar_hardly_any_image_is_a_near_duplicate(alike):
-    same = torch.ones(300, 8) + alike * features(300, 24, seed=1)[:, :8]
-    threshold = chance_threshold(same[:100], same[100:])
-    assert 0.99 < threshold <= 1 and Overlap(*nearest(same[:100], same[100:]), threshold).share <= 0.05

@@ -5,14 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given as given_any
-from hypothesis import strategies as st
 
 from tests.helpers.tiny_models import random_images, tiny, tiny_text
 from thousandwords.core.config import ConfigError, section
 from thousandwords.core.errors import UserError
 from thousandwords.core.filenames import distinct_slugs, slug
-from thousandwords.core.manifest import DamagedArtefact
 from thousandwords.data import images
 from thousandwords.inference.batched import decode_in_batches, score_in_batches
 from thousandwords.inference.candidates import candidate_seed, count_batches, sample_batch, to_precision
@@ -23,7 +20,7 @@ from thousandwords.inference.config import (
     check_prompt,
     replace_settings,
 )
-from thousandwords.inference.sample_shards import read_samples, sample_table, write_samples
+from thousandwords.inference.sample_shards import COLUMNS, read_samples, sample_table, write_samples
 
 PROMPTS = ["a red square", "a blue circle", "ein roter stern"]
 TEXT_TOKENIZER, GENERATOR = tiny_text(), tiny("generators", "transformer")
@@ -43,9 +40,6 @@ def sample(prompts=tuple(PROMPTS), seed=0, fixed_tokens=None, **settings) -> tor
     return torch.cat([batch.tokens for batch in batches])
 
 
-# --- precision -------------------------------------------------------------------------------------------------------
-
-
 def test_a_copy_in_bfloat16_leaves_the_generator_as_it_was():
     generator = tiny("generators", "transformer")
     before = {name: weight.clone() for name, weight in generator.state_dict().items()}
@@ -55,9 +49,6 @@ def test_a_copy_in_bfloat16_leaves_the_generator_as_it_was():
     assert {weight.dtype for weight in copy.parameters()} == {torch.bfloat16}
     assert to_precision(generator, "bfloat16") is copy and copy.config == generator.config
     assert all(weight.equal(before[name]) for name, weight in generator.state_dict().items())
-    assert not {weight.data_ptr() for weight in copy.parameters()} & {
-        weight.data_ptr() for weight in generator.parameters()
-    }
 
 
 def test_on_a_cpu_the_generator_itself_samples_unless_bfloat16_is_requested():
@@ -66,22 +57,10 @@ def test_on_a_cpu_the_generator_itself_samples_unless_bfloat16_is_requested():
     assert tokens.equal(sample(precision="bfloat16")) and tokens.shape == sample().shape and tokens.min() >= 0
 
 
-# --- seeds -----------------------------------------------------------------------------------------------------------
-
-
 def test_the_seed_of_a_candidate_is_a_fixed_number():
     assert candidate_seed(0, "a red star", 0) == 8785432157480973085
     assert candidate_seed(0, "a red star", 1) == 2990327299369865602
     assert candidate_seed(1, "a red star", 0) == 6768904379675081734
-    assert candidate_seed(0, "a red stars", 0) == 8747816678103077628
-
-
-@given_any(st.integers(), st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 10**6))
-def test_a_seed_is_one_that_torch_takes(seed, prompt, candidate):
-    assert 0 <= candidate_seed(seed, prompt, candidate) < 2**63
-
-
-# --- sampling --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -101,12 +80,11 @@ def test_more_candidates_leave_the_first_ones_as_they_were():
     assert sample(PROMPTS[:1], candidates=5)[:3].equal(sample(PROMPTS[:1]))
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 9])
-def test_fixed_tokens_are_in_every_candidate_of_their_prompt_and_of_no_other(batch_size):
+def test_fixed_tokens_are_in_every_candidate_of_their_prompt_and_of_no_other():
     fixed_tokens = torch.full((3, 16), -1)
     fixed_tokens[1, :8], fixed_tokens[2, 5] = torch.arange(8), 3
 
-    tokens = sample(fixed_tokens=fixed_tokens, batch_size=batch_size).unflatten(0, (3, 3))
+    tokens = sample(fixed_tokens=fixed_tokens, batch_size=4).unflatten(0, (3, 3))
 
     assert tokens[0].equal(sample()[:3])  # no token is fixed
     assert tokens[1, :, :8].equal(torch.arange(8).expand(3, -1)) and len(tokens[1].unique(dim=0)) == 3
@@ -134,17 +112,13 @@ def test_tokens_and_images_are_sent_to_the_device_of_their_model():
     assert score_in_batches(OtherDevice(), random_images(3), "a star").shape == (3,)
 
 
-# --- prompts ---------------------------------------------------------------------------------------------------------
-
-
 def test_a_prompt_is_read_in_the_form_of_the_captions():
     assert check_prompt("  A red\nStar ") == "a red star"
 
 
-@pytest.mark.parametrize("prompt", ["", "  \n\t", "\u3000"])
-def test_an_empty_prompt_is_rejected_with_an_example(prompt):
+def test_an_empty_prompt_is_rejected_with_an_example():
     with pytest.raises(EmptyPrompt) as caught:
-        check_prompt(prompt, "sampling.prompts[2]")
+        check_prompt("  \n\u3000", "sampling.prompts[2]")
     assert str(caught.value) == (
         'sampling.prompts[2] is empty. Say what to generate, for example "a small red star on sand"'
     )
@@ -155,23 +129,16 @@ def test_a_prompt_that_is_not_text_is_rejected():
         check_prompt(b"a st\xe9r".decode("utf-8", "surrogateescape"))
 
 
-# --- settings --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
         ("candidates", 0, "it needs to be 1 or more"),
         ("batch_size", 0, "it needs to be 1 or more"),
-        ("temperature", 0.0, "it needs to be above 0"),
         ("temperature", float("nan"), "it needs to be above 0"),
         ("temperature", 1e-300, "the minimum is 1e-06. For the likeliest token set top_k to 1"),
         ("guidance", -1.0, "it needs to be 0 or more; 1 changes nothing"),
-        ("guidance", float("inf"), "it needs to be 0 or more; 1 changes nothing"),
         ("top_k", 0, "it needs to be 1 or more, or null for all tokens"),
-        ("top_p", 0.0, "it needs to be in (0, 1], or null for all tokens"),
         ("top_p", 1.5, "it needs to be in (0, 1], or null for all tokens"),
-        ("inpaint_keep_share", 1.0, "it needs to be between 0 and 1, to leave rows to sample"),
         ("inpaint_keep_share", float("nan"), "it needs to be between 0 and 1, to leave rows to sample"),
     ],
 )
@@ -190,24 +157,16 @@ def test_the_default_is_the_papers_512_candidates_at_temperature_1():
     assert SamplingConfig() == SamplingConfig(candidates=512, temperature=1.0, top_k=None, top_p=None)
 
 
-# --- samples on disk ------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def samples_folder(tmp_path):
     """3 prompts with 2 candidates each, in two shards that were written in the wrong order."""
-    names = ("prompt_id", "split", "prompt", "candidate", "seed")
     rows = [
-        dict(zip(names, (prompt, "own", PROMPTS[prompt], candidate, 2**63 - 1 - prompt), strict=True))
+        dict(zip(COLUMNS, (prompt, "own", PROMPTS[prompt], candidate, 2**63 - 1 - prompt), strict=True))
         for prompt in range(3)
         for candidate in range(2)
     ]
-    tokens = sample(candidates=2)
-    pixels = images.to_uint8(random_images(6))
-    tables = [
-        sample_table(rows[start:stop], tokens[start:stop], pixels[start:stop])
-        for start, stop in ((3, 6), (0, 3))
-    ]
+    tokens, pixels = sample(candidates=2), images.to_uint8(random_images(6))
+    tables = [sample_table(rows[part], tokens[part], pixels[part]) for part in (slice(3, 6), slice(0, 3))]
     write_samples(tmp_path, tables, {"candidates": 2})
     return tmp_path
 
@@ -223,23 +182,12 @@ def test_samples_come_back_prompt_after_prompt(samples_folder):
         assert np.array_equal(samples.images(prompt), expected)
 
 
-def test_damaged_samples_are_rejected(samples_folder):
-    path = samples_folder / "samples-00001.parquet"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DamagedArtefact, match="samples-00001.parquet .* Run: make repair"):
-        read_samples(samples_folder)
-
-
-# --- names -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("prompt", "name"),
     [
         ("A red star!", "a-red-star"),
         ("../../etc/passwd", "etc-passwd"),
         ("🦊", "prompt"),
-        ("роза", "роза"),
         ("a" * 99, "a" * 60),
     ],
 )
@@ -250,9 +198,3 @@ def test_a_slug_is_a_file_name_that_reads_like_the_prompt(prompt, name):
 def test_prompts_that_read_alike_get_files_of_their_own():
     prompts = ["a star", "A star!", "🦊", "🐼", "a star 2", "a star?"]
     assert distinct_slugs(prompts) == ["a-star", "a-star-2", "prompt", "prompt-2", "a-star-2-2", "a-star-3"]
-
-
-@given_any(st.lists(st.text(max_size=4), max_size=8))
-def test_no_two_prompts_share_a_name(prompts):
-    names = distinct_slugs(prompts)
-    assert len(set(names)) == len(prompts) and not any("/" in name or name.startswith(".") for name in names)

@@ -34,9 +34,6 @@ def own_folder(package_folder, tmp_path):
     return shutil.copytree(package_folder, tmp_path / "package")
 
 
-# --- generate --------------------------------------------------------------------------------------------------------
-
-
 def test_a_prompt_becomes_images_best_first(package):
     candidates = package.generate(PROMPT, candidates=6)
 
@@ -70,15 +67,10 @@ def test_settings_are_the_packages_own_unless_others_are_given(package):
     assert len(likeliest) == 1
     with pytest.raises(ConfigError, match="sampling.temperature is 0; it needs to be above 0"):
         package.generate(PROMPT, temperature=0)
-    with pytest.raises(
-        ConfigError, match="guidance is 3.0, but the generator was trained without caption drop"
-    ):
+    with pytest.raises(ConfigError, match="guidance is 3.0, but the generator was trained without caption"):
         package.generate(PROMPT, guidance=3.0)
     with pytest.raises(EmptyPrompt, match="the prompt is empty. Say what to generate"):
         package.generate(" ")
-
-
-# --- on disk ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_package_holds_nothing_but_safetensors_and_json(package_folder):
@@ -106,17 +98,6 @@ def test_a_folder_that_is_not_a_part_is_removed_when_the_package_is_written_agai
     assert sorted(path.name for path in own_folder.iterdir() if path.is_dir()) == sorted(PARTS)
 
 
-# --- what is rejected ------------------------------------------------------------------------------------------------
-
-
-def test_where_there_is_not_a_package_the_fix_is_to_train_one(tmp_path):
-    with pytest.raises(UserError) as caught:
-        load_package(tmp_path / "package")
-    assert str(caught.value) == (
-        f"there is no package at {tmp_path}/package: nothing has been trained here yet. Run: make run"
-    )
-
-
 def test_a_part_that_was_replaced_is_rejected(own_folder):
     components.save(tiny("generators", "transformer", seed=1), own_folder / "generator")
     with pytest.raises(UserError) as caught:
@@ -126,12 +107,10 @@ def test_a_part_that_was_replaced_is_rejected(own_folder):
     )
 
 
-@pytest.mark.parametrize("name", PARTS)
-def test_a_missing_part_is_rejected(own_folder, name):
-    shutil.rmtree(own_folder / name)
-    with pytest.raises(
-        DamagedArtefact, match=f"{name}/manifest.json is missing.* Run: dvc repro package_model"
-    ):
+def test_a_missing_part_is_rejected(own_folder):
+    shutil.rmtree(own_folder / "scorer")
+    message = "scorer/manifest.json is missing.* Run: dvc repro package_model"
+    with pytest.raises(DamagedArtefact, match=message):
         load_package(own_folder)
 
 
@@ -166,15 +145,12 @@ def test_a_package_written_by_an_earlier_version_is_rejected_with_the_fix(tmp_pa
 
 
 def test_a_device_that_is_not_there_is_rejected(package_folder):
-    with pytest.raises(
-        UserError, match="there is no device 'tpu' here. Give cpu, or cuda on a machine that has it"
-    ):
+    message = "there is no device 'tpu' here. Give cpu, or cuda on a machine that has it"
+    with pytest.raises(UserError, match=message):
         load_package(package_folder, device="tpu")
 
 
 def test_another_folder_with_a_manifest_is_not_a_package(parts):
-    with pytest.raises(
-        UserError,
-        match="is not a package: its manifest describes something else. Give the folder that `dvc repro",
-    ):
+    message = "is not a package: its manifest describes something else. Give the folder that `dvc repro"
+    with pytest.raises(UserError, match=message):
         load_package(parts["scorer"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 import yaml
@@ -11,7 +10,7 @@ import yaml
 from scripts import plan
 from tests.helpers.paths import ROOT
 from thousandwords.planning import estimate
-from thousandwords.planning.estimate import ASSUMED, Model, Rate, Sizes, Step
+from thousandwords.planning.estimate import ASSUMED, Model, Rate, Sizes
 
 SIZES = Sizes(
     pairs=1_000_000,
@@ -32,61 +31,6 @@ SIZES = Sizes(
 )
 
 
-def steps(**changes: object) -> dict[str, Step]:
-    found = estimate.steps(replace(SIZES, **changes), bytes_per_pixel=2.0, sampling_share=0.1)
-    return {step.stage or step.folder: step for step in found}
-
-
-def test_the_work_and_the_files_of_each_stage():
-    row_bytes = 2048 * 13 / 8 * 1.02 + 50  # a token of 8,192 takes 13 bits in the shards, 16 unpacked
-    image_bytes = 300 * 300 * 2  # two bytes a pixel
-    assert {name: (step.rows, step.work, step.files, step.bytes) for name, step in steps().items()} == {
-        "prepare_pairs": (1_000_000, 90_000, 245, 1_000_000 * image_bytes),
-        ".store/pairs": (900_000, 0, 1, 900_000 * image_bytes),  # training reads images in random order
-        "train_text_tokenizer": (900_000, 900_000, 0, 0),
-        # three passes an update; two checkpoints of weights, average and two moments
-        "train_image_tokenizer": (4_000_000, 4_000_000 * 3 * 5e11, 2, 100_000_000 * 32),
-        # training images in each of two views, held-out ones once
-        "tokenize_pairs": (1_900_000, 1_900_000 * 2e11, 123, pytest.approx(1_000_000 * row_bytes)),
-        ".store/tokens": (1_000_000, 0, 245, pytest.approx(1_000_000 * row_bytes)),
-        ".store/rows": (900_000, 0, 1, 900_000 * (2 * 2048 + 100)),
-        # four passes with activation checkpointing
-        "train_generator": (2_000_000, 2_000_000 * 4 * 3e12, 2, 1_000_000_000 * 32),
-        "sample_images": (50, pytest.approx(50 * 3e12 / 0.1), 0, 0),
-    }  # the scorer is not trained
-
-
-@pytest.mark.parametrize(("folder", "train_pairs"), [(".store/rows", 9_000), (".store/pairs", 2_700)])
-def test_rows_that_fit_into_memory_are_not_unpacked(folder, train_pairs):
-    assert folder in steps() and folder not in steps(train_pairs=train_pairs)
-
-
-def test_the_table_has_a_line_for_each_stage_and_the_sums_and_hours_are_shared_by_devices():
-    rates = {"megapixels": Rate(9.0, "measured"), "flops": Rate(1e14, "given")}
-    found = [
-        Step("a", 1200, 3.6e17, "flops", "x", 2, 1.5e9),
-        Step("", 9, folder="y"),
-        Step("b", 1, 32_400, "megapixels"),
-    ]
-    assert estimate.table(found, rates, devices=2).splitlines() == [
-        "stage   rows  keeps  files    disk      FLOP  device hours  hours",
-        "a      1,200  x          2  1.5 GB  3.60e+17          1.00   0.50",
-        "           9  y",
-        "b          1                                                 1.00",
-        "total                    2  1.5 GB  3.60e+17          1.00   1.50",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(999, "999 B"), (1500, "1.5 kB"), (3.28e13, "32.8 TB"), (9.999e11, "1,000 GB")]
-)
-def test_bytes_are_formatted_briefly(count, text):
-    assert estimate.format_bytes(count) == text
-
-
-# --- rates -----------------------------------------------------------------------------------------------------------
-
-
 def benchmark(id: str, figure: float, ratio: float | None = None, date: str = "2026-11-21") -> dict:
     return {"id": id, "figure": figure, "ratio": ratio, "date": f"{date}T00:00:00+00:00", "machine": "a CPU"}
 
@@ -101,11 +45,13 @@ BENCHMARKS = [
 
 def test_a_benchmark_gives_the_rate_of_training_and_of_sampling_and_the_newest_counts():
     source = "benchmark of 2026-11-21 on a CPU"
-    assert estimate.benchmarked_rate(BENCHMARKS, "cpu") == Rate(0.2e12, source)
-    assert estimate.benchmarked_sampling_share(BENCHMARKS, "cpu") == Rate(0.25, source)
-    for rows, device in ((BENCHMARKS, "gpu"), (BENCHMARKS[:2], "cpu")):
-        assert estimate.benchmarked_rate(rows, device) is None
-        assert estimate.benchmarked_sampling_share(rows, device) is None
+    rates = {"flops": Rate(0.2e12, source), "sampling_share": Rate(0.25, source)}
+    assert estimate.benchmarked_rates(BENCHMARKS, "cpu") == rates
+    assert (
+        estimate.benchmarked_rates(BENCHMARKS[:2], "cpu")
+        == estimate.benchmarked_rates(BENCHMARKS, "gpu")
+        == {}
+    )
 
 
 @pytest.fixture
@@ -138,14 +84,10 @@ def test_rates_come_from_the_last_run_then_from_benchmarks_and_else_are_assumed(
     benchmarked = estimate.choose_rates(SIZES, "cpu", None, nowhere, BENCHMARKS)
     assert (benchmarked["flops"].value, benchmarked["sampling_share"].value) == (0.2e12, 0.25)
     assumed = estimate.choose_rates(SIZES, "cpu", None, nowhere)
-    assert assumed == {name: ASSUMED[name] for name in ASSUMED if name != "gpu" and name != "cpu"} | {
-        "flops": ASSUMED["cpu"]
-    }
+    expected = {name: rate for name, rate in ASSUMED.items() if name not in ("cpu", "gpu")}
+    assert assumed == expected | {"flops": ASSUMED["cpu"]}
     assert estimate.choose_rates(SIZES, "gpu", None, results)["flops"] == ASSUMED["gpu"]
     assert estimate.choose_rates(SIZES, "cpu", 3.0, results)["flops"].source == "given: 3 TFLOP/s"
-
-
-# --- the command -----------------------------------------------------------------------------------------------------
 
 
 def planned(capsys, arguments: str) -> str:
@@ -162,9 +104,8 @@ def test_every_preset_can_be_planned(preset, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     text = planned(capsys, f"--preset {preset} --pairs 250000000 --on gpu --gpus 64 --benchmarks none")
 
-    start = f"250,000,000 pairs, presets/{preset}.yaml, on 64 GPUs; the generator sees each training pair "
-    assert text.startswith(start) and "of memory in training" in text
-    assert "\ntotal " in text and "train_generator" in text
+    assert text.startswith(f"250,000,000 pairs, presets/{preset}.yaml, on 64 GPUs; the generator sees each ")
+    assert "of memory in training" in text and "\ntotal " in text and "train_generator" in text
     assert "flops: 400 TFLOP/s on each device (assumed: " in text
 
 
@@ -172,7 +113,6 @@ def test_a_plan_for_a_missing_preset_or_a_bad_number_says_so(monkeypatch, capsys
     monkeypatch.chdir(ROOT)
     for arguments, message in (
         ("--preset nothing", "plan: presets/nothing.yaml is missing"),
-        ("--pairs 0", "plan: --pairs is 0; it needs to be above 0\n"),
         ("--tflops -1", "plan: --tflops is -1; it needs to be above 0\n"),
     ):
         with pytest.raises(SystemExit) as caught:
@@ -195,8 +135,11 @@ def test_without_images_their_number_has_to_be_given(tmp_path, monkeypatch, caps
 
 def test_the_default_preset_is_planned_without_further_options(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    start = "22,000 pairs, params.yaml, on 1 CPU; the generator sees each training pair 3.84 times\n"
-    assert planned(capsys, "--on cpu --results nowhere").startswith(start)
+    text = planned(capsys, "--on cpu --results nowhere")
+    assert text.startswith(
+        "22,000 pairs, params.yaml, on 1 CPU; the generator sees each training pair 3.84 times\n"
+    )
+    assert ".store/pairs" not in text and ".store/rows" not in text  # they fit into memory
 
 
 def test_the_plan_of_the_papers_run_in_the_docs_is_the_output_of_the_command(monkeypatch, capsys):
@@ -211,9 +154,8 @@ def test_the_plan_of_the_papers_run_in_the_docs_is_the_output_of_the_command(mon
     lines = text.split("\n\n")[1].splitlines()
     page = (ROOT / "docs/scale.md").read_text(encoding="utf-8").splitlines()
     first = page.index(f"  {lines[0]}")
-    assert [line.removeprefix("  ") for line in page[first : first + len(lines)]] == lines and len(
-        lines
-    ) == 12
+    assert [line.removeprefix("  ") for line in page[first : first + len(lines)]] == lines
+    assert len(lines) == 12
     assert f"image tokenizer {53_786_240 + 43_829_766:,} (" in text
     (work,) = [step.work for step in counted[0][0] if step.stage == "train_generator"]
     dense = 2 * 12.09e9 * 1280

@@ -9,19 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from thousandwords.data.images import encode_png
 from thousandwords.evaluation.metrics import match_rates
 from thousandwords.reporting import plots
-from thousandwords.reporting.html_report import render_report
+from thousandwords.reporting.html_report import flatten, number, rate, render_report
 from thousandwords.reporting.page import image_element, thumbnail
-from thousandwords.reporting.report_tables import flatten, number, rate
 from thousandwords.scenes.render import scene_pairs
 
 
 def both_ends(n1: float, best: float, margin: float = 0.05) -> dict:
-    intervals = {
-        f"{name}_interval": [value - margin, value + margin] for name, value in (("n1", n1), ("best", best))
-    }
+    intervals = {"n1_interval": [n1 - margin, n1 + margin], "best_interval": [best - margin, best + margin]}
     return {"n1": n1, "best": best, **intervals}
 
 
@@ -213,14 +209,9 @@ def test_the_page_loads_nothing_and_runs_nothing():
     assert "http://" not in html and "https://" not in html
     assert not re.search(r"<(script|link|iframe|object|embed|base)\b|@import|url\(|\son\w+=", html)
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', html))
-    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', html))
-    assert "default-src 'none'" in html
-
-
-def test_every_link_of_the_page_leads_to_a_section():
-    html = page_of()
-
-    assert set(re.findall(r'href="#([^"]*)"', html)) <= set(re.findall(r'id="([^"]*)"', html))
+    links = set(re.findall(r'href="([^"]*)"', html))
+    assert links <= {f"#{section}" for section in re.findall(r'id="([^"]*)"', html)}
+    assert "default-src 'none'" in html and page_of() == html
 
 
 def test_captions_and_settings_are_escaped():
@@ -246,10 +237,6 @@ def test_every_image_has_an_alt_text_and_a_size_and_small_ones_have_sharp_pixels
     assert sum('width="900" height="900" alt="Image loss">' in image for image in images) == 1
 
 
-def test_the_same_data_give_the_same_page():
-    assert page_of() == page_of()
-
-
 def test_without_caption_match_the_page_says_why():
     bare = {name: block for name, block in METRICS.items() if name != "caption_match"}
     page = render_report({**DATA, "metrics": bare})
@@ -258,24 +245,21 @@ def test_without_caption_match_the_page_says_why():
 
 
 @pytest.mark.parametrize(
-    ("counts", "present", "absent"),
+    ("counts", "present"),
     [
         (
             {"near_duplicates": COUNTS["near_duplicates"] | {"by_chance": -3}},
             "the hash cannot find near duplicates, and only images with equal hashes should be dropped",
-            "has a neighbor at",
         ),
         (
             {"captions_dropped": {"caption_too_short": 1234}},
             "captions dropped from accepted pairs: caption too short 1,234",
-            "missing from",
         ),
-        ({"n_quarantined": 0}, "8 of them are missing from the rows below", "Every one is accounted for"),
+        ({"n_quarantined": 0}, "8 of them are missing from the rows below"),
     ],
 )
-def test_the_counts_of_the_inputs_are_explained(counts, present, absent):
-    page = text_of(page_of(counts=COUNTS | counts))
-    assert present in page and absent not in page
+def test_the_counts_of_the_inputs_are_explained(counts, present):
+    assert present in text_of(page_of(counts=COUNTS | counts)) and present not in text_of(page_of())
 
 
 def test_only_figures_of_inception_are_called_fid_and_they_have_their_number_of_images():
@@ -301,10 +285,8 @@ def test_another_clip_is_not_called_the_scorers_own():
 
 
 def test_each_stage_names_its_run_and_links_to_it_where_it_is_on_a_server():
-    runs = {
-        "prepare_pairs": {"run_id": "aa11"},
-        "evaluate": {"run_id": "bb22", "link": "http://host:5000/#/runs/bb22"},
-    }
+    link = "http://host:5000/#/runs/bb22"
+    runs = {"prepare_pairs": {"run_id": "aa11"}, "evaluate": {"run_id": "bb22", "link": link}}
 
     html = page_of(runs=runs)
 
@@ -324,9 +306,8 @@ def test_each_stage_names_its_run_and_links_to_it_where_it_is_on_a_server():
 )
 def test_figures_of_image_fidelity_that_are_missing_are_left_out(part, text):
     rest = {name: block for name, block in FIDELITY.items() if name != part}
-    rest["overlap"] = {name: value for name, value in rest.get("overlap", {}).items() if name != part}
-    if part == "overlap":
-        del rest["overlap"]
+    if "overlap" in rest:
+        rest["overlap"] = {name: value for name, value in rest["overlap"].items() if name != part}
 
     page = text_of(page_of({"fidelity": rest}, within_training=[]))
 
@@ -345,13 +326,9 @@ def test_more_than_eight_candidates_are_folded_away_and_a_kept_part_takes_a_plac
 
 
 def test_a_tokenizer_worse_than_k_means_and_a_collapsing_codebook_are_pointed_out():
+    codebook = METRICS["codebook"] | {"perplexity": 2.1}
     page = text_of(
-        page_of(
-            {
-                "reconstruction": {"psnr_hard": 20.0, "psnr_kmeans": 22.0},
-                "codebook": METRICS["codebook"] | {"perplexity": 2.1},
-            }
-        )
+        page_of({"reconstruction": {"psnr_hard": 20.0, "psnr_kmeans": 22.0}, "codebook": codebook})
     )
 
     assert "2.0 dB worse than k-means" in page and "the codebook is collapsing" in page
@@ -371,13 +348,6 @@ def test_a_thumbnail_has_its_own_size_on_the_page_and_is_the_same_every_time(pix
     assert (element["width"], element["height"]) == (width, height) and thumbnail(pixels, 128) == small
 
 
-def test_a_thumbnail_of_a_scene_takes_a_quarter_of_its_png_at_most_and_looks_the_same():
-    small = thumbnail(SCENE, 128)
-    with Image.open(BytesIO(small)) as decoded:
-        difference = np.abs(np.array(decoded.convert("RGB"), np.float32) - SCENE)
-    assert len(small) < len(encode_png(SCENE)) / 4 and difference.mean() < 6
-
-
 def test_shares_numbers_and_durations_as_text():
     shares = {0.413: "41%", 0: "0%", 1: "100%", 0.004: "0.4%", 0.0001: "<0.1%", 0.99996: ">99.9%", None: "–"}
     assert {share: rate(share) for share in shares} == shares
@@ -388,6 +358,7 @@ def test_shares_numbers_and_durations_as_text():
 
 
 LOSSES = {"train": [(0, 5.0), (10, 3.0)], "validation": [(10, 3.2)], "not yet": []}
+ONE_RIGHT = ("colour", "relation", "background")
 CURVES = {
     "loss": lambda: plots.loss_curve(LOSSES, title="Image loss"),
     "match": lambda: plots.match_curve({"seen": RATES, "unseen": UNSEEN}),
@@ -401,7 +372,7 @@ CURVES = {
     "codebook": lambda: plots.codebook_curve({"dvae": np.array([5, 0, 3, 1]), "k-means": [3, 2, 2, 2]}),
     "stages": lambda: plots.stage_bars(METRICS["seconds"]),
     "one point": lambda: plots.match_curve(
-        {"seen": match_rates([[0.5]], {"colour": [[1]], "relation": [[1]], "background": [[0]]}, 0)}
+        {"seen": match_rates([[0.5]], dict.fromkeys(ONE_RIGHT, [[1]]), 0)}
     ),
 }
 
@@ -414,11 +385,3 @@ def test_a_curve_is_a_png_of_nine_hundred_pixels_with_the_same_bytes_every_time(
     assert (image.format, image.width) == ("PNG", 900)
     assert set(image.info) <= {"dpi"}  # no date, no version
     assert first == second
-
-
-def test_a_plot_does_not_change_the_callers_settings_of_matplotlib():
-    import matplotlib
-
-    with matplotlib.rc_context({"font.size": 31}):
-        CURVES["score"]()
-        assert matplotlib.rcParams["font.size"] == 31

@@ -21,7 +21,7 @@ from thousandwords.__main__ import main
 from thousandwords.core.errors import UserError
 from thousandwords.evaluation.metrics import bootstrap_interval
 from thousandwords.reporting.finished_run import read_run
-from thousandwords.reporting.human_eval_sheet import encode_image, make_sheet, render_sheet
+from thousandwords.reporting.human_eval_sheet import make_sheet, render_sheet
 from thousandwords.reporting.human_eval_votes import (
     COLUMNS,
     QUESTIONS,
@@ -54,9 +54,8 @@ def key(sheet) -> dict:
 
 def data_of(page: str) -> dict:
     """The data that the page's script reads."""
-    return json.loads(
-        re.search(r'<script type="application/json" id="sheet">(.*?)</script>', page, re.DOTALL)[1]
-    )
+    script = re.search(r'<script type="application/json" id="sheet">(.*?)</script>', page, re.DOTALL)
+    return json.loads(script[1])
 
 
 def image_of(uri: str) -> Image.Image:
@@ -69,13 +68,9 @@ def rows_of(
     """The votes of a rater who chooses a run ("a" or "b") by prompt and question."""
     return [
         {
-            "sheet": key["sheet"],
-            "rater": rater,
-            "prompt_number": prompt["number"],
-            "caption": prompt["caption"],
-            "question": question,
+            **{"sheet": key["sheet"], "rater": rater, "prompt_number": prompt["number"]},
+            **{"caption": prompt["caption"], "question": question, "seconds": 2.5},
             "side": "left" if prompt["left"] == choose(prompt["number"], question) else "right",
-            "seconds": 2.5,
         }
         | (changes or {})
         for prompt in key["prompts"]
@@ -134,25 +129,20 @@ def test_the_sheet_alone_does_not_reveal_the_runs(runs, sheet):
 
 
 def test_images_have_one_size_and_no_metadata(tmp_path):
-    runs = [
-        read_run(write_run(tmp_path / str(size), CAPTIONS, size, image_size=size), "run") for size in (8, 32)
-    ]
+    folders = [write_run(tmp_path / str(size), CAPTIONS, size, image_size=size) for size in (8, 32)]
     keys_of_every_webp = {"loop", "background", "timestamp", "duration"}
 
-    page, _ = make_sheet(*runs, 50, seed=0)
+    page, _ = make_sheet(*[read_run(folder, "run") for folder in folders], 50, seed=0)
 
     for uri in (pair[side] for pair in data_of(page)["pairs"] for side in ("left", "right")):
         image = image_of(uri)
         assert (image.size, image.format, set(image.info) - keys_of_every_webp) == ((32, 32), "WEBP", set())
-    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    assert np.array_equal(np.array(Image.open(io.BytesIO(encode_image(noise, 16)))), noise)
 
 
 def test_runs_with_the_same_images_are_rejected(tmp_path):
     runs = [read_run(write_run(tmp_path / str(n), CAPTIONS[: n + 2], 10), f"run {n}") for n in range(2)]
     with pytest.raises(
-        UserError,
-        match="run 0 and run 1 have the same best image for each prompt: there is nothing to vote on",
+        UserError, match="run 0 and run 1 have the same best image for each prompt: there is "
     ):
         make_sheet(*runs, 50, seed=0)
 
@@ -169,26 +159,15 @@ def test_the_key_has_the_number_of_pairs_that_were_left_out_because_they_are_ide
     assert sorted(prompt["caption"] for prompt in key["prompts"]) == sorted(CAPTIONS[5:])
 
 
-def test_a_caption_cannot_inject_markup(tmp_path):
-    evil = "</script><script>alert(1)</script> & <b>'\"\u2028"
-    page, key = make_sheet(
-        *[read_run(write_run(tmp_path / str(g), [evil], g), evil) for g in (1, 9)], 50, seed=0
-    )
-
-    assert data_of(page)["pairs"][0]["caption"] == key["prompts"][0]["caption"] == evil
-    assert page.count("<script") == page.count("</script>") == 2 and "<b>" not in page
-    assert evil not in page and html.escape(evil) not in page
-
-
 @given(st.text(min_size=1, max_size=60))
 @example("<!--<script>")
+@example("</script><script>alert(1)</script> & <b>'\"\u2028")
 @example("{{ 7 * 7 }}")
 @settings(max_examples=60, deadline=None)
 def test_any_caption_is_unchanged_on_the_page(caption):
     page = render_sheet("0", [{"caption": caption, "left": "", "right": ""}], True)
-    assert (
-        data_of(page)["pairs"][0]["caption"] == caption and page.count("<script") == 2 and "<!--" not in page
-    )
+    assert data_of(page)["pairs"][0]["caption"] == caption
+    assert page.count("<script") == page.count("</script>") == 2 and "<!--" not in page and "<b>" not in page
 
 
 def test_the_policy_allows_the_one_script_and_nothing_else(sheet):
@@ -196,10 +175,8 @@ def test_the_policy_allows_the_one_script_and_nothing_else(sheet):
     script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)[1]
     sha256 = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = html.unescape(re.search(r'Content-Security-Policy" content="(.*?)"', page)[1])
-    assert (
-        policy
-        == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{sha256}'"
-    )
+    sources = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert policy == f"{sources}; script-src 'sha256-{sha256}'"
     assert not re.findall(r"\son[a-z]+=", page) and "http" not in page.replace("http-equiv", "")
 
 
@@ -215,7 +192,7 @@ def test_votes_for_one_run_only_give_it_a_share_of_1(key, tmp_path):
         }
     assert result["missing"] == {} and len(lines(result)) == 2
     assert lines(result)[0].startswith(
-        "Which is more realistic? run-x: 100.0% of 12 prompts by majority (95% interval "
+        "Which is more realistic? run-x: 100.0% of 12 prompts by majority (95% "
     )
 
 
@@ -224,8 +201,7 @@ def test_a_prompt_goes_to_the_run_that_most_of_five_raters_chose(key, tmp_path):
     table = np.random.default_rng(1).random((12, 5)) < 0.6
     choices = [lambda number, _, votes=votes: "a" if votes[number - 1] else "b" for votes in table.T]
     files = [
-        write_votes(tmp_path / f"{n}.csv", rows_of(key, f"rater {n}", choose))
-        for n, choose in enumerate(choices)
+        write_votes(tmp_path / f"{n}.csv", rows_of(key, str(n), choose)) for n, choose in enumerate(choices)
     ]
 
     answers = count(files, key)["questions"]["realism"]
@@ -236,9 +212,9 @@ def test_a_prompt_goes_to_the_run_that_most_of_five_raters_chose(key, tmp_path):
 
 
 def test_questions_are_counted_separately_and_a_tie_counts_half(key, tmp_path):
-    first = write_votes(tmp_path / "1.csv", rows_of(key, "first"))
-    second = write_votes(
-        tmp_path / "2.csv", rows_of(key, "second", lambda number, question: "ab"[question == "caption"])
+    choices = (lambda number, question: "a", lambda number, question: "ab"[question == "caption"])
+    first, second = (
+        write_votes(tmp_path / f"{n}.csv", rows_of(key, str(n), choose)) for n, choose in enumerate(choices)
     )
 
     result = count([first, second], key)
@@ -265,10 +241,8 @@ def test_a_rater_with_missing_votes_is_named_and_the_other_votes_are_counted(key
 
     assert result["missing"] == {"Ann": ["11 caption", "12 realism", "12 caption"]}
     assert result["questions"]["realism"]["prompts"] == 11 and result["questions"]["caption"]["prompts"] == 10
-    assert (
-        "Ann left out 3 votes (prompt 11 caption, 12 realism, 12 caption); the others are counted"
-        in lines(result)
-    )
+    line = "Ann left out 3 votes (prompt 11 caption, 12 realism, 12 caption); the others are counted"
+    assert line in lines(result)
     assert result["raters"]["Ann"]["votes"] == 21 and result["raters"]["Ann"]["median_seconds"] == 2.5
 
 
@@ -278,34 +252,29 @@ def test_a_rater_with_missing_votes_is_named_and_the_other_votes_are_counted(key
         ({"sheet": "0123"}, r"votes.csv belongs to the sheet '0123', but the key to '[0-9a-f]{16}'"),
         ({"prompt_number": 99}, r"votes.csv, row 2: the sheet has no prompt '99'"),
         ({"caption": "a dog"}, r"votes.csv, row 2: prompt 1 is 'image \d+', not 'a dog'"),
-        (
-            {"question": "colour"},
-            r"votes.csv, row 2: there is no question 'colour'; it can be: realism, caption",
-        ),
+        ({"question": "colour"}, r"row 2: there is no question 'colour'; it can be: realism, caption"),
         ({"side": "both"}, r"votes.csv, row 2: the side is 'both'; it can be: left, right"),
         ({"seconds": "nan"}, r"votes.csv, row 2: 'nan' is not a number of seconds"),
         ({"rater": " "}, r"votes.csv, row 2: there is no rater's name"),
         (
             {"prompt_number": 1, "caption": None, "question": "realism"},
-            r"votes.csv, row 3: the second vote on one question",
+            "row 3: the second vote on one question",
         ),
     ],
 )
 def test_votes_that_do_not_belong_to_the_sheet_are_rejected_row_by_row(key, tmp_path, change, message):
-    change = {
-        name: key["prompts"][0]["caption"] if value is None else value for name, value in change.items()
-    }
+    if change.get("caption", 1) is None:
+        change = change | {"caption": key["prompts"][0]["caption"]}
     file = write_votes(tmp_path / "votes.csv", rows_of(key, "Ann", changes=change))
     with pytest.raises(UserError, match="these votes cannot be counted:\n.*" + message):
         read_votes([file], key)
 
 
-@pytest.mark.parametrize("first, second", [("Ann", "ann "), ("ann", "Ann"), ("Ann", "Ann")])
-def test_a_rater_counts_once(key, tmp_path, first, second):
-    files = [write_votes(tmp_path / f"{n}.csv", rows_of(key, name)) for n, name in enumerate((first, second))]
-    with pytest.raises(
-        UserError, match=rf"1.csv: '{second.strip()}' has voted in .*0.csv already; keep one of both"
-    ):
+@pytest.mark.parametrize("second", ["ann ", "Ann"])
+def test_a_rater_counts_once(key, tmp_path, second):
+    files = [write_votes(tmp_path / f"{n}.csv", rows_of(key, name)) for n, name in enumerate(("Ann", second))]
+    message = rf"1.csv: '{second.strip()}' has voted in .*0.csv already; keep one of both"
+    with pytest.raises(UserError, match=message):
         read_votes(files, key)
 
 
@@ -328,12 +297,9 @@ def test_a_file_that_is_no_file_of_votes_is_rejected(key, tmp_path, data, messag
 
 def test_a_table_saved_by_another_program_is_read(key, tmp_path):
     """Such programs may write a byte order mark and no quotes."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows_of(key, "Ann"))
-    (tmp_path / "v.csv").write_text("\ufeff" + text.getvalue(), encoding="utf-8")
-    assert len(read_votes([tmp_path / "v.csv"], key)) == 24
+    file = write_votes(tmp_path / "v.csv", rows_of(key, "Ann"))
+    file.write_text("\ufeff" + file.read_text("utf-8").replace('"', ""), encoding="utf-8")
+    assert len(read_votes([file], key)) == 24
 
 
 def test_names_of_raters_are_escaped_in_markdown(key, tmp_path):
