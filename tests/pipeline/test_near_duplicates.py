@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from tests.unit.ingest.test_perceptual_hash import jpeg, lighter, photo, resized
+from tests.helpers.images import encoded, jpeg, lighter, photo, resized
 from thousandwords.data.images import encode_png
 from thousandwords.data.pair_shards import PairReader, splits
 from thousandwords.ingest.config import DataConfig
@@ -55,13 +53,11 @@ def ingest_pairs(settings: DataConfig, out: Path) -> tuple[dict, dict[str, str],
 
 
 def test_copies_and_other_encodings_sizes_and_brightness_are_dropped_and_the_first_stays(own, tmp_path):
-    buffer = io.BytesIO()
-    Image.fromarray(photo(4)).save(buffer, "JPEG", quality=80)
     changed = [
         ("copy", photo(1)),
         ("smaller", resized(photo(2), 48)),
         ("lighter", lighter(photo(3), 1.08)),
-        ("encoded", buffer.getvalue()),
+        ("encoded", encoded(photo(4), "JPEG", quality=80)),
         ("again", jpeg(photo(5), 60)),
     ]
     for number, (name, image) in enumerate(changed, start=1):
