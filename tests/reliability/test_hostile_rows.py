@@ -31,11 +31,11 @@ from PIL import Image
 
 from stages import prepare_pairs
 from stages.runtime.stage import Stage
-from tests.helpers.images import details, odd_member, outcome, png, write, write_tar
+from tests.helpers.images import details, encoded, noise, odd_member, outcome, png, write, write_tar
 from tests.helpers.tiny_models import TEXT_LENGTH, flipped, tiny_text
 from tests.pipeline.test_data_stages import FakeTracker
 from tests.pipeline.test_ingest import files_of, write_folder
-from tests.unit.data.test_images import BAD_BYTES, encoded, noise
+from tests.unit.data.test_images import BAD_BYTES
 from thousandwords.core.config import section
 from thousandwords.core.errors import InvalidInput
 from thousandwords.core.manifest import read_manifest
