@@ -27,19 +27,15 @@ def test_a_folder_pairs_each_image_with_the_text_of_its_name(tmp_path):
         {
             "b.png": png(),
             "b.txt": "a bee\n\n  two bees \na bee\n",
-            "sub/a.b.JPG": png(),
+            "sub/a.b.JPG": png(7),
             "sub/a.b.txt": "an ape",
             "notes.md": "another file",
             ".hidden.png": b"",
         },
     )
     assert outcome(FolderSource(tmp_path)) == {"b.png": ("a bee", "two bees"), "sub/a.b.JPG": ("an ape",)}
-
-
-def test_the_bytes_of_an_image_come_through_unchanged(tmp_path):
-    write(tmp_path, {"a.png": png(7), "a.txt": "a"})
-    pair = next(iter(FolderSource(tmp_path)))
-    assert pair.image == png(7) and pair.provenance == f"{tmp_path.name}/a.png"
+    *_, pair = FolderSource(tmp_path)
+    assert pair.image == png(7) and pair.provenance == f"{tmp_path.name}/sub/a.b.JPG"
 
 
 @pytest.mark.parametrize(
@@ -102,21 +98,16 @@ def test_anything_but_a_regular_file_in_the_folder_is_rejected_unread(tmp_path, 
     outside = write(tmp_path / "outside", {"secret.png": png(), "more/x.png": png()})
     root = write(tmp_path / "own", {"ok.png": png(), "big.png": bytes(3_000_000), "folder.png/x.png": png()})
     os.mkfifo(root / "pipe.png")
-    for name, target in {
+    links = {
         "away": outside / "secret.png",
         "loop": root / "loop.png",
         "nothing": root / "gone",
         "inside": root / "ok.png",
-    }.items():
+    }
+    for name, target in links.items():
         (root / f"{name}.png").symlink_to(target)
     (root / "elsewhere").symlink_to(outside / "more")
-    write(
-        root,
-        {
-            f"{name}.txt": "text"
-            for name in ("ok", "big", "folder", "pipe", "away", "loop", "nothing", "inside")
-        },
-    )
+    write(root, {f"{name}.txt": "text" for name in ("ok", "big", "folder", "pipe", *links)})
     monkeypatch.setattr(image_decoding, "MAX_BYTES", 2_000_000)
     accepted, rejected = by_reason(outcome(FolderSource(root)))
     assert accepted == {"inside.png": ("text",), "ok.png": ("text",)}
@@ -126,27 +117,6 @@ def test_anything_but_a_regular_file_in_the_folder_is_rejected_unread(tmp_path, 
         "not_regular": ["folder.png", "nothing.png", "pipe.png"],
         "io_error": ["loop.png"],
     }
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        (None, "there is no folder .*own. Create it, or set another"),
-        (
-            {"a.txt": "a", "b.heic": b"x"},
-            "own has no images .png, jpg.*Add some, each with a text file of the same name",
-        ),
-        (
-            {"a.png": b"x", "b.png": b"x"},
-            "None of the 2 images in .*own has a caption. Put a text file of the same name beside",
-        ),
-    ],
-)
-def test_a_folder_without_usable_inputs_is_rejected_with_the_fix(tmp_path, files, message):
-    if files is not None:
-        write(tmp_path / "own", files)
-    with pytest.raises(SourceError, match=message):
-        FolderSource(tmp_path / "own").check()
 
 
 # ---- a table
@@ -201,32 +171,6 @@ def test_bad_rows_are_rejected_one_by_one(tmp_path):
     }
 
 
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        (None, "there is no table .*t.csv. Set it to your .csv or .tsv file"),
-        ("", "has no column 'image', only none. Set data.image_column"),
-        ("file,caption\na.png,a\n", "has no column 'image', only 'file', 'caption'. Set data.image_column"),
-        ("image,text\na.png,a\n", "has no column 'caption', only 'image', 'text'. Set data.caption_column"),
-        ("image,caption\n", "has no row with an image and a caption"),
-        ("image,caption\na.png,\n", "has no captions: its column 'caption' is empty"),
-        (
-            'image,caption\na.png,a\nb.png,"open\nc.png,c\n',
-            "t.csv, line 4: unexpected end of data. Fix the quotes",
-        ),
-        (
-            "image,caption\na.png," + "x" * 1_000_000,
-            "t.csv, line 2: over 1,000,000 bytes. Check that it is a table",
-        ),
-    ],
-)
-def test_a_table_without_usable_inputs_is_rejected_with_the_fix(tmp_path, table, message):
-    if table is not None:
-        write(tmp_path, {"t.csv": table})
-    with pytest.raises(SourceError, match=message):
-        CsvSource(tmp_path / "t.csv").check()
-
-
 # ---- WebDataset
 
 
@@ -253,41 +197,20 @@ def test_members_of_one_name_are_a_sample(tmp_path):
 
 def test_bad_members_are_rejected_and_do_not_affect_their_neighbors(tmp_path, monkeypatch):
     monkeypatch.setattr(image_decoding, "MAX_BYTES", 5_000)
-    write_tar(
-        tmp_path / "t.tar",
-        [
-            ("ok.png", png()),
-            ("ok.txt", "ok"),
-            ("../up.png", png()),
-            ("../up.txt", "up"),
-            ("/abs.png", png()),
-            ("/abs.txt", "abs"),
-            odd_member("link.png", tarfile.SYMTYPE, "/etc/hostname"),
-            ("link.txt", "link"),
-            odd_member("hard.png", tarfile.LNKTYPE, "ok.png"),
-            ("hard.txt", "hard"),
-            odd_member("device.png", tarfile.CHRTYPE),
-            ("device.txt", "device"),
-            odd_member("folder.png", tarfile.DIRTYPE),
-            ("big.png", bytes(6_000)),
-            ("big.txt", "big"),
-            ("alone.png", png()),
-            ("widow.txt", "widow"),
-            ("twice.png", png()),
-            ("twice.png", png(1)),
-            ("twice.txt", "twice"),
-            ("bad.png", png()),
-            ("bad.json", "{"),
-            ("nocap.png", png()),
-            ("nocap.json", "{}"),
-            ("list.png", png()),
-            ("list.json", '{"caption": [1]}'),
-            ("half.png", png()),
-            ("half.json", '{"caption": "\\ud800"}'),
-            ("._mac.png", b"junk"),
-            ("README.md", "hello"),
-        ],
-    )
+    files = {"ok": png(), "../up": png(), "/abs": png(), "big": bytes(6_000), "twice": png()}
+    odd = {
+        "link": tarfile.SYMTYPE,
+        "hard": tarfile.LNKTYPE,
+        "device": tarfile.CHRTYPE,
+        "folder": tarfile.DIRTYPE,
+    }
+    records = {"bad": "{", "nocap": "{}", "list": '{"caption": [1]}', "half": '{"caption": "\\ud800"}'}
+    members = [(f"{name}.png", data) for name, data in files.items()] + [("twice.png", png(1))]
+    members += [odd_member(f"{name}.png", kind, "ok.png") for name, kind in odd.items()]
+    members += [(f"{name}.txt", name.strip("./")) for name in (*files, *odd, "widow") if name != "folder"]
+    members += [(f"{name}.png", png()) for name in (*records, "alone")]
+    members += [(f"{name}.json", record) for name, record in records.items()]
+    write_tar(tmp_path / "t.tar", [*members, ("._mac.png", b"junk"), ("README.md", "hello")])
     outcomes = outcome(WebDatasetSource(tmp_path))
     twice = next(key for key in outcomes if key.startswith("t/twice.png at byte"))
     accepted, rejected = by_reason(outcomes)
@@ -296,7 +219,7 @@ def test_bad_members_are_rejected_and_do_not_affect_their_neighbors(tmp_path, mo
         "unsafe_path": ["t/../up", "t//abs"],
         "not_regular": ["t/link", "t/hard", "t/device", "t/folder"],
         "too_many_bytes": ["t/big"],
-        "missing_pair": ["t/alone", "t/widow", "t/nocap"],
+        "missing_pair": ["t/widow", "t/nocap", "t/alone"],
         "duplicate_id": [twice],
         "caption_encoding": ["t/bad", "t/list", "t/half"],
     }
@@ -331,30 +254,6 @@ def test_a_flipped_bit_in_any_tar_header_is_noticed(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(SourceError, match="t.tar .*Fetch it again"):
             WebDatasetSource(path).check()
-
-
-@pytest.mark.parametrize(
-    ("members", "message"),
-    [
-        (None, "there is no .tar file at .*Set data.path to a tar, a folder of tars or a glob"),
-        ([], "The 1 tars at .* have no images"),
-        (
-            [("a.png", b"x"), ("b.cls", b"1")],
-            "The 1 tars at .* have no captions. Pack a text or JSON with each image",
-        ),
-        ([("a.txt", b"x")], "The 1 tars at .* have no images. Pack images and captions under the same name"),
-    ],
-)
-def test_tars_without_usable_inputs_are_rejected_with_the_fix(tmp_path, members, message):
-    if members is not None:
-        write_tar(tmp_path / "t.tar", members)
-    with pytest.raises(SourceError, match=message):
-        WebDatasetSource(tmp_path).check()
-
-
-def test_a_tar_in_a_folder_that_does_not_exist_is_rejected_with_the_fix(tmp_path):
-    with pytest.raises(SourceError, match="data.path: there is no .tar file at .*x.tar. Set data.path"):
-        WebDatasetSource(tmp_path / "nowhere/x.tar").check()
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
@@ -451,6 +350,3 @@ def test_a_tar_that_does_not_match_its_stats_file_stops_the_run(tmp_path, stats,
     for read in (WebDatasetSource.check, list):
         with pytest.raises(SourceError, match=message):
             read(WebDatasetSource(folder))
-
-
-# ---- real data
