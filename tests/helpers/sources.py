@@ -1,4 +1,4 @@
-"""The same small data set in every kind of source, for tests of remote folders."""
+"""Small data sets: a folder, the same images in every kind of source, and settings for them and for scenes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.helpers.images import png, write, write_tar
+from tests.helpers.images import noise, png, write, write_tar
+from thousandwords.data.images import encode_png
+from thousandwords.ingest.config import DataConfig, SceneCounts
 from thousandwords.ingest.sources import (
     CocoSource,
     CsvSource,
@@ -19,6 +22,32 @@ from thousandwords.ingest.sources import (
     Source,
     WebDatasetSource,
 )
+
+
+def pixels(seed: int, height: int = 40, width: int = 48) -> np.ndarray:
+    return noise(height, width, seed)
+
+
+def write_folder(folder: Path, count: int = 12) -> Path:
+    """Images 000.png, …, each with two captions."""
+    for index in range(count):
+        caption = f"image {index}\nnumber {index}"
+        write(folder, {f"{index:03d}.png": encode_png(pixels(index)), f"{index:03d}.txt": caption})
+    return folder
+
+
+def folder_config(folder: Path, **settings) -> DataConfig:
+    settings = {"image_size": 16, "validation_share": 0.3, **settings}
+    return DataConfig(source="folder", path=str(folder), **settings)
+
+
+def scenes_config(count: int = 10, **settings) -> DataConfig:
+    return DataConfig(scenes=SceneCounts(count, 4, 3), **settings)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
 
 READERS = {
     "folder": lambda root: FolderSource(f"{root}/folder"),

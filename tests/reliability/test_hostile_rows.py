@@ -32,9 +32,9 @@ from PIL import Image
 from stages import prepare_pairs
 from stages.runtime.stage import Stage
 from tests.helpers.images import details, encoded, noise, odd_member, outcome, png, write, write_tar
+from tests.helpers.sources import files_of, write_folder
 from tests.helpers.tiny_models import TEXT_LENGTH, flipped, tiny_text
 from tests.pipeline.test_data_stages import FakeTracker
-from tests.pipeline.test_ingest import files_of, write_folder
 from tests.unit.data.test_images import BAD_BYTES
 from thousandwords.core.config import section
 from thousandwords.core.errors import InvalidInput

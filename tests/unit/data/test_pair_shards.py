@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pyarrow.parquet as pq
 import pytest
 
+from tests.helpers.sources import files_of, scenes_config
 from thousandwords.core.manifest import DamagedArtefact, read_manifest
 from thousandwords.data import pair_shards
 from thousandwords.data.images import decode_png
 from thousandwords.data.pair_shards import PairReader, read_captions, splits
-from thousandwords.ingest.config import DataConfig, SceneCounts
 from thousandwords.ingest.ingest import check_source, write_pairs
-
-
-def scenes_config(count: int = 10, **settings) -> DataConfig:
-    return DataConfig(scenes=SceneCounts(count, 4, 3), **settings)
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 @pytest.mark.parametrize(("limit", "decodings"), [(2**29, 3), (0, 6)])
@@ -43,11 +33,8 @@ def test_the_rows_have_the_columns_of_pair_shards(tmp_path):
     write_pairs(scenes_config(), 0, tmp_path)
     row = pq.read_table(tmp_path / "unseen-00000.parquet").to_pylist()[0]
     assert sorted(row) == ["captions", "image", "key", "provenance", "split"]
-    assert (row["key"], row["split"], row["provenance"]) == (
-        "scene-unseen-000000",
-        "unseen",
-        "scenes, seed 0",
-    )
+    expected = {"key": "scene-unseen-000000", "split": "unseen", "provenance": "scenes, seed 0"}
+    assert row.items() >= expected.items()
     assert row["image"].startswith(b"\x89PNG") and len(row["captions"]) == 1
 
 
@@ -79,8 +66,7 @@ def test_shards_of_an_earlier_run_are_removed(tmp_path):
     write_pairs(scenes_config(10, rows_per_shard=2), 0, tmp_path)
     write_pairs(scenes_config(3, rows_per_shard=2), 0, tmp_path)
     assert sorted(path.name for path in tmp_path.glob("train-*")) == [
-        "train-00000.parquet",
-        "train-00001.parquet",
+        f"train-0000{n}.parquet" for n in (0, 1)
     ]
 
 
