@@ -20,7 +20,7 @@ from thousandwords.core.cache import STORE, Store
 from thousandwords.core.manifest import DamagedArtefact, check_file, read_manifest
 from thousandwords.core.row_store import RowBatch, RowStore, unpack_rows
 from thousandwords.data.images import decode_png, fit_square
-from thousandwords.data.mixture import Mixture
+from thousandwords.data.sampler import Mixture
 
 FIX = "dvc repro prepare_pairs"
 MAX_UNPACKED_BYTES = 2**29  # of decoded squares kept in memory; if there are more, none is kept

@@ -24,7 +24,7 @@ from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import DamagedArtefact, read_manifest, write_manifest
 from thousandwords.core.parquet import ROW_GROUP
 from thousandwords.core.row_store import RowBatch, RowStore, unpack_rows
-from thousandwords.data.mixture import Mixture
+from thousandwords.data.sampler import Mixture
 from thousandwords.data.shard_writer import ShardWriter
 
 FIX = "dvc repro tokenize_pairs"

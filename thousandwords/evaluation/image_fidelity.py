@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thousandwords.data.batching import sequential_batches
 from thousandwords.data.images import decode_png, to_float
+from thousandwords.data.sampler import sequential_batches
 from thousandwords.evaluation import fid
 from thousandwords.evaluation.config import EvaluationConfig
 from thousandwords.evaluation.features import INCEPTION_FIGURES, Extractor, FigureNames, scorer_extractor

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thousandwords.data.mixture import Mixture, epoch_rows, shares
-from thousandwords.data.sampler import epochs_and_rows
+from thousandwords.data.sampler import Mixture, epoch_rows, epochs_and_rows, shares
 
 EQUAL = Mixture((90, 10), (1.0, 1.0))
 
@@ -29,15 +28,15 @@ def test_positions_are_shared_out_by_weight(count, weights, expected):
     assert shares(count, weights) == expected
 
 
+def stream_of(mixture: Mixture, seed: int, epochs: int) -> list[tuple[int, int]]:
+    """(round, row) at each position of the first epochs."""
+    parts = [np.stack(epoch_rows(mixture, seed, epoch), axis=1) for epoch in range(epochs)]
+    return list(map(tuple, np.concatenate(parts).tolist()))
+
+
 def test_the_round_of_a_row_counts_its_earlier_positions():
-    stream = [
-        (int(number), int(row))
-        for epoch in range(3)
-        for number, row in zip(*epoch_rows(EQUAL, 0, epoch), strict=True)
-    ]
-    assert sorted(position for position in stream if position[1] == 95) == [
-        (number, 95) for number in range(15)
-    ]
+    stream = stream_of(EQUAL, 0, 3)
+    assert sorted(round for round, row in stream if row == 95) == list(range(15))
     assert len(set(stream)) == 300
 
 
@@ -54,13 +53,8 @@ def test_the_order_depends_only_on_seed_and_epoch_and_mixes_the_sources():
 
 
 def test_the_stream_of_positions_crosses_epochs_and_can_start_anywhere():
-    stream = epochs_and_rows(range(250), 100, 4, EQUAL)
-    expected = [
-        (int(number), int(row))
-        for epoch in range(3)
-        for number, row in zip(*epoch_rows(EQUAL, 4, epoch), strict=True)
-    ]
-    assert stream == expected[:250]
+    expected = stream_of(EQUAL, 4, 3)
+    assert epochs_and_rows(range(250), 100, 4, EQUAL) == expected[:250]
     assert epochs_and_rows(range(130, 260), 100, 4, EQUAL) == expected[130:260]
 
 

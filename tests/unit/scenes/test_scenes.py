@@ -164,16 +164,8 @@ def test_three_quarters_of_training_captions_and_half_of_held_out_ones_are_in_re
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "",
-        "a dog on grass",
-        "a red star",
-        "a small red star above",
-        "a small red star on a large blue square",
-        "a small red star above a large blue square on mars",
-        "a small small red star",
-        "a red star above it",
-    ],
+    ["", "a dog on grass", "a red star", "a small red star above", "a small red star on a large blue square"]
+    + ["a small red star above a large blue square on mars", "a small small red star", "a red star above it"],
 )
 def test_a_caption_that_describes_no_scene_is_rejected(text):
     with pytest.raises(ValueError, match="is not the caption of a scene; write it like 'a small red star"):
