@@ -214,10 +214,7 @@ def _check_group_by(group_by: str | None) -> None:
 
 
 def active_settings(config: DataConfig) -> dict:
-    """The settings that change what is written: without `workers` and those of unused features.
-
-    Then a new feature leaves the manifests of data sets that do not use it as they are.
-    """
+    """The settings that change what is written; those of unused features are left out, so manifests stay as they are."""
     settings = asdict(config)
     unused = ["workers", *(name for name in SOURCE_SETTINGS if not settings[name])]
     if config.keep != "whole":

@@ -63,11 +63,9 @@ class ParsedScene:
 
 
 def match_caption(image: np.ndarray, caption: str) -> dict[str, bool]:
-    """Which attributes of the caption are right in the image (H, W, 3): {"colour": True, "shape": False,
-    ...}.
+    """Which attributes of the caption are right in the image (H, W, 3): {"colour": True, "shape": False, ...}.
 
-    A missing thing makes color, shape, size and relation wrong; an extra thing makes the relation wrong. A
-    caption without a background accepts any.
+    A missing thing makes color, shape, size and relation wrong; an extra thing makes the relation wrong.
     """
     parsed, scene = parse_image(image), parse_caption(caption)
     things = _assign(parsed.things, scene)

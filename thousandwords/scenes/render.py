@@ -38,8 +38,7 @@ SPLITS = ("train", "validation", "unseen")
 # So training captions, like people's, more often name first what is above or on the left. Held-out captions do
 # not, so that no match comes from it.
 READING_ORDER = ("left of", "above")
-# the share of captions of two things in reading order
-READING_ORDER_SHARES = {"train": 0.75, "validation": 0.5, "unseen": 0.5}
+READING_ORDER_SHARES = {"train": 0.75, "validation": 0.5, "unseen": 0.5}  # of the captions of two things
 
 # Each color is held out once, so each occurs in training with five of the six shapes.
 UNSEEN_PAIRS = (
@@ -150,12 +149,8 @@ def caption(scene: Scene, rng: np.random.Generator, reading_order_share: float =
 def fill_phrasing(scene: Scene, phrasing: str) -> str:
     """The phrasing with its slots filled from the scene."""
     things = [f"a {thing.size} {thing.color} {thing.shape}" for thing in scene.things]
-    slots = dict(zip("ab", things, strict=False))
-    if scene.background is not None:
-        slots["place"] = GROUNDS[scene.background].place
-    if scene.relation is not None:
-        slots["relation"] = scene.relation
-    return phrasing.format(**slots)
+    place = scene.background and GROUNDS[scene.background].place
+    return phrasing.format(**dict(zip("ab", things, strict=False)), place=place, relation=scene.relation)
 
 
 def parse_caption(caption: str) -> Scene:

@@ -47,10 +47,7 @@ class Source(ABC):
 
     @abstractmethod
     def check(self) -> int:
-        """The number of inputs; raises SourceError without any image or caption. Decodes nothing.
-
-        For remote tars it is an estimate: counting would need to download them.
-        """
+        """The number of inputs (for remote tars an estimate); raises SourceError without any image or caption."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[RawPair]: ...
