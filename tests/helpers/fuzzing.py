@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
 SIZE = (40, 36)  # width, height
 TIFF_COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
-EXTREMES = (
-    b"\0\0\0\0",
-    b"\xff\xff\xff\xff",
-    b"\x7f\xff\xff\xff",
-    b"\xff\xff\xff\x7f",
-    b"\x80\0\0\0",
-    b"\0\0\0\1",
-    b"\1\0\0\0",
-)
+EXTREMES = [
+    bytes.fromhex(word)
+    for word in ["00000000", "ffffffff", "7fffffff", "ffffff7f", "80000000", "00000001", "01000000"]
+]
 
 
 @functools.cache
@@ -33,8 +28,8 @@ def valid_images() -> tuple[tuple[str, bytes], ...]:
     again = {"save_all": True, "append_images": [noise, smooth.rotate(90)]}
     return (
         *(
-            _encoded("jpg", smooth, **options)
-            for options in ({}, {"progressive": True}, {"exif": exif, "quality": 30})
+            _encoded("jpg", smooth, **one)
+            for one in ({}, {"progressive": True}, {"exif": exif, "quality": 30})
         ),
         *(_encoded("jpg", smooth.convert(mode)) for mode in ("L", "CMYK")),
         *(_encoded("png", smooth.convert(mode)) for mode in ("RGB", "RGBA", "LA", "L", "P", "1", "I;16")),
@@ -102,11 +97,8 @@ def write_extremes(data: bytes, rng: np.random.Generator) -> bytes:
     """Replace sizes, offsets and counts, mostly near the start, by 0, 1 or very large values."""
     for _ in range(rng.integers(1, 4)):
         position = int(len(data) * rng.random() ** 3)
-        data = (
-            data[:position]
-            + EXTREMES[rng.integers(len(EXTREMES))][: 2 * rng.integers(1, 3)]
-            + data[position + 4 :]
-        )
+        extreme = EXTREMES[rng.integers(len(EXTREMES))][: 2 * rng.integers(1, 3)]
+        data = data[:position] + extreme + data[position + 4 :]
     return data
 
 
@@ -115,16 +107,7 @@ def _span(data: bytes, rng: np.random.Generator) -> tuple[int, int]:
     return start, min(len(data), start + 2 ** rng.integers(0, 10))
 
 
-DAMAGES: tuple[Callable[[bytes, np.random.Generator], bytes], ...] = (
-    flip_bits,
-    cut,
-    leave_out,
-    repeat,
-    blank,
-    splice,
-    edit_header,
-    write_extremes,
-)
+DAMAGES = (flip_bits, cut, leave_out, repeat, blank, splice, edit_header, write_extremes)
 
 
 def damaged_images(count: int, seed: int) -> Iterator[tuple[str, bytes]]:

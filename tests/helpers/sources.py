@@ -79,37 +79,23 @@ def write_sources(root: Path) -> Path:
             "t.csv": "image,caption\na.png,a cat\nsub/b c é.png,a bee\n../parquet/x.png,x\nsub,folder\ngone.png,x\n",
         },
     )
-    lines = [
-        {"image": "a.png", "caption": "a cat"},
-        {"image": "sub/b c é.png", "caption": ["a bee"]},
-        {"image": "../x.png"},
-    ]
+    lines = [{"image": "a.png", "caption": "a cat"}, {"image": "sub/b c é.png", "caption": ["a bee"]}]
+    lines.append({"image": "../x.png"})
     images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "gone.png"}]
-    annotations = [
-        {"image_id": 1, "caption": "a cat"},
-        {"image_id": 2, "caption": "x"},
-        {"image_id": 1, "caption": "a tom"},
-    ]
-    write(
-        root / "lists",
-        {
-            "l.jsonl": "\n".join(map(json.dumps, lines)) + "\n{",
-            "c.json": json.dumps({"images": images, "annotations": annotations}),
-        },
-    )
+    captions = [(1, "a cat"), (2, "x"), (1, "a tom")]
+    annotations = [{"image_id": identity, "caption": caption} for identity, caption in captions]
+    coco = json.dumps({"images": images, "annotations": annotations})
+    write(root / "lists", {"l.jsonl": "\n".join(map(json.dumps, lines)) + "\n{", "c.json": coco})
     for number, folder in enumerate(("parquet", "parquet", "lists")):
         image = pa.array(["a.png", "../up.png"]) if folder == "lists" else pa.array([png(number), None])
         (root / folder).mkdir(exist_ok=True)
         name = "p" if folder == "lists" else number
-        pq.write_table(
-            pa.table({"image": image, "caption": pa.array(["a cat", "x"])}), root / folder / f"{name}.parquet"
-        )
+        table = pa.table({"image": image, "caption": pa.array(["a cat", "x"])})
+        pq.write_table(table, root / folder / f"{name}.parquet")
     (root / "tars").mkdir()
     for number, name in enumerate("ba"):
-        write_tar(
-            root / f"tars/{name}.tar",
-            [("1.png", png(number)), ("1.txt", name), ("2.png", png(9)), ("3.txt", "x")],
-        )
+        members = [("1.png", png(number)), ("1.txt", name), ("2.png", png(9)), ("3.txt", "x")]
+        write_tar(root / f"tars/{name}.tar", members)
     write(root, {"tars/b_stats.json": '{"successes": 2}', "tars/notes.txt": "x"})
     return root
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import re
-import tempfile
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.helpers.images import write
 from tests.helpers.sources import folder_config, pixels, write_folder
@@ -119,13 +115,6 @@ def test_an_empty_split_is_rejected_with_the_fix(tmp_path):
 # ---- caption filters
 
 FILTERED = {"min_caption_words": 2, "boilerplate": ("^photo(graphed)? ",), "language": "en"}
-CAPTIONS = {
-    "a kite on a hill": None,
-    "the blue house by the sea": None,
-    "kite": "caption_too_short",
-    "Photo taken 2019-01-01": "boilerplate",
-    "ein roter drachen fliegt über den hügel": "wrong_language",
-}
 
 
 def add_pair(folder: Path, name: str, lines: list[str], image: int = 0) -> None:
@@ -160,37 +149,6 @@ def test_captions_are_filtered_one_by_one_and_a_pair_only_without_any(tmp_path):
     assert (
         read_manifest(tmp_path / "pairs")["facts"]["counts"]["captions_dropped"] == counts["captions_dropped"]
     )
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    st.lists(
-        st.tuples(
-            st.integers(100, 102), st.lists(st.sampled_from(sorted(CAPTIONS)), min_size=1, unique=True)
-        ),
-        max_size=9,
-    )
-)
-def test_for_any_captions_every_input_is_counted_once(pairs):
-    expected, written, dropped = Counter(ok=12), set(), Counter()
-    for image, lines in pairs:
-        stay = tuple(line for line in lines if CAPTIONS[line] is None)
-        outcome = CAPTIONS[lines[0]] if not stay else "duplicate" if (image, stay) in written else "ok"
-        expected[outcome] += 1
-        dropped.update(CAPTIONS[line] for line in lines if CAPTIONS[line] and outcome == "ok")
-        written.add((image, stay))
-
-    with tempfile.TemporaryDirectory() as folder:
-        own = write_folder(Path(folder) / "own")
-        for number, (image, lines) in enumerate(pairs):
-            add_pair(own, f"z{number}", lines, image)
-        counts = write_pairs(folder_config(own, **FILTERED), 0, Path(folder) / "pairs")
-
-    assert counts["n_in"] == 12 + len(pairs)
-    assert (counts["n_ok"], counts["n_duplicate"]) == (expected["ok"], expected["duplicate"])
-    assert counts["n_in"] == counts["n_ok"] + counts["n_duplicate"] + counts["n_filtered"]
-    assert counts["reasons"] == {reason: expected[reason] for reason in CAPTIONS.values() if expected[reason]}
-    assert counts["captions_dropped"] == dropped
 
 
 @pytest.mark.parametrize("group_by", [None, "^(.*?):"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -11,7 +10,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,13 +27,7 @@ from thousandwords.data.loader import ImageLoader, TokenLoader
 from thousandwords.data.pair_shards import PairReader
 from thousandwords.data.prefetch import Prefetcher
 from thousandwords.data.sampler import epochs_and_rows, positions
-from thousandwords.data.token_shards import (
-    StoredTokenRows,
-    TokenRows,
-    WrongTokenizer,
-    open_token_rows,
-    read_token_rows,
-)
+from thousandwords.data.token_shards import StoredTokenRows, TokenRows, open_token_rows, read_token_rows
 from thousandwords.ingest.ingest import write_pairs
 from thousandwords.training.config import TrainingConfig
 from thousandwords.training.distributed import World
@@ -115,11 +107,6 @@ def test_damaged_rows_in_the_store_are_made_again(folder):
         file.write_bytes(file.read_bytes()[:-1])
     batch = TokenLoader(stored(folder), tiny_text(), 0).batch(range(30))
     assert all(a.equal(b) for a, b in zip(expected, batch, strict=True))
-
-
-def test_rows_of_another_tokenizer_are_rejected_before_any_work(folder, tmp_path):
-    with pytest.raises(WrongTokenizer, match="was written by image tokenizer 'dvae'"):
-        open_token_rows(folder / "tokens", "train", "a210" * 16, Store(tmp_path), max_bytes_in_memory=1)
 
 
 def test_too_little_space_is_reported_before_anything_is_written(folder, tmp_path, monkeypatch):
@@ -259,13 +246,6 @@ def test_workers_are_threads_beside_a_gpu_and_none_on_a_cpu():
         section({**sizes, "loader_workers": -1}, "training", TrainingConfig)
 
 
-def test_the_order_of_many_rows_is_a_numpy_permutation():
-    """The cached form must not change it: the weights would change."""
-    order = np.random.default_rng([7, 1, 100_000]).permutation(100_000)
-    assert epochs_and_rows(range(100_000, 100_050), 100_000, 7) == [(1, row) for row in order[:50].tolist()]
-    assert all(type(row) is int for _, row in epochs_and_rows(range(3), 100_000, 7))
-
-
 # --- images on disk ------------------------------------------------------------------------------------------------
 
 
@@ -297,16 +277,3 @@ def test_images_from_disk_are_those_from_memory(images, augmentation):
     keys = [[reader.key(row) for row in range(len(reader))] for reader in (in_memory, on_disk)]
     assert keys[0] == keys[1] and on_disk.image_size == 16
     assert (on_disk.fingerprint, on_disk.counts) == (in_memory.fingerprint, in_memory.counts)
-
-
-def test_few_images_stay_in_memory(images, tmp_path):
-    PairReader(images / "pairs", "train", Store(tmp_path / "store"))
-    assert not (tmp_path / "store").exists()
-
-
-def test_damaged_images_are_not_stored(images, tmp_path):
-    shutil.copytree(images / "pairs", tmp_path / "pairs")
-    next(flips(tmp_path / "pairs" / "train-00001.parquet", 2))
-    for _ in range(2):
-        with pytest.raises(DamagedArtefact, match="train-00001.parquet is damaged"):
-            PairReader(tmp_path / "pairs", "train", Store(tmp_path / "store"), max_bytes_in_memory=1)

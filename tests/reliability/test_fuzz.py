@@ -14,41 +14,34 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.fuzzing import damaged_images, valid_images
+from tests.helpers.images import write
+from tests.helpers.sources import folder_config
 from thousandwords.core.manifest import read_manifest
 from thousandwords.data.pair_shards import PairReader
-from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.ingest import write_pairs
 
-REASONS = {
-    "truncated",
-    "corrupt_data",
-    "not_an_image",
-    "bad_format",
-    "bad_mode",
-    "too_many_pixels",
-    "empty_file",
-    "out_of_memory",
-}  # and never worker_died or decode_timeout
+REASONS = set(
+    [
+        "truncated",
+        "corrupt_data",
+        "not_an_image",
+        "bad_format",
+        "bad_mode",
+        "too_many_pixels",
+        "empty_file",
+        "out_of_memory",
+    ]
+)  # and never worker_died or decode_timeout
 
 
 def fuzz(folder: Path, count: int, seed: int) -> dict:
     """Prepare `count` damaged images among the valid ones; returns the counts after all checks."""
     own = folder / "own"
-    own.mkdir()
     valid = [(f"valid-{number:02d}.{suffix}", data) for number, (suffix, data) in enumerate(valid_images())]
     for name, data in [*damaged_images(count, seed), *valid]:
-        (own / name).write_bytes(data)
-        (own / name).with_suffix(".txt").write_text(name)
-    config = DataConfig(
-        source="folder",
-        path=str(own),
-        image_size=16,
-        min_side=1,
-        max_aspect=1e9,
-        max_refused_share=1.0,
-        validation_share=0.5,
-        rows_per_shard=500,
-    )
+        write(own, {name: data, f"{Path(name).stem}.txt": name})
+    limits = {"min_side": 1, "max_aspect": 1e9, "max_refused_share": 1.0}
+    config = folder_config(own, validation_share=0.5, rows_per_shard=500, **limits)
 
     started = time.monotonic()
     counts = write_pairs(config, 0, folder / "pairs")
@@ -58,9 +51,8 @@ def fuzz(folder: Path, count: int, seed: int) -> dict:
     assert set(counts["reasons"]) <= REASONS, result
     readers = [PairReader(folder / "pairs", split) for split in ("train", "validation")]
     keys = [reader.key(row) for reader in readers for row in range(len(reader))]
-    assert {name for name, _ in valid} <= set(keys) and len(set(keys)) == counts["n_ok"] == sum(
-        map(len, readers)
-    )
+    assert {name for name, _ in valid} <= set(keys)
+    assert len(set(keys)) == counts["n_ok"] == sum(map(len, readers))
     files = read_manifest(folder / "pairs")["files"]
     assert sum(entry["rows"] for entry in files.values()) == counts["n_in"]
     return result
@@ -72,8 +64,5 @@ def test_damaged_images_are_rejected_or_decoded_and_counted(tmp_path):
 
 @pytest.mark.slow
 def test_thousands_of_damaged_images_are_rejected_or_decoded_and_counted(tmp_path):
-    print(
-        json.dumps(
-            fuzz(tmp_path, int(os.environ.get("FUZZ_COUNT", 2000)), int(os.environ.get("FUZZ_SEED", 0)))
-        )
-    )
+    count, seed = int(os.environ.get("FUZZ_COUNT", 2000)), int(os.environ.get("FUZZ_SEED", 0))
+    print(json.dumps(fuzz(tmp_path, count, seed)))

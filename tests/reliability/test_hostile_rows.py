@@ -355,14 +355,6 @@ def test_a_file_without_read_permission_is_an_io_error(tmp_path, monkeypatch):
     (own / "closed").chmod(0o700)
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no file here fails by itself")
-def test_a_file_that_cannot_be_read_is_an_io_error(tmp_path):
-    """The first page of a process's memory: a regular file that opens and gives EIO, like a failing disk."""
-    write(tmp_path, {"t.csv": "image,caption\nmem,text\n"})
-    source = CsvSource(tmp_path / "t.csv", image_folder=f"/proc/{os.getpid()}")
-    assert details(source) == {"mem": "io_error: mem: Input/output error"}
-
-
 def grow(path: Path) -> None:
     with open(path, "ab") as file:
         file.write(b"more")

@@ -32,7 +32,7 @@ from thousandwords.ingest.near_duplicates import (
     NearDuplicates,
     limits_by_chance,
 )
-from thousandwords.ingest.prepare import prepare_pair, prepare_with_training_captions, reject
+from thousandwords.ingest.prepare import prepare_pair, reject
 from thousandwords.ingest.records import QUARANTINE, QUARANTINE_SCHEMA, Pair, Rejection
 from thousandwords.ingest.sources import Source, open_kind
 from thousandwords.ingest.sources.base import RawPair
@@ -101,7 +101,7 @@ def prepare_all(config: DataConfig, seed: int) -> Iterator[tuple[str, Pair | Rej
 def _outcomes(config: DataConfig, seed: int) -> Iterator[tuple[RawPair, Pair | Rejection]]:
     """(input, outcome) in source order, from worker processes; closing the iterator ends them."""
     batches = make_batches(open_source(config), lambda raw_pair: len(raw_pair.image or b""))
-    prepare = functools.partial(prepare_with_training_captions, prepare_pair, config, seed)
+    prepare = functools.partial(prepare_pair, config=config, seed=seed)
     outcomes = ordered_map(prepare, batches, config.workers or num_cores(), LIMITS)
     with contextlib.closing(outcomes):
         for raw_pair, outcome in outcomes:

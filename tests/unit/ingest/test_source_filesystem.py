@@ -94,7 +94,7 @@ def test_a_truncated_remote_tar_is_reported_by_its_url(memory):
     [
         (
             "nonsense://x",
-            "nonsense://x cannot be opened .*. Set data.url to one that fsspec supports, like s3://buck",
+            "nonsense://x cannot be opened .*. Set data.url to one that fsspec supports, like s3",
         ),
         (
             "ftp://me:secret@host/x",

@@ -22,17 +22,8 @@ from thousandwords.ingest.sources.base import SourceError
 
 
 def test_a_folder_pairs_each_image_with_the_text_of_its_name(tmp_path):
-    write(
-        tmp_path,
-        {
-            "b.png": png(),
-            "b.txt": "a bee\n\n  two bees \na bee\n",
-            "sub/a.b.JPG": png(7),
-            "sub/a.b.txt": "an ape",
-            "notes.md": "another file",
-            ".hidden.png": b"",
-        },
-    )
+    write(tmp_path, {"b.png": png(), "b.txt": "a bee\n\n  two bees \na bee\n", "notes.md": "another file"})
+    write(tmp_path, {"sub/a.b.JPG": png(7), "sub/a.b.txt": "an ape", ".hidden.png": b""})
     assert outcome(FolderSource(tmp_path)) == {"b.png": ("a bee", "two bees"), "sub/a.b.JPG": ("an ape",)}
     *_, pair = FolderSource(tmp_path)
     assert pair.image == png(7) and pair.provenance == f"{tmp_path.name}/sub/a.b.JPG"
@@ -42,10 +33,7 @@ def test_a_folder_pairs_each_image_with_the_text_of_its_name(tmp_path):
     ("text", "expected"),
     [
         (b"\xef\xbb\xbfa cat\r\n", ("a cat",)),
-        (
-            "a \U0001f469\u200d\U0001f680 \u202eon the moon".encode(),
-            ("a \U0001f469\u200d\U0001f680 \u202eon the moon",),
-        ),
+        ("\U0001f469\u200d\U0001f680 \u202eon it".encode(), ("\U0001f469\u200d\U0001f680 \u202eon it",)),
         (b"", "caption_empty"),
         (b" \n\t\n", "caption_empty"),
         (b"caf\xe9", "caption_encoding"),
@@ -63,19 +51,14 @@ def test_captions_are_utf8_lines_or_rejected(tmp_path, text, expected):
 
 def test_an_image_or_text_without_the_other_is_reported(tmp_path):
     write(tmp_path, {"a.png": png(), "a.txt": "a", "b.png": png(), "c.txt": "see"})
-    assert outcome(FolderSource(tmp_path)) == {
-        "a.png": ("a",),
-        "b.png": "missing_pair",
-        "c.txt": "missing_pair",
-    }
+    missing = {"b.png": "missing_pair", "c.txt": "missing_pair"}
+    assert outcome(FolderSource(tmp_path)) == {"a.png": ("a",), **missing}
 
 
 @pytest.mark.parametrize("name", ["IMG_0001.HEIC", "IMG_0001.jxl", "IMG_0001.unknown"])
 def test_a_file_of_another_format_beside_a_text_is_named(tmp_path, name):
     write(tmp_path, {name: b"x", "IMG_0001.txt": "a cat", "IMG_0002.txt": "a bee"})
-    with pytest.raises(
-        SourceError, match=f"has no images .png.*; .* the format of {name} is not read. Add some"
-    ):
+    with pytest.raises(SourceError, match=f"has no images .png.*; .* format of {name} is not read. Add some"):
         FolderSource(tmp_path).check()
     write(tmp_path, {"b.png": png(), "b.txt": "b", f"b.{name}": b"x", "b.heic": b"x"})
     assert details(FolderSource(tmp_path)) == {
@@ -89,7 +72,7 @@ def test_an_image_of_another_format_in_a_tar_is_named_by_the_decoder(tmp_path):
     members = [("a.heic", heic), ("a.txt", "a"), ("b.heic", heic), ("b.png", png()), ("b.txt", "b")]
     write_tar(tmp_path / "t.tar", members)
     config = DataConfig(source="webdataset")
-    first, second = (prepare_pair(pair, config) for pair in WebDatasetSource(tmp_path))
+    first, second = (prepare_pair(pair, config, 0) for pair in WebDatasetSource(tmp_path))
     assert (first.id, first.reason) == ("t/a", "bad_format") and "looks like HEIC" in first.detail
     assert (second.key, second.format) == ("t/b", "PNG")
 
@@ -123,14 +106,8 @@ def test_anything_but_a_regular_file_in_the_folder_is_rejected_unread(tmp_path, 
 
 
 def test_the_rows_of_one_image_are_its_captions(tmp_path):
-    write(
-        tmp_path,
-        {
-            "p/a.png": png(),
-            "b.png": png(),
-            "t.csv": 'caption,image\n"a cat, asleep",p/a.png\na bee,./b.png\na cat,p/../p/a.png\n"a\nline",b.png\n',
-        },
-    )
+    table = 'caption,image\n"a cat, asleep",p/a.png\na bee,./b.png\na cat,p/../p/a.png\n"a\nline",b.png\n'
+    write(tmp_path, {"p/a.png": png(), "b.png": png(), "t.csv": table})
     assert outcome(CsvSource(tmp_path / "t.csv")) == {
         "p/a.png": ("a cat, asleep", "a cat"),
         "b.png": ("a bee", "a\nline"),
@@ -150,16 +127,9 @@ def test_columns_and_delimiter_are_settings(tmp_path):
 
 def test_bad_rows_are_rejected_one_by_one(tmp_path):
     write(tmp_path / "outside", {"x.png": png()})
-    write(
-        tmp_path / "own",
-        {
-            "a.png": png(),
-            "b.png": png(),
-            "t.csv": b"image,caption\na.png,ok\na.png,too,many\n\nb.png,\xff\n"
-            b"gone.png,text\n,text\n../outside/x.png,text\n/etc/hostname,text\nonly one\nblank.png, \n",
-        },
-    )
-    write(tmp_path / "own", {"blank.png": png()})
+    table = b"image,caption\na.png,ok\na.png,too,many\n\nb.png,\xff\ngone.png,text\n,text\n"
+    table += b"../outside/x.png,text\n/etc/hostname,text\nonly one\nblank.png, \n"
+    write(tmp_path / "own", {"a.png": png(), "b.png": png(), "blank.png": png(), "t.csv": table})
     accepted, rejected = by_reason(outcome(CsvSource(tmp_path / "own/t.csv")))
     assert accepted == {"a.png": ("ok",)}
     assert rejected == {
@@ -176,17 +146,9 @@ def test_bad_rows_are_rejected_one_by_one(tmp_path):
 
 def test_members_of_one_name_are_a_sample(tmp_path):
     write_tar(tmp_path / "b.tar", [("x/1.jpg", png(1)), ("x/1.cls", b"7"), ("x/1.txt", "one\nuno")])
-    write_tar(
-        tmp_path / "a.tar",
-        [
-            ("1.txt", "first"),
-            ("2.png", png(2)),
-            ("2.json", json.dumps({"caption": "two"})),
-            ("1.png", png(1)),
-            ("3.webp", png(3)),
-            ("3.json", '{"caption": ["three", "drei"]}'),
-        ],
-    )
+    members = [("1.txt", "first"), ("2.png", png(2)), ("2.json", '{"caption": "two"}'), ("1.png", png(1))]
+    members += [("3.webp", png(3)), ("3.json", '{"caption": ["three", "drei"]}')]
+    write_tar(tmp_path / "a.tar", members)
     expected = {"a/1": ("first",), "a/2": ("two",), "a/3": ("three", "drei"), "b/x/1": ("one", "uno")}
     for path in (tmp_path, tmp_path / "*.tar"):
         assert outcome(WebDatasetSource(path)) == expected
@@ -265,7 +227,7 @@ def test_a_huge_header_is_rejected_unread(tmp_path, kind):
         file.truncate(512 + member.size + 1024)  # a sparse file: it takes no disk space
     tracemalloc.start()
     with pytest.raises(
-        SourceError, match="t.tar is not a plain tar.*a header of 1,000,000,000 bytes at byte 0"
+        SourceError, match="t.tar is not a plain tar.*a header of 1,000,000,000 bytes at byte"
     ):
         WebDatasetSource(tmp_path).check()
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
@@ -288,45 +250,24 @@ def test_a_compressed_tar_is_rejected_by_name(tmp_path):
 # ---- img2dataset
 
 
-def img2dataset(
-    folder: Path, samples: list[tuple[str, bytes | None, str, dict]], stats: dict | str | None = None
-) -> Path:
+def img2dataset(folder: Path, samples: list[tuple[bytes | None, str, dict]], stats: str) -> Path:
     """A tar as img2dataset writes it, with .jpg, .txt and .json, and the files beside it: a table and the counts."""
     members = []
-    for name, image, caption, record in samples:
+    for number, (image, caption, record) in enumerate(samples):
+        name = f"{number:09d}"
         members += [(f"{name}.jpg", image)] if image else []
-        members += [
-            (f"{name}.txt", caption),
-            (f"{name}.json", json.dumps({"key": name, "caption": caption, **record})),
-        ]
-    folder.mkdir(exist_ok=True)
+        record = json.dumps({"key": name, "caption": caption, **record})
+        members += [(f"{name}.txt", caption), (f"{name}.json", record)]
+    write(folder, {"00000.parquet": b"PAR1", "00000_stats.json": stats})
     write_tar(folder / "00000.tar", members)
-    write(
-        folder,
-        {
-            "00000.parquet": b"PAR1",
-            "00000_stats.json": stats if isinstance(stats, str) else json.dumps(stats or {}),
-        },
-    )
     return folder
 
 
 def test_tars_of_img2dataset_are_read_with_their_failed_downloads(tmp_path):
-    folder = img2dataset(
-        tmp_path / "laion",
-        [
-            ("000000000", png(), "a cat", {"status": "success", "url": "u", "error_message": None}),
-            (
-                "000000001",
-                None,
-                "a bee",
-                {"status": "failed_to_download", "error_message": "HTTP Error 404: Not Found"},
-            ),
-            ("000000002", png(), "", {"status": "success"}),
-        ],
-        {"count": 3, "successes": 2, "failed_to_download": 1},
-    )
-    source = WebDatasetSource(folder)
+    failed = {"status": "failed_to_download", "error_message": "HTTP Error 404: Not Found"}
+    samples = [(png(), "a cat", {"status": "success", "url": "u", "error_message": None})]
+    samples += [(None, "a bee", failed), (png(), "", {"status": "success"})]
+    source = WebDatasetSource(img2dataset(tmp_path / "laion", samples, '{"count": 3, "successes": 2}'))
     assert outcome(source) == {
         "00000/000000000": ("a cat",),
         "00000/000000001": "missing_pair",
@@ -339,14 +280,14 @@ def test_tars_of_img2dataset_are_read_with_their_failed_downloads(tmp_path):
     ("stats", "message"),
     [
         (
-            {"count": 9, "successes": 9},
-            r"00000.tar has 1 images, but img2dataset wrote 9, according to its _stats.json. Fetch",
+            '{"successes": 9}',
+            "00000.tar has 1 images, but img2dataset wrote 9, according to its _stats.json.",
         ),
         ('{"successes": 1', r"00000_stats.json cannot be read \(.*\). Fetch it again, or remove it"),
     ],
 )
 def test_a_tar_that_does_not_match_its_stats_file_stops_the_run(tmp_path, stats, message):
-    folder = img2dataset(tmp_path / "laion", [("0", png(), "a cat", {"status": "success"})], stats)
+    folder = img2dataset(tmp_path / "laion", [(png(), "a cat", {"status": "success"})], stats)
     for read in (WebDatasetSource.check, list):
         with pytest.raises(SourceError, match=message):
             read(WebDatasetSource(folder))

@@ -1,8 +1,7 @@
 """Index of a WebDataset tar: its samples, and the position of each part in the file.
 
-A tar has no checksum over its data, and tarfile treats a damaged header as the end, so a truncated archive
-would look like a shorter one. Therefore the whole tar is indexed, up to its end mark, before any sample is
-used. Members are read in place, not unpacked. Left out: compressed tars.
+tarfile treats a damaged header as the end, so a truncated archive would look like a shorter one. Therefore the whole
+tar is indexed, up to its end mark, before any sample is used. Members are read in place. Left out: compressed tars.
 """
 
 from __future__ import annotations
