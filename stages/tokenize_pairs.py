@@ -21,8 +21,8 @@ from thousandwords.core.config import section
 from thousandwords.core.files import fingerprint, write_bytes
 from thousandwords.core.manifest import read_manifest, write_manifest
 from thousandwords.core.parquet import table_bytes
-from thousandwords.data.mixture import MIXTURES
 from thousandwords.data.pair_shards import FIX, shard_names, splits
+from thousandwords.data.sampler import MIXTURES
 from thousandwords.data.token_shards import TokenHeader, TokensConfig, TokenShardWriter, read_shard
 from thousandwords.inference.tokenize_shard import EncodeTask, is_cropped, make_encoder, open_encoder
 from thousandwords.parallel.engine import engine_from_params, run_items

@@ -19,10 +19,9 @@ from thousandwords.core.files import write_json
 from thousandwords.core.manifest import read_manifest
 from thousandwords.core.rng import step_rng
 from thousandwords.core.special_tokens import PAD
-from thousandwords.data.batching import sequential_batches
 from thousandwords.data.loader import CaptionConfig, TokenLoader
 from thousandwords.data.prefetch import Prefetcher
-from thousandwords.data.sampler import positions
+from thousandwords.data.sampler import positions, sequential_batches
 from thousandwords.data.token_shards import AnyTokenRows, all_captions, open_token_rows, read_token_rows
 from thousandwords.text.bpe import TextTokenizer, load
 from thousandwords.training.config import TrainingConfig

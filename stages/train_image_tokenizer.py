@@ -19,13 +19,12 @@ from thousandwords.core.config import section
 from thousandwords.core.files import write_bytes, write_json
 from thousandwords.core.progress import progress
 from thousandwords.core.rng import step_rng
-from thousandwords.data.batching import sequential_batches
 from thousandwords.data.contact_sheet import make_contact_sheet
 from thousandwords.data.images import encode_png, to_float, to_uint8
 from thousandwords.data.loader import ImageLoader
 from thousandwords.data.pair_shards import open_pairs
 from thousandwords.data.prefetch import Prefetcher
-from thousandwords.data.sampler import positions
+from thousandwords.data.sampler import positions, sequential_batches
 from thousandwords.nn import metrics
 from thousandwords.pretrained import tokenizer_init
 from thousandwords.training.config import TrainingConfig

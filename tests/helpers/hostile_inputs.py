@@ -59,10 +59,10 @@ def note_and_die(notes: Path) -> None:
     os._exit(1)
 
 
-def prepare_obediently(raw_pair: RawPair, config: DataConfig) -> Pair | Rejection:
+def prepare_obediently(raw_pair: RawPair, config: DataConfig, seed: int) -> Pair | Rejection:
     """`prepare_pair` with a decoder that executes the command after OBEY."""
     from thousandwords.ingest.prepare import prepare_pair
 
     if raw_pair.image and raw_pair.image.startswith(b"OBEY "):
         obey(raw_pair.image[5:].decode())
-    return prepare_pair(raw_pair, config)
+    return prepare_pair(raw_pair, config, seed)

@@ -1,4 +1,4 @@
-"""Small images, files and tars for the tests of sources."""
+"""Small images, files and tars for the tests of sources and of near duplicates."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from thousandwords.data.images import encode_png
 from thousandwords.ingest.sources import Source
@@ -14,6 +15,34 @@ from thousandwords.ingest.sources import Source
 
 def png(seed: int = 0) -> bytes:
     return encode_png(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8))
+
+
+def noise(height: int = 40, width: int = 48, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def encoded(image: Image.Image | np.ndarray, format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def photo(seed: int, side: int = 64) -> np.ndarray:
+    """Smooth like a photograph: 12 × 12 random colors, enlarged."""
+    return resized(noise(12, 12, seed), side)
+
+
+def jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(encoded(pixels, "JPEG", quality=quality))))
+
+
+def resized(pixels: np.ndarray, side: int) -> np.ndarray:
+    return np.array(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def lighter(pixels: np.ndarray, factor: float) -> np.ndarray:
+    return np.clip(pixels * factor, 0, 255).astype(np.uint8)
 
 
 def write(folder: Path, files: dict[str, bytes | str]) -> Path:

@@ -1,4 +1,4 @@
-"""The same small data set in every kind of source, for tests of remote folders."""
+"""Small data sets: a folder, the same images in every kind of source, and settings for them and for scenes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.helpers.images import png, write, write_tar
+from tests.helpers.images import noise, png, write, write_tar
+from thousandwords.data.images import encode_png
+from thousandwords.ingest.config import DataConfig, SceneCounts
 from thousandwords.ingest.sources import (
     CocoSource,
     CsvSource,
@@ -19,6 +22,32 @@ from thousandwords.ingest.sources import (
     Source,
     WebDatasetSource,
 )
+
+
+def pixels(seed: int, height: int = 40, width: int = 48) -> np.ndarray:
+    return noise(height, width, seed)
+
+
+def write_folder(folder: Path, count: int = 12) -> Path:
+    """Images 000.png, …, each with two captions."""
+    for index in range(count):
+        caption = f"image {index}\nnumber {index}"
+        write(folder, {f"{index:03d}.png": encode_png(pixels(index)), f"{index:03d}.txt": caption})
+    return folder
+
+
+def folder_config(folder: Path, **settings) -> DataConfig:
+    settings = {"image_size": 16, "validation_share": 0.3, **settings}
+    return DataConfig(source="folder", path=str(folder), **settings)
+
+
+def scenes_config(count: int = 10, **settings) -> DataConfig:
+    return DataConfig(scenes=SceneCounts(count, 4, 3), **settings)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
 
 READERS = {
     "folder": lambda root: FolderSource(f"{root}/folder"),
@@ -50,37 +79,23 @@ def write_sources(root: Path) -> Path:
             "t.csv": "image,caption\na.png,a cat\nsub/b c é.png,a bee\n../parquet/x.png,x\nsub,folder\ngone.png,x\n",
         },
     )
-    lines = [
-        {"image": "a.png", "caption": "a cat"},
-        {"image": "sub/b c é.png", "caption": ["a bee"]},
-        {"image": "../x.png"},
-    ]
+    lines = [{"image": "a.png", "caption": "a cat"}, {"image": "sub/b c é.png", "caption": ["a bee"]}]
+    lines.append({"image": "../x.png"})
     images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "gone.png"}]
-    annotations = [
-        {"image_id": 1, "caption": "a cat"},
-        {"image_id": 2, "caption": "x"},
-        {"image_id": 1, "caption": "a tom"},
-    ]
-    write(
-        root / "lists",
-        {
-            "l.jsonl": "\n".join(map(json.dumps, lines)) + "\n{",
-            "c.json": json.dumps({"images": images, "annotations": annotations}),
-        },
-    )
+    captions = [(1, "a cat"), (2, "x"), (1, "a tom")]
+    annotations = [{"image_id": identity, "caption": caption} for identity, caption in captions]
+    coco = json.dumps({"images": images, "annotations": annotations})
+    write(root / "lists", {"l.jsonl": "\n".join(map(json.dumps, lines)) + "\n{", "c.json": coco})
     for number, folder in enumerate(("parquet", "parquet", "lists")):
         image = pa.array(["a.png", "../up.png"]) if folder == "lists" else pa.array([png(number), None])
         (root / folder).mkdir(exist_ok=True)
         name = "p" if folder == "lists" else number
-        pq.write_table(
-            pa.table({"image": image, "caption": pa.array(["a cat", "x"])}), root / folder / f"{name}.parquet"
-        )
+        table = pa.table({"image": image, "caption": pa.array(["a cat", "x"])})
+        pq.write_table(table, root / folder / f"{name}.parquet")
     (root / "tars").mkdir()
     for number, name in enumerate("ba"):
-        write_tar(
-            root / f"tars/{name}.tar",
-            [("1.png", png(number)), ("1.txt", name), ("2.png", png(9)), ("3.txt", "x")],
-        )
+        members = [("1.png", png(number)), ("1.txt", name), ("2.png", png(9)), ("3.txt", "x")]
+        write_tar(root / f"tars/{name}.tar", members)
     write(root, {"tars/b_stats.json": '{"successes": 2}', "tars/notes.txt": "x"})
     return root
 

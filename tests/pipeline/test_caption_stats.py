@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from flows.registry.cards import data_card
+from tests.helpers.images import photo
 from tests.pipeline.test_near_duplicates import add, config
-from tests.unit.ingest.test_perceptual_hash import photo
 from thousandwords.core.manifest import DamagedArtefact, read_manifest, write_manifest
 from thousandwords.data.pair_shards import caption_counts
 from thousandwords.ingest.ingest import write_pairs

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from tests.unit.ingest.test_perceptual_hash import jpeg, lighter, photo, resized
+from tests.helpers.images import encoded, jpeg, lighter, photo, resized
+from tests.helpers.sources import folder_config
 from thousandwords.data.images import encode_png
 from thousandwords.data.pair_shards import PairReader, splits
 from thousandwords.ingest.config import DataConfig
@@ -37,13 +36,7 @@ def own(tmp_path) -> Path:
 
 
 def config(folder: Path, **more) -> DataConfig:
-    return DataConfig(
-        source="folder",
-        path=str(folder),
-        image_size=64,
-        validation_share=0.3,
-        **{"near_duplicates": "hash", **more},
-    )
+    return folder_config(folder, **{"image_size": 64, "near_duplicates": "hash", **more})
 
 
 def ingest_pairs(settings: DataConfig, out: Path) -> tuple[dict, dict[str, str], list[dict]]:
@@ -55,13 +48,11 @@ def ingest_pairs(settings: DataConfig, out: Path) -> tuple[dict, dict[str, str],
 
 
 def test_copies_and_other_encodings_sizes_and_brightness_are_dropped_and_the_first_stays(own, tmp_path):
-    buffer = io.BytesIO()
-    Image.fromarray(photo(4)).save(buffer, "JPEG", quality=80)
     changed = [
         ("copy", photo(1)),
         ("smaller", resized(photo(2), 48)),
         ("lighter", lighter(photo(3), 1.08)),
-        ("encoded", buffer.getvalue()),
+        ("encoded", encoded(photo(4), "JPEG", quality=80)),
         ("again", jpeg(photo(5), 60)),
     ]
     for number, (name, image) in enumerate(changed, start=1):
@@ -71,13 +62,8 @@ def test_copies_and_other_encodings_sizes_and_brightness_are_dropped_and_the_fir
 
     assert sorted(stays) == [f"{number:03d}.png" for number in range(COUNT)]
     dropped = [row for row in rows if row["is_dropped"]]
-    assert {(row["key"].split(".")[0], row["twin"]) for row in dropped} == {
-        ("z-copy", "001.png"),
-        ("z-smaller", "002.png"),
-        ("z-lighter", "003.png"),
-        ("z-encoded", "004.png"),
-        ("z-again", "005.png"),
-    }
+    kept_instead = {f"z-{name}": f"{number:03d}.png" for number, (name, _) in enumerate(changed, start=1)}
+    assert {row["key"].split(".")[0]: row["twin"] for row in dropped} == kept_instead
     copy = next(row for row in dropped if row["key"] == "z-copy.png")
     assert (copy["distance"], copy["colour"], copy["captions"]) == (0, 0, ["another caption, 1"])
     assert (counts["n_in"], counts["n_ok"], counts["n_duplicate"]) == (35, 30, 5)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.helpers.images import lighter, photo
 from tests.pipeline.test_near_duplicates import add, config
 from tests.unit.evaluation.test_image_fidelity import write_and_read_samples
-from tests.unit.ingest.test_perceptual_hash import lighter, photo
 from thousandwords.data.images import to_float
 from thousandwords.data.pair_shards import PairReader
 from thousandwords.evaluation.image_fidelity import HeldOut, NearestNeighbors

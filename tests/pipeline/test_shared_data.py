@@ -5,10 +5,8 @@ Slow; skipped if ../shared/data is absent.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,22 +49,11 @@ def coco(_: Path) -> dict:
     }
 
 
-def bad_images(folder: Path) -> dict:
-    with open(SHARED_DATA / "bad-images/CURATED.tsv", newline="") as table:
-        names = [row["file"] for row in csv.DictReader(table, delimiter="\t")]
-    (folder / "own").mkdir()
-    for number, name in enumerate(names):
-        shutil.copy(SHARED_DATA / "bad-images" / name, folder / f"own/{number:02d}-{Path(name).name}.png")
-        (folder / f"own/{number:02d}-{Path(name).name}.txt").write_text(name)
-    return {"source": "folder", "path": str(folder / "own"), "max_refused_share": 0.99}
-
-
 SETS = {  # -> n_in, n_ok, n_quarantined, n_duplicate, n_filtered
     emoji: (3787, 3787, 0, 0, 0),
     nlvr: (2000, 1945, 0, 55, 0),
     fsa_table: (1615, 1615, 0, 0, 0),
     coco: (79, 79, 0, 0, 0),
-    bad_images: (66, 28, 28, 0, 10),
 }
 
 

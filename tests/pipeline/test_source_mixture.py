@@ -17,19 +17,19 @@ from tests.pipeline.test_data_stages import stage
 from thousandwords import components
 from thousandwords.core.cache import Store
 from thousandwords.core.config import section
+from thousandwords.core.errors import InvalidInput
 from thousandwords.core.files import unit_hash
 from thousandwords.core.manifest import read_manifest
 from thousandwords.data.loader import ImageLoader, TokenLoader
-from thousandwords.data.mixture import Mixture
 from thousandwords.data.pair_shards import PairReader
-from thousandwords.data.sampler import epochs_and_rows
+from thousandwords.data.sampler import Mixture, epochs_and_rows
 from thousandwords.data.token_shards import open_token_rows
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.counts import BadData
 from thousandwords.ingest.ingest import check_source, open_source, write_pairs
+from thousandwords.ingest.prepare import select_captions
 from thousandwords.ingest.records import QUARANTINE
-from thousandwords.ingest.sources.base import SourceError
-from thousandwords.ingest.sources.mixture import read_provenance
+from thousandwords.ingest.sources.base import RawPair, SourceError
 
 LOOSE = {"image_size": 16, "validation_share": 0.3, "max_refused_share": 0.9}
 
@@ -49,29 +49,18 @@ def own(tmp_path) -> Path:
     """Two folders with the same names in them, and a table."""
     for number, name in enumerate(("photos", "drawings")):
         for index in range(8):
-            write(
-                tmp_path / name, {f"{index}.png": png(10 * number + index), f"{index}.txt": f"{name} {index}"}
-            )
+            files = {f"{index}.png": png(10 * number + index), f"{index}.txt": f"{name} {index}"}
+            write(tmp_path / name, files)
     write(tmp_path / "table", {"a.png": png(50), "t.tsv": "file\ttext\na.png\ta table\n"})
     return tmp_path
 
 
 def mixture(own: Path) -> list[dict]:
+    columns = {"image_column": "file", "caption_column": "text"}
     return [
-        {
-            "source": "folder",
-            "path": f"{own}/photos",
-            "licence": "CC0-1.0",
-            "origin": "https://example.org/photos",
-        },
+        {"source": "folder", "path": f"{own}/photos", "licence": "CC0-1.0", "origin": "https://example.org"},
         {"source": "folder", "path": f"{own}/drawings"},
-        {
-            "source": "csv",
-            "path": f"{own}/table/t.tsv",
-            "image_column": "file",
-            "caption_column": "text",
-            "licence": "MIT",
-        },
+        {"source": "csv", "path": f"{own}/table/t.tsv", **columns, "licence": "MIT"},
     ]
 
 
@@ -86,21 +75,12 @@ def test_a_mixture_has_each_input_of_each_source_once_with_its_provenance(own):
     assert counts["n_in"] == counts["n_ok"] == check_source(settings) == len(rows) == 17
     assert rows["0/3.png"]["captions"] == ["photos 3"] and rows["1/3.png"]["captions"] == ["drawings 3"]
     assert {key: json.loads(rows[key]["provenance"]) for key in ("0/3.png", "1/3.png", "2/a.png")} == {
-        "0/3.png": {
-            "at": "photos/3.png",
-            "source": 0,
-            "licence": "CC0-1.0",
-            "origin": "https://example.org/photos",
-        },
+        "0/3.png": {"at": "photos/3.png", "source": 0, "licence": "CC0-1.0", "origin": "https://example.org"},
         "1/3.png": {"at": "drawings/3.png", "source": 1},
         "2/a.png": {"at": "t.tsv/a.png", "source": 2, "licence": "MIT"},
     }
     sources = read_manifest(own / "pairs")["facts"]["settings"]["sources"]
-    assert [source["path"] for source in sources] == [
-        f"{own}/photos",
-        f"{own}/drawings",
-        f"{own}/table/t.tsv",
-    ]
+    assert [source["path"] for source in sources] == [source["path"] for source in mixture(own)]
 
 
 def test_weights_set_how_often_training_uses_a_source_while_each_input_is_stored_once(own):
@@ -117,19 +97,16 @@ def test_weights_set_how_often_training_uses_a_source_while_each_input_is_stored
     uses = Counter(caption.split()[0] for caption in captions)
     present = 4 if counted[2] else 3
     assert uses["drawings"] / len(captions) == pytest.approx(2 / present, abs=0.05)
-    assert set(Counter(caption for caption in captions if "drawings" in caption).values()) <= {
-        uses["drawings"] // counted[1],
-        uses["drawings"] // counted[1] + 1,
-    }
+    each = uses["drawings"] // counted[1]
+    assert set(Counter(caption for caption in captions if "drawings" in caption).values()) <= {each, each + 1}
 
 
 def test_without_weights_an_epoch_has_each_row_once(own):
     write_pairs(config(source="mixture", sources=mixture(own)), 0, own / "pairs")
     reader = PairReader(own / "pairs", "train")
     assert reader.mixture is None and "mixtures" not in read_manifest(own / "pairs")["facts"]
-    assert sorted(row for _, row in epochs_and_rows(range(len(reader)), len(reader), 0)) == list(
-        range(len(reader))
-    )
+    rows = range(len(reader))
+    assert sorted(row for _, row in epochs_and_rows(rows, len(rows), 0)) == list(rows)
 
 
 def test_weights_are_passed_on_to_token_shards(own, monkeypatch):
@@ -158,16 +135,13 @@ def test_a_rejected_input_of_a_mixture_has_its_provenance(own):
     write(own, {"photos/bad.png": b"<html>", "photos/bad.txt": "x"})
     write_pairs(config(source="mixture", sources=mixture(own)), 0, own / "pairs")
     (rejected,) = pq.read_table(own / "pairs" / QUARANTINE).to_pylist()
-    assert rejected["id"] == "0/bad.png" and read_provenance(rejected["source"]).licence == "CC0-1.0"
+    assert rejected["id"] == "0/bad.png" and json.loads(rejected["source"])["licence"] == "CC0-1.0"
 
 
 def test_an_error_while_reading_a_mixture_names_the_entry(own):
     write_tar(own / "t.tar", [("a.png", png()), ("a.txt", "x")])
-    source = open_source(
-        config(
-            source="mixture", sources=[*mixture(own)[:1], {"source": "webdataset", "path": f"{own}/t.tar"}]
-        )
-    )
+    sources = [mixture(own)[0], {"source": "webdataset", "path": f"{own}/t.tar"}]
+    source = open_source(config(source="mixture", sources=sources))
     (own / "t.tar").write_bytes((own / "t.tar").read_bytes()[:700])
     with pytest.raises(
         SourceError, match=r"data.sources\[1\]: .*t.tar (is not a plain tar, or )?is truncated"
@@ -183,9 +157,8 @@ def test_an_error_while_reading_a_mixture_names_the_entry(own):
 
 def test_too_many_bad_inputs_of_a_mixture_name_all_sources(own):
     write(own, {"photos/bad.png": b"<html>", "photos/bad.txt": "x"})
-    with pytest.raises(
-        BadData, match=r"1 of the 18 inputs of data.sources \(.*photos, .*drawings, .*t.tsv\) were rejected"
-    ):
+    message = r"1 of the 18 inputs of data.sources \(.*photos, .*drawings, .*t.tsv\) were rejected"
+    with pytest.raises(BadData, match=message):
         write_pairs(config(source="mixture", sources=mixture(own), max_refused_share=0.0), 0, own / "pairs")
 
 
@@ -198,13 +171,10 @@ def test_a_licence_is_stored_in_each_row_and_changes_nothing_else(own):
     write_pairs(config(**settings, licence="CC0-1.0", origin="my camera"), 0, own / "licensed")
     plain, metadata = rows_of(own / "plain"), rows_of(own / "licensed")
     assert plain["3.png"]["provenance"] == "photos/3.png"
-    assert (
-        metadata["3.png"]["provenance"]
-        == '{"at": "photos/3.png", "licence": "CC0-1.0", "origin": "my camera"}'
-    )
-    assert [{**row, "provenance": ""} for row in plain.values()] == [
-        {**row, "provenance": ""} for row in metadata.values()
-    ]
+    expected = '{"at": "photos/3.png", "licence": "CC0-1.0", "origin": "my camera"}'
+    assert metadata["3.png"]["provenance"] == expected
+    without = [[{**row, "provenance": ""} for row in rows.values()] for rows in (plain, metadata)]
+    assert without[0] == without[1]
 
 
 # ---- second captions
@@ -259,12 +229,8 @@ def test_a_share_of_the_pairs_gets_only_the_second_caption(own, source, name):
 
 
 def test_the_recaption_share_does_not_change_splits_and_0_changes_nothing(own):
-    settings = {
-        "source": "jsonl",
-        "path": str(recaption_folder(own) / "l.jsonl"),
-        "recaption_column": "recaption",
-        "group_by": "(.*)",
-    }
+    path = str(recaption_folder(own) / "l.jsonl")
+    settings = {"source": "jsonl", "path": path, "recaption_column": "recaption", "group_by": "(.*)"}
     split_of = {}
     for share in (0.0, 0.4, 1.0):
         write_pairs(config(**settings, recaption_share=share), 0, own / str(share))
@@ -273,3 +239,22 @@ def test_the_recaption_share_does_not_change_splits_and_0_changes_nothing(own):
     del settings["recaption_column"]
     write_pairs(config(**settings), 0, own / "none")
     assert rows_of(own / "none") == rows_of(own / "0.0")
+
+
+def test_a_larger_share_contains_the_pairs_of_a_smaller_one():
+    pairs = [RawPair(str(number), b"", ("plain",), "", recaptions=("long",)) for number in range(200)]
+    recaptioned = [
+        {pair.key for pair in pairs if select_captions(pair, 0, share).captions == ("long",)}
+        for share in (0.0, 0.25, 0.5, 1.0)
+    ]
+    assert set() == recaptioned[0] < recaptioned[1] < recaptioned[2] < recaptioned[3]
+    assert len(recaptioned[3]) == 200
+    assert 35 < len(recaptioned[1]) < 65 and 80 < len(recaptioned[2]) < 120
+
+
+def test_an_unusable_second_caption_rejects_the_pair_only_if_it_is_selected():
+    pair = RawPair("key", b"", ("plain",), "", recaptions=("x" * 5_000,))
+    assert select_captions(pair, 0, 1.0).problem.reason == "caption_too_long"
+    assert select_captions(pair, 0, 0.0) == RawPair("key", b"", ("plain",), "")
+    rejected = RawPair("key", b"", (), "", InvalidInput("caption_empty", "x"), ("long",))
+    assert select_captions(rejected, 0, 1.0).problem is rejected.problem

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -11,32 +10,25 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.images import encoded, noise, write
 from tests.helpers.paths import ROOT
+from tests.helpers.sources import folder_config
 from tests.helpers.tiny_models import HEADER, flips, tiny_text, write_shards
 from thousandwords.core.cache import Store
 from thousandwords.core.config import ConfigError, section
 from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import DamagedArtefact
 from thousandwords.core.row_store import write_rows
-from thousandwords.data.images import encode_png
 from thousandwords.data.loader import ImageLoader, TokenLoader
 from thousandwords.data.pair_shards import PairReader
 from thousandwords.data.prefetch import Prefetcher
 from thousandwords.data.sampler import epochs_and_rows, positions
-from thousandwords.data.token_shards import (
-    StoredTokenRows,
-    TokenRows,
-    WrongTokenizer,
-    open_token_rows,
-    read_token_rows,
-)
-from thousandwords.ingest import ingest
-from thousandwords.ingest.config import DataConfig
+from thousandwords.data.token_shards import StoredTokenRows, TokenRows, open_token_rows, read_token_rows
+from thousandwords.ingest.ingest import write_pairs
 from thousandwords.training.config import TrainingConfig
 from thousandwords.training.distributed import World
 
@@ -45,13 +37,8 @@ TWO_VIEWS = replace(HEADER, views=2)
 
 def stored(folder: Path, split: str = "train") -> StoredTokenRows | TokenRows:
     """The rows as training opens them with almost no memory."""
-    return open_token_rows(
-        folder / "tokens",
-        split,
-        None,
-        Store(folder / "store", log=lambda sentence: None),
-        max_bytes_in_memory=1,
-    )
+    store = Store(folder / "store", log=lambda sentence: None)
+    return open_token_rows(folder / "tokens", split, None, store, max_bytes_in_memory=1)
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +107,6 @@ def test_damaged_rows_in_the_store_are_made_again(folder):
         file.write_bytes(file.read_bytes()[:-1])
     batch = TokenLoader(stored(folder), tiny_text(), 0).batch(range(30))
     assert all(a.equal(b) for a, b in zip(expected, batch, strict=True))
-
-
-def test_rows_of_another_tokenizer_are_rejected_before_any_work(folder, tmp_path):
-    with pytest.raises(WrongTokenizer, match="was written by image tokenizer 'dvae'"):
-        open_token_rows(folder / "tokens", "train", "a210" * 16, Store(tmp_path), max_bytes_in_memory=1)
 
 
 def test_too_little_space_is_reported_before_anything_is_written(folder, tmp_path, monkeypatch):
@@ -256,29 +238,12 @@ def test_no_thread_is_left_after_an_exception():
 
 
 def test_workers_are_threads_beside_a_gpu_and_none_on_a_cpu():
-    config = TrainingConfig(steps=1, batch_size=1, learning_rate=0.1)
-    assert (config.loader_workers, config.num_loader_workers("cpu"), config.num_loader_workers("cuda:1")) == (
-        "auto",
-        0,
-        2,
-    )
-    assert (
-        TrainingConfig(steps=1, batch_size=1, learning_rate=0.1, loader_workers=3).num_loader_workers("cpu")
-        == 3
-    )
+    sizes = {"steps": 1, "batch_size": 1, "learning_rate": 0.1}
+    config = TrainingConfig(**sizes)
+    assert [config.num_loader_workers(device) for device in ("cpu", "cuda:1")] == [0, 2]
+    assert TrainingConfig(**sizes, loader_workers=3).num_loader_workers("cpu") == 3
     with pytest.raises(ConfigError, match="training.loader_workers is -1; it needs to be 0 or more"):
-        section(
-            {"steps": 1, "batch_size": 1, "learning_rate": 0.1, "loader_workers": -1},
-            "training",
-            TrainingConfig,
-        )
-
-
-def test_the_order_of_many_rows_is_a_numpy_permutation():
-    """The cached form must not change it: the weights would change."""
-    order = np.random.default_rng([7, 1, 100_000]).permutation(100_000)
-    assert epochs_and_rows(range(100_000, 100_050), 100_000, 7) == [(1, row) for row in order[:50].tolist()]
-    assert all(type(row) is int for _, row in epochs_and_rows(range(3), 100_000, 7))
+        section({**sizes, "loader_workers": -1}, "training", TrainingConfig)
 
 
 # --- images on disk ------------------------------------------------------------------------------------------------
@@ -288,17 +253,11 @@ def test_the_order_of_many_rows_is_a_numpy_permutation():
 def images(tmp_path_factory) -> Path:
     """20 images of noise, with two captions each, in shards of 6."""
     folder = tmp_path_factory.mktemp("images")
-    (folder / "own").mkdir()
     for number in range(20):
-        pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), np.uint8)
-        (folder / "own" / f"{number}.png").write_bytes(encode_png(pixels))
-        (folder / "own" / f"{number}.txt").write_text(
-            f"Image {number}\nnumber {number} \u2605", encoding="utf-8"
-        )
-    config = DataConfig(
-        source="folder", path=str(folder / "own"), image_size=16, min_side=8, keep="whole", rows_per_shard=6
-    )
-    ingest.write_pairs(config, 0, folder / "pairs")
+        caption = f"Image {number}\nnumber {number} \u2605"
+        write(folder / "own", {f"{number}.png": encoded(noise(20, 24, number)), f"{number}.txt": caption})
+    settings = {"validation_share": 0.05, "min_side": 8, "keep": "whole", "rows_per_shard": 6}
+    write_pairs(folder_config(folder / "own", **settings), 0, folder / "pairs")
     return folder
 
 
@@ -315,26 +274,6 @@ def test_images_from_disk_are_those_from_memory(images, augmentation):
 
     assert loader.batch(range(5, 50)).equal(expected.batch(range(5, 50)))
     assert loader.captions(range(5, 50)) == expected.captions(range(5, 50))
-    assert [on_disk.key(row) for row in range(len(in_memory))] == [
-        in_memory.key(row) for row in range(len(in_memory))
-    ]
-    assert (on_disk.fingerprint, on_disk.counts, on_disk.image_size) == (
-        in_memory.fingerprint,
-        in_memory.counts,
-        16,
-    )
-
-
-def test_few_images_stay_in_memory(images, tmp_path):
-    PairReader(images / "pairs", "train", Store(tmp_path / "store"))
-    assert not (tmp_path / "store").exists()
-
-
-def test_damaged_images_are_not_stored(images, tmp_path):
-    shutil.copytree(images / "pairs", tmp_path / "pairs")
-    next(flips(tmp_path / "pairs" / "train-00001.parquet", 2))
-    for _ in range(2):
-        with pytest.raises(DamagedArtefact, match="train-00001.parquet is damaged"):
-            PairReader(
-                tmp_path / "pairs", "train", Store(tmp_path / "store", log=print), max_bytes_in_memory=1
-            )
+    keys = [[reader.key(row) for row in range(len(reader))] for reader in (in_memory, on_disk)]
+    assert keys[0] == keys[1] and on_disk.image_size == 16
+    assert (on_disk.fingerprint, on_disk.counts) == (in_memory.fingerprint, in_memory.counts)

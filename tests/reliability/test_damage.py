@@ -1,5 +1,4 @@
-"""An artefact with a flipped bit, a cut, missing or moved file is rejected by name, twice; nothing of it is
-used."""
+"""An artefact with a flipped bit, a cut, missing or moved file is rejected by name, twice; nothing of it is used."""
 
 from __future__ import annotations
 
@@ -21,6 +20,8 @@ import yaml
 from flows.dvc.digest import _digest_of_folder, _md5
 from scripts import verify_artifacts
 from stages import rank_images
+from tests.helpers.images import write
+from tests.helpers.sources import scenes_config
 from tests.helpers.tiny_models import HEADER, SIDE, flipped, rng, write_parts, write_shards
 from thousandwords.core.files import sha256_of, write_bytes, write_json
 from thousandwords.core.manifest import MANIFEST, DamagedArtefact, read_manifest, write_manifest
@@ -31,16 +32,16 @@ from thousandwords.data.pair_shards import PairReader
 from thousandwords.data.token_shards import read_token_rows
 from thousandwords.inference.sample_shards import read_samples, sample_table, write_samples
 from thousandwords.ingest import ingest
-from thousandwords.ingest.config import DataConfig, SceneCounts
 from thousandwords.text.bpe import load
 from thousandwords.training import checkpoints
 from thousandwords.training.checkpoints import Checkpoints
 
+SHORTENED = ["pair shards", "token shards", "sample shards", "models", "checkpoints"]
+
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of artefact: its folder, and the function that reads it, which raises DamagedArtefact if it is
-    damaged."""
+    """One kind of artefact: its folder, and the function that reads it."""
 
     folder: Path
     read: Callable[[], object]
@@ -50,13 +51,7 @@ class Kind:
 def kinds(tmp_path_factory) -> dict[str, Kind]:
     """Every kind of artefact, as the pipeline writes it."""
     folder = tmp_path_factory.mktemp("kinds")
-    scenes = DataConfig(
-        source="scenes",
-        image_size=24,
-        rows_per_shard=8,
-        scenes=SceneCounts(count=20, validation_count=4, unseen_count=4),
-    )
-    ingest.write_pairs(scenes, 0, folder / "data/pairs")
+    ingest.write_pairs(scenes_config(20, image_size=24, rows_per_shard=8), 0, folder / "data/pairs")
     write_shards(folder / "data/tokens", {"train": 10, "validation": 3})
     models = write_parts(folder / "models")
     prompts = [
@@ -104,13 +99,9 @@ def rejected(kind: Kind, path: Path) -> str:
 
 @pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("part", ["files", MANIFEST])
-@pytest.mark.parametrize(
-    "name",
-    ["pair shards", "token shards", "sample shards", "scores", "models", "text tokenizer", "checkpoints"],
-)
+@pytest.mark.parametrize("name", [*SHORTENED, "scores", "text tokenizer"])
 def test_no_flipped_bit_is_read(kinds, name, part, count):
-    """One random bit of all the bits of an artefact's files, or of its manifest: rejected by the file's name,
-    twice."""
+    """One random bit of all the bits of an artefact's files, or of its manifest."""
     kind, random = kinds[name], np.random.default_rng(count)
     files = sorted(path for path in kind.folder.iterdir() if (path.name == MANIFEST) == (part == MANIFEST))
     sizes = np.array([path.stat().st_size for path in files])
@@ -124,7 +115,7 @@ def test_no_flipped_bit_is_read(kinds, name, part, count):
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["pair shards", "token shards", "sample shards", "models", "checkpoints"])
+@pytest.mark.parametrize("name", SHORTENED)
 def test_nothing_that_was_cut_short_is_read(kinds, name, count):
     kind, random = kinds[name], np.random.default_rng(count)
     files = sorted(path for path in kind.folder.iterdir())
@@ -209,22 +200,17 @@ def test_pair_shards_of_another_schema_are_rejected(kinds, tmp_path, change):
     if change == "column":
         table = table.drop_columns(["provenance"])
     elif change == "type":
-        table = table.set_column(
-            0, pa.field("key", pa.large_string(), nullable=False), table["key"].cast(pa.large_string())
-        )
+        field = pa.field("key", pa.large_string(), nullable=False)
+        table = table.set_column(0, field, table["key"].cast(field.type))
     else:
         table = table.set_column(0, "key", pa.array([None] * table.num_rows, pa.string()))
     rewrite(folder, "train-00000.parquet", table)
-    sentence = rejected(kind, folder)
-    assert re.search(
-        "train-00000.parquet has columns .*, not those of a pair shard. Run: dvc repro prepare_pairs",
-        sentence,
-    )
+    message = "train-00000.parquet has columns .*, not those of a pair shard. Run: dvc repro prepare_pairs"
+    assert re.search(message, rejected(kind, folder))
 
 
 def test_a_shard_of_another_tokenizer_among_the_others_is_rejected(tokens, tmp_path):
-    """Both are intact and have the same shape and vocabulary; only the manifest shows that one does not
-    belong."""
+    """Both are intact and have the same shape and vocabulary; only the manifest shows it."""
     write_shards(tmp_path / "other", {"train": 20}, replace(HEADER, tokenizer_fingerprint="a210" * 16))
     shutil.copy(tmp_path / "other/train-00004.parquet", tokens / "train-00001.parquet")
     rejected(Kind(tokens, lambda: read_token_rows(tokens, "train", HEADER.tokenizer_fingerprint)), tokens)
@@ -238,42 +224,27 @@ def test_verify_finds_a_flipped_bit_in_every_artefact(kinds, tmp_path, monkeypat
     write_json(Path("results/metrics.json"), {"n": 1})
     for name in ("loss.png", "deeper/codebook.png"):
         write_bytes(Path("results/plots") / name, encode_png(np.zeros((4, 4, 3), np.uint8)))
-    outs = [
-        {"path": path, "md5": digest}
-        for path, digest in (
-            ("results/metrics.json", "2f20a6f0a0b26e0ebb40cbdb9bd4ad2b"),
-            ("results/plots", ""),
-            ("data/pairs", "not looked at"),
-            ("results/absent", "not here"),
-        )
-    ]
-    outs[0]["md5"], outs[1]["md5"] = _md5(b'{\n  "n": 1\n}\n'), _digest_of_folder(Path("results/plots"))
+    digests = {"results/metrics.json": _md5(b'{\n  "n": 1\n}\n')}
+    digests["results/plots"] = _digest_of_folder(Path("results/plots"))
+    digests |= {"data/pairs": "not looked at", "results/absent": "not here"}
+    outs = [{"path": path, "md5": digest} for path, digest in digests.items()]
     Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"evaluate": {"outs": outs}}}))
     assert verify_artifacts.verify()[1] == []
 
-    files = [
-        path
-        for root in ("data", "models", "results", ".ckpt")
-        for path in Path(root).rglob("*")
-        if path.is_file()
-    ]
+    roots = ("data", "models", "results", ".ckpt")
+    files = [path for root in roots for path in Path(root).rglob("*") if path.is_file()]
     assert len(files) > 25
     for path in files:
         intact = path.read_bytes()
         path.write_bytes(flipped(intact, len(intact) // 2))
         problems = verify_artifacts.verify()[1]
-        assert (
-            len(problems) == 1 and str(path if "plots" not in path.parts else "results/plots") in problems[0]
-        )
+        assert len(problems) == 1 and ("results/plots" if "plots" in path.parts else str(path)) in problems[0]
         path.write_bytes(intact)
     assert verify_artifacts.verify()[1] == []
 
 
 def test_the_digest_of_a_folder_is_the_one_that_dvc_gives_it(tmp_path):
-    (tmp_path / "plots/deeper").mkdir(parents=True)
-    (tmp_path / "plots/b.txt").write_bytes(b"second\n")
-    (tmp_path / "plots/a.txt").write_bytes(b"first\n")
-    (tmp_path / "plots/deeper/c.txt").write_bytes(b"")
+    write(tmp_path / "plots", {"b.txt": "second\n", "a.txt": "first\n", "deeper/c.txt": ""})
     assert _digest_of_folder(tmp_path / "plots") == DVC_DIGEST
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.fuzzing import damaged_images, valid_images
+from tests.helpers.images import write
+from tests.helpers.sources import folder_config
 from thousandwords.core.manifest import read_manifest
 from thousandwords.data.pair_shards import PairReader
-from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.ingest import write_pairs
 
 # and never worker_died or decode_timeout
@@ -29,15 +30,11 @@ REASONS = {
 def fuzz(folder: Path, count: int, seed: int) -> dict:
     """Prepare `count` damaged images among the valid ones; returns the counts after all checks."""
     own = folder / "own"
-    own.mkdir()
     valid = [(f"valid-{number:02d}.{suffix}", data) for number, (suffix, data) in enumerate(valid_images())]
     for name, data in [*damaged_images(count, seed), *valid]:
-        (own / name).write_bytes(data)
-        (own / name).with_suffix(".txt").write_text(name)
+        write(own, {name: data, f"{Path(name).stem}.txt": name})
     limits = {"min_side": 1, "max_aspect": 1e9, "max_refused_share": 1.0}
-    config = DataConfig(
-        source="folder", path=str(own), image_size=16, validation_share=0.5, rows_per_shard=500, **limits
-    )
+    config = folder_config(own, validation_share=0.5, rows_per_shard=500, **limits)
 
     started = time.monotonic()
     counts = write_pairs(config, 0, folder / "pairs")

@@ -16,13 +16,7 @@ def make_contact_sheet(
     images: np.ndarray, columns: int, pad: int = 4, labels: Sequence[str] | None = None, zoom: int = 1
 ) -> np.ndarray:
     """Arrange images row by row: uint8 (B, H, W, 3) -> (H', W', 3), with small text under each image."""
-    if len(images) == 0 or columns < 1 or (labels is not None and len(labels) != len(images)):
-        arguments = (
-            f"{len(images)} images, {columns} columns, {'no' if labels is None else len(labels)} labels"
-        )
-        raise ValueError(
-            f"make_contact_sheet needs images, columns, and a label for each image or none; got {arguments}"
-        )
+    assert len(images) and columns > 0 and (labels is None or len(labels) == len(images))
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     height, width = images.shape[1] * zoom, images.shape[2] * zoom

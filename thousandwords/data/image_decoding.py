@@ -1,10 +1,9 @@
 """Untrusted image bytes -> uint8 (H, W, 3), with limits on bytes, pixels and formats.
 
-All foreign bytes are decoded here. Pillow's defaults turn 16-bit grays white and float images black, drop
-alpha, and only warn about a 400 kB file of 144 megapixels; here each case is converted correctly or rejected
-with a reason: `bad_format` for other image formats, `bad_mode` for modes and compressions that Pillow does
-not read. Left out: color profiles, and frames after the first; a `DecodedImage` has a flag if it is animated
-or its profile is damaged.
+All foreign bytes are decoded here. Pillow's defaults turn 16-bit grays white and float images black, drop alpha, and
+only warn about a 400 kB file of 144 megapixels; here each case is converted correctly or rejected with a reason:
+`bad_format` for other image formats, `bad_mode` for modes and compressions that Pillow does not read. Left out: color
+profiles, and frames after the first.
 """
 
 from __future__ import annotations
@@ -135,13 +134,12 @@ def _decode(data: bytes, background: Sequence[int], min_side: int, max_aspect: f
 def _check_checksums(data: bytes) -> None:
     """Raise InvalidImage if a PNG chunk does not match its checksum: Pillow does not check pixel data."""
     start = len(PNG_START) if data.startswith(PNG_START) else len(data)
-    while (end := start + 12 + int.from_bytes(data[start : start + 4])) <= len(data) and data[
-        start + 4 : start + 8
-    ] != b"IEND":
+    while (end := start + 12 + int.from_bytes(data[start : start + 4])) <= len(data):
+        name = data[start + 4 : start + 8]
+        if name == b"IEND":
+            return
         if zlib.crc32(memoryview(data)[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
-            raise InvalidImage(
-                "corrupt_data", f"chunk {data[start + 4 : start + 8]!r} at byte {start} has a wrong checksum"
-            )
+            raise InvalidImage("corrupt_data", f"chunk {name!r} at byte {start} has a wrong checksum")
         start = end
 
 
@@ -158,11 +156,8 @@ def _check_header(image: Image.Image, min_side: int, max_aspect: float) -> None:
 
 
 def _flags(image: Image.Image, data: bytes) -> tuple[str, ...]:
-    flags = {
-        ANIMATED: _is_animated(image, data),
-        BAD_PROFILE: "icc_profile" in image.info and not _is_profile(image.info["icc_profile"]),
-    }
-    return tuple(flag for flag, is_set in flags.items() if is_set)
+    has_bad_profile = "icc_profile" in image.info and not _is_profile(image.info["icc_profile"])
+    return (ANIMATED,) * _is_animated(image, data) + (BAD_PROFILE,) * has_bad_profile
 
 
 def _is_animated(image: Image.Image, data: bytes) -> bool:
@@ -196,8 +191,6 @@ def _flatten(image: Image.Image, background: Sequence[int]) -> np.ndarray:
         return _flatten_deep(image, background)
     width, height = image.size
     rows = max(1, STRIP_PIXELS // width)
-    if height <= rows:
-        return _flatten_strip(image, background)
     pixels = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, rows):  # in strips: 50 megapixels at once would be in memory four times
         bottom = min(height, top + rows)
@@ -267,10 +260,7 @@ def _bad_format(name: str) -> InvalidImage:
 
 
 def _unsupported_tiff(data: bytes, readable: Collection[int] = ()) -> InvalidImage | None:
-    """The error for a TIFF with a plausible header and all its pixels; None for any other bytes.
-
-    Also None if its compression is one of the `readable` ones: then its pixels are damaged.
-    """
+    """The error for a whole TIFF of a plausible header in a compression that is not `readable`, or None."""
     try:
         file = io.BytesIO(data)
         tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if data[2:4] in (b"+\0", b"\0+") else 8))

@@ -42,8 +42,7 @@ def fit_square(pixels: np.ndarray, size: int) -> np.ndarray:
 def area_resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """uint8 (H, W, 3) -> (height, width, 3): each pixel is the mean of the area that it covers.
 
-    A source pixel that is partly covered counts by its covered part. Pillow's BOX and torch's "area" do so
-    only for integer factors; otherwise they count such a pixel fully or not at all.
+    A source pixel that is partly covered counts by its part; with Pillow's BOX and torch's "area" fully or not at all.
     """
     rows = _area_means(pixels, height)  # (height, W, 3)
     columns = _area_means(rows.swapaxes(0, 1), width)  # (width, height, 3)
@@ -53,9 +52,7 @@ def area_resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 def _area_means(values: np.ndarray, size: int) -> np.ndarray:
     """Means of `size` equal intervals of the first axis, from the cumulative sum; exact in float64."""
     count = len(values)
-    whole, rest = np.divmod(
-        np.arange(size + 1) * count, size
-    )  # interval ends: whole pixels, size-ths of a pixel
+    whole, rest = np.divmod(np.arange(size + 1) * count, size)  # ends: whole pixels, size-ths of a pixel
     sums = np.zeros((count + 1, *values.shape[1:]))
     np.cumsum(values, axis=0, out=sums[1:], dtype=np.float64)
     ends = sums[whole]

@@ -1,7 +1,6 @@
 """Training batches: (text, image tokens) for the generator, images and captions for the other models.
 
-The row at a position depends on the seed (`sampler`); its caption and its view or crop on (seed, epoch, row). So
-a batch is a pure function of its positions, and each of several processes can load its part of it.
+Caption, view and crop depend on (seed, epoch, row) only, so each of several processes can load its part of a batch.
 """
 
 from __future__ import annotations

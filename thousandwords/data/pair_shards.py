@@ -20,7 +20,7 @@ from thousandwords.core.cache import STORE, Store
 from thousandwords.core.manifest import DamagedArtefact, check_file, read_manifest
 from thousandwords.core.row_store import RowBatch, RowStore, unpack_rows
 from thousandwords.data.images import decode_png, fit_square
-from thousandwords.data.mixture import Mixture
+from thousandwords.data.sampler import Mixture
 
 FIX = "dvc repro prepare_pairs"
 MAX_UNPACKED_BYTES = 2**29  # of decoded squares kept in memory; if there are more, none is kept
@@ -133,11 +133,7 @@ class PairReader:
         return self._read("captions", index)
 
     def images(self, indices: Sequence[int]) -> np.ndarray:
-        """Center squares of the given rows at `image_size`, uint8 (B, H, W, 3).
-
-        If all squares fit into memory, each is decoded once and kept: training reads a small data set many
-        times.
-        """
+        """Center squares of the given rows at `image_size`, uint8 (B, H, W, 3); kept if all fit into memory."""
         shape = (self.image_size, self.image_size, 3)
         if len(self) * math.prod(shape) > MAX_UNPACKED_BYTES:
             pixels = np.empty((len(indices), *shape), np.uint8)
@@ -172,8 +168,7 @@ def _parts(path: Path) -> Iterator[RowBatch]:
         yield {
             "key": [key.encode() for key in group["key"].to_pylist()],
             "captions": [
-                json.dumps(captions, ensure_ascii=False).encode()
-                for captions in group["captions"].to_pylist()
+                json.dumps(texts, ensure_ascii=False).encode() for texts in group["captions"].to_pylist()
             ],
             "image": group["image"].to_pylist(),
         }
@@ -198,10 +193,7 @@ def open_pairs(folder: Path, split: str) -> PairReader:
 
 
 def caption_counts(folder: Path) -> dict | None:
-    """Counts of the first shard: {"pairs", "captions", "distinct", "words": {"least", "median", "most"}}.
-
-    None without a training shard. Of one shard, so that the cost does not grow with the data set.
-    """
+    """Counts of the first training shard: {"pairs", "captions", "distinct", "words": {"least", "median", "most"}}."""
     manifest = read_manifest(folder, verify=False, fix=FIX)
     names = shard_names(manifest, "train")
     if not names:

@@ -31,8 +31,7 @@ def prefetch_map(make: Callable[[Input], Output], inputs: Iterable[Input], threa
 class Prefetcher(Generic[Batch]):
     """`batch_of(step)` that computes the next batches in threads; with 0 workers, plain `batch_of(step)`.
 
-    Usage: with Prefetcher(batch_of, steps, workers) as batches: batches(0), batches(1), … An error is raised
-    when its batch is requested. Batches from `steps` on are computed only on request.
+    Usage: with Prefetcher(batch_of, steps, workers) as batches: batches(0), batches(1), … below `steps` in advance.
     """
 
     def __init__(self, batch_of: Callable[[int], Batch], steps: int, workers: int) -> None:

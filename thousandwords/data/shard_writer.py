@@ -15,9 +15,8 @@ from thousandwords.core.parquet import TableFile
 class ShardWriter:
     """Writes shards of `rows_per_shard` rows, one open shard per split; first removes old ones.
 
-    Usage: with ShardWriter(folder, schema, 4096, 256) as shards: shards.add(split, rows) for each table of any
-    size, then shards.commit(). After that `rows` and `digests` hold the number of rows and the sha256 of each
-    file. How rows are grouped in tables does not change the files.
+    Usage: with ShardWriter(folder, schema, 4096, 256) as shards: shards.add(split, rows), then shards.commit(). After
+    that `rows` and `digests` are known for each file. How rows are grouped in tables does not change the files.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema, rows_per_shard: int, row_group: int):

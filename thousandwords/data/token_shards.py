@@ -24,7 +24,7 @@ from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import DamagedArtefact, read_manifest, write_manifest
 from thousandwords.core.parquet import ROW_GROUP
 from thousandwords.core.row_store import RowBatch, RowStore, unpack_rows
-from thousandwords.data.mixture import Mixture
+from thousandwords.data.sampler import Mixture
 from thousandwords.data.shard_writer import ShardWriter
 
 FIX = "dvc repro tokenize_pairs"
@@ -44,9 +44,7 @@ class TokensConfig:
     rows_per_shard: int = 8192
     batch_size: int = 256  # images encoded at a time
     views_per_image: int = 1  # crops of each training image; training uses one of them per epoch
-    augmentation: Literal["none", "paper"] = (
-        "none"  # none: the center square; paper: random crops (listing 2)
-    )
+    augmentation: Literal["none", "paper"] = "none"  # the center square, or random crops (listing 2)
 
     def __post_init__(self) -> None:
         check_minimums(self, "tokens", rows_per_shard=1, batch_size=1, views_per_image=1)
@@ -115,10 +113,7 @@ def token_table(
 
 
 class TokenShardWriter(ShardWriter):
-    """Writes token shards, and at the end their manifest with `metadata`, for example weights of a mixture.
-
-    Usage: with TokenShardWriter(folder, header, 4096) as shards: shards.write("train", keys, captions, tokens)
-    """
+    """Writes token shards, and at the end their manifest with `metadata`, for example weights of a mixture."""
 
     def __init__(
         self, folder: Path, header: TokenHeader, rows_per_shard: int, metadata: dict | None = None
@@ -205,8 +200,7 @@ def read_token_rows(
 ) -> TokenRows:
     """Read the rows of a split into memory; with `first`, only the first shards with at least that many rows.
 
-    Verified against the manifest and, if given, against the tokenizer in use. Raises WrongTokenizer or
-    DamagedArtefact; both name the command that fixes it.
+    Verified against the manifest and, if given, against the tokenizer in use: WrongTokenizer or DamagedArtefact.
     """
     manifest = read_manifest(folder, fix=FIX)
     header, names = _header_and_shards(manifest, folder, split, tokenizer_fingerprint)
@@ -230,13 +224,12 @@ def open_token_rows(
 ) -> AnyTokenRows:
     """`read_token_rows`, or above `max_bytes_in_memory` the same rows unpacked once to the store.
 
-    Their key in the store is the sha256 of the shards' manifest. Raises UserError if the disk has too little
-    space for them.
+    Raises UserError if the disk has too little space for them.
     """
     manifest = read_manifest(folder, verify=False, fix=FIX)
     header, names = _header_and_shards(manifest, folder, split, tokenizer_fingerprint)
     rows = {name: manifest["files"][name]["rows"] for name in names}
-    needed = sum(rows.values()) * (_token_bytes(header) + TEXT_BYTES_PER_ROW)
+    needed = sum(rows.values()) * (2 * header.views * header.length + TEXT_BYTES_PER_ROW)
     if needed <= max_bytes_in_memory:
         return read_token_rows(folder, split, tokenizer_fingerprint)
     parts = (_part(read_shard(Path(folder) / name, header, rows[name]), header) for name in names)
@@ -260,15 +253,9 @@ def _header_and_shards(
     return header, names
 
 
-def _token_bytes(header: TokenHeader) -> int:
-    return 2 * header.views * header.length
-
-
 def _part(table: pa.Table, header: TokenHeader) -> RowBatch:
     tokens = _all_tokens(table, header).reshape(table.num_rows, -1)
-    captions = [
-        json.dumps(captions, ensure_ascii=False).encode() for captions in table["captions"].to_pylist()
-    ]
+    captions = [json.dumps(texts, ensure_ascii=False).encode() for texts in table["captions"].to_pylist()]
     return {"captions": captions, "tokens": [row.tobytes() for row in tokens]}
 
 
@@ -292,8 +279,5 @@ def read_shard(path: Path, header: TokenHeader, rows: int | None = None) -> pa.T
 
 
 def _all_tokens(table: pa.Table, header: TokenHeader) -> np.ndarray:
-    return np.concatenate([_tokens(chunk, header) for chunk in table["image_tokens"].chunks])
-
-
-def _tokens(chunk: pa.FixedSizeListArray, header: TokenHeader) -> np.ndarray:
-    return chunk.flatten().to_numpy().reshape(len(chunk), header.views, header.length)
+    chunks = [chunk.flatten().to_numpy() for chunk in table["image_tokens"].chunks]
+    return np.concatenate(chunks).reshape(-1, header.views, header.length)

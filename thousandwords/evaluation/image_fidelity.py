@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from thousandwords.core.progress import progress
-from thousandwords.data.batching import sequential_batches
 from thousandwords.data.images import to_float
+from thousandwords.data.sampler import sequential_batches
 from thousandwords.evaluation import fid
 from thousandwords.evaluation.config import EvaluationConfig
 from thousandwords.evaluation.features import INCEPTION_FIGURES, Extractor, FigureNames, scorer_extractor

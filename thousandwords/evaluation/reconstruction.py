@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from thousandwords.data.batching import sequential_batches
+from thousandwords.data.sampler import sequential_batches
 from thousandwords.evaluation.metrics import with_interval
 from thousandwords.nn.metrics import codebook_usage, psnr
 

@@ -17,10 +17,10 @@ from thousandwords import components
 from thousandwords.core.errors import UserError
 from thousandwords.core.progress import progress
 from thousandwords.data.augmentation import generator_crop, view_rng
-from thousandwords.data.batching import sequential_batches
 from thousandwords.data.images import to_float
 from thousandwords.data.pair_shards import PairReader
 from thousandwords.data.prefetch import prefetch_map
+from thousandwords.data.sampler import sequential_batches
 from thousandwords.data.token_shards import TokenHeader, TokensConfig, token_table
 
 MAX_THREADS = 8  # that decode and crop the next images while a GPU encodes; Pillow releases the GIL

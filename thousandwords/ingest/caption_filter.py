@@ -70,8 +70,7 @@ def caption_problem(caption: str, rules: CaptionRules) -> InvalidInput | None:
 
 
 def _wrong_language(caption: str, rules: CaptionRules) -> InvalidInput | None:
-    """Uses the original caption: capital letters are evidence for a language."""
-    shares = language_shares(caption)
+    shares = language_shares(caption)  # not normalized: capital letters are evidence for a language
     best = max(shares, key=shares.__getitem__)
     if shares[best] - shares[rules.language] <= rules.language_margin:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -99,9 +100,15 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_minimums(self, "data", image_size=8, min_side=1, rows_per_shard=1, max_aspect=1, workers=0)
+        problem = next(self._problems(), None)
+        if problem:
+            raise ValueError(problem)
+
+    def _problems(self) -> Iterator[str]:
+        """What is wrong with the settings, each with the fix."""
         for name in ("path", "image_column", "caption_column"):
             if not getattr(self, name):
-                raise ValueError(f"data.{name} is empty; it needs a name")
+                yield f"data.{name} is empty; it needs a name"
         for name, maximum, is_valid in (
             ("validation_share", 1, 0 < self.validation_share < 1),
             ("max_refused_share", 1, 0 <= self.max_refused_share <= 1),
@@ -111,28 +118,49 @@ class DataConfig:
             ("near_duplicate_color", 255, 0 <= self.near_duplicate_color <= 255),
         ):
             if not is_valid:
-                raise ValueError(f"data.{name} is {getattr(self, name)}; it lies between 0 and {maximum}")
+                yield f"data.{name} is {getattr(self, name)}; it lies between 0 and {maximum}"
         if len(self.background) != 3 or not all(0 <= value <= 255 for value in self.background):
-            raise ValueError(f"data.background is {self.background}; it is red, green, blue from 0 to 255")
+            yield f"data.background is {self.background}; it is red, green, blue from 0 to 255"
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
-            raise ValueError(f"data.delimiter is {self.delimiter!r}; it is one character, like ';' or a tab")
-        self._check_sources()
+            yield f"data.delimiter is {self.delimiter!r}; it is one character, like ';' or a tab"
+        yield from self._source_problems()
         has_column = self.recaption_column or any(source.recaption_column for source in self.sources)
         if self.recaption_share and not has_column:
-            raise ValueError(
+            yield (
                 f"data.recaption_share is {self.recaption_share}, but data.recaption_column is not set. "
                 "Set it, or set the share to 0"
             )
-        self._check_keep_side()
-        _check_group_by(self.group_by)
+        if self.keep_side is not None and self.keep == "square":
+            yield f"data.keep_side is {self.keep_side}, but data.keep is square, of image_size. Set data.keep: whole"
+        if self.keep_side is not None and self.keep_side < self.image_size:
+            yield f"data.keep_side is {self.keep_side}; it needs to be data.image_size ({self.image_size}) or more"
+        try:
+            if self.group_by is not None and re.compile(self.group_by).groups < 1:
+                yield f"data.group_by is {self.group_by!r}; it needs a group in (), like ^([^:]*)"
+        except re.error as error:
+            yield f"data.group_by is {self.group_by!r}, not a regular expression: {error}"
         if self.min_caption_words < 0:
-            number = self.min_caption_words
-            raise ValueError(f"data.min_caption_words is {number}; it needs to be 0 (off) or more")
+            yield f"data.min_caption_words is {self.min_caption_words}; it needs to be 0 (off) or more"
         caption_filter.check_boilerplate(self.boilerplate)
         if self.language is not None and not re.fullmatch("[a-z]{2,3}", self.language):
-            raise ValueError(
-                f"data.language is {self.language!r}; it is a code of two or three letters, like en"
+            yield f"data.language is {self.language!r}; it is a code of two or three letters, like en"
+
+    def _source_problems(self) -> Iterator[str]:
+        if self.sources and self.source != "mixture":
+            yield f"data.sources is set, but data.source is {self.source}. Set data.source: mixture, or remove data.sources"
+        if self.source != "mixture":
+            _check_supported(self, "data.", self.source)
+        elif not self.sources:
+            yield "data.source is mixture, but data.sources is empty. List the sources there"
+        elif self.url or self.licence or self.origin:
+            yield (
+                "data.url, data.licence and data.origin are for a single source, but data.source is mixture. "
+                "Set them for each source in data.sources"
             )
+        if len({source.weight is None for source in self.sources}) > 1:
+            yield "some of data.sources have a weight and some do not. Set it for all, or for none"
+        if self.url is not None and "://" not in self.url:
+            yield f"data.url is {self.url!r}, not a URL like s3://bucket/folder. For a local folder, set data.path"
 
     @property
     def drops_near_duplicates(self) -> bool:
@@ -159,40 +187,6 @@ class DataConfig:
             return f"data.sources ({', '.join(source.path for source in self.sources)})"
         return self.source if self.source == "scenes" else self.url or self.path
 
-    def _check_sources(self) -> None:
-        if self.sources and self.source != "mixture":
-            raise ValueError(
-                f"data.sources is set, but data.source is {self.source}. "
-                "Set data.source: mixture, or remove data.sources"
-            )
-        if self.source != "mixture":
-            _check_supported(self, "data.", self.source)
-        elif not self.sources:
-            raise ValueError("data.source is mixture, but data.sources is empty. List the sources there")
-        elif self.url or self.licence or self.origin:
-            raise ValueError(
-                "data.url, data.licence and data.origin are for a single source, but data.source is mixture. "
-                "Set them for each source in data.sources"
-            )
-        if len({source.weight is None for source in self.sources}) > 1:
-            raise ValueError(
-                "some of data.sources have a weight and some do not. Set it for all, or for none"
-            )
-        if self.url is not None and "://" not in self.url:
-            raise ValueError(
-                f"data.url is {self.url!r}, not a URL like s3://bucket/folder. For a local folder, set data.path"
-            )
-
-    def _check_keep_side(self) -> None:
-        if self.keep_side is not None and self.keep == "square":
-            raise ValueError(
-                f"data.keep_side is {self.keep_side}, but data.keep is square, of image_size. Set data.keep: whole"
-            )
-        if self.keep_side is not None and self.keep_side < self.image_size:
-            raise ValueError(
-                f"data.keep_side is {self.keep_side}; it needs to be data.image_size ({self.image_size}) or more"
-            )
-
 
 def _check_supported(settings: DataConfig | SourceConfig, name: str, kind: str) -> None:
     """Raise ValueError if a setting is present that this kind of source does not read."""
@@ -205,19 +199,8 @@ def _check_supported(settings: DataConfig | SourceConfig, name: str, kind: str) 
             )
 
 
-def _check_group_by(group_by: str | None) -> None:
-    try:
-        if group_by is not None and re.compile(group_by).groups < 1:
-            raise ValueError(f"data.group_by is {group_by!r}; it needs a group in (), like ^([^:]*)")
-    except re.error as error:
-        raise ValueError(f"data.group_by is {group_by!r}, not a regular expression: {error}") from error
-
-
 def active_settings(config: DataConfig) -> dict:
-    """The settings that change what is written: without `workers` and those of unused features.
-
-    Then a new feature leaves the manifests of data sets that do not use it as they are.
-    """
+    """The settings that change what is written; those of unused features are left out, so manifests stay as they are."""
     settings = asdict(config)
     unused = ["workers", *(name for name in SOURCE_SETTINGS if not settings[name])]
     if config.keep != "whole":

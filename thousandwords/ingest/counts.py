@@ -23,9 +23,7 @@ class OutcomeCounter:
 
     def __init__(self) -> None:
         self.dropped: Counter[str] = Counter()  # reasons for captions that accepted pairs have lost
-        self.texts = Counter(
-            {"original": 0, "recaptioned": 0}
-        )  # the captions that accepted pairs are trained on
+        self.texts = Counter({"original": 0, "recaptioned": 0})  # what accepted pairs are trained on
         self.formats: Counter[str] = Counter()  # of the images of accepted pairs
         self.flags: Counter[str] = Counter()
         self.by_shard: dict[str, Counter[str]] = {}

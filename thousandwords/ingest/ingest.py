@@ -1,9 +1,8 @@
 """Ingest a source: prepare each input, assign its split, drop duplicates, write pair shards (`write_pairs`).
 
-Each input is counted once: n_in = n_ok + n_quarantined + n_duplicate + n_filtered, where "filtered" inputs are
-valid but excluded by a setting. Inputs are prepared in worker processes; their number does not change the
-written bytes. Captions are filtered one by one before the image is decoded. The split depends on the original
-input, so a filter never moves a pair to another split. Scenes, similar by design, are not filtered.
+Each input is counted once: n_in = n_ok + n_quarantined + n_duplicate + n_filtered, where "filtered" inputs are valid
+but excluded by a setting. The number of worker processes does not change the written bytes. The split depends on the
+original input, so a filter never moves a pair to another split. Scenes, similar by design, are not filtered.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from thousandwords.core.files import unit_hash, write_bytes
 from thousandwords.core.manifest import write_manifest
 from thousandwords.core.parquet import table_bytes
 from thousandwords.data.images import encode_png
-from thousandwords.data.mixture import MIXTURES
 from thousandwords.data.pair_shards import PAIR_SCHEMA, ROW_GROUP
+from thousandwords.data.sampler import MIXTURES
 from thousandwords.data.shard_writer import ShardWriter, table_of
 from thousandwords.ingest import caption_filter
 from thousandwords.ingest.config import DataConfig, active_settings
@@ -33,11 +32,11 @@ from thousandwords.ingest.near_duplicates import (
     NearDuplicates,
     limits_by_chance,
 )
-from thousandwords.ingest.prepare import prepare_pair, prepare_with_training_captions, reject
+from thousandwords.ingest.prepare import prepare_pair, reject
 from thousandwords.ingest.records import QUARANTINE, QUARANTINE_SCHEMA, Pair, Rejection
 from thousandwords.ingest.sources import Source, open_kind
 from thousandwords.ingest.sources.base import RawPair
-from thousandwords.ingest.sources.mixture import MixturePart, MixtureSource, naming_source, source_number
+from thousandwords.ingest.sources.mixture import MixturePart, MixtureSource, naming_source
 from thousandwords.parallel.process_pool import Fault, Limits, make_batches, num_cores, ordered_map
 from thousandwords.scenes.render import scene_pairs
 
@@ -48,11 +47,7 @@ LIMITS = Limits()  # of one input
 
 
 def group_of(pair: Pair | RawPair, config: DataConfig) -> str:
-    """The group of a pair; all pairs of a group get the same split.
-
-    With `group_by` "^(.*?): .*skin tone", both "man surfing: dark skin tone" and "man surfing" give
-    "man surfing".
-    """
+    """All pairs of a group get the same split: with "^(.*?): .*skin tone", "man: dark skin tone" is in "man"."""
     if config.group_by is None:
         return pair.key
     match = re.search(config.group_by, pair.captions[0])
@@ -70,11 +65,8 @@ def split_of(group: str, seed: int, validation_share: float) -> str:
 def open_source(config: DataConfig) -> Source:
     """Open the source, or the mixture of sources, of the settings; not for scenes, which are rendered."""
     settings = asdict(config)
-    if config.source != "mixture":
-        return MixtureSource([_open_part(None, settings, {})])
-    return MixtureSource(
-        [_open_part(number, settings, part) for number, part in enumerate(settings["sources"])]
-    )
+    parts = enumerate(settings["sources"]) if config.source == "mixture" else [(None, {})]
+    return MixtureSource([_open_part(number, settings, part) for number, part in parts])
 
 
 def _open_part(number: int | None, settings: dict, part: dict) -> MixturePart:
@@ -109,7 +101,7 @@ def prepare_all(config: DataConfig, seed: int) -> Iterator[tuple[str, Pair | Rej
 def _outcomes(config: DataConfig, seed: int) -> Iterator[tuple[RawPair, Pair | Rejection]]:
     """(input, outcome) in source order, from worker processes; closing the iterator ends them."""
     batches = make_batches(open_source(config), lambda raw_pair: len(raw_pair.image or b""))
-    prepare = functools.partial(prepare_with_training_captions, prepare_pair, config, seed)
+    prepare = functools.partial(prepare_pair, config=config, seed=seed)
     outcomes = ordered_map(prepare, batches, config.workers or num_cores(), LIMITS)
     with contextlib.closing(outcomes):
         for raw_pair, outcome in outcomes:
@@ -124,10 +116,9 @@ def write_pairs(
     folder: Path,
     progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
 ) -> dict:
-    """Write shards, quarantine and manifest of all pairs of the source to `folder`; return the counts.
+    """Write shards, quarantine and, last, the manifest of all pairs of the source to `folder`; return the counts.
 
-    Raises SourceError or BadData. The manifest is written last: without it the files in the folder are not
-    used.
+    Raises SourceError or BadData.
     """
     total = check_source(config)
     rejections, counter = [], OutcomeCounter()
@@ -146,7 +137,8 @@ def write_pairs(
             else:
                 counter.add(outcome, "n_ok")
                 if config.source == "mixture":
-                    rows_by_source.setdefault(split, Counter())[source_number(outcome.key)] += 1
+                    number = int(outcome.key.partition("/")[0])
+                    rows_by_source.setdefault(split, Counter())[number] += 1
                 shards.add(split, table_of([{**vars(outcome), "split": split}], PAIR_SCHEMA))
         shards.commit()
     counts = {**counts_of(shards.splits(), rejections, duplicates.count), **counter.image_counts()}
@@ -176,18 +168,13 @@ def write_pairs(
 
 
 def _mixtures(config: DataConfig, rows_by_source: dict[str, Counter]) -> dict:
-    """The manifest's block for `data.mixture.Mixture`, if sources have weights."""
-    if not config.weights:
-        return {}
-    return {
-        MIXTURES: {
-            split: {
-                "rows": [rows[number] for number in range(len(config.weights))],
-                "weights": config.weights,
-            }
-            for split, rows in rows_by_source.items()
-        }
+    """The manifest's block for `data.sampler.Mixture`, if sources have weights."""
+    numbers = range(len(config.weights))
+    blocks = {
+        split: {"rows": [rows[number] for number in numbers], "weights": config.weights}
+        for split, rows in rows_by_source.items()
     }
+    return {MIXTURES: blocks} if numbers else {}
 
 
 def _duplicate_finder(

@@ -1,8 +1,7 @@
 """Find duplicate pairs: exact ones (equal pixels and captions), or near ones (similar perceptual hashes).
 
-Of near duplicates the first one stays, whatever their captions and splits are. An image is compared only with
-images that stay, so a chain of small changes does not become one group. The captions of dropped pairs are
-listed, not merged, because the pair that stays may already be written.
+Of near duplicates the first one stays, whatever their captions and splits are. An image is compared only with images
+that stay, so a chain of small changes does not become one group.
 """
 
 from __future__ import annotations
@@ -44,10 +43,7 @@ DUPLICATE_SCHEMA = pa.schema(
 
 
 def limits_by_chance(image_hashes: Iterable[ImageHash], config: DataConfig) -> DataConfig:
-    """The config with the widest limits that give few near duplicates by chance.
-
-    The limits are 0 if all images look alike.
-    """
+    """The config with the widest limits that give few near duplicates by chance; 0 if all images look alike."""
     hashes = np.fromiter((image_hash.hash for image_hash in image_hashes), np.uint64)
     distance = chance_hash_distance(hashes) if len(hashes) > 1 else -1
     if distance < 0:
@@ -83,8 +79,12 @@ class NearDuplicates:
 
     def is_duplicate(self, pair: Pair, split: str) -> bool:
         """Whether an earlier image that stays looks like this one; remembers this pair if not."""
+        distance, color = self.config.near_duplicate_distance, self.config.near_duplicate_color
         neighbors = self._index.near(pair.image_hash)
-        duplicate = next((neighbor for neighbor in neighbors if self._is_near(neighbor)), None)
+        near = (
+            neighbor for neighbor in neighbors if neighbor.distance <= distance and neighbor.color <= color
+        )
+        duplicate = next(near, None)
         if neighbors:
             self._list(pair, split, duplicate or neighbors[0], is_dropped=duplicate is not None)
         if duplicate is None:
@@ -92,12 +92,6 @@ class NearDuplicates:
             self._indexed.append((pair.key, split))
         self.count += duplicate is not None
         return duplicate is not None
-
-    def _is_near(self, neighbor: Neighbor) -> bool:
-        return (
-            neighbor.distance <= self.config.near_duplicate_distance
-            and neighbor.color <= self.config.near_duplicate_color
-        )
 
     def _list(self, pair: Pair, split: str, neighbor: Neighbor, is_dropped: bool) -> None:
         self._num_listed[neighbor.distance, is_dropped] += 1
@@ -125,9 +119,8 @@ class NearDuplicates:
         return {
             "distance": self.config.near_duplicate_distance,
             "colour": self.config.near_duplicate_color,
-            "by_chance": chance_hash_distance(hashes)
-            if len(hashes) > 1
-            else None,  # if chosen from these data
+            # if it were chosen from these data
+            "by_chance": chance_hash_distance(hashes) if len(hashes) > 1 else None,
             "across_splits": sum(
                 row["is_dropped"] and row["split"] != row["twin_split"] for row in self.rows
             ),

@@ -2,10 +2,10 @@
 
 The hash is Zauner's pHash (Implementation and Benchmarking of Perceptual Image Hash Functions, 2010, §3.2.1)
 with signs instead of the median: the cosine transform of a gray image of 32 × 32, of which the 8 × 8 lowest
-frequencies without the constant ones give one bit each: above zero or not. A frequency that is almost absent
-gives 0. Drawings have many such frequencies: with the median of ImageHash, a JPEG changes twice as many bits of
-our scenes (1.3 instead of 0.7, measured), and other pairs would be dropped. Drawings of one shape in two colors have the same hash; therefore the mean colors are compared too.
-Not found: mirrored or rotated images, and crops by more than a few percent.
+frequencies without the constant ones give one bit each: above zero or not. A frequency that is almost absent gives 0:
+with the median of ImageHash, a JPEG changes twice as many bits of our scenes (1.3 instead of 0.7, measured). Drawings
+of one shape in two colors have the same hash; therefore the mean colors are compared too. Not found: mirrored or
+rotated images, and crops by more than a few percent.
 
 Axes: B, N images, K pairs of images.
 """
@@ -75,8 +75,8 @@ def distances(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
 class HashIndex:
     """Exact search for all images within `max_distance` bits, without comparing each image.
 
-    If two hashes of 4 bands differ by at most `max_distance` bits, one band differs by at most `max_distance`
-    // 4, so faiss looks each band up with that many bits flipped (multi-index hashing, arXiv 1307.2982).
+    One of the 4 bands of two such hashes differs by at most `max_distance` // 4 bits, so faiss looks each band up with
+    that many bits flipped (multi-index hashing, arXiv 1307.2982).
     """
 
     def __init__(self, max_distance: int):
@@ -86,9 +86,6 @@ class HashIndex:
         self._index = faiss.IndexBinaryMultiHash(64, BANDS, 64 // BANDS)
         self._index.nflip = max_distance // BANDS
         self._image_hashes: list[ImageHash] = []
-
-    def __len__(self) -> int:
-        return len(self._image_hashes)
 
     @property
     def hashes(self) -> np.ndarray:
@@ -106,14 +103,16 @@ class HashIndex:
         _, bits, indices = self._index.range_search(
             _bytes_of(image_hash), self.max_distance + 1
         )  # below that
-        colors = np.frombuffer(image_hash.colors, np.uint8).astype(np.int16)
         return sorted(
-            Neighbor(distance, int(np.abs(colors - self._colors(index)).max(initial=0)), index)
+            Neighbor(distance, _color_difference(image_hash, self._image_hashes[index]), index)
             for distance, index in zip(bits.tolist(), indices.tolist(), strict=True)
         )
 
-    def _colors(self, index: int) -> np.ndarray:
-        return np.frombuffer(self._image_hashes[index].colors, np.uint8)
+
+def _color_difference(first: ImageHash, second: ImageHash) -> int:
+    """The largest difference of a cell."""
+    cells = np.frombuffer(first.colors + second.colors, np.uint8).astype(np.int16).reshape(2, -1)
+    return int(np.abs(cells[0] - cells[1]).max())
 
 
 def _bytes_of(image_hash: ImageHash) -> np.ndarray:
@@ -123,9 +122,8 @@ def _bytes_of(image_hash: ImageHash) -> np.ndarray:
 def chance_distance(pair_distances: np.ndarray, count: int, share: float = CHANCE) -> float:
     """The distance at which `share` of the images have one of `count` others by chance, from random pairs (K,).
 
-    The tail of the distribution, from the nearest 1 % to the nearest 0.1 % of the pairs, is extrapolated per
-    factor of ten. True near duplicates, far fewer than one pair in a thousand, hardly change it. It is strict
-    for few images or similar ones.
+    The tail of the distribution, from the nearest 1 % to the nearest 0.1 % of the pairs, is extrapolated per factor of
+    ten. True near duplicates, far fewer than one pair in a thousand, hardly change it.
     """
     near, nearer = np.quantile(pair_distances, [0.01, 0.001])
     return float(nearer - (near - nearer) * np.log10(0.001 * count / share))

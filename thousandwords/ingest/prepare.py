@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -19,21 +18,19 @@ from thousandwords.ingest.records import Pair, Rejection
 from thousandwords.ingest.sources.base import RawPair, clean_captions
 
 
-def prepare_pair(raw_pair: RawPair, config: DataConfig) -> Pair | Rejection:
+def prepare_pair(raw_pair: RawPair, config: DataConfig, seed: int) -> Pair | Rejection:
     """Filter the captions of a raw pair and fit its image; a Rejection says why the pair cannot be used.
 
-    Raises MemoryError: that may be caused by this process and not by the image.
+    The pair's split follows from its original captions. Raises MemoryError: it may be caused by this process alone.
     """
+    raw_pair = select_captions(raw_pair, seed, config.recaption_share)
     try:
         if raw_pair.problem:
             raise raw_pair.problem
         captions, dropped = caption_filter.filter_captions(raw_pair.captions, config.caption_rules)
         image = decode_with_flags(raw_pair.image, config.background, config.min_side, config.max_aspect)
-        image_hash = (
-            image_hash_of(fit_square(image.pixels, config.image_size))
-            if config.drops_near_duplicates
-            else None
-        )
+        square = fit_square(image.pixels, config.image_size) if config.drops_near_duplicates else None
+        image_hash = None if square is None else image_hash_of(square)
         return Pair(
             raw_pair.key,
             encode_png(stored_pixels(image.pixels, config)),
@@ -48,13 +45,6 @@ def prepare_pair(raw_pair: RawPair, config: DataConfig) -> Pair | Rejection:
         )
     except InvalidInput as problem:
         return reject(raw_pair, problem.reason, problem.detail)
-
-
-def prepare_with_training_captions(
-    prepare: Callable, config: DataConfig, seed: int, raw_pair: RawPair
-) -> Pair | Rejection:
-    """`prepare` the pair with the captions to train on; its split follows from the pair before that."""
-    return prepare(select_captions(raw_pair, seed, config.recaption_share), config)
 
 
 def reject(raw_pair: RawPair, reason: str, detail: str) -> Rejection:

@@ -1,10 +1,9 @@
 """Parses an image of a scene and checks it against a caption, attribute by attribute.
 
-The background is fitted to the border; things are the connected patches that differ from it. A thing's color
-is the nearest named one, its shape and size those of the best matching template (Tanimoto overlap, over
-shifts and radii). Made for images from `scenes.render` and for blurred, noisy or generated versions of them:
-an attribute without a matching name is None, and None never matches a caption. It replaces the paper's human
-raters (arXiv 2102.12092 §3.1). Left out: things that touch or overlap, any other vocabulary, photographs.
+The background is fitted to the border; things are the connected patches that differ from it. A thing's color is the
+nearest named one, its shape and size those of the best matching template (Tanimoto overlap). An attribute without a
+matching name is None, and None never matches a caption. It replaces the paper's human raters (arXiv 2102.12092 §3.1).
+Left out: things that touch or overlap, photographs.
 """
 
 from __future__ import annotations
@@ -63,11 +62,9 @@ class ParsedScene:
 
 
 def match_caption(image: np.ndarray, caption: str) -> dict[str, bool]:
-    """Which attributes of the caption are right in the image (H, W, 3): {"colour": True, "shape": False,
-    ...}.
+    """Which attributes of the caption are right in the image (H, W, 3): {"colour": True, "shape": False, ...}.
 
-    A missing thing makes color, shape, size and relation wrong; an extra thing makes the relation wrong. A
-    caption without a background accepts any.
+    A missing thing makes color, shape, size and relation wrong; an extra thing makes the relation wrong.
     """
     parsed, scene = parse_image(image), parse_caption(caption)
     things = _assign(parsed.things, scene)

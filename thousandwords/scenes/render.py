@@ -2,13 +2,10 @@
 
     "a small red star above a large blue square on sand"
 
-It replaces DALL-E's web pairs (arXiv 2102.12092 §2.3) if there is no other data, and it can be checked: every
-caption can be parsed, and `scenes.parse` reads the attributes of an image. `UNSEEN_PAIRS` of color and shape
-never occur in training; images of them test composition.
-
-Backgrounds have gradients and grain: on a flat one nearly all image tokens are equal and easy to predict, and
-the things contribute too little to the likelihood. Left out: textures, overlap, counting, more than two
-things.
+It replaces DALL-E's web pairs (arXiv 2102.12092 §2.3) if there is no other data, and it can be checked: every caption
+can be parsed, and `scenes.parse` reads the attributes of an image. `UNSEEN_PAIRS` of color and shape never occur in
+training; images of them test composition. Backgrounds have gradients and grain: on a flat one nearly all image tokens
+are equal, and the things contribute too little to the likelihood. Left out: textures, overlap, counting.
 """
 
 from __future__ import annotations
@@ -33,13 +30,11 @@ INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "belo
 RELATIONS = tuple(INVERSE)
 SPLITS = ("train", "validation", "unseen")
 
-# The position of a thing is the exclusive-or of its place in the caption and the relation. If both orders are
-# equally frequent, no single word says where a thing is, and a small model needs thousands of steps to learn it.
-# So training captions, like people's, more often name first what is above or on the left. Held-out captions do
-# not, so that no match comes from it.
+# If both orders are equally frequent, no single word says where a thing is, and a small model needs thousands of steps
+# to learn it. So training captions, like people's, more often name first what is above or on the left. Held-out
+# captions do not, so that no match comes from it.
 READING_ORDER = ("left of", "above")
-# the share of captions of two things in reading order
-READING_ORDER_SHARES = {"train": 0.75, "validation": 0.5, "unseen": 0.5}
+READING_ORDER_SHARES = {"train": 0.75, "validation": 0.5, "unseen": 0.5}  # of the captions of two things
 
 # Each color is held out once, so each occurs in training with five of the six shapes.
 UNSEEN_PAIRS = (
@@ -83,10 +78,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One thing, or two and the relation from first to second: "left of" says things[0] is left of things[1].
-
-    `background` is None where a caption leaves it open.
-    """
+    """One thing, or two and their relation: "left of" says things[0] is left of things[1]; an open background is None."""
 
     things: tuple[Thing, ...]
     relation: str | None
@@ -135,10 +127,7 @@ PHRASINGS = {
 
 
 def caption(scene: Scene, rng: np.random.Generator, reading_order_share: float = 0.5) -> str:
-    """One of several captions of the scene; some omit the background.
-
-    Of two things, the one above or on the left is named first in `reading_order_share` of the captions.
-    """
+    """A caption of the scene, maybe without the background; `reading_order_share` of them name the upper or left first."""
     if len(scene.things) == 2 and (scene.relation in READING_ORDER) != (rng.random() < reading_order_share):
         scene = mirror(scene)
     phrasings = PHRASINGS[len(scene.things)]
@@ -150,12 +139,8 @@ def caption(scene: Scene, rng: np.random.Generator, reading_order_share: float =
 def fill_phrasing(scene: Scene, phrasing: str) -> str:
     """The phrasing with its slots filled from the scene."""
     things = [f"a {thing.size} {thing.color} {thing.shape}" for thing in scene.things]
-    slots = dict(zip("ab", things, strict=False))
-    if scene.background is not None:
-        slots["place"] = GROUNDS[scene.background].place
-    if scene.relation is not None:
-        slots["relation"] = scene.relation
-    return phrasing.format(**slots)
+    place = scene.background and GROUNDS[scene.background].place
+    return phrasing.format(**dict(zip("ab", things, strict=False)), place=place, relation=scene.relation)
 
 
 def parse_caption(caption: str) -> Scene:
@@ -226,8 +211,7 @@ def _paint_ground(ground: Ground, rng: np.random.Generator, image_size: int) -> 
 def _random_centers(scene: Scene, rng: np.random.Generator) -> list[tuple[int, int]]:
     """Centers (x, y) on a grid of four pixels, so that a model has to learn few shifted copies of a patch.
 
-    A single thing varies in both directions. Two things vary only across their line; along it each is in the
-    middle of its half.
+    Two things vary only across their line; along it each is in the middle of its half.
     """
     if len(scene.things) == 1:
         return [tuple((24 + 4 * rng.integers(0, 5, 2)).tolist())]

@@ -1,12 +1,10 @@
 """Byte-level BPE (with the `tokenizers` library), trained on the captions of the data set and saved as data.
 
-The text side of the paper (arXiv 2102.12092 §2.2): lower-case captions, up to 256 tokens of a vocabulary of
-16,384. Byte-level, so every language and emoji has a tokenization and there is no unknown token. Padding is
--1: the generator has a learned padding embedding per position, so padding is not in the vocabulary.
+The text side of the paper (arXiv 2102.12092 §2.2). Byte-level, so every language and emoji has a tokenization. Padding
+is -1: the generator has a learned padding embedding per position, so padding is not in the vocabulary.
 
-With BPE-dropout (Provilkov et al., arXiv 1910.13267) a caption has another tokenization each time that
-training reads it. The library's random numbers for it cannot be seeded, so it is implemented here on the
-library's merges.
+With BPE-dropout (arXiv 1910.13267) a caption has another tokenization each time that training reads it. The library's
+random numbers for it cannot be seeded, so it is implemented here on the library's merges.
 """
 
 from __future__ import annotations

@@ -1,24 +1,35 @@
-"""A batch depends on its positions only; epochs go through all rows, and through the captions and views of a row."""
+"""A batch depends on its positions only; epochs go through all rows, by weight in a mixture, and their captions and views."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.images import encoded, noise, write
+from tests.helpers.sources import folder_config
 from tests.helpers.tiny_models import CAPTIONS, HEADER, shard_tokens, tiny_text, write_shards
 from thousandwords.core.config import ConfigError, section
-from thousandwords.data.images import encode_png, to_float
+from thousandwords.data.images import to_float
 from thousandwords.data.loader import CaptionConfig, ImageLoader, TokenLoader
 from thousandwords.data.pair_shards import PairReader
-from thousandwords.data.sampler import CAPTION, VIEW, choose, epochs_and_rows, positions
+from thousandwords.data.sampler import (
+    CAPTION,
+    VIEW,
+    Mixture,
+    choose,
+    epoch_rows,
+    epochs_and_rows,
+    positions,
+    shares,
+)
 from thousandwords.data.token_shards import TokenHeader, TokenRows, read_token_rows
-from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.ingest import write_pairs
 from thousandwords.text import bpe
 
@@ -45,15 +56,6 @@ def test_an_epoch_is_a_permutation(count, batch_size, seed):
         assert sorted(epoch) == list(range(count))
 
 
-@given(**SIZES, steps=st.lists(st.integers(0, 1000), min_size=1, max_size=5))
-def test_every_batch_is_full_and_does_not_need_the_others(count, batch_size, seed, steps):
-    forwards = [rows_of(step, count, batch_size, seed) for step in steps]
-    backwards = [rows_of(step, count, batch_size, seed) for step in reversed(steps)]
-
-    assert forwards == backwards[::-1]
-    assert all(len(batch) == batch_size for batch in forwards)
-
-
 @given(**{**SIZES, "count": st.integers(20, 60)})
 def test_epochs_and_seeds_have_different_orders(count, batch_size, seed):
     first, second = epochs(count, batch_size, seed, 2)
@@ -78,11 +80,7 @@ def test_in_as_many_epochs_as_captions_each_caption_comes_once(count, seed, row,
 
 
 def test_captions_and_views_are_combined_in_all_ways():
-    combinations = {
-        (choose(2, 0, CAPTION, epoch, row), choose(2, 0, VIEW, epoch, row))
-        for epoch in range(20)
-        for row in (0,)
-    }
+    combinations = {(choose(2, 0, CAPTION, epoch, 0), choose(2, 0, VIEW, epoch, 0)) for epoch in range(20)}
     assert combinations == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
@@ -112,17 +110,14 @@ def test_two_epochs_have_both_captions_and_both_views_of_each_row(tmp_path):
     rows, text_tokenizer = token_rows(tmp_path, TWO_VIEWS), tiny_text()
     text_tokens, image_tokens = TokenLoader(rows, text_tokenizer, seed=1).batch(range(0, 20))
 
-    pairs = {
-        (text_tokenizer.decode(text), tuple(image.tolist()))
-        for text, image in zip(text_tokens, image_tokens, strict=True)
-    }
     texts = {
-        text_tokenizer.decode(tokens)
+        text
         for captions in rows.captions
-        for tokens in text_tokenizer.encode(captions)
+        for text in map(text_tokenizer.decode, text_tokenizer.encode(captions))
     }
-    assert {text for text, _ in pairs} == texts
-    assert {image for _, image in pairs} == {tuple(view.tolist()) for row in rows.tokens for view in row}
+    assert set(map(text_tokenizer.decode, text_tokens)) == texts
+    views = {tuple(view.tolist()) for row in rows.tokens for view in row}
+    assert {tuple(image.tolist()) for image in image_tokens} == views
 
 
 @pytest.mark.parametrize("name", LOADERS)
@@ -142,9 +137,8 @@ def test_dropout_splits_a_caption_anew_each_epoch_and_changes_no_image(tmp_path)
     varied, images = TokenLoader(rows, text_tokenizer, seed=0, bpe_dropout=0.2).batch(range(0, 30))
     plain, same_images = TokenLoader(rows, text_tokenizer, seed=0).batch(range(0, 30))
 
-    assert (
-        len({tuple(row.tolist()) for row in plain}) == 1 and len({tuple(row.tolist()) for row in varied}) > 10
-    )
+    assert len({tuple(row.tolist()) for row in plain}) == 1
+    assert len({tuple(row.tolist()) for row in varied}) > 10
     assert {text_tokenizer.decode(row) for row in varied} == {"a large red star left of a yellow square"}
     assert images.equal(same_images)
 
@@ -165,14 +159,11 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     """Pairs of 24 images of 20 × 30, each with two captions, stored as squares of 16 and whole."""
     own = tmp_path_factory.mktemp("own")
     for number in range(24):
-        pixels = np.random.default_rng(number).integers(0, 256, (20, 30, 3), np.uint8)
-        (own / f"{number}.png").write_bytes(encode_png(pixels))
-        (own / f"{number}.txt").write_text(f"Image {number}\nnumber {number}")
+        caption = f"Image {number}\nnumber {number}"
+        write(own, {f"{number}.png": encoded(noise(20, 30, number)), f"{number}.txt": caption})
     folders = {keep: tmp_path_factory.mktemp(keep) for keep in ("square", "whole")}
     for keep, folder in folders.items():
-        write_pairs(
-            DataConfig(source="folder", path=str(own), image_size=16, min_side=8, keep=keep), 0, folder
-        )
+        write_pairs(folder_config(own, validation_share=0.05, min_side=8, keep=keep), 0, folder)
     return folders
 
 
@@ -209,3 +200,67 @@ def test_captions_belong_to_their_images_and_take_turns(folders):
     for (_, row), caption in zip(epochs_and_rows(range(2 * count), count, 2), captions, strict=True):
         assert caption in reader.captions(row)
     assert sorted(captions) == sorted(caption for row in range(count) for caption in reader.captions(row))
+
+
+# --- mixtures of sources ---------------------------------------------------------------------------------------------
+
+EQUAL = Mixture((90, 10), (1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("count", "weights", "expected"),
+    [
+        (10, [1, 1], [5, 5]),
+        (10, [1, 2], [3, 7]),
+        (10, [1, 1, 1], [4, 3, 3]),
+        (7, [0.5, 0.25, 0.25], [3, 2, 2]),
+        (3, [1e-9, 1], [0, 3]),
+    ],
+)
+def test_positions_are_shared_out_by_weight(count, weights, expected):
+    assert shares(count, weights) == expected
+
+
+def stream_of(mixture: Mixture, seed: int, epochs: int) -> list[tuple[int, int]]:
+    """(round, row) at each position of the first epochs."""
+    parts = [np.stack(epoch_rows(mixture, seed, epoch), axis=1) for epoch in range(epochs)]
+    return list(map(tuple, np.concatenate(parts).tolist()))
+
+
+def test_the_round_of_a_row_counts_its_earlier_positions():
+    stream = stream_of(EQUAL, 0, 3)
+    assert sorted(round for round, row in stream if row == 95) == list(range(15))
+    assert len(set(stream)) == 300
+
+
+def test_weights_proportional_to_the_rows_give_each_row_once_per_epoch():
+    rounds, rows = epoch_rows(Mixture((90, 10), (9, 1)), 3, 7)
+    assert sorted(rows.tolist()) == list(range(100)) and set(rounds.tolist()) == {7}
+
+
+def test_the_order_depends_only_on_seed_and_epoch_and_mixes_the_sources():
+    first = epoch_rows(EQUAL, 0, 0)[1]
+    assert (first == epoch_rows(EQUAL, 0, 0)[1]).all()
+    assert (first != epoch_rows(EQUAL, 1, 0)[1]).any() and (first != epoch_rows(EQUAL, 0, 1)[1]).any()
+    assert 10 < (first[:50] >= 90).sum() < 40
+
+
+def test_the_stream_of_positions_crosses_epochs_and_can_start_anywhere():
+    expected = stream_of(EQUAL, 4, 3)
+    assert epochs_and_rows(range(250), 100, 4, EQUAL) == expected[:250]
+    assert epochs_and_rows(range(130, 260), 100, 4, EQUAL) == expected[130:260]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=4).filter(any),
+    st.lists(st.floats(0.01, 100), min_size=4, max_size=4),
+    st.integers(0, 5),
+)
+def test_for_any_weights_an_epoch_is_full_and_rows_of_a_source_come_equally_often(rows, weights, epoch):
+    mixture = Mixture(tuple(rows), tuple(weights[: len(rows)]))
+    times = Counter(int(row) for number in range(epoch + 1) for row in epoch_rows(mixture, 0, number)[1])
+    assert sum(times.values()) == sum(rows) * (epoch + 1)
+    for start, count in zip(np.cumsum([0, *rows]), rows, strict=False):
+        of_source = [times[row] for row in range(start, start + count)]
+        assert not of_source or max(of_source) - min(of_source) <= 1

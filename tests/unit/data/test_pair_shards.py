@@ -1,26 +1,20 @@
-"""Pair shards: rows, columns and splits, equal bytes for equal settings, and damage is noticed."""
+"""Pair shards: rows, columns, groups and splits, equal bytes for equal settings, checks of the source, and damage."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from tests.helpers.sources import files_of, folder_config, scenes_config
+from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import DamagedArtefact, read_manifest
 from thousandwords.data import pair_shards
 from thousandwords.data.images import decode_png
 from thousandwords.data.pair_shards import PairReader, read_captions, splits
-from thousandwords.ingest.config import DataConfig, SceneCounts
-from thousandwords.ingest.ingest import check_source, write_pairs
-
-
-def scenes_config(count: int = 10, **settings) -> DataConfig:
-    return DataConfig(scenes=SceneCounts(count, 4, 3), **settings)
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+from thousandwords.ingest.config import DataConfig
+from thousandwords.ingest.ingest import check_source, group_of, split_of, write_pairs
+from thousandwords.ingest.records import Pair
+from thousandwords.ingest.sources.base import SourceError
 
 
 @pytest.mark.parametrize(("limit", "decodings"), [(2**29, 3), (0, 6)])
@@ -43,11 +37,8 @@ def test_the_rows_have_the_columns_of_pair_shards(tmp_path):
     write_pairs(scenes_config(), 0, tmp_path)
     row = pq.read_table(tmp_path / "unseen-00000.parquet").to_pylist()[0]
     assert sorted(row) == ["captions", "image", "key", "provenance", "split"]
-    assert (row["key"], row["split"], row["provenance"]) == (
-        "scene-unseen-000000",
-        "unseen",
-        "scenes, seed 0",
-    )
+    expected = {"key": "scene-unseen-000000", "split": "unseen", "provenance": "scenes, seed 0"}
+    assert row.items() >= expected.items()
     assert row["image"].startswith(b"\x89PNG") and len(row["captions"]) == 1
 
 
@@ -79,8 +70,7 @@ def test_shards_of_an_earlier_run_are_removed(tmp_path):
     write_pairs(scenes_config(10, rows_per_shard=2), 0, tmp_path)
     write_pairs(scenes_config(3, rows_per_shard=2), 0, tmp_path)
     assert sorted(path.name for path in tmp_path.glob("train-*")) == [
-        "train-00000.parquet",
-        "train-00001.parquet",
+        f"train-0000{n}.parquet" for n in (0, 1)
     ]
 
 
@@ -94,3 +84,47 @@ def test_captions_of_a_damaged_shard_or_a_missing_split_are_rejected(tmp_path):
     path.write_bytes(data)
     with pytest.raises(DamagedArtefact, match="train-00000.parquet is damaged"):
         list(read_captions(tmp_path, "train"))
+
+
+# ---- groups, splits and settings
+
+SKIN_TONE = "^(.*?): .*skin tone"
+FILTERED = {"min_caption_words": 2, "boilerplate": ("^photo(graphed)? ",), "language": "en"}
+
+
+def test_a_missing_source_is_rejected_before_anything_is_written(tmp_path):
+    with pytest.raises(SourceError, match="data.path: there is no folder .*own"):
+        write_pairs(folder_config(tmp_path / "own"), 0, tmp_path / "pairs")
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_an_unknown_language_is_rejected_before_anything_is_read(tmp_path):
+    config = folder_config(tmp_path / "nowhere", language="xx")
+    with pytest.raises(UserError, match="data.language is 'xx'; it can be: ace, af"):
+        check_source(config)
+
+
+def test_captions_with_the_same_group_1_share_a_group():
+    def group(caption: str) -> str:
+        return group_of(Pair("key", b"", (caption,), ""), DataConfig(group_by=SKIN_TONE))
+
+    assert group("man surfing: dark skin tone") == group("man surfing") == "man surfing"
+    assert group("flag: Canada") == "flag: Canada"
+    assert group_of(Pair("key", b"", ("man surfing",), ""), DataConfig()) == "key"
+
+
+def test_a_split_depends_only_on_the_group_and_the_seed():
+    assert [split_of(f"group {index}", 0, 0.5)[0] for index in range(12)] == list("tvtvvvtvvttt")
+    shares = [
+        sum(split_of(str(index), seed, 0.1) == "validation" for index in range(5_000)) / 5_000
+        for seed in (0, 1)
+    ]
+    assert shares == pytest.approx([0.1, 0.1], abs=0.02)
+
+
+def test_filters_of_captions_and_near_duplicates_do_not_apply_to_scenes(tmp_path):
+    counts = write_pairs(scenes_config(), 0, tmp_path / "plain")
+    near = {"near_duplicates": "hash", "near_duplicate_distance": 15}
+    write_pairs(scenes_config(**FILTERED, language_margin=0.0, **near), 0, tmp_path / "filters")
+    assert files_of(tmp_path / "plain") == files_of(tmp_path / "filters")
+    assert not {"formats", "flags", "by_shard", "near_duplicates"} & counts.keys()

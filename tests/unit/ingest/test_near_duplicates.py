@@ -1,60 +1,113 @@
-"""Near duplicates among given image hashes: which stay, and which are listed as examples."""
+"""Image hashes and near duplicates: which changes keep a hash, the index against brute force, which images stay."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tests.helpers.images import jpeg, lighter, photo, resized
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.near_duplicates import EXAMPLES, NearDuplicates, limits_by_chance
-from thousandwords.ingest.perceptual_hash import ImageHash
+from thousandwords.ingest.perceptual_hash import (
+    HashIndex,
+    ImageHash,
+    Neighbor,
+    chance_distance,
+    chance_hash_distance,
+    distances,
+    hashes,
+    image_hash_of,
+)
 from thousandwords.ingest.records import Pair
+from thousandwords.scenes.render import scene_pairs
+
+# ---- hashes
 
 
-def test_a_chain_of_small_changes_is_not_one_group():
-    """The third is near the second, which was dropped, and too far from the first."""
-    duplicates = NearDuplicates(DataConfig(near_duplicate_distance=2, near_duplicate_color=255))
-    outcomes = [
-        duplicates.is_duplicate(
-            Pair(str(value), b"", ("",), "", image_hash=ImageHash(value, bytes(192))), "train"
-        )
-        for value in (0b0, 0b11, 0b1111)
-    ]
-    assert outcomes == [False, True, False]
-    assert [(row["key"], row["twin"], row["distance"], row["is_dropped"]) for row in duplicates.rows] == [
-        ("3", "0", 2, True),
-        ("15", "0", 4, False),
-    ]
+def difference(first: np.ndarray, second: np.ndarray) -> Neighbor:
+    index = HashIndex(15)
+    index.add(image_hash_of(first))
+    return next(iter(index.near(image_hash_of(second))), Neighbor(64, 255, 0))
 
 
-def test_a_near_duplicate_is_found_beside_a_nearer_image_in_other_colors():
-    duplicates = NearDuplicates(DataConfig(near_duplicate_distance=2, near_duplicate_color=24))
-    image_hashes = [
-        ImageHash(0b0, bytes([200] * 192)),
-        ImageHash(0b11, bytes(192)),
-        ImageHash(0b0, bytes(192)),
-    ]
-    outcomes = [
-        duplicates.is_duplicate(Pair(str(row), b"", ("",), "", image_hash=image_hash), "train")
-        for row, image_hash in enumerate(image_hashes)
-    ]
-    assert outcomes == [False, False, True] and duplicates.rows[-1]["twin"] == "1"
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda pixels: jpeg(pixels, 40),
+        lambda pixels: resized(pixels, 48),
+        lambda pixels: resized(pixels, 200),
+        lambda pixels: lighter(pixels, 1.08),
+        lambda pixels: lighter(pixels, 0.92),
+    ],
+)
+def test_another_encoding_size_or_brightness_keeps_the_hash(change):
+    photos, scenes = map(photo, range(20)), (pixels for _, pixels, _ in scene_pairs(20, 0, "train", 64))
+    for images in (photos, scenes):
+        differences = [difference(pixels, change(pixels)) for pixels in images]
+        bits = [difference.distance for difference in differences]
+        assert np.median(bits) <= 3 and max(bits) <= 6
+        assert max(difference.color for difference in differences) <= 24
 
 
-def test_a_few_example_images_of_each_distance_are_stored():
-    duplicates = NearDuplicates(DataConfig(near_duplicate_distance=1, near_duplicate_color=255))
-    for row, value in enumerate([0, *[0b1] * 9, *(0b11 << bit for bit in range(2, 24, 2))]):
-        duplicates.is_duplicate(
-            Pair(str(row), b"png", ("",), "", image_hash=ImageHash(value, bytes(192))), "train"
-        )
-    dropped, near = (
-        [row for row in duplicates.rows if row["is_dropped"] is is_dropped] for is_dropped in (True, False)
+def test_different_images_have_different_hashes_and_plain_ones_the_hash_zero():
+    values = np.array([image_hash_of(photo(seed)).hash for seed in range(60)], np.uint64)
+    first, second = np.triu_indices(60, k=1)
+    assert distances(values[first], values[second]).min() > 8
+    assert distances(values[first], values[second]).mean() == pytest.approx(32, abs=1.5)
+    assert {image_hash_of(np.full((64, 64, 3), gray, np.uint8)).hash for gray in (0, 7, 255)} == {0}
+
+
+def test_the_hash_is_the_sign_of_the_low_frequencies():
+    """Compared with the transform computed frequency by frequency."""
+    gray = np.random.default_rng(1).integers(0, 256, (32, 32)).astype(float)
+    position = np.arange(32)
+    waves = [np.cos(np.pi * frequency * (2 * position + 1) / 64) / 4 for frequency in range(1, 9)]
+    strengths = np.array([[down @ gray @ across for across in waves] for down in waves]).ravel()
+    bits = strengths > 0.1 * np.sqrt((strengths**2).mean()) + 1
+    assert f"{hashes(gray[None])[0]:064b}" == "".join(str(int(bit)) for bit in bits)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(0, 15))
+def test_the_index_finds_what_brute_force_finds_sorted_by_distance_then_color_then_index(data, max_distance):
+    hashes = st.builds(
+        ImageHash, st.integers(0, 2**64 - 1), st.integers(0, 3).map(lambda gray: bytes([gray] * 192))
     )
-    assert len(dropped) == 9 and [row["image"] for row in dropped] == [b"png"] * EXAMPLES + [None] * 5
-    assert len([row for row in near if row["distance"] == 2]) == EXAMPLES and not any(
-        row["image"] for row in near
-    )
+    image_hashes = data.draw(st.lists(hashes, min_size=1, max_size=20))
+    flipped = data.draw(st.sets(st.integers(0, 63), max_size=max_distance + 2))
+    query = data.draw(st.sampled_from(image_hashes)).hash ^ sum(1 << bit for bit in flipped)
+    index = HashIndex(max_distance)
+    for image_hash in image_hashes:
+        index.add(image_hash)
+    neighbors = [
+        Neighbor((one.hash ^ query).bit_count(), one.colors[0], number)
+        for number, one in enumerate(image_hashes)
+    ]
+    expected = sorted(neighbor for neighbor in neighbors if neighbor.distance <= max_distance)
+    assert index.near(ImageHash(query, bytes(192))) == expected
+
+
+# ---- the limit chosen from the data
+
+
+def test_the_tail_is_extrapolated_per_factor_of_ten():
+    """1 % of the pairs are nearer than 20, 0.1 % nearer than 17: 0.01 % are nearer than 14, 0.001 % than 11."""
+    pairs = np.sort(np.concatenate([np.full(1, 16.0), np.full(9, 18.0), np.full(9_990, 30.0)]))
+    near, nearer = np.quantile(pairs, [0.01, 0.001])
+    assert chance_distance(pairs, count=10) == pytest.approx(nearer)  # 10 others × 0.1 % = 1 % of the images
+    assert chance_distance(pairs, count=1000) == pytest.approx(nearer - 2 * (near - nearer))
+
+
+def test_few_near_duplicates_hardly_change_the_limit_and_large_groups_do():
+    values = np.random.default_rng(0).integers(0, 2**64, 1000, np.uint64)
+    with_duplicates = np.concatenate([values, values[:50]])
+    groups = np.repeat(values[:40], 25)  # 1 pair in 40 is equal: equality is chance
+    assert abs(chance_hash_distance(with_duplicates) - chance_hash_distance(values)) <= 1
+    assert chance_hash_distance(groups) < 0
 
 
 def test_if_all_images_look_alike_only_equal_ones_are_duplicates():
@@ -63,9 +116,46 @@ def test_if_all_images_look_alike_only_equal_ones_are_duplicates():
     only_equal = dataclasses.replace(config, near_duplicate_distance=0, near_duplicate_color=0)
     assert limits_by_chance(iter(alike), config) == only_equal
     assert limits_by_chance(iter(alike[:1]), config) == limits_by_chance(iter([]), config) == only_equal
-    others = [
-        ImageHash(int(value), bytes(192))
-        for value in np.random.default_rng(0).integers(0, 2**64, 500, np.uint64)
-    ]
-    limits = limits_by_chance(others, config)
+    values = np.random.default_rng(0).integers(0, 2**64, 500, np.uint64).tolist()
+    limits = limits_by_chance([ImageHash(value, bytes(192)) for value in values], config)
     assert limits.near_duplicate_color == 24 and 8 <= limits.near_duplicate_distance <= 15
+
+
+# ---- which images stay
+
+
+def found(hashes: list[tuple[int, int]], **limits: int) -> tuple[list[bool], list[dict]]:
+    """(whether each of the images with these hashes and grays is a duplicate, the rows of the table)."""
+    limits = {f"near_duplicate_{name}": value for name, value in limits.items()}
+    duplicates = NearDuplicates(DataConfig(**limits))
+    outcomes = [
+        duplicates.is_duplicate(
+            Pair(str(row), b"png", ("",), "", image_hash=ImageHash(value, bytes([gray] * 192))), "train"
+        )
+        for row, (value, gray) in enumerate(hashes)
+    ]
+    return outcomes, duplicates.rows
+
+
+def test_a_chain_of_small_changes_is_not_one_group():
+    """The third is near the second, which was dropped, and too far from the first."""
+    outcomes, rows = found([(0b0, 0), (0b11, 0), (0b1111, 0)], distance=2, color=255)
+    assert outcomes == [False, True, False]
+    assert [(row["key"], row["twin"], row["distance"], row["is_dropped"]) for row in rows] == [
+        ("1", "0", 2, True),
+        ("2", "0", 4, False),
+    ]
+
+
+def test_a_near_duplicate_is_found_beside_a_nearer_image_in_other_colors():
+    outcomes, rows = found([(0b0, 200), (0b11, 0), (0b0, 0)], distance=2, color=24)
+    assert outcomes == [False, False, True] and rows[-1]["twin"] == "1"
+
+
+def test_a_few_example_images_of_each_distance_are_stored():
+    hashes = [0, *[0b1] * 9, *(0b11 << bit for bit in range(2, 24, 2))]
+    _, rows = found([(value, 0) for value in hashes], distance=1, color=255)
+    dropped, near = ([row for row in rows if row["is_dropped"] is is_dropped] for is_dropped in (True, False))
+    assert [row["image"] for row in dropped] == [b"png"] * EXAMPLES + [None] * 5
+    assert len([row for row in near if row["distance"] == 2]) == EXAMPLES
+    assert not any(row["image"] for row in near)

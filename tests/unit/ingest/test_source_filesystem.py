@@ -44,10 +44,8 @@ def test_nothing_outside_the_url_is_read(memory):
     for name in ("../lists/c.json", "/thousandwords/own/lists/c.json", "sub/../../lists/c.json", ".."):
         with pytest.raises(InvalidInput, match="unsafe_path: .* leads out of folder"):
             folder.read(name, 1_000_000)
-    assert (
-        details(CsvSource(f"{memory}/folder/t.csv"))["../parquet/x.png"]
-        == "unsafe_path: x.png leads out of folder"
-    )
+    reasons = details(CsvSource(f"{memory}/folder/t.csv"))
+    assert reasons["../parquet/x.png"] == "unsafe_path: x.png leads out of folder"
 
 
 def test_a_file_over_the_limit_is_not_fetched(memory, monkeypatch):
@@ -69,11 +67,11 @@ def test_a_network_failure_stops_the_run_and_is_not_a_bad_image(memory, monkeypa
         return original(self, path, *arguments, **settings)
 
     monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "cat_file", cat_file)
-    with pytest.raises(
-        SourceError,
-        match=r"own/folder/d.png could not be fetched \(NetworkError: connection reset\). Check the network "
-        "and the credentials in the environment, then run it again",
-    ):
+    message = (
+        r"own/folder/d.png could not be fetched \(NetworkError: connection reset\). Check the network "
+        "and the credentials in the environment, then run it again"
+    )
+    with pytest.raises(SourceError, match=message):
         list(FolderSource(f"{memory}/folder"))
 
 
@@ -86,10 +84,8 @@ def test_temporary_copies_are_removed(memory, tmp_path, monkeypatch):
 def test_a_truncated_remote_tar_is_reported_by_its_url(memory):
     files, path = fsspec.core.url_to_fs(f"{memory}/cut")
     files.pipe_file(f"{path}/c.tar", files.cat_file(path.replace("cut", "tars/b.tar"))[:1500])
-    with pytest.raises(
-        SourceError,
-        match=r"memory://thousandwords/own/cut/c.tar (is not a plain tar, or )?is truncated .*Fetch it again",
-    ):
+    message = r"memory://thousandwords/own/cut/c.tar (is not a plain tar, or )?is truncated .*Fetch it again"
+    with pytest.raises(SourceError, match=message):
         WebDatasetSource(f"{memory}/cut").check()
 
 
@@ -97,8 +93,8 @@ def test_a_truncated_remote_tar_is_reported_by_its_url(memory):
     ("url", "message"),
     [
         (
-            "nonsense://host/x",
-            "nonsense://host/x cannot be opened .*. Set data.url to one that fsspec supports, like s3://bucket/folder",
+            "nonsense://x",
+            "nonsense://x cannot be opened .*. Set data.url to one that fsspec supports, like s3",
         ),
         (
             "ftp://me:secret@host/x",
@@ -118,12 +114,9 @@ def test_a_protocol_without_its_package_says_what_to_install(monkeypatch):
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", url_to_fs)
-    with pytest.raises(
-        SourceError,
-        match=r"s3://b/x needs a package that is not installed. Install it: pip install 'thousandwords\[s3\]'",
-    ):
-        FolderSource("s3://b/x")
-    with pytest.raises(
-        SourceError, match="gs://b/x needs a package that is not installed. Install it: Install s3fs"
-    ):
-        FolderSource("gs://b/x")
+    fixes = {"s3://b/x": r"pip install 'thousandwords\[s3\]'", "gs://b/x": "Install s3fs"}
+    for url, fix in fixes.items():
+        with pytest.raises(
+            SourceError, match=f"{url} needs a package that is not installed. Install it: {fix}"
+        ):
+            FolderSource(url)

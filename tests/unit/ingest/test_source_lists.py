@@ -11,27 +11,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tests.helpers.images import by_reason, details, outcome, png, write
 from thousandwords.data import image_decoding
-from thousandwords.ingest.sources import CocoSource, CsvSource, JsonLinesSource, ParquetSource, Source, coco
+from thousandwords.ingest.sources import CocoSource, CsvSource, JsonLinesSource, ParquetSource, coco
 from thousandwords.ingest.sources.base import SourceError
 
 # ---- JSON lines
 
 
 def test_lines_of_one_image_are_its_captions(tmp_path):
-    write(
-        tmp_path,
-        {
-            "p/a.png": png(1),
-            "b.png": png(2),
-            "list.jsonl": '\ufeff{"image": "p/a.png", "caption": "a cat"}\r\n\n'
-            '{"caption": ["a bee", " two bees "], "image": "./b.png", "more": 1}\n{"image": "p//a.png", "caption": "a tom"}',
-        },
-    )
+    lines = '\ufeff{"image": "p/a.png", "caption": "a cat"}\r\n\n{"image": "p//a.png", "caption": "a tom"}\n'
+    lines += '{"caption": ["a bee", " two bees "], "image": "./b.png", "more": 1}'
+    write(tmp_path, {"p/a.png": png(1), "b.png": png(2), "list.jsonl": lines})
     source = JsonLinesSource(tmp_path / "list.jsonl")
     assert outcome(source) == {"p/a.png": ("a cat", "a tom"), "b.png": ("a bee", "two bees")}
     assert [(pair.image, pair.provenance) for pair in source] == [
@@ -97,29 +89,6 @@ def test_broken_lines_are_rejected_one_by_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "data.path: there is no file .*l.jsonl. Set it to your .jsonl file"),
-        ("", "l.jsonl has no line with the key 'image', only none. Set data.image_column"),
-        (
-            '{"url": "x", "text": "y"}',
-            "has no line with the key 'image', only 'text', 'url'. Set data.image_column",
-        ),
-        ('{"image": "", "caption": "y"}', "has no row with an image and a caption. Add one per image"),
-        (
-            '{"image": "a.png", "text": "y"}',
-            "has no captions: 'caption' of every line is empty. Fill it, or set data.caption_column",
-        ),
-    ],
-)
-def test_lines_without_usable_inputs_are_rejected_with_the_fix(tmp_path, content, message):
-    if content is not None:
-        write(tmp_path, {"l.jsonl": content})
-    with pytest.raises(SourceError, match=message):
-        JsonLinesSource(tmp_path / "l.jsonl").check()
-
-
-@pytest.mark.parametrize(
     ("kind", "message"), [("jsonl", "a line over 1,000,000 bytes"), ("csv", "line 3: over 1,000,000 bytes")]
 )
 def test_a_line_without_an_end_is_rejected_in_little_memory(tmp_path, kind, message):
@@ -130,9 +99,10 @@ def test_a_line_without_an_end_is_rejected_in_little_memory(tmp_path, kind, mess
     source = (JsonLinesSource if kind == "jsonl" else CsvSource)(tmp_path / f"l.{kind}")
 
     tracemalloc.start()
-    reasons = (
-        details(source)["line 2"] if kind == "jsonl" else str(pytest.raises(SourceError, list, source).value)
-    )
+    if kind == "jsonl":
+        reasons = details(source)["line 2"]
+    else:
+        reasons = str(pytest.raises(SourceError, list, source).value)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert message in reasons and peak < 8_000_000
@@ -168,35 +138,14 @@ def test_bad_entries_are_rejected_and_do_not_affect_their_neighbors(tmp_path):
     write(tmp_path / "outside", {"x.png": png()})
     own = write(tmp_path / "own", {"a.png": png(), "lone.png": png(), "blank.png": png()})
     (own / "away.png").symlink_to(tmp_path / "outside/x.png")
-    names = [
-        "a.png",
-        "lone.png",
-        "blank.png",
-        "gone.png",
-        "../outside/x.png",
-        "away.png",
-        "/etc/hostname",
-        "http://host/x.png",
-        None,
-    ]
+    names = ["a.png", "lone.png", "blank.png", "gone.png", "../outside/x.png", "away.png", "/etc/hostname"]
+    names += ["http://host/x.png", None]
     images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
-    images += [
-        {"id": 0, "file_name": "again.png"},
-        {"id": 20, "file_name": "a.png"},
-        {"file_name": "b.png"},
-        "c.png",
-        {"id": [1]},
-    ]
+    images += [{"id": 0, "file_name": "again.png"}, {"id": 20, "file_name": "a.png"}]
+    images += [{"file_name": "b.png"}, "c.png", {"id": [1]}]
     annotations = [annotation(number, "text") for number in range(9) if number not in (1, 2)]
-    annotations += [
-        annotation(2, " "),
-        annotation(99, "one"),
-        annotation(99, "two"),
-        annotation(0, 7),
-        annotation(True, "x"),
-        "text",
-        {"image_id": 0},
-    ]
+    annotations += [annotation(2, " "), annotation(99, "one"), annotation(99, "two")]
+    annotations += [annotation(0, 7), annotation(True, "x"), "text", {"image_id": 0}]
 
     source = CocoSource(write_coco(own, images, annotations))
     accepted, rejected = by_reason(outcome(source))
@@ -206,76 +155,29 @@ def test_bad_entries_are_rejected_and_do_not_affect_their_neighbors(tmp_path):
         "caption_empty": ["blank.png"],
         "unsafe_path": ["../outside/x.png", "away.png", "/etc/hostname", "images[7]"],
         "duplicate_id": ["images[9]", "images[10]"],
-        "bad_row": [
-            "images[11]",
-            "images[12]",
-            "images[13]",
-            "annotations[10]",
-            "annotations[11]",
-            "annotations[12]",
-            "annotations[13]",
-        ],
+        "bad_row": [f"images[{n}]" for n in (11, 12, 13)] + [f"annotations[{n}]" for n in (10, 11, 12, 13)],
     }
     reasons = details(source)
     assert reasons["lone.png"] == "missing_pair: no annotation has a caption for this image"
     assert reasons["gone.png"] == "missing_pair: there is no gone.png"
     assert reasons["image_id 99"] == "missing_pair: 2 captions of image_id 99, which is not among the images"
     assert reasons["images[10]"] == "duplicate_id: images[10] repeats the file a.png under another id"
-    assert (
-        reasons["annotations[10]"]
-        == "bad_row: annotations[10] is not an object with an image_id and a caption"
-    )
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "data.path: there is no file .*captions.json. Set it to your captions .json"),
-        (
-            '{"images": [], "annotations": [',
-            "captions.json is not a COCO JSON, or is truncated .*. Fetch it again",
-        ),
-        (
-            "[1]",
-            "captions.json is not a COCO JSON, or is truncated .it is list, not an object.. Fetch it again",
-        ),
-        ("[" * 100_000, "captions.json is not a COCO JSON, or is truncated"),
-        (b"\xff\xfe", "captions.json is not a COCO JSON, or is truncated"),
-        (
-            '{"images": {}}',
-            "captions.json has no list 'images', unlike COCO captions. Set data.path to the captions",
-        ),
-        ('{"images": [], "annotations": []}', "captions.json has no row with an image and a caption"),
-        (
-            '{"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "bbox": []}]}',
-            "has no row with an image and",
-        ),
-        (
-            '{"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "caption": " "}]}',
-            "has no captions: the caption of each annotation is empty. Use the file of captions, not of boxes or persons",
-        ),
-    ],
-)
-def test_a_coco_file_without_usable_inputs_is_rejected_with_the_fix(tmp_path, content, message):
-    if content is not None:
-        write(tmp_path, {"captions.json": content})
-    with pytest.raises(SourceError, match=message):
-        CocoSource(tmp_path / "captions.json").check()
+    detail = "annotations[10] is not an object with an image_id and a caption"
+    assert reasons["annotations[10]"] == f"bad_row: {detail}"
 
 
 def test_a_coco_file_over_the_limit_is_rejected_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(coco, "MAX_JSON", 50)
     path = write_coco(tmp_path, [], [])
-    with pytest.raises(
-        SourceError,
-        match="captions.json has 61 bytes; the limit is 50. Convert it to JSON lines, which are read one by",
-    ):
+    message = "captions.json has 61 bytes; the limit is 50. Convert it to JSON lines, which are read one by"
+    with pytest.raises(SourceError, match=message):
         CocoSource(path).check()
 
 
 # ---- Parquet
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+DAMAGED = "t.parquet is not a Parquet file, or is truncated or damaged"
 
 
 def write_parquet(path: Path, columns: dict[str, pa.Array], **options: object) -> Path:
@@ -317,14 +219,9 @@ def test_each_row_with_an_image_inside_is_a_pair(tmp_path):
 
 def test_images_of_which_none_has_a_path_or_none_has_bytes_are_read(tmp_path):
     write(tmp_path, {"a.png": png(1)})
-    for name, image in (
-        ("bytes", {"bytes": png(), "path": None}),
-        ("paths", {"bytes": None, "path": "a.png"}),
-    ):
-        pq.write_table(
-            pa.Table.from_pylist([{"image": image, "caption": "a cat"}]), tmp_path / f"{name}.parquet"
-        )
-        assert outcome(ParquetSource(tmp_path / f"{name}.parquet")) == {f"{name}/00000000": ("a cat",)}
+    for image in ({"bytes": png(), "path": None}, {"bytes": None, "path": "a.png"}):
+        path = write_parquet(tmp_path / "t.parquet", {"image": pa.array([image]), "caption": ["a cat"]})
+        assert outcome(ParquetSource(path)) == {"t/00000000": ("a cat",)}
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
@@ -371,9 +268,7 @@ def test_bad_values_are_rejected_with_their_row(tmp_path, monkeypatch):
         {"bytes": None, "path": None},
         {"bytes": bytes(50_001), "path": "x"},
         {"bytes": None, "path": "../up.png"},
-        {"bytes": png(), "path": "x"},
-        {"bytes": png(), "path": "x"},
-        {"bytes": png(), "path": "x"},
+        *[{"bytes": png(), "path": "x"}] * 3,
         {"bytes": b"", "path": "x"},
     )
     captions = pa.concat_arrays(
@@ -405,62 +300,11 @@ def good_columns(count: int = 40) -> dict[str, pa.Array]:
     }
 
 
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        (None, "data.path: there is no .parquet file at .*t.parquet. Set it to one, or to a folder of them"),
-        (
-            {"image": pa.array([], pa.binary()), "caption": pa.array([], pa.string())},
-            "t.parquet has no rows. Fetch it again",
-        ),
-        (
-            {"url": ["x"], "caption": ["a"], "status": ["success"]},
-            "has no column 'image', only 'url', 'caption', 'status'. Set data.image_column",
-        ),
-        (
-            {"image": [b"x"], "text": ["a"]},
-            "has no column 'caption', only 'image', 'text'. Set data.caption_column",
-        ),
-        (
-            {"image": [1], "caption": ["a"]},
-            "its column 'image' holds int64, not images. Set data.image_column",
-        ),
-        ({"image": [{"bytes": "x"}], "caption": ["a"]}, "'image' holds struct<bytes: string>, not images"),
-        (
-            {"image": [b"x"], "caption": [7]},
-            "'caption' holds int64, not text or lists of texts. Set data.caption",
-        ),
-        (
-            {"image": [b"x"], "caption": [[7]]},
-            "'caption' holds list<element: int64>, not text or lists of texts",
-        ),
-        (
-            {"image": [b"x"], "caption": [" "]},
-            "t.parquet has no captions: its column 'caption' is empty. Fill it",
-        ),
-        (
-            {"image": ["a.png"], "caption": pa.array([None], pa.string())},
-            "t.parquet has no captions: its column 'caption'",
-        ),
-        (
-            {"image": pa.array([None], pa.string()), "caption": ["x"]},
-            "t.parquet has no row with an image and a caption",
-        ),
-    ],
-)
-def test_parquet_without_usable_inputs_is_rejected_with_the_fix(tmp_path, columns, message):
-    if columns is not None:
-        write_parquet(tmp_path / "t.parquet", columns)
-    with pytest.raises(SourceError, match=message):
-        ParquetSource(tmp_path / "t.parquet").check()
-
-
 def test_files_that_store_images_in_different_forms_are_rejected(tmp_path):
     write_parquet(tmp_path / "a.parquet", {"image": [png()], "caption": ["a"]})
     write_parquet(tmp_path / "b.parquet", {"image": ["a.png"], "caption": ["a"]})
-    with pytest.raises(
-        SourceError, match="b.parquet stores images in another form than .*a.parquet. Put such files into"
-    ):
+    message = "b.parquet stores images in another form than .*a.parquet. Put such files into"
+    with pytest.raises(SourceError, match=message):
         ParquetSource(tmp_path).check()
 
 
@@ -469,9 +313,7 @@ def test_a_truncated_parquet_file_is_never_read_as_a_shorter_one(tmp_path):
     data = path.read_bytes()
     for length in np.random.default_rng(0).integers(0, len(data), 100):
         path.write_bytes(data[:length])
-        with pytest.raises(
-            SourceError, match="t.parquet is not a Parquet file, or is truncated or damaged .*Fetch it again"
-        ):
+        with pytest.raises(SourceError, match=f"{DAMAGED} .*Fetch it again"):
             ParquetSource(path).check()
 
 
@@ -480,10 +322,7 @@ def test_a_damaged_page_stops_the_run_where_the_file_has_checksums(tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(
-        SourceError,
-        match="t.parquet is not a Parquet file, or is truncated or damaged .*(?i:crc|checksum).*Fetch it",
-    ):
+    with pytest.raises(SourceError, match=f"{DAMAGED} .*(?i:crc|checksum).*Fetch it"):
         list(ParquetSource(path))
 
 
@@ -492,52 +331,6 @@ def test_rows_that_would_unpack_to_too_much_are_rejected_unread(tmp_path, monkey
     columns = {"image": pa.array([bytes(5_000_000)]), "caption": pa.array(["a"])}
     path = write_parquet(tmp_path / "t.parquet", columns, compression="zstd")
     assert path.stat().st_size < 10_000
-    with pytest.raises(
-        SourceError,
-        match="t.parquet: the 1 rows of row group 0 would unpack to 5,000,.* bytes. Do not use this file",
-    ):
+    message = "t.parquet: the 1 rows of row group 0 would unpack to 5,000,.* bytes. Do not use this file"
+    with pytest.raises(SourceError, match=message):
         ParquetSource(path).check()
-
-
-# ---- random inputs
-
-KEYS = st.sampled_from(["image", "caption", "id", "image_id", "file_name"])
-TEXTS = st.sampled_from(["a.png", "..", "/", "", "\0", "\ud800", "b.png"]) | st.text(max_size=5)
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=3), inner, max_size=4)
-    ),
-    max_leaves=8,
-)
-
-
-def counted_once(source: Source) -> int:
-    pairs = list(source)
-    assert [(pair.key, str(pair.problem)) for pair in pairs] == [
-        (pair.key, str(pair.problem)) for pair in source
-    ]
-    assert len({pair.key for pair in pairs}) == len(pairs) and all(
-        pair.captions or pair.problem for pair in pairs
-    )
-    return len(pairs)
-
-
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.binary(max_size=30) | VALUES.map(lambda value: json.dumps(value).encode()), max_size=6))
-def test_any_line_gives_a_pair_or_is_rejected(tmp_path, lines):
-    lines = [line.replace(b"\n", b" ") for line in lines]
-    (tmp_path / "a.png").write_bytes(b"x")
-    (tmp_path / "l.jsonl").write_bytes(b"\n".join(lines))
-    assert counted_once(JsonLinesSource(tmp_path / "l.jsonl")) <= sum(bool(line.strip()) for line in lines)
-
-
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(VALUES, max_size=5), st.lists(VALUES, max_size=5))
-def test_any_coco_entry_gives_a_pair_or_is_rejected(tmp_path, images, annotations):
-    (tmp_path / "a.png").write_bytes(b"x")
-    source = CocoSource(write_coco(tmp_path, images, annotations))
-    assert len(images) <= counted_once(source) <= len(images) + len(annotations)
-
-
-# ---- real data

@@ -22,34 +22,18 @@ from thousandwords.ingest.sources.base import SourceError
 
 
 def test_a_folder_pairs_each_image_with_the_text_of_its_name(tmp_path):
-    write(
-        tmp_path,
-        {
-            "b.png": png(),
-            "b.txt": "a bee\n\n  two bees \na bee\n",
-            "sub/a.b.JPG": png(),
-            "sub/a.b.txt": "an ape",
-            "notes.md": "another file",
-            ".hidden.png": b"",
-        },
-    )
+    write(tmp_path, {"b.png": png(), "b.txt": "a bee\n\n  two bees \na bee\n", "notes.md": "another file"})
+    write(tmp_path, {"sub/a.b.JPG": png(7), "sub/a.b.txt": "an ape", ".hidden.png": b""})
     assert outcome(FolderSource(tmp_path)) == {"b.png": ("a bee", "two bees"), "sub/a.b.JPG": ("an ape",)}
-
-
-def test_the_bytes_of_an_image_come_through_unchanged(tmp_path):
-    write(tmp_path, {"a.png": png(7), "a.txt": "a"})
-    pair = next(iter(FolderSource(tmp_path)))
-    assert pair.image == png(7) and pair.provenance == f"{tmp_path.name}/a.png"
+    *_, pair = FolderSource(tmp_path)
+    assert pair.image == png(7) and pair.provenance == f"{tmp_path.name}/sub/a.b.JPG"
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         (b"\xef\xbb\xbfa cat\r\n", ("a cat",)),
-        (
-            "a \U0001f469\u200d\U0001f680 \u202eon the moon".encode(),
-            ("a \U0001f469\u200d\U0001f680 \u202eon the moon",),
-        ),
+        ("\U0001f469\u200d\U0001f680 \u202eon it".encode(), ("\U0001f469\u200d\U0001f680 \u202eon it",)),
         (b"", "caption_empty"),
         (b" \n\t\n", "caption_empty"),
         (b"caf\xe9", "caption_encoding"),
@@ -67,19 +51,14 @@ def test_captions_are_utf8_lines_or_rejected(tmp_path, text, expected):
 
 def test_an_image_or_text_without_the_other_is_reported(tmp_path):
     write(tmp_path, {"a.png": png(), "a.txt": "a", "b.png": png(), "c.txt": "see"})
-    assert outcome(FolderSource(tmp_path)) == {
-        "a.png": ("a",),
-        "b.png": "missing_pair",
-        "c.txt": "missing_pair",
-    }
+    missing = {"b.png": "missing_pair", "c.txt": "missing_pair"}
+    assert outcome(FolderSource(tmp_path)) == {"a.png": ("a",), **missing}
 
 
 @pytest.mark.parametrize("name", ["IMG_0001.HEIC", "IMG_0001.jxl", "IMG_0001.unknown"])
 def test_a_file_of_another_format_beside_a_text_is_named(tmp_path, name):
     write(tmp_path, {name: b"x", "IMG_0001.txt": "a cat", "IMG_0002.txt": "a bee"})
-    with pytest.raises(
-        SourceError, match=f"has no images .png.*; .* the format of {name} is not read. Add some"
-    ):
+    with pytest.raises(SourceError, match=f"has no images .png.*; .* format of {name} is not read. Add some"):
         FolderSource(tmp_path).check()
     write(tmp_path, {"b.png": png(), "b.txt": "b", f"b.{name}": b"x", "b.heic": b"x"})
     assert details(FolderSource(tmp_path)) == {
@@ -93,7 +72,7 @@ def test_an_image_of_another_format_in_a_tar_is_named_by_the_decoder(tmp_path):
     members = [("a.heic", heic), ("a.txt", "a"), ("b.heic", heic), ("b.png", png()), ("b.txt", "b")]
     write_tar(tmp_path / "t.tar", members)
     config = DataConfig(source="webdataset")
-    first, second = (prepare_pair(pair, config) for pair in WebDatasetSource(tmp_path))
+    first, second = (prepare_pair(pair, config, 0) for pair in WebDatasetSource(tmp_path))
     assert (first.id, first.reason) == ("t/a", "bad_format") and "looks like HEIC" in first.detail
     assert (second.key, second.format) == ("t/b", "PNG")
 
@@ -102,21 +81,16 @@ def test_anything_but_a_regular_file_in_the_folder_is_rejected_unread(tmp_path, 
     outside = write(tmp_path / "outside", {"secret.png": png(), "more/x.png": png()})
     root = write(tmp_path / "own", {"ok.png": png(), "big.png": bytes(3_000_000), "folder.png/x.png": png()})
     os.mkfifo(root / "pipe.png")
-    for name, target in {
+    links = {
         "away": outside / "secret.png",
         "loop": root / "loop.png",
         "nothing": root / "gone",
         "inside": root / "ok.png",
-    }.items():
+    }
+    for name, target in links.items():
         (root / f"{name}.png").symlink_to(target)
     (root / "elsewhere").symlink_to(outside / "more")
-    write(
-        root,
-        {
-            f"{name}.txt": "text"
-            for name in ("ok", "big", "folder", "pipe", "away", "loop", "nothing", "inside")
-        },
-    )
+    write(root, {f"{name}.txt": "text" for name in ("ok", "big", "folder", "pipe", *links)})
     monkeypatch.setattr(image_decoding, "MAX_BYTES", 2_000_000)
     accepted, rejected = by_reason(outcome(FolderSource(root)))
     assert accepted == {"inside.png": ("text",), "ok.png": ("text",)}
@@ -128,39 +102,12 @@ def test_anything_but_a_regular_file_in_the_folder_is_rejected_unread(tmp_path, 
     }
 
 
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        (None, "there is no folder .*own. Create it, or set another"),
-        (
-            {"a.txt": "a", "b.heic": b"x"},
-            "own has no images .png, jpg.*Add some, each with a text file of the same name",
-        ),
-        (
-            {"a.png": b"x", "b.png": b"x"},
-            "None of the 2 images in .*own has a caption. Put a text file of the same name beside",
-        ),
-    ],
-)
-def test_a_folder_without_usable_inputs_is_rejected_with_the_fix(tmp_path, files, message):
-    if files is not None:
-        write(tmp_path / "own", files)
-    with pytest.raises(SourceError, match=message):
-        FolderSource(tmp_path / "own").check()
-
-
 # ---- a table
 
 
 def test_the_rows_of_one_image_are_its_captions(tmp_path):
-    write(
-        tmp_path,
-        {
-            "p/a.png": png(),
-            "b.png": png(),
-            "t.csv": 'caption,image\n"a cat, asleep",p/a.png\na bee,./b.png\na cat,p/../p/a.png\n"a\nline",b.png\n',
-        },
-    )
+    table = 'caption,image\n"a cat, asleep",p/a.png\na bee,./b.png\na cat,p/../p/a.png\n"a\nline",b.png\n'
+    write(tmp_path, {"p/a.png": png(), "b.png": png(), "t.csv": table})
     assert outcome(CsvSource(tmp_path / "t.csv")) == {
         "p/a.png": ("a cat, asleep", "a cat"),
         "b.png": ("a bee", "a\nline"),
@@ -180,16 +127,9 @@ def test_columns_and_delimiter_are_settings(tmp_path):
 
 def test_bad_rows_are_rejected_one_by_one(tmp_path):
     write(tmp_path / "outside", {"x.png": png()})
-    write(
-        tmp_path / "own",
-        {
-            "a.png": png(),
-            "b.png": png(),
-            "t.csv": b"image,caption\na.png,ok\na.png,too,many\n\nb.png,\xff\n"
-            b"gone.png,text\n,text\n../outside/x.png,text\n/etc/hostname,text\nonly one\nblank.png, \n",
-        },
-    )
-    write(tmp_path / "own", {"blank.png": png()})
+    table = b"image,caption\na.png,ok\na.png,too,many\n\nb.png,\xff\ngone.png,text\n,text\n"
+    table += b"../outside/x.png,text\n/etc/hostname,text\nonly one\nblank.png, \n"
+    write(tmp_path / "own", {"a.png": png(), "b.png": png(), "blank.png": png(), "t.csv": table})
     accepted, rejected = by_reason(outcome(CsvSource(tmp_path / "own/t.csv")))
     assert accepted == {"a.png": ("ok",)}
     assert rejected == {
@@ -201,48 +141,14 @@ def test_bad_rows_are_rejected_one_by_one(tmp_path):
     }
 
 
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        (None, "there is no table .*t.csv. Set it to your .csv or .tsv file"),
-        ("", "has no column 'image', only none. Set data.image_column"),
-        ("file,caption\na.png,a\n", "has no column 'image', only 'file', 'caption'. Set data.image_column"),
-        ("image,text\na.png,a\n", "has no column 'caption', only 'image', 'text'. Set data.caption_column"),
-        ("image,caption\n", "has no row with an image and a caption"),
-        ("image,caption\na.png,\n", "has no captions: its column 'caption' is empty"),
-        (
-            'image,caption\na.png,a\nb.png,"open\nc.png,c\n',
-            "t.csv, line 4: unexpected end of data. Fix the quotes",
-        ),
-        (
-            "image,caption\na.png," + "x" * 1_000_000,
-            "t.csv, line 2: over 1,000,000 bytes. Check that it is a table",
-        ),
-    ],
-)
-def test_a_table_without_usable_inputs_is_rejected_with_the_fix(tmp_path, table, message):
-    if table is not None:
-        write(tmp_path, {"t.csv": table})
-    with pytest.raises(SourceError, match=message):
-        CsvSource(tmp_path / "t.csv").check()
-
-
 # ---- WebDataset
 
 
 def test_members_of_one_name_are_a_sample(tmp_path):
     write_tar(tmp_path / "b.tar", [("x/1.jpg", png(1)), ("x/1.cls", b"7"), ("x/1.txt", "one\nuno")])
-    write_tar(
-        tmp_path / "a.tar",
-        [
-            ("1.txt", "first"),
-            ("2.png", png(2)),
-            ("2.json", json.dumps({"caption": "two"})),
-            ("1.png", png(1)),
-            ("3.webp", png(3)),
-            ("3.json", '{"caption": ["three", "drei"]}'),
-        ],
-    )
+    members = [("1.txt", "first"), ("2.png", png(2)), ("2.json", '{"caption": "two"}'), ("1.png", png(1))]
+    members += [("3.webp", png(3)), ("3.json", '{"caption": ["three", "drei"]}')]
+    write_tar(tmp_path / "a.tar", members)
     expected = {"a/1": ("first",), "a/2": ("two",), "a/3": ("three", "drei"), "b/x/1": ("one", "uno")}
     for path in (tmp_path, tmp_path / "*.tar"):
         assert outcome(WebDatasetSource(path)) == expected
@@ -253,41 +159,20 @@ def test_members_of_one_name_are_a_sample(tmp_path):
 
 def test_bad_members_are_rejected_and_do_not_affect_their_neighbors(tmp_path, monkeypatch):
     monkeypatch.setattr(image_decoding, "MAX_BYTES", 5_000)
-    write_tar(
-        tmp_path / "t.tar",
-        [
-            ("ok.png", png()),
-            ("ok.txt", "ok"),
-            ("../up.png", png()),
-            ("../up.txt", "up"),
-            ("/abs.png", png()),
-            ("/abs.txt", "abs"),
-            odd_member("link.png", tarfile.SYMTYPE, "/etc/hostname"),
-            ("link.txt", "link"),
-            odd_member("hard.png", tarfile.LNKTYPE, "ok.png"),
-            ("hard.txt", "hard"),
-            odd_member("device.png", tarfile.CHRTYPE),
-            ("device.txt", "device"),
-            odd_member("folder.png", tarfile.DIRTYPE),
-            ("big.png", bytes(6_000)),
-            ("big.txt", "big"),
-            ("alone.png", png()),
-            ("widow.txt", "widow"),
-            ("twice.png", png()),
-            ("twice.png", png(1)),
-            ("twice.txt", "twice"),
-            ("bad.png", png()),
-            ("bad.json", "{"),
-            ("nocap.png", png()),
-            ("nocap.json", "{}"),
-            ("list.png", png()),
-            ("list.json", '{"caption": [1]}'),
-            ("half.png", png()),
-            ("half.json", '{"caption": "\\ud800"}'),
-            ("._mac.png", b"junk"),
-            ("README.md", "hello"),
-        ],
-    )
+    files = {"ok": png(), "../up": png(), "/abs": png(), "big": bytes(6_000), "twice": png()}
+    odd = {
+        "link": tarfile.SYMTYPE,
+        "hard": tarfile.LNKTYPE,
+        "device": tarfile.CHRTYPE,
+        "folder": tarfile.DIRTYPE,
+    }
+    records = {"bad": "{", "nocap": "{}", "list": '{"caption": [1]}', "half": '{"caption": "\\ud800"}'}
+    members = [(f"{name}.png", data) for name, data in files.items()] + [("twice.png", png(1))]
+    members += [odd_member(f"{name}.png", kind, "ok.png") for name, kind in odd.items()]
+    members += [(f"{name}.txt", name.strip("./")) for name in (*files, *odd, "widow") if name != "folder"]
+    members += [(f"{name}.png", png()) for name in (*records, "alone")]
+    members += [(f"{name}.json", record) for name, record in records.items()]
+    write_tar(tmp_path / "t.tar", [*members, ("._mac.png", b"junk"), ("README.md", "hello")])
     outcomes = outcome(WebDatasetSource(tmp_path))
     twice = next(key for key in outcomes if key.startswith("t/twice.png at byte"))
     accepted, rejected = by_reason(outcomes)
@@ -296,7 +181,7 @@ def test_bad_members_are_rejected_and_do_not_affect_their_neighbors(tmp_path, mo
         "unsafe_path": ["t/../up", "t//abs"],
         "not_regular": ["t/link", "t/hard", "t/device", "t/folder"],
         "too_many_bytes": ["t/big"],
-        "missing_pair": ["t/alone", "t/widow", "t/nocap"],
+        "missing_pair": ["t/widow", "t/nocap", "t/alone"],
         "duplicate_id": [twice],
         "caption_encoding": ["t/bad", "t/list", "t/half"],
     }
@@ -333,30 +218,6 @@ def test_a_flipped_bit_in_any_tar_header_is_noticed(tmp_path):
             WebDatasetSource(path).check()
 
 
-@pytest.mark.parametrize(
-    ("members", "message"),
-    [
-        (None, "there is no .tar file at .*Set data.path to a tar, a folder of tars or a glob"),
-        ([], "The 1 tars at .* have no images"),
-        (
-            [("a.png", b"x"), ("b.cls", b"1")],
-            "The 1 tars at .* have no captions. Pack a text or JSON with each image",
-        ),
-        ([("a.txt", b"x")], "The 1 tars at .* have no images. Pack images and captions under the same name"),
-    ],
-)
-def test_tars_without_usable_inputs_are_rejected_with_the_fix(tmp_path, members, message):
-    if members is not None:
-        write_tar(tmp_path / "t.tar", members)
-    with pytest.raises(SourceError, match=message):
-        WebDatasetSource(tmp_path).check()
-
-
-def test_a_tar_in_a_folder_that_does_not_exist_is_rejected_with_the_fix(tmp_path):
-    with pytest.raises(SourceError, match="data.path: there is no .tar file at .*x.tar. Set data.path"):
-        WebDatasetSource(tmp_path / "nowhere/x.tar").check()
-
-
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
 def test_a_huge_header_is_rejected_unread(tmp_path, kind):
     member = odd_member("long", kind)
@@ -366,7 +227,7 @@ def test_a_huge_header_is_rejected_unread(tmp_path, kind):
         file.truncate(512 + member.size + 1024)  # a sparse file: it takes no disk space
     tracemalloc.start()
     with pytest.raises(
-        SourceError, match="t.tar is not a plain tar.*a header of 1,000,000,000 bytes at byte 0"
+        SourceError, match="t.tar is not a plain tar.*a header of 1,000,000,000 bytes at byte"
     ):
         WebDatasetSource(tmp_path).check()
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
@@ -389,45 +250,24 @@ def test_a_compressed_tar_is_rejected_by_name(tmp_path):
 # ---- img2dataset
 
 
-def img2dataset(
-    folder: Path, samples: list[tuple[str, bytes | None, str, dict]], stats: dict | str | None = None
-) -> Path:
+def img2dataset(folder: Path, samples: list[tuple[bytes | None, str, dict]], stats: str) -> Path:
     """A tar as img2dataset writes it, with .jpg, .txt and .json, and the files beside it: a table and the counts."""
     members = []
-    for name, image, caption, record in samples:
+    for number, (image, caption, record) in enumerate(samples):
+        name = f"{number:09d}"
         members += [(f"{name}.jpg", image)] if image else []
-        members += [
-            (f"{name}.txt", caption),
-            (f"{name}.json", json.dumps({"key": name, "caption": caption, **record})),
-        ]
-    folder.mkdir(exist_ok=True)
+        record = json.dumps({"key": name, "caption": caption, **record})
+        members += [(f"{name}.txt", caption), (f"{name}.json", record)]
+    write(folder, {"00000.parquet": b"PAR1", "00000_stats.json": stats})
     write_tar(folder / "00000.tar", members)
-    write(
-        folder,
-        {
-            "00000.parquet": b"PAR1",
-            "00000_stats.json": stats if isinstance(stats, str) else json.dumps(stats or {}),
-        },
-    )
     return folder
 
 
 def test_tars_of_img2dataset_are_read_with_their_failed_downloads(tmp_path):
-    folder = img2dataset(
-        tmp_path / "laion",
-        [
-            ("000000000", png(), "a cat", {"status": "success", "url": "u", "error_message": None}),
-            (
-                "000000001",
-                None,
-                "a bee",
-                {"status": "failed_to_download", "error_message": "HTTP Error 404: Not Found"},
-            ),
-            ("000000002", png(), "", {"status": "success"}),
-        ],
-        {"count": 3, "successes": 2, "failed_to_download": 1},
-    )
-    source = WebDatasetSource(folder)
+    failed = {"status": "failed_to_download", "error_message": "HTTP Error 404: Not Found"}
+    samples = [(png(), "a cat", {"status": "success", "url": "u", "error_message": None})]
+    samples += [(None, "a bee", failed), (png(), "", {"status": "success"})]
+    source = WebDatasetSource(img2dataset(tmp_path / "laion", samples, '{"count": 3, "successes": 2}'))
     assert outcome(source) == {
         "00000/000000000": ("a cat",),
         "00000/000000001": "missing_pair",
@@ -440,17 +280,14 @@ def test_tars_of_img2dataset_are_read_with_their_failed_downloads(tmp_path):
     ("stats", "message"),
     [
         (
-            {"count": 9, "successes": 9},
-            r"00000.tar has 1 images, but img2dataset wrote 9, according to its _stats.json. Fetch",
+            '{"successes": 9}',
+            "00000.tar has 1 images, but img2dataset wrote 9, according to its _stats.json.",
         ),
         ('{"successes": 1', r"00000_stats.json cannot be read \(.*\). Fetch it again, or remove it"),
     ],
 )
 def test_a_tar_that_does_not_match_its_stats_file_stops_the_run(tmp_path, stats, message):
-    folder = img2dataset(tmp_path / "laion", [("0", png(), "a cat", {"status": "success"})], stats)
+    folder = img2dataset(tmp_path / "laion", [(png(), "a cat", {"status": "success"})], stats)
     for read in (WebDatasetSource.check, list):
         with pytest.raises(SourceError, match=message):
             read(WebDatasetSource(folder))
-
-
-# ---- real data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -120,13 +121,11 @@ def test_an_image_too_small_to_show_shapes_is_rejected():
 
 
 def test_some_backgrounds_are_gradients_and_some_carry_grain():
-    images = {
-        name: render(replace(PLANTED, background=name), generator()).astype(float) for name in BACKGROUNDS
-    }
-    gradient = {name: abs(image[0].mean() - image[-1].mean()) > 20 for name, image in images.items()}
-    grain = {name: image[0].std(axis=0).mean() > 2 for name, image in images.items()}
-    assert gradient == {"snow": False, "fog": True, "sand": False, "dusk": True}
-    assert grain == {"snow": False, "fog": False, "sand": True, "dusk": True}
+    scenes = {name: replace(PLANTED, background=name) for name in BACKGROUNDS}
+    images = {name: render(scene, generator()).astype(float) for name, scene in scenes.items()}
+    gradient = {name for name, image in images.items() if abs(image[0].mean() - image[-1].mean()) > 20}
+    grain = {name for name, image in images.items() if image[0].std(axis=0).mean() > 2}
+    assert (gradient, grain) == ({"fog", "dusk"}, {"sand", "dusk"})
 
 
 # ---- captions
@@ -164,29 +163,12 @@ def test_three_quarters_of_training_captions_and_half_of_held_out_ones_are_in_re
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "",
-        "a dog on grass",
-        "a red star",
-        "a small red star above",
-        "a small red star on a large blue square",
-        "a small red star above a large blue square on mars",
-        "a small small red star",
-        "a red star above it",
-    ],
+    ["", "a dog on grass", "a red star", "a small red star above", "a small red star on a large blue square"]
+    + ["a small red star above a large blue square on mars", "a small small red star", "a red star above it"],
 )
 def test_a_caption_that_describes_no_scene_is_rejected(text):
     with pytest.raises(ValueError, match="is not the caption of a scene; write it like 'a small red star"):
         parse_caption(text)
-
-
-@law
-@given(text=st.text(max_size=40) | st.lists(st.sampled_from(["a", "small", "red", "star"])).map(" ".join))
-def test_any_text_is_a_scene_or_a_clear_error(text):
-    try:
-        assert isinstance(parse_caption(text), Scene)
-    except ValueError as error:
-        assert "is not the caption of a scene" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -228,23 +210,18 @@ def planted(first: dict | None = None, second: dict | None = None, **changes) ->
 
 
 @pytest.mark.parametrize(
-    ("error", "scene"),
+    ("error", "scenes"),
     [
-        ("colour", planted({"color": "pink"})),
-        ("colour", planted(None, {"color": "purple"})),
-        ("colour", planted({"color": "blue"}, {"color": "red"})),
-        ("shape", planted({"shape": "cross"})),
-        ("shape", planted(None, {"shape": "circle"})),
-        ("size", planted({"size": "large"})),
-        ("size", planted(None, {"size": "small"})),
-        ("relation", planted(relation="below")),
-        ("relation", planted(relation="left of")),
-        ("background", planted(background="snow")),
-        ("background", planted(background="fog")),
+        ("colour", [planted({"color": "pink"}), planted(None, {"color": "purple"})]),
+        ("colour", [planted({"color": "blue"}, {"color": "red"})]),
+        ("shape", [planted({"shape": "cross"}), planted(None, {"shape": "circle"})]),
+        ("size", [planted({"size": "large"}), planted(None, {"size": "small"})]),
+        ("relation", [planted(relation="below"), planted(relation="left of")]),
+        ("background", [planted(background="snow"), planted(background="fog")]),
     ],
 )
-def test_a_planted_error_fails_its_attribute_and_no_other(error, scene):
-    for seed in range(5):
+def test_a_planted_error_fails_its_attribute_and_no_other(error, scenes):
+    for scene, seed in itertools.product(scenes, range(5)):
         assert wrong(render(scene, generator(seed))) == {error}
 
 
@@ -294,11 +271,8 @@ def test_a_few_stray_pixels_do_not_change_the_result():
 def test_the_parser_returns_attributes_and_positions():
     image = render(replace(PLANTED, relation="left of"), generator())
     parsed = parse_image(image)
-    assert [(thing.size, thing.color, thing.shape) for thing in parsed.things] == [
-        ("large", "blue", "square"),
-        ("small", "red", "star"),
-    ]
-    assert parsed.background == "sand"
+    things = [Thing(thing.shape, thing.color, thing.size) for thing in parsed.things]
+    assert things == [BLUE_SQUARE, RED_STAR] and parsed.background == "sand"
     assert parsed.things[0].center == pytest.approx((0.75, 0.5), abs=0.14)
     assert parsed.things[1].center == pytest.approx((0.25, 0.5), abs=0.14)
 

@@ -1,8 +1,4 @@
-"""Sources of captioned images: one class per kind, which yields raw pairs lazily and in a fixed order.
-
-Unlike model kinds, sources are listed in a table, because a mixture reads several kinds in one run. A new
-source is one class and one line in the table.
-"""
+"""Sources of captioned images: one class per kind, which yields raw pairs lazily and in a fixed order."""
 
 from __future__ import annotations
 
@@ -22,18 +18,7 @@ KINDS: dict[str, type[Source]] = {
     "coco": CocoSource,
 }
 
-__all__ = [
-    "KINDS",
-    "CocoSource",
-    "CsvSource",
-    "FolderSource",
-    "JsonLinesSource",
-    "ParquetSource",
-    "Source",
-    "SourceError",
-    "WebDatasetSource",
-    "open_kind",
-]
+__all__ = ["KINDS", "Source", "SourceError", "open_kind", *(kind.__name__ for kind in KINDS.values())]
 
 
 def open_kind(settings: dict) -> Source:

@@ -1,8 +1,7 @@
 """The contract of sources, and their common functions for raw pairs, captions and keys.
 
-No image is decoded here. An input that cannot be used becomes a RawPair with a `problem`, so that it is
-counted. A fault that makes the whole source unreliable (a truncated tar, an unclosed quote) raises
-SourceError; a source never just ends early.
+No image is decoded here. An input that cannot be used becomes a RawPair with a `problem`, so that it is counted. A
+fault that makes the whole source unreliable (a truncated tar) raises SourceError; a source never just ends early.
 """
 
 from __future__ import annotations
@@ -47,10 +46,7 @@ class Source(ABC):
 
     @abstractmethod
     def check(self) -> int:
-        """The number of inputs; raises SourceError without any image or caption. Decodes nothing.
-
-        For remote tars it is an estimate: counting would need to download them.
-        """
+        """The number of inputs (for remote tars an estimate); raises SourceError without any image or caption."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[RawPair]: ...

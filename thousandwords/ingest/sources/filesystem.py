@@ -1,9 +1,8 @@
 """Folders that sources read: local ones, and URLs for fsspec (s3://bucket/prefix, gs://, https://, …).
 
-Locally, links that lead out of the folder, devices, pipes and files over a limit are rejected without being
-read. A URL has no links; files are read from below the URL only. A missing file is one bad input; a network or
-credential failure stops the run, or it would decide what is in the data set. Credentials come from the
-environment.
+Locally, links that lead out of the folder, devices, pipes and files over a limit are rejected without being read. Of a
+URL, files below it only are read. A missing file is one bad input; a network or credential failure stops the run, or
+it would decide what is in the data set.
 """
 
 from __future__ import annotations

@@ -1,41 +1,17 @@
 """Several sources as one, with the licence and origin of each source stored in every row.
 
-Sources are read one after another, each input once; weights apply in training only (`data.mixture`). Keys
-begin with the number of the source, "1/cat.png": equal names do not collide, and the key gives the source of
-a row.
+Sources are read one after another, each input once; weights apply in training only (`data.sampler`). Keys begin with
+the number of the source, "1/cat.png": equal names do not collide, and the key gives the source of a row.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from thousandwords.ingest.sources.base import RawPair, Source, SourceError
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """The origin of a row; `at` is its path within the source."""
-
-    at: str
-    source: int | None = None  # its number in a mixture
-    licence: str | None = None
-    origin: str | None = None
-
-    def text(self) -> str:
-        """The path if nothing else is set, else JSON: {"at": "own/cat.png", "licence": "CC0-1.0"}."""
-        fields = {name: value for name, value in vars(self).items() if value is not None}
-        return self.at if list(fields) == ["at"] else json.dumps(fields, ensure_ascii=False, sort_keys=True)
-
-
-def read_provenance(text: str) -> Provenance:
-    """Parse a value of the column `provenance`, a path or JSON."""
-    try:
-        return Provenance(**json.loads(text))
-    except (ValueError, TypeError):  # not JSON, or other keys
-        return Provenance(text)
 
 
 @dataclass(frozen=True)
@@ -47,29 +23,30 @@ class MixturePart:
     licence: str | None = None
     origin: str | None = None
 
-    def __iter__(self) -> Iterator[RawPair]:
+    def described(self, raw_pair: RawPair) -> RawPair:
+        """The pair with the number of its source in its names, and with what is known about the source."""
         if self.number is self.licence is self.origin is None:
-            yield from self.source
-            return
-        for raw_pair in self.source:
-            provenance = Provenance(raw_pair.provenance, self.number, self.licence, self.origin).text()
-            key, shard = self._numbered(raw_pair.key), self._numbered(raw_pair.shard)
-            yield replace(raw_pair, key=key, provenance=provenance, shard=shard)
+            return raw_pair
+        fields = {
+            "at": raw_pair.provenance,
+            "source": self.number,
+            "licence": self.licence,
+            "origin": self.origin,
+        }
+        fields = {name: value for name, value in fields.items() if value is not None}
+        provenance = json.dumps(fields, ensure_ascii=False, sort_keys=True)
+        key, shard = self._numbered(raw_pair.key), self._numbered(raw_pair.shard)
+        return replace(raw_pair, key=key, provenance=provenance, shard=shard)
 
     def _numbered(self, name: str | None) -> str | None:
         return name if None in (name, self.number) else f"{self.number}/{name}"
 
 
-def source_number(key: str) -> int:
-    """The number of a row's source, from its key: "1/cat.png" -> 1."""
-    return int(key.partition("/")[0])
-
-
 class MixtureSource(Source):
     """The pairs of all parts, in order."""
 
-    def __init__(self, parts: Sequence[MixturePart]):
-        self.parts = tuple(parts)
+    def __init__(self, parts: list[MixturePart]):
+        self.parts = parts
 
     def check(self) -> int:
         total = 0
@@ -81,7 +58,7 @@ class MixtureSource(Source):
     def __iter__(self) -> Iterator[RawPair]:
         for part in self.parts:
             with naming_source(part.number):
-                yield from part
+                yield from map(part.described, part.source)
 
 
 @contextmanager

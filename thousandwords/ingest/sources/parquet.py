@@ -1,14 +1,13 @@
 """Parquet files with a column of images and a column of captions, as on the Hugging Face hub.
 
-An image is a struct {bytes, path}, bytes, or a path relative to the file's folder; captions are a text or a
-list of texts. If images are inside, each row is a pair, named by file and row; a column of paths is treated
-like a table. Rows are read a few at a time. A value that cannot be read is rejected with its row; a truncated
-file, or one of other types, stops the run.
+An image is a struct {bytes, path}, bytes, or a path relative to the file's folder; captions are a text or a list of
+texts. If images are inside, each row is a pair, named by file and row; a column of paths is treated like a table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,15 +35,8 @@ Values = dict[str, pa.Scalar]  # of one row, by column
 class ParquetSource(TableSource):
     """One .parquet file, or a folder of them in the order of their names."""
 
-    def __init__(
-        self,
-        path: str | Path,
-        image_column: str = "image",
-        caption_column: str = "caption",
-        image_folder: str | None = None,
-        **columns: str | None,
-    ):
-        super().__init__(str(path).rstrip("/"), image_column, caption_column, **columns)
+    def __init__(self, path: str | Path, image_folder: str | None = None, **columns: str | None):
+        super().__init__(str(path).rstrip("/"), **columns)
         self.folder, self.file_names = find_files(path, "*.parquet")
         self.image_folder = open_image_folder(self.folder, image_folder)
 
@@ -135,32 +127,25 @@ class ParquetSource(TableSource):
             number = 0
             with self._open(name) as file:
                 batches = file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False)
-                while (batch := self._next_batch(batches, name)) is not None:
+                while (batch := self._decoded(name, next, batches, None)) is not None:
                     for row in range(batch.num_rows):
                         yield name, number, {column: batch.column(column)[row] for column in columns}
                         number += 1
 
-    def _next_batch(self, batches: Iterator[pa.RecordBatch], name: str) -> pa.RecordBatch | None:
-        try:
-            return next(batches, None)
-        except Exception as error:  # a decoder raises anything on damaged bytes
-            raise self._damaged(name, error) from error
-
     @contextmanager
     def _open(self, name: str) -> Iterator[pq.ParquetFile]:
+        options = {"buffer_size": 1 << 20, "pre_buffer": False, "page_checksum_verification": True}
         with self.folder.open(name) as raw:
-            options = {"buffer_size": 1 << 20, "pre_buffer": False, "page_checksum_verification": True}
-            try:
-                file = pq.ParquetFile(raw, **options)
-            except Exception as error:
-                raise self._damaged(name, error) from error
-            yield file
+            yield self._decoded(name, functools.partial(pq.ParquetFile, **options), raw)
 
-    def _damaged(self, name: str, error: Exception) -> SourceError:
-        return SourceError(
-            f"{self.folder.address_of(name)} is not a Parquet file, or is truncated or damaged "
-            f"({str(error)[:200]}). Fetch it again"
-        )
+    def _decoded(self, name: str, decode: Callable, *arguments: object) -> object:
+        try:
+            return decode(*arguments)
+        except Exception as error:  # a decoder raises anything on damaged bytes
+            raise SourceError(
+                f"{self.folder.address_of(name)} is not a Parquet file, or is truncated or damaged "
+                f"({str(error)[:200]}). Fetch it again"
+            ) from error
 
     def _check_file(self, name: str) -> int:
         """The number of rows; raises SourceError if a column is missing, has a wrong type or is too large."""

@@ -1,7 +1,6 @@
 """Lists of image paths and captions: CSV and TSV tables, JSON lines; base of COCO and Parquet.
 
-Paths are relative to the list, or to `data.image_folder`. Several rows of one image are several captions of
-one pair, in the order of the list. A bad line of JSON is rejected alone. Left out: compressed files.
+Paths are relative to the list, or to `data.image_folder`. Several rows of one image are several captions of one pair.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import csv
 import os
 import posixpath
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,30 +48,14 @@ class TableSource(Source):
     captions_word = "its column {!r}"
     fix = "Fill it, or set data.caption_column to the column with the captions"
 
-    def __init__(
-        self,
-        path: str | Path,
-        image_column: str = "image",
-        caption_column: str = "caption",
-        recaption_column: str | None = None,
-        sha256_column: str | None = None,
-        image_folder: str | None = None,
-    ):
-        columns = {
-            "image_column": image_column,
-            "caption_column": caption_column,
-            "recaption_column": recaption_column,
-            "sha256_column": sha256_column,
-        }
+    def __init__(self, path: str | Path, image_folder: str | None = None, **columns: str | None):
+        columns = {"image_column": "image", "caption_column": "caption", **columns}
         self.columns = {setting: column for setting, column in columns.items() if column is not None}
         self.folder, self.file_name = open_parent_folder(path)
         self.image_folder = open_image_folder(self.folder, image_folder)
 
     def records(self) -> Iterator[tuple[str, dict | InvalidInput]]:
-        """(position, values by column, or why there are none) of each row, in order.
-
-        Raises SourceError if the rest of the list is not reliable.
-        """
+        """(position, values by column, or why there are none) of each row; SourceError if the rest is not reliable."""
         raise NotImplementedError
 
     @property
@@ -255,21 +239,14 @@ def lines_of(folder: Folder, name: str) -> Iterator[tuple[int, bytes | None]]:
 def image_name(value: object, field: str) -> str:
     """The relative path in a field, "./a//b.png" -> "a/b.png"; raises InvalidInput if there is none."""
     text = value.strip() if isinstance(value, str) else ""
-    if not text or "\0" in text or not _is_encodable(text):
+    # JSON can spell half of a surrogate pair, which is in no file name
+    if not text or "\0" in text or re.search("[\ud800-\udc7f\udd00-\udfff]", text):
         raise InvalidInput("missing_pair", f"{field} names no image")
     if "://" in text:
         raise InvalidInput(
             "unsafe_path", f"{field} has the URL {text}; URLs in a list are not fetched. Download it first"
         )
     return os.path.normpath(text)
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
-        return False
-    return True
 
 
 def open_image_folder(folder: Folder, image_folder: str | None) -> Folder:

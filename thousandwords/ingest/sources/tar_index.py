@@ -1,8 +1,7 @@
 """Index of a WebDataset tar: its samples, and the position of each part in the file.
 
-A tar has no checksum over its data, and tarfile treats a damaged header as the end, so a truncated archive
-would look like a shorter one. Therefore the whole tar is indexed, up to its end mark, before any sample is
-used. Members are read in place, not unpacked. Left out: compressed tars.
+tarfile treats a damaged header as the end, so a truncated archive would look like a shorter one. Therefore the whole
+tar is indexed, up to its end mark, before any sample is used. Members are read in place. Left out: compressed tars.
 """
 
 from __future__ import annotations
@@ -18,13 +17,8 @@ from thousandwords.ingest.sources.base import SourceError
 
 END_MARK = bytes(1024)  # two zero blocks
 MAX_HEADER = 1_000_000  # bytes; tarfile would read longer names and PAX headers into memory
-LONG_HEADERS = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
+LONG_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+LONG_HEADERS += (tarfile.SOLARIS_XHDTYPE,)
 
 
 @dataclass(frozen=True)
@@ -48,18 +42,15 @@ class _Member(tarfile.TarInfo):
         return super()._proc_member(archive)
 
 
-def index_tar(
-    path: Path, suffixes: Collection[str], address: str | None = None
-) -> dict[str, dict[str, TarPart]]:
+def index_tar(path: Path, suffixes: Collection[str], address: str) -> dict[str, dict[str, TarPart]]:
     """The samples of a tar, in order: cat.png, cat.txt -> {"cat": {"png": (512, 2005), "txt": (3072, 9)}}.
 
-    A repeated name starts a sample of its own, "cat.png at byte 4096", which takes missing parts from the
-    first one. Errors name `address` instead of `path`, for a copy of a remote tar.
+    A repeated name starts a sample of its own, "cat.png at byte 4096", which takes missing parts from the first one.
     """
     samples: dict[str, dict[str, TarPart]] = {}
     repeated: dict[str, str] = {}  # stem -> name of its latest repeated sample
     stems: dict[str, str] = {}  # name of a repeated sample -> its stem
-    for member in _members(path, address or str(path)):
+    for member in _members(path, address):
         stem, suffix = _split_name(member.name)
         if suffix not in suffixes:
             continue

@@ -1,8 +1,7 @@
 """WebDataset tars: the members of a sample share a name, like cat.png and cat.txt (or a caption in cat.json).
 
-img2dataset writes such tars, with the status of each download in the .json, and beside each tar a
-`_stats.json` with the number of its samples. A tar is used as a whole or not at all; a remote tar is copied
-to a temporary file.
+img2dataset writes such tars, with the status of each download in the .json, and beside each tar a `_stats.json` with
+the number of its samples. A tar is used as a whole or not at all; a remote tar is copied to a temporary file.
 """
 
 from __future__ import annotations
@@ -39,10 +38,7 @@ Parts = dict[str, TarPart]  # of a sample, by suffix
 
 
 class WebDatasetSource(Source):
-    """One tar, a folder of tars, or a glob in the last part of the path.
-
-    The caption of a sample is its .txt, or else the value of `caption_column` in its .json.
-    """
+    """One tar, a folder of tars, or a glob; a caption is the .txt, or else `caption_column` in the .json."""
 
     settings = ("caption_column", "recaption_column", "sha256_column")
 
