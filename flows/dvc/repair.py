@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import psutil
 import zc.lockfile
 from dvc.lock import make_lock
 
+from flows.command_line import one_sentence
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import translate_write_errors
 
@@ -160,12 +160,9 @@ def _is_in_use(top: Path) -> bool:
 
 
 def main() -> None:
-    try:
+    with one_sentence("repair"):
         for line in repair():
             print(f"repair: {line}")
-    except UserError as error:
-        print(f"repair: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from flows.command_line import one_sentence, parser
 from flows.registry.commands import fetch, promote, register, rollback, serve, show
 from flows.registry.versions import CHALLENGER, CHAMPION
-from thousandwords.core.errors import UserError
 from thousandwords.core.files import check_writable
 
 HELP = {
@@ -24,20 +23,15 @@ VERSIONS = {"promote": CHALLENGER, "fetch": CHAMPION, "serve": CHAMPION}  # the 
 
 def main(argv: list[str] | None = None) -> None:
     options = _parser().parse_args(argv)
-    try:
+    with one_sentence("registry", code=2):
         if options.command != "show":
             check_writable()
         print(_run(options))
-    except UserError as error:
-        print(f"registry: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    subparsers = parser.add_subparsers(dest="command", required=True)
+    arguments = parser(__doc__)
+    subparsers = arguments.add_subparsers(dest="command", required=True)
     commands = {name: subparsers.add_parser(name, help=text) for name, text in HELP.items()}
     for name, default in VERSIONS.items():
         text = f"an alias or a number (default: {default})"
@@ -49,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--allowed-host", action="append", default=[], metavar="NAME", help="a further host name to answer to"
     )
-    return parser
+    return arguments
 
 
 def _run(options: argparse.Namespace) -> str:

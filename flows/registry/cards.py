@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from flows.registry.evidence import data_metadata
+from flows.templates import render
 
 METRICS = {  # dotted name of a metric -> (label, format)
     "reconstruction.psnr_hard": ("reconstruction of held-out images, PSNR", "{:.2f} dB"),
@@ -83,14 +82,7 @@ def data_card(name: str, manifest: dict | None, captions: dict | None = None) ->
 
 
 def _render(template: str, **values: object) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(template).render(escape=escape_markdown, **values)
+    return render(Path(__file__).parent / "templates" / template, escape=escape_markdown, **values)
 
 
 def escape_markdown(value: object) -> str:

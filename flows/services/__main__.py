@@ -7,37 +7,32 @@ SERVERS_S3_PORT, SERVERS_MLFLOW_PORT and SERVERS_PREFECT_PORT.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+from flows.command_line import one_sentence, parser
 from flows.services import specs
 from flows.services.commands import REMOTE, export_lines, start, status, stop, write_remote
 from flows.services.specs import ServicesConfig
-from thousandwords.core.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=("start", "stop", "status", "env", "remote"))
-    parser.add_argument("--team", action="store_true", help="with PostgreSQL and an S3 store")
-    options = parser.parse_args(argv)
+    arguments = parser(__doc__)
+    arguments.add_argument("what", choices=("start", "stop", "status", "env", "remote"))
+    arguments.add_argument("--team", action="store_true", help="with PostgreSQL and an S3 store")
+    options = arguments.parse_args(argv)
     os.umask(0o077)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a stopped start ends what it has started
-    try:
+    with one_sentence("servers"):
         settings = specs.read_settings(dict(os.environ))
         if options.team:
             settings = replace(settings, is_team=True)
         if options.what == "status":
             raise SystemExit(0 if status(settings) else 1)
         {"start": _start, "stop": stop, "env": _env, "remote": _remote}[options.what](settings)
-    except UserError as error:
-        raise SystemExit(f"servers: {error}") from error
 
 
 def _start(settings: ServicesConfig) -> None:

@@ -15,7 +15,7 @@ from xmlrpc.client import Fault, ServerProxy
 import psutil
 
 from flows.services import postgres_server, specs
-from flows.services.specs import Passwords, Server, ServicesConfig
+from flows.services.specs import Passwords, ServicesConfig
 from thousandwords.core.errors import UserError
 from thousandwords.core.locks import take_lock
 
@@ -47,25 +47,20 @@ def start(settings: ServicesConfig) -> None:
 
 
 def _start_all(settings: ServicesConfig, passwords: Passwords) -> None:
-    folder = settings.folder
-    for name in ("logs", *settings.ports()):
+    folder, names = settings.folder, list(settings.ports())
+    for name in ("logs", *names):
         (folder / name).mkdir(exist_ok=True)
     if settings.is_team:
         postgres_server.make_folder(folder / "postgres", passwords.postgres_password)
         (folder / "s3" / "ready").unlink(missing_ok=True)
-    _write(folder / "mlflow" / "auth.ini", specs.mlflow_auth(settings, passwords))
-    servers = specs.servers(settings, passwords)
-    _write(folder / "supervisord.conf", specs.supervisor_file(folder, servers))
+    specs.write_secret(folder / "mlflow" / "auth.ini", specs.mlflow_auth(settings, passwords))
+    specs.write_secret(folder / "supervisord.conf", specs.supervisor_file(settings, passwords))
     _start_supervisor(folder)
     if settings.is_team:
-        _start_servers([servers.pop(0)], settings)
+        _start_servers(["postgres"], settings, passwords)
         postgres_server.make_databases(settings.postgres_port, passwords.postgres_password)
-    _start_servers(servers, settings)
-
-
-def _write(path: Path, text: str) -> None:
-    path.touch(mode=0o600)
-    path.write_text(text)
+        names.remove("postgres")
+    _start_servers(names, settings, passwords)
 
 
 def _start_supervisor(folder: Path) -> None:
@@ -79,19 +74,18 @@ def _start_supervisor(folder: Path) -> None:
         time.sleep(0.1)
 
 
-def _start_servers(servers: list[Server], settings: ServicesConfig) -> None:
+def _start_servers(names: list[str], settings: ServicesConfig, passwords: Passwords) -> None:
     """Start servers that need none of each other, and return as soon as all answer.
 
     Raises UserError if one ends, or does not answer in time.
     """
     began, processes = time.monotonic(), {}
-    for server in servers:
+    for name in names:
         with contextlib.suppress(Fault):
-            _supervisor(settings.folder).startProcess(server.name)
-        processes[server.name] = _states(settings.folder).get(server.name)
-    for server in servers:
-        name = server.name
-        while not server.is_up():
+            _supervisor(settings.folder).startProcess(name)
+        processes[name] = _states(settings.folder).get(name)
+    for name in names:
+        while not specs.is_up(name, settings, passwords):
             if not processes[name] or _states(settings.folder).get(name) != processes[name]:
                 raise _failed(name, "ended", settings.folder)
             if time.monotonic() > began + SECONDS_TO_START:

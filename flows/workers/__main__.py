@@ -6,7 +6,6 @@ The heartbeat process (flows/workers/heartbeat.py) runs beside them. Each has it
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import socket
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from flows.command_line import one_sentence, parser
 from flows.deploy import CPU_POOL, GPU_POOL, prepare_server
 from flows.workers import gpu_lock
 from thousandwords.core.errors import UserError
@@ -146,31 +146,24 @@ def list_workers() -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=["start", "stop", "list"])
-    parser.add_argument(
+    arguments = parser(__doc__)
+    arguments.add_argument("what", choices=["start", "stop", "list"])
+    arguments.add_argument(
         "--gpus-per-worker", type=int, default=1, help="for stages that train on several (default: 1)"
     )
-    parser.add_argument(
+    arguments.add_argument(
         "--runs", type=int, default=CPU_RUNS, help="at once, without a GPU (default: 2; in a fleet: 1)"
     )
-    parser.add_argument(
+    arguments.add_argument(
         "--name", help="prefix of the names, if another clone has workers here (default: the host's name)"
     )
-    options = parser.parse_args(argv)
-    try:
-        lines = {
-            "start": lambda: start(
-                plan_workers(gpu_lock.visible(), options.gpus_per_worker, options.name, options.runs)
-            ),
-            "stop": stop,
-            "list": list_workers,
-        }[options.what]()
-    except UserError as error:
-        print(f"workers: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
+    options = arguments.parse_args(argv)
+    with one_sentence("workers"):
+        if options.what == "start":
+            planned = plan_workers(gpu_lock.visible(), options.gpus_per_worker, options.name, options.runs)
+            lines = start(planned)
+        else:
+            lines = stop() if options.what == "stop" else list_workers()
     print("\n".join(lines or ["no worker runs in this folder"]))
 
 

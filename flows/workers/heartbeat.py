@@ -20,8 +20,8 @@ from prefect.exceptions import PrefectException
 from prefect.states import Cancelled, Crashed
 from prefect.variables import Variable
 
+from flows.command_line import one_sentence
 from flows.deploy import server_url
-from thousandwords.core.errors import UserError
 
 SILENCE = (
     100.0  # seconds: a heartbeat comes every 30; 60 late is no death, 10 more for it to reach the database
@@ -120,11 +120,8 @@ def watch() -> None:
 
 
 def main() -> None:
-    try:
+    with one_sentence("heartbeat"):
         server_url()
-    except UserError as error:
-        print(f"heartbeat: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
     watch()
 
 

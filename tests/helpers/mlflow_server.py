@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import urllib.request
+from configparser import RawConfigParser
 from pathlib import Path
 
 from flows.services import specs
@@ -16,7 +18,7 @@ SECRETS = specs.Passwords("pg", "s3key", "mlpw", "mlsecret", "prpw")
 
 
 class MlflowServer:
-    """`mlflow server` with SQLite, without passwords, else with the options of flows/services/specs.py."""
+    """`mlflow server` with SQLite, without passwords, else with the options of flows/services/supervisord.conf.j2."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
@@ -26,18 +28,11 @@ class MlflowServer:
         folder.mkdir(parents=True)
 
     def command(self) -> list[str]:
-        options = specs._mlflow(specs.ServicesConfig(self.folder, mlflow_port=self.port), SECRETS).command
-        replaced = {"--workers": "1", "--artifacts-destination": (self.folder / "artifacts").as_uri()}
-        options = [
-            replaced.get(before, option) for before, option in zip(["", *options], options, strict=False)
-        ]
-        passwords = options.index("--app-name")
-        return [
-            *options[:passwords],
-            *options[passwords + 2 :],
-            "--backend-store-uri",
-            f"sqlite:///{self.database}",
-        ]
+        read = RawConfigParser()
+        settings = specs.ServicesConfig(self.folder, mlflow_port=self.port)
+        read.read_string(specs.supervisor_file(settings, SECRETS))
+        command = read["program:mlflow"]["command"].replace(" --app-name basic-auth", "")
+        return [*shlex.split(command), "--backend-store-uri", f"sqlite:///{self.database}"]
 
     def is_alive(self) -> bool:
         return self.process is not None and self.process.poll() is None

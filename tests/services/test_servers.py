@@ -20,7 +20,7 @@ import pytest
 
 from flows.services import commands, specs
 from flows.services.commands import check_ports, is_free, processes_of, start, stop
-from flows.services.specs import Server, ServicesConfig
+from flows.services.specs import ServicesConfig
 from tests.helpers.paths import ROOT
 from thousandwords.core.errors import UserError
 
@@ -92,19 +92,21 @@ time.sleep(60)
 
 
 def with_fakes(folder: Path, monkeypatch, mlflow: str, prefect: str) -> ServicesConfig:
-    """Settings of two servers that are up when they have printed "here" as often as the word is in their source."""
+    """Settings of two servers, each a process with two children that has printed "here" three times when it is up."""
+    for name, source in (("mlflow", mlflow), ("prefect", prefect)):
+        (folder / f"{name}.py").write_text(source)
+    supervisor_file = specs.supervisor_file
 
-    def fake(name: str, source: str) -> Server:
-        script, log = folder / f"{name}.py", folder / "logs" / f"{name}.log"
-        script.write_text(source)
-        return Server(
-            name,
-            [sys.executable, str(script)],
-            {},
-            lambda: log.is_file() and log.read_text().count("here") >= (3 if source is FAMILY else 1),
-        )
+    def with_scripts(*args) -> str:
+        script = f"command = {sys.executable} {folder}/\\1.py\nenvironment ="
+        return re.sub(r"command = \S+ -m (\w+)[^=]*\nenvironment =", script, supervisor_file(*args))
 
-    monkeypatch.setattr(specs, "servers", lambda *_: [fake("mlflow", mlflow), fake("prefect", prefect)])
+    def is_up(name: str, *_) -> bool:
+        log = folder / "logs" / f"{name}.log"
+        return log.is_file() and log.read_text().count("here") == 3
+
+    monkeypatch.setattr(specs, "supervisor_file", with_scripts)
+    monkeypatch.setattr(specs, "is_up", is_up)
     return free_settings(folder)
 
 
