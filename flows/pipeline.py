@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -19,24 +20,20 @@ from flows.dvc import repro
 from flows.dvc.graph import read_graph_when_free
 from flows.prefect_artifacts import publish_results
 from flows.runner import run_graph
-from flows.workers.parent_watch import end_with_worker
 from flows.workers.placement import read_placement
 from flows.workers.run_lock import lock_handles, run_lock
 from flows.workers.supervisor import supervised
 from thousandwords.core.files import check_writable
 
 
-def is_retryable(task_: object, run: object, state: State) -> bool:
-    """Whether a failed stage should be retried."""
-    return not isinstance(state.result(raise_on_failure=False), repro.PermanentStageFailure)
+def unless(error: type[Exception]) -> Callable[[object, object, State], bool]:
+    """A condition for retries: every failure but this one."""
+    return lambda task_, run, state: not isinstance(state.result(raise_on_failure=False), error)
 
 
-@task(task_run_name="{stage}", cache_policy=NO_CACHE, retry_condition_fn=is_retryable)
+@task(task_run_name="{stage}", cache_policy=NO_CACHE, retry_condition_fn=unless(repro.PermanentStageFailure))
 def run_stage(stage: str, gpus: int) -> str:
-    """Run one stage with DVC, its output in the log; "unchanged" or "ran".
-
-    Raises StageFailed with the last lines.
-    """
+    """Run one stage with DVC, its output in the log; "unchanged" or "ran". Raises StageFailed."""
     log = get_run_logger().info
     # no session of its own, so that the cancellation of the flow reaches it
     command = supervised(repro.repro_command(stage), gpus, stage)
@@ -48,7 +45,6 @@ def run_stage(stage: str, gpus: int) -> str:
 @flow(name="pipeline")
 def pipeline(targets: list[str] | None = None) -> dict[str, str]:
     """Run all stages, or `targets` and what they need, in parallel: {stage: "ran" or "unchanged"}."""
-    end_with_worker()
     log = get_run_logger().info
     with run_lock(log):
         # one MLflow parent run for all stages

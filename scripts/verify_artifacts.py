@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flows.command_line import one_sentence
-from flows.dvc.damage import Damage, discard, find_damage, locked_outputs, object_in_cache
-from flows.dvc.digest import dvc_digest
+from flows.dvc.damage import Damage, discard, dvc_digest, find_damage, locked_outputs, object_in_cache
 from thousandwords.core.manifest import MANIFEST, DamagedArtefact, read_manifest
 
 ROOTS = ("data", "models", "results", ".ckpt")

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from stages.runtime.program import program
-from stages.runtime.stage import Stage, device_of
+from stages.runtime.stage import Stage
 from stages.runtime.tracking import tracking_uri
 from thousandwords import components
 from thousandwords.core.config import section
 from thousandwords.core.files import write_bytes, write_json
 from thousandwords.core.manifest import read_manifest
+from thousandwords.core.params import flatten
 from thousandwords.data.pair_shards import open_pairs
 from thousandwords.evaluation.config import EvaluationConfig
 from thousandwords.evaluation.evaluate_run import EvaluationInputs, evaluate_run
@@ -37,7 +38,7 @@ def evaluate(
 ) -> None:
     config = section(context.params.get("evaluation"), "evaluation", EvaluationConfig)
     training, validation = open_pairs(pairs, "train"), open_pairs(pairs, "validation")
-    device = device_of(context)
+    device = context.world.device
     extractor = load_extractor(config.features) if config.features else None
     if extractor:
         extractor.network.to(device)
@@ -65,7 +66,8 @@ def evaluate(
     data["runs"] = report_data.mlflow_runs(records, context.tracker.run_id, tracking_uri())
     write_bytes(out / "report.html", render_report(data).encode())
     write_json(out / "metrics.json", figures)
-    context.record_metrics(numbers(figures))
+    numbers = {name: value for name, value in flatten(figures).items() if isinstance(value, int | float)}
+    context.record_metrics(numbers)
     context.record_files(out / "report.html", out / "metrics.json")
 
 
@@ -84,17 +86,6 @@ def read_scores(ranked: Path) -> np.ndarray:
 def fingerprints(**folders: Path) -> dict[str, str]:
     """The sha256 of each input's manifest: the exact bytes that the figures are about."""
     return {name: read_manifest(folder, verify=False)["sha256"] for name, folder in folders.items()}
-
-
-def numbers(figures: dict, prefix: str = "") -> dict[str, float]:
-    """Every single number of metrics.json under its dotted name, for MLflow."""
-    flat: dict[str, float] = {}
-    for name, value in figures.items():
-        if isinstance(value, dict):
-            flat |= numbers(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float):
-            flat[f"{prefix}{name}"] = float(value)
-    return flat
 
 
 main = program(evaluate, "evaluation")

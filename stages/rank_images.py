@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from stages.runtime.program import program
-from stages.runtime.stage import Stage, device_of
+from stages.runtime.stage import Stage
 from thousandwords import components
 from thousandwords.core.filenames import slug
 from thousandwords.core.files import write_bytes
@@ -26,7 +26,7 @@ MAX_PROMPTS = 24  # in the overview
 
 def rank_images(samples: Path, scorer: Path, out: Path, context: Stage) -> None:
     generated = read_samples(samples)
-    device = device_of(context)
+    device = context.world.device
     model = components.load("scorers", scorer, fix="dvc repro train_scorer").to(device)
     scores = np.zeros((len(generated.prompts), generated.candidates), np.float32)
     names = []

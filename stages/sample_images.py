@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.runtime.program import program
-from stages.runtime.stage import Stage, device_of
+from stages.runtime.stage import Stage
 from thousandwords.core.config import section
 from thousandwords.core.progress import progress
 from thousandwords.core.special_tokens import UNKNOWN
@@ -42,11 +42,11 @@ def sample_images(
     pairs: Path, text_tokenizer: Path, image_tokenizer: Path, generator: Path, out: Path, context: Stage
 ) -> None:
     settings = section(context.params.get("sampling"), "sampling", PromptsConfig)
-    engine = engine_from_params(context.params, device_of(context))
+    engine = engine_from_params(context.params, context.world.device)
     to_inpaint = list(read_images_to_inpaint(settings.inpaint)) if settings.inpaint else []
     prompts = choose_prompts(pairs, settings) + [(INPAINTED, caption) for caption, _ in to_inpaint]
     folders = (text_tokenizer, image_tokenizer, generator)
-    models = load_models(*folders).to(device_of(context))
+    models = load_models(*folders).to(context.world.device)
     check_guidance(settings.guidance, models.generator.config)
     originals = [image for _, image in to_inpaint]
     fixed_tokens, kept_parts = inpaint_inputs(
@@ -92,8 +92,7 @@ def _held_out_captions(pairs: Path, count: int) -> Iterator[tuple[str, str]]:
 def inpaint_inputs(
     num_prompts: int, originals: Sequence[np.ndarray], image_tokenizer: nn.Module, keep_share: float
 ) -> tuple[Tensor | None, dict[int, np.ndarray]]:
-    """(fixed tokens of each prompt (P, L), -1 elsewhere; {prompt: the kept part of its image}) for the last
-    prompts."""
+    """(fixed tokens of each prompt (P, L), -1 elsewhere; {prompt: kept part of its image}), the last ones."""
     if not originals:
         return None, {}
     side, first = grid_side(image_tokenizer.scales), num_prompts - len(originals)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from stages.runtime.program import program
-from stages.runtime.stage import Stage, code_digest, device_of
+from stages.runtime.stage import Stage, code_digest
 from thousandwords import components
 from thousandwords.core.cache import STORE, Store
 from thousandwords.core.config import section
@@ -32,7 +32,7 @@ ROWS = "rows.parquet"  # the file of a store's entry: the token rows of one shar
 
 def tokenize_pairs(pairs: Path, tokenizer: Path, out: Path, context: Stage) -> None:
     config = section(context.params.get("tokens"), "tokens", TokensConfig)
-    engine = engine_from_params(context.params, device_of(context))
+    engine = engine_from_params(context.params, context.world.device)
     manifest = read_manifest(pairs, fix=FIX)
     model = components.load("image_tokenizers", tokenizer, fix="dvc repro train_image_tokenizer")
     header = TokenHeader(
@@ -63,7 +63,7 @@ def tokenize_pairs(pairs: Path, tokenizer: Path, out: Path, context: Stage) -> N
         for name, split in shard_splits.items():
 
             def encode_again(entry: Path, name: str = name) -> None:  # if the entry is damaged
-                _write_entry(entry, header, encoder_here(device_of(context))(name))
+                _write_entry(entry, header, encoder_here(context.world.device)(name))
 
             shards.add(split, read_shard(store.get(keys[name], encode_again) / ROWS, header))
     rows = sum(manifest["files"][name]["rows"] for name in keys)
@@ -98,7 +98,7 @@ def store_key(
             "drawn": random_crops,
             "tokens": header.metadata(),
             "batch_size": config.batch_size,
-            "device": device_of(context).partition(":")[0],
+            "device": context.world.device.partition(":")[0],
             "torch": torch.__version__,
             "code": code_digest(),
         }

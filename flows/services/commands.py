@@ -25,10 +25,7 @@ MAX_PATH = 90  # bytes of the folder's path: that of supervisord's socket file h
 
 
 def start(settings: ServicesConfig) -> None:
-    """Start all servers in order. If one fails, none is left running.
-
-    Raises UserError with its last lines.
-    """
+    """Start all servers in order; if one fails, stop all and raise UserError with its last lines."""
     if missing := specs.missing_requirements(settings.is_team):
         raise UserError("; ".join(missing))
     with _lock(settings.folder):
@@ -75,10 +72,7 @@ def _start_supervisor(folder: Path) -> None:
 
 
 def _start_servers(names: list[str], settings: ServicesConfig, passwords: Passwords) -> None:
-    """Start servers that need none of each other, and return as soon as all answer.
-
-    Raises UserError if one ends, or does not answer in time.
-    """
+    """Start these servers and return when all answer. Raises UserError if one ends, or is too slow."""
     began, processes = time.monotonic(), {}
     for name in names:
         with contextlib.suppress(Fault):
@@ -215,10 +209,7 @@ def write_remote(settings: ServicesConfig, passwords: Passwords, project: Path) 
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """One start or stop at a time.
-
-    Other users may enter the folder, as user postgres must, but read nothing in it.
-    """
+    """One start or stop at a time. Others may enter the folder, as user postgres must, but read nothing."""
     if len(str(folder).encode()) > MAX_PATH:
         raise UserError(
             f"the path {folder} is too long. Set SERVERS_FOLDER to a folder of at most {MAX_PATH} bytes"

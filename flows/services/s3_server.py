@@ -32,10 +32,7 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 def configuration(
     folder: Path, host: str, port: int, access_key: str, secret_key: str, salt: str
 ) -> dict[str, str]:
-    """Swift's configuration files, {file name: text}.
-
-    `salt` goes into every path on disk and must never change.
-    """
+    """Swift's configuration, {file name: text}; `salt` goes into every path on disk and must not change."""
     account, _, user = access_key.partition(":")
     if not (account.isalnum() and user.isalnum()):
         raise UserError(
@@ -158,8 +155,7 @@ def _use_socket_files(sockets: Path) -> None:
 
 
 def make_buckets(endpoint: str, running: dict[str, multiprocessing.Process]) -> None:
-    """Create the buckets of MLflow and DVC that do not exist yet, as soon as the store answers; keys from the
-    environment."""
+    """Create the buckets that do not exist yet, as soon as the store answers; keys from the environment."""
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 

@@ -172,10 +172,8 @@ def is_up(name: str, settings: ServicesConfig, passwords: Passwords) -> bool:
 
 
 def mlflow_auth(settings: ServicesConfig, passwords: Passwords) -> str:
-    """MLflow's auth.ini: users are in a database; a new user has no permissions.
-
-    A correct password is cached for some minutes: a check takes 0.3 s, and a rollback sends twenty requests.
-    """
+    """MLflow's auth.ini: users are in a database; a new user has no permissions. A correct password is cached
+    for some minutes: a check takes 0.3 s, and a rollback sends twenty requests."""
     return (
         "[mlflow]\ndefault_permission = NO_PERMISSIONS\nauth_cache_ttl_seconds = 300\nauth_cache_max_size = 1000\n"
         f"database_uri = {_database(settings, passwords, 'postgresql+psycopg2', 'mlflow_auth')}\n"
@@ -183,10 +181,8 @@ def mlflow_auth(settings: ServicesConfig, passwords: Passwords) -> str:
 
 
 def client_environment(settings: ServicesConfig, passwords: Passwords) -> dict[str, str]:
-    """The variables with which runs, flows and workers connect to the servers.
-
-    They hold no key of the store: MLflow serves the artifacts, and DVC has its own key in .dvc/config.local.
-    """
+    """The variables with which runs, flows and workers connect to the servers. They hold no key of the store:
+    MLflow serves the artifacts, and DVC has its own key in .dvc/config.local."""
     return {
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{settings.mlflow_port}",
         "MLFLOW_TRACKING_USERNAME": MLFLOW_USER,

@@ -65,13 +65,8 @@ def start(workers: list[Worker]) -> list[str]:
     """Start the workers that do not run yet; a line for each."""
     check_writable()
     prepare_server()
-    return [
-        *(
-            _launch(worker.name, worker.command, worker.gpus, f"takes runs from {worker.pool}")
-            for worker in workers
-        ),
-        _launch("watch", ["flows.workers.heartbeat"], (), "marks dead runs"),
-    ]
+    lines = [_launch(each.name, each.command, each.gpus, f"takes runs from {each.pool}") for each in workers]
+    return [*lines, _launch("watch", ["flows.workers.heartbeat"], (), "marks dead runs")]
 
 
 def _launch(name: str, command: list[str], gpus: tuple[str, ...], task: str) -> str:
@@ -89,10 +84,7 @@ def _launch(name: str, command: list[str], gpus: tuple[str, ...], task: str) -> 
     with lock, open(path.with_suffix(".log"), "a") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            **{"env": environment, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log},
             pass_fds=[lock.fileno()],  # it holds the lock as long as it lives
             start_new_session=True,  # it outlives this command and its terminal; a stage never gets one
         )
@@ -123,7 +115,7 @@ def _end(path: Path, process: psutil.Process | None, began: float) -> str:
     result = "ended" if process else "had ended already"
     while process and holder(path) is not None:
         if time.monotonic() - began > (PATIENCE if _has_runs(process) else IDLE_PATIENCE):
-            process.kill()  # its runs end with it (flows/workers/parent_watch.py)
+            process.kill()  # its runs end with it (flows/workers/run_lock.py)
             result = "was killed"
             break
         time.sleep(0.1)

@@ -50,10 +50,7 @@ class Placement:
 
 
 def read_placement(stages: list[str], path: Path = FILE) -> Placement:
-    """Read the table; `stages` are those of dvc.yaml.
-
-    Raises UserError for a stage or a key that does not exist.
-    """
+    """Read the table; `stages` are those of dvc.yaml. Raises UserError for an unknown stage or key."""
     try:
         table = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
     except yaml.YAMLError as error:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import urllib.request
 from configparser import RawConfigParser
 from pathlib import Path
 
 from flows.services import specs
+from flows.services.commands import is_free
 from tests.helpers.prefect_server import free_port, wait_for
 
 SECRETS = specs.Passwords("pg", "s3key", "mlpw", "mlsecret", "prpw")
@@ -38,21 +38,19 @@ class MlflowServer:
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> None:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        own = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        own |= {"DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with open(self.folder / "server.log", "a") as log:
-            self.process = subprocess.Popen(
-                self.command(),
-                cwd=self.folder,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env={**inherited, "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            )
-        wait_for(
-            lambda: not self.is_alive() or answers(f"{self.uri}/health"),
-            180,
-            "MLflow's server did not come up",
-        )
+            options = {
+                "cwd": self.folder,
+                "env": own,
+                "stdout": log,
+                "stderr": log,
+                "start_new_session": True,
+            }
+            self.process = subprocess.Popen(self.command(), **options)
+        health = f"{self.uri}/health"
+        wait_for(lambda: not self.is_alive() or answers(health), 180, "MLflow's server did not come up")
         assert self.is_alive(), (self.folder / "server.log").read_text()[-2000:]
 
     def kill(self) -> None:
@@ -62,12 +60,7 @@ class MlflowServer:
 
     def is_gone(self) -> bool:
         """Whether the port is free some seconds after the kill; on a busy machine that takes time."""
-        wait_for(lambda: not self.is_open(), 10, "the port is not free")
-        return True
-
-    def is_open(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+        return wait_for(lambda: is_free(self.port), 10, "the port is not free")
 
 
 def answers(url: str) -> bool:

@@ -34,13 +34,10 @@ def test_the_least_similar_of_the_dropped_images_are_shown_beside_the_earlier_on
     rows = [row for row in report_data.duplicates(pairs) if row["is_dropped"]]
 
     assert len(rows) == report_data.MAX_NEAREST
-    assert all(
-        row[key].startswith((b"RIFF", b"\x89PNG")) for row in rows for key in ("image", "earlier_image")
-    )
-    assert all(
-        again.removeprefix("again ") == first.removeprefix("image ")
-        for again, first in (row["captions"] for row in rows)
-    )
+    images = [row[key] for row in rows for key in ("image", "earlier_image")]
+    assert all(image.startswith((b"RIFF", b"\x89PNG")) for image in images)
+    captions = [row["captions"] for row in rows]
+    assert all(again.removeprefix("again ") == first.removeprefix("image ") for again, first in captions)
     distances = [(row["distance"], row["color"]) for row in rows]
     assert distances == sorted(distances)
 
@@ -67,9 +64,8 @@ def test_images_are_shown_beside_their_nearest_training_image_and_each_pair_once
 
     assert [pair["similarity"] for pair in data["near_duplicates"]] == pytest.approx([0.99, 0.9, 0.7, 0.5])
     assert [pair["is_near_duplicate"] for pair in data["near_duplicates"]] == [True, True, False, False]
-    assert [pair["similarity"] for pair in data["borderline"]] == pytest.approx(
-        [0.3]
-    )  # the others are among the nearest already
+    # the others are among the nearest already
+    assert [pair["similarity"] for pair in data["borderline"]] == pytest.approx([0.3])
     assert [pair["similarity"] for pair in data["within_training"]] == pytest.approx([0.95, 0.2])
     assert data["memorized"][0]["captions"] == ["caption 1", training.captions(2)[0]]
     assert data["memorized"][0]["training_image"] == thumbnail(training.images([2])[0], report_data.LARGE)

