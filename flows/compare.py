@@ -53,13 +53,11 @@ def describe_runs(a: RunOutputs, b: RunOutputs, root: Path, with_differences: bo
 
 def differences(kind: str, a: str, b: str, root: Path) -> dict[str, dict]:
     """{name: {"old", "new", "diff"}} of changed "metrics" or "params", from DVC. Raises UserError."""
-    result = subprocess.run(
-        [*DVC, "--wait-for-lock", kind, "diff", "--json", a, b], cwd=root, capture_output=True, text=True
-    )
+    command = [*DVC, "--wait-for-lock", kind, "diff", "--json", a, b]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if result.returncode:
-        raise UserError(
-            f"`dvc {kind} diff {a} {b}` failed with code {result.returncode}: {' '.join(result.stderr.split())}"
-        )
+        reason = " ".join(result.stderr.split())
+        raise UserError(f"`dvc {kind} diff {a} {b}` failed with code {result.returncode}: {reason}")
     return {name: row for file in json.loads(result.stdout).values() for name, row in file.items()}
 
 

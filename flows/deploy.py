@@ -155,9 +155,8 @@ def deploy(root: Path) -> list[str]:
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     if result.returncode:
-        raise UserError(
-            f"prefect.yaml could not be deployed: {' '.join((result.stdout + result.stderr).split())[-500:]}"
-        )
+        output = " ".join((result.stdout + result.stderr).split())[-500:]
+        raise UserError(f"prefect.yaml could not be deployed: {output}")
     return [f"deployments  of prefect.yaml, on {pool}"]
 
 

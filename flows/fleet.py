@@ -53,9 +53,7 @@ def run_here(stage: str, revision: str, place: dict, pipeline: str) -> list[str]
     os.environ["THOUSANDWORDS_PIPELINE"] = pipeline  # one MLflow parent run for the stages of all workers
     resources = Place(**place)
     with run_lock(get_run_logger().info):
-        stage_task = run_and_push.with_options(
-            name=stage, retries=resources.retries, retry_delay_seconds=resources.delays
-        )
+        stage_task = run_and_push.with_options(name=stage, **resources.retry_options)
         return stage_task(stage, revision, resources.gpus)
 
 
@@ -64,10 +62,11 @@ def run_and_push(stage: str, revision: str, gpus: int) -> list[str]:
     """The same without retries. Raises PermanentStageFailure for what a user has to fix, else StageFailed."""
     log = get_run_logger()
 
+    def on_line(line: str) -> None:
+        log.info("%s | %s", stage, line)
+
     def repro(*command: str) -> list[str]:
-        code, lines = stream(
-            supervised(command, gpus, stage), lambda line: log.info("%s | %s", stage, line), lock_handles()
-        )
+        code, lines = stream(supervised(command, gpus, stage), on_line, lock_handles())
         if code:
             raise stage_error(stage, code, lines)
         return lines
@@ -124,16 +123,16 @@ def run_on_worker(stage: str, place: dict, revision: str, run_ids: list[UUID]) -
     """Run one stage as a run of its own and wait for its end. Raises StageFailed if it fails."""
     parameters = {"stage": stage, "revision": revision, "place": place, "pipeline": f"fleet-{flow_run.id}"}
     with get_client(sync_client=True) as client:
+        options = {"parameters": parameters, "flow_run_name": stage, "timeout": 0}
         run = find_submitted_run(client, stage, revision) or run_deployment(
-            deployment(Place(**place)), parameters=parameters, flow_run_name=stage, timeout=0
+            deployment(Place(**place)), **options
         )
         run_ids.append(run.id)
         print(f"{stage} is run {run.id}; its log: prefect flow-run logs {run.id}")
         state = wait_for_end(client, run)
     if not state.is_completed():
-        raise StageFailed(
-            f"stage {stage} is {state.name.lower()} on its worker: {' '.join((state.message or '').split())}"
-        )
+        reason = " ".join((state.message or "").split())
+        raise StageFailed(f"stage {stage} is {state.name.lower()} on its worker: {reason}")
     return RAN
 
 

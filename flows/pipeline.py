@@ -35,11 +35,13 @@ def unless(error: type[Exception]) -> Callable[[object, object, State], bool]:
 def run_stage(stage: str, gpus: int) -> str:
     """Run one stage with DVC, its output in the log; "unchanged" or "ran". Raises StageFailed."""
     log = get_run_logger().info
+
+    def on_line(line: str) -> None:
+        log("%s | %s", stage, line)
+
     # no session of its own, so that the cancellation of the flow reaches it
     command = supervised(repro.repro_command(stage), gpus, stage)
-    return repro.run_stage(
-        stage, lambda line: log("%s | %s", stage, line), log, command, pass_fds=lock_handles()
-    )
+    return repro.run_stage(stage, on_line, log, command, pass_fds=lock_handles())
 
 
 @flow(name="pipeline")
@@ -54,10 +56,7 @@ def pipeline(targets: list[str] | None = None) -> dict[str, str]:
 
         def run_with_retries(stage: str) -> str:
             place = placement.of(stage)
-            retrying = run_stage.with_options(
-                name=stage, retries=place.retries, retry_delay_seconds=place.delays
-            )
-            return retrying(stage, place.gpus)
+            return run_stage.with_options(name=stage, **place.retry_options)(stage, place.gpus)
 
         results = run_graph(whole.part(targets), run_with_retries, placement.parallel)
         for stage in (stage for stage, result in results.items() if result == repro.CACHED):

@@ -63,9 +63,8 @@ def pools(client: httpx.Client) -> list[str]:
         answer = client.post(f"/work_pools/{pool}/workers/filter", json={})
         if answer.status_code == httpx.codes.NOT_FOUND:
             return ["there are no work pools yet. Run: make deploy"]
-        online[pool] = [
-            worker["name"] for worker in answer.raise_for_status().json() if worker["status"] == "ONLINE"
-        ]
+        workers = answer.raise_for_status().json()
+        online[pool] = [worker["name"] for worker in workers if worker["status"] == "ONLINE"]
     if not any(online.values()):
         return ["no worker takes runs. Run: make workers"]
     return [f"pool {pool}: {', '.join(names) or 'no worker'}" for pool, names in online.items()]

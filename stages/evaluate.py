@@ -43,6 +43,9 @@ def evaluate(
     if extractor:
         extractor.network.to(device)
     curves, records = read_json_files(history / "curves"), read_json_files(history / "runs")
+    # the exact bytes that the figures are about
+    folders = {"pairs": pairs, "image_tokenizer": image_tokenizer, "scorer": scorer}
+    folders |= {"samples": samples, "ranked": ranked}
     inputs = EvaluationInputs(
         training=training,
         validation=validation,
@@ -51,9 +54,7 @@ def evaluate(
         samples=read_samples(samples),
         scores=read_scores(ranked),
         generator_curve=curves["train_generator"],
-        checkpoints=fingerprints(
-            pairs=pairs, image_tokenizer=image_tokenizer, scorer=scorer, samples=samples, ranked=ranked
-        ),
+        checkpoints={name: read_manifest(path, verify=False)["sha256"] for name, path in folders.items()},
     )
     evaluation = evaluate_run(inputs, config, context.seed, extractor)
     figures = evaluation.figures
@@ -81,11 +82,6 @@ def read_scores(ranked: Path) -> np.ndarray:
     manifest = read_manifest(ranked, fix="dvc repro rank_images")
     table = pq.read_table(ranked / "scores.parquet", page_checksum_verification=True)
     return table["score"].to_numpy().reshape(manifest["facts"]["prompts"], manifest["facts"]["candidates"])
-
-
-def fingerprints(**folders: Path) -> dict[str, str]:
-    """The sha256 of each input's manifest: the exact bytes that the figures are about."""
-    return {name: read_manifest(folder, verify=False)["sha256"] for name, folder in folders.items()}
 
 
 main = program(evaluate, "evaluation")

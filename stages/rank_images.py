@@ -44,9 +44,8 @@ def rank_images(samples: Path, scorer: Path, out: Path, context: Stage) -> None:
     write_manifest(out, files, {"candidates": generated.candidates, "prompts": len(generated.prompts)})
     context.record_files(out / "overview.png")
     text_only = scores[generated.text_only_prompts()]
-    context.record_metrics(
-        {"clip_score_n1": text_only.mean(), "clip_score_best": text_only.max(axis=1).mean()}
-    )
+    best = text_only.max(axis=1)
+    context.record_metrics({"clip_score_n1": text_only.mean(), "clip_score_best": best.mean()})
 
 
 def score_images(model: torch.nn.Module, images: np.ndarray, prompt: str, device: str) -> np.ndarray:

@@ -52,20 +52,13 @@ def sample_images(
     fixed_tokens, kept_parts = inpaint_inputs(
         len(prompts), originals, models.image_tokenizer, settings.inpaint_keep_share
     )
-    task = SampleTask(
-        folders,
-        models.fingerprints,
-        prompts,
-        settings,
-        context.seed,
-        None if fixed_tokens is None else fixed_tokens.numpy(),
-    )
-    open_worker = (
-        partial(make_sampler, models, task) if engine.is_single_process else partial(open_sampler, task)
-    )
+    fixed = None if fixed_tokens is None else fixed_tokens.numpy()
+    task = SampleTask(folders, models.fingerprints, prompts, settings, context.seed, fixed)
+    is_single = engine.is_single_process
+    open_worker = partial(make_sampler, models, task) if is_single else partial(open_sampler, task)
     batches = range(count_batches(len(prompts), settings))
     results = run_items(open_worker, batches, engine, "sample_images")
-    if engine.is_single_process:
+    if is_single:
         results = progress(results, "sample_images", len(batches), "batch")
     tables = [table for _, table in results]
     metadata = {"candidates": settings.candidates, "prompts": len(prompts), "seed": context.seed}
@@ -98,9 +91,8 @@ def inpaint_inputs(
     side, first = grid_side(image_tokenizer.scales), num_prompts - len(originals)
     is_kept = top_rows(side, rows_to_keep(keep_share, side))
     fixed_tokens = torch.full((num_prompts, image_tokenizer.num_tokens), UNKNOWN)
-    fixed_tokens[first:] = torch.stack(
-        [fixed_tokens_of(image_tokenizer, original, is_kept) for original in originals]
-    )
+    rows = [fixed_tokens_of(image_tokenizer, original, is_kept) for original in originals]
+    fixed_tokens[first:] = torch.stack(rows)
     squares = [fit_square(original, image_tokenizer.image_size) for original in originals]
     return fixed_tokens, {first + number: gray_out(square, is_kept) for number, square in enumerate(squares)}
 

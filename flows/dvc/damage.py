@@ -66,10 +66,8 @@ def outputs_of(lock: str, stages: Collection[str] | None = None) -> dict[str, st
             f"{LOCK} is not valid ({' '.join(str(error).split())[:120]}). "
             f"After a merge take one side: git checkout --theirs {LOCK}; else run: python -m flows.dvc.repair"
         ) from error
-    outs = [
-        out for name, entry in entries if stages is None or name in stages for out in entry.get("outs", [])
-    ]
-    return {out["path"]: out["md5"] for out in outs if "md5" in out}
+    chosen = [entry for name, entry in entries if stages is None or name in stages]
+    return {out["path"]: out["md5"] for entry in chosen for out in entry.get("outs", []) if "md5" in out}
 
 
 def find_damage(stages: Collection[str] | None = None) -> list[Damage]:

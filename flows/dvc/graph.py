@@ -35,9 +35,8 @@ class Graph:
             if name not in selected:
                 selected.add(name)
                 queue += self.needs[name]
-        return Graph(
-            {name: needs for name, needs in self.needs.items() if name in selected}, self.stale & selected
-        )
+        needs = {name: others for name, others in self.needs.items() if name in selected}
+        return Graph(needs, self.stale & selected)
 
 
 def read_graph() -> Graph:

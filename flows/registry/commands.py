@@ -85,9 +85,8 @@ def register(root: Path = Path(".")) -> str:
 
 def _add_version(client: mlflow.MlflowClient, root: Path, evidence: dict, digest: str) -> str:
     """Upload everything to a new MLflow run, then create the version; returns its number."""
-    run = client.create_run(
-        experiment_of(client, root), tags={"mlflow.runName": "register", "stage": "register"}
-    )
+    tags = {"mlflow.runName": "register", "stage": "register"}
+    run = client.create_run(experiment_of(client, root), tags=tags)
     status = "FAILED"
     try:
         source = f"{run.info.artifact_uri}/model"
@@ -175,9 +174,8 @@ def _champions_before(
     if number_of(candidate) in champions[-1:]:
         return None
     champion = resolve(client, champions[-1]) if champions else None
-    reasons = decide(
-        config, gate_evidence(read_evidence(candidate)), champion and gate_evidence(read_evidence(champion))
-    )
+    before = champion and gate_evidence(read_evidence(champion))
+    reasons = decide(config, gate_evidence(read_evidence(candidate)), before)
     if reasons:
         against = f"against champion {champion.version}" if champion else "as the first champion"
         lines = "".join(f"\n- {reason}" for reason in reasons)
@@ -229,10 +227,9 @@ def list_versions(root: Path = Path(".")) -> list[VersionSummary]:
     with registry_client(root) as client:
         versions = newest_first(client)
         aliases = client.get_registered_model(NAME).aliases if versions else {}
+        named = [(alias, str(number)) for alias, number in sorted(aliases.items())]
         return [
-            summarize(
-                version, [alias for alias, number in aliases.items() if str(number) == number_of(version)]
-            )
+            summarize(version, tuple(alias for alias, number in named if number == number_of(version)))
             for version in versions
         ]
 

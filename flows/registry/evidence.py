@@ -32,10 +32,9 @@ RUN_AGAIN = "Run: dvc repro, then register it again"
 
 def gather_evidence(root: Path) -> dict:
     """The evidence for `root`'s package, as JSON. Raises DamagedArtefact if there is no complete package."""
-    package = read_manifest(root / PACKAGE, fix="dvc repro package_model")
-    parts = {
-        name: read_manifest(root / PACKAGE / name, fix="dvc repro package_model")["sha256"] for name in PARTS
-    }
+    fix = "dvc repro package_model"
+    package = read_manifest(root / PACKAGE, fix=fix)
+    parts = {name: read_manifest(root / PACKAGE / name, fix=fix)["sha256"] for name in PARTS}
     text = (root / LOCK).read_text(encoding="utf-8") if (root / LOCK).is_file() else ""
     lock, git = (yaml.safe_load(text) or {}).get("stages", {}), git_revision(root)
     problems = [

@@ -19,9 +19,7 @@ from thousandwords.core.manifest import DamagedArtefact
 
 NAME = "thousandwords"
 CHALLENGER, CHAMPION = "challenger", "champion"
-PINNED = (
-    "files.sha256"  # tag: the hash of the manifest of all files; each version that `register` made has it
-)
+PINNED = "files.sha256"  # tag of each version that `register` made: the hash of the manifest of all files
 EVIDENCE = "evidence"
 CONTENT = "content.sha256"  # tag: equal in two versions of the same package, metrics and problems
 FIX = "Do not use it: register the package again, or roll back"
@@ -114,9 +112,9 @@ class VersionSummary:
         return f"version {self.number}  package {self.package[:12]}  commit {self.commit[:8]}  {self.soundness}{aliases}"
 
 
-def summarize(version: ModelVersion, aliases: list[str]) -> VersionSummary:
+def summarize(version: ModelVersion, aliases: tuple[str, ...]) -> VersionSummary:
     tags = version.tags
     count = len(json.loads(tags.get(EVIDENCE, "{}")).get("problems", []))
     soundness = f"{count} problem{'s' * (count > 1)}" if count else "sound"
     package, commit = tags.get("package.sha256", "none"), tags.get("git.commit", "none")
-    return VersionSummary(number_of(version), tuple(sorted(aliases)), package, commit, soundness)
+    return VersionSummary(number_of(version), aliases, package, commit, soundness)

@@ -139,16 +139,11 @@ def list_workers() -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("what", choices=["start", "stop", "list"])
-    arguments.add_argument(
-        "--gpus-per-worker", type=int, default=1, help="for stages that train on several (default: 1)"
-    )
-    arguments.add_argument(
-        "--runs", type=int, default=CPU_RUNS, help="at once, without a GPU (default: 2; in a fleet: 1)"
-    )
-    arguments.add_argument(
-        "--name", help="prefix of the names, if another clone has workers here (default: the host's name)"
-    )
+    add = arguments.add_argument
+    add("what", choices=["start", "stop", "list"])
+    add("--gpus-per-worker", type=int, default=1, help="for stages that train on several (default: 1)")
+    add("--runs", type=int, default=CPU_RUNS, help="at once, without a GPU (default: 2; in a fleet: 1)")
+    add("--name", help="prefix of the names, if another clone has workers here (default: the host's name)")
     options = arguments.parse_args(argv)
     with one_sentence("workers"):
         if options.what == "start":

@@ -23,9 +23,7 @@ from prefect.variables import Variable
 from flows.command_line import one_sentence
 from flows.deploy import server_url
 
-SILENCE = (
-    100.0  # seconds: a heartbeat comes every 30; 60 late is no death, 10 more for it to reach the database
-)
+SILENCE = 100.0  # seconds: a heartbeat comes every 30; 60 late is no death, 10 more to reach the database
 HEAD_START = 40.0  # seconds of silence taken over at the start: two more heartbeats are awaited
 PERIOD = 3.0  # seconds between two polls
 WRITE_TEST = "thousandwords_watch"  # a variable on the server

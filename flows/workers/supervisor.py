@@ -76,9 +76,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--gpus", type=int, default=0, help="how many GPUs to hold (default: none)")
     arguments.add_argument("--what", default="", help="the name that others see while they wait for the GPU")
-    arguments.add_argument(
-        "--parent", type=int, default=os.getppid(), help="end with this process (default: the parent)"
-    )
+    text = "end with this process (default: the parent)"
+    arguments.add_argument("--parent", type=int, default=os.getppid(), help=text)
     arguments.add_argument("command", nargs="+", metavar="COMMAND")
     options = arguments.parse_args(argv)
     with one_sentence("supervisor", code=2):

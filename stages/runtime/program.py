@@ -35,14 +35,11 @@ def program(
             description=sys.modules[work.__module__].__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parser.add_argument(
-            "--params", type=Path, default=Path("params.yaml"), help="the settings (default: params.yaml)"
-        )
+        add = parser.add_argument
+        add("--params", type=Path, default=Path("params.yaml"), help="the settings (default: params.yaml)")
         for path in paths:
-            parser.add_argument(f"--{path.replace('_', '-')}", type=Path, required=True, metavar="PATH")
-        parser.add_argument(
-            "--record", type=Path, help=f"the record of this run (default: {RECORDS}/<stage>.json)"
-        )
+            add(f"--{path.replace('_', '-')}", type=Path, required=True, metavar="PATH")
+        add("--record", type=Path, help=f"the record of this run (default: {RECORDS}/<stage>.json)")
         options = parser.parse_args(argv)
         if shares_cores:
             share_cores()
@@ -63,11 +60,9 @@ def launch_processes(stage: str, params: Path, section: str, argv: list[str] | N
         # together as many threads as one process would have
         threads = max(1, torch.get_num_threads() // num_processes)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        torchrun = (
-            f"-m stages.runtime.torchrun --standalone --nproc-per-node {num_processes} -m stages.{stage}"
-        )
+        torchrun = f"-m stages.runtime.torchrun --standalone --nproc-per-node {num_processes}"
         arguments = sys.argv[1:] if argv is None else argv
-        os.execv(sys.executable, [sys.executable, *torchrun.split(), *arguments])
+        os.execv(sys.executable, [sys.executable, *torchrun.split(), "-m", f"stages.{stage}", *arguments])
 
 
 def share_cores() -> None:

@@ -144,9 +144,8 @@ def log_experiment(title: str, name: str, values: dict[str, object], metrics: di
     run_id = _parent_run(mlflow_client, experiment_of(mlflow_client), name)
     mlflow_client.set_tag(run_id, "sweep", title)
     now = int(time.time() * 1000)
-    points = [
-        Metric(key.replace("/", ".").replace(":", "."), value, now, 0) for key, value in metrics.items()
-    ]
+    names = {key: key.replace("/", ".").replace(":", ".") for key in metrics}
+    points = [Metric(names[key], value, now, 0) for key, value in metrics.items()]
     mlflow_client.log_batch(run_id, points, [Param(setting, str(value)) for setting, value in values.items()])
     mlflow_client.set_terminated(run_id)
 
