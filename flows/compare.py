@@ -11,20 +11,23 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from flows.command_line import one_sentence, parser
-from flows.dvc.fetch_outputs import DVC, LIST_RUNS, RunOutputs, fetch, find
+from flows.dvc.damage import LOCK, locked_outputs, outputs_of
+from flows.dvc.git import git, git_succeeds
+from flows.dvc.repro import DVC
 from thousandwords.core.errors import UserError
 
 PAGE = Path("results/compare.html")
+WORKSPACE = "workspace"  # as DVC calls it
+REQUIRED, OPTIONAL = ("results/samples", "results/ranked"), ("results/metrics.json",)
+LIST_RUNS = f"git log --oneline -- {LOCK}"
 
 
 def compare(names: tuple[str, str], command: list[str], root: Path = Path(".")) -> int:
-    """Run `python -m thousandwords COMMAND` on both runs and their metadata; its exit code.
-
-    Raises UserError.
-    """
+    """Run `python -m thousandwords COMMAND` on both runs; its exit code. Raises UserError."""
     a, b = (find(name, root) for name in names)
     if a.commit is not None and a.commit == b.commit:
         raise UserError(
@@ -35,9 +38,8 @@ def compare(names: tuple[str, str], command: list[str], root: Path = Path(".")) 
         metadata = Path(folder) / "metadata.json"
         metadata.write_text(json.dumps(describe_runs(a, b, root, command[0] == "compare")), encoding="utf-8")
         runs = ["--a", str(folders[0]), "--b", str(folders[1]), "--metadata", str(metadata)]
-        return subprocess.run(
-            [sys.executable, "-m", "thousandwords", command[0], *runs, *command[1:]], cwd=root
-        ).returncode
+        line = [sys.executable, "-m", "thousandwords", command[0], *runs, *command[1:]]
+        return subprocess.run(line, cwd=root).returncode
 
 
 def describe_runs(a: RunOutputs, b: RunOutputs, root: Path, with_differences: bool = True) -> dict:
@@ -51,14 +53,89 @@ def describe_runs(a: RunOutputs, b: RunOutputs, root: Path, with_differences: bo
 
 def differences(kind: str, a: str, b: str, root: Path) -> dict[str, dict]:
     """{name: {"old", "new", "diff"}} of changed "metrics" or "params", from DVC. Raises UserError."""
-    result = subprocess.run(
-        [*DVC, "--wait-for-lock", kind, "diff", "--json", a, b], cwd=root, capture_output=True, text=True
-    )
+    command = [*DVC, "--wait-for-lock", kind, "diff", "--json", a, b]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if result.returncode:
-        raise UserError(
-            f"`dvc {kind} diff {a} {b}` failed with code {result.returncode}: {' '.join(result.stderr.split())}"
-        )
+        reason = " ".join(result.stderr.split())
+        raise UserError(f"`dvc {kind} diff {a} {b}` failed with code {result.returncode}: {reason}")
     return {name: row for file in json.loads(result.stdout).values() for name, row in file.items()}
+
+
+@dataclass(frozen=True)
+class RunOutputs:
+    """Where a run comes from; `commit` is None for another folder, `lock` {output: md5} of its dvc.lock."""
+
+    name: str
+    folder: Path | None  # that holds results/; None: the outputs have to be fetched
+    commit: str | None
+    description: dict[str, str]  # {"name", "commit", "subject", "date"}, as far as available
+    lock: dict[str, str]
+
+    def parts(self) -> dict[str, str]:
+        """{model: md5}"""
+        return {Path(path).name: md5 for path, md5 in self.lock.items() if path.startswith("models/")}
+
+
+def find(name: str, root: Path) -> RunOutputs:
+    """The run named "workspace", a git revision, or a folder that holds results/. Raises UserError."""
+    if name == WORKSPACE:
+        has_commit = git_succeeds("rev-parse", "HEAD", root=root)
+        description = _describe(name, "HEAD", root) if has_commit else {"name": name}
+        if description.get("subject"):
+            description["subject"] = f"this folder as it is now, on top of: {description['subject']}"
+        return RunOutputs(name, root, WORKSPACE, description, locked_outputs(root))
+    if git_succeeds("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}", "--", root=root):
+        return _find_revision(name, root)
+    if (Path(name) / "results").is_dir():
+        return RunOutputs(name, Path(name), None, {"name": name}, locked_outputs(Path(name)))
+    raise UserError(
+        f"{name!r} is neither a git revision here nor a folder with results/ in it. Give a commit, branch or tag "
+        f"(list them: {LIST_RUNS}), {WORKSPACE!r}, or the folder of another run"
+    )
+
+
+def _find_revision(name: str, root: Path) -> RunOutputs:
+    if not git_succeeds("cat-file", "-e", f"{name}:./{LOCK}", root=root):
+        raise UserError(
+            f"{name} has no {LOCK}, so no run was recorded there. Choose a commit that has one: {LIST_RUNS}"
+        )
+    lock = outputs_of(git("show", f"{name}:./{LOCK}", root=root))
+    missing = [path for path in REQUIRED if path not in lock]
+    if missing:
+        raise UserError(
+            f"the {LOCK} of {name} has no {missing[0]}: that run did not get so far. Choose another one: {LIST_RUNS}"
+        )
+    commit = git("rev-parse", f"{name}^{{commit}}", root=root)
+    return RunOutputs(name, None, commit, _describe(name, name, root), lock)
+
+
+def _describe(name: str, revision: str, root: Path) -> dict[str, str]:
+    commit, date, subject = git("log", "-1", "--format=%h%n%cs%n%s", revision, "--", root=root).split("\n", 2)
+    return {"name": name, "commit": commit, "date": date, "subject": subject}
+
+
+def fetch(run: RunOutputs, target: Path, root: Path) -> Path:
+    """The folder with the run's results/: its own, or `target`, filled by DVC. Raises UserError."""
+    if run.folder is not None:
+        return run.folder
+    for path in (*REQUIRED, *(path for path in OPTIONAL if path in run.lock)):
+        out = target / path
+        out.parent.mkdir(parents=True, exist_ok=True)
+        args = ("get", str(root.resolve()), path, "--rev", run.commit, "--out", str(out.resolve()))
+        result = subprocess.run([*DVC, *args], cwd=root, capture_output=True, text=True)
+        if result.returncode:
+            raise UserError(
+                f"{path} of {run.name} is neither in DVC's cache nor in its remote. With a remote, run: dvc fetch "
+                f"--all-commits {' '.join(REQUIRED)}; else make that run again: git checkout "
+                f"{run.description['commit']}, make run. DVC said: {_last_error(result.stderr)}"
+            )
+    return target
+
+
+def _last_error(output: str) -> str:
+    """The last line that DVC marks as an error."""
+    lines = output.splitlines() or ["nothing"]
+    return ([line for line in lines if line.startswith("ERROR")] or lines)[-1]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -69,11 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--sheet", type=Path, help="write a human evaluation sheet instead of the page")
     arguments.add_argument("--prompts", type=int, help="prompts on it (default: 48 on a page, 50 on a sheet)")
     options = arguments.parse_args(argv)
-    command = (
-        ["human-eval-sheet", "--out", str(options.sheet)]
-        if options.sheet
-        else ["compare", "--out", str(options.out)]
-    )
+    command = ["human-eval-sheet" if options.sheet else "compare", "--out", str(options.sheet or options.out)]
     if options.prompts:
         command += ["--prompts", str(options.prompts)]
     with one_sentence("compare", code=2):

@@ -13,19 +13,18 @@ from pathlib import Path
 
 import httpx
 import prefect
-from prefect.automations import Automation, EventTrigger, Posture
+from prefect.automations import Automation, Posture
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.variables import Variable
 
 from flows.command_line import one_sentence, parser
 from flows.dvc.git import git
-from flows.notifications import END_EVENTS, notification_automations
+from flows.notifications import END_EVENTS, notification_automations, run_automation
 from flows.workers import gpu_lock
 from thousandwords.core.errors import UserError
 
@@ -52,10 +51,7 @@ def bootstrap(root: Path = Path(".")) -> list[str]:
 
 
 def prepare_server(root: Path = Path(".")) -> list[str]:
-    """Claim the server for this project and create its work pools.
-
-    Raises UserError if it is another's, or none answers.
-    """
+    """Claim the server, create its work pools. Raises UserError if it is another's, or none answers."""
     url = server_url()
     with get_client(sync_client=True) as client:
         check_server(client, url)
@@ -130,23 +126,15 @@ def zombie_automation() -> Automation:
     """
     heartbeat = "prefect.flow-run.heartbeat"
     started = {f"prefect.flow-run.{name}" for name in ("Pending", "Running", "Cancelling")}
-    return Automation(
-        name=ZOMBIES,
-        description="A worker or its machine died: no heartbeat for two hours",
-        trigger=EventTrigger(
-            after={heartbeat} | started,
-            expect={heartbeat, "prefect.flow-run.Running"} | END_EVENTS | WAIT_EVENTS,
-            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=SILENCE,
-        ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED, message="No heartbeat for two hours: its machine died"
-            )
-        ],
+    message = "No heartbeat for two hours: its machine died"
+    return run_automation(
+        ZOMBIES,
+        "A worker or its machine died: no heartbeat for two hours",
+        ChangeFlowRunState(state=StateType.CRASHED, message=message),
+        after={heartbeat} | started,
+        expect={heartbeat, "prefect.flow-run.Running"} | END_EVENTS | WAIT_EVENTS,
+        posture=Posture.Proactive,
+        within=SILENCE,
     )
 
 
@@ -167,9 +155,8 @@ def deploy(root: Path) -> list[str]:
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     if result.returncode:
-        raise UserError(
-            f"prefect.yaml could not be deployed: {' '.join((result.stdout + result.stderr).split())[-500:]}"
-        )
+        output = " ".join((result.stdout + result.stderr).split())[-500:]
+        raise UserError(f"prefect.yaml could not be deployed: {output}")
     return [f"deployments  of prefect.yaml, on {pool}"]
 
 

@@ -27,10 +27,7 @@ SERVER_VARIABLES = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")  # either one set:
 
 
 def local_servers_environment() -> dict[str, str]:
-    """The variables of this folder's (or SERVERS_FOLDER's) servers if they are running.
-
-    Else {}.
-    """
+    """The variables of this folder's (or SERVERS_FOLDER's) servers if they are running. Else {}."""
     if (
         any(name in os.environ for name in SERVER_VARIABLES)
         or not Path(os.environ.get("SERVERS_FOLDER") or ".servers").is_dir()

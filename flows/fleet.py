@@ -16,16 +16,10 @@ import httpx
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterName,
-    FlowRunFilter,
-    FlowRunFilterName,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
 
@@ -35,10 +29,9 @@ from flows.dvc import remote_repro
 from flows.dvc.git import git
 from flows.dvc.graph import Graph, read_graph
 from flows.dvc.repro import RAN, PermanentStageFailure, StageFailed, stage_error, stream
-from flows.pipeline import is_retryable
+from flows.pipeline import unless
 from flows.prefect_artifacts import publish_results
 from flows.runner import run_graph
-from flows.workers.parent_watch import end_with_worker
 from flows.workers.placement import Place, read_placement
 from flows.workers.run_lock import lock_handles, run_lock
 from flows.workers.supervisor import supervised
@@ -56,29 +49,24 @@ RETRY_DELAYS = [2, 10, 30, 60]  # seconds, after a server that could not answer
 
 @flow(name="stage", flow_run_name="{stage}", log_prints=True)
 def run_here(stage: str, revision: str, place: dict, pipeline: str) -> list[str]:
-    """Run one stage at that revision in this worker's clone and push its outputs.
-
-    The stages that had to run.
-    """
-    end_with_worker()
+    """Run one stage at that revision in this clone and push its outputs; the stages that had to run."""
     os.environ["THOUSANDWORDS_PIPELINE"] = pipeline  # one MLflow parent run for the stages of all workers
     resources = Place(**place)
     with run_lock(get_run_logger().info):
-        stage_task = run_and_push.with_options(
-            name=stage, retries=resources.retries, retry_delay_seconds=resources.delays
-        )
+        stage_task = run_and_push.with_options(name=stage, **resources.retry_options)
         return stage_task(stage, revision, resources.gpus)
 
 
-@task(cache_policy=NO_CACHE, retry_condition_fn=is_retryable, log_prints=True)
+@task(cache_policy=NO_CACHE, retry_condition_fn=unless(PermanentStageFailure), log_prints=True)
 def run_and_push(stage: str, revision: str, gpus: int) -> list[str]:
     """The same without retries. Raises PermanentStageFailure for what a user has to fix, else StageFailed."""
     log = get_run_logger()
 
+    def on_line(line: str) -> None:
+        log.info("%s | %s", stage, line)
+
     def repro(*command: str) -> list[str]:
-        code, lines = stream(
-            supervised(command, gpus, stage), lambda line: log.info("%s | %s", stage, line), lock_handles()
-        )
+        code, lines = stream(supervised(command, gpus, stage), on_line, lock_handles())
         if code:
             raise stage_error(stage, code, lines)
         return lines
@@ -96,11 +84,8 @@ def run_and_push(stage: str, revision: str, gpus: int) -> list[str]:
 
 @flow(name="fleet", log_prints=True)
 def fleet(targets: list[str] | None = None) -> dict[str, str]:
-    """Run all stages, or `targets` and what they need, on free workers: {stage: "ran" or "unchanged"}.
-
-    Raises UserError if a pool that it needs has no worker, or if this clone has changes that no other has.
-    """
-    end_with_worker()
+    """Run all stages, or `targets` and what they need, on free workers: {stage: "ran" or "unchanged"}. Raises
+    UserError if a pool that it needs has no worker, or if this clone has changes that no other has."""
     with run_lock(get_run_logger().info):
         remote_repro.check_clone()
         revision = git("rev-parse", "HEAD")
@@ -114,10 +99,7 @@ def fleet(targets: list[str] | None = None) -> dict[str, str]:
 
 
 def submit_stages(graph: Graph, stages: list[str], revision: str) -> dict[str, str]:
-    """Submit all stages of the graph in order and wait for them.
-
-    The submitted runs are cancelled if this is stopped.
-    """
+    """Submit all stages in order and wait for them; if this is stopped, their runs are cancelled."""
     placement, run_ids = read_placement(stages), []
     with get_client(sync_client=True) as client:
         check_workers(client, {deployment(placement.of(stage)) for stage in graph.needs if graph.stale})
@@ -128,44 +110,37 @@ def submit_stages(graph: Graph, stages: list[str], revision: str) -> dict[str, s
         return run_graph(graph, submit, len(graph.needs), stop=lambda: cancel_runs(client, run_ids))
 
 
-def is_server_failure(task_: object, run: object, state: State) -> bool:
-    """Whether the request failed, not the stage: a retry then finds the run if it was submitted already."""
-    return not isinstance(state.result(raise_on_failure=False), StageFailed)
-
-
 @task(
     task_run_name="{stage}",
     cache_policy=NO_CACHE,
     log_prints=True,
     retries=len(RETRY_DELAYS),
     retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=is_server_failure,
+    # the request failed, not the stage: a retry then finds the run if it was submitted already
+    retry_condition_fn=unless(StageFailed),
 )
 def run_on_worker(stage: str, place: dict, revision: str, run_ids: list[UUID]) -> str:
-    """Run one stage as a run of its own and wait until it ends.
-
-    Raises StageFailed if it does not complete.
-    """
+    """Run one stage as a run of its own and wait for its end. Raises StageFailed if it fails."""
     parameters = {"stage": stage, "revision": revision, "place": place, "pipeline": f"fleet-{flow_run.id}"}
     with get_client(sync_client=True) as client:
+        options = {"parameters": parameters, "flow_run_name": stage, "timeout": 0}
         run = find_submitted_run(client, stage, revision) or run_deployment(
-            deployment(Place(**place)), parameters=parameters, flow_run_name=stage, timeout=0
+            deployment(Place(**place)), **options
         )
         run_ids.append(run.id)
         print(f"{stage} is run {run.id}; its log: prefect flow-run logs {run.id}")
         state = wait_for_end(client, run)
     if not state.is_completed():
-        raise StageFailed(
-            f"stage {stage} is {state.name.lower()} on its worker: {' '.join((state.message or '').split())}"
-        )
+        reason = " ".join((state.message or "").split())
+        raise StageFailed(f"stage {stage} is {state.name.lower()} on its worker: {reason}")
     return RAN
 
 
 def find_submitted_run(client: SyncPrefectClient, stage: str, revision: str) -> FlowRun | None:
     """The active run that an earlier coordinator submitted and did not wait for."""
-    active = FlowRunFilterStateType(any_=[StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING])
-    query = FlowRunFilter(name=FlowRunFilterName(any_=[stage]), state=FlowRunFilterState(type=active))
-    runs = client.read_flow_runs(flow_run_filter=query)
+    states = ["SCHEDULED", "PENDING", "RUNNING"]
+    query = {"name": {"any_": [stage]}, "state": {"type": {"any_": states}}}
+    runs = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(query))
     return next((run for run in runs if run.parameters.get("revision") == revision), None)
 
 
@@ -179,12 +154,10 @@ def wait_for_end(client: SyncPrefectClient, run: FlowRun) -> State:
         time.sleep(POLL_SECONDS)
         try:
             state = client.read_flow_run(run.id).state
-        except httpx.TransportError:
+        except httpx.HTTPError as error:
+            if isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error:
+                raise
             continue
-        except httpx.HTTPStatusError as error:
-            if error.response.is_server_error:
-                continue
-            raise
         if state and state.is_final():
             return state
 
@@ -192,11 +165,10 @@ def wait_for_end(client: SyncPrefectClient, run: FlowRun) -> State:
 def check_workers(client: SyncPrefectClient, deployments: set[str]) -> None:
     """Raises UserError for a deployment that does not exist, or whose pool has no worker."""
     for name in sorted(deployments):
-        query = DeploymentFilter(name=DeploymentFilterName(any_=[name.partition("/")[2]]))
-        matches = client.read_deployments(deployment_filter=query)
-        if not matches:
-            raise UserError(f"the server has no deployment {name}. Run: make deploy")
-        pool = matches[0].work_pool_name
+        try:
+            pool = client.read_deployment_by_name(name).work_pool_name
+        except ObjectNotFound as error:
+            raise UserError(f"the server has no deployment {name}. Run: make deploy") from error
         workers = client.read_workers_for_work_pool(pool)
         if not any(worker.status == "ONLINE" for worker in workers):
             raise UserError(

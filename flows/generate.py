@@ -11,11 +11,9 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.command_line import one_sentence, parser
-from flows.dvc.repro import stream
 from flows.prefect_artifacts import fit_size_limit, image_page
 from flows.workers import gpu_lock
-from flows.workers.parent_watch import end_with_worker
-from flows.workers.run_lock import lock_handles
+from flows.workers.run_lock import end_with_worker, run_locked
 from flows.workers.supervisor import supervised
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import check_writable
@@ -33,17 +31,12 @@ def fetch_package(alias: str) -> str:
 
 @task(cache_policy=NO_CACHE)
 def generate_images(package: str, prompts: list[str], candidates: int, seed: int, out: str) -> list[str]:
-    """The image grids, one per prompt, best candidate first.
-
-    Raises RuntimeError with the last lines of output.
-    """
+    """The image grids, one per prompt, best candidate first. Raises RuntimeError."""
     log = get_run_logger()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "prompts.txt"
         file.write_text("\n".join(prompts), encoding="utf-8", errors="surrogateescape")
-        code, lines = stream(command(package, file, candidates, seed, out), log.info, lock_handles())
-    if code:
-        raise RuntimeError(f"generating failed with code {code}: " + " / ".join(lines[-5:]))
+        lines = run_locked(command(package, file, candidates, seed, out), log.info, "generating")
     return [line.rpartition(" -> ")[2] for line in lines if " -> " in line]
 
 

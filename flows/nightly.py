@@ -17,10 +17,9 @@ from prefect.cache_policies import NO_CACHE
 from flows.command_line import one_sentence
 from flows.dvc.git import changed_files, commit_if_all
 from flows.dvc.remote_repro import LOCK
-from flows.dvc.repro import DVC, stream
+from flows.dvc.repro import DVC
 from flows.pipeline import pipeline
-from flows.workers.parent_watch import end_with_worker
-from flows.workers.run_lock import lock_handles, run_lock
+from flows.workers.run_lock import run_lock, run_locked
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import check_writable
 
@@ -30,11 +29,9 @@ DATA = Path("data")  # where `dvc import` and `dvc import-url` leave their files
 @task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[30, 120])
 def update_data() -> list[str]:
     """Update what `dvc import` took from elsewhere; the pipeline itself detects changes of local folders."""
-    log, files = get_run_logger(), sorted(str(path) for path in DATA.glob("*.dvc"))
+    files = sorted(str(path) for path in DATA.glob("*.dvc"))
     if files:
-        code, lines = stream([*DVC, "update", *files], log.info, lock_handles())
-        if code:
-            raise RuntimeError(f"dvc update failed with code {code}: " + " / ".join(lines[-5:]))
+        run_locked([*DVC, "update", *files], get_run_logger().info, "dvc update")
     return files
 
 
@@ -77,20 +74,15 @@ def promote(version: str) -> list[str]:
 
 @flow(name="nightly")
 def nightly() -> dict:
-    """{"ran": stages that ran, "version": its number, "refusals": []}.
-
-    A version that the gate rejects is no failure.
-    """
-    end_with_worker()
+    """{"ran": stages that ran, "version": its number, "refusals": []}; a rejected version is no failure"""
     with run_lock(get_run_logger().info):
         update_data()
         ran = [stage for stage, result in pipeline().items() if result == "ran"]
         commit()
         version = register()
         refusals = promote(version)
-    create_markdown_artifact(
-        markdown=summary(version, refusals, ran), key="champion", description="The decision of the gate"
-    )
+    text = summary(version, refusals, ran)
+    create_markdown_artifact(markdown=text, key="champion", description="The decision of the gate")
     return {"ran": ran, "version": version, "refusals": refusals}
 
 

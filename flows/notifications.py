@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from datetime import timedelta
-from uuid import UUID
 
 from apprise import Apprise
 from prefect.automations import Automation, EventTrigger, Posture
@@ -30,16 +29,14 @@ BODY = "Run {{ flow_run.name }} of {{ flow.name }} ended: {{ flow_run.state.name
 
 
 def notification_automations() -> list[Automation]:
-    """An automation for each address in the environment.
-
-    Raises UserError for an invalid one, without showing it.
-    """
+    """An automation per address in the environment. Raises UserError, which does not show the address."""
     actions = {  # the names are those on servers that were set up before: another would be a second automation
         WEBHOOK: ("thousandwords: tell a webhook", webhook),
         MAIL: ("thousandwords: tell a mailbox", mail),
     }
+    ended = {"expect": END_EVENTS, "posture": Posture.Reactive, "within": timedelta(0)}
     return [
-        on_run_end(name, make_action(os.environ[variable]))
+        run_automation(name, "Runs that ended", make_action(os.environ[variable]), **ended)
         for variable, (name, make_action) in actions.items()
         if os.environ.get(variable)
     ]
@@ -50,7 +47,7 @@ def webhook(url: str) -> CallWebhook:
         raise UserError(
             f"{WEBHOOK} must be an address that begins with http:// or https://, found {url[:8]!r}..."
         )
-    block = save_block(Webhook(url=url, method="POST"), "thousandwords")
+    block = Webhook(url=url, method="POST").save("thousandwords", overwrite=True)
     return CallWebhook(block_document_id=block, payload=PAYLOAD)
 
 
@@ -66,7 +63,7 @@ def mail(url: str) -> SendNotification:
             f"{MAIL} must be an address in apprise's format, mailtos://user:password@smtp.example.org?from=me@example.org"
             f"&to=team@example.org, found {url.partition('://')[0][:8]!r}..."
         )
-    block = save_block(SlackWebhook(url=url), "thousandwords-mail")
+    block = SlackWebhook(url=url).save("thousandwords-mail", overwrite=True)
     return SendNotification(block_document_id=block, subject=SUBJECT, body=BODY)
 
 
@@ -79,18 +76,8 @@ def _is_valid(url: str) -> bool:
         log.disabled = before
 
 
-def save_block(block: Webhook | SlackWebhook, name: str) -> UUID:
-    return block.save(name, overwrite=True)
-
-
-def on_run_end(name: str, action: ActionTypes) -> Automation:
-    """An automation that takes the action for each run that ends."""
-    trigger = EventTrigger(
-        expect=END_EVENTS,
-        match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-        for_each={"prefect.resource.id"},
-        posture=Posture.Reactive,
-        threshold=1,
-        within=timedelta(0),
-    )
-    return Automation(name=name, description="Runs that ended", trigger=trigger, actions=[action])
+def run_automation(name: str, description: str, action: ActionTypes, **trigger: object) -> Automation:
+    """An automation that takes the action on events of a run, for each run."""
+    runs = ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]})
+    event = EventTrigger(match=runs, for_each={"prefect.resource.id"}, threshold=1, **trigger)
+    return Automation(name=name, description=description, trigger=event, actions=[action])

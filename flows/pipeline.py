@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -19,36 +20,33 @@ from flows.dvc import repro
 from flows.dvc.graph import read_graph_when_free
 from flows.prefect_artifacts import publish_results
 from flows.runner import run_graph
-from flows.workers.parent_watch import end_with_worker
 from flows.workers.placement import read_placement
 from flows.workers.run_lock import lock_handles, run_lock
 from flows.workers.supervisor import supervised
 from thousandwords.core.files import check_writable
 
 
-def is_retryable(task_: object, run: object, state: State) -> bool:
-    """Whether a failed stage should be retried."""
-    return not isinstance(state.result(raise_on_failure=False), repro.PermanentStageFailure)
+def unless(error: type[Exception]) -> Callable[[object, object, State], bool]:
+    """A condition for retries: every failure but this one."""
+    return lambda task_, run, state: not isinstance(state.result(raise_on_failure=False), error)
 
 
-@task(task_run_name="{stage}", cache_policy=NO_CACHE, retry_condition_fn=is_retryable)
+@task(task_run_name="{stage}", cache_policy=NO_CACHE, retry_condition_fn=unless(repro.PermanentStageFailure))
 def run_stage(stage: str, gpus: int) -> str:
-    """Run one stage with DVC, its output in the log; "unchanged" or "ran".
-
-    Raises StageFailed with the last lines.
-    """
+    """Run one stage with DVC, its output in the log; "unchanged" or "ran". Raises StageFailed."""
     log = get_run_logger().info
+
+    def on_line(line: str) -> None:
+        log("%s | %s", stage, line)
+
     # no session of its own, so that the cancellation of the flow reaches it
     command = supervised(repro.repro_command(stage), gpus, stage)
-    return repro.run_stage(
-        stage, lambda line: log("%s | %s", stage, line), log, command, pass_fds=lock_handles()
-    )
+    return repro.run_stage(stage, on_line, log, command, pass_fds=lock_handles())
 
 
 @flow(name="pipeline")
 def pipeline(targets: list[str] | None = None) -> dict[str, str]:
     """Run all stages, or `targets` and what they need, in parallel: {stage: "ran" or "unchanged"}."""
-    end_with_worker()
     log = get_run_logger().info
     with run_lock(log):
         # one MLflow parent run for all stages
@@ -58,10 +56,7 @@ def pipeline(targets: list[str] | None = None) -> dict[str, str]:
 
         def run_with_retries(stage: str) -> str:
             place = placement.of(stage)
-            retrying = run_stage.with_options(
-                name=stage, retries=place.retries, retry_delay_seconds=place.delays
-            )
-            return retrying(stage, place.gpus)
+            return run_stage.with_options(name=stage, **place.retry_options)(stage, place.gpus)
 
         results = run_graph(whole.part(targets), run_with_retries, placement.parallel)
         for stage in (stage for stage, result in results.items() if result == repro.CACHED):

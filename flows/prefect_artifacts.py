@@ -9,46 +9,32 @@ from pathlib import Path
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
+from thousandwords.core.params import flatten
+
 RESULTS = Path("results")
 MAX_BYTES = 2_000_000  # of images in one artifact: they are stored in Prefect's database
 MAX_GRIDS = 4
 
 
-def publish_results(results: Path = RESULTS) -> list[str]:
-    """Publish the outputs of `evaluate` that exist; returns the artifacts' keys."""
-    keys = []
-    if (results / "metrics.json").is_file():
-        rows = metrics_table(json.loads((results / "metrics.json").read_bytes()))
-        create_table_artifact(
-            table=rows, key="metrics", description="The metrics of this run (results/metrics.json)"
-        )
-        keys.append("metrics")
-    if images := list_grids(results / "ranked"):
-        create_markdown_artifact(
-            markdown=image_page(images), key="images", description="Best first, one row per prompt"
-        )
-        keys.append("images")
-    if (results / "report.html").is_file():
-        link = (results / "report.html").resolve().as_uri()
-        create_link_artifact(
-            link=link, link_text="results/report.html", key="report", description=f"On this machine: {link}"
-        )
-        keys.append("report")
-    return keys
+def publish_results() -> None:
+    """Publish the outputs of `evaluate` that exist."""
+    metrics, report = RESULTS / "metrics.json", RESULTS / "report.html"
+    if metrics.is_file():
+        rows = metrics_table(json.loads(metrics.read_bytes()))
+        create_table_artifact(table=rows, key="metrics", description=f"The metrics of this run ({metrics})")
+    if images := list_grids(RESULTS / "ranked"):
+        page = image_page(images)
+        create_markdown_artifact(markdown=page, key="images", description="Best first, one row per prompt")
+    if report.is_file():
+        link = report.resolve().as_uri()
+        text = {"link_text": str(report), "description": f"On this machine: {link}"}
+        create_link_artifact(link=link, key="report", **text)
 
 
-def metrics_table(metrics: dict, prefix: str = "") -> list[dict[str, object]]:
-    """{"generator": {"loss": 1.5}} -> [{"figure": "generator.loss", "value": 1.5}].
-
-    Lists are only in the report.
-    """
-    rows: list[dict[str, object]] = []
-    for name, value in metrics.items():
-        if isinstance(value, dict):
-            rows += metrics_table(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float):
-            rows.append({"figure": f"{prefix}{name}", "value": round(value, 4)})
-    return rows
+def metrics_table(metrics: dict) -> list[dict[str, object]]:
+    """{"generator": {"loss": 1.5}} -> [{"figure": "generator.loss", "value": 1.5}]; lists are only in the report"""
+    numbers = {name: value for name, value in flatten(metrics).items() if isinstance(value, int | float)}
+    return [{"figure": name, "value": round(value, 4)} for name, value in numbers.items()]
 
 
 def list_grids(folder: Path) -> list[Path]:

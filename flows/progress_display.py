@@ -17,10 +17,7 @@ DVC_CHATTER = re.compile(  # what DVC prints at the end of every stage
 
 
 class ProgressDisplay:
-    """Shows the output of parallel stages.
-
-    Bars are made from the lines that thousandwords/core/progress.py writes.
-    """
+    """Shows the output of parallel stages; bars are made from lines of thousandwords/core/progress.py."""
 
     def __init__(self) -> None:
         self.is_terminal = sys.stderr.isatty()

@@ -43,31 +43,18 @@ class LocalStages:
             self.display.show_line(stage, line)
 
         command = supervised(repro_command(stage), len(gpu_lock.visible()), stage)
+        # a process group of its own: Ctrl-C reaches this process only, which passes it on once
+        options = {"on_start": self._started, "process_group": 0, "pass_fds": lock_handles()}
         try:
-            # a process group of its own: Ctrl-C reaches this process only, which passes it on once
-            return run_stage(
-                stage,
-                on_line,
-                self.display.print,
-                command,
-                on_start=self._started,
-                process_group=0,
-                pass_fds=lock_handles(),
-            )
+            return run_stage(stage, on_line, self.display.print, command, **options)
         finally:
             self.display.end(stage)
 
     def stop(self) -> None:
-        """Stop all as Ctrl-C does and wait until they have ended.
-
-        A training stage saves a checkpoint first.
-        """
+        """Stop all as Ctrl-C does, and wait: a training stage saves a checkpoint first."""
         self.is_stopped = True
-        for number, patience in (
-            (signal.SIGINT, PATIENCE / 2),
-            (signal.SIGTERM, PATIENCE),
-            (signal.SIGKILL, PATIENCE),
-        ):
+        waits = {signal.SIGINT: PATIENCE / 2, signal.SIGTERM: PATIENCE, signal.SIGKILL: PATIENCE}
+        for number, patience in waits.items():
             alive = [process for process in self.processes if process.poll() is None]
             for process in alive:
                 with contextlib.suppress(ProcessLookupError):
@@ -116,10 +103,8 @@ def main(argv: list[str] | None = None) -> None:
             try:
                 results = run_graph(whole.part(targets), stages.run, parallel, stages.stop, fail_fast=True)
             except StageFailed as error:  # its output is above
-                what = str(error).partition(":")[0]
-                raise UserError(
-                    f"{what}. Finished stages are kept; fix it, and run the same again"
-                ) from error
+                message = f"{str(error).partition(':')[0]}. Finished stages are kept; fix it, and run the same again"
+                raise UserError(message) from error
     except KeyboardInterrupt as error:
         print("run: stopped. Training resumes from its last checkpoint in the next run", file=sys.stderr)
         raise SystemExit(130) from error

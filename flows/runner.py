@@ -63,8 +63,7 @@ def _ready_stages(graph: Graph, results: dict[str, str]):
 
 
 def _in_thread(function: Callable[[str], str], stage: str) -> Future:
-    """The result of a call in a thread that has this one's context, as Prefect needs, and does not keep the
-    process alive."""
+    """The result of a call in a thread with this one's context, which keeps no process alive."""
     future: Future = Future()
     context = contextvars.copy_context()
 

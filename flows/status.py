@@ -6,7 +6,6 @@ Works without a server.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 from datetime import datetime
 from pathlib import Path
@@ -30,14 +29,14 @@ ENDED = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
 def status() -> str:
     """The whole text."""
     parts = {
-        "server": server,
-        "gpus": gpus,
-        "workers": workers_here,
-        "champion": champion,
-        "stages": stages,
-        "metrics": metrics,
+        "server": server(),
+        "gpus": gpu_lock.holders(gpu_lock.visible()) or ["none visible"],
+        "workers": list_workers() or ["none was started in this folder"],
+        "champion": champion(),
+        "stages": stages(),
+        "metrics": metrics(),
     }
-    return "\n".join(block(name, part()) for name, part in parts.items())
+    return "\n".join(block(name, lines) for name, lines in parts.items())
 
 
 def block(name: str, lines: list[str]) -> str:
@@ -51,16 +50,11 @@ def server() -> list[str]:
     if not url:
         return ["none (PREFECT_API_URL is not set): `make flow` starts one for each run"]
     try:
-        with httpx.Client(base_url=url, timeout=5, auth=password()) as client:
+        user, _, password = (PREFECT_API_AUTH_STRING.value() or "").partition(":")
+        with httpx.Client(base_url=url, timeout=5, auth=(user, password) if password else None) as client:
             return [url, *pools(client), *runs(client)]
     except (httpx.HTTPError, ValueError, KeyError) as error:
         return [f"{url} does not answer ({type(error).__name__}). Start it: make servers"]
-
-
-def password() -> tuple[str, str] | None:
-    """(user, password) for the server, if it needs them."""
-    user, _, password_ = (PREFECT_API_AUTH_STRING.value() or "").partition(":")
-    return (user, password_) if password_ else None
 
 
 def pools(client: httpx.Client) -> list[str]:
@@ -70,9 +64,8 @@ def pools(client: httpx.Client) -> list[str]:
         answer = client.post(f"/work_pools/{pool}/workers/filter", json={})
         if answer.status_code == httpx.codes.NOT_FOUND:
             return ["there are no work pools yet. Run: make deploy"]
-        online[pool] = [
-            worker["name"] for worker in answer.raise_for_status().json() if worker["status"] == "ONLINE"
-        ]
+        workers = answer.raise_for_status().json()
+        online[pool] = [worker["name"] for worker in workers if worker["status"] == "ONLINE"]
     if not any(online.values()):
         return ["no worker takes runs. Run: make workers"]
     return [f"pool {pool}: {', '.join(names) or 'no worker'}" for pool, names in online.items()]
@@ -110,21 +103,12 @@ def describe_run(run: dict, time_key: str, preposition: str) -> str:
     return f"{run['state_type']:10} {run['name']}{when}{where}{why}"
 
 
-def gpus() -> list[str]:
-    return gpu_lock.holders(gpu_lock.visible()) or ["none visible"]
-
-
-def workers_here() -> list[str]:
-    return list_workers() or ["none was started in this folder"]
-
-
 def champion() -> list[str]:
     """The versions with an alias in the registry."""
+    from flows.registry.commands import show  # late: it loads MLflow
+
     try:
-        registry = importlib.import_module("flows.registry.commands")
-        lines = [line for line in registry.show() if "@" in line]
-    except ImportError:
-        return ["this project has no registry"]
+        lines = [line for line in show() if "@" in line]
     except UserError as error:
         return [str(error).splitlines()[0]]
     return lines or ["none yet"]

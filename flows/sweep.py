@@ -19,12 +19,10 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.command_line import one_sentence, parser
 from flows.dvc.graph import Graph
-from flows.dvc.repro import DVC, RAN, StageFailed, stream
-from flows.prefect_artifacts import metrics_table
+from flows.dvc.repro import DVC, RAN
 from flows.runner import run_graph
-from flows.workers.parent_watch import end_with_worker
 from flows.workers.placement import read_placement
-from flows.workers.run_lock import lock_handles, run_lock
+from flows.workers.run_lock import run_lock, run_locked
 from flows.workers.supervisor import supervised
 from stages.runtime import tracking
 from thousandwords.core.errors import UserError
@@ -36,23 +34,19 @@ MAX_EXPERIMENTS = 200  # in one sweep: a typing error should not cost a month
 
 
 def combinations(grid: dict[str, list]) -> list[dict[str, object]]:
-    """{"a": [1, 2], "b": [3]} -> [{"a": 1, "b": 3}, {"a": 2, "b": 3}].
-
-    Raises UserError for none or too many.
-    """
+    """{"a": [1, 2], "b": [3]} -> [{"a": 1, "b": 3}, {"a": 2, "b": 3}]; UserError for none or too many"""
     if not grid or not all(grid.values()):
         raise UserError("a sweep needs values to try, such as generator.training.learning_rate=0.001,0.004")
     rows = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     if len(rows) > MAX_EXPERIMENTS:
-        raise UserError(
-            f"these values make {len(rows)} experiments, more than {MAX_EXPERIMENTS}. Try fewer values at once"
-        )
+        count = f"{len(rows)} experiments, more than {MAX_EXPERIMENTS}"
+        raise UserError(f"these values make {count}. Try fewer values at once")
     return rows
 
 
-def check_settings(grid: dict[str, list], path: Path = PARAMS) -> None:
+def check_settings(grid: dict[str, list]) -> None:
     """Raises UserError for a setting not in params.yaml: DVC would add it, and a stage reject it hours later."""
-    settings = [f"{name}." for name in flatten(read_params(path))]
+    settings = [f"{name}." for name in flatten(read_params(PARAMS))]
     for setting in grid:
         if not any(name.startswith(f"{setting}.") for name in settings):
             raise UserError(
@@ -67,18 +61,15 @@ def run_experiment(name: str, values: dict[str, object]) -> str:
     command = ["env", f"THOUSANDWORDS_PIPELINE={name}", *DVC, "exp", "run", "--temp", "--name", name]
     for setting, value in values.items():
         command += ["-S", f"{setting}={yaml.safe_dump(value).split(chr(10))[0]}"]
-    code, lines = stream(
-        supervised(command, 1, name), lambda line: log.info("%s | %s", name, line), lock_handles()
+    run_locked(
+        supervised(command, 1, name), lambda line: log.info("%s | %s", name, line), f"experiment {name}"
     )
-    if code:
-        raise StageFailed(f"experiment {name} failed with code {code}: " + " / ".join(lines[-5:]))
     return RAN
 
 
 @flow(name="sweep")
 def sweep(grid: dict[str, list]) -> list[dict]:
     """Run every combination; a row for each with its name, its values and its metrics."""
-    end_with_worker()
     settings = combinations(grid)
     check_settings(grid)
     title = datetime.now(UTC).strftime("sweep-%Y%m%d-%H%M%S")
@@ -101,28 +92,23 @@ def sweep(grid: dict[str, list]) -> list[dict]:
 
 
 def compare(title: str, experiments: dict[str, dict[str, object]]) -> list[dict]:
-    """The rows of a sweep, from DVC's table of experiments.
-
-    Also written into MLflow, next to the stages' runs.
-    """
+    """The rows of a sweep, from DVC's table of experiments; MLflow gets them, too."""
     from dvc.api import exp_show
 
     shown = {row.get("Experiment"): row for row in exp_show()}
-    param_names = {row["figure"] for row in metrics_table(read_params(PARAMS))}
+    settings = flatten(read_params(PARAMS))
     rows = []
     for name, values in experiments.items():
-        columns = shown.get(name, {}).items()
-        metrics = {key: value for key, value in columns if is_metric(key, value) and key not in param_names}
-        rows.append(
-            {"experiment": name, **values, **{key: round(value, 4) for key, value in metrics.items()}}
-        )
+        metrics = {
+            key: value
+            for key, value in shown.get(name, {}).items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+            if "params.yaml" not in key and key not in settings
+        }
+        rounded = {key: round(value, 4) for key, value in metrics.items()}
+        rows.append({"experiment": name, **values, **rounded})
         tracking.if_usable("sweep", lambda row=(title, name, values, metrics): tracking.log_experiment(*row))
     return rows
-
-
-def is_metric(key: str, value: object) -> bool:
-    """Whether a column of `dvc exp show` is a number of a metrics file."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and "params.yaml" not in key
 
 
 def parse_grid(args: list[str]) -> dict[str, list]:

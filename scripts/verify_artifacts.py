@@ -11,9 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flows.dvc.damage import Damage, discard, find_damage, locked_outputs, object_in_cache
-from flows.dvc.digest import dvc_digest
-from thousandwords.core.command_line import one_sentence, parser
+from flows.command_line import one_sentence, parser
+from flows.dvc.damage import Damage, discard, dvc_digest, find_damage, locked_outputs, object_in_cache
 from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import MANIFEST, DamagedArtefact, read_manifest
 
@@ -89,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--repair", action="store_true", help="remove what is damaged, also in the cache")
     options = arguments.parse_args(argv)
-    with one_sentence("verify", errors=(RuntimeError, UserError)):
+    with one_sentence("verify", code=2):
         if options.repair:
             print("\n".join(f"repaired: {damage}" for damage in repair()) or "nothing is damaged")
             return

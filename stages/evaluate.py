@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from stages.runtime.program import program
-from stages.runtime.stage import Stage, device_of
+from stages.runtime.stage import Stage
 from stages.runtime.tracking import tracking_uri
 from thousandwords import components
 from thousandwords.core.config import section
 from thousandwords.core.files import write_bytes, write_json
 from thousandwords.core.manifest import read_manifest
+from thousandwords.core.params import flatten
 from thousandwords.data.pair_shards import open_pairs
 from thousandwords.evaluation.config import EvaluationConfig
 from thousandwords.evaluation.evaluate_run import EvaluationInputs, evaluate_run
@@ -37,11 +38,14 @@ def evaluate(
 ) -> None:
     config = section(context.params.get("evaluation"), "evaluation", EvaluationConfig)
     training, validation = open_pairs(pairs, "train"), open_pairs(pairs, "validation")
-    device = device_of(context)
+    device = context.world.device
     extractor = load_extractor(config.features) if config.features else None
     if extractor:
         extractor.network.to(device)
     curves, records = read_json_files(history / "curves"), read_json_files(history / "runs")
+    # the exact bytes that the figures are about
+    folders = {"pairs": pairs, "image_tokenizer": image_tokenizer, "scorer": scorer}
+    folders |= {"samples": samples, "ranked": ranked}
     inputs = EvaluationInputs(
         training=training,
         validation=validation,
@@ -50,9 +54,7 @@ def evaluate(
         samples=read_samples(samples),
         scores=read_scores(ranked),
         generator_curve=curves["train_generator"],
-        checkpoints=fingerprints(
-            pairs=pairs, image_tokenizer=image_tokenizer, scorer=scorer, samples=samples, ranked=ranked
-        ),
+        checkpoints={name: read_manifest(path, verify=False)["sha256"] for name, path in folders.items()},
     )
     evaluation = evaluate_run(inputs, config, context.seed, extractor)
     figures = evaluation.figures
@@ -65,7 +67,8 @@ def evaluate(
     data["runs"] = report_data.mlflow_runs(records, context.tracker.run_id, tracking_uri())
     write_bytes(out / "report.html", render_report(data).encode())
     write_json(out / "metrics.json", figures)
-    context.record_metrics(numbers(figures))
+    numbers = {name: value for name, value in flatten(figures).items() if isinstance(value, int | float)}
+    context.record_metrics(numbers)
     context.record_files(out / "report.html", out / "metrics.json")
 
 
@@ -79,22 +82,6 @@ def read_scores(ranked: Path) -> np.ndarray:
     manifest = read_manifest(ranked, fix="dvc repro rank_images")
     table = pq.read_table(ranked / "scores.parquet", page_checksum_verification=True)
     return table["score"].to_numpy().reshape(manifest["facts"]["prompts"], manifest["facts"]["candidates"])
-
-
-def fingerprints(**folders: Path) -> dict[str, str]:
-    """The sha256 of each input's manifest: the exact bytes that the figures are about."""
-    return {name: read_manifest(folder, verify=False)["sha256"] for name, folder in folders.items()}
-
-
-def numbers(figures: dict, prefix: str = "") -> dict[str, float]:
-    """Every single number of metrics.json under its dotted name, for MLflow."""
-    flat: dict[str, float] = {}
-    for name, value in figures.items():
-        if isinstance(value, dict):
-            flat |= numbers(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float):
-            flat[f"{prefix}{name}"] = float(value)
-    return flat
 
 
 main = program(evaluate, "evaluation")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from stages.runtime.program import program
-from stages.runtime.stage import Stage, device_of
+from stages.runtime.stage import Stage
 from thousandwords import components
 from thousandwords.core.filenames import slug
 from thousandwords.core.files import write_bytes
@@ -26,7 +26,7 @@ MAX_PROMPTS = 24  # in the overview
 
 def rank_images(samples: Path, scorer: Path, out: Path, context: Stage) -> None:
     generated = read_samples(samples)
-    device = device_of(context)
+    device = context.world.device
     model = components.load("scorers", scorer, fix="dvc repro train_scorer").to(device)
     scores = np.zeros((len(generated.prompts), generated.candidates), np.float32)
     names = []
@@ -44,9 +44,8 @@ def rank_images(samples: Path, scorer: Path, out: Path, context: Stage) -> None:
     write_manifest(out, files, {"candidates": generated.candidates, "prompts": len(generated.prompts)})
     context.record_files(out / "overview.png")
     text_only = scores[generated.text_only_prompts()]
-    context.record_metrics(
-        {"clip_score_n1": text_only.mean(), "clip_score_best": text_only.max(axis=1).mean()}
-    )
+    best = text_only.max(axis=1)
+    context.record_metrics({"clip_score_n1": text_only.mean(), "clip_score_best": best.mean()})
 
 
 def score_images(model: torch.nn.Module, images: np.ndarray, prompt: str, device: str) -> np.ndarray:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.runtime.program import program
-from stages.runtime.stage import Stage, device_of
+from stages.runtime.stage import Stage
 from thousandwords.core.config import section
 from thousandwords.core.progress import progress
 from thousandwords.core.special_tokens import UNKNOWN
@@ -42,30 +42,23 @@ def sample_images(
     pairs: Path, text_tokenizer: Path, image_tokenizer: Path, generator: Path, out: Path, context: Stage
 ) -> None:
     settings = section(context.params.get("sampling"), "sampling", PromptsConfig)
-    engine = engine_from_params(context.params, device_of(context))
+    engine = engine_from_params(context.params, context.world.device)
     to_inpaint = list(read_images_to_inpaint(settings.inpaint)) if settings.inpaint else []
     prompts = choose_prompts(pairs, settings) + [(INPAINTED, caption) for caption, _ in to_inpaint]
     folders = (text_tokenizer, image_tokenizer, generator)
-    models = load_models(*folders).to(device_of(context))
+    models = load_models(*folders).to(context.world.device)
     check_guidance(settings.guidance, models.generator.config)
     originals = [image for _, image in to_inpaint]
     fixed_tokens, kept_parts = inpaint_inputs(
         len(prompts), originals, models.image_tokenizer, settings.inpaint_keep_share
     )
-    task = SampleTask(
-        folders,
-        models.fingerprints,
-        prompts,
-        settings,
-        context.seed,
-        None if fixed_tokens is None else fixed_tokens.numpy(),
-    )
-    open_worker = (
-        partial(make_sampler, models, task) if engine.is_single_process else partial(open_sampler, task)
-    )
+    fixed = None if fixed_tokens is None else fixed_tokens.numpy()
+    task = SampleTask(folders, models.fingerprints, prompts, settings, context.seed, fixed)
+    is_single = engine.is_single_process
+    open_worker = partial(make_sampler, models, task) if is_single else partial(open_sampler, task)
     batches = range(count_batches(len(prompts), settings))
     results = run_items(open_worker, batches, engine, "sample_images")
-    if engine.is_single_process:
+    if is_single:
         results = progress(results, "sample_images", len(batches), "batch")
     tables = [table for _, table in results]
     metadata = {"candidates": settings.candidates, "prompts": len(prompts), "seed": context.seed}
@@ -92,16 +85,14 @@ def _held_out_captions(pairs: Path, count: int) -> Iterator[tuple[str, str]]:
 def inpaint_inputs(
     num_prompts: int, originals: Sequence[np.ndarray], image_tokenizer: nn.Module, keep_share: float
 ) -> tuple[Tensor | None, dict[int, np.ndarray]]:
-    """(fixed tokens of each prompt (P, L), -1 elsewhere; {prompt: the kept part of its image}) for the last
-    prompts."""
+    """(fixed tokens of each prompt (P, L), -1 elsewhere; {prompt: kept part of its image}), the last ones."""
     if not originals:
         return None, {}
     side, first = grid_side(image_tokenizer.scales), num_prompts - len(originals)
     is_kept = top_rows(side, rows_to_keep(keep_share, side))
     fixed_tokens = torch.full((num_prompts, image_tokenizer.num_tokens), UNKNOWN)
-    fixed_tokens[first:] = torch.stack(
-        [fixed_tokens_of(image_tokenizer, original, is_kept) for original in originals]
-    )
+    rows = [fixed_tokens_of(image_tokenizer, original, is_kept) for original in originals]
+    fixed_tokens[first:] = torch.stack(rows)
     squares = [fit_square(original, image_tokenizer.image_size) for original in originals]
     return fixed_tokens, {first + number: gray_out(square, is_kept) for number, square in enumerate(squares)}
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from stages.runtime.program import program
-from stages.runtime.stage import Stage, code_digest, device_of
+from stages.runtime.stage import Stage, code_digest
 from thousandwords import components
 from thousandwords.core.cache import STORE, Store
 from thousandwords.core.config import section
@@ -32,45 +32,35 @@ ROWS = "rows.parquet"  # the file of a store's entry: the token rows of one shar
 
 def tokenize_pairs(pairs: Path, tokenizer: Path, out: Path, context: Stage) -> None:
     config = section(context.params.get("tokens"), "tokens", TokensConfig)
-    engine = engine_from_params(context.params, device_of(context))
+    engine = engine_from_params(context.params, context.world.device)
     manifest = read_manifest(pairs, fix=FIX)
     model = components.load("image_tokenizers", tokenizer, fix="dvc repro train_image_tokenizer")
-    header = TokenHeader(
-        model.header["kind"],
-        model.fingerprint,
-        model.vocab_size,
-        model.scales,
-        model.image_size,
-        config.views_per_image,
-    )
-    shard_splits = {name: split for split in splits(pairs) for name in shard_names(manifest, split)}
+    described = model.header["kind"], model.fingerprint, model.vocab_size, model.scales, model.image_size
+    header = TokenHeader(*described, config.views_per_image)
+    split_of = {name: split for split in splits(pairs) for name in shard_names(manifest, split)}
     keys = {
-        name: store_key(manifest, split, name, header, config, context)
-        for name, split in shard_splits.items()
+        name: store_key(manifest, split, name, header, config, context) for name, split in split_of.items()
     }
     store = Store(STORE / "tokens")
     store.begin(list(keys.values()))
     missing = [name for name in keys if not store.has(keys[name])]
-    task = EncodeTask(
-        pairs, manifest, shard_splits, tokenizer, header, config, context.seed, engine.is_single_process
-    )
+    is_single = engine.is_single_process
+    task = EncodeTask(pairs, manifest, split_of, tokenizer, header, config, context.seed, is_single)
     encoder_here = partial(make_encoder, model, task)
-    open_worker = encoder_here if engine.is_single_process else partial(open_encoder, task)
+    open_worker = encoder_here if is_single else partial(open_encoder, task)
     for name, table in run_items(open_worker, missing, engine, "tokenize_pairs"):
         store.get(keys[name], partial(_write_entry, header=header, table=table))
     mixtures = {name: manifest["facts"][name] for name in (MIXTURES,) if name in manifest["facts"]}
     with TokenShardWriter(out, header, config.rows_per_shard, mixtures) as shards:
-        for name, split in shard_splits.items():
+        for name, split in split_of.items():
 
             def encode_again(entry: Path, name: str = name) -> None:  # if the entry is damaged
-                _write_entry(entry, header, encoder_here(device_of(context))(name))
+                _write_entry(entry, header, encoder_here(context.world.device)(name))
 
             shards.add(split, read_shard(store.get(keys[name], encode_again) / ROWS, header))
     rows = sum(manifest["files"][name]["rows"] for name in keys)
-    print(
-        f"tokenize_pairs: {len(missing)} of {len(keys)} shards encoded, the others were in the cache",
-        flush=True,
-    )
+    encoded = f"{len(missing)} of {len(keys)} shards encoded, the others were in the cache"
+    print(f"tokenize_pairs: {encoded}", flush=True)
     context.record_metrics({"rows": rows, "words_per_picture": header.length, "shards_encoded": len(missing)})
 
 
@@ -82,23 +72,20 @@ def _write_entry(entry: Path, header: TokenHeader, table: pa.Table) -> None:
 def store_key(
     manifest: dict, split: str, name: str, header: TokenHeader, config: TokensConfig, context: Stage
 ) -> str:
-    """The cache key of one shard: a hash of its bytes, the tokenizer, the settings, the code and the kind of
-    device.
+    """The cache key of one shard: a hash of its bytes, the tokenizer, the settings, the code and the device.
 
-    Batch size and device are included: they change the last bits of a logit, and so sometimes a token. The
-    seed is included only if crops are random.
+    Batch size and kind of device change the last bits of a logit, and so sometimes a token. The seed is included
+    only if crops are random.
     """
-    random_crops = (
-        {"augmentation": config.augmentation, "seed": context.seed} if is_cropped(split, config) else None
-    )
+    crops = {"augmentation": config.augmentation, "seed": context.seed} if is_cropped(split, config) else None
     return fingerprint(
         {
             "shard": manifest["files"][name]["sha256"],
             "image_size": manifest["facts"]["image_size"],
-            "drawn": random_crops,
+            "drawn": crops,
             "tokens": header.metadata(),
             "batch_size": config.batch_size,
-            "device": device_of(context).partition(":")[0],
+            "device": context.world.device.partition(":")[0],
             "torch": torch.__version__,
             "code": code_digest(),
         }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stages.runtime.program import program
 from stages.runtime.run_training import train
-from stages.runtime.stage import Stage, device_of
+from stages.runtime.stage import Stage
 from thousandwords import components
 from thousandwords.core.cache import STORE, Store
 from thousandwords.core.config import model_block, section
@@ -20,8 +20,7 @@ from thousandwords.core.manifest import read_manifest
 from thousandwords.core.rng import step_rng
 from thousandwords.core.special_tokens import PAD
 from thousandwords.data.loader import CaptionConfig, TokenLoader
-from thousandwords.data.prefetch import Prefetcher
-from thousandwords.data.sampler import positions, sequential_batches
+from thousandwords.data.sampler import sequential_batches
 from thousandwords.data.token_shards import AnyTokenRows, all_captions, open_token_rows, read_token_rows
 from thousandwords.text.bpe import TextTokenizer, load
 from thousandwords.training.config import TrainingConfig
@@ -41,7 +40,7 @@ def train_generator(
     fingerprint = read_manifest(image_tokenizer, fix="dvc repro train_image_tokenizer")["sha256"]
     held_out = read_token_rows(tokens, "validation", fingerprint, first=VALIDATION_ROWS)
     rows = open_token_rows(tokens, "train", fingerprint, Store(STORE / "rows", keep_runs=2))
-    device = device_of(context)
+    device = context.world.device
     torch.manual_seed(context.seed)
     model = components.build(
         "generators",
@@ -57,28 +56,17 @@ def train_generator(
     indices = range(min(VALIDATION_ROWS, len(held_out)))
     validation_text = tokenizer.encode([held_out.captions[row][0] for row in indices]).to(device)
     validation_tokens = held_out.batch(indices)[1].to(device)
-
-    def micro_batches_of(step: int) -> list[tuple[Tensor, Tensor]]:
-        return [
-            loader.batch(part)
-            for part in context.world.micro_batches(
-                positions(step, config.batch_size), config.gradient_accumulation
-            )
-        ]
-
-    with Prefetcher(micro_batches_of, config.steps, config.num_loader_workers(device)) as micro_batches:
-        state, history = train(
-            context,
-            model,
-            config,
-            batches_of=lambda step: _to_device(micro_batches(step), context.world, device),
-            loss_of=lambda model, batch, step, rng: model.loss(
-                *batch[:2], step, rng, num_text_tokens=batch[2]
-            ),
-            evaluate=lambda model: held_out_losses(model, validation_text, validation_tokens),
-            settings=block,
-            inputs=(tokenizer.fingerprint, read_manifest(tokens, verify=False)["sha256"]),
-        )
+    state, history = train(
+        context,
+        model,
+        config,
+        batch_of=loader.batch,
+        to_device=lambda micro_batches: _to_device(micro_batches, context.world),
+        loss_of=lambda model, batch, step, rng: model.loss(*batch[:2], step, rng, num_text_tokens=batch[2]),
+        evaluate=lambda model: held_out_losses(model, validation_text, validation_tokens),
+        settings=block,
+        inputs=(tokenizer.fingerprint, read_manifest(tokens, verify=False)["sha256"]),
+    )
     if context.world.is_main_process:
         fingerprints = {
             "text_tokenizer": tokenizer.fingerprint,
@@ -108,17 +96,12 @@ def _count_truncated(tokenizer: TextTokenizer, rows: AnyTokenRows, context: Stag
 
 
 def _to_device(
-    micro_batches: list[tuple[Tensor, Tensor]], world: World, device: str
+    micro_batches: list[tuple[Tensor, Tensor]], world: World
 ) -> list[tuple[Tensor, Tensor, float]]:
-    """(text, image tokens, mean number of text tokens per micro-batch over all processes) of each
-    micro-batch."""
-    num_text_tokens = world.mean(
-        sum(int((text_tokens != PAD).sum()) for text_tokens, _ in micro_batches) / len(micro_batches)
-    )
-    return [
-        (text_tokens.to(device), image_tokens.to(device), num_text_tokens)
-        for text_tokens, image_tokens in micro_batches
-    ]
+    """(text, image tokens, mean number of text tokens per micro-batch over all processes) of each."""
+    counts = [int((text_tokens != PAD).sum()) for text_tokens, _ in micro_batches]
+    mean = world.mean(sum(counts) / len(counts))
+    return [(text.to(world.device), tokens.to(world.device), mean) for text, tokens in micro_batches]
 
 
 main = program(train_generator, "generator", trains="generator")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stages.runtime.program import program
 from stages.runtime.run_training import train
-from stages.runtime.stage import Stage, device_of
+from stages.runtime.stage import Stage
 from thousandwords import components
 from thousandwords.core.config import section
 from thousandwords.core.files import write_bytes, write_json
@@ -23,7 +23,6 @@ from thousandwords.data.contact_sheet import make_contact_sheet
 from thousandwords.data.images import encode_png, to_float, to_uint8
 from thousandwords.data.loader import ImageLoader
 from thousandwords.data.pair_shards import open_pairs
-from thousandwords.data.prefetch import Prefetcher
 from thousandwords.data.sampler import positions, sequential_batches
 from thousandwords.nn import metrics
 from thousandwords.pretrained import tokenizer_init
@@ -40,7 +39,7 @@ def train_image_tokenizer(pairs: Path, out: Path, curves: Path, context: Stage) 
     config = section(block["training"], "image_tokenizer.training", TrainingConfig)
     reader, held_out = open_pairs(pairs, "train"), open_pairs(pairs, "validation")
     loader = ImageLoader(reader, context.seed, settings.augmentation)
-    device = device_of(context)
+    device = context.world.device
     torch.manual_seed(context.seed)
     model = components.build(
         "image_tokenizers",
@@ -50,26 +49,17 @@ def train_image_tokenizer(pairs: Path, out: Path, curves: Path, context: Stage) 
     ).to(device)
     model.prepare(_one_epoch(loader, config.batch_size, device), step_rng(context.seed, 0, device))
     validation = to_float(held_out.images(list(range(min(VALIDATION_IMAGES, len(held_out)))))).to(device)
-
-    def micro_batches_of(step: int) -> list[Tensor]:
-        return [
-            loader.batch(part)
-            for part in context.world.micro_batches(
-                positions(step, config.batch_size), config.gradient_accumulation
-            )
-        ]
-
-    with Prefetcher(micro_batches_of, config.steps, config.num_loader_workers(device)) as micro_batches:
-        state, history = train(
-            context,
-            model,
-            config,
-            batches_of=lambda step: [batch.to(device) for batch in micro_batches(step)],
-            loss_of=lambda model, batch, step, rng: model.loss(batch, step, rng),
-            evaluate=lambda model: evaluate(model, validation),
-            settings=block,
-            inputs=(reader.fingerprint,),
-        )
+    state, history = train(
+        context,
+        model,
+        config,
+        batch_of=loader.batch,
+        to_device=lambda micro_batches: [batch.to(device) for batch in micro_batches],
+        loss_of=lambda model, batch, step, rng: model.loss(batch, step, rng),
+        evaluate=lambda model: evaluate(model, validation),
+        settings=block,
+        inputs=(reader.fingerprint,),
+    )
     if context.world.is_main_process:
         components.save(model, out, state)
         write_json(curves, history)
@@ -79,10 +69,9 @@ def train_image_tokenizer(pairs: Path, out: Path, curves: Path, context: Stage) 
 
 
 def copy_pretrained(block: dict, pairs: Path, out: Path, curves: Path, context: Stage) -> None:
-    """Copy the tokenizer of `image_tokenizer.init`, checked for images of this size, and evaluate it like a
-    trained one."""
+    """Copy the tokenizer of `image_tokenizer.init`, checked, and evaluate it like a trained one."""
     held_out = open_pairs(pairs, "validation")
-    model = tokenizer_init.load(block, held_out.image_size).to(device_of(context))
+    model = tokenizer_init.load(block, held_out.image_size).to(context.world.device)
     validation = to_float(held_out.images(list(range(min(VALIDATION_IMAGES, len(held_out))))))
     tokens, decoded = _encode_and_decode(model, validation)
     values = _metrics(model, validation, tokens, decoded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,16 +10,14 @@ from torch import nn
 
 from stages.runtime.program import program
 from stages.runtime.run_training import train
-from stages.runtime.stage import Stage, device_of
+from stages.runtime.stage import Stage
 from thousandwords import components
 from thousandwords.core.config import check_keys, section
 from thousandwords.core.files import write_json
 from thousandwords.core.rng import step_rng
 from thousandwords.data.images import to_float
 from thousandwords.data.loader import ImageLoader
-from thousandwords.data.pair_shards import PairReader, open_pairs
-from thousandwords.data.prefetch import Prefetcher
-from thousandwords.data.sampler import positions
+from thousandwords.data.pair_shards import open_pairs
 from thousandwords.nn import metrics
 from thousandwords.text.normalize import normalize
 from thousandwords.training.config import TrainingConfig
@@ -31,7 +30,7 @@ def train_scorer(pairs: Path, out: Path, curves: Path, context: Stage) -> None:
     check_keys(block, "scorer", ["kind", block.get("kind"), "training"])
     config = section(block["training"], "scorer.training", TrainingConfig)
     reader, held_out = open_pairs(pairs, "train"), open_pairs(pairs, "validation")
-    device = device_of(context)
+    device = context.world.device
     torch.manual_seed(context.seed)
     model = components.build(
         "scorers",
@@ -43,26 +42,24 @@ def train_scorer(pairs: Path, out: Path, curves: Path, context: Stage) -> None:
     state = None
     if model.is_trainable:
         indices = list(range(min(VALIDATION_PAIRS, len(held_out))))
-        validation = _validation_pairs(held_out, indices, device)
+        images = to_float(held_out.images(indices)).to(device)
+        validation = images, [normalize(held_out.captions(row)[0]) for row in indices]
         loader = ImageLoader(reader, context.seed)
 
-        def pairs_of(step: int) -> tuple[torch.Tensor, list[str]]:
-            (rows,) = context.world.micro_batches(positions(step, config.batch_size))
+        def pairs_of(rows: Sequence[int]) -> tuple[torch.Tensor, list[str]]:
             return loader.batch(rows), [normalize(caption) for caption in loader.captions(rows)]
 
-        with Prefetcher(pairs_of, config.steps, config.num_loader_workers(device)) as batches:
-            state, history = train(
-                context,
-                model,
-                config,
-                batches_of=lambda step: [_to_device(device, *batches(step))],
-                loss_of=lambda model, batch, step, rng: model.loss(
-                    *batch, step, rng, context.world.gather_rows
-                ),
-                evaluate=lambda model: retrieval(model, *validation),
-                settings=block,
-                inputs=(reader.fingerprint,),
-            )
+        state, history = train(
+            context,
+            model,
+            config,
+            batch_of=pairs_of,
+            to_device=lambda batches: [(images.to(device), captions) for images, captions in batches],
+            loss_of=lambda model, batch, step, rng: model.loss(*batch, step, rng, context.world.gather_rows),
+            evaluate=lambda model: retrieval(model, *validation),
+            settings=block,
+            inputs=(reader.fingerprint,),
+        )
     if context.world.is_main_process:
         components.save(model, out, state)
         write_json(curves, history)
@@ -73,15 +70,6 @@ def retrieval(model: nn.Module, images: torch.Tensor, captions: list[str]) -> di
     loss, _ = model.loss(images, captions, 0, step_rng(0, 0))
     similarity = model.embed_images(images) @ model.embed_captions(captions).T
     return {"loss": float(loss), "top1": metrics.top1(similarity.float().cpu().numpy())}
-
-
-def _validation_pairs(reader: PairReader, indices: list[int], device: str) -> tuple[torch.Tensor, list[str]]:
-    images = to_float(reader.images(indices)).to(device)
-    return images, [normalize(reader.captions(row)[0]) for row in indices]
-
-
-def _to_device(device: str, images: torch.Tensor, captions: list[str]) -> tuple[torch.Tensor, list[str]]:
-    return images.to(device), captions
 
 
 main = program(train_scorer, "scorer", trains="scorer", shares_cores=True)

@@ -7,6 +7,7 @@ Once the damaged copies are removed, `dvc repro` takes a sound one or makes the 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import shutil
 from collections.abc import Collection, Iterator
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import yaml
 
-from flows.dvc.digest import dvc_digest, list_of_folder
 from thousandwords.core.errors import UserError
 
 LOCK = Path("dvc.lock")
@@ -36,9 +36,25 @@ class Damage:
         return f"{self.path}{of} is damaged: md5 should be {self.expected}, found {self.found}"
 
 
-def locked_outputs(root: Path = Path(".")) -> dict[str, str]:
-    """{output: md5} of the dvc.lock in that folder, if there is one."""
-    return outputs_of((root / LOCK).read_text(encoding="utf-8")) if (root / LOCK).is_file() else {}
+def dvc_digest(path: Path) -> str:
+    """The md5 of a file, or of the list of a folder's files, as in dvc.lock."""
+    if path.is_dir():
+        return f"{hashlib.md5(list_of_folder(path), usedforsecurity=False).hexdigest()}.dir"
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def list_of_folder(folder: Path) -> bytes:
+    """What DVC's cache holds of a folder: the sorted list of its files."""
+    names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    entries = [{"md5": dvc_digest(names[name]), "relpath": name} for name in sorted(names)]
+    return json.dumps(entries, sort_keys=True).encode()
+
+
+def locked_outputs(root: Path = Path("."), stages: Collection[str] | None = None) -> dict[str, str]:
+    """{output: md5} of these stages, or of all, in the dvc.lock of that folder, if there is one."""
+    lock = root / LOCK
+    return outputs_of(lock.read_text(encoding="utf-8"), stages) if lock.is_file() else {}
 
 
 def outputs_of(lock: str, stages: Collection[str] | None = None) -> dict[str, str]:
@@ -50,21 +66,18 @@ def outputs_of(lock: str, stages: Collection[str] | None = None) -> dict[str, st
             f"{LOCK} is not valid ({' '.join(str(error).split())[:120]}). "
             f"After a merge take one side: git checkout --theirs {LOCK}; else run: python -m flows.dvc.repair"
         ) from error
-    outs = [
-        out for name, entry in entries if stages is None or name in stages for out in entry.get("outs", [])
-    ]
-    return {out["path"]: out["md5"] for out in outs if "md5" in out}
+    chosen = [entry for name, entry in entries if stages is None or name in stages]
+    return {out["path"]: out["md5"] for entry in chosen for out in entry.get("outs", []) if "md5" in out}
 
 
 def find_damage(stages: Collection[str] | None = None) -> list[Damage]:
     """What is damaged of the outputs of these stages, or of all, here and in the cache."""
-    outs = outputs_of(LOCK.read_text(encoding="utf-8"), stages) if LOCK.is_file() else {}
-    return [damage for path, md5 in outs.items() for damage in _of_output(Path(path), md5)]
+    outs = locked_outputs(stages=stages).items()
+    return [damage for path, md5 in outs for damage in _of_output(Path(path), md5)]
 
 
 def discard(damages: list[Damage]) -> None:
-    """Remove damaged files, so that DVC makes or fetches them again; one of the cache is replaced where its copy
-    here is sound."""
+    """Remove damaged files, so that DVC makes them again; the cache gets the sound copy from here."""
     for damage in damages:
         if damage.path.is_dir() and not damage.path.is_symlink():
             shutil.rmtree(damage.path)
@@ -90,9 +103,7 @@ def _cache() -> Path:
 
 def _of_output(output: Path, md5: str) -> Iterator[Damage]:
     in_cache = object_in_cache(md5)
-    if not md5.endswith(".dir"):
-        yield from _of_copies(output, output, in_cache, md5)
-    elif in_cache.is_file() and dvc_digest(in_cache) == md5.removesuffix(".dir"):
+    if md5.endswith(".dir") and in_cache.is_file() and dvc_digest(in_cache) == md5.removesuffix(".dir"):
         for entry in json.loads(in_cache.read_bytes()):
             path, md5 = output / entry["relpath"], entry["md5"]
             yield from _of_copies(output, path, object_in_cache(md5), md5)

@@ -34,10 +34,7 @@ def changed_files(*options: str, root: Path = Path(".")) -> list[str]:
 
 
 def commit_if_all(may_commit: Callable[[str], bool], message: str, root: Path = Path(".")) -> str | None:
-    """Commit all changes and return the commit.
-
-    None if nothing changed or `may_commit` is false for any file.
-    """
+    """Commit all changes; the commit, None if nothing changed or `may_commit` is false for any file."""
     files = changed_files("-uno", root=root)
     if not files or not all(map(may_commit, files)):
         return None

@@ -19,10 +19,7 @@ GRAPH, PARAMS = Path("dvc.yaml"), Path("params.yaml")
 
 @dataclass(frozen=True)
 class Graph:
-    """`needs` is {stage: the stages it depends on}, in an order in which they can run.
-
-    `stale` are those out of date.
-    """
+    """`needs` is {stage: those it depends on}, in an order in which they can run; `stale` the outdated."""
 
     needs: dict[str, list[str]]
     stale: frozenset[str]
@@ -38,16 +35,12 @@ class Graph:
             if name not in selected:
                 selected.add(name)
                 queue += self.needs[name]
-        return Graph(
-            {name: needs for name, needs in self.needs.items() if name in selected}, self.stale & selected
-        )
+        needs = {name: others for name, others in self.needs.items() if name in selected}
+        return Graph(needs, self.stale & selected)
 
 
 def read_graph() -> Graph:
-    """Read the graph of dvc.yaml in this folder; waits while another `dvc` writes here.
-
-    Raises UserError for a file that cannot be read.
-    """
+    """Read dvc.yaml, once no other `dvc` writes here. Raises UserError for a file that cannot be read."""
     if PARAMS.is_file() or (GRAPH.is_file() and "${" in GRAPH.read_text(encoding="utf-8")):
         read_params(PARAMS)  # DVC would end with a traceback
     repair(wait=True)

@@ -36,9 +36,7 @@ class CommandFailed(UserError):
 
 def work(stage: str, revision: str | None = None, repro: Callable[..., list[str]] | None = None) -> list[str]:
     """Run one stage, at `revision` if given, and push its outputs; returns the stages that had to run.
-
-    `repro` runs DVC's command and returns its lines (default: `run`).
-    """
+    `repro` runs DVC's command and returns its lines (default: `run`)."""
     check_clone()
     reset_lock_file()
     if revision:
@@ -51,20 +49,15 @@ def work(stage: str, revision: str | None = None, repro: Callable[..., list[str]
 
 
 def collect(targets: Sequence[str] | None = None) -> list[str]:
-    """Collect the outputs of all workers, for `targets` or all stages.
-
-    Returns the stages that had to run here.
-    """
+    """Collect the outputs of all workers, for `targets` or all stages; the stages that had to run here."""
     check_clone()
     fetch()
     return repro_sound(run, *(targets or ()))
 
 
 def repro_sound(run: Callable[..., list[str]], *stages: str) -> list[str]:
-    """Bring the stages up to date, with what the remote has; the stages that had to run.
-
-    What is damaged in the remote or the cache is made again, without the remote.
-    """
+    """Bring the stages up to date, with what the remote has; the stages that had to run. What is damaged in
+    the remote or the cache is made again, without the remote."""
     lines = run(*DVC, "--wait-for-lock", "repro", "--pull", *stages)
     if discard_damaged(lines, print):
         lines += run(*DVC, "--wait-for-lock", "repro", *stages)
@@ -133,10 +126,7 @@ def stages_that_ran(lines: Sequence[str]) -> list[str]:
 
 
 def run(*command: str) -> list[str]:
-    """Run a command, print its lines as they come, and return them.
-
-    Raises CommandFailed with the last ones.
-    """
+    """Run a command and print its lines, which are returned. Raises CommandFailed with the last ones."""
     print(f"$ {printable(command)}", flush=True)
     code, lines = stream(command, functools.partial(print, flush=True))
     if code:
@@ -154,9 +144,8 @@ def main(argv: list[str] | None = None) -> None:
     commands = arguments.add_subparsers(dest="command", required=True)
     worker = commands.add_parser("work", help="in a worker's clone: run one stage and push its outputs")
     worker.add_argument("--stage", required=True, help="a stage of dvc.yaml")
-    worker.add_argument(
-        "--revision", help="a commit, branch or tag to check out first (default: what is here)"
-    )
+    text = "a commit, branch or tag to check out first (default: what is here)"
+    worker.add_argument("--revision", help=text)
     commands.add_parser("collect", help="in the coordinator's clone: collect what the workers ran")
     options = arguments.parse_args(argv)
     with one_sentence("remote_repro"):

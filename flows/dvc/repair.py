@@ -17,7 +17,7 @@ import psutil
 import zc.lockfile
 from dvc.lock import make_lock
 
-from thousandwords.core.command_line import one_sentence
+from flows.command_line import one_sentence
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import translate_write_errors
 
@@ -160,7 +160,7 @@ def _is_in_use(top: Path) -> bool:
 
 
 def main() -> None:
-    with one_sentence("repair", code=1):
+    with one_sentence("repair"):
         for line in repair():
             print(f"repair: {line}")
 

@@ -39,19 +39,10 @@ def stream(
     on_start: Callable[[subprocess.Popen], object] = lambda process: None,
     **options: object,
 ) -> tuple[int, list[str]]:
-    """Run a command and call `on_line` for each line of output; its exit code and all lines.
-
-    The command inherits the open files `pass_fds`.
-    """
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        pass_fds=tuple(pass_fds),
-        **options,
-    )
+    """Run a command and call `on_line` for each line of output; its exit code and all lines. The command
+    inherits the open files `pass_fds`."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    process = subprocess.Popen(command, pass_fds=tuple(pass_fds), **pipes, **options)
     on_start(process)
     lines = []
     for line in process.stdout:
@@ -62,10 +53,8 @@ def stream(
 
 
 def run_stage(stage: str, on_line: Log, log: Log, command: Sequence[str], **options: object) -> str:
-    """Bring one stage up to date with `command`: CACHED or RAN. Raises StageFailed with the last lines.
-
-    Waits for another `dvc`, and runs the stage again if what DVC took from its cache is damaged.
-    """
+    """Bring one stage up to date with `command`: CACHED or RAN. Raises StageFailed with the last lines. Waits
+    for another `dvc`, and runs the stage again if what DVC took from its cache is damaged."""
     while True:
         code, lines = stream(command, on_line, **options)
         if code and wait_if_busy("\n".join(lines), log):
@@ -100,17 +89,12 @@ def is_skipped(stage: str, lines: list[str]) -> bool:
 
 
 def wait_if_busy(output: str, log: Log) -> bool:
-    """If DVC's output says that a stage is busy, wait for the processes that it names.
-
-    False if it says anything else.
-    """
+    """If DVC says that a stage is busy, wait for the processes that it names; else False."""
     _, is_busy, names = output.partition("is busy, it is being blocked by:")
     if not is_busy:
         return False
     pids = sorted({int(pid) for pid in re.findall(r"\(PID (\d+)\)", names)})
-    log(
-        f"another `dvc` is running in this folder (process {', '.join(map(str, pids[:1]))}); this run waits for it"
-    )
+    log(f"another `dvc` is running in this folder (process {pids[0] if pids else ''}); this run waits for it")
     wait_for_processes(pids)
     repair(wait=True)
     return True

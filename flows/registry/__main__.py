@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from flows.command_line import one_sentence, parser
 from flows.registry.commands import fetch, promote, register, rollback, serve, show
 from flows.registry.versions import CHALLENGER, CHAMPION
-from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.core.files import check_writable
 
 HELP = {
@@ -23,7 +23,7 @@ VERSIONS = {"promote": CHALLENGER, "fetch": CHAMPION, "serve": CHAMPION}  # the 
 
 def main(argv: list[str] | None = None) -> None:
     options = _parser().parse_args(argv)
-    with one_sentence("registry"):
+    with one_sentence("registry", code=2):
         if options.command != "show":
             check_writable()
         print(_run(options))

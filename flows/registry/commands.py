@@ -8,22 +8,36 @@ hashes and leaves loading to `thousandwords.inference.package`. Not here: deleti
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
 from flows.registry import version_files
+from flows.registry.cards import data_card, model_card
 from flows.registry.champion import add_champion, read_champions, remove_champion, turn_to_move
-from flows.registry.create import add_version
-from flows.registry.evidence import gate_evidence, gather_evidence, params_of
+from flows.registry.evidence import (
+    PACKAGE,
+    PAIRS,
+    gate_evidence,
+    gather_evidence,
+    licences,
+    params_of,
+    sound_manifest,
+)
 from flows.registry.versions import (
     CHALLENGER,
     CONTENT,
+    EVIDENCE,
     NAME,
+    PINNED,
     VersionSummary,
     move_alias,
     newest_first,
@@ -33,10 +47,12 @@ from flows.registry.versions import (
     resolve,
     summarize,
 )
+from stages.runtime.tracking import experiment_of
 from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
-from thousandwords.core.files import fingerprint
-from thousandwords.evaluation.gate import GateConfig, decide
+from thousandwords.core.files import failpoint, fingerprint, write_bytes
+from thousandwords.core.manifest import DamagedArtefact, write_manifest
+from thousandwords.evaluation.gate import PARTS, GateConfig, decide
 
 FETCHED = Path(".store/registry")  # may be deleted at any time
 # equal in these: the same version, whatever commit or run
@@ -62,9 +78,71 @@ def register(root: Path = Path(".")) -> str:
         if newest and newest.tags.get(CONTENT) == digest:
             version = number_of(newest)
         else:
-            version = add_version(client, root, evidence, digest)
+            version = _add_version(client, root, evidence, digest)
         move_alias(client, CHALLENGER, version)
         return version
+
+
+def _add_version(client: mlflow.MlflowClient, root: Path, evidence: dict, digest: str) -> str:
+    """Upload everything to a new MLflow run, then create the version; returns its number."""
+    tags = {"mlflow.runName": "register", "stage": "register"}
+    run = client.create_run(experiment_of(client, root), tags=tags)
+    status = "FAILED"
+    try:
+        source = f"{run.info.artifact_uri}/model"
+        with tempfile.TemporaryDirectory() as folder:
+            manifest = _write_files(root, Path(folder), evidence)
+            client.log_artifacts(run.info.run_id, folder, "model")
+        failpoint("version-stored")
+        version_files.check_stored(client, source, manifest, "the new version")
+        with contextlib.suppress(MlflowException):  # it exists already; if not, the next call says why
+            client.create_registered_model(NAME, description="captions in, ranked images out")
+        tags = {**_tags(evidence), PINNED: manifest["sha256"], CONTENT: digest}
+        version = client.create_model_version(NAME, source, run.info.run_id, tags=tags)
+        failpoint("version-created")
+        status = "FINISHED"
+        return number_of(version)
+    finally:
+        client.set_terminated(run.info.run_id, status)
+
+
+def _write_files(root: Path, folder: Path, evidence: dict) -> dict:
+    """Write all files of a version to `folder`; returns their manifest."""
+    shutil.copytree(root / PACKAGE, folder / version_files.PACKAGE)
+    card = model_card(NAME, evidence, {name: _header(root / PACKAGE / name) for name in PARTS})
+    write_bytes(folder / "model_card.md", card.encode())
+    write_bytes(folder / "data_card.md", data_card(NAME, *_data(root / PAIRS)).encode())
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return write_manifest(folder, dict.fromkeys(names), {"package": evidence["package"]})
+
+
+def _header(part: Path) -> dict:
+    """A part's config.json; the text tokenizer's holds settings only."""
+    header = json.loads((part / "config.json").read_bytes())
+    return header if "kind" in header else {"kind": "byte-level BPE", "config": header}
+
+
+def _data(pairs: Path) -> tuple[dict | None, dict | None]:
+    """The input of the data card; captions of a damaged shard are not counted, and `make verify` names it."""
+    from thousandwords.data.pair_shards import caption_counts  # late: it loads the shard readers
+
+    manifest = sound_manifest(pairs)
+    with contextlib.suppress(DamagedArtefact):
+        return manifest, caption_counts(pairs)
+    return manifest, None
+
+
+def _tags(evidence: dict) -> dict[str, str]:
+    """All evidence, and what a user searches for in MLflow's pages."""
+    return {
+        EVIDENCE: json.dumps(evidence, sort_keys=True, ensure_ascii=False),
+        "package.sha256": evidence["package"],
+        "git.commit": evidence["git"].get("commit", "none"),
+        "git.is_dirty": str(evidence["git"].get("is_dirty", "unknown")).lower(),
+        "dvc.lock.sha256": evidence["lock"] or "none",
+        "data.licence": licences(evidence),
+        **{f"run.{stage}": run_id for stage, run_id in evidence["runs"].items()},
+    }
 
 
 def promote(root: Path = Path("."), version: str = CHALLENGER) -> str:
@@ -96,9 +174,8 @@ def _champions_before(
     if number_of(candidate) in champions[-1:]:
         return None
     champion = resolve(client, champions[-1]) if champions else None
-    reasons = decide(
-        config, gate_evidence(read_evidence(candidate)), champion and gate_evidence(read_evidence(champion))
-    )
+    before = champion and gate_evidence(read_evidence(champion))
+    reasons = decide(config, gate_evidence(read_evidence(candidate)), before)
     if reasons:
         against = f"against champion {champion.version}" if champion else "as the first champion"
         lines = "".join(f"\n- {reason}" for reason in reasons)
@@ -150,17 +227,16 @@ def list_versions(root: Path = Path(".")) -> list[VersionSummary]:
     with registry_client(root) as client:
         versions = newest_first(client)
         aliases = client.get_registered_model(NAME).aliases if versions else {}
+        named = [(alias, str(number)) for alias, number in sorted(aliases.items())]
         return [
-            summarize(
-                version, [alias for alias, number in aliases.items() if str(number) == number_of(version)]
-            )
+            summarize(version, tuple(alias for alias, number in named if number == number_of(version)))
             for version in versions
         ]
 
 
 def show(root: Path = Path(".")) -> list[str]:
     """A line per version, newest first."""
-    return [summary.line for summary in list_versions(root)]
+    return [str(summary) for summary in list_versions(root)]
 
 
 def serve(version: str, port: int, hosts: list[str], root: Path = Path(".")) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from flows.dvc.digest import dvc_digest
+from flows.dvc.damage import dvc_digest
 from stages.runtime.tracking import git_revision
 from thousandwords.core.files import sha256_of
 from thousandwords.core.manifest import DamagedArtefact, read_manifest
@@ -32,11 +32,11 @@ RUN_AGAIN = "Run: dvc repro, then register it again"
 
 def gather_evidence(root: Path) -> dict:
     """The evidence for `root`'s package, as JSON. Raises DamagedArtefact if there is no complete package."""
-    package = read_manifest(root / PACKAGE, fix="dvc repro package_model")
-    parts = {
-        name: read_manifest(root / PACKAGE / name, fix="dvc repro package_model")["sha256"] for name in PARTS
-    }
-    lock, git = read_yaml(root / LOCK).get("stages", {}), git_revision(root)
+    fix = "dvc repro package_model"
+    package = read_manifest(root / PACKAGE, fix=fix)
+    parts = {name: read_manifest(root / PACKAGE / name, fix=fix)["sha256"] for name in PARTS}
+    text = (root / LOCK).read_text(encoding="utf-8") if (root / LOCK).is_file() else ""
+    lock, git = (yaml.safe_load(text) or {}).get("stages", {}), git_revision(root)
     problems = [
         *part_problems(root, package["facts"]["parts"], parts),
         *token_problems(root, parts),
@@ -117,15 +117,12 @@ def lock_problems(lock: dict, root: Path) -> Iterator[str]:
             if maker and dep["md5"] != md5:
                 yield f"{name} ran on another {dep['path']} than {maker} wrote, by {LOCK}. {RUN_AGAIN}"
     for path, (_, md5) in outs.items():
-        if path.startswith(HASHED_OUTPUTS):
-            yield from _output_problems(root, path, md5)
-
-
-def _output_problems(root: Path, path: str, expected_md5: str) -> Iterator[str]:
-    if not (root / path).exists():
-        yield f"{path} is missing, but {LOCK} names it. Run: dvc checkout"
-    elif dvc_digest(root / path) != expected_md5:
-        yield f"{path} is not what {LOCK} names. Run: dvc checkout, or dvc repro; then register it again"
+        if not path.startswith(HASHED_OUTPUTS):
+            continue
+        if not (root / path).exists():
+            yield f"{path} is missing, but {LOCK} names it. Run: dvc checkout"
+        elif dvc_digest(root / path) != md5:
+            yield f"{path} is not what {LOCK} names. Run: dvc checkout, or dvc repro; then register it again"
 
 
 def params_problems(lock: dict, params: dict) -> Iterator[str]:
@@ -184,10 +181,6 @@ def licences(evidence: dict) -> str:
     """All licenses of the training data, in a line."""
     origins = (evidence["data"] or {}).get("origins", [])
     return ", ".join(sorted({origin["licence"] for origin in origins})) or "not stated"
-
-
-def read_yaml(path: Path) -> dict:
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.is_file() else {}
 
 
 def params_of(root: Path) -> dict:

@@ -39,10 +39,7 @@ MAX_MANIFEST_BYTES = 2**22  # the manifest is read before its hash is checked
 
 
 def fetch_version(client: mlflow.MlflowClient, version: ModelVersion, folder: Path) -> Path:
-    """Fetch and verify the package of a version into its own folder under `folder`.
-
-    Raises DamagedArtefact.
-    """
+    """Fetch and verify a version's package into a folder of its own. Raises DamagedArtefact."""
     sha256 = pinned_sha256(version)
     target = folder / f"{version.version}-{sha256[:16]}"
     if not _is_complete(target, sha256):

@@ -19,9 +19,7 @@ from thousandwords.core.manifest import DamagedArtefact
 
 NAME = "thousandwords"
 CHALLENGER, CHAMPION = "challenger", "champion"
-PINNED = (
-    "files.sha256"  # tag: the hash of the manifest of all files; each version that `register` made has it
-)
+PINNED = "files.sha256"  # tag of each version that `register` made: the hash of the manifest of all files
 EVIDENCE = "evidence"
 CONTENT = "content.sha256"  # tag: equal in two versions of the same package, metrics and problems
 FIX = "Do not use it: register the package again, or roll back"
@@ -106,21 +104,17 @@ class VersionSummary:
     aliases: tuple[str, ...]
     package: str  # sha256 of the package's manifest
     commit: str
-    problems: int  # found when it was registered
+    soundness: str  # "sound", "1 problem", "2 problems" when it was registered
 
-    @property
-    def soundness(self) -> str:
-        return f"{self.problems} problem{'s' * (self.problems > 1)}" if self.problems else "sound"
-
-    @property
-    def line(self) -> str:
+    def __str__(self) -> str:
         """ "version 3  package 0f1e2d3c4b5a  commit 9a8b7c6d  sound @challenger"."""
         aliases = "".join(f" @{alias}" for alias in self.aliases)
         return f"version {self.number}  package {self.package[:12]}  commit {self.commit[:8]}  {self.soundness}{aliases}"
 
 
-def summarize(version: ModelVersion, aliases: list[str]) -> VersionSummary:
+def summarize(version: ModelVersion, aliases: tuple[str, ...]) -> VersionSummary:
     tags = version.tags
-    problems = len(json.loads(tags.get(EVIDENCE, "{}")).get("problems", []))
+    count = len(json.loads(tags.get(EVIDENCE, "{}")).get("problems", []))
+    soundness = f"{count} problem{'s' * (count > 1)}" if count else "sound"
     package, commit = tags.get("package.sha256", "none"), tags.get("git.commit", "none")
-    return VersionSummary(number_of(version), tuple(sorted(aliases)), package, commit, problems)
+    return VersionSummary(number_of(version), aliases, package, commit, soundness)

@@ -13,10 +13,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from flows.command_line import one_sentence, parser
 from flows.services import specs
 from flows.services.commands import REMOTE, export_lines, start, status, stop, write_remote
-from flows.services.specs import ServicesConfig
-from thousandwords.core.command_line import one_sentence, parser
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,35 +25,28 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments.parse_args(argv)
     os.umask(0o077)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a stopped start ends what it has started
-    with one_sentence("servers", code=1):
+    with one_sentence("servers"):
         settings = specs.read_settings(dict(os.environ))
         if options.team:
             settings = replace(settings, is_team=True)
         if options.what == "status":
-            is_up = status(settings)
-        else:
-            {"start": _start, "stop": stop, "env": _env, "remote": _remote}[options.what](settings)
-    if options.what == "status":
-        raise SystemExit(0 if is_up else 1)
-
-
-def _start(settings: ServicesConfig) -> None:
-    start(settings)
-    if settings.is_team and Path(".dvc").is_dir():
-        _remote(settings)
-    print(
-        "servers: the flows, workers and registry of this folder use them from now on; any other program after"
-    )
-    print('         eval "$(python -m flows.services env)"')
-
-
-def _env(settings: ServicesConfig) -> None:
-    print(export_lines(specs.client_environment(settings, specs.read_passwords(settings.folder))))
-
-
-def _remote(settings: ServicesConfig) -> None:
-    write_remote(settings, specs.read_passwords(settings.folder), Path("."))
-    print(f"servers: dvc push -r {REMOTE} goes to the store")
+            raise SystemExit(0 if status(settings) else 1)
+        if options.what == "stop":
+            stop(settings)
+            return
+        if options.what == "start":
+            start(settings)
+        passwords = specs.read_passwords(settings.folder)
+        if options.what == "env":
+            print(export_lines(specs.client_environment(settings, passwords)))
+        elif options.what == "remote" or (settings.is_team and Path(".dvc").is_dir()):
+            write_remote(settings, passwords, Path("."))
+            print(f"servers: dvc push -r {REMOTE} goes to the store")
+        if options.what == "start":
+            print(
+                "servers: the flows, workers and registry of this folder use them from now on; any other program after"
+            )
+            print('         eval "$(python -m flows.services env)"')
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from xmlrpc.client import Fault, ServerProxy
 import psutil
 
 from flows.services import postgres_server, specs
-from flows.services.specs import Passwords, Server, ServicesConfig
+from flows.services.specs import Passwords, ServicesConfig
 from thousandwords.core.errors import UserError
 from thousandwords.core.locks import take_lock
 
@@ -25,10 +25,7 @@ MAX_PATH = 90  # bytes of the folder's path: that of supervisord's socket file h
 
 
 def start(settings: ServicesConfig) -> None:
-    """Start all servers in order. If one fails, none is left running.
-
-    Raises UserError with its last lines.
-    """
+    """Start all servers in order; if one fails, stop all and raise UserError with its last lines."""
     if missing := specs.missing_requirements(settings.is_team):
         raise UserError("; ".join(missing))
     with _lock(settings.folder):
@@ -47,25 +44,20 @@ def start(settings: ServicesConfig) -> None:
 
 
 def _start_all(settings: ServicesConfig, passwords: Passwords) -> None:
-    folder = settings.folder
-    for name in ("logs", *settings.ports()):
+    folder, names = settings.folder, list(settings.ports())
+    for name in ("logs", *names):
         (folder / name).mkdir(exist_ok=True)
     if settings.is_team:
         postgres_server.make_folder(folder / "postgres", passwords.postgres_password)
         (folder / "s3" / "ready").unlink(missing_ok=True)
-    _write(folder / "mlflow" / "auth.ini", specs.mlflow_auth(settings, passwords))
-    servers = specs.servers(settings, passwords)
-    _write(folder / "supervisord.conf", specs.supervisor_file(folder, servers))
+    specs.write_secret(folder / "mlflow" / "auth.ini", specs.mlflow_auth(settings, passwords))
+    specs.write_secret(folder / "supervisord.conf", specs.supervisor_file(settings, passwords))
     _start_supervisor(folder)
     if settings.is_team:
-        _start_servers([servers.pop(0)], settings)
+        _start_servers(["postgres"], settings, passwords)
         postgres_server.make_databases(settings.postgres_port, passwords.postgres_password)
-    _start_servers(servers, settings)
-
-
-def _write(path: Path, text: str) -> None:
-    path.touch(mode=0o600)
-    path.write_text(text)
+        names.remove("postgres")
+    _start_servers(names, settings, passwords)
 
 
 def _start_supervisor(folder: Path) -> None:
@@ -79,19 +71,15 @@ def _start_supervisor(folder: Path) -> None:
         time.sleep(0.1)
 
 
-def _start_servers(servers: list[Server], settings: ServicesConfig) -> None:
-    """Start servers that need none of each other, and return as soon as all answer.
-
-    Raises UserError if one ends, or does not answer in time.
-    """
+def _start_servers(names: list[str], settings: ServicesConfig, passwords: Passwords) -> None:
+    """Start these servers and return when all answer. Raises UserError if one ends, or is too slow."""
     began, processes = time.monotonic(), {}
-    for server in servers:
+    for name in names:
         with contextlib.suppress(Fault):
-            _supervisor(settings.folder).startProcess(server.name)
-        processes[server.name] = _states(settings.folder).get(server.name)
-    for server in servers:
-        name = server.name
-        while not server.is_up():
+            _supervisor(settings.folder).startProcess(name)
+        processes[name] = _states(settings.folder).get(name)
+    for name in names:
+        while not specs.is_up(name, settings, passwords):
             if not processes[name] or _states(settings.folder).get(name) != processes[name]:
                 raise _failed(name, "ended", settings.folder)
             if time.monotonic() > began + SECONDS_TO_START:
@@ -221,10 +209,7 @@ def write_remote(settings: ServicesConfig, passwords: Passwords, project: Path) 
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """One start or stop at a time.
-
-    Other users may enter the folder, as user postgres must, but read nothing in it.
-    """
+    """One start or stop at a time. Others may enter the folder, as user postgres must, but read nothing."""
     if len(str(folder).encode()) > MAX_PATH:
         raise UserError(
             f"the path {folder} is too long. Set SERVERS_FOLDER to a folder of at most {MAX_PATH} bytes"

@@ -29,10 +29,7 @@ def programs() -> Path:
 
 
 def user() -> str | None:
-    """The user to run PostgreSQL as: it does not run as root, so root uses the user of its package.
-
-    None for other users.
-    """
+    """The user of its package for root, as whom PostgreSQL does not run; None for other users."""
     import pwd
 
     if os.geteuid() != 0:
@@ -45,12 +42,14 @@ def user() -> str | None:
 
 
 def make_folder(folder: Path, password: str) -> None:
-    """Create PostgreSQL's data folder, once.
-
-    Under another name first, so that an incomplete one is never used.
-    """
+    """Create PostgreSQL's data folder, once; under another name first, so that none is incomplete."""
     owner = user()
-    _check_parents(folder, owner)
+    closed = [parent for parent in folder.parents if owner and not parent.stat().st_mode & 0o001]
+    if closed:
+        raise UserError(
+            f"PostgreSQL runs as user {owner}, which may not enter {closed[0]}. "
+            "Set SERVERS_FOLDER to a folder elsewhere, or run this as another user than root"
+        )
     if (folder / "data").is_dir():
         return
     shutil.rmtree(folder / "data.new", ignore_errors=True)
@@ -58,29 +57,17 @@ def make_folder(folder: Path, password: str) -> None:
     secret.unlink(missing_ok=True)
     secret.touch(mode=0o600)
     secret.write_text(password)
-    if owner:
-        shutil.chown(folder, owner)
-        shutil.chown(secret, owner)
+    for path in (folder, secret) if owner else ():
+        shutil.chown(path, owner)
     command = [f"{programs()}/initdb", "-D", str(folder / "data.new"), "-U", USER, f"--pwfile={secret}"]
     command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
-    result = subprocess.run(
-        command, user=owner, extra_groups=[] if owner else None, cwd=folder, capture_output=True, text=True
-    )
+    options = {"user": owner, "extra_groups": []} if owner else {}
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, **options)
     secret.unlink()
     if result.returncode:
-        raise UserError(
-            f"PostgreSQL could not create its folder {folder / 'data'}: {result.stderr.strip()[-500:]}"
-        )
+        reason = result.stderr.strip()[-500:]
+        raise UserError(f"PostgreSQL could not create its folder {folder / 'data'}: {reason}")
     (folder / "data.new").rename(folder / "data")
-
-
-def _check_parents(folder: Path, owner: str | None) -> None:
-    closed = next((parent for parent in folder.parents if owner and not parent.stat().st_mode & 0o001), None)
-    if closed:
-        raise UserError(
-            f"PostgreSQL runs as user {owner}, which may not enter {closed}. "
-            "Set SERVERS_FOLDER to a folder elsewhere, or run this as another user than root"
-        )
 
 
 def make_databases(port: int, password: str) -> None:

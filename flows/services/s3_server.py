@@ -8,7 +8,6 @@ processes shows them.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import multiprocessing
 import os
@@ -19,14 +18,12 @@ import time
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from flows.command_line import one_sentence, parser
 from thousandwords.core.errors import UserError
 
 BUCKETS = ("mlflow", "dvc")
-PARTS = {
-    "account": 1,
-    "container": 2,
-    "object": 3,
-}  # the number in Swift's settings and the name of the socket file
+# the number in Swift's settings and the name of the socket file
+PARTS = {"account": 1, "container": 2, "object": 3}
 SECONDS_TO_START = 120
 PIPELINE = "catch_errors gatekeeper healthcheck proxy-logging listing_formats bulk s3api tempauth copy slo dlo proxy-logging"
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -35,10 +32,7 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 def configuration(
     folder: Path, host: str, port: int, access_key: str, secret_key: str, salt: str
 ) -> dict[str, str]:
-    """Swift's configuration files, {file name: text}.
-
-    `salt` goes into every path on disk and must never change.
-    """
+    """Swift's configuration, {file name: text}; `salt` goes into every path on disk and must not change."""
     account, _, user = access_key.partition(":")
     if not (account.isalnum() and user.isalnum()):
         raise UserError(
@@ -79,25 +73,15 @@ def prepare(folder: Path, host: str, port: int, access_key: str, secret_key: str
     (folder / "ready").unlink(missing_ok=True)  # left by a killed store
     salt = folder / "salt"
     if not salt.is_file():
-        _write(salt, secrets.token_hex(16))
+        salt.write_text(secrets.token_hex(16))
     for name, text in configuration(folder, host, port, access_key, secret_key, salt.read_text()).items():
-        _write(folder / name, text)
+        (folder / name).write_text(text)
     for part, number in PARTS.items():
         builder = RingBuilder(part_power=4, replicas=1, min_part_hours=0)
-        address = {
-            "ip": "127.0.0.1",
-            "port": number,
-            "replication_ip": "127.0.0.1",
-            "replication_port": number,
-        }
-        builder.add_dev({"region": 1, "zone": 1, "device": "disk", "weight": 1.0, **address})
+        device = {"region": 1, "zone": 1, "device": "disk", "weight": 1.0}
+        builder.add_dev({**device, "ip": "127.0.0.1", "port": number})
         builder.rebalance(seed=0)
         builder.get_ring().save(str(folder / f"{part}.ring.gz"))
-
-
-def _write(path: Path, text: str) -> None:
-    path.touch(mode=0o600)
-    path.write_text(text)
 
 
 def run(folder: Path, port: int) -> int:
@@ -171,8 +155,7 @@ def _use_socket_files(sockets: Path) -> None:
 
 
 def make_buckets(endpoint: str, running: dict[str, multiprocessing.Process]) -> None:
-    """Create the buckets of MLflow and DVC that do not exist yet, as soon as the store answers; keys from the
-    environment."""
+    """Create the buckets that do not exist yet, as soon as the store answers; keys from the environment."""
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -201,23 +184,20 @@ def _check_alive(running: dict[str, multiprocessing.Process]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, required=True, help="where all data is stored")
-    parser.add_argument("--host", default="127.0.0.1", help="the address of the S3 interface")
-    parser.add_argument("--port", type=int, default=9000, help="its port")
-    args = parser.parse_args(argv)
+    arguments = parser(__doc__)
+    arguments.add_argument("--folder", type=Path, required=True, help="where all data is stored")
+    arguments.add_argument("--host", default="127.0.0.1", help="the address of the S3 interface")
+    arguments.add_argument("--port", type=int, default=9000, help="its port")
+    args = arguments.parse_args(argv)
     folder = args.folder.resolve()
     os.umask(0o077)
-    try:
+    with one_sentence("store"):
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            if name not in os.environ:
+                raise UserError(f"{name} is not set")
         keys = os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
         prepare(folder, args.host, args.port, *keys)
         raise SystemExit(run(folder, args.port))
-    except KeyError as missing:
-        raise SystemExit(f"store: {missing.args[0]} is not set") from missing
-    except UserError as error:
-        raise SystemExit(f"store: {error}") from error
 
 
 if __name__ == "__main__":

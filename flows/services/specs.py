@@ -9,15 +9,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
-import shlex
 import sys
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from flows.services import postgres_server
 from flows.services.postgres_server import USER
+from flows.templates import render
 from thousandwords.core.errors import UserError
 
 S3_USER = "thousandwords:team"
@@ -95,16 +95,20 @@ def password_file(folder: Path) -> Path:
     return folder / "passwords.env"
 
 
+def write_secret(path: Path, text: str) -> Path:
+    """Write a file that only its owner reads."""
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(text)
+    return path
+
+
 def ensure_passwords(folder: Path) -> Passwords:
     """The passwords of this folder; created if it has none."""
     path = password_file(folder)
     if not path.is_file():
         lines = [f"SERVERS_{field.name.upper()}={secrets.token_hex(24)}\n" for field in fields(Passwords)]
-        temporary = path.with_suffix(".tmp")
-        temporary.unlink(missing_ok=True)
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.writelines(lines)
-        temporary.rename(path)
+        write_secret(path.with_suffix(".tmp"), "".join(lines)).rename(path)
     return read_passwords(folder)
 
 
@@ -132,131 +136,44 @@ def environment(**extra: str) -> dict[str, str]:
     return {**inherited, **NO_TELEMETRY, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **extra}
 
 
-@dataclass(frozen=True)
-class Server:
-    name: str
-    command: list[str]
-    env: dict[str, str]  # beside `environment()`
-    is_up: Callable[[], bool]
-    user: str | None = None
-
-
-def servers(settings: ServicesConfig, passwords: Passwords) -> list[Server]:
-    """Each after those that it needs."""
-    makers = {"postgres": _postgres, "s3": _s3, "mlflow": _mlflow, "prefect": _prefect}
-    return [makers[name](settings, passwords) for name in settings.ports()]
-
-
-def _postgres(settings: ServicesConfig, passwords: Passwords) -> Server:
-    port = settings.postgres_port
-    options = {"port": port, "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
-    command = [f"{postgres_server.programs()}/postgres", "-D", str(settings.folder / "postgres" / "data")]
-    command += [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
-
-    def is_up() -> bool:
-        return postgres_server.sql(port, passwords.postgres_password, "select 1").returncode == 0
-
-    return Server("postgres", command, {}, is_up, user=postgres_server.user())
-
-
-def _s3(settings: ServicesConfig, passwords: Passwords) -> Server:
-    folder = settings.folder / "s3"
-    options = f"-m flows.services.s3_server --port {settings.s3_port} --folder".split()
-    return Server(
-        "s3", [sys.executable, *options, str(folder)], _s3_keys(passwords), (folder / "ready").is_file
-    )
-
-
-def _mlflow(settings: ServicesConfig, passwords: Passwords) -> Server:
-    port, folder = settings.mlflow_port, settings.folder / "mlflow"
-    hosts = f"127.0.0.1:{port},localhost:{port}"
-    env = {
-        "MLFLOW_BACKEND_STORE_URI": _database(settings, passwords, "postgresql+psycopg2", "mlflow"),
-        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
-        "MLFLOW_AUTH_ADMIN_USERNAME": MLFLOW_USER,
-        "MLFLOW_AUTH_ADMIN_PASSWORD": passwords.mlflow_password,
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": passwords.mlflow_secret_key,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        # uvicorn kills a worker that is silent for 5 s: on a busy machine, while it still imports
-        "MLFLOW_UVICORN_OPTS": "--timeout-worker-healthcheck 120",
-    }
-    if settings.is_team:
-        env |= _s3_keys(passwords) | {"MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{settings.s3_port}"}
-    options = {
-        "--host": "127.0.0.1",
-        "--port": str(port),
-        "--workers": "2" if settings.is_team else "1",
-        "--app-name": "basic-auth",
-        "--artifacts-destination": "s3://mlflow" if settings.is_team else (folder / "artifacts").as_uri(),
-        "--allowed-hosts": hosts,
-        "--cors-allowed-origins": ",".join(f"http://{host}" for host in hosts.split(",")),
-    }
-    command = [sys.executable, "-m", "mlflow", "server", *(word for pair in options.items() for word in pair)]
-    return Server("mlflow", command, env, lambda: _answers(f"http://127.0.0.1:{port}/health"))
-
-
-def _prefect(settings: ServicesConfig, passwords: Passwords) -> Server:
-    port = settings.prefect_port
-    env = {
-        "PREFECT_HOME": str(settings.folder / "prefect"),
-        "PREFECT_SERVER_API_AUTH_STRING": f"{USER}:{passwords.prefect_password}",
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port},http://localhost:{port}",
-    }
-    if settings.is_team:
-        database = _database(settings, passwords, "postgresql+asyncpg", "prefect")
-        env["PREFECT_API_DATABASE_CONNECTION_URL"] = database
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    return Server("prefect", command, env, lambda: _answers(f"http://127.0.0.1:{port}/api/health"))
-
-
-# each program is started when the one that it needs answers, and again when it ends; stopped in reverse
-SUPERVISOR = """[unix_http_server]
-file = {folder}/supervisor.sock
-chmod = 0700
-[rpcinterface:supervisor]
-supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
-[supervisord]
-logfile = {folder}/logs/supervisord.log
-pidfile = {folder}/supervisord.pid
-umask = 077
-"""
-PROGRAM = """[program:{name}]
-command = {command}
-directory = {folder}/{name}
-environment = {environment}
-priority = {priority}
-autostart = false
-autorestart = true
-stopsignal = {stopsignal}
-stopwaitsecs = 20
-killasgroup = true
-redirect_stderr = true
-stdout_logfile = {folder}/logs/{name}.log
-stdout_logfile_backups = 1
-"""
-
-
-def supervisor_file(folder: Path, servers: list[Server]) -> str:
+def supervisor_file(settings: ServicesConfig, passwords: Passwords) -> str:
     """supervisord.conf."""
-    text = SUPERVISOR.format(folder=folder) + ("user = root\n" if os.geteuid() == 0 else "")
-    for priority, server in enumerate(servers):
-        text += PROGRAM.format(
-            name=server.name,
-            command=shlex.join(server.command),
-            folder=folder,
-            environment=",".join(f'{name}="{value}"' for name, value in server.env.items()),
-            priority=priority,
-            stopsignal="INT" if server.name == "postgres" else "TERM",  # its TERM waits for every client
-        )
-        text += f"user = {server.user}\n" if server.user else ""
+    text = render(
+        Path(__file__).with_name("supervisord.conf.j2"),
+        settings=settings,
+        folder=settings.folder,
+        passwords=passwords,
+        python=sys.executable,
+        is_root=os.geteuid() == 0,
+        postgres=postgres_server,
+        database=partial(_database, settings, passwords),
+        s3_keys=_s3_keys(passwords),
+        mlflow_user=MLFLOW_USER,
+        prefect_login=_prefect_login(passwords),
+    )
     return text.replace("%", "%%")
 
 
-def mlflow_auth(settings: ServicesConfig, passwords: Passwords) -> str:
-    """MLflow's auth.ini: users are in a database; a new user has no permissions.
+def is_up(name: str, settings: ServicesConfig, passwords: Passwords) -> bool:
+    """Whether the server answers."""
+    if name == "postgres":
+        return (
+            postgres_server.sql(settings.postgres_port, passwords.postgres_password, "select 1").returncode
+            == 0
+        )
+    if name == "s3":
+        return (settings.folder / "s3" / "ready").is_file()
+    path = {"mlflow": "health", "prefect": "api/health"}[name]
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{settings.ports()[name]}/{path}", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
 
-    A correct password is cached for some minutes: a check takes 0.3 s, and a rollback sends twenty requests.
-    """
+
+def mlflow_auth(settings: ServicesConfig, passwords: Passwords) -> str:
+    """MLflow's auth.ini: users are in a database; a new user has no permissions. A correct password is cached
+    for some minutes: a check takes 0.3 s, and a rollback sends twenty requests."""
     return (
         "[mlflow]\ndefault_permission = NO_PERMISSIONS\nauth_cache_ttl_seconds = 300\nauth_cache_max_size = 1000\n"
         f"database_uri = {_database(settings, passwords, 'postgresql+psycopg2', 'mlflow_auth')}\n"
@@ -264,16 +181,14 @@ def mlflow_auth(settings: ServicesConfig, passwords: Passwords) -> str:
 
 
 def client_environment(settings: ServicesConfig, passwords: Passwords) -> dict[str, str]:
-    """The variables with which runs, flows and workers connect to the servers.
-
-    They hold no key of the store: MLflow serves the artifacts, and DVC has its own key in .dvc/config.local.
-    """
+    """The variables with which runs, flows and workers connect to the servers. They hold no key of the store:
+    MLflow serves the artifacts, and DVC has its own key in .dvc/config.local."""
     return {
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{settings.mlflow_port}",
         "MLFLOW_TRACKING_USERNAME": MLFLOW_USER,
         "MLFLOW_TRACKING_PASSWORD": passwords.mlflow_password,
         "PREFECT_API_URL": f"http://127.0.0.1:{settings.prefect_port}/api",
-        "PREFECT_API_AUTH_STRING": f"{USER}:{passwords.prefect_password}",
+        "PREFECT_API_AUTH_STRING": _prefect_login(passwords),
     }
 
 
@@ -296,11 +211,10 @@ def missing_requirements(is_team: bool = True) -> list[str]:
     sentences = []
     wanted = PACKAGES + (TEAM_PACKAGES if is_team else ())
     if packages := [name for name in wanted if importlib.util.find_spec(name) is None]:
-        on_linux = (
-            "" if sys.platform == "linux" else " (the store runs on Linux only; elsewhere: docker compose up)"
-        )
+        elsewhere = " (the store runs on Linux only; elsewhere: docker compose up)"
         sentences.append(
-            f"the Python packages {', '.join(packages)} are missing. Run: pip install '.[servers]'{on_linux}"
+            f"the Python packages {', '.join(packages)} are missing. Run: pip install '.[servers]'"
+            + ("" if sys.platform == "linux" else elsewhere)
         )
     if is_team:
         try:
@@ -317,14 +231,10 @@ def _database(settings: ServicesConfig, passwords: Passwords, driver: str, name:
     return f"{driver}://{USER}:{passwords.postgres_password}@127.0.0.1:{settings.postgres_port}/{name}"
 
 
+def _prefect_login(passwords: Passwords) -> str:
+    return f"{USER}:{passwords.prefect_password}"
+
+
 def _s3_keys(passwords: Passwords) -> dict[str, str]:
     keys = {"AWS_ACCESS_KEY_ID": S3_USER, "AWS_SECRET_ACCESS_KEY": passwords.s3_secret_key}
     return {**keys, "AWS_DEFAULT_REGION": "us-east-1"}
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False

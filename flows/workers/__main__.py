@@ -17,9 +17,9 @@ from pathlib import Path
 
 import psutil
 
+from flows.command_line import one_sentence, parser
 from flows.deploy import CPU_POOL, GPU_POOL, prepare_server
 from flows.workers import gpu_lock
-from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import check_writable
 from thousandwords.core.locks import holder, take_lock, write_note
@@ -65,13 +65,8 @@ def start(workers: list[Worker]) -> list[str]:
     """Start the workers that do not run yet; a line for each."""
     check_writable()
     prepare_server()
-    return [
-        *(
-            _launch(worker.name, worker.command, worker.gpus, f"takes runs from {worker.pool}")
-            for worker in workers
-        ),
-        _launch("watch", ["flows.workers.heartbeat"], (), "marks dead runs"),
-    ]
+    lines = [_launch(each.name, each.command, each.gpus, f"takes runs from {each.pool}") for each in workers]
+    return [*lines, _launch("watch", ["flows.workers.heartbeat"], (), "marks dead runs")]
 
 
 def _launch(name: str, command: list[str], gpus: tuple[str, ...], task: str) -> str:
@@ -89,10 +84,7 @@ def _launch(name: str, command: list[str], gpus: tuple[str, ...], task: str) -> 
     with lock, open(path.with_suffix(".log"), "a") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            **{"env": environment, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log},
             pass_fds=[lock.fileno()],  # it holds the lock as long as it lives
             start_new_session=True,  # it outlives this command and its terminal; a stage never gets one
         )
@@ -123,7 +115,7 @@ def _end(path: Path, process: psutil.Process | None, began: float) -> str:
     result = "ended" if process else "had ended already"
     while process and holder(path) is not None:
         if time.monotonic() - began > (PATIENCE if _has_runs(process) else IDLE_PATIENCE):
-            process.kill()  # its runs end with it (flows/workers/parent_watch.py)
+            process.kill()  # its runs end with it (flows/workers/run_lock.py)
             result = "was killed"
             break
         time.sleep(0.1)
@@ -153,14 +145,12 @@ def main(argv: list[str] | None = None) -> None:
     add("--runs", type=int, default=CPU_RUNS, help="at once, without a GPU (default: 2; in a fleet: 1)")
     add("--name", help="prefix of the names, if another clone has workers here (default: the host's name)")
     options = arguments.parse_args(argv)
-    with one_sentence("workers", code=1):
-        lines = {
-            "start": lambda: start(
-                plan_workers(gpu_lock.visible(), options.gpus_per_worker, options.name, options.runs)
-            ),
-            "stop": stop,
-            "list": list_workers,
-        }[options.what]()
+    with one_sentence("workers"):
+        if options.what == "start":
+            planned = plan_workers(gpu_lock.visible(), options.gpus_per_worker, options.name, options.runs)
+            lines = start(planned)
+        else:
+            lines = stop() if options.what == "stop" else list_workers()
         print("\n".join(lines or ["no worker runs in this folder"]))
 
 

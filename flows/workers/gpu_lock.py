@@ -51,10 +51,8 @@ def installed() -> dict[str, str]:
 
 @contextlib.contextmanager
 def hold(count: int, what: str) -> Iterator[dict[str, str]]:
-    """Hold `count` of the visible GPUs: the environment of the processes that use them. Reports a wait.
-
-    On a machine without GPUs nothing is held. Raises UserError if some are visible, but fewer than `count`.
-    """
+    """Hold `count` of the visible GPUs: the environment of the processes that use them. Reports a wait. On a
+    machine without GPUs nothing is held. Raises UserError if some are visible, but fewer than `count`."""
     names, mark = visible(), uuid.uuid4().hex
     if names and len(names) < count:
         raise UserError(

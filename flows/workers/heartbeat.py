@@ -20,12 +20,10 @@ from prefect.exceptions import PrefectException
 from prefect.states import Cancelled, Crashed
 from prefect.variables import Variable
 
+from flows.command_line import one_sentence
 from flows.deploy import server_url
-from thousandwords.core.errors import UserError
 
-SILENCE = (
-    100.0  # seconds: a heartbeat comes every 30; 60 late is no death, 10 more for it to reach the database
-)
+SILENCE = 100.0  # seconds: a heartbeat comes every 30; 60 late is no death, 10 more to reach the database
 HEAD_START = 40.0  # seconds of silence taken over at the start: two more heartbeats are awaited
 PERIOD = 3.0  # seconds between two polls
 WRITE_TEST = "thousandwords_watch"  # a variable on the server
@@ -120,11 +118,8 @@ def watch() -> None:
 
 
 def main() -> None:
-    try:
+    with one_sentence("heartbeat"):
         server_url()
-    except UserError as error:
-        print(f"heartbeat: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
     watch()
 
 

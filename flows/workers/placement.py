@@ -27,9 +27,10 @@ class Place:
             raise ValueError(f"gpus, retries and retry_seconds must be 0 or more, found {self}")
 
     @property
-    def delays(self) -> list[float]:
-        """Seconds before each retry: Place(retries=3, retry_seconds=2).delays -> [2, 4, 8]"""
-        return [self.retry_seconds * 2**number for number in range(self.retries)]
+    def retry_options(self) -> dict[str, object]:
+        """Options of a Prefect task; 3 retries after 2 seconds: its waits are [2, 4, 8]."""
+        delays = [self.retry_seconds * 2**number for number in range(self.retries)]
+        return {"retries": self.retries, "retry_delay_seconds": delays}
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,7 @@ class Placement:
 
 
 def read_placement(stages: list[str], path: Path = FILE) -> Placement:
-    """Read the table; `stages` are those of dvc.yaml.
-
-    Raises UserError for a stage or a key that does not exist.
-    """
+    """Read the table; `stages` are those of dvc.yaml. Raises UserError for an unknown stage or key."""
     try:
         table = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
     except yaml.YAMLError as error:

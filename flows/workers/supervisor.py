@@ -6,7 +6,6 @@ supervisor's own parent has ended, when the terminal is closed, or on SIGTERM. T
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import os
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 
 import psutil
 
+from flows.command_line import one_sentence, parser
 from flows.workers import gpu_lock
 from thousandwords.core.errors import UserError
 from thousandwords.core.processes import STOP_SIGNALS, end_with, on_signals
@@ -73,22 +73,16 @@ def _descendants(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--gpus", type=int, default=0, help="how many GPUs to hold (default: none)")
-    parser.add_argument("--what", default="", help="the name that others see while they wait for the GPU")
-    parser.add_argument(
-        "--parent", type=int, default=os.getppid(), help="end with this process (default: the parent)"
-    )
-    parser.add_argument("command", nargs="+", metavar="COMMAND")
-    options = parser.parse_args(argv)
-    try:
-        code = supervise(options.command, options.gpus, options.what or options.command[0], options.parent)
-    except UserError as error:
-        print(f"supervisor: {error}", file=sys.stderr)
-        code = 2
-    raise SystemExit(code)
+    arguments = parser(__doc__)
+    arguments.add_argument("--gpus", type=int, default=0, help="how many GPUs to hold (default: none)")
+    arguments.add_argument("--what", default="", help="the name that others see while they wait for the GPU")
+    text = "end with this process (default: the parent)"
+    arguments.add_argument("--parent", type=int, default=os.getppid(), help=text)
+    arguments.add_argument("command", nargs="+", metavar="COMMAND")
+    options = arguments.parse_args(argv)
+    with one_sentence("supervisor", code=2):
+        what = options.what or options.command[0]
+        raise SystemExit(supervise(options.command, options.gpus, what, options.parent))
 
 
 if __name__ == "__main__":

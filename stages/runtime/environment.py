@@ -12,11 +12,9 @@ VARIABLES = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "GIT_PYTHON_REFRESH": "quiet",
-    # A waiting thread that spins blocks the core of the thread it waits for: beside another busy process a
-    # CLIP step took nine
-    # times as long. A thread that sleeps at once wakes up late: a transformer step took a third longer. So
-    # threads spin for some
-    # microseconds (GNU OpenMP, where this wins over the policy) or not at all (other runtimes).
+    # A waiting thread that spins blocks the core of the thread it waits for: beside another busy process a CLIP
+    # step took nine times as long. One that sleeps at once wakes up late: a transformer step took a third longer.
+    # So threads spin for some microseconds (GNU OpenMP, where this wins over the policy) or not at all (others).
     "GOMP_SPINCOUNT": "1000",
     "OMP_WAIT_POLICY": "PASSIVE",
 }

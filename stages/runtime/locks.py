@@ -58,10 +58,8 @@ def _is_orphaned(pid: int | str) -> bool:
 
 
 def output_lock(out: Path) -> contextlib.AbstractContextManager[None]:
-    """Only one stage writes an output at a time, wherever it was started.
-
-    The lock lies beside the output: DVC removes an output before it is made again, and all that is in it.
-    """
+    """Only one stage writes an output at a time, wherever it was started. The lock lies beside the output:
+    DVC removes an output before it is made again, and all that is in it."""
     path = Path(out).resolve()
     return hold_lock(
         path.with_name(f".{path.name}.lock"), f"{out} is being written by {{holder}}. Wait for it, or stop it"

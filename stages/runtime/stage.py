@@ -44,8 +44,7 @@ MAX_RESUMABLE_RUNS = 4  # kept per stage; older ones are removed
 
 @dataclass
 class Stage:
-    """A running stage, as its function uses it: `params`, `log`, `record_metrics`, `record_files`,
-    `state_folder`."""
+    """A running stage: `params`, `log`, `record_metrics`, `record_files`, `state_folder`."""
 
     name: str
     params: dict
@@ -82,8 +81,7 @@ class Stage:
         self.tracker.files(paths)
 
     def state_folder(self, settings: object, *inputs: str) -> Path:
-        """The folder of this run's resumable state: named by its settings, its inputs' fingerprints and the
-        code."""
+        """The folder of this run's state, named by its settings, inputs' fingerprints and code."""
         name = fingerprint({"settings": settings, "inputs": inputs, "seed": self.seed, "code": code_digest()})
         self.state = STATE_FOLDER / self.name / name[:24]
         if not self.world.is_main_process:
@@ -191,11 +189,6 @@ def device_kind(params: dict) -> str:
     return device
 
 
-def device_of(context: Stage) -> str:
-    """The device of this process: cpu, cuda, or one GPU of several."""
-    return context.world.device
-
-
 def code_digest() -> str:
     """The sha256 of all library and stage files that this process has loaded, without those of NOT_CODE."""
     files = {
@@ -217,8 +210,7 @@ def _remove_oldest(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _locks(name: str, options: argparse.Namespace) -> Iterator[None]:
-    """No other run of this stage in this folder, as both would use the same state, and no other stage that
-    writes `--out`."""
+    """No other run of this stage, as both would use the same state, and no other that writes `--out`."""
     message = "another run of this stage ({holder}) is active in this folder. Wait for it, or stop it"
     with hold_lock(STATE_FOLDER / "locks" / name, message), output_lock(options.out):
         yield

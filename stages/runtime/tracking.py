@@ -130,8 +130,7 @@ class NoTracker:
 
 
 def tracking_uri(root: Path = Path(".")) -> str:
-    """MLFLOW_TRACKING_URI, or a database in this project's folder (absolute, so that it does not depend on
-    the cwd)."""
+    """MLFLOW_TRACKING_URI, or a database in this project's folder; absolute, whatever the cwd."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / '.mlflow').resolve()}/mlflow.db"
 
 
@@ -140,15 +139,13 @@ def client() -> mlflow.MlflowClient:
 
 
 def log_experiment(title: str, name: str, values: dict[str, object], metrics: dict[str, float]) -> None:
-    """Log values and metrics to the parent run of an experiment of a sweep, so that MLflow's own page compares
-    them."""
+    """Log an experiment of a sweep to its parent run, so that MLflow's own page compares them."""
     mlflow_client = client()
     run_id = _parent_run(mlflow_client, experiment_of(mlflow_client), name)
     mlflow_client.set_tag(run_id, "sweep", title)
     now = int(time.time() * 1000)
-    points = [
-        Metric(key.replace("/", ".").replace(":", "."), value, now, 0) for key, value in metrics.items()
-    ]
+    names = {key: key.replace("/", ".").replace(":", ".") for key in metrics}
+    points = [Metric(names[key], value, now, 0) for key, value in metrics.items()]
     mlflow_client.log_batch(run_id, points, [Param(setting, str(value)) for setting, value in values.items()])
     mlflow_client.set_terminated(run_id)
 
@@ -169,8 +166,7 @@ def experiment_of(client: mlflow.MlflowClient, root: Path = Path(".")) -> str:
 
 
 def pipeline_key() -> str:
-    """One name per pipeline run: THOUSANDWORDS_PIPELINE, else the `dvc` process that all its stages descend
-    from."""
+    """One name per pipeline run: THOUSANDWORDS_PIPELINE, else the `dvc` process above this one."""
     if key := os.environ.get("THOUSANDWORDS_PIPELINE"):
         return key
     for ancestor in psutil.Process().parents():

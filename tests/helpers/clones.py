@@ -28,9 +28,8 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        arguments, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300
-    )
+    options = {"capture_output": True, "text": True, "timeout": 300}
+    return subprocess.run(arguments, cwd=folder, env=environment(folder), **options)
 
 
 def must(folder: Path, *arguments: str) -> str:
@@ -45,14 +44,10 @@ def make_origin(folder: Path, needs: dict[str, tuple[str, ...]], files: dict[str
     origin = folder / "origin"
     (origin / ".dvc").mkdir(parents=True)
     (folder / "remote").mkdir()
-    stages = {
-        name: {
-            "cmd": f"python stage.py {name}.txt {' '.join(before)}",
-            "outs": [f"{name}.txt"],
-            "deps": ["stage.py", *(f"{other}.txt" for other in before)],
-        }
-        for name, before in needs.items()
-    }
+    stages = {}
+    for name, before in needs.items():
+        command, deps = f"python stage.py {name}.txt {' '.join(before)}", [f"{other}.txt" for other in before]
+        stages[name] = {"cmd": command, "outs": [f"{name}.txt"], "deps": ["stage.py", *deps]}
     remote = f"['remote \"store\"']\n    url = {folder / 'remote'}\n"
     project_files = {
         ".dvc/config": "[core]\n    remote = store\n    autostage = true\n" + remote,

@@ -35,10 +35,8 @@ def commit_first(project: Path) -> None:
 
 
 class GpuTestbed:
-    """`work` is the command of the only stage of each project.
-
-    `{logs}` in it is this test bed's log folder.
-    """
+    """`work` is the command of the only stage of each project. `{logs}` in it is this test bed's log
+    folder."""
 
     def __init__(
         self,
@@ -52,9 +50,8 @@ class GpuTestbed:
         self.folder, self.logs, self.worker_settings = folder, folder / "logs", workers or {}
         self.logs.mkdir(parents=True)
         self.server = Server(folder / "server", **FAST, **(server or {}))
-        self.projects = [
-            self._project(folder / f"project{number}", work, schedules) for number in range(projects)
-        ]
+        names = [f"project{number}" for number in range(projects)]
+        self.projects = [self._project(folder / name, work, schedules) for name in names]
         self.call("flows.deploy")
         for project in self.projects:
             self.start_workers(project)
@@ -90,10 +87,8 @@ class GpuTestbed:
     # --- runs
 
     def create_run(self) -> str:
-        deployment = self.server.ask("deployments/filter")[0]
-        return self.server.ask(
-            f"deployments/{deployment['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}}
-        )["id"]
+        path = f"deployments/{self.server.ask('deployments/filter')[0]['id']}/create_flow_run"
+        return self.server.ask(path, {"state": {"type": "SCHEDULED"}})["id"]
 
     def state(self, run_id: str) -> str:
         return self.server.run(run_id)["state_type"]
@@ -109,9 +104,8 @@ class GpuTestbed:
 
     def wait_for_state(self, run_id: str, *states: str, seconds: float) -> float:
         start = time.monotonic()
-        wait_for(
-            lambda: self.state(run_id) in states, seconds, f"{states}, it is {self.state(run_id)}", every=0.3
-        )
+        message = f"{states}, it is {self.state(run_id)}"
+        wait_for(lambda: self.state(run_id) in states, seconds, message, every=0.3)
         return time.monotonic() - start
 
     def cancel(self, run_id: str) -> None:
@@ -155,13 +149,10 @@ class GpuTestbed:
         processes = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                line = " ".join(process.cmdline())
-                if any(text in line for text in texts) and self.owns(process):
+                line, home = " ".join(process.cmdline()), process.environ().get("PREFECT_HOME", "")
+                if any(text in line for text in texts) and home.startswith(f"{self.folder}/"):
                     processes.append(process)
         return processes
-
-    def owns(self, process: psutil.Process) -> bool:
-        return process.environ().get("PREFECT_HOME", "").startswith(f"{self.folder}/")
 
     def flows(self) -> list[psutil.Process]:
         return self.processes("prefect.engine")
@@ -171,16 +162,13 @@ class GpuTestbed:
 
     def left(self) -> list[psutil.Process]:
         """All processes that belong to a run."""
-        return [
-            *self.processes("_workspace_supervisor", "prefect.engine", "flows.workers.supervisor"),
-            *self.on_gpu(),
-        ]
+        own = self.processes("_workspace_supervisor", "prefect.engine", "flows.workers.supervisor")
+        return [*own, *self.on_gpu()]
 
     def machine(self) -> list[psutil.Process]:
         """All processes that die with a machine; supervisors and stages follow."""
-        return self.processes(
-            "prefect worker start", "flows.workers.heartbeat", "_workspace_supervisor", "prefect.engine"
-        )
+        texts = ("prefect worker start", "flows.workers.heartbeat", "_workspace_supervisor", "prefect.engine")
+        return self.processes(*texts)
 
 
 def report(line: str) -> None:
@@ -242,9 +230,7 @@ def kill_flow(testbed: GpuTestbed) -> tuple[float, float]:
 
 def kill_worker(testbed: GpuTestbed, is_early: bool = False) -> float:
     """E3, the flow must not train on while a new worker starts another: seconds until nothing of it was left.
-
-    `is_early`: killed before the flow began.
-    """
+    `is_early`: killed before the flow began."""
     run_id = testbed.create_run()
     if is_early:
         wait_for(lambda: testbed.processes("_workspace_supervisor"), 60)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
-import socket
 import subprocess
 import urllib.request
+from configparser import RawConfigParser
 from pathlib import Path
 
 from flows.services import specs
+from flows.services.commands import is_free
 from tests.helpers.prefect_server import free_port, wait_for
 
 SECRETS = specs.Passwords("pg", "s3key", "mlpw", "mlsecret", "prpw")
 
 
 class MlflowServer:
-    """`mlflow server` with SQLite, without passwords, else with the options of flows/services/specs.py."""
+    """`mlflow server` with SQLite, without passwords, else with the options of flows/services/supervisord.conf.j2."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
@@ -26,38 +28,29 @@ class MlflowServer:
         folder.mkdir(parents=True)
 
     def command(self) -> list[str]:
-        options = specs._mlflow(specs.ServicesConfig(self.folder, mlflow_port=self.port), SECRETS).command
-        replaced = {"--workers": "1", "--artifacts-destination": (self.folder / "artifacts").as_uri()}
-        options = [
-            replaced.get(before, option) for before, option in zip(["", *options], options, strict=False)
-        ]
-        passwords = options.index("--app-name")
-        return [
-            *options[:passwords],
-            *options[passwords + 2 :],
-            "--backend-store-uri",
-            f"sqlite:///{self.database}",
-        ]
+        read = RawConfigParser()
+        settings = specs.ServicesConfig(self.folder, mlflow_port=self.port)
+        read.read_string(specs.supervisor_file(settings, SECRETS))
+        command = read["program:mlflow"]["command"].replace(" --app-name basic-auth", "")
+        return [*shlex.split(command), "--backend-store-uri", f"sqlite:///{self.database}"]
 
     def is_alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> None:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        own = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        own |= {"DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with open(self.folder / "server.log", "a") as log:
-            self.process = subprocess.Popen(
-                self.command(),
-                cwd=self.folder,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env={**inherited, "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            )
-        wait_for(
-            lambda: not self.is_alive() or answers(f"{self.uri}/health"),
-            180,
-            "MLflow's server did not come up",
-        )
+            options = {
+                "cwd": self.folder,
+                "env": own,
+                "stdout": log,
+                "stderr": log,
+                "start_new_session": True,
+            }
+            self.process = subprocess.Popen(self.command(), **options)
+        health = f"{self.uri}/health"
+        wait_for(lambda: not self.is_alive() or answers(health), 180, "MLflow's server did not come up")
         assert self.is_alive(), (self.folder / "server.log").read_text()[-2000:]
 
     def kill(self) -> None:
@@ -67,12 +60,7 @@ class MlflowServer:
 
     def is_gone(self) -> bool:
         """Whether the port is free some seconds after the kill; on a busy machine that takes time."""
-        wait_for(lambda: not self.is_open(), 10, "the port is not free")
-        return True
-
-    def is_open(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+        return wait_for(lambda: is_free(self.port), 10, "the port is not free")
 
 
 def answers(url: str) -> bool:

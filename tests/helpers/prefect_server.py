@@ -42,11 +42,8 @@ def free_port() -> int:
 
 def environment(home: Path, **extra: str) -> dict[str, str]:
     """The environment of a user of the project, with its own Prefect home."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PREFECT_", "THOUSANDWORDS_"))
-    }
+    others = ("PREFECT_", "THOUSANDWORDS_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     own = {
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
@@ -87,19 +84,9 @@ class Server:
 
     def start(self) -> None:
         self.log = open(self.home / "server.log", "a")  # noqa: SIM115
-        command = [
-            BIN / "prefect",
-            "server",
-            "start",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-            "--no-ui",
-        ]
-        self.process = subprocess.Popen(
-            command, env=environment(self.home, **self.settings), stdout=self.log, stderr=self.log
-        )
+        options = ["--host", "127.0.0.1", "--port", str(self.port), "--no-ui"]
+        own, command = environment(self.home, **self.settings), [BIN / "prefect", "server", "start", *options]
+        self.process = subprocess.Popen(command, env=own, stdout=self.log, stderr=self.log)
         wait_for(self.is_up, 300, "the server is not up")
 
     def is_up(self) -> bool:

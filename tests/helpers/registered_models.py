@@ -43,22 +43,18 @@ def champion() -> str:
 
 
 def package_images(package: Path) -> list[bytes]:
-    return [
-        candidate.image.tobytes()
-        for candidate in load_package(package).generate(PROMPT, candidates=3, seed=5)
-    ]
+    candidates = load_package(package).generate(PROMPT, candidates=3, seed=5)
+    return [candidate.image.tobytes() for candidate in candidates]
 
 
 def run_rollback(root: Path) -> tuple[float, float, str]:
     """Run `python -m flows.registry rollback`: (CPU seconds, wall seconds, output)."""
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = subprocess.run(
+    command, own = (
         [sys.executable, "-m", "flows.registry", "rollback"],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
+        {**os.environ, "PYTHONPATH": str(ROOT)},
     )
+    result = subprocess.run(command, cwd=root, env=own, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return seconds, time.monotonic() - began, result.stdout + result.stderr
@@ -80,9 +76,8 @@ def check_champions(margin: float = 0.3) -> tuple[str, ...]:
 
 
 def psnr_of(version: str) -> float:
-    return json.loads(client().get_model_version(NAME, version).tags["evidence"])["metrics"][
-        "reconstruction.psnr_hard"
-    ]
+    evidence = json.loads(client().get_model_version(NAME, version).tags["evidence"])
+    return evidence["metrics"]["reconstruction.psnr_hard"]
 
 
 def plant(folder: Path, change, pins: dict[str, str] | None = None) -> Path:
@@ -96,10 +91,8 @@ def plant(folder: Path, change, pins: dict[str, str] | None = None) -> Path:
 
 
 def seal(folder: Path) -> dict[str, str]:
-    """Make every manifest in `folder` match its files.
-
-    Returns the tags that pin it, so that no hash reveals a change.
-    """
+    """Make every manifest in `folder` match its files. Returns the tags that pin it, so that no hash reveals
+    a change."""
     package = folder / "artifacts/package"
     parts = {}
     for part in sorted(path for path in package.iterdir() if path.is_dir()):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from flows.dvc.digest import dvc_digest
+from flows.dvc.damage import dvc_digest
 from tests.helpers.tiny_models import HEADER, tiny, write_parts, write_shards
 from thousandwords import components
 from thousandwords.core.files import write_json
@@ -22,11 +22,10 @@ PARTS = {
     "generator": "train_generator",
     "scorer": "train_scorer",
 }
+MATCH = {"n1": 0.92, "best": 1.0, "curve": {"n": [1, 4], "rate": [0.92, 1.0]}}
 METRICS = {
     "reconstruction": {"psnr_hard": 30.0, "psnr_kmeans": 26.0},
-    "caption_match": {
-        "seen": {"all": {"n1": 0.92, "best": 1.0, "curve": {"n": [1, 4], "rate": [0.92, 1.0]}}}
-    },
+    "caption_match": {"seen": {"all": MATCH}},
     "generator": {"val_loss_image": 1.5, "val_loss_text": 0.5},
     "clip_score": {"n1": 0.8, "best": 0.9},
     "n": 4,
@@ -34,10 +33,8 @@ METRICS = {
 
 
 def new_project(folder: Path, seed: int = 0, **metrics: dict) -> Path:
-    """A project with a package of tiny models; another seed, other models.
-
-    `metrics` replace blocks of metrics.json.
-    """
+    """A project with a package of tiny models; another seed, other models. `metrics` replace blocks of
+    metrics.json."""
     folder.mkdir(parents=True, exist_ok=True)
     run_git(folder, "init", "-q")
     (folder / ".gitignore").write_text("/data\n/models\n/results\n/.mlflow\n")
@@ -49,23 +46,18 @@ def new_project(folder: Path, seed: int = 0, **metrics: dict) -> Path:
 def train(folder: Path, seed: int, **metrics: dict) -> None:
     """Write what another run would leave: models of that seed, samples, metrics, dvc.lock, all committed."""
     parts = write_parts(folder / "models", seed)
-    fingerprints = {
-        name: read_manifest(parts[name])["sha256"] for name in ("text_tokenizer", "image_tokenizer")
-    }
+    tokenizers = ("text_tokenizer", "image_tokenizer")
+    fingerprints = {name: read_manifest(parts[name])["sha256"] for name in tokenizers}
     components.save(tiny("generators", "transformer", seed), parts["generator"], **fingerprints)
     write_package(folder / "models/package", parts, SamplingConfig(candidates=4, batch_size=3), {"seed": 0})
     header = HEADER.__class__(**{**vars(HEADER), "tokenizer_fingerprint": fingerprints["image_tokenizer"]})
     write_shards(folder / "data/tokens", {"train": 4}, header)
     counts = {"n_in": 8, "splits": {"train": 4, "validation": 4}}
-    pairs = {
-        "source": "folder",
-        "image_size": 16,
-        "counts": counts,
-        "settings": {"path": "data/own", "licence": "CC-BY-4.0", "origin": "https://example.org/cats"},
-    }
-    (folder / "data/pairs").mkdir(exist_ok=True)
+    settings = {"path": "data/own", "licence": "CC-BY-4.0", "origin": "https://example.org/cats"}
+    pairs = {"source": "folder", "image_size": 16, "counts": counts, "settings": settings}
+    for name in ("data/pairs", "results/samples"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     write_manifest(folder / "data/pairs", {}, pairs)
-    (folder / "results/samples").mkdir(parents=True, exist_ok=True)
     write_manifest(folder / "results/samples", {}, {"prompts": 100, "candidates": 4, "seed": seed})
     write_json(folder / "results/metrics.json", {**METRICS, **metrics})
     for stage in (*PARTS.values(), "evaluate"):
@@ -106,6 +98,5 @@ def commit(folder: Path) -> None:
 
 def run_git(folder: Path, *args: str) -> str:
     identity = ("-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false")
-    return subprocess.run(
-        ["git", *identity, *args], cwd=folder, check=True, capture_output=True, text=True
-    ).stdout.strip()
+    pipes = {"capture_output": True, "text": True}
+    return subprocess.run(["git", *identity, *args], cwd=folder, check=True, **pipes).stdout.strip()

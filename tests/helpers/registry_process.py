@@ -21,28 +21,22 @@ from tests.helpers.registering import train
 
 
 class RegistryProcess:
-    """The forking process, in a copy of a project at `folder`. It first registers that project once in its own database,
-    since most of the time of a first registration is imports.
-    """
+    """The forking process, in a copy of a project at `folder`. It first registers that project once in its
+    own database, since most of the time of a first registration is imports."""
 
     def __init__(self, project: Path, folder: Path) -> None:
         root = shutil.copytree(project, folder)
+        command = [sys.executable, "-m", "tests.helpers.registry_process", str(root)]
+        pipes = {"text": True, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.registry_process", str(root)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes
         )
 
     def run(
         self, folder: Path, after: float | None = None, failpoint: str | None = None, do: str = "register"
     ) -> tuple:
-        """(exit code, or minus the signal's number; seconds; result or error) of a command in `folder`.
-
-        It is killed after some seconds, or at a fail point.
-        """
+        """(exit code, or minus the signal's number; seconds; result or error) of a command in `folder`. It is
+        killed after some seconds, or at a fail point."""
         return self.run_all([{"folder": str(folder), "after": after, "failpoint": failpoint, "do": do}])[0]
 
     def run_all(self, orders: list[dict]) -> list[tuple]:

@@ -57,9 +57,12 @@ def ran(output: str) -> list[str]:
 def change(project: Path, path: str, value: object) -> None:
     """Sets one setting of params.yaml: change(project, "sampling.candidates", 5)"""
     params = yaml.safe_load((project / "params.yaml").read_text())
-    *parents, last = path.split(".")
-    block = params
-    for name in parents:
-        block = block[name]
-    block[last] = value
+    set_value(params, path, value)
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def set_value(params: dict, path: str, value: object) -> None:
+    *parents, last = path.split(".")
+    for name in parents:
+        params = params[name]
+    params[last] = value

@@ -14,36 +14,36 @@ from thousandwords.core.parquet import table_bytes
 from thousandwords.inference.sample_shards import COLUMNS, INPAINTED, sample_table, write_samples
 
 CANDIDATES = 3
-METRICS = {
-    "caption_match": {"seen": {"all": {"n1": 0.50, "n1_interval": [0.40, 0.60], "best": 0.9}}},
-    "clip_score": {"n1": 0.25, "best": 0.30},
-    "fidelity": {"clip_frechet": {"distance": [0.04, 0.03], "real": 100}},
-    "reconstruction": {"psnr_hard": 27.5},
-    "seconds": {"evaluate": 3.0},
-    "protocol": {"features": "own"},
-}
-BETTER = {
-    "caption_match": {"seen": {"all": {"n1": 0.70, "n1_interval": [0.65, 0.75], "best": 0.9}}},
-    "clip_score": {"n1": 0.35, "best": 0.30},
-    "fidelity": {"clip_frechet": {"distance": [0.05, 0.03], "real": 100}},
-    "reconstruction": {"psnr_hard": 26.25},
-    "seconds": {"evaluate": 2.0},
-    "protocol": {"features": "others"},
-}
+
+
+def metrics(match: float, interval: list[float], score: float, distance: float, psnr: float, **more) -> dict:
+    return {
+        "caption_match": {"seen": {"all": {"n1": match, "n1_interval": interval, "best": 0.9}}},
+        "clip_score": {"n1": score, "best": 0.30},
+        "fidelity": {"clip_frechet": {"distance": [distance, 0.03], "real": 100}},
+        "reconstruction": {"psnr_hard": psnr},
+        **more,
+    }
+
+
+METRICS = metrics(
+    0.50, [0.40, 0.60], 0.25, 0.04, 27.5, seconds={"evaluate": 3.0}, protocol={"features": "own"}
+)
+BETTER = metrics(
+    0.70, [0.65, 0.75], 0.35, 0.05, 26.25, seconds={"evaluate": 2.0}, protocol={"features": "others"}
+)
 
 
 def write_run(
     folder: Path,
     captions: list[str],
     gray: int,
-    metrics: dict | None = None,
+    figures: dict | None = None,
     num_inpainted: int = 0,
     image_size: int = 8,
 ) -> Path:
-    """Write a run with CANDIDATES images per caption and return `folder`; the last `num_inpainted` inpaint an image.
-
-    Candidate c has the gray level gray + c, and the middle one has the best score.
-    """
+    """Write a run with CANDIDATES images per caption and return `folder`. Candidate c has the gray level gray
+    + c, and the middle one has the best score. The last `num_inpainted` prompts inpaint an image."""
     rows, images = [], []
     for number, caption in enumerate(captions):
         split = INPAINTED if number >= len(captions) - num_inpainted else "validation"
@@ -54,8 +54,8 @@ def write_run(
     metadata = {"candidates": CANDIDATES, "prompts": len(captions), "seed": 0}
     write_samples(folder / "results/samples", [sample_table(rows, tokens, np.stack(images))], metadata)
     write_scores(folder, np.tile(np.float32([0.1, 0.3, 0.2]), (len(captions), 1)))
-    if metrics is not None:
-        write_json(folder / "results/metrics.json", metrics)
+    if figures is not None:
+        write_json(folder / "results/metrics.json", figures)
     return folder
 
 

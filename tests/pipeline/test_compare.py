@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from flows import compare
-from flows.dvc.fetch_outputs import fetch, find
+from flows.compare import fetch, find
 from tests.helpers.clones import command, must
 from tests.helpers.paths import ROOT
 from tests.helpers.two_runs import BETTER, METRICS, write_run

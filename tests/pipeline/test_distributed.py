@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from stages.runtime import launch
+from stages.runtime import program
 from tests.helpers.distributed_worker import STEPS, train_generator, train_scorer
 from tests.helpers.paths import ROOT
 from thousandwords.core.errors import UserError
@@ -141,14 +141,14 @@ def params_of(folder: Path, processes: int | str, device: str = "cpu") -> Path:
 @pytest.mark.parametrize("threads, expected", [(1, 1), (2, 2), (16, 2)])
 def test_auto_is_two_processes_on_a_cpu_with_enough_threads(tmp_path, monkeypatch, threads, expected):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert launch.count_processes(params_of(tmp_path, "auto"), "scorer") == expected
-    assert launch.count_processes(params_of(tmp_path, 3), "scorer") == 3
+    assert program.count_processes(params_of(tmp_path, "auto"), "scorer") == expected
+    assert program.count_processes(params_of(tmp_path, 3), "scorer") == 3
 
 
 @pytest.mark.parametrize("gpus", [1, 8])
 def test_auto_is_one_process_per_gpu(tmp_path, monkeypatch, gpus):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert launch.count_processes(params_of(tmp_path, "auto", "cuda"), "scorer") == gpus
+    assert program.count_processes(params_of(tmp_path, "auto", "cuda"), "scorer") == gpus
 
 
 @pytest.mark.parametrize("threads, each", [(16, "8"), (1, "1")])
@@ -158,9 +158,9 @@ def test_processes_share_the_threads_of_one(tmp_path, monkeypatch, threads, each
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     start = lambda _, argv: started.append((argv, os.environ["OMP_NUM_THREADS"]))  # noqa: E731
-    monkeypatch.setattr(launch.os, "execv", start)
+    monkeypatch.setattr(program.os, "execv", start)
 
-    launch.launch_processes("train_scorer", params_of(tmp_path, 2), "scorer", ["--pairs", "here"])
+    program.launch_processes("train_scorer", params_of(tmp_path, 2), "scorer", ["--pairs", "here"])
 
     argv, num_threads = started[0]
     assert argv[argv.index("--nproc-per-node") + 1] == "2" and num_threads == each

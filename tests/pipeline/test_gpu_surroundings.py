@@ -40,10 +40,8 @@ class Clock:
 
     def ahead(self) -> float:
         """By how many seconds such a process is ahead of this one."""
-        result = subprocess.run(
-            ["date", "+%s"], env={**os.environ, **self.settings}, capture_output=True, text=True, check=True
-        )
-        return float(result.stdout) - time.time()
+        text = subprocess.check_output(["date", "+%s"], env={**os.environ, **self.settings}, text=True)
+        return float(text) - time.time()
 
 
 @pytest.mark.skipif(
@@ -68,9 +66,8 @@ def test_a_clock_that_jumps_by_an_hour_and_back_crashes_nothing(tmp_path, whose,
         testbed.wait_for_state(run_id, "COMPLETED", seconds=120)
         following = testbed.create_run()
         testbed.wait_until_working(following)
-        report(
-            f"E12: {whose} clock by {jump:+d} s and back: {' '.join(testbed.history(run_id))}; the next one works"
-        )
+        states = " ".join(testbed.history(run_id))
+        report(f"E12: {whose} clock by {jump:+d} s and back: {states}; the next one works")
 
 
 @contextlib.contextmanager

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -17,8 +14,8 @@ import yaml
 
 from flows import run_local, status
 from flows.dvc import graph
-from stages.runtime import launch
-from tests.helpers.prefect_server import environment, run, tiny_project, wait_for
+from stages.runtime import program
+from tests.helpers.prefect_server import run, tiny_project
 from thousandwords.core.errors import UserError
 
 MEET = (
@@ -27,36 +24,22 @@ MEET = (
 )
 
 
-SAVING = """if True:
-    import signal, time
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores SIGINT
-    try:
-        open("begun", "w")
-        time.sleep(300)
-    finally:
-        time.sleep(1)
-        open("saved", "w")
-"""
-
-
 def meeting() -> dict[str, dict]:
     """Two stages that end only if both run at the same time, between a first and a last stage."""
-    sides = {
-        name: {"cmd": MEET.format(own=name, other=other, out=out), "deps": ["a"], "outs": [out]}
-        for name, other, out in (("left", "right", "b"), ("right", "left", "c"))
-    }
-    last = {"cmd": "cat b c > d; printenv THOUSANDWORDS_PIPELINE > e", "deps": ["b", "c"], "outs": ["d", "e"]}
+    left, right = (
+        MEET.format(own="left", other="right", out="b"),
+        MEET.format(own="right", other="left", out="c"),
+    )
     return {
         "first": {"cmd": "printenv THOUSANDWORDS_PIPELINE > f; echo 1 > a", "outs": ["a", "f"]},
-        **sides,
-        "last": last,
+        "left": {"cmd": left, "deps": ["a"], "outs": ["b"]},
+        "right": {"cmd": right, "deps": ["a"], "outs": ["c"]},
+        "last": {
+            "cmd": "cat b c > d; printenv THOUSANDWORDS_PIPELINE > e",
+            "deps": ["b", "c"],
+            "outs": ["d", "e"],
+        },
     }
-
-
-def start_run(project: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "flows.run_local"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=project, env=environment(project / ".prefect"), **pipes)
 
 
 def test_independent_stages_run_in_parallel_and_then_only_what_changed(tmp_path):
@@ -103,24 +86,6 @@ def test_a_failure_is_reported_at_once_and_stops_the_other_stages_which_the_next
     assert run(project, "flows.run_local").stdout.endswith("; unchanged: first\n")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_stopped_run_leaves_no_process_and_gives_a_stage_time_to_save(tmp_path, number):
-    stages = meeting()
-    stages["left"]["cmd"], stages["right"]["cmd"] = f"{sys.executable} saving.py", "sleep 300"
-    project = tiny_project(tmp_path, stages)
-    (project / "saving.py").write_text(SAVING)
-    running = start_run(project)
-    wait_for((project / "begun").exists, 240)
-    running.send_signal(number)
-    output, _ = running.communicate(timeout=120)
-    assert running.returncode == 128 + number, output
-    assert (project / "saved").exists(), output
-    assert not [process for process in psutil.process_iter() if works_in(process, project)]
-    stages["left"]["cmd"], stages["right"]["cmd"] = "cat a > b", "cat a > c"
-    (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
-    assert run(project, "flows.run_local").returncode == 0  # the locks of DVC are free again
-
-
 def works_in(process: psutil.Process, folder: Path) -> bool:
     try:
         return process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE
@@ -134,10 +99,10 @@ def test_stages_trained_in_parallel_take_half_of_the_cores(monkeypatch, cores, e
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    launch.share_cores()
+    program.share_cores()
     assert threads == [expected]
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")  # torchrun has set the threads of its processes already
-    launch.share_cores()
+    program.share_cores()
     assert threads == [expected]
 
 
@@ -199,11 +164,8 @@ def test_what_is_damaged_in_the_cache_is_noticed_when_it_is_taken_and_made_again
 def test_make_repair_fixes_what_make_verify_names(finished, tmp_path):
     project = tmp_path / "project"
     shutil.copytree(finished, project)
-    damaged = [
-        project / "model/a",
-        project / "curve",
-        *(objects(project)[text] for text in (b"more\n", b"1\n")),
-    ]
+    cache = objects(project)
+    damaged = [project / "model/a", project / "curve", cache[b"more\n"], cache[b"1\n"]]
     for path in damaged:
         flip(path)
     verified = run(project, "scripts.verify_artifacts")
@@ -213,9 +175,8 @@ def test_make_repair_fixes_what_make_verify_names(finished, tmp_path):
     repaired = run(project, "scripts.verify_artifacts", "--repair").stdout
     assert repaired.count("repaired: ") == 4, repaired
     assert run(project, "flows.run_local").returncode == 0 and is_whole(project)
-    assert run(project, "scripts.verify_artifacts").returncode == 0 and all(
-        path.is_file() for path in damaged
-    )
+    assert run(project, "scripts.verify_artifacts").returncode == 0
+    assert all(path.is_file() for path in damaged)
 
 
 # --- files that cannot be read ---------------------------------------------------------------------------------------
@@ -235,10 +196,7 @@ READING = {"train": {"cmd": "cp a b", "deps": ["${data.path}"], "params": ["data
             {"params.yaml": "data: {path: a}\ndata: {path: b}\n"},
             "DVC cannot read this project: .*params.yaml",
         ),
-        (
-            {"params.yaml": "data: {path: a}\n", "dvc.yaml": "stages: ["},
-            "DVC cannot read this project: .*dvc.yaml",
-        ),
+        ({"params.yaml": "data: {path: a}\n", "dvc.yaml": "["}, "DVC cannot read this project: .*dvc.yaml"),
     ],
 )
 def test_settings_or_a_graph_that_cannot_be_read_are_one_sentence(tmp_path, monkeypatch, files, message):

@@ -19,6 +19,7 @@ from scripts import print_run_summary, use_preset
 from stages import check_params
 from stages.runtime import stage, tracking
 from tests.helpers.paths import ROOT
+from tests.helpers.smoke_project import set_value
 from thousandwords import preflight
 from thousandwords.core.config import ConfigError
 from thousandwords.core.errors import UserError
@@ -32,19 +33,12 @@ def smoke(**changes: object) -> dict:
     """The smoke preset with some settings changed: smoke(**{"data.path": "x"})."""
     params = copy.deepcopy(SMOKE)
     for path, value in changes.items():
-        *parents, last = path.split(".")
-        block = params
-        for name in parents:
-            block = block[name]
-        block[last] = value
+        set_value(params, path, value)
     return params
 
 
-def test_the_smoke_preset_passes_the_check():
+def test_the_smoke_preset_and_the_augmentations_of_the_paper_pass_the_check():
     preflight.check_params(smoke(), 0)
-
-
-def test_the_augmentations_of_the_paper_pass_the_check():
     paper = {"data.keep": "whole", "image_tokenizer.augmentation": "paper", "generator.bpe_dropout": 0.1}
     preflight.check_params(smoke(**paper, **{"tokens.augmentation": "paper", "tokens.views_per_image": 2}), 0)
 
@@ -56,13 +50,9 @@ def test_the_augmentations_of_the_paper_pass_the_check():
         (
             "image_tokenizer.dvae.vocabsize",
             4,
-            "image_tokenizer.dvae has no key 'vocabsize'. Did you mean 'vocab_size'?",
+            "image_tokenizer.dvae has no key 'vocabsize'. Did you mean 'voc",
         ),
-        (
-            "generator.training.steps",
-            "many",
-            "generator.training.steps should be a whole number, found 'many'",
-        ),
+        ("generator.training.steps", "many", ".training.steps should be a whole number, found 'many'"),
         ("generator.training.learning_rate", "1e-3", "YAML reads that as text; write 0.001"),
         ("generator.kind", "transfomer", "no kind 'transfomer'. Did you mean 'transformer'?"),
         ("data.source", "zip", "data.source is 'zip'; it can be: scenes, folder, csv, webdataset"),
@@ -70,16 +60,11 @@ def test_the_augmentations_of_the_paper_pass_the_check():
         ("sampling.prompts", ["a red star", "  "], "sampling.prompts[1] is empty. Say what to generate"),
         ("data.image_size", 36, "image_size is 36"),
         ("sampling.top_p", 1.5, "sampling.top_p is 1.5; it needs to be in (0, 1]"),
-        (
-            "image_tokenizer.augmentation",
-            "papre",
-            "image_tokenizer.augmentation is 'papre'; it can be: none, paper",
-        ),
+        ("image_tokenizer.augmentation", "papre", "augmentation is 'papre'; it can be: none, paper"),
         (
             "image_tokenizer.augmentation",
             "paper",
-            "image_tokenizer.augmentation is paper, but data.keep is square, which "
-            "leaves nothing to crop. Set data.keep: whole",
+            "but data.keep is square, which leaves nothing to crop. Set",
         ),
         ("tokens.augmentation", "paper", "tokens.augmentation is paper, but data.keep is square"),
         (
@@ -90,11 +75,7 @@ def test_the_augmentations_of_the_paper_pass_the_check():
         ("generator.bpe_dropout", 1.0, "generator.bpe_dropout is 1.0; it needs to be in [0, 1)"),
         ("generator.bpe_dropuot", 0.1, "generator has no key 'bpe_dropuot'. Did you mean 'bpe_dropout'?"),
         ("scorer.bpe_dropout", 0.1, "scorer has no key 'bpe_dropout'"),
-        (
-            "sampling.inpaint_keep_share",
-            1.0,
-            "sampling.inpaint_keep_share is 1.0; it needs to be between 0 and 1",
-        ),
+        ("sampling.inpaint_keep_share", 1.0, "inpaint_keep_share is 1.0; it needs to be between 0 and 1"),
         ("sampling.guidance", 2.0, "Train it with generator.transformer.caption_dropout (0.1"),
         ("extra", 1, "the file has no key 'extra'"),
         ("gate", {"minimum_promts": 8}, "gate has no key 'minimum_promts'. Did you mean 'minimum_prompts'?"),
@@ -130,18 +111,16 @@ def test_a_folder_without_captions_is_rejected_before_any_work(tmp_path):
 
 def test_images_to_inpaint_are_checked_before_any_work(tmp_path):
     image = encode_png(np.zeros((20, 20, 3), np.uint8))
-    with pytest.raises(
-        UserError, match="^sampling.inpaint: there is no folder .*none. Make it, or set sampling.inpaint to"
-    ):
+    message = "^sampling.inpaint: there is no folder .*none. Make it, or set sampling.inpaint to"
+    with pytest.raises(UserError, match=message):
         preflight.check_params(smoke(**{"sampling.inpaint": str(tmp_path / "none")}), 0)
     (tmp_path / "cat.png").write_bytes(image)
     (tmp_path / "cat.txt").write_text("a cat")
     preflight.check_params(smoke(**{"sampling.inpaint": str(tmp_path)}), 0)
     (tmp_path / "dog.png").write_bytes(image[:40])
     (tmp_path / "dog.txt").write_text("a dog")
-    with pytest.raises(
-        UserError, match="^sampling.inpaint: dog.png in .* cannot be inpainted: .*Fix it, or remove it"
-    ):
+    message = "^sampling.inpaint: dog.png in .* cannot be inpainted: .*Fix it, or remove it"
+    with pytest.raises(UserError, match=message):
         preflight.check_params(smoke(**{"sampling.inpaint": str(tmp_path)}), 0)
 
 
@@ -241,10 +220,8 @@ def test_an_unknown_preset_lists_the_presets(tmp_path):
 
 
 def test_the_prompt_to_try_is_one_of_this_data_set():
-    assert (
-        print_run_summary.example({"sampling": {"prompts": ["flag: Italy", "a green apple"]}})
-        == "flag: Italy"
-    )
+    prompts = ["flag: Italy", "a green apple"]
+    assert print_run_summary.example({"sampling": {"prompts": prompts}}) == "flag: Italy"
     assert print_run_summary.example({"sampling": {}}) == "..."
 
 
@@ -258,16 +235,10 @@ def test_the_headline_has_each_metric():
         "caption_match": {"seen": {"all": {"n1": 0.8, "best": 0.975}, "scene": {"n1": 0.99, "best": 1.0}}},
         "seconds": {"evaluate": 61.0, "train_generator": 120.0},
     }
-    text = print_run_summary.headline(json.loads(json.dumps(metrics)))
-    for expected in (
-        "25.50 dB",
-        "22.25 dB",
-        "perplexity 210 (k-means 100)",
-        "88% of 512",
-        "every attribute 80.0%",
-        "3 min 1 s",
-    ):
+    text = print_run_summary.headline(metrics)
+    for expected in ("25.50 dB", "22.25 dB", "perplexity 210 (k-means 100)", "88% of 512", "3 min 1 s"):
         assert expected in text
+    assert "every attribute 80.0%" in text
 
 
 def test_a_second_sigterm_does_not_cut_short_the_checkpoint_that_the_first_one_requested():

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.helpers.prefect_server import environment, tiny_project, wait_for
+from tests.helpers.prefect_server import environment, run, tiny_project, wait_for
 from thousandwords.core.processes import STOP_SIGNALS, on_signals
 
 # the way of a stage: a signal asks for a last checkpoint
@@ -71,19 +71,23 @@ def test_a_stopped_run_saves_and_leaves_no_process_however_it_is_stopped(tmp_pat
     stages = {"saving": {"cmd": f"{sys.executable} saving.py"}, "stubborn": {"cmd": STUBBORN}}
     project = tiny_project(tmp_path, stages)
     (project / "saving.py").write_text(SAVING)
-    with terminal(project, sys.executable, "-m", "flows.run_local") as screen:
+    with terminal(project, sys.executable, "-m flows.run_local; echo $? > code") as screen:
         wait_for((project / "begun").exists, 90)
         sleeps = wait_for(lambda: [p for p in processes_in(project) if p.name() == "sleep"][1:], 60)
         start = time.monotonic()
-        (run,) = [p for p in processes_in(project) if p.cmdline()[1:] == ["-m", "flows.run_local"]]
+        (running,) = [p for p in processes_in(project) if p.cmdline()[1:] == ["-m", "flows.run_local"]]
         if how == "the terminal is closed":
             os.close(screen)
         elif how == "Ctrl-C":
             os.write(screen, b"\x03")
         else:
-            run.send_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGKILL)
+            running.send_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGKILL)
         wait_for(lambda: not processes_in(project), 20, f"{sleeps} are left")
     assert (project / "saved").exists() or how == "kill -9"  # then its output has no reader
+    if how == "SIGTERM":
+        assert (project / "code").read_text() == "143\n"
+        (project / "dvc.yaml").write_text("stages: {saving: {cmd: touch again}}")
+        assert run(project, "flows.run_local").returncode == 0  # the locks of DVC are free again
     print(f"{how}: no process after {time.monotonic() - start:.1f} s")
 
 

@@ -25,10 +25,10 @@ def locks(tmp_path, monkeypatch) -> None:
 
 def start_supervisor(*command: str, gpus: int = 0, visible: str = "") -> subprocess.Popen:
     """`flows.workers.supervisor` around a command, in its own session, as a worker starts a flow."""
-    line = supervisor.supervised(command, gpus, "a stage")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": visible, "OMP_NUM_THREADS": "1"}
+    options = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "text": True}
     return subprocess.Popen(
-        line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+        supervisor.supervised(command, gpus, "a stage"), start_new_session=True, **options
     )
 
 
@@ -73,10 +73,8 @@ def test_no_process_outlives_a_supervisor_not_even_in_its_own_session(tmp_path, 
 
 def test_a_command_that_ignores_sigterm_is_killed_after_the_grace_time(tmp_path):
     code = "import signal, time, sys; signal.signal(15, signal.SIG_IGN); open(sys.argv[1], 'w').write('1'); time.sleep(60)"
-    supervise = (
-        "import sys; from flows.workers import gpu_lock, supervisor; "
-        "gpu_lock.GRACE = 0.5; supervisor.main(sys.argv[1:])"
-    )
+    supervise = "import sys; from flows.workers import gpu_lock, supervisor; "
+    supervise += "gpu_lock.GRACE = 0.5; supervisor.main(sys.argv[1:])"
     command = [sys.executable, "-c", supervise, "--", sys.executable, "-c", code, str(tmp_path / "ready")]
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     number_in(tmp_path / "ready")
@@ -107,14 +105,10 @@ def test_a_run_that_needs_two_gpus_holds_none_while_one_is_taken(monkeypatch):
 
 
 def test_a_gpu_is_not_free_while_a_process_of_a_killed_run_lives(tmp_path):
-    """The supervisor gets a kill -9, so the kernel frees its lock.
-
-    A child in its own session still uses the GPU.
-    """
+    """A kill -9 of the supervisor frees its lock, but a child in its own session still uses the GPU."""
     left = tmp_path / "left"
-    first = start_supervisor(
-        "bash", "-c", f"setsid sleep 60 & echo $! > {left}; sleep 60", gpus=1, visible="0"
-    )
+    script = f"setsid sleep 60 & echo $! > {left}; sleep 60"
+    first = start_supervisor("bash", "-c", script, gpus=1, visible="0")
     orphan = number_in(left)
     first.kill()
     first.wait(10)
@@ -140,10 +134,7 @@ def test_a_run_waits_for_its_gpu_until_the_run_before_has_ended_also_while_that_
 
 @pytest.mark.slow
 def test_a_gpu_never_has_two_runs_whatever_is_killed(tmp_path):
-    """Several wait for one GPU; supervisors, commands and their children are killed.
-
-    The probe is another kernel lock.
-    """
+    """Several wait for one GPU, while any of their processes are killed; the probe is another kernel lock."""
     rng, runs = random.Random(0), int(os.environ.get("THOUSANDWORDS_RUNS", "50"))
     probe = f"exec 9>>{tmp_path}/probe; flock -n 9 || echo >>{tmp_path}/clashes; echo >>{tmp_path}/begun"
     work = f"{probe}; setsid sleep 0.6 & sleep 0.3"
@@ -160,7 +151,6 @@ def test_a_gpu_never_has_two_runs_whatever_is_killed(tmp_path):
         while len(waiting) < 4 and (started := started + 1) <= runs - 4:
             waiting.append(start_supervisor("bash", "-c", work, gpus=1, visible="0"))
     begun = len((tmp_path / "begun").read_text().splitlines())
-    print(
-        f"E5, without Prefect: {runs} runs, {kills} kills, {begun} begun, clashes: {(tmp_path / 'clashes').exists()}"
-    )
-    assert not (tmp_path / "clashes").exists() and begun > runs // 3
+    has_clashed = (tmp_path / "clashes").exists()
+    print(f"E5, without Prefect: {runs} runs, {kills} kills, {begun} begun, clashes: {has_clashed}")
+    assert not has_clashed and begun > runs // 3

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from flows.dvc.digest import _digest_of_folder, _md5
+from flows.dvc.damage import dvc_digest
 from scripts import verify_artifacts
 from stages import rank_images
 from tests.helpers.images import write
@@ -224,8 +224,8 @@ def test_verify_finds_a_flipped_bit_in_every_artefact(kinds, tmp_path, monkeypat
     write_json(Path("results/metrics.json"), {"n": 1})
     for name in ("loss.png", "deeper/codebook.png"):
         write_bytes(Path("results/plots") / name, encode_png(np.zeros((4, 4, 3), np.uint8)))
-    digests = {"results/metrics.json": _md5(b'{\n  "n": 1\n}\n')}
-    digests["results/plots"] = _digest_of_folder(Path("results/plots"))
+    digests = {"results/metrics.json": dvc_digest(Path("results/metrics.json"))}
+    digests["results/plots"] = dvc_digest(Path("results/plots"))
     digests |= {"data/pairs": "not looked at", "results/absent": "not here"}
     outs = [{"path": path, "md5": digest} for path, digest in digests.items()]
     Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"evaluate": {"outs": outs}}}))
@@ -245,7 +245,7 @@ def test_verify_finds_a_flipped_bit_in_every_artefact(kinds, tmp_path, monkeypat
 
 def test_the_digest_of_a_folder_is_the_one_that_dvc_gives_it(tmp_path):
     write(tmp_path / "plots", {"b.txt": "second\n", "a.txt": "first\n", "deeper/c.txt": ""})
-    assert _digest_of_folder(tmp_path / "plots") == DVC_DIGEST
+    assert dvc_digest(tmp_path / "plots") == DVC_DIGEST
 
 
 DVC_DIGEST = "c0e06db9cb66661accbea82b868347aa.dir"  # `dvc add` of such a folder, DVC 3.67.1

@@ -16,7 +16,7 @@ import pytest
 
 from flows import deploy
 from flows.workers import __main__ as workers
-from flows.workers import parent_watch
+from flows.workers import run_lock
 from tests.helpers.gpu_runs import TRIALS, GpuTestbed, cancel_run, kill, kill_flow, kill_worker, report
 from tests.helpers.prefect_server import run, tiny_project, wait_for
 from thousandwords.core.locks import take_lock, write_note
@@ -26,11 +26,8 @@ from thousandwords.core.locks import take_lock, write_note
 
 def test_without_a_server_deploy_says_how_to_start_one(tmp_path):
     result = run(tiny_project(tmp_path, {}), "flows.deploy", PREFECT_API_URL="")
-    assert (
-        result.returncode == 1
-        and "PREFECT_API_URL is not set" in result.stderr
-        and "prefect server start" in result.stderr
-    )
+    assert result.returncode == 1 and "PREFECT_API_URL is not set" in result.stderr
+    assert "prefect server start" in result.stderr
 
 
 def test_a_server_that_is_not_prefect_is_rejected(tmp_path):
@@ -66,9 +63,8 @@ def test_workers_that_ignore_signals_are_killed_after_one_wait_for_all(
     runs = [child for process in processes for child in process.children()]
     start = time.monotonic()
     assert workers.stop() == ["0 was killed", "1 was killed", "2 was killed"]
-    assert seconds <= time.monotonic() - start < seconds + 0.9 and [
-        process.wait(5) for process in processes
-    ] == [-9, -9, -9]
+    assert seconds <= time.monotonic() - start < seconds + 0.9
+    assert [process.wait(5) for process in processes] == [-9, -9, -9]
     kill(runs)
 
 
@@ -115,11 +111,11 @@ def test_a_flow_whose_worker_is_killed_ends_itself_in_a_minute(scheduled):
 
 def test_a_flow_whose_parent_is_not_a_worker_has_lost_its_worker(monkeypatch):
     """As when the worker died while the flow was prepared: init is the parent then."""
-    assert parent_watch.is_worker(os.getppid())  # not started by a worker
+    assert run_lock.is_worker(os.getppid())  # not started by a worker
     monkeypatch.setenv("PREFECT__WORKER_NAME", "gpu0")
-    assert not parent_watch.is_worker(1) and not parent_watch.is_worker(os.getpid())
+    assert not run_lock.is_worker(1) and not run_lock.is_worker(os.getpid())
     worker = psutil.Popen(["sh", "-c", "sleep 60; true", "worker"])
-    wait_for(lambda: parent_watch.is_worker(worker.pid), 10)
+    wait_for(lambda: run_lock.is_worker(worker.pid), 10)
     kill([*worker.children(), worker])
 
 
@@ -129,19 +125,13 @@ def test_a_flow_whose_parent_is_not_a_worker_has_lost_its_worker(monkeypatch):
 def test_deploy_can_run_again_and_creates_one_automation_for_dead_runs(scheduled):
     output = scheduled.call("flows.deploy")
     assert "thousandwords-cpu, thousandwords-gpu" in output
-    (automation,) = [
-        entry
-        for entry in scheduled.server.ask("automations/filter")
-        if entry["name"].startswith("thousandwords: crash")
-    ]
-    assert automation["enabled"] and automation["trigger"]["posture"] == "Proactive"
-    assert automation["trigger"]["within"] == 7200 and automation["trigger"]["for_each"] == [
-        "prefect.resource.id"
-    ]
-    assert {"prefect.flow-run.Pending", "prefect.flow-run.heartbeat"} <= set(automation["trigger"]["after"])
-    assert [(action["type"], action["state"]) for action in automation["actions"]] == [
-        ("change-flow-run-state", "CRASHED")
-    ]
+    automations = scheduled.server.ask("automations/filter")
+    (automation,) = [each for each in automations if each["name"].startswith("thousandwords: crash")]
+    trigger, (action,) = automation["trigger"], automation["actions"]
+    assert automation["enabled"] and trigger["posture"] == "Proactive"
+    assert trigger["within"] == 7200 and trigger["for_each"] == ["prefect.resource.id"]
+    assert {"prefect.flow-run.Pending", "prefect.flow-run.heartbeat"} <= set(trigger["after"])
+    assert (action["type"], action["state"]) == ("change-flow-run-state", "CRASHED")
 
 
 def test_the_server_of_another_project_is_rejected(scheduled, tmp_path):
@@ -149,8 +139,5 @@ def test_the_server_of_another_project_is_rejected(scheduled, tmp_path):
     for command in (["flows.deploy"], ["flows.workers", "start"]):
         result = run(other, *command, PREFECT_API_URL=scheduled.server.api)
         owner = deploy.project_id(scheduled.projects[0])
-        assert (
-            result.returncode == 1
-            and f"belongs to another project ({owner})" in result.stderr
-            and len(owner) == 40
-        )
+        assert result.returncode == 1 and len(owner) == 40
+        assert f"belongs to another project ({owner})" in result.stderr

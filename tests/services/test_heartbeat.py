@@ -41,22 +41,18 @@ def create_run(server):
 
 def test_a_heartbeat_is_a_life_sign_whatever_its_clock_says(client, create_run):
     run_id = create_run()
-    wait_for(
-        lambda: heartbeat.read_runs(client)[run_id].sign[2] >= 2, 30, "its states are not there as events"
-    )
+
+    def now() -> heartbeat.Run:
+        return heartbeat.read_runs(client)[run_id]
+
+    wait_for(lambda: now().sign[2] >= 2, 30, "its states are not there as events")
     for year in (2001, 2101):
-        before = heartbeat.read_runs(client)[run_id]
+        before, resource = now(), {"prefect.resource.id": f"prefect.flow-run.{run_id}"}
         event = Event(
-            event="prefect.flow-run.heartbeat",
-            resource={"prefect.resource.id": f"prefect.flow-run.{run_id}"},
-            occurred=f"{year}-01-01T00:00:00Z",
+            event="prefect.flow-run.heartbeat", resource=resource, occurred=f"{year}-01-01T00:00:00Z"
         )
         client.request("POST", "/events", json=[event.model_dump(mode="json")])
-        wait_for(
-            lambda before=before: heartbeat.read_runs(client)[run_id] != before,
-            30,
-            f"a heartbeat of {year} does not arrive",
-        )
+        wait_for(lambda before=before: now() != before, 30, f"a heartbeat of {year} does not arrive")
 
 
 def test_a_silent_run_is_crashed_a_cancelling_one_is_cancelled_and_a_finished_one_stays(
@@ -68,11 +64,8 @@ def test_a_silent_run_is_crashed_a_cancelling_one_is_cancelled_and_a_finished_on
     for kind, run_id in runs.items():
         heartbeat.mark_dead(client, run_id, kind)
 
-    assert [server.run(run_id)["state_type"] for run_id in runs.values()] == [
-        "CRASHED",
-        "CANCELLED",
-        "COMPLETED",
-    ]
+    states = [server.run(run_id)["state_type"] for run_id in runs.values()]
+    assert states == ["CRASHED", "CANCELLED", "COMPLETED"]
     assert server.run(runs["RUNNING"])["state"]["message"].startswith("No heartbeat for 100 s")
     assert not set(heartbeat.read_runs(client)) & set(runs.values())
 

@@ -15,10 +15,12 @@ def concatenate(*names: str, out: str, seconds: float = 0) -> dict:
 
 
 def diamond(seconds: float = 0) -> dict[str, dict]:
-    sides = {
-        name: concatenate("a", out=out, seconds=seconds) for name, out in (("left", "b"), ("right", "c"))
+    return {
+        "first": {"cmd": "echo 1 > a", "outs": ["a"]},
+        "left": concatenate("a", out="b", seconds=seconds),
+        "right": concatenate("a", out="c", seconds=seconds),
+        "last": concatenate("b", "c", out="d"),
     }
-    return {"first": {"cmd": "echo 1 > a", "outs": ["a"]}, **sides, "last": concatenate("b", "c", out="d")}
 
 
 def test_the_flow_runs_what_changed_publishes_it_and_then_finds_nothing_to_do(tmp_path, server):
@@ -36,22 +38,19 @@ def test_the_flow_runs_what_changed_publishes_it_and_then_finds_nothing_to_do(tm
     assert "evaluate | Running stage 'evaluate':" in first.stderr + first.stdout
     latest = server.runs()[-1]
     task_runs = server.task_runs(latest["id"])
-    assert {name: task_run["state_name"] for name, task_run in task_runs.items()} == dict.fromkeys(
-        stages, "Completed"
-    )
+    states = {name: task_run["state_name"] for name, task_run in task_runs.items()}
+    assert states == dict.fromkeys(stages, "Completed")
     artifacts = server.ask("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [latest["id"]]}}})
-    assert [json.loads(artifact["data"]) for artifact in artifacts if artifact["key"] == "metrics"] == [
-        [{"figure": "generator.loss", "value": 1.5}]
-    ]
+    (table,) = [json.loads(artifact["data"]) for artifact in artifacts if artifact["key"] == "metrics"]
+    assert table == [{"figure": "generator.loss", "value": 1.5}]
     assert any("left | " in line for line in server.lines(latest["id"]))
 
     sides = [task_runs[name] for name in ("left", "right")]
     begins, ends = (
         [datetime.fromisoformat(task_run[key]) for task_run in sides] for key in ("start_time", "end_time")
     )
-    assert (max(ends) - min(begins)).total_seconds() < 0.65 * sum(
-        task_run["total_run_time"] for task_run in sides
-    )
+    together = sum(task_run["total_run_time"] for task_run in sides)
+    assert (max(ends) - min(begins)).total_seconds() < 0.65 * together
 
     second = run(project, "flows.pipeline", PREFECT_API_URL=server.api)
     output = second.stdout + second.stderr

@@ -29,17 +29,15 @@ def unbound_generator(root: Path) -> None:
     from thousandwords.inference.package import PARTS, write_package
 
     other_generator(root)
-    write_package(
-        root / "models/package", {name: root / "models" / name for name in PARTS}, SamplingConfig(), {}
-    )
+    parts = {name: root / "models" / name for name in PARTS}
+    write_package(root / "models/package", parts, SamplingConfig(), {})
 
 
 def other_samples(root: Path) -> None:
     """A dvc.lock of metrics that come from the samples of another generator."""
     lock = yaml.safe_load((root / "dvc.lock").read_text())
-    next(dep for dep in lock["stages"]["sample_images"]["deps"] if dep["path"] == "models/generator")[
-        "md5"
-    ] = "0" * 32
+    deps = lock["stages"]["sample_images"]["deps"]
+    next(dep for dep in deps if dep["path"] == "models/generator")["md5"] = "0" * 32
     (root / "dvc.lock").write_text(yaml.safe_dump(lock))
 
 

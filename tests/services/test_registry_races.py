@@ -19,18 +19,21 @@ from flows.registry.commands import fetch, promote
 from flows.registry.versions import NAME, move_alias
 from tests.helpers.registered_models import client
 from tests.helpers.registering import train
-from tests.helpers.registry_process import RegistryProcess
 from thousandwords.inference.package import load_package
 
 # --- F1: aliases that move while they are read -----------------------------------------------------------------------
 
 
-def flip_and_read(
-    root: Path, folder: Path, flips: int, reads: int, writers: int, readers: int
-) -> tuple[int, list[str]]:
-    """(number of complete versions read, errors) while writers move the alias and readers fetch it."""
-    errors, versions = [], []
-    barrier = threading.Barrier(writers + readers)
+SLOW_FLIPS = int(os.environ.get("THOUSANDWORDS_FLIPS", "1000"))
+
+
+@pytest.mark.parametrize(
+    "flips, reads, threads", [(200, 40, 2), pytest.param(SLOW_FLIPS, SLOW_FLIPS, 4, marks=pytest.mark.slow)]
+)
+def test_a_moving_alias_always_names_a_complete_version(project, tmp_path, flips, reads, threads):
+    """As many writers move the alias as readers fetch it."""
+    errors, versions, began = [], [], time.monotonic()
+    barrier = threading.Barrier(2 * threads)
 
     def collect_errors(work, count: int, number: int) -> None:
         barrier.wait()
@@ -44,36 +47,24 @@ def flip_and_read(
         move_alias(client(), "champion", str(1 + (step + number) % 2))
 
     def read(step: int, number: int) -> None:
-        package = fetch("champion", folder / f"{number}-{step}", root)
+        package = fetch("champion", tmp_path / f"{number}-{step}", project)
         versions.append(package.parent.parent.name.partition("-")[0])
-        shutil.rmtree(folder / f"{number}-{step}")
+        shutil.rmtree(tmp_path / f"{number}-{step}")
 
-    works = [(write, flips // writers, number) for number in range(writers)]
-    works += [(read, reads // readers, number) for number in range(readers)]
-    threads = [threading.Thread(target=collect_errors, args=work) for work in works]
-    for thread in threads:
+    works = [(write, flips // threads, number) for number in range(threads)]
+    works += [(read, reads // threads, number) for number in range(threads)]
+    running = [threading.Thread(target=collect_errors, args=work) for work in works]
+    for thread in running:
         thread.start()
-    for thread in threads:
+    for thread in running:
         thread.join()
-    assert set(versions) <= {"1", "2"}
-    return len(versions), errors
 
-
-def test_a_moving_alias_always_names_a_complete_version(project, tmp_path):
-    complete, errors = flip_and_read(project, tmp_path / "read", flips=200, reads=40, writers=2, readers=2)
-    assert (complete, errors) == (40, [])
-    assert "MLFLOW_REGISTRY_URI" not in os.environ, "the threads left the variable behind"
-
-
-@pytest.mark.slow
-def test_a_thousand_flips_against_a_thousand_reads(project, tmp_path):
-    count = int(os.environ.get("THOUSANDWORDS_FLIPS", "1000"))
-    began = time.monotonic()
-    complete, errors = flip_and_read(project, tmp_path / "read", count, count, writers=4, readers=4)
+    seconds = time.monotonic() - began
     print(
-        f"F1: {count} flips by 4 against {complete} reads by 4, {len(errors)} errors, {time.monotonic() - began:.0f} s"
+        f"F1: {flips} flips against {reads} reads, by {threads} each, {len(errors)} errors, {seconds:.0f} s"
     )
-    assert (complete, errors) == (count, [])
+    assert (len(versions), errors) == (reads, []) and set(versions) <= {"1", "2"}
+    assert "MLFLOW_REGISTRY_URI" not in os.environ, "the threads left the variable behind"
 
 
 # --- F5: a killed registration -------------------------------------------------------------------------------
@@ -101,13 +92,12 @@ def test_a_killed_registration_leaves_no_version_or_a_complete_one(
     assert promote(project) == "3"
 
 
-def kill_registrations(
-    project: Path, folder: Path, registry_process: RegistryProcess, count: int
-) -> list[int]:
-    """Kill `count` registrations at random moments, each of other models.
-
-    The number of versions after each.
-    """
+@pytest.mark.parametrize(
+    "count", [2, pytest.param(int(os.environ.get("THOUSANDWORDS_KILLS", "20")), marks=pytest.mark.slow)]
+)
+def test_registrations_killed_at_random_moments_leave_complete_versions_only(
+    project, tmp_path, registry_process, count
+):
     train(project, seed=100)
     code, duration, _ = registry_process.run(project)
     assert code == 0
@@ -116,21 +106,6 @@ def kill_registrations(
         train(project, seed=200 + number)
         code, *_ = registry_process.run(project, after=moments.uniform(0, duration))
         assert code in (-9, 0)
-        counts.append(check_complete_or_absent(project, folder))
-    return counts
-
-
-def test_registrations_killed_at_random_moments_leave_complete_versions_only(
-    project, tmp_path, registry_process
-):
-    counts = kill_registrations(project, tmp_path / "fetched", registry_process, 2)
+        counts.append(check_complete_or_absent(project, tmp_path / "fetched"))
     assert counts == sorted(counts)
-
-
-@pytest.mark.slow
-def test_many_registrations_killed_at_random_moments(project, tmp_path, registry_process):
-    count = int(os.environ.get("THOUSANDWORDS_KILLS", "20"))
-    counts = kill_registrations(project, tmp_path / "fetched", registry_process, count)
-    print(
-        f"F5: {count} registrations killed at random moments: {counts[-1] - 3} versions complete, 0 partial"
-    )
+    print(f"F5: {count} registrations killed: {counts[-1] - 3} versions complete, 0 partial")

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -20,7 +21,7 @@ import pytest
 
 from flows.services import commands, specs
 from flows.services.commands import check_ports, is_free, processes_of, start, stop
-from flows.services.specs import Server, ServicesConfig
+from flows.services.specs import ServicesConfig
 from tests.helpers.paths import ROOT
 from thousandwords.core.errors import UserError
 
@@ -37,8 +38,7 @@ def test_a_taken_port_is_named_with_the_setting_that_changes_it():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         message = (
-            f"port {port} of 127.0.0.1 is taken, but mlflow needs it. "
-            "Set SERVERS_MLFLOW_PORT to another, or stop the program that uses it"
+            f"port {port} of 127.0.0.1 is taken, but mlflow needs it. Set SERVERS_MLFLOW_PORT to another, or"
         )
         with pytest.raises(UserError, match=re.escape(message)):
             check_ports(free_settings(Path("."), mlflow_port=port))
@@ -59,11 +59,8 @@ def test_flows_use_the_running_servers_of_their_folder_unless_the_environment_na
     settings = free_settings(folder / ".servers")
     settings.folder.mkdir()
     specs.ensure_passwords(settings.folder)
-    bare = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PREFECT_", "MLFLOW_", "SERVERS_"))
-    }
+    others = ("PREFECT_", "MLFLOW_", "SERVERS_")
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     own = {**bare, "PYTHONPATH": str(ROOT), "SERVERS_PREFECT_PORT": "4321", "SERVERS_MLFLOW_PORT": "5432"}
     elsewhere = {**own, "PREFECT_API_URL": "http://elsewhere/api"}
 
@@ -92,19 +89,21 @@ time.sleep(60)
 
 
 def with_fakes(folder: Path, monkeypatch, mlflow: str, prefect: str) -> ServicesConfig:
-    """Settings of two servers that are up when they have printed "here" as often as the word is in their source."""
+    """Settings of two servers, each a process with two children that has printed "here" three times when it is up."""
+    for name, source in (("mlflow", mlflow), ("prefect", prefect)):
+        (folder / f"{name}.py").write_text(source)
+    supervisor_file = specs.supervisor_file
 
-    def fake(name: str, source: str) -> Server:
-        script, log = folder / f"{name}.py", folder / "logs" / f"{name}.log"
-        script.write_text(source)
-        return Server(
-            name,
-            [sys.executable, str(script)],
-            {},
-            lambda: log.is_file() and log.read_text().count("here") >= (3 if source is FAMILY else 1),
-        )
+    def with_scripts(*args) -> str:
+        script = f"command = {sys.executable} {folder}/\\1.py\nenvironment ="
+        return re.sub(r"command = \S+ -m (\w+)[^=]*\nenvironment =", script, supervisor_file(*args))
 
-    monkeypatch.setattr(specs, "servers", lambda *_: [fake("mlflow", mlflow), fake("prefect", prefect)])
+    def is_up(name: str, *_) -> bool:
+        log = folder / "logs" / f"{name}.log"
+        return log.is_file() and log.read_text().count("here") == 3
+
+    monkeypatch.setattr(specs, "supervisor_file", with_scripts)
+    monkeypatch.setattr(specs, "is_up", is_up)
     return free_settings(folder)
 
 
@@ -137,10 +136,7 @@ def free_settings(folder: Path, **more: object) -> ServicesConfig:
     """Settings with free ports."""
     for first in range(20000 + os.getpid() % 1000 * 10, 60000, 10):
         if all(is_free(port) for port in range(first, first + 4)):
-            names = {
-                f"{name}_port": first + n for n, name in enumerate(("postgres", "s3", "mlflow", "prefect"))
-            }
-            return ServicesConfig(folder.resolve(), **{**names, **more})
+            return replace(ServicesConfig(folder.resolve(), *range(first, first + 4)), **more)
     pytest.fail("no free ports")
 
 

@@ -8,55 +8,43 @@ import pytest
 
 from flows.registry.cards import data_card
 
-MANIFEST = {
-    "sha256": "3f9cabcd" * 8,
-    "facts": {
-        "source": "mixture",
-        "image_size": 64,
-        "seed": 7,
-        "counts": {
-            "n_in": 120,
-            "n_ok": 100,
-            "n_quarantined": 8,
-            "n_duplicate": 5,
-            "n_filtered": 7,
-            "reasons": {"truncated": 8, "too_small": 4, "wrong_language": 3},
-            "splits": {"train": 90, "validation": 10},
-            "captions_dropped": {"boilerplate": 6},
-            "formats": {"JPEG": 70, "PNG": 30},
-            "flags": {"animated": 2},
-            "texts": {"original": 75, "recaptioned": 25},
-            "by_shard": {"/mnt/disk/000.tar": {"n_in": 120}},
-            "near_duplicates": {
-                "distance": 4,
-                "colour": 24,
-                "by_chance": 9,
-                "across_splits": 2,
-                "by_distance": {"3": 5},
-            },
-        },
-        "settings": {
-            "language": "en",
-            "min_caption_words": 3,
-            "boilerplate": ["photographed (on|at)"],
-            "group_by": None,
-            "path": "data/own",
-            "near_duplicates": "hash",
-            "recaption_share": 0.25,
-            "validation_share": 0.1,
-            "sources": [
-                {
-                    "source": "webdataset",
-                    "path": "/mnt/disk",
-                    "licence": "CC-BY-4.0",
-                    "origin": "https://example.org/cats",
-                },
-                {"source": "folder", "path": "/home/anna/photos", "licence": None, "origin": None},
-            ],
-        },
-        "mixtures": {"train": {"rows": [60, 30], "weights": [1.0, 2.0]}},
-    },
+COUNTS = {
+    "n_in": 120,
+    "n_ok": 100,
+    "n_quarantined": 8,
+    "n_duplicate": 5,
+    "n_filtered": 7,
+    "reasons": {"truncated": 8, "too_small": 4, "wrong_language": 3},
+    "splits": {"train": 90, "validation": 10},
+    "captions_dropped": {"boilerplate": 6},
+    "formats": {"JPEG": 70, "PNG": 30},
+    "flags": {"animated": 2},
+    "texts": {"original": 75, "recaptioned": 25},
+    "by_shard": {"/mnt/disk/000.tar": {"n_in": 120}},
+    "near_duplicates": {"distance": 4, "colour": 24, "across_splits": 2},
 }
+CATS = dict(source="webdataset", path="/mnt/disk", licence="CC-BY-4.0", origin="https://example.org/cats")
+SETTINGS = {
+    "language": "en",
+    "min_caption_words": 3,
+    "boilerplate": ["photographed (on|at)"],
+    "group_by": None,
+    "path": "data/own",
+    "near_duplicates": "hash",
+    "recaption_share": 0.25,
+    "validation_share": 0.1,
+    "sources": [CATS, {"source": "folder", "path": "/home/anna/photos", "licence": None, "origin": None}],
+}
+MIXTURES = {"train": {"rows": [60, 30], "weights": [1.0, 2.0]}}
+METADATA = {
+    "source": "mixture",
+    "image_size": 64,
+    "seed": 7,
+    "counts": COUNTS,
+    "settings": SETTINGS,
+    "mixtures": MIXTURES,
+}
+MANIFEST = {"sha256": "3f9cabcd" * 8, "facts": METADATA}
 CAPTIONS = {"pairs": 90, "captions": 180, "distinct": 175, "words": {"least": 3, "median": 9, "most": 31}}
 
 

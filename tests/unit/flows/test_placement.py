@@ -40,7 +40,8 @@ def test_an_error_in_the_table_is_named_with_its_place(tmp_path, text, message):
 
 
 def test_each_wait_is_twice_as_long_as_the_one_before():
-    assert Place(retries=3, retry_seconds=2).delays == [2, 4, 8]
+    options = {"retries": 3, "retry_delay_seconds": [2, 4, 8]}
+    assert Place(retries=3, retry_seconds=2).retry_options == options
 
 
 def test_a_machine_gets_one_worker_per_gpu_and_one_for_the_cpu():

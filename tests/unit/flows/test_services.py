@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
-from configparser import RawConfigParser
+from configparser import RawConfigParser, SectionProxy
 from pathlib import Path
 
 import pytest
@@ -34,7 +34,7 @@ def test_ports_and_folder_come_from_the_environment_and_a_folder_stays_what_it_w
         ({"SERVERS_MLFLOW_PORT": "80"}, "SERVERS_MLFLOW_PORT is 80; ports from 1024 to 65535 can be used"),
         (
             {"SERVERS_MLFLOW_PORT": "4200"},
-            "SERVERS_PREFECT_PORT and SERVERS_MLFLOW_PORT are both 4200; change one",
+            "SERVERS_PREFECT_PORT and SERVERS_MLFLOW_PORT are both 4200; change",
         ),
     ],
 )
@@ -73,30 +73,36 @@ def postgres(monkeypatch):
     monkeypatch.setattr(postgres_server, "user", lambda: None)
 
 
+def read_programs(settings: ServicesConfig) -> dict[str, SectionProxy]:
+    """{server: its section of supervisord.conf}"""
+    read = RawConfigParser()
+    read.read_string(specs.supervisor_file(settings, SECRETS))
+    return {name.partition(":")[2]: read[name] for name in read.sections() if name.startswith("program:")}
+
+
 @pytest.mark.parametrize("settings", [ServicesConfig(Path("/servers")), TEAM], ids=["SQLite", "team"])
 def test_no_password_is_in_a_command_line_and_no_client_setting_reaches_a_server(
     postgres, monkeypatch, settings
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
     assert "MLFLOW_TRACKING_URI" not in specs.environment()
-    servers = specs.servers(settings, SECRETS)
-    assert [server.name for server in servers] == list(settings.ports())
-    for server in servers:
-        assert not any(
-            secret in word for secret in list(vars(SECRETS).values())[1:] for word in server.command
-        )
-        assert "127.0.0.1" in " ".join(server.command) or server.name == "s3"  # the store's own default
+    programs = read_programs(settings)
+    assert list(programs) == list(settings.ports())
+    for name, program in programs.items():
+        assert not any(secret in program["command"] for secret in list(vars(SECRETS).values())[1:])
+        assert "127.0.0.1" in program["command"] or name == "s3"  # the store's own default
+
+
+def variables(program: SectionProxy) -> dict[str, str]:
+    return dict(re.findall('(\\w+)="(.*)"', program["environment"]))
 
 
 def test_the_file_of_the_supervisor_names_every_program_with_its_environment(postgres, tmp_path):
-    read = RawConfigParser()
-    read.read_string(specs.supervisor_file(tmp_path / "100%", specs.servers(TEAM, SECRETS)))
-    assert {name.rpartition(":")[2] for name in read.sections()[3:]} == set(TEAM.ports())
-    assert read["program:s3"]["environment"].endswith(
-        'AWS_SECRET_ACCESS_KEY="s3key",AWS_DEFAULT_REGION="us-east-1"'
-    )
-    assert read["program:postgres"]["stopsignal"] == "INT"
-    assert read["unix_http_server"]["file"] == f"{tmp_path}/100%%/supervisor.sock"
+    programs = read_programs(ServicesConfig(tmp_path / "100%", is_team=True))
+    keys = {"AWS_ACCESS_KEY_ID": "thousandwords:team", "AWS_SECRET_ACCESS_KEY": "s3key"}
+    assert variables(programs["s3"]) == {**keys, "AWS_DEFAULT_REGION": "us-east-1"}
+    assert programs["postgres"]["stopsignal"] == "INT" and programs["mlflow"]["stopsignal"] == "TERM"
+    assert programs["prefect"]["stdout_logfile"] == f"{tmp_path}/100%%/logs/prefect.log"
 
 
 def test_only_the_proxy_of_the_store_has_a_port(tmp_path):
@@ -117,9 +123,8 @@ def test_a_folder_that_user_postgres_may_not_enter_is_rejected_before_anything_i
 ):
     monkeypatch.setattr(postgres_server, "user", lambda: "postgres")
     (tmp_path / "closed").mkdir(mode=0o700)
-    with pytest.raises(
-        UserError, match="PostgreSQL runs as user postgres, which may not enter .*/closed. Set SERVERS_FOLDER"
-    ):
+    message = "PostgreSQL runs as user postgres, which may not enter .*/closed. Set SERVERS_FOLDER"
+    with pytest.raises(UserError, match=message):
         postgres_server.make_folder(tmp_path / "closed" / "postgres", "secret")
     assert not list((tmp_path / "closed").iterdir())
 
@@ -138,8 +143,9 @@ def test_compose_names_the_same_servers_on_the_same_ports_of_loopback():
 
 
 def test_compose_sets_the_same_variables_as_the_servers_without_docker(postgres):
-    for server in specs.servers(TEAM, SECRETS)[1:]:
-        assert set(server.env) <= set(compose()["services"][server.name]["environment"]), server.name
+    programs = read_programs(TEAM)
+    for name in ("s3", "mlflow", "prefect"):
+        assert set(variables(programs[name])) <= set(compose()["services"][name]["environment"]), name
     assert re.findall("create database (.*);", compose()["configs"]["databases"]["content"]) == list(
         postgres_server.DATABASES
     )
@@ -147,14 +153,11 @@ def test_compose_sets_the_same_variables_as_the_servers_without_docker(postgres)
     assert re.sub(r"\$\{.*?\}", "PASSWORD", compose()["configs"]["mlflow_auth"]["content"]) == expected
 
 
-def test_compose_starts_mlflow_with_the_same_command():
-    mlflow = specs._mlflow(TEAM, SECRETS)
-    command = (
-        re.sub(r"\$\{\w+:-(\d+)\}", r"\1", compose()["services"]["mlflow"]["command"])
-        .replace(",mlflow:5000", "")
-        .split()
-    )
-    assert command[1:] == [word if word != "127.0.0.1" else "0.0.0.0" for word in mlflow.command[1:]]
+def test_compose_starts_mlflow_with_the_same_command(postgres):
+    own = read_programs(TEAM)["mlflow"]["command"].split()
+    command = re.sub(r"\$\{\w+:-(\d+)\}", r"\1", compose()["services"]["mlflow"]["command"])
+    command = command.replace(",mlflow:5000", "").split()
+    assert command[1:] == [word if word != "127.0.0.1" else "0.0.0.0" for word in own[1:]]
 
 
 def test_the_example_environment_file_names_every_variable_of_compose():
@@ -164,15 +167,9 @@ def test_the_example_environment_file_names_every_variable_of_compose():
 
 
 def test_compose_installs_the_versions_of_the_lock():
-    pins = dict(
-        re.findall(r"^([a-z0-9._-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)
-    )
-    text = (ROOT / "compose.yml").read_text()
-    versions = dict(re.findall(r"([a-z0-9-]+)(?:\[auth\])?==(\S+)", text)) | {
-        "prefect": re.search("prefect:([0-9.]+)-", text)[1]
-    }
-    assert {name: pins.get(name, versions[name]) for name in versions} == versions and {
-        "mlflow",
-        "prefect",
-        "boto3",
-    } <= set(pins)
+    lock, text = (ROOT / "requirements.lock").read_text(), (ROOT / "compose.yml").read_text()
+    pins = dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", lock, flags=re.MULTILINE))
+    versions = dict(re.findall(r"([a-z0-9-]+)(?:\[auth\])?==(\S+)", text))
+    versions["prefect"] = re.search("prefect:([0-9.]+)-", text)[1]
+    assert {name: pins.get(name, versions[name]) for name in versions} == versions
+    assert {"mlflow", "prefect", "boto3"} <= set(pins)

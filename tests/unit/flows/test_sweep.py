@@ -27,8 +27,9 @@ def test_a_sweep_over_no_values_or_too_many_is_rejected(grid):
         sweep.combinations({"a": list(range(201))})
 
 
-def test_a_setting_that_does_not_exist_is_rejected_before_any_experiment(tmp_path):
+def test_a_setting_that_does_not_exist_is_rejected_before_any_experiment(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text("generator: {training: {steps: 1}}")
-    sweep.check_settings({"generator.training.steps": [1]}, tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    sweep.check_settings({"generator.training.steps": [1]})
     with pytest.raises(UserError, match=r"params\.yaml has no generator\.training\.step\."):
-        sweep.check_settings({"generator.training.step": [1]}, tmp_path / "params.yaml")
+        sweep.check_settings({"generator.training.step": [1]})
