@@ -13,7 +13,6 @@ from pathlib import Path
 
 from flows.command_line import one_sentence, parser
 from flows.dvc.damage import Damage, discard, dvc_digest, find_damage, locked_outputs, object_in_cache
-from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import MANIFEST, DamagedArtefact, read_manifest
 
 ROOTS = ("data", "models", "results", ".ckpt")
