@@ -22,7 +22,11 @@ FLAGS = {
 def prepare_pairs(out: Path, context: Stage) -> None:
     config = section(context.params.get("data"), "data", DataConfig)
     counts = write_pairs(
-        config, context.seed, out, lambda pairs, total: progress(pairs, "prepare_pairs", total, "pair")
+        config,
+        context.seed,
+        out,
+        lambda pairs, total: progress(pairs, "prepare_pairs", total, "pair"),
+        lambda line: print(f"prepare_pairs: {line}", file=sys.stderr),
     )
     context.record_metrics({name: count for name, count in counts.items() if name.startswith("n_")})
     context.record_metrics({f"pairs/{split}": count for split, count in counts["splits"].items()})

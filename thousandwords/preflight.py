@@ -41,6 +41,7 @@ def check_params(params: dict, seed: int) -> None:
     if params["device"] == "cuda":
         check_device("cuda")
     data = section(params["data"], "data", DataConfig)
+    ingest.check_path(data)
     ingest.check_source(data)
     section(params["text_tokenizer"], "text_tokenizer", TextTokenizerConfig)
     tokens = section(params["tokens"], "tokens", TokensConfig)

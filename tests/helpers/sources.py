@@ -109,7 +109,10 @@ def copy_to(url: str, root: Path) -> str:
 
 
 def everything(source: Source) -> list[tuple]:
-    return [(pair.key, pair.image, pair.captions, pair.provenance, str(pair.problem)) for pair in source]
+    return [
+        (pair.key, pair.image, pair.captions, pair.provenance, pair.problem and pair.problem.reason)
+        for pair in source
+    ]
 
 
 def assert_same_pairs(remote: Source, local: Source) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -98,8 +99,9 @@ def test_only_bad_inputs_is_always_an_error(tmp_path):
     own = write_folder(tmp_path / "own", 2)
     for path in own.glob("*.png"):
         path.write_bytes(b"no image")
-    with pytest.raises(BadData, match=r"2 of the 2 inputs .* were rejected \(100%\)"):
+    with pytest.raises(BadData, match=r"2 of the 2 inputs .* were rejected \(100%\)") as caught:
         write_pairs(folder_config(own, max_refused_share=1.0), 0, tmp_path / "pairs")
+    assert str(caught.value).endswith(". Fix them")
 
 
 def test_an_empty_split_is_rejected_with_the_fix(tmp_path):
@@ -107,9 +109,25 @@ def test_an_empty_split_is_rejected_with_the_fix(tmp_path):
     with pytest.raises(
         BadData,
         match=r"None of the 3 pairs of .*own is in the validation split. Add pairs, or change "
-        r"data.validation_share \(now 0.01\)",
+        r"data.validation_share \(now 0.01; 0.21 holds out one\)",
     ):
         write_pairs(folder_config(own, validation_share=0.01), 0, tmp_path / "pairs")
+
+
+def test_what_was_decided_about_a_source_is_a_message_and_is_stored(tmp_path):
+    own, messages = write_folder(tmp_path / "own"), []
+    config = folder_config(own)
+    write_pairs(dataclasses.replace(config, source="auto"), 0, tmp_path / "pairs", tell=messages.append)
+    assert messages == [
+        f"{own} is a folder of images with texts beside them (source folder)",
+        "12 of 12 images have several lines of text, and each line is a caption of its own. If the whole text is one "
+        "caption, set data.caption_lines: joined",
+    ]
+    metadata = read_manifest(tmp_path / "pairs")["facts"]
+    assert (
+        metadata["detected"] == messages[0]
+        and metadata["source"] == metadata["settings"]["source"] == "folder"
+    )
 
 
 # ---- caption filters

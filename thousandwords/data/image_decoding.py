@@ -25,6 +25,8 @@ from thousandwords.core.errors import InvalidInput
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_BYTES = 64_000_000
 MAX_PIXELS = 50_000_000
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LFS_FIX = "a Git LFS pointer, not the file. Run in its repository: git lfs pull"
 STRIP_PIXELS = 4_000_000  # converted at a time
 WHITE = (255, 255, 255)
 
@@ -115,6 +117,8 @@ def decode_with_flags(
 
 
 def _decode(data: bytes, background: Sequence[int], min_side: int, max_aspect: float) -> DecodedImage:
+    if data.startswith(LFS_POINTER):
+        raise InvalidImage("lfs_pointer", LFS_FIX)
     if name := _other_format(data):
         raise _bad_format(name)
     _check_checksums(data)
@@ -256,7 +260,7 @@ def _unidentified(data: bytes) -> InvalidImage:
 
 
 def _bad_format(name: str) -> InvalidImage:
-    return InvalidImage("bad_format", f"looks like {name}; accepted are {', '.join(FORMATS)}")
+    return InvalidImage("bad_format", f"looks like {name}; accepted are {', '.join(FORMATS)}. Convert it")
 
 
 def _unsupported_tiff(data: bytes, readable: Collection[int] = ()) -> InvalidImage | None:

@@ -14,7 +14,7 @@ from thousandwords.ingest.perceptual_hash import MAX_BITS
 from thousandwords.ingest.sources import KINDS
 
 SOURCE_SETTINGS = ("url", "version", "recaption_column", "recaption_share", "sha256_column")
-SOURCE_SETTINGS += ("image_folder", "licence", "origin", "sources")
+SOURCE_SETTINGS += ("image_folder", "licence", "origin", "sources", "link_roots", "columns")
 NEAR_DUPLICATE_SETTINGS = ("near_duplicates", "near_duplicate_distance", "near_duplicate_color")
 CAPTION_SETTINGS = ("min_caption_words", "boilerplate", "language", "language_margin")
 
@@ -40,7 +40,7 @@ class SceneCounts:
 class SourceConfig:
     """One source of a mixture: an entry of `data.sources`. Absent keys have their value in `data`."""
 
-    source: Literal["folder", "csv", "webdataset", "jsonl", "parquet", "coco"]
+    source: Literal["folder", "csv", "webdataset", "jsonl", "parquet", "coco", "auto"]
     path: str  # or a URL
     weight: float | None = None  # relative to the other sources: how often training reads it
     licence: str | None = None  # stored with each row, as is the origin
@@ -51,6 +51,7 @@ class SourceConfig:
     sha256_column: str | None = None
     image_folder: str | None = None
     delimiter: str | None = None
+    columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -64,7 +65,9 @@ class SourceConfig:
 class DataConfig:
     """The section `data` of params.yaml."""
 
-    source: Literal["scenes", "folder", "csv", "webdataset", "jsonl", "parquet", "coco", "mixture"] = "scenes"
+    source: Literal[
+        "scenes", "folder", "csv", "webdataset", "jsonl", "parquet", "coco", "mixture", "auto"
+    ] = "scenes"  # auto: by what is found at the path
     path: str = "data/own"  # the folder, the file, or the tars; a DVC dependency
     url: str | None = None  # instead of path: a URL for fsspec (s3://bucket/prefix); not tracked by DVC
     version: str | None = None  # any text; a new value has untracked data, like a URL, read again
@@ -86,13 +89,18 @@ class DataConfig:
     max_refused_share: float = 0.2  # of the inputs that caption filters leave; above it, an error
     rows_per_shard: int = 4096
     workers: int = 0  # processes that decode; 0: one per core. The written bytes do not depend on it
-    image_column: str = "image"  # csv, jsonl, parquet
-    caption_column: str = "caption"  # csv, jsonl, parquet; also the key in the JSON of a WebDataset
+    image_column: str | None = None  # csv, jsonl, parquet; null: found by names and content
+    caption_column: str | None = None  # the same; also the key in the JSON of a WebDataset
     recaption_column: str | None = None  # the same, for a second caption, for example of a captioning model
     recaption_share: float = 0.0  # of the pairs, by a hash of the key: trained on the second caption only
     sha256_column: str | None = None  # csv, jsonl, parquet, webdataset: of the image file, checked if set
     delimiter: str | None = None  # csv; by default a tab for .tsv, else a comma
+    columns: tuple[str, ...] = ()  # csv: names of the columns of a table without a header
+    caption_lines: Literal["separate", "joined"] = (
+        "separate"  # folder, webdataset: joined: a text is one caption
+    )
     image_folder: str | None = None  # csv, jsonl, parquet, coco: images, relative to the list
+    link_roots: tuple[str, ...] = ()  # folders outside the source that links and paths in lists may lead to
     licence: str | None = None  # stored with each row, as is the origin
     origin: str | None = None
     sources: tuple[SourceConfig, ...] = ()  # of a mixture; without weights, an epoch has each pair once
@@ -107,7 +115,7 @@ class DataConfig:
     def _problems(self) -> Iterator[str]:
         """What is wrong with the settings, each with the fix."""
         for name in ("path", "image_column", "caption_column"):
-            if not getattr(self, name):
+            if getattr(self, name) == "":
                 yield f"data.{name} is empty; it needs a name"
         for name, maximum, is_valid in (
             ("validation_share", 1, 0 < self.validation_share < 1),
@@ -190,6 +198,8 @@ class DataConfig:
 
 def _check_supported(settings: DataConfig | SourceConfig, name: str, kind: str) -> None:
     """Raise ValueError if a setting is present that this kind of source does not read."""
+    if kind == "auto":
+        return
     supported = KINDS[kind].settings if kind in KINDS else ()
     for setting in ("recaption_column", "sha256_column", "image_folder"):
         if getattr(settings, setting) is not None and setting not in supported:
@@ -209,4 +219,10 @@ def active_settings(config: DataConfig) -> dict:
         unused += CAPTION_SETTINGS
     if not config.drops_near_duplicates:
         unused += NEAR_DUPLICATE_SETTINGS
+    if config.caption_lines == "separate":
+        unused += ["caption_lines"]
+    settings["image_column"], settings["caption_column"] = (
+        config.image_column or "image",
+        config.caption_column or "caption",
+    )
     return {name: value for name, value in settings.items() if name not in unused}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from thousandwords.core.errors import UserError
 from thousandwords.ingest import caption_filter
@@ -11,7 +11,9 @@ from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.records import Pair, Rejection
 
 OUTCOMES = ("n_ok", "n_quarantined", "n_duplicate", "n_filtered")  # each input has one; they add up to n_in
-FILTERS = ("too_small", "bad_aspect", *caption_filter.REASONS)  # reasons due to a setting, not to a bad input
+UNLISTED = "not_listed"  # an image beside a list that does not name it
+# reasons due to a setting or to the list, not to a bad input
+FILTERS = ("too_small", "bad_aspect", UNLISTED, *caption_filter.REASONS)
 
 
 class BadData(UserError):
@@ -64,13 +66,16 @@ def counts_of(splits: dict[str, int], rejections: Sequence[Rejection], duplicate
     }
 
 
-def check_counts(counts: dict, rejections: Sequence[Rejection], config: DataConfig) -> None:
+def check_counts(
+    counts: dict, rejections: Sequence[Rejection], config: DataConfig, needed_share: Callable[[], float]
+) -> None:
     """Raise BadData if too many inputs were rejected, or nothing is left, or a split is empty.
 
     Caption filters are off by default, so the inputs that they remove are no sign of bad data and are left
-    out of the share.
+    out of the share, like images that the list does not name.
     """
-    rejected = [rejection for rejection in rejections if rejection.reason not in caption_filter.REASONS]
+    no_fault = (UNLISTED, *caption_filter.REASONS)
+    rejected = [rejection for rejection in rejections if rejection.reason not in no_fault]
     checked = counts["n_in"] - (len(rejections) - len(rejected))
     if rejections and not checked:
         raise BadData(
@@ -79,18 +84,20 @@ def check_counts(counts: dict, rejections: Sequence[Rejection], config: DataConf
             "Change data.min_caption_words, data.boilerplate or data.language"
         )
     share = len(rejected) / max(1, checked)
-    if share > config.max_refused_share or share == 1:
+    limit = config.max_refused_share
+    if share > limit or share == 1:
         raise BadData(
             f"{len(rejected)} of the {checked} inputs of {config.source_name} were rejected "
             f"({share:.0%}): {_histogram(rejected)}. "
-            f"Fix them, or raise data.max_refused_share (now {config.max_refused_share:g})"
+            + ("Fix them" if share == 1 else f"Fix them, or raise data.max_refused_share (now {limit:g})")
         )
     for split in ("train", "validation"):
         if split not in counts["splits"]:
             raise BadData(
                 f"None of the {counts['n_ok']} pairs of {config.source_name} is in the {split} split. "
-                f"Add pairs, or change data.validation_share (now {config.validation_share:g}) "
-                "or data.group_by"
+                f"Add pairs, or change data.validation_share (now {config.validation_share:g}"
+                + (f"; {needed_share():g} holds out one" if split == "validation" else "")
+                + ") or data.group_by"
             )
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+from thousandwords.core.errors import UserError
 from thousandwords.core.files import unit_hash, write_bytes
 from thousandwords.core.manifest import write_manifest
 from thousandwords.core.parquet import table_bytes
@@ -23,7 +25,7 @@ from thousandwords.data.pair_shards import PAIR_SCHEMA, ROW_GROUP
 from thousandwords.data.sampler import MIXTURES
 from thousandwords.data.shard_writer import ShardWriter, table_of
 from thousandwords.ingest import caption_filter
-from thousandwords.ingest.config import DataConfig, active_settings
+from thousandwords.ingest.config import DataConfig, SourceConfig, active_settings
 from thousandwords.ingest.counts import FILTERS, OutcomeCounter, check_counts, counts_of
 from thousandwords.ingest.near_duplicates import (
     DUPLICATE_SCHEMA,
@@ -34,13 +36,14 @@ from thousandwords.ingest.near_duplicates import (
 )
 from thousandwords.ingest.prepare import prepare_pair, reject
 from thousandwords.ingest.records import QUARANTINE, QUARANTINE_SCHEMA, Pair, Rejection
-from thousandwords.ingest.sources import Source, open_kind
+from thousandwords.ingest.sources import Source, detect, open_kind
 from thousandwords.ingest.sources.base import RawPair
 from thousandwords.ingest.sources.mixture import MixturePart, MixtureSource, naming_source
 from thousandwords.parallel.process_pool import Fault, Limits, make_batches, num_cores, ordered_map
 from thousandwords.scenes.render import scene_pairs
 
 LIMITS = Limits()  # of one input
+DETECTED = ("source", "image_column", "caption_column", "image_folder", "delimiter", "columns")
 
 
 # ---- one pair
@@ -62,18 +65,61 @@ def split_of(group: str, seed: int, validation_share: float) -> str:
 # ---- all pairs
 
 
+def resolve_source(config: DataConfig) -> tuple[DataConfig, str]:
+    """(the settings with the kind and columns of each source, what was decided in one line, "" if nothing was)."""
+    if config.source == "scenes":
+        return config, ""
+    settings, sources, lines = asdict(config), [], []
+    own = asdict(config)["sources"] if config.source == "mixture" else [{}]
+    for number, part in enumerate(own):
+        with naming_source(number if config.source == "mixture" else None):
+            parts, line = detect.resolve(_of_part(settings, part))
+        lines += [line] * bool(line)
+        weight = part.get("weight")
+        sources += [
+            {**each, "path": each["url"] or each["path"], "weight": weight and weight / len(parts)}
+            for each in parts
+        ]
+    if config.source != "mixture" and len(sources) == 1:
+        changes = {name: parts[0][name] for name in (*DETECTED, "path", "url")}
+    else:
+        names = [field.name for field in fields(SourceConfig)]
+        parts = tuple(SourceConfig(**{name: source[name] or None for name in names}) for source in sources)
+        changes = {"source": "mixture", "sources": parts, "url": None, "licence": None, "origin": None}
+    return replace(config, **changes), "; ".join(lines)
+
+
+def _of_part(settings: dict, part: dict) -> dict:
+    """The settings of one source: those of its own that are set replace the common ones."""
+    return {**settings, **{name: value for name, value in part.items() if value is not None}}
+
+
 def open_source(config: DataConfig) -> Source:
     """Open the source, or the mixture of sources, of the settings; not for scenes, which are rendered."""
+    config, _ = resolve_source(config)
     settings = asdict(config)
     parts = enumerate(settings["sources"]) if config.source == "mixture" else [(None, {})]
     return MixtureSource([_open_part(number, settings, part) for number, part in parts])
 
 
 def _open_part(number: int | None, settings: dict, part: dict) -> MixturePart:
-    """Open one source; those of its own settings that are set replace the common ones."""
-    settings = {**settings, **{name: value for name, value in part.items() if value is not None}}
+    """Open one source."""
+    settings = _of_part(settings, part)
     with naming_source(number):
         return MixturePart(open_kind(settings), number, settings["licence"], settings["origin"])
+
+
+def check_path(config: DataConfig) -> None:
+    """Raise UserError if DVC could not follow data.path."""
+    if config.source in ("scenes", "mixture") or config.url or Path(config.path).exists():
+        return
+    if config.path.startswith("~"):
+        path = Path(config.path).expanduser()
+        raise UserError(f"data.path is {config.path!r}; ~ is not replaced. Write the whole path: {path}")
+    if any(mark in config.path for mark in "*?["):
+        raise UserError(
+            f"data.path is {config.path!r}, a pattern, which DVC cannot follow. Set it to the folder of these files"
+        )
 
 
 def check_source(config: DataConfig) -> int:
@@ -115,13 +161,17 @@ def write_pairs(
     seed: int,
     folder: Path,
     progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Write shards, quarantine and, last, the manifest of all pairs of the source to `folder`; return the counts.
 
-    Raises SourceError or BadData.
+    `tell` gets what was decided about the source, and what to look at. Raises SourceError or BadData.
     """
+    config, detected = resolve_source(config)
+    if detected:
+        tell(detected)
     total = check_source(config)
-    rejections, counter = [], OutcomeCounter()
+    rejections, counter, num_several = [], OutcomeCounter(), 0
     rows_by_source: dict[str, Counter] = {}  # split -> rows of each source
     duplicates = _duplicate_finder(config, lambda: progress(prepare_all(config, seed), total))
     with (
@@ -136,6 +186,7 @@ def write_pairs(
                 counter.add(outcome, "n_duplicate")
             else:
                 counter.add(outcome, "n_ok")
+                num_several += len(outcome.captions) > 1
                 if config.source == "mixture":
                     number = int(outcome.key.partition("/")[0])
                     rows_by_source.setdefault(split, Counter())[number] += 1
@@ -148,7 +199,13 @@ def write_pairs(
         counts["captions_dropped"] = dict(counter.dropped.most_common())
     if config.recaption_share:
         counts["texts"] = dict(counter.texts)
-    check_counts(counts, rejections, config)
+    check_counts(counts, rejections, config, lambda: _share_that_holds_out_one(config, seed))
+    has_texts = config.source in ("folder", "webdataset") and config.caption_lines == "separate"
+    if has_texts and num_several > counts["n_ok"] / 2:
+        tell(
+            f"{num_several} of {counts['n_ok']} images have several lines of text, and each line is a caption of "
+            "its own. If the whole text is one caption, set data.caption_lines: joined"
+        )
     tables = {QUARANTINE: table_of(map(vars, rejections), QUARANTINE_SCHEMA)}
     if config.drops_near_duplicates:
         tables[DUPLICATES] = table_of(duplicates.rows, DUPLICATE_SCHEMA)
@@ -160,11 +217,19 @@ def write_pairs(
         "seed": seed,
         "counts": counts,
         "settings": active_settings(config),
+        **({"detected": detected} if detected else {}),
         **_mixtures(config, rows_by_source),
     }
     rows = {**shards.rows, **{name: table.num_rows for name, table in tables.items()}}
     write_manifest(folder, rows, metadata, shards.digests)
     return counts
+
+
+def _share_that_holds_out_one(config: DataConfig, seed: int) -> float:
+    """The smallest validation_share, in hundredths, with which the source has a validation pair."""
+    pairs = (pair for pair in open_source(config) if pair.problem is None)
+    first = min(unit_hash(group_of(pair, config), seed) for pair in pairs)
+    return min(math.floor(first * 100 + 1) / 100, 0.99)
 
 
 def _mixtures(config: DataConfig, rows_by_source: dict[str, Counter]) -> dict:

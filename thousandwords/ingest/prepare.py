@@ -29,8 +29,10 @@ def prepare_pair(raw_pair: RawPair, config: DataConfig, seed: int) -> Pair | Rej
             raise raw_pair.problem
         captions, dropped = caption_filter.filter_captions(raw_pair.captions, config.caption_rules)
         image = decode_with_flags(raw_pair.image, config.background, config.min_side, config.max_aspect)
-        square = fit_square(image.pixels, config.image_size) if config.drops_near_duplicates else None
-        image_hash = None if square is None else image_hash_of(square)
+        whole = None  # not the square: the caption speaks of the whole image
+        if config.drops_near_duplicates:
+            whole = area_resize(image.pixels, config.image_size, config.image_size)
+        image_hash = None if whole is None else image_hash_of(whole)
         return Pair(
             raw_pair.key,
             encode_png(stored_pixels(image.pixels, config)),

@@ -32,7 +32,7 @@ class Pair:
     provenance: str
     dropped: tuple[str, ...] = ()  # the reason for each caption that was filtered out
     is_recaptioned: bool = False
-    image_hash: ImageHash | None = None  # of the center square, if near duplicates are dropped
+    image_hash: ImageHash | None = None  # of the whole image, if near duplicates are dropped
     format: str | None = None  # of the original image
     flags: tuple[str, ...] = ()  # of the original image
     shard: str | None = None  # the source file, if a file holds many pairs

@@ -95,6 +95,12 @@ source: csv, recaption_column: x, recaption_share: 1.5
     data.recaption_share is 1.5; it lies between 0 and 1
 source: folder, url: bucket/x
     data.url is 'bucket/x', not a URL like s3:
+caption_lines: all
+    data.caption_lines is 'all'; it can be: separate, joined
+columns: image
+    data.columns should be a list, found 'image'
+link_roots: /data
+    data.link_roots should be a list, found '/data'
 near_duplicates: phash
     data.near_duplicates is 'phash'; it can be: none, hash
 near_duplicates: false

@@ -82,7 +82,10 @@ def test_broken_lines_are_rejected_one_by_one(tmp_path):
     assert reasons["line 3"] == "bad_row: not a JSON object: it is list, not an object"
     assert reasons["line 5"] == "bad_row: 'caption' is neither a text nor a list of texts"
     assert reasons["line 11"] == "too_many_bytes: a line over 1,000,000 bytes"
-    assert reasons["../outside/x.png"] == "unsafe_path: x.png leads out of own"
+    assert reasons["../outside/x.png"] == (
+        f"unsafe_path: x.png leads out of own, to {tmp_path}/outside; to read it, add that folder or one above it to "
+        "data.link_roots"
+    )
     assert reasons["line 16"] == (
         "unsafe_path: key 'image' has the URL https://host/x.png; URLs in a list are not fetched. Download it first"
     )

@@ -26,7 +26,7 @@ CASES = {  # source -> its content (None: nothing is there), and the message
         (None, "there is no folder .*own. Create it, or set another"),
         (
             {"a.txt": "a", "b.heic": b"x"},
-            "own has no images .png, jpg.*Add some, each with a text file of the same",
+            "own has no images .png, jpg.*the format of b.heic is not read. Convert such files to JPEG or PNG",
         ),
         (
             {"a.png": b"x", "b.png": b"x"},
@@ -93,10 +93,7 @@ CASES = {  # source -> its content (None: nothing is there), and the message
         ({"image": NO_TEXT, "caption": ["x"]}, "own has no row with an image and a caption"),
     ],
     WebDatasetSource: [
-        (
-            None,
-            "data.path: there is no .tar file at .*own. Set data.path to a tar, a folder of tars or a glob",
-        ),
+        (None, "data.path: there is no .tar file at .*own. Set data.path to a tar, or a folder of tars"),
         ([], "The 1 tars at .* have no images"),
         ([("a.txt", b"x")], "have no images. Pack images and captions under the same name"),
         (

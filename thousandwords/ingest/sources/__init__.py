@@ -24,5 +24,5 @@ __all__ = ["KINDS", "Source", "SourceError", "open_kind", *(kind.__name__ for ki
 def open_kind(settings: dict) -> Source:
     """Open the source of the `settings`, their URL or path, with those settings that its kind supports."""
     kind = KINDS[settings["source"]]
-    supported = {name: settings[name] for name in kind.settings if name in settings}
+    supported = {name: settings[name] for name in kind.settings if settings.get(name) is not None}
     return kind(settings["url"] or settings["path"], **supported)

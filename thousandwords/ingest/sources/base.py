@@ -16,8 +16,25 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from thousandwords.core.errors import InvalidInput, UserError
+from thousandwords.data.image_decoding import LFS_FIX, LFS_POINTER
 
-IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "jpe", "webp", "gif", "bmp", "tif", "tiff")
+IMAGE_SUFFIXES = (
+    "png",
+    "jpg",
+    "jpeg",
+    "jpe",
+    "webp",
+    "gif",
+    "bmp",
+    "tif",
+    "tiff",
+    "jfif",
+    "jif",
+    "pjpeg",
+    "pjp",
+)
+# read, so that the decoder rejects them by name
+OTHER_IMAGES = ("heic", "heif", "avif", "jxl", "jp2", "psd", "dng", "cr2", "cr3", "nef", "arw")
 MAX_CAPTION = 4_000  # characters
 MAX_CAPTION_BYTES = 1_000_000  # of a caption file, and of a line of a table
 
@@ -51,6 +68,10 @@ class Source(ABC):
     @abstractmethod
     def __iter__(self) -> Iterator[RawPair]: ...
 
+    def images_beside(self) -> tuple[set[str], set[str]]:
+        """After `check` or an iteration: (addresses of the listed images, of all images in their folder)."""
+        return set(), set()
+
 
 def clean_captions(texts: Iterable[str]) -> tuple[str, ...]:
     """Strip texts, drop blank and repeated ones, keep the order: [" a cat", "", "a cat"] -> ("a cat",)."""
@@ -77,10 +98,13 @@ def caption_bytes(read: Callable[[int], bytes]) -> bytes:
         raise
 
 
-def captions_in_text(data: bytes) -> tuple[str, ...]:
-    """The captions of a .txt file, one per line."""
+def captions_in_text(data: bytes, caption_lines: str = "separate") -> tuple[str, ...]:
+    """The captions of a .txt file: one per line, or with "joined" the whole file as one."""
+    if data.startswith(LFS_POINTER):
+        raise InvalidInput("lfs_pointer", f"its caption file is {LFS_FIX}")
     try:
-        return clean_captions(data.decode("utf-8-sig").replace("\r\n", "\n").split("\n"))
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+        return clean_captions([" ".join(text.split())] if caption_lines == "joined" else text.split("\n"))
     except UnicodeDecodeError as error:
         raise InvalidInput("caption_encoding", f"not UTF-8 text: {error}") from error
 

@@ -6,26 +6,24 @@ read in parts, so its size is limited.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from thousandwords.core.errors import InvalidInput
 from thousandwords.ingest.sources.base import SourceError, json_object
-from thousandwords.ingest.sources.table import Row, TableSource, image_name
-
-MAX_JSON = 500_000_000  # bytes; the captions of COCO's 118,287 training images take 92 million
+from thousandwords.ingest.sources.table import MAX_JSON, Row, TableSource, image_name
 
 
 class CocoSource(TableSource):
     """Images in the order of `images`, each with its captions in the order of `annotations`."""
 
-    settings = ("image_folder",)
+    settings = ("image_folder", "link_roots")
     file_type = "file", "your captions .json"
     captions_word = "the caption of each annotation"
     fix = "Use the file of captions, not of boxes or persons"
 
-    def __init__(self, path: str | Path, image_folder: str | None = None):
-        super().__init__(path, image_folder=image_folder)
+    def __init__(self, path: str | Path, image_folder: str | None = None, link_roots: Sequence[str] = ()):
+        super().__init__(path, image_folder, link_roots)
 
     def rows(self) -> Iterator[Row]:
         content = self._content()

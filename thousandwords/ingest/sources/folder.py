@@ -1,14 +1,15 @@
-"""Folders of images, each with a text file of the same name beside it; links to folders are not followed."""
+"""Folders of images, each with a text file of the same name beside it, of any case; links to folders are not followed."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from thousandwords.core.errors import InvalidInput
 from thousandwords.ingest.sources.base import (
     IMAGE_SUFFIXES,
+    OTHER_IMAGES,
     RawPair,
     Source,
     SourceError,
@@ -18,14 +19,19 @@ from thousandwords.ingest.sources.base import (
     read_raw_pair,
     suffix_of,
 )
-from thousandwords.ingest.sources.filesystem import open_folder
+from thousandwords.ingest.sources.filesystem import check_not_pointer, open_folder
+
+TEXT_SUFFIXES = ("txt", "caption")
+Input = tuple[str, str, InvalidInput | None]  # names of the image and of its text, and a problem
 
 
 class FolderSource(Source):
     """All images under a folder, each with a .txt of the same name beside it; hidden files are skipped."""
 
-    def __init__(self, root: str | Path):
-        self.folder = open_folder(root)
+    settings = ("caption_lines", "link_roots")
+
+    def __init__(self, root: str | Path, caption_lines: str = "separate", link_roots: Sequence[str] = ()):
+        self.folder, self.caption_lines = open_folder(root, link_roots), caption_lines
 
     def check(self) -> int:
         address = self.folder.address
@@ -34,14 +40,22 @@ class FolderSource(Source):
                 f"{self.folder.setting}: there is no folder {address}. Create it, or set another"
             )
         inputs = list(self._inputs(""))
-        images = [name for name, problem in inputs if problem is None]
-        if not images:
-            other = next((f"; {problem.detail}" for _, problem in inputs if "format" in problem.detail), "")
-            raise SourceError(
-                f"{address} has no images ({', '.join(IMAGE_SUFFIXES)}){other}. "
-                "Add some, each with a text file of the same name, like cat.png and cat.txt"
+        images = [(name, text) for name, text, problem in inputs if problem is None]
+        if not any(suffix_of(name) in IMAGE_SUFFIXES for name, _ in images):
+            unread = next(
+                (problem.detail for *_, problem in inputs if problem and "format" in problem.detail), None
             )
-        if not any(self.folder.kind(_caption_file(image)) for image in images):
+            hint = f"; {unread}. Add" if unread else ". Add"
+            if images:
+                hint = (
+                    f"; the format of {images[0][0]} is not read. Convert such files to JPEG or PNG, and add"
+                )
+            raise SourceError(
+                f"{address} has no images ({', '.join(IMAGE_SUFFIXES)}){hint} a text file of the same name for each, "
+                "like cat.txt beside cat.png"
+            )
+        check_not_pointer(self.folder, images[0][0])
+        if not any(text for _, text in images):
             raise SourceError(
                 f"None of the {len(images)} images in {address} has a caption. "
                 "Put a text file of the same name beside each, like cat.txt beside cat.png"
@@ -51,51 +65,59 @@ class FolderSource(Source):
     def __iter__(self) -> Iterator[RawPair]:
         return self.folder.read_each(self._read, self._inputs(""))
 
-    def _read(self, name_and_problem: tuple[str, InvalidInput | None]) -> RawPair:
-        name, problem = name_and_problem
+    def _read(self, item: Input) -> RawPair:
+        name, text, problem = item
         key, provenance = key_of(name), key_of(f"{self.folder.name}/{name}")
         if problem:
             return RawPair(key, None, (), provenance, problem)
         return read_raw_pair(
-            key,
-            provenance,
-            lambda: self.folder.read_image(name),
-            lambda: captions_in_text(
-                caption_bytes(lambda limit: self.folder.read(_caption_file(name), limit))
-            ),
+            key, provenance, lambda: self.folder.read_image(name), lambda: self._captions(name, text)
         )
 
-    def _inputs(self, folder: str) -> Iterator[tuple[str, InvalidInput | None]]:
-        """(name, problem) of all inputs, sorted per folder: images, and files that lack their image."""
+    def _captions(self, name: str, text: str) -> tuple[str, ...]:
+        if not text:
+            raise InvalidInput("missing_pair", f"there is no {_stem_of(os.path.basename(name))}.txt")
+        return captions_in_text(
+            caption_bytes(lambda limit: self.folder.read(text, limit)), self.caption_lines
+        )
+
+    def _inputs(self, folder: str) -> Iterator[Input]:
+        """All inputs, sorted per folder: images, and texts and files of other formats that lack their image."""
         try:
             entries = self.folder.entries(folder)
         except InvalidInput as problem:
-            yield folder or ".", problem
+            yield folder or ".", "", problem
             return
+        texts = {
+            _stem_of(entry.name): entry.name
+            for entry in reversed(entries)
+            if not entry.is_folder and suffix_of(entry.name) in TEXT_SUFFIXES
+        }
         others = {
             _stem_of(entry.name): entry.name
             for entry in entries
-            if not entry.is_folder and suffix_of(entry.name) != "txt"
+            if not entry.is_folder and suffix_of(entry.name) not in TEXT_SUFFIXES
         }
         image_stems = {_stem_of(entry.name) for entry in entries if suffix_of(entry.name) in IMAGE_SUFFIXES}
         for entry in entries:
             name = os.path.join(folder, entry.name)
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") and entry.name != "..":  # which a zip may have: unsafe, so counted
                 continue
-            if suffix_of(entry.name) in IMAGE_SUFFIXES:
-                yield name, None
+            stem = _stem_of(entry.name)
+            is_image = suffix_of(entry.name) in IMAGE_SUFFIXES
+            if is_image or (suffix_of(entry.name) in OTHER_IMAGES and stem not in image_stems):
+                yield name, os.path.join(folder, texts[stem]) if stem in texts else "", None
             elif entry.is_folder and not entry.is_link:
                 yield from self._inputs(name)
             elif entry.is_folder:
-                yield name, InvalidInput("unsafe_path", "a link to a folder; such links are not followed")
-            elif suffix_of(entry.name) == "txt" and _stem_of(entry.name) not in image_stems:
-                other = others.get(_stem_of(entry.name))
+                detail = "a link to a folder; such links are not followed. Set data.path to the folder itself"
+                yield name, "", InvalidInput("unsafe_path", detail)
+            elif suffix_of(entry.name) in TEXT_SUFFIXES and stem not in image_stems:
+                other = others.get(stem)
+                if other and suffix_of(other) in OTHER_IMAGES:
+                    continue  # an input itself
                 hint = f"; the format of {other} is not read" if other else ""
-                yield name, InvalidInput("missing_pair", f"there is no image beside {entry.name}{hint}")
-
-
-def _caption_file(name: str) -> str:
-    return f"{_stem_of(name)}.txt"
+                yield name, "", InvalidInput("missing_pair", f"there is no image beside {entry.name}{hint}")
 
 
 def _stem_of(name: str) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from thousandwords.ingest.sources.base import RawPair, Source, SourceError
+from thousandwords.core.errors import InvalidInput
+from thousandwords.ingest.sources.base import RawPair, Source, SourceError, key_of
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,20 @@ class MixtureSource(Source):
         for part in self.parts:
             with naming_source(part.number):
                 total += part.source.check()
-        return total
+        return total + len(self._unlisted())
 
     def __iter__(self) -> Iterator[RawPair]:
         for part in self.parts:
             with naming_source(part.number):
                 yield from map(part.described, part.source)
+        for name in self._unlisted():
+            problem = InvalidInput("not_listed", "no list names this image")
+            yield RawPair(key_of(name), None, (), key_of(name), problem)
+
+    def _unlisted(self) -> list[str]:
+        """The images beside lists that no list names."""
+        listed, found = zip(*(part.source.images_beside() for part in self.parts), strict=True)
+        return sorted(set().union(*found) - set().union(*listed))
 
 
 @contextmanager

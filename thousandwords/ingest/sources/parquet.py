@@ -7,7 +7,7 @@ texts. If images are inside, each row is a pair, named by file and row; a column
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,8 +25,8 @@ from thousandwords.ingest.sources.base import (
     key_of,
     read_raw_pair,
 )
-from thousandwords.ingest.sources.filesystem import find_files
-from thousandwords.ingest.sources.table import TableSource, open_image_folder
+from thousandwords.ingest.sources.filesystem import check_not_pointer, find_files
+from thousandwords.ingest.sources.table import DOWNLOAD, TableSource, open_image_folder
 
 ROWS_AT_ONCE = 32
 Values = dict[str, pa.Scalar]  # of one row, by column
@@ -35,10 +35,21 @@ Values = dict[str, pa.Scalar]  # of one row, by column
 class ParquetSource(TableSource):
     """One .parquet file, or a folder of them in the order of their names."""
 
-    def __init__(self, path: str | Path, image_folder: str | None = None, **columns: str | None):
+    def __init__(
+        self,
+        path: str | Path,
+        image_folder: str | None = None,
+        link_roots: Sequence[str] = (),
+        **columns: str | None,
+    ):
         super().__init__(str(path).rstrip("/"), **columns)
-        self.folder, self.file_names = find_files(path, "*.parquet")
-        self.image_folder = open_image_folder(self.folder, image_folder)
+        self.path = str(path)
+        self.folder, self.file_names = find_files(path, "*.parquet", link_roots)
+        self.image_folder = open_image_folder(self.folder, image_folder, link_roots)
+
+    @property
+    def address(self) -> str:
+        return self.path
 
     def check(self) -> int:
         if not self.file_names:
@@ -46,6 +57,8 @@ class ParquetSource(TableSource):
                 f"{self.folder.setting}: there is no .parquet file at {self.address}. Set it to one, or to a "
                 "folder of them"
             )
+        for name in self.file_names:
+            check_not_pointer(self.folder, name)
         rows = sum(self._check_file(name) for name in self.file_names)
         if not rows:
             raise SourceError(f"{self.address} has no rows. Fetch it again, or use another")
@@ -151,6 +164,11 @@ class ParquetSource(TableSource):
         """The number of rows; raises SourceError if a column is missing, has a wrong type or is too large."""
         address = self.folder.address_of(name)
         with self._open(name) as file:
+            if self.columns["image_column"] not in file.schema_arrow.names and (urls := url_columns(file)):
+                raise SourceError(
+                    f"{address} has no column {self.columns['image_column']!r}: its column {urls[0]!r} holds URLs, "
+                    f"and nothing is fetched. {DOWNLOAD}"
+                )
             for setting, column in self.columns.items():
                 _check_column(address, file.schema_arrow, setting, column)
             if _is_text(file.schema_arrow.field(self.columns["image_column"]).type) != self._has_paths():
@@ -164,6 +182,14 @@ class ParquetSource(TableSource):
     def _has_paths(self) -> bool:
         with self._open(self.file_names[0]) as file:
             return _is_text(file.schema_arrow.field(self.columns["image_column"]).type)
+
+
+def url_columns(file: pq.ParquetFile) -> list[str]:
+    """The columns whose first values are URLs."""
+    names = [field.name for field in file.schema_arrow if _is_text(field.type)]
+    batch = next(file.iter_batches(ROWS_AT_ONCE, columns=names, use_threads=False), None) if names else None
+    values = {name: [_to_python(value) for value in batch.column(name)] for name in names} if batch else {}
+    return [name for name in names if values and all("://" in str(value) for value in values[name])]
 
 
 class Undecodable(bytes):
@@ -182,7 +208,7 @@ def _check_column(address: str, schema: pa.Schema, setting: str, column: str) ->
         columns = ", ".join(map(ascii, schema.names[:20])) or "none"
         raise SourceError(f"{address} has no column {column!r}, only {columns}. Set data.{setting}")
     is_image = setting == "image_column"
-    has_type, expected = (_is_image, "images") if is_image else (_is_texts, "text or lists of texts")
+    has_type, expected = (holds_images, "images") if is_image else (holds_texts, "text or lists of texts")
     if not has_type(found := schema.field(column).type):
         raise SourceError(
             f"{address}: its column {column!r} holds {found}, not {expected}. Set data.{setting}"
@@ -206,7 +232,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
-def _is_texts(kind: pa.DataType) -> bool:
+def holds_texts(kind: pa.DataType) -> bool:
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     return _is_text(kind) or (is_list and _is_text(kind.value_type))
 
@@ -215,7 +241,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
-def _is_image(kind: pa.DataType) -> bool:
+def holds_images(kind: pa.DataType) -> bool:
     if not types.is_struct(kind):
         return _is_bytes(kind) or _is_text(kind)
     checks = {"bytes": _is_bytes, "path": _is_text}

@@ -1,20 +1,23 @@
 """Lists of image paths and captions: CSV and TSV tables, JSON lines; base of COCO and Parquet.
 
 Paths are relative to the list, or to `data.image_folder`. Several rows of one image are several captions of one pair.
+JSON may also be one list of objects, or one object that gives each image's name its captions.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from thousandwords.core.errors import InvalidInput
 from thousandwords.ingest.sources.base import (
+    IMAGE_SUFFIXES,
     MAX_CAPTION_BYTES,
     RawPair,
     Source,
@@ -24,8 +27,18 @@ from thousandwords.ingest.sources.base import (
     json_object,
     key_of,
     read_raw_pair,
+    suffix_of,
 )
-from thousandwords.ingest.sources.filesystem import Folder, open_folder, open_parent_folder
+from thousandwords.ingest.sources.filesystem import check_not_pointer, open_folder, open_parent_folder
+from thousandwords.ingest.sources.local_folder import Folder
+
+MAX_JSON = (
+    500_000_000  # bytes of one JSON value; the captions of COCO's 118,287 training images take 92 million
+)
+DOWNLOAD = (
+    "Download the images first, for example with img2dataset, then set data.path to the folder of its tars "
+    "(data.source: webdataset)"
+)
 
 
 @dataclass(frozen=True)
@@ -43,16 +56,24 @@ class TableSource(Source):
     """Rows with columns for the image, the captions and more. A kind of table defines `records`."""
 
     settings = ("image_column", "caption_column", "recaption_column", "sha256_column", "image_folder")
+    settings += ("link_roots",)
     file_type = "file", "your .jsonl file"  # for messages: what is missing, what to set
     column_word = "column"
     captions_word = "its column {!r}"
     fix = "Fill it, or set data.caption_column to the column with the captions"
 
-    def __init__(self, path: str | Path, image_folder: str | None = None, **columns: str | None):
+    def __init__(
+        self,
+        path: str | Path,
+        image_folder: str | None = None,
+        link_roots: Sequence[str] = (),
+        **columns: str | None,
+    ):
         columns = {"image_column": "image", "caption_column": "caption", **columns}
         self.columns = {setting: column for setting, column in columns.items() if column is not None}
-        self.folder, self.file_name = open_parent_folder(path)
-        self.image_folder = open_image_folder(self.folder, image_folder)
+        self.folder, self.file_name = open_parent_folder(path, link_roots)
+        self.image_folder = open_image_folder(self.folder, image_folder, link_roots)
+        self.listed: set[str] = set()  # names of the images, after all rows were read
 
     def records(self) -> Iterator[tuple[str, dict | InvalidInput]]:
         """(position, values by column, or why there are none) of each row; SourceError if the rest is not reliable."""
@@ -68,20 +89,54 @@ class TableSource(Source):
             raise SourceError(
                 f"{self.folder.setting}: there is no {missing} {self.address}. Set it to {wanted}"
             )
+        check_not_pointer(self.folder, self.file_name)
         return self.count()
 
     def count(self) -> int:
         """The number of images and bad rows; raises SourceError if there is no valid row, or no caption."""
-        names, has_valid_row, has_caption = set(), False, False
+        names: dict[str, InvalidInput | None] = {}
+        has_caption = False
         for row in self.rows():
-            names.add(row.image)
-            has_valid_row |= row.problem is None
+            names.setdefault(row.image, row.problem)
             has_caption |= any(text.strip() for text in row.captions)
-        if not has_valid_row:
-            raise SourceError(f"{self.address} has no row with an image and a caption. Add one per image")
+        problems = [problem for problem in names.values() if problem]
+        if names and len(problems) == len(names) and all("has the URL" in each.detail for each in problems):
+            raise SourceError(
+                f"{self.address}: {self.column_word} {self.columns['image_column']!r} holds URLs, and nothing is "
+                f"fetched from a list. {DOWNLOAD}"
+            )
+        if len(problems) == len(names):
+            first = f" ({problems[0].detail})" if problems else ""
+            raise SourceError(
+                f"{self.address} has no row with an image and a caption. Add one per image{first}"
+            )
         if not has_caption:
             raise self.no_captions()
+        listed = [name for name, problem in names.items() if problem is None]
+        self.listed = set(listed)
+        self._check_images(listed[: 20 if self.image_folder.parallel_reads else 200])
         return len(names)
+
+    def _check_images(self, names: list[str]) -> None:
+        """Raise SourceError if none of these first images is there: the folder is wrong, not the data."""
+        names = [name for name in names if _is_inside(name)]
+        if names and all(self.image_folder.kind(name) is None for name in names):
+            folder = self.image_folder.address
+            raise SourceError(
+                f"There are no images of {self.address} in {folder}: no {names[0]}. Set data.image_folder to the "
+                "folder that the list's paths start from, relative to the list"
+            )
+        for name in names[:1]:
+            check_not_pointer(self.image_folder, name)
+
+    def images_beside(self) -> tuple[set[str], set[str]]:
+        folder = self.image_folder
+        if folder.parallel_reads:  # a URL: listing it may take long
+            return set(), set()
+        address = os.path.normpath(folder.address)
+        found = {name for name in folder.walk() if suffix_of(name) in IMAGE_SUFFIXES}
+        listed, found = ({os.path.join(address, name) for name in names} for names in (self.listed, found))
+        return {os.path.normpath(name) for name in listed}, found
 
     def no_captions(self) -> SourceError:
         captions = self.captions_word.format(self.columns["caption_column"])
@@ -103,7 +158,18 @@ class TableSource(Source):
 
     def image_path(self, values: dict) -> str:
         column = self.columns["image_column"]
-        return image_name(values.get(column), f"{self.column_word} {column!r}")
+        name = image_name(values.get(column), f"{self.column_word} {column!r}")
+        return self.existing(name)
+
+    def existing(self, name: str) -> str:
+        """The name, or the one it stands for: a Windows path, or an image with the number of its caption (a.jpg#2)."""
+        if "\\" not in name and not re.search(r"#\d+$", name):
+            return name
+        others = (os.path.normpath(name.replace("\\", "/")), re.sub(r"#\d+$", "", name))
+        known = (
+            other for other in others if other != name and _is_inside(other) and self.image_folder.kind(other)
+        )
+        return name if self.image_folder.kind(name) else next(known, name)
 
     def texts(self, values: dict, setting: str) -> tuple[str, ...]:
         """The text or texts of a column, () if it is not set."""
@@ -130,6 +196,7 @@ class TableSource(Source):
         rows_of: dict[str, list[Row]] = {}
         for row in self.rows():
             rows_of.setdefault(row.image, []).append(row)
+        self.listed = {image for image, rows in rows_of.items() if any(not row.problem for row in rows)}
         for image, rows in rows_of.items():
             captions = tuple(text for row in rows for text in row.captions)
             recaptions = tuple(text for row in rows for text in row.recaptions)
@@ -154,23 +221,39 @@ class TableSource(Source):
 class CsvSource(TableSource):
     """A table whose fields may be quoted, except in a tab-separated one."""
 
-    settings = (*TableSource.settings, "delimiter")
+    settings = (*TableSource.settings, "delimiter", "columns")
     file_type = "table", "your .csv or .tsv file"
 
-    def __init__(self, path: str | Path, *, delimiter: str | None = None, **settings: str | None):
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        delimiter: str | None = None,
+        columns: Sequence[str] = (),
+        **settings: object,
+    ):
         super().__init__(path, **settings)
         self.delimiter = delimiter or ("\t" if self.file_name.lower().endswith((".tsv", ".tab")) else ",")
+        self.header = [*columns]  # of a table without one
 
     def records(self) -> Iterator[tuple[str, dict | InvalidInput]]:
         quoting = csv.QUOTE_NONE if self.delimiter == "\t" else csv.QUOTE_MINIMAL
         rows = csv.reader(self._lines(), delimiter=self.delimiter, quoting=quoting, strict=True)
         try:
-            header = next(rows, [])
-            hint = f" (or data.delimiter, now {self.delimiter!r}; the text must be UTF-8)"
+            header = self.header or [name.strip() for name in next(rows, [])]
+            hint = (
+                f" (or data.delimiter, now {self.delimiter!r}; the text must be UTF-8). The first line is taken for "
+                "the header; for a table without one, set data.columns: [image, caption]"
+            )
+            if self.header:
+                hint = ", one of data.columns"
             for setting in self.columns:
                 self.check_column(setting, header, "column", hint)
             for row in filter(None, rows):
-                problem = InvalidInput("bad_row", f"{len(row)} fields where the header has {len(header)}")
+                detail = f"{len(row)} fields where the header has {len(header)}"
+                if len(row) > len(header):
+                    detail += f"; quote captions that hold a {self.delimiter!r}"
+                problem = InvalidInput("bad_row", detail)
                 # reversed: of two columns of the same name, the first counts
                 values = dict(zip(reversed(header), reversed(row), strict=False))
                 yield f"line {rows.line_num}", values if len(row) == len(header) else problem
@@ -188,7 +271,7 @@ class CsvSource(TableSource):
 
 
 class JsonLinesSource(TableSource):
-    """A file with a JSON object per line; blank lines are skipped."""
+    """A file with a JSON object per line, or one list of objects, or one object of captions by image name."""
 
     column_word = "key"
     captions_word = "{!r} of every line"
@@ -199,9 +282,51 @@ class JsonLinesSource(TableSource):
         return super().count()
 
     def records(self) -> Iterator[tuple[str, dict | InvalidInput]]:
+        if (values := self._whole()) is not None:
+            for number, value in enumerate(values):
+                is_object = isinstance(value, dict)
+                yield f"[{number}]", value if is_object else InvalidInput("bad_row", "not a JSON object")
+            return
         for number, line in lines_of(self.folder, self.file_name):
             if line is None or line.strip():
                 yield f"line {number}", _json_record(line)
+
+    def _whole(self) -> list | None:
+        """The objects of a file that is one JSON list or object; None for JSON lines, which are read one by one."""
+        lines = (line for _, line in lines_of(self.folder, self.file_name) if line is None or line.strip())
+        first, second = next(lines, None), next(lines, None)
+        if first is None or first.lstrip()[:1] not in (b"[", b"{"):
+            return None
+        is_line, value = _parse(first)
+        if is_line and (second is not None or isinstance(value, dict) and not _is_by_name(value)):
+            return None
+        if (size := self.folder.size(self.file_name)) > MAX_JSON:
+            raise SourceError(
+                f"{self.address} is one JSON value of {size:,} bytes; the limit is {MAX_JSON:,}. "
+                "Write JSON lines, one object a line, which are read one by one"
+            )
+        with self.folder.local_copy(self.file_name) as path:
+            is_whole, value = _parse(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        if is_whole and isinstance(value, list):
+            return value
+        if is_whole and isinstance(value, dict):
+            return self._of_object(value)
+        if first.lstrip().startswith(b"["):
+            raise SourceError(
+                f"{self.address} begins like one JSON list, but is not, or is truncated. Fetch it again"
+            )
+        return None
+
+    def _of_object(self, value: dict) -> list:
+        """{"a.png": "a cat", …} as one object for each image; else the longest list of objects in it."""
+        image, caption = self.columns["image_column"], self.columns["caption_column"]
+        if _is_by_name(value):
+            return [
+                {image: name, **(entry if isinstance(entry, dict) else {caption: entry})}
+                for name, entry in value.items()
+            ]
+        lists = [entry for entry in value.values() if isinstance(entry, list)]
+        return max(lists, key=len) if lists else [value]
 
     def _check_keys(self) -> None:
         """Raise SourceError if a configured key is in no line."""
@@ -213,6 +338,23 @@ class JsonLinesSource(TableSource):
                 return
         for setting in settings:
             self.check_column(setting, sorted(keys)[:20], "line with the key")
+
+
+def _parse(data: bytes) -> tuple[bool, object]:
+    """(whether the bytes are JSON, their value)."""
+    try:
+        return True, json.loads(data)
+    except (ValueError, RecursionError):
+        return False, None
+
+
+def _is_by_name(value: dict) -> bool:
+    """Whether the keys are names of images."""
+    return bool(value) and all(suffix_of(name) in IMAGE_SUFFIXES for name in value)
+
+
+def _is_inside(name: str) -> bool:
+    return not name.startswith(("/", "..", "[", "line "))
 
 
 def _json_record(line: bytes | None) -> dict | InvalidInput:
@@ -249,12 +391,12 @@ def image_name(value: object, field: str) -> str:
     return os.path.normpath(text)
 
 
-def open_image_folder(folder: Folder, image_folder: str | None) -> Folder:
+def open_image_folder(folder: Folder, image_folder: str | None, link_roots: Sequence[str] = ()) -> Folder:
     """Open the folder of the images of a list that is in `folder`."""
     if image_folder is None:
         return folder
     if "://" in image_folder or os.path.isabs(image_folder):
-        return open_folder(image_folder)
+        return open_folder(image_folder, link_roots)
     protocol, mark, path = folder.address_of(image_folder).rpartition("://")
     normalized = posixpath.normpath(path) if mark else path  # a URL cannot contain ..
-    return open_folder(f"{protocol}{mark}{normalized}")
+    return open_folder(f"{protocol}{mark}{normalized}", link_roots)

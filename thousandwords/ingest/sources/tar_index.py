@@ -16,6 +16,7 @@ from thousandwords.core.errors import InvalidInput
 from thousandwords.ingest.sources.base import SourceError
 
 END_MARK = bytes(1024)  # two zero blocks
+TEXTS = ("txt", "json")
 MAX_HEADER = 1_000_000  # bytes; tarfile would read longer names and PAX headers into memory
 LONG_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
 LONG_HEADERS += (tarfile.SOLARIS_XHDTYPE,)
@@ -45,13 +46,14 @@ class _Member(tarfile.TarInfo):
 def index_tar(path: Path, suffixes: Collection[str], address: str) -> dict[str, dict[str, TarPart]]:
     """The samples of a tar, in order: cat.png, cat.txt -> {"cat": {"png": (512, 2005), "txt": (3072, 9)}}.
 
-    A repeated name starts a sample of its own, "cat.png at byte 4096", which takes missing parts from the first one.
+    The suffix follows the last dot, so "v1.5.png" and "v1.5.txt" are a sample. cat.seg.png without a text of its own is
+    another image of the sample "cat", as in WebDataset, and left out. A repeated name starts a sample of its own, "cat.png at byte 4096", which takes missing parts from the first one.
     """
     samples: dict[str, dict[str, TarPart]] = {}
     repeated: dict[str, str] = {}  # stem -> name of its latest repeated sample
     stems: dict[str, str] = {}  # name of a repeated sample -> its stem
     for member in _members(path, address):
-        stem, suffix = _split_name(member.name)
+        stem, suffix = split_name(member.name)
         if suffix not in suffixes:
             continue
         first, part = samples.setdefault(stem, {}), _part(member)
@@ -64,7 +66,17 @@ def index_tar(path: Path, suffixes: Collection[str], address: str) -> dict[str, 
         stems[repeated[stem]] = stem
     for name, stem in stems.items():
         samples[name] = {**samples[stem], **samples[name]}
-    return samples
+    return {
+        name: parts for name, parts in samples.items() if name in stems or not _is_extra(name, parts, samples)
+    }
+
+
+def _is_extra(name: str, parts: dict[str, TarPart], samples: dict[str, dict[str, TarPart]]) -> bool:
+    """Whether these parts belong to the sample "cat" of "cat.seg": they are images only, or a text only."""
+    folder, slash, file_name = name.rpartition("/")
+    base = folder + slash + file_name.partition(".")[0]
+    has_text = not parts.keys().isdisjoint(TEXTS)
+    return base != name and base in samples and not (has_text and parts.keys() - set(TEXTS))
 
 
 def read_part(file: BinaryIO, part: TarPart | None, limit: int) -> bytes:
@@ -91,11 +103,17 @@ def _repeated_part(name: str, part: TarPart, first: TarPart) -> TarPart:
     return RepeatedMember(name, part, first)
 
 
-def _split_name(name: str) -> tuple[str, str]:
-    """Split at the first dot of the file name: "a.b/cat.seg.PNG" -> ("a.b/cat", "seg.png")."""
-    folder, slash, file_name = name.rpartition("/")
-    stem, _, suffix = file_name.partition(".")
-    return (f"{folder}{slash}{stem}", suffix.lower()) if stem else (name, "")  # a hidden file is not a sample
+def split_name(name: str) -> tuple[str, str]:
+    """Split at the last dot of the file name: "a.b/v1.5.PNG" -> ("a.b/v1.5", "png")."""
+    stem, _, suffix = name.rpartition(".")
+    file_name = stem.rpartition("/")[2]
+    return (stem, suffix.lower()) if file_name.strip(".") and not file_name.startswith(".") else (name, "")
+
+
+def tar_members(path: Path, address: str) -> Iterator[tuple[str, TarPart, bool]]:
+    """(name, part, whether it is a folder) of all members of a tar."""
+    for member in _members(path, address):
+        yield member.name, _part(member), member.isdir()
 
 
 def _part(member: tarfile.TarInfo) -> TarPart:

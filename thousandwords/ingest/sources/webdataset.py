@@ -17,6 +17,7 @@ from thousandwords.data import image_decoding
 from thousandwords.ingest.sources.base import (
     IMAGE_SUFFIXES,
     MAX_CAPTION_BYTES,
+    OTHER_IMAGES,
     RawPair,
     Source,
     SourceError,
@@ -28,11 +29,9 @@ from thousandwords.ingest.sources.base import (
     key_of,
     read_raw_pair,
 )
-from thousandwords.ingest.sources.filesystem import find_files
+from thousandwords.ingest.sources.filesystem import check_not_pointer, find_files
 from thousandwords.ingest.sources.tar_index import TarPart, index_tar, read_part
 
-# read, so that the decoder rejects them by name
-OTHER_IMAGES = ("heic", "heif", "avif", "jxl", "jp2", "psd", "dng", "cr2", "cr3", "nef", "arw")
 SUFFIXES = (*IMAGE_SUFFIXES, *OTHER_IMAGES, "txt", "json")
 Parts = dict[str, TarPart]  # of a sample, by suffix
 
@@ -40,7 +39,7 @@ Parts = dict[str, TarPart]  # of a sample, by suffix
 class WebDatasetSource(Source):
     """One tar, a folder of tars, or a glob; a caption is the .txt, or else `caption_column` in the .json."""
 
-    settings = ("caption_column", "recaption_column", "sha256_column")
+    settings = ("caption_column", "recaption_column", "sha256_column", "caption_lines")
 
     def __init__(
         self,
@@ -48,7 +47,9 @@ class WebDatasetSource(Source):
         caption_column: str = "caption",
         recaption_column: str | None = None,
         sha256_column: str | None = None,
+        caption_lines: str = "separate",
     ):
+        self.caption_lines = caption_lines
         self.path, self.caption_column = str(path), caption_column
         self.recaption_column, self.sha256_column = recaption_column, sha256_column
         self.folder, self.tars = find_files(self.path, "*.tar")
@@ -57,8 +58,10 @@ class WebDatasetSource(Source):
         if not self.tars:
             raise SourceError(
                 f"{self.folder.setting}: there is no .tar file at {self.path}. "
-                "Set data.path to a tar, a folder of tars or a glob"
+                "Set data.path to a tar, or a folder of tars"
             )
+        for tar in self.tars:
+            check_not_pointer(self.folder, tar)
         is_local = not self.folder.parallel_reads
         wanted = {"recaption_column": "second caption", "sha256_column": "sha256 of the image's file"}
         wanted = {setting: meaning for setting, meaning in wanted.items() if getattr(self, setting)}
@@ -112,6 +115,14 @@ class WebDatasetSource(Source):
                 )
             yield file, samples
 
+    def first_records(self, count: int) -> list[dict]:
+        """The .json of the first samples that have no .txt."""
+        for tar in self.tars[:1]:
+            with self._open(tar) as (file, samples):
+                few = [parts for parts in samples.values() if "txt" not in parts][:count]
+                return [_read_json(file, parts) for parts in few]
+        return []
+
     def _expected_images(self, tar: str) -> int | None:
         """The number of images that img2dataset wrote to a tar, from its _stats.json; None if unknown."""
         name = f"{tar.removesuffix('.tar')}_stats.json"
@@ -145,7 +156,9 @@ class WebDatasetSource(Source):
             )
         suffix = "json" if "json" in parts and "txt" not in parts else "txt"
         data = caption_bytes(lambda limit: read_part(file, parts.get(suffix), limit))
-        return captions_in_text(data) if suffix == "txt" else _captions_in_json(data, self.caption_column)
+        if suffix == "txt":
+            return captions_in_text(data, self.caption_lines)
+        return _captions_in_json(data, self.caption_column)
 
 
 def _captions_in_json(data: bytes, name: str) -> tuple[str, ...]:

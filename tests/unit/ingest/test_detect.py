@@ -1,0 +1,321 @@
+"""`data.source: auto`: each usual layout is read with only its path given, and what cannot be used says why."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.helpers.images import details, encoded, png, write, write_tar
+from tests.helpers.paths import SHARED
+from thousandwords.core.errors import UserError
+from thousandwords.data.image_decoding import decode_image
+from thousandwords.ingest.config import DataConfig
+from thousandwords.ingest.ingest import check_path, open_source, resolve_source
+from thousandwords.ingest.prepare import prepare_pair
+from thousandwords.ingest.sources import FolderSource
+from thousandwords.ingest.sources.base import RawPair, SourceError
+
+REPORTS = SHARED / "data/reports"
+A, B = {"a.png": png(1)}, {"b.png": png(2)}
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+COCO = json.dumps({
+    "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}],
+    "annotations": [{"image_id": 1, "caption": "a cat"}, {"image_id": 2, "caption": "a bee"}],
+})  # fmt: skip
+ROWS = [{"file_name": "a.png", "text": "a cat"}, {"file_name": "b.png", "text": "a bee"}]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+TABLE = "file_name,text\na.png,a cat\nb.png,a bee\n"
+TEXTS = {"a.txt": "a cat", "b.txt": "a bee"}
+
+
+def config(path: Path | str, **settings: object) -> DataConfig:
+    return DataConfig(**{"source": "auto", "path": str(path), "image_size": 16, **settings})
+
+
+def read(path: Path, **settings: object) -> dict[str, tuple[str, ...] | str]:
+    """{the last part of the key: captions, or the reason of a rejection}; the count of the check is right."""
+    source = open_source(config(path, **settings))
+    count, pairs = source.check(), list(source)
+    assert len(pairs) == count
+    return {pair.key.split("/")[-1]: pair.problem.reason if pair.problem else pair.captions for pair in pairs}
+
+
+LAYOUTS = {
+    "folder": {**A, **B, **TEXTS},
+    "folder, capitals": {"A.PNG": png(1), "A.TXT": "a cat", "B.JFIF": png(2), "B.Txt": "a bee"},
+    "folder, deep": {f"x/y/{name}": data for name, data in {**A, **B, **TEXTS}.items()},
+    "folder, .caption": {**A, **B, "a.caption": "a cat", "b.caption": "a bee"},
+    "imagefolder, csv": {**A, **B, "metadata.csv": TABLE},
+    "imagefolder, jsonl": {**A, **B, "metadata.jsonl": LINES, "README.md": "x"},
+    "imagefolder, json": {**A, **B, "metadata.json": json.dumps(ROWS, indent=1)},
+    "imagefolder, splits": {
+        **{f"train/{name}": data for name, data in A.items()},
+        **{f"test/{name}": data for name, data in B.items()},
+        "train/metadata.jsonl": LINES.split("\n")[0],
+        "test/metadata.jsonl": LINES.split("\n")[1],
+    },
+    "csv, images in a folder": {"images/a.png": png(1), "images/b.png": png(2), "list.csv": TABLE},
+    "csv, semicolons": {**A, **B, "own.csv": "id;Image Path;Title\n1;a.png;a cat\n2;b.png;a bee\n"},
+    "csv, other names": {**A, **B, "own.csv": "no,bild,wörter\n1,a.png,a cat\n2,b.png,a bee\n"},
+    "csv, blanks in the header": {**A, **B, "own.csv": "image, caption\na.png, a cat\nb.png, a bee\n"},
+    "csv, Windows": {"p/a.png": png(1), "p/b.png": png(2), "t.csv": "image,caption\np\\a.png,a cat\np\\b.png,a bee\n"},
+    "tsv": {**A, **B, "own.tsv": "path\tdescription\na.png\ta cat\nb.png\ta bee\n"},
+    "no header": {**A, **B, "captions.token.txt": "a.png#0\ta cat\nb.png#0\ta bee\n"},
+    "flickr30k": {**A, **B, "results.csv": "image_name| comment_number| comment\na.png| 0| a cat\nb.png| 0| a bee\n"},
+    "flickr8k": {"Images/a.png": png(1), "Images/b.png": png(2), "captions.txt": "image,caption\na.png,a cat\nb.png,a bee\n"},
+    "train.csv and val.csv": {**A, **B, "train.csv": "image,caption\na.png,a cat\n", "val.csv": "image,caption\nb.png,a bee\n"},
+    "json by name": {**A, **B, "captions.json": '{"a.png": "a cat", "b.png": ["a bee"]}'},
+    "coco": {"val2017/a.png": png(1), "val2017/b.png": png(2), "annotations/captions_val2017.json": COCO},
+    "coco with boxes": {**A, **B, "captions.json": COCO, "instances.json": '{"images": [], "annotations": []}'},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_usual_layout_is_read_with_only_its_path_given(tmp_path, layout):
+    own = write(tmp_path / "own", LAYOUTS[layout])
+    captions = read(own).values()
+    assert sorted(captions) == [("a bee",), ("a cat",)]
+
+
+@pytest.mark.parametrize("place", ["", "data"])
+def test_hub_parquet_is_read_also_in_the_folder_data_of_a_clone(tmp_path, place):
+    (tmp_path / place).mkdir(exist_ok=True)
+    table = pa.table({"image": [{"bytes": png(), "path": "x.png"}], "text": ["a cat"]})
+    pq.write_table(table, tmp_path / place / "train-00000-of-00001.parquet")
+    assert list(read(tmp_path).values()) == [("a cat",)]
+    assert list(read(tmp_path, source="parquet").values()) == [("a cat",)]
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz"])
+@pytest.mark.parametrize("layout", ["folder", "imagefolder, jsonl", "csv, images in a folder", "coco"])
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_an_archive_is_read_like_the_folder_that_was_packed(tmp_path, suffix, layout, in_folder):
+    files = {f"own/{name}": data for name, data in LAYOUTS[layout].items()}
+    files = {name: data.encode() if isinstance(data, str) else data for name, data in files.items()}
+    archive = tmp_path / "x" / f"own.{suffix}"
+    archive.parent.mkdir()
+    if suffix == "zip":
+        with zipfile.ZipFile(archive, "w") as packed:
+            for name, data in files.items():
+                packed.writestr(name, data)
+    else:
+        write_tar(archive, list(files.items()))
+    if suffix == "tar.gz":
+        archive.write_bytes(gzip.compress(archive.read_bytes()))
+    assert sorted(read(archive.parent if in_folder else archive).values()) == [("a bee",), ("a cat",)]
+
+
+def test_names_in_an_archive_lead_nowhere(tmp_path):
+    write(tmp_path, {"secret.png": png()})
+    with zipfile.ZipFile(tmp_path / "own.zip", "w") as packed:
+        for name in ("../secret.png", "a.png"):
+            packed.writestr(name, png(1))
+        packed.writestr("../secret.txt", "x")
+        packed.writestr("a.txt", "a cat")
+    assert read(tmp_path / "own.zip") == {"secret.png": "unsafe_path", "a.png": ("a cat",)}
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar.gz"])
+def test_a_damaged_archive_is_reported(tmp_path, suffix):
+    write(
+        tmp_path, {f"own.{suffix}": b"PK\x03\x04 and no more" if suffix == "zip" else b"\x1f\x8b\x08 no more"}
+    )
+    with pytest.raises(SourceError, match=f"own.{suffix} (is not a zip|cannot be unpacked).*Fetch it again"):
+        read(tmp_path / f"own.{suffix}")
+
+
+def test_webdataset_is_found_and_names_with_dots_are_read(tmp_path):
+    write_tar(tmp_path / "a.tar", [("000_v1.5.png", png(1)), ("000_v1.5.txt", "a cat"), ("1.png", png(2)),
+                                   ("1.seg.png", png(3)), ("1.json", '{"text": "a bee"}')])  # fmt: skip
+    assert read(tmp_path) == {"000_v1.5": ("a cat",), "1": ("a bee",)}
+    assert read(tmp_path / "a.tar") == read(tmp_path)
+
+
+def test_what_was_decided_is_one_line_and_a_setting_overrides_it(tmp_path):
+    write(tmp_path / "own", {**A, **B, "t.csv": "path,title,caption\na.png,one,a cat\nb.png,two,a bee\n"})
+    settings, line = resolve_source(config(tmp_path / "own"))
+    assert (settings.source, settings.path) == ("csv", f"{tmp_path}/own/t.csv")
+    assert line == (
+        f"{tmp_path}/own/t.csv is a table (source csv), image_column 'path', caption_column 'caption'"
+    )
+    assert sorted(read(tmp_path / "own", caption_column="title").values()) == [("one",), ("two",)]
+    assert resolve_source(settings) == (settings, "")
+
+
+def test_images_that_no_list_names_are_counted_and_do_not_stop_the_run(tmp_path):
+    write(tmp_path / "own", {**A, **B, "more/c.png": png(3), "t.csv": TABLE})
+    outcomes = read(tmp_path / "own")
+    assert outcomes == {"a.png": ("a cat",), "b.png": ("a bee",), "c.png": "not_listed"}
+
+
+def test_an_image_of_another_format_is_an_input_with_the_decoders_reason(tmp_path):
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
+    write(tmp_path, {**A, "a.txt": "a cat", "b.heic": heic, "b.txt": "b", "c.avif": heic})
+    pairs = {pair.key: prepare_pair(pair, config(tmp_path), 0) for pair in FolderSource(tmp_path)}
+    assert "looks like HEIC; accepted are JPEG" in pairs["b.heic"].detail
+    assert [pairs["b.heic"].reason, pairs["c.avif"].reason] == ["bad_format", "missing_pair"]
+
+
+def test_a_text_can_be_one_caption(tmp_path):
+    write(tmp_path, {**A, "a.txt": "A cat.\n\nColours: red\n- simple\n"})
+    assert read(tmp_path) == {"a.png": ("A cat.", "Colours: red", "- simple")}
+    assert read(tmp_path, caption_lines="joined") == {"a.png": ("A cat. Colours: red - simple",)}
+
+
+def test_links_are_read_only_where_a_setting_or_a_cache_allows(tmp_path):
+    write(tmp_path, {"blobs/1": png(), "blobs/2": "a cat"})
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "a.png").symlink_to(tmp_path / "blobs/1")
+    (own / "a.txt").symlink_to(tmp_path / "blobs/2")
+    assert details(open_source(config(own))) == {
+        "a.png": f"unsafe_path: a.png leads out of own, to {tmp_path}/blobs; to read it, add that folder or one above "
+        "it to data.link_roots"
+    }
+    assert read(own, link_roots=(f"{tmp_path}/blobs",)) == {"a.png": ("a cat",)}
+
+
+@pytest.mark.parametrize(
+    ("cache", "own"),
+    [
+        (".dvc/cache/files/md5/ab", "data/own"),
+        (".git/annex/objects/x", "data/own"),
+        ("datasets--me--own/blobs", "datasets--me--own/snapshots/0f3a"),
+    ],
+)
+def test_the_caches_of_dvc_git_annex_and_the_hub_are_no_danger(tmp_path, cache, own):
+    write(tmp_path / cache, {"1": png(), "2": "a cat"})
+    (tmp_path / own).mkdir(parents=True)
+    for number, name in enumerate(("a.png", "a.txt"), 1):
+        (tmp_path / own / name).symlink_to(tmp_path / cache / str(number))
+    assert read(tmp_path / own) == {"a.png": ("a cat",)}
+    shutil.move(tmp_path / cache.partition("/")[0] / cache.split("/")[1], tmp_path / "away")
+    (tmp_path / "/".join(cache.split("/")[:2])).symlink_to(tmp_path / "away")
+    assert read(tmp_path / own) == {"a.png": "unsafe_path"}
+
+
+URLS = "image,caption\nhttps://host/1.jpg,a cat\nhttps://host/2.jpg,a bee\n"
+REFUSED = {
+    "nothing": ({}, "has no captioned images, no files. They can be: images with a .txt beside each, a table"),
+    "URLs": ({"t.csv": URLS}, "t.csv: its column 'image' holds URLs, and nothing is fetched.* with img2dataset, then"),
+    "URLs in JSON": ({"t.jsonl": '{"url": "https://x/y", "text": "a"}'}, "t.jsonl: its column 'url' holds URLs"),
+    "no captions": (A, "has 1 images, like a.png, but no captions. Put a text of the same name beside each, like"),
+    "arrow": ({"data-00000-of-00001.arrow": b"x"}, "arrow is an Arrow file, .*Write Parquet instead: datasets.load"),
+    "Git LFS": ({"x.tar": LFS}, "x.tar is a Git LFS pointer, not the file. Run in its repository: git lfs pull"),
+    "Git LFS images": ({"a.png": LFS, "a.txt": "a"}, "a.png is a Git LFS pointer, not the file. Run in its"),
+    "HEIC": ({"a.heic": b"x", "a.txt": "a"}, "has no images .*the format of a.heic is not read. Convert such files"),
+    "other files": ({"model.bin": b"x"}, "has no captioned images, only files like model.bin. They can be"),
+    "two lists": ({**A, "x.csv": "image,text\na.png,a", "y.csv": "image,text\na.png,b"},
+                  "has several lists of images with captions: .*x.csv, .*y.csv. Set data.path to one of them"),
+    "no images": ({"t.csv": TABLE}, "There are no images of .*t.csv in .*own: no a.png. Set data.image_folder to"),
+    "boxes": ({**A, "i.json": COCO.replace("caption", "bbox")}, "i.json has no captions. Use the file of captions"),
+    "two zips": ({"a.zip": b"PK", "b.zip": b"PK"}, "has several archives: a.zip, b.zip. Unpack them"),
+    "truncated JSON list": ({**A, "metadata.json": '[{"file_name": "a.png",'}, "metadata.json begins like one JSON"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_used_is_refused_with_the_cause_and_the_fix(tmp_path, case):
+    files, message = REFUSED[case]
+    own = write(tmp_path / "own", files)
+    own.mkdir(exist_ok=True)
+    with pytest.raises(SourceError, match=message):
+        read(own)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (
+            "{tmp}/nowhere",
+            "data.path: there is nothing at .*nowhere. Set it to your folder, table or archive",
+        ),
+        ("{tmp}/a.png", "a.png is a single image. Set data.path to the folder that it is in"),
+        (
+            "{tmp}/x.rar",
+            "x.rar is packed in a way that is not read. Unpack it, and set data.path to the folder",
+        ),
+        ("{tmp}/x.bin", "x.bin is no source of captioned images. They can be: images with a .txt"),
+    ],
+)
+def test_a_file_that_is_no_source_is_refused_with_the_fix(tmp_path, path, message):
+    write(tmp_path, {**A, "x.rar": b"x", "x.bin": b"x"})
+    with pytest.raises(SourceError, match=message):
+        read(path.format(tmp=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (
+            "tars/*.tar",
+            "data.path is 'tars/.*.tar', a pattern, which DVC cannot follow. Set it to the folder",
+        ),
+        ("~/pics", "data.path is '~/pics'; ~ is not replaced. Write the whole path: /.*/pics"),
+    ],
+)
+def test_a_path_that_dvc_cannot_follow_is_refused_before_any_work(path, message):
+    with pytest.raises(UserError, match=message):
+        check_path(config(path))
+    check_path(config("nowhere", url="memory://x"))
+
+
+def test_a_table_without_a_header_gets_its_columns_from_a_setting(tmp_path):
+    write(tmp_path, {**A, **B, "t.csv": "1,a.png,a cat\n2,b.png,a bee\n"})
+    settings = {"source": "csv", "columns": ("id", "image", "caption")}
+    assert read(tmp_path / "t.csv", **settings) == {"a.png": ("a cat",), "b.png": ("a bee",)}
+    with pytest.raises(
+        SourceError, match="The first line is taken for the header; .*set data.columns: .image"
+    ):
+        read(write(tmp_path, {"u.csv": "one,a cat\ntwo,a bee\n"}) / "u.csv", source="csv")
+
+
+def test_a_row_with_too_many_fields_says_what_to_quote(tmp_path):
+    write(tmp_path, {**A, **B, "t.csv": "image,caption\na.png,a cat\nb.png,a bee, a tree\n"})
+    detail = "bad_row: 3 fields where the header has 2; quote captions that hold a ','"
+    assert details(open_source(config(tmp_path / "t.csv")))["line 3"] == detail
+
+
+def test_near_duplicates_compare_the_whole_image():
+    wide = np.zeros((32, 96, 3), np.uint8)
+    other = wide.copy()
+    other[:, :32] = 255  # outside the square that is stored
+    settings = config("x", source="folder", near_duplicates="hash")
+    first, second = (
+        prepare_pair(RawPair("a", encoded(pixels), ("a cat",), ""), settings, 0) for pixels in (wide, other)
+    )
+    assert first.image == second.image and first.image_hash.colors != second.image_hash.colors
+
+
+# ---- the inputs of public reports, where they are
+
+
+@pytest.mark.skipif(not REPORTS.is_dir(), reason="../shared/data is absent")
+@pytest.mark.parametrize(
+    ("name", "count", "rejected"),
+    [("tar-dots", 8, 0), ("capitals", 20, 0), ("jfif", 20, 0), ("json-list", 20, 0), ("hub-clone", 20, 0),
+     ("backslashes", 20, 0), ("tars", 10, 0), ("csv-blanks", 25, 10), ("headerless", 20, 0), ("paragraphs", 20, 0),
+     ("few", 20, 0), ("json-list/by-name.json", 20, 0)],
+)  # fmt: skip
+def test_inputs_of_public_reports_are_read(name, count, rejected):
+    pairs = list(open_source(config(REPORTS / name)))
+    assert len(pairs) == count and sum(pair.problem is not None for pair in pairs) == rejected
+
+
+@pytest.mark.skipif(not REPORTS.is_dir(), reason="../shared/data is absent")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("IMG_0001.HEIC", "bad_format"), ("bitfields-444.bmp", "bad_mode"), ("float-rgb.tif", "bad_mode"),
+     ("webp-inside.tif", "bad_mode")],
+)  # fmt: skip
+def test_an_image_that_pillow_cannot_read_has_the_right_reason(name, reason):
+    with pytest.raises(ValueError, match=f"^{reason}: "):
+        decode_image((SHARED / "data/faults/reasons" / name).read_bytes())
