@@ -1,7 +1,5 @@
 """`data.source: auto`: each usual layout is read with only its path given, and what cannot be used says why."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import shutil

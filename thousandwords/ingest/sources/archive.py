@@ -3,8 +3,6 @@
 Nothing is written to the disk beside it, so no name in an archive can lead anywhere.
 """
 
-from __future__ import annotations
-
 import bz2
 import contextlib
 import gzip

@@ -3,8 +3,6 @@
 Only names and a few rows are read; the class of the kind then checks the rest. A set setting is never changed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import itertools

@@ -1,7 +1,5 @@
 """Folders of images, each with a text file of the same name beside it, of any case; links to folders are not followed."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Links that lead out of the folder, devices, pipes and files over a limit are rej
 `data.link_roots` and the caches of DVC, git-annex and the Hugging Face hub are where links may lead.
 """
 
-from __future__ import annotations
-
 import configparser
 import contextlib
 import functools

@@ -4,8 +4,6 @@ Paths are relative to the list, or to `data.image_folder`. Several rows of one i
 JSON may also be one list of objects, or one object that gives each image's name its captions.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import os
