@@ -5,8 +5,6 @@ and gradients are averaged, optionally compressed by torch's PowerSGD (arXiv 210
 appendix E). FSDP2: each has a part of every weight, for models that do not fit.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -211,10 +209,6 @@ def compress(state: powerSGD_hook.PowerSGDState, bucket: dist.GradBucket) -> tor
     future = powerSGD_hook.powerSGD_hook(state, bucket)
     future.wait()
     return future
-
-
-# DDP needs the annotations of a hook as classes; in this file they are strings
-compress.__annotations__ = {"bucket": dist.GradBucket, "return": torch.futures.Future[torch.Tensor]}
 
 
 class FSDP(SingleProcess):
