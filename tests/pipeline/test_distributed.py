@@ -30,7 +30,7 @@ def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
 def run_in_two_processes(folder: Path, *jobs: dict) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tests.helpers.distributed_worker", str(folder), json.dumps(jobs)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
