@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from prefect.client.orchestration import get_client
 
 from flows.command_line import one_sentence, parser
 from flows.deploy import CPU_POOL, GPU_POOL, prepare_server
@@ -25,6 +26,7 @@ from thousandwords.core.locks import holder, take_lock, write_note
 FOLDER = Path(".prefect/workers")
 CPU_RUNS = 2  # at once, of a worker without a GPU; a worker with GPUs takes one run at a time
 PATIENCE = 45.0  # seconds: a worker gives its runs 30 to end
+ONLINE_WITHIN = 120.0  # seconds; it takes five on a quiet machine
 IDLE_PATIENCE = 10.0  # for a worker without a run: Prefect 3.8's hang for ever once their server was down
 
 
@@ -64,7 +66,29 @@ def start(workers: list[Worker]) -> list[str]:
     check_writable()
     prepare_server()
     lines = [_launch(each.name, each.command, each.gpus, f"takes runs from {each.pool}") for each in workers]
-    return [*lines, _launch("watch", ["flows.workers.heartbeat"], (), "marks dead runs")]
+    lines.append(_launch("watch", ["flows.workers.heartbeat"], (), "marks dead runs"))
+    _wait_until_online(workers)
+    return lines
+
+
+def _wait_until_online(workers: list[Worker]) -> None:
+    """Wait until the server knows the workers: a fleet that is started next would find none."""
+    deadline = time.monotonic() + ONLINE_WITHIN
+    with get_client(sync_client=True) as client:
+        for worker in workers:
+            while worker.name not in {
+                known.name
+                for known in client.read_workers_for_work_pool(worker.pool)
+                if known.status == "ONLINE"
+            }:
+                log = FOLDER / f"{worker.name}.log"
+                if holder(log.with_suffix(".lock")) is None:
+                    raise UserError(f"worker {worker.name} has ended by itself. Its log says why: {log}")
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"worker {worker.name} has not reached the server yet. See its log: {log}"
+                    )
+                time.sleep(0.2)
 
 
 def _launch(name: str, command: list[str], gpus: tuple[str, ...], task: str) -> str:

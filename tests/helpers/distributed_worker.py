@@ -22,10 +22,10 @@ from thousandwords.training.config import TrainingConfig
 from thousandwords.training.distributed import World, init_processes
 from thousandwords.training.loop import Stopped, fit
 
-ROWS, STEPS = 20, 20
+ROWS, STEPS = 20, 12
 BASE = {
     **{"batch_size": 8, "learning_rate": 0.01, "warmup_steps": 2, "weight_decay": 0.1, "clip_norm": 4.0},
-    **{"ema_decay": 0.9, "log_every": 1, "evaluate_every": 10, "checkpoint_every": 10},
+    **{"ema_decay": 0.9, "log_every": 1, "evaluate_every": 6, "checkpoint_every": 6},
 }
 
 

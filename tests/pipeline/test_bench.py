@@ -14,7 +14,7 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def test_a_recorded_row_has_date_machine_versions_and_commit(tmp_path):
-    row = Row("sample_vs_peer", "sampling", "batch 32", 120.0, "images/s", "peer", 4.0, 30.0)
+    row = Row("sample_vs_peer", "sampling", "batch 32", 120.0, "images/s", "peer", 4.0)
     results.record([row], tmp_path / "results.jsonl")
 
     (recorded,) = read_rows(tmp_path / "results.jsonl")

@@ -30,7 +30,7 @@ def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
 def run_in_two_processes(folder: Path, *jobs: dict) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tests.helpers.distributed_worker", str(folder), json.dumps(jobs)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -41,7 +41,7 @@ def runs(tmp_path_factory) -> Path:
     train_generator("one", folder, SINGLE_PROCESS)
     train_generator("accumulated", folder, SINGLE_PROCESS, gradient_accumulation=4)
     train_generator("recomputed", folder, SINGLE_PROCESS, **RECOMPUTED)
-    train_generator("half by one", folder, SINGLE_PROCESS, stop=10)
+    train_generator("half by one", folder, SINGLE_PROCESS, stop=6)
     train_scorer("scorer", folder, SINGLE_PROCESS)
     run_in_two_processes(
         folder,
@@ -50,12 +50,12 @@ def runs(tmp_path_factory) -> Path:
         {"name": "fsdp", "strategy": "fsdp"},
         {"name": "fsdp recomputed", "strategy": "fsdp", "gradient_accumulation": 2, **RECOMPUTED},
         {"name": "one, then two", "resume": "half by one"},
-        {"name": "half by two", "stop": 10},
-        {"name": "half by fsdp", "stop": 10, "strategy": "fsdp"},
+        {"name": "half by two", "stop": 6},
+        {"name": "half by fsdp", "stop": 6, "strategy": "fsdp"},
         {"name": "compressed", "powersgd_rank": 2},
-        {"name": "half compressed", "stop": 10, "powersgd_rank": 2},
+        {"name": "half compressed", "stop": 6, "powersgd_rank": 2},
         {"name": "compressed, then compressed", "resume": "half compressed", "powersgd_rank": 2},
-        {"name": "half compressed again", "stop": 10, "powersgd_rank": 2},
+        {"name": "half compressed again", "stop": 6, "powersgd_rank": 2},
         {"name": "float16", "precision": "float16"},
         {"name": "scorer in two", "is_scorer": True},
         {"name": "compressed float16", "precision": "float16", "powersgd_rank": 2},

@@ -10,6 +10,7 @@ import yaml
 from tests.helpers.paths import ROOT
 from tests.helpers.registering import commit
 from tests.helpers.smoke_project import change, command, new_project, ran, repro
+from thousandwords.core.files import sha256_of
 from thousandwords.data.images import decode_png
 from thousandwords.inference.package import load_package
 
@@ -40,17 +41,12 @@ def test_metrics_have_the_stable_layout(project):
     assert set(figures["seconds"]) >= {"prepare_pairs", "train_generator", "sample_images", "evaluate"}
 
 
-def test_the_same_evaluation_twice_gives_the_same_digits_and_records_its_protocol(project, tmp_path):
-    stage = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]["evaluate"]["cmd"].split()
-    stage[stage.index("--out") + 1] = str(tmp_path / "again")
+def test_a_changed_setting_reruns_what_it_touches_with_the_same_digits_and_going_back_runs_nothing(project):
+    first = json.loads((project / "results/metrics.json").read_text())
+    change(project, "evaluation.report_images", 3)
+    assert ran(repro(project)) == ["check_params", "evaluate"]
 
-    done = command(project, *stage, "--record", str(tmp_path / "record.json"))
-
-    assert done.returncode == 0, done.stderr
-    first, second = (
-        json.loads((folder / "metrics.json").read_text())
-        for folder in (project / "results", tmp_path / "again")
-    )
+    second = json.loads((project / "results/metrics.json").read_text())
     assert {**first, "seconds": None} == {**second, "seconds": None}
     protocol = (
         "features features_sha256 features_preprocessing preprocessing counts blur clip_score intervals seed"
@@ -58,6 +54,20 @@ def test_the_same_evaluation_twice_gives_the_same_digits_and_records_its_protoco
     assert set(first["protocol"]) == {*protocol.split(), "threads", "versions", "checkpoints"}
     manifest = json.loads((project / "models/scorer/manifest.json").read_text())
     assert first["protocol"]["checkpoints"]["scorer"] == manifest["sha256"]
+
+    shutil.copy(ROOT / "presets" / "smoke.yaml", project / "params.yaml")
+    assert "evaluate" not in ran(repro(project))
+
+
+def test_a_wrong_setting_stops_before_anything_is_lost(project):
+    before = sha256_of(project / "results/metrics.json")
+    change(project, "generator.transformer.layers", 3)
+    done = command(project, "dvc", "repro")
+    assert done.returncode != 0
+    sentence = "generator.transformer has no key 'layers'. Did you mean 'num_layers'?"
+    assert sentence in done.stdout + done.stderr
+    assert sha256_of(project / "results/metrics.json") == before and (project / "models/generator").is_dir()
+    shutil.copy(ROOT / "presets" / "smoke.yaml", project / "params.yaml")
 
 
 def test_there_is_a_page_and_an_image_per_prompt(project):

@@ -211,10 +211,6 @@ def compress(state: powerSGD_hook.PowerSGDState, bucket: dist.GradBucket) -> tor
     return future
 
 
-# DDP needs the annotations of a hook as classes; in this file they are strings
-compress.__annotations__ = {"bucket": dist.GradBucket, "return": torch.futures.Future[torch.Tensor]}
-
-
 class FSDP(SingleProcess):
     """FSDP2: every process has a part of each weight, gradient and moment, and gathers block by block."""
 
