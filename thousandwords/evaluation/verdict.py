@@ -5,8 +5,6 @@ from its minimum at N while the training loss fell, or is far above the training
 of training images. too short, learning, fine: how much of the whole gain came in the last quarter of the steps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

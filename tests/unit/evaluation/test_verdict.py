@@ -1,7 +1,5 @@
 """The verdict on each model, from curves small enough to read."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
