@@ -6,6 +6,7 @@ from pathlib import Path
 
 from thousandwords.core.command_line import one_sentence
 from thousandwords.core.params import read_params
+from thousandwords.evaluation.verdict import FEW_PAIRS, few_pairs
 
 RESULTS = Path("results")
 
@@ -28,6 +29,16 @@ def headline(metrics: dict) -> str:
             f"match, {name:9} every attribute {rates['all']['n1']:.1%}, best of {metrics['n']} {rates['all']['best']:.1%}; "
             f"colors, background, relation {rates['scene']['n1']:.1%} and {rates['scene']['best']:.1%}"
         )
+    if closeness := metrics.get("fidelity", {}).get("true_or_nearest"):
+        lines.append(
+            f"nearest          {closeness['closer_to_true']:.0%} of the best samples for {closeness['prompts']} held-out captions are "
+            "closer to the true image than to the nearest training image"
+        )
+    lines += [
+        f"{model.replace('_', ' '):16} {sentence}" for model, sentence in metrics.get("verdicts", {}).items()
+    ]
+    if few := few_pairs(metrics.get("held_out_pairs", FEW_PAIRS)):
+        lines.append(f"held out         figures of held-out images and captions mean little: they are {few}")
     seconds = sum(metrics["seconds"].values())
     return "\n".join(
         [*lines, f"time             {int(seconds // 60)} min {seconds % 60:.0f} s for all stages together"]

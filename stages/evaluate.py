@@ -19,6 +19,7 @@ from thousandwords.data.pair_shards import open_pairs
 from thousandwords.evaluation.config import EvaluationConfig
 from thousandwords.evaluation.evaluate_run import EvaluationInputs, evaluate_run
 from thousandwords.evaluation.features import load_extractor
+from thousandwords.evaluation.verdict import verdicts
 from thousandwords.inference.sample_shards import read_samples
 from thousandwords.reporting import report_data
 from thousandwords.reporting.html_report import render_report
@@ -58,6 +59,9 @@ def evaluate(
     figures = evaluation.figures
     figures["seconds"] = {name: record["seconds"] for name, record in records.items()}
     figures["seconds"]["evaluate"] = round(context.seconds, 2)
+    figures["held_out_pairs"] = len(validation)
+    found = verdicts(curves, figures, len(validation))
+    figures["verdicts"] = {model: str(verdict) for model, verdict in found.items()}
     plots = report_data.render_plots(evaluation, curves)
     for name, png in plots.items():
         write_bytes(out / "plots" / f"{name}.png", png)
@@ -67,6 +71,7 @@ def evaluate(
     write_json(out / "metrics.json", figures)
     numbers = {name: value for name, value in flatten(figures).items() if isinstance(value, int | float)}
     context.record_metrics(numbers)
+    context.tracker.tags({f"verdict.{model}": text for model, text in figures["verdicts"].items()})
     context.record_files(out / "report.html", out / "metrics.json")
 
 

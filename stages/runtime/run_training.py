@@ -1,6 +1,7 @@
 """Call fit() with the runtime of a stage: batches loaded ahead, checkpoints, progress bar, MLflow, signals that
 save first, several processes."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def train(
         with Prefetcher(
             micro_batches_of, config.steps, config.num_loader_workers(world.device)
         ) as micro_batches:
-            return fit(
+            weights, rows = fit(
                 model,
                 config,
                 batches_of=lambda step: to_device(micro_batches(step)),
@@ -62,3 +63,19 @@ def train(
         context.is_stoppable = False
         if bar:
             bar.close()
+    if world.is_main_process:
+        _report_end(context, config, rows)
+    return weights, rows
+
+
+def _report_end(context: Stage, config: TrainingConfig, rows: list[dict[str, float]]) -> None:
+    """Say where a training that stopped early ended, and of which step the kept weights are."""
+    last, notes = int(rows[-1]["step"]), []
+    if last < config.steps:
+        notes.append(f"stopped at step {last}: no gain in {config.stop_after} evaluations")
+    for row in rows:
+        if row.get("is_kept"):
+            context.record_metrics({"kept_step": row["step"]})
+            notes.append(f"kept the weights of step {int(row['step'])}, the best on held-out data")
+    if notes:
+        print(f"{context.name}: {'; '.join(notes)}", file=sys.stderr, flush=True)

@@ -102,6 +102,12 @@ class Tracker:
         for path in paths:
             self._try(self.client.log_artifact, self.run_id, str(path))
 
+    def tags(self, values: dict[str, str]) -> None:
+        """Set tags of this run and of the pipeline's."""
+        for name, value in values.items():
+            for run_id in (self.run_id, self.parent_id):
+                self._try(self.client.set_tag, run_id, name, value)
+
     def end(self, status: str) -> None:
         self._try(self.client.set_terminated, self.run_id, status)
         self._try(self.client.set_terminated, self.parent_id, status)

@@ -232,11 +232,17 @@ def test_the_headline_has_each_metric():
         "n": 32,
         "caption_match": {"seen": {"all": {"n1": 0.8, "best": 0.975}, "scene": {"n1": 0.99, "best": 1.0}}},
         "seconds": {"evaluate": 61.0, "train_generator": 120.0},
+        "fidelity": {"true_or_nearest": {"prompts": 6, "closer_to_true": 0.5}},
+        "held_out_pairs": 6,
+        "verdicts": {"generator": "memorizing since step 120: held-out image loss 0.852"},
     }
     text = print_run_summary.headline(metrics)
     for expected in ("25.50 dB", "22.25 dB", "perplexity 210 (k-means 100)", "88% of 512", "3 min 1 s"):
         assert expected in text
     assert "every attribute 80.0%" in text
+    assert "generator        memorizing since step 120: held-out image loss 0.852" in text
+    assert "50% of the best samples for 6 held-out captions are closer to the true image" in text
+    assert "mean little: they are over 6 held-out pairs only" in text
 
 
 def test_a_second_sigterm_does_not_cut_short_the_checkpoint_that_the_first_one_requested():

@@ -2,8 +2,13 @@
 
 from dataclasses import dataclass
 
-# split -> whether training had the color-shape pairs of its captions
+# split -> whether training had the color-shape pairs of its captions; said only of the built-in scenes
 SPLIT_NAMES = {"validation": "seen", "unseen": "unseen"}
+
+
+def split_name(split: str, is_scene: bool) -> str:
+    """What pages call a split."""
+    return SPLIT_NAMES.get(split, split) if is_scene else {"validation": "held out"}.get(split, split)
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,15 @@ from thousandwords.evaluation.image_fidelity import (
     SPLIT,
     HeldOut,
     NearestNeighbors,
+    TrueOrNearest,
+    closeness_figures,
     measure,
     overlapping_captions,
+    true_or_nearest,
 )
 from thousandwords.evaluation.metrics import clip_score, match_rates
 from thousandwords.evaluation.reconstruction import Reconstructions, reconstruct
+from thousandwords.evaluation.verdict import kept_row
 from thousandwords.inference.sample_shards import Samples
 from thousandwords.scenes.parse import match_caption
 from thousandwords.scenes.render import parse_caption
@@ -60,6 +64,9 @@ class Evaluation:
     reconstructions: Reconstructions
     neighbors: NearestNeighbors | None
     matches: Matches  # scenes only
+    true_or_nearest: dict[
+        int, TrueOrNearest
+    ]  # prompt -> its best sample between the true and a training image
 
 
 def evaluate_run(
@@ -74,11 +81,17 @@ def evaluate_run(
         reconstructions = reconstruct(inputs.tokenizer, images, kmeans_images, config.kmeans_iterations, seed)
         captions = [normalize(inputs.validation.captions(row)[0]) for row in range(len(images))]
         held_out = HeldOut(images, captions, reconstructions.psnr_hard)
+        num_train_images = min(config.overlap_images, len(inputs.training))
+
+        def read_training(rows: list[int]) -> Tensor:
+            return to_float(inputs.training.images(rows))
+
+        closeness = true_or_nearest(inputs.samples, inputs.scores, held_out, read_training, num_train_images)
         fidelity, neighbors, counts = measure(
             inputs.scorer,
             held_out,
-            lambda rows: to_float(inputs.training.images(rows)),
-            min(config.overlap_images, len(inputs.training)),
+            read_training,
+            num_train_images,
             inputs.samples,
             inputs.scores,
             config,
@@ -91,10 +104,10 @@ def evaluate_run(
     figures = collect(
         reconstructions, caption_rates, inputs.samples, inputs.scores, inputs.generator_curve, seed
     )
-    figures["fidelity"] = fidelity
+    figures["fidelity"] = fidelity | closeness_figures(closeness, seed)
     features = (extractor or scorer_extractor(inputs.scorer)).protocol()
     figures["protocol"] = features | {"counts": counts} | _protocol(inputs, seed)
-    return Evaluation(figures, held_out, reconstructions, neighbors, matches)
+    return Evaluation(figures, held_out, reconstructions, neighbors, matches, closeness)
 
 
 def collect(
@@ -106,7 +119,7 @@ def collect(
     seed: int,
 ) -> dict:
     """The nested layout of metrics.json; prompts that inpaint an image count in no figure of samples."""
-    losses = next(row for row in reversed(generator_curve) if "validation/image_loss" in row)
+    losses = kept_row(generator_curve, "validation/image_loss")
     figures = {
         "reconstruction": reconstructions.psnr(seed),
         "codebook": reconstructions.codebook(),

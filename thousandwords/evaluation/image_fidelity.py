@@ -10,7 +10,7 @@ same share of the held-out images, which cannot be memorized.
 Axes: R radii of blur, P prompts, N held-out images, M samples, D the width of the features, K classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -27,6 +27,7 @@ from thousandwords.evaluation.features import INCEPTION_FIGURES, Extractor, Figu
 from thousandwords.evaluation.metrics import candidate_counts, retrieval, with_interval
 from thousandwords.evaluation.overlap import Overlap, chance_threshold, nearest
 from thousandwords.inference.sample_shards import Samples
+from thousandwords.nn.metrics import psnr
 
 SampleId = tuple[int, int]  # (prompt, candidate)
 ReadImages = Callable[[list[int]], Tensor]  # rows -> (B, 3, H, W) in [0, 1]
@@ -52,6 +53,20 @@ class NearestNeighbors:
     within_training: Overlap | None  # the nearest other training image; None if there is only one
     samples: Overlap | None
     sample_ids: list[SampleId]  # of the samples
+
+
+@dataclass(frozen=True)
+class TrueOrNearest:
+    """A sample for a held-out caption: its true image, the nearest training image, and the PSNR to both."""
+
+    true_row: int  # of the held-out images
+    training_row: int
+    psnr_true: float  # dB
+    psnr_nearest: float
+
+    @property
+    def is_closer_to_true(self) -> bool:
+        return self.psnr_true > self.psnr_nearest
 
 
 @dataclass(frozen=True)
@@ -219,6 +234,57 @@ def overlapping_captions(neighbors: NearestNeighbors, captions: Sequence[str]) -
     """The captions of those held-out images that have a near duplicate in training."""
     is_overlapping = neighbors.held_out.is_overlapping.tolist()
     return {caption for caption, overlaps in zip(captions, is_overlapping, strict=True) if overlaps}
+
+
+def true_or_nearest(
+    samples: Samples, scores: np.ndarray, held_out: HeldOut, read_training: ReadImages, num_train_images: int
+) -> dict[int, TrueOrNearest]:
+    """{prompt: its best-scored sample between the true image and the nearest training image}, of the prompts that
+    are held-out captions; the nearest by squared error, over the first `num_train_images`."""
+    rows_of: dict[str, list[int]] = {}
+    for row, caption in enumerate(held_out.captions):
+        rows_of.setdefault(caption, []).append(row)
+    is_held_out = [
+        split == SPLIT and caption in rows_of
+        for split, caption in zip(samples.splits, samples.prompts, strict=True)
+    ]
+    prompts = np.flatnonzero(is_held_out).tolist()
+    if not prompts or not num_train_images:
+        return {}
+    images = to_float(np.stack([samples.image(prompt, int(scores[prompt].argmax())) for prompt in prompts]))
+    least, index = torch.full((len(prompts),), torch.inf), torch.zeros(len(prompts), dtype=torch.int64)
+    for rows in sequential_batches(num_train_images, BATCH_SIZE):
+        training = read_training(rows).flatten(1)
+        # without the square of the image itself, which is the same for all
+        errors = training.square().sum(dim=1) - 2 * images.flatten(1) @ training.T
+        best, column = errors.min(dim=1)
+        index = index.where(best >= least, torch.tensor(rows)[column])
+        least = least.minimum(best)
+    found = {}
+    for prompt, image, nearest_row in zip(prompts, images[:, None], index.tolist(), strict=True):
+        true_rows = rows_of[samples.prompts[prompt]]  # a caption may have several images
+        to_true = psnr(image.expand(len(true_rows), -1, -1, -1), held_out.images[true_rows])
+        to_nearest = float(psnr(image, read_training([nearest_row]))[0])
+        true_row = true_rows[int(to_true.argmax())]
+        found[prompt] = TrueOrNearest(true_row, nearest_row, float(to_true.max()), to_nearest)
+    return found
+
+
+def closeness_figures(found: Mapping[int, TrueOrNearest], seed: int) -> dict:
+    """The block `true_or_nearest` of metrics.json; empty without held-out captions among the prompts."""
+    if not found:
+        return {}
+    rows = [*found.values()]
+    return {
+        "true_or_nearest": {
+            "prompts": len(rows),
+            **with_interval("closer_to_true", [row.is_closer_to_true for row in rows], seed),
+            **{
+                name: float(np.mean([getattr(row, name) for row in rows]))
+                for name in ("psnr_true", "psnr_nearest")
+            },
+        }
+    }
 
 
 def best_of_n(

@@ -1,7 +1,7 @@
 """Values that change with the training step, as pure functions of it (arXiv 2102.12092, appendix A.2)."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def cosine(step: int, start: float, end: float, steps: int) -> float:
@@ -9,6 +9,12 @@ def cosine(step: int, start: float, end: float, steps: int) -> float:
     if step >= steps:
         return end
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * max(step, 0) / steps))
+
+
+def evaluations_without_gain(losses: Sequence[float]) -> int:
+    """How many of the last losses were not below the best one before: [3, 2, 2, 4] -> 2"""
+    is_number = [loss for loss in losses if not math.isnan(loss)]
+    return len(losses) - 1 - losses.index(min(is_number)) if is_number else len(losses)
 
 
 def halvings(losses: Iterable[float], patience: int) -> int:

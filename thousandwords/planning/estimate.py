@@ -65,6 +65,7 @@ class Model:
     parameters: int
     rows: int = 0  # read by training in total; 0: it is not trained
     passes: int = 1 + BACKWARD  # forward passes per update: one more with activation checkpointing
+    keeps_best: bool = False
 
     @property
     def work(self) -> float:
@@ -149,7 +150,8 @@ def _model(block: dict, name: str, model: torch.nn.Module, flops: float) -> Mode
         return Model(flops, parameters)
     config = section(block["training"], f"{name}.training", TrainingConfig)
     is_recomputed = bool((block.get(block["kind"]) or {}).get("activation_checkpointing"))
-    return Model(flops, parameters, config.steps * config.batch_size, 1 + BACKWARD + is_recomputed)
+    rows, passes = config.steps * config.batch_size, 1 + BACKWARD + is_recomputed
+    return Model(flops, parameters, rows, passes, config.keep == "best")
 
 
 def _count_flops(forward: Callable[[], object]) -> float:
@@ -192,7 +194,8 @@ def _training_step(name: str, models: dict[str, Model]) -> list[Step]:
     if name not in models or not models[name].rows:
         return []
     model, stage = models[name], f"train_{name}"
-    size = NUM_CHECKPOINTS * 16 * model.parameters  # weights, their average and two moments in float32
+    # weights, their average, two moments and, with `keep: best`, the best weights, in float32
+    size = NUM_CHECKPOINTS * (20 if model.keeps_best else 16) * model.parameters
     return [Step(stage, model.rows, model.work, "flops", f".ckpt/{stage}", NUM_CHECKPOINTS, size)]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from thousandwords.core.errors import UserError
-from thousandwords.evaluation.config import SPLIT_NAMES
+from thousandwords.evaluation.config import split_name
 from thousandwords.reporting.finished_run import CommonPrompt, FinishedRun, common_prompts
 from thousandwords.reporting.html_report import flatten, get
 from thousandwords.reporting.page import image_element, page_environment, thumbnail
@@ -252,5 +252,5 @@ def _prompt_row(a: FinishedRun, b: FinishedRun, prompt: CommonPrompt, best: int)
             for pixels, score in run.best(number, best)
         ]
 
-    split = SPLIT_NAMES.get(prompt.split, prompt.split)
+    split = split_name(prompt.split, is_scene="caption_match" in a.metrics)
     return {"caption": prompt.caption, "split": split, "a": images(a, prompt.a), "b": images(b, prompt.b)}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from thousandwords.evaluation.verdict import few_pairs
 from thousandwords.reporting.page import image_element, page_environment
 from thousandwords.reporting.plots import duration
 
@@ -26,6 +27,7 @@ MATCH_ROWS = {
 }
 # one key of each is in metrics.json, depending on `evaluation.features`
 DISTANCES = {"clip_frechet": "Fréchet distance", "fid": "FID"}
+VERDICT_TONES = {"fine": "good", "learning": "plain"}  # all others are bad
 KERNELS = {"clip_kernel": "kernel distance", "kid": "KID"}
 RETRIEVALS = {
     "captions_of_pictures": "an image's own caption",
@@ -100,7 +102,27 @@ def headline_cards(metrics: Mapping) -> list[dict]:
     figures = [_figure(score, "best", _best_of(metrics), cosine), _figure(score, "n1", "one sample", cosine)]
     verdict = "Cosine of image and caption, by the scorer that also ranks."
     clip_score = _card("CLIP score", "match", figures, verdict)
-    return [*matches, clip_score, _loss_card(metrics), _reconstruction_card(metrics), _codebook_card(metrics)]
+    cards = [
+        *matches,
+        clip_score,
+        _loss_card(metrics),
+        _reconstruction_card(metrics),
+        _codebook_card(metrics),
+    ]
+    if not few_pairs(metrics["held_out_pairs"]):
+        return cards
+    return [card | {"tone": "plain" if card["tone"] == "good" else card["tone"]} for card in cards]
+
+
+def verdict_rows(metrics: Mapping) -> list[dict]:
+    """Rows {"model", "word", "because", "tone"} of the verdicts on the models."""
+    rows = []
+    for model, sentence in metrics["verdicts"].items():
+        word, _, because = sentence.partition(": ")
+        tone = VERDICT_TONES.get(word, "bad")
+        tone = "plain" if tone == "good" and few_pairs(metrics["held_out_pairs"]) else tone
+        rows.append({"model": model.replace("_", " "), "word": word, "because": because, "tone": tone})
+    return rows
 
 
 def _card(title: str, section: str, figures: list[tuple], verdict: str, tone: str = "plain") -> dict:
@@ -134,7 +156,9 @@ def _loss_card(metrics: Mapping) -> dict:
     vocab_size = metrics["codebook"]["vocab_size"]
     guess = math.log(vocab_size)
     verdict = f"A random guess among {vocab_size:,} image tokens costs {number(guess)}; less is better."
-    return _card("Validation loss", "training", figures, verdict, "good" if image < guess else "bad")
+    rows = {row["model"]: row for row in verdict_rows(metrics)}
+    tone = rows["generator"]["tone"] if "generator" in rows else "plain"
+    return _card("Validation loss", "training", figures, verdict, tone if image < guess else "bad")
 
 
 def _reconstruction_card(metrics: Mapping) -> dict:
@@ -260,6 +284,8 @@ def render_report(data: Mapping[str, Any]) -> str:
     return environment.get_template("report.html.j2").render(
         **dict.fromkeys(NEAREST, ()) | data,
         cards=headline_cards(metrics),
+        verdicts=verdict_rows(metrics),
+        few_pairs=few_pairs(metrics["held_out_pairs"]),
         match_rows=MATCH_ROWS,
         fidelity=metrics["fidelity"],
         overlap_rows=overlap_rows(metrics),

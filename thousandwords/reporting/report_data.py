@@ -1,6 +1,7 @@
 """What the report shows, with its images and plots; `html_report` makes the page. An image is PNG or WebP bytes."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 from thousandwords.core.manifest import read_manifest
 from thousandwords.data.images import to_uint8
 from thousandwords.data.pair_shards import PairReader, open_pairs
-from thousandwords.evaluation.config import SPLIT_NAMES
+from thousandwords.evaluation.config import split_name
 from thousandwords.evaluation.evaluate_run import Evaluation, EvaluationInputs, Matches
 from thousandwords.evaluation.image_fidelity import HeldOut, NearestNeighbors
 from thousandwords.evaluation.overlap import Overlap
@@ -143,7 +144,9 @@ def gather(
         "metrics": figures,
         "best_samples": best_samples(samples, scores),
         "reconstructions": _reconstructions(evaluation, report_images),
-        "prompts": prompt_rows(report_images, samples, scores, evaluation.matches),
+        "prompts": prompt_rows(
+            report_images, samples, scores, evaluation.matches, partial(_true_and_nearest, inputs, evaluation)
+        ),
         "plots": {
             section: [{"image": plots[name], "title": titles[name]} for name in titles if name in plots]
             for section, titles in PLOTS.items()
@@ -188,15 +191,40 @@ def _reconstructions(evaluation: Evaluation, count: int) -> list[dict]:
     ]
 
 
-def prompt_rows(count: int, samples: Samples, scores: np.ndarray, matches: Matches) -> list[dict]:
-    """The first `count` prompts of each split, each with all its candidates, best first."""
+def prompt_rows(
+    count: int,
+    samples: Samples,
+    scores: np.ndarray,
+    matches: Matches,
+    more: Callable[[int], dict] = lambda prompt: {},
+) -> list[dict]:
+    """The first `count` prompts of each split, each with all its candidates, best first, and what `more` adds."""
     splits = np.array(samples.splits)
     prompts = [
         prompt
         for split in dict.fromkeys(samples.splits)
         for prompt in np.flatnonzero(splits == split)[:count].tolist()
     ]
-    return [_prompt_row(prompt, samples, scores[prompt], matches.get(prompt)) for prompt in prompts]
+    return [
+        _prompt_row(prompt, samples, scores[prompt], matches.get(prompt)) | more(prompt) for prompt in prompts
+    ]
+
+
+def _true_and_nearest(inputs: EvaluationInputs, evaluation: Evaluation, prompt: int) -> dict:
+    """The true image and the training image nearest to the best candidate; empty unless a held-out caption."""
+    row, training = evaluation.true_or_nearest.get(prompt), inputs.training
+    if row is None:
+        return {}
+    true_image = to_uint8(evaluation.held_out.images[[row.true_row]])[0]
+    return {
+        "true": {"image": thumbnail(true_image, SMALL), "psnr": row.psnr_true},
+        "nearest": {
+            "image": thumbnail(training.images([row.training_row])[0], SMALL),
+            "psnr": row.psnr_nearest,
+            "caption": training.captions(row.training_row)[0],
+        },
+        "is_closer_to_true": row.is_closer_to_true,
+    }
 
 
 def _prompt_row(prompt: int, samples: Samples, scores: np.ndarray, matches: list[dict] | None) -> dict:
@@ -208,7 +236,7 @@ def _prompt_row(prompt: int, samples: Samples, scores: np.ndarray, matches: list
     ]
     row = {
         "prompt": samples.prompts[prompt],
-        "split": SPLIT_NAMES.get(split, split),
+        "split": split_name(split, is_scene=matches is not None),
         "candidates": candidates,
     }
     if prompt in samples.kept_parts:

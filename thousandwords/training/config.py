@@ -36,6 +36,10 @@ class TrainingConfig:
     ema_decay: float | None = None  # null: no average, the last weights are kept
     ema_warmup: bool = False  # lower decay at the start, for short runs
     ema_every: int = 1  # updates
+    keep: Literal["best", "last"] = "last"  # the weights with the lowest held-out loss, or those of the end
+    stop_after: int | None = (
+        None  # evaluations without a lower held-out loss that end the training; null: never
+    )
     # of matrix products (autocast; weights stay float32); auto: bfloat16 on a GPU, float32 on a CPU
     precision: Literal["auto", "float32", "bfloat16", "bfloat16_if_supported", "float16"] = "auto"
     num_processes: int | Literal["auto"] = 1  # on this machine, by torchrun; auto: one per GPU, two on a CPU

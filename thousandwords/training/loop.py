@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from thousandwords.core.errors import UserError
+from thousandwords.nn.schedules import evaluations_without_gain
 from thousandwords.training.checkpoints import Checkpoints
 from thousandwords.training.config import Log, StepLoss, TrainingConfig
 from thousandwords.training.distributed import SINGLE_PROCESS, World
@@ -54,7 +55,8 @@ def fit(
     is_stopped: Callable[[], bool] = lambda: False,
     world: World = SINGLE_PROCESS,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """Train `model` for `config.steps` updates; returns the weights (averaged, if configured) and the curves.
+    """Train `model` for at most `config.steps` updates; returns the weights (averaged or the best, if configured)
+    and the curves; with `keep: best` the row of the kept weights is marked "is_kept".
 
     `batches_of(step)` returns this process's micro-batches (usually one; `World.micro_batches` says which
     rows), and `loss_of(model, batch, step, rng)` the loss of a batch and the values to log. With `checkpoints`
@@ -66,17 +68,15 @@ def fit(
     checkpoint = checkpoints.newest() if checkpoints else None
     start = state.restore(checkpoint)
     rows = checkpoint.state["history"] if checkpoint else []  # so that a resumed curve has no gap
-    for step in range(start, config.steps):
+    for step in range(start, start if state.is_done_early else config.steps):
         values = state.update(batches_of(step), step, loss_of, seed)
         done = step + 1
         is_last = done == config.steps
         progress(done, f"loss {values['loss']:.4f}")
         if evaluate and (done % config.evaluate_every == 0 or is_last):
             values |= {f"validation/{name}": value for name, value in state.evaluate(evaluate).items()}
-            if config.schedule == "plateau" and "validation/loss" not in values:
-                raise UserError(
-                    "training.schedule is plateau, but this model's evaluation returns no loss. Set it to cosine"
-                )
+            _check_held_out_loss(config, state)
+            is_last = is_last or state.is_done_early
         if done % config.log_every == 0 or is_last or any(name.startswith("validation/") for name in values):
             rows.append({"step": done, **values})
             log(done, values)
@@ -88,4 +88,23 @@ def fit(
             world.wait()
         if must_stop and not is_last:
             raise Stopped(f"stopped after step {done}")
-    return state.final_weights(), rows
+        if is_last:
+            break
+    return state.final_weights(), _mark_kept(rows, state) if state.best else rows
+
+
+def _check_held_out_loss(config: TrainingConfig, state: TrainState) -> None:
+    needed = {"schedule": ("plateau", "cosine"), "keep": ("best", "last")}
+    needed |= {"stop_after": (config.stop_after, "null")} if config.stop_after else {}
+    for name, (value, instead) in needed.items():
+        if getattr(config, name) == value and not state.validation_losses:
+            raise UserError(
+                f"training.{name} is {value}, but this model's evaluation returns no loss. Set it to {instead}"
+            )
+
+
+def _mark_kept(rows: list[dict[str, float]], state: TrainState) -> list[dict[str, float]]:
+    """The rows of the curves, that of the kept weights with "is_kept": 1.0."""
+    kept = len(state.validation_losses) - 1 - evaluations_without_gain(state.validation_losses)
+    evaluated = [row for row in rows if any(name.startswith("validation/") for name in row)]
+    return [{**row, "is_kept": 1.0} if row is evaluated[kept] else row for row in rows]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,7 @@ from thousandwords.core.rng import step_rng
 from thousandwords.nn import schedules
 from thousandwords.nn.grad_scaling import GradientScales
 from thousandwords.nn.malloc import keep_freed_memory
+from thousandwords.nn.schedules import evaluations_without_gain
 from thousandwords.training import distributed, optimizers
 from thousandwords.training.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
 from thousandwords.training.distributed import World
@@ -49,6 +50,11 @@ def build_optimizers(model: nn.Module, config: TrainingConfig) -> list[torch.opt
     return [adamw, optimizers.Muon([group], config.weight_decay)]
 
 
+def held_out_loss(values: Mapping[str, float]) -> float | None:
+    """The held-out loss of an evaluation; of an image tokenizer, which has none, minus its PSNR."""
+    return values["loss"] if "loss" in values else -values["psnr_hard"] if "psnr_hard" in values else None
+
+
 def parallelize(model: nn.Module, config: TrainingConfig, world: World) -> distributed.SingleProcess:
     """The model on all processes, by the configured strategy."""
     if world.size == 1:
@@ -59,7 +65,7 @@ def parallelize(model: nn.Module, config: TrainingConfig, world: World) -> distr
 
 
 class TrainState:
-    """Model, optimizers, gradient scales, moving average, and the validation losses (for the plateau rule)."""
+    """Model, optimizers, gradient scales, moving average, the held-out losses and the weights of the lowest."""
 
     def __init__(self, model: nn.Module, config: TrainingConfig, world: World) -> None:
         self.model, self.config, self.world = model.train(), config, world
@@ -76,7 +82,8 @@ class TrainState:
         self.average = None
         if config.ema_decay is not None:
             self.average = optimizers.MovingAverage(model, config.ema_decay, config.ema_warmup)
-        self.validation_losses: list[float] = []
+        self.validation_losses: list[float] = []  # of all evaluations so far
+        self.best: dict[str, Tensor] = {}  # with `keep: best`
 
     def update(self, batches: Sequence[Any], step: int, loss_of: StepLoss, seed: int) -> dict[str, float]:
         """One update from this process's micro-batches; returns the values to log.
@@ -158,12 +165,21 @@ class TrainState:
         self.model.load_state_dict(current)
         self.model.train()
         values = {name: float(value) for name, value in values.items()}
-        self.validation_losses += [values["loss"]] if "loss" in values else []
+        if (loss := held_out_loss(values)) is not None:
+            self.validation_losses.append(self.world.mean(loss))  # the same on every process
+            if self.config.keep == "best" and evaluations_without_gain(self.validation_losses) == 0:
+                self.best = {name: tensor.detach().clone() for name, tensor in self._final_state().items()}
         return values
 
+    @property
+    def is_done_early(self) -> bool:
+        """Whether the last `stop_after` evaluations brought no lower held-out loss."""
+        limit = self.config.stop_after
+        return limit is not None and evaluations_without_gain(self.validation_losses) >= limit
+
     def final_weights(self) -> dict[str, Tensor]:
-        """The weights of the trained model, whole: the average if there is one."""
-        state = self._final_state()
+        """The weights of the trained model, whole: the average if there is one; with `keep: best` the best."""
+        state = self.best or self._final_state()
         return {name: distributed.full_tensor(tensor).detach().clone() for name, tensor in state.items()}
 
     def _final_state(self) -> dict[str, Tensor]:
@@ -177,6 +193,7 @@ class TrainState:
         if self.average:
             parts["average"] = self.average.state
             parts["updates"] = {"average": torch.tensor(self.average.updates)}
+        parts["best"] = self.best
         if self.scales:  # per replica, so that another number of processes can resume from them
             values = self.scales.values / self.world.size
             parts["scales"] = {"values": values, "since": self.scales.updates_since_shrink}
@@ -203,6 +220,7 @@ class TrainState:
             self.scales.values = parts["scales"]["values"] * self.world.size
             self.scales.updates_since_shrink = parts["scales"]["since"]
         self.validation_losses = parts["validation"]["losses"].tolist()
+        self.best = self._like_model(parts["best"])
         return checkpoint.step
 
     def _like_model(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -335,3 +335,26 @@ def test_no_sample_is_embedded_twice(many):
 
 def test_for_one_caption_there_is_no_curve(many):
     assert curve_of(dataclasses.replace(many, splits=["validation"] + ["own"] * 12)) == {}
+
+
+def test_the_best_sample_of_a_held_out_caption_is_closer_to_its_true_image_or_to_a_training_image(tmp_path):
+    """Two candidates each: caption 0 is like its true image, caption 1 a copy of a training image."""
+    black, gray, white, red = (
+        plain(torch.tensor([color])) for color in ([0] * 3, [0.5] * 3, [1] * 3, [1, 0, 0])
+    )
+    images = torch.cat([black, gray * 1.02, red, white, gray, gray])
+    samples = write_and_read_samples(tmp_path, images, ["validation", "validation", "own"], candidates=2)
+    held_out = HeldOut(torch.cat([red, gray, black]), ["caption 0", "caption 0", "caption 1"], torch.ones(3))
+    training = torch.cat([black * 1.0, red, white])
+    scores = np.array([[0.1, 0.9], [0.3, 0.8], [0.0, 0.0]])
+
+    found = image_fidelity.true_or_nearest(samples, scores, held_out, training.__getitem__, 3)
+
+    assert [*found] == [0, 1]  # prompt 2 is no held-out caption
+    assert (found[0].true_row, found[0].is_closer_to_true) == (1, True)
+    assert (found[1].true_row, found[1].training_row, found[1].is_closer_to_true) == (2, 2, False)
+    assert found[1].psnr_nearest == pytest.approx(100) and found[1].psnr_true == pytest.approx(0)
+    figures = image_fidelity.closeness_figures(found, 0)["true_or_nearest"]
+    assert (figures["prompts"], figures["closer_to_true"]) == (2, 0.5)
+    assert image_fidelity.true_or_nearest(samples, scores, held_out, training.__getitem__, 0) == {}
+    assert image_fidelity.closeness_figures({}, 0) == {}

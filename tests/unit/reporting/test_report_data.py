@@ -2,6 +2,7 @@
 
 import pytest
 
+from thousandwords.evaluation.config import split_name
 from thousandwords.reporting import report_data
 
 RECORDS = {
@@ -37,3 +38,8 @@ def test_there_is_a_plot_for_each_figure_that_was_measured():
     inception = {"fid": blur, "inception_score": blur, "best_of": best_of}
     assert sorted(report_data.fidelity_plots(inception)) == ["best_of", "best_of_score", "blur", "blur_score"]
     assert [*report_data.fidelity_plots({"clip_frechet": blur})] == ["blur"]
+
+
+def test_seen_and_unseen_are_said_of_scenes_only():
+    names = [split_name(split, is_scene) for split in ("validation", "own") for is_scene in (True, False)]
+    assert names == ["seen", "held out", "own", "own"]

@@ -48,7 +48,7 @@ def loss_of(model, batch, step, rng):
 
 
 def weight_sum(model: nn.Module) -> dict[str, float]:
-    return {"weight_sum": float(model.weight.sum())}
+    return {"weight_sum": float(model.weight.detach().sum())}
 
 
 def run(model=None, config=TINY, *, seed=5, folder=None, **settings):
@@ -227,6 +227,82 @@ def test_evaluation_uses_the_averaged_weights_and_restores_the_model():
         torch.testing.assert_close(actual, average)
 
 
+# --- the best weights, and the end of a training that gains nothing ------------------------------------------
+
+
+BEST = dataclasses.replace(TINY, steps=9, evaluate_every=2, keep="best", stop_after=2)
+
+
+def lowest_at_step_4(model) -> dict[str, float]:
+    """A held-out loss of the averaged weights that is 0 after step 4 of a run of BEST."""
+    return {"loss": abs(weight_sum(model)["weight_sum"] - lowest_at_step_4.target)}
+
+
+@pytest.fixture(scope="module")
+def whole_best_run():
+    sums = run(config=dataclasses.replace(BEST, keep="last", stop_after=None))[2]
+    lowest_at_step_4.target = next(row["validation/weight_sum"] for row in sums if row["step"] == 4)
+    return run(config=BEST, evaluate=lowest_at_step_4)
+
+
+def test_the_kept_weights_have_the_lowest_held_out_loss_of_the_curve_and_the_training_ends_early(
+    whole_best_run,
+):
+    _, state, rows = whole_best_run
+    losses = {row["step"]: row["validation/loss"] for row in rows if "validation/loss" in row}
+
+    model = linear()
+    model.load_state_dict(state)
+    assert lowest_at_step_4(model)["loss"] == min(losses.values()) == losses[4] == 0
+    assert [*losses] == [2, 4, 6, 8]  # of 9 steps: two evaluations without a gain
+    assert [row["step"] for row in rows if "is_kept" in row] == [4]
+
+
+@pytest.mark.parametrize("stop", range(1, 8))
+def test_a_stopped_and_resumed_run_keeps_the_same_weights_and_ends_at_the_same_step(
+    whole_best_run, tmp_path, stop
+):
+    stopped(config=BEST, evaluate=lowest_at_step_4, folder=tmp_path, after=stop)
+
+    resumed = run(linear(9), BEST, evaluate=lowest_at_step_4, folder=tmp_path)
+
+    assert_equal_runs(resumed, whole_best_run)
+
+
+def test_a_run_that_ended_early_is_not_trained_again(whole_best_run, tmp_path):
+    run(config=BEST, evaluate=lowest_at_step_4, folder=tmp_path)
+    again = run(linear(9), BEST, folder=tmp_path, batches_of=lambda _: pytest.fail("it loaded a batch"))
+    assert_equal_runs(again, whole_best_run)
+
+
+def test_an_image_tokenizer_is_best_where_its_psnr_is_highest():
+    psnrs = iter([20.0, 23.0, 22.0, 22.5])
+    rows = run(config=BEST, evaluate=lambda model: {"psnr_hard": next(psnrs)})[2]
+    assert [row["step"] for row in rows if "is_kept" in row] == [4] and rows[-1]["step"] == 8
+
+
+def test_a_held_out_loss_that_is_no_number_is_no_gain():
+    losses = [3.0, float("nan"), 2.0, float("nan"), float("nan")]
+    rows = run(config=dataclasses.replace(BEST, steps=12), evaluate=losses_from(losses))[2]
+    assert [row["step"] for row in rows if "is_kept" in row] == [6] and rows[-1]["step"] == 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule": "plateau"}, "training.schedule is plateau, but .* returns no loss. Set it to cosine"),
+        (
+            {"keep": "best"},
+            "training.keep is best, but this model's evaluation returns no loss. Set it to last",
+        ),
+        ({"stop_after": 3}, "training.stop_after is 3, but .* returns no loss. Set it to null"),
+    ],
+)
+def test_settings_that_compare_held_out_losses_need_one(settings, message):
+    with pytest.raises(UserError, match=message):
+        run(config=dataclasses.replace(TINY, **settings))
+
+
 # --- the curves ---------------------------------------------------------------------------------------------
 
 
@@ -305,12 +381,6 @@ def test_a_resumed_run_remembers_earlier_validation_losses(tmp_path):
     assert_equal_runs(resumed, whole)
 
 
-def test_a_plateau_schedule_needs_a_validation_loss():
-    message = "training.schedule is plateau, but this model's evaluation returns no loss"
-    with pytest.raises(UserError, match=message):
-        run(config=PLATEAU)
-
-
 @pytest.mark.paper("tokenizer: learning rate")
 def test_the_cosine_can_end_before_the_training():
     _, _, rows = run(config=dataclasses.replace(TINY, decay_steps=4, final_learning_rate=0.01, log_every=1))
@@ -360,6 +430,7 @@ def test_a_loss_over_all_pairs_of_a_batch_rejects_micro_batches():
         ({"num_processes": 2, "gradient_accumulation": 2}, "make it a multiple of 4"),
         ({"strategy": "fsdp", "powersgd_rank": 2}, "powersgd_rank has no effect with training.strategy fsdp"),
         ({"strategy": "fsdp", "muon_lr_scale": 5.0}, "training.muon_lr_scale needs whole matrices"),
+        ({"keep": "first"}, "keep is 'first'; it can be: best, last"),
         ({"precision": "float8"}, "it can be: auto, float32, bfloat16, bfloat16_if_supported, float16"),
     ],
 )
@@ -406,6 +477,7 @@ def test_a_model_on_a_gpu_gets_a_generator_on_the_gpu():
         ("steps", 0, "needs to be 1 or more"),
         ("batch_size", 0, "needs to be 1 or more"),
         ("checkpoint_every", 0, "needs to be 1 or more"),
+        ("stop_after", 0, "needs to be 1 or more"),
         ("learning_rate", 0.0, "needs to be above 0"),
         ("learning_rate", float("nan"), "needs to be above 0"),
         ("clip_norm", 0.0, "needs to be above 0"),
