@@ -4,8 +4,6 @@ results/training/<stage>/ has progress.json, curves.jsonl and step-000500.png, .
 it. It is no output of the stage: which evaluations draw depends on the machine's speed, and changes no weight.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

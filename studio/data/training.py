@@ -3,8 +3,6 @@
 Stages write those files, in any terminal, and this module only reads them, at each request.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

@@ -1,7 +1,5 @@
 """The images drawn while a model was trained, for the report: results/training/<stage>/step-000500.png, ..."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the studio reads of a run in its folder."""
 
-from __future__ import annotations
-
 import json
 import os
 

@@ -1,7 +1,5 @@
 """Images, progress and curves that a training shows while it runs."""
 
-from __future__ import annotations
-
 import json
 from types import SimpleNamespace
 
