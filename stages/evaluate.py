@@ -23,6 +23,7 @@ from thousandwords.evaluation.verdict import verdicts
 from thousandwords.inference.sample_shards import read_samples
 from thousandwords.reporting import report_data
 from thousandwords.reporting.html_report import render_report
+from thousandwords.reporting.training_strip import training_images
 
 
 def evaluate(
@@ -66,6 +67,7 @@ def evaluate(
     for name, png in plots.items():
         write_bytes(out / "plots" / f"{name}.png", png)
     data = report_data.gather(config.report_images, context.params, inputs, evaluation, plots, pairs, records)
+    data["training_images"] = training_images(history / "training", records)
     data["runs"] = report_data.mlflow_runs(records, context.tracker.run_id, tracking_uri())
     write_bytes(out / "report.html", render_report(data).encode())
     write_json(out / "metrics.json", figures)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from stages.runtime.program import program
 from stages.runtime.run_training import train
 from stages.runtime.stage import Stage
+from stages.runtime.training_view import samples
 from thousandwords import components
 from thousandwords.core.cache import STORE, Store
 from thousandwords.core.config import model_block, section
@@ -52,7 +53,8 @@ def train_generator(
     loader = TokenLoader(rows, tokenizer, context.seed, settings.bpe_dropout)
     _count_truncated(tokenizer, rows, context)
     indices = range(min(VALIDATION_ROWS, len(held_out)))
-    validation_text = tokenizer.encode([held_out.captions[row][0] for row in indices]).to(device)
+    prompts = [held_out.captions[row][0] for row in indices]
+    validation_text = tokenizer.encode(prompts).to(device)
     validation_tokens = held_out.batch(indices)[1].to(device)
     state, history = train(
         context,
@@ -64,6 +66,7 @@ def train_generator(
         evaluate=lambda model: held_out_losses(model, validation_text, validation_tokens),
         settings=block,
         inputs=(tokenizer.fingerprint, read_manifest(tokens, verify=False)["sha256"]),
+        draw=samples(prompts, validation_text, image_tokenizer, context.params, device),
     )
     if context.world.is_main_process:
         fingerprints = {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stages.runtime.program import program
 from stages.runtime.run_training import train
 from stages.runtime.stage import Stage
+from stages.runtime.training_view import reconstructions
 from thousandwords import components
 from thousandwords.core.config import section
 from thousandwords.core.files import write_bytes, write_json
@@ -57,6 +58,7 @@ def train_image_tokenizer(pairs: Path, out: Path, curves: Path, context: Stage) 
         evaluate=lambda model: evaluate(model, validation),
         settings=block,
         inputs=(reader.fingerprint,),
+        draw=reconstructions(validation),
     )
     if context.world.is_main_process:
         components.save(model, out, state)

@@ -17,6 +17,7 @@ import torch
 import stages.runtime.environment  # noqa: F401  first: no telemetry of any tool
 from studio.api.routes import Studio, make_app
 from studio.data.gallery import Gallery
+from studio.data.training import has_run
 from studio.data.versions import Versions
 from studio.http import server
 from studio.worker.process import StudioPaths
@@ -77,7 +78,12 @@ def serve(options: argparse.Namespace) -> None:
         options.gallery.mkdir(parents=True, exist_ok=True)
     check_writable(options.gallery)
     versions = Versions(Path("."), options.package, options.version)
-    versions.find()
+    try:
+        versions.find()
+    except UserError as error:
+        if options.version or not has_run(versions.root):  # during a first run there is no model yet
+            raise
+        print(f"studio: {error}. Until then only the view Training works", flush=True)
     with server.open_socket("the studio", options.host, options.port) as listener:
         port = listener.getsockname()[1]
         address = page_address(options.host, port)

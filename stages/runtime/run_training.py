@@ -1,5 +1,5 @@
 """Call fit() with the runtime of a stage: batches loaded ahead, checkpoints, progress bar, MLflow, signals that
-save first, several processes."""
+save first, several processes, images while it trains."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stages.runtime.stage import Stage
+from stages.runtime.training_view import Draw, TrainingView
 from thousandwords.core.progress import ProgressBar
 from thousandwords.data.prefetch import Prefetcher
 from thousandwords.data.sampler import positions
@@ -27,11 +28,14 @@ def train(
     evaluate: Callable[[nn.Module], dict[str, float]],
     settings: object,
     inputs: tuple[str, ...],
+    draw: Draw | None = None,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Train; returns (the weights to save, the curves). `batch_of` loads rows, `to_device` takes the micro-batches
-    of a step; `settings` and `inputs` identify the run that may be resumed."""
+    of a step; `settings` and `inputs` identify the run that may be resumed; `draw` makes a sheet of images of the
+    model, at as many evaluations as their time allows."""
     checkpoints, world = Checkpoints(context.state_folder(settings, *inputs)), context.world
     bar = ProgressBar(context.name, config.steps) if world.is_main_process else None
+    view, is_finished = TrainingView(context, config.steps, draw), False
 
     def micro_batches_of(step: int) -> list[Any]:
         rows = positions(step, config.batch_size)
@@ -39,7 +43,18 @@ def train(
 
     def log(step: int, values: dict[str, float]) -> None:
         context.log(step, values)
+        view.log(step, values)
         context.save_state()
+
+    def progress(step: int, note: str) -> None:
+        view.progress(step)
+        if bar:
+            bar.update(step, note)
+
+    def evaluate_and_draw(model: nn.Module) -> dict[str, float]:
+        values = evaluate(model)  # fit() has reported the step before it evaluates
+        view.evaluated(model)
+        return values
 
     context.is_stoppable = True
     try:
@@ -52,15 +67,17 @@ def train(
                 batches_of=lambda step: to_device(micro_batches(step)),
                 loss_of=loss_of,
                 seed=context.seed,
-                evaluate=evaluate,
+                evaluate=evaluate_and_draw,
                 checkpoints=checkpoints,
                 log=log,
-                progress=bar.update if bar else lambda step, note: None,
+                progress=progress,
                 is_stopped=lambda: context.stop_requested,
                 world=world,
             )
+            is_finished = True
     finally:
         context.is_stoppable = False
+        view.close(is_finished)
         if bar:
             bar.close()
     if world.is_main_process:

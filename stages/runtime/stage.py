@@ -74,9 +74,9 @@ class Stage:
         """Log final metrics of the stage."""
         self.tracker.metrics(values, 0)
 
-    def record_files(self, *paths: Path) -> None:
-        """Log images and pages as artifacts."""
-        self.tracker.files(paths)
+    def record_files(self, *paths: Path, folder: str | None = None) -> None:
+        """Log images and pages as artifacts, in a folder of the run's artifacts."""
+        self.tracker.files(paths, folder)
 
     def state_folder(self, settings: object, *inputs: str) -> Path:
         """The folder of this run's state, named by its settings, inputs' fingerprints and code."""

@@ -98,9 +98,9 @@ class Tracker:
         points = [Metric(name.replace("/", "."), float(value), now, step) for name, value in values.items()]
         self._try(self.client.log_batch, self.run_id, metrics=points)
 
-    def files(self, paths: tuple[Path, ...]) -> None:
+    def files(self, paths: tuple[Path, ...], folder: str | None = None) -> None:
         for path in paths:
-            self._try(self.client.log_artifact, self.run_id, str(path))
+            self._try(self.client.log_artifact, self.run_id, str(path), folder)
 
     def tags(self, values: dict[str, str]) -> None:
         """Set tags of this run and of the pipeline's."""

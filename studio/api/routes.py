@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi import Path as PathValue
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
@@ -21,6 +22,7 @@ from studio.api import schema
 from studio.api.errors import CLIENT_CLOSED, RETRY, ApiError, add_error_handlers, error_of
 from studio.api.streaming import stream_lines
 from studio.data.gallery import Gallery
+from studio.data.training import image_file, training_status
 from studio.data.versions import Version, Versions
 from studio.events import Event
 from studio.worker.queue import NotReady, QueueFull, RequestQueue, events_of
@@ -106,7 +108,7 @@ def make_app(studio: Studio) -> FastAPI:
         summary="Generate ranked images from captions, inpaint them and edit their tokens.",
         responses=ERROR_RESPONSES,
     )
-    for routes in (model_routes, image_routes, gallery_routes):
+    for routes in (model_routes, image_routes, gallery_routes, training_routes):
         app.include_router(routes(studio))
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     add_error_handlers(app)
@@ -259,6 +261,30 @@ def gallery_routes(studio: Studio) -> APIRouter:
     async def remove(name: str) -> None:
         """Delete an entry for good."""
         await run_in_threadpool(studio.gallery.remove, name)
+
+    return routes
+
+
+def training_routes(studio: Studio) -> APIRouter:
+    """The run in this folder, while it trains and afterwards."""
+    routes = APIRouter(tags=["training"])
+
+    @routes.get("/api/training", response_model=schema.TrainingStatus)
+    async def training() -> dict:
+        """The stages that run now, and of each training its progress, curves and images. Ask again for news."""
+        return await run_in_threadpool(training_status, studio.versions.root)
+
+    @routes.get(
+        "/api/training/{stage}/{step}.png",
+        response_class=Response,
+        responses={200: {"content": {"image/png": {}}}},
+    )
+    async def training_image(stage: str, step: Annotated[int, PathValue(ge=0, lt=2**31)]) -> Response:
+        """The images that a training drew at a step."""
+        path = image_file(studio.versions.root, stage, step)
+        if not path.is_file():
+            raise ApiError(404, f"{stage} drew no images at step {step}. /api/training lists them")
+        return FileResponse(path, media_type="image/png")
 
     return routes
 

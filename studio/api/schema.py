@@ -243,3 +243,25 @@ class WholeEntry(GalleryEntry):
 class GalleryPage(BaseModel):
     entries: list[ListedEntry]
     next: str | None = Field(description="send it as `before` to get the next page")
+
+
+class TrainingImage(BaseModel):
+    step: int
+    url: str
+
+
+class Training(BaseModel):
+    stage: str
+    state: Literal["running", "finished", "stopped"]
+    step: int
+    steps: int
+    seconds_left: int | None
+    curves: dict[str, list[tuple[int, float | None]]] = Field(
+        description="name -> (step, value); validation/loss is of held-out pairs"
+    )
+    images: list[TrainingImage] = Field(description="the newest last")
+
+
+class TrainingStatus(BaseModel):
+    running: list[str] = Field(description="stages of the pipeline that run now")
+    trainings: list[Training]

@@ -10,6 +10,7 @@ import { createGalleryView } from './views/gallery.js';
 import { createGenerateView } from './views/generate.js';
 import { createInpaintView } from './views/inpaint.js';
 import { createTokensView } from './views/tokens.js';
+import { createTrainingView } from './views/training.js';
 
 const VIEW_FACTORIES = {
   generate: createGenerateView,
@@ -18,6 +19,7 @@ const VIEW_FACTORIES = {
   gallery: createGalleryView,
   dataset: createDatasetView,
   compare: createCompareView,
+  training: createTrainingView,
   api: createApiDocsView,
 };
 const views = new Map(); // created when first shown, then kept with their state

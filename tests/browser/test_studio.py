@@ -4,6 +4,7 @@ import base64
 import contextlib
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -340,6 +341,36 @@ def ranked_by_api(studio: StudioProcess, version: str) -> list[dict]:
     return [candidates[number] for number in ranked["order"]]
 
 
+def test_the_training_view_follows_a_run_of_another_process(page, studio):
+    folder, lock = (
+        studio.folder / "results/training/train_generator",
+        studio.folder / ".ckpt/locks/train_generator",
+    )
+    page.goto("/#/training")
+    expect(page.get_by_test_id("status")).to_contain_text("No training has run in this folder yet")
+    lock.parent.mkdir(parents=True)
+    lock.write_text(json.dumps({"pid": os.getpid()}))
+    folder.mkdir(parents=True)
+    for step, image in ((10, 7), (20, 9)):
+        row = {"step": step, "loss": 3.5 - step / 100, "validation/loss": 3.6}
+        progress = {"stage": "train_generator", "step": step, "steps": 50, "seconds_left": 90}
+        with open(folder / "curves.jsonl", "a") as curves:
+            curves.write(json.dumps(row) + "\n")
+        Image.new("RGB", (16 * image, 16), "teal").save(folder / f"step-0000{step}.png")
+        (folder / "progress.json").write_text(json.dumps(progress | {"is_finished": False, "updated": 1}))
+        expect(page.get_by_test_id("training-status")).to_contain_text(
+            f"Step {step} of 50 · about 2 min left"
+        )
+        shown = page.get_by_test_id("training-image")
+        expect(shown).to_have_js_property("naturalWidth", 16 * image)
+    expect(page.get_by_test_id("status")).to_contain_text("Running now: train_generator")
+    expect(page.get_by_test_id("training-curve")).to_contain_text("held out 3.6")
+    page.get_by_test_id("training-step").filter(has_text="10").click()
+    expect(shown).to_have_js_property("naturalWidth", 16 * 7)
+    lock.unlink()
+    expect(page.get_by_test_id("training-status")).to_contain_text("stopped")
+
+
 def test_every_operation_of_the_api_is_listed(page, studio):
     page.goto("/#/api")
     described = studio.client.get("/openapi.json").json()["paths"]
@@ -349,7 +380,7 @@ def test_every_operation_of_the_api_is_listed(page, studio):
 @pytest.mark.parametrize("width", [360, 1440])
 def test_no_view_is_wider_than_the_window(page, width):
     page.set_viewport_size({"width": width, "height": 740})
-    for view in ("generate", "inpaint", "tokens", "gallery", "dataset", "compare", "api"):
+    for view in ("generate", "inpaint", "tokens", "gallery", "dataset", "compare", "training", "api"):
         page.goto(f"/#/{view}")
         page.wait_for_load_state("networkidle")
         expect(page.locator("main h1, main label").first).to_be_visible()

@@ -32,7 +32,7 @@ class StudioProcess:
     """`python -m studio` in a folder, and `client`, an HTTP client of it."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self.log = folder / "studio.log"
+        self.folder, self.log = folder, folder / "studio.log"
         command = [sys.executable, "-m", "studio", "--port", "0", *options]
         with open(self.log, "w") as log:
             environment = os.environ | {"PYTHONPATH": str(ROOT)}

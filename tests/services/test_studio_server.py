@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import socket
+from types import SimpleNamespace
 
 import httpx
 import psutil
@@ -344,6 +345,16 @@ def test_a_damaged_package_is_not_used_and_the_fix_is_named(home, studio):
     answer = studio.client.post("/api/generate", json={"prompt": PROMPT})
     assert answer.status_code == 503 and "generator/weights.safetensors is damaged" in answer.json()["error"]
     assert "make repair" in answer.json()["error"]
+
+
+def test_a_studio_without_a_model_starts_while_a_first_run_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    ended = SimpleNamespace(run=lambda sockets: None)
+    monkeypatch.setattr("studio.__main__.server.new_server", lambda *_: ended)
+    (tmp_path / ".ckpt/locks").mkdir(parents=True)
+    main(["--package", "nowhere", "--port", "0"])
+    assert "make run. Until then only the view Training works" in capsys.readouterr().out
 
 
 NO_MODEL = "there is no model: no package at nowhere, and none in the registry. Run: make"

@@ -38,7 +38,8 @@ export const img = (src, alt, attributes = {}) => el('img', { src, alt, class: '
 
 const SVG_NAMESPACE = 'http://www.w3.org/2000/svg';
 
-function svgElement(tag, attributes, ...children) {
+/** An SVG element with attributes and children. */
+export function svgElement(tag, attributes, ...children) {
   const element = document.createElementNS(SVG_NAMESPACE, tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   element.append(...children);

@@ -1,0 +1,85 @@
+"""The run in this folder: which stages run now, and what its trainings have written to results/training.
+
+Stages write those files, in any terminal, and this module only reads them, at each request.
+"""
+
+import contextlib
+import json
+import math
+import re
+from pathlib import Path
+
+import psutil
+
+from studio.events import Event
+from thousandwords.core.locks import read_note
+
+TRAININGS, LOCKS = Path("results/training"), Path(".ckpt/locks")
+STAGE = re.compile("[a-z_]+")
+MAX_POINTS = 300  # of a curve
+
+
+def has_run(root: Path) -> bool:
+    """Whether a pipeline has been started in this folder."""
+    return (root / LOCKS).is_dir()
+
+
+def training_status(root: Path) -> Event:
+    """{"running": names of stages, "trainings": newest first}."""
+    running = _running(root / LOCKS)
+    found = []
+    for path in (root / TRAININGS).glob("*/progress.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # it is removed when another run begins
+            progress = json.loads(path.read_bytes())
+            found.append((progress["updated"], _training(path.parent, progress, running)))
+    return {"running": running, "trainings": [training for _, training in sorted(found, key=_newest_first)]}
+
+
+def image_file(root: Path, stage: str, step: int) -> Path:
+    """The file of a training's images at a step; it may be missing."""
+    return root / TRAININGS / (stage if STAGE.fullmatch(stage) else "none") / f"step-{step:06d}.png"
+
+
+def _newest_first(item: tuple[float, Event]) -> float:
+    return -item[0]
+
+
+def _running(locks: Path) -> list[str]:
+    """The stages whose lock names a living process. The lock itself is not tried: a stage that starts at that
+    moment would find it taken."""
+    paths = sorted(path for path in locks.glob("*") if STAGE.fullmatch(path.name))
+    return [path.name for path in paths if psutil.pid_exists(int(read_note(path).get("pid", -1)))]
+
+
+def _training(folder: Path, progress: dict, running: list[str]) -> Event:
+    stage = progress["stage"]
+    state = "finished" if progress["is_finished"] else "running" if stage in running else "stopped"
+    images = sorted((int(path.stem.removeprefix("step-")), path) for path in folder.glob("step-*.png"))
+    return {
+        **{name: progress[name] for name in ("stage", "step", "steps", "seconds_left")},
+        "state": state,
+        "curves": _curves(folder / "curves.jsonl"),
+        # a browser must not show the image of an earlier run for the same step
+        "images": [
+            {"step": step, "url": f"/api/training/{stage}/{step}.png?{path.stat().st_mtime_ns}"}
+            for step, path in images
+        ],
+    }
+
+
+def _curves(path: Path) -> dict[str, list]:
+    """{name: [(step, value), ...]}, thinned; values that are not finite are null."""
+    curves: dict[str, list] = {}
+    with contextlib.suppress(OSError, ValueError):  # the last line may be half written
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            for name in row.keys() - {"step"}:
+                value = row[name] if math.isfinite(row[name]) else None
+                curves.setdefault(name, []).append((row["step"], value))
+    return {name: _thin(points) for name, points in sorted(curves.items())}
+
+
+def _thin(points: list) -> list:
+    """At most about MAX_POINTS of them, evenly, with the last one."""
+    every = max(1, len(points) // MAX_POINTS)
+    return points[(len(points) - 1) % every :: every]

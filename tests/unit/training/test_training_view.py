@@ -1,0 +1,110 @@
+"""Images, progress and curves that a training shows while it runs."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from stages.runtime import training_view
+from stages.runtime.tracking import NoTracker
+from stages.runtime.training_view import MAX_SHARE, TrainingView
+from thousandwords.training.distributed import SINGLE_PROCESS
+
+SHEET = np.zeros((4, 4, 3), np.uint8)
+
+
+class Clock:
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training_view, "time", clock := Clock())
+    return clock
+
+
+def view_of(clock, steps: int, seconds_per_sheet: float = 0.0, run: str = "a") -> TrainingView:
+    def draw(_: object) -> np.ndarray:
+        clock.now += seconds_per_sheet
+        return SHEET
+
+    files = []
+    context = SimpleNamespace(
+        name="train_generator",
+        state=SimpleNamespace(name=run),
+        world=SINGLE_PROCESS,
+        tracker=NoTracker(),
+        files=files,
+        record_files=lambda path, folder: files.append((folder, path.name)),
+        record_metrics=lambda values: None,
+    )
+    return TrainingView(context, steps, draw)
+
+
+def train(view: TrainingView, clock, evaluate_every: int, first: int = 1, last: int | None = None) -> None:
+    """One second per step."""
+    for step in range(first, (last or view.steps) + 1):
+        clock.now += 1
+        view.progress(step)
+        if step % evaluate_every == 0:
+            view.evaluated(None)
+            view.log(step, {"loss": float(step)})
+
+
+@pytest.mark.parametrize("seconds_per_sheet", [0.1, 1.0, 4.0, 7.0])
+def test_images_take_three_percent_of_the_training_time_and_the_last_step_has_its_own(
+    clock, seconds_per_sheet
+):
+    view = view_of(clock, 500, seconds_per_sheet)
+    train(view, clock, evaluate_every=10)
+    assert view.spent <= MAX_SHARE * clock.now
+    assert view.context.files[0] == ("samples", "step-000010.png")
+    assert view.context.files[-1] == ("samples", "step-000500.png")
+
+
+def test_cheap_images_are_drawn_at_every_evaluation(clock):
+    view = view_of(clock, 100, seconds_per_sheet=0.1)
+    train(view, clock, evaluate_every=10)
+    assert len(view.context.files) == 10
+
+
+def test_a_resumed_run_keeps_its_images_and_repeats_no_point_of_its_curves(clock, tmp_path):
+    view = view_of(clock, 100)
+    train(view, clock, evaluate_every=10, last=40)
+    view.close(is_finished=False)
+    resumed = view_of(clock, 100)
+    train(resumed, clock, evaluate_every=10, first=31)
+    resumed.close(is_finished=True)
+    folder = tmp_path / "results/training/train_generator"
+    steps = [json.loads(line)["step"] for line in (folder / "curves.jsonl").read_text().splitlines()]
+    assert steps == [*range(10, 101, 10)]
+    assert len(list(folder.glob("step-*.png"))) == 10
+    assert json.loads((folder / "progress.json").read_text())["is_finished"]
+
+
+def test_another_run_starts_with_an_empty_folder(clock, tmp_path):
+    view = view_of(clock, 20)
+    train(view, clock, evaluate_every=10)
+    view.close(is_finished=True)
+    view_of(clock, 20, run="b")
+    assert list((tmp_path / "results/training/train_generator").iterdir()) == []
+
+
+def test_a_sheet_that_cannot_be_drawn_stops_no_training(clock, capsys):
+    view = view_of(clock, 20)
+
+    def draw(_: object) -> np.ndarray:
+        raise torch.OutOfMemoryError("8 images need too much")
+
+    view.draw = draw
+    train(view, clock, evaluate_every=10)
+    assert capsys.readouterr().err == "train_generator: no images while training (8 images need too much)\n"
