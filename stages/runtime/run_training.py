@@ -3,18 +3,21 @@ save first, several processes."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from stages.runtime.stage import Stage
+from thousandwords.core.manifest import DamagedArtefact
 from thousandwords.core.progress import ProgressBar
 from thousandwords.data.prefetch import Prefetcher
 from thousandwords.data.sampler import positions
 from thousandwords.training.checkpoints import Checkpoints
 from thousandwords.training.config import StepLoss, TrainingConfig
 from thousandwords.training.loop import fit
+from thousandwords.training.optimizers import learning_rate
 
 
 def train(
@@ -32,6 +35,9 @@ def train(
     """Train; returns (the weights to save, the curves). `batch_of` loads rows, `to_device` takes the micro-batches
     of a step; `settings` and `inputs` identify the run that may be resumed."""
     checkpoints, world = Checkpoints(context.state_folder(settings, *inputs)), context.world
+    if world.is_main_process:
+        continue_shorter_run(context, checkpoints, config)
+    world.wait()
     bar = ProgressBar(context.name, config.steps) if world.is_main_process else None
 
     def micro_batches_of(step: int) -> list[Any]:
@@ -64,3 +70,32 @@ def train(
         context.is_stoppable = False
         if bar:
             bar.close()
+
+
+def continue_shorter_run(context: Stage, checkpoints: Checkpoints, config: TrainingConfig) -> None:
+    """Take over the last checkpoint of a run with fewer `training.steps` and else the same settings, inputs and
+    code, unless this run has a checkpoint of its own; and say what that does to the learning rate."""
+    if checkpoints.has_any():
+        return
+    for folder, steps in context.shorter_runs():
+        with contextlib.suppress(DamagedArtefact):
+            if checkpoint := Checkpoints(folder).newest():
+                checkpoints.save(checkpoint.step, checkpoint.tensors, checkpoint.state)
+                context.continued_from = checkpoint.step
+                print(describe_continuation(context.name, checkpoint.step, steps, config), flush=True)
+                return
+
+
+def describe_continuation(name: str, step: int, steps: int, config: TrainingConfig) -> str:
+    """Which run is continued, and its learning rate before and after."""
+    message = f"{name}: goes on from step {step:,} of the run with training.steps {steps:,}, up to step {config.steps:,}"
+    if config.schedule == "plateau" or config.decay_steps:
+        return f"{message}; the learning rate goes on as planned"
+    rates = [
+        learning_rate(at, config.learning_rate, config.final_learning_rate, config.warmup_steps, end)
+        for at, end in ((max(0, step - 1), steps), (step, config.steps))
+    ]
+    return (
+        f"{message}; the cosine now ends there, so the learning rate goes from {rates[0]:.2g} to {rates[1]:.2g}. "
+        f"For one schedule from step 0, delete .ckpt/{name} and run again"
+    )
