@@ -28,7 +28,7 @@ from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.sources.base import SourceError
 from thousandwords.preflight import TRAINED, build_models, check_params
-from thousandwords.text.bpe import TextTokenizerConfig
+from thousandwords.text.bpe import read_config
 from thousandwords.training.config import TrainingConfig
 
 NUM_CHECKPOINTS = 2
@@ -107,7 +107,7 @@ class Step:
 def read_sizes(params: dict, num_pairs: int | None = None) -> Sizes:
     """The sizes in `params`, for `num_pairs` pairs or those in the source; raises UserError."""
     data = section(params["data"], "data", DataConfig)
-    text = section(params["text_tokenizer"], "text_tokenizer", TextTokenizerConfig)
+    text = read_config(params["text_tokenizer"])
     tokens = section(params["tokens"], "tokens", TokensConfig)
     sampling, side, is_scenes = params["sampling"], data.image_size, data.source == "scenes"
     num_stored = ingest.check_source(data) if is_scenes or num_pairs is None else None

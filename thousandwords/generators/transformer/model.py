@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,11 @@ from thousandwords.nn.transformer_layers import Attend, Layer
 
 @dataclass(frozen=True)
 class TransformerConfig:
+    # what a model that goes on from another (`generator.init`) may set anew
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset(
+        {"text_loss_weight", "image_loss_weight", "init_std", "dropout", "caption_dropout"}
+        | {"attention", "compile", "activation_checkpointing"}
+    )
     num_layers: int = 64  # paper
     num_heads: int = 62  # paper; a head is width / num_heads wide, 64 in the paper
     width: int = 3968  # paper
@@ -80,6 +85,7 @@ class Transformer(Generator):
     """Image tokens after the text tokens of their caption, by row, column and convolutional attention."""
 
     config_class = TransformerConfig
+    image_head = ("image_output.*",)
 
     def __init__(
         self,
