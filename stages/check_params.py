@@ -5,8 +5,6 @@ DVC removes a stage's old outputs before it runs it. This check comes first, so 
 also fetches the registered packages that `init` names, and records in data/init/ what each section starts from.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Read every setting of params.yaml and build every model on the meta device, before any long work."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

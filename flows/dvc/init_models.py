@@ -3,8 +3,6 @@
 DVC watches the records in data/init, not the folders, whose names are settings, nor the registry's aliases.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from flows.dvc.damage import Damage, discard, locked_outputs, object_in_cache

@@ -1,7 +1,5 @@
 """Going on from a model (`init`, `tune`), and from the last checkpoint with more `steps`: the stages, in this process."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

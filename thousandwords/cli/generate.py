@@ -4,8 +4,6 @@ Generate ranked candidates with a trained package: a best-first grid per prompt,
 With --inpaint the top of an image (or what a mask keeps of it) stays, and the rest is sampled for the prompt.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from pathlib import Path

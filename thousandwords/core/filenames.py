@@ -1,7 +1,5 @@
 """File names made from prompts."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ The library knows no registry: the stage check_params fetches a registered packa
 data/init/<section>.json where it lies. DVC depends on that file, so another model there runs the stage again.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass

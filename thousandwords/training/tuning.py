@@ -1,7 +1,5 @@
 """Which parameters of a model are trained when it goes on from another (`tune`)."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase

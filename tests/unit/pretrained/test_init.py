@@ -1,7 +1,5 @@
 """`init` and `tune` of params.yaml: what must fit is checked before any long work, one sentence with the fix."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 from pathlib import Path
