@@ -24,6 +24,7 @@ from thousandwords.data.token_shards import AnyTokenRows, all_captions, open_tok
 from thousandwords.text.bpe import TextTokenizer, load
 from thousandwords.training.config import TrainingConfig
 from thousandwords.training.distributed import World
+from thousandwords.training.tuning import freeze
 
 VALIDATION_ROWS = 512  # evaluated during training
 MAX_CAPTIONS_COUNTED = 1_000_000  # captions whose length is checked, which takes some seconds
@@ -41,15 +42,14 @@ def train_generator(
     rows = open_token_rows(tokens, "train", fingerprint, Store(STORE / "rows", keep_runs=2))
     device = context.world.device
     torch.manual_seed(context.seed)
-    model = components.build(
-        "generators",
-        block["kind"],
-        components.model_config("generators", block, "generator"),
-        text_vocab_size=tokenizer.vocab_size,
-        text_length=tokenizer.text_length,
-        image_vocab_size=rows.header.vocab_size,
-        scales=rows.header.scales,
-    ).to(device)
+    sizes = {
+        "text_vocab_size": tokenizer.vocab_size,
+        "text_length": tokenizer.text_length,
+        "image_vocab_size": rows.header.vocab_size,
+        "scales": rows.header.scales,
+    }
+    model, origin = components.first_model("generators", block, "generator", **sizes)
+    freeze(model.to(device), settings.tune)
     loader = TokenLoader(rows, tokenizer, context.seed, settings.bpe_dropout)
     _count_truncated(tokenizer, rows, context)
     indices = range(min(VALIDATION_ROWS, len(held_out)))
@@ -65,7 +65,7 @@ def train_generator(
         loss_of=lambda model, batch, step, rng: model.loss(*batch[:2], step, rng, num_text_tokens=batch[2]),
         evaluate=lambda model: held_out_losses(model, validation_text, validation_tokens),
         settings=block,
-        inputs=(tokenizer.fingerprint, read_manifest(tokens, verify=False)["sha256"]),
+        inputs=(tokenizer.fingerprint, read_manifest(tokens, verify=False)["sha256"], *origin.values()),
         draw=samples(prompts, validation_text, image_tokenizer, context.params, device),
     )
     if context.world.is_main_process:
@@ -73,7 +73,7 @@ def train_generator(
             "text_tokenizer": tokenizer.fingerprint,
             "image_tokenizer": rows.header.tokenizer_fingerprint,
         }
-        components.save(model, out, state, **fingerprints)
+        components.save(model, out, state, **fingerprints, **origin)
         write_json(curves, history)
 
 

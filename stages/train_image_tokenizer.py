@@ -76,7 +76,7 @@ def copy_pretrained(block: dict, pairs: Path, out: Path, curves: Path, context: 
     tokens, decoded = _encode_and_decode(model, validation)
     values = _metrics(model, validation, tokens, decoded)
     values = {f"validation/{name}": value for name, value in values.items()}
-    components.save(model, out, **tokenizer_init.metadata_of(model))
+    tokenizer_init.save(model, block, out)
     context.log(0, values)
     write_json(curves, [{"step": 0, **values}])
     _write_sheet(validation[:16], decoded[:16], curves.with_suffix(".png"), context)

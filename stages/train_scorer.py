@@ -10,8 +10,9 @@ from stages.runtime.program import program
 from stages.runtime.run_training import train
 from stages.runtime.stage import Stage
 from thousandwords import components
-from thousandwords.core.config import check_keys, section
+from thousandwords.core.config import model_block, section
 from thousandwords.core.files import write_json
+from thousandwords.core.init_models import ScorerConfig
 from thousandwords.core.rng import step_rng
 from thousandwords.data.images import to_float
 from thousandwords.data.loader import ImageLoader
@@ -25,17 +26,13 @@ VALIDATION_PAIRS = 256  # evaluated during training
 
 def train_scorer(pairs: Path, out: Path, curves: Path, context: Stage) -> None:
     block = context.params.get("scorer") or {}
-    check_keys(block, "scorer", ["kind", block.get("kind"), "training"])
+    model_block(block, "scorer", ScorerConfig)
     config = section(block["training"], "scorer.training", TrainingConfig)
     reader, held_out = open_pairs(pairs, "train"), open_pairs(pairs, "validation")
     device = context.world.device
     torch.manual_seed(context.seed)
-    model = components.build(
-        "scorers",
-        block["kind"],
-        components.model_config("scorers", block, "scorer"),
-        image_size=reader.image_size,
-    ).to(device)
+    model, origin = components.first_model("scorers", block, "scorer", image_size=reader.image_size)
+    model.to(device)
     history: list[dict[str, float]] = []
     state = None
     if model.is_trainable:
@@ -56,10 +53,10 @@ def train_scorer(pairs: Path, out: Path, curves: Path, context: Stage) -> None:
             loss_of=lambda model, batch, step, rng: model.loss(*batch, step, rng, context.world.gather_rows),
             evaluate=lambda model: retrieval(model, *validation),
             settings=block,
-            inputs=(reader.fingerprint,),
+            inputs=(reader.fingerprint, *origin.values()),
         )
     if context.world.is_main_process:
-        components.save(model, out, state)
+        components.save(model, out, state, **origin)
         write_json(curves, history)
 
 

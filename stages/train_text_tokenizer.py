@@ -1,20 +1,27 @@
-"""The training captions -> a byte-level BPE vocabulary (models/text_tokenizer)."""
+"""The training captions -> a byte-level BPE vocabulary (models/text_tokenizer), or a copy of `text_tokenizer.init`."""
 
 import sys
 from pathlib import Path
 
 from stages.runtime.program import program
 from stages.runtime.stage import Stage
-from thousandwords.core.config import section
+from thousandwords.core.init_models import fix_of, init_folder
+from thousandwords.core.manifest import copy_artifact
 from thousandwords.data.pair_shards import read_captions
-from thousandwords.text.bpe import TextTokenizerConfig, save, train
+from thousandwords.text.bpe import load, read_config, save, train
 
 
 def train_text_tokenizer(pairs: Path, out: Path, context: Stage) -> None:
-    config = section(context.params.get("text_tokenizer"), "text_tokenizer", TextTokenizerConfig)
+    block = context.params.get("text_tokenizer") or {}
+    config = read_config(block)
     captions = [caption for texts in read_captions(pairs, "train") for caption in texts]
-    tokenizer = train(captions, config)
-    save(tokenizer, out)
+    if folder := init_folder(block, "text_tokenizer"):
+        copy_artifact(folder, out, fix_of("text_tokenizer", folder))
+        tokenizer = load(out)
+        print(f"{context.name}: copied {block['init']} (fingerprint {tokenizer.fingerprint})", flush=True)
+    else:
+        tokenizer = train(captions, config)
+        save(tokenizer, out)
     lengths = [len(tokenizer.tokenize(caption)) for caption in captions]
     num_truncated = sum(length > config.text_length for length in lengths)
     context.record_metrics(

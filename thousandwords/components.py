@@ -11,10 +11,12 @@ import importlib
 import inspect
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from thousandwords.core import model_files
 from thousandwords.core.config import ConfigError, section
+from thousandwords.core.init_models import fix_of, init_folder
 
 CONTRACTS = {"image_tokenizers": "ImageTokenizer", "generators": "Generator", "scorers": "Scorer"}
 
@@ -54,6 +56,64 @@ def build(family: str, kind: str, config: object, **arguments) -> nn.Module:
     config = dataclasses.asdict(model.config)
     model.built_as = {"family": family, "kind": kind, "config": config, "arguments": arguments}
     return model
+
+
+def build_from(
+    family: str, block: dict, name: str, folder: Path, load_weights: bool = True, **arguments
+) -> nn.Module:
+    """The model of `<name>.init`, to be trained further: the settings of `folder`, with those of the block that
+    may change, and the sizes `arguments` of this run.
+
+    Raises ConfigError, one sentence with the fix, if the block or the sizes do not fit the weights.
+    """
+    fix = fix_of(name, folder)
+    header = model_files.read_header(folder, fix)
+    kind, init = block.get("kind"), f"{name}.init, {block['init']}"
+    if header["family"] == family and header["kind"] != kind:
+        raise ConfigError(
+            f"params.yaml: {name}.kind is {kind!r}, but {init}, holds a {header['kind']!r}. "
+            f"Set {name}.kind: {header['kind']}"
+        )
+    with torch.device("meta"):
+        saved = rebuild(family, folder, header, fix)
+    settings = block.get(kind) or {}
+    merged = {**header["config"], **settings} if isinstance(settings, dict) else settings
+    config = section(merged, f"{name}.{kind}", type(saved.config))
+    for key in settings.keys() - getattr(config, "MAY_CHANGE", frozenset()):
+        before, now = getattr(saved.config, key), getattr(config, key)
+        if before != now:
+            raise ConfigError(
+                f"params.yaml: {name}.{kind}.{key} is {now}, but {init}, has {before}. "
+                f"Remove {name}.{kind}.{key}, or {name}.init"
+            )
+    with torch.device("meta"):
+        built = shapes(build(family, kind, config, **arguments))
+    if built != shapes(saved):
+        made_for = saved.built_as["arguments"]
+        key = next(key for key in arguments if arguments[key] != made_for[key])
+        raise ConfigError(
+            f"params.yaml: {init}, was trained for {key} {made_for[key]}, but this run has {arguments[key]}. "
+            "Use the data.image_size, text_tokenizer.init and image_tokenizer.init of that model"
+        )
+    model = build(family, kind, config, **arguments)
+    if load_weights:
+        weights = model_files.read_model(folder, fix)
+        model_files.load_state(model, weights.state, folder)
+        model.fingerprint, model.header = weights.fingerprint, weights.header
+    return model
+
+
+def first_model(family: str, block: dict, name: str, **arguments) -> tuple[nn.Module, dict[str, str]]:
+    """The model that a training starts with, and {"init": fingerprint} if that is the one of `init`."""
+    if folder := init_folder(block, name):
+        model = build_from(family, block, name, folder, **arguments)
+        return model, {"init": model.fingerprint}
+    return build(family, block["kind"], model_config(family, block, name), **arguments), {}
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of all weights and buffers that are saved."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def save(model: nn.Module, folder: Path, state: dict | None = None, **metadata) -> str:

@@ -1,10 +1,21 @@
 """Read every setting of params.yaml and build every model on the meta device, before any long work."""
 
+from pathlib import Path
+
 import torch
 
 from thousandwords import components
 from thousandwords.core.config import ConfigError, check_keys, model_block, section
 from thousandwords.core.errors import UserError
+from thousandwords.core.init_models import (
+    ScorerConfig,
+    fingerprint_of,
+    fix_of,
+    init_folder,
+    part_of,
+    registered_version,
+)
+from thousandwords.core.model_files import read_header
 from thousandwords.data.loader import CaptionConfig
 from thousandwords.data.token_shards import TokensConfig
 from thousandwords.evaluation.config import EvaluationConfig
@@ -17,9 +28,10 @@ from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig
 from thousandwords.parallel.engine import read_engine_config
 from thousandwords.pretrained import tokenizer_init
-from thousandwords.text.bpe import TextTokenizerConfig
+from thousandwords.text.bpe import read_config
 from thousandwords.training.config import TrainingConfig
 from thousandwords.training.loop import check_model
+from thousandwords.training.tuning import freeze
 
 SECTIONS = (
     "seed", "device", "data", "text_tokenizer", "image_tokenizer", "tokens", "generator", "scorer", "sampling",
@@ -41,7 +53,7 @@ def check_params(params: dict, seed: int) -> None:
     data = section(params["data"], "data", DataConfig)
     ingest.check_path(data)
     ingest.check_source(data)
-    section(params["text_tokenizer"], "text_tokenizer", TextTokenizerConfig)
+    read_config(params["text_tokenizer"])
     tokens = section(params["tokens"], "tokens", TokensConfig)
     evaluation = section(params["evaluation"], "evaluation", EvaluationConfig)
     if evaluation.features:
@@ -58,22 +70,27 @@ def check_params(params: dict, seed: int) -> None:
 
 def check_models(params: dict) -> None:
     """Build every model on torch's meta device: sizes that do not fit together fail at once."""
-    configs, trainings = {}, {}
+    trainings = {}
     for name, family in TRAINED.items():
         block = params[name] or {}
-        configs[name] = components.model_config(family, block, name)
+        if init_folder(block, name):  # build_from reads its settings
+            components.component(family, block.get("kind"))
+        else:
+            components.model_config(family, block, name)
         if name == "image_tokenizer":
             tokenizer_init.check_block(block)
         elif name == "generator":
-            model_block(block, name, CaptionConfig)
+            tune = model_block(block, name, CaptionConfig).tune
         else:
-            check_keys(block, name, ["kind", block["kind"], "training"])
+            model_block(block, name, ScorerConfig)
         if "training" in block:
             trainings[name] = section(block["training"], f"{name}.training", TrainingConfig)
     sampling = section(params["sampling"], "sampling", PromptsConfig)
-    check_guidance(sampling.guidance, configs["generator"])
+    check_trained_on(params)
     try:
         models = build_models(params)
+        check_guidance(sampling.guidance, models["generator"].config)
+        freeze(models["generator"], tune)
         for name, model in models.items():
             if name in trainings:  # an imported tokenizer is not trained
                 check_model(model, trainings[name])
@@ -89,11 +106,13 @@ def check_models(params: dict) -> None:
 def build_models(params: dict) -> dict[str, torch.nn.Module]:
     """The models of params.yaml on torch's meta device, by their sections; without a pretrained scorer."""
     image_size = section(params["data"], "data", DataConfig).image_size
-    text = section(params["text_tokenizer"], "text_tokenizer", TextTokenizerConfig)
+    text = read_config(params["text_tokenizer"])
 
     def build(name: str, **sizes: object) -> torch.nn.Module:
-        config = components.model_config(TRAINED[name], params[name], name)
-        return components.build(TRAINED[name], params[name]["kind"], config, **sizes)
+        family, block = TRAINED[name], params[name]
+        if folder := init_folder(block, name):
+            return components.build_from(family, block, name, folder, load_weights=False, **sizes)
+        return components.build(family, block["kind"], components.model_config(family, block, name), **sizes)
 
     with torch.device("meta"):
         if tokenizer_init.folder_of(params["image_tokenizer"]):
@@ -106,6 +125,32 @@ def build_models(params: dict) -> dict[str, torch.nn.Module]:
         if not (params["scorer"].get(params["scorer"]["kind"]) or {}).get("pretrained"):
             models["scorer"] = build("scorer", image_size=image_size)
     return models
+
+
+def check_trained_on(params: dict) -> None:
+    """Check that the generator of `generator.init` gets the tokens that it was trained on."""
+    block = params["generator"]
+    folder = init_folder(block, "generator")
+    header = read_header(folder, fix_of("generator", folder)) if folder else {}
+    for name in ("text_tokenizer", "image_tokenizer"):
+        expected = header.get(name)
+        given = init_folder(params[name], name)
+        if expected is None or (given and fingerprint_of(given) == expected):
+            continue
+        found = (
+            f"{name}.init is {given} (fingerprint {fingerprint_of(given)[:12]})"
+            if given
+            else (f"this run trains another one ({name}.init is null)")
+        )
+        inside = Path(str(block["init"]))
+        is_package = (
+            inside.is_dir() and part_of(inside, name) != inside or registered_version(block, "generator")
+        )
+        fix = block["init"] if is_package else f"the folder of the {name} that it was trained with"
+        raise ConfigError(
+            f"params.yaml: generator.init, {block['init']}, was trained on the tokens of the {name} with the "
+            f"fingerprint {expected[:12]}, but {found}. Set {name}.init: {fix}"
+        )
 
 
 def check_crops(params: dict, data: DataConfig, tokens: TokensConfig) -> None:

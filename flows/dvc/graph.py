@@ -9,6 +9,7 @@ from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
 
+from flows.dvc.init_models import discard_outdated_inits
 from flows.dvc.repair import repair
 from flows.dvc.repro import Log, wait_if_busy
 from thousandwords.core.errors import UserError
@@ -44,6 +45,8 @@ def read_graph() -> Graph:
     if PARAMS.is_file() or (GRAPH.is_file() and "${" in GRAPH.read_text(encoding="utf-8")):
         read_params(PARAMS)  # DVC would end with a traceback
     repair(wait=True)
+    if PARAMS.is_file():
+        discard_outdated_inits(read_params(PARAMS))
     try:
         # one lock, or DVC would read all of it twice
         with Repo(_wait_for_lock=True) as repo, lock_repo(repo):

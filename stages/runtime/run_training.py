@@ -1,6 +1,7 @@
 """Call fit() with the runtime of a stage: batches loaded ahead, checkpoints, progress bar, MLflow, signals that
 save first, several processes, images while it trains."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,12 +10,14 @@ from torch import Tensor, nn
 
 from stages.runtime.stage import Stage
 from stages.runtime.training_view import Draw, TrainingView
+from thousandwords.core.manifest import DamagedArtefact
 from thousandwords.core.progress import ProgressBar
 from thousandwords.data.prefetch import Prefetcher
 from thousandwords.data.sampler import positions
 from thousandwords.training.checkpoints import Checkpoints
 from thousandwords.training.config import StepLoss, TrainingConfig
 from thousandwords.training.loop import fit
+from thousandwords.training.optimizers import learning_rate
 
 
 def train(
@@ -34,6 +37,9 @@ def train(
     of a step; `settings` and `inputs` identify the run that may be resumed; `draw` makes a sheet of images of the
     model, at as many evaluations as their time allows."""
     checkpoints, world = Checkpoints(context.state_folder(settings, *inputs)), context.world
+    if world.is_main_process:
+        continue_shorter_run(context, checkpoints, config)
+    world.wait()
     bar = ProgressBar(context.name, config.steps) if world.is_main_process else None
     view, is_finished = TrainingView(context, config.steps, draw), False
 
@@ -96,3 +102,32 @@ def _report_end(context: Stage, config: TrainingConfig, rows: list[dict[str, flo
             notes.append(f"kept the weights of step {int(row['step'])}, the best on held-out data")
     if notes:
         print(f"{context.name}: {'; '.join(notes)}", file=sys.stderr, flush=True)
+
+
+def continue_shorter_run(context: Stage, checkpoints: Checkpoints, config: TrainingConfig) -> None:
+    """Take over the last checkpoint of a run with fewer `training.steps` and else the same settings, inputs and
+    code, unless this run has a checkpoint of its own; and say what that does to the learning rate."""
+    if checkpoints.has_any():
+        return
+    for folder, steps in context.shorter_runs():
+        with contextlib.suppress(DamagedArtefact):
+            if checkpoint := Checkpoints(folder).newest():
+                checkpoints.save(checkpoint.step, checkpoint.tensors, checkpoint.state)
+                context.continued_from = checkpoint.step
+                print(describe_continuation(context.name, checkpoint.step, steps, config), flush=True)
+                return
+
+
+def describe_continuation(name: str, step: int, steps: int, config: TrainingConfig) -> str:
+    """Which run is continued, and its learning rate before and after."""
+    message = f"{name}: goes on from step {step:,} of the run with training.steps {steps:,}, up to step {config.steps:,}"
+    if config.schedule == "plateau" or config.decay_steps:
+        return f"{message}; the learning rate goes on as planned"
+    rates = [
+        learning_rate(at, config.learning_rate, config.final_learning_rate, config.warmup_steps, end)
+        for at, end in ((max(0, step - 1), steps), (step, config.steps))
+    ]
+    return (
+        f"{message}; the cosine now ends there, so the learning rate goes from {rates[0]:.2g} to {rates[1]:.2g}. "
+        f"For one schedule from step 0, delete .ckpt/{name} and run again"
+    )

@@ -54,6 +54,8 @@ class Stage:
     # while training, a signal asks for a checkpoint instead of ending at once
     is_stoppable: bool = False
     state: Path | None = None
+    run: dict = field(default_factory=dict)  # what `shorter_runs` compares
+    continued_from: int | None = None  # the step of a shorter run that this one goes on from
 
     @property
     def seed(self) -> int:
@@ -80,8 +82,12 @@ class Stage:
 
     def state_folder(self, settings: object, *inputs: str) -> Path:
         """The folder of this run's state, named by its settings, inputs' fingerprints and code."""
-        name = fingerprint({"settings": settings, "inputs": inputs, "seed": self.seed, "code": code_digest()})
-        self.state = STATE_FOLDER / self.name / name[:24]
+        identity = {"settings": settings, "inputs": inputs, "seed": self.seed, "code": code_digest()}
+        self.state = STATE_FOLDER / self.name / fingerprint(identity)[:24]
+        # equal in two runs that differ in the number of updates only
+        steps = settings["training"]["steps"]
+        but_steps = settings | {"training": settings["training"] | {"steps": None}}
+        self.run = {"but_steps": fingerprint(identity | {"settings": but_steps}), "steps": steps}
         if not self.world.is_main_process:
             self.world.wait()
             return self.state
@@ -99,7 +105,17 @@ class Stage:
     def save_state(self) -> None:
         """Write what a resumed run needs, beside the checkpoints."""
         if self.state and self.world.is_main_process:
-            write_json(self.state / "run.json", {"run_id": self.tracker.run_id, "seconds": self.seconds})
+            run = {"run_id": self.tracker.run_id, "seconds": self.seconds, **self.run}
+            write_json(self.state / "run.json", run)
+
+    def shorter_runs(self) -> list[tuple[Path, int]]:
+        """(state, steps) of runs that differ from this one in fewer `training.steps` only; the longest first."""
+        runs = []
+        for path in self.state.parent.glob("*/run.json"):
+            run = json.loads(path.read_bytes())
+            if run.get("but_steps") == self.run["but_steps"] and run["steps"] < self.run["steps"]:
+                runs.append((path.parent, run["steps"]))
+        return sorted(runs, key=lambda run: run[1], reverse=True)
 
 
 @contextlib.contextmanager
@@ -169,6 +185,7 @@ def _record(context: Stage) -> dict:
         "run_id": context.tracker.run_id,
         "parent_run_id": context.tracker.parent_id,
         "tracking_uri": "server" if os.environ.get("MLFLOW_TRACKING_URI") else "local",
+        **({"continued_from": context.continued_from} if context.continued_from else {}),
         "seconds": round(context.seconds, 2),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "threads": torch.get_num_threads(),

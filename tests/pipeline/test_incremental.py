@@ -89,6 +89,14 @@ def test_a_changed_shard_is_encoded_alone_and_the_token_shards_are_those_of_a_fi
     assert tokenized(few, "anew", **settings) == (mixed, 11)
 
 
+def test_of_a_data_set_that_grows_only_what_is_new_is_encoded(few):
+    tokenized(few, "tokens")
+    write_pairs(few, 80, rows_per_shard=4)
+    shards = len(list((few / "pairs").glob("[tv]*-*.parquet")))
+    _, again = tokenized(few, "tokens")
+    assert shards >= 20 and again <= shards - 11 + 2  # and the last shard of either split, if it was not full
+
+
 def test_an_input_that_is_changed_back_is_read_from_the_store(few, encoded):
     before, _ = tokenized(few, "before")
     write_pairs(few, 40, rows_per_shard=4, changed=(5,))

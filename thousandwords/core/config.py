@@ -71,10 +71,15 @@ def model_block(block: dict, name: str, cls: type[T]) -> T:
     """The dataclass `cls` filled from the keys of a model's block other than `kind`, that kind's settings and
     `training`.
 
-    Raises ConfigError if one of those three is missing, or if another key is not a field of `cls`.
+    Raises ConfigError if one of those three is missing, or if another key is not a field of `cls`. A model that
+    starts from another (`init`) has the settings of that one.
     """
     optional = [field.name for field in dataclasses.fields(cls)]
-    check_keys(block, name, ["kind", block.get("kind"), "training"], optional)
+    kind = block.get("kind")
+    if block.get("init") is None:
+        check_keys(block, name, ["kind", kind, "training"], optional)
+    else:
+        check_keys(block, name, ["kind", "training"], [*optional, kind])
     return section({key: block[key] for key in optional if key in block}, name, cls)
 
 

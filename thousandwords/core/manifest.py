@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from thousandwords.core.errors import UserError
-from thousandwords.core.files import failpoint, fingerprint, sha256_of, write_json
+from thousandwords.core.files import failpoint, fingerprint, sha256_of, write_bytes, write_json
 
 MANIFEST = "manifest.json"
 
@@ -71,6 +71,14 @@ def check_file(path: Path, entry: dict, fix: str) -> None:
         raise DamagedArtefact(
             f"{path} is damaged: sha256 should be {entry['sha256']}, found {sha256}. Run: {_command(fix)}"
         )
+
+
+def copy_artifact(source: Path, target: Path, fix: str = "dvc checkout, or dvc repro") -> str:
+    """Copy a folder's files, verified, with its manifest; returns its fingerprint."""
+    manifest = read_manifest(source, fix=fix)
+    for file in (*manifest["files"], MANIFEST):
+        write_bytes(Path(target) / file, (Path(source) / file).read_bytes())
+    return manifest["sha256"]
 
 
 def _command(fix: str) -> str:

@@ -55,8 +55,13 @@ def write_model(folder: Path, header: dict, state: dict[str, Tensor]) -> str:
 
 def read_header(folder: Path, fix: str = "dvc checkout, or dvc repro") -> dict:
     """The header of the model in `folder`, after checking every file; raises DamagedArtefact."""
-    read_manifest(folder, fix=fix)
-    return json.loads((Path(folder) / "config.json").read_bytes())
+    manifest = read_manifest(folder, fix=fix)
+    header = (
+        json.loads((Path(folder) / "config.json").read_bytes()) if "config.json" in manifest["files"] else {}
+    )
+    if "family" not in header:
+        raise DamagedArtefact(f"{folder} holds no image tokenizer, generator or scorer. Run: {fix}")
+    return header
 
 
 def read_model(folder: Path, fix: str = "dvc checkout, or dvc repro") -> SavedModel:

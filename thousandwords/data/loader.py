@@ -27,11 +27,25 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class CaptionConfig:
-    """How captions are loaded: the keys for it in the section `generator` of params.yaml."""
+    """The section `generator` of params.yaml beside the model and its training: how captions are loaded, and
+    from which model it goes on."""
 
     bpe_dropout: float = 0.0  # probability to skip a merge in training; paper: 0.1 (arXiv 1910.13267)
+    init: str | None = None  # a model to go on from: a folder or models:/thousandwords@alias
+    # which of its parameters are trained: all, image_head (ANOLE, arXiv 2407.06135), or patterns of names
+    tune: str | tuple[str, ...] = "all"
 
     def __post_init__(self) -> None:
+        if isinstance(self.tune, str) and self.tune not in ("all", "image_head"):
+            raise ValueError(
+                f"generator.tune is {self.tune!r}; it can be: all, image_head, or a list of patterns of parameter "
+                'names, such as ["layers.3.*", "image_output.*"]'
+            )
+        if self.tune != "all" and self.init is None:
+            raise ValueError(
+                f"generator.tune is {self.tune}, but generator.init is null, and a model that was never trained "
+                "cannot keep its weights. Set generator.init, or generator.tune: all"
+            )
         if not 0 <= self.bpe_dropout < 1:
             raise ValueError(f"generator.bpe_dropout is {self.bpe_dropout}; it needs to be in [0, 1)")
 

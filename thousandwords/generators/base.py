@@ -16,6 +16,9 @@ from thousandwords.core.special_tokens import PAD, UNKNOWN
 class Generator(nn.Module, ABC):
     """A model of the tokens of an image, given the text tokens of its caption."""
 
+    # patterns of the output head's parameters that belong to image tokens (`generator.tune: image_head`)
+    image_head: tuple[str, ...] = ()
+
     def __init__(self, text_vocab_size: int, text_length: int, image_vocab_size: int, scales: Sequence[int]):
         super().__init__()
         self.text_vocab_size = text_vocab_size

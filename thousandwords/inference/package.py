@@ -17,8 +17,8 @@ from torch import Tensor
 from thousandwords import components
 from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
-from thousandwords.core.files import write_bytes, write_json
-from thousandwords.core.manifest import MANIFEST, read_manifest, write_manifest
+from thousandwords.core.files import write_json
+from thousandwords.core.manifest import copy_artifact, read_manifest, write_manifest
 from thousandwords.data.images import to_uint8
 from thousandwords.inference.batched import decode_in_batches, score_in_batches
 from thousandwords.inference.candidates import count_batches, sample_batch
@@ -102,10 +102,7 @@ def write_package(folder: Path, parts: dict[str, Path], settings: SamplingConfig
     """Copy the four model folders, verified, into `folder`, bound together; returns the fingerprint."""
     folder, fingerprints = Path(folder), {}
     for name in PARTS:
-        manifest = read_manifest(parts[name])
-        for file in (*manifest["files"], MANIFEST):
-            write_bytes(folder / name / file, (Path(parts[name]) / file).read_bytes())
-        fingerprints[name] = manifest["sha256"]
+        fingerprints[name] = copy_artifact(parts[name], folder / name)
     for path in folder.iterdir():
         if path.is_dir() and path.name not in PARTS:
             shutil.rmtree(path)

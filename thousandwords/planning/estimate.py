@@ -26,7 +26,7 @@ from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.sources.base import SourceError
 from thousandwords.preflight import TRAINED, build_models, check_params
-from thousandwords.text.bpe import TextTokenizerConfig
+from thousandwords.text.bpe import read_config
 from thousandwords.training.config import TrainingConfig
 
 NUM_CHECKPOINTS = 2
@@ -106,7 +106,7 @@ class Step:
 def read_sizes(params: dict, num_pairs: int | None = None) -> Sizes:
     """The sizes in `params`, for `num_pairs` pairs or those in the source; raises UserError."""
     data = section(params["data"], "data", DataConfig)
-    text = section(params["text_tokenizer"], "text_tokenizer", TextTokenizerConfig)
+    text = read_config(params["text_tokenizer"])
     tokens = section(params["tokens"], "tokens", TokensConfig)
     sampling, side, is_scenes = params["sampling"], data.image_size, data.source == "scenes"
     num_stored = ingest.check_source(data) if is_scenes or num_pairs is None else None
@@ -146,7 +146,7 @@ def read_sizes(params: dict, num_pairs: int | None = None) -> Sizes:
 
 def _model(block: dict, name: str, model: torch.nn.Module, flops: float) -> Model:
     parameters = sum(weight.numel() for weight in model.parameters())
-    if "training" not in block or block.get("init"):
+    if "training" not in block or (name == "image_tokenizer" and block.get("init")):  # it is copied
         return Model(flops, parameters)
     config = section(block["training"], f"{name}.training", TrainingConfig)
     is_recomputed = bool((block.get(block["kind"]) or {}).get("activation_checkpointing"))

@@ -8,6 +8,8 @@ from torch import nn
 
 from thousandwords import components
 from thousandwords.core.config import ConfigError, check_keys, model_block
+from thousandwords.core.init_models import fix_of, init_folder
+from thousandwords.core.manifest import copy_artifact
 from thousandwords.core.model_files import read_header
 from thousandwords.data.loader import ImageConfig
 
@@ -16,12 +18,7 @@ NAME = "image_tokenizer"
 
 def folder_of(block: dict) -> Path | None:
     """The folder of the pretrained tokenizer, or None where one is trained here."""
-    folder = block.get("init")
-    if folder is not None and not (isinstance(folder, str) and folder):
-        raise ConfigError(
-            f"params.yaml: {NAME}.init should be a folder, or null to train one here; found {folder!r}"
-        )
-    return None if folder is None else Path(folder)
+    return init_folder(block, NAME)
 
 
 def check_block(block: dict) -> ImageConfig:
@@ -46,9 +43,7 @@ def architecture(block: dict, image_size: int) -> nn.Module:
     does not fit.
     """
     folder, kind = folder_of(block), block["kind"]
-    origin, fix = f"the tokenizer of {NAME}.init, {folder}", _fix(folder)
-    if not folder.is_dir():
-        raise ConfigError(f"params.yaml: {NAME}.init is {folder}, but there is no such folder. Run: {fix}")
+    origin, fix = f"the tokenizer of {NAME}.init, {folder}", fix_of(NAME, folder)
     header = read_header(folder, fix)
     if header["family"] == "image_tokenizers" and header["kind"] != kind:
         raise ConfigError(
@@ -63,7 +58,7 @@ def architecture(block: dict, image_size: int) -> nn.Module:
         raise
     except ValueError as error:
         raise ConfigError(f"params.yaml: data.{error}; that is {origin}") from error
-    if _shapes(original) != _shapes(resized):
+    if components.shapes(original) != components.shapes(resized):
         raise ConfigError(
             f"params.yaml: data.image_size is {image_size}, but {origin}, takes images of "
             f"{original.image_size} pixels only. Set data.image_size: {original.image_size}"
@@ -75,21 +70,14 @@ def load(block: dict, image_size: int) -> nn.Module:
     """The tokenizer of `init` with its weights, checked, for images of that size."""
     architecture(block, image_size)
     folder = folder_of(block)
-    return components.load("image_tokenizers", folder, _fix(folder), image_size=image_size)
+    return components.load("image_tokenizers", folder, fix_of(NAME, folder), image_size=image_size)
 
 
-def metadata_of(model: nn.Module) -> dict:
-    """What an imported tokenizer records of its origin: its header's metadata, and its folder's fingerprint."""
+def save(model: nn.Module, block: dict, out: Path) -> None:
+    """Write the tokenizer of `init`: the same bytes, so that its tokens stay valid; at another image size, one
+    that records the fingerprint of the folder it was taken from."""
+    if model.built_as["arguments"] == model.header["arguments"]:
+        copy_artifact(folder_of(block), out)
+        return
     metadata = {name: value for name, value in model.header.items() if name not in model.built_as}
-    return {**metadata, "taken_from": model.fingerprint}
-
-
-def _fix(folder: Path) -> str:
-    """The command that writes the folder."""
-    return (
-        f"python -m thousandwords import-weights --encoder encoder.pkl --decoder decoder.pkl --out {folder}"
-    )
-
-
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    components.save(model, out, **metadata, taken_from=model.fingerprint)

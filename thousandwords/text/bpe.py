@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,9 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from thousandwords.core.config import ConfigError, section
 from thousandwords.core.files import write_bytes, write_json
+from thousandwords.core.init_models import fix_of, init_folder
 from thousandwords.core.manifest import read_manifest, write_manifest
 from thousandwords.core.special_tokens import PAD
 from thousandwords.text.normalize import normalize
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BYTES = 256
+NAME = "text_tokenizer"  # of its section in params.yaml
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class TextTokenizerConfig:
 
     vocab_size: int = 16384  # BPE tokens, including the 256 bytes (paper §2.2)
     text_length: int = 256  # max tokens of a caption; longer ones are truncated and counted (paper §2.2)
+    init: str | None = None  # a finished tokenizer to copy instead: a folder or models:/thousandwords@alias
 
     def __post_init__(self) -> None:
         if self.vocab_size < BYTES:
@@ -46,6 +50,24 @@ class TextTokenizerConfig:
             )
         if self.text_length < 1:
             raise ValueError(f"text_tokenizer.text_length is {self.text_length}; a caption needs 1 or more")
+
+
+def read_config(block: dict) -> TextTokenizerConfig:
+    """The section `text_tokenizer`, with the sizes of the tokenizer of `init` where there is one."""
+    folder = init_folder(block, NAME) if isinstance(block, dict) else None
+    config = section(block, NAME, TextTokenizerConfig)
+    if folder is None:
+        return config
+    tokenizer = load(folder, fix_of(NAME, folder))
+    sizes = {"vocab_size": tokenizer.vocab_size, "text_length": tokenizer.text_length}
+    for key, size in sizes.items():
+        # captions can have fewer tokens than the vocabulary allows
+        if key in block and (block[key] < size or (key == "text_length" and block[key] != size)):
+            raise ConfigError(
+                f"params.yaml: {NAME}.{key} is {block[key]}, but {NAME}.init, {block['init']}, has {size}. "
+                f"Remove {NAME}.{key}, or {NAME}.init"
+            )
+    return replace(config, **sizes)
 
 
 class TextTokenizer:

@@ -72,6 +72,9 @@ class Checkpoints:
             )
         return None
 
+    def has_any(self) -> bool:
+        return bool(self._folders())
+
     def _folders(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)
 

@@ -40,14 +40,17 @@ def autocast_dtype(precision: str, device: str) -> torch.dtype | None:
 
 
 def build_optimizers(model: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the model's `muon_parameters` and AdamW for the rest."""
+    """AdamW for everything, or Muon for the model's `muon_parameters` and AdamW for the rest. Neither has frozen
+    parameters."""
     matrices = model.muon_parameters() if config.muon_lr_scale is not None else []
+    matrices = [each for each in matrices if each.requires_grad]
     settings = (config.weight_decay, config.beta1, config.beta2, config.epsilon)
-    adamw = optimizers.adamw(model, *settings, matrices, config.second_moment_clip)
     if not matrices:
-        return [adamw]
-    group = {"params": list(matrices), "lr_scale": config.muon_lr_scale}
-    return [adamw, optimizers.Muon([group], config.weight_decay)]
+        return [optimizers.adamw(model, *settings, second_moment_clip=config.second_moment_clip)]
+    muon = optimizers.Muon([{"params": matrices, "lr_scale": config.muon_lr_scale}], config.weight_decay)
+    if sum(each.requires_grad for each in model.parameters()) == len(matrices):
+        return [muon]
+    return [optimizers.adamw(model, *settings, matrices, config.second_moment_clip), muon]
 
 
 def held_out_loss(values: Mapping[str, float]) -> float | None:

@@ -8,7 +8,7 @@ without a token has a pad embedding of its own, and no part in the loss: most pa
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,11 @@ from thousandwords.nn.transformer_layers import Attend, Layer
 
 @dataclass(frozen=True)
 class TransformerConfig:
+    # what a model that goes on from another (`generator.init`) may set anew
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset(
+        {"text_loss_weight", "image_loss_weight", "init_std", "dropout", "caption_dropout"}
+        | {"attention", "compile", "activation_checkpointing"}
+    )
     num_layers: int = 64  # paper
     num_heads: int = 62  # paper; a head is width / num_heads wide, 64 in the paper
     width: int = 3968  # paper
@@ -78,6 +83,7 @@ class Transformer(Generator):
     """Image tokens after the text tokens of their caption, by row, column and convolutional attention."""
 
     config_class = TransformerConfig
+    image_head = ("image_output.*",)
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ loss are open_clip's. Left out: CLIP's random crops, which would cut off what a 
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import open_clip
 import torch
@@ -26,6 +27,9 @@ MAX_LOGIT_SCALE = math.log(100)  # arXiv 2103.00020 §2.5: above it training bec
 @dataclass(frozen=True)
 class CLIPConfig:
     """The sizes of a CLIP to train (defaults: ViT-B/32), or a pretrained one to use instead."""
+
+    # what a model that goes on from another (`scorer.init`) may set anew
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"vision_position_std", "hard_captions"})
 
     embed_dim: int = 512  # width of the space that images and captions share
     # one number: layers of a vision transformer; four: blocks of a ResNet's stages, which needs far fewer pairs

@@ -1,0 +1,112 @@
+"""`<section>.init`: the model that a stage starts from, or copies: a model folder, a package, or models:/name@alias.
+
+The library knows no registry: the stage check_params fetches a registered package, verified, and records in
+data/init/<section>.json where it lies. DVC depends on that file, so another model there runs the stage again.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from thousandwords.core.config import ConfigError
+from thousandwords.core.files import write_json
+from thousandwords.core.manifest import read_manifest
+
+SECTIONS = ("text_tokenizer", "image_tokenizer", "generator", "scorer")
+RECORDS = Path("data/init")
+REGISTERED = re.compile(r"models:/thousandwords[@/]([\w.-]+)")
+
+
+@dataclass(frozen=True)
+class ScorerConfig:
+    """The section `scorer` of params.yaml beside the model and its training."""
+
+    init: str | None = None  # a model to go on from: a folder or models:/thousandwords@alias
+
+
+def registered_version(block: object, name: str) -> str | None:
+    """The alias or number of a registered package: "models:/thousandwords@champion" -> "champion"; else None."""
+    init = block.get("init") if isinstance(block, dict) else None
+    if not (isinstance(init, str) and init.startswith("models:")):
+        return None
+    match = REGISTERED.fullmatch(init)
+    if not match:
+        raise ConfigError(
+            f"params.yaml: {name}.init is {init!r}; a registered package is models:/thousandwords@champion (or "
+            "another alias), or models:/thousandwords/3 (its number)"
+        )
+    return match[1]
+
+
+def init_folder(block: dict, name: str) -> Path | None:
+    """The folder of the model that the section `name` starts from, or None: first weights.
+
+    Raises ConfigError if `init` names none, or one that this pipeline writes anew.
+    """
+    init = block.get("init")
+    if init is None:
+        return None
+    if not (isinstance(init, str) and init):
+        raise ConfigError(
+            f"params.yaml: {name}.init should be a folder, or null to train one here; found {init!r}"
+        )
+    if registered_version(block, name):
+        return _fetched_folder(init, name)
+    folder = Path(init).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"params.yaml: {name}.init is {init}, but there is no such folder. Run: {fix_of(name, folder)}"
+        )
+    model = part_of(folder, name)
+    written = [Path("models", name), Path("models/package", name)]
+    if model.resolve() in [path.resolve() for path in written]:
+        raise ConfigError(
+            f"params.yaml: {name}.init is {init}, which this pipeline writes anew. Copy it first: "
+            f"cp -r models/package models/start; then set {name}.init: models/start"
+        )
+    return model
+
+
+def part_of(folder: Path, name: str) -> Path:
+    """A package's part of that name; the folder of a single model as it is."""
+    is_package = (folder / "package.json").is_file() or (folder / name).is_dir()
+    return folder / name if is_package else folder
+
+
+def fix_of(name: str, folder: Path) -> str:
+    """The command that makes a damaged or missing init folder sound."""
+    if name == "image_tokenizer" and folder.name != name:
+        return f"python -m thousandwords import-weights --encoder encoder.pkl --decoder decoder.pkl --out {folder}"
+    return f"cp -r FOLDER {folder}, where FOLDER is the {name} of a finished run, or its package"
+
+
+def fingerprint_of(folder: Path) -> str:
+    """What the manifest of a model's folder says of its bytes; raises DamagedArtefact without one."""
+    return read_manifest(folder, verify=False)["sha256"]
+
+
+def read_record(name: str, folder: Path = RECORDS) -> dict:
+    """What `write_record` wrote last for that section; {} if nothing."""
+    path = folder / f"{name}.json"
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
+def write_record(name: str, init: str | None, model: Path | None, folder: Path = RECORDS) -> None:
+    """Record where the model of `<name>.init` lies and its fingerprint."""
+    fingerprint = model and fingerprint_of(model)
+    model = model and model.as_posix()
+    record = {"section": name, "init": init, "folder": model, "fingerprint": fingerprint}
+    write_json(folder / f"{name}.json", record)
+
+
+def _fetched_folder(init: str, name: str) -> Path:
+    record = read_record(name)
+    if record.get("init") != init or not Path(record.get("folder") or "").is_dir():
+        raise ConfigError(
+            f"params.yaml: {name}.init is {init}, which was not fetched yet. Run: dvc repro -f check_params"
+        )
+    return Path(record["folder"])
