@@ -27,6 +27,7 @@ N ?= 32
 SEED ?= 0
 OUT ?= generated
 export PROMPT
+export DATA
 export THOUSANDWORDS_NIGHTLY := $(or $(NIGHTLY),$(THOUSANDWORDS_NIGHTLY))
 # the longest file first (smoke), not the one with the most tests
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -52,8 +53,9 @@ $(READY): requirements.lock
 ray: $(READY)  ## add Ray to .venv, for engine: {kind: ray} (docs/scale.md)
 	@$(call install,requirements-ray.lock)
 
-run: $(READY)  ## captioned images -> tokens -> models -> ranked images -> report; only what changed runs again
+run: $(READY)  ## captioned images -> tokens -> models -> ranked images -> report; only what changed runs again; DATA=/your/images MINUTES=20 SIZE=auto
 	@$(if $(PRESET),python -m scripts.use_preset $(PRESET))
+	@$(if $(DATA),python -m scripts.use_data "$$DATA" --minutes $(or $(MINUTES),20) --size $(or $(SIZE),auto))
 	@python -m flows.run_local
 	@python -m scripts.print_run_summary
 

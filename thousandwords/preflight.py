@@ -37,8 +37,8 @@ SECTIONS = (
     "seed", "device", "data", "text_tokenizer", "image_tokenizer", "tokens", "generator", "scorer", "sampling",
     "evaluation",
 )  # fmt: skip
-# no output of a stage depends on them: conditions for a champion, and the processes that do the work
-OPTIONAL = ("gate", "engine")
+# no output of a stage depends on them: conditions for a champion, the processes that do the work, and a record
+OPTIONAL = ("gate", "engine", "budget")
 TRAINED = {"image_tokenizer": "image_tokenizers", "generator": "generators", "scorer": "scorers"}
 
 

@@ -1,0 +1,92 @@
+"""Minutes and pairs -> the settings of a run on your own images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thousandwords.core.config import ConfigError, section
+from thousandwords.core.errors import UserError
+from thousandwords.core.files import unit_hash
+from thousandwords.planning.budget import (
+    SIZES,
+    BudgetConfig,
+    num_held_out,
+    resolve,
+    text_length,
+    validation_share,
+)
+from thousandwords.preflight import build_models
+
+BASE = yaml.safe_load(Path("presets/default.yaml").read_text("utf-8"))
+DATA = {"source": "folder", "path": "data/own", "image_size": 64, "validation_share": 0.1}
+
+
+def resolved(pairs: int, minutes: float, size: str = "auto", rate: float = 0.1) -> dict:
+    budget = BudgetConfig(minutes, size, pairs)
+    return resolve(BASE, DATA, budget, 8, lambda params, name: rate)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "count"), [(2, 1), (20, 2), (60, 6), (640, 64), (1_280, 64), (10_000, 500)]
+)
+def test_a_tenth_is_held_out_up_to_64_pairs_and_five_percent_of_many(pairs, count):
+    assert num_held_out(pairs) == count
+
+
+@given(st.integers(2, 400), st.integers(0, 99))
+def test_the_validation_share_holds_out_exactly_so_many_pairs(num_pairs, seed):
+    keys = [f"{number}.png" for number in range(num_pairs)]
+
+    share = validation_share(keys, seed)
+
+    assert sum(unit_hash(key, seed) < share for key in keys) == num_held_out(num_pairs)
+
+
+def test_one_pair_or_one_group_cannot_be_split():
+    with pytest.raises(UserError, match="1 pair; training needs 2 or more: one to learn from, one held out"):
+        validation_share(["a"], 0)
+    with pytest.raises(UserError, match=r"every pair is in the same group.*Change data.group_by"):
+        validation_share(["a", "a", "a"], 0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("pairs", [2, 60, 3_787, 200_000])
+def test_the_models_of_every_size_can_be_built_and_fit_into_the_minutes(size, pairs):
+    params = resolved(pairs, 20, size)
+
+    grid = build_models(params)["image_tokenizer"].scales
+    trainings = {name: params[name]["training"] for name in ("image_tokenizer", "generator", "scorer")}
+
+    assert grid == (SIZES[size].grid,)
+    assert sum(trainings[name]["steps"] * 0.1 for name in ("image_tokenizer", "generator")) < 20 * 60
+    assert params["budget"] == {"minutes": 20, "size": size, "pairs": pairs}
+
+
+def test_auto_takes_the_large_grid_only_with_enough_pairs_and_updates():
+    def grid(pairs: int, minutes: float, rate: float) -> tuple[int, ...]:
+        return build_models(resolved(pairs, minutes, rate=rate))["image_tokenizer"].scales
+
+    assert grid(3_787, 40, 0.5) == (16,)
+    assert grid(3_787, 5, 0.5) == (8,)
+    assert grid(60, 40, 0.5) == (8,)
+
+
+def test_few_pairs_are_not_read_a_thousand_times():
+    training = resolved(60, 600)["generator"]["training"]
+
+    assert training["steps"] * training["batch_size"] / 54 <= 40
+
+
+@pytest.mark.parametrize("minutes", [0, 1, float("nan"), float("inf")])
+def test_minutes_out_of_range_are_named(minutes):
+    with pytest.raises(ConfigError, match=r"budget.minutes is \S+; it needs to be 2 or more"):
+        section({"minutes": minutes}, "budget", BudgetConfig)
+
+
+def test_the_text_length_has_room_for_the_longest_usual_captions():
+    assert (text_length(5), text_length(20), text_length(500)) == (16, 40, 128)

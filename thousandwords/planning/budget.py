@@ -1,0 +1,249 @@
+"""Minutes -> settings: steps, width, depth, grid, batch, validation share and dropout of a run on your own images.
+
+They follow from the number of pairs, the seconds of one update measured on this device, and the minutes. The result is
+a whole params.yaml; nothing is resolved later. docs/training.md has the table.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+
+from thousandwords.core.config import section
+from thousandwords.core.errors import UserError
+from thousandwords.core.files import unit_hash
+from thousandwords.preflight import build_models
+from thousandwords.training.config import TrainingConfig
+from thousandwords.training.train_state import autocast_dtype, build_optimizers
+
+STARTUP_SECONDS = 75.0  # ten stages start, read and evaluate, whatever the budget
+STARTUP_SHARE = 0.12  # of the minutes: evaluations, samples, the report
+SHARES = {"image_tokenizer": 0.4, "generator": 0.6}  # of the seconds that are left for training
+SCORER_SHARE = 0.8  # of the tokenizer's seconds, with which it runs in parallel
+MIN_STEPS = {"image_tokenizer": 100, "generator": 60, "scorer": 60}
+MAX_STEPS = {"image_tokenizer": 20_000, "generator": 40_000, "scorer": 5_000}
+# beyond these a model of these sizes only memorizes (images are reread with benefit: the tokenizer underfits)
+MAX_EPOCHS = {"image_tokenizer": 400, "generator": 40, "scorer": 40}
+ENOUGH_UPDATES = 1_000  # of the generator; `auto` takes the largest size that gets them
+
+
+@dataclass(frozen=True)
+class Size:
+    """What `size` stands for."""
+
+    grid: int  # tokens a side
+    vocab_size: int
+    tokenizer_width: int
+    width: int
+    num_layers: int
+    num_heads: int
+    min_pairs: int  # below, `auto` takes a smaller one
+
+
+SIZES = {
+    "small": Size(8, 512, 64, 128, 4, 8, 0),
+    "medium": Size(16, 1024, 64, 128, 4, 8, 1_000),
+    "large": Size(16, 1024, 96, 256, 6, 8, 10_000),
+}
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """The section `budget` of params.yaml: where its numbers came from. No stage reads it."""
+
+    minutes: float
+    size: Literal["auto", "small", "medium", "large"] = "auto"
+    pairs: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.minutes < math.inf:
+            raise ValueError(f"budget.minutes is {self.minutes:g}; it needs to be 2 or more")
+
+
+def num_held_out(num_pairs: int) -> int:
+    """At least min(64, a tenth), and 5 % of many pairs: num_held_out(60) -> 6, num_held_out(10_000) -> 500."""
+    if num_pairs < 2:
+        raise UserError(f"{num_pairs} pair; training needs 2 or more: one to learn from, one held out")
+    return max(1, min(64, math.ceil(num_pairs / 10)), round(num_pairs * 0.05))
+
+
+def validation_share(groups: Sequence[str], seed: int) -> float:
+    """The `data.validation_share` that holds out `num_held_out` of these pairs, given the group of each."""
+    values = sorted(unit_hash(group, seed) for group in groups)
+    count = num_held_out(len(values))
+    if values[0] == values[-1]:
+        raise UserError("every pair is in the same group, so none can be held out. Change data.group_by")
+    while count < len(values) and values[count] == values[count - 1]:  # a group stays together
+        count += 1
+    if count == len(values):
+        count = values.index(values[-1])
+    low, high = values[count - 1], values[count]
+    middle = (low + high) / 2
+    return next(share for digits in range(3, 20) if low < (share := round(middle, digits)) <= high)
+
+
+def text_length(num_words: int) -> int:
+    """Tokens that a caption of so many words needs, as a multiple of 8: text_length(5) -> 16"""
+    return min(128, max(16, 8 * math.ceil((num_words * 1.6 + 2) / 8)))
+
+
+def steps_for(name: str, seconds: float, seconds_per_update: float, num_train: int, batch_size: int) -> int:
+    """Updates that fit into the seconds, no more than MAX_EPOCHS, no fewer than MIN_STEPS."""
+    in_time = int(seconds / seconds_per_update)
+    in_epochs = MAX_EPOCHS[name] * num_train // batch_size
+    # few pairs: some updates are needed to learn anything, time allowing
+    return max(
+        min(in_time, max(in_epochs, 2 * MIN_STEPS[name]), MAX_STEPS[name]),
+        min(MIN_STEPS[name], max(in_time, 10)),
+    )
+
+
+def training_seconds(minutes: float, parallel: bool) -> dict[str, float]:
+    """Seconds for the training of each model; without `parallel` stages the scorer takes its own."""
+    left = 60 * minutes - STARTUP_SECONDS - STARTUP_SHARE * 60 * minutes
+    left = max(left, 10.0)
+    if not parallel:
+        left /= 1 + SCORER_SHARE * SHARES["image_tokenizer"]
+    seconds = {name: share * left for name, share in SHARES.items()}
+    return seconds | {"scorer": SCORER_SHARE * seconds["image_tokenizer"]}
+
+
+def resolve(
+    base: dict,
+    data: dict,
+    budget: BudgetConfig,
+    num_words: int,
+    measure: Callable[[dict, str], float],
+    parallel: bool = True,
+) -> dict:
+    """A whole params.yaml: the settings of `base`, with those that follow from the budget.
+
+    `data` is the resolved section; `measure(params, name)` gives the seconds of one update of a model.
+    """
+    seconds = training_seconds(budget.minutes, parallel)
+    names = list(SIZES) if budget.size == "auto" else [budget.size]
+    names = [name for name in names if budget.size != "auto" or budget.pairs >= SIZES[name].min_pairs]
+    chosen: dict = {}
+    for name in names:  # the largest whose generator gets enough updates
+        params = _sized(base, data, budget, num_words, SIZES[name])
+        rate = measure(params, "generator")
+        if chosen and seconds["generator"] / rate < ENOUGH_UPDATES:
+            break
+        chosen, generator_rate = params, rate
+    rates = {name: measure(chosen, name) for name in ("image_tokenizer", "scorer")} | {
+        "generator": generator_rate
+    }
+    num_train = budget.pairs - num_held_out(budget.pairs)
+    for name, rate in rates.items():
+        training = chosen[name]["training"]
+        steps = steps_for(name, seconds[name], rate, num_train, training["batch_size"])
+        training |= _schedule(steps)
+    steps = chosen["image_tokenizer"]["training"]["steps"]
+    chosen["image_tokenizer"]["dvae"] |= dict.fromkeys(
+        ("temperature_steps", "decoder_only_from"), steps * 9 // 10
+    )
+    transformer = chosen["generator"]
+    epochs = transformer["training"]["steps"] * transformer["training"]["batch_size"] / num_train
+    transformer["transformer"]["dropout"] = 0.1 if epochs > 10 else 0.0
+    return chosen
+
+
+def _schedule(steps: int) -> dict:
+    """Lengths in updates, and the best weights where the training can keep them."""
+    every = max(1, steps // 10)
+    lengths = {
+        "steps": steps,
+        "warmup_steps": min(100, steps // 10),
+        "log_every": max(1, min(50, steps // 20)),
+    }
+    lengths |= {"evaluate_every": every, "checkpoint_every": every}
+    known = {field.name for field in fields(TrainingConfig)}
+    return lengths | {
+        name: value for name, value in {"keep": "best", "stop_after": 5}.items() if name in known
+    }
+
+
+def _sized(base: dict, data: dict, budget: BudgetConfig, num_words: int, size: Size) -> dict:
+    """The settings of `base` with this size, before the lengths of the trainings."""
+    params = copy.deepcopy(base)
+    params["data"] = data
+    params["budget"] = {"minutes": budget.minutes, "size": budget.size, "pairs": budget.pairs}
+    pairs = budget.pairs
+    length = text_length(num_words)
+    params["text_tokenizer"] = {"vocab_size": 512 if pairs < 1_000 else 2048, "text_length": length}
+    cell = data["image_size"] // size.grid  # pixels
+    tokenizer = params["image_tokenizer"]["dvae"]
+    groups = 2 if cell >= 8 else 1
+    tokenizer |= {"vocab_size": size.vocab_size, "width": size.tokenizer_width, "groups": groups}
+    tokenizer["patch"] = cell // 2 ** (groups - 1)
+    transformer = {"num_layers": size.num_layers, "num_heads": size.num_heads, "width": size.width}
+    params["generator"]["transformer"] |= transformer
+    params["generator"]["bpe_dropout"] = 0.1 if pairs < 20_000 else 0.0
+    params["scorer"]["clip"]["context_length"] = max(20, length)
+    num_train = pairs - num_held_out(pairs)
+    for name, batch_size in (("image_tokenizer", 16), ("generator", 32), ("scorer", 64)):
+        params[name]["training"]["batch_size"] = batch_of(batch_size, num_train)
+        params[name]["training"]["precision"] = "bfloat16_if_supported"
+    sampling = {"top_p": 0.8 if size.grid == 8 else 0.95, "prompts": [], "candidates": 16}
+    params["sampling"] |= sampling | {"prompts_per_split": 16 if budget.minutes < 10 else 32}
+    return params
+
+
+def batch_of(batch_size: int, num_train: int) -> int:
+    """The batch, halved until an epoch has two: batch_of(32, 54) -> 16"""
+    while batch_size > 4 and 2 * batch_size > num_train:
+        batch_size //= 2
+    return batch_size
+
+
+def measure_update(params: dict, name: str, device: str, seconds: float = 2.0) -> float:
+    """Seconds of one update of this model on the device: some updates on random inputs."""
+    config = section(params[name]["training"], f"{name}.training", TrainingConfig)
+    model = build_models(params)[name].to_empty(device=device)
+    rng = torch.Generator(device).manual_seed(0)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.02)
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.fill_(1.0)
+        else:
+            buffer.zero_()
+    model.train()
+    optimizers = build_optimizers(model, config)
+    dtype = autocast_dtype(config.precision, device)
+    text, size = params["text_tokenizer"], params["data"]["image_size"]
+    images = torch.rand(config.batch_size, 3, size, size, device=device)
+    if name == "generator":
+        texts = torch.zeros(config.batch_size, text["text_length"], dtype=torch.int64, device=device)
+        tokens = torch.zeros(
+            config.batch_size, sum(side**2 for side in model.scales), dtype=torch.int64, device=device
+        )
+        inputs = (texts, tokens)
+    else:
+        inputs = (
+            (images,)
+            if name == "image_tokenizer"
+            else (images, ["a caption of some words"] * config.batch_size)
+        )
+
+    def update() -> None:
+        with torch.autocast(device, dtype, enabled=dtype is not None):
+            loss, _ = model.loss(*inputs, 0, rng)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        loss.item()  # waits for a GPU
+
+    update()  # the first is slow
+    started, count = time.monotonic(), 0
+    while count < 2 or (time.monotonic() - started < seconds and count < 50):
+        update()
+        count += 1
+    return (time.monotonic() - started) / count
