@@ -1,0 +1,47 @@
+"""The words of a text in any script: words("A 红星, it's 👩‍🚀") -> ["a", "红", "星", "it's", "👩‍🚀"]
+
+Scripts without spaces between words (Chinese, Japanese, Thai, Lao, Burmese, Khmer) count by character, and each emoji
+is a word. Left out: a dictionary of words for these scripts.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+
+from thousandwords.text.normalize import normalize
+
+WITHOUT_SPACES = re.compile(
+    "[\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    "\u3005\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # kana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"  # Chinese characters
+)
+# classes of characters: L letter or digit, S a word by itself, R half a flag, M added to the one before,
+# Z joins emoji, J joins letters (it's, t-shirt)
+_WORD = re.compile(r"L[LMZ]*(?:J[LMZ]+)*|SM*(?:ZSM*)*|RR?M*")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, normalized, without punctuation."""
+    clean = normalize(text)
+    classes = "".join(map(_class_of, clean))
+    return [clean[match.start() : match.end()] for match in _WORD.finditer(classes)]
+
+
+@functools.lru_cache(maxsize=2**16)
+def _class_of(character: str) -> str:
+    category = unicodedata.category(character)
+    if character == "\u200d":
+        return "Z"
+    if category.startswith("M") or "\U0001f3fb" <= character <= "\U0001f3ff":  # marks, skin tones
+        return "M"
+    if category == "Cf":  # no width; U+200B is where a word ends
+        return " " if character == "\u200b" else "M"
+    if "\U0001f1e6" <= character <= "\U0001f1ff":
+        return "R"
+    if WITHOUT_SPACES.match(character) and category[0] in "LN" or category == "So" and character > "\u2190":
+        return "S"
+    if category[0] in "LN" or character == "_":
+        return "L"
+    return "J" if character in "'’-" else " "
