@@ -10,13 +10,9 @@ import functools
 import re
 import unicodedata
 
+from thousandwords.core.unspaced_scripts import WITHOUT_SPACES
 from thousandwords.text.normalize import normalize
 
-WITHOUT_SPACES = re.compile(
-    "[\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
-    "\u3005\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # kana
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"  # Chinese characters
-)
 # classes of characters: L letter or digit, S a word by itself, R half a flag, M added to the one before,
 # Z joins emoji, J joins letters (it's, t-shirt)
 _WORD = re.compile(r"L[LMZ]*(?:J[LMZ]+)*|SM*(?:ZSM*)*|RR?M*")
