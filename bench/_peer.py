@@ -9,8 +9,6 @@ keys and values, and it shifts a quarter of the channels by one cell. Depth, wid
 vocabularies are the same.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import subprocess

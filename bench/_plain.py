@@ -4,8 +4,6 @@ It uses the weights of a `Transformer` and only its masks of its code, as the re
 fast paths and for the time of a training step. Left out: dropout, caption dropout, gradient scales.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

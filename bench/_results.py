@@ -4,8 +4,6 @@ Where possible a figure is a ratio of two measurements in the same run: machines
 says little.
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import json

@@ -9,8 +9,6 @@ alternate; the ratio is that of the medians of wall time. The bytes of each roun
 one process.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -8,8 +8,6 @@ same with a running server. Overhead is the median of a flow minus that of `dvc 
 CPU time of the commands.
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 import subprocess

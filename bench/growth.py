@@ -6,8 +6,6 @@ a defect. All sizes of one figure alternate in the same rounds, so that noise af
 the peak of a fresh process above its start.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import subprocess

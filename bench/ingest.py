@@ -9,8 +9,6 @@ manifest durably. Rounds alternate; the ratio is that of the medians. Also print
 default compression.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import multiprocessing

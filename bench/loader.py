@@ -6,8 +6,6 @@ the loader. Also measured: how much memory grew since before the rows were opene
 and the whole peak (VmHWM).
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import json

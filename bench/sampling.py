@@ -8,8 +8,6 @@ row, column and convolutional layers. `decode_vs_matmul`: the time of the matrix
 and all waiting count as loss. `best_of_n`: 512 candidates of one caption over 512 captions with one each.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

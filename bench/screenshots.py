@@ -1,7 +1,5 @@
 """python -m bench.screenshots: take the studio's screenshots in docs/ again, from models/package."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

@@ -6,8 +6,6 @@ AdamW: forward, backward, clip, step. The steps alternate in one run. On a busy 
 GOMP_SPINCOUNT=1000 OMP_WAIT_POLICY=PASSIVE: threads that spin while waiting distort it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What the commands of this package share: their arguments, and one sentence for an error."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 
 from thousandwords.core import command_line

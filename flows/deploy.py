@@ -3,8 +3,6 @@
 It can be run again at any time: existing objects are updated. It rejects a server that another project uses.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -5,8 +5,6 @@ Each worker has its own clone, and they exchange outputs through the DVC remote 
 needs are pushed, and ends with all outputs here and one `dvc.lock`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time

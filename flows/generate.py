@@ -1,7 +1,5 @@
 """python -m flows.generate "a small red star on sand": ranked images by the registry's champion."""
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from pathlib import Path

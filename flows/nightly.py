@@ -6,8 +6,6 @@ commit that says how a version was made. If the folder has changes of a user, no
 gate rejects the version.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task

@@ -4,8 +4,6 @@ The server sends them, also if the run's machine died; so the addresses are stor
 like all its blocks, and never shown.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from datetime import timedelta

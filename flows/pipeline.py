@@ -5,8 +5,6 @@ flows/workers/placement.yaml assigns. DVC alone decides what must run, so Prefec
 fails, the stages that need it do not run.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable

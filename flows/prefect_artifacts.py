@@ -1,7 +1,5 @@
 """The Prefect artifacts of a finished run: a table of its metrics, its best images, a link to its report."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

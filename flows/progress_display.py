@@ -1,7 +1,5 @@
 """The output of parallel stages: in a terminal one progress bar per stage, in a log line after line."""
 
-from __future__ import annotations
-
 import re
 import sys
 

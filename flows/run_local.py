@@ -5,8 +5,6 @@ cores the scorer trains on one while the image tokenizer trains on the other. Wi
 one, each with all GPUs. No server is needed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """Run the stages of a graph, each as soon as what it needs is done. `make run`, the flows and the fleet call it."""
 
-from __future__ import annotations
-
 import contextvars
 import threading
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Works without a server.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from datetime import datetime

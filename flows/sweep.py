@@ -5,8 +5,6 @@ compares them, and so does MLflow: each experiment's parent run has its values a
 `sweep`.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from datetime import UTC, datetime

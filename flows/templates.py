@@ -1,7 +1,5 @@
 """Text from a template of jinja2 that lies beside the module that fills it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined

@@ -4,8 +4,6 @@ python -m scripts.plan    (the settings in params.yaml, on a machine like this o
 python -m scripts.plan --preset paper --pairs 250000000 --on gpu --gpus 256
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,8 +1,6 @@
 """python -m scripts.print_run_summary: the metrics of the last run in a few lines, and the paths of its
 results."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

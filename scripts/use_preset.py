@@ -1,8 +1,6 @@
 """python -m scripts.use_preset smoke: copy presets/smoke.yaml to params.yaml. Your own settings are kept in
 params.before.yaml."""
 
-from __future__ import annotations
-
 import difflib
 from pathlib import Path
 

@@ -5,8 +5,6 @@ and DVC's cache with dvc.lock. With --repair the damaged outputs are removed, he
 next run takes a sound copy or makes them again.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -4,8 +4,6 @@ prompts.
 DVC removes a stage's old outputs before it runs it. This check comes first, so a typing error costs nothing.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from stages.runtime.program import program

@@ -1,8 +1,6 @@
 """Pairs + models + samples -> all figures (results/metrics.json), plots, and a page to look at
 (results/report.html)."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

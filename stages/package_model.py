@@ -1,7 +1,5 @@
 """The four models -> models/package: one folder that takes a prompt and gives ranked images."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A source of captioned images -> pair shards (data/pairs), a quarantine of rejected inputs, and counts."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

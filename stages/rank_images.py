@@ -1,7 +1,5 @@
 """Samples + scorer -> scores and one best-first grid per prompt (results/ranked)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

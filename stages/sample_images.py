@@ -4,8 +4,6 @@ Each batch of candidates is a file of its own, and each candidate has its own ra
 be sampled in any number of processes (section `engine` of params.yaml).
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial

@@ -5,8 +5,6 @@ everything that its tokens depend on. So if one of a hundred shards has changed,
 that was killed resumes at the shard where it was. Token shards are then written from the cached rows.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

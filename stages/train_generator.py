@@ -1,7 +1,5 @@
 """Token shards + text tokenizer -> an autoregressive transformer (models/generator) and its curves."""
 
-from __future__ import annotations
-
 import itertools
 import sys
 from pathlib import Path

@@ -3,8 +3,6 @@
 With `image_tokenizer.init` the tokenizer of that folder is checked and copied, and nothing is trained.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

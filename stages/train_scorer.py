@@ -1,7 +1,5 @@
 """Pairs -> CLIP (models/scorer), which ranks candidates; or a pretrained open_clip model, used as it is."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

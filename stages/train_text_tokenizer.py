@@ -1,7 +1,5 @@
 """The training captions -> a byte-level BPE vocabulary (models/text_tokenizer)."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

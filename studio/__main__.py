@@ -5,8 +5,6 @@ Everyone who reaches the port can generate images, so the studio listens on this
 says otherwise.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import signal

@@ -1,7 +1,5 @@
 """Events and errors that the worker process sends to the web server."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from thousandwords.core.errors import UserError

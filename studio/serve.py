@@ -7,8 +7,6 @@ The form is that of `mlflow models serve`, which is not used: it runs code that 
 reads bodies of any size.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import threading

@@ -1,7 +1,5 @@
 """What all tests share: one thread, so that sums round alike, and wild inputs that are the same each time."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -3,8 +3,6 @@
 The commands are in `cli/`, each with what adds its options and what runs it.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 

@@ -5,8 +5,6 @@ that implements the family's contract, whose `config_class` is a frozen dataclas
 folders, so a new model is one new folder and one new block in params.yaml.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import importlib

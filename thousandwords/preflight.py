@@ -1,7 +1,5 @@
 """Read every setting of params.yaml and build every model on the meta device, before any long work."""
 
-from __future__ import annotations
-
 import torch
 
 from thousandwords import components

@@ -4,8 +4,6 @@ DVC trusts the time of a file and the read-only files of its cache: it restores 
 Once the damaged copies are removed, `dvc repro` takes a sound one or makes the output again.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

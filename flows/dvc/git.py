@@ -1,7 +1,5 @@
 """Git commands: the changes of a clone since its last commit, and the commit of an unattended run."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Callable
 from pathlib import Path

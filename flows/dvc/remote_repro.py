@@ -10,8 +10,6 @@ worker runs which stage when; `flows.fleet` does that with Prefect. A stage star
 were pushed, or its worker runs those too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

@@ -5,8 +5,6 @@ number for the owner of its locks, and fails beside a leftover lock of git's ind
 this; a plain `dvc repro` does not.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import subprocess

@@ -3,8 +3,6 @@
 Without Prefect.
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

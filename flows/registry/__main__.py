@@ -1,7 +1,5 @@
 """python -m flows.registry register|promote|rollback|show|fetch|serve: versions in the MLflow registry."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 They hold no time and no path, so the same evidence gives the same cards.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from flows.registry.evidence import data_metadata

@@ -8,8 +8,6 @@ Wherever a process dies, the champions are those before its move or those after 
 hand is respected: the next move is based on it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import time

@@ -6,8 +6,6 @@ in use; `thousandwords.evaluation.gate` decides on a promotion. `fetch` checks e
 hashes and leaves loading to `thousandwords.inference.package`. Not here: deleting versions.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -5,8 +5,6 @@ the champion. Not here: whether the code is still the code that the stages ran; 
 version records its commit.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ forged version, even one with valid hashes, is rejected by the names of its file
 nothing of it is imported, run or unpickled.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

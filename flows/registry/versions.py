@@ -1,7 +1,5 @@
 """Versions of the package in the registry: looked up by alias or number, and the content of their tags."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator

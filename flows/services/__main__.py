@@ -5,8 +5,6 @@ only; everything is in .servers/. Folder and ports come from SERVERS_FOLDER, SER
 SERVERS_S3_PORT, SERVERS_MLFLOW_PORT and SERVERS_PREFECT_PORT.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

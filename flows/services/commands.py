@@ -1,7 +1,5 @@
 """Start, stop and inspect the servers of this machine; supervisord keeps them running."""
 
-from __future__ import annotations
-
 import contextlib
 import shlex
 import socket

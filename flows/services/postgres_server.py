@@ -3,8 +3,6 @@
 Every connection needs the password, and there is no socket file: it listens on loopback only.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -6,8 +6,6 @@ only. The keys come from AWS_ACCESS_KEY_ID (account:user) and AWS_SECRET_ACCESS_
 processes shows them.
 """
 
-from __future__ import annotations
-
 import ctypes
 import multiprocessing
 import os

@@ -4,8 +4,6 @@ Settings, passwords, and the one file from which supervisord runs them. Password
 by files of mode 600, never on a command line, which any user can read.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import secrets

@@ -4,8 +4,6 @@ The heartbeat process (flows/workers/heartbeat.py) runs beside them. Each has it
 .prefect/workers/ with its process number, and has its log beside it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

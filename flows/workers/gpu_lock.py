@@ -4,8 +4,6 @@ A lock ends with its holder, however that ends. Processes that a killed holder l
 their environment, and are ended before the GPU goes to the next holder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import os

@@ -6,8 +6,6 @@ counts its own seconds, and waits longer after the server failed to answer or to
 by side; if none runs, an automation ends such runs after two hours.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from datetime import datetime

@@ -1,7 +1,5 @@
 """The GPUs and retries of each stage: flows/workers/placement.yaml -> frozen dataclasses."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 A flow ends when its worker ends: it could not be cancelled any more, and would keep its slot.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

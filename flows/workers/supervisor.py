@@ -4,8 +4,6 @@ It ends everything that the command started, also in other sessions, when the co
 supervisor's own parent has ended, when the terminal is closed, or on SIGTERM. The GPUs are free only after that.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

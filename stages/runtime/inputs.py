@@ -4,8 +4,6 @@ DVC hashes them after a stage has ended, so without this dvc.lock would name an 
 Import this module before the code that it pins. Outside DVC, which sets DVC_STAGE, it pins nothing.
 """
 
-from __future__ import annotations
-
 import atexit
 import hashlib
 import json

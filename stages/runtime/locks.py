@@ -1,7 +1,5 @@
 """Locks that keep two runs out of one folder, and an end for stages whose launcher has died."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time

@@ -5,8 +5,6 @@ A stage that trains in several processes replaces itself by torchrun, which star
 --nproc-per-node 8 --rdzv-endpoint HOST:PORT -m stages.train_generator …` with the rest of the stage's `cmd`.
 """
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import os

@@ -1,8 +1,6 @@
 """Call fit() with the runtime of a stage: batches loaded ahead, checkpoints, progress bar, MLflow, signals that
 save first, several processes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

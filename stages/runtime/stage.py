@@ -1,8 +1,6 @@
 """The runtime that all stages share: parameters, a lock, a record, signals, and one clear sentence for an
 error."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import hashlib

@@ -1,7 +1,5 @@
 """Errors of the HTTP API: JSON with a message and the field of the request that it is about."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -4,8 +4,6 @@ Described at /openapi.json. Without torch. `studio.http.middleware` decides who 
 large they may be.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import dataclasses

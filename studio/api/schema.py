@@ -4,8 +4,6 @@ Types and ranges that hold for every model are checked here; what depends on the
 `studio.worker.handlers`.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field

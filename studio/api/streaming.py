@@ -1,7 +1,5 @@
 """A generation as a stream of JSON lines, one per event; before the last line it is saved in the gallery."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import dataclasses

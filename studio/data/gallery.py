@@ -5,8 +5,6 @@ An entry appears complete or not at all, and is verified when it is read. The pr
 when it is read, so that a PNG from the gallery is byte for byte the one that was sent when it was generated.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime

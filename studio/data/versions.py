@@ -4,8 +4,6 @@ Each registry version is fetched into a verified folder of its own. One version 
 alias that moves meanwhile affects later requests only.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import threading

@@ -6,8 +6,6 @@ Left out: authentication (everyone who reaches the port can generate images), TL
 A server that others reach stands behind a proxy that has them (docs/studio.md).
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import ipaddress

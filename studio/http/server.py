@@ -1,7 +1,5 @@
 """A web server on one socket: uvicorn with its own limits, the guards, and a log without prompts."""
 
-from __future__ import annotations
-
 import logging
 import socket
 from collections.abc import Iterable, Mapping

@@ -5,8 +5,6 @@ Events are dicts that become JSON; images in them are PNG in base64, grids of to
 with a UserError.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import dataclasses

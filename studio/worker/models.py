@@ -1,7 +1,5 @@
 """The models and the data set in the worker process, and what a request does with them."""
 
-from __future__ import annotations
-
 import functools
 import traceback
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ events. The queue has a limited length (`QueueFull`); a request can leave it or 
 (`RequestQueue.stop`). A worker process that dies is replaced, and only the request that it was handling is lost.
 """
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import contextlib

@@ -5,8 +5,6 @@ and all of them passed. Sources: P the paper (arXiv 2102.12092), C the released 
 answer in that code's issues, D arithmetic, ? not settled in public and therefore a setting.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import io

@@ -1,7 +1,5 @@
 """The table of conformance: every row has tests, and a failed test makes its row red."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 

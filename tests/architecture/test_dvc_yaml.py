@@ -1,7 +1,5 @@
 """dvc.yaml: one stage per module, packages as dependencies, and each stage depends on exactly the packages that it imports."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Who may import whom: the contracts in pyproject.toml hold, no file imports in a circle, and packages load nothing by themselves."""
 
-from __future__ import annotations
-
 import ast
 import graphlib
 import logging.config

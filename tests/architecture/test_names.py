@@ -1,7 +1,5 @@
 """Names and prose use the field's words: no retired name stands in code, page, messages or docs."""
 
-from __future__ import annotations
-
 import io
 import re
 import tokenize

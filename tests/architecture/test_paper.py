@@ -4,8 +4,6 @@ Numbers that belong to one module are checked in that module's tests; tests/arch
 them all.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from functools import cache

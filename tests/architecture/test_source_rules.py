@@ -1,7 +1,5 @@
 """What no source may do: run what a file holds, hand a line to a shell, read pickles; and what the lock file pins."""
 
-from __future__ import annotations
-
 import ast
 import functools
 import re

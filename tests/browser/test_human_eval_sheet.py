@@ -1,7 +1,5 @@
 """The human evaluation sheet in a browser: votes by click and by key, saved as a CSV file."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.helpers.browser import expect

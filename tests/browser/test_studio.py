@@ -1,7 +1,5 @@
 """The studio's page in a browser: generate, download, reproduce, inpaint, edit tokens; keyboard, phone."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import io

@@ -1,7 +1,5 @@
 """A kind is a folder with a model.py, built from its own settings, and loaded by its saved header."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """What every kind of every family promises; the tiny.yaml in a kind's folder has the sizes to test."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

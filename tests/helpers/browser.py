@@ -1,7 +1,5 @@
 """Chromium, driven by Playwright; tests of pages skip with a message if one of both is missing."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """For tests of many machines: a small committed project, its clones, and a folder as their DVC remote."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Run `python -m thousandwords` in this process."""
 
-from __future__ import annotations
-
 import pytest
 
 from thousandwords import __main__ as command

@@ -3,8 +3,6 @@
 Python can import the package only inside `importable()`, as on the machine where the weights were saved.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import types

@@ -5,8 +5,6 @@ FOLDER/<name>.<rank>.json with its losses and rows; the main process also writes
 final weights. With {"is_scorer": true} a CLIP is trained, without further settings.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys

@@ -1,7 +1,5 @@
 """A worker of the studio that is slow, dies or fails on request. It imports no torch, so it starts at once."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

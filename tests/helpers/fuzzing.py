@@ -1,7 +1,5 @@
 """Damaged images: valid ones of each format and mode with random damage. The same seed gives the same bytes."""
 
-from __future__ import annotations
-
 import functools
 import io
 from collections.abc import Iterator

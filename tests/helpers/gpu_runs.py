@@ -3,8 +3,6 @@
 And functions that kill parts of it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

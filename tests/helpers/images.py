@@ -1,7 +1,5 @@
 """Small images, files and tars for the tests of sources and of near duplicates."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 from pathlib import Path

@@ -6,8 +6,6 @@ folder. Two things differ: its imports are done (they write nothing, and would t
 does not log to MLflow (which makes no artefact).
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

@@ -1,8 +1,6 @@
 """Payloads of a malicious version: each would create the marker file if it were ever unpickled, imported or
 run."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """A real MLflow server for tests: its own database, folder and port, and the team server's host checks."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import signal

@@ -1,7 +1,5 @@
 """A PostgreSQL of the tests' own: where several clients write at once, Prefect on SQLite answers "database is locked"."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import tempfile

@@ -1,7 +1,5 @@
 """A real Prefect server on a free port, tiny DVC projects, and processes for the tests of the flows."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Two versions in a registry, one champion after the other, and forged versions beside them."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

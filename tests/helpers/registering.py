@@ -1,7 +1,5 @@
 """A tiny project as after a finished run, with git, dvc.lock and metrics, for tests of the registry."""
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 

@@ -4,8 +4,6 @@
 ...}, runs them all at once, and answers.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

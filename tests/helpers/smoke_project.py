@@ -1,7 +1,5 @@
 """A project of its own with the smoke preset, and `dvc repro` in it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

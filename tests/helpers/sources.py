@@ -1,7 +1,5 @@
 """Small data sets: a folder, the same images in every kind of source, and settings for them and for scenes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -5,8 +5,6 @@ and ends it with exit code 143. It ends at the step in the file TARGET, as soon 
 the number to TARGET.reached.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The studio in a process of its own on a free port."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -3,8 +3,6 @@
 The sizes of a kind are in its own folder: thousandwords/<family>/<kind>/tiny.yaml.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

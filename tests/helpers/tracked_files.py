@@ -1,7 +1,5 @@
 """The files of the project: what git tracks, and what is new and not ignored."""
 
-from __future__ import annotations
-
 import subprocess
 
 import pytest

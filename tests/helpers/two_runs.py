@@ -1,7 +1,5 @@
 """Two finished runs to compare: small outputs of sample_images, rank_images and evaluate, made by hand."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Work for the engine's tests: openers that a worker process can import by name."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """Compiled layers and FlexAttention give the values of the masks; tested without a GPU."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import os

@@ -1,7 +1,5 @@
 """The benchmarks run on tiny sizes and record their rows."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

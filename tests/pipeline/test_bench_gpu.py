@@ -1,7 +1,5 @@
 """bench/gpu.py on tiny sizes: every part runs, and a failed part does not stop the others."""
 
-from __future__ import annotations
-
 import json
 import math
 import subprocess

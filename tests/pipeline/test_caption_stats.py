@@ -1,7 +1,5 @@
 """Counts of captions for the data card, from real pair shards."""
 
-from __future__ import annotations
-
 import pytest
 
 from flows.registry.cards import data_card

@@ -1,7 +1,5 @@
 """Checkpoints of a process that is killed, or has little memory."""
 
-from __future__ import annotations
-
 import os
 import resource
 import shutil

@@ -1,7 +1,5 @@
 """`command | head -1`: a command whose output is no longer read ends without a word."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

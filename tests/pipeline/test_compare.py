@@ -1,7 +1,5 @@
 """make compare: runs named by revisions, by "workspace" or by folders; their metadata from DVC; what cannot be compared."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

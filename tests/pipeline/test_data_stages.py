@@ -1,7 +1,5 @@
 """The data stages on whole images and on many or long captions: views, crops, BPE-dropout, counts of cut captions."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

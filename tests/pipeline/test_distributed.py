@@ -1,7 +1,5 @@
 """Two processes train as one: the same global batches, the same losses, and exchangeable checkpoints."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """What is edited while a stage runs under DVC: dvc.lock never names a setting, code or data that the stage did not read."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Work items over processes and machines: the same results in the same order, also if a worker dies."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil

@@ -3,8 +3,6 @@
 They print their results.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Hostile inputs in whole runs, and failing decoders; bench/reliability.md lists all cases."""
 
-from __future__ import annotations
-
 import csv
 import io
 import itertools

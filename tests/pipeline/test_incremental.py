@@ -1,7 +1,5 @@
 """Tokenizing is incremental: unchanged shards are not encoded again, and the token shards are the same as in a first run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Ingestion of a folder: pairs come out or are counted, filters and splits, quarantine."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """No two processes write to one place, and no stage outlives its launcher."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

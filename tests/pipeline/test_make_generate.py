@@ -1,7 +1,5 @@
 """make hands a prompt on as it was typed."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 

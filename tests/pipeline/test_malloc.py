@@ -1,7 +1,5 @@
 """The effect of `keep_freed_memory` on a whole process."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """Near duplicates: which pairs stay, what is listed and counted, and which settings have no effect."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Worker processes: order, limits, deaths that affect only one input, and no process left behind."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import signal

@@ -1,7 +1,5 @@
 """A project that may not be written: each command that writes says so in one sentence, before long work."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The near duplicates and nearest training images that the report shows, chosen from artefacts on disk."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

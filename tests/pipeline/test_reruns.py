@@ -1,7 +1,5 @@
 """A finished pipeline, run again: after a changed setting, with a wrong setting, twice at once."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from pathlib import Path

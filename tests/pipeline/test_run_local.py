@@ -1,7 +1,5 @@
 """`python -m flows.run_local` (`make run`): stages in parallel, with the same result as `dvc repro`."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

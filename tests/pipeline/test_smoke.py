@@ -1,7 +1,5 @@
 """The whole pipeline: `dvc repro` on the smoke preset in a new folder, and what must hold after it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Mixtures of sources, provenance of rows, and second captions."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

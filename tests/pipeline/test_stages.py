@@ -1,8 +1,6 @@
 """Errors that a user can make: one clear sentence, exit code 2, before any long work, and no earlier result
 is lost."""
 
-from __future__ import annotations
-
 import copy
 import errno
 import json

@@ -1,7 +1,5 @@
 """`make run` and stages are stopped: by Ctrl-C, SIGTERM, a closed terminal, or a kill -9. No process is left."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pty

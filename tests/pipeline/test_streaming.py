@@ -1,7 +1,5 @@
 """Rows on disk and prefetched batches give exactly the same batches as rows in memory."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Supervisor processes: one run per GPU, and no process left behind by a killed run."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

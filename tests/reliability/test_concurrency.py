@@ -3,8 +3,6 @@
 The slow tests are many trials of the same kind, THOUSANDWORDS_KILLS of each; they print results.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -1,7 +1,5 @@
 """An artefact with a flipped bit, a cut, missing or moved file is rejected by name, twice; nothing of it is used."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

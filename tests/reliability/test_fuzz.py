@@ -4,8 +4,6 @@
 different ones.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time

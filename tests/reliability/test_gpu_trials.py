@@ -5,8 +5,6 @@ They print results. Rows E1 and E3 are in tests/services/test_gpu_workers.py; cl
 disks (E12) are in tests/pipeline/test_gpu_surroundings.py.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import sys

@@ -5,8 +5,6 @@ One outcome differs from the original list: an image that needs too much memory 
 manifest and are no columns of the shards, which store the pixels of a still image.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

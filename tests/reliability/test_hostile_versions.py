@@ -1,7 +1,5 @@
 """A forged or changed version is rejected, and its code never run: row F6 of the reliability plan."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import re

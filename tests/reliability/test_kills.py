@@ -1,7 +1,5 @@
 """A stage that was killed, stopped or out of disk space gives the same result when it is run again."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

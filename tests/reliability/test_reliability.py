@@ -1,7 +1,5 @@
 """Every row of the reliability plan has tests that exist: the last table of bench/reliability.md."""
 
-from __future__ import annotations
-
 import re
 
 from tests.helpers.paths import ROOT

@@ -1,7 +1,5 @@
 """One pipeline on two workers, each with its own clone, and a coordinator, on a real Prefect server on PostgreSQL."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

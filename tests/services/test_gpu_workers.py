@@ -3,8 +3,6 @@
 All on one Prefect server. THOUSANDWORDS_KILLS trials of each kill (default: 1); more kinds are in tests/reliability/test_gpu_trials.py.
 """
 
-from __future__ import annotations
-
 import http.server
 import os
 import subprocess

@@ -3,8 +3,6 @@
 What counts as silence: tests/unit/flows.
 """
 
-from __future__ import annotations
-
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.events import Event

@@ -3,8 +3,6 @@
 With a stand-in for the registry, which has its own tests.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

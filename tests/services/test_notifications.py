@@ -1,7 +1,5 @@
 """Notifications of ended runs, from a real Prefect server to a webhook and a mailbox on this machine."""
 
-from __future__ import annotations
-
 import email
 import email.policy
 import http.server

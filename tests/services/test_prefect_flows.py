@@ -1,7 +1,5 @@
 """The pipeline flow on a real Prefect server and small DVC projects: runs, retries, artifacts."""
 
-from __future__ import annotations
-
 import json
 from datetime import datetime
 

@@ -3,8 +3,6 @@
 Rows F3 and F4 of the reliability plan.
 """
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

@@ -3,8 +3,6 @@
 Number of trials of the slow tests: THOUSANDWORDS_MOVES.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import re

@@ -1,7 +1,5 @@
 """The problems of a version: parts, tokens, metrics and settings that do not belong together."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Rows F1 and F5 of the reliability plan. Number of trials of the slow tests: THOU
 THOUSANDWORDS_KILLS.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import shutil

@@ -4,8 +4,6 @@ Rows F2, F4 and F8 of the reliability plan. Number of trials of the slow tests: 
 THOUSANDWORDS_MOVES.
 """
 
-from __future__ import annotations
-
 import http.client
 import json
 import os

@@ -1,7 +1,5 @@
 """Two workers and a coordinator with one remote: each stage runs once, and its outputs reach all."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

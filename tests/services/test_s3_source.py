@@ -1,7 +1,5 @@
 """Sources in an S3 stand-in give the same pairs as local files."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The model server: prompts in, ranked images out; it runs no code of a version and reads no large body."""
 
-from __future__ import annotations
-
 import base64
 import concurrent.futures
 import contextlib

@@ -3,8 +3,6 @@
 Settings: tests/unit/flows.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The studio's server on a real socket: malformed requests, endless bodies, slow and many clients."""
 
-from __future__ import annotations
-
 import json
 import socket
 import threading

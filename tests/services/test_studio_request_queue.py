@@ -1,7 +1,5 @@
 """The request queue: order, capacity, stops; a worker process that dies loses one request only."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import multiprocessing

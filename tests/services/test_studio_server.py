@@ -1,7 +1,5 @@
 """The studio over HTTP: its answers, its errors, and that it keeps running under load and wrong input."""
 
-from __future__ import annotations
-
 import base64
 import concurrent.futures
 import dataclasses

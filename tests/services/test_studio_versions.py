@@ -1,7 +1,5 @@
 """Versions of the registry in the studio: by number and alias, fetched once, aliases that move."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import itertools
 import json

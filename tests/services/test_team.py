@@ -1,7 +1,5 @@
 """The four real servers of a team on free ports: access, stored data, and the speed of two workers."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os

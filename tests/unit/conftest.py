@@ -1,7 +1,5 @@
 """Unit tests run in this process alone: one that starts a process or opens a socket fails, and belongs in another folder."""
 
-from __future__ import annotations
-
 import multiprocessing.process
 import os
 import socket

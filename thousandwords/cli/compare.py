@@ -4,8 +4,6 @@ Two finished runs side by side, each a folder with results/ in it: images of the
 `make compare` does the same for revisions, and adds what git and DVC know about them.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -5,8 +5,6 @@ With --inpaint the top of an image (or what a mask keeps of it) stays, and the r
 Each image records how it was generated, so the same command goes on where an earlier one was stopped.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import sys

@@ -6,8 +6,6 @@ A page on which people vote between the best images of two runs without knowing 
 counted: whose images the majority chose, per question, with intervals, in votes.json and votes.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import secrets

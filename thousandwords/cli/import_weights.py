@@ -5,8 +5,6 @@ Convert the DALL-E release's image tokenizer to a folder of safetensors, without
 `image_tokenizer.init` in params.yaml to that folder, and the pipeline uses it instead of training one.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

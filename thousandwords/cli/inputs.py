@@ -1,7 +1,5 @@
 """Inputs of the commands: prompts, image files, numbers, and the package."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ The bits of each image under the caption, likeliest first: fewer bits are likeli
 image tokenizer encodes them, so all have the same number of tokens.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io

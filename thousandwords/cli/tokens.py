@@ -5,8 +5,6 @@ heat map of the tokens that the model did not expect. Edits are made in the orde
 of an image, the tokens.json of an earlier run continues from there.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

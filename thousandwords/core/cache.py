@@ -5,8 +5,6 @@ date. A store lies outside DVC (`.store/`), because DVC removes a stage's output
 again. It may be deleted at any time.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What every command has: a parser, one sentence for an error, and a quiet end when its output is not read."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

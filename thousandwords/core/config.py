@@ -2,8 +2,6 @@
 error.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib

@@ -1,7 +1,5 @@
 """Errors that a user can cause: one sentence that names the problem and the fix, no traceback."""
 
-from __future__ import annotations
-
 
 class UserError(ValueError):
     """An error that the user can fix: a setting, a path, a damaged file. The message says how."""

@@ -1,7 +1,5 @@
 """File names made from prompts."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Sequence

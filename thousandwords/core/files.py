@@ -3,8 +3,6 @@
 A durable write passes `FAILPOINTS`. At each of them a test can kill the process or make the disk fail.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

@@ -4,8 +4,6 @@ Of `filelock` only the lock of an open file is used: its FileLock unlocks at rel
 that inherited the file, and there a lock must live as long as any process of the run (tests/pipeline/test_locks.py).
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """A folder's manifest.json: size, sha256 and row count of each file, checked before the files are used."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

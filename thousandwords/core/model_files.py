@@ -1,7 +1,5 @@
 """A model in a folder: config.json, weights.safetensors and a manifest."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from dataclasses import dataclass

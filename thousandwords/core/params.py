@@ -1,7 +1,5 @@
 """params.yaml as a dict, and flattened to dotted names."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import yaml

@@ -1,7 +1,5 @@
 """Tables as Parquet: the same rows give the same bytes on any machine with the same pyarrow."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How a process ends: with another one, and on the signals of a shell, a service manager or a closed terminal."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import select

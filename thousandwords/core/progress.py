@@ -1,7 +1,5 @@
 """A progress bar with rate and time left; in a log, a plain line every few seconds."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

@@ -1,7 +1,5 @@
 """Random generators as functions of what they are used for: they have no state to save or to share."""
 
-from __future__ import annotations
-
 import torch
 
 

@@ -1,7 +1,5 @@
 """Characters of the scripts that have no spaces between words."""
 
-from __future__ import annotations
-
 import re
 
 WITHOUT_SPACES = re.compile(

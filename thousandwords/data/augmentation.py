@@ -4,8 +4,6 @@ Both cut a square from the image, shrink it by area to a random side t, and take
 generator has to match captions: its square is near the center, t is at most 9/8 R, and nothing is flipped.
 """
 
-from __future__ import annotations
-
 import hashlib
 from typing import Literal
 

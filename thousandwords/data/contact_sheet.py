@@ -1,7 +1,5 @@
 """Contact sheet: many images on one, with a few lines of text under each."""
 
-from __future__ import annotations
-
 import itertools
 import unicodedata
 from collections.abc import Sequence

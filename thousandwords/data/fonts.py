@@ -5,8 +5,6 @@ then those of this machine: Chinese, Japanese, Korean and most emoji need one. W
 never drawn as a box, and one line on stderr says what to install. Left out: colored emoji.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import os

@@ -6,8 +6,6 @@ only warn about a 400 kB file of 144 megapixels; here each case is converted cor
 profiles, and frames after the first.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re

@@ -3,8 +3,6 @@
 Caption, view and crop depend on (seed, epoch, row) only, so each of several processes can load its part of a batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The section `evaluation` of params.yaml."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 # split -> whether training had the color-shape pairs of its captions

@@ -1,7 +1,5 @@
 """Compute every figure of results/metrics.json for a finished run."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence

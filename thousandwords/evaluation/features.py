@@ -8,8 +8,6 @@ unpickle any path it gets, so the tensors are read here, and compared with those
 Axes: B images, D features, K classes (0 where the network has none).
 """
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Callable, Mapping

@@ -9,8 +9,6 @@ features is a Fréchet distance an FID, and a kernel distance a KID.
 Axes: N real images, M samples, D features, K classes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,8 +1,6 @@
 """Decide whether a model version may become the champion: its figures against the champion's, and known
 problems. Left out: significance tests; the margin replaces them."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Literal

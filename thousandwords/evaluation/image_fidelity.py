@@ -10,8 +10,6 @@ same share of the held-out images, which cannot be memorized.
 Axes: R radii of blur, P prompts, N held-out images, M samples, D the width of the features, K classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain

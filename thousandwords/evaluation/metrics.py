@@ -5,8 +5,6 @@ Best of n is the paper's reranking by a contrastive scorer (arXiv 2102.12092, §
 Axes: P prompts, N candidates per prompt, B images with their captions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import comb
 

@@ -7,8 +7,6 @@ arXiv 1603.09320), built by one thread so that the same images give the same gra
 Axes: N and M images, D features.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ the tokenizer has tokens (faiss, from k-means++). A tokenizer with the same grid
 learned nothing. Arrays in, dicts out.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import faiss

@@ -4,8 +4,6 @@ A kind is a folder with a model.py, built from its own config and the sizes belo
 -1 after the end of a caption, image tokens (B, L) in raster order, the grids of `scales` one after the other.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ A kind is a folder with a model.py. Images are always float32 (B, 3, H, W) in [0
 the grids of `scales` one after the other, each in raster order. Inside, a kind scales pixels as it likes.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 

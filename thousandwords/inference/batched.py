@@ -1,7 +1,5 @@
 """Encode, decode and score many images, a batch at a time, so that memory stays small."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

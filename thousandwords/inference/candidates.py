@@ -4,8 +4,6 @@ An image depends on (seed, prompt, candidate) and on the models, not on the batc
 2102.12092 §2.6 samples 512 candidates per caption).
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """How candidates are sampled: the section `sampling` of params.yaml."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass

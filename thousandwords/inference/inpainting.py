@@ -4,8 +4,6 @@ The paper keeps the top rows. Other cells may be kept too, but a kept cell does 
 above it: tokens are sampled in raster order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -4,8 +4,6 @@ It is the likelihood of the image's tokens under the generator as trained: no gu
 truncation. Left out: the pixels that a token leaves open, and the length of the caption.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@
 runs no code from the folder.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

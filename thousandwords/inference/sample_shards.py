@@ -3,8 +3,6 @@
 Beside them is a PNG for each prompt with an image to inpaint: its kept cells, the rest grayed out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

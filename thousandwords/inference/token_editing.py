@@ -4,8 +4,6 @@ Grids are int64 (side, side), images uint8 (H, W, 3). No argument is changed. Fl
 tokens: what a token decodes to is not mirrored, and depends on its neighbors.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Encode one shard of pairs to token rows: what a worker of the stage `tokenize_pairs` does."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The filters of the paper's training set (arXiv 2102.12092, appendix C), with py3
 reliable on a few words, so a caption is dropped only if another language is clearly more likely.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Sequence

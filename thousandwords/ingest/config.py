@@ -1,7 +1,5 @@
 """The section `data` of params.yaml: source, filters and stored form; each setting is checked once."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field

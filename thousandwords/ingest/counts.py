@@ -1,7 +1,5 @@
 """Count the outcome of each input, and reject data of which too much is lost."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

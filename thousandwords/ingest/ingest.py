@@ -5,8 +5,6 @@ but excluded by a setting. The number of worker processes does not change the wr
 original input, so a filter never moves a pair to another split. Scenes, similar by design, are not filtered.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import re

@@ -4,8 +4,6 @@ Of near duplicates the first one stays, whatever their captions and splits are. 
 that stay, so a chain of small changes does not become one group.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Iterable

@@ -10,8 +10,6 @@ rotated images, and crops by more than a few percent.
 Axes: B, N images, K pairs of images.
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 

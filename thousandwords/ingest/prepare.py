@@ -1,7 +1,5 @@
 """Prepare one input, in a worker process: filter its captions, decode and fit its image."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import replace
 

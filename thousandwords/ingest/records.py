@@ -1,7 +1,5 @@
 """The outcome of one input, a `Pair` or a `Rejection`, and the columns of the quarantine table."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import pyarrow as pa

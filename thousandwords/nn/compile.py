@@ -1,7 +1,5 @@
 """Functions that are compiled where possible: after the first failure, reported in one line, they run uncompiled."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from collections.abc import Callable

@@ -5,8 +5,6 @@ convolution sees pixels; with more, patch * patch pixels become channels first. 
 logits and one-hot tokens (B, V, h, w) with H = h * patch * 2 ** (groups - 1).
 """
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 

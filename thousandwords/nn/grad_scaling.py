@@ -5,8 +5,6 @@ gradient stay in float32, and each residual path has its own scale: a gradient i
 the path and divided by it on leaving. bfloat16 needs no scaling.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ candidate) and not on its batch, up to one thing: a product may round the last b
 another batch size, which changes a token only if its number lies within that bit of a border.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

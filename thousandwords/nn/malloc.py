@@ -1,7 +1,5 @@
 """Setting of the C library's allocator: keep freed memory for the next tensor."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 

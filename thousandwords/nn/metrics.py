@@ -1,7 +1,5 @@
 """Metrics of tensors: PSNR, codebook usage, top-1 accuracy."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import ArrayLike

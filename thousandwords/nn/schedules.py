@@ -1,7 +1,5 @@
 """Values that change with the training step, as pure functions of it (arXiv 2102.12092, appendix A.2)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

@@ -4,8 +4,6 @@ A layer gets `attend`, a function from queries, keys and values to the attention
 neither its activation nor any dropout: both are settings. Only float16 needs the two gradient scales.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -8,8 +8,6 @@ depends on it: it changes no byte, so DVC reruns nothing. So a worker uses as ma
 would, because the number of threads changes how sums round.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os

@@ -8,8 +8,6 @@ image takes 40 to 60 % more CPU time; loky loses all work in progress with one w
 whole script. Not forks: a fork may inherit a lock of torch's threads that is never released.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

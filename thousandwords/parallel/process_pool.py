@@ -7,8 +7,6 @@ the outcome is a `Fault`. So a fault does not depend on other inputs, and the ou
 number of workers. Left out: the memory limit on systems other than Linux.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

@@ -7,8 +7,6 @@ are sent back. Left out: Ray's own restarts and retries, because the pool that l
 starts another; and Ray Data, whose file names are random.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

@@ -2,8 +2,6 @@
 nothing heavy itself: the work brings its own imports.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

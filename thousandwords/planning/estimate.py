@@ -7,8 +7,6 @@ same; else of the newest benchmark (bench/results.jsonl); else assumed. Left out
 size (check_params, rank_images, package_model, evaluate).
 """
 
-from __future__ import annotations
-
 import json
 import math
 from argparse import Namespace

@@ -6,8 +6,6 @@ JSON. Parameter names differ: "blocks.group_1.block_2.res_path.conv_3.w" is our
 "encoder.group_1_block_2.path.conv_3.weight".
 """
 
-from __future__ import annotations
-
 import math
 import re
 from functools import partial

@@ -9,8 +9,6 @@ Not torch.load(weights_only=True), with torch 2.15: 130 bytes with a nested tupl
 20 bytes take 4.6 GB, and it reads no module from the legacy container.
 """
 
-from __future__ import annotations
-
 import math
 import pickle
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """An image tokenizer that was trained elsewhere (`image_tokenizer.init`), checked before anything depends on it."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

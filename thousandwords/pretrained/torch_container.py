@@ -6,8 +6,6 @@ storage as its length and its numbers. The description is checked before any num
 before 0.1.10 is rejected by name.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

@@ -5,8 +5,6 @@ Like the report it loads nothing and runs nothing, and the same runs give the sa
 on a part of the pipeline (the scorer, a tokenizer) is called better or worse only where both runs share it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

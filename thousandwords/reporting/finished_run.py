@@ -1,8 +1,6 @@
 """A finished run as the comparison and the human evaluation sheet need it: samples, scores and figures,
 verified. Prompts that inpaint an image are left out: two runs may start from different images."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

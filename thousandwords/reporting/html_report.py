@@ -4,8 +4,6 @@ The page is self-contained: images are data URIs, there are no scripts, and a co
 anything. The same data give the same bytes. What to show is chosen by `report_data`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -6,8 +6,6 @@ all images are encoded again at one size, so that it does not reveal the runs. P
 are left out.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io

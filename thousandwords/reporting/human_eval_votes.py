@@ -5,8 +5,6 @@ section 3); if they are split evenly, each run gets half. Also computed: how far
 rater who did not look (always the same side, no time at all).
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import statistics

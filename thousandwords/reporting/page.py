@@ -1,8 +1,6 @@
 """What every page is made with: templates, and images as data URIs, so that a page is one file that loads
 nothing."""
 
-from __future__ import annotations
-
 import base64
 import io
 from pathlib import Path

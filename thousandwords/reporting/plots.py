@@ -4,8 +4,6 @@ The colors are Okabe and Ito's, which color-blind readers can distinguish. Style
 local settings, and the files contain no date or version: the same numbers give the same bytes.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO

@@ -1,7 +1,5 @@
 """What the report shows, with its images and plots; `html_report` makes the page. An image is PNG or WebP bytes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit

@@ -6,8 +6,6 @@ matching name is None, and None never matches a caption. It replaces the paper's
 Left out: things that touch or overlap, photographs.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations

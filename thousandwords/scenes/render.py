@@ -8,8 +8,6 @@ training; images of them test composition. Backgrounds have gradients and grain:
 are equal, and the things contribute too little to the likelihood. Left out: textures, overlap, counting.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The Scorer contract: how well an image fits a caption, as one number for ranking (paper §2.6)."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Caption normalization, the same for training, sampling and scoring."""
 
-from __future__ import annotations
-
 import unicodedata
 
 

@@ -4,8 +4,6 @@ Scripts without spaces between words (Chinese, Japanese, Thai, Lao, Burmese, Khm
 is a word. Left out: a dictionary of words for these scripts.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import unicodedata

@@ -3,8 +3,6 @@
 Each is a folder with safetensors, JSON and a manifest: durable, verified, never a pickle.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The section `training` of every stage that trains, and the functions a training is given."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -5,8 +5,6 @@ and gradients are averaged, optionally compressed by torch's PowerSGD (arXiv 210
 appendix E). FSDP2: each has a part of every weight, for models that do not fit.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence

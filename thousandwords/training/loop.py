@@ -5,8 +5,6 @@ from a checkpoint gives bit for bit the result of a run that was never stopped (
 same number of threads).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

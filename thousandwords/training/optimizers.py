@@ -3,8 +3,6 @@
 AdamW is torch's own, with the settings of the paper's two stages (arXiv 2102.12092, appendices A.2 and B.2).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

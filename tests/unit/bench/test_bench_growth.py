@@ -1,7 +1,5 @@
 """bench/growth.py: exponents, and every figure on small sizes."""
 
-from __future__ import annotations
-
 import pytest
 
 from bench import growth

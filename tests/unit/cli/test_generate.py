@@ -1,7 +1,5 @@
 """python -m thousandwords generate: grids and images, or one clear sentence and the exit code 2."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,8 +1,6 @@
 """python -m thousandwords tokens and likelihood: files and numbers, or one clear sentence and the exit code
 2."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

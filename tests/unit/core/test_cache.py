@@ -1,7 +1,5 @@
 """The store makes an entry once and keeps the entries of the last runs; rows are read by number."""
 
-from __future__ import annotations
-
 import threading
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A section of params.yaml becomes a dataclass, or one sentence that says what to change."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, make_dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """A file is written completely or not at all, and the manifest of a folder detects every changed byte."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Tables as Parquet: compression per column, and the same bytes when written at once or by row groups."""
 
-from __future__ import annotations
-
 import io
 
 import pyarrow as pa

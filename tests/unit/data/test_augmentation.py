@@ -1,7 +1,5 @@
 """The random crops of both models: positions, scales, flips."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

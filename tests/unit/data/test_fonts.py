@@ -1,7 +1,5 @@
 """Labels in any script: fonts, order, line breaks; never a box, and a sentence where no font has a character."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, features

@@ -1,7 +1,5 @@
 """Image decoding: what is converted, and what is rejected with which reason. Hostile files are made here or skipped."""
 
-from __future__ import annotations
-
 import csv
 import struct
 import zlib

@@ -1,7 +1,5 @@
 """A batch depends on its positions only; epochs go through all rows, by weight in a mixture, and their captions and views."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Pair shards: rows, columns, groups and splits, equal bytes for equal settings, checks of the source, and damage."""
 
-from __future__ import annotations
-
 import pyarrow.parquet as pq
 import pytest
 

@@ -1,7 +1,5 @@
 """Token shards return what was written, and reject shards that are damaged or of another tokenizer."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The networks that images are compared by: FID's Inception and open_clip checkpoints, in files that may be damaged or hostile."""
 
-from __future__ import annotations
-
 import io
 import re
 from pathlib import Path

@@ -3,8 +3,6 @@
 That all of them are those of torch-fidelity for the same images is in test_features.py.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

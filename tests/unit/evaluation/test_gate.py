@@ -1,7 +1,5 @@
 """Which version may become the champion, and why the others are rejected."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Image fidelity and overlap, with a scorer whose features are an image's mean color: the answers can be counted."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Best of n, caption match, CLIP score, retrieval, PSNR, codebook use and intervals."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Nearest neighbors against a loop and planted answers, and the threshold of near duplicates."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.nn import functional

@@ -1,7 +1,5 @@
 """K-means over raw patches: the baseline of the image tokenizer."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """A dvc.lock that cannot be read is one sentence with the fix, in every command that reads it."""
 
-from __future__ import annotations
-
 import pytest
 
 from scripts import verify_artifacts

@@ -1,7 +1,5 @@
 """The data card of a version: sources of its images, what was left out and why, lengths of captions."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """GPU locks in one process: which GPUs a process sees and holds."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,7 +1,5 @@
 """The heartbeat process: what counts as silence."""
 
-from __future__ import annotations
-
 import httpx
 import pytest
 

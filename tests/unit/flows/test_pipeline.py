@@ -1,7 +1,5 @@
 """Parts of the pipeline flow without Prefect or DVC: graph order, retries, images of an artifact."""
 
-from __future__ import annotations
-
 import threading
 
 import pytest

@@ -3,8 +3,6 @@
 The workers of a machine.
 """
 
-from __future__ import annotations
-
 import pytest
 import yaml
 

@@ -1,7 +1,5 @@
 """The output of parallel stages: progress bars in a terminal, lines in a log."""
 
-from __future__ import annotations
-
 from flows.progress_display import PROGRESS, ProgressDisplay
 from thousandwords.core.progress import ProgressBar
 

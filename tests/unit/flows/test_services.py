@@ -1,7 +1,5 @@
 """The servers of a team: settings, passwords, commands, and compose.yml. No server is started."""
 
-from __future__ import annotations
-
 import re
 import stat
 from configparser import RawConfigParser, SectionProxy

@@ -1,7 +1,5 @@
 """The arguments of the flows sweep and generate: values that are combined, and what is rejected."""
 
-from __future__ import annotations
-
 import pytest
 
 from flows import generate, sweep

@@ -3,8 +3,6 @@
 Without a GPU the steps of the CUDA graph run uncaptured; with one they are captured.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

@@ -1,7 +1,5 @@
 """The transformer of arXiv 2102.12092: one sequence, two vocabularies, and attention that changes no value."""
 
-from __future__ import annotations
-
 import itertools
 from functools import partial
 

@@ -1,7 +1,5 @@
 """The discrete VAE: sizes, likelihood, relaxation, and the settings that are not in the paper."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The tokenizer in float16, as on a GPU, has nearly the same tokens and images."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """An image depends on (seed, prompt, candidate) and on the models: not on the batch, nor on its neighbors."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

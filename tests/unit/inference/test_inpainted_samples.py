@@ -1,8 +1,6 @@
 """Images to inpaint are sampled, ranked and reported by the stages, and the metrics of the other prompts do
 not change."""
 
-from __future__ import annotations
-
 import dataclasses
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """Some cells of an image become fixed tokens; the rest is sampled for the prompt."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

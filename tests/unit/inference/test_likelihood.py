@@ -1,7 +1,5 @@
 """Exact likelihoods: bits of a caption and of an image, independent of the rest of the batch."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """One folder takes a prompt and gives ranked images; a part that was swapped or damaged is rejected."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

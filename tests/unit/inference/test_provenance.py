@@ -1,7 +1,5 @@
 """A PNG records how it was generated; a record that cannot be read is rejected with one sentence."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json

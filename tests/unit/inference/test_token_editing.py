@@ -1,7 +1,5 @@
 """Edit tokens (set, flip, stitch), label them and map their surprisal."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Captions that are too short, boilerplate or in another language are filtered, others are not."""
 
-from __future__ import annotations
-
 import csv
 import re
 import sys

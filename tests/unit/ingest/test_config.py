@@ -1,7 +1,5 @@
 """Every setting of the section `data` is checked, and an error names the setting and the remedy."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """Image hashes and near duplicates: which changes keep a hash, the index against brute force, which images stay."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Remote sources give the same pairs as local files, and a network failure is not a bad input."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import fsspec

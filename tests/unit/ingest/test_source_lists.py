@@ -1,7 +1,5 @@
 """JSON lines, COCO captions and Parquet: each row comes once, in order, as a pair or with the reason why not."""
 
-from __future__ import annotations
-
 import json
 import os
 import tracemalloc

@@ -1,7 +1,5 @@
 """Folders, tables and tars: each input comes once, in order, as a pair or with the reason why not."""
 
-from __future__ import annotations
-
 import json
 import os
 import tarfile

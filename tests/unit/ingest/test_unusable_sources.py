@@ -1,7 +1,5 @@
 """A source without usable inputs is rejected before any work, with what was found, where, and the fix."""
 
-from __future__ import annotations
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest

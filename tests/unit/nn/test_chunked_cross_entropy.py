@@ -1,7 +1,5 @@
 """The loss in chunks: the plain loss and its gradients, without all logits in memory at once."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Gradient scaling per residual block (arXiv 2102.12092 appendix D): values, and unchanged gradients."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

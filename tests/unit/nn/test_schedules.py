@@ -1,7 +1,5 @@
 """Schedules as functions of the step."""
 
-from __future__ import annotations
-
 import pytest
 
 from thousandwords.nn.schedules import cosine, halvings

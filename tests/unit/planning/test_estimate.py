@@ -1,7 +1,5 @@
 """The estimate is simple arithmetic on the numbers in params.yaml and on rates that name their source."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

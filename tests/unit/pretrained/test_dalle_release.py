@@ -1,7 +1,5 @@
 """The released weights become a tokenizer of ours: the same numbers, the same logits, no pickle from then on."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Files of torch.save are read without being run: a hostile, cut or unusual one ends in one sentence."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import io

@@ -1,7 +1,5 @@
 """`image_tokenizer.init`: a tokenizer trained elsewhere replaces one trained here, or one sentence says why not."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Two runs side by side: their common prompts, figures that can be compared, and a self-contained page."""
 
-from __future__ import annotations
-
 import html
 import re
 

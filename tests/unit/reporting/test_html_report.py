@@ -1,7 +1,5 @@
 """The report and its plots: complete, safe, self-contained, the same every time."""
 
-from __future__ import annotations
-
 import re
 from io import BytesIO
 

@@ -1,7 +1,5 @@
 """A blind vote: the sheet does not reveal the runs, shows any caption safely, and its votes are counted as they were given."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import hashlib

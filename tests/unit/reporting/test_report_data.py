@@ -1,7 +1,5 @@
 """Links to MLflow and the choice of plots in the report."""
 
-from __future__ import annotations
-
 import pytest
 
 from thousandwords.reporting import report_data

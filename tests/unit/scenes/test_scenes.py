@@ -1,7 +1,5 @@
 """The built-in data set: rendered images, captions, and the parser that checks one against the other."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import replace
 

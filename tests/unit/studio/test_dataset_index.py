@@ -2,8 +2,6 @@
 stored.
 """
 
-from __future__ import annotations
-
 import base64
 import copy
 

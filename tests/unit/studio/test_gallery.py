@@ -1,7 +1,5 @@
 """The gallery: complete entries, verified, newest first; images with their provenance; search by text."""
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import os

@@ -1,7 +1,5 @@
 """Request handlers: candidates as they are finished, their ranking, token edits, reproduction."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import io

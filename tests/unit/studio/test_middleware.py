@@ -1,7 +1,5 @@
 """The guards of the web servers: allowed hosts and origins, large bodies, headers of each answer, log lines."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest

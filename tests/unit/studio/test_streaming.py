@@ -1,7 +1,5 @@
 """A generation as JSON lines: a line per event, the last one with the id of the gallery entry."""
 
-from __future__ import annotations
-
 import json
 import time
 

@@ -1,7 +1,5 @@
 """The worker process from within: the packages in memory, and which request a stop signal ends."""
 
-from __future__ import annotations
-
 import ctypes
 import shutil
 

@@ -1,7 +1,5 @@
 """Any caption can be tokenized, and its tokens decode to the caption."""
 
-from __future__ import annotations
-
 import itertools
 import random
 

@@ -1,7 +1,5 @@
 """Words of texts in any script, and what of a prompt a model cannot use."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """Weights and checkpoints are read back unchanged, or rejected as damaged."""
 
-from __future__ import annotations
-
 import shutil
 from collections import Counter
 from pathlib import Path

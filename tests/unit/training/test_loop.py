@@ -1,7 +1,5 @@
 """fit(): a run that was stopped and resumed is bit for bit the run that was never stopped."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

@@ -1,7 +1,5 @@
 """AdamW and Muon equal their references; the moving average has its closed form."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -6,8 +6,6 @@ Python launches more slowly than they run: they are captured as a CUDA graph and
 addresses, so everything that changes is in tensors: the position, the tokens, the caches.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ reaches, a column layer each column by itself: of 1,024 tokens 33, 166 and 1,024
 32 are read. All shapes are the same at every position, as CUDA graphs need.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

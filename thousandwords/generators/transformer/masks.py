@@ -5,8 +5,6 @@ raster order. Every image position sees the whole prefix; the kind says which im
 out: the paper transposes the hidden states before column attention, which changes no value (attention.py).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

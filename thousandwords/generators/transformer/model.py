@@ -5,8 +5,6 @@ their own embeddings and output maps, so neither can be predicted at the other's
 without a token has a pad embedding of its own, and no part in the loss: most pads are certain.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The tokens start as points spread over a cube of a few dimensions, the encoder's
 distance to them: an update that helps one token helps its neighbors. Results: docs/recipes-dvae.md.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -5,8 +5,6 @@ tokens, float16 98 %, and float16 with the sums of the last layer in float32 99.
 the result is computed again in float32. Only for a trained tokenizer.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

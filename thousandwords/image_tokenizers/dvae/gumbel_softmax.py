@@ -4,8 +4,6 @@ After arXiv 2102.12092, section 2.1 (and Jang et al., arXiv 1611.01144). Tokens 
 computes a softmax over the last axis several times faster than over another.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

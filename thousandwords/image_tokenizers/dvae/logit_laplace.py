@@ -5,8 +5,6 @@ impossible colors. The decoder outputs six maps: three of mu, three of ln b. It 
 log-likelihood may be positive and the loss negative.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ The defaults are the paper's: Gumbel-softmax relaxation, logit-Laplace likelihoo
 cosine schedules. The settings named "off in the paper" are additions, to train in minutes instead of weeks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Sources of captioned images: one class per kind, which yields raw pairs lazily and in a fixed order."""
 
-from __future__ import annotations
-
 from thousandwords.ingest.sources.base import Source, SourceError
 from thousandwords.ingest.sources.coco import CocoSource
 from thousandwords.ingest.sources.folder import FolderSource

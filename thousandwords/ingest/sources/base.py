@@ -4,8 +4,6 @@ No image is decoded here. An input that cannot be used becomes a RawPair with a 
 fault that makes the whole source unreliable (a truncated tar) raises SourceError; a source never just ends early.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -4,8 +4,6 @@ Images are beside the JSON, or in `data.image_folder` (in COCO's own layout: ../
 read in parts, so its size is limited.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

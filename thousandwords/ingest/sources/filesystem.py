@@ -5,8 +5,6 @@ URL, files below it only are read. A missing file is one bad input; a network or
 it would decide what is in the data set.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import posixpath

@@ -1,7 +1,5 @@
 """Folders of images, each with a text file of the same name beside it; links to folders are not followed."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

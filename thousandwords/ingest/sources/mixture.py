@@ -4,8 +4,6 @@ Sources are read one after another, each input once; weights apply in training o
 the number of the source, "1/cat.png": equal names do not collide, and the key gives the source of a row.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ An image is a struct {bytes, path}, bytes, or a path relative to the file's fold
 texts. If images are inside, each row is a pair, named by file and row; a column of paths is treated like a table.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

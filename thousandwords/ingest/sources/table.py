@@ -3,8 +3,6 @@
 Paths are relative to the list, or to `data.image_folder`. Several rows of one image are several captions of one pair.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 import posixpath

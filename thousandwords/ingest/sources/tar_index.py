@@ -4,8 +4,6 @@ tarfile treats a damaged header as the end, so a truncated archive would look li
 tar is indexed, up to its end mark, before any sample is used. Members are read in place. Left out: compressed tars.
 """
 
-from __future__ import annotations
-
 import tarfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass

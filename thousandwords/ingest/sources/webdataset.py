@@ -4,8 +4,6 @@ img2dataset writes such tars, with the status of each download in the .json, and
 the number of its samples. A tar is used as a whole or not at all; a remote tar is copied to a temporary file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ From a random batch CLIP learns neither which word belongs to which object nor w
 between the same neighbors in the batch, in any language. Where there are none, the caption is shuffled.
 """
 
-from __future__ import annotations
-
 import random
 from collections import defaultdict
 from functools import partial

@@ -4,8 +4,6 @@ DALL-E keeps the candidates with the highest CLIP score (arXiv 2102.12092, §2.6
 loss are open_clip's. Left out: CLIP's random crops, which would cut off what a caption describes.
 """
 
-from __future__ import annotations
-
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ An architecture is what open_clip_config.json holds: {"model_cfg", "preprocess_c
 model, its "source". Weights are safetensors, or a torch file opened with weights_only: no code is ever run.
 """
 
-from __future__ import annotations
-
 import difflib
 import pickle
 import warnings
