@@ -26,8 +26,10 @@ endef
 N ?= 32
 SEED ?= 0
 OUT ?= generated
-export PROMPT
-export DATA
+# as they were typed: make would expand the $5 in PROMPT='a $5 bill'
+override PROMPT := $(value PROMPT)
+override PROMPTS := $(value PROMPTS)
+export PROMPT PROMPTS DATA
 export THOUSANDWORDS_NIGHTLY := $(or $(NIGHTLY),$(THOUSANDWORDS_NIGHTLY))
 # the longest file first (smoke), not the one with the most tests
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -82,7 +84,7 @@ lint: $(READY)  ## ruff: rules and format
 
 generate: $(READY)  ## PROMPT="a small red star on sand" or PROMPTS=file.txt, N=32, SEED=0: ranked images in generated/; FROM=champion
 	@python -m $(if $(FROM),flows.generate --alias $(FROM),thousandwords generate) --candidates $(N) --seed $(SEED) --out $(OUT) \
-		$(if $(PROMPTS),--prompts "$(PROMPTS)",-- "$$PROMPT")
+		$(if $(PROMPTS),--prompts "$$PROMPTS",-- "$$PROMPT")
 
 compare: $(READY)  ## two runs side by side as a page: A=HEAD B=workspace, or any two commits, branches, tags or folders
 	@python -m flows.compare "$(or $(A),HEAD)" "$(or $(B),workspace)" --out $(or $(PAGE),results/compare.html) \

@@ -4,6 +4,7 @@ Each batch of candidates is a file of its own, and each candidate has its own ra
 be sampled in any number of processes (section `engine` of params.yaml).
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,10 @@ def sample_images(
     folders = (text_tokenizer, image_tokenizer, generator)
     models = load_models(*folders).to(context.world.device)
     check_guidance(settings.guidance, models.generator.config)
+    for split, prompt in prompts:
+        if split in (OWN, INPAINTED):
+            for note in models.text_tokenizer.describe_prompt(prompt):
+                print(f'sample_images: "{prompt}": {note}', file=sys.stderr, flush=True)
     originals = [image for _, image in to_inpaint]
     fixed_tokens, kept_parts = inpaint_inputs(
         len(prompts), originals, models.image_tokenizer, settings.inpaint_keep_share

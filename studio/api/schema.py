@@ -142,6 +142,7 @@ class Event(BaseModel):
     prompt: str | None = Field(None, description="started: the caption, normalized")
     text_used: str | None = Field(None, description="started: the part of the caption that the model uses")
     truncated: bool | None = Field(None, description="started: whether the caption is longer than that")
+    unseen_words: list[str] | None = Field(None, description="started: words that no training caption has")
     candidates: int | None = Field(None, description="started")
     seed: int | None = Field(None, description="started")
     candidate: int | None = Field(None, description="candidate: its number, from 0")

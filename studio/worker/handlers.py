@@ -72,8 +72,9 @@ def generate(
         "prompt": prompt,
         "candidates": candidates,
         "seed": seed,
-        "text_used": tokenizer.decode(tokenizer.encode([prompt])[0]),
-        "truncated": len(tokenizer.tokenize(prompt)) > tokenizer.text_length,
+        "text_used": tokenizer.text_read(prompt),
+        "truncated": tokenizer.is_truncated(prompt),
+        "unseen_words": tokenizer.unseen_words(prompt),
     }
     finished: list[Candidate] = []
     for number in range(count_batches(1, settings)):

@@ -2,9 +2,12 @@
 
 Generate ranked candidates with a trained package: a best-first grid per prompt, and each image as a file.
 With --inpaint the top of an image (or what a mask keeps of it) stays, and the rest is sampled for the prompt.
+Each image records how it was generated, so the same command goes on where an earlier one was stopped.
 """
 
 import argparse
+import dataclasses
+import sys
 import time
 from pathlib import Path
 
@@ -16,9 +19,10 @@ from thousandwords.core.filenames import distinct_slugs
 from thousandwords.core.files import write_bytes
 from thousandwords.data.contact_sheet import make_contact_sheet
 from thousandwords.data.images import encode_png, fit_square
-from thousandwords.inference.config import SamplingConfig, replace_settings
+from thousandwords.inference.config import SamplingConfig, check_guidance, replace_settings
 from thousandwords.inference.inpainting import cells_from_mask, fixed_tokens_of, gray_out, grid_side, top_rows
 from thousandwords.inference.package import Candidate, load_package
+from thousandwords.inference.provenance import Provenance, encode_png_with_provenance, read_provenance
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -55,18 +59,54 @@ def run(options: argparse.Namespace) -> None:
         image = fit_square(image, package.image_tokenizer.image_size)
         fixed_tokens = fixed_tokens_of(package.image_tokenizer, image, is_kept)
         kept_part = gray_out(image, is_kept)
+    settings = replace_settings(package.settings, **changes, candidates=options.candidates)
+    check_guidance(settings.guidance, package.generator.config)
+    fixed_numbers = None if fixed_tokens is None else tuple(fixed_tokens.tolist())
     for number, (prompt, name) in enumerate(zip(prompts, distinct_slugs(prompts), strict=True)):
+        position = f"[{number + 1}/{len(prompts)}] " if len(prompts) > 1 else ""
+        for note in package.text_tokenizer.describe_prompt(prompt):
+            print(f'generate: {position}"{prompt}": {note}', file=sys.stderr, flush=True)
+        path = options.out / f"{name}{'' if image is None else '-inpainted'}-seed{options.seed}.png"
+        provenance = Provenance(prompt, options.seed, 0, package.fingerprint, settings, fixed_numbers)
+        if is_finished(path, provenance):
+            print(f"{position}{prompt}: finished before, kept -> {path}", flush=True)
+            continue
+        if remove_images(path):
+            reason = "with other models or settings, or not to the end"
+            print(f"{position}{prompt}: {path} was generated {reason}; it is generated anew", flush=True)
         start = time.monotonic()
         candidates = package.generate(prompt, options.candidates, options.seed, fixed_tokens, **changes)
-        path = options.out / f"{name}{'' if image is None else '-inpainted'}-seed{options.seed}.png"
-        write_bytes(path, encode_png(candidate_sheet(candidates, kept_part)))
         for rank, candidate in enumerate(candidates):
-            write_bytes(path.with_suffix("") / f"{rank:03d}.png", encode_png(candidate.image))
-        position = f"[{number + 1}/{len(prompts)}] " if len(prompts) > 1 else ""
+            data = encode_png_with_provenance(
+                candidate.image, dataclasses.replace(provenance, candidate=candidate.candidate)
+            )
+            write_bytes(path.with_suffix("") / f"{rank:03d}.png", data)
+        # the grid comes last: where there is one, its images are complete
+        write_bytes(path, encode_png(candidate_sheet(candidates, kept_part)))
         print(
             f"{position}{prompt}: {len(candidates)} candidates in {time.monotonic() - start:.1f} s -> {path}",
             flush=True,
         )
+
+
+def is_finished(grid: Path, provenance: Provenance) -> bool:
+    """Whether the grid and all its images are there, generated just so (`provenance.candidate` does not matter)."""
+    images = [grid.with_suffix("") / f"{rank:03d}.png" for rank in range(provenance.settings.candidates)]
+    try:
+        found = [read_provenance(image.read_bytes()) for image in images if grid.is_file()]
+    except (OSError, UserError):
+        return False
+    expected = {dataclasses.replace(provenance, candidate=number) for number in range(len(images))}
+    return set(found) == expected
+
+
+def remove_images(grid: Path) -> bool:
+    """Remove a grid, then its images; whether there were any. A file that is no image of ours stays."""
+    files = [grid, *grid.with_suffix("").glob("[0-9][0-9][0-9]*.png")]
+    files = [file for file in files if file.is_file()]
+    for file in files:
+        file.unlink()
+    return bool(files)
 
 
 def candidate_sheet(candidates: list[Candidate], kept_part: np.ndarray | None = None) -> np.ndarray:

@@ -37,7 +37,9 @@ def add_package_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which models are used, and where."""
     package = Path("models/package")
     parser.add_argument("--package", type=Path, default=package, help="(default: models/package)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu or cuda (default: auto, a GPU where there is one)"
+    )
 
 
 def read_prompts(prompts: list[str], file: Path | None) -> list[str]:

@@ -132,7 +132,9 @@ def load_package(folder: Path, device: str = "cpu") -> Package:
 
 
 def check_device(name: str) -> torch.device:
-    """The device of that name; raises UserError where this machine has none."""
+    """The device of that name, "auto": a GPU where there is one; raises UserError where this machine has none."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts

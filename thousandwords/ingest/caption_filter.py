@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from thousandwords.core.errors import InvalidInput, UserError
 from thousandwords.text.normalize import normalize
+from thousandwords.text.words import words
 
 REASONS = ("caption_too_short", "boilerplate", "wrong_language")
 REQUIREMENT = "py3langid>=0.4,<0.5"
@@ -59,7 +60,7 @@ def filter_captions(captions: Sequence[str], rules: CaptionRules) -> tuple[tuple
 def caption_problem(caption: str, rules: CaptionRules) -> InvalidInput | None:
     """Why a caption is dropped, or None; cheap checks come first."""
     text = normalize(caption)
-    if (count := len(text.split())) < rules.min_words:
+    if rules.min_words and (count := len(words(text))) < rules.min_words:
         return InvalidInput("caption_too_short", f"{count} of {rules.min_words} words: {caption!r}")
     for pattern in rules.boilerplate:
         if re.search(pattern, text, re.IGNORECASE):

@@ -26,6 +26,7 @@ from thousandwords.core.init_models import fix_of, init_folder
 from thousandwords.core.manifest import read_manifest, write_manifest
 from thousandwords.core.special_tokens import PAD
 from thousandwords.text.normalize import normalize
+from thousandwords.text.words import words
 
 # torch is imported where tensors are made: processes that prepare pairs start faster without it
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 BYTES = 256
 NAME = "text_tokenizer"  # of its section in params.yaml
+WORDS = "words.json"  # the words of the training captions, sorted
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,17 @@ def read_config(block: dict) -> TextTokenizerConfig:
 class TextTokenizer:
     """Captions to text tokens (B, T), and back."""
 
-    def __init__(self, bpe: tokenizers.Tokenizer, text_length: int, fingerprint: str = "") -> None:
+    def __init__(
+        self,
+        bpe: tokenizers.Tokenizer,
+        text_length: int,
+        fingerprint: str = "",
+        known_words: frozenset[str] | None = None,
+    ) -> None:
         self.bpe, self.text_length, self.fingerprint = bpe, text_length, fingerprint
+        self.known_words = (
+            known_words  # of all training captions; None in tokenizers saved before they were kept
+        )
         self.vocab_size = bpe.get_vocab_size()
         model = json.loads(bpe.to_str())["model"]
         self._ids: dict[str, int] = model["vocab"]
@@ -134,6 +145,31 @@ class TextTokenizer:
             count += sum(len(entry.ids) > self.text_length for entry in self._encoded(part))
         return count
 
+    def text_read(self, prompt: str) -> str:
+        """The part of a prompt that the model reads: all of it, or its first `text_length` tokens."""
+        tokens = self.tokenize(prompt)[: self.text_length]
+        return self.bpe.decode(tokens).removeprefix(" ").rstrip("\ufffd")  # half a character
+
+    def is_truncated(self, prompt: str) -> bool:
+        return len(self.tokenize(prompt)) > self.text_length
+
+    def unseen_words(self, prompt: str) -> list[str]:
+        """The words of a prompt that no training caption has; [] where the tokenizer does not know them."""
+        found = dict.fromkeys(words(prompt))
+        return [] if self.known_words is None else [word for word in found if word not in self.known_words]
+
+    def describe_prompt(self, prompt: str) -> list[str]:
+        """Sentences about what of a prompt the model cannot use: it is too long, or has words never trained on."""
+        notes = []
+        if self.is_truncated(prompt):
+            notes.append(
+                f"the prompt is longer than the {self.text_length} tokens that the model reads. "
+                f'It reads only: "{self.text_read(prompt)}"'
+            )
+        if unseen := self.unseen_words(prompt):
+            notes.append(f"no training caption has: {', '.join(unseen)}")
+        return notes
+
     def describe_truncation(self, num_truncated: int, count: int) -> str:
         """A sentence about truncated captions: "3 of 2,000 captions have more than 24 tokens; …"."""
         return (
@@ -171,16 +207,26 @@ def train(captions: Iterable[str], config: TextTokenizerConfig) -> TextTokenizer
         show_progress=False,
     )
     # sorted: for equal frequencies the library's merges depend on the order of first occurrence
-    bpe.train_from_iterator(sorted(normalize(caption) for caption in captions), trainer)
-    return TextTokenizer(bpe, config.text_length)
+    captions = sorted(normalize(caption) for caption in captions)
+    bpe.train_from_iterator(captions, trainer)
+    return TextTokenizer(bpe, config.text_length, known_words=words_of_all(captions))
+
+
+def words_of_all(captions: Iterable[str]) -> frozenset[str]:
+    """The distinct words of captions."""
+    return frozenset(word for caption in captions for word in words(caption))
 
 
 def save(tokenizer: TextTokenizer, folder: Path) -> str:
-    """Write tokenizer.json, config.json and the manifest; return the fingerprint."""
+    """Write tokenizer.json, config.json, words.json and the manifest; return the fingerprint."""
     folder = Path(folder)
     write_bytes(folder / "tokenizer.json", tokenizer.bpe.to_str(pretty=True).encode())
     write_json(folder / "config.json", {"text_length": tokenizer.text_length})
-    return write_manifest(folder, {"tokenizer.json": None, "config.json": None}, {})["sha256"]
+    names = ["tokenizer.json", "config.json"]
+    if tokenizer.known_words is not None:
+        write_json(folder / WORDS, sorted(tokenizer.known_words))
+        names.append(WORDS)
+    return write_manifest(folder, dict.fromkeys(names), {})["sha256"]
 
 
 def load(folder: Path, fix: str = "dvc repro train_text_tokenizer") -> TextTokenizer:
@@ -188,4 +234,7 @@ def load(folder: Path, fix: str = "dvc repro train_text_tokenizer") -> TextToken
     manifest = read_manifest(folder, fix=fix)
     bpe = tokenizers.Tokenizer.from_str((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))
     config = json.loads((Path(folder) / "config.json").read_bytes())
-    return TextTokenizer(bpe, config["text_length"], manifest["sha256"])
+    known_words = None
+    if WORDS in manifest["files"]:
+        known_words = frozenset(json.loads((Path(folder) / WORDS).read_bytes()))
+    return TextTokenizer(bpe, config["text_length"], manifest["sha256"], known_words)

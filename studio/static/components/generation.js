@@ -72,7 +72,7 @@ const EVENT_HANDLERS = {
     Object.assign(state, { caption: event.prompt, seed: event.seed, version: event.version });
     setSlotCount(ui, state, event.candidates);
     showProgress(ui, state);
-    if (event.truncated) showTruncated(ui.note, event.text_used);
+    showUnusedText(ui.note, event);
   },
 
   candidate(ui, state, { candidate, png, tokens, score }) {
@@ -125,9 +125,11 @@ function showProgress(ui, state) {
   ui.status.textContent = `${done} of ${state.slots.length}`;
 }
 
-function showTruncated(note, usedText) {
-  note.replaceChildren('The caption is too long for the model. It reads only: ', el('q', {}, usedText));
-  note.hidden = false;
+function showUnusedText(note, { truncated, text_used: usedText, unseen_words: unseenWords = [] }) {
+  note.replaceChildren();
+  if (truncated) note.append('The caption is too long for the model. It reads only: ', el('q', {}, usedText), '. ');
+  if (unseenWords.length) note.append(`No training caption has: ${unseenWords.join(', ')}.`);
+  note.hidden = !note.hasChildNodes();
 }
 
 /** Keep the finished candidates and remove the slots that stay empty. */

@@ -11,7 +11,7 @@ from thousandwords import __main__ as command
 from thousandwords.cli import generate as generate_command
 from thousandwords.data.images import decode_png, encode_png, fit_square, to_uint8
 from thousandwords.inference.inpainting import fixed_tokens_of, top_rows
-from thousandwords.inference.package import load_package
+from thousandwords.inference.package import Package, load_package
 
 
 @pytest.fixture
@@ -20,7 +20,8 @@ def generate(package_folder, tmp_path):
 
     def run(*arguments: str) -> list[str]:
         out = tmp_path / "generated"
-        command.main(["generate", *arguments, "--package", str(package_folder), "--out", str(out), "-n", "3"])
+        count = () if "-n" in arguments else ("-n", "3")
+        command.main(["generate", *arguments, "--package", str(package_folder), "--out", str(out), *count])
         return sorted(str(path.relative_to(out)) for path in out.rglob("*.png"))
 
     return run
@@ -59,7 +60,7 @@ def test_several_prompts_each_get_their_own_files(generate, capsys):
     assert [name for name in files if "/" not in name] == [
         "a-star-2-seed0.png",
         "a-star-seed0.png",
-        "prompt-seed0.png",
+        "🦊-seed0.png",
     ]
     assert [line[:5] for line in capsys.readouterr().out.splitlines()] == ["[1/3]", "[2/3]", "[3/3]"]
 
@@ -78,6 +79,53 @@ def test_the_same_command_writes_the_same_bytes(generate, tmp_path):
     first = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
     generate("a red star", "--temperature", "0.8", "--top-k", "5", "--top-p", "0.9")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == first
+
+
+def test_a_long_prompt_file_resumes_where_it_was_stopped(generate, tmp_path, monkeypatch, capsys):
+    generate("a star", "a circle")
+    out, capture = tmp_path / "generated", capsys.readouterr
+    (out / "a-circle-seed0.png").unlink()  # what a kill before its grid leaves
+    capture()
+    sampled = []
+    plain = Package.generate
+    monkeypatch.setattr(
+        Package, "generate", lambda *args, **kw: sampled.append(args[1]) or plain(*args, **kw)
+    )
+
+    generate("a star", "a circle")
+
+    lines = capture().out.splitlines()
+    assert sampled == ["a circle"]
+    assert lines[0] == f"[1/2] a star: finished before, kept -> {out}/a-star-seed0.png"
+    assert lines[1] == (
+        f"[2/2] a circle: {out}/a-circle-seed0.png was generated with other models or settings, or not to the end; "
+        "it is generated anew"
+    )
+
+
+def test_other_settings_generate_anew_and_leave_no_old_image(generate, tmp_path, capsys):
+    generate("a star", "-n", "4")
+    before = (tmp_path / "generated/a-star-seed0/000.png").read_bytes()
+    assert len(generate("a star", "--temperature", "0.5")) == 4  # the grid and three images
+    assert (tmp_path / "generated/a-star-seed0/000.png").read_bytes() != before
+    assert "it is generated anew" in capsys.readouterr().out
+
+
+def test_a_damaged_image_is_generated_again(generate, tmp_path):
+    generate("a star")
+    image = tmp_path / "generated/a-star-seed0/001.png"
+    data = image.read_bytes()
+    image.write_bytes(data[:-20])
+    generate("a star")
+    assert image.read_bytes() == data
+
+
+def test_text_that_the_model_cannot_use_is_reported(generate, capsys):
+    generate("a star " * 99, "a sun")
+    first, second = (line for line in capsys.readouterr().err.splitlines() if line.startswith("generate: "))
+    assert first.startswith('generate: [1/2] "a star a star')
+    assert 'tokens that the model reads. It reads only: "a star' in first
+    assert second == 'generate: [2/2] "a sun": no training caption has: sun'
 
 
 @pytest.fixture

@@ -185,8 +185,12 @@ def test_samples_come_back_prompt_after_prompt(samples_folder):
     [
         ("A red star!", "a-red-star"),
         ("../../etc/passwd", "etc-passwd"),
-        ("🦊", "prompt"),
+        ("🦊!", "🦊"),
+        ("?!", "prompt"),
         ("a" * 99, "a" * 60),
+        ("红" * 99, "红" * 60),
+        ("\U00020000" * 99, "\U00020000" * 45),  # 180 bytes: file systems allow 255
+        ("हिन्दी में", "हिन्दी-में"),
     ],
 )
 def test_a_slug_is_a_file_name_that_reads_like_the_prompt(prompt, name):
@@ -194,5 +198,5 @@ def test_a_slug_is_a_file_name_that_reads_like_the_prompt(prompt, name):
 
 
 def test_prompts_that_read_alike_get_files_of_their_own():
-    prompts = ["a star", "A star!", "🦊", "🐼", "a star 2", "a star?"]
+    prompts = ["a star", "A star!", "?", "!", "a star 2", "a star?"]
     assert distinct_slugs(prompts) == ["a-star", "a-star-2", "prompt", "prompt-2", "a-star-2-2", "a-star-3"]

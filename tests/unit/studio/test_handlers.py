@@ -57,6 +57,7 @@ def test_candidates_come_in_order_and_then_their_ranking(package):
         "seed": 5,
         "text_used": started["text_used"],
         "truncated": started["truncated"],
+        "unseen_words": [],
     }
     assert [event["candidate"] for event in candidates] == list(range(11))
     scores = [event["score"] for event in candidates]
