@@ -66,7 +66,7 @@ def train_generator(
         evaluate=lambda model: held_out_losses(model, validation_text, validation_tokens),
         settings=block,
         inputs=(tokenizer.fingerprint, read_manifest(tokens, verify=False)["sha256"], *origin.values()),
-        draw=samples(prompts, validation_text, image_tokenizer, context.params, device),
+        make_sheet=samples(prompts, validation_text, image_tokenizer, context.params, device),
     )
     if context.world.is_main_process:
         fingerprints = {

@@ -58,7 +58,7 @@ def train_image_tokenizer(pairs: Path, out: Path, curves: Path, context: Stage) 
         evaluate=lambda model: evaluate(model, validation),
         settings=block,
         inputs=(reader.fingerprint,),
-        draw=reconstructions(validation),
+        make_sheet=reconstructions(validation),
     )
     if context.world.is_main_process:
         components.save(model, out, state)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stages.runtime.stage import Stage
-from stages.runtime.training_view import Draw, TrainingView
+from stages.runtime.training_view import MakeSheet, TrainingView
 from thousandwords.core.manifest import DamagedArtefact
 from thousandwords.core.progress import ProgressBar
 from thousandwords.data.prefetch import Prefetcher
@@ -31,17 +31,17 @@ def train(
     evaluate: Callable[[nn.Module], dict[str, float]],
     settings: object,
     inputs: tuple[str, ...],
-    draw: Draw | None = None,
+    make_sheet: MakeSheet | None = None,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Train; returns (the weights to save, the curves). `batch_of` loads rows, `to_device` takes the micro-batches
-    of a step; `settings` and `inputs` identify the run that may be resumed; `draw` makes a sheet of images of the
+    of a step; `settings` and `inputs` identify the run that may be resumed; `make_sheet` makes a sheet of images of the
     model, at as many evaluations as their time allows."""
     checkpoints, world = Checkpoints(context.state_folder(settings, *inputs)), context.world
     if world.is_main_process:
         continue_shorter_run(context, checkpoints, config)
     world.wait()
     bar = ProgressBar(context.name, config.steps) if world.is_main_process else None
-    view, is_finished = TrainingView(context, config.steps, draw), False
+    view, is_finished = TrainingView(context, config.steps, make_sheet), False
 
     def micro_batches_of(step: int) -> list[Any]:
         rows = positions(step, config.batch_size)
@@ -57,7 +57,7 @@ def train(
         if bar:
             bar.update(step, note)
 
-    def evaluate_and_draw(model: nn.Module) -> dict[str, float]:
+    def evaluate_and_show(model: nn.Module) -> dict[str, float]:
         values = evaluate(model)  # fit() has reported the step before it evaluates
         view.evaluated(model)
         return values
@@ -73,7 +73,7 @@ def train(
                 batches_of=lambda step: to_device(micro_batches(step)),
                 loss_of=loss_of,
                 seed=context.seed,
-                evaluate=evaluate_and_draw,
+                evaluate=evaluate_and_show,
                 checkpoints=checkpoints,
                 log=log,
                 progress=progress,

@@ -1,7 +1,7 @@
-"""What a training shows while it runs: a folder with its progress, its curves and images drawn at evaluations.
+"""What a training shows while it runs: a folder with its progress, its curves and images made at evaluations.
 
 results/training/<stage>/ has progress.json, curves.jsonl and step-000500.png, ... The studio and the report read
-it. It is no output of the stage: which evaluations draw depends on the machine's speed, and changes no weight.
+it. It is no output of the stage: which evaluations give images depends on the machine's speed, and changes no weight.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ NUM_IMAGES = 8
 MIN_WIDTH = 128  # pixels of an image on a sheet; smaller ones are enlarged
 SECONDS_BETWEEN_WRITES = 2.0
 
-Draw = Callable[[nn.Module], np.ndarray]  # the model with its averaged weights -> a sheet of images
+MakeSheet = Callable[[nn.Module], np.ndarray]  # the model with its averaged weights -> a sheet of images
 
 
 class TrainingView:
-    """Writes the folder of one training; only the main process writes, and all of them draw alike."""
+    """Writes the folder of one training; only the main process writes, and all of them do alike."""
 
-    def __init__(self, context: Stage, steps: int, draw: Draw | None) -> None:
-        self.context, self.steps, self.draw = context, steps, draw
+    def __init__(self, context: Stage, steps: int, make_sheet: MakeSheet | None) -> None:
+        self.context, self.steps, self.make_sheet = context, steps, make_sheet
         self.folder = TRAININGS / context.name
         self.writes = context.world.is_main_process
         self.step, self.first_step, self.written = 0, None, 0.0
@@ -68,12 +68,12 @@ class TrainingView:
                 file.write(json.dumps(row) + "\n")
 
     def evaluated(self, model: nn.Module) -> None:
-        """Draw after an evaluation, if the time for images allows it."""
-        if self.draw is None or not self.context.world.any(self.writes and self._has_time()):
+        """Make the images after an evaluation, if the time for images allows it."""
+        if self.make_sheet is None or not self.context.world.any(self.writes and self._has_time()):
             return
         started = time.monotonic()
         with self._warned():
-            sheet = self.draw(model)
+            sheet = self.make_sheet(model)
             if self.writes:
                 path = self.folder / f"step-{self.step:06d}.png"
                 _replace(path, encode_png(sheet))
@@ -91,7 +91,7 @@ class TrainingView:
 
     def _has_time(self) -> bool:
         """Whether another sheet keeps the share, with one more for the last step. The first one has no measured
-        cost and is always drawn."""
+        cost and is always made."""
         elapsed = time.monotonic() - self.started
         if not self.spent:
             return True
@@ -135,7 +135,7 @@ class TrainingView:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def _drop_rows_from(self, step: int) -> None:
-        """After a kill the run goes on from its newest checkpoint: later points are drawn again."""
+        """After a kill the run goes on from its newest checkpoint: later points are written again."""
         path = self.folder / "curves.jsonl"
         if self.writes and path.is_file():
             kept = []
@@ -148,7 +148,7 @@ class TrainingView:
 
     @contextlib.contextmanager
     def _warned(self) -> Iterator[None]:
-        """A view that cannot be written or drawn never stops a training."""
+        """A view that cannot be written or made never stops a training."""
         try:
             yield
         except (OSError, torch.OutOfMemoryError) as error:
@@ -156,34 +156,34 @@ class TrainingView:
             self.writes = False
 
 
-def reconstructions(originals: Tensor) -> Draw:
+def reconstructions(originals: Tensor) -> MakeSheet:
     """Draws the first images (B, 3, H, W) in [0, 1] above their reconstructions by an image tokenizer."""
     originals = originals[:NUM_IMAGES]
 
-    def draw(model: nn.Module) -> np.ndarray:
+    def make_sheet(model: nn.Module) -> np.ndarray:
         decoded = model.decode(model.encode(originals))
         return sheet(torch.cat([originals, decoded]))
 
-    return draw
+    return make_sheet
 
 
 def samples(
     captions: Sequence[str], text: Tensor, image_tokenizer: Path, params: dict, device: str
-) -> Draw | None:
+) -> MakeSheet | None:
     """Draws one sample for each of the first captions, with the sampling settings and always the same seeds."""
     settings = section(params.get("sampling"), "sampling", PromptsConfig)
     captions, text = captions[:NUM_IMAGES], text[:NUM_IMAGES]
     options = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p", "guidance")}
     decoder: list[nn.Module] = []  # loaded when first needed
 
-    def draw(model: nn.Module) -> np.ndarray:
+    def make_sheet(model: nn.Module) -> np.ndarray:
         if not decoder:
             fix = "dvc repro train_image_tokenizer"
             decoder.append(components.load("image_tokenizers", image_tokenizer, fix=fix).to(device))
         tokens = model.sample(text, [step_rng(0, row) for row in range(len(text))], **options)
         return sheet(decoder[0].decode(tokens), captions)
 
-    return draw if captions else None
+    return make_sheet if captions else None
 
 
 def sheet(images: Tensor, labels: Sequence[str] | None = None) -> np.ndarray:

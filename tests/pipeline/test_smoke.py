@@ -59,17 +59,6 @@ def test_a_changed_setting_reruns_what_it_touches_with_the_same_digits_and_going
     assert "evaluate" not in ran(repro(project))
 
 
-def test_a_wrong_setting_stops_before_anything_is_lost(project):
-    before = sha256_of(project / "results/metrics.json")
-    change(project, "generator.transformer.layers", 3)
-    done = command(project, "dvc", "repro")
-    assert done.returncode != 0
-    sentence = "generator.transformer has no key 'layers'. Did you mean 'num_layers'?"
-    assert sentence in done.stdout + done.stderr
-    assert sha256_of(project / "results/metrics.json") == before and (project / "models/generator").is_dir()
-    shutil.copy(ROOT / "presets" / "smoke.yaml", project / "params.yaml")
-
-
 def test_there_is_a_page_and_an_image_per_prompt(project):
     page = (project / "results/report.html").read_text()
     assert "a small red star above a large blue square" in page and "https://" not in page
@@ -120,3 +109,13 @@ def test_each_stage_has_its_mlflow_run_under_one_parent(project):
     again = ("check_params", "evaluate")
     (first,) = {record["parent_run_id"] for record in records if record["stage"] not in again}
     assert run.data.tags["mlflow.parentRunId"] == first
+
+
+def test_a_wrong_setting_stops_before_anything_is_lost(project):
+    before = sha256_of(project / "results/metrics.json")
+    change(project, "generator.transformer.layers", 3)
+    done = command(project, "dvc", "repro")
+    assert done.returncode != 0
+    sentence = "generator.transformer has no key 'layers'. Did you mean 'num_layers'?"
+    assert sentence in done.stdout + done.stderr
+    assert sha256_of(project / "results/metrics.json") == before and (project / "models/generator").is_dir()

@@ -33,7 +33,9 @@ def make_contact_sheet(
         left, top = pad + index % columns * (width + pad), pad + index // columns * cell
         sheet.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST), (left, top))
         for number, line in enumerate(wrapped[index] if wrapped else ()):
-            fonts.draw_line(draw, (left, top + height + number * (size + 2), width), line, size, (40, 40, 40))
+            fonts.render_line(
+                draw, (left, top + height + number * (size + 2), width), line, size, (40, 40, 40)
+            )
     return np.array(sheet)
 
 

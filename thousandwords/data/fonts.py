@@ -30,7 +30,7 @@ INSTALL = (
 )
 
 
-def draw_line(
+def render_line(
     draw: ImageDraw.ImageDraw,
     box: tuple[float, float, float],
     text: str,
@@ -152,13 +152,13 @@ def _has_shaping(path: str) -> bool:
 @functools.cache
 def _has(path: str, character: str) -> bool:
     try:
-        return _drawn(path, character) != _drawn(path, MISSING)
+        return _rendered(path, character) != _rendered(path, MISSING)
     except OSError:  # as above
         return False
 
 
 @functools.lru_cache(maxsize=1024)
-def _drawn(path: str, character: str) -> bytes:
+def _rendered(path: str, character: str) -> bytes:
     image = Image.new("L", (48, 48))
     # raqm puts a mark by itself on a circle, and joiners out of sight
     basic = ImageFont.Layout.BASIC

@@ -137,9 +137,9 @@ function plot(name, curves, steps) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const x = (step) => (WIDTH * step) / steps;
   const y = (value) => HEIGHT - 6 - ((HEIGHT - 12) * (value - low)) / (high - low || 1);
-  const drawn = Object.entries(lines).filter(([, points]) => points.length);
-  const newest = drawn.map(([label, points]) => `${label} ${short(points.at(-1)[1])}`).join(', ');
-  const shapes = drawn.flatMap(([label, points]) => {
+  const given = Object.entries(lines).filter(([, points]) => points.length);
+  const newest = given.map(([label, points]) => `${label} ${short(points.at(-1)[1])}`).join(', ');
+  const shapes = given.flatMap(([label, points]) => {
     const css = label === 'training' ? 'line' : 'line held-out';
     const [lastStep, lastValue] = points.at(-1);
     return [

@@ -51,15 +51,15 @@ def test_a_line_breaks_between_chinese_characters_but_not_before_a_comma():
 
 @pytest.mark.skipif(not features.check("raqm"), reason="this Pillow has no raqm, which joins Arabic letters")
 def test_arabic_is_joined_and_starts_at_the_right(few_fonts):
-    def drawn(text: str) -> np.ndarray:
+    def rendered(text: str) -> np.ndarray:
         image = Image.new("RGB", (200, 30), "white")
-        fonts.draw_line(ImageDraw.Draw(image), (0, 0, 200), text, 14, (0, 0, 0))
+        fonts.render_line(ImageDraw.Draw(image), (0, 0, 200), text, 14, (0, 0, 0))
         return np.argwhere(np.array(image).min(axis=2) < 128)
 
-    assert drawn("نجمة")[:, 1].min() > 100 and drawn("star")[:, 1].min() < 10
-    assert len(drawn("نجم")) != len(drawn("ن\u200cج\u200cم"))  # joined, and kept apart
-    three = drawn("نجمة 3")  # the digit is read last, so it is at the left
-    assert three[:, 1].min() < drawn("نجمة")[:, 1].min()
+    assert rendered("نجمة")[:, 1].min() > 100 and rendered("star")[:, 1].min() < 10
+    assert len(rendered("نجم")) != len(rendered("ن\u200cج\u200cم"))  # joined, and kept apart
+    three = rendered("نجمة 3")  # the digit is read last, so it is at the left
+    assert three[:, 1].min() < rendered("نجمة")[:, 1].min()
 
 
 def test_a_sheet_with_captions_of_several_scripts_has_ink_under_each_image():

@@ -33,7 +33,7 @@ def clock(monkeypatch, tmp_path):
 
 
 def view_of(clock, steps: int, seconds_per_sheet: float = 0.0, run: str = "a") -> TrainingView:
-    def draw(_: object) -> np.ndarray:
+    def make_sheet(_: object) -> np.ndarray:
         clock.now += seconds_per_sheet
         return SHEET
 
@@ -47,7 +47,7 @@ def view_of(clock, steps: int, seconds_per_sheet: float = 0.0, run: str = "a") -
         record_files=lambda path, folder: files.append((folder, path.name)),
         record_metrics=lambda values: None,
     )
-    return TrainingView(context, steps, draw)
+    return TrainingView(context, steps, make_sheet)
 
 
 def train(view: TrainingView, clock, evaluate_every: int, first: int = 1, last: int | None = None) -> None:
@@ -71,7 +71,7 @@ def test_images_take_three_percent_of_the_training_time_and_the_last_step_has_it
     assert view.context.files[-1] == ("samples", "step-000500.png")
 
 
-def test_cheap_images_are_drawn_at_every_evaluation(clock):
+def test_cheap_images_are_made_at_every_evaluation(clock):
     view = view_of(clock, 100, seconds_per_sheet=0.1)
     train(view, clock, evaluate_every=10)
     assert len(view.context.files) == 10
@@ -99,12 +99,12 @@ def test_another_run_starts_with_an_empty_folder(clock, tmp_path):
     assert list((tmp_path / "results/training/train_generator").iterdir()) == []
 
 
-def test_a_sheet_that_cannot_be_drawn_stops_no_training(clock, capsys):
+def test_a_sheet_that_cannot_be_made_stops_no_training(clock, capsys):
     view = view_of(clock, 20)
 
-    def draw(_: object) -> np.ndarray:
+    def make_sheet(_: object) -> np.ndarray:
         raise torch.OutOfMemoryError("8 images need too much")
 
-    view.draw = draw
+    view.make_sheet = make_sheet
     train(view, clock, evaluate_every=10)
     assert capsys.readouterr().err == "train_generator: no images while training (8 images need too much)\n"
