@@ -9,8 +9,12 @@ import torch
 
 from stages.runtime import training_view
 from stages.runtime.tracking import NoTracker
-from stages.runtime.training_view import MAX_SHARE, TrainingView
+from stages.runtime.training_view import MAX_SHARE, TrainingView, samples
+from tests.helpers.tiny_models import captions_as_tokens, image_tokens, tiny
+from thousandwords import components
+from thousandwords.training.config import TrainingConfig
 from thousandwords.training.distributed import SINGLE_PROCESS
+from thousandwords.training.loop import fit
 
 SHEET = np.zeros((4, 4, 3), np.uint8)
 
@@ -108,3 +112,26 @@ def test_a_sheet_that_cannot_be_made_stops_no_training(clock, capsys):
     view.make_sheet = make_sheet
     train(view, clock, evaluate_every=10)
     assert capsys.readouterr().err == "train_generator: no images while training (8 images need too much)\n"
+
+
+def test_samples_while_training_are_the_same_each_time_and_change_no_weight(tmp_path):
+    text, tokens = captions_as_tokens(3), image_tokens(3)
+    components.save(tiny("image_tokenizers", "dvae"), tmp_path / "tokenizer")
+    make_sheet = samples(["a", "b", "c"], text, tmp_path / "tokenizer", {"sampling": {"top_p": 0.9}}, "cpu")
+    config = TrainingConfig(steps=3, batch_size=3, learning_rate=0.01, evaluate_every=1, ema_decay=0.9)
+    sheets = []
+
+    def weights(evaluate) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = tiny("generators", "transformer")
+        loss_of = lambda model, batch, step, rng: model.loss(*batch, step, rng)  # noqa: E731
+        batches_of = lambda step: [(text, tokens)]  # noqa: E731
+        return fit(model, config, batches_of=batches_of, loss_of=loss_of, seed=0, evaluate=evaluate)[0]
+
+    def evaluate(model) -> dict[str, float]:
+        sheets.extend([make_sheet(model), make_sheet(model)])
+        return {}
+
+    shown, plain = weights(evaluate), weights(lambda model: {})
+    assert all(torch.equal(shown[name], plain[name]) for name in plain)
+    assert np.array_equal(sheets[0], sheets[1]) and not np.array_equal(sheets[0], sheets[-1])
