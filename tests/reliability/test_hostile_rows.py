@@ -49,7 +49,7 @@ from thousandwords.ingest.sources import (
     JsonLinesSource,
     ParquetSource,
     WebDatasetSource,
-    filesystem,
+    local_folder,
 )
 from thousandwords.ingest.sources.base import SourceError, clean_captions, key_of
 
@@ -397,7 +397,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_io_error(tmp_path, monkeypat
     """`moment` is the step of reading before which the file changes."""
     write(tmp_path, {"a.png": png(), "a.txt": "a"})
     os.utime(tmp_path / "a.png", (1, 1))
-    step = getattr(filesystem, moment)
+    step = getattr(local_folder, moment)
 
     def meanwhile(*arguments):
         is_unchanged = (tmp_path / "a.png").exists() and os.lstat(tmp_path / "a.png").st_mtime == 1
@@ -405,7 +405,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_io_error(tmp_path, monkeypat
             CHANGES[change](tmp_path / "a.png")
         return step(*arguments)
 
-    monkeypatch.setattr(filesystem, moment, meanwhile)
+    monkeypatch.setattr(local_folder, moment, meanwhile)
     assert details(FolderSource(tmp_path)) == {"a.png": problem}
 
 

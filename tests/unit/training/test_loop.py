@@ -149,6 +149,16 @@ def test_a_run_that_died_at_any_step_resumes_from_its_last_checkpoint(never_stop
     assert resumed == list(range(death - death % 2 + 1, STEPS + 1))  # a checkpoint every 2 steps
 
 
+def test_without_the_optimizers_moments_a_resumed_run_is_another(never_stopped, tmp_path):
+    """The tests above would notice a missing part: what a checkpoint holds is needed."""
+    stopped(folder=tmp_path)
+    saved = Checkpoints(tmp_path).newest()
+    zeroed = {name: tensor * 0 if "exp_avg" in name else tensor for name, tensor in saved.tensors.items()}
+    Checkpoints(tmp_path).save(1, zeroed, saved.state)
+
+    assert not run(folder=tmp_path)[0].weight.equal(never_stopped[0].weight)
+
+
 def test_a_finished_run_is_not_trained_again(never_stopped, tmp_path):
     run(folder=tmp_path)
     again = run(linear(9), folder=tmp_path, batches_of=lambda _: pytest.fail("it loaded a batch"))

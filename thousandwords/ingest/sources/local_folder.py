@@ -156,7 +156,7 @@ def _cache_folders(root: Path) -> list[str]:
         found += [folder / ".dvc/cache", folder / ".git/annex/objects"]
         if folder.name == "snapshots" and re.match("(datasets|models|spaces)--", folder.parent.name):
             found.append(folder.parent / "blobs")
-    caches = [str(cache) for cache in found if cache.is_dir() and os.path.realpath(cache) == str(cache)]
+    caches = [str(cache) for cache in found if os.path.isdir(cache) and os.path.realpath(cache) == str(cache)]
     if root.is_relative_to(os.path.realpath(".")):  # this project's own settings, not those of the data
         settings = configparser.ConfigParser(interpolation=None)
         with contextlib.suppress(configparser.Error):
