@@ -171,7 +171,7 @@ def samples(
     captions: Sequence[str], text: Tensor, image_tokenizer: Path, params: dict, device: str
 ) -> MakeSheet | None:
     """Draws one sample for each of the first captions, with the sampling settings and always the same seeds."""
-    settings = section(params.get("sampling"), "sampling", PromptsConfig)
+    settings = section(params.get("sampling") or {}, "sampling", PromptsConfig)
     captions, text = captions[:NUM_IMAGES], text[:NUM_IMAGES]
     options = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p", "guidance")}
     decoder: list[nn.Module] = []  # loaded when first needed

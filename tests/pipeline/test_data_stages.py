@@ -39,7 +39,7 @@ class FakeTracker:
     def metrics(self, values: dict[str, float], step: int) -> None:
         self.figures |= values
 
-    def files(self, paths: tuple[Path, ...]) -> None:
+    def files(self, paths: tuple[Path, ...], folder: str | None = None) -> None:
         pass
 
     def resume(self, run_id: str) -> None:
