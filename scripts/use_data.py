@@ -4,20 +4,16 @@ Counts the pairs, measures this device for some seconds, and resolves every numb
 (thousandwords/planning/budget.py). Your own settings are kept in params.before.yaml.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import torch
 import yaml
 
-from scripts.use_preset import BACKUP, PARAMS, PRESETS
+from scripts.use_preset import PRESETS, replace_params
 from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
-from thousandwords.core.files import write_bytes
 from thousandwords.core.params import read_params
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.ingest import check_source, group_of, prepare_all
@@ -32,14 +28,6 @@ from thousandwords.planning.budget import (
 )
 
 COUNTED = 2_000  # inputs; up to here all are prepared once, so that the held-out pairs are counted and not estimated
-SUFFIXES = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".jsonl": "jsonl",
-    ".parquet": "parquet",
-    ".tar": "webdataset",
-    ".json": "coco",
-}
 HEADER = "# Written by `make run DATA={path} MINUTES={minutes:g} SIZE={size}`. Edit any value by hand; docs/training.md lists them all.\n"
 COMMENTS = {
     "budget": "where the numbers below came from; no stage reads it",
@@ -58,7 +46,7 @@ def use_data(path: str, minutes: float, size: str, device: str, base: dict) -> t
             f"DATA is {path}, and there is no such file or folder. Give the path of your captioned images"
         )
     path = os.path.expanduser(path)
-    data = {"source": source_of(path), "path": path, "image_size": base["data"]["image_size"]}
+    data = {"source": "auto", "path": path, "image_size": base["data"]["image_size"]}
     config, seed = section(data, "data", DataConfig), base["seed"]
     num_pairs = check_source(config)
     num_words = 16
@@ -81,13 +69,6 @@ def use_data(path: str, minutes: float, size: str, device: str, base: dict) -> t
         parallel=device == "cpu" and cores > 1,
     )  # fmt: skip
     return params, describe(params)
-
-
-def source_of(path: str) -> str:
-    """`auto` where the source is detected when it is opened, else by the suffix."""
-    if "auto" in get_args(get_type_hints(DataConfig)["source"]):
-        return "auto"
-    return SUFFIXES.get(Path(path).suffix.lower(), "folder")
 
 
 def describe(params: dict) -> str:
@@ -142,12 +123,7 @@ def main(argv: list[str] | None = None) -> None:
         params, message = use_data(options.path, options.minutes, options.size, device, base)
         text = text_of(params, options.path).encode()
         presets = {preset.read_bytes() for preset in PRESETS.glob("*.yaml")}
-        before = PARAMS.read_bytes() if PARAMS.is_file() else b""
-        if before and before != text and before not in presets:
-            write_bytes(BACKUP, before)
-            message += f"; your own settings were saved in {BACKUP}"
-        write_bytes(PARAMS, text)
-        print(message)
+        print(message + replace_params(text, presets))
 
 
 if __name__ == "__main__":

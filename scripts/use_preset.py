@@ -21,15 +21,21 @@ def use_preset(name: str, presets: Path = PRESETS, params: Path = PARAMS, backup
         close = difflib.get_close_matches(name, contents, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"there is no preset {name!r}.{hint} There is: {', '.join(contents)}")
-    before = params.read_bytes() if params.is_file() else b""
-    if before == contents[name]:
+    if params.is_file() and params.read_bytes() == contents[name]:
         return f"params.yaml is the preset {name!r} already"
+    note = replace_params(contents[name], set(contents.values()), params, backup)
+    return f"params.yaml is now the preset {name!r}{note}"
+
+
+def replace_params(content: bytes, presets: set[bytes], params: Path = PARAMS, backup: Path = BACKUP) -> str:
+    """Write params.yaml; settings there that are no preset are backed up first, which the returned note says."""
+    before = params.read_bytes() if params.is_file() else b""
     note = ""
-    if before and before not in contents.values():
+    if before and before != content and before not in presets:
         write_bytes(backup, before)
         note = f"; your own settings were saved in {backup}"
-    write_bytes(params, contents[name])
-    return f"params.yaml is now the preset {name!r}{note}"
+    write_bytes(params, content)
+    return note
 
 
 def main(argv: list[str] | None = None) -> None:

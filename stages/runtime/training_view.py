@@ -42,11 +42,8 @@ class TrainingView:
         self.folder = TRAININGS / context.name
         self.writes = context.world.is_main_process
         self.step, self.first_step, self.written = 0, None, 0.0
-        self.started, self.spent, self.cost = (
-            time.monotonic(),
-            0.0,
-            0.0,
-        )  # seconds: spent drawing, of the last sheet
+        # seconds: spent on images, and of that on the last sheet
+        self.started, self.spent, self.cost = time.monotonic(), 0.0, 0.0
         self.rows: Path | None = None
         if self.writes:
             self._clear_other_run()
@@ -157,7 +154,7 @@ class TrainingView:
 
 
 def reconstructions(originals: Tensor) -> MakeSheet:
-    """Draws the first images (B, 3, H, W) in [0, 1] above their reconstructions by an image tokenizer."""
+    """Shows the first images (B, 3, H, W) in [0, 1] above their reconstructions by an image tokenizer."""
     originals = originals[:NUM_IMAGES]
 
     def make_sheet(model: nn.Module) -> np.ndarray:
@@ -170,7 +167,7 @@ def reconstructions(originals: Tensor) -> MakeSheet:
 def samples(
     captions: Sequence[str], text: Tensor, image_tokenizer: Path, params: dict, device: str
 ) -> MakeSheet | None:
-    """Draws one sample for each of the first captions, with the sampling settings and always the same seeds."""
+    """Makes one sample for each of the first captions, with the sampling settings and always the same seeds."""
     settings = section(params.get("sampling") or {}, "sampling", PromptsConfig)
     captions, text = captions[:NUM_IMAGES], text[:NUM_IMAGES]
     options = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p", "guidance")}

@@ -4,6 +4,7 @@ is lost."""
 import copy
 import errno
 import json
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 import yaml
 
-from scripts import print_run_summary, use_preset
+from scripts import print_run_summary, use_data, use_preset
 from stages import check_params
 from stages.runtime import stage, tracking
+from tests.helpers.images import png, write
 from tests.helpers.paths import ROOT
 from tests.helpers.smoke_project import set_value
 from thousandwords import preflight
@@ -210,6 +212,29 @@ def test_a_preset_replaces_the_settings_and_backs_up_the_users_own(tmp_path):
     assert message.endswith(f"your own settings were saved in {backup}")
     assert use_preset.use_preset("big", presets, params, backup) == "params.yaml is now the preset 'big'"
     assert backup.read_text() == "seed: 7\n"
+
+
+def test_own_images_get_whole_settings_and_the_users_own_are_backed_up(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "own", {f"{n}.{end}": png(seed=n) for n in range(20) for end in ("png", "txt")})
+    write(tmp_path / "own", {f"{n}.txt": f"a cat of kind {n}" for n in range(20)})
+    shutil.copytree(ROOT / "presets", tmp_path / "presets")
+    (tmp_path / "params.yaml").write_text("seed: 1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(use_data, "measure_update", lambda params, name, device: 0.1)
+
+    use_data.main(["own", "--minutes", "5"])
+
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    assert params["budget"] == {"minutes": 5.0, "size": "auto", "pairs": 20}
+    assert (params["data"]["source"], params["data"]["path"]) == ("auto", "own")
+    preflight.check_params(params, 0)
+    assert (tmp_path / "params.before.yaml").read_text() == "seed: 1\n"
+    assert "20 pairs, about 2 held out; 8 × 8 tokens of 512" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        use_data.main(["nowhere"])
+    assert (
+        "data: DATA is nowhere, and there is no such file or folder. Give the path" in capsys.readouterr().err
+    )
 
 
 def test_an_unknown_preset_lists_the_presets(tmp_path):

@@ -4,13 +4,11 @@ They follow from the number of pairs, the seconds of one update measured on this
 a whole params.yaml; nothing is resolved later. docs/training.md has the table.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -28,7 +26,7 @@ SHARES = {"image_tokenizer": 0.4, "generator": 0.6}  # of the seconds that are l
 SCORER_SHARE = 0.8  # of the tokenizer's seconds, with which it runs in parallel
 MIN_STEPS = {"image_tokenizer": 100, "generator": 60, "scorer": 60}
 MAX_STEPS = {"image_tokenizer": 20_000, "generator": 40_000, "scorer": 5_000}
-# beyond these a model of these sizes only memorizes (images are reread with benefit: the tokenizer underfits)
+# first guesses, as the shares and seconds above: beyond these a model of these sizes only memorizes (images are reread with benefit: the tokenizer underfits)
 MAX_EPOCHS = {"image_tokenizer": 400, "generator": 40, "scorer": 40}
 ENOUGH_UPDATES = 1_000  # of the generator; `auto` takes the largest size that gets them
 
@@ -162,11 +160,7 @@ def _schedule(steps: int) -> dict:
         "warmup_steps": min(100, steps // 10),
         "log_every": max(1, min(50, steps // 20)),
     }
-    lengths |= {"evaluate_every": every, "checkpoint_every": every}
-    known = {field.name for field in fields(TrainingConfig)}
-    return lengths | {
-        name: value for name, value in {"keep": "best", "stop_after": 5}.items() if name in known
-    }
+    return lengths | {"evaluate_every": every, "checkpoint_every": every, "keep": "best", "stop_after": 5}
 
 
 def _sized(base: dict, data: dict, budget: BudgetConfig, num_words: int, size: Size) -> dict:
@@ -190,7 +184,7 @@ def _sized(base: dict, data: dict, budget: BudgetConfig, num_words: int, size: S
     for name, batch_size in (("image_tokenizer", 16), ("generator", 32), ("scorer", 64)):
         params[name]["training"]["batch_size"] = batch_of(batch_size, num_train)
         params[name]["training"]["precision"] = "bfloat16_if_supported"
-    sampling = {"top_p": 0.8 if size.grid == 8 else 0.95, "prompts": [], "candidates": 16}
+    sampling = {"top_p": 0.8 if size.grid == 8 else 0.95, "prompts": [], "candidates": 16, "inpaint": None}
     params["sampling"] |= sampling | {"prompts_per_split": 16 if budget.minutes < 10 else 32}
     return params
 

@@ -1,7 +1,5 @@
 """Minutes and pairs -> the settings of a run on your own images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
