@@ -29,7 +29,13 @@ def headline(metrics: dict) -> str:
             f"match, {name:9} every attribute {rates['all']['n1']:.1%}, best of {metrics['n']} {rates['all']['best']:.1%}; "
             f"colors, background, relation {rates['scene']['n1']:.1%} and {rates['scene']['best']:.1%}"
         )
-    if closeness := metrics.get("fidelity", {}).get("true_or_nearest"):
+    fidelity = metrics.get("fidelity", {})
+    if found := fidelity.get("caption_found"):
+        lines.append(
+            f"captions found   {found['found']:.0%} by CLIP from the best of {metrics['n']}, among {found['among']} of "
+            f"{found['captions']} held-out captions (chance {found['chance']:.0%})"
+        )
+    if closeness := fidelity.get("true_or_nearest"):
         lines.append(
             f"nearest          {closeness['closer_to_true']:.0%} of the best samples for {closeness['prompts']} held-out captions are "
             "closer to the true image than to the nearest training image"

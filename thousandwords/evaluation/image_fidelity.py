@@ -24,7 +24,7 @@ from thousandwords.data.sampler import sequential_batches
 from thousandwords.evaluation import fid
 from thousandwords.evaluation.config import EvaluationConfig
 from thousandwords.evaluation.features import INCEPTION_FIGURES, Extractor, FigureNames, scorer_extractor
-from thousandwords.evaluation.metrics import candidate_counts, retrieval, with_interval
+from thousandwords.evaluation.metrics import candidate_counts, found_among, retrieval, with_interval
 from thousandwords.evaluation.overlap import Overlap, chance_threshold, nearest
 from thousandwords.inference.sample_shards import Samples
 from thousandwords.nn.metrics import psnr
@@ -34,6 +34,7 @@ ReadImages = Callable[[list[int]], Tensor]  # rows -> (B, 3, H, W) in [0, 1]
 SPLIT = "validation"  # the split whose images are compared with the samples for its captions
 BATCH_SIZE = 64
 TORCH_FIDELITY_SEED = 2020
+AMONG = 32  # captions of which the own one is found
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ def measure(
     figures: dict = {
         "retrieval": retrieval(held_out_features, embed_captions(scorer, held_out.captions), seed)
     }
+    if found := caption_found(scorer, samples, scores, seed):
+        figures["caption_found"] = found
     if sets:
         counts |= {"real": len(real), "drawn": len(sets.sample_ids), "captions": len(set(sets.prompts))}
         figures |= distance_figures(sets, seed)
@@ -314,6 +317,20 @@ def best_of_n(
     if logits.shape[1] and len(prompts) >= fid.SPLITS:
         curve[sets.names.inception_score] = [fid.inception_score(logits[rows])["mean"] for rows in chosen]
     return curve
+
+
+def caption_found(scorer: nn.Module, samples: Samples, scores: np.ndarray, seed: int) -> dict:
+    """The block `caption_found` of metrics.json: whether the scorer finds a held-out caption among others (AMONG) by
+    its best-scored sample. Empty for fewer than 2 captions."""
+    prompts = {
+        samples.prompts[prompt]: prompt for prompt, split in enumerate(samples.splits) if split == SPLIT
+    }
+    if len(prompts) < 2:
+        return {}
+    best = [(prompt, int(scores[prompt].argmax())) for prompt in prompts.values()]
+    images = embed_samples(scorer_extractor(scorer), samples, best, [0])[0][0]
+    similarity = (images @ embed_captions(scorer, list(prompts)).T).numpy()
+    return {"captions": len(prompts), **found_among(similarity, AMONG, seed)}
 
 
 def first_samples(samples: Samples, count: int) -> list[SampleId]:

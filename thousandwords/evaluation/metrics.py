@@ -128,3 +128,14 @@ def recall_at(similarity: np.ndarray, seed: int, ks: Sequence[int] = RECALL_AT) 
     for k in ks:
         figures |= with_interval(f"r{k}", ((k - nearer) / equal).clip(0, 1), seed)
     return figures
+
+
+def found_among(similarity: np.ndarray, among: int, seed: int) -> dict:
+    """How often an image's own caption is the nearest of `among` captions: the block `caption_found` of metrics.json,
+    from the similarity (P, P) of images and captions, pairs on the diagonal. The exact expectation over all choices
+    of the others; a tie with another caption is a miss."""
+    count = len(similarity)
+    among = min(among, count)
+    nearer = (similarity >= similarity.diagonal()[:, None]).sum(axis=1) - 1
+    found = [comb(count - 1 - int(n), among - 1) / comb(count - 1, among - 1) for n in nearer]
+    return {"among": among, "chance": 1 / among, **with_interval("found", found, seed)}

@@ -250,6 +250,9 @@ def fidelity_rows(metrics: Mapping) -> list[dict]:
         note = f"of {retrieval['pictures']:,} held-out images; how well the scorer itself tells them apart"
         value = ", ".join(rate(retrieval[name][k]) for k in ks)
         add(f"{title} first, in the first 5, in the first 10", value, _intervals(retrieval[name], ks), note)
+    if block := fidelity.get("caption_found"):
+        note = "from the best-scored sample, by the scorer, among {among} of {captions} held-out captions; by chance {chance:.0%}"
+        add("caption found", rate(block["found"]), _intervals(block, ["found"]), note.format_map(block))
     scaled, ends, to_text = metrics["clip_score"]["scaled"], ("n1", "best"), partial(number, digits=1)
     note = f"100 max(cosine, 0); one sample → {_best_of(metrics)}"
     value = " → ".join(to_text(scaled[end]) for end in ends)

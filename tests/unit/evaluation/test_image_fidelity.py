@@ -177,13 +177,13 @@ def test_where_every_image_overlaps_the_figures_without_overlap_are_none(samples
     assert overlap["clip_frechet"]["without"] is None
 
 
-DISTANCES = {"clip_frechet", "clip_kernel", "clip_precision", "best_of", "retrieval"}
+DISTANCES = {"clip_frechet", "clip_kernel", "clip_precision", "best_of", "retrieval", "caption_found"}
 
 
 @pytest.mark.parametrize(
     ("settings", "splits", "blocks"),
     [
-        ({"fid_images": 0, "overlap_images": 0}, None, {"retrieval"}),
+        ({"fid_images": 0, "overlap_images": 0}, None, {"retrieval", "caption_found"}),
         ({"overlap_images": 0}, None, DISTANCES),
         (
             {"fid_images": 3},
@@ -358,3 +358,18 @@ def test_the_best_sample_of_a_held_out_caption_is_closer_to_its_true_image_or_to
     assert (figures["prompts"], figures["closer_to_true"]) == (2, 0.5)
     assert image_fidelity.true_or_nearest(samples, scores, held_out, training.__getitem__, 0) == {}
     assert image_fidelity.closeness_figures({}, 0) == {}
+
+
+def test_a_caption_is_found_from_its_best_scored_sample(tmp_path):
+    """Of three held-out captions, whose vectors are red, green and blue, the last one's best sample is green."""
+    red, green, blue = torch.eye(3)
+    images = plain(torch.stack([blue, red, green, red, blue, green, red, red]))
+    samples = write_and_read_samples(tmp_path, images, ["validation"] * 3 + ["own"], candidates=2)
+    scores = np.array([[0.1, 0.9], [0.8, 0.1], [0.0, 0.9], [0.0, 0.0]])
+
+    found = image_fidelity.caption_found(MeanColor(), samples, scores, 0)
+
+    assert (found["captions"], found["among"]) == (3, 3)
+    assert found["found"] == pytest.approx(2 / 3) and found["chance"] == pytest.approx(1 / 3)
+    alone = dataclasses.replace(samples, splits=["validation", "own", "own", "own"])
+    assert image_fidelity.caption_found(MeanColor(), alone, scores, 0) == {}

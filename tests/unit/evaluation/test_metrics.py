@@ -11,6 +11,7 @@ from thousandwords.evaluation.metrics import (
     bootstrap_interval,
     candidate_counts,
     clip_score,
+    found_among,
     match_rates,
     recall_at,
     retrieval,
@@ -150,6 +151,20 @@ def test_a_clip_score_has_both_ends_and_a_curve_and_is_scaled_with_negative_cosi
 def test_recall_counts_how_often_the_own_column_is_among_the_nearest_and_shares_ties(similarity, expected):
     recall = recall_at(np.array(similarity), 0, (1, 2, 3))
     assert list(without_intervals(recall).values()) == pytest.approx(expected)
+
+
+def test_a_caption_found_among_some_is_the_mean_over_every_choice_of_the_others():
+    similarity = np.random.default_rng(0).random((6, 6)).round(1)
+    expected = []
+    for row, values in enumerate(similarity):
+        others = combinations([value for column, value in enumerate(values) if column != row], 3)
+        expected.append(np.mean([max(chosen) < values[row] for chosen in others]))
+
+    found = found_among(similarity, 4, 0)
+
+    assert found["found"] == pytest.approx(np.mean(expected))
+    assert (found["among"], found["chance"]) == (4, 0.25)
+    assert found_among(similarity, 32, 0)["among"] == 6
 
 
 def test_retrieval_has_captions_of_images_and_images_of_captions():
