@@ -19,7 +19,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import ray
-import yaml
 from ray.cluster_utils import Cluster
 
 from stages.tokenize_pairs import tokenize_pairs
@@ -27,10 +26,11 @@ from thousandwords import components
 from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig, SceneCounts
+from thousandwords.planning.presets import read_preset
 from thousandwords.training.distributed import SINGLE_PROCESS
 
 SIDE = 64
-PRESET = Path(__file__).parent.parent / "presets/default.yaml"
+PRESETS = Path(__file__).parent.parent / "presets"
 ROWS_PER_SHARD = 512
 
 
@@ -40,7 +40,7 @@ def prepare(images: int) -> None:
     ingest.write_pairs(
         DataConfig(image_size=SIDE, scenes=scenes, rows_per_shard=ROWS_PER_SHARD), 0, Path("pairs")
     )
-    block = yaml.safe_load(PRESET.read_text())["image_tokenizer"]
+    block = read_preset("default", PRESETS)["image_tokenizer"]
     config = components.model_config("image_tokenizers", block, "image_tokenizer")
     components.save(
         components.build("image_tokenizers", block["kind"], config, image_size=SIDE).eval(), Path("tokenizer")

@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 import yaml
 
-from scripts.use_preset import PRESETS, replace_params
+from scripts.use_preset import replace_params
 from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
-from thousandwords.core.params import read_params
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.ingest import check_source, group_of, prepare_all
 from thousandwords.ingest.near_duplicates import ExactDuplicates
@@ -26,6 +25,7 @@ from thousandwords.planning.budget import (
     resolve,
     validation_share,
 )
+from thousandwords.planning.presets import read_preset
 
 COUNTED = 2_000  # inputs; up to here all are prepared once, so that the held-out pairs are counted and not estimated
 HEADER = "# Written by `make run DATA={path} MINUTES={minutes:g} SIZE={size}`. Edit any value by hand; docs/training.md lists them all.\n"
@@ -118,12 +118,11 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments.parse_args(argv)
     with one_sentence("data", errors=(UserError, ValueError)):
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        base = read_params(PRESETS / "default.yaml")
+        base = read_preset("default")
         base["data"].pop("scenes", None)
         params, message = use_data(options.path, options.minutes, options.size, device, base)
         text = text_of(params, options.path).encode()
-        presets = {preset.read_bytes() for preset in PRESETS.glob("*.yaml")}
-        print(message + replace_params(text, presets))
+        print(message + replace_params(text))
 
 
 if __name__ == "__main__":

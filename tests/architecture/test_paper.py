@@ -10,7 +10,6 @@ from functools import cache
 
 import pytest
 import torch
-import yaml
 from torch import nn
 
 from tests.helpers import tiny_models
@@ -29,6 +28,7 @@ from thousandwords.ingest.caption_filter import caption_problem
 from thousandwords.ingest.config import DataConfig
 from thousandwords.nn.conv_blocks import Block
 from thousandwords.nn.schedules import cosine
+from thousandwords.planning.presets import read_preset
 from thousandwords.preflight import build_models, check_models, check_params
 from thousandwords.text.bpe import TextTokenizerConfig, train
 from thousandwords.text.normalize import normalize
@@ -41,7 +41,7 @@ PRESETS = ROOT / "presets"
 
 @cache
 def preset(name: str = "paper") -> dict:
-    return yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return read_preset(name, PRESETS)
 
 
 def block(name: str, preset_name: str = "paper") -> dict:

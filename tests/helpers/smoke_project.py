@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from tests.helpers.paths import ROOT
+from thousandwords.planning.presets import preset_text
 
 PARTS = ("thousandwords", "stages", "flows", "presets", "data/own", "data/inpaint")
 FILES = ("dvc.yaml", ".dvcignore", ".gitignore", "Makefile")
@@ -36,7 +37,7 @@ def new_project(folder: Path) -> Path:
     (folder / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
     shutil.copy(ROOT / ".dvc" / ".gitignore", folder / ".dvc" / ".gitignore")
-    shutil.copy(ROOT / "presets" / "smoke.yaml", folder / "params.yaml")
+    (folder / "params.yaml").write_text(preset_text("smoke", ROOT / "presets"))
     command(folder, "git", "init", "-q")
     return folder
 

@@ -33,6 +33,7 @@ from thousandwords.parallel.engine import (
     read_engine_config,
     run_items,
 )
+from thousandwords.planning.presets import read_preset
 from thousandwords.text.bpe import save
 
 TWO = {"workers": 2}
@@ -207,7 +208,7 @@ def test_each_worker_has_its_own_cores_or_gpu():
     ],
 )
 def test_the_check_reads_the_engine_before_any_long_work(settings, message):
-    params = yaml.safe_load((ROOT / "presets/smoke.yaml").read_text())
+    params = read_preset("smoke", ROOT / "presets")
     with pytest.raises(ConfigError) as caught:
         preflight.check_params({**params, "engine": settings}, 0)
     assert message in str(caught.value)

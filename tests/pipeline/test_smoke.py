@@ -1,7 +1,6 @@
 """The whole pipeline: `dvc repro` on the smoke preset in a new folder, and what must hold after it."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from tests.helpers.smoke_project import change, command, new_project, ran, repro
 from thousandwords.core.files import sha256_of
 from thousandwords.data.images import decode_png
 from thousandwords.inference.package import load_package
+from thousandwords.planning.presets import preset_text
 
 pytestmark = pytest.mark.pipeline
 
@@ -55,7 +55,7 @@ def test_a_changed_setting_reruns_what_it_touches_with_the_same_digits_and_going
     manifest = json.loads((project / "models/scorer/manifest.json").read_text())
     assert first["protocol"]["checkpoints"]["scorer"] == manifest["sha256"]
 
-    shutil.copy(ROOT / "presets" / "smoke.yaml", project / "params.yaml")
+    (project / "params.yaml").write_text(preset_text("smoke", ROOT / "presets"))
     assert "evaluate" not in ran(repro(project))
 
 
@@ -80,7 +80,7 @@ def test_a_run_can_be_registered_and_become_the_champion(project, tmp_path, monk
     assert show(project)[0].endswith("  sound @challenger @champion")
     package = load_package(fetch("champion", tmp_path, project))
     assert package.fingerprint == load_package(project / "models/package").fingerprint
-    shutil.copy(ROOT / "presets" / "smoke.yaml", project / "params.yaml")
+    (project / "params.yaml").write_text(preset_text("smoke", ROOT / "presets"))
 
 
 def test_nothing_runs_again_when_nothing_changed(project):

@@ -25,8 +25,9 @@ from thousandwords.core.config import ConfigError
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import DiskFull
 from thousandwords.data.images import encode_png
+from thousandwords.planning.presets import read_preset
 
-SMOKE = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text())
+SMOKE = read_preset("smoke", ROOT / "presets")
 
 
 def smoke(**changes: object) -> dict:
@@ -202,11 +203,11 @@ def test_a_stage_that_cannot_save_its_state_still_ends_its_mlflow_run(tmp_path, 
 def test_a_preset_replaces_the_settings_and_backs_up_the_users_own(tmp_path):
     presets, params, backup = tmp_path / "presets", tmp_path / "params.yaml", tmp_path / "backup.yaml"
     presets.mkdir()
-    (presets / "smoke.yaml").write_text("seed: 0\n")
+    (presets / "default.yaml").write_text("seed: 0\n")
     (presets / "big.yaml").write_text("seed: 1\n")
     params.write_text("seed: 7\n")
 
-    message = use_preset.use_preset("smoke", presets, params, backup)
+    message = use_preset.use_preset("default", presets, params, backup)
 
     assert params.read_text() == "seed: 0\n" and backup.read_text() == "seed: 7\n"
     assert message.endswith(f"your own settings were saved in {backup}")
@@ -238,7 +239,7 @@ def test_own_images_get_whole_settings_and_the_users_own_are_backed_up(tmp_path,
 
 
 def test_an_unknown_preset_lists_the_presets(tmp_path):
-    with pytest.raises(ValueError, match="no preset 'smok'. Did you mean 'smoke'\\? There is: .*smoke"):
+    with pytest.raises(UserError, match="no preset 'smok'. Did you mean 'smoke'\\? There is: .*smoke"):
         use_preset.use_preset("smok", ROOT / "presets", tmp_path / "params.yaml", tmp_path / "backup.yaml")
 
 

@@ -25,6 +25,7 @@ from thousandwords.data.token_shards import MAX_BYTES_IN_MEMORY, TEXT_BYTES_PER_
 from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.sources.base import SourceError
+from thousandwords.planning.presets import read_preset
 from thousandwords.preflight import TRAINED, build_models, check_params
 from thousandwords.text.bpe import read_config
 from thousandwords.training.config import TrainingConfig
@@ -320,7 +321,7 @@ def format_hours(hours: float) -> str:
 def format_estimate(options: Namespace) -> str:
     """The whole estimate as text, for the options of `scripts.plan`."""
     path = Path("presets") / f"{options.preset}.yaml" if options.preset else options.params
-    params = read_params(path)
+    params = read_preset(options.preset) if options.preset else read_params(path)
     if options.pairs is None:
         try:
             check_params(params, params["seed"])
@@ -328,7 +329,7 @@ def format_estimate(options: Namespace) -> str:
             fix = "To plan without images, give their number, for example --pairs 1000000"
             raise UserError(f"{error}. {fix}") from error
     sizes = read_sizes(params, options.pairs)
-    is_in_use = options.params.is_file() and path.read_bytes() == options.params.read_bytes()
+    is_in_use = options.params.is_file() and params == read_params(options.params)
     results = options.results if is_in_use else Path("nowhere/results")
     rows = options.benchmarks.read_text("utf-8").splitlines() if options.benchmarks.is_file() else []
     rates = choose_rates(sizes, options.on, options.tflops, results, list(map(json.loads, rows)))

@@ -9,7 +9,6 @@ import pytest
 import safetensors.torch
 import torch
 import torch_fidelity
-import yaml
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -22,6 +21,7 @@ from thousandwords.core.config import ConfigError
 from thousandwords.evaluation import features as features_module
 from thousandwords.evaluation import fid
 from thousandwords.evaluation.features import CLIP_FIGURES, _empty_inception, build_inception, load_extractor
+from thousandwords.planning.presets import read_preset
 from thousandwords.preflight import check_params
 from thousandwords.scorers.clip.model import CLIPConfig
 
@@ -223,7 +223,7 @@ def test_a_model_unknown_to_open_clip_and_unreadable_weights_are_rejected(tmp_pa
 
 
 def test_a_wrong_file_is_reported_before_any_long_work(tmp_path):
-    params = yaml.safe_load((ROOT / "presets/smoke.yaml").read_text())
+    params = read_preset("smoke", ROOT / "presets")
     params["evaluation"]["features"] = str(write_file(tmp_path, b"no weights"))
 
     with pytest.raises(ConfigError, match="evaluation.features, .*weights.pth, is not a file of weights"):

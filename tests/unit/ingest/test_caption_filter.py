@@ -6,7 +6,6 @@ import sys
 import tomllib
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,11 +20,12 @@ from thousandwords.ingest.caption_filter import (
     filter_captions,
     language_shares,
 )
+from thousandwords.planning.presets import read_preset
 
 SHARED_DATA = SHARED / "data"
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="../shared/data is absent")
 ENGLISH = CaptionRules(language="en", language_margin=0.2)
-ALT_TEXT = tuple(yaml.safe_load((ROOT / "presets/paper.yaml").read_text())["data"]["boilerplate"])
+ALT_TEXT = tuple(read_preset("paper", ROOT / "presets")["data"]["boilerplate"])
 
 
 def reason(caption: str, **settings) -> str | None:

@@ -1,9 +1,6 @@
 """Minutes and pairs -> the settings of a run on your own images."""
 
-from pathlib import Path
-
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,9 +15,10 @@ from thousandwords.planning.budget import (
     text_length,
     validation_share,
 )
+from thousandwords.planning.presets import read_preset
 from thousandwords.preflight import build_models
 
-BASE = yaml.safe_load(Path("presets/default.yaml").read_text("utf-8"))
+BASE = read_preset("default")
 DATA = {"source": "folder", "path": "data/own", "image_size": 64, "validation_share": 0.1}
 
 

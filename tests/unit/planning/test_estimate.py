@@ -9,6 +9,7 @@ from scripts import plan
 from tests.helpers.paths import ROOT
 from thousandwords.planning import estimate
 from thousandwords.planning.estimate import ASSUMED, Model, Rate, Sizes
+from thousandwords.planning.presets import read_preset
 
 SIZES = Sizes(
     pairs=1_000_000,
@@ -110,7 +111,7 @@ def test_every_preset_can_be_planned(preset, monkeypatch, capsys):
 def test_a_plan_for_a_missing_preset_or_a_bad_number_says_so(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for arguments, message in (
-        ("--preset nothing", "plan: presets/nothing.yaml is missing"),
+        ("--preset nothing", "plan: there is no preset 'nothing'. There is: default, emoji, gpu, "),
         ("--tflops -1", "plan: --tflops is -1; it needs to be above 0\n"),
     ):
         with pytest.raises(SystemExit) as caught:
@@ -120,7 +121,7 @@ def test_a_plan_for_a_missing_preset_or_a_bad_number_says_so(monkeypatch, capsys
 
 def test_without_images_their_number_has_to_be_given(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    params = yaml.safe_load((ROOT / "presets/smoke.yaml").read_text())
+    params = read_preset("smoke", ROOT / "presets")
     params["data"] |= {"source": "folder", "path": str(tmp_path)}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
 

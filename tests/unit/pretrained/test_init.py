@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from stages import check_params
 from tests.helpers.paths import ROOT
@@ -18,6 +17,7 @@ from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import read_manifest
 from thousandwords.inference.config import SamplingConfig
 from thousandwords.inference.package import write_package
+from thousandwords.planning.presets import read_preset
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def package(tmp_path_factory) -> Path:
 @pytest.fixture
 def params(package) -> dict:
     """The smoke preset, going on from all four models of the package."""
-    values = yaml.safe_load((ROOT / "presets/smoke.yaml").read_text())
+    values = read_preset("smoke", ROOT / "presets")
     values["data"]["image_size"] = SIDE
     values["sampling"]["inpaint"] = None
     values["text_tokenizer"] = {"init": str(package)}
@@ -74,7 +74,7 @@ def test_all_four_sections_go_on_from_a_package_or_from_the_folders_of_its_parts
 
 
 def test_a_generator_needs_the_tokenizers_that_it_was_trained_with(params, package, tmp_path):
-    smoke = yaml.safe_load((ROOT / "presets/smoke.yaml").read_text())
+    smoke = read_preset("smoke", ROOT / "presets")
     expected = read_manifest(package / "text_tokenizer")["sha256"][:12]
     assert error_of(params, text_tokenizer=smoke["text_tokenizer"]) == (
         f"params.yaml: generator.init, {package}, was trained on the tokens of the text_tokenizer with the "
@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_named_with_the_fix(params, package, path, value, s
 
 
 def test_tune_without_a_model_to_keep_is_rejected(params, package):
-    smoke = yaml.safe_load((ROOT / "presets/smoke.yaml").read_text())
+    smoke = read_preset("smoke", ROOT / "presets")
     assert error_of(params, generator=smoke["generator"] | {"tune": "image_head"}) == (
         "params.yaml: generator.tune is image_head, but generator.init is null, and a model that was never trained "
         "cannot keep its weights. Set generator.init, or generator.tune: all"

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 
 from stages import train_image_tokenizer as stage
 from tests.helpers.dalle_release import import_small, write_release
@@ -22,6 +21,7 @@ from thousandwords.data.images import decode_png, to_float
 from thousandwords.data.pair_shards import PairReader
 from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig, SceneCounts
+from thousandwords.planning.presets import read_preset
 from thousandwords.pretrained import tokenizer_init
 from thousandwords.training.distributed import SINGLE_PROCESS
 
@@ -49,7 +49,7 @@ def block(folder: Path, **more: object) -> dict:
 
 
 def params(image_tokenizer: dict, image_size: int = SIDE) -> dict:
-    values = yaml.safe_load((ROOT / "presets/smoke.yaml").read_text())
+    values = read_preset("smoke", ROOT / "presets")
     values["image_tokenizer"] = image_tokenizer
     values["data"]["image_size"] = image_size
     return values
@@ -146,7 +146,7 @@ def test_the_check_passes_and_the_generator_is_built_for_its_tokens(folder, monk
 
 
 def test_init_null_trains_as_before_and_training_is_allowed_beside_init(folder):
-    smoke = yaml.safe_load((ROOT / "presets/smoke.yaml").read_text())["image_tokenizer"]
+    smoke = read_preset("smoke", ROOT / "presets")["image_tokenizer"]
     preflight.check_params(params(smoke | {"init": None}), 0)
     preflight.check_params(params(block(folder, training=smoke["training"])), 0)
     assert "training has no key 'step'. Did you mean 'steps'" in error_of(block(folder, training={"step": 1}))

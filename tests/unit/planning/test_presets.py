@@ -1,0 +1,71 @@
+"""A preset is presets/default.yaml with the lines of its own file."""
+
+import yaml
+
+from tests.helpers.paths import ROOT
+from thousandwords.planning.presets import preset_text, read_preset
+
+DEFAULT = """\
+# the default
+seed: 0  # any
+
+data:
+  source: scenes
+  path: data/own
+  scenes: {count: 2}
+
+model:
+  kind: a
+  a:
+    width: 64
+    # a note
+  training:
+    steps: 10  # few
+
+sampling:
+  top_p: 0.8
+  prompts:
+    - a star
+"""
+OWN = """\
+# mine
+data:
+  source: folder
+  keep: whole  # all of it
+
+model:
+  a:
+    depth: 2
+  training:
+    steps: 500  # many
+
+sampling:
+  top_p: null
+  prompts: []
+gate: {minimum: 8}
+"""
+
+
+def test_a_section_with_a_source_or_kind_is_replaced_and_another_one_key_by_key(tmp_path):
+    (tmp_path / "default.yaml").write_text(DEFAULT)
+    (tmp_path / "mine.yaml").write_text(OWN)
+
+    assert preset_text("default", tmp_path) == DEFAULT
+    text = preset_text("mine", tmp_path)
+    assert text.startswith(
+        "# mine\nseed: 0  # any\ndata:\n  source: folder\n  keep: whole  # all of it\n\nmodel:\n"
+    )
+    assert "    width: 64\n    # a note\n    depth: 2\n  training:\n    steps: 500  # many\n" in text
+    assert yaml.safe_load(text) == {
+        "seed": 0,
+        "data": {"source": "folder", "keep": "whole"},
+        "model": {"kind": "a", "a": {"width": 64, "depth": 2}, "training": {"steps": 500}},
+        "sampling": {"top_p": None, "prompts": []},
+        "gate": {"minimum": 8},
+    }
+
+
+def test_the_emoji_preset_has_the_models_of_the_default_and_no_scenes():
+    default, emoji = (read_preset(name, ROOT / "presets") for name in ("default", "emoji"))
+    assert emoji["data"]["source"] == "webdataset" and "scenes" not in emoji["data"]
+    assert emoji["generator"]["transformer"].keys() == default["generator"]["transformer"].keys()
