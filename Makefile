@@ -26,10 +26,11 @@ endef
 N ?= 32
 SEED ?= 0
 OUT ?= generated
+BUDGET = --minutes $(or $(MINUTES),20) --size $(or $(SIZE),auto) $(if $(FROM),--from "$$FROM")
 # as they were typed: make would expand the $5 in PROMPT='a $5 bill'
 override PROMPT := $(value PROMPT)
 override PROMPTS := $(value PROMPTS)
-export PROMPT PROMPTS DATA
+export PROMPT PROMPTS DATA FROM
 export THOUSANDWORDS_NIGHTLY := $(or $(NIGHTLY),$(THOUSANDWORDS_NIGHTLY))
 # the longest file first (smoke), not the one with the most tests
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -55,9 +56,10 @@ $(READY): requirements.lock
 ray: $(READY)  ## add Ray to .venv, for engine: {kind: ray} (docs/scale.md)
 	@$(call install,requirements-ray.lock)
 
-run: $(READY)  ## captioned images -> tokens -> models -> ranked images -> report; only what changed runs again; DATA=/your/images MINUTES=20 SIZE=auto
+run: $(READY)  ## captioned images -> tokens -> models -> ranked images -> report; only what changed runs again; DATA=/your/images MINUTES=20 SIZE=auto FROM=champion
 	@$(if $(PRESET),python -m scripts.use_preset $(PRESET))
-	@$(if $(DATA),python -m scripts.use_data "$$DATA" --minutes $(or $(MINUTES),20) --size $(or $(SIZE),auto))
+	$(if $(FROM),$(if $(DATA),,$(error FROM goes on from a model with the images of DATA: give both)))
+	@$(if $(DATA),python -m scripts.use_data "$$DATA" $(BUDGET))
 	@python -m flows.run_local
 	@python -m scripts.print_run_summary
 

@@ -1,19 +1,27 @@
 """python -m scripts.use_data PATH --minutes 20 --size auto: write a whole params.yaml for your own captioned images.
 
 Counts the pairs, measures this device for some seconds, and resolves every number from the minutes
-(thousandwords/planning/budget.py). Your own settings are kept in params.before.yaml.
+(thousandwords/planning/budget.py). With --from the run goes on from a package's models. Your own settings are kept in
+params.before.yaml.
 """
 
+import functools
 import os
 from pathlib import Path
 
 import torch
 import yaml
 
-from scripts.use_preset import replace_params
+from scripts.use_preset import PARAMS, replace_params
+from stages.check_params import fetch
 from thousandwords.core.command_line import one_sentence, parser
-from thousandwords.core.config import section
+from thousandwords.core.config import ConfigError, section
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import unit_hash
+from thousandwords.core.init_models import SECTIONS, registered_version
+from thousandwords.core.manifest import copy_artifact
+from thousandwords.core.params import read_params
+from thousandwords.inference.package import PARTS, Package, load_package
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.ingest import check_source, group_of, prepare_all
 from thousandwords.ingest.near_duplicates import ExactDuplicates
@@ -23,12 +31,20 @@ from thousandwords.planning.budget import (
     measure_update,
     num_held_out,
     resolve,
+    resolve_from,
     validation_share,
 )
 from thousandwords.planning.presets import read_preset
+from thousandwords.preflight import build_models
 
+LAST_RUN = Path("models/package")  # the pipeline writes it anew
 COUNTED = 2_000  # inputs; up to here all are prepared once, so that the held-out pairs are counted and not estimated
-HEADER = "# Written by `make run DATA={path} MINUTES={minutes:g} SIZE={size}`. Edit any value by hand; docs/training.md lists them all.\n"
+HEADER = "# Written by `make run DATA={path} MINUTES={minutes:g} {more}`. Edit any value by hand; docs/training.md lists them all.\n"
+GOING_ON = {
+    "data": "your images; validation_share is the share of the pairs that is held out",
+    "image_tokenizer": "copied, so that tokens stay valid: only new images are encoded",
+    "generator": "goes on from the model's weights, at a lower peak rate than a first training",
+}
 COMMENTS = {
     "budget": "where the numbers below came from; no stage reads it",
     "data": "your images; validation_share holds out at least min(64, a tenth) of the pairs",
@@ -38,16 +54,23 @@ COMMENTS = {
 }
 
 
-def use_data(path: str, minutes: float, size: str, device: str, base: dict) -> tuple[dict, str]:
-    """(the params, the message to print)."""
+def use_data(
+    path: str, minutes: float, size: str, device: str, base: dict, start: str | None = None
+) -> tuple[dict, str]:
+    """(the params, the message to print); `start` names the package that the run goes on from."""
     budget = section({"minutes": minutes, "size": size}, "budget", BudgetConfig)
     if not Path(path).expanduser().exists() and not any(character in path for character in "*?["):
         raise UserError(
             f"DATA is {path}, and there is no such file or folder. Give the path of your captioned images"
         )
+    if start and size != "auto":
+        raise UserError(f"SIZE is {size}, but with FROM the sizes are those of the model. Leave SIZE out")
+    init, folder, package = find_package(start) if start else (None, None, None)
     path = os.path.expanduser(path)
-    data = {"source": "auto", "path": path, "image_size": base["data"]["image_size"]}
-    config, seed = section(data, "data", DataConfig), base["seed"]
+    image_size = package.image_tokenizer.image_size if package else base["data"]["image_size"]
+    base = base | {"data": {"source": "auto", "path": path}} | (data_before(path) if start else {})
+    data, seed = base["data"] | {"image_size": image_size}, base["seed"]
+    config = section(data, "data", DataConfig)
     num_pairs = check_source(config)
     num_words = 16
     if num_pairs <= COUNTED:
@@ -57,37 +80,82 @@ def use_data(path: str, minutes: float, size: str, device: str, base: dict) -> t
                 groups.append(group_of(pair, config))
                 words.append(max(len(caption.split()) for caption in pair.captions))
         num_pairs = len(groups)
-        data["validation_share"] = validation_share(groups, seed)
+        if not any(unit_hash(group, seed) < data.get("validation_share", 0) for group in groups):
+            data["validation_share"] = validation_share(groups, seed)
         num_words = sorted(words)[int(0.95 * (num_pairs - 1))]
-    else:
-        data["validation_share"] = 0.05
+    data.setdefault("validation_share", 0.05)
     budget = BudgetConfig(minutes, size, num_pairs)
     cores = os.cpu_count() or 1
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # as in the stages that run in parallel
-    params = resolve(
-        base, data, budget, num_words, lambda params, name: measure_update(params, name, device),
-        parallel=device == "cpu" and cores > 1,
-    )  # fmt: skip
+    is_parallel = device == "cpu" and cores > 1
+    measure = functools.partial(measure_update, device=device)
+    if package:
+        params = resolve_from(package, str(folder), base, data, budget, measure, is_parallel)
+        message = f"goes on from {init}: {describe(params)}"
+        for name in SECTIONS:
+            params[name]["init"] = init
+        return params, message
+    params = resolve(base, data, budget, num_words, measure, is_parallel)
     return params, describe(params)
+
+
+def find_package(start: str) -> tuple[str, Path, Package]:
+    """(what `init` of params.yaml says, its folder here, the package), every file verified.
+
+    The last run's own package is copied, as this run writes it anew.
+    """
+    init = f"models:/thousandwords@{start}" if start in ("champion", "challenger") else start
+    if version := registered_version({"init": init}, "generator"):
+        try:
+            folder = fetch(version, f"FROM is {start}")
+        except ConfigError as error:
+            raise UserError(f"{error}. To go on from your own last run: FROM={LAST_RUN}") from error
+        return init, folder, load_package(folder)
+    folder = Path(start).expanduser()
+    hint = f"Give the folder of a package, such as {LAST_RUN} of your last run, or champion"
+    if not folder.is_dir():
+        raise UserError(f"FROM is {start}, and there is no such folder. {hint}")
+    if not (folder / "package.json").is_file():
+        raise UserError(f"FROM is {start}, which is not a package: it has no package.json. {hint}")
+    package = load_package(folder)
+    if folder.resolve() == LAST_RUN.resolve():
+        copy = LAST_RUN.with_name(f"start-{package.fingerprint[:12]}")
+        for part in (*PARTS, "."):  # the package's own manifest last
+            copy_artifact(folder / part, copy / part)
+        folder = copy
+    return str(folder), folder, package
+
+
+def data_before(path: str) -> dict:
+    """The seed and the section data of params.yaml, if they are of these images: the pairs that its models have learned
+    from are not held out now; {} else."""
+    try:
+        params = read_params(PARAMS)
+        is_same = params["data"]["path"] == path and params["data"].get("source") != "scenes"
+        return {name: params[name] for name in ("seed", "data")} if is_same else {}
+    except (ConfigError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def describe(params: dict) -> str:
     """What was resolved, in one line."""
-    pairs = params["budget"]["pairs"]
-    dvae = params["image_tokenizer"]["dvae"]
-    grid = params["data"]["image_size"] // (dvae["patch"] * 2 ** (dvae["groups"] - 1))
+    pairs, tokenizer = params["budget"]["pairs"], build_models(params)["image_tokenizer"]
+    grid = tokenizer.scales[-1]
     steps = ", ".join(
         f"{name.replace('_', ' ')} {params[name]['training']['steps']:,}"
         for name in ("image_tokenizer", "generator", "scorer")
+        if "training" in params[name]
     )
     return (
-        f"{pairs:,} pairs, about {num_held_out(pairs):,} held out; {grid} × {grid} tokens of {dvae['vocab_size']:,}; "
+        f"{pairs:,} pairs, about {num_held_out(pairs):,} held out; {grid} × {grid} tokens of {tokenizer.vocab_size:,}; "
         f"updates: {steps}; {params['budget']['minutes']:g} minutes. See params.yaml"
     )
 
 
-def text_of(params: dict, path: str) -> str:
+def text_of(params: dict, path: str, start: str | None = None) -> str:
     """params.yaml with its comments."""
+    budget, comments = params["budget"], COMMENTS | (GOING_ON if start else {})
+    more = f"FROM={start}" if start else f"SIZE={budget['size']}"
     order = [
         "seed",
         "device",
@@ -95,9 +163,9 @@ def text_of(params: dict, path: str) -> str:
         "data",
         *(name for name in params if name not in ("seed", "device", "budget", "data")),
     ]
-    parts = [HEADER.format(path=path, **{name: params["budget"][name] for name in ("minutes", "size")})]
+    parts = [HEADER.format(path=path, minutes=budget["minutes"], more=more)]
     for name in order:
-        comment = f"# {COMMENTS[name]}\n" if name in COMMENTS else ""
+        comment = f"# {comments[name]}\n" if name in comments else ""
         parts.append(
             comment + yaml.safe_dump({name: params[name]}, sort_keys=False, allow_unicode=True, width=110)
         )
@@ -115,13 +183,14 @@ def main(argv: list[str] | None = None) -> None:
         default="auto",
         help="of the models (default: auto)",
     )
+    add("--from", dest="start", metavar="PACKAGE", help="go on from champion, or the folder of a package")
     options = arguments.parse_args(argv)
     with one_sentence("data", errors=(UserError, ValueError)):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         base = read_preset("default")
         base["data"].pop("scenes", None)
-        params, message = use_data(options.path, options.minutes, options.size, device, base)
-        text = text_of(params, options.path).encode()
+        params, message = use_data(options.path, options.minutes, options.size, device, base, options.start)
+        text = text_of(params, options.path, options.start).encode()
         print(message + replace_params(text))
 
 

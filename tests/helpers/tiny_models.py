@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from tests.helpers.paths import ROOT
 from thousandwords import components
 from thousandwords.core.config import section
+from thousandwords.core.manifest import read_manifest
 from thousandwords.data.token_shards import TokenHeader, TokenShardWriter
 from thousandwords.generators.transformer.model import Transformer, TransformerConfig
+from thousandwords.inference.config import SamplingConfig
+from thousandwords.inference.package import write_package
 from thousandwords.text.bpe import TextTokenizer, TextTokenizerConfig, save, train
 
 SIDE = 16  # pixels
@@ -113,6 +116,21 @@ def write_parts(folder: Path, seed: int = 0) -> dict[str, Path]:
     components.save(tiny("generators", "transformer", seed), parts["generator"])
     components.save(tiny("scorers", "clip", seed), parts["scorer"])
     return parts
+
+
+def fitting_package(folder: Path) -> Path:
+    """A package of four tiny models, whose generator samples the image tokenizer's tokens and names both tokenizers."""
+    parts = write_parts(folder)
+    tokenizers = ("text_tokenizer", "image_tokenizer")
+    fingerprints = {name: read_manifest(parts[name])["sha256"] for name in tokenizers}
+    tokenizer = components.load("image_tokenizers", parts["image_tokenizer"])
+    transformer = components.load("generators", parts["generator"])
+    sizes = {"image_vocab_size": tokenizer.vocab_size, "scales": tokenizer.scales}
+    sizes = transformer.built_as["arguments"] | sizes
+    model = components.build("generators", "transformer", transformer.config, **sizes)
+    components.save(model, parts["generator"], **fingerprints)
+    write_package(folder / "package", parts, SamplingConfig(), {})
+    return folder / "package"
 
 
 HEADER = TokenHeader("dvae", "3f9c" * 16, IMAGE_VOCAB_SIZE, SCALES, SIDE)

@@ -20,10 +20,12 @@ from stages.runtime import stage, tracking
 from tests.helpers.images import png, write
 from tests.helpers.paths import ROOT
 from tests.helpers.smoke_project import set_value
+from tests.helpers.tiny_models import fitting_package
 from thousandwords import preflight
 from thousandwords.core.config import ConfigError
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import DiskFull
+from thousandwords.core.init_models import SECTIONS
 from thousandwords.data.images import encode_png
 from thousandwords.planning.presets import read_preset
 
@@ -215,20 +217,28 @@ def test_a_preset_replaces_the_settings_and_backs_up_the_users_own(tmp_path):
     assert backup.read_text() == "seed: 7\n"
 
 
-def test_own_images_get_whole_settings_and_the_users_own_are_backed_up(tmp_path, monkeypatch, capsys):
-    write(tmp_path / "own", {f"{n}.{end}": png(seed=n) for n in range(20) for end in ("png", "txt")})
+@pytest.fixture
+def own_project(tmp_path, monkeypatch) -> Path:
+    """20 captioned images in own/, the presets, and a package of tiny models in models/package."""
+    write(tmp_path / "own", {f"{n}.png": png(seed=n) for n in range(20)})
     write(tmp_path / "own", {f"{n}.txt": f"a cat of kind {n}" for n in range(20)})
     shutil.copytree(ROOT / "presets", tmp_path / "presets")
-    (tmp_path / "params.yaml").write_text("seed: 1\n")
+    (tmp_path / "data/inpaint").mkdir(parents=True)
+    fitting_package(tmp_path / "models")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(use_data, "measure_update", lambda params, name, device: 0.1)
+    return tmp_path
 
+
+def test_own_images_get_whole_settings_and_the_users_own_are_backed_up(own_project, tmp_path, capsys):
+    (tmp_path / "params.yaml").write_text("seed: 1\n")
     use_data.main(["own", "--minutes", "5"])
 
     params = yaml.safe_load((tmp_path / "params.yaml").read_text())
     assert params["budget"] == {"minutes": 5.0, "size": "auto", "pairs": 20}
     assert (params["data"]["source"], params["data"]["path"]) == ("auto", "own")
     preflight.check_params(params, 0)
+    assert params["sampling"]["inpaint"] == "data/inpaint"  # a dependency of DVC, so never null
     assert (tmp_path / "params.before.yaml").read_text() == "seed: 1\n"
     assert "20 pairs, about 2 held out; 8 × 8 tokens of 512" in capsys.readouterr().out
     with pytest.raises(SystemExit):
@@ -236,6 +246,64 @@ def test_own_images_get_whole_settings_and_the_users_own_are_backed_up(tmp_path,
     assert (
         "data: DATA is nowhere, and there is no such file or folder. Give the path" in capsys.readouterr().err
     )
+
+
+def test_a_run_goes_on_from_the_last_ones_package_which_is_copied_first(own_project, capsys):
+    use_data.main(["own", "--minutes", "5", "--from", "models/package"])
+
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    (copy,) = Path("models").glob("start-*")
+    shutil.rmtree("models/package")  # as the pipeline does
+    preflight.check_params(params, 0)
+    assert [params[name]["init"] for name in SECTIONS] == [str(copy)] * 4
+    assert params["image_tokenizer"] == {"kind": "dvae", "init": str(copy)}
+    assert (params["data"]["image_size"], params["generator"]["tune"]) == (16, "all")
+    assert params["generator"]["training"]["learning_rate"] == 0.004 / 8
+    assert params["scorer"]["training"]["learning_rate"] == 0.001 / 8
+    assert params["generator"]["training"]["keep"] == "best"
+    assert f"goes on from {copy}: 20 pairs, about 2 held out; 4 × 4 tokens" in capsys.readouterr().out
+    assert "FROM=models/package`. Edit any value" in Path("params.yaml").read_text()
+
+
+def test_going_on_with_the_same_data_holds_out_no_pair_that_was_trained_on(own_project):
+    data = {"source": "folder", "path": "own", "validation_share": 0.3, "group_by": "^(a cat) of"}
+    Path("params.yaml").write_text(yaml.safe_dump({"seed": 3, "data": data | {"group_by": None}}))
+    use_data.main(["own", "--from", "models/package"])
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    assert params["seed"] == 3 and params["data"] == data | {"group_by": None, "image_size": 16}
+
+    data |= {"path": "elsewhere"}
+    Path("params.yaml").write_text(yaml.safe_dump({"seed": 3, "data": data}))
+    use_data.main(["own", "--from", "models/package"])
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    assert params["seed"] == 0 and params["data"]["source"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from", "modles/package"], "FROM is modles/package, and there is no such folder. Give the folder of a pa"),
+        (["--from", "own"], "FROM is own, which is not a package: it has no package.json. Give the folder of a packa"),
+        (["--from", "models/package", "--size", "large"], "SIZE is large, but with FROM the sizes are those of the m"),
+        (["--from", "models:/other@x"], "'models:/other@x'; a registered package is models:/thousandwords@champion"),
+    ],
+)  # fmt: skip
+def test_what_a_run_cannot_go_on_from_is_said_before_any_work(own_project, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        use_data.main(["own", *arguments])
+    assert message in capsys.readouterr().err and not Path("params.yaml").exists()
+
+
+def test_without_a_champion_the_message_says_how_to_get_one(own_project, capsys, monkeypatch):
+    monkeypatch.setattr(check_params.subprocess, "run", lambda *_, **__: SimpleNamespace(
+        returncode=2, stderr="registry: the registry has no version 'champion' of thousandwords. Run: make promote\n")
+    )  # fmt: skip
+    with pytest.raises(SystemExit):
+        use_data.main(["own", "--from", "champion"])
+    assert (
+        "data: FROM is champion, which cannot be fetched: registry: the registry has no version 'champion' of "
+        "thousandwords. Run: make promote. To go on from your own last run: FROM=models/package\n"
+    ) in capsys.readouterr().err
 
 
 def test_an_unknown_preset_lists_the_presets(tmp_path):

@@ -16,6 +16,7 @@ import torch
 from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import unit_hash
+from thousandwords.inference.package import Package
 from thousandwords.preflight import build_models
 from thousandwords.training.config import TrainingConfig
 from thousandwords.training.train_state import autocast_dtype, build_optimizers
@@ -29,6 +30,9 @@ MAX_STEPS = {"image_tokenizer": 20_000, "generator": 40_000, "scorer": 5_000}
 # first guesses, as the shares and seconds above: beyond these a model of these sizes only memorizes (images are reread with benefit: the tokenizer underfits)
 MAX_EPOCHS = {"image_tokenizer": 400, "generator": 40, "scorer": 40}
 ENOUGH_UPDATES = 1_000  # of the generator; `auto` takes the largest size that gets them
+# of the base's peak learning rates, for models that go on from trained ones: with the rates of a first training they
+# forget what the new images do not show. A first guess between a tenth and a quarter
+GOING_ON_RATE = 0.125
 
 
 @dataclass(frozen=True)
@@ -138,10 +142,7 @@ def resolve(
         "generator": generator_rate
     }
     num_train = budget.pairs - num_held_out(budget.pairs)
-    for name, rate in rates.items():
-        training = chosen[name]["training"]
-        steps = steps_for(name, seconds[name], rate, num_train, training["batch_size"])
-        training |= _schedule(steps)
+    _set_lengths(chosen, seconds, rates, num_train)
     steps = chosen["image_tokenizer"]["training"]["steps"]
     chosen["image_tokenizer"]["dvae"] |= dict.fromkeys(
         ("temperature_steps", "decoder_only_from"), steps * 9 // 10
@@ -150,6 +151,41 @@ def resolve(
     epochs = transformer["training"]["steps"] * transformer["training"]["batch_size"] / num_train
     transformer["transformer"]["dropout"] = 0.1 if epochs > 10 else 0.0
     return chosen
+
+
+def resolve_from(
+    package: Package,
+    init: str,
+    base: dict,
+    data: dict,
+    budget: BudgetConfig,
+    measure: Callable[[dict, str], float],
+    parallel: bool = True,
+) -> dict:
+    """A whole params.yaml whose models go on from those of a package that `init` names: the sizes are the
+    models' own, the rates lower, the steps from the budget. No tokenizer is trained: tokens stay valid."""
+    params = _with_batches(base, data, budget)
+    params["text_tokenizer"] = {"init": init}
+    params["image_tokenizer"] = {"kind": package.image_tokenizer.built_as["kind"], "init": init}
+    tuned = {"tune": "all", "bpe_dropout": params["generator"]["bpe_dropout"]}
+    for name, model, settings in (("generator", package.generator, tuned), ("scorer", package.scorer, {})):
+        training = params[name]["training"]
+        training["learning_rate"] *= GOING_ON_RATE
+        params[name] = {"kind": model.built_as["kind"], "init": init, **settings, "training": training}
+    for name in ("temperature", "top_k", "top_p", "guidance"):
+        params["sampling"][name] = getattr(package.settings, name)
+    seconds = training_seconds(budget.minutes, parallel)
+    seconds["generator"] += seconds["image_tokenizer"]
+    rates = {name: measure(params, name) for name in ("generator", "scorer")}
+    _set_lengths(params, seconds, rates, budget.pairs - num_held_out(budget.pairs))
+    return params
+
+
+def _set_lengths(params: dict, seconds: dict[str, float], rates: dict[str, float], num_train: int) -> None:
+    """Set the steps of each model with a rate, and what follows from them."""
+    for name, rate in rates.items():
+        training = params[name]["training"]
+        training |= _schedule(steps_for(name, seconds[name], rate, num_train, training["batch_size"]))
 
 
 def _schedule(steps: int) -> dict:
@@ -165,12 +201,9 @@ def _schedule(steps: int) -> dict:
 
 def _sized(base: dict, data: dict, budget: BudgetConfig, num_words: int, size: Size) -> dict:
     """The settings of `base` with this size, before the lengths of the trainings."""
-    params = copy.deepcopy(base)
-    params["data"] = data
-    params["budget"] = {"minutes": budget.minutes, "size": budget.size, "pairs": budget.pairs}
-    pairs = budget.pairs
+    params = _with_batches(base, data, budget)
     length = text_length(num_words)
-    params["text_tokenizer"] = {"vocab_size": 512 if pairs < 1_000 else 2048, "text_length": length}
+    params["text_tokenizer"] = {"vocab_size": 512 if budget.pairs < 1_000 else 2048, "text_length": length}
     cell = data["image_size"] // size.grid  # pixels
     tokenizer = params["image_tokenizer"]["dvae"]
     groups = 2 if cell >= 8 else 1
@@ -178,13 +211,22 @@ def _sized(base: dict, data: dict, budget: BudgetConfig, num_words: int, size: S
     tokenizer["patch"] = cell // 2 ** (groups - 1)
     transformer = {"num_layers": size.num_layers, "num_heads": size.num_heads, "width": size.width}
     params["generator"]["transformer"] |= transformer
-    params["generator"]["bpe_dropout"] = 0.1 if pairs < 20_000 else 0.0
     params["scorer"]["clip"]["context_length"] = max(20, length)
-    num_train = pairs - num_held_out(pairs)
+    params["sampling"]["top_p"] = 0.8 if size.grid == 8 else 0.95
+    return params
+
+
+def _with_batches(base: dict, data: dict, budget: BudgetConfig) -> dict:
+    """The settings of `base` with the data, the batches, and what else follows from the number of pairs."""
+    params = copy.deepcopy(base)
+    params["data"] = data
+    params["budget"] = {"minutes": budget.minutes, "size": budget.size, "pairs": budget.pairs}
+    params["generator"]["bpe_dropout"] = 0.1 if budget.pairs < 20_000 else 0.0
+    num_train = budget.pairs - num_held_out(budget.pairs)
     for name, batch_size in (("image_tokenizer", 16), ("generator", 32), ("scorer", 64)):
         params[name]["training"]["batch_size"] = batch_of(batch_size, num_train)
         params[name]["training"]["precision"] = "bfloat16_if_supported"
-    sampling = {"top_p": 0.8 if size.grid == 8 else 0.95, "prompts": [], "candidates": 16, "inpaint": None}
+    sampling = {"prompts": [], "candidates": 16}
     params["sampling"] |= sampling | {"prompts_per_split": 16 if budget.minutes < 10 else 32}
     return params
 
@@ -211,10 +253,10 @@ def measure_update(params: dict, name: str, device: str, seconds: float = 2.0) -
     model.train()
     optimizers = build_optimizers(model, config)
     dtype = autocast_dtype(config.precision, device)
-    text, size = params["text_tokenizer"], params["data"]["image_size"]
+    size = params["data"]["image_size"]
     images = torch.rand(config.batch_size, 3, size, size, device=device)
     if name == "generator":
-        texts = torch.zeros(config.batch_size, text["text_length"], dtype=torch.int64, device=device)
+        texts = torch.zeros(config.batch_size, model.text_length, dtype=torch.int64, device=device)
         tokens = torch.zeros(
             config.batch_size, sum(side**2 for side in model.scales), dtype=torch.int64, device=device
         )

@@ -10,32 +10,17 @@ import pytest
 from stages import check_params
 from tests.helpers.paths import ROOT
 from tests.helpers.smoke_project import set_value
-from tests.helpers.tiny_models import SIDE, tiny, write_parts
+from tests.helpers.tiny_models import SIDE, fitting_package, tiny
 from thousandwords import components, preflight
 from thousandwords.core import init_models
 from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import read_manifest
-from thousandwords.inference.config import SamplingConfig
-from thousandwords.inference.package import write_package
 from thousandwords.planning.presets import read_preset
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory) -> Path:
-    """A package of four tiny models, whose generator names the tokenizers that it was trained with."""
-    folder = tmp_path_factory.mktemp("models")
-    parts = write_parts(folder)
-    tokenizers = ("text_tokenizer", "image_tokenizer")
-    fingerprints = {name: read_manifest(parts[name])["sha256"] for name in tokenizers}
-    components.save(tiny("generators", "transformer"), parts["generator"], **fingerprints)
-    # a generator of the image tokenizer's tokens
-    config = components.load("image_tokenizers", parts["image_tokenizer"])
-    transformer = components.load("generators", parts["generator"])
-    sizes = dict(transformer.built_as["arguments"], image_vocab_size=config.vocab_size, scales=config.scales)
-    model = components.build("generators", "transformer", transformer.config, **sizes)
-    components.save(model, parts["generator"], **fingerprints)
-    write_package(folder / "package", parts, SamplingConfig(), {})
-    return folder / "package"
+    return fitting_package(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
