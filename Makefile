@@ -8,6 +8,8 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # idle threads spin for some microseconds only (stages/runtime/environment.py says why)
 export GOMP_SPINCOUNT := 1000
 export OMP_WAIT_POLICY := PASSIVE
+# empty, as uv compiles nothing: where it is set, every process would compile torch and MLflow again, for longer than it works
+export PYTHONDONTWRITEBYTECODE :=
 # no telemetry of any tool, no account, no download from a model hub
 export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
