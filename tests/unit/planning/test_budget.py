@@ -86,3 +86,13 @@ def test_minutes_out_of_range_are_named(minutes):
 
 def test_the_text_length_has_room_for_the_longest_usual_captions():
     assert (text_length(5), text_length(20), text_length(500)) == (16, 40, 128)
+
+
+def test_all_keep_their_best_weights_and_the_tokenizer_always_reaches_the_part_that_trains_the_decoder_alone():
+    params = resolved(60, 20)
+    trainings = [params[name]["training"] for name in ("image_tokenizer", "generator", "scorer")]
+
+    assert [training["keep"] for training in trainings] == ["best"] * 3
+    assert [training["stop_after"] for training in trainings] == [None, 5, 5]
+    steps = trainings[0]["steps"]
+    assert params["image_tokenizer"]["dvae"]["decoder_only_from"] == pytest.approx(0.9 * steps, abs=1)
