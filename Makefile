@@ -28,6 +28,7 @@ endef
 N ?= 32
 SEED ?= 0
 OUT ?= generated
+NEEDS_DATA = $(if $(FROM),$(if $(DATA),,$(error FROM goes on from a model with the images of DATA: give both)))
 BUDGET = --minutes $(or $(MINUTES),20) --size $(or $(SIZE),auto) $(if $(FROM),--from "$$FROM")
 # as they were typed: make would expand the $5 in PROMPT='a $5 bill'
 override PROMPT := $(value PROMPT)
@@ -60,7 +61,7 @@ ray: $(READY)  ## add Ray to .venv, for engine: {kind: ray} (docs/scale.md)
 
 run: $(READY)  ## captioned images -> tokens -> models -> ranked images -> report; only what changed runs again; DATA=/your/images MINUTES=20 SIZE=auto FROM=champion
 	@$(if $(PRESET),python -m scripts.use_preset $(PRESET))
-	$(if $(FROM),$(if $(DATA),,$(error FROM goes on from a model with the images of DATA: give both)))
+	$(NEEDS_DATA)
 	@$(if $(DATA),python -m scripts.use_data "$$DATA" $(BUDGET))
 	@python -m flows.run_local
 	@python -m scripts.print_run_summary
@@ -149,8 +150,9 @@ studio: $(READY)  ## a page to generate, inpaint, edit tokens, browse and compar
 ui: $(READY)  ## MLflow: every run with its curves and images, at http://127.0.0.1:5000
 	@mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/.mlflow/mlflow.db}"
 
-plan: $(READY)  ## time, memory and disk of a run before it starts: make plan PRESET=gpu PAIRS=1000000
-	@python -m scripts.plan $(if $(PRESET),--preset $(PRESET)) $(if $(PAIRS),--pairs $(PAIRS))
+plan: $(READY)  ## time, memory and disk of a run before it starts: make plan PRESET=gpu PAIRS=1000000, or DATA=/your/images MINUTES=20
+	$(NEEDS_DATA)
+	@python -m scripts.plan $(if $(PRESET),--preset $(PRESET)) $(if $(PAIRS),--pairs $(PAIRS)) $(if $(DATA),--data "$$DATA" $(BUDGET))
 
 verify: $(READY)  ## re-hash every artefact and compare with its manifest
 	@python -m scripts.verify_artifacts

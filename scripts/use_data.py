@@ -5,8 +5,9 @@ Counts the pairs, measures this device for some seconds, and resolves every numb
 params.before.yaml.
 """
 
-import functools
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -54,10 +55,19 @@ COMMENTS = {
 }
 
 
-def use_data(
-    path: str, minutes: float, size: str, device: str, base: dict, start: str | None = None
-) -> tuple[dict, str]:
-    """(the params, the message to print); `start` names the package that the run goes on from."""
+@dataclass(frozen=True)
+class Resolved:
+    """The settings of a run on own images."""
+
+    params: dict  # `init` names folders of this machine
+    init: str | None  # what it shall name
+    message: str
+    seconds: dict[str, float]  # of one update of each model, measured here
+
+
+def use_data(path: str, minutes: float, size: str, device: str, start: str | None = None) -> Resolved:
+    """Count the pairs, measure this device, resolve; `start` names the package that the run goes on from."""
+    base = read_preset("default")
     budget = section({"minutes": minutes, "size": size}, "budget", BudgetConfig)
     if not Path(path).expanduser().exists() and not any(character in path for character in "*?["):
         raise UserError(
@@ -88,15 +98,17 @@ def use_data(
     cores = os.cpu_count() or 1
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # as in the stages that run in parallel
     is_parallel = device == "cpu" and cores > 1
-    measure = functools.partial(measure_update, device=device)
+    seconds = {}
+
+    def measure(params: dict, name: str) -> float:
+        seconds[name] = measure_update(params, name, device)
+        return seconds[name]
+
     if package:
         params = resolve_from(package, str(folder), base, data, budget, measure, is_parallel)
-        message = f"goes on from {init}: {describe(params)}"
-        for name in SECTIONS:
-            params[name]["init"] = init
-        return params, message
+        return Resolved(params, init, f"goes on from {init}: {describe(params)}", seconds)
     params = resolve(base, data, budget, num_words, measure, is_parallel)
-    return params, describe(params)
+    return Resolved(params, None, describe(params), seconds)
 
 
 def find_package(start: str) -> tuple[str, Path, Package]:
@@ -148,7 +160,7 @@ def describe(params: dict) -> str:
     )
     return (
         f"{pairs:,} pairs, about {num_held_out(pairs):,} held out; {grid} × {grid} tokens of {tokenizer.vocab_size:,}; "
-        f"updates: {steps}; {params['budget']['minutes']:g} minutes. See params.yaml"
+        f"updates: {steps}; {params['budget']['minutes']:g} minutes"
     )
 
 
@@ -172,10 +184,8 @@ def text_of(params: dict, path: str, start: str | None = None) -> str:
     return "\n".join(parts)
 
 
-def main(argv: list[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    add = arguments.add_argument
-    add("path", help="a folder, table or archive of captioned images")
+def add_options(add: Callable) -> None:
+    """The options of a run on own images, shared with scripts.plan."""
     add("--minutes", type=float, default=20.0, help="for the whole run (default: 20)")
     add(
         "--size",
@@ -184,14 +194,21 @@ def main(argv: list[str] | None = None) -> None:
         help="of the models (default: auto)",
     )
     add("--from", dest="start", metavar="PACKAGE", help="go on from champion, or the folder of a package")
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("path", help="a folder, table or archive of captioned images")
+    add_options(arguments.add_argument)
     options = arguments.parse_args(argv)
     with one_sentence("data", errors=(UserError, ValueError)):
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        base = read_preset("default")
-        base["data"].pop("scenes", None)
-        params, message = use_data(options.path, options.minutes, options.size, device, base, options.start)
-        text = text_of(params, options.path, options.start).encode()
-        print(message + replace_params(text))
+        resolved = use_data(options.path, options.minutes, options.size, device, options.start)
+        if resolved.init:
+            for name in SECTIONS:
+                resolved.params[name]["init"] = resolved.init
+        text = text_of(resolved.params, options.path, options.start).encode()
+        print(f"{resolved.message}. See params.yaml{replace_params(text)}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from scripts import print_run_summary, use_data, use_preset
+from scripts import plan, print_run_summary, use_data, use_preset
 from stages import check_params
 from stages.runtime import stage, tracking
 from tests.helpers.images import png, write
@@ -265,6 +265,17 @@ def test_a_run_goes_on_from_the_last_ones_package_which_is_copied_first(own_proj
     assert "FROM=models/package`. Edit any value" in Path("params.yaml").read_text()
 
 
+def test_from_champion_the_settings_name_the_registry_and_have_the_sizes_of_what_was_fetched(
+    own_project, monkeypatch
+):
+    shutil.copytree("models/package", ".store/registry/1/package")
+    monkeypatch.setattr(use_data, "fetch", lambda version, setting: Path(".store/registry", "1", "package"))
+    use_data.main(["own", "--minutes", "5", "--from", "champion"])
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    assert {params[name]["init"] for name in SECTIONS} == {"models:/thousandwords@champion"}
+    assert params["data"]["image_size"] == 16 and not list(Path("models").glob("start-*"))
+
+
 def test_going_on_with_the_same_data_holds_out_no_pair_that_was_trained_on(own_project):
     data = {"source": "folder", "path": "own", "validation_share": 0.3, "group_by": "^(a cat) of"}
     Path("params.yaml").write_text(yaml.safe_dump({"seed": 3, "data": data | {"group_by": None}}))
@@ -277,6 +288,21 @@ def test_going_on_with_the_same_data_holds_out_no_pair_that_was_trained_on(own_p
     use_data.main(["own", "--from", "models/package"])
     params = yaml.safe_load(Path("params.yaml").read_text())
     assert params["seed"] == 0 and params["data"]["source"] == "auto"
+
+
+@pytest.mark.parametrize(("more", "minutes"), [([], 3), (["--from", "models/package"], 2)])
+def test_a_plan_says_before_the_start_what_a_run_on_own_images_takes(own_project, capsys, more, minutes):
+    runs = ROOT / "bench/runs.yaml"
+    plan.main(["--data", "own", "--minutes", "5", *more, "--runs", str(runs), "--benchmarks", "none"])
+
+    text = capsys.readouterr().out
+    assert "20 pairs, about 2 held out; " in text and " tokens of " in text and "; updates: " in text
+    assert "\nepochs: " in text and " image tokens in all, " in text
+    assert f"\ntime: about {minutes} of the 5 minutes; with more pairs it would take all of them\n" in text
+    assert "\nexpect: like the default preset" in text and "1,000 times as many pairs" in text
+    assert "of memory in training, and about " in text and "\ntotal " in text and " minutes" in text
+    assert "train_generator: " in text and "(measured: 0.1 s for an update here)" in text
+    assert not Path("params.yaml").exists()
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,14 @@ def resolve_from(
     return params
 
 
+def planned_minutes(params: dict, seconds: dict[str, float]) -> float:
+    """Minutes of a run on own images: its trainings, given the seconds of an update, start-up, evaluations and report."""
+    trained = {name: params[name]["training"]["steps"] * value for name, value in seconds.items()}
+    share = STARTUP_SHARE * params["budget"]["minutes"]
+    beside = max(trained.get("image_tokenizer", 0.0), trained["scorer"])  # two stages run in parallel
+    return (STARTUP_SECONDS + beside + trained["generator"]) / 60 + share
+
+
 def _set_lengths(params: dict, seconds: dict[str, float], rates: dict[str, float], num_train: int) -> None:
     """Set the steps of each model with a rate, and what follows from them."""
     for name, rate in rates.items():

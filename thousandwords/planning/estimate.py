@@ -13,6 +13,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,13 +26,16 @@ from thousandwords.data.token_shards import MAX_BYTES_IN_MEMORY, TEXT_BYTES_PER_
 from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.sources.base import SourceError
+from thousandwords.planning.budget import planned_minutes
 from thousandwords.planning.presets import read_preset
+from thousandwords.planning.recorded_runs import expectation, read_runs
 from thousandwords.preflight import TRAINED, build_models, check_params
 from thousandwords.text.bpe import read_config
 from thousandwords.training.config import TrainingConfig
 
 NUM_CHECKPOINTS = 2
 TEXT_BYTES = 100  # of a caption of some dozen words with its key, unpacked
+PROGRAM_BYTES = 600e6  # Python, torch and its libraries: the resident memory of the stage package_model
 BACKWARD = 2  # times the work of a forward pass
 
 
@@ -65,6 +69,7 @@ class Model:
     flops: float
     parameters: int
     rows: int = 0  # read by training in total; 0: it is not trained
+    activations: float = 0.0  # bytes that a forward pass of a batch keeps, in float32; 0: not counted
     passes: int = 1 + BACKWARD  # forward passes per update: one more with activation checkpointing
     keeps_best: bool = False
 
@@ -121,15 +126,15 @@ def read_sizes(params: dict, num_pairs: int | None = None) -> Sizes:
         caption = torch.zeros(1, text.text_length, dtype=torch.int64)
         image_tokens = torch.zeros(1, tokenizer.num_tokens, dtype=torch.int64)
         encode = _count_flops(lambda: tokenizer.encode(image))
-        flops = {
-            "image_tokenizer": _count_flops(lambda: tokenizer.train().loss(image, 0, rng)),
-            "generator": _count_flops(
-                lambda: generator.eval().loss(caption, image_tokens, 0, rng, num_text_tokens=1.0)
-            ),
+        forwards = {
+            "image_tokenizer": lambda: tokenizer.train().loss(image, 0, rng),
+            "generator": lambda: generator.eval().loss(caption, image_tokens, 0, rng, num_text_tokens=1.0),
         }
         if scorer:
             scorer.eval()  # a batch of one has no variance
-            flops["scorer"] = _count_flops(lambda: (scorer.embed_images(image), scorer.embed_captions(["a"])))
+            forwards["scorer"] = lambda: (scorer.embed_images(image), scorer.embed_captions(["a"]))
+        flops = {name: _count_flops(forward) for name, forward in forwards.items()}
+        kept = {name: _count_kept_bytes(forward, models[name]) for name, forward in forwards.items()}
     return Sizes(
         pairs=num_pairs,
         train_pairs=round(num_pairs * (1 - validation_share)),
@@ -141,24 +146,43 @@ def read_sizes(params: dict, num_pairs: int | None = None) -> Sizes:
         views=tokens.views_per_image,
         tokens_per_shard=tokens.rows_per_shard,
         samples=(prompts + len(sampling.get("prompts", []))) * sampling.get("candidates", 512),
-        models={name: _model(params[name], name, models[name], flops[name]) for name in models},
+        models={name: _model(params[name], name, models[name], flops[name], kept[name]) for name in models},
     )
 
 
-def _model(block: dict, name: str, model: torch.nn.Module, flops: float) -> Model:
+def _model(block: dict, name: str, model: torch.nn.Module, flops: float, kept: float) -> Model:
     parameters = sum(weight.numel() for weight in model.parameters())
     if "training" not in block or (name == "image_tokenizer" and block.get("init")):  # it is copied
         return Model(flops, parameters)
     config = section(block["training"], f"{name}.training", TrainingConfig)
     is_recomputed = bool((block.get(block["kind"]) or {}).get("activation_checkpointing"))
     rows, passes = config.steps * config.batch_size, 1 + BACKWARD + is_recomputed
-    return Model(flops, parameters, rows, passes, config.keep == "best")
+    processes = config.num_processes if isinstance(config.num_processes, int) else 1
+    activations = (
+        0.0 if is_recomputed else kept * config.batch_size / config.gradient_accumulation / processes
+    )
+    return Model(flops, parameters, rows, activations, passes, config.keep == "best")
 
 
 def _count_flops(forward: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         forward()
     return float(counter.get_total_flops())
+
+
+def _count_kept_bytes(forward: Callable[[], object], model: torch.nn.Module) -> float:
+    """Bytes that a forward pass keeps for the backward pass, weights aside."""
+    weights = {weight.untyped_storage()._cdata for weight in model.state_dict().values()}
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return float(sum(storage.nbytes() for number, storage in kept.items() if number not in weights))
 
 
 def steps(sizes: Sizes, bytes_per_pixel: float, sampling_share: float) -> list[Step]:
@@ -270,13 +294,16 @@ def _benchmark(row: dict) -> str:
     return f"benchmark of {row['date'][:10]} on {row['machine']}"
 
 
-def table(steps: Sequence[Step], rates: dict[str, Rate], devices: int) -> str:
+def table(
+    steps: Sequence[Step], rates: dict[str, Rate], devices: int, unit: Literal["hours", "minutes"] = "hours"
+) -> str:
     """The steps as lines of aligned columns; the last line is the sum: one stage after the other, all files on
-    disk. A step without a model takes one CPU."""
-    lines = [("stage", "rows", "keeps", "files", "disk", "FLOP", "device hours", "hours")]
+    disk. A step without a model takes one CPU. A rate of the stage itself comes before that of its unit."""
+    lines = [("stage", "rows", "keeps", "files", "disk", "FLOP", f"device {unit}", unit)]
+    seconds_per_unit = {"hours": 3600, "minutes": 60}[unit]
     total_flops = total_device_hours = total_hours = 0.0
     for step in steps:
-        device_hours = step.work / rates[step.unit].value / 3600
+        device_hours = step.work / rates.get(step.stage, rates[step.unit]).value / seconds_per_unit
         flops = step.work if step.unit == "flops" else 0
         hours = device_hours / devices if flops else device_hours
         total_hours += hours
@@ -331,18 +358,63 @@ def format_estimate(options: Namespace) -> str:
     sizes = read_sizes(params, options.pairs)
     is_in_use = options.params.is_file() and params == read_params(options.params)
     results = options.results if is_in_use else Path("nowhere/results")
-    rows = options.benchmarks.read_text("utf-8").splitlines() if options.benchmarks.is_file() else []
-    rates = choose_rates(sizes, options.on, options.tflops, results, list(map(json.loads, rows)))
+    rates = choose_rates(sizes, options.on, options.tflops, results, read_benchmarks(options.benchmarks))
     epochs = sizes.models["generator"].rows / max(1, sizes.train_pairs)
-    weights = [f"{name.replace('_', ' ')} {_memory(model)}" for name, model in sizes.models.items()]
     devices = f"{options.gpus} {options.on.upper()}{'s' if options.gpus > 1 else ''}"
+    first = f"{sizes.pairs:,} pairs, {path}, on {devices}; the generator sees each training pair {epochs:.3g} times"
+    return format_plan([first], sizes, rates, options.gpus)
+
+
+def format_own_images(params: dict, seconds: dict[str, float], options: Namespace) -> str:
+    """The estimate of a run on own images, whose settings were resolved with the measured seconds of an update."""
+    sizes = read_sizes(params, params["budget"]["pairs"])
+    rates = choose_rates(
+        sizes, options.on, None, Path("nowhere/results"), read_benchmarks(options.benchmarks)
+    )
+    for name, value in seconds.items():
+        work = sizes.models[name].work / params[name]["training"]["steps"]
+        rates[f"train_{name}"] = Rate(work / value, f"measured: {value:.3g} s for an update here")
+    rates["flops"] = rates["train_generator"]
+    epochs = ", ".join(
+        f"{name.replace('_', ' ')} {model.rows / max(1, sizes.train_pairs):.3g}"
+        for name, model in sizes.models.items()
+        if model.rows
+    )
+    tokens = sizes.pairs * sizes.num_image_tokens
+    grid = math.isqrt(sizes.num_image_tokens)
+    trained = [name for name in ("image_tokenizer", "generator") if name in seconds]
+    updates = {name: params[name]["training"]["steps"] for name in trained}
+    planned, minutes = planned_minutes(params, seconds), params["budget"]["minutes"]
+    note = "" if planned > 0.9 * minutes else "; with more pairs it would take all of them"
+    return format_plan(
+        [
+            f"epochs: {epochs}; {tokens:,} image tokens in all, {sizes.num_image_tokens} an image",
+            f"time: about {planned:.0f} of the {minutes:g} minutes{note}",
+            expectation(read_runs(options.runs), grid, sizes.pairs, updates),
+        ],
+        sizes,
+        rates,
+        1,
+        "minutes",
+    )
+
+
+def format_plan(
+    first: list[str],
+    sizes: Sizes,
+    rates: dict[str, Rate],
+    devices: int,
+    unit: Literal["hours", "minutes"] = "hours",
+) -> str:
+    """The first lines, memory, the table and where its rates come from."""
+    weights = [f"{name.replace('_', ' ')} {_memory(model)}" for name, model in sizes.models.items()]
     planned = steps(sizes, rates["bytes_per_pixel"].value, rates["sampling_share"].value)
     return "\n".join(
         [
-            f"{sizes.pairs:,} pairs, {path}, on {devices}; the generator sees each training pair {epochs:.3g} times",
-            f"weights: {', '.join(weights)}",
+            *first,
+            f"weights: {', '.join(weights)}; a stage's program takes some {format_bytes(PROGRAM_BYTES)} besides",
             "",
-            table(planned, rates, options.gpus),
+            table(planned, rates, devices, unit),
             "",
             *(f"{unit}: {_format_rate(unit, rate.value)} ({rate.source})" for unit, rate in rates.items()),
             "DVC's cache holds data/ and models/ a second time, unless its links are reflinks or hard links.",
@@ -350,14 +422,21 @@ def format_estimate(options: Namespace) -> str:
     )
 
 
+def read_benchmarks(path: Path) -> list[dict]:
+    """The rows of bench/results.jsonl; none without the file."""
+    return list(map(json.loads, path.read_text("utf-8").splitlines())) if path.is_file() else []
+
+
 def _memory(model: Model) -> str:
     if not model.rows:
         return f"{model.parameters:,}"
     # in float32: weights, gradients, average and two moments
-    return f"{model.parameters:,} ({format_bytes(20 * model.parameters)} of memory in training, and its activations)"
+    states = f"{format_bytes(20 * model.parameters)} of memory in training"
+    activations = f"about {format_bytes(model.activations)} of" if model.activations else "its"
+    return f"{model.parameters:,} ({states}, and {activations} activations)"
 
 
 def _format_rate(unit: str, value: float) -> str:
-    if unit == "flops":
+    if unit == "flops" or unit.startswith("train_"):
         return f"{value / 1e12:.3g} TFLOP/s on each device"
     return f"{value:,.3g}" + ("" if unit in ("bytes_per_pixel", "sampling_share") else " a second")
