@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages import tokenize_pairs
+from stages import tokenize_pairs, train_image_tokenizer
 from tests.helpers.tiny_models import CAPTIONS, SIDE, flips, tiny
 from tests.pipeline.test_data_stages import stage
 from thousandwords import components
@@ -95,6 +95,19 @@ def test_of_a_data_set_that_grows_only_what_is_new_is_encoded(few):
     shards = len(list((few / "pairs").glob("[tv]*-*.parquet")))
     _, again = tokenized(few, "tokens")
     assert shards >= 20 and again <= shards - 11 + 2  # and the last shard of either split, if it was not full
+
+
+def test_a_run_that_goes_on_from_the_tokenizer_of_another_encodes_only_the_new_shards_of_more_data(few):
+    tokenized(few, "tokens")
+    (few / "image_tokenizer").rename(few / "start")
+    context = stage("train_image_tokenizer", image_tokenizer={"kind": "dvae", "init": str(few / "start")})
+    write_pairs(few, 80, rows_per_shard=4)
+    train_image_tokenizer.train_image_tokenizer(
+        few / "pairs", few / "image_tokenizer", few / "curves.json", context
+    )
+    shards = len(list((few / "pairs").glob("[tv]*-*.parquet")))
+    _, again = tokenized(few, "more tokens")
+    assert shards >= 20 and again <= shards - 11 + 2
 
 
 def test_an_input_that_is_changed_back_is_read_from_the_store(few, encoded):
