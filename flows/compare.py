@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flows.command_line import one_sentence, parser
 from flows.dvc.damage import LOCK, locked_outputs, outputs_of
-from flows.dvc.git import git, git_succeeds
+from flows.dvc.git import NO_REPOSITORY, git, git_succeeds
 from flows.dvc.repro import DVC
 from thousandwords.core.errors import UserError
 
@@ -88,6 +88,8 @@ def find(name: str, root: Path) -> RunOutputs:
         return _find_revision(name, root)
     if (Path(name) / "results").is_dir():
         return RunOutputs(name, Path(name), None, {"name": name}, locked_outputs(Path(name)))
+    if not git_succeeds("rev-parse", "--git-dir", root=root):
+        raise UserError(f"{name!r} is not a folder with results/ in it, and {NO_REPOSITORY}")
     raise UserError(
         f"{name!r} is neither a git revision here nor a folder with results/ in it. Give a commit, branch or tag "
         f"(list them: {LIST_RUNS}), {WORKSPACE!r}, or the folder of another run"

@@ -16,6 +16,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.command_line import one_sentence, parser
+from flows.dvc.git import git
 from flows.dvc.graph import Graph
 from flows.dvc.repro import DVC, RAN
 from flows.runner import run_graph
@@ -25,9 +26,10 @@ from flows.workers.supervisor import supervised
 from stages.runtime import tracking
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import check_writable
-from thousandwords.core.params import flatten, read_params
+from thousandwords.core.params import flatten, paths_in, read_params
 
 PARAMS = Path("params.yaml")
+MAX_COPIED = 1000  # files and folders that git does not track, for each experiment
 MAX_EXPERIMENTS = 200  # in one sweep: a typing error should not cost a month
 
 
@@ -52,11 +54,46 @@ def check_settings(grid: dict[str, list]) -> None:
             )
 
 
+def untracked_inputs(params: dict) -> list[str]:
+    """The files and folders that settings name and git does not track: DVC's copy of the project lacks them.
+
+    What `dvc add` versions is none of them, as DVC checks it out. Raises UserError for what cannot be copied.
+    """
+    places = []
+    for name, path in paths_in(params).items():
+        place = Path(path)
+        if place.is_absolute() or not place.exists():  # found from a copy, or reported by check_params
+            continue
+        if not place.resolve().is_relative_to(Path.cwd()):
+            raise UserError(
+                f"params.yaml: {name} is {path}, relative and outside of this project, but an experiment runs in a "
+                f"copy that lies elsewhere. Write the whole path: {place.resolve()}"
+            )
+        is_list = (
+            name.endswith("path") and place.is_file() and place.parent != Path(".")
+        )  # images are beside it
+        places.append(str(place.parent if is_list else place))
+    if not places:
+        return []
+    listed = git("ls-files", "-z", "--others", "--directory", "--", *places).split("\0")
+    paths = [path.rstrip("/") for path in listed if path]
+    paths = sorted({path for path in paths if not Path(f"{path}.dvc").is_file()})
+    if len(paths) > MAX_COPIED:
+        raise UserError(
+            f"{Path(paths[0]).parent} has {len(paths)} files of your own beside files of the project, too many to copy "
+            "one by one. Move them to a folder of their own, such as data/own/images, and set the setting to it"
+        )
+    return paths
+
+
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
-def run_experiment(name: str, values: dict[str, object]) -> str:
-    """Run one experiment with DVC, in a copy of the project. Raises StageFailed with the last lines."""
+def run_experiment(name: str, values: dict[str, object], inputs: list[str]) -> str:
+    """Run one experiment with DVC, in a copy of the project with these `inputs`. Raises StageFailed with the
+    last lines."""
     log = get_run_logger()
     command = ["env", f"THOUSANDWORDS_PIPELINE={name}", *DVC, "exp", "run", "--temp", "--name", name]
+    for path in inputs:
+        command += ["--copy-paths", path]
     for setting, value in values.items():
         command += ["-S", f"{setting}={yaml.safe_dump(value).split(chr(10))[0]}"]
     run_locked(
@@ -70,6 +107,7 @@ def sweep(grid: dict[str, list]) -> list[dict]:
     """Run every combination; a row for each with its name, its values and its metrics."""
     settings = combinations(grid)
     check_settings(grid)
+    inputs = untracked_inputs(read_params(PARAMS))
     title = datetime.now(UTC).strftime("sweep-%Y%m%d-%H%M%S")
     experiments = {f"{title}-{number}": values for number, values in enumerate(settings)}
     graph, error = Graph({name: [] for name in experiments}, frozenset(experiments)), None
@@ -79,7 +117,7 @@ def sweep(grid: dict[str, list]) -> list[dict]:
         tracking.if_usable("sweep", lambda: tracking.experiment_of(tracking.client()))
         parallel = read_placement(list(yaml.safe_load(Path("dvc.yaml").read_text())["stages"])).parallel
         try:
-            run_graph(graph, lambda name: run_experiment(name, experiments[name]), parallel)
+            run_graph(graph, lambda name: run_experiment(name, experiments[name], inputs), parallel)
         except RuntimeError as failure:
             error = failure
     rows = compare(title, experiments)

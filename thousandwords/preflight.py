@@ -1,5 +1,6 @@
 """Read every setting of params.yaml and build every model on the meta device, before any long work."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from thousandwords.core.init_models import (
     registered_version,
 )
 from thousandwords.core.model_files import read_header
+from thousandwords.core.params import paths_in
 from thousandwords.data.loader import CaptionConfig
 from thousandwords.data.token_shards import TokensConfig
 from thousandwords.evaluation.config import EvaluationConfig
@@ -27,6 +29,7 @@ from thousandwords.inference.package import check_device
 from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig
 from thousandwords.parallel.engine import read_engine_config
+from thousandwords.parallel.ray_address import check_address
 from thousandwords.pretrained import tokenizer_init
 from thousandwords.text.bpe import read_config
 from thousandwords.training.config import TrainingConfig
@@ -45,7 +48,14 @@ TRAINED = {"image_tokenizer": "image_tokenizers", "generator": "generators", "sc
 def check_params(params: dict, seed: int) -> None:
     """Raise ConfigError or another UserError: one sentence that names the key and the fix."""
     check_keys(params, "the file", SECTIONS, OPTIONAL)
-    read_engine_config(params)
+    for name, path in paths_in(params).items():
+        if path.startswith("~"):
+            raise ConfigError(
+                f"params.yaml: {name} is {path!r}; ~ is not replaced. Write the whole path: {os.path.expanduser(path)}"
+            )
+    engine = read_engine_config(params)
+    if engine.kind == "ray":
+        check_address(engine.address)
     if params["device"] not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"params.yaml: device is {params['device']!r}; it can be: auto, cpu, cuda")
     if params["device"] == "cuda":
@@ -76,7 +86,9 @@ def check_models(params: dict) -> None:
         if init_folder(block, name):  # build_from reads its settings
             components.component(family, block.get("kind"))
         else:
-            components.model_config(family, block, name)
+            config = components.model_config(family, block, name)
+            if getattr(config, "pretrained", None):
+                check_pretrained(config, name)
         if name == "image_tokenizer":
             tokenizer_init.check_block(block)
         elif name == "generator":
@@ -101,6 +113,14 @@ def check_models(params: dict) -> None:
         raise
     except ValueError as error:
         raise ConfigError(f"params.yaml: {error}") from error
+
+
+def check_pretrained(config: object, name: str) -> None:
+    """Check that the weights that a model's config names are there, and fit."""
+    try:
+        config.check_weights()
+    except ValueError as error:
+        raise ConfigError(f"params.yaml: {name}.{error}") from error
 
 
 def build_models(params: dict) -> dict[str, torch.nn.Module]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from thousandwords.core.errors import UserError
 
+NO_REPOSITORY = "this folder is not a git repository, which DVC needs. Run: git init"
 DEFAULT_IDENTITY = {  # used where git has no user configured
     "user.name": "thousandwords",
     "user.email": "thousandwords@localhost",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +10,12 @@ from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
 
+from flows.dvc.git import NO_REPOSITORY
 from flows.dvc.init_models import discard_outdated_inits
 from flows.dvc.repair import repair
 from flows.dvc.repro import Log, wait_if_busy
 from thousandwords.core.errors import UserError
-from thousandwords.core.params import read_params
+from thousandwords.core.params import flatten, read_params
 
 GRAPH, PARAMS = Path("dvc.yaml"), Path("params.yaml")
 
@@ -42,8 +44,9 @@ class Graph:
 
 def read_graph() -> Graph:
     """Read dvc.yaml, once no other `dvc` writes here. Raises UserError for a file that cannot be read."""
-    if PARAMS.is_file() or (GRAPH.is_file() and "${" in GRAPH.read_text(encoding="utf-8")):
-        read_params(PARAMS)  # DVC would end with a traceback
+    text = GRAPH.read_text(encoding="utf-8") if GRAPH.is_file() else ""
+    if PARAMS.is_file() or "${" in text:
+        check_watched(text, read_params(PARAMS))  # DVC would end with a traceback
     repair(wait=True)
     if PARAMS.is_file():
         discard_outdated_inits(read_params(PARAMS))
@@ -59,7 +62,20 @@ def read_graph() -> Graph:
     except LockError:
         raise
     except DvcException as error:
+        if "not a git repository" in str(error):
+            raise UserError(NO_REPOSITORY) from error
         raise UserError(f"DVC cannot read this project: {' '.join(str(error).split())}") from error
+
+
+def check_watched(graph: str, params: dict) -> None:
+    """Raise UserError if a setting that names a dependency in dvc.yaml is null or absent."""
+    values = flatten(params)
+    for name in re.findall(r"\$\{(\w[\w.]*)\}", graph):
+        if values.get(name) is None:
+            raise UserError(
+                f"params.yaml: {name} is null or absent, but dvc.yaml watches what it names. Set it, as "
+                "presets/default.yaml does"
+            )
 
 
 def read_graph_when_free(log: Log) -> Graph:

@@ -66,8 +66,13 @@ def _check_store(uri: str) -> None:
         with contextlib.closing(sqlite3.connect(path, timeout=60)) as database:
             database.execute("SELECT count(*) FROM sqlite_master")
     elif uri.startswith("http"):
-        with contextlib.suppress(urllib.error.HTTPError):  # it answers
-            urllib.request.urlopen(f"{uri}/health", timeout=30).close()
+        try:
+            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10) as answer:
+                is_mlflow = answer.read(3) == b"OK"
+        except urllib.error.HTTPError as error:
+            is_mlflow = error.code in (401, 403)  # MLflow's client has the password
+        if not is_mlflow:
+            raise ValueError("the server there is not MLflow")
 
 
 class Tracker:

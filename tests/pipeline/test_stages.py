@@ -114,7 +114,7 @@ def test_a_folder_without_captions_is_rejected_before_any_work(tmp_path):
 
 def test_images_to_inpaint_are_checked_before_any_work(tmp_path):
     image = encode_png(np.zeros((20, 20, 3), np.uint8))
-    message = "^sampling.inpaint: there is no folder .*none. Make it, or set sampling.inpaint to"
+    message = "^sampling.inpaint: there is no folder .*none. Make it, or set sampling.inpaint: data/inpaint"
     with pytest.raises(UserError, match=message):
         preflight.check_params(smoke(**{"sampling.inpaint": str(tmp_path / "none")}), 0)
     (tmp_path / "cat.png").write_bytes(image)

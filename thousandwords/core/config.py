@@ -170,7 +170,7 @@ def _convert_union(value: Any, arguments: tuple, expected: Any, name: str) -> An
 
 def _convert_sequence(value: Any, origin: type, arguments: tuple, name: str) -> Any:
     if not isinstance(value, list | tuple):
-        raise _Invalid(f"{name} should be a list, found {value!r}")
+        raise _Invalid(f"{name} should be a list, found {value!r}. Write it as [a, b]")
     is_fixed = origin is tuple and bool(arguments) and arguments[-1] is not Ellipsis
     if is_fixed and len(arguments) != len(value):
         raise _Invalid(f"{name} should hold {len(arguments)} values, found {len(value)}")

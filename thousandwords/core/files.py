@@ -18,6 +18,8 @@ from pathlib import Path
 from thousandwords.core.errors import UserError
 
 FAILPOINTS = ("before-tmp", "mid-write", "after-write", "after-fsync", "after-rename", "after-manifest")
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LFS_FIX = "a Git LFS pointer, not the file. Run in its repository: git lfs pull"
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 FIX_BY_ERRNO = {
     errno.EROFS: "Mount it for writing, or use another folder",

@@ -53,12 +53,17 @@ def init_folder(block: dict, name: str) -> Path | None:
         )
     if registered_version(block, name):
         return _fetched_folder(init, name)
-    folder = Path(init).expanduser()
-    if not folder.is_dir():
+    folder = Path(init)
+    if not folder.exists():
         raise ConfigError(
             f"params.yaml: {name}.init is {init}, but there is no such folder. Run: {fix_of(name, folder)}"
         )
     model = part_of(folder, name)
+    if (found := kind_of(model)) not in (name, "a damaged model"):
+        raise ConfigError(
+            f"params.yaml: {name}.init is {init}, which holds {found or 'no model of this project'}. Name the folder of "
+            f"a trained {name}, or a package that has one"
+        )
     written = [Path("models", name), Path("models/package", name)]
     if model.resolve() in [path.resolve() for path in written]:
         raise ConfigError(
@@ -72,6 +77,18 @@ def part_of(folder: Path, name: str) -> Path:
     """A package's part of that name; the folder of a single model as it is."""
     is_package = (folder / "package.json").is_file() or (folder / name).is_dir()
     return folder / name if is_package else folder
+
+
+def kind_of(folder: Path) -> str | None:
+    """The section whose model a folder holds: "generator"; None if it is a file, or another folder."""
+    if (folder / "tokenizer.json").is_file():
+        return "text_tokenizer"
+    try:
+        family = json.loads((folder / "config.json").read_bytes())["family"]
+    except (OSError, ValueError, LookupError, TypeError):
+        is_empty = folder.is_dir() and not any(folder.iterdir())
+        return "a damaged model" if is_empty or (folder / "weights.safetensors").is_file() else None
+    return next((name for name in SECTIONS if f"{name}s" == family), "a damaged model")
 
 
 def fix_of(name: str, folder: Path) -> str:

@@ -19,12 +19,11 @@ import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from thousandwords.core.errors import InvalidInput
+from thousandwords.core.files import LFS_FIX, LFS_POINTER
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_BYTES = 64_000_000
 MAX_PIXELS = 50_000_000
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-LFS_FIX = "a Git LFS pointer, not the file. Run in its repository: git lfs pull"
 STRIP_PIXELS = 4_000_000  # converted at a time
 WHITE = (255, 255, 255)
 

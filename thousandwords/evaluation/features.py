@@ -3,13 +3,12 @@ open_clip model, or the Inception of FID.
 
 The setting names a checkpoint on this machine: a file with the state dict of FID's Inception, or an open_clip
 model written like `clip.pretrained`. Nothing is downloaded, and no code in a file is run: torch-fidelity would
-unpickle any path it gets, so the tensors are read here, and compared with those of its network by name and shape.
+unpickle any path it gets, so `pretrained.torch_container` reads the tensors, and they are compared with those of its network by name and shape.
 
 Axes: B images, D features, K classes (0 where the network has none).
 """
 
 import io
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from torch import Tensor, nn
 from thousandwords import components
 from thousandwords.core.config import ConfigError
 from thousandwords.core.files import fingerprint, sha256_of
+from thousandwords.core.weight_files import weights_problem
+from thousandwords.pretrained.torch_container import read_state_dict
 
 SETTING = "params.yaml: evaluation.features"
 # of pytorch-fid and torch-fidelity; the name ends in its sha256
@@ -76,7 +77,7 @@ class Extractor:
 
 def load_extractor(setting: str) -> Extractor:
     """The network that `evaluation.features` names; raises ConfigError, one sentence, if it cannot be read."""
-    if Path(setting).is_file():
+    if Path(setting).exists():
         return _load_inception(Path(setting))
     model, colon, location = setting.partition(":")
     if not colon or model == "hf-hub":
@@ -200,20 +201,14 @@ def _one_line(error: Exception) -> str:
 
 def _read_state_dict(file: Path) -> Mapping[str, object]:
     """The state dict in a file of torch.save or safetensors, without running its code; raises ConfigError."""
+    if problem := weights_problem(file):
+        raise ConfigError(f"{SETTING}, {file}, {problem}. Give {ACCEPTED}")
     try:
-        # torch warns about the format; the error below says enough
-        with warnings.catch_warnings(action="ignore"):
-            if file.suffix == ".safetensors":
-                state = safetensors.torch.load_file(file)
-            else:
-                state = torch.load(file, map_location="cpu", weights_only=True)
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
+        return {name: torch.from_numpy(array) for name, array in read_state_dict(file).items()}
     except Exception as error:  # a damaged file raises anything
         raise ConfigError(
             f"{SETTING}, {file}, is not a file of weights, or is damaged, or would run code when loaded, which is "
-            f"never allowed ({_one_line(error)[:120]}). Fetch {PUBLISHED} from its publisher"
+            f"never allowed ({_one_line(error)[:200]}). Fetch {PUBLISHED} from its publisher"
         ) from error
-    if not isinstance(state, Mapping):
-        raise ConfigError(
-            f"{SETTING}, {file}, holds no state dict but a {type(state).__name__}. Give {ACCEPTED}"
-        )
-    return state

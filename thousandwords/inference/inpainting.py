@@ -79,9 +79,13 @@ def gray_out(image: np.ndarray, is_kept: np.ndarray) -> np.ndarray:
 
 def read_images_to_inpaint(folder: str | Path) -> Iterator[tuple[str, np.ndarray]]:
     """(caption, image) of each image in a folder, by name; raises UserError at the first bad one."""
+    if Path(folder).is_file():
+        raise UserError(
+            f"sampling.inpaint is {folder}, a file, not a folder of captioned images. Set it to the folder"
+        )
     if not Path(folder).is_dir():
         raise UserError(
-            f"sampling.inpaint: there is no folder {folder}. Make it, or set sampling.inpaint to null"
+            f"sampling.inpaint: there is no folder {folder}. Make it, or set sampling.inpaint: data/inpaint"
         )
     for record in FolderSource(folder):
         try:

@@ -108,16 +108,28 @@ def _open_part(number: int | None, settings: dict, part: dict) -> MixturePart:
 
 
 def check_path(config: DataConfig) -> None:
-    """Raise UserError if DVC could not follow data.path."""
-    if config.source in ("scenes", "mixture") or config.url or Path(config.path).exists():
-        return
-    if config.path.startswith("~"):
-        path = Path(config.path).expanduser()
-        raise UserError(f"data.path is {config.path!r}; ~ is not replaced. Write the whole path: {path}")
-    if any(mark in config.path for mark in "*?["):
+    """Raise UserError unless DVC can follow data.path, and the folders of data.link_roots are there."""
+    path = config.path
+    if "://" in path:
         raise UserError(
-            f"data.path is {config.path!r}, a pattern, which DVC cannot follow. Set it to the folder of these files"
+            f"data.path is {path!r}, a URL, which DVC does not follow. Set data.url to it, and data.path: {DataConfig.path}"
         )
+    if not Path(path).exists() and any(mark in path for mark in "*?["):
+        raise UserError(
+            f"data.path is {path!r}, a pattern, which DVC cannot follow. Set it to the folder of these files"
+        )
+    lies_elsewhere = config.source in ("scenes", "mixture") or config.url
+    if lies_elsewhere and path != DataConfig.path and not Path(path).exists():
+        raise UserError(
+            f"data.path is {path}, and there is no such file or folder. DVC watches it, also where the images come from "
+            f"elsewhere. Set data.path: {DataConfig.path}"
+        )
+    for number, root in enumerate(config.link_roots):
+        if not Path(root).is_dir():
+            raise UserError(
+                f"data.link_roots[{number}] is {root}, but there is no such folder. Set it to the folder that the links "
+                "lead to, or remove it"
+            )
 
 
 def check_source(config: DataConfig) -> int:

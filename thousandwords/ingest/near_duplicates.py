@@ -1,6 +1,7 @@
 """Find duplicate pairs: exact ones (equal pixels and captions), or near ones (similar perceptual hashes).
 
-Of near duplicates the first one stays, whatever their captions and splits are. An image is compared only with images
+Of near duplicates the first one stays; both stay if they are in one split, the images differ a little and the
+captions say that they show different things ("flag: Italy", "flag: Ireland"). An image is compared only with images
 that stay, so a chain of small changes does not become one group.
 """
 
@@ -21,6 +22,7 @@ from thousandwords.ingest.perceptual_hash import (
     chance_hash_distance,
 )
 from thousandwords.ingest.records import Pair
+from thousandwords.text.words import words
 
 DUPLICATES = "duplicates.parquet"
 MARGIN = 4  # bits beyond the limit that are still listed, to show what a larger limit would drop
@@ -72,30 +74,44 @@ class NearDuplicates:
         self.config, self.count = config, 0
         self.rows: list[dict] = []  # of DUPLICATE_SCHEMA
         self._index = HashIndex(min(config.near_duplicate_distance + MARGIN, MAX_BITS))
-        self._indexed: list[tuple[str, str]] = []  # (key, split) of the pairs that stay, in index order
+        # (key, split, words of the captions) of the pairs that stay, in index order
+        self._indexed: list[tuple[str, str, frozenset[str]]] = []
         self._num_listed: Counter = Counter()  # by (distance, is_dropped)
 
     def is_duplicate(self, pair: Pair, split: str) -> bool:
         """Whether an earlier image that stays looks like this one; remembers this pair if not."""
         distance, color = self.config.near_duplicate_distance, self.config.near_duplicate_color
         neighbors = self._index.near(pair.image_hash)
+        own_words = frozenset(word for caption in pair.captions for word in words(caption))
         near = (
-            neighbor for neighbor in neighbors if neighbor.distance <= distance and neighbor.color <= color
+            neighbor
+            for neighbor in neighbors
+            if neighbor.distance <= distance
+            and neighbor.color <= color
+            and not self._differ(neighbor, split, own_words)
         )
         duplicate = next(near, None)
         if neighbors:
             self._list(pair, split, duplicate or neighbors[0], is_dropped=duplicate is not None)
         if duplicate is None:
             self._index.add(pair.image_hash)
-            self._indexed.append((pair.key, split))
+            self._indexed.append((pair.key, split, own_words))
         self.count += duplicate is not None
         return duplicate is not None
+
+    def _differ(self, neighbor: Neighbor, split: str, own_words: frozenset[str]) -> bool:
+        """Whether each caption has a word that the other lacks, and the images are not the same, either.
+
+        Never across splits: a held-out image that looks like a training image says little."""
+        _, other_split, others = self._indexed[neighbor.index]
+        is_other_image = bool(neighbor.distance or neighbor.color)
+        return split == other_split and is_other_image and bool(own_words - others and others - own_words)
 
     def _list(self, pair: Pair, split: str, neighbor: Neighbor, is_dropped: bool) -> None:
         self._num_listed[neighbor.distance, is_dropped] += 1
         is_example = self._num_listed[neighbor.distance, is_dropped] <= EXAMPLES
         if is_dropped or is_example:
-            key, neighbor_split = self._indexed[neighbor.index]
+            key, neighbor_split, _ = self._indexed[neighbor.index]
             self.rows.append(
                 {
                     "key": pair.key,

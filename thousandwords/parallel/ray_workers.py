@@ -20,10 +20,10 @@ from ray import exceptions
 
 from thousandwords.core.errors import UserError
 from thousandwords.parallel.pool import NoCapacity, Worker, WorkerDied
+from thousandwords.parallel.ray_address import check_address, no_cluster
 from thousandwords.parallel.worker import Opener, Outcome, outcome_of
 
 ROOT = Path(__file__).parents[2]
-CONNECT_SECONDS = 10.0
 START_SECONDS = 120.0  # a cluster may take this long to find capacity for a worker
 
 
@@ -33,14 +33,11 @@ def cluster_workers(
 ) -> Iterator[tuple[Callable[[int], Worker], int]]:
     """(function that starts a worker, `num_workers` of the cluster's cores and GPUs)"""
     code = [str(ROOT / name) for name in ("thousandwords", "stages")]
+    check_address(address)
     try:
-        _check_connection(address)
         ray.init(address, runtime_env={"py_modules": code}, log_to_driver=False, logging_level="warning")
     except OSError as error:
-        raise UserError(
-            f"no Ray cluster answers at engine.address {address!r}. Start one here: ray start --head, and "
-            "join it from the other machines: ray start --address HOST:6379; or set engine.kind: local"
-        ) from error
+        raise no_cluster(address) from error
     try:
         capacity = ray.cluster_resources()
         arguments = (open_worker, device, threads, str(Path.cwd()), machine(device))
@@ -49,13 +46,6 @@ def cluster_workers(
         yield lambda _: RayWorker(arguments, resources), count
     finally:
         ray.shutdown()
-
-
-def _check_connection(address: str) -> None:
-    """Raise OSError if nothing listens at the address; Ray itself would retry for minutes."""
-    host, _, port = (os.environ.get("RAY_ADDRESS", "") if address == "auto" else address).rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
 
 
 class RayWorker:

@@ -36,6 +36,7 @@ MAX_FILE_BYTES = 2**30  # the files of the DALL-E release have 215 and 175 MB
 CHUNK_BYTES = 2**20  # read at a time
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of 0x1950a86a20f9469cfc6c
 LEGACY_VERSION = 1001
+COUNTS = "torch.LongStorage"
 FIX = "Download it again from where it was published, and compare its sha256"
 # what zipfile raises for a damaged file
 ZIP_ERRORS = (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, OverflowError, struct.error)
@@ -80,16 +81,21 @@ def read_tensors(path: Path, check: Callable[[Network], None] = lambda _: None) 
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """{name: float32 array} of a plain state dict, or of one in a checkpoint; what else it holds is left out."""
+    """{name: float32 array} of a plain state dict, or of one in a checkpoint; what else it holds, counts
+    (int64) among it, is left out."""
 
     def tensors_in(_: object, weights: Tensors) -> Tensors:
+        weights = {name: tensor for name, tensor in weights.items() if tensor.storage.kind != COUNTS}
         if not weights:
             raise RejectedPickle("holds no state dict")
         for tensor in weights.values():
             tensor.check()
         return weights
 
-    return _read(path, tensors_in)
+    try:
+        return _read(path, tensors_in)
+    except RejectedPickle as error:
+        raise RejectedPickle(str(error).replace("the DALL-E release", "a state dict")) from error
 
 
 def is_legacy(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import io
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -178,9 +179,21 @@ def test_no_code_in_a_file_is_run(payload, weights, tmp_path):
     else:
         torch.save({**weights, "more": touching(marker)}, buffer)
 
-    sentence = rejection(write_file(tmp_path, buffer.getvalue()))
+    path = write_file(tmp_path, buffer.getvalue())
+    if payload in PICKLES:
+        assert "not a file of weights" in rejection(path)
+    else:  # only the tensors are read
+        load_extractor(str(path))
 
-    assert not marker.exists() and ("would run code when loaded" in sentence or "does not hold" in sentence)
+    assert not marker.exists()
+
+
+def test_a_file_that_would_hold_torchs_own_reader_for_ever_is_rejected_at_once(tmp_path):
+    program = b"\x80\x02)" + b"\x86q\x00h\x00" * 40 + b"}q\x01h\x00K\x01s."  # a nested tuple as a key
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("archive/data.pkl", program)
+    assert "not a file of weights" in rejection(write_file(tmp_path, buffer.getvalue()))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99999])
@@ -189,14 +202,15 @@ def test_a_truncated_file_is_rejected(share, suffix, file, weights, tmp_path):
     whole = file.read_bytes() if suffix == ".pth" else safetensors.torch.save({"fc.bias": weights["fc.bias"]})
     cut = write_file(tmp_path, whole[: int(share * len(whole))], f"cut{suffix}")
 
-    assert "is not a file of weights, or is damaged" in rejection(cut)
+    sentence = rejection(cut)
+    assert "not a file of weights" in sentence or "is truncated" in sentence or "no safetensors" in sentence
 
 
 def test_a_file_of_something_else_is_rejected(tmp_path):
     for data, words in (
-        (saved_by_torch([1, 2]), "holds no state dict but a list"),
+        (saved_by_torch([1, 2]), "holds no state dict"),
         (saved_by_torch({"visual.proj": torch.zeros(2)}), "(and 470 more). Give"),
-        (np.random.default_rng(0).bytes(3000), "is not a file of weights"),
+        (np.random.default_rng(0).bytes(3000), "not a file of weights"),
     ):
         assert words in rejection(write_file(tmp_path, data))
 
@@ -219,14 +233,16 @@ def test_a_model_unknown_to_open_clip_and_unreadable_weights_are_rejected(tmp_pa
 
     assert "Did you mean 'ViT-B-32'?" in rejection(f"ViT-B-3:{junk}")
     sentence = rejection(f"RN50:{junk}")
-    assert "could not be loaded" in sentence and "clip.pretrained" not in sentence
+    assert "junk.pt is a text, not a file of weights" in sentence and "clip.pretrained" not in sentence
 
 
 def test_a_wrong_file_is_reported_before_any_long_work(tmp_path):
     params = read_preset("smoke", ROOT / "presets")
     params["evaluation"]["features"] = str(write_file(tmp_path, b"no weights"))
 
-    with pytest.raises(ConfigError, match="evaluation.features, .*weights.pth, is not a file of weights"):
+    with pytest.raises(
+        ConfigError, match="evaluation.features, .*weights.pth, is a text, not a file of weights"
+    ):
         check_params(params, 0)
 
 

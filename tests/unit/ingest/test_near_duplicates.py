@@ -157,3 +157,27 @@ def test_a_few_example_images_of_each_distance_are_stored():
     assert [row["image"] for row in dropped] == [b"png"] * EXAMPLES + [None] * 5
     assert len([row for row in near if row["distance"] == 2]) == EXAMPLES
     assert not any(row["image"] for row in near)
+
+
+@pytest.mark.parametrize(
+    ("captions", "change", "is_dropped"),
+    [
+        (("flag: Italy", "flag: Ireland"), 1, False),
+        (("1", "7"), 1, False),
+        (("旗：意大利", "旗：爱尔兰"), 1, False),
+        (("a cat", "a cat on a mat"), 1, True),  # says no other thing
+        (("flag: Italy", "Flag: ITALY!"), 1, True),
+        (("1", "7"), 0, True),  # the same image
+    ],
+)
+def test_images_that_differ_a_little_stay_if_their_captions_name_different_things(
+    captions, change, is_dropped
+):
+    duplicates = NearDuplicates(DataConfig(near_duplicate_distance=2))
+    first, second = (
+        Pair(caption, b"png", (caption,), "", image_hash=ImageHash(value, bytes(192)))
+        for caption, value in zip(captions, (0b0, change), strict=True)
+    )
+    assert not duplicates.is_duplicate(first, "train")
+    assert duplicates.is_duplicate(second, "validation")  # held out, it would look like a training image
+    assert duplicates.is_duplicate(second, "train") == is_dropped

@@ -68,7 +68,7 @@ def test_broken_lines_are_rejected_one_by_one(tmp_path):
     assert accepted == {"a.png": ("ok",), "d.png": ("last",)}
     assert rejected == {
         "bad_row": ["line 2", "line 3", "line 5", "line 6", "line 10"],
-        "missing_pair": ["line 4", "line 8", "line 9", "gone.png"],
+        "missing_pair": ["7", "line 8", "line 9", "gone.png"],
         "caption_empty": ["b.png"],
         "too_many_bytes": ["line 11"],
         "caption_encoding": ["c.png"],

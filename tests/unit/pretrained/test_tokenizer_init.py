@@ -191,7 +191,8 @@ def test_a_damaged_folder_is_reported(folder, tmp_path):
 def test_a_model_of_another_family_or_kind_is_rejected(folder, tmp_path):
     components.save(tiny("scorers", "clip"), tmp_path / "scorer")
     assert error_of(block(tmp_path / "scorer")) == (
-        f"{tmp_path}/scorer holds one of the scorers, not one of the image_tokenizers"
+        f"params.yaml: image_tokenizer.init is {tmp_path}/scorer, which holds scorer. Name the folder of a trained "
+        "image_tokenizer, or a package that has one"
     )
     shutil.copytree(folder, tmp_path / "other")
     header = json.loads((folder / "config.json").read_bytes())

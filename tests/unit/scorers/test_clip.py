@@ -238,8 +238,9 @@ def test_a_reduced_vocabulary_splits_rare_words_and_loses_none():
     [
         ("laion2b", "write 'local-dir:FOLDER', 'MODEL:FILE', 'MODEL:TAG'"),
         ("ViT-B-23:openai", "a model that open_clip does not know. Did you mean 'ViT-B-32'?"),
-        ("local-dir:nowhere", "lacks open_clip_config.json or weights"),
-        ("ViT-B-32:nowhere.safetensors", "nor one of the tags of ViT-B-32: openai, laion400m_e31"),
+        ("local-dir:nowhere", "but there is no folder nowhere. Write 'local-dir:FOLDER'"),
+        ("ViT-B-32:nowhere.safetensors", "but there is no file nowhere.safetensors. Write"),
+        ("ViT-B-32:nowhere", "nor one of the tags of ViT-B-32: openai, laion400m_e31"),
     ],
 )
 def test_an_unknown_pretrained_name_says_which_are_known(pretrained, message):

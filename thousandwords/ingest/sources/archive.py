@@ -10,7 +10,6 @@ import io
 import lzma
 import os
 import posixpath
-import shutil
 import stat
 import tempfile
 import zipfile
@@ -28,7 +27,8 @@ DECOMPRESSORS = {".tgz": gzip.open, ".gz": gzip.open, ".tbz2": bz2.open, ".bz2":
 DECOMPRESSORS |= {".txz": lzma.open, ".xz": lzma.open}
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz")
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
-MAX_RATIO = 1_000  # unpacked / packed: more is a decompression bomb
+MAX_RATIO = 1_000  # unpacked / packed, of a file in a zip: more is a decompression bomb
+MAX_TAR_RATIO, ALWAYS_ALLOWED = 100, 1_000_000_000  # the same of a tar; bytes that any may have
 
 
 class ArchiveFolder(Folder):
@@ -43,8 +43,11 @@ class ArchiveFolder(Folder):
         for name in self._members:
             path, is_folder = name, False
             while path:
-                parent, _, last = path.rpartition("/")
-                self._tree.setdefault(parent, {})[last] = is_folder
+                parent, slash, last = path.rpartition("/")
+                parent = parent or slash * (
+                    path != "/"
+                )  # "/a.png" is in the folder "/", whose files are rejected
+                self._tree.setdefault(parent, {})[last or "/"] = is_folder
                 path, is_folder = parent, True
 
     def kind(self, name: str = "") -> str | None:
@@ -130,8 +133,14 @@ class ArchiveFolder(Folder):
             return open(self._archive, "rb")  # noqa: SIM115
         file = tempfile.NamedTemporaryFile(suffix=".tar")  # noqa: SIM115 - open as long as this folder
         try:
+            limit = MAX_TAR_RATIO * os.path.getsize(self._archive) + ALWAYS_ALLOWED
             with decompress(self._archive) as packed:
-                shutil.copyfileobj(packed, file)
+                while block := packed.read(1 << 20):
+                    if file.write(block) and file.tell() > limit:
+                        raise SourceError(
+                            f"{self._archive} would unpack to more than {limit:,} bytes, as a decompression bomb "
+                            "does. If you trust it, unpack it, and set data.path to the folder"
+                        )
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise SourceError(
                 f"{self._archive} cannot be unpacked, or is truncated ({error}). Fetch it again"

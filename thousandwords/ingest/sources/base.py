@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from thousandwords.core.errors import InvalidInput, UserError
-from thousandwords.data.image_decoding import LFS_FIX, LFS_POINTER
+from thousandwords.core.files import LFS_FIX, LFS_POINTER
 
 IMAGE_SUFFIXES = (
     "png",
@@ -33,6 +33,9 @@ IMAGE_SUFFIXES = (
 )
 # read, so that the decoder rejects them by name
 OTHER_IMAGES = ("heic", "heif", "avif", "jxl", "jp2", "psd", "dng", "cr2", "cr3", "nef", "arw")
+# keys of an object that stands for a text, as in Karpathy's splits and in conversations; who asks in these
+TEXT_KEYS = ("raw", "caption", "text", "sentence", "value", "content")
+ASKS = ("human", "user", "system")
 MAX_CAPTION = 4_000  # characters
 MAX_CAPTION_BYTES = 1_000_000  # of a caption file, and of a line of a table
 
@@ -119,11 +122,40 @@ def json_object(data: bytes | str) -> dict:
 
 
 def as_texts(value: object) -> tuple[str, ...] | None:
-    """A text, a list of texts or None as texts: "a" -> ("a",), None -> (). None for any other value."""
-    texts = () if value is None else (value,) if isinstance(value, str) else value
-    if isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts):
-        return tuple(texts)
-    return None
+    """A text, a list of texts or None as texts: "a" -> ("a",), None -> (). None for any other value.
+
+    An object stands for the text in it: [{"raw": "a"}] -> ("a",); in a conversation what a person asks is left out.
+    """
+    texts = () if value is None else (value,) if isinstance(value, str | dict) else value
+    if not isinstance(texts, list | tuple):
+        return None
+    texts = [
+        _text_of(text)
+        for text in texts
+        if not (isinstance(text, dict) and text.get("from", text.get("role")) in ASKS)
+    ]
+    return tuple(texts) if all(isinstance(text, str) for text in texts) else None
+
+
+def _text_of(value: object) -> object:
+    return next((value[key] for key in TEXT_KEYS if key in value), None) if isinstance(value, dict) else value
+
+
+def captions_in_json(data: bytes, name: str) -> tuple[str, ...]:
+    """The captions in a JSON object under `name`: a text or a list of texts."""
+    try:
+        value = json.loads(data)[name]
+    except (KeyError, TypeError) as error:
+        raise InvalidInput(
+            "missing_pair",
+            f"there is no .txt, and no {name!r} in the .json; data.caption_column names its key",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput("caption_encoding", f"the .json cannot be read: {error}") from error
+    texts = None if value is None else as_texts(value)
+    if texts is None:
+        raise InvalidInput("caption_encoding", f"{name!r} in the .json is neither a text nor a list of texts")
+    return clean_captions(texts)
 
 
 def key_of(name: str) -> str:

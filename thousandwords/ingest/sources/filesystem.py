@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from thousandwords.core.errors import InvalidInput
-from thousandwords.data.image_decoding import LFS_FIX, LFS_POINTER
+from thousandwords.core.files import LFS_FIX, LFS_POINTER
 from thousandwords.ingest.sources.archive import ARCHIVES, ArchiveFolder
 from thousandwords.ingest.sources.base import SourceError
 from thousandwords.ingest.sources.local_folder import Entry, Folder

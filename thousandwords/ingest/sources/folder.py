@@ -1,5 +1,10 @@
-"""Folders of images, each with a text file of the same name beside it, of any case; links to folders are not followed."""
+"""Folders of images, each with a text of the same name beside it (cat.txt or cat.png.txt, of any case), else a .json.
 
+Links to folders are not followed.
+"""
+
+import contextlib
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,12 +12,15 @@ from pathlib import Path
 from thousandwords.core.errors import InvalidInput
 from thousandwords.ingest.sources.base import (
     IMAGE_SUFFIXES,
+    MAX_CAPTION_BYTES,
     OTHER_IMAGES,
     RawPair,
     Source,
     SourceError,
     caption_bytes,
+    captions_in_json,
     captions_in_text,
+    json_object,
     key_of,
     read_raw_pair,
     suffix_of,
@@ -24,12 +32,19 @@ Input = tuple[str, str, InvalidInput | None]  # names of the image and of its te
 
 
 class FolderSource(Source):
-    """All images under a folder, each with a .txt of the same name beside it; hidden files are skipped."""
+    """All images under a folder, each with a .txt, or a .json, of the same name beside it; hidden files are skipped."""
 
-    settings = ("caption_lines", "link_roots")
+    settings = ("caption_lines", "caption_column", "link_roots")
 
-    def __init__(self, root: str | Path, caption_lines: str = "separate", link_roots: Sequence[str] = ()):
+    def __init__(
+        self,
+        root: str | Path,
+        caption_lines: str = "separate",
+        link_roots: Sequence[str] = (),
+        caption_column: str = "caption",
+    ):
         self.folder, self.caption_lines = open_folder(root, link_roots), caption_lines
+        self.caption_column = caption_column
 
     def check(self) -> int:
         address = self.folder.address
@@ -75,9 +90,19 @@ class FolderSource(Source):
     def _captions(self, name: str, text: str) -> tuple[str, ...]:
         if not text:
             raise InvalidInput("missing_pair", f"there is no {_stem_of(os.path.basename(name))}.txt")
-        return captions_in_text(
-            caption_bytes(lambda limit: self.folder.read(text, limit)), self.caption_lines
-        )
+        data = caption_bytes(lambda limit: self.folder.read(text, limit))
+        if suffix_of(text) == "json":
+            return captions_in_json(data, self.caption_column)
+        return captions_in_text(data, self.caption_lines)
+
+    def first_records(self, count: int) -> list[dict]:
+        """The .json of the first images that have no text."""
+        texts = (text for _, text, _ in self._inputs("") if suffix_of(text) == "json")
+        records = []
+        for text in itertools.islice(texts, count):
+            with contextlib.suppress(ValueError):  # InvalidInput is a ValueError
+                records.append(json_object(self.folder.read(text, MAX_CAPTION_BYTES)))
+        return records
 
     def _inputs(self, folder: str) -> Iterator[Input]:
         """All inputs, sorted per folder: images, and texts and files of other formats that lack their image."""
@@ -88,15 +113,17 @@ class FolderSource(Source):
             return
         texts = {
             _stem_of(entry.name): entry.name
+            for suffix in ("json", *TEXT_SUFFIXES[::-1])  # the last one counts: cat.txt before cat.json
             for entry in reversed(entries)
-            if not entry.is_folder and suffix_of(entry.name) in TEXT_SUFFIXES
+            if not entry.is_folder and suffix_of(entry.name) == suffix
         }
         others = {
             _stem_of(entry.name): entry.name
             for entry in entries
             if not entry.is_folder and suffix_of(entry.name) not in TEXT_SUFFIXES
         }
-        image_stems = {_stem_of(entry.name) for entry in entries if suffix_of(entry.name) in IMAGE_SUFFIXES}
+        images = [entry.name for entry in entries if suffix_of(entry.name) in IMAGE_SUFFIXES]
+        image_stems = {*map(_stem_of, images), *images}  # cat.txt or cat.png.txt
         for entry in entries:
             name = os.path.join(folder, entry.name)
             if entry.name.startswith(".") and entry.name != "..":  # which a zip may have: unsafe, so counted
@@ -104,7 +131,8 @@ class FolderSource(Source):
             stem = _stem_of(entry.name)
             is_image = suffix_of(entry.name) in IMAGE_SUFFIXES
             if is_image or (suffix_of(entry.name) in OTHER_IMAGES and stem not in image_stems):
-                yield name, os.path.join(folder, texts[stem]) if stem in texts else "", None
+                text = texts.get(stem) or texts.get(entry.name)
+                yield name, os.path.join(folder, text) if text else "", None
             elif entry.is_folder and not entry.is_link:
                 yield from self._inputs(name)
             elif entry.is_folder:

@@ -17,6 +17,7 @@ from thousandwords.core.errors import InvalidInput
 from thousandwords.ingest.sources.base import (
     IMAGE_SUFFIXES,
     MAX_CAPTION_BYTES,
+    OTHER_IMAGES,
     RawPair,
     Source,
     SourceError,
@@ -160,14 +161,13 @@ class TableSource(Source):
         return self.existing(name)
 
     def existing(self, name: str) -> str:
-        """The name, or the one it stands for: a Windows path, or an image with the number of its caption (a.jpg#2)."""
-        if "\\" not in name and not re.search(r"#\d+$", name):
+        """The name, or the one of `spellings` that is there."""
+        names = spellings(name)
+        if len(names) == 1 or self.image_folder.kind(name) == "file":
             return name
-        others = (os.path.normpath(name.replace("\\", "/")), re.sub(r"#\d+$", "", name))
-        known = (
-            other for other in others if other != name and _is_inside(other) and self.image_folder.kind(other)
+        return next(
+            (other for other in names if _is_inside(other) and self.image_folder.kind(other) == "file"), name
         )
-        return name if self.image_folder.kind(name) else next(known, name)
 
     def texts(self, values: dict, setting: str) -> tuple[str, ...]:
         """The text or texts of a column, () if it is not set."""
@@ -248,6 +248,8 @@ class CsvSource(TableSource):
             for setting in self.columns:
                 self.check_column(setting, header, "column", hint)
             for row in filter(None, rows):
+                if header[-1] == self.columns["caption_column"]:
+                    row = _with_whole_caption(row, len(header), self.delimiter)
                 detail = f"{len(row)} fields where the header has {len(header)}"
                 if len(row) > len(header):
                     detail += f"; quote captions that hold a {self.delimiter!r}"
@@ -296,7 +298,7 @@ class JsonLinesSource(TableSource):
         if first is None or first.lstrip()[:1] not in (b"[", b"{"):
             return None
         is_line, value = _parse(first)
-        if is_line and (second is not None or isinstance(value, dict) and not _is_by_name(value)):
+        if is_line and (second is not None or isinstance(value, dict) and not self._is_whole(value)):
             return None
         if (size := self.folder.size(self.file_name)) > MAX_JSON:
             raise SourceError(
@@ -318,13 +320,39 @@ class JsonLinesSource(TableSource):
     def _of_object(self, value: dict) -> list:
         """{"a.png": "a cat", …} as one object for each image; else the longest list of objects in it."""
         image, caption = self.columns["image_column"], self.columns["caption_column"]
-        if _is_by_name(value):
+        if self._is_by_name(value):
             return [
                 {image: name, **(entry if isinstance(entry, dict) else {caption: entry})}
                 for name, entry in value.items()
             ]
         lists = [entry for entry in value.values() if isinstance(entry, list)]
         return max(lists, key=len) if lists else [value]
+
+    def _is_whole(self, value: dict) -> bool:
+        """Whether an object on one line is all of the list, and not a row: by name, or around a list of objects."""
+        if self._is_by_name(value):
+            return True
+        names_image = any(suffix_of(str(entry)) in IMAGE_SUFFIXES for entry in value.values())
+        lists = [entry for entry in value.values() if isinstance(entry, list) and entry]
+        return not names_image and any(isinstance(entry[0], dict) for entry in lists)
+
+    def _is_by_name(self, value: dict) -> bool:
+        """Whether the keys are names of images, with or without their suffix."""
+        if value and all(suffix_of(name) in IMAGE_SUFFIXES for name in value):
+            return True
+        names = list(value)[:20]
+        return bool(names) and all(self.existing(os.path.normpath(name)) != name for name in names)
+
+    def image_path(self, values: dict) -> str:
+        """In Karpathy's splits an image's folder is beside its name: {"filepath": "val2014", "filename": "a.jpg"}."""
+        name, folder = super().image_path(values), values.get("filepath")
+        if (
+            not isinstance(folder, str)
+            or self.columns["image_column"] != "filename"
+            or self.image_folder.kind(name)
+        ):
+            return name
+        return self.existing(os.path.normpath(os.path.join(folder, name)))
 
     def _check_keys(self) -> None:
         """Raise SourceError if a configured key is in no line."""
@@ -338,17 +366,19 @@ class JsonLinesSource(TableSource):
             self.check_column(setting, sorted(keys)[:20], "line with the key")
 
 
+def _with_whole_caption(row: list[str], count: int, delimiter: str) -> list[str]:
+    """The fields of a row whose last one is a caption: ["a.png", "a bee", " a tree"] -> ["a.png", "a bee, a tree"]."""
+    if len(row) <= count or not all(field.startswith(" ") for field in row[count:]):
+        return row
+    return [*row[: count - 1], delimiter.join(row[count - 1 :])]
+
+
 def _parse(data: bytes) -> tuple[bool, object]:
     """(whether the bytes are JSON, their value)."""
     try:
         return True, json.loads(data)
     except (ValueError, RecursionError):
         return False, None
-
-
-def _is_by_name(value: dict) -> bool:
-    """Whether the keys are names of images."""
-    return bool(value) and all(suffix_of(name) in IMAGE_SUFFIXES for name in value)
 
 
 def _is_inside(name: str) -> bool:
@@ -376,9 +406,19 @@ def lines_of(folder: Folder, name: str) -> Iterator[tuple[int, bytes | None]]:
             number, line = number + 1, file.readline(MAX_CAPTION_BYTES)
 
 
+def spellings(name: str) -> list[str]:
+    """The names that one in a list may stand for: of a Windows path, an image with the number of its caption
+    (a.jpg#2), or a name without its suffix."""
+    names = [name, os.path.normpath(name.replace("\\", "/")), re.sub(r"#\d+$", "", name)]
+    if suffix_of(names[1]) not in (*IMAGE_SUFFIXES, *OTHER_IMAGES) and names[2] == name:
+        names += [f"{names[1]}.{suffix}" for suffix in IMAGE_SUFFIXES]
+    return list(dict.fromkeys(names))
+
+
 def image_name(value: object, field: str) -> str:
     """The relative path in a field, "./a//b.png" -> "a/b.png"; raises InvalidInput if there is none."""
-    text = value.strip() if isinstance(value, str) else ""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    text = value.strip() if isinstance(value, str) else str(value) if is_number else ""
     # JSON can spell half of a surrogate pair, which is in no file name
     if not text or "\0" in text or re.search("[\ud800-\udc7f\udd00-\udfff]", text):
         raise InvalidInput("missing_pair", f"{field} names no image")

@@ -5,7 +5,6 @@ the number of its samples. A tar is used as a whole or not at all; a remote tar 
 """
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -21,8 +20,8 @@ from thousandwords.ingest.sources.base import (
     SourceError,
     as_texts,
     caption_bytes,
+    captions_in_json,
     captions_in_text,
-    clean_captions,
     json_object,
     key_of,
     read_raw_pair,
@@ -156,25 +155,11 @@ class WebDatasetSource(Source):
         data = caption_bytes(lambda limit: read_part(file, parts.get(suffix), limit))
         if suffix == "txt":
             return captions_in_text(data, self.caption_lines)
-        return _captions_in_json(data, self.caption_column)
-
-
-def _captions_in_json(data: bytes, name: str) -> tuple[str, ...]:
-    """The captions in a JSON object under `name`: a text or a list of texts."""
-    try:
-        value = json.loads(data)[name]
-    except (KeyError, TypeError) as error:
-        raise InvalidInput("missing_pair", f"there is no .txt, and no {name!r} in the .json") from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput("caption_encoding", f"the .json cannot be read: {error}") from error
-    texts = None if value is None else as_texts(value)
-    if texts is None:
-        raise InvalidInput("caption_encoding", f"{name!r} in the .json is neither a text nor a list of texts")
-    return clean_captions(texts)
+        return captions_in_json(data, self.caption_column)
 
 
 def _read_json(file: BinaryIO, parts: Parts) -> dict:
-    """The fields of the .json; {} if it cannot be read (`_captions_in_json` rejects it where it is needed)."""
+    """The fields of the .json; {} if it cannot be read (`captions_in_json` rejects it where it is needed)."""
     try:
         return json_object(read_part(file, parts.get("json"), MAX_CAPTION_BYTES))
     except ValueError:  # InvalidInput is a ValueError

@@ -76,6 +76,10 @@ class CLIPConfig:
         if self.pretrained is not None:
             open_clip_backend.check_name(self.pretrained)
 
+    def check_weights(self) -> None:
+        """Raise ValueError unless the weights that `pretrained` names are there and fit; nothing is downloaded."""
+        open_clip_backend.check_pretrained(self.pretrained)
+
     @property
     def is_resnet(self) -> bool:
         return not isinstance(self.vision_layers, int)

@@ -4,15 +4,21 @@ An architecture is what open_clip_config.json holds: {"model_cfg", "preprocess_c
 model, its "source". Weights are safetensors, or a torch file opened with weights_only: no code is ever run.
 """
 
+import contextlib
 import difflib
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 
 import open_clip
+import torch
+from open_clip.factory import _find_checkpoint_in_dir as find_checkpoint
 from torch import Tensor, nn
+
+from thousandwords.core.errors import UserError
+from thousandwords.core.weight_files import weights_problem
 
 FORMS = "'local-dir:FOLDER', 'MODEL:FILE', 'MODEL:TAG' (such as ViT-B-32:laion2b_s34b_b79k) or 'hf-hub:OWNER/NAME'"
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
@@ -64,15 +70,40 @@ def load_pretrained(pretrained: str) -> tuple[nn.Module, dict]:
     check_name(pretrained)
     name, weights = _model_and_weights(pretrained)
     _check_weights(pretrained, name, weights)
+    with _translate_errors(pretrained):
+        model = open_clip.create_model(name, weights, require_pretrained=True, weights_only=True)
+    return model, _architecture(pretrained, name, model)
+
+
+def check_pretrained(pretrained: str) -> None:
+    """Raise ValueError unless local weights are there and fit their model, which is built without memory.
+
+    What would be downloaded is checked by its name only.
+    """
+    check_name(pretrained)
+    name, weights = _model_and_weights(pretrained)
+    if not (path := _check_weights(pretrained, name, weights)):
+        return
+    with _translate_errors(pretrained):
+        try:
+            with torch.device("meta"):
+                model = open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta")
+        except (RuntimeError, NotImplementedError):
+            return  # its construction needs numbers: the stage that builds it checks them
+        open_clip.load_checkpoint(model, str(path), weights_only=True)
+
+
+@contextlib.contextmanager
+def _translate_errors(pretrained: str) -> Iterator[None]:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(action="ignore"):
             # weights trained with QuickGELU score worse under GELU, and open_clip only warns
             warnings.filterwarnings("error", message="QuickGELU mismatch")
-            model = open_clip.create_model(name, weights, require_pretrained=True, weights_only=True)
+            yield
     except LOAD_ERRORS as error:
-        message = f"clip.pretrained {pretrained!r} could not be loaded. {_fix(error)} ({error})"
-        raise ValueError(message) from error
-    return model, _architecture(pretrained, name, model)
+        reason = " ".join(str(error).split())[:400]
+        message = f"clip.pretrained {pretrained!r} could not be loaded. {_fix(error)} ({reason})"
+        raise UserError(message) from error
 
 
 def check_name(pretrained: str) -> None:
@@ -92,23 +123,38 @@ def _model_and_weights(pretrained: str) -> tuple[str, str | None]:
     return (pretrained, None) if model in ("local-dir", "hf-hub") else (model, rest)
 
 
-def _check_weights(pretrained: str, name: str, weights: str | None) -> None:
-    """Raise ValueError for local weights that are missing, before anything is built."""
+def _check_weights(pretrained: str, name: str, weights: str | None) -> Path | None:
+    """The local file of weights, None for one to download; UserError if it is missing or of another kind."""
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:"))
-        has_weights = any(path.suffix in SUFFIXES for path in folder.glob("*"))
-        if not has_weights or not (folder / "open_clip_config.json").is_file():
-            raise ValueError(
+        if not folder.is_dir():
+            raise UserError(
+                f"clip.pretrained is {pretrained!r}, but there is no folder {folder}. Write {FORMS}"
+            )
+        found = find_checkpoint(folder)
+        if found is None or not (folder / "open_clip_config.json").is_file():
+            raise UserError(
                 f"clip.pretrained is {pretrained!r}, but that folder lacks open_clip_config.json or weights "
-                f"({', '.join(SUFFIXES)}). Put both there"
+                f"(.safetensors, .bin or .pth). Put both there"
             )
-    elif weights is not None and not (Path(weights).is_file() and Path(weights).suffix in SUFFIXES):
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        if weights not in tags:
-            raise ValueError(
-                f"clip.pretrained is {pretrained!r}, but {weights!r} is neither a file that ends in "
-                f"{', '.join(SUFFIXES)} nor one of the tags of {name}: {', '.join(tags) or 'there are none'}"
+        path = Path(found)
+    elif weights is None or weights in (tags := open_clip.list_pretrained_tags_by_model(name)):
+        return None
+    else:
+        path = Path(weights)
+        if path.suffix not in SUFFIXES or not path.exists():
+            missing = (
+                f"there is no file {weights}"
+                if "/" in weights or path.suffix in SUFFIXES
+                else (
+                    f"{weights!r} is neither a file that ends in {', '.join(SUFFIXES)} nor one of the tags of {name}: "
+                    f"{', '.join(tags) or 'there are none'}"
+                )
             )
+            raise UserError(f"clip.pretrained is {pretrained!r}, but {missing}. Write {FORMS}")
+    if problem := weights_problem(path):
+        raise UserError(f"clip.pretrained is {pretrained!r}, but {path} {problem}")
+    return path
 
 
 def _fix(error: Exception) -> str:
@@ -120,7 +166,9 @@ def _fix(error: Exception) -> str:
         return "The weights belong to another architecture: name the model they were trained as"
     if "weights_only" in text or "Weights only" in text:
         return "The file would run code as it loads: convert it to safetensors where you trust it"
-    return "If it has to be downloaded, do that on a machine with a network and give the file or folder here"
+    if any(sign in text for sign in ("download", "Hub", "connect", "resolve")):
+        return "Download it on a machine with a network and give the file or folder here"
+    return "It is damaged, or holds no weights of this model: fetch it again"
 
 
 def _architecture(pretrained: str, name: str, model: nn.Module) -> dict:
