@@ -81,7 +81,7 @@ def count(module: nn.Module) -> int:
 @pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
 def test_every_preset_is_valid_and_its_models_fit_together(name):
     # its images may not be here
-    params = {**preset(name), "data": {**preset(name)["data"], "source": "scenes"}}
+    params = {**preset(name), "data": {**preset(name)["data"], "source": "scenes", "path": "data/own"}}
     check_params(params, params["seed"])
 
     tokenizer, generator = build_on_meta("image_tokenizer", name), build_on_meta("generator", name)
