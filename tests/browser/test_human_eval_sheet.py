@@ -58,3 +58,24 @@ def test_votes_in_a_browser_are_saved_as_they_were_given(sheet, tmp_path):
     }
     assert len(votes) == 6
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
+
+
+def test_a_right_to_left_caption_begins_at_the_right(sheet):
+    """Its comma, which has no direction of its own, stands at the left end."""
+    page, _ = sheet
+    page.fill("#rater", "Zoë")
+    page.keyboard.press("Enter")
+    places = """text => {
+        const caption = document.querySelector("#caption");
+        caption.textContent = text;
+        return [0, text.length - 1].map(at => {
+            const range = document.createRange();
+            range.setStart(caption.firstChild, at);
+            range.setEnd(caption.firstChild, at + 1);
+            return range.getBoundingClientRect().left;
+        });
+    }"""
+    first, last = page.evaluate(places, "قطة حمراء,")
+    assert first > last
+    first, last = page.evaluate(places, "a red cat,")
+    assert first < last
