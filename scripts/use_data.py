@@ -95,19 +95,19 @@ def use_data(path: str, minutes: float, size: str, device: str, start: str | Non
         num_words = sorted(words)[int(0.95 * (num_pairs - 1))]
     data.setdefault("validation_share", 0.05)
     budget = BudgetConfig(minutes, size, num_pairs)
-    cores = os.cpu_count() or 1
-    torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # as in the stages that run in parallel
-    is_parallel = device == "cpu" and cores > 1
-    seconds = {}
+    threads, is_parallel = torch.get_num_threads(), device == "cpu" and (os.cpu_count() or 1) > 1
 
     def measure(params: dict, name: str) -> float:
-        seconds[name] = measure_update(params, name, device)
-        return seconds[name]
+        is_alone = (
+            name == "generator" and not package
+        )  # other stages run in parallel, each with half of the cores
+        torch.set_num_threads(threads if is_alone else max(1, threads // 2))
+        return measure_update(params, name, device)
 
     if package:
-        params = resolve_from(package, str(folder), base, data, budget, measure, is_parallel)
+        params, seconds = resolve_from(package, str(folder), base, data, budget, measure, is_parallel)
         return Resolved(params, init, f"goes on from {init}: {describe(params)}", seconds)
-    params = resolve(base, data, budget, num_words, measure, is_parallel)
+    params, seconds = resolve(base, data, budget, num_words, measure, is_parallel)
     return Resolved(params, None, describe(params), seconds)
 
 

@@ -123,8 +123,8 @@ def resolve(
     num_words: int,
     measure: Callable[[dict, str], float],
     parallel: bool = True,
-) -> dict:
-    """A whole params.yaml: the settings of `base`, with those that follow from the budget.
+) -> tuple[dict, dict[str, float]]:
+    """(a whole params.yaml: the settings of `base`, with those that follow from the budget; the seconds of an update).
 
     `data` is the resolved section; `measure(params, name)` gives the seconds of one update of a model.
     """
@@ -151,7 +151,7 @@ def resolve(
     transformer = chosen["generator"]
     epochs = transformer["training"]["steps"] * transformer["training"]["batch_size"] / num_train
     transformer["transformer"]["dropout"] = 0.1 if epochs > 10 else 0.0
-    return chosen
+    return chosen, rates
 
 
 def resolve_from(
@@ -162,8 +162,8 @@ def resolve_from(
     budget: BudgetConfig,
     measure: Callable[[dict, str], float],
     parallel: bool = True,
-) -> dict:
-    """A whole params.yaml whose models go on from those of a package that `init` names: the sizes are the
+) -> tuple[dict, dict[str, float]]:
+    """As `resolve`, with models that go on from those of a package that `init` names: the sizes are the
     models' own, the rates lower, the steps from the budget. No tokenizer is trained: tokens stay valid."""
     params = _with_batches(base, data, budget)
     params["text_tokenizer"] = {"init": init}
@@ -179,7 +179,7 @@ def resolve_from(
     seconds["generator"] += seconds["image_tokenizer"]
     rates = {name: measure(params, name) for name in ("generator", "scorer")}
     _set_lengths(params, seconds, rates, budget.pairs - num_held_out(budget.pairs))
-    return params
+    return params, rates
 
 
 def planned_minutes(params: dict, seconds: dict[str, float]) -> float:

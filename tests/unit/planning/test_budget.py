@@ -24,7 +24,7 @@ DATA = {"source": "folder", "path": "data/own", "image_size": 64, "validation_sh
 
 def resolved(pairs: int, minutes: float, size: str = "auto", rate: float = 0.1) -> dict:
     budget = BudgetConfig(minutes, size, pairs)
-    return resolve(BASE, DATA, budget, 8, lambda params, name: rate)
+    return resolve(BASE, DATA, budget, 8, lambda params, name: rate)[0]
 
 
 @pytest.mark.parametrize(
@@ -96,3 +96,15 @@ def test_all_keep_their_best_weights_and_the_tokenizer_always_reaches_the_part_t
     assert [training["stop_after"] for training in trainings] == [None, 5, 5]
     steps = trainings[0]["steps"]
     assert params["image_tokenizer"]["dvae"]["decoder_only_from"] == pytest.approx(0.9 * steps, abs=1)
+
+
+def test_the_seconds_of_an_update_are_those_of_the_chosen_size():
+    """The size that is too slow was measured too."""
+
+    def measure(params: dict, name: str) -> float:
+        return 5.0 if build_models(params)["image_tokenizer"].scales == (16,) else 0.5
+
+    params, seconds = resolve(BASE, DATA, BudgetConfig(20, "auto", 3_787), 8, measure)
+
+    assert seconds == {"image_tokenizer": 0.5, "generator": 0.5, "scorer": 0.5}
+    assert build_models(params)["image_tokenizer"].scales == (8,)
