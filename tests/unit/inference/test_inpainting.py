@@ -139,7 +139,7 @@ def test_a_bad_one_among_them_is_named(folder, name, data, sentence):
 
 
 def test_a_folder_that_is_missing_is_rejected_and_one_without_images_has_none(tmp_path):
-    message = "^sampling.inpaint: there is no folder .*none. Make it, or set sampling.inpaint to"
+    message = "^sampling.inpaint: there is no folder .*none. Make it, or set sampling.inpaint: data/inpaint"
     with pytest.raises(UserError, match=message):
         list(read_images_to_inpaint(tmp_path / "none"))
     (tmp_path / "README.md").write_text("Images may lie here.")
