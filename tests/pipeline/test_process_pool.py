@@ -27,9 +27,22 @@ from thousandwords.parallel.process_pool import (
 DEFAULT_LIMITS = Limits()
 
 
+OTHERS: set[psutil.Process] = set()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _others():
+    """Children of this process that are there before: servers that tests share are no workers of the pool."""
+    OTHERS.update(psutil.Process().children())
+
+
+def new_children() -> set[psutil.Process]:
+    return set(psutil.Process().children()) - OTHERS
+
+
 def outcomes(function: Callable, inputs: Sequence, count: int = 2, limits: Limits = DEFAULT_LIMITS) -> list:
     pairs = list(ordered_map(function, make_batches(inputs, lambda _: 1), count, limits))
-    assert [item for item, _ in pairs] == list(inputs) and not psutil.Process().children()
+    assert [item for item, _ in pairs] == list(inputs) and not new_children()
     return [outcome for _, outcome in pairs]
 
 
@@ -104,7 +117,7 @@ def test_memory_used_by_other_inputs_is_no_fault_of_an_input():
 def test_an_unexpected_exception_stops_the_map_with_its_traceback():
     with pytest.raises(RuntimeError, match="(?s)a worker failed:.*in obey.*KeyError: 'a programming error'"):
         outcomes(hostile_inputs.obey, ["a", "fail", "b"])
-    assert not psutil.Process().children()
+    assert not new_children()
 
 
 def test_a_worker_that_cannot_start_is_an_error_and_no_fault_of_an_input(monkeypatch):
@@ -113,7 +126,7 @@ def test_a_worker_that_cannot_start_is_an_error_and_no_fault_of_an_input(monkeyp
     monkeypatch.setitem(sys.modules, "only_here", module)
     with pytest.raises(RuntimeError, match="a worker process did not start: it ended with code 1"):
         outcomes(module.function, [1])
-    assert not psutil.Process().children()
+    assert not new_children()
 
 
 # ---- no process is left
@@ -124,7 +137,7 @@ def test_closing_early_ends_the_workers_at_once_even_busy_ones():
     assert next(pairs) == ("a", "A")
     started = time.monotonic()
     pairs.close()
-    assert not psutil.Process().children() and time.monotonic() - started < 5
+    assert not new_children() and time.monotonic() - started < 5
 
 
 HANGING = """

@@ -25,6 +25,7 @@ from thousandwords.ingest.records import Pair
 from thousandwords.text.words import words
 
 DUPLICATES = "duplicates.parquet"
+NAME_WORDS = 3  # of the longest name by which captions of two things differ
 MARGIN = 4  # bits beyond the limit that are still listed, to show what a larger limit would drop
 EXAMPLES = 4  # listed pairs that stay, and stored images of dropped pairs, for each distance
 DUPLICATE_SCHEMA = pa.schema(
@@ -100,12 +101,14 @@ class NearDuplicates:
         return duplicate is not None
 
     def _differ(self, neighbor: Neighbor, split: str, own_words: frozenset[str]) -> bool:
-        """Whether each caption has a word that the other lacks, and the images are not the same, either.
+        """Whether the captions differ by a name (each has as many words that the other lacks), and the images a little:
+        another description of one shot is no other thing.
 
         Never across splits: a held-out image that looks like a training image says little."""
         _, other_split, others = self._indexed[neighbor.index]
         is_other_image = bool(neighbor.distance or neighbor.color)
-        return split == other_split and is_other_image and bool(own_words - others and others - own_words)
+        own, other = len(own_words - others), len(others - own_words)
+        return split == other_split and is_other_image and 0 < own == other <= NAME_WORDS
 
     def _list(self, pair: Pair, split: str, neighbor: Neighbor, is_dropped: bool) -> None:
         self._num_listed[neighbor.distance, is_dropped] += 1

@@ -166,6 +166,7 @@ def test_a_few_example_images_of_each_distance_are_stored():
         (("1", "7"), 1, False),
         (("旗：意大利", "旗：爱尔兰"), 1, False),
         (("a cat", "a cat on a mat"), 1, True),  # says no other thing
+        (("a cat on a mat", "our old tabby sleeping"), 1, True),  # another description
         (("flag: Italy", "Flag: ITALY!"), 1, True),
         (("1", "7"), 0, True),  # the same image
     ],
