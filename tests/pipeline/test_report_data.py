@@ -23,7 +23,12 @@ def pairs(tmp_path):
     for number in range(30):
         add(folder, f"{number:03d}", photo(number, 32), f"image {number}")
     for number in range(6):
-        add(folder, f"z{number:03d}", lighter(photo(number, 32), 1.0 + 0.01 * number), f"again, image {number}")
+        add(
+            folder,
+            f"z{number:03d}",
+            lighter(photo(number, 32), 1.0 + 0.01 * number),
+            f"again, image {number}",
+        )
     write_pairs(config(folder), 0, tmp_path / "pairs")
     return tmp_path / "pairs"
 

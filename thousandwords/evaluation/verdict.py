@@ -41,7 +41,7 @@ def kept_row(rows: Rows, name: str) -> Mapping[str, float]:
 def verdicts(curves: Mapping[str, Rows], figures: Mapping, num_held_out: int) -> dict[str, Verdict]:
     """{model: verdict} from the curves {stage: rows} and metrics.json; a model that was not trained has none."""
     found = {
-        "image_tokenizer": _tokenizer(curves.get("train_image_tokenizer", ()), figures["codebook"]),
+        "image_tokenizer": _tokenizer(curves.get("train_image_tokenizer", ()), figures),
         "generator": _generator(curves.get("train_generator", ()), figures.get("fidelity", {})),
         "scorer": _by_loss(curves.get("train_scorer", ()), "loss", "held-out loss"),
     }
@@ -64,7 +64,8 @@ def few_pairs(num_held_out: int) -> str:
     return f"over {num_held_out} held-out {unit} only" if num_held_out < FEW_PAIRS else ""
 
 
-def _tokenizer(rows: Rows, codebook: Mapping) -> Verdict | None:
+def _tokenizer(rows: Rows, figures: Mapping) -> Verdict | None:
+    codebook, psnr = figures["codebook"], figures.get("reconstruction", {})
     points = _points(rows, "validation/psnr_hard")
     if not points or not _points(rows, "loss"):
         return None
@@ -73,8 +74,12 @@ def _tokenizer(rows: Rows, codebook: Mapping) -> Verdict | None:
         "codes in use"
     )
     kmeans = codebook["perplexity_kmeans"]  # what such images need: plain ones need few codes
-    if codebook["perplexity"] < min(COLLAPSED * codebook["vocab_size"], kmeans / 2):
-        return Verdict("collapsed", f"{use} (k-means {kmeans:.0f})")
+    if codebook["perplexity"] < COLLAPSED * codebook["vocab_size"]:
+        if psnr and psnr["psnr_hard"] < psnr["psnr_kmeans"]:
+            worse = f"{psnr['psnr_hard']:.2f} dB, k-means of raw patches {psnr['psnr_kmeans']:.2f} dB"
+            return Verdict("collapsed", f"held-out PSNR {worse}; {use}")
+        if codebook["perplexity"] < kmeans / 2:
+            return Verdict("collapsed", f"{use} (k-means {kmeans:.0f})")
     best_step, best = max(points, key=lambda point: point[1])
     last_step, last = points[-1]
     if best - last > PSNR_FALL:

@@ -104,6 +104,22 @@ def test_figures_over_few_held_out_pairs_are_marked():
     assert verdict(rows, num_held_out=15).endswith(few) and not verdict(rows, num_held_out=16).endswith(few)
 
 
+def test_few_codes_are_a_collapse_only_where_k_means_reconstructs_better():
+    rows = [
+        {"step": step, "loss": 1.0, "validation/psnr_hard": value}
+        for step, value in ((100, 24.0), (200, 25.2), (300, 25.25), (400, 25.27))
+    ]
+    few = {"codebook": CODEBOOK | {"perplexity": 5.0, "perplexity_kmeans": 6.0, "used": 0.04}}
+
+    worse = verdict(rows, "image_tokenizer", **few, reconstruction={"psnr_hard": 25.27, "psnr_kmeans": 27.08})
+    better = verdict(rows, "image_tokenizer", **few, reconstruction={"psnr_hard": 25.27, "psnr_kmeans": 24.9})
+
+    assert worse.startswith(
+        "collapsed: held-out PSNR 25.27 dB, k-means of raw patches 27.08 dB; codebook perplexity 5"
+    )
+    assert better.startswith("fine: ")
+
+
 def test_the_kept_weights_are_named_and_their_figures_used():
     rows = [row | ({"is_kept": 1.0} if row["step"] == 120 else {}) for row in RISING]
     assert verdict(rows).endswith("; the weights of step 120 are kept")
