@@ -229,7 +229,7 @@ def test_a_second_start_reports_that_they_run_already(team):
 
 
 def test_two_stages_on_two_workers_take_at_most_two_thirds_of_their_sum(team, tmp_path):
-    fleet = Fleet(tmp_path, team.client(), seconds=30)
+    fleet = Fleet(tmp_path, team.client(), seconds=12)
     try:
         fleet.must(fleet.coordinator, "flows.deploy")
         fleet.start_workers()
