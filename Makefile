@@ -35,12 +35,10 @@ override PROMPT := $(value PROMPT)
 override PROMPTS := $(value PROMPTS)
 export PROMPT PROMPTS DATA FROM
 export THOUSANDWORDS_NIGHTLY := $(or $(NIGHTLY),$(THOUSANDWORDS_NIGHTLY))
-# the files in this order: a long one first (smoke), not the one with the most tests
-PYTEST := OMP_NUM_THREADS=1 python -m pytest --dist loadfile --no-loadscope-reorder
-# `make test` runs these
+# the longest file first (smoke), not the one with the most tests
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# `make test` runs these; `make test-all` then runs the rest
 QUICK := tests/pipeline/test_smoke.py tests/unit tests/contracts tests/architecture
-# `make test-all` then runs the rest, the longest first, in more processes than cores: it waits for servers half of its time
-REST := tests/services $(filter-out tests/services tests/helpers tests/__% tests/%.py $(QUICK),$(wildcard tests/*))
 
 .PHONY: help setup ray run test test-all test-slow bench conformance lint generate compare human-eval-sheet human-eval-votes flow status deploy workers workers-stop fleet nightly register promote rollback serve servers servers-stop servers-status studio ui plan verify repair lock clean
 
@@ -69,10 +67,10 @@ run: $(READY)  ## captioned images -> tokens -> models -> ranked images -> repor
 	@python -m scripts.print_run_summary
 
 test: lint  ## lint, unit, contract and architecture tests, and one pipeline on the smoke preset
-	@$(PYTEST) -n 2 $(QUICK)
+	@$(PYTEST) $(QUICK)
 
 test-all: test  ## make test, then all other tests but the slow ones: stages, servers, browser, reliability
-	@$(PYTEST) -n 4 $(REST) --ignore=$(firstword $(QUICK))
+	@$(PYTEST) tests $(addprefix --ignore=,$(QUICK))
 
 test-slow: $(READY)  ## thousands of trials: kills, flipped bits, damaged files, real servers (hours)
 	@OMP_NUM_THREADS=1 python -m pytest -m slow -s
