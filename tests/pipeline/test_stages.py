@@ -299,7 +299,7 @@ def test_a_plan_says_before_the_start_what_a_run_on_own_images_takes(own_project
     assert "20 pairs, about 2 held out; " in text and " tokens of " in text and "; updates: " in text
     assert "\nepochs: " in text and " image tokens in all, " in text
     assert f"\ntime: about {minutes} of the 5 minutes; with more pairs it would take all of them\n" in text
-    assert "\nexpect: like the default preset" in text and "1,000 times as many pairs" in text
+    assert "\nexpect: like emoji with 8 x 8 tokens" in text and "188 times as many pairs" in text
     assert "of memory in training, and about " in text and "\ntotal " in text and " minutes" in text
     assert "train_generator: " in text and "(measured: 0.1 s for an update here)" in text
     assert not Path("params.yaml").exists()
