@@ -218,14 +218,14 @@ def _sized(base: dict, data: dict, budget: BudgetConfig, num_words: int, size: S
     groups = 2 if cell >= 8 else 1
     tokenizer |= {"vocab_size": size.vocab_size, "width": size.tokenizer_width, "groups": groups}
     tokenizer["patch"] = cell // 2 ** (groups - 1)
-    # on scenes and emoji these gave sharper images than the base, and fewer, more consistent tokens, which are easier to predict
+    # on scenes these gave sharper images than the base, and fewer, more consistent tokens, which were easier to predict
     tokenizer["usage_entropy_weight"] = 0.02
     params["image_tokenizer"]["training"]["learning_rate"] = 0.004
     transformer = {"num_layers": size.num_layers, "num_heads": size.num_heads, "width": size.width}
     params["generator"]["transformer"] |= transformer
     params["scorer"]["clip"]["context_length"] = max(20, length)
     params["sampling"]["top_p"] = 0.8 if size.grid == 8 else 0.95
-    if size.grid > 8:  # on emoji, CLIP found more captions from the samples, at twice the time of sampling
+    if size.grid > 8:  # on emoji CLIP found 64 % of the captions with, 60 % without (intervals overlap); sampling takes twice as long
         params["generator"]["transformer"]["caption_dropout"], params["sampling"]["guidance"] = 0.1, 2.0
     return params
 
