@@ -25,6 +25,7 @@ STARTUP_SECONDS = 75.0  # ten stages start, read and evaluate, whatever the budg
 STARTUP_SHARE = 0.12  # of the minutes: evaluations, samples, the report
 SHARES = {"image_tokenizer": 0.4, "generator": 0.6}  # of the seconds that are left for training
 SCORER_SHARE = 0.8  # of the tokenizer's seconds, with which it runs in parallel
+Measure = Callable[[dict, str], float]  # params, name of a model -> seconds of one of its updates
 MIN_STEPS = {"image_tokenizer": 100, "generator": 60, "scorer": 60}
 MAX_STEPS = {"image_tokenizer": 20_000, "generator": 40_000, "scorer": 5_000}
 # first guesses, as the shares and seconds above: beyond these a model of these sizes only memorizes (images are reread with benefit: the tokenizer underfits)
@@ -117,16 +118,11 @@ def training_seconds(minutes: float, parallel: bool) -> dict[str, float]:
 
 
 def resolve(
-    base: dict,
-    data: dict,
-    budget: BudgetConfig,
-    num_words: int,
-    measure: Callable[[dict, str], float],
-    parallel: bool = True,
+    base: dict, data: dict, budget: BudgetConfig, num_words: int, measure: Measure, parallel: bool = True
 ) -> tuple[dict, dict[str, float]]:
     """(a whole params.yaml: the settings of `base`, with those that follow from the budget; the seconds of an update).
 
-    `data` is the resolved section; `measure(params, name)` gives the seconds of one update of a model.
+    `data` is the resolved section.
     """
     seconds = training_seconds(budget.minutes, parallel)
     names = list(SIZES) if budget.size == "auto" else [budget.size]
@@ -160,7 +156,7 @@ def resolve_from(
     base: dict,
     data: dict,
     budget: BudgetConfig,
-    measure: Callable[[dict, str], float],
+    measure: Measure,
     parallel: bool = True,
 ) -> tuple[dict, dict[str, float]]:
     """As `resolve`, with models that go on from those of a package that `init` names: the sizes are the
@@ -225,7 +221,8 @@ def _sized(base: dict, data: dict, budget: BudgetConfig, num_words: int, size: S
     params["generator"]["transformer"] |= transformer
     params["scorer"]["clip"]["context_length"] = max(20, length)
     params["sampling"]["top_p"] = 0.8 if size.grid == 8 else 0.95
-    if size.grid > 8:  # on emoji CLIP found 64 % of the captions with, 60 % without (intervals overlap); sampling takes twice as long
+    # on emoji CLIP found 64 % of the captions with both, 60 % without (intervals overlap); sampling takes twice as long
+    if size.grid > 8:
         params["generator"]["transformer"]["caption_dropout"], params["sampling"]["guidance"] = 0.1, 2.0
     return params
 

@@ -44,9 +44,8 @@ class ArchiveFolder(Folder):
             path, is_folder = name, False
             while path:
                 parent, slash, last = path.rpartition("/")
-                parent = parent or slash * (
-                    path != "/"
-                )  # "/a.png" is in the folder "/", whose files are rejected
+                if slash and path != "/":
+                    parent = parent or "/"  # "/a.png" is in the folder "/", whose files are rejected
                 self._tree.setdefault(parent, {})[last or "/"] = is_folder
                 path, is_folder = parent, True
 
