@@ -65,7 +65,7 @@ def few_pairs(num_held_out: int) -> str:
 
 
 def _tokenizer(rows: Rows, figures: Mapping) -> Verdict | None:
-    codebook, psnr = figures["codebook"], figures.get("reconstruction", {})
+    codebook, psnr = figures["codebook"], figures["reconstruction"]
     points = _points(rows, "validation/psnr_hard")
     if not points or not _points(rows, "loss"):
         return None
@@ -75,7 +75,7 @@ def _tokenizer(rows: Rows, figures: Mapping) -> Verdict | None:
     )
     kmeans = codebook["perplexity_kmeans"]  # what such images need: plain ones need few codes
     if codebook["perplexity"] < COLLAPSED * codebook["vocab_size"]:
-        if psnr and psnr["psnr_hard"] < psnr["psnr_kmeans"]:
+        if psnr["psnr_hard"] < psnr["psnr_kmeans"]:
             worse = f"{psnr['psnr_hard']:.2f} dB, k-means of raw patches {psnr['psnr_kmeans']:.2f} dB"
             return Verdict("collapsed", f"held-out PSNR {worse}; {use}")
         if codebook["perplexity"] < kmeans / 2:

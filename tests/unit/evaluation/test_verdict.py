@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from thousandwords.evaluation.verdict import kept_row, verdicts
 
 CODEBOOK = {"perplexity": 231.4, "perplexity_kmeans": 180.2, "used": 0.86, "vocab_size": 512}
+FIGURES = {"codebook": CODEBOOK, "reconstruction": {"psnr_hard": 29.2, "psnr_kmeans": 26.4}}
 
 
 def curve(train: dict[int, float], held_out: dict[int, float], name: str = "image_loss") -> list[dict]:
@@ -20,7 +21,7 @@ def curve(train: dict[int, float], held_out: dict[int, float], name: str = "imag
 
 
 def verdict(rows: list[dict], stage: str = "generator", num_held_out: int = 100, **figures) -> str:
-    found = verdicts({f"train_{stage}": rows}, {"codebook": CODEBOOK, **figures}, num_held_out)
+    found = verdicts({f"train_{stage}": rows}, FIGURES | figures, num_held_out)
     return str(found[stage])
 
 
@@ -129,7 +130,7 @@ def test_the_kept_weights_are_named_and_their_figures_used():
 
 def test_a_model_that_was_not_trained_has_no_verdict():
     curves = {"train_image_tokenizer": [{"step": 0, "validation/psnr_hard": 25.0}], "train_scorer": []}
-    assert verdicts(curves, {"codebook": CODEBOOK}, 100) == {}
+    assert verdicts(curves, FIGURES, 100) == {}
 
 
 WORDS = ("collapsed", "too short", "learning", "fine", "memorizing since step ")
@@ -142,5 +143,5 @@ def test_every_curve_has_a_verdict_of_the_five_words(points):
     for row in rows:
         if (held_out := points[row["step"]][1]) is not None:
             row["validation/image_loss"] = held_out
-    found = verdicts({"train_generator": rows}, {"codebook": CODEBOOK}, 3)
+    found = verdicts({"train_generator": rows}, FIGURES, 3)
     assert all(str(each).startswith(WORDS) for each in found.values())
