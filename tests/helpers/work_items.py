@@ -27,6 +27,32 @@ def nodes(device: str) -> Callable[[float], str]:
     return node
 
 
+class WaitsForLoss:
+    """Items 0 to 2 wait until three nodes have one of them; the others until `folder`/lost names another node."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, device: str) -> Callable[[int], str]:
+        import ray
+
+        node, lost = ray.get_runtime_context().get_node_id(), self.folder / "lost"
+
+        def is_waiting(number: int) -> bool:
+            if number < 3:
+                return len(list(self.folder.glob("node-*"))) < 3
+            return not lost.exists() or lost.read_text() == node
+
+        def work(number: int) -> str:
+            if number < 3:
+                (self.folder / f"node-{node}").touch()
+            while is_waiting(number):
+                time.sleep(0.05)
+            return node
+
+        return work
+
+
 def damaged_item(device: str) -> Callable[[int], int]:
     """Item 2 raises an error."""
 

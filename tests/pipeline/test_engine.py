@@ -320,16 +320,19 @@ def test_the_error_for_a_missing_cluster_says_how_to_start_one(cluster):
         results_of(work_items.nodes, [0.0], kind="ray", address="127.0.0.1:1")
 
 
-def test_a_lost_node_loses_only_the_work_in_progress(cluster, monkeypatch, capfd):
+def test_a_lost_node_loses_only_the_work_in_progress(cluster, monkeypatch, capfd, tmp_path):
     """The other workers take over its items, and a message reports the worker that found no capacity."""
     from thousandwords.parallel import ray_workers
 
-    monkeypatch.setattr(ray_workers, "START_SECONDS", 60.0)  # a worker imports torch first
     lost = cluster.add_node(num_cpus=1)
-    results = run_items(work_items.nodes, [0.2] * 4 + [2.0] * 4, engine(**ray_settings(cluster, 3)), "test")
-    before = [next(results)[1] for _ in range(4)]
+    workers = engine(**ray_settings(cluster, 3))
+    results = run_items(work_items.WaitsForLoss(tmp_path), range(8), workers, "test")
+    before = [next(results)[1] for _ in range(3)]
+    monkeypatch.setattr(ray_workers, "START_SECONDS", 5.0)
     cluster.remove_node(lost, allow_graceful=False)
+    (tmp_path / "writing").write_text(lost.node_id)
+    (tmp_path / "writing").rename(tmp_path / "lost")
     assert lost.node_id in before
     after = [result for _, result in results]
-    assert len(after) == 4 and lost.node_id not in after
+    assert len(after) == 5 and lost.node_id not in after
     assert "going on with 2 workers" in capfd.readouterr().err
