@@ -7,7 +7,7 @@ params.before.yaml.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from thousandwords.core.init_models import SECTIONS, registered_version
 from thousandwords.core.manifest import copy_artifact
 from thousandwords.core.params import read_params
 from thousandwords.inference.package import PARTS, Package, load_package
-from thousandwords.ingest.config import DataConfig
+from thousandwords.ingest.config import DataConfig, SourceConfig
 from thousandwords.ingest.ingest import check_source, group_of, prepare_all
 from thousandwords.ingest.near_duplicates import ExactDuplicates
 from thousandwords.ingest.records import Pair
@@ -39,11 +39,13 @@ from thousandwords.planning.presets import read_preset
 from thousandwords.preflight import build_models
 
 LAST_RUN = Path("models/package")  # the pipeline writes it anew
+OF_ONE_SOURCE = {each.name for each in fields(SourceConfig)} & {each.name for each in fields(DataConfig)}
+OF_ONE_SOURCE -= {"source", "path"}
 COUNTED = 2_000  # inputs; up to here all are prepared once, so that the held-out pairs are counted and not estimated
 HEADER = "# Written by `make run DATA={path} MINUTES={minutes:g} {more}`. Edit any value by hand; docs/training.md lists them all.\n"
 GOING_ON = {
-    "data": "your images; validation_share is the share of the pairs that is held out",
-    "image_tokenizer": "copied, so that tokens stay valid: only new images are encoded",
+    "data": "a mixture reads the images of the run before as often as the new ones; validation_share of the pairs is held out",
+    "image_tokenizer": "only the decoder goes on, so that tokens stay valid; without tune and training it is copied",
     "generator": "goes on from the model's weights, at a lower peak rate than a first training",
 }
 COMMENTS = {
@@ -78,7 +80,7 @@ def use_data(path: str, minutes: float, size: str, device: str, start: str | Non
     init, folder, package = find_package(start) if start else (None, None, None)
     path = os.path.expanduser(path)
     image_size = package.image_tokenizer.image_size if package else base["data"]["image_size"]
-    base = base | {"data": {"source": "auto", "path": path}} | (data_before(path) if start else {})
+    base = base | {"data": {"source": "auto", "path": path}} | (with_data_before(path) if start else {})
     data, seed = base["data"] | {"image_size": image_size}, base["seed"]
     config = section(data, "data", DataConfig)
     num_pairs = check_source(config)
@@ -98,10 +100,8 @@ def use_data(path: str, minutes: float, size: str, device: str, start: str | Non
     threads, is_parallel = torch.get_num_threads(), device == "cpu" and (os.cpu_count() or 1) > 1
 
     def measure(params: dict, name: str) -> float:
-        is_alone = (
-            name == "generator" and not package
-        )  # other stages run in parallel, each with half of the cores
-        torch.set_num_threads(threads if is_alone else max(1, threads // 2))
+        # the other trainings run in parallel, each with half of the cores
+        torch.set_num_threads(threads if name == "generator" else max(1, threads // 2))
         return measure_update(params, name, device)
 
     if package:
@@ -138,15 +138,28 @@ def find_package(start: str) -> tuple[str, Path, Package]:
     return str(folder), folder, package
 
 
-def data_before(path: str) -> dict:
-    """The seed and the section data of params.yaml, if they are of these images: the pairs that its models have learned
-    from are not held out now; {} else."""
+def with_data_before(path: str) -> dict:
+    """The seed and the section data of params.yaml: of these images, or a mixture of its own images and these, each half
+    of what training reads, as a model that reads only new images forgets the others. The pairs that its models have
+    learned from are not held out now. {} if it has no images of yours.
+    """
     try:
         params = read_params(PARAMS)
-        is_same = params["data"]["path"] == path and params["data"].get("source") != "scenes"
-        return {name: params[name] for name in ("seed", "data")} if is_same else {}
+        data, seed = params["data"], params["seed"]
+        config = section(data, "data", DataConfig)
+        if config.source == "scenes" or config.url:
+            return {}
+        sources = data.get("sources") or [{"source": config.source, "path": config.path}]
+        if path in [source["path"] for source in sources]:
+            return {"seed": seed, "data": data}
     except (ConfigError, KeyError, TypeError, AttributeError):
         return {}
+    if config.source != "mixture":
+        sources[0] |= {name: data.pop(name) for name in OF_ONE_SOURCE if name in data}
+    sources = [{"weight": 1} | source for source in sources]
+    new = {"source": "auto", "path": path, "weight": sum(source["weight"] for source in sources)}
+    path = DataConfig.path  # what DVC watches; the sources have their own
+    return {"seed": seed, "data": data | {"source": "mixture", "path": path, "sources": [*sources, new]}}
 
 
 def describe(params: dict) -> str:

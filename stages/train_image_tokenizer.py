@@ -26,6 +26,7 @@ from thousandwords.data.sampler import positions, sequential_batches
 from thousandwords.nn import metrics
 from thousandwords.pretrained import tokenizer_init
 from thousandwords.training.config import TrainingConfig
+from thousandwords.training.tuning import freeze
 
 VALIDATION_IMAGES = 256  # evaluated during training
 
@@ -33,20 +34,24 @@ VALIDATION_IMAGES = 256  # evaluated during training
 def train_image_tokenizer(pairs: Path, out: Path, curves: Path, context: Stage) -> None:
     block = context.params.get("image_tokenizer") or {}
     settings = tokenizer_init.check_block(block)
-    if tokenizer_init.folder_of(block):
+    goes_on = tokenizer_init.folder_of(block) is not None
+    if goes_on and settings.tune == "none":
         return copy_pretrained(block, pairs, out, curves, context)
     config = section(block["training"], "image_tokenizer.training", TrainingConfig)
     reader, held_out = open_pairs(pairs, "train"), open_pairs(pairs, "validation")
     loader = ImageLoader(reader, context.seed, settings.augmentation)
     device = context.world.device
     torch.manual_seed(context.seed)
-    model = components.build(
-        "image_tokenizers",
-        block["kind"],
-        components.model_config("image_tokenizers", block, "image_tokenizer"),
-        image_size=reader.image_size,
-    ).to(device)
-    model.prepare(_one_epoch(loader, config.batch_size, device), step_rng(context.seed, 0, device))
+    origin = {}
+    if goes_on:
+        model = tokenizer_init.load(block, reader.image_size).requires_grad_(True).to(device)
+        origin = {"init": model.fingerprint}
+        freeze(model, ("decoder.*",), "image_tokenizer")
+    else:
+        model_config = components.model_config("image_tokenizers", block, "image_tokenizer")
+        size = reader.image_size
+        model = components.build("image_tokenizers", block["kind"], model_config, image_size=size).to(device)
+        model.prepare(_one_epoch(loader, config.batch_size, device), step_rng(context.seed, 0, device))
     validation = to_float(held_out.images(list(range(min(VALIDATION_IMAGES, len(held_out)))))).to(device)
     state, history = train(
         context,
@@ -54,14 +59,16 @@ def train_image_tokenizer(pairs: Path, out: Path, curves: Path, context: Stage) 
         config,
         batch_of=loader.batch,
         to_device=lambda micro_batches: [batch.to(device) for batch in micro_batches],
-        loss_of=lambda model, batch, step, rng: model.loss(batch, step, rng),
+        loss_of=lambda model, batch, step, rng: (
+            model.decoder_loss(batch) if goes_on else model.loss(batch, step, rng)
+        ),
         evaluate=lambda model: evaluate(model, validation),
         settings=block,
-        inputs=(reader.fingerprint,),
+        inputs=(reader.fingerprint, *origin.values()),
         make_sheet=reconstructions(validation),
     )
     if context.world.is_main_process:
-        components.save(model, out, state)
+        components.save(model, out, state, **origin)
         write_json(curves, history)
         originals = validation.cpu()[:16]
         saved = components.load("image_tokenizers", out)

@@ -144,6 +144,14 @@ def test_an_image_has_the_same_tokens_in_any_batch(kind):
 
 
 @every_tokenizer
+def test_the_loss_of_the_decoder_alone_reaches_its_weights_and_no_other(kind):
+    tokenizer = tiny("image_tokenizers", kind).train().requires_grad_(True)
+    tokenizer.decoder_loss(random_images(2))[0].backward()
+    for name, weight in tokenizer.named_parameters():
+        assert (weight.grad is not None) == name.startswith("decoder."), name
+
+
+@every_tokenizer
 def test_wrong_images_and_tokens_are_rejected(kind):
     tokenizer = tiny("image_tokenizers", kind)
     tokens = tokenizer.encode(random_images(1))

@@ -16,8 +16,11 @@ from tests.pipeline.test_data_stages import FakeTracker
 from thousandwords import components
 from thousandwords.core import init_models
 from thousandwords.core.manifest import read_manifest
+from thousandwords.data.images import to_float
+from thousandwords.data.pair_shards import open_pairs
 from thousandwords.data.token_shards import TokenHeader
 from thousandwords.ingest.ingest import write_pairs
+from thousandwords.nn.metrics import mean_psnr
 from thousandwords.text import bpe
 
 TRAINING = {"steps": 30, "batch_size": 4, "learning_rate": 0.01, "final_learning_rate": 0.01}
@@ -183,6 +186,22 @@ def test_both_tokenizers_are_copied_byte_for_byte_so_that_tokens_stay_valid(fold
     for name in ("text_tokenizer", "image_tokenizer"):
         assert read_manifest(tmp_path / name)["sha256"] == read_manifest(folder / name)["sha256"]
     assert f"copied {folder}/text_tokenizer (fingerprint" in capfd.readouterr().out
+
+
+def test_a_tuned_decoder_shows_the_same_tokens_otherwise(folder, pairs, tmp_path):
+    training = {"steps": 5, "batch_size": 8, "learning_rate": 0.01, "evaluate_every": 5}
+    block = {"kind": "dvae", "init": str(folder / "image_tokenizer"), "tune": "decoder", "training": training}
+    context, out = stage("train_image_tokenizer", image_tokenizer=block), tmp_path / "image_tokenizer"
+    train_image_tokenizer.train_image_tokenizer(pairs, out, tmp_path / "curves.json", context)
+
+    before, after = (components.load("image_tokenizers", path) for path in (folder / "image_tokenizer", out))
+    old, new = before.state_dict(), after.state_dict()
+    assert all(name.startswith("decoder.") for name in old if not torch.equal(old[name], new[name]))
+    assert not torch.equal(old["decoder.codebook.weight"], new["decoder.codebook.weight"])
+    assert after.header["init"] == read_manifest(folder / "image_tokenizer")["sha256"]
+    (row,) = json.loads((tmp_path / "curves.json").read_bytes())
+    images = to_float(open_pairs(pairs, "validation").images([0]))
+    assert row["validation/psnr_hard"] > mean_psnr(images, before.decode(before.encode(images)))
 
 
 def test_a_scorer_goes_on_from_another(pairs, tmp_path):

@@ -22,11 +22,13 @@ from tests.helpers.paths import ROOT
 from tests.helpers.smoke_project import set_value
 from tests.helpers.tiny_models import fitting_package
 from thousandwords import preflight
-from thousandwords.core.config import ConfigError
+from thousandwords.core.config import ConfigError, section
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import DiskFull
 from thousandwords.core.init_models import SECTIONS
 from thousandwords.data.images import encode_png
+from thousandwords.ingest.config import DataConfig
+from thousandwords.ingest.ingest import prepare_all
 from thousandwords.planning.presets import read_preset
 
 SMOKE = read_preset("smoke", ROOT / "presets")
@@ -256,7 +258,8 @@ def test_a_run_goes_on_from_the_last_ones_package_which_is_copied_first(own_proj
     shutil.rmtree("models/package")  # as the pipeline does
     preflight.check_params(params, 0)
     assert [params[name]["init"] for name in SECTIONS] == [str(copy)] * 4
-    assert params["image_tokenizer"] == {"kind": "dvae", "init": str(copy)}
+    tokenizer = params["image_tokenizer"]
+    assert (tokenizer["tune"], tokenizer["training"]["learning_rate"]) == ("decoder", 0.001)
     assert (params["data"]["image_size"], params["generator"]["tune"]) == (16, "all")
     assert params["generator"]["training"]["learning_rate"] == 0.004 / 8
     assert params["scorer"]["training"]["learning_rate"] == 0.001 / 8
@@ -283,22 +286,48 @@ def test_going_on_with_the_same_data_holds_out_no_pair_that_was_trained_on(own_p
     params = yaml.safe_load(Path("params.yaml").read_text())
     assert params["seed"] == 3 and params["data"] == data | {"group_by": None, "image_size": 16}
 
-    data |= {"path": "elsewhere"}
-    Path("params.yaml").write_text(yaml.safe_dump({"seed": 3, "data": data}))
+    Path("params.yaml").write_text("seed: 3\ndata: {source: scenes}\n")
     use_data.main(["own", "--from", "models/package"])
     params = yaml.safe_load(Path("params.yaml").read_text())
     assert params["seed"] == 0 and params["data"]["source"] == "auto"
 
 
-@pytest.mark.parametrize(("more", "minutes"), [([], 3), (["--from", "models/package"], 2)])
-def test_a_plan_says_before_the_start_what_a_run_on_own_images_takes(own_project, capsys, more, minutes):
+def test_going_on_with_other_images_reads_those_before_as_often_and_holds_out_the_same(own_project):
+    for name, count in (("more", 8), ("third", 1)):
+        write(Path(name), {f"{n}.png": png(seed=n + 90) for n in range(count)})
+        write(Path(name), {f"{n}.txt": "a star" for n in range(count)})
+    data = {"source": "folder", "path": "own", "validation_share": 0.3, "licence": "CC0-1.0"}
+    Path("params.yaml").write_text(yaml.safe_dump({"seed": 3, "data": data}))
+    use_data.main(["more", "--from", "models/package"])
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    preflight.check_params(params, 0)
+    before = {"source": "folder", "path": "own", "licence": "CC0-1.0", "weight": 1}
+    sources = [before, {"source": "auto", "path": "more", "weight": 1}]
+    rest = {"validation_share": 0.3, "image_size": 16}
+    assert params["seed"] == 3 and params["budget"]["pairs"] == 28
+    assert params["data"] == rest | {"source": "mixture", "path": "data/own", "sources": sources}
+
+    def held_out(settings: dict, start: str) -> set[str]:
+        outcomes = prepare_all(section(settings, "data", DataConfig), 3)
+        keys = {pair.key for split, pair in outcomes if split == "validation"}
+        return {key.removeprefix(start) for key in keys if key.startswith(start)}
+
+    assert held_out(params["data"], "0/") == held_out(data | {"image_size": 16}, "")
+
+    use_data.main(["third", "--from", "models/package"])
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    assert [source["weight"] for source in params["data"]["sources"]] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("more", [[], ["--from", "models/package"]])
+def test_a_plan_says_before_the_start_what_a_run_on_own_images_takes(own_project, capsys, more):
     runs = ROOT / "bench/runs.yaml"
     plan.main(["--data", "own", "--minutes", "5", *more, "--runs", str(runs), "--benchmarks", "none"])
 
     text = capsys.readouterr().out
     assert "20 pairs, about 2 held out; " in text and " tokens of " in text and "; updates: " in text
     assert "\nepochs: " in text and " image tokens in all, " in text
-    assert f"\ntime: about {minutes} of the 5 minutes; with more pairs it would take all of them\n" in text
+    assert "\ntime: about 3 of the 5 minutes; with more pairs it would take all of them\n" in text
     assert "\nexpect: like emoji with 8 x 8 tokens" in text and "188 times as many pairs" in text
     assert "of memory in training, and about " in text and "\ntotal " in text and " minutes" in text
     assert "train_generator: " in text and "(measured: 0.1 s for an update here)" in text

@@ -5,6 +5,7 @@ Caption, view and crop depend on (seed, epoch, row) only, so each of several pro
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ class ImageConfig:
     """How images are loaded: the keys for it in the section `image_tokenizer` of params.yaml."""
 
     augmentation: Augmentation = "none"  # none: the center square; paper: random crops and flips (listing 1)
+    # of the model of `init`: none, it is copied; decoder, that trains further, and the images' tokens stay what they are
+    tune: Literal["none", "decoder"] = "none"
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,13 @@ DETECTED = ("source", "image_column", "caption_column", "image_folder", "delimit
 
 
 def group_of(pair: Pair | RawPair, config: DataConfig) -> str:
-    """All pairs of a group get the same split: with "^(.*?): .*skin tone", "man: dark skin tone" is in "man"."""
+    """All pairs of a group get the same split: with "^(.*?): .*skin tone", "man: dark skin tone" is in "man".
+
+    Without `group_by` a pair is a group. Its key counts without the number of its source in a mixture: no pair changes
+    its split where another source is added.
+    """
     if config.group_by is None:
-        return pair.key
+        return pair.key.partition("/")[2] if config.source == "mixture" else pair.key
     match = re.search(config.group_by, pair.captions[0])
     return match[1] if match and match[1] is not None else pair.captions[0]
 

@@ -20,6 +20,7 @@ from thousandwords.inference.package import Package
 from thousandwords.preflight import build_models
 from thousandwords.training.config import TrainingConfig
 from thousandwords.training.train_state import autocast_dtype, build_optimizers
+from thousandwords.training.tuning import freeze
 
 STARTUP_SECONDS = 75.0  # ten stages start, read and evaluate, whatever the budget
 STARTUP_SHARE = 0.12  # of the minutes: evaluations, samples, the report
@@ -34,6 +35,7 @@ ENOUGH_UPDATES = 1_000  # of the generator; `auto` takes the largest size that g
 # of the base's peak learning rates, for models that go on from trained ones: with the rates of a first training they
 # forget what the new images do not show. A first guess between a tenth and a quarter
 GOING_ON_RATE = 0.125
+DECODER_RATE = 0.001  # of an image tokenizer that goes on: its tokens do not change, so it forgets little
 
 
 @dataclass(frozen=True)
@@ -160,10 +162,13 @@ def resolve_from(
     parallel: bool = True,
 ) -> tuple[dict, dict[str, float]]:
     """As `resolve`, with models that go on from those of a package that `init` names: the sizes are the
-    models' own, the rates lower, the steps from the budget. No tokenizer is trained: tokens stay valid."""
+    models' own, the rates lower, the steps from the budget. Of the image tokenizer only the decoder is trained: tokens
+    stay valid, and new forms are drawn."""
     params = _with_batches(base, data, budget)
     params["text_tokenizer"] = {"init": init}
-    params["image_tokenizer"] = {"kind": package.image_tokenizer.built_as["kind"], "init": init}
+    training = params["image_tokenizer"]["training"] | {"learning_rate": DECODER_RATE}
+    kind = package.image_tokenizer.built_as["kind"]
+    params["image_tokenizer"] = {"kind": kind, "init": init, "tune": "decoder", "training": training}
     tuned = {"tune": "all", "bpe_dropout": params["generator"]["bpe_dropout"]}
     for name, model, settings in (("generator", package.generator, tuned), ("scorer", package.scorer, {})):
         training = params[name]["training"]
@@ -172,8 +177,7 @@ def resolve_from(
     for name in ("temperature", "top_k", "top_p", "guidance"):
         params["sampling"][name] = getattr(package.settings, name)
     seconds = training_seconds(budget.minutes, parallel)
-    seconds["generator"] += seconds["image_tokenizer"]
-    rates = {name: measure(params, name) for name in ("generator", "scorer")}
+    rates = {name: measure(params, name) for name in SHARES | {"scorer": None}}
     _set_lengths(params, seconds, rates, budget.pairs - num_held_out(budget.pairs))
     return params, rates
 
@@ -272,16 +276,16 @@ def measure_update(params: dict, name: str, device: str, seconds: float = 2.0) -
             config.batch_size, sum(side**2 for side in model.scales), dtype=torch.int64, device=device
         )
         inputs = (texts, tokens)
+    elif name == "image_tokenizer":
+        inputs = (images,)
     else:
-        inputs = (
-            (images,)
-            if name == "image_tokenizer"
-            else (images, ["a caption of some words"] * config.batch_size)
-        )
+        inputs = (images, ["a caption of some words"] * config.batch_size)
+    if is_tuned := params[name].get("tune") == "decoder":
+        freeze(model, ("decoder.*",), name)
 
     def update() -> None:
         with torch.autocast(device, dtype, enabled=dtype is not None):
-            loss, _ = model.loss(*inputs, 0, rng)
+            loss, _ = model.decoder_loss(images) if is_tuned else model.loss(*inputs, 0, rng)
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()

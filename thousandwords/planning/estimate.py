@@ -152,7 +152,8 @@ def read_sizes(params: dict, num_pairs: int | None = None) -> Sizes:
 
 def _model(block: dict, name: str, model: torch.nn.Module, flops: float, kept: float) -> Model:
     parameters = sum(weight.numel() for weight in model.parameters())
-    if "training" not in block or (name == "image_tokenizer" and block.get("init")):  # it is copied
+    is_copied = name == "image_tokenizer" and block.get("init") and block.get("tune", "none") == "none"
+    if "training" not in block or is_copied:
         return Model(flops, parameters)
     config = section(block["training"], f"{name}.training", TrainingConfig)
     is_recomputed = bool((block.get(block["kind"]) or {}).get("activation_checkpointing"))

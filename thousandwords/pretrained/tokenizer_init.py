@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from thousandwords import components
-from thousandwords.core.config import ConfigError, check_keys, model_block
+from thousandwords.core.config import ConfigError, check_keys, model_block, section
 from thousandwords.core.init_models import fix_of, init_folder
 from thousandwords.core.manifest import copy_artifact
 from thousandwords.core.model_files import read_header
@@ -22,18 +22,29 @@ def folder_of(block: dict) -> Path | None:
 
 
 def check_block(block: dict) -> ImageConfig:
-    """How its images are prepared; ConfigError unless the block is valid for a tokenizer to train or to import."""
+    """How its images are prepared and what is trained; ConfigError unless the block is valid for a tokenizer to train
+    or to go on from."""
     kind, folder = block.get("kind"), folder_of(block)
     if folder is None:
-        return model_block({key: value for key, value in block.items() if key != "init"}, NAME, ImageConfig)
+        config = model_block({key: value for key, value in block.items() if key != "init"}, NAME, ImageConfig)
+        if config.tune != "none":
+            raise ConfigError(
+                f"params.yaml: {NAME}.tune is {config.tune}, but {NAME}.init names no model to go on from. "
+                f"Set {NAME}.init, or remove {NAME}.tune"
+            )
+        return config
     if kind in block:
         raise ConfigError(
             f"params.yaml: {NAME}.{kind} cannot be used with {NAME}.init: {folder} has its own settings. "
             "Remove one of the two"
         )
-    # training and augmentation are allowed: they apply again once init is removed
-    check_keys(block, NAME, ["kind", "init"], optional=["training", "augmentation"])
-    return ImageConfig()
+    # without tune, training and augmentation are allowed: they apply again once init is removed
+    check_keys(block, NAME, ["kind", "init"], optional=["training", "augmentation", "tune"])
+    config = section({key: block[key] for key in ("augmentation", "tune") if key in block}, NAME, ImageConfig)
+    if config.tune == "none":
+        return ImageConfig()
+    check_keys(block, NAME, ["kind", "init", "training", "tune"], optional=["augmentation"])
+    return config
 
 
 def architecture(block: dict, image_size: int) -> nn.Module:

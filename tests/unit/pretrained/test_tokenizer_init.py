@@ -160,6 +160,17 @@ def test_settings_beside_init_are_rejected_because_they_would_not_be_used(folder
     assert "image_tokenizer has no key 'inti'. Did you mean 'init'?" in error_of(block(folder, inti="x"))
 
 
+def test_tune_needs_a_model_to_go_on_from_a_training_and_a_known_part(folder):
+    smoke = read_preset("smoke", ROOT / "presets")["image_tokenizer"]
+    preflight.check_params(params(block(folder, tune="decoder", training=smoke["training"])), 0)
+    assert error_of(smoke | {"tune": "decoder"}) == (
+        "params.yaml: image_tokenizer.tune is decoder, but image_tokenizer.init names no model to go on from. "
+        "Set image_tokenizer.init, or remove image_tokenizer.tune"
+    )
+    assert "image_tokenizer lacks the key 'training'" in error_of(block(folder, tune="decoder"))
+    assert "image_tokenizer.tune is 'all'" in error_of(block(folder, tune="all"))
+
+
 @pytest.mark.parametrize("wrong", ["", 3, ["models/released"], True])
 def test_an_init_that_names_no_folder_is_rejected(wrong):
     assert error_of({"kind": "dvae", "init": wrong}) == (

@@ -140,8 +140,15 @@ class DiscreteVAE(ImageTokenizer):
         """The negative evidence lower bound per color channel of a pixel, in nats, and its parts."""
         self.check_images(images)
         if self.config.decoder_only_from is not None and step >= self.config.decoder_only_from:
-            return self._argmax_loss(images)
+            return self.decoder_loss(images)
         return self._relaxed_loss(images, step, rng)
+
+    def decoder_loss(self, images: Tensor) -> tuple[Tensor, Logs]:
+        """The decoder alone, on the arg-max tokens that the generator is trained on. Not in the paper."""
+        with torch.no_grad():
+            tokens = self._logits(images).argmax(dim=-1).flatten(1)
+        loss = self._reconstruction_loss(images, self._one_hot(tokens))
+        return loss, {"reconstruction_loss": loss.detach()}
 
     def muon_parameters(self) -> list[nn.Parameter]:
         """The kernels of all residual branches; not the layers at pixels, logits or codebook."""
@@ -172,13 +179,6 @@ class DiscreteVAE(ImageTokenizer):
             "temperature": temperature,
             "batch_perplexity": usage.detach().exp(),
         }
-
-    def _argmax_loss(self, images: Tensor) -> tuple[Tensor, Logs]:
-        """The decoder alone, on the arg-max tokens that the generator is trained on. Not in the paper."""
-        with torch.no_grad():
-            tokens = self._logits(images).argmax(dim=-1).flatten(1)
-        loss = self._reconstruction_loss(images, self._one_hot(tokens))
-        return loss, {"reconstruction_loss": loss.detach()}
 
     def _reconstruction_loss(self, images: Tensor, one_hot: Tensor) -> Tensor:
         mu, log_width = self._decode(one_hot)
