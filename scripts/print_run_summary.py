@@ -38,7 +38,8 @@ def headline(metrics: dict) -> str:
     if closeness := fidelity.get("true_or_nearest"):
         lines.append(
             f"nearest          {closeness['closer_to_true']:.0%} of the best samples for {closeness['prompts']} held-out captions are "
-            "closer to the true image than to the nearest training image"
+            f"closer to the true image than to the nearest training image, {closeness['closer_than_neighbor']:.0%} than to the "
+            "training image nearest to the true one"
         )
     lines += [
         f"{model.replace('_', ' '):16} {sentence}" for model, sentence in metrics.get("verdicts", {}).items()

@@ -381,7 +381,7 @@ def test_the_headline_has_each_metric():
         "n": 32,
         "caption_match": {"seen": {"all": {"n1": 0.8, "best": 0.975}, "scene": {"n1": 0.99, "best": 1.0}}},
         "seconds": {"evaluate": 61.0, "train_generator": 120.0},
-        "fidelity": {"true_or_nearest": {"prompts": 6, "closer_to_true": 0.5}},
+        "fidelity": {"true_or_nearest": {"prompts": 6, "closer_to_true": 0.5, "closer_than_neighbor": 0.75}},
         "held_out_pairs": 6,
         "verdicts": {"generator": "memorizing since step 120: held-out image loss 0.852"},
     }

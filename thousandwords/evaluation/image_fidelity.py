@@ -58,12 +58,14 @@ class NearestNeighbors:
 
 @dataclass(frozen=True)
 class TrueOrNearest:
-    """A sample for a held-out caption: its true image, the nearest training image, and the PSNR to both."""
+    """A sample for a held-out caption: its true image, the nearest training image, and the PSNR to both; and to the
+    neighbor, the training image that is nearest to the true one."""
 
     true_row: int  # of the held-out images
     training_row: int
     psnr_true: float  # dB
     psnr_nearest: float
+    psnr_neighbor: float
 
     @property
     def is_closer_to_true(self) -> bool:
@@ -255,7 +257,23 @@ def true_or_nearest(
     if not prompts or not num_train_images:
         return {}
     images = to_float(np.stack([samples.image(prompt, int(scores[prompt].argmax())) for prompt in prompts]))
-    least, index = torch.full((len(prompts),), torch.inf), torch.zeros(len(prompts), dtype=torch.int64)
+    true_rows = []
+    for prompt, image in zip(prompts, images, strict=True):
+        rows = torch.tensor(rows_of[samples.prompts[prompt]])  # a caption may have several images
+        true_rows.append(int(rows[psnr(image.expand(len(rows), -1, -1, -1), held_out.images[rows]).argmax()]))
+    trues = held_out.images[true_rows]
+    nearest_rows = _nearest_rows(torch.cat([images, trues]), read_training, num_train_images)
+    to_nearest, to_neighbor = (psnr(images, read_training(rows.tolist())) for rows in nearest_rows.chunk(2))
+    columns = (psnr(images, trues), to_nearest, to_neighbor)
+    values = zip(*(column.tolist() for column in columns), strict=True)
+    # the first half of the nearest rows are those of the samples
+    rows = zip(prompts, true_rows, nearest_rows[: len(prompts)].tolist(), values, strict=True)
+    return {prompt: TrueOrNearest(true, nearest, *psnrs) for prompt, true, nearest, psnrs in rows}
+
+
+def _nearest_rows(images: Tensor, read_training: ReadImages, num_train_images: int) -> Tensor:
+    """Of each image (N, 3, H, W) the row of the training image with the least squared error: (N,) int64."""
+    least, index = torch.full((len(images),), torch.inf), torch.zeros(len(images), dtype=torch.int64)
     for rows in sequential_batches(num_train_images, BATCH_SIZE):
         training = read_training(rows).flatten(1)
         # without the square of the image itself, which is the same for all
@@ -263,14 +281,7 @@ def true_or_nearest(
         best, column = errors.min(dim=1)
         index = index.where(best >= least, torch.tensor(rows)[column])
         least = least.minimum(best)
-    found = {}
-    for prompt, image, nearest_row in zip(prompts, images[:, None], index.tolist(), strict=True):
-        true_rows = rows_of[samples.prompts[prompt]]  # a caption may have several images
-        to_true = psnr(image.expand(len(true_rows), -1, -1, -1), held_out.images[true_rows])
-        to_nearest = float(psnr(image, read_training([nearest_row]))[0])
-        true_row = true_rows[int(to_true.argmax())]
-        found[prompt] = TrueOrNearest(true_row, nearest_row, float(to_true.max()), to_nearest)
-    return found
+    return index
 
 
 def closeness_figures(found: Mapping[int, TrueOrNearest], seed: int) -> dict:
@@ -282,9 +293,12 @@ def closeness_figures(found: Mapping[int, TrueOrNearest], seed: int) -> dict:
         "true_or_nearest": {
             "prompts": len(rows),
             **with_interval("closer_to_true", [row.is_closer_to_true for row in rows], seed),
+            **with_interval(
+                "closer_than_neighbor", [row.psnr_true > row.psnr_neighbor for row in rows], seed
+            ),
             **{
                 name: float(np.mean([getattr(row, name) for row in rows]))
-                for name in ("psnr_true", "psnr_nearest")
+                for name in ("psnr_true", "psnr_nearest", "psnr_neighbor")
             },
         }
     }

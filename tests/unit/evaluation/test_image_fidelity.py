@@ -356,6 +356,9 @@ def test_the_best_sample_of_a_held_out_caption_is_closer_to_its_true_image_or_to
     assert found[1].psnr_nearest == pytest.approx(100) and found[1].psnr_true == pytest.approx(0)
     figures = image_fidelity.closeness_figures(found, 0)["true_or_nearest"]
     assert (figures["prompts"], figures["closer_to_true"]) == (2, 0.5)
+    # the true images are gray and black, and black is the training image nearest to both
+    assert (found[0].psnr_neighbor, found[1].psnr_neighbor) == pytest.approx((5.9, 0), abs=0.1)
+    assert figures["closer_than_neighbor"] == 0.5
     assert image_fidelity.true_or_nearest(samples, scores, held_out, training.__getitem__, 0) == {}
     assert image_fidelity.closeness_figures({}, 0) == {}
 

@@ -42,6 +42,7 @@ FIDELITY = {
     "clip_precision": {"precision": 0.81, "precision_interval": [0.77, 0.85], "recall": 0.64, "neighbours": 3},
     "true_or_nearest": {
         "prompts": 80, "closer_to_true": 0.625, "closer_to_true_interval": [0.5, 0.75], "psnr_true": 17.3, "psnr_nearest": 15.0,
+        "closer_than_neighbor": 0.7, "closer_than_neighbor_interval": [0.6, 0.8],
     },
     "retrieval": {"pictures": 1000, "captions_of_pictures": RECALL, "pictures_of_captions": RECALL},
     "memorisation": {
