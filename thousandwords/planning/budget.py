@@ -35,6 +35,7 @@ ENOUGH_UPDATES = 1_000  # of the generator; `auto` takes the largest size that g
 # of the base's peak learning rates, for models that go on from trained ones: with the rates of a first training they
 # forget what the new images do not show. A first guess between a tenth and a quarter
 GOING_ON_RATE = 0.125
+MIXTURE_RATE = 0.5  # instead, where the images before are read too: more was learned, and no more forgotten
 DECODER_RATE = 0.001  # of an image tokenizer that goes on: its tokens do not change, so it forgets little
 
 
@@ -172,7 +173,7 @@ def resolve_from(
     tuned = {"tune": "all", "bpe_dropout": params["generator"]["bpe_dropout"]}
     for name, model, settings in (("generator", package.generator, tuned), ("scorer", package.scorer, {})):
         training = params[name]["training"]
-        training["learning_rate"] *= GOING_ON_RATE
+        training["learning_rate"] *= MIXTURE_RATE if data["source"] == "mixture" else GOING_ON_RATE
         params[name] = {"kind": model.built_as["kind"], "init": init, **settings, "training": training}
     for name in ("temperature", "top_k", "top_p", "guidance"):
         params["sampling"][name] = getattr(package.settings, name)
