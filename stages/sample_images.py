@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from stages.runtime.program import program
 from stages.runtime.stage import Stage
 from thousandwords.core.config import section
+from thousandwords.core.manifest import read_manifest
 from thousandwords.core.progress import progress
 from thousandwords.core.special_tokens import UNKNOWN
 from thousandwords.data.images import fit_square
 from thousandwords.data.pair_shards import read_captions, splits
+from thousandwords.data.sampler import Mixture, first_rows
 from thousandwords.inference.candidates import count_batches
 from thousandwords.inference.config import PromptsConfig, check_guidance, check_prompt
 from thousandwords.inference.inpainting import (
@@ -78,10 +80,15 @@ def choose_prompts(pairs: Path, settings: PromptsConfig) -> list[tuple[str, str]
 
 
 def _held_out_captions(pairs: Path, count: int) -> Iterator[tuple[str, str]]:
+    facts = read_manifest(pairs, verify=False)["facts"]
     for split in splits(pairs):
         if split == "train":
             continue
-        captions = dict.fromkeys(check_prompt(texts[0]) for texts in read_captions(pairs, split))
+        texts = list(read_captions(pairs, split))
+        mixture = Mixture.from_metadata(facts, split)
+        if mixture:  # of each source its first captions
+            texts = [texts[row] for row in first_rows(count, len(texts), mixture)]
+        captions = dict.fromkeys(check_prompt(captions[0]) for captions in texts)
         yield from [(split, caption) for caption in captions][:count]
 
 

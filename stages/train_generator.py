@@ -19,7 +19,7 @@ from thousandwords.core.manifest import read_manifest
 from thousandwords.core.rng import step_rng
 from thousandwords.core.special_tokens import PAD
 from thousandwords.data.loader import CaptionConfig, TokenLoader
-from thousandwords.data.sampler import sequential_batches
+from thousandwords.data.sampler import first_rows, sequential_batches
 from thousandwords.data.token_shards import AnyTokenRows, all_captions, open_token_rows, read_token_rows
 from thousandwords.text.bpe import TextTokenizer, load
 from thousandwords.training.config import TrainingConfig
@@ -52,7 +52,7 @@ def train_generator(
     freeze(model.to(device), settings.tune)
     loader = TokenLoader(rows, tokenizer, context.seed, settings.bpe_dropout)
     _count_truncated(tokenizer, rows, context)
-    indices = range(min(VALIDATION_ROWS, len(held_out)))
+    indices = first_rows(VALIDATION_ROWS, len(held_out), held_out.mixture)
     prompts = [held_out.captions[row][0] for row in indices]
     validation_text = tokenizer.encode(prompts).to(device)
     validation_tokens = held_out.batch(indices)[1].to(device)

@@ -21,8 +21,8 @@ from thousandwords.core.rng import step_rng
 from thousandwords.data.contact_sheet import make_contact_sheet
 from thousandwords.data.images import encode_png, to_float, to_uint8
 from thousandwords.data.loader import ImageLoader
-from thousandwords.data.pair_shards import open_pairs
-from thousandwords.data.sampler import positions, sequential_batches
+from thousandwords.data.pair_shards import PairReader, open_pairs
+from thousandwords.data.sampler import first_rows, positions, sequential_batches
 from thousandwords.nn import metrics
 from thousandwords.pretrained import tokenizer_init
 from thousandwords.training.config import TrainingConfig
@@ -52,7 +52,7 @@ def train_image_tokenizer(pairs: Path, out: Path, curves: Path, context: Stage) 
         size = reader.image_size
         model = components.build("image_tokenizers", block["kind"], model_config, image_size=size).to(device)
         model.prepare(_one_epoch(loader, config.batch_size, device), step_rng(context.seed, 0, device))
-    validation = to_float(held_out.images(list(range(min(VALIDATION_IMAGES, len(held_out)))))).to(device)
+    validation = _first_images(held_out).to(device)
     state, history = train(
         context,
         model,
@@ -79,7 +79,7 @@ def copy_pretrained(block: dict, pairs: Path, out: Path, curves: Path, context: 
     """Copy the tokenizer of `image_tokenizer.init`, checked, and evaluate it like a trained one."""
     held_out = open_pairs(pairs, "validation")
     model = tokenizer_init.load(block, held_out.image_size).to(context.world.device)
-    validation = to_float(held_out.images(list(range(min(VALIDATION_IMAGES, len(held_out))))))
+    validation = _first_images(held_out)
     tokens, decoded = _encode_and_decode(model, validation)
     values = _metrics(model, validation, tokens, decoded)
     values = {f"validation/{name}": value for name, value in values.items()}
@@ -91,6 +91,11 @@ def copy_pretrained(block: dict, pairs: Path, out: Path, curves: Path, context: 
         f"{context.name}: copied {block['init']} (fingerprint {model.fingerprint}); nothing was trained",
         flush=True,
     )
+
+
+def _first_images(held_out: PairReader) -> Tensor:
+    """The held-out images that are evaluated during training: (N, 3, H, W) in [0, 1]."""
+    return to_float(held_out.images(first_rows(VALIDATION_IMAGES, len(held_out), held_out.mixture)))
 
 
 def _encode_and_decode(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

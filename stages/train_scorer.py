@@ -17,6 +17,7 @@ from thousandwords.core.rng import step_rng
 from thousandwords.data.images import to_float
 from thousandwords.data.loader import ImageLoader
 from thousandwords.data.pair_shards import open_pairs
+from thousandwords.data.sampler import first_rows
 from thousandwords.nn import metrics
 from thousandwords.text.normalize import normalize
 from thousandwords.training.config import TrainingConfig
@@ -36,7 +37,7 @@ def train_scorer(pairs: Path, out: Path, curves: Path, context: Stage) -> None:
     history: list[dict[str, float]] = []
     state = None
     if model.is_trainable:
-        indices = list(range(min(VALIDATION_PAIRS, len(held_out))))
+        indices = first_rows(VALIDATION_PAIRS, len(held_out), held_out.mixture)
         images = to_float(held_out.images(indices)).to(device)
         validation = images, [normalize(held_out.captions(row)[0]) for row in indices]
         loader = ImageLoader(reader, context.seed)

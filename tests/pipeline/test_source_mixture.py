@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages import tokenize_pairs
+from stages import sample_images, tokenize_pairs
 from tests.helpers.images import png, write, write_tar
 from tests.helpers.tiny_models import SIDE, tiny, tiny_text
 from tests.pipeline.test_data_stages import stage
@@ -20,8 +20,9 @@ from thousandwords.core.files import unit_hash
 from thousandwords.core.manifest import read_manifest
 from thousandwords.data.loader import ImageLoader, TokenLoader
 from thousandwords.data.pair_shards import PairReader
-from thousandwords.data.sampler import Mixture, epochs_and_rows
-from thousandwords.data.token_shards import open_token_rows
+from thousandwords.data.sampler import Mixture, epochs_and_rows, first_rows
+from thousandwords.data.token_shards import open_token_rows, read_token_rows
+from thousandwords.inference.config import PromptsConfig
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.counts import BadData
 from thousandwords.ingest.ingest import check_source, open_source, write_pairs
@@ -97,6 +98,30 @@ def test_weights_set_how_often_training_uses_a_source_while_each_input_is_stored
     assert uses["drawings"] / len(captions) == pytest.approx(2 / present, abs=0.05)
     each = uses["drawings"] // counted[1]
     assert set(Counter(caption for caption in captions if "drawings" in caption).values()) <= {each, each + 1}
+
+
+def test_the_held_out_rows_that_are_looked_at_are_of_each_source_by_its_weight(own, monkeypatch):
+    """Else they are all of the first source, and a training that goes on with a second one keeps its first weights."""
+    two = Mixture(rows=(6, 3), weights=(1.0, 1.0))
+    assert first_rows(4, 9, two) == [0, 1, 6, 7] and first_rows(8, 9, two) == [0, 1, 2, 3, 6, 7, 8]
+    assert first_rows(4, 9) == [0, 1, 2, 3] and first_rows(4, 2) == [0, 1]
+    assert first_rows(2, 3, Mixture(rows=(0, 3), weights=(1.0, 1.0))) == [0, 1]
+
+    for index in range(8, 40):
+        write(own / "photos", {f"{index}.png": png(100 + index), f"{index}.txt": f"photos {index}"})
+    sources = [{**part, "weight": 1} for part in mixture(own)[:2]]
+    data = {**LOOSE, "image_size": SIDE, "source": "mixture", "sources": sources, "validation_share": 0.5}
+    write_pairs(section(data, "data", DataConfig), 0, own / "pairs")
+    prompts = sample_images.choose_prompts(own / "pairs", PromptsConfig(prompts_per_split=4))
+    assert [prompt.split()[0] for _, prompt in prompts] == ["photos"] * 2 + ["drawings"] * 2
+
+    components.save(tiny("image_tokenizers", "dvae"), own / "tokenizer")
+    monkeypatch.chdir(own)
+    paths = (Path("pairs"), Path("tokenizer"), Path("tokens"))
+    tokenize_pairs.tokenize_pairs(*paths, stage("tokenize_pairs", tokens={"rows_per_shard": 4}))
+    held_out = read_token_rows(Path("tokens"), "validation", first=4)
+    captions, _ = held_out.batch(first_rows(4, len(held_out), held_out.mixture))
+    assert [caption.split()[0] for caption in captions] == ["photos"] * 2 + ["drawings"] * 2
 
 
 def test_without_weights_an_epoch_has_each_row_once(own):

@@ -51,6 +51,22 @@ def shares(count: int, weights: Sequence[float]) -> list[int]:
     return whole
 
 
+def first_rows(count: int, num_rows: int, mixture: Mixture | None = None) -> list[int]:
+    """Up to `count` rows that stand for all: the first, and of a mixture the first of each source by the weights.
+
+    first_rows(4, 9, Mixture(rows=(6, 3), weights=(1.0, 1.0))) -> [0, 1, 6, 7]
+    """
+    if mixture is None:
+        return list(range(min(count, num_rows)))
+    present = [number for number, rows in enumerate(mixture.rows) if rows]
+    counts = shares(min(count, sum(mixture.rows)), [mixture.weights[number] for number in present])
+    rows = []
+    for number, share in zip(present, counts, strict=True):
+        start = sum(mixture.rows[:number])
+        rows += range(start, start + min(share, mixture.rows[number]))
+    return rows
+
+
 def epoch_rows(mixture: Mixture, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """(how often the row came before, row) at each position of an epoch, both (N,) uint32 for N rows in total."""
     ends = np.cumsum(mixture.rows)

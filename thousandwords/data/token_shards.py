@@ -24,7 +24,7 @@ from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import DamagedArtefact, read_manifest, write_manifest
 from thousandwords.core.parquet import ROW_GROUP
 from thousandwords.core.row_store import RowBatch, RowStore, unpack_rows
-from thousandwords.data.sampler import Mixture
+from thousandwords.data.sampler import Mixture, first_rows
 from thousandwords.data.shard_writer import ShardWriter
 
 FIX = "dvc repro tokenize_pairs"
@@ -198,18 +198,20 @@ def all_captions(rows: AnyTokenRows) -> Iterator[str]:
 def read_token_rows(
     folder: Path, split: str, tokenizer_fingerprint: str | None = None, first: int | None = None
 ) -> TokenRows:
-    """Read the rows of a split into memory; with `first`, only the first shards with at least that many rows.
+    """Read the rows of a split into memory; with `first`, only the first shards with so many `sampler.first_rows`.
 
     Verified against the manifest and, if given, against the tokenizer in use: WrongTokenizer or DamagedArtefact.
     """
     manifest = read_manifest(folder, fix=FIX)
     header, names = _header_and_shards(manifest, folder, split, tokenizer_fingerprint)
+    mixture = Mixture.from_metadata(manifest["facts"], split)
+    rows = {name: manifest["files"][name]["rows"] for name in names}
+    needed = None if first is None else max(first_rows(first, sum(rows.values()), mixture))
     tables = []
     for name in names:
-        if first is None or sum(table.num_rows for table in tables) < first:
-            tables.append(read_shard(Path(folder) / name, header, manifest["files"][name]["rows"]))
+        if needed is None or sum(table.num_rows for table in tables) <= needed:
+            tables.append(read_shard(Path(folder) / name, header, rows[name]))
     table = pa.concat_tables(tables)
-    mixture = None if first is not None else Mixture.from_metadata(manifest["facts"], split)
     return TokenRows(
         header, table["key"].to_pylist(), table["captions"].to_pylist(), _all_tokens(table, header), mixture
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from thousandwords.core.progress import progress
 from thousandwords.data.images import to_float
 from thousandwords.data.pair_shards import PairReader
+from thousandwords.data.sampler import first_rows
 from thousandwords.evaluation.config import SPLIT_NAMES, EvaluationConfig
 from thousandwords.evaluation.features import Extractor, scorer_extractor
 from thousandwords.evaluation.image_fidelity import (
@@ -73,13 +74,14 @@ def evaluate_run(
     inputs: EvaluationInputs, config: EvaluationConfig, seed: int, extractor: Extractor | None = None
 ) -> Evaluation:
     """The figures of a run; `extractor` is the network of `evaluation.features`, None for the own scorer."""
-    images = _first_images(inputs.validation, config.num_images)
-    kmeans_images = _first_images(inputs.training, config.kmeans_images)
+    rows = _first_rows(inputs.validation, config.num_images)
+    images = to_float(inputs.validation.images(rows))
+    kmeans_images = to_float(inputs.training.images(_first_rows(inputs.training, config.kmeans_images)))
     # caption match reads scenes in Python while torch, which releases the lock, compares images
     with ThreadPoolExecutor(1) as pool:
         matching = pool.submit(caption_match, inputs.samples, inputs.scores, seed)
         reconstructions = reconstruct(inputs.tokenizer, images, kmeans_images, config.kmeans_iterations, seed)
-        captions = [normalize(inputs.validation.captions(row)[0]) for row in range(len(images))]
+        captions = [normalize(inputs.validation.captions(row)[0]) for row in rows]
         held_out = HeldOut(images, captions, reconstructions.psnr_hard)
         num_train_images = min(config.overlap_images, len(inputs.training))
 
@@ -149,8 +151,8 @@ def _protocol(inputs: EvaluationInputs, seed: int) -> dict:
     }
 
 
-def _first_images(reader: PairReader, count: int) -> Tensor:
-    return to_float(reader.images(list(range(min(count, len(reader))))))
+def _first_rows(reader: PairReader, count: int) -> list[int]:
+    return first_rows(count, len(reader), reader.mixture)
 
 
 def caption_match(samples: Samples, scores: np.ndarray, seed: int) -> tuple[dict, Matches]:
