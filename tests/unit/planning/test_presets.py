@@ -68,6 +68,5 @@ def test_a_section_with_a_source_or_kind_is_replaced_and_another_one_key_by_key(
 def test_the_emoji_preset_has_the_models_of_the_default_and_no_scenes():
     default, emoji = (read_preset(name, ROOT / "presets") for name in ("default", "emoji"))
     assert emoji["data"]["source"] == "webdataset" and "scenes" not in emoji["data"]
-    assert emoji["generator"]["transformer"].keys() - default["generator"]["transformer"].keys() == {
-        "caption_dropout"
-    }
+    added = emoji["generator"]["transformer"].keys() - default["generator"]["transformer"].keys()
+    assert added == {"caption_dropout", "dropout"}
