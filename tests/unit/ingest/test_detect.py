@@ -71,6 +71,8 @@ LAYOUTS = {
     "folder, capitals": {"A.PNG": png(1), "A.TXT": "a cat", "B.JFIF": png(2), "B.Txt": "a bee"},
     "folder, deep": {f"x/y/{name}": data for name, data in {**A, **B, **TEXTS}.items()},
     "folder, .caption": {**A, **B, "a.caption": "a cat", "b.caption": "a bee"},
+    "texts in a folder of their own": {"images/a.png": png(1), "images/b.png": png(2), "captions/a.txt": "a cat", "captions/b.txt": "a bee"},
+    "the same, deep, capitals": {"x/Images/t/a.png": png(1), "x/Images/b.png": png(2), "x/Texts/t/a.TXT": "a cat", "x/Texts/b.json": '{"text": "a bee"}'},
     "imagefolder, csv": {**A, **B, "metadata.csv": TABLE},
     "imagefolder, jsonl": {**A, **B, "metadata.jsonl": LINES, "README.md": "x"},
     "imagefolder, json": {**A, **B, "metadata.json": json.dumps(ROWS, indent=1)},
@@ -114,6 +116,20 @@ def test_a_usual_layout_is_read_with_only_its_path_given(tmp_path, layout):
     assert sorted(captions) == [("a bee",), ("a cat",)]
 
 
+def test_what_lacks_its_half_in_the_other_folder_is_counted(tmp_path):
+    files = {
+        "images/a.png": png(1),
+        "images/b.png": png(2),
+        "captions/a.txt": "a cat",
+        "captions/c.txt": "no image",
+    }
+    assert read(write(tmp_path / "own", files)) == {
+        "a.png": ("a cat",),
+        "b.png": "missing_pair",
+        "c.txt": "missing_pair",
+    }
+
+
 @pytest.mark.parametrize("place", ["", "data"])
 def test_hub_parquet_is_read_also_in_the_folder_data_of_a_clone(tmp_path, place):
     (tmp_path / place).mkdir(exist_ok=True)
@@ -124,7 +140,10 @@ def test_hub_parquet_is_read_also_in_the_folder_data_of_a_clone(tmp_path, place)
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz"])
-@pytest.mark.parametrize("layout", ["folder", "imagefolder, jsonl", "csv, images in a folder", "coco"])
+@pytest.mark.parametrize(
+    "layout",
+    ["folder", "texts in a folder of their own", "imagefolder, jsonl", "csv, images in a folder", "coco"],
+)
 @pytest.mark.parametrize("in_folder", [False, True])
 def test_an_archive_is_read_like_the_folder_that_was_packed(tmp_path, suffix, layout, in_folder):
     files = {f"own/{name}": data for name, data in LAYOUTS[layout].items()}

@@ -15,7 +15,7 @@ from thousandwords.ingest.sources.base import IMAGE_SUFFIXES, OTHER_IMAGES, Sour
 from thousandwords.ingest.sources.coco import CocoSource
 from thousandwords.ingest.sources.columns import MAX_FOLDERS, base_of, columns_of, with_columns
 from thousandwords.ingest.sources.filesystem import check_not_pointer, open_folder, open_parent_folder
-from thousandwords.ingest.sources.folder import TEXT_SUFFIXES
+from thousandwords.ingest.sources.folder import IMAGE_FOLDERS, TEXT_FOLDERS, TEXT_SUFFIXES, parallel_folders
 from thousandwords.ingest.sources.local_folder import Folder
 from thousandwords.ingest.sources.tar_index import split_name, tar_members
 
@@ -167,7 +167,12 @@ def _find_in_folder(folder: Folder, address: str) -> list[tuple[str, str]]:
     stems = {name.rpartition(".")[0] for name in (*images, *others)}
     stems |= {*images, *others}  # cat.txt or cat.png.txt
     texts = [name for suffix in (*TEXT_SUFFIXES, "json") for name in suffixes.get(suffix, ())]
-    num_pairs = len({name.rpartition(".")[0] for name in texts} & stems)
+    text_stems = {name.rpartition(".")[0] for name in texts}
+    for stem in [*text_stems]:  # captions/cat.txt is of images/cat.png
+        place, name = posixpath.split(stem)
+        places = parallel_folders(place, TEXT_FOLDERS, IMAGE_FOLDERS)
+        text_stems |= {posixpath.join(place, name) for place in places}
+    num_pairs = len(text_stems & stems)
     lists = [name for name in files if suffix_of(name) in TABLES and name.rpartition(".")[0] not in stems]
     problems: list[str] = []
 

@@ -1,4 +1,5 @@
-"""Folders of images, each with a text of the same name beside it (cat.txt or cat.png.txt, of any case), else a .json.
+"""Folders of images, each with a text of the same name beside it (cat.txt or cat.png.txt, of any case), else a .json;
+or with the texts in a folder of their own: images/a/cat.png and captions/a/cat.txt.
 
 Links to folders are not followed.
 """
@@ -26,8 +27,11 @@ from thousandwords.ingest.sources.base import (
     suffix_of,
 )
 from thousandwords.ingest.sources.filesystem import check_not_pointer, open_folder
+from thousandwords.ingest.sources.local_folder import Entry
 
 TEXT_SUFFIXES = ("txt", "caption")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img")
+TEXT_FOLDERS = ("captions", "caption", "texts", "text", "txt")
 Input = tuple[str, str, InvalidInput | None]  # names of the image and of its text, and a problem
 
 
@@ -112,10 +116,14 @@ class FolderSource(Source):
             yield folder or ".", "", problem
             return
         texts = {
-            _stem_of(entry.name): entry.name
+            _stem_of(name): os.path.join(place, name)
+            for place, names in (
+                *self._parallel(folder, IMAGE_FOLDERS, TEXT_FOLDERS),
+                (folder, _files(entries)),
+            )
             for suffix in ("json", *TEXT_SUFFIXES[::-1])  # the last one counts: cat.txt before cat.json
-            for entry in reversed(entries)
-            if not entry.is_folder and suffix_of(entry.name) == suffix
+            for name in reversed(names)
+            if suffix_of(name) == suffix
         }
         others = {
             _stem_of(entry.name): entry.name
@@ -123,6 +131,8 @@ class FolderSource(Source):
             if not entry.is_folder and suffix_of(entry.name) not in TEXT_SUFFIXES
         }
         images = [entry.name for entry in entries if suffix_of(entry.name) in IMAGE_SUFFIXES]
+        for _, names in self._parallel(folder, TEXT_FOLDERS, IMAGE_FOLDERS):
+            images += [name for name in names if suffix_of(name) in (*IMAGE_SUFFIXES, *OTHER_IMAGES)]
         image_stems = {*map(_stem_of, images), *images}  # cat.txt or cat.png.txt
         for entry in entries:
             name = os.path.join(folder, entry.name)
@@ -132,7 +142,7 @@ class FolderSource(Source):
             is_image = suffix_of(entry.name) in IMAGE_SUFFIXES
             if is_image or (suffix_of(entry.name) in OTHER_IMAGES and stem not in image_stems):
                 text = texts.get(stem) or texts.get(entry.name)
-                yield name, os.path.join(folder, text) if text else "", None
+                yield name, text or "", None
             elif entry.is_folder and not entry.is_link:
                 yield from self._inputs(name)
             elif entry.is_folder:
@@ -144,6 +154,30 @@ class FolderSource(Source):
                     continue  # an input itself
                 hint = f"; the format of {other} is not read" if other else ""
                 yield name, "", InvalidInput("missing_pair", f"there is no image beside {entry.name}{hint}")
+
+    def _parallel(
+        self, folder: str, names: Sequence[str], others: Sequence[str]
+    ) -> list[tuple[str, list[str]]]:
+        """(folder, its files) of each `parallel_folders` that is there."""
+        found = []
+        for other in parallel_folders(folder, names, others):
+            with contextlib.suppress(InvalidInput):
+                found.append((other, _files(self.folder.entries(other))))
+        return found
+
+
+def parallel_folders(folder: str, names: Sequence[str], others: Sequence[str]) -> Iterator[str]:
+    """Where the other half of the pairs in a folder may be: "images/a" -> "captions/a", "caption/a", "texts/a" ..."""
+    parts = folder.split("/")
+    for number, part in enumerate(parts):
+        if part.lower() in names:
+            for other in others:
+                other = other.capitalize() if part[0].isupper() else other
+                yield "/".join([*parts[:number], other, *parts[number + 1 :]])
+
+
+def _files(entries: Sequence[Entry]) -> list[str]:
+    return [entry.name for entry in entries if not entry.is_folder]
 
 
 def _stem_of(name: str) -> str:
