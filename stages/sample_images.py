@@ -80,12 +80,12 @@ def choose_prompts(pairs: Path, settings: PromptsConfig) -> list[tuple[str, str]
 
 
 def _held_out_captions(pairs: Path, count: int) -> Iterator[tuple[str, str]]:
-    facts = read_manifest(pairs, verify=False)["facts"]
+    metadata = read_manifest(pairs, verify=False)["facts"]
     for split in splits(pairs):
         if split == "train":
             continue
         texts = list(read_captions(pairs, split))
-        mixture = Mixture.from_metadata(facts, split)
+        mixture = Mixture.from_metadata(metadata, split)
         if mixture:  # of each source its first captions
             texts = [texts[row] for row in first_rows(count, len(texts), mixture)]
         captions = dict.fromkeys(check_prompt(captions[0]) for captions in texts)
