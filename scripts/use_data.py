@@ -24,7 +24,7 @@ from thousandwords.core.manifest import copy_artifact
 from thousandwords.core.params import read_params
 from thousandwords.inference.package import PARTS, Package, load_package
 from thousandwords.ingest.config import DataConfig, SourceConfig
-from thousandwords.ingest.ingest import check_source, group_of, prepare_all
+from thousandwords.ingest.ingest import check_source, group_of, prepare_all, resolve_source
 from thousandwords.ingest.near_duplicates import ExactDuplicates
 from thousandwords.ingest.records import Pair
 from thousandwords.planning.budget import (
@@ -82,7 +82,7 @@ def use_data(path: str, minutes: float, size: str, device: str, start: str | Non
     image_size = package.image_tokenizer.image_size if package else base["data"]["image_size"]
     base = base | {"data": {"source": "auto", "path": path}} | (with_data_before(path) if start else {})
     data, seed = base["data"] | {"image_size": image_size}, base["seed"]
-    config = section(data, "data", DataConfig)
+    config, _ = resolve_source(section(data, "data", DataConfig))  # as prepare_pairs: the groups depend on it
     num_pairs = check_source(config)
     num_words = 16
     if num_pairs <= COUNTED:

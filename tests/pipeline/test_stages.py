@@ -28,7 +28,7 @@ from thousandwords.core.files import DiskFull
 from thousandwords.core.init_models import SECTIONS
 from thousandwords.data.images import encode_png
 from thousandwords.ingest.config import DataConfig
-from thousandwords.ingest.ingest import prepare_all
+from thousandwords.ingest.ingest import prepare_all, write_pairs
 from thousandwords.planning.presets import read_preset
 
 SMOKE = read_preset("smoke", ROOT / "presets")
@@ -248,6 +248,18 @@ def test_own_images_get_whole_settings_and_the_users_own_are_backed_up(own_proje
     assert (
         "data: DATA is nowhere, and there is no such file or folder. Give the path" in capsys.readouterr().err
     )
+
+
+def test_as_many_pairs_are_held_out_as_were_announced_also_of_several_lists(own_project, capsys):
+    for split in ("train", "val"):
+        rows = "".join(f"{split}{n}.png,a {split} {n}\n" for n in range(10))
+        images = {f"{split}{n}.png": png(seed=ord(split[0]) + n) for n in range(10)}
+        write(Path("lists"), images | {f"{split}.csv": f"image,caption\n{rows}"})
+    use_data.main(["lists", "--minutes", "5"])
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    assert "20 pairs, about 2 held out" in capsys.readouterr().out
+    counts = write_pairs(section(params["data"], "data", DataConfig), params["seed"], Path("pairs"))
+    assert counts["splits"] == {"train": 18, "validation": 2}
 
 
 def test_a_run_goes_on_from_the_last_ones_package_which_is_copied_first(own_project, capsys):
