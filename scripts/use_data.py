@@ -7,7 +7,7 @@ params.before.yaml.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -71,7 +71,7 @@ def use_data(path: str, minutes: float, size: str, device: str, start: str | Non
     """Count the pairs, measure this device, resolve; `start` names the package that the run goes on from."""
     base = read_preset("default")
     budget = section({"minutes": minutes, "size": size}, "budget", BudgetConfig)
-    if not Path(path).expanduser().exists() and not any(character in path for character in "*?["):
+    if _is_missing(path):
         raise UserError(
             f"DATA is {path}, and there is no such file or folder. Give the path of your captioned images"
         )
@@ -154,12 +154,26 @@ def with_data_before(path: str) -> dict:
             return {"seed": seed, "data": data}
     except (ConfigError, KeyError, TypeError, AttributeError):
         return {}
+    for source in sources:
+        if _is_missing(source["path"]):
+            raise UserError(
+                f"FROM reads the images before beside the new ones, and data of params.yaml names {source['path']}, "
+                "which is not there. Bring it back, or delete the section data of params.yaml to go on with the new "
+                "images alone"
+            )
     if config.source != "mixture":
         sources[0] |= {name: data.pop(name) for name in OF_ONE_SOURCE if name in data}
-    sources = [{"weight": 1} | source for source in sources]
+    counts = [1] * len(sources)
+    if config.source == "mixture" and not any("weight" in source for source in sources):  # each pair once
+        counts = [check_source(replace(config, sources=(source,))) for source in config.sources]
+    sources = [{"weight": count} | source for source, count in zip(sources, counts, strict=True)]
     new = {"source": "auto", "path": path, "weight": sum(source["weight"] for source in sources)}
     path = DataConfig.path  # what DVC watches; the sources have their own
     return {"seed": seed, "data": data | {"source": "mixture", "path": path, "sources": [*sources, new]}}
+
+
+def _is_missing(path: str) -> bool:
+    return not Path(path).expanduser().exists() and not any(character in path for character in "*?[")
 
 
 def describe(params: dict) -> str:

@@ -3,25 +3,30 @@
 import json
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from stages import sample_images, tokenize_pairs
+from stages import sample_images, tokenize_pairs, train_generator, train_image_tokenizer, train_scorer
 from tests.helpers.images import png, write, write_tar
 from tests.helpers.tiny_models import SIDE, tiny, tiny_text
-from tests.pipeline.test_data_stages import stage
+from tests.pipeline.test_data_stages import CLIP, DVAE, TRANSFORMER, stage
 from thousandwords import components
 from thousandwords.core.cache import Store
 from thousandwords.core.config import section
 from thousandwords.core.errors import InvalidInput
 from thousandwords.core.files import unit_hash
 from thousandwords.core.manifest import read_manifest
+from thousandwords.data.images import to_float
 from thousandwords.data.loader import ImageLoader, TokenLoader
 from thousandwords.data.pair_shards import PairReader
 from thousandwords.data.sampler import Mixture, epochs_and_rows, first_rows
 from thousandwords.data.token_shards import open_token_rows, read_token_rows
+from thousandwords.evaluation.evaluate_run import ChosenPairs
 from thousandwords.inference.config import PromptsConfig
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.counts import BadData
@@ -29,6 +34,7 @@ from thousandwords.ingest.ingest import check_source, open_source, write_pairs
 from thousandwords.ingest.prepare import select_captions
 from thousandwords.ingest.records import QUARANTINE
 from thousandwords.ingest.sources.base import RawPair, SourceError
+from thousandwords.text.bpe import save as save_text
 
 LOOSE = {"image_size": 16, "validation_share": 0.3, "max_refused_share": 0.9}
 
@@ -103,7 +109,7 @@ def test_weights_set_how_often_training_uses_a_source_while_each_input_is_stored
 def test_the_held_out_rows_that_are_looked_at_are_of_each_source_by_its_weight(own, monkeypatch):
     """Else they are all of the first source, and a training that goes on with a second one keeps its first weights."""
     two = Mixture(rows=(6, 3), weights=(1.0, 1.0))
-    assert first_rows(4, 9, two) == [0, 1, 6, 7] and first_rows(8, 9, two) == [0, 1, 2, 3, 6, 7, 8]
+    assert first_rows(4, 9, two) == [0, 6, 1, 7] and first_rows(8, 9, two) == [0, 6, 1, 7, 2, 8, 3]
     assert first_rows(4, 9) == [0, 1, 2, 3] and first_rows(4, 2) == [0, 1]
     assert first_rows(2, 3, Mixture(rows=(0, 3), weights=(1.0, 1.0))) == [0, 1]
 
@@ -113,7 +119,14 @@ def test_the_held_out_rows_that_are_looked_at_are_of_each_source_by_its_weight(o
     data = {**LOOSE, "image_size": SIDE, "source": "mixture", "sources": sources, "validation_share": 0.5}
     write_pairs(section(data, "data", DataConfig), 0, own / "pairs")
     prompts = sample_images.choose_prompts(own / "pairs", PromptsConfig(prompts_per_split=4))
-    assert [prompt.split()[0] for _, prompt in prompts] == ["photos"] * 2 + ["drawings"] * 2
+    assert [prompt.split()[0] for _, prompt in prompts] == ["photos", "drawings"] * 2
+
+    for split in ("train", "validation"):  # what an evaluation compares with, by place and not by row
+        pairs = ChosenPairs(PairReader(own / "pairs", split), 4)
+        words = [pairs.caption(place).split()[0] for place in range(len(pairs))]
+        assert words == ["photos", "drawings"] * 2
+        assert np.array_equal(pairs.images([1]), pairs.images(range(4))[1:2])
+        assert not np.array_equal(pairs.images([1]), PairReader(own / "pairs", split).images([1]))
 
     components.save(tiny("image_tokenizers", "dvae"), own / "tokenizer")
     monkeypatch.chdir(own)
@@ -121,7 +134,58 @@ def test_the_held_out_rows_that_are_looked_at_are_of_each_source_by_its_weight(o
     tokenize_pairs.tokenize_pairs(*paths, stage("tokenize_pairs", tokens={"rows_per_shard": 4}))
     held_out = read_token_rows(Path("tokens"), "validation", first=4)
     captions, _ = held_out.batch(first_rows(4, len(held_out), held_out.mixture))
-    assert [caption.split()[0] for caption in captions] == ["photos"] * 2 + ["drawings"] * 2
+    assert [caption.split()[0] for caption in captions] == ["photos", "drawings"] * 2
+
+
+class LookedAt(Exception):
+    """What a training stage looks at while it trains: captions, or images."""
+
+
+class Recorder:
+    """A model that only raises what it is evaluated on."""
+
+    max_batch_size = 8
+
+    def encode(self, images: torch.Tensor) -> None:
+        raise LookedAt(images)
+
+    def loss(self, images: torch.Tensor, captions: list[str], *_: object) -> None:
+        raise LookedAt(captions)
+
+
+def test_each_training_stage_looks_at_held_out_pairs_of_each_source(own, monkeypatch):
+    sources = [{**part, "weight": 1} for part in mixture(own)[:2]]
+    data = {**LOOSE, "image_size": SIDE, "source": "mixture", "sources": sources, "validation_share": 0.5}
+    write_pairs(section(data, "data", DataConfig), 0, own / "pairs")
+    components.save(tiny("image_tokenizers", "dvae"), own / "tokenizer")
+    save_text(tiny_text(), own / "text")
+    monkeypatch.chdir(own)
+    pairs, text, tokenizer, tokens = (Path(name) for name in ("pairs", "text", "tokenizer", "tokens"))
+    tokenize_pairs.tokenize_pairs(pairs, tokenizer, tokens, stage("tokenize_pairs", tokens={}))
+    out = Path("out"), Path("curves.json")
+
+    def looked_at(module: ModuleType, *inputs: Path, **block: object) -> object:
+        monkeypatch.setattr(module, "train", lambda *_, evaluate, **others: evaluate(Recorder()))
+        with pytest.raises(LookedAt) as caught:
+            getattr(module, module.__name__.rpartition(".")[2])(*inputs, *out, stage("training", **block))
+        return caught.value.args[0]
+
+    def show_prompts(prompts: list[str], *_: object) -> None:
+        raise LookedAt(prompts)
+
+    monkeypatch.setattr(train_image_tokenizer, "VALIDATION_IMAGES", 2)
+    monkeypatch.setattr(train_generator, "VALIDATION_ROWS", 2)
+    monkeypatch.setattr(train_generator, "samples", show_prompts)
+    monkeypatch.setattr(train_scorer, "VALIDATION_PAIRS", 2)
+    captions = looked_at(train_scorer, pairs, scorer=CLIP)
+    prompts = looked_at(train_generator, tokens, text, tokenizer, generator=TRANSFORMER)
+    images = looked_at(train_image_tokenizer, pairs, image_tokenizer=DVAE)
+    assert [caption.split()[0] for caption in (*captions, *prompts)] == ["photos", "drawings"] * 2
+    held_out = PairReader(pairs, "validation")
+    rows = [
+        [held_out.captions(row)[0] for row in range(len(held_out))].index(caption) for caption in captions
+    ]
+    assert images.equal(to_float(held_out.images(rows)))
 
 
 def test_without_weights_an_epoch_has_each_row_once(own):

@@ -304,7 +304,7 @@ def test_going_on_with_the_same_data_holds_out_no_pair_that_was_trained_on(own_p
     assert params["seed"] == 0 and params["data"]["source"] == "auto"
 
 
-def test_going_on_with_other_images_reads_those_before_as_often_and_holds_out_the_same(own_project):
+def test_going_on_with_other_images_reads_those_before_as_often_and_holds_out_the_same(own_project, capsys):
     for name, count in (("more", 8), ("third", 1)):
         write(Path(name), {f"{n}.png": png(seed=n + 90) for n in range(count)})
         write(Path(name), {f"{n}.txt": "a star" for n in range(count)})
@@ -329,6 +329,24 @@ def test_going_on_with_other_images_reads_those_before_as_often_and_holds_out_th
     use_data.main(["third", "--from", "models/package"])
     params = yaml.safe_load(Path("params.yaml").read_text())
     assert [source["weight"] for source in params["data"]["sources"]] == [1, 1, 2]
+
+    # a mixture without weights reads each pair once, and goes on to: the pairs before in the same proportion
+    folders = [{"source": "folder", "path": name} for name in ("own", "more")]
+    unweighted = {"seed": 3, "data": {"source": "mixture", "sources": folders}}
+    Path("params.yaml").write_text(yaml.safe_dump(unweighted))
+    use_data.main(["third", "--from", "models/package"])
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    assert [source["weight"] for source in params["data"]["sources"]] == [20, 8, 28]
+
+    shutil.rmtree("own")
+    Path("params.yaml").write_text(yaml.safe_dump(unweighted))
+    with pytest.raises(SystemExit):
+        use_data.main(["third", "--from", "models/package"])
+    fix = "Bring it back, or delete the section data of params.yaml to go on with the new images alone"
+    assert f"names own, which is not there. {fix}" in capsys.readouterr().err
+    Path("params.yaml").unlink()
+    use_data.main(["more", "--from", "models/package"])
+    assert yaml.safe_load(Path("params.yaml").read_text())["data"]["path"] == "more"
 
 
 @pytest.mark.parametrize("more", [[], ["--from", "models/package"]])

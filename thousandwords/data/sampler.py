@@ -52,19 +52,22 @@ def shares(count: int, weights: Sequence[float]) -> list[int]:
 
 
 def first_rows(count: int, num_rows: int, mixture: Mixture | None = None) -> list[int]:
-    """Up to `count` rows that stand for all: the first, and of a mixture the first of each source by the weights.
+    """Up to `count` rows that stand for all: the first, and of a mixture the first of each source by the weights, mixed
+    evenly, so that the first of these rows stand for all too.
 
-    first_rows(4, 9, Mixture(rows=(6, 3), weights=(1.0, 1.0))) -> [0, 1, 6, 7]
+    first_rows(4, 9, Mixture(rows=(6, 3), weights=(1.0, 1.0))) -> [0, 6, 1, 7]
     """
     if mixture is None:
         return list(range(min(count, num_rows)))
     present = [number for number, rows in enumerate(mixture.rows) if rows]
     counts = shares(min(count, sum(mixture.rows)), [mixture.weights[number] for number in present])
-    rows = []
+    places = []
     for number, share in zip(present, counts, strict=True):
         start = sum(mixture.rows[:number])
-        rows += range(start, start + min(share, mixture.rows[number]))
-    return rows
+        places += [
+            ((rank + 0.5) / share, number, start + rank) for rank in range(min(share, mixture.rows[number]))
+        ]
+    return [row for *_, row in sorted(places)]
 
 
 def epoch_rows(mixture: Mixture, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:

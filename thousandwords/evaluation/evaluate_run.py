@@ -56,12 +56,32 @@ class EvaluationInputs:
     checkpoints: Mapping[str, str]  # artefact -> sha256 of its manifest
 
 
+class ChosenPairs:
+    """Up to `count` pairs of a split that stand for all, by their place among them (sampler.first_rows)."""
+
+    def __init__(self, reader: PairReader, count: int) -> None:
+        self._reader, self._rows = reader, first_rows(count, len(reader), reader.mixture)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def images(self, places: Sequence[int]) -> np.ndarray:
+        """Their images (N, H, W, 3) uint8."""
+        return self._reader.images([self._rows[place] for place in places])
+
+    def caption(self, place: int) -> str:
+        """The first caption of a pair."""
+        return self._reader.captions(self._rows[place])[0]
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The figures, and what the report shows beside them."""
 
     figures: dict  # metrics.json, but for the seconds
-    held_out: HeldOut
+    held_out: HeldOut  # of `validation`
+    validation: ChosenPairs  # rows of HeldOut, NearestNeighbors and TrueOrNearest are places in these two
+    training: ChosenPairs
     reconstructions: Reconstructions
     neighbors: NearestNeighbors | None
     matches: Matches  # scenes only
@@ -74,26 +94,28 @@ def evaluate_run(
     inputs: EvaluationInputs, config: EvaluationConfig, seed: int, extractor: Extractor | None = None
 ) -> Evaluation:
     """The figures of a run; `extractor` is the network of `evaluation.features`, None for the own scorer."""
-    rows = _first_rows(inputs.validation, config.num_images)
-    images = to_float(inputs.validation.images(rows))
-    kmeans_images = to_float(inputs.training.images(_first_rows(inputs.training, config.kmeans_images)))
+    validation = ChosenPairs(inputs.validation, config.num_images)
+    training = ChosenPairs(inputs.training, config.overlap_images)
+    for_kmeans = ChosenPairs(inputs.training, config.kmeans_images)
+    places = range(len(validation))
+    images = to_float(validation.images(places))
+    kmeans_images = to_float(for_kmeans.images(range(len(for_kmeans))))
     # caption match reads scenes in Python while torch, which releases the lock, compares images
     with ThreadPoolExecutor(1) as pool:
         matching = pool.submit(caption_match, inputs.samples, inputs.scores, seed)
         reconstructions = reconstruct(inputs.tokenizer, images, kmeans_images, config.kmeans_iterations, seed)
-        captions = [normalize(inputs.validation.captions(row)[0]) for row in rows]
+        captions = [normalize(validation.caption(place)) for place in places]
         held_out = HeldOut(images, captions, reconstructions.psnr_hard)
-        num_train_images = min(config.overlap_images, len(inputs.training))
 
-        def read_training(rows: list[int]) -> Tensor:
-            return to_float(inputs.training.images(rows))
+        def read_training(places: list[int]) -> Tensor:
+            return to_float(training.images(places))
 
-        closeness = true_or_nearest(inputs.samples, inputs.scores, held_out, read_training, num_train_images)
+        closeness = true_or_nearest(inputs.samples, inputs.scores, held_out, read_training, len(training))
         fidelity, neighbors, counts = measure(
             inputs.scorer,
             held_out,
             read_training,
-            num_train_images,
+            len(training),
             inputs.samples,
             inputs.scores,
             config,
@@ -109,7 +131,7 @@ def evaluate_run(
     figures["fidelity"] = fidelity | closeness_figures(closeness, seed)
     features = (extractor or scorer_extractor(inputs.scorer)).protocol()
     figures["protocol"] = features | {"counts": counts} | _protocol(inputs, seed)
-    return Evaluation(figures, held_out, reconstructions, neighbors, matches, closeness)
+    return Evaluation(figures, held_out, validation, training, reconstructions, neighbors, matches, closeness)
 
 
 def collect(
@@ -149,10 +171,6 @@ def _protocol(inputs: EvaluationInputs, seed: int) -> dict:
         "versions": {"python": platform.python_version(), **versions},
         "checkpoints": inputs.checkpoints,
     }
-
-
-def _first_rows(reader: PairReader, count: int) -> list[int]:
-    return first_rows(count, len(reader), reader.mixture)
 
 
 def caption_match(samples: Samples, scores: np.ndarray, seed: int) -> tuple[dict, Matches]:

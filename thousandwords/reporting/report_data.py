@@ -12,8 +12,8 @@ from thousandwords.core.manifest import read_manifest
 from thousandwords.data.images import to_uint8
 from thousandwords.data.pair_shards import PairReader, open_pairs
 from thousandwords.evaluation.config import split_name
-from thousandwords.evaluation.evaluate_run import Evaluation, EvaluationInputs, Matches
-from thousandwords.evaluation.image_fidelity import HeldOut, NearestNeighbors
+from thousandwords.evaluation.evaluate_run import ChosenPairs, Evaluation, EvaluationInputs, Matches
+from thousandwords.evaluation.image_fidelity import NearestNeighbors
 from thousandwords.evaluation.overlap import Overlap
 from thousandwords.inference.sample_shards import Samples
 from thousandwords.ingest.near_duplicates import DUPLICATES
@@ -145,7 +145,7 @@ def gather(
         "best_samples": best_samples(samples, scores),
         "reconstructions": _reconstructions(evaluation, report_images),
         "prompts": prompt_rows(
-            report_images, samples, scores, evaluation.matches, partial(_true_and_nearest, inputs, evaluation)
+            report_images, samples, scores, evaluation.matches, partial(_true_and_nearest, evaluation)
         ),
         "plots": {
             section: [{"image": plots[name], "title": titles[name]} for name in titles if name in plots]
@@ -163,8 +163,7 @@ def gather(
         "fingerprints": figures["protocol"]["checkpoints"],
     }
     if neighbors := evaluation.neighbors:
-        held_out = evaluation.held_out
-        data |= nearest_pairs(neighbors, held_out, inputs.validation, inputs.training, samples)
+        data |= nearest_pairs(neighbors, evaluation.validation, evaluation.training, samples)
     return data
 
 
@@ -210,9 +209,9 @@ def prompt_rows(
     ]
 
 
-def _true_and_nearest(inputs: EvaluationInputs, evaluation: Evaluation, prompt: int) -> dict:
+def _true_and_nearest(evaluation: Evaluation, prompt: int) -> dict:
     """The true image and the training image nearest to the best candidate; empty unless a held-out caption."""
-    row, training = evaluation.true_or_nearest.get(prompt), inputs.training
+    row, training = evaluation.true_or_nearest.get(prompt), evaluation.training
     if row is None:
         return {}
     true_image = to_uint8(evaluation.held_out.images[[row.true_row]])[0]
@@ -221,7 +220,7 @@ def _true_and_nearest(inputs: EvaluationInputs, evaluation: Evaluation, prompt: 
         "nearest": {
             "image": thumbnail(training.images([row.training_row])[0], SMALL),
             "psnr": row.psnr_nearest,
-            "caption": training.captions(row.training_row)[0],
+            "caption": training.caption(row.training_row),
         },
         "is_closer_to_true": row.is_closer_to_true,
     }
@@ -245,19 +244,15 @@ def _prompt_row(prompt: int, samples: Samples, scores: np.ndarray, matches: list
 
 
 def nearest_pairs(
-    neighbors: NearestNeighbors,
-    held_out: HeldOut,
-    validation: PairReader,
-    training: PairReader,
-    samples: Samples,
+    neighbors: NearestNeighbors, validation: ChosenPairs, training: ChosenPairs, samples: Samples
 ) -> dict[str, list[dict]]:
     """Images beside the training image nearest to them: the nearest pairs, and those at the threshold."""
 
     def show_held_out(row: int) -> ImageAndCaption:
-        return thumbnail(to_uint8(held_out.images[[row]])[0], LARGE), validation.captions(row)[0]
+        return thumbnail(validation.images([row])[0], LARGE), validation.caption(row)
 
     def show_training(row: int) -> ImageAndCaption:
-        return thumbnail(training.images([row])[0], LARGE), training.captions(row)[0]
+        return thumbnail(training.images([row])[0], LARGE), training.caption(row)
 
     def show_sample(row: int) -> ImageAndCaption:
         prompt, candidate = neighbors.sample_ids[row]
