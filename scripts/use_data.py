@@ -5,7 +5,10 @@ Counts the pairs, measures this device for some seconds, and resolves every numb
 params.before.yaml.
 """
 
+import contextlib
+import itertools
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -29,6 +32,7 @@ from thousandwords.ingest.near_duplicates import ExactDuplicates
 from thousandwords.ingest.records import Pair
 from thousandwords.planning.budget import (
     BudgetConfig,
+    Seconds,
     measure_update,
     num_held_out,
     resolve,
@@ -42,6 +46,7 @@ LAST_RUN = Path("models/package")  # the pipeline writes it anew
 OF_ONE_SOURCE = {each.name for each in fields(SourceConfig)} & {each.name for each in fields(DataConfig)}
 OF_ONE_SOURCE -= {"source", "path"}
 COUNTED = 2_000  # inputs; up to here all are prepared once, so that the held-out pairs are counted and not estimated
+MEASURED = 256  # of more inputs so many are prepared, to measure how long it takes
 HEADER = "# Written by `make run DATA={path} MINUTES={minutes:g} {more}`. Edit any value by hand; docs/training.md lists them all.\n"
 GOING_ON = {
     "data": "a mixture reads the images of the run before as often as the new ones; validation_share of the pairs is held out",
@@ -64,7 +69,7 @@ class Resolved:
     params: dict  # `init` names folders of this machine
     init: str | None  # what it shall name
     message: str
-    seconds: dict[str, float]  # of one update of each model, measured here
+    seconds: Seconds
 
 
 def use_data(path: str, minutes: float, size: str, device: str, start: str | None = None) -> Resolved:
@@ -85,9 +90,14 @@ def use_data(path: str, minutes: float, size: str, device: str, start: str | Non
     config, _ = resolve_source(section(data, "data", DataConfig))  # as prepare_pairs: the groups depend on it
     num_pairs = check_source(config)
     num_words = 16
+    with contextlib.closing(prepare_all(config, seed)) as outcomes:
+        first = next(outcomes)
+        began = time.perf_counter()  # now the worker processes run
+        prepared = [first, *itertools.islice(outcomes, COUNTED if num_pairs <= COUNTED else MEASURED)]
+    preparing = num_pairs * (time.perf_counter() - began) / len(prepared)
     if num_pairs <= COUNTED:
         duplicates, groups, words = ExactDuplicates(), [], []
-        for split, pair in prepare_all(config, seed):
+        for split, pair in prepared:
             if isinstance(pair, Pair) and not duplicates.is_duplicate(pair, split):
                 groups.append(group_of(pair, config))
                 words.append(max(len(caption.split()) for caption in pair.captions))
@@ -105,9 +115,11 @@ def use_data(path: str, minutes: float, size: str, device: str, start: str | Non
         return measure_update(params, name, device)
 
     if package:
-        params, seconds = resolve_from(package, str(folder), base, data, budget, measure, is_parallel)
+        params, seconds = resolve_from(
+            package, str(folder), base, data, budget, measure, is_parallel, preparing
+        )
         return Resolved(params, init, f"goes on from {init}: {describe(params)}", seconds)
-    params, seconds = resolve(base, data, budget, num_words, measure, is_parallel)
+    params, seconds = resolve(base, data, budget, num_words, measure, is_parallel, preparing)
     return Resolved(params, None, describe(params), seconds)
 
 

@@ -1,5 +1,6 @@
 """A real Prefect server on a free port, tiny DVC projects, and processes for the tests of the flows."""
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import yaml
+from filelock import FileLock
 
 from tests.helpers.paths import ROOT
 
@@ -71,6 +74,23 @@ def end(process: subprocess.Popen, number: int = signal.SIGTERM) -> None:
                 descendant.kill()
 
 
+def new_database(home: Path) -> None:
+    """Put a database with Prefect's tables into `home`. They are made once on a machine, as that takes as long as all else
+    that a server does at its start."""
+    made = (
+        Path(tempfile.gettempdir())
+        / f"thousandwords-tests-{os.getuid()}-prefect-{importlib.metadata.version('prefect')}.db"
+    )
+    with FileLock(f"{made}.lock"):
+        if not made.is_file():
+            with tempfile.TemporaryDirectory() as folder:
+                command = [BIN / "prefect", "server", "database", "upgrade", "--yes"]
+                subprocess.run(command, env=environment(Path(folder)), check=True, capture_output=True)
+                shutil.copy(Path(folder) / "prefect.db", f"{made}.part")
+            os.replace(f"{made}.part", made)
+    shutil.copy(made, home / "prefect.db")
+
+
 class Server:
     """A Prefect server of its own; `api` is its address."""
 
@@ -78,6 +98,8 @@ class Server:
         self.home, self.port, self.settings = home, free_port(), settings
         self.api = f"http://127.0.0.1:{self.port}/api"
         home.mkdir(parents=True, exist_ok=True)
+        if "PREFECT_API_DATABASE_CONNECTION_URL" not in settings:
+            new_database(home)
         self.start()
 
     def start(self) -> None:

@@ -24,6 +24,7 @@ from thousandwords.training.tuning import freeze
 
 STARTUP_SECONDS = 75.0  # ten stages start, read and evaluate, whatever the budget
 STARTUP_SHARE = 0.12  # of the minutes: evaluations, samples, the report
+ENCODING = 1 / 3  # of the seconds of an update per image: one of its three passes
 SHARES = {"image_tokenizer": 0.4, "generator": 0.6}  # of the seconds that are left for training
 SCORER_SHARE = 0.8  # of the tokenizer's seconds, with which it runs in parallel
 Measure = Callable[[dict, str], float]  # params, name of a model -> seconds of one of its updates
@@ -72,6 +73,14 @@ class BudgetConfig:
             raise ValueError(f"budget.minutes is {self.minutes:g}; it needs to be 2 or more")
 
 
+@dataclass(frozen=True)
+class Seconds:
+    """What was measured on this device."""
+
+    updates: dict[str, float]  # of one update of each model that is trained
+    data: float  # of preparing and encoding all pairs
+
+
 def num_held_out(num_pairs: int) -> int:
     """At least min(64, a tenth), and 5 % of many pairs: num_held_out(60) -> 6, num_held_out(10_000) -> 500."""
     if num_pairs < 2:
@@ -110,9 +119,10 @@ def steps_for(name: str, seconds: float, seconds_per_update: float, num_train: i
     )
 
 
-def training_seconds(minutes: float, parallel: bool) -> dict[str, float]:
-    """Seconds for the training of each model; without `parallel` stages the scorer takes its own."""
-    left = 60 * minutes - STARTUP_SECONDS - STARTUP_SHARE * 60 * minutes
+def training_seconds(minutes: float, parallel: bool, data_seconds: float = 0.0) -> dict[str, float]:
+    """Seconds for the training of each model, beside `data_seconds` of preparing and encoding all pairs; without `parallel`
+    stages the scorer takes its own."""
+    left = 60 * minutes - STARTUP_SECONDS - STARTUP_SHARE * 60 * minutes - data_seconds
     left = max(left, 10.0)
     if not parallel:
         left /= 1 + SCORER_SHARE * SHARES["image_tokenizer"]
@@ -121,27 +131,32 @@ def training_seconds(minutes: float, parallel: bool) -> dict[str, float]:
 
 
 def resolve(
-    base: dict, data: dict, budget: BudgetConfig, num_words: int, measure: Measure, parallel: bool = True
-) -> tuple[dict, dict[str, float]]:
-    """(a whole params.yaml: the settings of `base`, with those that follow from the budget; the seconds of an update).
+    base: dict,
+    data: dict,
+    budget: BudgetConfig,
+    num_words: int,
+    measure: Measure,
+    parallel: bool = True,
+    preparing: float = 0.0,
+) -> tuple[dict, Seconds]:
+    """(a whole params.yaml: the settings of `base`, with those that follow from the budget; what was measured).
 
-    `data` is the resolved section.
+    `data` is the resolved section; `preparing` are the seconds until all pairs are prepared.
     """
-    seconds = training_seconds(budget.minutes, parallel)
     names = list(SIZES) if budget.size == "auto" else [budget.size]
     names = [name for name in names if budget.size != "auto" or budget.pairs >= SIZES[name].min_pairs]
     chosen: dict = {}
     for name in names:  # the largest whose generator gets enough updates
         params = _sized(base, data, budget, num_words, SIZES[name])
-        rate = measure(params, "generator")
-        if chosen and seconds["generator"] / rate < ENOUGH_UPDATES:
+        rates = {name: measure(params, name) for name in SHARES}
+        data_seconds = preparing + _encoding(params, rates["image_tokenizer"])
+        seconds = training_seconds(budget.minutes, parallel, data_seconds)
+        if chosen and seconds["generator"] / rates["generator"] < ENOUGH_UPDATES:
             break
-        chosen, generator_rate = params, rate
-    rates = {name: measure(chosen, name) for name in ("image_tokenizer", "scorer")} | {
-        "generator": generator_rate
-    }
+        chosen, measured, lengths = params, Seconds(rates, data_seconds), seconds
+    rates = measured.updates | {"scorer": measure(chosen, "scorer")}
     num_train = budget.pairs - num_held_out(budget.pairs)
-    _set_lengths(chosen, seconds, rates, num_train)
+    _set_lengths(chosen, lengths, rates, num_train)
     steps = chosen["image_tokenizer"]["training"]["steps"]
     chosen["image_tokenizer"]["dvae"] |= dict.fromkeys(
         ("temperature_steps", "decoder_only_from"), steps * 9 // 10
@@ -150,7 +165,7 @@ def resolve(
     transformer = chosen["generator"]
     epochs = transformer["training"]["steps"] * transformer["training"]["batch_size"] / num_train
     transformer["transformer"]["dropout"] = 0.1 if epochs > 10 else 0.0
-    return chosen, rates
+    return chosen, Seconds(rates, measured.data)
 
 
 def resolve_from(
@@ -161,7 +176,8 @@ def resolve_from(
     budget: BudgetConfig,
     measure: Measure,
     parallel: bool = True,
-) -> tuple[dict, dict[str, float]]:
+    preparing: float = 0.0,
+) -> tuple[dict, Seconds]:
     """As `resolve`, with models that go on from those of a package that `init` names: the sizes are the
     models' own, the rates lower, the steps from the budget. Of the image tokenizer only the decoder is trained: tokens
     stay valid, and new forms are drawn."""
@@ -177,18 +193,25 @@ def resolve_from(
         params[name] = {"kind": model.built_as["kind"], "init": init, **settings, "training": training}
     for name in ("temperature", "top_k", "top_p", "guidance"):
         params["sampling"][name] = getattr(package.settings, name)
-    seconds = training_seconds(budget.minutes, parallel)
     rates = {name: measure(params, name) for name in SHARES | {"scorer": None}}
+    data_seconds = preparing + _encoding(params, rates["image_tokenizer"])
+    seconds = training_seconds(budget.minutes, parallel, data_seconds)
     _set_lengths(params, seconds, rates, budget.pairs - num_held_out(budget.pairs))
-    return params, rates
+    return params, Seconds(rates, data_seconds)
 
 
-def planned_minutes(params: dict, seconds: dict[str, float]) -> float:
-    """Minutes of a run on own images: its trainings, given the seconds of an update, start-up, evaluations and report."""
-    trained = {name: params[name]["training"]["steps"] * value for name, value in seconds.items()}
+def planned_minutes(params: dict, seconds: Seconds) -> float:
+    """Minutes of a run on own images: its data, its trainings, start-up, evaluations and report."""
+    trained = {name: params[name]["training"]["steps"] * value for name, value in seconds.updates.items()}
     share = STARTUP_SHARE * params["budget"]["minutes"]
     beside = max(trained.get("image_tokenizer", 0.0), trained["scorer"])  # two stages run in parallel
-    return (STARTUP_SECONDS + beside + trained["generator"]) / 60 + share
+    return (STARTUP_SECONDS + seconds.data + beside + trained["generator"]) / 60 + share
+
+
+def _encoding(params: dict, seconds_per_update: float) -> float:
+    """Seconds until all pairs are encoded."""
+    per_image = ENCODING * seconds_per_update / params["image_tokenizer"]["training"]["batch_size"]
+    return params["budget"]["pairs"] * per_image
 
 
 def _set_lengths(params: dict, seconds: dict[str, float], rates: dict[str, float], num_train: int) -> None:

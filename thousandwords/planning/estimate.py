@@ -26,7 +26,7 @@ from thousandwords.data.token_shards import MAX_BYTES_IN_MEMORY, TEXT_BYTES_PER_
 from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.sources.base import SourceError
-from thousandwords.planning.budget import planned_minutes
+from thousandwords.planning.budget import Seconds, planned_minutes
 from thousandwords.planning.presets import read_preset
 from thousandwords.planning.recorded_runs import expectation, read_runs
 from thousandwords.preflight import TRAINED, build_models, check_params
@@ -366,13 +366,13 @@ def format_estimate(options: Namespace) -> str:
     return format_plan([first], sizes, rates, options.gpus)
 
 
-def format_own_images(params: dict, seconds: dict[str, float], options: Namespace) -> str:
-    """The estimate of a run on own images, whose settings were resolved with the measured seconds of an update."""
+def format_own_images(params: dict, seconds: Seconds, options: Namespace) -> str:
+    """The estimate of a run on own images, whose settings were resolved with the measured seconds."""
     sizes = read_sizes(params, params["budget"]["pairs"])
     rates = choose_rates(
         sizes, options.on, None, Path("nowhere/results"), read_benchmarks(options.benchmarks)
     )
-    for name, value in seconds.items():
+    for name, value in seconds.updates.items():
         work = sizes.models[name].work / params[name]["training"]["steps"]
         rates[f"train_{name}"] = Rate(work / value, f"measured: {value:.3g} s for an update here")
     rates["flops"] = rates["train_generator"]
@@ -383,7 +383,7 @@ def format_own_images(params: dict, seconds: dict[str, float], options: Namespac
     )
     tokens = sizes.pairs * sizes.num_image_tokens
     grid = math.isqrt(sizes.num_image_tokens)
-    trained = [name for name in ("image_tokenizer", "generator") if name in seconds]
+    trained = [name for name in ("image_tokenizer", "generator") if name in seconds.updates]
     updates = {name: params[name]["training"]["steps"] for name in trained}
     planned, minutes = planned_minutes(params, seconds), params["budget"]["minutes"]
     note = "" if planned > 0.9 * minutes else "; with more pairs it would take all of them"
