@@ -35,10 +35,9 @@ override PROMPT := $(value PROMPT)
 override PROMPTS := $(value PROMPTS)
 export PROMPT PROMPTS DATA FROM
 export THOUSANDWORDS_NIGHTLY := $(or $(NIGHTLY),$(THOUSANDWORDS_NIGHTLY))
-# the longest file first (smoke), not the one with the most tests
-PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-# `make test` runs these; `make test-all` then runs the rest
-QUICK := tests/pipeline/test_smoke.py tests/unit tests/contracts tests/architecture
+# in the order given: the longest files first, not those with the most tests
+PYTEST := OMP_NUM_THREADS=1 python -m pytest --dist loadfile --no-loadscope-reorder
+QUICK := tests/unit tests/contracts tests/architecture
 
 .PHONY: help setup ray run test test-all test-slow bench conformance lint generate compare human-eval-sheet human-eval-votes flow status deploy workers workers-stop fleet nightly register promote rollback serve servers servers-stop servers-status studio ui plan verify repair lock clean
 
@@ -67,10 +66,10 @@ run: $(READY)  ## captioned images -> tokens -> models -> ranked images -> repor
 	@python -m scripts.print_run_summary
 
 test: lint  ## lint, unit, contract and architecture tests, and one pipeline on the smoke preset
-	@$(PYTEST) $(QUICK)
+	@$(PYTEST) -n 2 tests/pipeline/test_smoke.py $(QUICK)
 
-test-all: test  ## make test, then all other tests but the slow ones: stages, servers, browser, reliability
-	@$(PYTEST) tests $(addprefix --ignore=,$(QUICK))
+test-all: lint  ## all tests but the slow ones: those of make test, and stages, servers, browser, reliability
+	@$(PYTEST) -n 3 tests/services tests/reliability tests/browser tests/pipeline $(QUICK)
 
 test-slow: $(READY)  ## thousands of trials: kills, flipped bits, damaged files, real servers (hours)
 	@OMP_NUM_THREADS=1 python -m pytest -m slow -s

@@ -228,6 +228,7 @@ def test_a_second_start_reports_that_they_run_already(team):
     assert "running already" in team.command("start").stdout and team.command("status").stdout == before
 
 
+@pytest.mark.slow
 def test_two_stages_on_two_workers_take_at_most_two_thirds_of_their_sum(team, tmp_path):
     fleet = Fleet(tmp_path, team.client(), seconds=12)
     try:
