@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stages import sample_images, tokenize_pairs, train_generator, train_image_tokenizer, train_scorer
 from tests.helpers.images import png, write, write_tar
@@ -24,7 +26,7 @@ from thousandwords.core.manifest import read_manifest
 from thousandwords.data.images import to_float
 from thousandwords.data.loader import ImageLoader, TokenLoader
 from thousandwords.data.pair_shards import PairReader
-from thousandwords.data.sampler import Mixture, epochs_and_rows, first_rows
+from thousandwords.data.sampler import Mixture, epoch_rows, epochs_and_rows, first_rows
 from thousandwords.data.token_shards import open_token_rows, read_token_rows
 from thousandwords.evaluation.evaluate_run import ChosenPairs
 from thousandwords.inference.config import PromptsConfig
@@ -188,12 +190,22 @@ def test_each_training_stage_looks_at_held_out_pairs_of_each_source(own, monkeyp
     assert images.equal(to_float(held_out.images(rows)))
 
 
-def test_without_weights_an_epoch_has_each_row_once(own):
+def test_without_weights_an_epoch_has_each_row_once_and_the_first_rows_are_of_each_source(own):
     write_pairs(config(source="mixture", sources=mixture(own)), 0, own / "pairs")
     reader = PairReader(own / "pairs", "train")
-    assert reader.mixture is None and "mixtures" not in read_manifest(own / "pairs")["facts"]
     rows = range(len(reader))
-    assert sorted(row for _, row in epochs_and_rows(rows, len(rows), 0)) == list(rows)
+    for epoch in range(3):
+        positions = range(epoch * len(rows), (epoch + 1) * len(rows))
+        of_epoch = epochs_and_rows(positions, len(rows), 0, reader.mixture)
+        assert sorted(of_epoch) == [(epoch, row) for row in rows]
+    captions = [reader.captions(row)[0] for row in first_rows(4, len(rows), reader.mixture)]
+    assert {caption.split()[0] for caption in captions} >= {"photos", "drawings"}
+
+
+@given(st.lists(st.integers(0, 999), min_size=1).filter(any), st.integers(0, 99))
+def test_sources_that_count_by_their_rows_have_each_row_once_in_an_epoch(rows, epoch):
+    rounds, of_epoch = epoch_rows(Mixture(tuple(rows), tuple(rows)), seed=0, epoch=epoch)
+    assert sorted(of_epoch) == list(range(sum(rows))) and set(rounds) == {epoch}
 
 
 def test_weights_are_passed_on_to_token_shards(own, monkeypatch):

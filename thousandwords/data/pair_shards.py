@@ -108,7 +108,7 @@ class PairReader:
         self.fingerprint: str = manifest["sha256"]
         self.image_size: int = manifest["facts"]["image_size"]
         self.counts: dict = manifest["facts"]["counts"]
-        self.mixture: Mixture | None = None  # set if the sources have weights
+        self.mixture: Mixture | None = None  # of several sources
         self._rows = rows
         self._squares: tuple[np.ndarray, np.ndarray] | None = None
 

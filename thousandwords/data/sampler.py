@@ -1,4 +1,4 @@
-"""The row at each training position: a seeded permutation of all rows per epoch, or a weighted mixture of sources.
+"""The row at each training position: a seeded permutation of all rows per epoch, or a mixture of sources.
 
 An epoch of a mixture has as many positions as there are rows. Each source that has rows gets a share of them by its
 weight. Within its share, a source's rows come in seeded permutations, continued from epoch to epoch: no row of a
@@ -16,7 +16,7 @@ import numpy as np
 
 CAPTION, VIEW, CROP, DROPOUT = range(4)  # what is random at a position; each has its own random numbers
 SLOTS, ROWS = range(2)  # and in a mixture: the positions of a source in the epoch, the order of its rows
-MIXTURES = "mixtures"  # manifest key, if sources have weights: {split: {"rows": …, "weights": …}}
+MIXTURES = "mixtures"  # manifest key, if there are several sources: {split: {"rows": …, "weights": …}}
 
 _LOCK = threading.Lock()  # threads that reach a new epoch together compute its order once
 
@@ -29,14 +29,15 @@ def sequential_batches(count: int, batch_size: int) -> Iterator[list[int]]:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The numbers of rows of the sources, in stored order, and their training weights."""
+    """The numbers of rows of the sources, in stored order, and their training weights: if equal to the numbers of rows,
+    each row comes once in an epoch."""
 
     rows: tuple[int, ...]
     weights: tuple[float, ...]
 
     @classmethod
     def from_metadata(cls, metadata: dict, split: str) -> Mixture | None:
-        """The mixture of a split from the metadata of a manifest; None if sources have no weights."""
+        """The mixture of a split from the metadata of a manifest; None of a single source."""
         block = metadata.get(MIXTURES, {}).get(split)
         return block and cls(tuple(block["rows"]), tuple(block["weights"]))
 

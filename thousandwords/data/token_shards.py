@@ -140,7 +140,7 @@ class TokenRows:
     keys: list[str]
     captions: list[list[str]]
     tokens: np.ndarray
-    mixture: Mixture | None = None  # set if the sources have weights
+    mixture: Mixture | None = None  # of several sources
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -247,13 +247,14 @@ def _share_that_holds_out_one(config: DataConfig, seed: int) -> float:
 
 
 def _mixtures(config: DataConfig, rows_by_source: dict[str, Counter]) -> dict:
-    """The manifest's block for `data.sampler.Mixture`, if sources have weights."""
-    numbers = range(len(config.weights))
-    blocks = {
-        split: {"rows": [rows[number] for number in numbers], "weights": config.weights}
-        for split, rows in rows_by_source.items()
-    }
-    return {MIXTURES: blocks} if numbers else {}
+    """The manifest's block for `data.sampler.Mixture`; without weights a source counts by its rows."""
+    if config.source != "mixture":
+        return {}
+    blocks = {}
+    for split, counted in rows_by_source.items():
+        rows = [counted[number] for number in range(len(config.sources))]
+        blocks[split] = {"rows": rows, "weights": config.weights or rows}
+    return {MIXTURES: blocks}
 
 
 def _duplicate_finder(
