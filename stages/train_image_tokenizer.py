@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from stages.runtime.program import program
 from stages.runtime.run_training import train
 from stages.runtime.stage import Stage
-from stages.runtime.training_view import reconstructions
+from stages.runtime.training_view import pairs_sheet, reconstructions
 from thousandwords import components
 from thousandwords.core.config import section
 from thousandwords.core.files import write_bytes, write_json
 from thousandwords.core.progress import progress
 from thousandwords.core.rng import step_rng
-from thousandwords.data.contact_sheet import make_contact_sheet
-from thousandwords.data.images import encode_png, to_float, to_uint8
+from thousandwords.data.images import encode_png, to_float
 from thousandwords.data.loader import ImageLoader
 from thousandwords.data.pair_shards import PairReader, open_pairs
 from thousandwords.data.sampler import first_rows, positions, sequential_batches
@@ -133,11 +132,7 @@ def _one_epoch(loader: ImageLoader, batch_size: int, device: str) -> Iterator[Te
 
 def _write_sheet(originals: Tensor, decoded: Tensor, path: Path, context: Stage) -> None:
     """Write a contact sheet: originals above their reconstructions."""
-    rows = [
-        row for start in range(0, len(originals), 8) for row in (originals[start:][:8], decoded[start:][:8])
-    ]
-    sheet = make_contact_sheet(to_uint8(torch.cat(rows)), columns=8)
-    write_bytes(path, encode_png(sheet))
+    write_bytes(path, encode_png(pairs_sheet(originals, decoded)))
     context.record_files(path)
 
 

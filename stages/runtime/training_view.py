@@ -159,7 +159,7 @@ def reconstructions(originals: Tensor) -> MakeSheet:
 
     def make_sheet(model: nn.Module) -> np.ndarray:
         decoded = model.decode(model.encode(originals))
-        return sheet(torch.cat([originals, decoded]))
+        return pairs_sheet(originals, decoded)
 
     return make_sheet
 
@@ -183,10 +183,18 @@ def samples(
     return make_sheet if captions else None
 
 
-def sheet(images: Tensor, labels: Sequence[str] | None = None) -> np.ndarray:
-    """Images (B, 3, H, W) in [0, 1] as rows of eight: uint8 (H', W', 3)."""
+def pairs_sheet(originals: Tensor, decoded: Tensor) -> np.ndarray:
+    """Originals (B, 3, H, W) in [0, 1], each above its reconstruction, in whole rows of up to eight."""
+    columns = min(NUM_IMAGES, len(originals))
+    rows = range(0, len(originals) // columns * columns, columns)
+    images = [part[start : start + columns].cpu() for start in rows for part in (originals, decoded)]
+    return sheet(torch.cat(images), columns=columns)
+
+
+def sheet(images: Tensor, labels: Sequence[str] | None = None, columns: int = NUM_IMAGES) -> np.ndarray:
+    """Images (B, 3, H, W) in [0, 1], row by row: uint8 (H', W', 3)."""
     zoom = max(1, MIN_WIDTH // images.shape[-1])
-    return make_contact_sheet(to_uint8(images.cpu()), columns=NUM_IMAGES, labels=labels, zoom=zoom)
+    return make_contact_sheet(to_uint8(images.cpu()), columns=columns, labels=labels, zoom=zoom)
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -135,3 +135,17 @@ def test_samples_while_training_are_the_same_each_time_and_change_no_weight(tmp_
     shown, plain = weights(evaluate), weights(lambda model: {})
     assert all(torch.equal(shown[name], plain[name]) for name in plain)
     assert np.array_equal(sheets[0], sheets[1]) and not np.array_equal(sheets[0], sheets[-1])
+
+
+@pytest.mark.parametrize(
+    ("count", "columns", "rows"), [(1, 1, 2), (6, 6, 2), (8, 8, 2), (11, 8, 2), (16, 8, 4)]
+)
+def test_each_image_stands_above_its_reconstruction_however_few_there_are(count, columns, rows):
+    """Of six held-out images the first two reconstructions stood beside them."""
+    originals = torch.linspace(0.1, 0.9, count).view(-1, 1, 1, 1).expand(-1, 3, 128, 128)
+    image = training_view.pairs_sheet(originals, 1 - originals)
+
+    assert image.shape == (4 + rows * 132, 4 + columns * 132, 3)
+    middles = image[68::132, 68::132, 0].astype(int)
+    assert np.abs(middles[0::2] + middles[1::2] - 255).max() <= 1
+    assert np.allclose(middles[0::2].ravel() / 255, originals[: rows // 2 * columns, 0, 0, 0], atol=0.01)
