@@ -52,7 +52,7 @@ def train_generator(
     freeze(model.to(device), settings.tune)
     loader = TokenLoader(rows, tokenizer, context.seed, settings.bpe_dropout)
     _count_truncated(tokenizer, rows, context)
-    indices = first_rows(VALIDATION_ROWS, len(held_out), held_out.mixture)
+    indices = first_rows(VALIDATION_ROWS, len(held_out), held_out.mixture, repeat=True)
     prompts = [held_out.captions[row][0] for row in indices]
     validation_text = tokenizer.encode(prompts).to(device)
     validation_tokens = held_out.batch(indices)[1].to(device)

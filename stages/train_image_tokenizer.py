@@ -94,7 +94,9 @@ def copy_pretrained(block: dict, pairs: Path, out: Path, curves: Path, context: 
 
 def _first_images(held_out: PairReader) -> Tensor:
     """The held-out images that are evaluated during training: (N, 3, H, W) in [0, 1]."""
-    return to_float(held_out.images(first_rows(VALIDATION_IMAGES, len(held_out), held_out.mixture)))
+    return to_float(
+        held_out.images(first_rows(VALIDATION_IMAGES, len(held_out), held_out.mixture, repeat=True))
+    )
 
 
 def _encode_and_decode(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -112,6 +112,10 @@ def test_the_held_out_rows_that_are_looked_at_are_of_each_source_by_its_weight(o
     """Else they are all of the first source, and a training that goes on with a second one keeps its first weights."""
     two = Mixture(rows=(6, 3), weights=(1.0, 1.0))
     assert first_rows(4, 9, two) == [0, 6, 1, 7] and first_rows(8, 9, two) == [0, 6, 1, 7, 2, 8, 3]
+    few = Mixture(
+        rows=(8, 1), weights=(1.0, 1.0)
+    )  # the figure that weights are kept by is half of the one new image
+    assert first_rows(6, 9, few) == [0, 8, 1, 2] and first_rows(6, 9, few, repeat=True) == [0, 8, 1, 8, 2, 8]
     assert first_rows(4, 9) == [0, 1, 2, 3] and first_rows(4, 2) == [0, 1]
     assert first_rows(2, 3, Mixture(rows=(0, 3), weights=(1.0, 1.0))) == [0, 1]
 
@@ -155,8 +159,8 @@ class Recorder:
         raise LookedAt(captions)
 
 
-def test_each_training_stage_looks_at_held_out_pairs_of_each_source(own, monkeypatch):
-    sources = [{**part, "weight": 1} for part in mixture(own)[:2]]
+def test_each_training_stage_looks_at_held_out_pairs_of_each_source_by_its_weight(own, monkeypatch):
+    sources = [{**part, "weight": weight} for part, weight in zip(mixture(own), (1, 3), strict=False)]
     data = {**LOOSE, "image_size": SIDE, "source": "mixture", "sources": sources, "validation_share": 0.5}
     write_pairs(section(data, "data", DataConfig), 0, own / "pairs")
     components.save(tiny("image_tokenizers", "dvae"), own / "tokenizer")
@@ -175,18 +179,19 @@ def test_each_training_stage_looks_at_held_out_pairs_of_each_source(own, monkeyp
     def show_prompts(prompts: list[str], *_: object) -> None:
         raise LookedAt(prompts)
 
-    monkeypatch.setattr(train_image_tokenizer, "VALIDATION_IMAGES", 2)
-    monkeypatch.setattr(train_generator, "VALIDATION_ROWS", 2)
+    monkeypatch.setattr(train_image_tokenizer, "VALIDATION_IMAGES", 8)
+    monkeypatch.setattr(train_generator, "VALIDATION_ROWS", 8)
     monkeypatch.setattr(train_generator, "samples", show_prompts)
-    monkeypatch.setattr(train_scorer, "VALIDATION_PAIRS", 2)
+    monkeypatch.setattr(train_scorer, "VALIDATION_PAIRS", 8)
     captions = looked_at(train_scorer, pairs, scorer=CLIP)
     prompts = looked_at(train_generator, tokens, text, tokenizer, generator=TRANSFORMER)
     images = looked_at(train_image_tokenizer, pairs, image_tokenizer=DVAE)
-    assert [caption.split()[0] for caption in (*captions, *prompts)] == ["photos", "drawings"] * 2
+    assert Counter(caption.split()[0] for caption in prompts) == {"photos": 2, "drawings": 4}
+    assert (
+        captions == prompts[:5] and len(set(prompts)) == 5
+    )  # among captions for an image none may come twice
     held_out = PairReader(pairs, "validation")
-    rows = [
-        [held_out.captions(row)[0] for row in range(len(held_out))].index(caption) for caption in captions
-    ]
+    rows = [[held_out.captions(row)[0] for row in range(len(held_out))].index(caption) for caption in prompts]
     assert images.equal(to_float(held_out.images(rows)))
 
 

@@ -52,9 +52,10 @@ def shares(count: int, weights: Sequence[float]) -> list[int]:
     return whole
 
 
-def first_rows(count: int, num_rows: int, mixture: Mixture | None = None) -> list[int]:
+def first_rows(count: int, num_rows: int, mixture: Mixture | None = None, repeat: bool = False) -> list[int]:
     """Up to `count` rows that stand for all: the first, and of a mixture the first of each source by the weights, mixed
-    evenly, so that the first of these rows stand for all too.
+    evenly, so that the first of these rows stand for all too. With `repeat` those of a source that has too few come
+    again: a figure over these rows then weighs the sources as training does.
 
     first_rows(4, 9, Mixture(rows=(6, 3), weights=(1.0, 1.0))) -> [0, 6, 1, 7]
     """
@@ -64,10 +65,9 @@ def first_rows(count: int, num_rows: int, mixture: Mixture | None = None) -> lis
     counts = shares(min(count, sum(mixture.rows)), [mixture.weights[number] for number in present])
     places = []
     for number, share in zip(present, counts, strict=True):
-        start = sum(mixture.rows[:number])
-        places += [
-            ((rank + 0.5) / share, number, start + rank) for rank in range(min(share, mixture.rows[number]))
-        ]
+        start, rows = sum(mixture.rows[:number]), mixture.rows[number]
+        ranks = range(share if repeat else min(share, rows))
+        places += [((rank + 0.5) / share, number, start + rank % rows) for rank in ranks]
     return [row for *_, row in sorted(places)]
 
 

@@ -197,6 +197,8 @@ def resolve_from(
     data_seconds = preparing + _encoding(params, rates["image_tokenizer"])
     seconds = training_seconds(budget.minutes, parallel, data_seconds)
     _set_lengths(params, seconds, rates, budget.pairs - num_held_out(budget.pairs))
+    # it gets worse while the rate is high, and is best at the end
+    params["image_tokenizer"]["training"]["stop_after"] = None
     return params, Seconds(rates, data_seconds)
 
 
