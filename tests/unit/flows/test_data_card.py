@@ -82,6 +82,13 @@ def test_the_card_says_whether_near_duplicates_were_removed():
     assert "Only exact copies were removed" in data_card("cats", without)
 
 
+def test_of_sources_without_weights_the_card_says_that_each_pair_counts_once():
+    manifest = copy.deepcopy(MANIFEST)
+    manifest["facts"]["mixtures"]["train"]["weights"] = [60, 30]
+    lines = data_card("cats", manifest).splitlines()
+    assert "An epoch has each pair of the sources once, in the order above: 60, 30." in lines
+
+
 def test_the_card_holds_no_local_path_and_no_setting_that_was_off():
     card = data_card("cats", MANIFEST, CAPTIONS)
     assert not [text for text in ("/mnt", "/home", "None", "captions equal in this") if text in card]
