@@ -174,7 +174,8 @@ def test_no_worker_outlives_its_parent_however_it_ends(hanging, number, is_whole
     (os.killpg if is_whole_group else os.kill)(running.pid, signal.Signals[number])
     assert running.wait(10) == -signal.Signals[number]
     assert psutil.wait_procs(workers, timeout=10)[1] == []
-    assert running.stderr.read().count(b"Traceback") == (number == "SIGINT")
+    errors = running.stderr.read().decode()
+    assert errors.count("Traceback") == (number == "SIGINT"), errors
 
 
 def test_a_worker_needs_no_torch():

@@ -155,12 +155,17 @@ class LocalWorker:
         self.connection, child_end = Pipe()
         command = [sys.executable, "-P", "-c", SERVE, str(child_end.fileno()), str(os.getpid())]
         module_path = {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
-        self.process = subprocess.Popen(
-            command,
-            pass_fds=[child_end.fileno()],
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **variables, **module_path},
-        )
+        # Ctrl-C reaches a worker too, which ignores it once it serves; until then the signal is blocked there
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            self.process = subprocess.Popen(
+                command,
+                pass_fds=[child_end.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **variables, **module_path},
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         child_end.close()
 
     def open(self) -> Outcome:
