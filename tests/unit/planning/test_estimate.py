@@ -1,6 +1,7 @@
 """The estimate is simple arithmetic on the numbers in params.yaml and on rates that name their source."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -9,7 +10,7 @@ from scripts import plan
 from tests.helpers.paths import ROOT
 from thousandwords.planning import estimate
 from thousandwords.planning.estimate import ASSUMED, Model, Rate, Sizes
-from thousandwords.planning.presets import read_preset
+from thousandwords.planning.presets import preset_text, read_preset
 
 SIZES = Sizes(
     pairs=1_000_000,
@@ -132,8 +133,10 @@ def test_without_images_their_number_has_to_be_given(tmp_path, monkeypatch, caps
     assert planned(capsys, f"--params {tmp_path}/params.yaml --pairs 1000").startswith("1,000 pairs, ")
 
 
-def test_the_default_preset_is_planned_without_further_options(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
+def test_the_default_preset_is_planned_without_further_options(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)  # params.yaml of the project may hold other settings
+    Path("params.yaml").write_text(preset_text("default", ROOT / "presets"))
+    Path("data/inpaint").mkdir(parents=True)
     text = planned(capsys, "--on cpu --results nowhere")
     assert text.startswith(
         "22,000 pairs, params.yaml, on 1 CPU; the generator sees each training pair 3.84 times\n"
