@@ -32,6 +32,7 @@ from thousandwords.ingest.near_duplicates import ExactDuplicates
 from thousandwords.ingest.records import Pair
 from thousandwords.planning.budget import (
     BudgetConfig,
+    Device,
     Seconds,
     measure_update,
     num_held_out,
@@ -91,10 +92,10 @@ def use_data(path: str, minutes: float, size: str, device: str, start: str | Non
     num_pairs = check_source(config)
     num_words = 16
     with contextlib.closing(prepare_all(config, seed)) as outcomes:
-        first = next(outcomes)
+        first = [*itertools.islice(outcomes, 1)]
         began = time.perf_counter()  # now the worker processes run
-        prepared = [first, *itertools.islice(outcomes, COUNTED if num_pairs <= COUNTED else MEASURED)]
-    preparing = num_pairs * (time.perf_counter() - began) / len(prepared)
+        prepared = [*first, *itertools.islice(outcomes, COUNTED if num_pairs <= COUNTED else MEASURED)]
+    preparing = num_pairs * (time.perf_counter() - began) / max(1, len(prepared))
     if num_pairs <= COUNTED:
         duplicates, groups, words = ExactDuplicates(), [], []
         for split, pair in prepared:
@@ -114,12 +115,11 @@ def use_data(path: str, minutes: float, size: str, device: str, start: str | Non
         torch.set_num_threads(threads if name == "generator" else max(1, threads // 2))
         return measure_update(params, name, device)
 
+    machine = Device(measure, is_parallel, preparing)
     if package:
-        params, seconds = resolve_from(
-            package, str(folder), base, data, budget, measure, is_parallel, preparing
-        )
+        params, seconds = resolve_from(package, str(folder), base, data, budget, machine)
         return Resolved(params, init, f"goes on from {init}: {describe(params)}", seconds)
-    params, seconds = resolve(base, data, budget, num_words, measure, is_parallel, preparing)
+    params, seconds = resolve(base, data, budget, num_words, machine)
     return Resolved(params, None, describe(params), seconds)
 
 

@@ -74,6 +74,15 @@ class BudgetConfig:
 
 
 @dataclass(frozen=True)
+class Device:
+    """Where the run will work, and what was measured there before its settings are known."""
+
+    measure: Measure
+    parallel: bool = True  # whether stages run in parallel
+    preparing: float = 0.0  # seconds until all pairs are prepared
+
+
+@dataclass(frozen=True)
 class Seconds:
     """What was measured on this device."""
 
@@ -131,32 +140,25 @@ def training_seconds(minutes: float, parallel: bool, data_seconds: float = 0.0) 
 
 
 def resolve(
-    base: dict,
-    data: dict,
-    budget: BudgetConfig,
-    num_words: int,
-    measure: Measure,
-    parallel: bool = True,
-    preparing: float = 0.0,
+    base: dict, data: dict, budget: BudgetConfig, num_words: int, device: Device
 ) -> tuple[dict, Seconds]:
     """(a whole params.yaml: the settings of `base`, with those that follow from the budget; what was measured).
 
-    `data` is the resolved section; `preparing` are the seconds until all pairs are prepared.
+    `data` is the resolved section.
     """
     names = list(SIZES) if budget.size == "auto" else [budget.size]
     names = [name for name in names if budget.size != "auto" or budget.pairs >= SIZES[name].min_pairs]
     chosen: dict = {}
     for name in names:  # the largest whose generator gets enough updates
         params = _sized(base, data, budget, num_words, SIZES[name])
-        rates = {name: measure(params, name) for name in SHARES}
-        data_seconds = preparing + _encoding(params, rates["image_tokenizer"])
-        seconds = training_seconds(budget.minutes, parallel, data_seconds)
-        if chosen and seconds["generator"] / rates["generator"] < ENOUGH_UPDATES:
+        measured = _measured(params, device, [*SHARES])
+        left = training_seconds(budget.minutes, device.parallel, measured.data)
+        if chosen and left["generator"] / measured.updates["generator"] < ENOUGH_UPDATES:
             break
-        chosen, measured, lengths = params, Seconds(rates, data_seconds), seconds
-    rates = measured.updates | {"scorer": measure(chosen, "scorer")}
-    num_train = budget.pairs - num_held_out(budget.pairs)
-    _set_lengths(chosen, lengths, rates, num_train)
+        chosen, seconds = params, measured
+    scorer = {"scorer": device.measure(chosen, "scorer")}
+    seconds = Seconds(seconds.updates | scorer, seconds.data)
+    num_train = _set_lengths(chosen, budget, device, seconds)
     steps = chosen["image_tokenizer"]["training"]["steps"]
     chosen["image_tokenizer"]["dvae"] |= dict.fromkeys(
         ("temperature_steps", "decoder_only_from"), steps * 9 // 10
@@ -165,18 +167,11 @@ def resolve(
     transformer = chosen["generator"]
     epochs = transformer["training"]["steps"] * transformer["training"]["batch_size"] / num_train
     transformer["transformer"]["dropout"] = 0.1 if epochs > 10 else 0.0
-    return chosen, Seconds(rates, measured.data)
+    return chosen, seconds
 
 
 def resolve_from(
-    package: Package,
-    init: str,
-    base: dict,
-    data: dict,
-    budget: BudgetConfig,
-    measure: Measure,
-    parallel: bool = True,
-    preparing: float = 0.0,
+    package: Package, init: str, base: dict, data: dict, budget: BudgetConfig, device: Device
 ) -> tuple[dict, Seconds]:
     """As `resolve`, with models that go on from those of a package that `init` names: the sizes are the
     models' own, the rates lower, the steps from the budget. Of the image tokenizer only the decoder is trained: tokens
@@ -193,13 +188,11 @@ def resolve_from(
         params[name] = {"kind": model.built_as["kind"], "init": init, **settings, "training": training}
     for name in ("temperature", "top_k", "top_p", "guidance"):
         params["sampling"][name] = getattr(package.settings, name)
-    rates = {name: measure(params, name) for name in SHARES | {"scorer": None}}
-    data_seconds = preparing + _encoding(params, rates["image_tokenizer"])
-    seconds = training_seconds(budget.minutes, parallel, data_seconds)
-    _set_lengths(params, seconds, rates, budget.pairs - num_held_out(budget.pairs))
+    seconds = _measured(params, device, [*SHARES, "scorer"])
+    _set_lengths(params, budget, device, seconds)
     # it gets worse while the rate is high, and is best at the end
     params["image_tokenizer"]["training"]["stop_after"] = None
-    return params, Seconds(rates, data_seconds)
+    return params, seconds
 
 
 def planned_minutes(params: dict, seconds: Seconds) -> float:
@@ -210,17 +203,21 @@ def planned_minutes(params: dict, seconds: Seconds) -> float:
     return (STARTUP_SECONDS + seconds.data + beside + trained["generator"]) / 60 + share
 
 
-def _encoding(params: dict, seconds_per_update: float) -> float:
-    """Seconds until all pairs are encoded."""
-    per_image = ENCODING * seconds_per_update / params["image_tokenizer"]["training"]["batch_size"]
-    return params["budget"]["pairs"] * per_image
+def _measured(params: dict, device: Device, names: list[str]) -> Seconds:
+    """The seconds of an update of these models, of preparing (measured before) and of encoding all pairs."""
+    updates = {name: device.measure(params, name) for name in names}
+    per_image = ENCODING * updates["image_tokenizer"] / params["image_tokenizer"]["training"]["batch_size"]
+    return Seconds(updates, device.preparing + params["budget"]["pairs"] * per_image)
 
 
-def _set_lengths(params: dict, seconds: dict[str, float], rates: dict[str, float], num_train: int) -> None:
-    """Set the steps of each model with a rate, and what follows from them."""
-    for name, rate in rates.items():
+def _set_lengths(params: dict, budget: BudgetConfig, device: Device, seconds: Seconds) -> int:
+    """Set the steps of each model that was measured, and what follows from them; the number of training pairs."""
+    num_train = budget.pairs - num_held_out(budget.pairs)
+    left = training_seconds(budget.minutes, device.parallel, seconds.data)
+    for name, rate in seconds.updates.items():
         training = params[name]["training"]
-        training |= _schedule(steps_for(name, seconds[name], rate, num_train, training["batch_size"]))
+        training |= _schedule(steps_for(name, left[name], rate, num_train, training["batch_size"]))
+    return num_train
 
 
 def _schedule(steps: int) -> dict:

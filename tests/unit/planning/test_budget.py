@@ -10,6 +10,7 @@ from thousandwords.core.files import unit_hash
 from thousandwords.planning.budget import (
     SIZES,
     BudgetConfig,
+    Device,
     num_held_out,
     planned_minutes,
     resolve,
@@ -25,7 +26,7 @@ DATA = {"source": "folder", "path": "data/own", "image_size": 64, "validation_sh
 
 def resolved(pairs: int, minutes: float, size: str = "auto", rate: float = 0.1) -> dict:
     budget = BudgetConfig(minutes, size, pairs)
-    return resolve(BASE, DATA, budget, 8, lambda params, name: rate)[0]
+    return resolve(BASE, DATA, budget, 8, Device(lambda params, name: rate))[0]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_the_seconds_of_an_update_are_those_of_the_chosen_size():
     def measure(params: dict, name: str) -> float:
         return 5.0 if build_models(params)["image_tokenizer"].scales == (16,) else 0.5
 
-    params, seconds = resolve(BASE, DATA, BudgetConfig(20, "auto", 3_787), 8, measure)
+    params, seconds = resolve(BASE, DATA, BudgetConfig(20, "auto", 3_787), 8, Device(measure))
 
     assert seconds.updates == {"image_tokenizer": 0.5, "generator": 0.5, "scorer": 0.5}
     assert build_models(params)["image_tokenizer"].scales == (8,)
@@ -116,7 +117,8 @@ def test_the_time_of_preparing_and_encoding_many_images_is_taken_from_the_traini
 
     def run(pairs: int, preparing: float) -> dict:
         budget = BudgetConfig(20, "small", pairs)
-        params, seconds = resolve(BASE, DATA, budget, 8, lambda params, name: 0.1, preparing=preparing)
+        device = Device(lambda params, name: 0.1, preparing=preparing)
+        params, seconds = resolve(BASE, DATA, budget, 8, device)
         assert seconds.data == pytest.approx(preparing + pairs * 0.1 / 16 / 3)
         assert planned_minutes(params, seconds) == pytest.approx(20, rel=0.02)
         return params
