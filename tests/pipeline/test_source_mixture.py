@@ -112,9 +112,8 @@ def test_the_held_out_rows_that_are_looked_at_are_of_each_source_by_its_weight(o
     """Else they are all of the first source, and a training that goes on with a second one keeps its first weights."""
     two = Mixture(rows=(6, 3), weights=(1.0, 1.0))
     assert first_rows(4, 9, two) == [0, 6, 1, 7] and first_rows(8, 9, two) == [0, 6, 1, 7, 2, 8, 3]
-    few = Mixture(
-        rows=(8, 1), weights=(1.0, 1.0)
-    )  # the figure that weights are kept by is half of the one new image
+    # half of the figure that weights are kept by is of the one new image
+    few = Mixture(rows=(8, 1), weights=(1.0, 1.0))
     assert first_rows(6, 9, few) == [0, 8, 1, 2] and first_rows(6, 9, few, repeat=True) == [0, 8, 1, 8, 2, 8]
     assert first_rows(4, 9) == [0, 1, 2, 3] and first_rows(4, 2) == [0, 1]
     assert first_rows(2, 3, Mixture(rows=(0, 3), weights=(1.0, 1.0))) == [0, 1]
@@ -187,9 +186,8 @@ def test_each_training_stage_looks_at_held_out_pairs_of_each_source_by_its_weigh
     prompts = looked_at(train_generator, tokens, text, tokenizer, generator=TRANSFORMER)
     images = looked_at(train_image_tokenizer, pairs, image_tokenizer=DVAE)
     assert Counter(caption.split()[0] for caption in prompts) == {"photos": 2, "drawings": 4}
-    assert (
-        captions == prompts[:5] and len(set(prompts)) == 5
-    )  # among captions for an image none may come twice
+    # among the captions for an image none may come twice
+    assert captions == prompts[:5] and len(set(prompts)) == 5
     held_out = PairReader(pairs, "validation")
     rows = [[held_out.captions(row)[0] for row in range(len(held_out))].index(caption) for caption in prompts]
     assert images.equal(to_float(held_out.images(rows)))

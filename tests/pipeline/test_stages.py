@@ -272,6 +272,7 @@ def test_a_run_goes_on_from_the_last_ones_package_which_is_copied_first(own_proj
     assert [params[name]["init"] for name in SECTIONS] == [str(copy)] * 4
     tokenizer = params["image_tokenizer"]
     assert (tokenizer["tune"], tokenizer["training"]["learning_rate"]) == ("decoder", 0.001)
+    assert tokenizer["training"]["stop_after"] is None  # worse while the rate is high, best at the end
     assert (params["data"]["image_size"], params["generator"]["tune"]) == (16, "all")
     assert params["generator"]["training"]["learning_rate"] == 0.004 / 8
     assert params["scorer"]["training"]["learning_rate"] == 0.001 / 8
