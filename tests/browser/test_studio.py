@@ -311,6 +311,7 @@ def test_the_dataset_is_searched_by_text_and_a_sample_finds_its_nearest_images(p
     expect(page.get_by_test_id("nearest-result").locator("img").first).to_be_visible()
 
 
+@pytest.mark.slow  # a registry of its own; test_studio_versions.py checks the operations
 def test_two_versions_of_the_registry_generate_side_by_side(browser, project):
     studio = StudioProcess(project)
     try:

@@ -136,8 +136,9 @@ def compiled_by(monkeypatch, backend) -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("activation_checkpointing", [False, True])
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("activation_checkpointing", "precision"), [(False, torch.float32), (True, torch.bfloat16)]
+)
 def test_compiled_layers_give_the_same_loss_and_gradients_from_one_graph(
     monkeypatch, activation_checkpointing, precision
 ):
@@ -151,8 +152,7 @@ def test_compiled_layers_give_the_same_loss_and_gradients_from_one_graph(
     assert counter.frame_count == 1  # 6 layers share it, since masks are arguments
 
 
-@pytest.mark.parametrize("activation_checkpointing", [False, True])
-@pytest.mark.parametrize("is_whole", [False, True])
+@pytest.mark.parametrize(("activation_checkpointing", "is_whole"), [(False, True), (True, False)])
 def test_flex_attention_gives_the_loss_and_gradients_of_dense_attention_compiled_alone_or_in_its_layer(
     monkeypatch, capfd, activation_checkpointing, is_whole
 ):

@@ -134,6 +134,7 @@ def test_two_clones_with_one_cache_give_equal_results_and_a_third_runs_nothing(t
         assert_lock_file_is_sound(clone, tmp_path / "cache")
 
 
+@pytest.mark.slow  # a minute; the next test has a flow that waits, too
 def test_a_second_flow_in_the_folder_waits_and_finds_all_stages_done(tmp_path, server):
     project = tiny_project(
         tmp_path, {"first": writer("first", work=UNTIL_GO), "second": writer("second", "first")}

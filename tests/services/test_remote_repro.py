@@ -29,6 +29,7 @@ def origin(tmp_path) -> Path:
     return make_origin(tmp_path, NEEDS)
 
 
+@pytest.mark.slow  # three clones; test_fleet.py runs each stage once, too
 def test_two_workers_run_each_stage_once_and_the_coordinator_collects_all_outputs(origin):
     first, second, coordinator = (clone(origin, name) for name in ("first", "second", "coordinator"))
     revision = must(origin, "git", "rev-parse", "HEAD").strip()

@@ -106,6 +106,7 @@ def test_versions_are_listed_while_one_is_fetched(versions, project, monkeypatch
     assert answers == ["2"]
 
 
+@pytest.mark.slow  # half a minute of requests
 def test_an_alias_that_moves_under_load_fails_no_request_and_mixes_no_answers(project):
     studio, is_over = StudioProcess(project), threading.Event()
     request = {"prompt": PROMPT, "candidates": 9, "seed": 7}
