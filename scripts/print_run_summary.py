@@ -15,6 +15,7 @@ def headline(metrics: dict) -> str:
     """metrics.json -> the last lines of `make run`."""
     reconstruction, codebook = metrics["reconstruction"], metrics["codebook"]
     generator = metrics["generator"]
+    decoder = metrics.get("decoder")
     lines = [
         f"reconstruction   {reconstruction['psnr_hard']:.2f} dB hard PSNR (k-means of the same size {reconstruction['psnr_kmeans']:.2f} dB)",
         f"codebook         perplexity {codebook['perplexity']:.0f} (k-means {codebook['perplexity_kmeans']:.0f}), "
@@ -24,6 +25,12 @@ def headline(metrics: dict) -> str:
         f"CLIP score       {metrics['clip_score']['n1']:.3f} for one candidate, "
         f"{metrics['clip_score']['best']:.3f} for the best of {metrics['n']}",
     ]
+    if decoder:
+        lines.insert(
+            1,
+            f"decoder          {decoder['psnr_hard']:.2f} dB hard PSNR from the same tokens, sharpness {decoder['sharpness']:.2f} "
+            f"(tokenizer {decoder['sharpness_tokenizer']:.2f}, true images 1)",
+        )
     for name, rates in metrics.get("caption_match", {}).items():
         lines.append(
             f"match, {name:9} every attribute {rates['all']['n1']:.1%}, best of {metrics['n']} {rates['all']['best']:.1%}; "

@@ -144,7 +144,8 @@ def find_package(start: str) -> tuple[str, Path, Package]:
     package = load_package(folder)
     if folder.resolve() == LAST_RUN.resolve():
         copy = LAST_RUN.with_name(f"start-{package.fingerprint[:12]}")
-        for part in (*PARTS, "."):  # the package's own manifest last
+        parts = [part for part in PARTS if (folder / part).is_dir()]  # an earlier version's has no decoder
+        for part in (*parts, "."):  # the package's own manifest last
             copy_artifact(folder / part, copy / part)
         folder = copy
     return str(folder), folder, package
@@ -194,7 +195,7 @@ def describe(params: dict) -> str:
     grid = tokenizer.scales[-1]
     steps = ", ".join(
         f"{name.replace('_', ' ')} {params[name]['training']['steps']:,}"
-        for name in ("image_tokenizer", "generator", "scorer")
+        for name in ("image_tokenizer", "decoder", "generator", "scorer")
         if "training" in params[name]
     )
     return (

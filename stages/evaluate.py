@@ -29,6 +29,7 @@ from thousandwords.reporting.training_strip import training_images
 def evaluate(
     pairs: Path,
     image_tokenizer: Path,
+    decoder: Path,
     scorer: Path,
     samples: Path,
     ranked: Path,
@@ -44,8 +45,9 @@ def evaluate(
         extractor.network.to(device)
     curves, records = read_json_files(history / "curves"), read_json_files(history / "runs")
     # the exact bytes that the figures are about
-    folders = {"pairs": pairs, "image_tokenizer": image_tokenizer, "scorer": scorer}
+    folders = {"pairs": pairs, "image_tokenizer": image_tokenizer, "decoder": decoder, "scorer": scorer}
     folders |= {"samples": samples, "ranked": ranked}
+    decoder_model = components.load("decoders", decoder, fix="dvc repro train_decoder")
     inputs = EvaluationInputs(
         training=training,
         validation=validation,
@@ -55,6 +57,7 @@ def evaluate(
         scores=read_scores(ranked),
         generator_curve=curves["train_generator"],
         checkpoints={name: read_manifest(path, verify=False)["sha256"] for name, path in folders.items()},
+        decoder=decoder_model if decoder_model.is_trainable else None,
     )
     evaluation = evaluate_run(inputs, config, context.seed, extractor)
     figures = evaluation.figures

@@ -1,4 +1,4 @@
-"""The four models -> models/package: one folder that takes a prompt and gives ranked images."""
+"""The models -> models/package: one folder that takes a prompt and gives ranked images."""
 
 import dataclasses
 from pathlib import Path
@@ -11,7 +11,13 @@ from thousandwords.inference.package import load_package, write_package
 
 
 def package_model(
-    text_tokenizer: Path, image_tokenizer: Path, generator: Path, scorer: Path, out: Path, context: Stage
+    text_tokenizer: Path,
+    image_tokenizer: Path,
+    decoder: Path,
+    generator: Path,
+    scorer: Path,
+    out: Path,
+    context: Stage,
 ) -> None:
     config = dataclasses.asdict(section(context.params.get("sampling"), "sampling", PromptsConfig))
     names = [field.name for field in dataclasses.fields(SamplingConfig)]
@@ -19,6 +25,7 @@ def package_model(
     parts = {
         "text_tokenizer": text_tokenizer,
         "image_tokenizer": image_tokenizer,
+        "decoder": decoder,
         "generator": generator,
         "scorer": scorer,
     }

@@ -40,13 +40,19 @@ OWN = "own"  # the split of prompts from params.yaml
 
 
 def sample_images(
-    pairs: Path, text_tokenizer: Path, image_tokenizer: Path, generator: Path, out: Path, context: Stage
+    pairs: Path,
+    text_tokenizer: Path,
+    image_tokenizer: Path,
+    decoder: Path,
+    generator: Path,
+    out: Path,
+    context: Stage,
 ) -> None:
     settings = section(context.params.get("sampling"), "sampling", PromptsConfig)
     engine = engine_from_params(context.params, context.world.device)
     to_inpaint = list(read_images_to_inpaint(settings.inpaint)) if settings.inpaint else []
     prompts = choose_prompts(pairs, settings) + [(INPAINTED, caption) for caption, _ in to_inpaint]
-    folders = (text_tokenizer, image_tokenizer, generator)
+    folders = (text_tokenizer, image_tokenizer, decoder, generator)
     models = load_models(*folders).to(context.world.device)
     check_guidance(settings.guidance, models.generator.config)
     for split, prompt in prompts:

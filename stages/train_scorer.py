@@ -12,7 +12,7 @@ from stages.runtime.stage import Stage
 from thousandwords import components
 from thousandwords.core.config import model_block, section
 from thousandwords.core.files import write_json
-from thousandwords.core.init_models import ScorerConfig
+from thousandwords.core.init_models import ModelConfig
 from thousandwords.core.rng import step_rng
 from thousandwords.data.images import to_float
 from thousandwords.data.loader import ImageLoader
@@ -27,7 +27,7 @@ VALIDATION_PAIRS = 256  # evaluated during training
 
 def train_scorer(pairs: Path, out: Path, curves: Path, context: Stage) -> None:
     block = context.params.get("scorer") or {}
-    model_block(block, "scorer", ScorerConfig)
+    model_block(block, "scorer", ModelConfig)
     config = section(block["training"], "scorer.training", TrainingConfig)
     reader, held_out = open_pairs(pairs, "train"), open_pairs(pairs, "validation")
     device = context.world.device

@@ -12,13 +12,19 @@ import inspect
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from thousandwords.core import model_files
 from thousandwords.core.config import ConfigError, section
+from thousandwords.core.errors import UserError
 from thousandwords.core.init_models import fix_of, init_folder
 
-CONTRACTS = {"image_tokenizers": "ImageTokenizer", "generators": "Generator", "scorers": "Scorer"}
+CONTRACTS = {
+    "image_tokenizers": "ImageTokenizer",
+    "decoders": "Decoder",
+    "generators": "Generator",
+    "scorers": "Scorer",
+}
 
 
 def kinds(family: str) -> list[str]:
@@ -132,6 +138,40 @@ def load(family: str, folder: Path, fix: str = "dvc checkout, or dvc repro", **c
     model_files.load_state(model, saved.state, folder)
     model.fingerprint, model.header = saved.fingerprint, saved.header
     return model.eval().requires_grad_(False)
+
+
+class WithDecoder(nn.Module):
+    """An image tokenizer whose images come from a decoder; the tokens, and all else, are the tokenizer's own."""
+
+    def __init__(self, tokenizer: nn.Module, decoder: nn.Module):
+        super().__init__()
+        self.tokenizer, self.decoder = tokenizer, decoder
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Decode token ids (B, L) int64 to images (B, 3, H, W) in [0, 1]."""
+        return self.decoder.decode(tokens, self.tokenizer.decode(tokens))
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.tokenizer, name)
+
+
+def with_decoder(tokenizer: nn.Module, decoder: nn.Module, fix: str = "dvc repro train_decoder") -> nn.Module:
+    """The image tokenizer with that decoder, or itself with a decoder of the kind none.
+
+    Raises UserError if the decoder was trained for another tokenizer.
+    """
+    if not decoder.is_trainable:
+        return tokenizer
+    expected = decoder.header["image_tokenizer"]
+    if tokenizer.fingerprint != expected:
+        raise UserError(
+            f"the decoder was trained with image_tokenizer {expected[:12]}, but the image tokenizer here is "
+            f"{tokenizer.fingerprint[:12]}. Run: {fix}"
+        )
+    return WithDecoder(tokenizer, decoder).eval()
 
 
 def rebuild(

@@ -9,7 +9,7 @@ from thousandwords import components
 from thousandwords.core.config import ConfigError, check_keys, model_block, section
 from thousandwords.core.errors import UserError
 from thousandwords.core.init_models import (
-    ScorerConfig,
+    ModelConfig,
     fingerprint_of,
     fix_of,
     init_folder,
@@ -37,12 +37,17 @@ from thousandwords.training.loop import check_model
 from thousandwords.training.tuning import freeze
 
 SECTIONS = (
-    "seed", "device", "data", "text_tokenizer", "image_tokenizer", "tokens", "generator", "scorer", "sampling",
-    "evaluation",
+    "seed", "device", "data", "text_tokenizer", "image_tokenizer", "decoder", "tokens", "generator", "scorer",
+    "sampling", "evaluation",
 )  # fmt: skip
 # no output of a stage depends on them: conditions for a champion, the processes that do the work, and a record
 OPTIONAL = ("gate", "engine", "budget")
-TRAINED = {"image_tokenizer": "image_tokenizers", "generator": "generators", "scorer": "scorers"}
+TRAINED = {
+    "image_tokenizer": "image_tokenizers",
+    "decoder": "decoders",
+    "generator": "generators",
+    "scorer": "scorers",
+}
 
 
 def check_params(params: dict, seed: int) -> None:
@@ -94,7 +99,7 @@ def check_models(params: dict) -> None:
         elif name == "generator":
             tune = model_block(block, name, CaptionConfig).tune
         else:
-            model_block(block, name, ScorerConfig)
+            model_block(block, name, ModelConfig)
         if "training" in block:
             trainings[name] = section(block["training"], f"{name}.training", TrainingConfig)
     sampling = section(params["sampling"], "sampling", PromptsConfig)
@@ -142,6 +147,9 @@ def build_models(params: dict) -> dict[str, torch.nn.Module]:
         sizes = {"text_vocab_size": text.vocab_size, "text_length": text.text_length}
         sizes |= {"image_vocab_size": tokenizer.vocab_size, "scales": tokenizer.scales}
         models = {"image_tokenizer": tokenizer, "generator": build("generator", **sizes)}
+        models["decoder"] = build(
+            "decoder", image_size=image_size, vocab_size=tokenizer.vocab_size, scales=tokenizer.scales
+        )
         if not (params["scorer"].get(params["scorer"]["kind"]) or {}).get("pretrained"):
             models["scorer"] = build("scorer", image_size=image_size)
     return models

@@ -1,6 +1,6 @@
 """The files of a version, in its store or fetched, checked against the manifest that its tag pins.
 
-A version holds four models as safetensors and JSON, their manifests, and two cards: no code, no pickles. A
+A version holds models as safetensors and JSON, their manifests, and two cards: no code, no pickles. A
 forged version, even one with valid hashes, is rejected by the names of its files and the headers of its tensors;
 nothing of it is imported, run or unpickled.
 """

@@ -10,7 +10,12 @@ from tests.helpers.paths import ROOT
 from thousandwords.planning.presets import read_preset
 from thousandwords.preflight import OPTIONAL, SECTIONS
 
-FAMILIES = {"image_tokenizers": "image_tokenizer", "generators": "generator", "scorers": "scorer"}
+FAMILIES = {
+    "image_tokenizers": "image_tokenizer",
+    "decoders": "decoder",
+    "generators": "generator",
+    "scorers": "scorer",
+}
 # stages.runtime changes no byte, so no stage depends on it; run_training alone brings in code that does: the training loop
 RUNTIME, TRAINING = "stages.runtime", "stages.runtime.run_training"
 
@@ -82,7 +87,7 @@ def test_an_edit_of_the_evaluation_reruns_the_evaluation_alone():
 
 def test_an_edit_of_the_optimizers_reruns_what_trains():
     trained = {name for name, stage in stages().items() if "thousandwords/training" in stage["deps"]}
-    assert trained == {"train_image_tokenizer", "train_generator", "train_scorer"}
+    assert trained == {"train_image_tokenizer", "train_decoder", "train_generator", "train_scorer"}
 
 
 def test_dvc_yaml_stays_short():

@@ -24,12 +24,16 @@ every_tokenizer = pytest.mark.parametrize("kind", every_kind("image_tokenizers")
 every_generator = pytest.mark.parametrize("kind", every_kind("generators"))
 every_scorer = pytest.mark.parametrize("kind", every_kind("scorers"))
 every_model = pytest.mark.parametrize(("family", "kind"), ALL)
+TRAINED = [(family, kind) for family, kind in ALL if kind != "none"]
+every_trained_model = pytest.mark.parametrize(("family", "kind"), TRAINED)
+every_decoder = pytest.mark.parametrize("kind", every_kind("decoders"))
 
 
 def batch_for(family: str) -> tuple:
     """The arguments of the family's loss, without step and rng."""
     return {
         "image_tokenizers": (random_images(4),),
+        "decoders": (random_images(4), image_tokens(4), random_images(4, seed=1)),
         "generators": (captions_as_tokens(4), image_tokens(4)),
         "scorers": (random_images(4), CAPTIONS),
     }[family]
@@ -40,6 +44,8 @@ def outputs(family: str, model: torch.nn.Module) -> list[torch.Tensor]:
     if family == "image_tokenizers":
         tokens = model.encode(random_images(3))
         return [tokens, model.decode(tokens)]
+    if family == "decoders":
+        return [model.decode(image_tokens(3), random_images(3))]
     if family == "generators":
         return [model.sample(captions_as_tokens(3), rngs(3))]
     return [model.score(random_images(4), CAPTIONS)]
@@ -49,11 +55,11 @@ def outputs(family: str, model: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def test_every_family_has_a_kind_and_every_kind_has_tiny_sizes():
-    assert {family for family, _ in ALL} == {"image_tokenizers", "generators", "scorers"}
+    assert {family for family, _ in ALL} == {"image_tokenizers", "decoders", "generators", "scorers"}
     assert {(family, kind) for family, kinds in TINY.items() for kind in kinds} == set(ALL)
 
 
-@every_model
+@every_trained_model
 def test_the_loss_is_a_finite_scalar_that_reaches_the_weights(family, kind):
     model = tiny(family, kind).train()
 
@@ -66,7 +72,7 @@ def test_the_loss_is_a_finite_scalar_that_reaches_the_weights(family, kind):
     assert any(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
 
 
-@every_model
+@every_trained_model
 def test_a_few_steps_lower_the_loss(family, kind):
     model = tiny(family, kind).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -86,7 +92,8 @@ def test_the_global_random_generator_and_the_arguments_are_not_changed(family, k
     before = [argument.clone() for argument in arguments if isinstance(argument, torch.Tensor)]
     state = torch.get_rng_state()
 
-    model.loss(*arguments, 0, rng())
+    if kind != "none":
+        model.loss(*arguments, 0, rng())
     outputs(family, model)
 
     assert torch.get_rng_state().equal(state)
@@ -106,7 +113,8 @@ def test_a_loaded_model_has_equal_outputs_and_the_same_fingerprint(family, kind,
     for old, new in zip(outputs(family, model), outputs(family, loaded), strict=True):
         assert old.equal(new)
     assert components.save(loaded, tmp_path / "again", trained_on="scenes") == fingerprint
-    assert components.save(tiny(family, kind, seed=1), tmp_path / "other", trained_on="scenes") != fingerprint
+    other = components.save(tiny(family, kind, seed=1), tmp_path / "other", trained_on="scenes")
+    assert kind == "none" or other != fingerprint
     assert not loaded.training and not any(weight.requires_grad for weight in loaded.parameters())
 
 
@@ -174,6 +182,29 @@ def test_wrong_images_and_tokens_are_rejected(kind):
     ):
         with pytest.raises(ValueError, match=message):
             tokenizer.decode(wrong)
+
+
+# --- decoders -----------------------------------------------------------------------------------------------
+
+
+@every_decoder
+def test_a_decoder_returns_images_that_do_not_depend_on_their_batch(kind):
+    decoder, tokens, images = tiny("decoders", kind), image_tokens(5), random_images(5)
+
+    together = decoder.decode(tokens, images)
+
+    assert together.shape == images.shape and together.dtype == torch.float32
+    assert 0 <= together.min() and together.max() <= 1
+    for row in range(5):
+        torch.testing.assert_close(
+            decoder.decode(tokens[[row]], images[[row]]), together[[row]], atol=1e-6, rtol=0
+        )
+
+
+@every_decoder
+def test_an_untrained_decoder_returns_the_tokenizers_images(kind):
+    """So training starts from what is there, and can only make it better."""
+    assert tiny("decoders", kind).decode(image_tokens(2), random_images(2)).equal(random_images(2))
 
 
 # --- generators ---------------------------------------------------------------------------------------------

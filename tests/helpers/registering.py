@@ -17,6 +17,7 @@ PROMPT = "a small green star on sand"
 PARTS = {
     "text_tokenizer": "train_text_tokenizer",
     "image_tokenizer": "train_image_tokenizer",
+    "decoder": "train_decoder",
     "generator": "train_generator",
     "scorer": "train_scorer",
 }
@@ -75,7 +76,7 @@ def lock(folder: Path) -> None:
     }
     deps = {
         "package_model": [f"models/{part}" for part in PARTS],
-        "sample_images": ["models/text_tokenizer", "models/image_tokenizer", "models/generator"],
+        "sample_images": [f"models/{part}" for part in PARTS if part != "scorer"],
         "evaluate": ["models/image_tokenizer", "models/scorer", "results/samples"],
     }
 

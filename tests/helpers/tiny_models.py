@@ -17,7 +17,7 @@ from thousandwords.core.manifest import read_manifest
 from thousandwords.data.token_shards import TokenHeader, TokenShardWriter
 from thousandwords.generators.transformer.model import Transformer, TransformerConfig
 from thousandwords.inference.config import SamplingConfig
-from thousandwords.inference.package import write_package
+from thousandwords.inference.package import PARTS, write_package
 from thousandwords.text.bpe import TextTokenizer, TextTokenizerConfig, save, train
 
 SIDE = 16  # pixels
@@ -40,6 +40,7 @@ ARGUMENTS = {
         "image_vocab_size": IMAGE_VOCAB_SIZE,
         "scales": SCALES,
     },
+    "decoders": {"image_size": SIDE, "vocab_size": IMAGE_VOCAB_SIZE, "scales": SCALES},
     "scorers": {"image_size": SIDE},
 }
 CAPTIONS = [
@@ -109,17 +110,18 @@ def tiny_text() -> TextTokenizer:
 
 
 def write_parts(folder: Path, seed: int = 0) -> dict[str, Path]:
-    """Four tiny models that fit together, as the stages write them: {part: its folder}."""
-    parts = {name: folder / name for name in ("text_tokenizer", "image_tokenizer", "generator", "scorer")}
+    """Tiny models that fit together, as the stages write them: {part: its folder}."""
+    parts = {name: folder / name for name in PARTS}
     save(tiny_text(), parts["text_tokenizer"])
-    components.save(tiny("image_tokenizers", "dvae", seed), parts["image_tokenizer"])
+    fingerprint = components.save(tiny("image_tokenizers", "dvae", seed), parts["image_tokenizer"])
+    components.save(tiny("decoders", "unet", seed), parts["decoder"], image_tokenizer=fingerprint)
     components.save(tiny("generators", "transformer", seed), parts["generator"])
     components.save(tiny("scorers", "clip", seed), parts["scorer"])
     return parts
 
 
 def fitting_package(folder: Path) -> Path:
-    """A package of four tiny models, whose generator samples the image tokenizer's tokens and names both tokenizers."""
+    """A package of tiny models, whose generator samples the image tokenizer's tokens and names both tokenizers."""
     parts = write_parts(folder)
     tokenizers = ("text_tokenizer", "image_tokenizer")
     fingerprints = {name: read_manifest(parts[name])["sha256"] for name in tokenizers}

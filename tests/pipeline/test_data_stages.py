@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from stages import tokenize_pairs, train_generator, train_image_tokenizer, train_scorer, train_text_tokenizer
+from stages import (
+    tokenize_pairs,
+    train_decoder,
+    train_generator,
+    train_image_tokenizer,
+    train_scorer,
+    train_text_tokenizer,
+)
 from stages.runtime.stage import Stage
 from tests.helpers.images import encoded, noise, write
 from tests.helpers.sources import folder_config
@@ -15,7 +22,7 @@ from tests.helpers.tiny_models import CAPTIONS, SIDE, TEXT_LENGTH, TEXT_VOCAB_SI
 from thousandwords import components
 from thousandwords.data import prefetch
 from thousandwords.data.augmentation import generator_crop, view_rng
-from thousandwords.data.images import to_float
+from thousandwords.data.images import decode_png, to_float
 from thousandwords.data.loader import ImageLoader
 from thousandwords.data.pair_shards import PairReader
 from thousandwords.data.token_shards import TokenRows, read_token_rows
@@ -191,6 +198,25 @@ def test_an_image_tokenizer_trains_on_random_crops_if_set(folder, tmp_path):
         train_image_tokenizer.train_image_tokenizer(folder / "pairs", out, tmp_path / "curves.json", context)
         weights[augmentation] = components.load("image_tokenizers", out).state_dict()
     assert any(not weights["none"][name].equal(weights["paper"][name]) for name in weights["none"])
+
+
+def test_a_decoder_is_trained_for_the_tokenizer_that_it_names_and_shown_beside_it(folder, tmp_path):
+    unet = {"kind": "unet", "unet": TINY["decoders"]["unet"], "training": TRAINING}
+    for block in (unet, {"kind": "none"}):
+        out, curves = tmp_path / block["kind"], tmp_path / f"{block['kind']}.json"
+        context = stage("train_decoder", decoder=block)
+        train_decoder.train_decoder(folder / "pairs", folder / "image_tokenizer", out, curves, context)
+
+    tokenizer = components.load("image_tokenizers", folder / "image_tokenizer")
+    trained, none = (components.load("decoders", tmp_path / kind) for kind in ("unet", "none"))
+    assert trained.header["image_tokenizer"] == none.header["image_tokenizer"] == tokenizer.fingerprint
+    assert {"validation/psnr_hard", "validation/loss", "loss"} <= json.loads(
+        (tmp_path / "unet.json").read_bytes()
+    )[-1].keys()
+    height, width = decode_png((tmp_path / "unet.png").read_bytes()).shape[:2]
+    assert height / width == pytest.approx(3 / 6, abs=0.05)  # six held-out images: true, tokenizer, decoder
+    assert components.with_decoder(tokenizer, none) is tokenizer
+    assert json.loads((tmp_path / "none.json").read_bytes()) == [] and not (tmp_path / "none.png").exists()
 
 
 def test_a_scorer_gets_each_caption_of_an_image_in_turn(folder, tmp_path, monkeypatch):

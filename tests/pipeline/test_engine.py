@@ -39,7 +39,7 @@ from thousandwords.text.bpe import save
 TWO = {"workers": 2}
 TOKENS = {"rows_per_shard": 7, "batch_size": 3, "augmentation": "paper", "views_per_image": 2}
 SAMPLING = {"candidates": 3, "prompts_per_split": 3, "prompts": ["a red star"], "batch_size": 4}
-MODELS = ("text_tokenizer", "image_tokenizer", "generator")
+MODELS = ("text_tokenizer", "image_tokenizer", "decoder", "generator")
 
 
 def engine(**settings: object) -> Engine:
@@ -77,6 +77,7 @@ def folder(tmp_path_factory) -> Path:
     ingest.write_pairs(config, 0, folder / "pairs")
     text_tokenizer = save(tiny_text(), folder / "text_tokenizer")
     image_tokenizer = components.save(tiny("image_tokenizers", "dvae"), folder / "image_tokenizer")
+    components.save(tiny("decoders", "unet"), folder / "decoder", image_tokenizer=image_tokenizer)
     components.save(
         tiny("generators", "transformer"),
         folder / "generator",

@@ -269,7 +269,7 @@ def test_a_run_goes_on_from_the_last_ones_package_which_is_copied_first(own_proj
     (copy,) = Path("models").glob("start-*")
     shutil.rmtree("models/package")  # as the pipeline does
     preflight.check_params(params, 0)
-    assert [params[name]["init"] for name in SECTIONS] == [str(copy)] * 4
+    assert [params[name]["init"] for name in SECTIONS] == [str(copy)] * len(SECTIONS)
     tokenizer = params["image_tokenizer"]
     assert (tokenizer["tune"], tokenizer["training"]["learning_rate"]) == ("decoder", 0.001)
     assert tokenizer["training"]["stop_after"] is None  # worse while the rate is high, best at the end

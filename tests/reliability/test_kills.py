@@ -45,6 +45,7 @@ TRAINING = {
     "clip_norm": 1.0,
 }
 PARTS = ("--text-tokenizer", "models/text_tokenizer", "--image-tokenizer", "models/image_tokenizer")
+DECODING = ("--decoder", "models/decoder", "--generator", "models/generator")
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ WORK = {
         ("models/generator", "results/curves.json"),
     ),
     "sample_images": Work(
-        ("--pairs", "data/pairs", *PARTS, "--generator", "models/generator", "--out", "results/samples"),
-        ("data/pairs", "models/text_tokenizer", "models/image_tokenizer", "models/generator"),
+        ("--pairs", "data/pairs", *PARTS, *DECODING, "--out", "results/samples"),
+        ("data/pairs", "models/text_tokenizer", "models/image_tokenizer", *DECODING[1::2]),
         ("results/samples",),
     ),
     "rank_images": Work(
@@ -120,7 +121,8 @@ class ReferenceRun:
             (folder / "own" / f"{number:03d}.txt").write_text(f"{CAPTIONS[number % 4]}\nPicture {number}")
         write_json(folder / "params.yaml", self.params)
         save(tiny_text(), folder / "models/text_tokenizer")
-        components.save(tiny("image_tokenizers", "dvae"), folder / "models/image_tokenizer")
+        fingerprint = components.save(tiny("image_tokenizers", "dvae"), folder / "models/image_tokenizer")
+        components.save(tiny("decoders", "unet"), folder / "models/decoder", image_tokenizer=fingerprint)
         components.save(tiny("scorers", "clip"), folder / "models/scorer")
         self.failpoints, self.seconds, self.outputs = {}, {}, {}
         for stage, work in WORK.items():

@@ -72,11 +72,13 @@ def model_block(block: dict, name: str, cls: type[T]) -> T:
     `training`.
 
     Raises ConfigError if one of those three is missing, or if another key is not a field of `cls`. A model that
-    starts from another (`init`) has the settings of that one.
+    starts from another (`init`) has the settings of that one, and the kind none has neither settings nor training.
     """
     optional = [field.name for field in dataclasses.fields(cls)]
     kind = block.get("kind")
-    if block.get("init") is None:
+    if kind == "none":
+        check_keys(block, name, ["kind"])
+    elif block.get("init") is None:
         check_keys(block, name, ["kind", kind, "training"], optional)
     else:
         check_keys(block, name, ["kind", "training"], [*optional, kind])

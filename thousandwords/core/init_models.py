@@ -13,14 +13,14 @@ from thousandwords.core.config import ConfigError
 from thousandwords.core.files import write_json
 from thousandwords.core.manifest import read_manifest
 
-SECTIONS = ("text_tokenizer", "image_tokenizer", "generator", "scorer")
+SECTIONS = ("text_tokenizer", "image_tokenizer", "decoder", "generator", "scorer")
 RECORDS = Path("data/init")
 REGISTERED = re.compile(r"models:/thousandwords[@/]([\w.-]+)")
 
 
 @dataclass(frozen=True)
-class ScorerConfig:
-    """The section `scorer` of params.yaml beside the model and its training."""
+class ModelConfig:
+    """The sections `decoder` and `scorer` of params.yaml beside the model and its training."""
 
     init: str | None = None  # a model to go on from: a folder or models:/thousandwords@alias
 

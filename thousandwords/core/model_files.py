@@ -60,7 +60,7 @@ def read_header(folder: Path, fix: str = "dvc checkout, or dvc repro") -> dict:
         json.loads((Path(folder) / "config.json").read_bytes()) if "config.json" in manifest["files"] else {}
     )
     if "family" not in header:
-        raise DamagedArtefact(f"{folder} holds no image tokenizer, generator or scorer. Run: {fix}")
+        raise DamagedArtefact(f"{folder} holds no image tokenizer, decoder, generator or scorer. Run: {fix}")
     return header
 
 

@@ -27,7 +27,7 @@ from thousandwords.evaluation.image_fidelity import (
     true_or_nearest,
 )
 from thousandwords.evaluation.metrics import clip_score, match_rates
-from thousandwords.evaluation.reconstruction import Reconstructions, reconstruct
+from thousandwords.evaluation.reconstruction import Reconstructions, decoder_figures, reconstruct
 from thousandwords.evaluation.verdict import kept_row
 from thousandwords.inference.sample_shards import Samples
 from thousandwords.scenes.parse import match_caption
@@ -54,6 +54,7 @@ class EvaluationInputs:
     scores: np.ndarray  # (P, N)
     generator_curve: list[dict[str, float]]
     checkpoints: Mapping[str, str]  # artefact -> sha256 of its manifest
+    decoder: nn.Module | None = None  # None: samples were decoded by the tokenizer
 
 
 class ChosenPairs:
@@ -103,7 +104,9 @@ def evaluate_run(
     # caption match reads scenes in Python while torch, which releases the lock, compares images
     with ThreadPoolExecutor(1) as pool:
         matching = pool.submit(caption_match, inputs.samples, inputs.scores, seed)
-        reconstructions = reconstruct(inputs.tokenizer, images, kmeans_images, config.kmeans_iterations, seed)
+        reconstructions = reconstruct(
+            inputs.tokenizer, images, kmeans_images, config.kmeans_iterations, seed, inputs.decoder
+        )
         captions = [normalize(validation.caption(place)) for place in places]
         held_out = HeldOut(images, captions, reconstructions.psnr_hard)
 
@@ -128,6 +131,8 @@ def evaluate_run(
     figures = collect(
         reconstructions, caption_rates, inputs.samples, inputs.scores, inputs.generator_curve, seed
     )
+    if inputs.decoder:
+        figures["decoder"] = decoder_figures(reconstructions, images, inputs.scorer, seed)
     figures["fidelity"] = fidelity | closeness_figures(closeness, seed)
     features = (extractor or scorer_extractor(inputs.scorer)).protocol()
     figures["protocol"] = features | {"counts": counts} | _protocol(inputs, seed)

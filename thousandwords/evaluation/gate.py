@@ -7,7 +7,7 @@ from typing import Literal
 
 from thousandwords.core.config import ConfigError
 
-PARTS = ("text_tokenizer", "image_tokenizer", "generator", "scorer")
+PARTS = ("text_tokenizer", "image_tokenizer", "decoder", "generator", "scorer")
 
 
 @dataclass(frozen=True)

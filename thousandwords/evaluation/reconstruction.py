@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from thousandwords.data.sampler import sequential_batches
+from thousandwords.evaluation.features import scorer_extractor
+from thousandwords.evaluation.fid import frechet_distance
+from thousandwords.evaluation.image_fidelity import embed
 from thousandwords.evaluation.metrics import with_interval
 from thousandwords.nn.metrics import codebook_usage, psnr
 
@@ -27,6 +30,7 @@ class Reconstructions:
     tokens: Tensor  # (B, L)
     kmeans_tokens: Tensor
     vocab_size: int
+    decoded: Tensor | None = None  # (B, 3, H, W) by the decoder, if there is one
 
     def psnr(self, seed: int) -> dict:
         """The block `reconstruction` of metrics.json: means over images, and their intervals."""
@@ -48,18 +52,48 @@ class Reconstructions:
 
 @torch.no_grad()
 def reconstruct(
-    tokenizer: nn.Module, held_out: Tensor, training: Tensor, iterations: int, seed: int
+    tokenizer: nn.Module,
+    held_out: Tensor,
+    training: Tensor,
+    iterations: int,
+    seed: int,
+    decoder: nn.Module | None = None,
 ) -> Reconstructions:
     """Reconstruct held_out (B, 3, H, W) through hard tokens, and through k-means over patches of `training`
-    as large as a cell of the tokenizer's (finest) grid."""
+    as large as a cell of the tokenizer's (finest) grid; and by a `decoder`, if there is one."""
     batches = list(sequential_batches(len(held_out), tokenizer.max_batch_size))
     tokens = torch.cat([tokenizer.encode(held_out[rows]) for rows in batches])
     hard = torch.cat([tokenizer.decode(tokens[rows]) for rows in batches])
+    decoded = torch.cat([decoder.decode(tokens[rows], hard[rows]) for rows in batches]) if decoder else None
     patch = tokenizer.image_size // max(tokenizer.scales)
     kmeans = fit_kmeans(patches_of(training, patch), tokenizer.vocab_size, iterations, seed)
     kmeans_tokens, kmeans_images = kmeans_reconstruct(kmeans, held_out, patch)
     psnrs = psnr(held_out, hard), psnr(held_out, kmeans_images)
-    return Reconstructions(hard, *psnrs, tokens, kmeans_tokens, tokenizer.vocab_size)
+    return Reconstructions(hard, *psnrs, tokens, kmeans_tokens, tokenizer.vocab_size, decoded)
+
+
+def decoder_figures(reconstructions: Reconstructions, images: Tensor, scorer: nn.Module, seed: int) -> dict:
+    """The block `decoder` of metrics.json for held-out images (B, 3, H, W): PSNR in dB, and sharpness and the Fréchet
+    distance to these images by the scorer's features, each also of the tokenizer's own reconstructions."""
+
+    def features(batch: Tensor) -> Tensor:
+        return embed(scorer_extractor(scorer), batch.__getitem__, len(batch), [0])[0][0]
+
+    figures, real = (
+        with_interval("psnr_hard", psnr(images, reconstructions.decoded).numpy(), seed),
+        features(images),
+    )
+    for name, decoded in (("", reconstructions.decoded), ("_tokenizer", reconstructions.hard)):
+        figures[f"sharpness{name}"] = sharpness(decoded) / sharpness(images)
+        if len(images) > 1:
+            figures[f"clip_frechet{name}"] = frechet_distance(features(decoded), real)
+    return figures
+
+
+def sharpness(images: Tensor) -> float:
+    """The mean absolute difference of neighboring pixels of images (B, 3, H, W), in the images' unit."""
+    across, down = images.diff(dim=3).abs().mean(), images.diff(dim=2).abs().mean()
+    return float(across + down) / 2
 
 
 def fit_kmeans(patches: Tensor, vocab_size: int, iterations: int, seed: int) -> faiss.Kmeans:

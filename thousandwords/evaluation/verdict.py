@@ -42,6 +42,7 @@ def verdicts(curves: Mapping[str, Rows], figures: Mapping, num_held_out: int) ->
     """{model: verdict} from the curves {stage: rows} and metrics.json; a model that was not trained has none."""
     found = {
         "image_tokenizer": _tokenizer(curves.get("train_image_tokenizer", ()), figures),
+        "decoder": _by_loss(curves.get("train_decoder", ()), "squared_error", "held-out squared error"),
         "generator": _generator(curves.get("train_generator", ()), figures.get("fidelity", {})),
         "scorer": _by_loss(curves.get("train_scorer", ()), "loss", "held-out loss"),
     }

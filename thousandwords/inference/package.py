@@ -1,4 +1,4 @@
-"""One folder that takes a prompt and gives ranked images: four models and the sampling settings.
+"""One folder that takes a prompt and gives ranked images: the models and the sampling settings.
 
 `load_package(folder).generate("a small red star on sand", candidates=16)` needs neither DVC nor MLflow, and
 runs no code from the folder.
@@ -25,7 +25,12 @@ from thousandwords.inference.candidates import count_batches, sample_batch
 from thousandwords.inference.config import SamplingConfig, check_guidance, check_prompt, replace_settings
 from thousandwords.text.bpe import TextTokenizer, load
 
-FAMILIES = {"image_tokenizer": "image_tokenizers", "generator": "generators", "scorer": "scorers"}
+FAMILIES = {
+    "image_tokenizer": "image_tokenizers",
+    "decoder": "decoders",
+    "generator": "generators",
+    "scorer": "scorers",
+}
 PARTS = ("text_tokenizer", *FAMILIES)
 FIX = "dvc repro package_model"
 
@@ -43,10 +48,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Package:
-    """The four models and the sampling settings: prompts in, ranked images out."""
+    """The models and the sampling settings: prompts in, ranked images out."""
 
     text_tokenizer: TextTokenizer
-    image_tokenizer: torch.nn.Module
+    image_tokenizer: torch.nn.Module  # with the decoder, if there is one
     generator: torch.nn.Module
     scorer: torch.nn.Module
     settings: SamplingConfig
@@ -99,7 +104,7 @@ def rank_candidates(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def write_package(folder: Path, parts: dict[str, Path], settings: SamplingConfig, metadata: dict) -> str:
-    """Copy the four model folders, verified, into `folder`, bound together; returns the fingerprint."""
+    """Copy the folders of the models, verified, into `folder`, bound together; returns the fingerprint."""
     folder, fingerprints = Path(folder), {}
     for name in PARTS:
         fingerprints[name] = copy_artifact(parts[name], folder / name)
@@ -126,9 +131,16 @@ def load_package(folder: Path, device: str = "cpu") -> Package:
         sha256 = read_manifest(folder / name, verify=False, fix=FIX)["sha256"]
         if sha256 != expected_sha256:
             raise UserError(f"{folder / name} is not the part this package was made with. Run: {FIX}")
-    models = [components.load(family, folder / name, fix=FIX).to(device) for name, family in FAMILIES.items()]
+    models = {
+        name: components.load(family, folder / name, fix=FIX).to(device)
+        for name, family in FAMILIES.items()
+        if name in manifest["facts"]["parts"]
+    }
+    if decoder := models.pop("decoder", None):  # packages of earlier versions have none
+        models["image_tokenizer"] = components.with_decoder(models["image_tokenizer"], decoder, FIX)
     settings = section(metadata["sampling"], "sampling", SamplingConfig)
-    return Package(load(folder / "text_tokenizer", fix=FIX), *models, settings, manifest["sha256"])
+    text_tokenizer = load(folder / "text_tokenizer", fix=FIX)
+    return Package(text_tokenizer, **models, settings=settings, fingerprint=manifest["sha256"])
 
 
 def check_device(name: str) -> torch.device:

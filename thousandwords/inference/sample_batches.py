@@ -23,39 +23,40 @@ from thousandwords.text.bpe import TextTokenizer, load
 
 @dataclass(frozen=True)
 class Models:
-    """The three models that turn a prompt into images."""
+    """The models that turn a prompt into images."""
 
     text_tokenizer: TextTokenizer
-    image_tokenizer: nn.Module
+    image_tokenizer: nn.Module  # with the decoder, if there is one
     generator: nn.Module
-
-    @property
-    def fingerprints(self) -> tuple[str, str, str]:
-        return self.text_tokenizer.fingerprint, self.image_tokenizer.fingerprint, self.generator.fingerprint
+    fingerprints: tuple[str, ...]  # of all of them
 
     def to(self, device: str) -> Models:
-        return Models(self.text_tokenizer, self.image_tokenizer.to(device), self.generator.to(device))
+        tokenizer, generator = self.image_tokenizer.to(device), self.generator.to(device)
+        return Models(self.text_tokenizer, tokenizer, generator, self.fingerprints)
 
 
 @dataclass(frozen=True)
 class SampleTask:
     """What all batches depend on; sent to each worker once."""
 
-    folders: tuple[Path, Path, Path]
-    fingerprints: tuple[str, str, str]
+    folders: tuple[Path, ...]  # the arguments of load_models
+    fingerprints: tuple[str, ...]
     prompts: list[tuple[str, str]]  # (split, prompt)
     settings: SamplingConfig
     seed: int
     fixed_tokens: np.ndarray | None  # (prompts, L); a tensor would be sent through shared memory
 
 
-def load_models(text_tokenizer: Path, image_tokenizer: Path, generator: Path) -> Models:
-    """The three models, verified; raises UserError where they do not belong together."""
-    models = Models(
+def load_models(text_tokenizer: Path, image_tokenizer: Path, decoder: Path, generator: Path) -> Models:
+    """The models, verified; raises UserError where they do not belong together."""
+    loaded = (
         load(text_tokenizer),
         components.load("image_tokenizers", image_tokenizer, fix="dvc repro train_image_tokenizer"),
+        components.load("decoders", decoder, fix="dvc repro train_decoder"),
         components.load("generators", generator, fix="dvc repro train_generator"),
     )
+    fingerprints = tuple(model.fingerprint for model in loaded)
+    models = Models(loaded[0], components.with_decoder(*loaded[1:3]), loaded[3], fingerprints)
     header = models.generator.header
     for name in ("text_tokenizer", "image_tokenizer"):
         fingerprint = getattr(models, name).fingerprint

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from thousandwords.components import WithDecoder
 from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import unit_hash
@@ -28,15 +29,16 @@ ENCODING = 1 / 3  # of the seconds of an update per image: one of its three pass
 SHARES = {"image_tokenizer": 0.4, "generator": 0.6}  # of the seconds that are left for training
 SCORER_SHARE = 0.8  # of the tokenizer's seconds, with which it runs in parallel
 Measure = Callable[[dict, str], float]  # params, name of a model -> seconds of one of its updates
-MIN_STEPS = {"image_tokenizer": 100, "generator": 60, "scorer": 60}
-MAX_STEPS = {"image_tokenizer": 20_000, "generator": 40_000, "scorer": 5_000}
+MIN_STEPS = {"image_tokenizer": 100, "decoder": 100, "generator": 60, "scorer": 60}
+MAX_STEPS = {"image_tokenizer": 20_000, "decoder": 20_000, "generator": 40_000, "scorer": 5_000}
 # first guesses, as the shares and seconds above: beyond these a model of these sizes only memorizes (images are reread with benefit: the tokenizer underfits)
-MAX_EPOCHS = {"image_tokenizer": 400, "generator": 40, "scorer": 40}
+MAX_EPOCHS = {"image_tokenizer": 400, "decoder": 400, "generator": 40, "scorer": 40}
 ENOUGH_UPDATES = 1_000  # of the generator; `auto` takes the largest size that gets them
 # of the base's peak learning rates, for models that go on from trained ones: with the rates of a first training they
 # forget what the new images do not show. A first guess between a tenth and a quarter
 GOING_ON_RATE = 0.125
 MIXTURE_RATE = 0.5  # instead, where the images before are read too: more was learned, and no more forgotten
+UNET_RATE = 0.0005  # of a decoder that goes on: that of its first training
 DECODER_RATE = 0.001  # of an image tokenizer that goes on: its tokens do not change, so it forgets little
 
 
@@ -181,6 +183,11 @@ def resolve_from(
     training = params["image_tokenizer"]["training"] | {"learning_rate": DECODER_RATE}
     kind = package.image_tokenizer.built_as["kind"]
     params["image_tokenizer"] = {"kind": kind, "init": init, "tune": "decoder", "training": training}
+    names = [*SHARES, "scorer"]
+    if isinstance(package.image_tokenizer, WithDecoder):
+        kind = package.image_tokenizer.decoder.built_as["kind"]
+        params["decoder"] = {"kind": kind, "init": init, "training": dict(training, learning_rate=UNET_RATE)}
+        names.append("decoder")
     tuned = {"tune": "all", "bpe_dropout": params["generator"]["bpe_dropout"]}
     for name, model, settings in (("generator", package.generator, tuned), ("scorer", package.scorer, {})):
         training = params[name]["training"]
@@ -188,10 +195,11 @@ def resolve_from(
         params[name] = {"kind": model.built_as["kind"], "init": init, **settings, "training": training}
     for name in ("temperature", "top_k", "top_p", "guidance"):
         params["sampling"][name] = getattr(package.settings, name)
-    seconds = _measured(params, device, [*SHARES, "scorer"])
+    seconds = _measured(params, device, names)
     _set_lengths(params, budget, device, seconds)
-    # it gets worse while the rate is high, and is best at the end
-    params["image_tokenizer"]["training"]["stop_after"] = None
+    # they get worse while the rate is high, and are best at the end
+    for name in {"image_tokenizer", "decoder"} & seconds.updates.keys():
+        params[name]["training"]["stop_after"] = None
     return params, seconds
 
 
@@ -199,7 +207,8 @@ def planned_minutes(params: dict, seconds: Seconds) -> float:
     """Minutes of a run on own images: its data, its trainings, start-up, evaluations and report."""
     trained = {name: params[name]["training"]["steps"] * value for name, value in seconds.updates.items()}
     share = STARTUP_SHARE * params["budget"]["minutes"]
-    beside = max(trained.get("image_tokenizer", 0.0), trained["scorer"])  # two stages run in parallel
+    # two stages run in parallel
+    beside = max(trained.get("image_tokenizer", 0.0) + trained.get("decoder", 0.0), trained["scorer"])
     return (STARTUP_SECONDS + seconds.data + beside + trained["generator"]) / 60 + share
 
 
@@ -214,6 +223,8 @@ def _set_lengths(params: dict, budget: BudgetConfig, device: Device, seconds: Se
     """Set the steps of each model that was measured, and what follows from them; the number of training pairs."""
     num_train = budget.pairs - num_held_out(budget.pairs)
     left = training_seconds(budget.minutes, device.parallel, seconds.data)
+    if "decoder" in seconds.updates:
+        left["decoder"] = left["image_tokenizer"] = left["image_tokenizer"] / 2
     for name, rate in seconds.updates.items():
         training = params[name]["training"]
         training |= _schedule(steps_for(name, left[name], rate, num_train, training["batch_size"]))
@@ -299,6 +310,9 @@ def measure_update(params: dict, name: str, device: str, seconds: float = 2.0) -
             config.batch_size, sum(side**2 for side in model.scales), dtype=torch.int64, device=device
         )
         inputs = (texts, tokens)
+    elif name == "decoder":
+        num_tokens = sum(side**2 for side in model.scales)
+        inputs = (images, torch.zeros(len(images), num_tokens, dtype=torch.int64, device=device), images)
     elif name == "image_tokenizer":
         inputs = (images,)
     else:

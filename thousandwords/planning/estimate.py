@@ -120,7 +120,7 @@ def read_sizes(params: dict, num_pairs: int | None = None) -> Sizes:
     validation_share = 1 - data.scenes.count / num_stored if is_scenes else data.validation_share
     prompts = sampling.get("prompts_per_split", 64) * (2 if is_scenes else 1)
     models = build_models(params)
-    tokenizer, generator, scorer = (models.get(name) for name in TRAINED)
+    tokenizer, decoder, generator, scorer = (models.get(name) for name in TRAINED)
     with torch.device("meta"):
         image, rng = torch.empty(1, 3, side, side), torch.Generator()
         caption = torch.zeros(1, text.text_length, dtype=torch.int64)
@@ -130,6 +130,8 @@ def read_sizes(params: dict, num_pairs: int | None = None) -> Sizes:
             "image_tokenizer": lambda: tokenizer.train().loss(image, 0, rng),
             "generator": lambda: generator.eval().loss(caption, image_tokens, 0, rng, num_text_tokens=1.0),
         }
+        if decoder.is_trainable:  # each update encodes and decodes its images
+            forwards["decoder"] = lambda: decoder.loss(image, image_tokens, image, 0, rng)
         if scorer:
             scorer.eval()  # a batch of one has no variance
             forwards["scorer"] = lambda: (scorer.embed_images(image), scorer.embed_captions(["a"]))
@@ -146,7 +148,7 @@ def read_sizes(params: dict, num_pairs: int | None = None) -> Sizes:
         views=tokens.views_per_image,
         tokens_per_shard=tokens.rows_per_shard,
         samples=(prompts + len(sampling.get("prompts", []))) * sampling.get("candidates", 512),
-        models={name: _model(params[name], name, models[name], flops[name], kept[name]) for name in models},
+        models={name: _model(params[name], name, models[name], flops[name], kept[name]) for name in flops},
     )
 
 
@@ -203,6 +205,7 @@ def steps(sizes: Sizes, bytes_per_pixel: float, sampling_share: float) -> list[S
         found.append(Step("", train_pairs, folder=".store/pairs", files=1, bytes=train_pairs * image_bytes))
     found.append(Step("train_text_tokenizer", train_pairs, train_pairs, "captions"))
     found += _training_step("image_tokenizer", models)
+    found += _training_step("decoder", models)
     work = encoded_images * sizes.encode
     found += [
         Step("tokenize_pairs", encoded_images, work, "flops", "data/tokens", token_shards, token_bytes),

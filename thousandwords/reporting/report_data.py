@@ -17,7 +17,7 @@ from thousandwords.evaluation.image_fidelity import NearestNeighbors
 from thousandwords.evaluation.overlap import Overlap
 from thousandwords.inference.sample_shards import Samples
 from thousandwords.ingest.near_duplicates import DUPLICATES
-from thousandwords.nn.metrics import codebook_counts
+from thousandwords.nn.metrics import codebook_counts, psnr
 from thousandwords.reporting import plots
 from thousandwords.reporting.page import thumbnail
 
@@ -43,6 +43,7 @@ PLOTS = {  # section of the page -> plot -> its alt text
     "tokens": {"codebook": "How often each token of the codebook is used on held-out images"},
     "training": {
         "tokenizer": "Hard reconstruction of held-out images during training of the image tokenizer",
+        "decoder": "Reconstruction of held-out images from their tokens during training of the decoder",
         "generator_image": "Loss of the transformer on image tokens",
         "generator_text": "Loss of the transformer on text tokens",
         "scorer": "Contrastive loss of CLIP",
@@ -69,6 +70,10 @@ def render_plots(evaluation: Evaluation, curves: dict[str, list[dict]]) -> dict[
     if tokenizer := _points(curves["train_image_tokenizer"], "validation/psnr_hard"):
         title = "Image tokenizer, hard reconstruction"
         pngs["tokenizer"] = plots.loss_curve({"validation": tokenizer}, "PSNR, dB", title=title)
+    if decoder := _points(curves.get("train_decoder", []), "validation/psnr_hard"):
+        pngs["decoder"] = plots.loss_curve(
+            {"validation": decoder}, "PSNR, dB", title="Decoder, from the same tokens"
+        )
     if scorer := curves.get("train_scorer"):
         pngs["scorer"] = plots.loss_curve(_losses(scorer, "loss"), "nats", title="CLIP, contrastive loss")
     pngs |= fidelity_plots(figures["fidelity"])
@@ -181,13 +186,20 @@ def best_samples(samples: Samples, scores: np.ndarray) -> list[dict]:
 
 
 def _reconstructions(evaluation: Evaluation, count: int) -> list[dict]:
-    """The first held-out images beside their reconstructions from tokens, and the PSNR of each."""
-    images = evaluation.held_out.images, evaluation.reconstructions.hard
-    held_out, hard = (to_uint8(each[:count]) for each in images)
-    return [
+    """The first held-out images beside their reconstructions from tokens, and the PSNR of each; and those of the
+    decoder, if there is one."""
+    images, decoded = evaluation.held_out.images[:count], evaluation.reconstructions.decoded
+    held_out, hard = (to_uint8(each[:count]) for each in (images, evaluation.reconstructions.hard))
+    rows = [
         {"original": thumbnail(before, LARGE), "hard": thumbnail(after, LARGE), "psnr": float(psnr)}
         for before, after, psnr in zip(held_out, hard, evaluation.held_out.psnr, strict=False)
     ]
+    if decoded is not None:
+        for row, image, value in zip(
+            rows, to_uint8(decoded[:count]), psnr(images, decoded[:count]), strict=True
+        ):
+            row |= {"decoded": thumbnail(image, LARGE), "psnr_decoded": float(value)}
+    return rows
 
 
 def prompt_rows(

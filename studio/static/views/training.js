@@ -10,6 +10,7 @@ const WIDTH = 320;
 const HEIGHT = 120;
 const TITLES = {
   train_image_tokenizer: ['Image tokenizer', 'Held-out images above their reconstructions'],
+  train_decoder: ['Decoder', 'Held-out images above their reconstructions by the tokenizer, and by the decoder'],
   train_generator: ['Generator', 'One sample for each of eight held-out captions, always with the same seeds'],
   train_scorer: ['Scorer', ''],
 };

@@ -38,6 +38,7 @@ def folder(tmp_path_factory):
     text = save(tiny_text(), folder / "text_tokenizer")
     image = components.save(tiny("image_tokenizers", "dvae"), folder / "image_tokenizer")
     fingerprints = {"text_tokenizer": text, "image_tokenizer": image}
+    components.save(tiny("decoders", "unet"), folder / "decoder", image_tokenizer=image)
     components.save(tiny("generators", "transformer"), folder / "generator", **fingerprints)
     components.save(tiny("scorers", "clip"), folder / "scorer")
     (folder / "own").mkdir()
@@ -58,7 +59,9 @@ def both(folder):
     inpaint = {"inpaint": str(folder / "own"), "inpaint_keep_share": 0.5}
     for name, more in (("plain", {}), ("inpainted", inpaint)):
         context = stage_context({**SETTINGS, **more})
-        parts = [folder / part for part in ("pairs", "text_tokenizer", "image_tokenizer", "generator")]
+        parts = [
+            folder / part for part in ("pairs", "text_tokenizer", "image_tokenizer", "decoder", "generator")
+        ]
         sample_images(*parts, folder / name / "samples", context)
         rank_images(folder / name / "samples", folder / "scorer", folder / name / "ranked", context)
         samples = read_samples(folder / name / "samples")

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from tests.helpers.tiny_models import flips, tiny, write_parts
 from thousandwords import components
@@ -91,7 +92,7 @@ def test_the_same_parts_make_the_same_package(package_folder, parts, tmp_path):
 
 
 def test_a_folder_that_is_not_a_part_is_removed_when_the_package_is_written_again(own_folder, parts):
-    (own_folder / "decoder").mkdir()
+    (own_folder / "upscaler").mkdir()
     write_package(own_folder, parts, SamplingConfig(), {})
     assert sorted(path.name for path in own_folder.iterdir() if path.is_dir()) == sorted(PARTS)
 
@@ -103,6 +104,44 @@ def test_a_part_that_was_replaced_is_rejected(own_folder):
     assert str(caught.value) == (
         f"{own_folder}/generator is not the part this package was made with. Run: dvc repro package_model"
     )
+
+
+def test_a_decoder_makes_the_images_of_a_package_and_tokens_stay_the_tokenizers(package, parts):
+    decoder = package.image_tokenizer.decoder
+    torch.nn.init.normal_(decoder.output[-1].weight, generator=torch.Generator().manual_seed(0))
+    tokenizer = components.load("image_tokenizers", parts["image_tokenizer"])
+    tokens = package.generate(PROMPT)[0].tokens[None]
+
+    images = package.image_tokenizer.decode(tokens)
+
+    assert images.equal(decoder.decode(tokens, tokenizer.decode(tokens))) and not images.equal(
+        tokenizer.decode(tokens)
+    )
+    assert package.image_tokenizer.encode(images).equal(tokenizer.encode(images))
+    assert package.image_tokenizer.fingerprint == tokenizer.fingerprint
+    torch.nn.init.zeros_(decoder.output[-1].weight)
+
+
+def test_a_decoder_of_another_tokenizer_is_rejected(own_folder, parts, tmp_path):
+    components.save(tiny("image_tokenizers", "dvae", seed=1), tmp_path / "other")
+    write_package(own_folder, {**parts, "image_tokenizer": tmp_path / "other"}, SamplingConfig(), {})
+    with pytest.raises(
+        UserError,
+        match="the decoder was trained with image_tokenizer .*, but .* Run: dvc repro package_model",
+    ):
+        load_package(own_folder)
+
+
+def test_a_package_of_an_earlier_version_has_no_decoder(own_folder):
+    metadata = json.loads((own_folder / "package.json").read_bytes())
+    del metadata["parts"]["decoder"]
+    shutil.rmtree(own_folder / "decoder")
+    write_json(own_folder / "package.json", metadata)
+    write_manifest(own_folder, {"package.json": None}, {"parts": metadata["parts"]})
+
+    package = load_package(own_folder)
+
+    assert len(package.generate(PROMPT)) == 4 and package.image_tokenizer.built_as["kind"] == "dvae"
 
 
 def test_a_missing_part_is_rejected(own_folder):

@@ -25,13 +25,13 @@ def package(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def params(package) -> dict:
-    """The smoke preset, going on from all four models of the package."""
+    """The smoke preset, going on from all models of the package."""
     values = read_preset("smoke", ROOT / "presets")
     values["data"]["image_size"] = SIDE
     values["sampling"]["inpaint"] = None
     values["text_tokenizer"] = {"init": str(package)}
     values["image_tokenizer"] = {"kind": "dvae", "init": str(package)}
-    for name in ("generator", "scorer"):
+    for name in ("decoder", "generator", "scorer"):
         block = values[name]
         training = block["training"] | {"muon_lr_scale": None}
         values[name] = {"kind": block["kind"], "init": str(package), "training": training}
@@ -47,7 +47,7 @@ def error_of(params: dict, **changes: object) -> str:
     return str(caught.value)
 
 
-def test_all_four_sections_go_on_from_a_package_or_from_the_folders_of_its_parts(params, package):
+def test_all_sections_go_on_from_a_package_or_from_the_folders_of_its_parts(params, package):
     preflight.check_params(params, 0)
     for name in init_models.SECTIONS:
         params[name]["init"] = str(package / name)
@@ -91,6 +91,10 @@ def test_a_generator_needs_the_tokenizers_that_it_was_trained_with(params, packa
         ("generator.tune", "image-head", "tune is 'image-head'; it can be: all, image_head, or a list of patterns"),
         ("generator.tune", ["layer.0.*"], "generator.tune has 'layer.0.*', which matches no parameter of this model. One"),
         ("generator.tune", [], "generator.tune is (), which names no parameter. Set generator.tune: all"),
+        ("decoder.unet", {"blocks": 2}, "decoder.unet.blocks is 2, but decoder.init, {}, has 1. Remove"),
+        ("decoder", {"kind": "none", "unet": {}}, "decoder has no key 'unet'"),
+        ("decoder", {"kind": "unet", "unet": {"widths": [9]}, "training": {"steps": 1}}, "unet.widths is [9]; give one mul"),
+        ("decoder", {"kind": "unet", "training": {}}, "decoder lacks the key 'unet'"),
         ("generator.init", None, "generator lacks the key 'transformer'"),
         ("generator.init", 3, "generator.init should be a folder, or null to train one here; found 3"),
         ("scorer.init", "models:/other@x", "scorer.init is 'models:/other@x'; a registered package is models:/thousandw"),

@@ -1,0 +1,1 @@
+"""Images as the image tokenizer decodes them."""

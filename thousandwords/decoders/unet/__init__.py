@@ -1,0 +1,1 @@
+"""A U-Net that adds what the tokenizer's decoder leaves out."""
