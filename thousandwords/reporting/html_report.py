@@ -183,12 +183,9 @@ def _codebook_card(metrics: Mapping) -> dict:
         (perplexity, "perplexity", f"k-means: {kmeans}"),
         (used, f"of {codebook['vocab_size']:,} tokens used", f"k-means: {used_kmeans}"),
     ]
-    share = codebook["perplexity"] / codebook["vocab_size"]  # a collapsed codebook uses one or two tokens
-    if share < 0.05:
-        verdict = "Very few tokens are used: the codebook is collapsing."
-        return _card("Codebook", "tokens", figures, verdict, "bad")
-    verdict = f"Equivalent to {rate(share)} of the tokens, used evenly."
-    return _card("Codebook", "tokens", figures, verdict, "good" if share >= 0.25 else "plain")
+    share = codebook["perplexity"] / codebook["vocab_size"]
+    verdict = f"Equivalent to {rate(share)} of the tokens, used evenly. More is no goal in itself: consistent tokens are easier to predict."
+    return _card("Codebook", "tokens", figures, verdict)
 
 
 def overlap_rows(metrics: Mapping) -> list[dict]:
