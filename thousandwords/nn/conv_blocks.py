@@ -1,8 +1,9 @@
-"""The dVAE's encoder and decoder: residual groups with pooling or up-sampling between them.
+"""An image tokenizer's encoder and decoder: residual groups with pooling or up-sampling between them.
 
 After the released dVAE of arXiv 2102.12092. `patch` is an addition: with 1 (the released code) the first
 convolution sees pixels; with more, patch * patch pixels become channels first. Shapes: images (B, 3, H, W),
-logits and one-hot tokens (B, V, h, w) with H = h * patch * 2 ** (groups - 1).
+and on the grid (B, C, h, w) with H = h * patch * 2 ** (groups - 1): the dVAE's logits and one-hot tokens (C is
+the vocabulary), or latents.
 """
 
 import math
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 CHANNELS = 3
-OUTPUT_MAPS = 2 * CHANNELS  # mu and ln b of every color channel
 Kernels = tuple[int, ...]
 Layers = OrderedDict[str, nn.Module]
 
@@ -58,30 +58,41 @@ def add_groups(
 
 
 def build_encoder(
-    width: int, groups: int, blocks: int, gain: float, vocab_size: int, patch: int, stem_kernel: int
+    width: int, groups: int, blocks: int, gain: float, outputs: int, patch: int, stem_kernel: int
 ) -> nn.Sequential:
-    """Pixels in the model's range (B, 3, H, W) -> logits (B, V, h, w)."""
+    """Pixels in the model's range (B, 3, H, W) -> logits or latents (B, outputs, h, w)."""
     widths = [width * 2**group for group in range(groups)]
     layers: Layers = OrderedDict()
     layers["to_cells"] = nn.PixelUnshuffle(patch)
     layers["input"] = convolution(CHANNELS * patch**2, width, stem_kernel)
     add_groups(layers, [width, *widths], blocks, ENCODER_KERNELS, gain, nn.MaxPool2d(2))
     layers["relu"] = nn.ReLU()
-    layers["output"] = convolution(widths[-1], vocab_size, 1)
+    layers["output"] = convolution(widths[-1], outputs, 1)
     return nn.Sequential(layers)
 
 
 def build_decoder(
-    width: int, groups: int, blocks: int, gain: float, vocab_size: int, patch: int, codebook_width: int
+    width: int,
+    groups: int,
+    blocks: int,
+    gain: float,
+    inputs: int,
+    patch: int,
+    first: str,
+    first_width: int,
+    maps: int,
 ) -> nn.Sequential:
-    """Tokens, one-hot or relaxed (B, V, h, w) -> mu and ln b (B, 6, H, W). Codebook: `codebook.weight`."""
+    """Tokens, one-hot or relaxed, or their vectors (B, inputs, h, w) -> maps of every pixel (B, maps, H, W).
+
+    `first` is the name of the first convolution, `first_width` its channels.
+    """
     widths = [width * 2**group for group in reversed(range(groups))]
     layers: Layers = OrderedDict()
-    layers["codebook"] = convolution(vocab_size, codebook_width, 1)
+    layers[first] = convolution(inputs, first_width, 1)
     enlarge = nn.Upsample(scale_factor=2, mode="nearest")
-    add_groups(layers, [codebook_width, *widths], blocks, DECODER_KERNELS, gain, enlarge)
+    add_groups(layers, [first_width, *widths], blocks, DECODER_KERNELS, gain, enlarge)
     layers["relu"] = nn.ReLU()
-    layers["output"] = convolution(width, OUTPUT_MAPS * patch**2, 1)
+    layers["output"] = convolution(width, maps * patch**2, 1)
     layers["to_pixels"] = nn.PixelShuffle(patch)
     return nn.Sequential(layers)
 

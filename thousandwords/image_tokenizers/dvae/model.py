@@ -103,7 +103,8 @@ class DiscreteVAE(ImageTokenizer):
         shape = (config.width, config.groups, config.blocks_per_group, config.path_gain, config.vocab_size)
         shape = (*shape, config.patch)
         self.encoder = build_encoder(*shape, config.stem_kernel)
-        self.decoder = build_decoder(*shape, config.codebook_width)
+        # the codebook is the first convolution's weight; the maps are mu and ln b of every color channel
+        self.decoder = build_decoder(*shape, "codebook", config.codebook_width, maps=6)
         initialize(self, config.init_gain)
         self.to(memory_format=torch.channels_last)  # faster on a CPU
 
