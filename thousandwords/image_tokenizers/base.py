@@ -5,7 +5,7 @@ the grids of `scales` one after the other, each in raster order. Inside, a kind 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,16 @@ class ImageTokenizer(nn.Module, ABC):
     def prepare(self, image_batches: Iterable[Tensor], rng: torch.Generator) -> None:
         """Set first weights from some training images, once, before step 0. Most kinds need nothing here."""
         return None
+
+    def after_update(
+        self, step: int, rng: torch.Generator, gather: Callable[[Tensor], list[Tensor]]
+    ) -> dict[str, float]:
+        """Change what is not learned by gradient, after each update of the weights; the values to log.
+
+        All processes call it with equal random generators; `gather` returns a tensor of every process, in the
+        order of ranks. The same changes have to follow on every process. Most kinds need nothing here.
+        """
+        return {}
 
     def check_images(self, images: Tensor) -> None:
         """Raise ValueError unless this is a batch of this tokenizer's images."""

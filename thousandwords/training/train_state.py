@@ -107,6 +107,9 @@ class TrainState:
         for optimizer in self.optimizers:
             optimizers.set_learning_rate(optimizer, values["learning_rate"])
             optimizer.step()
+        if hasattr(self.model, "after_update"):
+            rng = step_rng(seed, step, self.device, part=-1)  # the same on every process
+            values |= self.model.after_update(step, rng, self.world.gather)
         if self.average and (step + 1) % self.config.ema_every == 0:
             self.average.update(self.model)
         return values
