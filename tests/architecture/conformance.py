@@ -57,6 +57,13 @@ ROWS = (
     Row("tokenizer", "scale", "P", "batch 512, 3,000,000 updates, mixed precision"),
     Row("tokenizer", "augmentation", "P", "tokenizer: square anywhere, side 288…384, crop 256, flipped or not"),
     Row("tokenizer", "tokens for stage two", "P A", "arg-max of the logits, no Gumbel noise"),
+    # another kind of image tokenizer: P arXiv 1711.00937, C code of its authors or of the quantizer's
+    Row("vqvae", "straight-through", "P C", "the decoder sees the code, its gradient reaches the latent as if it had seen the latent"),
+    Row("vqvae", "loss", "P", "squared error + codebook term (gradient) + β ‖latent − sg code‖², β .25"),
+    Row("vqvae", "EMA codebook", "P C", "n ← γn + (1−γ) count, m ← γm + (1−γ) sum, γ .99; code = m/n, both from the start's first value"),
+    Row("vqvae", "l2 codes", "C", "latents and codes of unit length, normalized where they are used"),
+    Row("vqvae", "FSQ", "P C", "tanh to L levels, even L shifted by half a level, ε 1e-3, ÷ ⌊L/2⌋; first dimension fastest; no loss"),
+    Row("vqvae", "SimVQ", "C", "fixed table N(0, d^−½) through one learned affine map; codebook 1, commitment .25"),
     # the transformer
     Row("generator", "sequence", "P", "256 text tokens of 16,384, lower-cased, then 1,024 image tokens of 8,192"),
     Row("generator", "pads", "P", "a learned pad for each of the 256 text positions"),

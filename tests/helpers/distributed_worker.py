@@ -2,7 +2,8 @@
 
 JOBS is a JSON list of {"name", "resume", "stop", "model"} and settings of TrainingConfig. Each process writes
 FOLDER/<name>.<rank>.json with its losses and rows; the main process also writes <name>.safetensors with the
-final weights. With {"is_scorer": true} a CLIP is trained, without further settings.
+final weights. With {"is_scorer": true} a CLIP is trained, without further settings; with {"is_tokenizer": true} a
+VQ-VAE, with settings of its model.
 """
 
 import dataclasses
@@ -97,6 +98,31 @@ def train_scorer(name: str, folder: Path, world: World) -> None:
     write_results(name, folder, world, state, history)
 
 
+def train_image_tokenizer(name: str, folder: Path, world: World, **model) -> None:
+    """Train the tiny VQ-VAE, whose codes follow the latents of all processes."""
+    config = TrainingConfig(steps=STEPS, **{**BASE, "checkpoint_every": STEPS, "learning_rate": 0.003})
+    first = tiny_models.tiny("image_tokenizers", "vqvae")
+    sizes = tiny_models.ARGUMENTS["image_tokenizers"]
+    torch.manual_seed(0)
+    tokenizer = components.build(
+        "image_tokenizers", "vqvae", dataclasses.replace(first.config, **model), **sizes
+    )
+    images = tiny_models.random_images(ROWS)
+    tokenizer.prepare([images], torch.Generator().manual_seed(0))
+
+    state, history = fit(
+        tokenizer,
+        config,
+        batches_of=lambda step: [
+            images[rows_at(share)] for share in world.micro_batches(positions(step, config.batch_size))
+        ],
+        loss_of=lambda model, batch, step, rng: model.loss(batch, step, rng),
+        seed=0,
+        world=world,
+    )
+    write_results(name, folder, world, state, history)
+
+
 def rows_at(places: range) -> list[int]:
     return [row for _, row in epochs_and_rows(places, ROWS, 0)]
 
@@ -115,6 +141,7 @@ def main() -> None:
     with init_processes("cpu") as world:
         for job in jobs:
             train = train_scorer if job.pop("is_scorer", False) else train_generator
+            train = train_image_tokenizer if job.pop("is_tokenizer", False) else train
             train(job.pop("name"), folder, world, **job)
 
 

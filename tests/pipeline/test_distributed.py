@@ -11,11 +11,12 @@ import safetensors.torch
 import torch
 
 from stages.runtime import program
-from tests.helpers.distributed_worker import STEPS, train_generator, train_scorer
+from tests.helpers.distributed_worker import STEPS, train_generator, train_image_tokenizer, train_scorer
 from tests.helpers.paths import ROOT
 from thousandwords.core.errors import UserError
 from thousandwords.training.distributed import SINGLE_PROCESS, World
 
+CODES = {"vocab_size": 100, "first_steps_without_codes": 2, "restart_every": 2, "codebook_decay": 0.5}
 RECOMPUTED = {"model": {"activation_checkpointing": True}}
 
 
@@ -43,6 +44,8 @@ def runs(tmp_path_factory) -> Path:
     train_generator("recomputed", folder, SINGLE_PROCESS, **RECOMPUTED)
     train_generator("half by one", folder, SINGLE_PROCESS, stop=6)
     train_scorer("scorer", folder, SINGLE_PROCESS)
+    for codebook in ("ema", "gradient"):
+        train_image_tokenizer(codebook, folder, SINGLE_PROCESS, codebook=codebook, **CODES)
     run_in_two_processes(
         folder,
         {"name": "ddp"},
@@ -58,6 +61,8 @@ def runs(tmp_path_factory) -> Path:
         {"name": "half compressed again", "stop": 6, "powersgd_rank": 2},
         {"name": "float16", "precision": "float16"},
         {"name": "scorer in two", "is_scorer": True},
+        {"name": "ema in two", "is_tokenizer": True, "codebook": "ema", **CODES},
+        {"name": "gradient in two", "is_tokenizer": True, "codebook": "gradient", **CODES},
         {"name": "compressed float16", "precision": "float16", "powersgd_rank": 2},
     )
     train_generator("two, then one", folder, SINGLE_PROCESS, resume="half by two")
@@ -111,6 +116,19 @@ def test_a_loss_over_all_pairs_of_a_batch_compares_those_of_all_processes(runs):
     assert expected[-1] < expected[0] - 0.1
     torch.testing.assert_close(losses, expected, atol=1e-3, rtol=0)
     assert_same_weights(weights(runs, "scorer in two"), weights(runs, "scorer"))
+
+
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+def test_the_codes_of_an_image_tokenizer_follow_the_latents_of_all_processes(runs, codebook):
+    rows, expected = (result(runs, run)["history"] for run in (f"{codebook} in two", codebook))
+
+    for name in ("loss", "codes_restarted"):
+        values = [torch.tensor([row.get(name, -1.0) for row in run]) for run in (rows, expected)]
+        torch.testing.assert_close(*values, atol=1e-3, rtol=0)
+    assert sum(row.get("codes_restarted", 0) for row in expected) > 0
+    state, first = weights(runs, f"{codebook} in two"), weights(runs, codebook)
+    for name in ("quantizer.usage", "quantizer.sums" if codebook == "ema" else "quantizer.vectors"):
+        torch.testing.assert_close(state[name], first[name], atol=2e-3, rtol=0)
 
 
 def test_evaluation_gives_the_same_on_every_process_and_in_a_single_one(runs):

@@ -1,0 +1,373 @@
+"""The VQ-VAE: its quantizers, how codes start, move and settle, and its settings."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.helpers import tiny_models
+from tests.helpers.tiny_models import rng
+from thousandwords.image_tokenizers.vqvae.model import VQVAE, VQVAEConfig
+from thousandwords.image_tokenizers.vqvae.quantizers import (
+    FiniteScalarQuantizer,
+    VectorQuantizer,
+    kmeans_plus_plus,
+    nearest,
+)
+from thousandwords.training.checkpoints import Checkpoints
+from thousandwords.training.config import TrainingConfig
+from thousandwords.training.loop import Stopped, fit
+
+TINY = VQVAEConfig(**tiny_models.TINY["image_tokenizers"]["vqvae"])
+FSQ = {"quantizer": "fsq", "levels": (4, 3), "vocab_size": 12}
+KINDS = [{}, {"codebook": "gradient"}, {"l2_normalize": True}, FSQ, {"quantizer": "simvq"}]
+
+
+def tiny(**settings) -> VQVAE:
+    torch.manual_seed(0)
+    return VQVAE(replace(TINY, **settings), image_size=16)
+
+
+def random_images(count: int = 4) -> torch.Tensor:
+    return tiny_models.random_images(count, seed=1)
+
+
+def alone(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """`gather` in a single process."""
+    return [tensor]
+
+
+@torch.no_grad()
+def codes_of(vectors: list[list[float]], **settings) -> VectorQuantizer:
+    """A quantizer with these codes, all used equally."""
+    config = {"vocab_size": len(vectors), "latent_width": len(vectors[0]), "restart_every": None} | settings
+    quantizer = VectorQuantizer(VQVAEConfig(**config))
+    quantizer._place(
+        torch.arange(len(vectors)), torch.tensor(vectors), torch.full_like(quantizer.usage, 1 / len(vectors))
+    )
+    return quantizer
+
+
+# --- tokens -------------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_the_nearest_code_and_of_equally_near_ones_the_first():
+    codes = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
+    points = torch.tensor([[0.4, 0.1], [1.9, 0.2], [1.0, 0.0], [0.0, 1.0], [2.0, 2.0]])
+    assert nearest(points, codes).tolist() == [0, 1, 0, 0, 1]
+
+
+def test_the_nearest_code_is_the_same_under_autocast():
+    points, codes = torch.randn(500, 8, generator=rng()), torch.randn(64, 8, generator=rng(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = nearest(points, codes)
+    assert tokens.equal(torch.cdist(points.double(), codes.double()).argmin(dim=1))
+
+
+@pytest.mark.parametrize("settings", KINDS)
+def test_every_quantizer_decodes_its_tokens_and_gives_an_image_the_same_in_any_batch(settings):
+    model = tiny(**settings)
+    tokens = model.encode(random_images())
+    assert tokens.shape == (4, 16) and model.codebook.shape == (12, model.config.channels)
+    assert model.decode(tokens).shape == (4, 3, 16, 16)
+    assert torch.cat([model.encode(image[None]) for image in random_images()]).equal(tokens)
+
+
+@pytest.mark.paper("vqvae: straight-through")
+@pytest.mark.parametrize("settings", KINDS)
+def test_the_gradient_of_the_code_passes_to_the_latents_unchanged(settings):
+    model = tiny(commitment_weight=0.0, **settings)
+    expected = model.codebook[model.encode(random_images())]
+    points_of, decode, seen = model.quantizer.points, model._decode, {}
+
+    def kept(name, tensor):
+        tensor.retain_grad()
+        seen[name] = tensor
+        return tensor
+
+    model.quantizer.points = lambda latents: kept("points", points_of(latents))
+    model._decode = lambda vectors: decode(kept("codes", vectors))
+    model.loss(random_images(), 0, rng())[0].backward()
+
+    torch.testing.assert_close(seen["codes"], expected.flatten(0, 1))
+    assert seen["points"].grad.abs().sum() > 0 and seen["points"].grad.equal(seen["codes"].grad)
+
+
+# --- a codebook ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.paper("vqvae: EMA codebook")
+def test_a_code_is_the_moving_average_of_the_latents_near_it():
+    quantizer = codes_of([[0.0, 0.0], [4.0, 0.0]], codebook_decay=0.75)
+    points = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [3.0, 2.0]])
+
+    quantizer.after_update(points, 0, rng(), alone)
+
+    # shares .5 -> .75 * .5 + .25 * [.75, .25], sums [0, 2] -> .75 * [0, 2] + .25 * [.75, .75]
+    assert quantizer.usage.tolist() == [0.5625, 0.4375]
+    assert quantizer.sums.tolist() == [[0.1875, 0.0], [1.6875, 0.125]]
+    assert quantizer.codebook[0].tolist() == pytest.approx([1 / 3, 0])
+
+
+def test_a_code_that_is_never_used_keeps_its_place():
+    quantizer = codes_of([[0.0, 0.0], [4.0, 1.0]], codebook_decay=0.5)
+    for step in range(400):  # .5 ** 400 is 0 in float32
+        quantizer.after_update(torch.zeros(8, 2), step, rng(), alone)
+    torch.testing.assert_close(quantizer.codebook, torch.tensor([[0.0, 0.0], [4.0, 1.0]]))
+
+
+@pytest.mark.paper("vqvae: loss")
+@pytest.mark.parametrize("codebook, expected", [("ema", 0.25), ("gradient", 1.25)])
+def test_the_loss_is_the_commitment_and_that_of_a_codebook_trained_by_gradient(codebook, expected):
+    quantizer = codes_of([[0.0, 0.0], [4.0, 0.0]], codebook=codebook)
+    points = torch.tensor([[1.0, 0.0]], requires_grad=True)
+
+    loss, commitment = quantizer.loss(points, quantizer.codebook[quantizer.tokens(points)])
+    loss.backward()
+
+    assert commitment.item() == 1 and loss.item() == expected
+    assert points.grad.tolist() == [[0.5, 0.0]]
+    if codebook == "gradient":
+        assert quantizer.vectors.grad.tolist() == [[-2.0, 0.0], [0.0, 0.0]]
+
+
+@pytest.mark.paper("vqvae: l2 codes")
+def test_latents_and_codes_have_unit_length_where_they_are_normalized():
+    model = tiny(l2_normalize=True)
+    model.loss(random_images(), 0, rng())[0].backward()
+    model.after_update(0, rng(), alone)  # an average of unit vectors is shorter
+    torch.testing.assert_close(model.codebook.norm(dim=1), torch.ones(12))
+    torch.testing.assert_close(model._points(random_images()).norm(dim=1), torch.ones(64))
+
+
+# --- the start ----------------------------------------------------------------------------------------------
+
+
+def test_codes_start_far_from_each_other_and_the_same_from_the_same_seed():
+    centers = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0], [50.0, 50.0]])
+    points = centers.repeat(50, 1) + torch.rand(200, 2, generator=rng())
+
+    seeds = kmeans_plus_plus(points, 4, rng(1))
+
+    assert sorted(nearest(seeds, centers).tolist()) == [0, 1, 2, 3]
+    assert seeds.equal(kmeans_plus_plus(points, 4, rng(1)))
+    assert not seeds.equal(kmeans_plus_plus(points, 4, rng(2)))
+    assert kmeans_plus_plus(points[:1].repeat(3, 1), 3, rng()).equal(points[:1].repeat(3, 1))
+
+
+@pytest.mark.parametrize("settings", [{}, {"codebook": "gradient"}])
+def test_the_codes_start_at_the_means_of_latents_after_some_updates_without_codes(settings):
+    model = tiny(first_steps_without_codes=3, **settings)
+    model.prepare([random_images(8)], rng())
+    before, with_codes = model.codebook.clone(), []
+    for step in range(4):
+        logged = model.loss(random_images(), step, rng())[1]
+        model.after_update(step, rng(), alone)
+        with_codes.append("batch_perplexity" in logged)
+        assert model.codebook.equal(before) == (step < 2)
+
+    assert with_codes == [False, False, False, True]
+    model = tiny(first_steps_without_codes=1, **settings)
+    model.prepare([random_images(8)], rng())
+    model.after_update(0, rng(), alone)
+    tokens, points = model.encode(random_images(8)).flatten(), model._points(random_images(8))
+    means = torch.stack([points[tokens == token].mean(dim=0) for token in tokens.unique()])
+    assert torch.cdist(model.codebook[tokens.unique()], means).diagonal().mean() < 0.1 * points.std()
+
+
+# --- restarts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+def test_an_unused_code_moves_to_a_latent_with_a_large_error(codebook):
+    quantizer = codes_of(
+        [[0.0], [100.0]], codebook=codebook, codebook_decay=0.1, restart_every=2, restart_until=6
+    )
+    points, moved = torch.tensor([[0.0], [0.0], [0.0], [3.0]]), []
+
+    for step in range(2):
+        moved.append(quantizer.after_update(points, step, rng(), alone)["codes_restarted"])
+
+    assert moved == [0, 1] and quantizer.codebook[1].item() == 3
+    assert quantizer.usage[1] == 0.5  # as much as the average, so that it gets time
+
+
+def test_codes_stop_moving_before_the_end():
+    config = VQVAEConfig(restart_every=10, restart_until=30)
+    assert [step for step in range(60) if config.restarts_codes(step)] == [9, 19, 29]
+    assert not any(replace(config, restart_every=None).restarts_codes(step) for step in range(60))
+
+
+def test_restarts_choose_latents_in_proportion_to_their_errors_and_none_without_an_error():
+    quantizer, counts = codes_of([[0.0], [100.0]]), torch.zeros(2)
+    points = torch.tensor([[0.0], [1.0], [2.0]])
+    for seed in range(400):
+        quantizer._place(torch.tensor([1]), torch.tensor([[100.0]]), torch.zeros(1))
+        assert quantizer._restart(points, points[:, 0].square(), rng(seed)) == 1
+        counts[int(quantizer.codebook[1].item()) - 1] += 1
+    assert (counts / 400).tolist() == pytest.approx([0.2, 0.8], abs=0.05)
+    quantizer._place(torch.tensor([1]), torch.tensor([[100.0]]), torch.zeros(1))
+    assert quantizer._restart(points, torch.zeros(3), rng()) == 0
+
+
+# --- FSQ ----------------------------------------------------------------------------------------------------
+
+
+def fsq(*levels: int) -> FiniteScalarQuantizer:
+    return FiniteScalarQuantizer(VQVAEConfig(quantizer="fsq", levels=levels, vocab_size=math.prod(levels)))
+
+
+@pytest.mark.paper("vqvae: FSQ")
+def test_fsq_rounds_to_its_levels_with_the_first_dimension_fastest():
+    quantizer = fsq(8, 5)
+    latents = torch.linspace(-9, 9, 2001)[:, None].expand(-1, 2)
+    points = quantizer.points(latents)
+
+    reached = [(points[:, column] * half).round().unique().tolist() for column, half in ((0, 4), (1, 2))]
+
+    assert reached == [
+        [-4, -3, -2, -1, 0, 1, 2, 3],
+        [-2, -1, 0, 1, 2],
+    ]  # all 8: the range is shifted by a half
+    assert quantizer.codebook[:3].tolist() == [[-1, -1], [-0.75, -1], [-0.5, -1]]
+    assert quantizer.codebook[8].tolist() == [-1, -0.5]
+    assert quantizer.points(torch.zeros(1, 2)).abs().max() < 0.01
+
+
+@given(st.lists(st.integers(2, 9), min_size=1, max_size=4))
+def test_every_fsq_token_is_that_of_its_own_code(levels):
+    quantizer = fsq(*levels)
+    codes = quantizer.codebook
+    assert codes.unique(dim=0).shape == (math.prod(levels), len(levels))
+    assert quantizer.tokens(codes).equal(torch.arange(math.prod(levels)))
+
+
+# --- SimVQ --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.paper("vqvae: SimVQ")
+def test_simvq_learns_the_map_of_its_table_and_not_the_table():
+    model = tiny(quantizer="simvq", latent_width=4, vocab_size=4000)
+    model.loss(random_images(), 0, rng())[0].backward()
+    quantizer = model.quantizer
+    assert quantizer.affine.weight.grad.abs().sum() > 0 and quantizer.affine.bias.grad.abs().sum() > 0
+    assert [name for name, _ in quantizer.named_parameters()] == ["affine.weight", "affine.bias"]
+    assert quantizer.table.std().item() == pytest.approx(4**-0.5, rel=0.02)
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, FSQ, {"quantizer": "simvq"}])
+def test_a_trained_tokenizer_reconstructs_its_images(settings):
+    sizes = {"width": 16, "decoder_width": 32, "first_steps_without_codes": 20}
+    model = tiny(restart_every=5, restart_until=60, **sizes, **settings)
+    colors = torch.rand(4, 3, 4, 4, generator=rng()).round()  # of each token's cell
+    images = colors.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    model.prepare([images], rng())
+    before = (model.decode(model.encode(images)) - images).abs().mean()
+
+    state = train(model, images, steps=80)
+
+    model.load_state_dict(state)
+    after = (model.decode(model.encode(images)) - images).abs().mean()
+    assert after < 0.6 * before, (before, after)
+
+
+def train(model: VQVAE, images: torch.Tensor, steps: int, **arguments) -> dict[str, torch.Tensor]:
+    config = TrainingConfig(steps=steps, batch_size=4, learning_rate=1e-2, clip_norm=1.0, ema_decay=0.9)
+    return fit(
+        model,
+        config,
+        batches_of=lambda step: [images],
+        loss_of=lambda model, batch, step, rng: model.loss(batch, step, rng),
+        seed=0,
+        **arguments,
+    )[0]
+
+
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+@pytest.mark.parametrize("stop", [2, 7])  # before and after the start of the codes
+def test_a_resumed_training_gives_the_same_codes_bit_for_bit(tmp_path, codebook, stop):
+    def trained(folder, stop=None):
+        model, done = tiny(codebook=codebook, first_steps_without_codes=4, restart_every=2), []
+        model.prepare([random_images(8)], rng())
+        return train(
+            model,
+            random_images(),
+            12,
+            checkpoints=Checkpoints(tmp_path / folder),
+            progress=lambda step, note: done.append(step),
+            is_stopped=lambda: done[-1] == stop,
+        )
+
+    with pytest.raises(Stopped):
+        trained("stopped", stop)
+    resumed, whole = trained("stopped"), trained("whole")
+
+    assert all(resumed[name].equal(value) for name, value in whole.items())
+
+
+def test_the_codes_of_the_averaged_weights_are_averages_of_sums_and_shares_together():
+    model, images, rows = tiny(restart_every=None), random_images(), []
+    model.prepare([images], rng())
+    values = lambda: (model.quantizer.sums.clone(), model.quantizer.usage.clone())  # noqa: E731
+    first = values()
+    state = train(model, images, steps=3, progress=lambda step, note: rows.append(values()))
+
+    sums, usage = first
+    for row in rows:
+        sums, usage = (0.9 * old + 0.1 * new for old, new in zip((sums, usage), row, strict=True))
+    torch.testing.assert_close(state["quantizer.sums"], sums)
+    torch.testing.assert_close(state["quantizer.usage"], usage)
+
+
+@pytest.mark.parametrize("decoder_only_from", [None, 5])
+def test_in_the_updates_of_the_decoder_alone_tokens_stay(decoder_only_from):
+    model = tiny(decoder_only_from=decoder_only_from)
+    model.loss(random_images(), 5, rng())[0].backward()
+    before = model.encode(random_images())
+    model.after_update(5, rng(), alone)
+    assert model.has_frozen_steps == all(weight.grad is None for weight in model.encoder.parameters())
+    assert all(weight.grad is not None for weight in model.decoder.parameters())
+    assert (decoder_only_from is None) or model.encode(random_images()).equal(before)
+
+
+def test_a_codebook_trained_by_gradient_has_none_before_its_start():
+    """DDP has to know before training."""
+    assert tiny(codebook="gradient", first_steps_without_codes=2).has_frozen_steps
+    assert not tiny(first_steps_without_codes=2).has_frozen_steps
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"vocab_size": 1}, "vqvae.vocab_size is 1; it has to be 2 or more"),
+        ({"latent_width": 0}, "vqvae.latent_width is 0; it has to be 1 or more"),
+        ({"restart_every": 0}, "vqvae.restart_every is 0; it has to be 1 or more"),
+        ({"commitment_weight": -1.0}, "vqvae.commitment_weight is -1.0; it has to be 0 or more"),
+        ({"squared_error_weight": 0.0}, "vqvae.squared_error_weight is 0.0; it has to be above 0"),
+        ({"codebook_decay": 1.0}, r"vqvae.codebook_decay is 1.0; it has to be in \[0, 1\)"),
+        ({"width": 10}, "vqvae.width is 10; a bottleneck is a quarter"),
+        ({"stem_kernel": 4}, "vqvae.stem_kernel is 4; an odd side"),
+        (
+            {"quantizer": "fsq", "levels": (8, 1)},
+            r"vqvae.levels is \[8, 1\]; give each dimension 2 levels or more",
+        ),
+        (
+            {"quantizer": "fsq", "levels": (8, 8)},
+            r"vocab_size is 512, but vqvae.levels, \[8, 8\], make 64 tokens. Set vqvae.vocab_size: 64",
+        ),
+    ],
+)
+def test_a_setting_out_of_range_is_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        VQVAEConfig(**settings)
+
+
+def test_an_image_size_that_the_grid_does_not_divide_is_rejected():
+    with pytest.raises(ValueError, match=r"image_size is 18, no multiple of the 4 pixels"):
+        VQVAE(TINY, image_size=18)

@@ -1,0 +1,1 @@
+"""The VQ-VAE: tokens are the nearest codes of a codebook."""
