@@ -155,8 +155,8 @@ def similarity_histogram(axes: Axes, similarities: Mapping[str, Sequence[float]]
 
 @plot("How often each token is used")
 def codebook_curve(axes: Axes, counts: Mapping[str, Sequence[int]]) -> None:
-    """Token frequencies, most used first, on a log axis: {"dvae": counts (V,), "k-means": counts (V,)}; a line that
-    ends early has tokens that are never used."""
+    """Token frequencies, most used first, on a log axis: {"image tokenizer": counts (V,), "k-means": counts (V,)};
+    a line that ends early has tokens that are never used."""
     for color, (name, count) in zip(COLORS, counts.items(), strict=False):
         count = np.sort(np.asarray(count, dtype=np.float64))[::-1]
         share = count[count > 0] / count.sum()

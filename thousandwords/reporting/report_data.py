@@ -56,7 +56,7 @@ def render_plots(evaluation: Evaluation, curves: dict[str, list[dict]]) -> dict[
     """Render all plots: {name: PNG}."""
     figures, reconstructions = evaluation.figures, evaluation.reconstructions
     counts = {
-        "dvae": codebook_counts(reconstructions.tokens, reconstructions.vocab_size).numpy(),
+        "image tokenizer": codebook_counts(reconstructions.tokens, reconstructions.vocab_size).numpy(),
         "k-means": codebook_counts(reconstructions.kmeans_tokens, reconstructions.vocab_size).numpy(),
     }
     image, text = (_losses(curves["train_generator"], name) for name in ("image_loss", "text_loss"))
