@@ -28,6 +28,10 @@ STARTUP_SHARE = 0.12  # of the minutes: evaluations, samples, the report
 ENCODING = 1 / 3  # of the seconds of an update per image: one of its three passes
 SHARES = {"image_tokenizer": 0.4, "generator": 0.6}  # of the seconds that are left for training
 SCORER_SHARE = 0.8  # of the tokenizer's seconds, with which it runs in parallel
+DECODER_SHARE = 0.35  # of the tokenizer's seconds, for a decoder
+ENOUGH_DECODER_UPDATES = (
+    400  # on scenes a U-Net left the tokenizer's image after 300 updates; with fewer there is none
+)
 Measure = Callable[[dict, str], float]  # params, name of a model -> seconds of one of its updates
 MIN_STEPS = {"image_tokenizer": 100, "decoder": 100, "generator": 60, "scorer": 60}
 MAX_STEPS = {"image_tokenizer": 20_000, "decoder": 20_000, "generator": 40_000, "scorer": 5_000}
@@ -38,7 +42,6 @@ ENOUGH_UPDATES = 1_000  # of the generator; `auto` takes the largest size that g
 # forget what the new images do not show. A first guess between a tenth and a quarter
 GOING_ON_RATE = 0.125
 MIXTURE_RATE = 0.5  # instead, where the images before are read too: more was learned, and no more forgotten
-UNET_RATE = 0.0005  # of a decoder that goes on: that of its first training
 DECODER_RATE = 0.001  # of an image tokenizer that goes on: its tokens do not change, so it forgets little
 
 
@@ -159,13 +162,20 @@ def resolve(
             break
         chosen, seconds = params, measured
     scorer = {"scorer": device.measure(chosen, "scorer")}
-    seconds = Seconds(seconds.updates | scorer, seconds.data)
+    decoder = {}
+    if "training" in chosen["decoder"]:
+        decoder = {"decoder": device.measure(chosen, "decoder")}
+        left = training_seconds(budget.minutes, device.parallel, seconds.data)["image_tokenizer"]
+        if DECODER_SHARE * left < ENOUGH_DECODER_UPDATES * decoder["decoder"]:
+            chosen["decoder"], decoder = {"kind": "none"}, {}
+    seconds = Seconds(seconds.updates | decoder | scorer, seconds.data)
     num_train = _set_lengths(chosen, budget, device, seconds)
     steps = chosen["image_tokenizer"]["training"]["steps"]
     chosen["image_tokenizer"]["dvae"] |= dict.fromkeys(
         ("temperature_steps", "decoder_only_from"), steps * 9 // 10
     )
-    chosen["image_tokenizer"]["training"]["stop_after"] = None  # the last tenth, of the decoder alone, counts
+    for name in {"image_tokenizer", "decoder"} & seconds.updates.keys():
+        chosen[name]["training"]["stop_after"] = None  # the last tenth, of the decoder alone, counts
     transformer = chosen["generator"]
     epochs = transformer["training"]["steps"] * transformer["training"]["batch_size"] / num_train
     transformer["transformer"]["dropout"] = 0.1 if epochs > 10 else 0.0
@@ -185,9 +195,13 @@ def resolve_from(
     params["image_tokenizer"] = {"kind": kind, "init": init, "tune": "decoder", "training": training}
     names = [*SHARES, "scorer"]
     if isinstance(package.image_tokenizer, WithDecoder):
+        training = params["decoder"]["training"]
+        training["learning_rate"] *= MIXTURE_RATE
         kind = package.image_tokenizer.decoder.built_as["kind"]
-        params["decoder"] = {"kind": kind, "init": init, "training": dict(training, learning_rate=UNET_RATE)}
+        params["decoder"] = {"kind": kind, "init": init, "training": training}
         names.append("decoder")
+    else:
+        params["decoder"] = {"kind": "none"}
     tuned = {"tune": "all", "bpe_dropout": params["generator"]["bpe_dropout"]}
     for name, model, settings in (("generator", package.generator, tuned), ("scorer", package.scorer, {})):
         training = params[name]["training"]
@@ -224,7 +238,8 @@ def _set_lengths(params: dict, budget: BudgetConfig, device: Device, seconds: Se
     num_train = budget.pairs - num_held_out(budget.pairs)
     left = training_seconds(budget.minutes, device.parallel, seconds.data)
     if "decoder" in seconds.updates:
-        left["decoder"] = left["image_tokenizer"] = left["image_tokenizer"] / 2
+        left["decoder"] = DECODER_SHARE * left["image_tokenizer"]
+        left["image_tokenizer"] -= left["decoder"]
     for name, rate in seconds.updates.items():
         training = params[name]["training"]
         training |= _schedule(steps_for(name, left[name], rate, num_train, training["batch_size"]))
@@ -272,7 +287,10 @@ def _with_batches(base: dict, data: dict, budget: BudgetConfig) -> dict:
     params["budget"] = {"minutes": budget.minutes, "size": budget.size, "pairs": budget.pairs}
     params["generator"]["bpe_dropout"] = 0.1 if budget.pairs < 20_000 else 0.0
     num_train = budget.pairs - num_held_out(budget.pairs)
-    for name, batch_size in (("image_tokenizer", 16), ("generator", 32), ("scorer", 64)):
+    batches = {"image_tokenizer": 16, "generator": 32, "scorer": 64}
+    if "training" in params["decoder"]:
+        batches["decoder"] = 16
+    for name, batch_size in batches.items():
         params[name]["training"]["batch_size"] = batch_of(batch_size, num_train)
         params[name]["training"]["precision"] = "bfloat16_if_supported"
     sampling = {"prompts": [], "candidates": 16}

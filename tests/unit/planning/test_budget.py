@@ -100,6 +100,15 @@ def test_all_keep_their_best_weights_and_the_tokenizer_always_reaches_the_part_t
     assert params["image_tokenizer"]["dvae"]["decoder_only_from"] == pytest.approx(0.9 * steps, abs=1)
 
 
+@pytest.mark.parametrize(("minutes", "kind"), [(5, "none"), (20, "unet")])
+def test_a_decoder_is_trained_where_it_gets_enough_updates(minutes, kind):
+    params = resolved(3_787, minutes, "small")
+    assert params["decoder"]["kind"] == kind
+    if kind == "unet":
+        assert 400 <= params["decoder"]["training"]["steps"] < params["image_tokenizer"]["training"]["steps"]
+    build_models(params)
+
+
 def test_the_seconds_of_an_update_are_those_of_the_chosen_size():
     """The size that is too slow was measured too."""
 
@@ -108,7 +117,11 @@ def test_the_seconds_of_an_update_are_those_of_the_chosen_size():
 
     params, seconds = resolve(BASE, DATA, BudgetConfig(20, "auto", 3_787), 8, Device(measure))
 
-    assert seconds.updates == {"image_tokenizer": 0.5, "generator": 0.5, "scorer": 0.5}
+    assert seconds.updates == {
+        "image_tokenizer": 0.5,
+        "generator": 0.5,
+        "scorer": 0.5,
+    }  # no time for a decoder
     assert build_models(params)["image_tokenizer"].scales == (8,)
 
 
