@@ -34,6 +34,10 @@ def check_model(model: nn.Module, config: TrainingConfig) -> None:
             "training.gradient_accumulation splits a batch into micro-batches, but this model's loss compares all "
             "pairs of a batch. Set it to 1"
         )
+    if config.strategy == "fsdp" and getattr(model, "needs_whole_weights", False):
+        raise UserError(
+            "training.strategy is fsdp, but this model starts and moves its codes as a whole. Set it to ddp"
+        )
     if config.precision == "float16" and not hasattr(model, "residual_paths"):
         raise UserError(
             "training.precision is float16, but this model has no residual_paths whose gradients could be "

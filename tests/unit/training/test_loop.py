@@ -433,6 +433,13 @@ def test_a_loss_over_all_pairs_of_a_batch_rejects_micro_batches():
         check_model(tiny_models.tiny("scorers", "clip"), dataclasses.replace(TINY, gradient_accumulation=2))
 
 
+def test_a_codebook_that_moves_as_a_whole_rejects_fsdp():
+    with pytest.raises(
+        UserError, match="training.strategy is fsdp, but this model starts and moves its codes"
+    ):
+        check_model(tiny_models.tiny("image_tokenizers", "vqvae"), dataclasses.replace(TINY, strategy="fsdp"))
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [

@@ -110,6 +110,7 @@ class VQVAE(ImageTokenizer):
     """Images (B, 3, H, W) <-> one grid of H / cell by W / cell tokens."""
 
     config_class = VQVAEConfig
+    needs_whole_weights = True  # codes start and move outside of the forward pass
 
     def __init__(self, config: VQVAEConfig, image_size: int):
         super().__init__(image_size)
