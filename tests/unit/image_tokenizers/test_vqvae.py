@@ -11,12 +11,7 @@ from hypothesis import strategies as st
 from tests.helpers import tiny_models
 from tests.helpers.tiny_models import rng
 from thousandwords.image_tokenizers.vqvae.model import VQVAE, VQVAEConfig
-from thousandwords.image_tokenizers.vqvae.quantizers import (
-    FiniteScalarQuantizer,
-    VectorQuantizer,
-    kmeans_plus_plus,
-    nearest,
-)
+from thousandwords.nn.quantizers import FiniteScalarQuantizer, VectorQuantizer, kmeans_plus_plus, nearest
 from thousandwords.training.checkpoints import Checkpoints
 from thousandwords.training.config import TrainingConfig
 from thousandwords.training.loop import Stopped, fit

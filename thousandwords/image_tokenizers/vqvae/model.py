@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from thousandwords.image_tokenizers.base import ImageTokenizer, Logs
-from thousandwords.image_tokenizers.vqvae.quantizers import QUANTIZERS, Gather
 from thousandwords.nn.conv_blocks import build_decoder, build_encoder, initialize
+from thousandwords.nn.quantizers import QUANTIZERS, Gather
 
 STARTING_LATENTS = 16_384  # that the first codes are chosen from
 
