@@ -90,12 +90,12 @@ def test_a_model_written_by_another_version_of_the_code_is_rejected_with_the_fix
     model = tiny("image_tokenizers", "dvae")
     model.built_as["config"]["colors"] = 3
     components.save(model, tmp_path / "key")
-    model.built_as["kind"] = "vqgan"
+    model.built_as["kind"] = "maskgit"
     components.save(model, tmp_path / "kind")
 
     for name, reason in (
         ("key", "dvae has no key 'colors'"),
-        ("kind", "image_tokenizers has no kind 'vqgan'"),
+        ("kind", "image_tokenizers has no kind 'maskgit'"),
     ):
         with pytest.raises(ConfigError) as caught:
             components.load("image_tokenizers", tmp_path / name, fix="dvc repro train_image_tokenizer")

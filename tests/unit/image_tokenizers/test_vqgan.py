@@ -1,0 +1,151 @@
+"""VQGAN's tokenizer: its loss, its tokens, what has no gradient when, and its settings."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.helpers import tiny_models
+from tests.helpers.tiny_models import rng
+from thousandwords.image_tokenizers.vqgan.model import VQGAN, VQGANConfig
+
+TINY = VQGANConfig(**tiny_models.TINY["image_tokenizers"]["vqgan"])
+TAMING = {
+    **{"l2_normalize": False, "pixel_loss": "absolute"},
+    **{"commitment_weight": 1.0, "codebook_weight": 0.25},
+}
+
+
+def tiny(**settings) -> VQGAN:
+    torch.manual_seed(0)
+    return VQGAN(replace(TINY, **settings), image_size=16)
+
+
+def random_images(count: int = 4) -> torch.Tensor:
+    return tiny_models.random_images(count, seed=1)
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.paper("vqgan: loss")
+@pytest.mark.parametrize("settings", [{}, TAMING], ids=["llamagen", "taming"])
+def test_the_loss_is_the_pixels_error_and_both_terms_of_the_quantizer(settings):
+    model, images = tiny(**settings), random_images()
+    vectors = model.encoder(2 * images - 1).permute(0, 2, 3, 1).reshape(-1, 4)
+    codes = model.codes
+    if not settings:
+        vectors, codes = (each / each.norm(dim=1, keepdim=True) for each in (vectors, codes))
+    nearest = codes[model.encode(images).flatten()]
+    difference = model.decoder(nearest.view(4, 4, 4, 4).permute(0, 3, 1, 2)) - (2 * images - 1)
+    error = (vectors - nearest).square().mean()  # both terms have this value, and other gradients
+    expected = difference.abs().mean() if settings else difference.square().mean()
+
+    loss, logged = model.loss(images, 0, rng())
+
+    torch.testing.assert_close(loss, expected + 1.25 * error)
+    torch.testing.assert_close(logged["reconstruction_loss"], expected)
+    torch.testing.assert_close(logged["commitment_loss"], error)
+
+
+@pytest.mark.paper("vqgan: loss")
+@pytest.mark.parametrize(
+    ("weight", "is_moved"), [("commitment_weight", "encoder"), ("codebook_weight", "codes")]
+)
+def test_each_term_of_the_quantizer_moves_one_side(weight, is_moved):
+    gradients = {}
+    for value in (0.0, 1.0):
+        settings = {"commitment_weight": 0.0, "codebook_weight": 0.0, weight: value}
+        model = tiny(**settings)
+        model.loss(random_images(), 0, rng())[0].backward()
+        gradients[value] = model.encoder.to_code.weight.grad, model.codes.grad
+    changed = {
+        name: not torch.equal(without, with_it)
+        for name, without, with_it in zip(("encoder", "codes"), gradients[0.0], gradients[1.0], strict=True)
+    }
+    assert changed == {"encoder": is_moved == "encoder", "codes": is_moved == "codes"}
+    # straight through: without either term the pixels' gradient reaches the encoder, and not the codes
+    assert gradients[0.0][0].abs().sum() > 0 and gradients[0.0][1].abs().sum() == 0
+
+
+@pytest.mark.parametrize("decoder_only_from", [None, 5])
+def test_weights_are_frozen_at_some_steps_only_where_the_decoder_trains_alone(decoder_only_from):
+    """DDP has to know before training that the encoder may have no gradient."""
+    model = tiny(decoder_only_from=decoder_only_from)
+    model.loss(random_images(), 5, rng())[0].backward()
+    assert model.has_frozen_steps == all(weight.grad is None for weight in model.encoder.parameters())
+    assert all(weight.grad is not None for weight in model.decoder.parameters())
+    assert "commitment_loss" in model.loss(random_images(), 4, rng())[1]
+
+
+def test_some_updates_bring_the_images_closer_to_their_originals():
+    model, images = tiny().train(), random_images()
+    before = (model.decode(model.encode(images)) - images).abs().mean()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(120):
+        optimizer.zero_grad()
+        model.loss(images, step, rng())[0].backward()
+        optimizer.step()
+    after = (model.decode(model.encode(images)) - images).abs().mean()
+    assert after < 0.8 * before
+
+
+# --- tokens and codes -------------------------------------------------------------------------------------------------
+
+
+def test_of_equal_codes_the_first_is_the_token():
+    model = tiny()
+    with torch.no_grad():
+        model.codes[6:] = model.codes[:6]
+    assert model.encode(random_images()).max() < 6
+
+
+@pytest.mark.paper("vqgan: tokens")
+def test_codes_start_uniform_and_have_unit_length_where_it_is_set():
+    codes = tiny(vocab_size=500, l2_normalize=False).codes
+    assert codes.abs().max() <= 1 / 500 and abs(codes.std() * 500 - 3**-0.5) < 0.02
+    model = tiny(vocab_size=500)
+    assert torch.allclose(model.codes.norm(dim=1), torch.ones(500))
+    with torch.no_grad():
+        model.codes *= 3
+    assert torch.allclose(model.codebook.norm(dim=1), torch.ones(500))
+
+
+def test_attention_is_in_the_last_level_and_in_the_middle_or_nowhere():
+    names = {name.rsplit(".", 2)[0] for name in tiny().state_dict() if "attention" in name}
+    assert names == {
+        *("encoder.level_3_attention_1", "encoder.middle_attention", "decoder.middle_attention"),
+        *("decoder.level_3_attention_1", "decoder.level_3_attention_2"),
+    }
+    assert not [name for name in tiny(attention=False).state_dict() if "attention" in name]
+
+
+def test_muon_parameters_are_the_kernels_of_the_residual_branches():
+    model = tiny()
+    selected = {id(weight) for weight in model.muon_parameters()}
+    names = [name for name, weight in model.named_parameters() if id(weight) in selected]
+    assert {"encoder.level_1_block_1.path.conv_1.weight", "decoder.middle_block_2.path.conv_2.weight"} <= {
+        *names
+    }
+    assert len(names) == 2 * (3 + 2) + 2 * (6 + 2)
+    assert all(".path.conv_" in name and name.endswith("weight") for name in names)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"blocks": 0}, "vqgan.blocks is 0; it has to be 1 or more"),
+        ({"vocab_size": 1}, "vqgan.vocab_size is 1; it has to be 2 or more"),
+        ({"codebook_weight": -1.0}, "vqgan.codebook_weight is -1.0; it has to be 0 or more"),
+        ({"multipliers": ()}, r"vqgan.multipliers is \[\]; give each level 1 or more, as in \[1, 2, 4\]"),
+        ({"multipliers": (1, 0)}, r"vqgan.multipliers is \[1, 0\]"),
+        ({"norm_groups": 3}, "vqgan.width is 8, no multiple of vqgan.norm_groups, 3"),
+        ({"multipliers": (1,) * 6}, r"image_size is 16, no multiple of the 32 pixels of a token's cell"),
+    ],
+)
+def test_impossible_settings_are_rejected(settings, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**settings)

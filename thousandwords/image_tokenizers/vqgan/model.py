@@ -1,0 +1,151 @@
+"""The tokenizer of VQGAN (arXiv 2012.09841, section 3.1), with the codes of LlamaGen (2406.06525, section 3.1).
+
+The defaults are LlamaGen's VQ-16. Those of taming-transformers' f16-16384: code_width 256, l2_normalize false,
+commitment_weight 1, codebook_weight 0.25, pixel_loss absolute. Not built yet: the adversary and the perceptual
+term of the papers' loss, without which trained images are smoother than theirs.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from thousandwords.image_tokenizers.base import ImageTokenizer, Logs
+from thousandwords.image_tokenizers.vqgan.trunk import build_decoder, build_encoder
+from thousandwords.nn.quantizers import nearest
+
+PIXEL_LOSSES = {"absolute": functional.l1_loss, "squared": functional.mse_loss}
+
+
+@dataclass(frozen=True)
+class VQGANConfig:
+    vocab_size: int = 16_384  # tokens in the codebook
+    width: int = 128  # channels of level 1, which has the side of the image
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # of each level's channels; the side halves between levels
+    blocks: int = 2  # residual blocks of a level; the decoder has one more
+    norm_groups: int = 32  # of every normalization
+    attention: bool = True  # in the last level and in the middle
+    latent_width: int = 256  # channels between the trunk and the codes
+    code_width: int = 8  # channels of a token's vector
+    l2_normalize: bool = True  # vectors and codes of unit length
+    commitment_weight: float = 0.25  # of the mean squared error of vectors to their fixed codes
+    codebook_weight: float = 1.0  # of the same error of codes to their fixed vectors
+    pixel_loss: Literal["absolute", "squared"] = "squared"  # mean error of pixels in [-1, 1]
+    decoder_only_from: int | None = None  # from this update the decoder trains alone, on the images' tokens
+
+    def __post_init__(self) -> None:
+        minimums = dict.fromkeys(("width", "blocks", "norm_groups", "latent_width", "code_width"), 1)
+        minimums |= {"vocab_size": 2, "commitment_weight": 0, "codebook_weight": 0}
+        for name, minimum in minimums.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(f"vqgan.{name} is {getattr(self, name)}; it has to be {minimum} or more")
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ValueError(
+                f"vqgan.multipliers is {list(self.multipliers)}; give each level 1 or more, as in [1, 2, 4]"
+            )
+        if self.width % self.norm_groups:
+            raise ValueError(
+                f"vqgan.width is {self.width}, no multiple of vqgan.norm_groups, {self.norm_groups}"
+            )
+
+    @property
+    def cell(self) -> int:
+        """Pixels on the side of one token's cell."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+class VQGAN(ImageTokenizer):
+    """Images (B, 3, H, W) <-> one grid of H / cell by W / cell tokens."""
+
+    config_class = VQGANConfig
+
+    def __init__(self, config: VQGANConfig, image_size: int):
+        super().__init__(image_size)
+        if image_size % config.cell:
+            raise ValueError(
+                f"image_size is {image_size}, no multiple of the {config.cell} pixels of a token's cell "
+                f"(2 ** (levels of vqgan.multipliers {len(config.multipliers)} - 1))"
+            )
+        self.config = config
+        self.vocab_size = config.vocab_size
+        self.scales = (image_size // config.cell,)
+        widths = [config.width * multiplier for multiplier in config.multipliers]
+        shape = (widths, config.blocks, config.norm_groups, config.attention)
+        self.encoder = build_encoder(*shape, config.latent_width, config.code_width)
+        self.decoder = build_decoder(*shape, config.latent_width, config.code_width)
+        codes = torch.empty(config.vocab_size, config.code_width)
+        codes.uniform_(-1 / config.vocab_size, 1 / config.vocab_size)
+        self.codes = nn.Parameter(self._normalized(codes))
+
+    @property
+    def codebook(self) -> Tensor:
+        """The vectors of the tokens (V, code_width)."""
+        return self._normalized(self.codes)
+
+    @property
+    def has_frozen_steps(self) -> bool:
+        """Whether some weights have no gradient at some updates: the encoder's, if the decoder trains alone."""
+        return self.config.decoder_only_from is not None
+
+    def muon_parameters(self) -> list[nn.Parameter]:
+        """The kernels of all residual branches; not attention, nor the layers at pixels, latents or codes."""
+        return [weight for name, weight in self.named_parameters() if ".path." in name and weight.ndim == 4]
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode images (B, 3, H, W) in [0, 1] to token ids (B, L) int64 in raster order."""
+        self.check_images(images)
+        return nearest(self._vectors(images), self.codebook).view(len(images), self.num_tokens)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Decode token ids (B, L) int64 to images (B, 3, H, W) in [0, 1]."""
+        self.check_tokens(tokens)
+        return (self._decode(self.codebook[tokens]) / 2 + 0.5).clamp(0, 1)
+
+    def loss(self, images: Tensor, step: int, rng: torch.Generator) -> tuple[Tensor, Logs]:
+        """The pixels' error + the weighted commitment and codebook losses, which are means over channels too (in
+        the paper, equation 4, sums), and their parts."""
+        self.check_images(images)
+        if self.config.decoder_only_from is not None and step >= self.config.decoder_only_from:
+            return self.decoder_loss(images)
+        vectors, codebook = self._vectors(images), self.codebook
+        tokens = nearest(vectors.detach(), codebook.detach())
+        codes = codebook[tokens]
+        # straight through: the decoder sees the codes, and its gradient reaches the vectors
+        reconstruction_loss = self._reconstruction_loss(images, vectors + (codes - vectors).detach())
+        commitment_loss = functional.mse_loss(vectors, codes.detach())
+        codebook_loss = functional.mse_loss(codes, vectors.detach())
+        quantizer_loss = (
+            self.config.commitment_weight * commitment_loss + self.config.codebook_weight * codebook_loss
+        )
+        shares = tokens.bincount(minlength=self.vocab_size) / len(tokens)
+        return reconstruction_loss + quantizer_loss, {
+            "reconstruction_loss": reconstruction_loss.detach(),
+            "commitment_loss": commitment_loss.detach(),
+            "code_distance": (vectors - codes).detach().norm(dim=1).mean(),
+            "batch_perplexity": torch.special.entr(shares).sum().exp(),
+        }
+
+    def decoder_loss(self, images: Tensor) -> tuple[Tensor, Logs]:
+        """The decoder alone, on the tokens that the generator is trained on."""
+        with torch.no_grad():
+            codes = self.codebook[self.encode(images)]
+        loss = self._reconstruction_loss(images, codes)
+        return loss, {"reconstruction_loss": loss.detach()}
+
+    def _reconstruction_loss(self, images: Tensor, codes: Tensor) -> Tensor:
+        return PIXEL_LOSSES[self.config.pixel_loss](self._decode(codes), 2 * images - 1)
+
+    def _vectors(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> the encoder's vectors (B * L, code_width) float32."""
+        latents = self.encoder(2 * images - 1).permute(0, 2, 3, 1)  # (B, h, w, code_width)
+        return self._normalized(latents.flatten(0, 2).float())
+
+    def _decode(self, vectors: Tensor) -> Tensor:
+        """Vectors of tokens (B * L, W) or (B, L, W) -> pixels (B, 3, H, W) float32, about in [-1, 1]."""
+        grid = vectors.view(-1, self.scales[0], self.scales[0], self.config.code_width)
+        return self.decoder(grid.permute(0, 3, 1, 2)).float()
+
+    def _normalized(self, vectors: Tensor) -> Tensor:
+        return functional.normalize(vectors, dim=-1) if self.config.l2_normalize else vectors
