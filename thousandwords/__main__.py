@@ -27,7 +27,7 @@ COMMANDS = {  # name: what adds its options, what runs it, its help
     "import-weights": (
         import_weights.add_options,
         import_weights.run,
-        "weights of the DALL-E release in, an image tokenizer out",
+        "published weights in (DALL-E, taming-transformers, LlamaGen), an image tokenizer out",
     ),
 }
 

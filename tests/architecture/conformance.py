@@ -65,8 +65,11 @@ ROWS = (
     Row("vqvae", "FSQ", "P C", "tanh to L levels, even L shifted by half a level, ε 1e-3, ÷ ⌊L/2⌋; first dimension fastest; no loss"),
     Row("vqvae", "SimVQ", "C", "fixed table N(0, d^−½) through one learned affine map; codebook 1, commitment .25"),
     # another one: C taming-transformers and LlamaGen; the values are LlamaGen's VQ-16 unless said
+    Row("vqgan", "trunk", "C", "128 × (1,1,2,2,4), 2 blocks a level, decoder 3; GroupNorm 32, ε 1e-6, swish; one-head attention in the last level and in the middle"),
+    Row("vqgan", "down, up", "C", "zeros right and bottom, 3×3 stride 2; nearest × 2, 3×3"),
     Row("vqgan", "tokens", "C", "256 -> 1×1 -> 8, unit length, 16,384 codes (taming: 256 -> 1×1 -> 256, 1,024 or 16,384), start uniform ±1/K"),
     Row("vqgan", "loss", "C", "squared error in [−1, 1], codebook 1, commitment .25 (taming: absolute, .25, 1); LPIPS and adversary not built"),
+    Row("vqgan", "size", "D", "VQ-16 71,883,403 weights, VQ-8 70,109,835; taming f16-16384 76,073,859, f16-1024 72,141,699"),
     # the transformer
     Row("generator", "sequence", "P", "256 text tokens of 16,384, lower-cased, then 1,024 image tokens of 8,192"),
     Row("generator", "pads", "P", "a learned pad for each of the 256 text positions"),

@@ -16,6 +16,7 @@ from stages import (
     train_text_tokenizer,
 )
 from stages.runtime.stage import Stage
+from tests.helpers import published_vqgan
 from tests.helpers.images import encoded, noise, write
 from tests.helpers.sources import folder_config
 from tests.helpers.tiny_models import CAPTIONS, SIDE, TEXT_LENGTH, TEXT_VOCAB_SIZE, TINY, tiny
@@ -27,6 +28,7 @@ from thousandwords.data.loader import ImageLoader
 from thousandwords.data.pair_shards import PairReader
 from thousandwords.data.token_shards import TokenRows, read_token_rows
 from thousandwords.ingest.ingest import write_pairs
+from thousandwords.pretrained import vqgan_weights
 
 TRAINING = {"steps": 2, "batch_size": 4, "learning_rate": 0.01}
 TRAINING |= {"evaluate_every": 2, "log_every": 1, "checkpoint_every": 2}
@@ -251,3 +253,22 @@ def test_micro_batches_use_the_number_of_text_tokens_of_the_whole_batch(folder, 
     whole, split = losses("whole", 1), losses("split", 2)
 
     assert split == pytest.approx(whole, abs=2e-6)
+
+
+@pytest.mark.parametrize("layout", published_vqgan.LAYOUTS)
+def test_published_weights_of_a_vqgan_are_copied_and_give_tokens(folder, tmp_path, layout):
+    weights = published_vqgan.random_weights(layout)
+    path = published_vqgan.write(tmp_path / "weights.pt", layout, weights)
+    vqgan_weights.import_weights(path, layout, tmp_path / "imported")  # for images of 256 pixels
+    block = {"kind": "vqgan", "init": str(tmp_path / "imported")}
+    context, out = stage("train_image_tokenizer", image_tokenizer=block), tmp_path / "image_tokenizer"
+    train_image_tokenizer.train_image_tokenizer(folder / "pairs", out, tmp_path / "curves.json", context)
+
+    context = stage("tokenize_pairs", tokens={})
+    tokenize_pairs.tokenize_pairs(folder / "pairs", out, tmp_path / "tokens", context)
+
+    reader, rows = PairReader(folder / "pairs", "train"), read_token_rows(tmp_path / "tokens", "train")
+    images = to_float(reader.images(range(len(reader))))
+    expected = published_vqgan.encode(images, weights, layout)
+    assert (rows.header.tokenizer_kind, rows.header.vocab_size, rows.header.scales) == ("vqgan", 24, (4,))
+    assert (rows.tokens[:, 0] == expected.numpy()).all()

@@ -1,37 +1,59 @@
-"""python -m thousandwords import-weights --encoder encoder.pkl --decoder decoder.pkl --out
-models/dalle_release
+"""python -m thousandwords import-weights --from llamagen --weights vq_ds16_c2i.pt
 
-Convert the DALL-E release's image tokenizer to a folder of safetensors, without running its pickles. Set
-`image_tokenizer.init` in params.yaml to that folder, and the pipeline uses it instead of training one.
+Convert a published image tokenizer to a folder of safetensors, without running its pickles: the DALL-E release
+(--from dalle, the default), or one of taming-transformers or LlamaGen. Set `image_tokenizer.init` in params.yaml to
+that folder, and the pipeline uses it instead of training one.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from thousandwords.pretrained.dalle_release import import_weights
+from thousandwords.core.errors import UserError
+from thousandwords.pretrained import dalle_release, vqgan_weights
 from thousandwords.pretrained.torch_container import is_legacy
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--encoder", type=Path, default=Path("encoder.pkl"), help="(default: encoder.pkl)")
-    add("--decoder", type=Path, default=Path("decoder.pkl"), help="(default: decoder.pkl)")
-    add("--out", type=Path, default=Path("models/dalle_release"), help="(default: models/dalle_release)")
-    add("--encoder-sha256", help="reject a file with another sha256")
-    add("--decoder-sha256", help="reject a file with another sha256")
+    add(
+        "--from",
+        dest="source",
+        choices=["dalle", *vqgan_weights.LAYOUTS],
+        default="dalle",
+        help="whose weights they are (default: dalle)",
+    )
+    add("--encoder", type=Path, default=Path("encoder.pkl"), help="of dalle (default: encoder.pkl)")
+    add("--decoder", type=Path, default=Path("decoder.pkl"), help="of dalle (default: decoder.pkl)")
+    add("--weights", type=Path, help="the checkpoint of taming or llamagen")
+    add("--out", type=Path, help="(default: models/dalle_release, models/taming_release, ...)")
+    for name in ("encoder", "decoder", "weights"):
+        add(f"--{name}-sha256", help="reject a file with another sha256")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Convert both files, and print their sha256 and the fingerprint of the folder."""
-    pickles = {"encoder": options.encoder, "decoder": options.decoder}
-    expected_sha256 = {"encoder": options.encoder_sha256, "decoder": options.decoder_sha256}
-    fingerprint = import_weights(pickles, options.out, expected_sha256)
-    header = json.loads((options.out / "config.json").read_bytes())
-    for half, path in pickles.items():
-        print(f"{half}: {path}, sha256 {header['pickle_sha256'][half]}")
-        if is_legacy(path) and expected_sha256[half] is None:
+    """Convert the file or both files, and print their sha256 and the fingerprint of the folder."""
+    out = options.out or Path(f"models/{options.source}_release")
+    if (options.weights is None) != (options.source == "dalle"):
+        raise UserError(
+            "--weights names the checkpoint of --from taming or --from llamagen. Give both or neither"
+        )
+    names = ["encoder", "decoder"] if options.source == "dalle" else ["weights"]
+    files = {name: getattr(options, name) for name in names}
+    expected_sha256 = {name: getattr(options, f"{name}_sha256") for name in names}
+    if options.source == "dalle":
+        fingerprint = dalle_release.import_weights(files, out, expected_sha256)
+    else:
+        fingerprint = vqgan_weights.import_weights(
+            files["weights"], options.source, out, expected_sha256["weights"]
+        )
+    header = json.loads((out / "config.json").read_bytes())
+    for name, path in files.items():
+        print(f"{name}: {path}, sha256 {header['pickle_sha256'][name]}")
+        if is_legacy(path) and expected_sha256[name] is None:
             print(
-                f"{half}: torch's legacy container has no checksum; only --{half}-sha256 sees a damaged number in it"
+                f"{name}: torch's legacy container has no checksum; only --{name}-sha256 sees a damaged number in it"
             )
-    print(f"{options.out}: fingerprint {fingerprint}. Use it by image_tokenizer.init: {options.out}")
+    print(
+        f"{out}: fingerprint {fingerprint}. Use it by image_tokenizer: {{kind: {header['kind']}, init: {out}}}"
+    )

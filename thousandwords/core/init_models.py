@@ -94,7 +94,9 @@ def kind_of(folder: Path) -> str | None:
 def fix_of(name: str, folder: Path) -> str:
     """The command that makes a damaged or missing init folder sound."""
     if name == "image_tokenizer" and folder.name != name:
-        return f"python -m thousandwords import-weights --encoder encoder.pkl --decoder decoder.pkl --out {folder}"
+        return (
+            f"python -m thousandwords import-weights FILES --out {folder}, where FILES are the published ones"
+        )
     return f"cp -r FOLDER {folder}, where FOLDER is the {name} of a finished run, or its package"
 
 

@@ -11,14 +11,11 @@ import re
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from thousandwords import components
-from thousandwords.core.errors import UserError
-from thousandwords.core.files import sha256_of
 from thousandwords.pretrained.safe_pickle import Network, RejectedPickle, printable
-from thousandwords.pretrained.torch_container import MAX_FILE_BYTES, read_tensors
+from thousandwords.pretrained.torch_container import check_finite, checked_sha256, read_tensors
 
 HALVES = {"encoder": "dall_e.encoder.Encoder", "decoder": "dall_e.decoder.Decoder"}
 IMAGE_SIZE = 256  # pixels of the images it was trained on; its convolutions accept other sizes
@@ -46,7 +43,7 @@ def import_weights(
     default: the paper's. The header records both sha256 as `pickle_sha256`. Raises UserError before anything
     is written; no file is ever run.
     """
-    digests = {half: _checked_sha256(pickles[half], (expected_sha256 or {}).get(half)) for half in HALVES}
+    digests = {half: checked_sha256(pickles[half], (expected_sha256 or {}).get(half)) for half in HALVES}
     with torch.device("meta"):  # only names and shapes are needed
         config = config or components.component("image_tokenizers", "dvae")[1]()
         model = components.build("image_tokenizers", "dvae", config, image_size=image_size)
@@ -56,10 +53,7 @@ def import_weights(
         shapes = {release_name(name): tuple(tensor.shape) for name, tensor in ours.items()}
         check = partial(_check, half=half, kind=kind, expected_shapes=shapes, gain=model.config.path_gain)
         arrays = read_tensors(pickles[half], check)
-        if wrong := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
-            raise UserError(
-                f"{pickles[half]} has numbers that are not finite, the first in {wrong[0]}. Download it again"
-            )
+        check_finite(pickles[half], arrays)
         state |= {f"{half}.{name}": torch.from_numpy(arrays[release_name(name)]) for name in ours}
     return components.save(model, out, state, pickle_sha256=digests)
 
@@ -69,22 +63,6 @@ def release_name(name: str) -> str:
     for pattern, replacement in NAME_RULES:
         name = re.sub(pattern, replacement, name)
     return f"blocks.{name}"
-
-
-def _checked_sha256(path: Path, expected_sha256: str | None) -> str:
-    """The sha256 of a file; raises UserError if it is missing, too large, or not the expected one."""
-    if not Path(path).is_file():
-        raise UserError(f"there is no file {path}. Download it from where it was published")
-    if Path(path).stat().st_size > MAX_FILE_BYTES:
-        raise UserError(
-            f"{path} has more than {MAX_FILE_BYTES:,} bytes, the maximum for a file of the DALL-E release"
-        )
-    sha256 = sha256_of(path)
-    if expected_sha256 is not None and sha256 != expected_sha256.lower():
-        raise UserError(
-            f"{path} is not the expected file: its sha256 should be {expected_sha256}, found {sha256}. Download it again"
-        )
-    return sha256
 
 
 def _check(network: Network, half: str, kind: str, expected_shapes: dict[str, tuple], gain: float) -> None:

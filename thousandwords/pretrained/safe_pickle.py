@@ -11,7 +11,7 @@ Not torch.load(weights_only=True), with torch 2.15: 130 bytes with a nested tupl
 
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
@@ -117,9 +117,11 @@ def network_of(value: object) -> Network:
     return network
 
 
-def state_dict_of(value: object) -> dict[str, StoredTensor]:
-    """The tensors of a plain state dict, or of one inside a checkpoint ("state_dict", "model"); else {}."""
-    for weights in (value, *value.values()) if type(value) is dict else ():
+def state_dict_of(value: object, parts: Sequence[str] = ()) -> dict[str, StoredTensor]:
+    """The tensors of a plain state dict, or of one inside a checkpoint, where `parts` are looked under first;
+    else {}."""
+    named = [value.get(part) for part in parts] if type(value) is dict else []
+    for weights in (*named, value, *value.values()) if type(value) is dict else ():
         if type(weights) is dict:
             items = weights.items()
             tensors = {k: v for k, v in items if type(k) is str and isinstance(v, StoredTensor)}
@@ -203,7 +205,8 @@ OPERATIONS = (
     "EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS SETITEM SETITEMS BINPUT LONG_BINPUT "
     "MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID"
 )
-PLAIN_KEYS = (str, int, float, bool, type(None))  # hashing a nested tuple may not end
+# hashing a nested tuple may not end; the name of a class is the key of a Lightning callback
+KEYS = (str, int, float, bool, type(None), Name)
 
 
 class _Operations(dict):
@@ -215,7 +218,7 @@ class _Operations(dict):
 class Unpickler(pickle._Unpickler):
     """The standard library's machine in Python; every step in it that imports, calls or sets is replaced.
 
-    Its stack holds plain data, dicts with plain keys, and the records above.
+    Its stack holds plain data, dicts with plain keys or names, and the records above.
     """
 
     def __init__(self, file: BinaryIO):
@@ -299,7 +302,7 @@ class Unpickler(pickle._Unpickler):
         _require(type(target) in (dict, Foreign) and len(pairs) % 2 == 0, "is damaged: a key without a value")
         if type(target) is dict:
             for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-                _require(type(key) in PLAIN_KEYS, "has a key that is not text")
+                _require(type(key) in KEYS, "has a key that is not text")
                 target[key] = value
 
     dispatch = _Operations(

@@ -12,13 +12,15 @@ import io
 import os
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from thousandwords.core.errors import UserError
+from thousandwords.core.files import sha256_of
 from thousandwords.pretrained.safe_pickle import (
     MAX_PARTS,
     MAX_PICKLE_BYTES,
@@ -32,7 +34,8 @@ from thousandwords.pretrained.safe_pickle import (
     state_dict_of,
 )
 
-MAX_FILE_BYTES = 2**30  # the files of the DALL-E release have 215 and 175 MB
+# the files of the DALL-E release have 215 and 175 MB, those of taming-transformers with their optimizers about 1 GB
+MAX_FILE_BYTES = 2**30
 CHUNK_BYTES = 2**20  # read at a time
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of 0x1950a86a20f9469cfc6c
 LEGACY_VERSION = 1001
@@ -42,8 +45,8 @@ FIX = "Download it again from where it was published, and compare its sha256"
 ZIP_ERRORS = (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, OverflowError, struct.error)
 
 
-class StateDict(RejectedPickle):
-    """A sound file with plain weights, where a whole module of the DALL-E release should be."""
+class OtherModel(RejectedPickle):
+    """A sound file, but of another model: downloading it again would not help."""
 
 
 class Stored(NamedTuple):
@@ -68,7 +71,7 @@ def read_tensors(path: Path, check: Callable[[Network], None] = lambda _: None) 
 
     def tensors_in(value: object, weights: Tensors) -> Tensors:
         if weights:
-            raise StateDict(
+            raise OtherModel(
                 f"is a plain state dict of weights (tensors: {len(weights)}, the first is "
                 f"{printable(next(iter(weights)))}): sound, but of another model. import-weights takes whole modules: "
                 "encoder.pkl and decoder.pkl as OpenAI published them"
@@ -80,20 +83,34 @@ def read_tensors(path: Path, check: Callable[[Network], None] = lambda _: None) 
     return _read(path, tensors_in)
 
 
-def read_state_dict(path: Path) -> dict[str, np.ndarray]:
+def read_state_dict(
+    path: Path,
+    parts: Sequence[str] = (),
+    ignored: tuple[str, ...] = (),
+    check: Callable[[dict[str, tuple[int, ...]]], None] = lambda _: None,
+) -> dict[str, np.ndarray]:
     """{name: float32 array} of a plain state dict, or of one in a checkpoint; what else it holds, counts
-    (int64) among it, is left out."""
+    (int64) among it, is left out.
+
+    `parts` are the names in a checkpoint to look under first, in this order; what starts with one of `ignored` is
+    left out too. `check` gets {name: shape} before any number is read, and raises where they are wrong.
+    """
 
     def tensors_in(_: object, weights: Tensors) -> Tensors:
-        weights = {name: tensor for name, tensor in weights.items() if tensor.storage.kind != COUNTS}
+        weights = {
+            name: tensor
+            for name, tensor in weights.items()
+            if tensor.storage.kind != COUNTS and not name.startswith(ignored)
+        }
         if not weights:
             raise RejectedPickle("holds no state dict")
         for tensor in weights.values():
             tensor.check()
+        check({name: tensor.shape for name, tensor in weights.items()})
         return weights
 
     try:
-        return _read(path, tensors_in)
+        return _read(path, tensors_in, parts)
     except RejectedPickle as error:
         raise RejectedPickle(str(error).replace("the DALL-E release", "a state dict")) from error
 
@@ -104,13 +121,37 @@ def is_legacy(path: Path) -> bool:
         return file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC
 
 
-def _read(path: Path, tensors_in: Callable[[object, Tensors], Tensors]) -> dict[str, np.ndarray]:
+def checked_sha256(path: Path, expected_sha256: str | None) -> str:
+    """The sha256 of a file; raises UserError if it is missing, too large, or not the expected one."""
+    if not Path(path).is_file():
+        raise UserError(f"there is no file {path}. Download it from where it was published")
+    if Path(path).stat().st_size > MAX_FILE_BYTES:
+        raise UserError(
+            f"{path} has more than {MAX_FILE_BYTES:,} bytes, the maximum for a file of published weights"
+        )
+    sha256 = sha256_of(path)
+    if expected_sha256 is not None and sha256 != expected_sha256.lower():
+        raise UserError(
+            f"{path} is not the expected file: its sha256 should be {expected_sha256}, found {sha256}. Download it again"
+        )
+    return sha256
+
+
+def check_finite(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Raise UserError if an array of the file has a number that is not finite."""
+    if wrong := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise UserError(f"{path} has numbers that are not finite, the first in {wrong[0]}. Download it again")
+
+
+def _read(
+    path: Path, tensors_in: Callable[[object, Tensors], Tensors], parts: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
     if not Path(path).is_file():
         raise RejectedPickle(f"there is no file {path}. Download it from where it was published")
     try:
         with _ChunkedFile(path) as file:
             value, unpickler, storages = _contents(file, os.fstat(file.fileno()).st_size)
-            weights = state_dict_of(value)
+            weights = state_dict_of(value, parts)
             _check_storages(weights, storages)
             if not weights:
                 unpickler.check_names()
@@ -123,7 +164,7 @@ def _read(path: Path, tensors_in: Callable[[object, Tensors], Tensors]) -> dict[
                 )
             return {name: _numbers(tensor, storages) for name, tensor in tensors.items()}
     except RejectedPickle as error:
-        fix = "" if isinstance(error, StateDict) else f". {FIX}"
+        fix = "" if isinstance(error, OtherModel) else f". {FIX}"
         raise type(error)(f"{path} {error}{fix}") from error
     except ZIP_ERRORS as error:
         raise RejectedPickle(f"{path} is damaged or cut short ({printable(str(error))}). {FIX}") from error

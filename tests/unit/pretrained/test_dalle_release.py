@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,10 @@ from tests.helpers.dalle_release import (
 from tests.helpers.tiny_models import random_images, rng
 from thousandwords import __main__ as command
 from thousandwords import components
-from thousandwords.cli import import_weights as import_weights_command
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import sha256_of
 from thousandwords.image_tokenizers.dvae.model import DiscreteVAE, DVAEConfig
-from thousandwords.pretrained import dalle_release
+from thousandwords.pretrained import dalle_release, torch_container
 from thousandwords.pretrained.torch_container import read_state_dict
 
 CONTAINERS = ("zip", "legacy")
@@ -168,9 +168,11 @@ def test_swapped_files_are_reported(tmp_path, container):
 def test_a_file_longer_than_any_of_the_release_is_rejected_before_it_is_hashed(tmp_path, monkeypatch):
     write_release(tmp_path, "zip")
     os.truncate(tmp_path / "decoder.pkl", 2**30 + 1)
-    monkeypatch.setattr(dalle_release, "sha256_of", lambda path: "" if path.name == "encoder.pkl" else 1 / 0)
+    monkeypatch.setattr(
+        torch_container, "sha256_of", lambda path: "" if path.name == "encoder.pkl" else 1 / 0
+    )
     assert error_of(tmp_path) == (
-        f"{tmp_path}/decoder.pkl has more than 1,073,741,824 bytes, the maximum for a file of the DALL-E release"
+        f"{tmp_path}/decoder.pkl has more than 1,073,741,824 bytes, the maximum for a file of published weights"
     )
 
 
@@ -242,10 +244,8 @@ def test_a_state_dict_that_is_cut_short_is_called_damaged(tmp_path, container):
 def small_command(monkeypatch):
     """The command, for a small architecture instead of the released one."""
 
-    def small(pickles: dict, out: Path, expected_sha256: dict) -> str:
-        return dalle_release.import_weights(pickles, out, expected_sha256, DVAEConfig(**SMALL), 16)
-
-    monkeypatch.setattr(import_weights_command, "import_weights", small)
+    small = partial(dalle_release.import_weights, config=DVAEConfig(**SMALL), image_size=16)
+    monkeypatch.setattr(dalle_release, "import_weights", small)
 
 
 def test_the_command_writes_a_tokenizer_and_prints_both_sha256(
@@ -269,7 +269,8 @@ def test_the_command_writes_a_tokenizer_and_prints_both_sha256(
                 f"{half}: torch's legacy container has no checksum; only --{half}-sha256 sees a damaged number in it",
             )[: 1 + (container == "legacy")]
         ],
-        f"models/imported: fingerprint {model.fingerprint}. Use it by image_tokenizer.init: models/imported",
+        f"models/imported: fingerprint {model.fingerprint}. Use it by image_tokenizer: "
+        "{kind: dvae, init: models/imported}",
     ]
 
 

@@ -26,7 +26,7 @@ from thousandwords.pretrained import tokenizer_init
 from thousandwords.training.distributed import SINGLE_PROCESS
 
 SIDE = 32  # pixels of the pairs; the folder was written for 16
-FIX = "Run: python -m thousandwords import-weights --encoder encoder.pkl --decoder decoder.pkl --out"
+FIX = "Run: python -m thousandwords import-weights FILES --out {}, where FILES are the published ones"
 
 
 @pytest.fixture(scope="module")
@@ -181,11 +181,11 @@ def test_an_init_that_names_no_folder_is_rejected(wrong):
 def test_a_missing_folder_is_reported_with_the_command_that_writes_it(tmp_path):
     gone = tmp_path / "imported"
     assert error_of(block(gone)) == (
-        f"params.yaml: image_tokenizer.init is {gone}, but there is no such folder. {FIX} {gone}"
+        f"params.yaml: image_tokenizer.init is {gone}, but there is no such folder. {FIX.format(gone)}"
     )
     gone.mkdir()
     missing = f"{gone}/manifest.json is missing, so nothing in {gone} can be trusted."
-    assert error_of(block(gone)) == f"{missing} {FIX} {gone}"
+    assert error_of(block(gone)) == f"{missing} {FIX.format(gone)}"
 
 
 def test_a_damaged_folder_is_reported(folder, tmp_path):
@@ -196,7 +196,7 @@ def test_a_damaged_folder_is_reported(folder, tmp_path):
         file.write(b"\x55")
     sentence = error_of(block(damaged))
     assert sentence.startswith(f"{damaged}/weights.safetensors is damaged: sha256 should be")
-    assert sentence.endswith(f"{FIX} {damaged}")
+    assert sentence.endswith(FIX.format(damaged))
 
 
 def test_a_model_of_another_family_or_kind_is_rejected(folder, tmp_path):
