@@ -13,6 +13,7 @@ from tests.helpers.malicious_files import PICKLES, touching, with_new
 from tests.helpers.paths import ROOT
 from tests.helpers.published_vqgan import LAYOUTS, PUBLISHED, checkpoint, random_weights, write
 from tests.helpers.tiny_models import SIDE, random_images
+from tests.unit.pretrained import test_safe_pickle
 from thousandwords import __main__ as command
 from thousandwords import components, preflight
 from thousandwords.core.errors import UserError
@@ -211,6 +212,17 @@ def test_a_hostile_file_is_rejected_and_not_run(tmp_path, layout, payload):
     path.write_bytes(payload(marker))
     error_of(path, layout)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+@pytest.mark.parametrize("name", test_safe_pickle.HOSTILE | test_safe_pickle.BOMBS)
+def test_the_hostile_pickles_of_the_other_import_are_rejected_here_too(
+    tmp_path, name, container, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    program, _ = (test_safe_pickle.HOSTILE | test_safe_pickle.BOMBS)[name]
+    error_of(test_safe_pickle.write_container(tmp_path / "weights.pt", program, container), "taming")
+    assert not Path("marker").exists()
 
 
 HOSTILE_PARTS = {
