@@ -42,7 +42,7 @@ def verdicts(curves: Mapping[str, Rows], figures: Mapping, num_held_out: int) ->
     """{model: verdict} from the curves {stage: rows} and metrics.json; a model that was not trained has none."""
     found = {
         "image_tokenizer": _tokenizer(curves.get("train_image_tokenizer", ()), figures),
-        "decoder": _by_loss(curves.get("train_decoder", ()), "squared_error", "held-out squared error"),
+        "decoder": _by_psnr(curves.get("train_decoder", ()), figures["reconstruction"]["psnr_hard"], ""),
         "generator": _generator(curves.get("train_generator", ()), figures.get("fidelity", {})),
         "scorer": _by_loss(curves.get("train_scorer", ()), "loss", "held-out loss"),
     }
@@ -78,13 +78,21 @@ def _tokenizer(rows: Rows, figures: Mapping) -> Verdict | None:
     if is_worse and codebook["perplexity"] < COLLAPSED * codebook["vocab_size"]:
         worse = f"{psnr['psnr_hard']:.2f} dB, k-means of raw patches {psnr['psnr_kmeans']:.2f} dB"
         return Verdict("collapsed", f"held-out PSNR {worse}; {use}")
+    return _by_psnr(rows, PLAIN_PSNR, f"; {use}")
+
+
+def _by_psnr(rows: Rows, start: float, more: str) -> Verdict | None:
+    """The verdict on held-out PSNR, which was `start` dB before the training; the sentence ends with `more`."""
+    points = _points(rows, "validation/psnr_hard")
+    if not points:
+        return None
     best_step, best = max(points, key=lambda point: point[1])
     last_step, last = points[-1]
     if best - last > PSNR_FALL:
         because = f"held-out PSNR {best:.2f} dB at step {best_step}, {last:.2f} dB at step {last_step}"
-        return Verdict(f"memorizing since step {best_step}", f"{because}; {use}")
-    word, note = _progress([(0, PLAIN_PSNR), *points])
-    return Verdict(word, f"held-out PSNR {last:.2f} dB at step {last_step}, {note}; {use}")
+        return Verdict(f"memorizing since step {best_step}", because + more)
+    word, note = _progress([(0, start), *points])
+    return Verdict(word, f"held-out PSNR {last:.2f} dB at step {last_step}, {note}{more}")
 
 
 def _generator(rows: Rows, fidelity: Mapping) -> Verdict | None:

@@ -94,6 +94,16 @@ def test_an_image_tokenizer_is_judged_by_held_out_psnr(psnrs, codebook, expected
     assert verdict(rows, "image_tokenizer", codebook=CODEBOOK | codebook).startswith(expected)
 
 
+def test_a_decoder_is_judged_by_what_it_gains_over_the_tokenizer():
+    rows = [
+        {"step": step, "loss": 1.0, "validation/psnr_hard": psnr}
+        for step, psnr in {300: 30.0, 600: 31.0}.items()
+    ]
+    start = {"psnr_hard": 29.2, "psnr_kmeans": 26.4}
+    expected = "too short: held-out PSNR 31.00 dB at step 600, 27.8% of its gain in the last quarter"
+    assert verdict(rows, "decoder", reconstruction=start).startswith(expected)
+
+
 def test_figures_over_few_held_out_pairs_are_marked():
     rows = [row | {"loss": row.get("image_loss", 1.0)} for row in LEVEL]
     few = " (means little: over 15 held-out pairs only)"
