@@ -30,6 +30,11 @@ def test_metrics_have_the_stable_layout(project):
     assert {"perplexity", "perplexity_kmeans", "used", "vocab_size"} <= set(figures["codebook"])
     assert figures["codebook"]["vocab_size"] == 64 and figures["n"] == 4
     assert {"val_loss_text", "val_loss_image"} == set(figures["generator"])
+    decoder = figures["decoder"]
+    assert 5 < decoder["psnr_hard"] < 60 and all(
+        0 < decoder[f"sharpness{name}"] < 9 for name in ("", "_tokenizer")
+    )
+    assert decoder["clip_frechet"] >= 0 and "decoder" in figures["verdicts"]
     assert figures["clip_score"]["n1"] <= figures["clip_score"]["best"]
     fidelity = figures["fidelity"]
     assert len(fidelity["clip_frechet"]["distance"]) == 9 and fidelity["clip_frechet"]["drawn"] == 16

@@ -54,8 +54,8 @@ class UNetDecoder(Decoder):
         self.codes = nn.ModuleList(nn.Embedding(vocab_size, config.token_width) for _ in scales)
         first, *others = config.widths
         self.input = convolution(CHANNELS * config.patch**2, first)
-        tokens_to = lambda width: nn.Conv2d(config.token_width * len(scales), width, 1)  # noqa: E731
-        self.tokens_in = nn.ModuleList(tokens_to(width) for width in config.widths)
+        token_channels = config.token_width * len(scales)
+        self.tokens_in = nn.ModuleList(nn.Conv2d(token_channels, width, 1) for width in config.widths)
         self.down = nn.ModuleList(_blocks(width, width, config.blocks) for width in config.widths)
         self.shrink = nn.ModuleList(
             convolution(fine, coarse, stride=2) for fine, coarse in zip(config.widths, others, strict=False)
