@@ -265,35 +265,6 @@ def best_of(sizes: Sizes, machine: Machine) -> list[Row]:
     ]
 
 
-def sample_compiled(sizes: Sizes, machine: Machine) -> list[Row]:
-    """Sampling, with and without compiling the step of a layer: whether compiling would be faster."""
-    model = generator(sizes, machine).eval().requires_grad_(False).to(machine.half)
-    text, plain = captions(sizes, machine, 1).expand(sizes.candidates, -1), decoding.layer_step
-
-    def sample() -> Tensor:
-        return model.sample(text, rngs(sizes.candidates))
-
-    before = machine.seconds(sample, rounds=1, warmup=1)
-    compiled = Compiled(plain, "a layer's step")
-    compiled.is_broken = (
-        machine.device.type != "cuda"
-    )  # half a minute of compiling on a CPU would show nothing
-    with mock.patch.object(decoding, "layer_step", compiled):
-        after = machine.seconds(sample, rounds=1, warmup=1)
-    state = "not compiled" if compiled.is_broken else "compiled"
-    return [
-        Row(
-            "gpu_draw_compiled",
-            f"sampling, a layer's step {state}",
-            f"{sizes.candidates} candidates, bfloat16",
-            after,
-            "s",
-            "uncompiled",
-            before,
-        )
-    ]
-
-
 def profile(sizes: Sizes, machine: Machine) -> list[Row]:
     """No row: prints how an update, and the sampling of a few tokens, spend their time."""
     few = replace(sizes, accumulation=1, updates=1)
@@ -370,7 +341,6 @@ PARTS: dict[str, tuple[Callable[[Sizes, Machine], list[Row]], float]] = {  # wit
     "train": (train, 150),
     "encode": (encode, 60),
     "equal": (equal, 60),
-    "draw_compiled": (sample_compiled, 90),
 }
 OPTIONAL_PARTS = {"profile": (profile, 90)}
 

@@ -27,7 +27,7 @@ def test_every_part_runs_and_records_its_rows(tmp_path, capsys):
     rows = {row["id"]: row for row in map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())}
     names = (
         "matmul copy best_of_512 memory train train_plain encode_float32 encode encode_equal equal_gradients "
-        "equal_words draw_compiled"
+        "equal_words"
     )
     assert set(rows) == {f"gpu_{name}_tiny" for name in names.split()}
     assert rows["gpu_equal_words_tiny"]["figure"] == 1 and rows["gpu_equal_gradients_tiny"]["figure"] < 1e-5
