@@ -132,3 +132,18 @@ def test_the_lock_pins_every_package_with_hashes_and_names_no_index():
     assert lock.count("--hash=sha256:") >= len(pins) > 200
     assert {name: pins[name] for name in PINNED} == PINNED
     assert pins["fastapi"] < "0.151" and pins["sqlalchemy"].startswith("2.0.")
+
+
+def test_random_numbers_are_made_on_the_device_of_their_generator():
+    """torch makes them on the CPU unless told, and refuses a generator of another device: an error that no machine
+    without a GPU shows."""
+    names = ("rand", "randn", "randint", "randperm", "normal", "empty")
+    found = [
+        f"{name}:{call.lineno}"
+        for name, tree in sources().items()
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in {f"torch.{each}" for each in names}
+        if {"generator"} == {keyword.arg for keyword in call.keywords} & {"generator", "device"}
+        if not name.startswith("bench/")
+    ]
+    assert found == []

@@ -148,7 +148,7 @@ class CLIP(Scorer):
         self, images: Tensor, captions: list[str], step: int, rng: torch.Generator, gather: Gather = no_gather
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """CLIP's contrastive loss: each image of a batch must match its caption, and each caption its image."""
-        seed = int(torch.randint(2**31, (1,), generator=rng))
+        seed = int(torch.randint(2**31, (1,), generator=rng, device=rng.device))
         negatives = hard_captions(captions, self.config.hard_captions, seed)
         image_vectors = gather(self.embed_images(images))
         caption_vectors = self.embed_captions(captions + negatives)
