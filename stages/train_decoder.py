@@ -95,7 +95,7 @@ def decoded_images(images: Tensor, tokens: Tensor, decoded: Tensor) -> MakeSheet
     return make_sheet
 
 
-main = program(train_decoder, "decoder", trains="decoder")
+main = program(train_decoder, "decoder", trains="decoder", shares_cores=True)
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ def share_cores() -> None:
     """Use half of this machine's cores, before anything is computed.
 
     The image tokenizer and the scorer are independent, so `python -m flows.run_local` trains them at the same
-    time. A plain `dvc repro` trains them one after the other with the same half: another number of threads
-    splits sums differently and changes the last bits.
+    time, and the decoder beside the generator. A plain `dvc repro` trains them one after the other with the same
+    half: another number of threads splits sums differently and changes the last bits.
     """
     if not is_started_by_torchrun():  # else the launcher has set the number of threads
         torch.set_num_threads(max(1, torch.get_num_threads() // 2))

@@ -3,10 +3,17 @@
 import json
 from pathlib import Path
 
-from bench import _peer, growth, sampling, training
+import numpy as np
+import pytest
+import torch
+
+from bench import _peer, growth, sampling, tokenizers, training
 from bench import _results as results
 from bench._results import Row
+from thousandwords import components
+from thousandwords.core.errors import UserError
 from thousandwords.planning import estimate
+from thousandwords.scenes.render import parse_caption, render
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -60,3 +67,30 @@ def test_without_a_registry_the_peer_is_left_out_with_a_message(tmp_path, monkey
     )
     assert "dalle-pytorch" in message.splitlines()[0].rpartition(": ")[2]
     assert not (tmp_path / ".bench" / "peer" / "lock").exists()
+
+
+@pytest.mark.parametrize("kind", tokenizers.KINDS)
+def test_each_tokenizer_of_the_benchmark_has_valid_settings_and_the_seed(kind):
+    changes = {"image_tokenizer": {"training": {"steps": 7}}}
+    params = tokenizers.settings(kind, seed=3, changes=changes)
+
+    block = params["image_tokenizer"]
+    with torch.device("meta"):
+        config = components.model_config("image_tokenizers", block, "image_tokenizer")
+        model = components.build("image_tokenizers", block["kind"], config, image_size=64)
+    assert model.vocab_size == 512 and params["seed"] == 3
+    assert block["training"]["steps"] == 7 and block["training"]["batch_size"] == 16
+
+
+def test_a_failed_stage_of_the_tokenizers_benchmark_names_itself_and_the_cause(tmp_path):
+    params = tokenizers.settings("dvae", 0, {"data": {"source": "folder", "path": "nowhere"}})
+    with pytest.raises(UserError, match="^prepare_pairs failed: prepare_pairs: .*nowhere"):
+        tokenizers.run_stages(tmp_path, params, ["prepare_pairs"])
+
+
+def test_an_image_is_read_right_only_if_every_attribute_of_its_caption_is():
+    caption = "a large red circle above a small blue square"
+    scene = render(parse_caption(caption), np.random.default_rng(0))
+    image = torch.from_numpy(scene).permute(2, 0, 1)[None] / 255
+    other = caption.replace("red", "green")
+    assert tokenizers.share_read(torch.cat([image, image]), [caption, other]) == 0.5

@@ -183,7 +183,7 @@ def caption_match(samples: Samples, scores: np.ndarray, seed: int) -> tuple[dict
     prompts = [
         prompt
         for prompt, caption in enumerate(samples.prompts)
-        if samples.splits[prompt] in SPLIT_NAMES and _is_scene_caption(caption)
+        if samples.splits[prompt] in SPLIT_NAMES and is_scene_caption(caption)
     ]
     matches = {
         prompt: [match_caption(image, samples.prompts[prompt]) for image in samples.images(prompt)]
@@ -199,7 +199,8 @@ def caption_match(samples: Samples, scores: np.ndarray, seed: int) -> tuple[dict
     return rates, matches
 
 
-def _is_scene_caption(caption: str) -> bool:
+def is_scene_caption(caption: str) -> bool:
+    """Whether it is a caption of the built-in scenes, which images can be read against."""
     try:
         parse_caption(caption)
     except ValueError:
