@@ -54,6 +54,8 @@ def run(options: argparse.Namespace) -> None:
             print(
                 f"{name}: torch's legacy container has no checksum; only --{name}-sha256 sees a damaged number in it"
             )
+    if part := header.get("pickle_part"):
+        print(f"weights: those under {part!r} in the checkpoint")
     print(
         f"{out}: fingerprint {fingerprint}. Use it by image_tokenizer: {{kind: {header['kind']}, init: {out}}}"
     )

@@ -206,7 +206,8 @@ def _read_state_dict(file: Path) -> Mapping[str, object]:
     try:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
-        return {name: torch.from_numpy(array) for name, array in read_state_dict(file).items()}
+        _, arrays = read_state_dict(file)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
     except Exception as error:  # a damaged file raises anything
         raise ConfigError(
             f"{SETTING}, {file}, is not a file of weights, or is damaged, or would run code when loaded, which is "

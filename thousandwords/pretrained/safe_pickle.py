@@ -17,7 +17,8 @@ from typing import BinaryIO, NamedTuple
 
 from thousandwords.core.errors import UserError
 
-# of one file's pickles: three times what the release needs; a byte may cost a hundred bytes of memory
+# of one file's pickles: three times what the release needs, and twice a checkpoint of taming-transformers with the
+# states of its optimizers; a byte may cost a hundred bytes of memory
 MAX_PICKLE_BYTES = 2**18
 MAX_PARTS = 2000  # modules and tensors; the release's encoder has 183, and a module can contain itself
 MAX_PATH_LENGTH = 100  # characters of a parameter's path; a thousand long ones would fill the memory
@@ -55,20 +56,17 @@ class StoredTensor:
         return math.prod(self.shape)
 
     def check(self) -> None:
-        """Raise RejectedPickle unless it is a contiguous float32 tensor within its storage."""
+        """Raise RejectedPickle unless it is a tensor of floats within its storage, and not larger than it."""
         shape, strides = self.shape, self.strides
-        _require_known(self.storage.kind == FLOATS, self.storage.kind)
+        _require_known(self.storage.kind in FLOATS, self.storage.kind)
         is_sized = all(map(_is_count, (self.offset, *shape, *strides))) and 0 not in shape
         is_sized = is_sized and len(shape) == len(strides) <= MAX_DIMENSIONS
         _require(is_sized, "has a tensor without a valid size")
-        # the stride of an axis of length 1 does not matter
-        is_contiguous = all(
-            length == 1 or stride == math.prod(shape[axis + 1 :])
-            for axis, (length, stride) in enumerate(zip(shape, strides, strict=True))
-        )
-        _require(is_contiguous, f"has a tensor {shape} with the strides {strides}; it should be contiguous")
-        fits = self.offset + self.count <= self.storage.count
-        _require(fits, f"has a tensor {shape} that reaches beyond its storage")
+        last = self.offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+        _require(last < self.storage.count, f"has a tensor {shape} that reaches beyond its storage")
+        # strides of 0 repeat numbers: a small file could fill the memory
+        fits = self.count <= self.storage.count
+        _require(fits, f"has a tensor {shape} of more numbers than its storage has")
 
 
 @dataclass(eq=False, repr=False)  # on hostile input these may not end
@@ -86,7 +84,10 @@ class Module:
 
 
 class Foreign:
-    """What the file made of a class or function that the DALL-E release does not use; empty."""
+    """What the file made of a class or function that the DALL-E release does not use; empty, also as a list."""
+
+    def append(self, _: object) -> None:
+        pass
 
 
 class Network(NamedTuple):
@@ -117,17 +118,21 @@ def network_of(value: object) -> Network:
     return network
 
 
-def state_dict_of(value: object, parts: Sequence[str] = ()) -> dict[str, StoredTensor]:
-    """The tensors of a plain state dict, or of one inside a checkpoint, where `parts` are looked under first;
-    else {}."""
-    named = [value.get(part) for part in parts] if type(value) is dict else []
-    for weights in (*named, value, *value.values()) if type(value) is dict else ():
+def state_dict_of(value: object, parts: Sequence[str] = ()) -> tuple[str, dict[str, StoredTensor]]:
+    """Where the first state dict is, and its tensors: under one of `parts`, paths such as "trainer.model", then the
+    value itself, "", then under any of its keys; without one ("", {})."""
+    if type(value) is not dict:
+        return "", {}
+    for part in (*parts, "", *(key for key in value if type(key) is str)):
+        weights = value
+        for key in part.split(".") if part else ():
+            weights = weights.get(key) if type(weights) is dict else None
         if type(weights) is dict:
             items = weights.items()
             tensors = {k: v for k, v in items if type(k) is str and isinstance(v, StoredTensor)}
             if tensors:
-                return tensors
-    return {}
+                return part, tensors
+    return "", {}
 
 
 def printable(text: str) -> str:
@@ -164,12 +169,18 @@ MODULES = {
     *("torch.nn.modules.activation.ReLU", "torch.nn.modules.pooling.MaxPool2d"),
     *("torch.nn.modules.upsampling.Upsample", "torch.nn.modules.linear.Identity"),
 }
-FLOATS = "torch.FloatStorage"
-NUMBER_BYTES = {FLOATS: 4} | {
+NUMBER_BYTES = {
     f"torch.{kind}Storage": size
-    for size, kinds in {1: "Byte Char Bool", 2: "Half BFloat16 Short", 4: "Int", 8: "Double Long"}.items()
+    for size, kinds in {
+        1: "Byte Char Bool",
+        2: "Half BFloat16 Short",
+        4: "Float Int",
+        8: "Double Long",
+    }.items()
     for kind in kinds.split()
 }
+BFLOAT16 = "torch.BFloat16Storage"
+FLOATS = ("torch.FloatStorage", "torch.HalfStorage", BFLOAT16)  # the kinds that float32 holds exactly
 
 
 def _tensor(arguments: tuple) -> StoredTensor:
@@ -205,8 +216,9 @@ OPERATIONS = (
     "EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS SETITEM SETITEMS BINPUT LONG_BINPUT "
     "MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID"
 )
-# hashing a nested tuple may not end; the name of a class is the key of a Lightning callback
-KEYS = (str, int, float, bool, type(None), Name)
+# hashing a nested tuple may not end; the name of a class is the key of a Lightning callback, and members of an enum
+# are keys of its loops
+KEYS = (str, int, float, bool, type(None), Name, Foreign)
 
 
 class _Operations(dict):

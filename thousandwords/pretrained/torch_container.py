@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import sha256_of
 from thousandwords.pretrained.safe_pickle import (
+    BFLOAT16,
     MAX_PARTS,
     MAX_PICKLE_BYTES,
     NUMBER_BYTES,
@@ -40,6 +42,7 @@ CHUNK_BYTES = 2**20  # read at a time
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of 0x1950a86a20f9469cfc6c
 LEGACY_VERSION = 1001
 COUNTS = "torch.LongStorage"
+NUMPY_TYPES = {"torch.FloatStorage": "<f4", "torch.HalfStorage": "<f2", BFLOAT16: "<u2"}
 FIX = "Download it again from where it was published, and compare its sha256"
 # what zipfile raises for a damaged file
 ZIP_ERRORS = (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, OverflowError, struct.error)
@@ -80,7 +83,8 @@ def read_tensors(path: Path, check: Callable[[Network], None] = lambda _: None) 
         check(network)
         return network.tensors
 
-    return _read(path, tensors_in)
+    _, arrays = _read(path, tensors_in)
+    return arrays
 
 
 def read_state_dict(
@@ -88,12 +92,12 @@ def read_state_dict(
     parts: Sequence[str] = (),
     ignored: tuple[str, ...] = (),
     check: Callable[[dict[str, tuple[int, ...]]], None] = lambda _: None,
-) -> dict[str, np.ndarray]:
-    """{name: float32 array} of a plain state dict, or of one in a checkpoint; what else it holds, counts
-    (int64) among it, is left out.
+) -> tuple[str, dict[str, np.ndarray]]:
+    """Where the state dict is in the file, "" in a bare one, and its {name: float32 array}; what else the file holds
+    is not read, and counts (int64) are left out.
 
-    `parts` are the names in a checkpoint to look under first, in this order; what starts with one of `ignored` is
-    left out too. `check` gets {name: shape} before any number is read, and raises where they are wrong.
+    `parts` are the paths in a checkpoint to look under first, in this order: "ema", "trainer.model"; what starts with
+    one of `ignored` is left out too. `check` gets {name: shape} before any number is read, and raises where they are wrong.
     """
 
     def tensors_in(_: object, weights: Tensors) -> Tensors:
@@ -145,13 +149,13 @@ def check_finite(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _read(
     path: Path, tensors_in: Callable[[object, Tensors], Tensors], parts: Sequence[str] = ()
-) -> dict[str, np.ndarray]:
+) -> tuple[str, dict[str, np.ndarray]]:
     if not Path(path).is_file():
         raise RejectedPickle(f"there is no file {path}. Download it from where it was published")
     try:
         with _ChunkedFile(path) as file:
             value, unpickler, storages = _contents(file, os.fstat(file.fileno()).st_size)
-            weights = state_dict_of(value, parts)
+            part, weights = state_dict_of(value, parts)
             _check_storages(weights, storages)
             if not weights:
                 unpickler.check_names()
@@ -162,7 +166,7 @@ def _read(
                 raise RejectedPickle(
                     "uses the same numbers for two tensors, which the DALL-E release does not do"
                 )
-            return {name: _numbers(tensor, storages) for name, tensor in tensors.items()}
+            return part, {name: _numbers(tensor, storages) for name, tensor in tensors.items()}
     except RejectedPickle as error:
         fix = "" if isinstance(error, OtherModel) else f". {FIX}"
         raise type(error)(f"{path} {error}{fix}") from error
@@ -194,15 +198,19 @@ def _check_storages(tensors: Tensors, storages: Storages) -> None:
 
 
 def _numbers(tensor: StoredTensor, storages: Storages) -> np.ndarray:
-    """In chunks, so that memory holds them once. A zip checks its checksum after the last."""
+    """As float32, contiguous; in chunks, so that memory holds them once. A zip checks its checksum after the last."""
     stored, data = storages[tensor.storage.key], bytearray()
     with stored.open() as stream:
         while chunk := stream.read(min(CHUNK_BYTES, stored.size - len(data))):
             data += chunk
     if len(data) < stored.size:
         raise EOFError("its numbers end too early")
-    storage = np.frombuffer(data, "<f4").astype(np.float32, copy=False)
-    return storage[tensor.offset : tensor.offset + tensor.count].reshape(tensor.shape)
+    numbers = np.frombuffer(data, NUMPY_TYPES[tensor.storage.kind])
+    if tensor.storage.kind == BFLOAT16:  # numpy has no such type; it is the upper half of a float32
+        numbers = (numbers.astype("<u4") << 16).view("<f4")
+    strides = [stride * numbers.itemsize for stride in tensor.strides]
+    view = as_strided(numbers[tensor.offset :], tensor.shape, strides)
+    return view.astype(np.float32, order="C", copy=False)
 
 
 class _ChunkedFile(io.FileIO):

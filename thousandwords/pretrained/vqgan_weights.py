@@ -89,17 +89,19 @@ def import_weights(
 ) -> str:
     """Write the image tokenizer of a file to the folder `out`; return its fingerprint.
 
-    `layout` is one of LAYOUTS. `expected_sha256`, if given, is compared; the header records `layout`, and the file's
-    sha256 in `pickle_sha256`. Raises UserError before anything is written; nothing in the file is ever run.
+    `layout` is one of LAYOUTS. `expected_sha256`, if given, is compared; the header records `layout`, the file's
+    sha256 in `pickle_sha256`, and in `pickle_part` where the weights are in it. Raises UserError before anything is written; nothing in the file is ever run.
     """
     sha256 = checked_sha256(path, expected_sha256)
     parts, ignored = LAYOUTS[layout].parts, LAYOUTS[layout].ignored
-    arrays = read_state_dict(path, parts, ignored, partial(_check, layout=layout, image_size=image_size))
+    check = partial(_check, layout=layout, image_size=image_size)
+    part, arrays = read_state_dict(path, parts, ignored, check)
     check_finite(path, arrays)
     model = _model({name: array.shape for name, array in arrays.items()}, layout, image_size)
     names = published_names(model, layout)
     state = {name: torch.from_numpy(arrays[published]) for name, published in names.items()}
-    return components.save(model, out, state, layout=layout, pickle_sha256={"weights": sha256})
+    metadata = {"layout": layout, "pickle_sha256": {"weights": sha256}, "pickle_part": part}
+    return components.save(model, out, state, **metadata)
 
 
 def published_names(model: nn.Module, layout: str) -> dict[str, str]:

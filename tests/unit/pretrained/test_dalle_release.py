@@ -1,12 +1,16 @@
 """The released weights become a tokenizer of ours: the same numbers, the same logits, no pickle from then on."""
 
 import argparse
+import collections
+import enum
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -61,6 +65,15 @@ def test_every_number_of_both_files_arrives_under_our_names(tmp_path, container)
     for name, value in weights.items():
         half, _, rest = name.partition(".")
         assert torch.equal(value, originals[f"{half}.{dalle_release.release_name(rest)}"]), name
+
+
+def test_halves_of_half_precision_are_read_exactly(tmp_path, container):
+    encoder, _ = write_release(tmp_path, container)
+    save(encoder.half(), tmp_path / "encoder.pkl", container)
+
+    model = components.load("image_tokenizers", import_small(tmp_path))
+
+    assert model.encoder.input.weight.equal(encoder.blocks.input.w.float())
 
 
 def map_pixels(images: Tensor) -> Tensor:
@@ -138,7 +151,6 @@ UNFIT = {
         changed("decoder", set_part("group_2.block_1.post_gain", 0.5)),
         "decoder.pkl has a gain at blocks.group_2.block_1 that is not 0.02777",
     ),
-    "float16": (changed("encoder", nn.Module.half), "asks for torch.HalfStorage, which the DALL-E release"),
     "float64": (changed("encoder", nn.Module.double), "asks for torch.DoubleStorage, which the DALL-E"),
     "not finite": (
         changed("encoder", lambda network: network.blocks.input.b.data[3].fill_(torch.nan)),
@@ -224,9 +236,59 @@ def test_the_weights_of_a_state_dict_are_read_without_what_else_it_holds(tmp_pat
     saved = {key: weights if value is WEIGHTS else value for key, value in STATE_DICTS[name].items()}
     saved = weights if name == "bare" else saved
     torch.save(saved, path, _use_new_zipfile_serialization=container == "zip")
-    read = read_state_dict(path)
+    part, read = read_state_dict(path)
+    assert part == {"bare": "", "taming": "state_dict"}.get(name, "model")
     assert list(read) == list(weights)
     assert all(torch.equal(torch.from_numpy(read[name]), value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("parts", "part"),
+    [(("trainer.model", "model"), "trainer.model"), (("model.weights", "model"), "model"), ((), "model")],
+)
+def test_the_state_dict_is_looked_for_along_paths_in_the_order_given(tmp_path, container, parts, part):
+    path = tmp_path / "weights.pt"
+    first, second = torch.tensor([1.0]), torch.tensor([2.0])
+    saved = {"steps": 3, "model": {"weight": first}, "trainer": {"step": 1, "model": {"weight": second}}}
+    torch.save(saved, path, _use_new_zipfile_serialization=container == "zip")
+    found, read = read_state_dict(path, parts)
+    assert found == part and read == {"weight": 2.0 if part == "trainer.model" else 1.0}
+
+
+class Settings(list):
+    """In place of a list of a settings library."""
+
+
+class Stage(enum.Enum):
+    FIT = "fit"
+
+
+def test_what_trainers_save_beside_the_weights_is_left_out(tmp_path, container):
+    numbers = {"loss": np.float64(0.5), "steps": np.int64(7), "betas": np.arange(2), "dtype": torch.float16}
+    saved = {
+        "loops": {Stage.FIT: {"is_last": True}, "best": Stage.FIT},
+        "hyper_parameters": [Settings([1, Settings()]), collections.defaultdict(list, {"a": [1]})],
+        "numbers": numbers | {"files": {Path("a")}, "queue": collections.deque([1, 2])},
+        "optimizer": {"state": {0: {"step": torch.tensor(4)}, 1: {}}, "args": argparse.Namespace(lr=0.1)},
+        "model": {"weight": torch.tensor([1.0])},
+    }
+    path = tmp_path / "weights.pt"
+    torch.save(saved, path, _use_new_zipfile_serialization=container == "zip")
+    assert read_state_dict(path, ["model"]) == ("model", {"weight": 1.0})
+
+
+def test_what_is_not_wanted_takes_no_memory(tmp_path, container):
+    path = tmp_path / "weights.pt"
+    saved = {"model": {"weight": torch.ones(1000)}, "optimizer": {0: torch.zeros(4_000_000)}}
+    torch.save(saved, path, _use_new_zipfile_serialization=container == "zip")
+    assert path.stat().st_size > 16e6
+    tracemalloc.start()
+    try:
+        read_state_dict(path, ["model"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2e6
 
 
 def test_a_state_dict_that_is_cut_short_is_called_damaged(tmp_path, container):

@@ -23,7 +23,12 @@ from tests.helpers.dalle_release import SMALL, write_release
 from tests.helpers.malicious_files import Called, Stateful, legacy_tar, with_new
 from tests.helpers.tiny_models import flipped
 from thousandwords.pretrained.safe_pickle import MAX_PARTS, MAX_PICKLE_BYTES, RejectedPickle, Unpickler
-from thousandwords.pretrained.torch_container import LEGACY_MAGIC, MAX_FILE_BYTES, read_tensors
+from thousandwords.pretrained.torch_container import (
+    LEGACY_MAGIC,
+    MAX_FILE_BYTES,
+    read_state_dict,
+    read_tensors,
+)
 
 CONTAINERS = ("zip", "legacy")
 TINY = {
@@ -184,12 +189,42 @@ def test_a_tensor_is_the_numbers_that_it_says(tmp_path):
         assert tensors["w"].tolist() == [[[5, 6, 7]], [[8, 9, 10]]] and list(tensors) == ["w"]
 
 
+def test_a_tensor_has_the_order_that_its_strides_say(tmp_path):
+    numbers = np.arange(16, dtype="<f4")
+    for container in CONTAINERS:
+        program = conv((2, 3), (1, 4), offset=3)
+        path = write_container(tmp_path / "one.pkl", program, container, {"0": numbers.tobytes()})
+        read = read_tensors(path)["w"]
+        assert read.tolist() == [[3, 7, 11], [4, 8, 12]] and read.flags.c_contiguous
+
+
+HALVES = {
+    torch.float16: [1.0, -2.5, 65504.0, 2.0**-24, 0.333251953125, -0.0],
+    torch.bfloat16: [1.0, -2.5, 3.3895313892515355e38, 2.0**-133, 0.333984375, -0.0],
+}
+
+
+@pytest.mark.parametrize(("dtype", "values"), HALVES.items())
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_half_precision_becomes_the_same_numbers_in_float32(tmp_path, dtype, values, is_zip):
+    table = torch.tensor(values).to(dtype).view(2, 3)
+    saved = {"table": table, "turned": table.clone().t(), "part": table.clone()[1:, 1]}
+    torch.save(saved, tmp_path / "weights.pt", _use_new_zipfile_serialization=is_zip)
+
+    _, read = read_state_dict(tmp_path / "weights.pt")
+
+    rows = [values[:3], values[3:]]
+    expected = {"table": rows, "turned": [list(row) for row in zip(*rows, strict=True)], "part": [values[4]]}
+    assert {name: array.tolist() for name, array in read.items()} == expected
+    assert {array.dtype for array in read.values()} == {np.dtype("float32")}
+
+
 WRONG = {
     "beyond its storage": (conv((17,)), "reaches beyond its storage"),
     "beyond its storage by its offset": (conv(offset=1), "reaches beyond its storage"),
     "before its storage": (conv((2,), offset=-1), "without a valid size"),
-    "turned round": (conv((2, 4), (1, 2)), "should be contiguous"),
-    "spread out of nothing": (conv((65535, 2), (0, 1)), "should be contiguous"),
+    "beyond its storage by a stride": (conv((2, 4), (1, 5)), "reaches beyond its storage"),
+    "spread out of nothing": (conv((65535, 2), (0, 1)), "of more numbers than its storage has"),
     "of a negative side": (conv((-1, -1), (1, 1)), "without a valid size"),
     "of no side": (conv((0,)), "without a valid size"),
     "of text sides": (conv(("a",)), "without a valid size"),

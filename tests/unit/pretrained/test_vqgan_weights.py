@@ -85,17 +85,35 @@ def test_the_published_sizes_follow_from_the_shapes(layout, sizes, tensors, numb
         assert model.config == VQGANConfig()
 
 
-def test_the_averaged_weights_of_llamagen_come_first(tmp_path):
+def test_the_averaged_weights_of_llamagen_come_first_and_the_header_says_so(tmp_path):
     averaged, last = random_weights("llamagen", seed=1), random_weights("llamagen")
     torch.save({**checkpoint("llamagen", last), "ema": averaged}, tmp_path / "weights.pt")
     model = imported(tmp_path / "weights.pt", "llamagen")
     assert model.codes.equal(averaged["quantize.embedding.weight"])
+    assert model.header["pickle_part"] == "ema"
 
 
 @every_layout
 def test_a_bare_state_dict_is_read_too(tmp_path, layout):
     torch.save(random_weights(layout), tmp_path / "weights.pt")
-    assert imported(tmp_path / "weights.pt", layout).vocab_size == 24
+    model = imported(tmp_path / "weights.pt", layout)
+    assert model.vocab_size == 24 and model.header["pickle_part"] == ""
+
+
+def test_a_checkpoint_as_long_as_taming_published_it_is_within_the_bounds(tmp_path):
+    """Five levels, as in f16, and the states of two optimizers; all narrow, because only names count."""
+    weights = random_weights("taming", published_vqgan.Sizes(multipliers=(1, 1, 1, 1, 1), blocks=2))
+    loss = {f"loss.perceptual_loss.net.slice{n}.{n}.weight": torch.zeros(1) for n in range(60)}
+    names = range(len(weights) + len(loss))
+    moments = ("step", "exp_avg", "exp_avg_sq")
+    states = [
+        {"state": {number: {moment: torch.zeros(1) for moment in moments} for number in part}}
+        for part in (names[:-20], names[-20:])
+    ]
+    saved = {**checkpoint("taming", weights | loss), "optimizer_states": states}
+    for container in ("zip", "legacy"):
+        torch.save(saved, tmp_path / "weights.pt", _use_new_zipfile_serialization=container == "zip")
+        assert imported(tmp_path / "weights.pt", "taming").config.blocks == 2
 
 
 @every_layout
@@ -150,9 +168,9 @@ UNFIT = {
         with_nan,
         "has numbers that are not finite, the first in quant_conv.bias",
     ),
-    "float16": (
-        lambda weights: {name: value.half() for name, value in weights.items()},
-        "asks for torch.HalfStorage, which a state dict does not use",
+    "float64": (
+        lambda weights: {name: value.double() for name, value in weights.items()},
+        "asks for torch.DoubleStorage, which a state dict does not use",
     ),
     "taming's Gumbel tokenizer": (
         lambda weights: weights | {"quantize.embed.weight": torch.zeros(24, 6)},
@@ -280,6 +298,7 @@ def test_the_command_writes_a_tokenizer_and_prints_how_to_use_it(tmp_path, layou
     assert capsys.readouterr().out.splitlines() == [
         f"weights: weights.pt, sha256 {sha256_of(path)}",
         "weights: torch's legacy container has no checksum; only --weights-sha256 sees a damaged number in it",
+        f"weights: those under {model.header['pickle_part']!r} in the checkpoint",
         f"{out}: fingerprint {model.fingerprint}. Use it by image_tokenizer: {{kind: vqgan, init: {out}}}",
     ]
 
