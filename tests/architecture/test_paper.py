@@ -21,12 +21,12 @@ from thousandwords.data.token_shards import TokensConfig
 from thousandwords.evaluation.config import EvaluationConfig
 from thousandwords.evaluation.fid import RADII
 from thousandwords.generators.transformer.masks import layer_kinds
-from thousandwords.image_tokenizers.dvae.gumbel_softmax import gumbel_softmax, kl_and_usage
 from thousandwords.image_tokenizers.dvae.logit_laplace import log_likelihood
 from thousandwords.inference.config import PromptsConfig
 from thousandwords.ingest.caption_filter import caption_problem
 from thousandwords.ingest.config import DataConfig
 from thousandwords.nn.conv_blocks import Block
+from thousandwords.nn.gumbel_softmax import gumbel_softmax, kl_and_usage
 from thousandwords.nn.schedules import cosine
 from thousandwords.planning.presets import read_preset
 from thousandwords.preflight import build_models, check_models, check_params

@@ -10,8 +10,8 @@ from tests.helpers import tiny_models
 from tests.helpers.tiny_models import rng
 from thousandwords.image_tokenizers.dvae import logit_laplace
 from thousandwords.image_tokenizers.dvae.codebook_init import principal_directions, sobol_points
-from thousandwords.image_tokenizers.dvae.gumbel_softmax import gumbel_softmax, kl_and_usage
 from thousandwords.image_tokenizers.dvae.model import DiscreteVAE, DVAEConfig
+from thousandwords.nn.gumbel_softmax import gumbel_softmax, kl_and_usage
 
 TINY = replace(DVAEConfig(**tiny_models.TINY["image_tokenizers"]["dvae"]), init_gain=1.0)
 

@@ -14,7 +14,6 @@ from torch.nn import functional
 from thousandwords.image_tokenizers.base import ImageTokenizer, Logs
 from thousandwords.image_tokenizers.dvae.codebook_init import init_codebook
 from thousandwords.image_tokenizers.dvae.float16 import decode_float16, encode_float16, is_frozen_on_gpu
-from thousandwords.image_tokenizers.dvae.gumbel_softmax import gumbel_softmax, kl_and_usage
 from thousandwords.image_tokenizers.dvae.logit_laplace import (
     log_likelihood,
     normal_log_likelihood,
@@ -22,6 +21,7 @@ from thousandwords.image_tokenizers.dvae.logit_laplace import (
     to_model_range,
 )
 from thousandwords.nn.conv_blocks import build_decoder, build_encoder, initialize
+from thousandwords.nn.gumbel_softmax import gumbel_softmax, kl_and_usage
 from thousandwords.nn.schedules import cosine
 
 
