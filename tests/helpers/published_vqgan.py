@@ -36,6 +36,7 @@ class Sizes:
     multipliers: tuple[int, ...] = (1, 2, 2)
     latent_width: int = 12
     blocks: int = 1
+    is_gumbel: bool = False
 
 
 F16 = {"width": 128, "multipliers": (1, 1, 2, 2, 4), "latent_width": 256, "blocks": 2}
@@ -44,6 +45,12 @@ F8 = F16 | {"multipliers": (1, 2, 2, 4)}
 PUBLISHED = {
     "taming f16-1024": ("taming", Sizes(1024, 256, **F16), 343, 72_141_699),
     "taming f16-16384": ("taming", Sizes(16_384, 256, **F16), 343, 76_073_859),
+    "taming Gumbel f8": (
+        "taming",
+        Sizes(8192, 256, **F16 | {"multipliers": (1, 1, 2, 4)}, is_gumbel=True),
+        301,
+        68_995_971,
+    ),
     "LlamaGen VQ-16": ("llamagen", Sizes(16_384, 8, **F16), 344, 71_948_939),
     "LlamaGen VQ-8": ("llamagen", Sizes(16_384, 8, **F8), 300, 70_175_371),
 }
@@ -94,7 +101,9 @@ def shapes(layout: str, sizes: Sizes) -> dict[str, tuple[int, ...]]:
     add("encoder.norm_out", widths[-1])
     add("encoder.conv_out", sizes.latent_width, widths[-1], 3, 3)
     add("quant_conv", sizes.code_width, sizes.latent_width, 1, 1)
-    found["quantize.embedding.weight"] = (sizes.vocab, sizes.code_width)
+    if sizes.is_gumbel:
+        add("quantize.proj", sizes.vocab, sizes.code_width, 1, 1)
+    found[f"quantize.{'embed' if sizes.is_gumbel else 'embedding'}.weight"] = (sizes.vocab, sizes.code_width)
     if layout == "llamagen":
         found["quantize.codebook_used"] = (65_536,)
     add("post_quant_conv", sizes.latent_width, sizes.code_width, 1, 1)
@@ -117,7 +126,7 @@ def random_weights(layout: str, sizes: Sizes = Sizes(), seed: int = 0) -> Weight
         noise = torch.randn(shape, generator=generator)
         if len(shape) == 4:
             weights[name] = noise / (shape[1] * shape[2] * shape[3]) ** 0.5
-        elif "embedding" in name:
+        elif "embed" in name:
             weights[name] = noise
         else:
             weights[name] = noise / 10 + (name.endswith("weight") and "norm" in name)
@@ -169,7 +178,7 @@ def middle_pass(x: Tensor, weights: Weights, half: str, layout: str) -> Tensor:
 
 def codes(weights: Weights, layout: str) -> Tensor:
     """The vectors of the tokens: of unit length in LlamaGen."""
-    embedding = weights["quantize.embedding.weight"]
+    embedding = weights.get("quantize.embed.weight", weights.get("quantize.embedding.weight"))
     return embedding / embedding.norm(dim=1, keepdim=True) if layout == "llamagen" else embedding
 
 
@@ -183,6 +192,8 @@ def encode(images: Tensor, weights: Weights, layout: str, sizes: Sizes = Sizes()
             x = convolve(functional.pad(x, (0, 1, 0, 1)), weights, f"{name}.downsample.conv", stride=2)
     x = swish(normed(middle_pass(x, weights, "encoder", layout), weights, "encoder.norm_out"))
     x = convolve(convolve(x, weights, "encoder.conv_out", padding=1), weights, "quant_conv")
+    if sizes.is_gumbel:
+        return convolve(x, weights, "quantize.proj").flatten(2).argmax(dim=1)
     vectors = x.flatten(2).transpose(1, 2)  # (B, L, W)
     if layout == "llamagen":
         vectors = vectors / vectors.norm(dim=2, keepdim=True)

@@ -63,14 +63,13 @@ LAYOUTS = {
     ),
 }
 NOT_SUPPORTED = {  # what a name begins with -> the tokenizer that has it
-    "quantize.proj.": "taming-transformers' tokenizer with Gumbel noise",
-    "quantize.embed.": "taming-transformers' tokenizer with Gumbel noise",
     "quantize.quant_resi": "VAR's tokenizer of several scales",
     "quantize.ema_vocab_hit_SV": "VAR's tokenizer of several scales",
 }
+CODES = {"nearest": "quantize.embedding.weight", "gumbel": "quantize.embed.weight"}
 NAME_RULES = (  # our name -> name in both codebases, applied in this order
-    (r"^codes$", "quantize.embedding.weight"),
     (r"^encoder\.to_code\.", "quant_conv."),
+    (r"^encoder\.to_logits\.", "quantize.proj."),
     (r"^decoder\.from_code\.", "post_quant_conv."),
     (r"^(encoder|decoder)\.input\.", r"\1.conv_in."),
     (r"^(encoder|decoder)\.norm\.", r"\1.norm_out."),
@@ -107,7 +106,8 @@ def import_weights(
 def published_names(model: nn.Module, layout: str) -> dict[str, str]:
     """{our name: the name in that codebase} of every tensor of a vqgan model."""
     levels = len(model.config.multipliers)
-    return {name: _published_name(name, LAYOUTS[layout], levels) for name in model.state_dict()}
+    names = {name: _published_name(name, LAYOUTS[layout], levels) for name in model.state_dict()}
+    return names | {"codes": CODES[model.config.quantizer]}
 
 
 def _published_name(name: str, layout: Layout, levels: int) -> str:
@@ -177,10 +177,12 @@ def _sizes(shapes: Shapes, layout: Layout) -> dict[str, object]:
 
     folder, block = f"encoder.{layout.levels['encoder']}", layout.block
     width, _, _, _ = shape_of("encoder.conv_in.weight", 4)
-    vocab_size, code_width = shape_of("quantize.embedding.weight", 2)
+    quantizer = "gumbel" if CODES["gumbel"] in shapes else "nearest"
+    vocab_size, code_width = shape_of(CODES[quantizer], 2)
     return {
         "vocab_size": vocab_size,
         "code_width": code_width,
+        "quantizer": quantizer,
         "width": width,
         "multipliers": tuple(outputs // width for outputs in convs(f"{folder}.{{}}.{block}.0.conv1.weight")),
         "blocks": len(convs(f"{folder}.0.{block}.{{}}.conv1.weight")),

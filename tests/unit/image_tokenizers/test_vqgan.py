@@ -1,5 +1,6 @@
 """VQGAN's tokenizer: its loss, its tokens, what has no gradient when, and its settings."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -23,6 +24,13 @@ def tiny(**settings) -> VQGAN:
 
 def random_images(count: int = 4) -> torch.Tensor:
     return tiny_models.random_images(count, seed=1)
+
+
+def colored_cells() -> torch.Tensor:
+    """(4, 3, 16, 16): each cell of a token has one of four colors."""
+    colors = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])
+    cells = colors[torch.randint(4, (4, 4, 4), generator=rng())].permute(0, 3, 1, 2)
+    return cells.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
@@ -68,6 +76,53 @@ def test_each_term_of_the_quantizer_moves_one_side(weight, is_moved):
     assert gradients[0.0][0].abs().sum() > 0 and gradients[0.0][1].abs().sum() == 0
 
 
+GUMBEL = {"quantizer": "gumbel", "pixel_loss": "absolute", "kl_weight": 0.5}
+
+
+def test_with_gumbel_the_loss_is_the_pixels_error_on_sampled_tokens_and_the_kl():
+    model, images = tiny(**GUMBEL), random_images()
+    logits = model.encoder(2 * images - 1).permute(0, 2, 3, 1).reshape(-1, 12)
+    uniform = torch.rand(logits.shape, generator=rng())
+    tokens = (logits - (-uniform.log()).log()).argmax(dim=1)  # an exact sample at any temperature
+    decoded = model.decoder(model.codes[tokens].view(4, 4, 4, 4).permute(0, 3, 1, 2))
+    error = (decoded - (2 * images - 1)).abs().mean()
+    kl = (logits.softmax(1) * (logits.log_softmax(1) + math.log(12))).sum(dim=1).mean()
+
+    loss, logged = model.loss(images, 0, rng())
+
+    assert not tokens.equal(logits.argmax(dim=1))
+    torch.testing.assert_close(loss, error + 0.5 * kl)
+    torch.testing.assert_close(logged["kl_loss"], kl)
+
+
+def test_with_gumbel_the_gradient_is_that_of_the_relaxed_tokens():
+    """Straight through: the pixels' gradient at the sampled codes passes on as if they had been relaxed."""
+    settings = GUMBEL | {"kl_weight": 0.0, "temperature_start": 0.7}
+    model, images = tiny(**settings), random_images()
+    model.loss(images, 0, rng())[0].backward()
+    gradients = model.encoder.to_logits.weight.grad.clone(), model.codes.grad.clone()
+    model.zero_grad()
+
+    logits = model.encoder(2 * images - 1).permute(0, 2, 3, 1).reshape(-1, 12)
+    noise = -(-torch.rand(logits.shape, generator=rng()).log()).log()
+    tokens = (logits + noise).argmax(dim=1)
+    codes = model.codes.detach()[tokens].requires_grad_()
+    decoded = model.decoder(codes.view(4, 4, 4, 4).permute(0, 3, 1, 2))
+    (decoded - (2 * images - 1)).abs().mean().backward()
+    relaxed = ((logits + noise) / 0.7).softmax(dim=1) @ model.codes.detach()
+    relaxed.backward(codes.grad)
+
+    torch.testing.assert_close(gradients[0], model.encoder.to_logits.weight.grad)
+    expected = torch.zeros(12, 4).index_add(0, tokens, codes.grad)
+    torch.testing.assert_close(gradients[1], expected)
+
+
+@pytest.mark.parametrize(("step", "temperature"), [(0, 0.9), (500_000, 0.4500012), (1_000_001, 1e-6)])
+def test_the_temperature_falls_as_taming_transformers_has_it(step, temperature):
+    logged = tiny(**GUMBEL).loss(random_images(1), step, rng())[1]
+    assert logged["temperature"] == pytest.approx(temperature, rel=1e-6)
+
+
 @pytest.mark.parametrize("decoder_only_from", [None, 5])
 def test_weights_are_frozen_at_some_steps_only_where_the_decoder_trains_alone(decoder_only_from):
     """DDP has to know before training that the encoder may have no gradient."""
@@ -78,13 +133,14 @@ def test_weights_are_frozen_at_some_steps_only_where_the_decoder_trains_alone(de
     assert "commitment_loss" in model.loss(random_images(), 4, rng())[1]
 
 
-def test_some_updates_bring_the_images_closer_to_their_originals():
-    model, images = tiny().train(), random_images()
+@pytest.mark.parametrize("settings", [{}, {"quantizer": "gumbel"}], ids=["nearest", "gumbel"])
+def test_some_updates_bring_the_images_closer_to_their_originals(settings):
+    model, images = tiny(**settings).train(), colored_cells()
     before = (model.decode(model.encode(images)) - images).abs().mean()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(120):
+    for step in range(60):
         optimizer.zero_grad()
-        model.loss(images, step, rng())[0].backward()
+        model.loss(images, step, rng(step))[0].backward()
         optimizer.step()
     after = (model.decode(model.encode(images)) - images).abs().mean()
     assert after < 0.8 * before
@@ -140,6 +196,8 @@ def test_muon_parameters_are_the_kernels_of_the_residual_branches():
         ({"blocks": 0}, "vqgan.blocks is 0; it has to be 1 or more"),
         ({"vocab_size": 1}, "vqgan.vocab_size is 1; it has to be 2 or more"),
         ({"codebook_weight": -1.0}, "vqgan.codebook_weight is -1.0; it has to be 0 or more"),
+        ({"kl_weight": -1.0}, "vqgan.kl_weight is -1.0; it has to be 0 or more"),
+        ({"temperature_end": 0.0}, "vqgan.temperature_end is 0.0; it has to be above 0"),
         ({"multipliers": ()}, r"vqgan.multipliers is \[\]; give each level 1 or more, as in \[1, 2, 4\]"),
         ({"multipliers": (1, 0)}, r"vqgan.multipliers is \[1, 0\]"),
         ({"norm_groups": 3}, "vqgan.width is 8, no multiple of vqgan.norm_groups, 3"),

@@ -11,7 +11,7 @@ import torch
 from tests.helpers import published_vqgan
 from tests.helpers.malicious_files import PICKLES, touching, with_new
 from tests.helpers.paths import ROOT
-from tests.helpers.published_vqgan import LAYOUTS, PUBLISHED, checkpoint, random_weights, write
+from tests.helpers.published_vqgan import LAYOUTS, PUBLISHED, Sizes, checkpoint, random_weights, write
 from tests.helpers.tiny_models import SIDE, random_images
 from tests.unit.pretrained import test_safe_pickle
 from thousandwords import __main__ as command
@@ -23,6 +23,11 @@ from thousandwords.planning.presets import read_preset
 from thousandwords.pretrained import vqgan_weights
 
 every_layout = pytest.mark.parametrize("layout", LAYOUTS)
+TOKENIZERS = {
+    **{layout: (layout, Sizes()) for layout in LAYOUTS},
+    "taming Gumbel": ("taming", Sizes(is_gumbel=True)),
+}
+every_tokenizer = pytest.mark.parametrize(("layout", "sizes"), TOKENIZERS.values(), ids=TOKENIZERS)
 OTHER = {"taming": "llamagen", "llamagen": "taming"}
 IGNORED = "quantize.codebook_used"
 
@@ -44,23 +49,23 @@ def error_of(path: Path, layout: str, **settings: object) -> str:
 
 
 @pytest.mark.paper("vqgan: trunk", "vqgan: down, up", "vqgan: tokens")
-@every_layout
+@every_tokenizer
 @pytest.mark.parametrize("container", ["zip", "legacy"])
-def test_tokens_and_images_are_those_of_the_published_architecture(tmp_path, layout, container):
-    weights = random_weights(layout)
+def test_tokens_and_images_are_those_of_the_published_architecture(tmp_path, layout, sizes, container):
+    weights = random_weights(layout, sizes)
     images = random_images(8)
 
     model = imported(write(tmp_path / "weights.pt", layout, weights, container), layout)
 
-    tokens = published_vqgan.encode(images, weights, layout)
+    tokens = published_vqgan.encode(images, weights, layout, sizes)
     assert model.encode(images).equal(tokens) and tokens.unique().numel() >= 8
-    difference = model.decode(tokens) - published_vqgan.decode(tokens, weights, layout)
+    difference = model.decode(tokens) - published_vqgan.decode(tokens, weights, layout, sizes)
     assert difference.abs().max() <= 1e-5
 
 
-@every_layout
-def test_every_number_arrives_under_our_names(tmp_path, layout):
-    weights = random_weights(layout)
+@every_tokenizer
+def test_every_number_arrives_under_our_names(tmp_path, layout, sizes):
+    weights = random_weights(layout, sizes)
 
     model = imported(write(tmp_path / "weights.pt", layout, weights), layout)
 
@@ -102,7 +107,7 @@ def test_a_bare_state_dict_is_read_too(tmp_path, layout):
 
 def test_a_checkpoint_as_long_as_taming_published_it_is_within_the_bounds(tmp_path):
     """Five levels, as in f16, and the states of two optimizers; all narrow, because only names count."""
-    weights = random_weights("taming", published_vqgan.Sizes(multipliers=(1, 1, 1, 1, 1), blocks=2))
+    weights = random_weights("taming", Sizes(multipliers=(1, 1, 1, 1, 1), blocks=2))
     loss = {f"loss.perceptual_loss.net.slice{n}.{n}.weight": torch.zeros(1) for n in range(60)}
     names = range(len(weights) + len(loss))
     moments = ("step", "exp_avg", "exp_avg_sq")
@@ -172,9 +177,9 @@ UNFIT = {
         lambda weights: {name: value.double() for name, value in weights.items()},
         "asks for torch.DoubleStorage, which a state dict does not use",
     ),
-    "taming's Gumbel tokenizer": (
+    "codes of two kinds": (
         lambda weights: weights | {"quantize.embed.weight": torch.zeros(24, 6)},
-        "holds taming-transformers' tokenizer with Gumbel noise, which import-weights does not support yet",
+        "3 tensors differ, the first is quantize.embedding.weight: expected none, found (24, 6)",
     ),
     "VAR's tokenizer": (
         lambda weights: weights | {"quantize.quant_resi.qresi_ls.0.weight": torch.zeros(6, 6, 3, 3)},

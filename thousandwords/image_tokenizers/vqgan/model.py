@@ -1,7 +1,8 @@
 """The tokenizer of VQGAN (arXiv 2012.09841, section 3.1), with the codes of LlamaGen (2406.06525, section 3.1).
 
 The defaults are LlamaGen's VQ-16. Those of taming-transformers' f16-16384: code_width 256, l2_normalize false,
-commitment_weight 1, codebook_weight 0.25, pixel_loss absolute. Not built yet: the adversary and the perceptual
+commitment_weight 1, codebook_weight 0.25, pixel_loss absolute. Its Gumbel f8 has no nearest codes: the encoder's last
+layer are logits, from which training samples tokens (quantizer gumbel, after arXiv 1611.01144). Not built yet: the adversary and the perceptual
 term of the papers' loss, without which trained images are smoother than theirs.
 """
 
@@ -14,7 +15,9 @@ from torch.nn import functional
 
 from thousandwords.image_tokenizers.base import ImageTokenizer, Logs
 from thousandwords.image_tokenizers.vqgan.trunk import build_decoder, build_encoder
+from thousandwords.nn.gumbel_softmax import gumbel_softmax, kl_and_usage
 from thousandwords.nn.quantizers import nearest
+from thousandwords.nn.schedules import cosine
 
 PIXEL_LOSSES = {"absolute": functional.l1_loss, "squared": functional.mse_loss}
 
@@ -29,18 +32,27 @@ class VQGANConfig:
     attention: bool = True  # in the last level and in the middle
     latent_width: int = 256  # channels between the trunk and the codes
     code_width: int = 8  # channels of a token's vector
-    l2_normalize: bool = True  # vectors and codes of unit length
-    commitment_weight: float = 0.25  # of the mean squared error of vectors to their fixed codes
-    codebook_weight: float = 1.0  # of the same error of codes to their fixed vectors
+    quantizer: Literal["nearest", "gumbel"] = "nearest"  # the nearest code's token, or the greatest logit's
+    l2_normalize: bool = True  # nearest: vectors and codes of unit length
+    commitment_weight: float = 0.25  # nearest: of the mean squared error of vectors to their fixed codes
+    codebook_weight: float = 1.0  # nearest: of the same error of codes to their fixed vectors
+    kl_weight: float = 1e-8  # gumbel: of a token's KL to the uniform prior, in nats
+    temperature_start: float = 0.9  # gumbel: tau of the Gumbel-softmax
+    temperature_end: float = 1e-6
+    temperature_steps: int = 1_000_001  # gumbel: updates over which tau falls, as a cosine
     pixel_loss: Literal["absolute", "squared"] = "squared"  # mean error of pixels in [-1, 1]
     decoder_only_from: int | None = None  # from this update the decoder trains alone, on the images' tokens
 
     def __post_init__(self) -> None:
         minimums = dict.fromkeys(("width", "blocks", "norm_groups", "latent_width", "code_width"), 1)
         minimums |= {"vocab_size": 2, "commitment_weight": 0, "codebook_weight": 0}
+        minimums |= {"kl_weight": 0, "temperature_steps": 0}
         for name, minimum in minimums.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"vqgan.{name} is {getattr(self, name)}; it has to be {minimum} or more")
+        for name in ("temperature_start", "temperature_end"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"vqgan.{name} is {getattr(self, name)}; it has to be above 0")
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(
                 f"vqgan.multipliers is {list(self.multipliers)}; give each level 1 or more, as in [1, 2, 4]"
@@ -76,7 +88,11 @@ class VQGAN(ImageTokenizer):
         self.encoder = build_encoder(*shape, config.latent_width, config.code_width)
         self.decoder = build_decoder(*shape, config.latent_width, config.code_width)
         codes = torch.empty(config.vocab_size, config.code_width)
-        codes.uniform_(-1 / config.vocab_size, 1 / config.vocab_size)
+        if config.quantizer == "gumbel":
+            self.encoder.add_module("to_logits", nn.Conv2d(config.code_width, config.vocab_size, 1))
+            codes.normal_()
+        else:
+            codes.uniform_(-1 / config.vocab_size, 1 / config.vocab_size)
         self.codes = nn.Parameter(self._normalized(codes))
 
     @property
@@ -96,7 +112,11 @@ class VQGAN(ImageTokenizer):
     def encode(self, images: Tensor) -> Tensor:
         """Encode images (B, 3, H, W) in [0, 1] to token ids (B, L) int64 in raster order."""
         self.check_images(images)
-        return nearest(self._vectors(images), self.codebook).view(len(images), self.num_tokens)
+        outputs = self._encode(images)
+        # arg-max, no Gumbel noise: the generator learns the tokens it will see decoded
+        is_gumbel = self.config.quantizer == "gumbel"
+        tokens = outputs.argmax(dim=1) if is_gumbel else nearest(outputs, self.codebook)
+        return tokens.view(len(images), self.num_tokens)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Decode token ids (B, L) int64 to images (B, 3, H, W) in [0, 1]."""
@@ -104,28 +124,56 @@ class VQGAN(ImageTokenizer):
         return (self._decode(self.codebook[tokens]) / 2 + 0.5).clamp(0, 1)
 
     def loss(self, images: Tensor, step: int, rng: torch.Generator) -> tuple[Tensor, Logs]:
-        """The pixels' error + the weighted commitment and codebook losses, which are means over channels too (in
-        the paper, equation 4, sums), and their parts."""
+        """The pixels' error + the quantizer's loss, and their parts."""
         self.check_images(images)
         if self.config.decoder_only_from is not None and step >= self.config.decoder_only_from:
             return self.decoder_loss(images)
-        vectors, codebook = self._vectors(images), self.codebook
+        outputs = self._encode(images)
+        if self.config.quantizer == "gumbel":
+            codes, quantizer_loss, logs = self._sampled(outputs, step, rng)
+        else:
+            codes, quantizer_loss, logs = self._rounded(outputs)
+        reconstruction_loss = self._reconstruction_loss(images, codes)
+        return reconstruction_loss + quantizer_loss, {
+            "reconstruction_loss": reconstruction_loss.detach(),
+            **logs,
+        }
+
+    def _rounded(self, vectors: Tensor) -> tuple[Tensor, Tensor, Logs]:
+        """The nearest codes (B * L, code_width), the weighted commitment and codebook losses, which are means over
+        channels too (in the paper, equation 4, sums), and what to log."""
+        codebook = self.codebook
         tokens = nearest(vectors.detach(), codebook.detach())
         codes = codebook[tokens]
-        # straight through: the decoder sees the codes, and its gradient reaches the vectors
-        reconstruction_loss = self._reconstruction_loss(images, vectors + (codes - vectors).detach())
         commitment_loss = functional.mse_loss(vectors, codes.detach())
         codebook_loss = functional.mse_loss(codes, vectors.detach())
         quantizer_loss = (
             self.config.commitment_weight * commitment_loss + self.config.codebook_weight * codebook_loss
         )
         shares = tokens.bincount(minlength=self.vocab_size) / len(tokens)
-        return reconstruction_loss + quantizer_loss, {
-            "reconstruction_loss": reconstruction_loss.detach(),
+        logs = {
             "commitment_loss": commitment_loss.detach(),
             "code_distance": (vectors - codes).detach().norm(dim=1).mean(),
             "batch_perplexity": torch.special.entr(shares).sum().exp(),
         }
+        # straight through: the decoder sees the codes, and its gradient reaches the vectors
+        return vectors + (codes - vectors).detach(), quantizer_loss, logs
+
+    def _sampled(self, logits: Tensor, step: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Logs]:
+        """Codes of sampled tokens (B * L, code_width), the weighted KL, and what to log."""
+        config = self.config
+        temperature = cosine(step, config.temperature_start, config.temperature_end, config.temperature_steps)
+        relaxed = gumbel_softmax(logits, temperature, rng)
+        # straight through: the decoder sees one code, and its gradient reaches all logits and codes
+        one_hot = functional.one_hot(relaxed.argmax(dim=1), self.vocab_size) + (relaxed - relaxed.detach())
+        kl, usage = kl_and_usage(logits)
+        kl_loss = kl.mean()
+        logs = {
+            "kl_loss": kl_loss.detach(),
+            "temperature": temperature,
+            "batch_perplexity": usage.detach().exp(),
+        }
+        return one_hot @ self.codebook, config.kl_weight * kl_loss, logs
 
     def decoder_loss(self, images: Tensor) -> tuple[Tensor, Logs]:
         """The decoder alone, on the tokens that the generator is trained on."""
@@ -137,10 +185,10 @@ class VQGAN(ImageTokenizer):
     def _reconstruction_loss(self, images: Tensor, codes: Tensor) -> Tensor:
         return PIXEL_LOSSES[self.config.pixel_loss](self._decode(codes), 2 * images - 1)
 
-    def _vectors(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> the encoder's vectors (B * L, code_width) float32."""
-        latents = self.encoder(2 * images - 1).permute(0, 2, 3, 1)  # (B, h, w, code_width)
-        return self._normalized(latents.flatten(0, 2).float())
+    def _encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> the encoder's vectors (B * L, code_width), or logits (B * L, V), float32."""
+        outputs = self.encoder(2 * images - 1).permute(0, 2, 3, 1)  # (B, h, w, channels)
+        return self._normalized(outputs.flatten(0, 2).float())
 
     def _decode(self, vectors: Tensor) -> Tensor:
         """Vectors of tokens (B * L, W) or (B, L, W) -> pixels (B, 3, H, W) float32, about in [-1, 1]."""
@@ -148,4 +196,5 @@ class VQGAN(ImageTokenizer):
         return self.decoder(grid.permute(0, 3, 1, 2)).float()
 
     def _normalized(self, vectors: Tensor) -> Tensor:
-        return functional.normalize(vectors, dim=-1) if self.config.l2_normalize else vectors
+        is_unit = self.config.quantizer == "nearest" and self.config.l2_normalize
+        return functional.normalize(vectors, dim=-1) if is_unit else vectors
