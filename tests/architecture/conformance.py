@@ -2,7 +2,8 @@
 
 A test names the rows it checks: `@pytest.mark.paper("generator: masks")`. A row is green when it has tests
 and all of them passed. Sources: P the paper (arXiv 2102.12092), C the released dVAE code, A an author's
-answer in that code's issues, D arithmetic, ? not settled in public and therefore a setting.
+answer in that code's issues, T a third party, D arithmetic, ? not settled in public and therefore a setting. Rows of
+other kinds than the paper's have their own papers and codes, named above them.
 """
 
 import ast
@@ -19,7 +20,7 @@ import pytest
 from tests.helpers.paths import ROOT
 from thousandwords.core.command_line import one_sentence
 
-WIDTHS = (20, 3, 58, 20)
+WIDTHS = (22, 3, 58, 20)
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,23 @@ ROWS = (
     Row("vqvae", "l2 codes", "C", "latents and codes of unit length, normalized where they are used"),
     Row("vqvae", "FSQ", "P C", "tanh to L levels, even L shifted by half a level, ε 1e-3, ÷ ⌊L/2⌋; first dimension fastest; no loss"),
     Row("vqvae", "SimVQ", "C", "fixed table N(0, d^−½) through one learned affine map; codebook 1, commitment .25"),
-    # another one: C taming-transformers and LlamaGen; the values are LlamaGen's VQ-16 unless said
-    Row("vqgan", "trunk", "C", "128 × (1,1,2,2,4), 2 blocks a level, decoder 3; GroupNorm 32, ε 1e-6, swish; one-head attention in the last level and in the middle"),
-    Row("vqgan", "down, up", "C", "zeros right and bottom, 3×3 stride 2; nearest × 2, 3×3"),
-    Row("vqgan", "tokens", "C", "256 -> 1×1 -> 8, unit length, 16,384 codes (taming: 256 -> 1×1 -> 256, 1,024 or 16,384), start uniform ±1/K"),
-    Row("vqgan", "loss", "C", "squared error in [−1, 1], codebook 1, commitment .25 (taming: absolute, .25, 1); LPIPS and adversary not built"),
-    Row("vqgan", "size", "D", "VQ-16 71,883,403 weights, VQ-8 70,109,835; taming f16-16384 76,073,859, f16-1024 72,141,699"),
+    # another one: C taming-transformers (arXiv 2012.09841) and LlamaGen (2406.06525), T what others read in their files.
+    # rFID on ImageNet is no row: the data and the published files are not here
+    Row("vqgan", "trunk", "C", "128 × (1,1,2,2,4), 2 blocks a level, decoder 3; identity + 2 × (norm, swish, conv 3)"),
+    Row("vqgan", "norms", "C", "GroupNorm of 32 groups, ε 1e-6"),
+    Row("vqgan", "attention", "C", "one head, after each block of the last level and in the middle"),
+    Row("vqgan", "down, up", "C", "zeros right and bottom by 1, conv 3 stride 2; nearest × 2, conv 3"),
+    Row("vqgan", "latent", "C", "256 -> 1×1 -> 256 (taming); 256 -> 1×1 -> 8, unit length (LlamaGen)"),
+    Row("vqgan", "tokens", "C", "1,024 or 16,384 × 256 (taming); 16,384 × 8, normalized also where they are decoded (LlamaGen)"),
+    Row("vqgan", "codebook start", "C", "uniform ±1/K (taming); the same, then unit length (LlamaGen)"),
+    Row("vqgan", "f8", "C T", "× (1,1,2,4), 1×1 to 8,192 logits, 8,192 × 256, arg-max (taming, Gumbel); × (1,2,2,4) (LlamaGen VQ-8)"),
+    Row("vqgan", "relaxation", "C T", "Gumbel: straight-through, KL 1e-8, τ .9 -> 1e-6 over 1,000,001 updates, cosine"),
+    Row("vqgan", "pixels, reconstruction", "C", "[−1, 1]; absolute error (taming), squared error (LlamaGen)"),
+    Row("vqgan", "quantizer loss", "C", "commitment 1, codebook .25 (taming: β on the other term); codebook 1, commitment .25 (LlamaGen, the default)"),
+    Row("vqgan", "optimizer", "C", "Adam .5, .9, 4.5e-6 × batch, constant, no EMA, no decay (taming); Adam .9, .95, 1e-4, batch 128, clip 1 (LlamaGen): settings"),
+    Row("vqgan", "size", "D", "343 tensors, 76,073,859 (taming f16-16384), 72,141,699 (1,024); Gumbel f8 301, 68,995,971; 344 with a buffer, 71,948,939 (VQ-16), 300, 70,175,371 (VQ-8)"),
+    Row("vqgan", "key layout", "C", "decoder levels from the finest (taming) or the coarsest (LlamaGen); state_dict; ema, model or state_dict"),
+    Row("vqgan", "to ignore", "C", "loss.*, optimizer states, callbacks keyed by a class; discriminator, optimizer, steps, args, codebook_used"),
     # the transformer
     Row("generator", "sequence", "P", "256 text tokens of 16,384, lower-cased, then 1,024 image tokens of 8,192"),
     Row("generator", "pads", "P", "a learned pad for each of the 256 text positions"),
@@ -141,7 +153,8 @@ def run_tests(nodes: list[str]) -> Outcomes:
 def table_of(outcomes: Outcomes, tests: dict[str, list[str]]) -> tuple[list[str], int]:
     """The lines of the table, and the number of green rows; failed tests of the other rows are marked."""
     lines, green = [line("row", "src", "value", "tests"), line(*("-" * width for width in WIDTHS))], 0
-    for row in ROWS:
+    for previous, row in zip((None, *ROWS), ROWS, strict=False):
+        lines += [] if previous and previous.part == row.part else [f"--- {row.part}"]
         nodes = tests.get(row.id, [])
         is_green = {node: node in outcomes.passed and node not in outcomes.failed for node in nodes}
         green += bool(nodes) and all(is_green.values())

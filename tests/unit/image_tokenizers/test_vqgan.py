@@ -5,10 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from tests.helpers import tiny_models
 from tests.helpers.tiny_models import rng
 from thousandwords.image_tokenizers.vqgan.model import VQGAN, VQGANConfig
+from thousandwords.image_tokenizers.vqgan.trunk import Block
+from thousandwords.training.config import TrainingConfig
+from thousandwords.training.distributed import SINGLE_PROCESS
+from thousandwords.training.train_state import TrainState
 
 TINY = VQGANConfig(**tiny_models.TINY["image_tokenizers"]["vqgan"])
 TAMING = {
@@ -33,10 +38,48 @@ def colored_cells() -> torch.Tensor:
     return cells.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
 
 
+# --- the trunk --------------------------------------------------------------------------------------------------------
+
+
+def full(**settings) -> VQGAN:
+    """A model of the published sizes, on the meta device."""
+    with torch.device("meta"):
+        return VQGAN(VQGANConfig(**settings), image_size=256)
+
+
+@pytest.mark.paper("vqgan: trunk")
+def test_the_levels_have_the_published_widths_and_the_decoder_a_block_more():
+    model = full()
+    widths = {
+        half: [each.path.conv_2.out_channels for each in getattr(model, half) if isinstance(each, Block)]
+        for half in ("encoder", "decoder")
+    }
+    assert widths["encoder"] == [128] * 4 + [256] * 4 + [512] * 4  # two blocks a level, and two in the middle
+    assert widths["decoder"] == [512] * 5 + [256] * 6 + [128] * 6
+    assert (model.encoder.input.in_channels, model.encoder.input.out_channels) == (3, 128)
+    assert (model.decoder.output.in_channels, model.decoder.output.out_channels) == (128, 3)
+    assert model.scales == (16,)
+
+
+@pytest.mark.paper("vqgan: norms")
+def test_every_norm_has_32_groups_and_the_published_epsilon():
+    norms = [module for module in full().modules() if isinstance(module, nn.GroupNorm)]
+    assert {(module.num_groups, module.eps) for module in norms} == {(32, 1e-6)}
+
+
+@pytest.mark.paper("vqgan: latent", "vqgan: tokens")
+@pytest.mark.parametrize(("vocab_size", "code_width"), [(16_384, 8), (16_384, 256), (1024, 256)])
+def test_latents_of_256_channels_become_codes_by_a_1x1_convolution_and_back(vocab_size, code_width):
+    model = full(vocab_size=vocab_size, code_width=code_width)
+    into, back = model.encoder.to_code, model.decoder.from_code
+    assert into.weight.shape == (code_width, 256, 1, 1) and back.weight.shape == (256, code_width, 1, 1)
+    assert model.codebook.shape == (vocab_size, code_width)
+
+
 # --- the loss ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.paper("vqgan: loss")
+@pytest.mark.paper("vqgan: pixels, reconstruction", "vqgan: quantizer loss")
 @pytest.mark.parametrize("settings", [{}, TAMING], ids=["llamagen", "taming"])
 def test_the_loss_is_the_pixels_error_and_both_terms_of_the_quantizer(settings):
     model, images = tiny(**settings), random_images()
@@ -56,7 +99,7 @@ def test_the_loss_is_the_pixels_error_and_both_terms_of_the_quantizer(settings):
     torch.testing.assert_close(logged["commitment_loss"], error)
 
 
-@pytest.mark.paper("vqgan: loss")
+@pytest.mark.paper("vqgan: quantizer loss")
 @pytest.mark.parametrize(
     ("weight", "is_moved"), [("commitment_weight", "encoder"), ("codebook_weight", "codes")]
 )
@@ -79,6 +122,7 @@ def test_each_term_of_the_quantizer_moves_one_side(weight, is_moved):
 GUMBEL = {"quantizer": "gumbel", "pixel_loss": "absolute", "kl_weight": 0.5}
 
 
+@pytest.mark.paper("vqgan: relaxation")
 def test_with_gumbel_the_loss_is_the_pixels_error_on_sampled_tokens_and_the_kl():
     model, images = tiny(**GUMBEL), random_images()
     logits = model.encoder(2 * images - 1).permute(0, 2, 3, 1).reshape(-1, 12)
@@ -95,6 +139,7 @@ def test_with_gumbel_the_loss_is_the_pixels_error_on_sampled_tokens_and_the_kl()
     torch.testing.assert_close(logged["kl_loss"], kl)
 
 
+@pytest.mark.paper("vqgan: relaxation")
 def test_with_gumbel_the_gradient_is_that_of_the_relaxed_tokens():
     """Straight through: the pixels' gradient at the sampled codes passes on as if they had been relaxed."""
     settings = GUMBEL | {"kl_weight": 0.0, "temperature_start": 0.7}
@@ -117,10 +162,29 @@ def test_with_gumbel_the_gradient_is_that_of_the_relaxed_tokens():
     torch.testing.assert_close(gradients[1], expected)
 
 
+@pytest.mark.paper("vqgan: relaxation")
 @pytest.mark.parametrize(("step", "temperature"), [(0, 0.9), (500_000, 0.4500012), (1_000_001, 1e-6)])
 def test_the_temperature_falls_as_taming_transformers_has_it(step, temperature):
-    logged = tiny(**GUMBEL).loss(random_images(1), step, rng())[1]
-    assert logged["temperature"] == pytest.approx(temperature, rel=1e-6)
+    model = tiny(quantizer="gumbel")
+    logged = model.loss(random_images(1), step, rng())[1]
+    assert logged["temperature"] == pytest.approx(temperature, rel=1e-6) and model.config.kl_weight == 1e-8
+
+
+OPTIMIZERS = {  # batch size, settings, betas
+    "taming": (12, {"beta1": 0.5, "beta2": 0.9, "learning_rate": 12 * 4.5e-6}, (0.5, 0.9)),
+    "llamagen": (128, {"beta1": 0.9, "beta2": 0.95, "learning_rate": 1e-4, "clip_norm": 1.0}, (0.9, 0.95)),
+}
+
+
+@pytest.mark.paper("vqgan: optimizer")
+@pytest.mark.parametrize(("batch_size", "settings", "betas"), OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_the_published_trainings_can_be_set(batch_size, settings, betas):
+    rate = settings["learning_rate"]
+    config = TrainingConfig(1000, batch_size, final_learning_rate=rate, precision="float32", **settings)
+    state = TrainState(tiny(), config, SINGLE_PROCESS)
+    assert [state.learning_rate(step) for step in (0, 500, 999)] == [pytest.approx(rate)] * 3
+    assert {group["betas"] for group in state.optimizers[0].param_groups} == {betas}
+    assert config.ema_decay is None
 
 
 @pytest.mark.parametrize("decoder_only_from", [None, 5])
@@ -156,7 +220,7 @@ def test_of_equal_codes_the_first_is_the_token():
     assert model.encode(random_images()).max() < 6
 
 
-@pytest.mark.paper("vqgan: tokens")
+@pytest.mark.paper("vqgan: tokens", "vqgan: codebook start")
 def test_codes_start_uniform_and_have_unit_length_where_it_is_set():
     codes = tiny(vocab_size=500, l2_normalize=False).codes
     assert codes.abs().max() <= 1 / 500 and abs(codes.std() * 500 - 3**-0.5) < 0.02
@@ -167,6 +231,7 @@ def test_codes_start_uniform_and_have_unit_length_where_it_is_set():
     assert torch.allclose(model.codebook.norm(dim=1), torch.ones(500))
 
 
+@pytest.mark.paper("vqgan: attention")
 def test_attention_is_in_the_last_level_and_in_the_middle_or_nowhere():
     names = {name.rsplit(".", 2)[0] for name in tiny().state_dict() if "attention" in name}
     assert names == {

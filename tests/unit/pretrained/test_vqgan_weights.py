@@ -48,7 +48,7 @@ def error_of(path: Path, layout: str, **settings: object) -> str:
 # --- the same numbers -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.paper("vqgan: trunk", "vqgan: down, up", "vqgan: tokens")
+@pytest.mark.paper("vqgan: trunk", "vqgan: attention", "vqgan: down, up", "vqgan: tokens", "vqgan: f8")
 @every_tokenizer
 @pytest.mark.parametrize("container", ["zip", "legacy"])
 def test_tokens_and_images_are_those_of_the_published_architecture(tmp_path, layout, sizes, container):
@@ -63,6 +63,7 @@ def test_tokens_and_images_are_those_of_the_published_architecture(tmp_path, lay
     assert difference.abs().max() <= 1e-5
 
 
+@pytest.mark.paper("vqgan: key layout")
 @every_tokenizer
 def test_every_number_arrives_under_our_names(tmp_path, layout, sizes):
     weights = random_weights(layout, sizes)
@@ -74,7 +75,7 @@ def test_every_number_arrives_under_our_names(tmp_path, layout, sizes):
     assert all(state[name].equal(weights[published]) for name, published in names.items())
 
 
-@pytest.mark.paper("vqgan: size")
+@pytest.mark.paper("vqgan: size", "vqgan: f8")
 @pytest.mark.parametrize(("layout", "sizes", "tensors", "numbers"), PUBLISHED.values(), ids=PUBLISHED)
 def test_the_published_sizes_follow_from_the_shapes(layout, sizes, tensors, numbers):
     shapes = published_vqgan.shapes(layout, sizes)
@@ -90,6 +91,7 @@ def test_the_published_sizes_follow_from_the_shapes(layout, sizes, tensors, numb
         assert model.config == VQGANConfig()
 
 
+@pytest.mark.paper("vqgan: key layout")
 def test_the_averaged_weights_of_llamagen_come_first_and_the_header_says_so(tmp_path):
     averaged, last = random_weights("llamagen", seed=1), random_weights("llamagen")
     torch.save({**checkpoint("llamagen", last), "ema": averaged}, tmp_path / "weights.pt")
@@ -258,6 +260,7 @@ HOSTILE_PARTS = {
 }
 
 
+@pytest.mark.paper("vqgan: to ignore")
 @every_layout
 @pytest.mark.parametrize("part", HOSTILE_PARTS.values(), ids=HOSTILE_PARTS)
 def test_what_stands_beside_the_weights_is_never_run(tmp_path, layout, part):
