@@ -47,7 +47,7 @@ def test_only_the_settings_of_the_chosen_kind_are_read():
     ("settings", "sentence"),
     [
         ({"vocabsize": 5}, "image_tokenizer.dvae has no key 'vocabsize'. Did you mean 'vocab_size'?"),
-        ({"vocab_size": 1}, "image_tokenizer.dvae.vocab_size is 1; it has to be 2 or more"),
+        ({"vocab_size": 1}, "image_tokenizer.dvae.vocab_size is 1; it needs to be 2 or more"),
     ],
 )
 def test_a_wrong_setting_of_a_kind_is_rejected_by_its_full_name(settings, sentence):

@@ -86,11 +86,19 @@ def model_block(block: dict, name: str, cls: type[T]) -> T:
 
 
 def check_minimums(config: object, name: str, **minimums: float) -> None:
-    """Raise ValueError if a field of `config`, the section called `name`, is below its minimum."""
+    """Raise ValueError if a field of `config`, the section called `name`, is below its minimum; None never is."""
     for field, minimum in minimums.items():
-        if getattr(config, field) < minimum:
-            value = getattr(config, field)
+        value = getattr(config, field)
+        if value is not None and not value >= minimum:
             raise ValueError(f"{name}.{field} is {value}; it needs to be {minimum} or more")
+
+
+def check_positive(config: object, name: str, *fields: str) -> None:
+    """Raise ValueError if one of the fields of `config`, the section called `name`, is a number that is not above 0."""
+    for field in fields:
+        value = getattr(config, field)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}.{field} is {value}; it needs to be above 0")
 
 
 class _Invalid(Exception):

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from thousandwords.core.config import check_minimums
+
 # split -> whether training had the color-shape pairs of its captions; said only of the built-in scenes
 SPLIT_NAMES = {"validation": "seen", "unseen": "unseen"}
 
@@ -29,9 +31,9 @@ class EvaluationConfig:
     overlap_threshold: float | None = 0.98
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "kmeans_images", "kmeans_iterations", "report_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; it needs to be 1 or more")
+        check_minimums(
+            self, "evaluation", num_images=1, kmeans_images=1, kmeans_iterations=1, report_images=1
+        )
         for name in ("fid_images", "overlap_images"):
             if getattr(self, name) < 0:
                 raise ValueError(

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from thousandwords.core.config import ConfigError
+from thousandwords.core.config import ConfigError, check_minimums
 
 PARTS = ("text_tokenizer", "image_tokenizer", "decoder", "generator", "scorer")
 
@@ -52,8 +52,7 @@ class GateConfig:
     metrics: tuple[Rule, ...] = RULES
 
     def __post_init__(self) -> None:
-        if self.minimum_prompts < 1:
-            raise ValueError(f"gate.minimum_prompts is {self.minimum_prompts}; it needs to be 1 or more")
+        check_minimums(self, "gate", minimum_prompts=1)
         if not self.metrics:
             raise ValueError(
                 "gate.metrics is empty; it needs a figure to compare, or leave it out for the default ones"

@@ -188,11 +188,11 @@ def test_a_tokenizer_with_several_scales_is_rejected():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_layers": 0}, "transformer.num_layers is 0; it must be 1 or more"),
+        ({"num_layers": 0}, "transformer.num_layers is 0; it needs to be 1 or more"),
         ({"width": 100, "num_heads": 3}, "transformer.width is 100, which 3 heads cannot share evenly"),
         ({"kernel": 4}, "transformer.kernel is 4; a neighborhood has an odd side"),
-        ({"image_loss_weight": -1.0}, "transformer.image_loss_weight is -1.0; a loss weight is 0 or more"),
-        ({"init_std": 0.0}, "transformer.init_std is 0.0; it must be above 0"),
+        ({"image_loss_weight": -1.0}, "transformer.image_loss_weight is -1.0; it needs to be 0 or more"),
+        ({"init_std": 0.0}, "transformer.init_std is 0.0; it needs to be above 0"),
     ],
 )
 def test_settings_that_make_no_model_are_rejected(settings, message):

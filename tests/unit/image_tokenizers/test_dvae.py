@@ -110,7 +110,7 @@ def test_groups_and_patch_together_give_the_grid(groups, patch):
         ({"stem_kernel": 4}, "dvae.stem_kernel is 4; an odd side"),
         ({"temperature_end": 0.0}, "dvae.temperature_end is 0.0"),
         ({"usage_entropy_weight": -1.0}, "dvae.usage_entropy_weight is -1.0"),
-        ({"residual_gain": 0.0}, "dvae.residual_gain is 0.0; it has to be above 0"),
+        ({"residual_gain": 0.0}, "dvae.residual_gain is 0.0; it needs to be above 0"),
         ({"width": 8, "codebook_init_dims": 9}, "dvae.codebook_init_dims is 9; give 1 to dvae.width, 8"),
     ],
 )

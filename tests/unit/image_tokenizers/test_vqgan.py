@@ -258,11 +258,11 @@ def test_muon_parameters_are_the_kernels_of_the_residual_branches():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"blocks": 0}, "vqgan.blocks is 0; it has to be 1 or more"),
-        ({"vocab_size": 1}, "vqgan.vocab_size is 1; it has to be 2 or more"),
-        ({"codebook_weight": -1.0}, "vqgan.codebook_weight is -1.0; it has to be 0 or more"),
-        ({"kl_weight": -1.0}, "vqgan.kl_weight is -1.0; it has to be 0 or more"),
-        ({"temperature_end": 0.0}, "vqgan.temperature_end is 0.0; it has to be above 0"),
+        ({"blocks": 0}, "vqgan.blocks is 0; it needs to be 1 or more"),
+        ({"vocab_size": 1}, "vqgan.vocab_size is 1; it needs to be 2 or more"),
+        ({"codebook_weight": -1.0}, "vqgan.codebook_weight is -1.0; it needs to be 0 or more"),
+        ({"kl_weight": -1.0}, "vqgan.kl_weight is -1.0; it needs to be 0 or more"),
+        ({"temperature_end": 0.0}, "vqgan.temperature_end is 0.0; it needs to be above 0"),
         ({"multipliers": ()}, r"vqgan.multipliers is \[\]; give each level 1 or more, as in \[1, 2, 4\]"),
         ({"multipliers": (1, 0)}, r"vqgan.multipliers is \[1, 0\]"),
         ({"norm_groups": 3}, "vqgan.width is 8, no multiple of vqgan.norm_groups, 3"),

@@ -340,12 +340,12 @@ def test_a_codebook_trained_by_gradient_has_none_before_its_start():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"vocab_size": 1}, "vqvae.vocab_size is 1; it has to be 2 or more"),
-        ({"latent_width": 0}, "vqvae.latent_width is 0; it has to be 1 or more"),
-        ({"restart_every": 0}, "vqvae.restart_every is 0; it has to be 1 or more"),
-        ({"commitment_weight": -1.0}, "vqvae.commitment_weight is -1.0; it has to be 0 or more"),
-        ({"squared_error_weight": 0.0}, "vqvae.squared_error_weight is 0.0; it has to be above 0"),
-        ({"codebook_decay": 1.0}, r"vqvae.codebook_decay is 1.0; it has to be in \[0, 1\)"),
+        ({"vocab_size": 1}, "vqvae.vocab_size is 1; it needs to be 2 or more"),
+        ({"latent_width": 0}, "vqvae.latent_width is 0; it needs to be 1 or more"),
+        ({"restart_every": 0}, "vqvae.restart_every is 0; it needs to be 1 or more"),
+        ({"commitment_weight": -1.0}, "vqvae.commitment_weight is -1.0; it needs to be 0 or more"),
+        ({"squared_error_weight": 0.0}, "vqvae.squared_error_weight is 0.0; it needs to be above 0"),
+        ({"codebook_decay": 1.0}, r"vqvae.codebook_decay is 1.0; it needs to be in \[0, 1\)"),
         ({"width": 10}, "vqvae.width is 10; a bottleneck is a quarter"),
         ({"stem_kernel": 4}, "vqvae.stem_kernel is 4; an odd side"),
         (

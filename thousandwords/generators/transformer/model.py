@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from thousandwords.core.config import check_minimums, check_positive
 from thousandwords.core.special_tokens import PAD, UNKNOWN
 from thousandwords.generators.base import Generator
 from thousandwords.generators.transformer.attention import AttentionBackends
@@ -57,9 +58,7 @@ class TransformerConfig:
     caption_dropout: float = 0.0  # share of captions dropped in training, for guidance; 0 in the paper
 
     def __post_init__(self):
-        for name in ("num_layers", "num_heads", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"transformer.{name} is {getattr(self, name)}; it must be 1 or more")
+        check_minimums(self, "transformer", num_layers=1, num_heads=1, width=1)
         if self.width % self.num_heads:
             raise ValueError(
                 f"transformer.width is {self.width}, which {self.num_heads} heads cannot share evenly; "
@@ -69,14 +68,11 @@ class TransformerConfig:
             raise ValueError(
                 f"transformer.kernel is {self.kernel}; a neighborhood has an odd side (paper: 11)"
             )
-        for name in ("text_loss_weight", "image_loss_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"transformer.{name} is {getattr(self, name)}; a loss weight is 0 or more")
+        check_minimums(self, "transformer", text_loss_weight=0, image_loss_weight=0)
         for name in ("caption_dropout", "dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"transformer.{name} is {getattr(self, name)}; it must be in [0, 1)")
-        if not self.init_std > 0:
-            raise ValueError(f"transformer.init_std is {self.init_std}; it must be above 0")
+                raise ValueError(f"transformer.{name} is {getattr(self, name)}; it needs to be in [0, 1)")
+        check_positive(self, "transformer", "init_std")
 
 
 class Transformer(Generator):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from thousandwords.core.config import check_minimums, check_positive
 from thousandwords.image_tokenizers.base import ImageTokenizer, Logs
 from thousandwords.image_tokenizers.dvae.codebook_init import init_codebook
 from thousandwords.image_tokenizers.dvae.float16 import decode_float16, encode_float16, is_frozen_on_gpu
@@ -51,16 +52,11 @@ class DVAEConfig:
     decoder_only_from: int | None = None  # from this update the decoder trains alone, on arg-max tokens
 
     def __post_init__(self) -> None:
-        minimums = dict.fromkeys(("groups", "blocks_per_group", "codebook_width", "patch", "stem_kernel"), 1)
-        minimums |= dict.fromkeys(("kl_weight", "kl_steps", "temperature_steps"), 0)
-        minimums |= {"vocab_size": 2, "codebook_init_images": 1, "usage_entropy_weight": 0, "noise_end": 0}
-        for name, minimum in minimums.items():
-            if getattr(self, name) < minimum:
-                raise ValueError(f"dvae.{name} is {getattr(self, name)}; it has to be {minimum} or more")
-        positive = ("temperature_start", "temperature_end", "init_gain", "residual_gain", "pixel_deviation")
-        for name in positive:
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"dvae.{name} is {getattr(self, name)}; it has to be above 0")
+        check_minimums(self, "dvae", vocab_size=2, groups=1, blocks_per_group=1, codebook_width=1)
+        check_minimums(self, "dvae", patch=1, stem_kernel=1, codebook_init_images=1, kl_weight=0, kl_steps=0)
+        check_minimums(self, "dvae", temperature_steps=0, usage_entropy_weight=0, noise_end=0)
+        check_positive(self, "dvae", "temperature_start", "temperature_end")
+        check_positive(self, "dvae", "init_gain", "residual_gain", "pixel_deviation")
         if self.width < 4 or self.width % 4:
             raise ValueError(
                 f"dvae.width is {self.width}; a bottleneck is a quarter of it, so give a multiple of 4"

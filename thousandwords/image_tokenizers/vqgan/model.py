@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from thousandwords.core.config import check_minimums, check_positive
 from thousandwords.image_tokenizers.base import ImageTokenizer, Logs
 from thousandwords.image_tokenizers.vqgan.trunk import build_decoder, build_encoder
 from thousandwords.nn.gumbel_softmax import gumbel_softmax, kl_and_usage
@@ -44,15 +45,10 @@ class VQGANConfig:
     decoder_only_from: int | None = None  # from this update the decoder trains alone, on the images' tokens
 
     def __post_init__(self) -> None:
-        minimums = dict.fromkeys(("width", "blocks", "norm_groups", "latent_width", "code_width"), 1)
-        minimums |= {"vocab_size": 2, "commitment_weight": 0, "codebook_weight": 0}
-        minimums |= {"kl_weight": 0, "temperature_steps": 0}
-        for name, minimum in minimums.items():
-            if getattr(self, name) < minimum:
-                raise ValueError(f"vqgan.{name} is {getattr(self, name)}; it has to be {minimum} or more")
-        for name in ("temperature_start", "temperature_end"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"vqgan.{name} is {getattr(self, name)}; it has to be above 0")
+        check_minimums(self, "vqgan", vocab_size=2, width=1, blocks=1, norm_groups=1)
+        check_minimums(self, "vqgan", latent_width=1, code_width=1, commitment_weight=0, codebook_weight=0)
+        check_minimums(self, "vqgan", kl_weight=0, temperature_steps=0)
+        check_positive(self, "vqgan", "temperature_start", "temperature_end")
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(
                 f"vqgan.multipliers is {list(self.multipliers)}; give each level 1 or more, as in [1, 2, 4]"

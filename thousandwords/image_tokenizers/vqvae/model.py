@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from thousandwords.core.config import check_minimums, check_positive
 from thousandwords.image_tokenizers.base import ImageTokenizer, Logs
 from thousandwords.nn.conv_blocks import build_decoder, build_encoder, initialize
 from thousandwords.nn.quantizers import QUANTIZERS, Gather
@@ -48,22 +49,12 @@ class VQVAEConfig:
     residual_gain: float = 0.25  # of every residual branch
 
     def __post_init__(self) -> None:
-        minimums = dict.fromkeys(("groups", "blocks_per_group", "decoder_width", "patch", "stem_kernel"), 1)
-        minimums |= {
-            "vocab_size": 2,
-            "latent_width": 1,
-            "first_steps_without_codes": 0,
-            "commitment_weight": 0,
-        }
-        minimums |= {} if self.restart_every is None else {"restart_every": 1}
-        for name, minimum in minimums.items():
-            if getattr(self, name) < minimum:
-                raise ValueError(f"vqvae.{name} is {getattr(self, name)}; it has to be {minimum} or more")
-        for name in ("squared_error_weight", "init_gain", "residual_gain"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"vqvae.{name} is {getattr(self, name)}; it has to be above 0")
+        check_minimums(self, "vqvae", vocab_size=2, latent_width=1, groups=1, blocks_per_group=1)
+        check_minimums(self, "vqvae", decoder_width=1, patch=1, stem_kernel=1, restart_every=1)
+        check_minimums(self, "vqvae", first_steps_without_codes=0, commitment_weight=0)
+        check_positive(self, "vqvae", "squared_error_weight", "init_gain", "residual_gain")
         if not 0 <= self.codebook_decay < 1:
-            raise ValueError(f"vqvae.codebook_decay is {self.codebook_decay}; it has to be in [0, 1)")
+            raise ValueError(f"vqvae.codebook_decay is {self.codebook_decay}; it needs to be in [0, 1)")
         if self.width < 4 or self.width % 4:
             raise ValueError(
                 f"vqvae.width is {self.width}; a bottleneck is a quarter of it, so give a multiple of 4"
