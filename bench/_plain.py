@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thousandwords.generators.transformer.masks import attention_mask, layer_kinds
+from thousandwords.generators.transformer.masks import attention_masks
 from thousandwords.generators.transformer.model import Transformer
 
 
@@ -16,10 +16,9 @@ def logits(model: Transformer, text: Tensor, tokens: Tensor) -> tuple[Tensor, Te
     """As Transformer.logits: text (B, T), tokens (B, L) -> (B, T, Vt), (B, L, Vi)."""
     config, prefix = model.config, model.text_length + 2
     hidden_states = torch.cat([_text(model, text), _image(model, tokens)[:, :-1]], dim=1)
-    for layer, kind in zip(model.layers, layer_kinds(config.num_layers), strict=True):
-        mask = attention_mask(kind, prefix, model.side, config.kernel)[
-            : hidden_states.shape[1], : hidden_states.shape[1]
-        ]
+    masks = attention_masks(prefix, model.scales, config.kernel)
+    for layer, kind in zip(model.layers, model.kinds, strict=True):
+        mask = masks[kind][: hidden_states.shape[1], : hidden_states.shape[1]]
         hidden_states = hidden_states + _attention(layer.attention, layer.attention_norm(hidden_states), mask)
         activations = F.gelu(layer.mlp.hidden(layer.mlp_norm(hidden_states)))
         hidden_states = hidden_states + layer.mlp.output(activations)
@@ -44,8 +43,16 @@ def _text(model: Transformer, text: Tensor) -> Tensor:
 
 
 def _image(model: Transformer, tokens: Tensor) -> Tensor:
-    rows = model.row_embedding.weight.repeat_interleave(model.side, dim=0)
-    return model.image_embedding(tokens) + rows + model.column_embedding.weight.repeat(model.side, 1)
+    if len(model.scales) == 1:
+        rows = model.row_embedding.weight.repeat_interleave(model.side, dim=0)
+        return model.image_embedding(tokens) + rows + model.column_embedding.weight.repeat(model.side, 1)
+    positions = []
+    for number, side in enumerate(model.scales):
+        for cell in range(side * side):
+            row, column = (int((place + 0.5) * model.side / side) for place in divmod(cell, side))
+            place = model.row_embedding.weight[row] + model.column_embedding.weight[column]
+            positions.append(place + model.scale_embedding.weight[number])
+    return model.image_embedding(tokens) + torch.stack(positions)
 
 
 def _attention(attention: nn.Module, inputs: Tensor, mask: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from tests.helpers.tiny_models import (
     CAPTIONS,
     IMAGE_VOCAB_SIZE,
+    SCALES,
+    SEVERAL_SCALES,
     SIDE,
     TINY,
     captions_as_tokens,
@@ -22,6 +24,7 @@ TEXT, TOKENS = captions_as_tokens(2), image_tokens(2)
 ALL = [(family, kind) for family in components.CONTRACTS for kind in every_kind(family)]
 every_tokenizer = pytest.mark.parametrize("kind", every_kind("image_tokenizers"))
 every_generator = pytest.mark.parametrize("kind", every_kind("generators"))
+one_grid_and_several = pytest.mark.parametrize("scales", [SCALES, SEVERAL_SCALES])
 every_scorer = pytest.mark.parametrize("kind", every_kind("scorers"))
 every_model = pytest.mark.parametrize(("family", "kind"), ALL)
 TRAINED = [(family, kind) for family, kind in ALL if kind != "none"]
@@ -211,19 +214,21 @@ def test_an_untrained_decoder_returns_the_tokenizers_images(kind):
 
 
 @every_generator
-def test_a_sample_is_the_tokens_of_one_image_per_row(kind):
-    generator = tiny("generators", kind)
+@one_grid_and_several
+def test_a_sample_is_the_tokens_of_one_image_per_row(kind, scales):
+    generator = tiny("generators", kind, scales=scales)
     tokens = generator.sample(captions_as_tokens(3), rngs(3))
 
-    assert tokens.shape == (3, generator.image_length) and tokens.dtype == torch.int64
-    assert 0 <= tokens.min() and tokens.max() < IMAGE_VOCAB_SIZE
+    assert tokens.shape == (3, sum(side * side for side in scales)) == (3, generator.image_length)
+    assert tokens.dtype == torch.int64 and 0 <= tokens.min() and tokens.max() < IMAGE_VOCAB_SIZE
     assert len(tokens.unique(dim=0)) == 3
 
 
 @every_generator
+@one_grid_and_several
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_k": 5}, {"top_p": 0.8}])
-def test_a_sample_does_not_depend_on_the_other_rows(kind, settings):
-    generator, text = tiny("generators", kind), captions_as_tokens(6)
+def test_a_sample_does_not_depend_on_the_other_rows(kind, scales, settings):
+    generator, text = tiny("generators", kind, scales=scales), captions_as_tokens(6)
     together = generator.sample(text, rngs(6), **settings)
 
     for rows in ([0], [5, 2], [1, 3, 4]):
@@ -252,8 +257,9 @@ def test_a_sample_keeps_its_fixed_tokens(kind, cells):
 
 
 @every_generator
-def test_an_image_with_some_of_its_own_tokens_fixed_stays_the_same(kind):
-    generator, text = tiny("generators", kind), captions_as_tokens(3)
+@one_grid_and_several
+def test_an_image_with_some_of_its_own_tokens_fixed_stays_the_same(kind, scales):
+    generator, text = tiny("generators", kind, scales=scales), captions_as_tokens(3)
     whole = generator.sample(text, rngs(3))
     is_fixed = torch.rand(whole.shape, generator=rng(5)) < 0.5
 
@@ -273,13 +279,15 @@ def test_an_inpainted_image_does_not_depend_on_the_other_rows(kind):
 
 
 @every_generator
-def test_log_probabilities_agree_with_the_loss(kind):
-    generator, text = tiny("generators", kind), captions_as_tokens(4)
-    _, logged = generator.loss(text, image_tokens(4), 0, rng())
+@one_grid_and_several
+def test_log_probabilities_agree_with_the_loss(kind, scales):
+    generator, text = tiny("generators", kind, scales=scales), captions_as_tokens(4)
+    tokens = image_tokens(4, scales)
+    _, logged = generator.loss(text, tokens, 0, rng())
 
-    text_log_probs, image_log_probs = generator.log_probabilities(text, image_tokens(4))
+    text_log_probs, image_log_probs = generator.log_probabilities(text, tokens)
 
-    assert text_log_probs.shape == text.shape and image_log_probs.shape == image_tokens(4).shape
+    assert text_log_probs.shape == text.shape and image_log_probs.shape == tokens.shape
     assert text_log_probs.dtype == image_log_probs.dtype == torch.float32
     assert not image_log_probs.requires_grad
     assert text_log_probs[text == -1].eq(0).all() and image_log_probs.max() < 0

@@ -23,6 +23,7 @@ from thousandwords.text.bpe import TextTokenizer, TextTokenizerConfig, save, tra
 SIDE = 16  # pixels
 TEXT_VOCAB_SIZE, TEXT_LENGTH = 270, 8
 IMAGE_VOCAB_SIZE, SCALES = 12, (4,)  # of a generator
+SEVERAL_SCALES = (1, 2, 4)
 
 # family -> kind -> settings of a model that is built, trained for a step and sampled from in milliseconds
 TINY: dict[str, dict[str, dict]] = {
@@ -56,8 +57,8 @@ def every_kind(family: str) -> list[str]:
     return components.kinds(family)
 
 
-def tiny(family: str, kind: str, seed: int = 0) -> nn.Module:
-    """A tiny model of that kind in evaluation mode; its first weights depend on `seed` only."""
+def tiny(family: str, kind: str, seed: int = 0, **sizes: object) -> nn.Module:
+    """A tiny model of that kind in evaluation mode; its first weights depend on `seed` and `sizes` only."""
     assert kind in TINY[family], (
         f"thousandwords/{family}/{kind} has no tiny.yaml: add one with the settings of a tiny model"
     )
@@ -65,15 +66,17 @@ def tiny(family: str, kind: str, seed: int = 0) -> nn.Module:
     config = section(TINY[family][kind], kind, config_class)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return components.build(family, kind, config, **ARGUMENTS[family]).eval()
+        return components.build(family, kind, config, **(ARGUMENTS[family] | sizes)).eval()
 
 
-def tiny_transformer(num_layers: int = 3, kinds: list[str] | None = None, **settings) -> Transformer:
+def tiny_transformer(
+    num_layers: int = 3, kinds: list[str] | None = None, scales: tuple[int, ...] = SCALES, **settings
+) -> Transformer:
     """A transformer with large first weights, so that every part of it changes the logits."""
     torch.manual_seed(0)
     sizes = {"num_heads": 2, "width": 16, "kernel": 3, "init_std": 0.3} | settings
     config = TransformerConfig(num_layers=len(kinds) if kinds else num_layers, **sizes)
-    model = Transformer(config, **ARGUMENTS["generators"])
+    model = Transformer(config, **(ARGUMENTS["generators"] | {"scales": scales}))
     model.kinds = kinds or model.kinds
     return model
 
@@ -99,9 +102,9 @@ def captions_as_tokens(count: int) -> Tensor:
     return tokens.where(torch.arange(TEXT_LENGTH) < lengths, -1)
 
 
-def image_tokens(count: int) -> Tensor:
+def image_tokens(count: int, scales: tuple[int, ...] = SCALES) -> Tensor:
     """(count, L) int64."""
-    return torch.randint(IMAGE_VOCAB_SIZE, (count, sum(side * side for side in SCALES)), generator=rng(3))
+    return torch.randint(IMAGE_VOCAB_SIZE, (count, sum(side * side for side in scales)), generator=rng(3))
 
 
 def tiny_text() -> TextTokenizer:

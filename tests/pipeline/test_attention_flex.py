@@ -10,7 +10,13 @@ import pytest
 import torch
 import torch._dynamo.testing
 
-from tests.helpers.tiny_models import captions_as_tokens, image_tokens, tiny_transformer
+from tests.helpers.tiny_models import (
+    SCALES,
+    SEVERAL_SCALES,
+    captions_as_tokens,
+    image_tokens,
+    tiny_transformer,
+)
 from thousandwords.generators.transformer import attention
 from thousandwords.generators.transformer import model as transformer
 from thousandwords.generators.transformer.attention import FlexOrder, flex_attention
@@ -90,12 +96,12 @@ def test_compiled_flex_attention_equals_dense_attention():
 
 
 tiny = functools.partial(tiny_transformer, 6, width=32)
-TEXT, TOKENS = captions_as_tokens(2), image_tokens(2)
+TEXT = captions_as_tokens(2)
 
 
 def loss_and_gradients(model: Transformer) -> list[torch.Tensor]:
     """The loss and all gradients."""
-    loss = model.loss(TEXT, TOKENS, 0, torch.Generator())[0]
+    loss = model.loss(TEXT, image_tokens(2, model.scales), 0, torch.Generator())[0]
     loss.backward()
     return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
 
@@ -152,9 +158,10 @@ def test_compiled_layers_give_the_same_loss_and_gradients_from_one_graph(
     assert counter.frame_count == 1  # 6 layers share it, since masks are arguments
 
 
+@pytest.mark.parametrize(("scales", "num_kinds"), [(SCALES, 3), (SEVERAL_SCALES, 1)])
 @pytest.mark.parametrize(("activation_checkpointing", "is_whole"), [(False, True), (True, False)])
 def test_flex_attention_gives_the_loss_and_gradients_of_dense_attention_compiled_alone_or_in_its_layer(
-    monkeypatch, capfd, activation_checkpointing, is_whole
+    monkeypatch, capfd, activation_checkpointing, is_whole, scales, num_kinds
 ):
     # torch rejects gradients on a CPU, which has no kernel for them; uncompiled they work
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
@@ -163,12 +170,11 @@ def test_flex_attention_gives_the_loss_and_gradients_of_dense_attention_compiled
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled_by(monkeypatch, counter)
 
-    actual = loss_and_gradients(
-        tiny(attention="flex", compile=is_whole, activation_checkpointing=activation_checkpointing)
-    )
+    settings = {"compile": is_whole, "activation_checkpointing": activation_checkpointing}
+    actual = loss_and_gradients(tiny(scales=scales, attention="flex", **settings))
 
-    assert_close(actual, loss_and_gradients(tiny(attention="dense")))
-    assert counter.frame_count == (3 if is_whole else 0)  # rows, columns, convolution: 6 layers share them
+    assert_close(actual, loss_and_gradients(tiny(scales=scales, attention="dense")))
+    assert counter.frame_count == (num_kinds if is_whole else 0)  # one per kind of layer: 6 layers share them
     assert capfd.readouterr().err == ""
 
 
@@ -223,4 +229,4 @@ def test_on_a_cpu_nothing_is_compiled_by_default_and_a_model_can_be_copied():
 def test_a_pass_without_gradients_is_not_compiled(monkeypatch):
     compiled_by(monkeypatch, lambda graph, inputs: pytest.fail("compiled"))
     with torch.no_grad():
-        tiny(compile=True).logits(TEXT, TOKENS)
+        tiny(compile=True).logits(TEXT, image_tokens(2))

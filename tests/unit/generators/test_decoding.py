@@ -3,6 +3,8 @@
 Without a GPU the steps of the CUDA graph run uncaptured; with one they are captured.
 """
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from torch import nn
 
 from tests.helpers.tiny_models import (
     IMAGE_VOCAB_SIZE,
+    SEVERAL_SCALES,
     captions_as_tokens,
     image_tokens,
     rngs,
@@ -27,7 +30,9 @@ from thousandwords.nn import compile
 DEVICE, LENGTH = "cuda" if torch.cuda.is_available() else "cpu", 16
 # candidates of three captions, not next to each other
 TEXT = captions_as_tokens(3)[[0, 1, 0, 2, 1]].to(DEVICE)
-every_layer_kind = pytest.mark.parametrize("kinds", [[kind] * 4 for kind in KINDS] + [None])
+every_layer_kind = pytest.mark.parametrize(
+    "layers", [*({"kinds": [kind] * 4} for kind in KINDS), {}, {"scales": SEVERAL_SCALES}], ids=str
+)
 
 
 @torch.no_grad()
@@ -35,9 +40,10 @@ def sample_without_cache(
     model: Transformer, text: torch.Tensor, fixed_tokens: torch.Tensor | None = None
 ) -> torch.Tensor:
     """The reference: run the whole sequence again for every token."""
-    tokens = torch.zeros(len(text), LENGTH, dtype=torch.int64)
-    uniform = torch.stack([torch.rand(LENGTH, generator=rng, dtype=torch.float64) for rng in rngs(len(text))])
-    for position in range(LENGTH):
+    length = model.image_length
+    tokens = torch.zeros(len(text), length, dtype=torch.int64)
+    uniform = torch.stack([torch.rand(length, generator=rng, dtype=torch.float64) for rng in rngs(len(text))])
+    for position in range(length):
         probabilities = model.logits(text, tokens)[1][:, position].double().softmax(dim=-1)
         tokens[:, position] = (probabilities.cumsum(dim=-1) <= uniform[:, position, None]).sum(dim=-1)
         if fixed_tokens is not None:
@@ -47,8 +53,8 @@ def sample_without_cache(
 
 
 @every_layer_kind
-def test_hundreds_of_images_with_the_cache_equal_those_without(kinds):
-    model, text = tiny_transformer(4, kinds), captions_as_tokens(12).repeat_interleave(25, dim=0)
+def test_hundreds_of_images_with_the_cache_equal_those_without(layers):
+    model, text = tiny_transformer(4, **layers), captions_as_tokens(12).repeat_interleave(25, dim=0)
     assert model.sample(text, rngs(300)).equal(sample_without_cache(model, text))
 
 
@@ -74,14 +80,15 @@ def test_fixed_tokens_are_kept_and_the_others_are_sampled_as_without_a_cache(row
 @pytest.mark.paper("generator: masks")
 @every_layer_kind
 @pytest.mark.parametrize("cells", [range(5), [0, 1, 3, 8, 9, 15], range(2, 14)])
-def test_tokens_are_sampled_from_the_logits_of_the_whole_sequence(kinds, cells, monkeypatch):
-    model, fixed_tokens, seen = tiny_transformer(6, kinds), torch.full((4, LENGTH), UNKNOWN), []
+def test_tokens_are_sampled_from_the_logits_of_the_whole_sequence(layers, cells, monkeypatch):
+    model, seen = tiny_transformer(6, **layers), []
+    fixed_tokens = torch.full((4, model.image_length), UNKNOWN)
     fixed_tokens[:, list(cells)] = image_tokens(4)[:, list(cells)]
     monkeypatch.setattr(decoding, "truncate", lambda logits, *_: seen.append(logits) or logits)
 
     sampled = model.sample(captions_as_tokens(4), rngs(4), fixed_tokens=fixed_tokens)
 
-    expected = model.logits(captions_as_tokens(4), sampled)[1][:, LENGTH - len(seen) :]
+    expected = model.logits(captions_as_tokens(4), sampled)[1][:, model.image_length - len(seen) :]
     torch.testing.assert_close(torch.stack(seen, dim=1), expected, rtol=0, atol=1e-5)
 
 
@@ -129,8 +136,8 @@ def test_small_products_use_one_thread_and_the_setting_is_restored(rows, threads
 # --- as on a GPU --------------------------------------------------------------------------------------------
 
 
-def cells(*positions: int) -> torch.Tensor:
-    unknown = torch.full((len(TEXT), LENGTH), UNKNOWN)
+def fixed_at(positions: Sequence[int], length: int) -> torch.Tensor:
+    unknown = torch.full((len(TEXT), length), UNKNOWN)
     return unknown.index_fill(1, torch.tensor(positions), 7).to(DEVICE)
 
 
@@ -142,14 +149,16 @@ def cells(*positions: int) -> torch.Tensor:
         {"top_k": 3},
         {"top_p": 0.7, "temperature": 0.9},
         {"top_k": 1, "guidance": 0.0},
-        {"fixed_tokens": cells(0, 1, 2, 3, 4)},
-        {"fixed_tokens": cells(3, 9, 15)},
-        {"fixed_tokens": cells(*range(15))},
+        {"fixed_tokens": [0, 1, 2, 3, 4]},
+        {"fixed_tokens": [3, 9, 15]},
+        {"fixed_tokens": range(15)},
     ],
 )
 @every_layer_kind
-def test_sampling_on_a_gpu_gives_the_tokens_of_sampling_one_by_one(monkeypatch, kinds, settings):
-    model, tokens = tiny_transformer(6, kinds).to(DEVICE), []
+def test_sampling_on_a_gpu_gives_the_tokens_of_sampling_one_by_one(monkeypatch, layers, settings):
+    model, tokens = tiny_transformer(6, **layers).to(DEVICE), []
+    if "fixed_tokens" in settings:
+        settings = {"fixed_tokens": fixed_at(settings["fixed_tokens"], model.image_length)}
     for sample in (decoding.sample_one_by_one, decoding.sample_with_cuda_graph):
         monkeypatch.setattr(transformer, "sample_one_by_one", sample)
         monkeypatch.setattr(transformer, "sample_with_cuda_graph", sample)

@@ -10,6 +10,7 @@ from bench import _plain
 from tests.helpers.tiny_models import (
     IMAGE_VOCAB_SIZE,
     SCALES,
+    SEVERAL_SCALES,
     TEXT_LENGTH,
     TEXT_VOCAB_SIZE,
     captions_as_tokens,
@@ -31,7 +32,7 @@ def logits_and_gradients(model, logits_of, dtype):
     """Both logits, and the gradients of the sum of their squares to every weight; products in `dtype`."""
     model.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        actual = logits_of(captions_as_tokens(3), image_tokens(3))
+        actual = logits_of(captions_as_tokens(3), image_tokens(3, model.scales))
     sum(part.float().square().mean() for part in actual).backward()
     return [part.detach().float() for part in actual] + [weight.grad.clone() for weight in model.parameters()]
 
@@ -39,9 +40,10 @@ def logits_and_gradients(model, logits_of, dtype):
 # --- the model ----------------------------------------------------------------------------------------------
 
 
-def test_logits_and_gradients_are_those_of_the_model_in_plain_pytorch():
+@pytest.mark.parametrize("scales", [SCALES, SEVERAL_SCALES])
+def test_logits_and_gradients_are_those_of_the_model_in_plain_pytorch(scales):
     """In float32 to 1e-5; in bfloat16 no further from float32 than plain PyTorch in bfloat16 is."""
-    model = tiny_transformer(4)
+    model = tiny_transformer(4, scales=scales)
     library, plain = model.logits, partial(_plain.logits, model)
     exact = logits_and_gradients(model, plain, torch.float32)
 
@@ -54,10 +56,10 @@ def test_logits_and_gradients_are_those_of_the_model_in_plain_pytorch():
 
 
 @pytest.mark.paper("generator: masks")
-@pytest.mark.parametrize("kinds", [[kind] for kind in KINDS] + [None])
-def test_a_later_token_never_changes_an_earlier_logit(kinds):
-    model = tiny_transformer(6, kinds)
-    text, tokens = captions_as_tokens(1), image_tokens(1)
+@pytest.mark.parametrize("layers", [*({"kinds": [kind]} for kind in KINDS), {}, {"scales": SEVERAL_SCALES}])
+def test_a_later_token_never_changes_an_earlier_logit(layers):
+    model = tiny_transformer(6, **layers)
+    text, tokens = captions_as_tokens(1), image_tokens(1, model.scales)
     text_logits, image_logits = model.logits(text, tokens)
 
     for position in range(TEXT_LENGTH):
@@ -66,7 +68,7 @@ def test_a_later_token_never_changes_an_earlier_logit(kinds):
         new_text_logits, new_image_logits = model.logits(changed, tokens)
         assert new_text_logits[:, : position + 1].equal(text_logits[:, : position + 1])
         assert not new_image_logits[:, 0].equal(image_logits[:, 0])  # the image does see the text
-    for position in range(LENGTH):
+    for position in range(model.image_length):
         changed = tokens.clone()
         changed[:, position] = (tokens[:, position] + 1) % IMAGE_VOCAB_SIZE
         new_text_logits, new_image_logits = model.logits(text, changed)
@@ -114,9 +116,10 @@ def test_the_loss_is_averaged_over_real_tokens_and_pads_are_left_out():
     assert mean_loss(logits, torch.full((2, 2), -1)).item() == 0
 
 
-def test_two_layers_memorize_8_pairs_and_the_caption_decides_the_image():
-    model = tiny_transformer(2, width=32, init_std=0.02)
-    text, tokens = captions_as_tokens(8), image_tokens(8)
+@pytest.mark.parametrize("scales", [SCALES, SEVERAL_SCALES])
+def test_two_layers_memorize_8_pairs_and_the_caption_decides_the_image(scales):
+    model = tiny_transformer(2, scales=scales, width=32, init_std=0.02)
+    text, tokens = captions_as_tokens(8), image_tokens(8, scales)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(120):
         loss, parts = model.loss(text, tokens, step, rng())
@@ -161,28 +164,59 @@ def test_dropout_is_a_function_of_the_step_and_off_when_not_training():
 # --- likelihood ---------------------------------------------------------------------------------------------
 
 
-def test_the_probabilities_of_all_possible_images_and_of_all_captions_of_one_length_add_up_to_one():
+@pytest.mark.parametrize("scales", [(2,), (1, 2)])
+def test_the_probabilities_of_all_possible_images_and_of_all_captions_of_one_length_add_up_to_one(scales):
     torch.manual_seed(0)
     settings = TransformerConfig(num_layers=3, num_heads=2, width=16, kernel=3, init_std=0.5)
-    model = Transformer(settings, 5, text_length=4, image_vocab_size=3, scales=(2,))
-    every_image = torch.tensor(list(itertools.product(range(3), repeat=4)))
+    model = Transformer(settings, 5, text_length=4, image_vocab_size=3, scales=scales)
+    every_image = torch.tensor(list(itertools.product(range(3), repeat=model.image_length)))
     words = torch.tensor(list(itertools.product(range(5), repeat=2)))
     captions = torch.nn.functional.pad(words, (0, 2), value=-1)
 
-    _, of_images = model.log_probabilities(captions[:1].expand(81, -1), every_image)
-    of_captions, _ = model.log_probabilities(captions, torch.zeros(25, 4, dtype=torch.int64))
+    _, of_images = model.log_probabilities(captions[:1].expand(len(every_image), -1), every_image)
+    of_captions, _ = model.log_probabilities(captions, every_image[:1].expand(25, -1))
 
     assert of_images.double().sum(dim=1).exp().sum().item() == pytest.approx(1, abs=1e-5)
     assert of_captions.double().sum(dim=1).exp().sum().item() == pytest.approx(1, abs=1e-5)
     assert of_captions[:, 2:].eq(0).all() and of_captions[:, :2].lt(0).all()
 
 
+# --- several grids ------------------------------------------------------------------------------------------
+
+
+def test_a_cell_of_a_coarse_grid_has_the_place_of_its_middle_in_the_finest_grid():
+    rows, columns, grids = Transformer(
+        TransformerConfig(num_layers=1, num_heads=1, width=8), 5, 3, 7, (1, 2, 4)
+    ).cells.T.tolist()
+
+    assert rows == [2] + [1, 1, 3, 3] + [row for row in range(4) for _ in range(4)]
+    assert columns == [2] + [1, 3, 1, 3] + [0, 1, 2, 3] * 4
+    assert grids == [0] + [1] * 4 + [2] * 16
+
+
+def test_with_several_grids_a_position_sees_every_position_before_it():
+    model = tiny_transformer(1, scales=SEVERAL_SCALES)
+    text, tokens = captions_as_tokens(1), image_tokens(1, SEVERAL_SCALES)
+    _, logits = model.logits(text, tokens)
+
+    for position in range(model.image_length - 1):
+        changed = tokens.clone()
+        changed[:, position] = (tokens[:, position] + 1) % IMAGE_VOCAB_SIZE
+        is_changed = (model.logits(text, changed)[1] != logits).any(dim=-1)[0]
+        assert is_changed.tolist() == [other > position for other in range(model.image_length)]
+
+
+def test_one_grid_has_the_weights_it_always_had():
+    """Saved models have their names, and the order decides the first random numbers."""
+    names = [name for name in tiny_transformer(1).state_dict() if not name.startswith("layers.")]
+    assert names == [
+        "text_embedding.weight", "text_position_embedding.weight", "pad_embedding.weight", "start_embedding.weight",
+        "image_embedding.weight", "row_embedding.weight", "column_embedding.weight", "output_norm.weight",
+        "output_norm.bias", "text_output.weight", "text_output.bias", "image_output.weight", "image_output.bias",
+    ]  # fmt: skip
+
+
 # --- what is rejected ---------------------------------------------------------------------------------------
-
-
-def test_a_tokenizer_with_several_scales_is_rejected():
-    with pytest.raises(ValueError, match=r"generates one grid, but the image tokenizer has scales \(1, 2\)"):
-        Transformer(TransformerConfig(num_layers=1, num_heads=1, width=8), 5, 3, 7, (1, 2))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ so that a column is a line (the column trick of arXiv 2102.12092, section 2.2).
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thousandwords.generators.transformer.kv_cache import CacheLayout
-from thousandwords.generators.transformer.masks import KINDS, attention_mask, sees
+from thousandwords.generators.transformer.masks import attention_masks, sees
 from thousandwords.nn.compile import Compiled, log_once
 from thousandwords.nn.transformer_layers import Attend, dense_attention
 
@@ -31,12 +31,13 @@ MIN_CAPABILITY = (8, 0)  # of a GPU: Ampere, the first with bfloat16 in Triton
 class AttentionBackends(nn.Module):
     """The masks of all kinds of layers, their attention, and what was computed or compiled for it."""
 
-    def __init__(self, setting: str, prefix_length: int, side: int, kernel: int) -> None:
+    def __init__(self, setting: str, prefix_length: int, scales: Sequence[int], kernel: int) -> None:
         """`setting` is the config's `attention`: auto, dense or flex."""
         super().__init__()
-        self.setting, self.prefix_length, self.side, self.kernel = setting, prefix_length, side, kernel
-        for kind in KINDS:
-            mask = attention_mask(kind, prefix_length, side, kernel)
+        self.setting, self.prefix_length, self.kernel = setting, prefix_length, kernel
+        self.image_length = sum(side * side for side in scales)
+        self.side = max(scales)
+        for kind, mask in attention_masks(prefix_length, scales, kernel).items():
             self.register_buffer(f"{kind}_mask", mask, persistent=False)
         self.flex: dict[tuple[str, int, torch.device], Attend] = {}
         self.cache_layouts: dict[tuple[str, torch.device], CacheLayout] = {}
@@ -60,7 +61,7 @@ class AttentionBackends(nn.Module):
     def uses_flex(self, device: torch.device) -> bool:
         """Whether a pass there attends by FlexAttention: in training only, so that no other size is compiled."""
         is_requested = self.setting == "flex"
-        is_candidate = is_requested or (self.setting == "auto" and self.side >= LARGE_SIDE)
+        is_candidate = is_requested or (self.setting == "auto" and self.image_length >= LARGE_SIDE**2)
         if device.type == "meta" or not torch.is_grad_enabled() or not is_candidate:
             return False
         reason = why_flex_is_unsupported(device)

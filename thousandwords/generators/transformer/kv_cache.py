@@ -3,7 +3,7 @@
 The candidates of one caption share the keys and values of their prefix. Of a candidate's own image tokens a
 row layer caches the last row and one cell more, the convolutional layer as far back as its neighborhood
 reaches, a column layer each column by itself: of 1,024 tokens 33, 166 and 1,024 are cached, and 33, 166 and
-32 are read. All shapes are the same at every position, as CUDA graphs need.
+32 are read. With several grids every layer caches and reads all tokens. All shapes are the same at every position, as CUDA graphs need.
 """
 
 import torch
@@ -64,7 +64,7 @@ class CacheLayout:
 
     def __init__(self, image_mask: Tensor, side: int, is_by_column: bool):
         """`image_mask` (L, L): True where a query (row) sees a key (column)."""
-        position = torch.arange(side * side, device=image_mask.device)
+        position = torch.arange(len(image_mask), device=image_mask.device)
         query, key = image_mask.nonzero().T
         self.num_slots = side if is_by_column else int((query - key).max()) + 1
         self.num_lines = side if is_by_column else 1

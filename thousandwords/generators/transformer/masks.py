@@ -3,16 +3,21 @@
 A sequence is a prefix (start-of-text, text, start-of-image) under a causal mask, then the image grid in
 raster order. Every image position sees the whole prefix; the kind says which image positions it sees. Left
 out: the paper transposes the hidden states before column attention, which changes no value (attention.py).
+The paper has one grid. Of several, one after the other, a position sees all positions before it: kind "causal".
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-KINDS = ("row", "column", "convolutional")
+KINDS = ("row", "column", "convolutional")  # of one grid
 
 
-def layer_kinds(num_layers: int) -> list[str]:
+def layer_kinds(num_layers: int, num_grids: int = 1) -> list[str]:
     """The kind of every layer, first to last: layer_kinds(4) -> ["row", "column", "row", "convolutional"]."""
+    if num_grids > 1:
+        return ["causal"] * num_layers
     kinds = ["column" if number % 4 == 2 else "row" for number in range(1, num_layers)]
     return [*kinds, "convolutional"]
 
@@ -25,6 +30,14 @@ def attention_mask(kind: str, prefix_length: int, side: int, kernel: int) -> Ten
     image_mask = sees(kind, position[:, None] - position[None, :], side, kernel)
     mask[prefix_length:, prefix_length:] = image_mask
     return mask
+
+
+def attention_masks(prefix_length: int, scales: Sequence[int], kernel: int) -> dict[str, Tensor]:
+    """The mask of each kind that layers can have with these grids: (S, S)."""
+    if len(scales) == 1:
+        return {kind: attention_mask(kind, prefix_length, scales[0], kernel) for kind in KINDS}
+    length = prefix_length + sum(side * side for side in scales)
+    return {"causal": torch.ones(length, length, dtype=torch.bool).tril()}
 
 
 def sees(kind: str, steps_back: Tensor, side: int, kernel: int) -> Tensor:
@@ -41,6 +54,8 @@ def sees(kind: str, steps_back: Tensor, side: int, kernel: int) -> Tensor:
         is_in_reach = steps_back.abs() <= reach
         for rows_above in range(1, reach + 1):
             is_in_reach = is_in_reach | ((steps_back - rows_above * side).abs() <= reach)
+    elif kind == "causal":
+        return steps_back >= 0
     else:
         raise ValueError(f"no attention mask is called {kind!r}; choose one of {', '.join(KINDS)}")
     return is_in_reach & (steps_back >= 0)

@@ -2,7 +2,8 @@
 
 The sequence is start-of-text, T text positions, start-of-image, L image positions. Text and image tokens have
 their own embeddings and output maps, so neither can be predicted at the other's positions. A text position
-without a token has a pad embedding of its own, and no part in the loss: most pads are certain.
+without a token has a pad embedding of its own, and no part in the loss: most pads are certain. Not in the paper:
+several grids (`scales` of the image tokenizer), one after the other in one sequence.
 """
 
 import contextlib
@@ -90,13 +91,8 @@ class Transformer(Generator):
         scales: Sequence[int],
     ):
         super().__init__(text_vocab_size, text_length, image_vocab_size, scales)
-        if len(self.scales) != 1:
-            raise ValueError(
-                f"the transformer generates one grid, but the image tokenizer has scales {self.scales}; "
-                "choose an image tokenizer with one scale"
-            )
         self.config = config
-        self.kinds = layer_kinds(config.num_layers)
+        self.kinds = layer_kinds(config.num_layers, len(self.scales))
         width = config.width
         self.text_embedding = nn.Embedding(text_vocab_size, width)
         self.text_position_embedding = nn.Embedding(text_length, width)
@@ -105,6 +101,9 @@ class Transformer(Generator):
         self.image_embedding = nn.Embedding(image_vocab_size, width)
         self.row_embedding = nn.Embedding(self.side, width)
         self.column_embedding = nn.Embedding(self.side, width)
+        if len(self.scales) > 1:
+            self.scale_embedding = nn.Embedding(len(self.scales), width)
+        self.register_buffer("cells", cells_of(self.scales), persistent=False)
         self.layers = nn.ModuleList(
             Layer(width, config.num_heads, config.activation, config.dropout)
             for _ in range(config.num_layers)
@@ -112,7 +111,7 @@ class Transformer(Generator):
         self.output_norm = nn.LayerNorm(width)
         self.text_output = nn.Linear(width, text_vocab_size)
         self.image_output = nn.Linear(width, image_vocab_size)
-        self.attention = AttentionBackends(config.attention, self.prefix_length, self.side, config.kernel)
+        self.attention = AttentionBackends(config.attention, self.prefix_length, self.scales, config.kernel)
         self.compiled_layer = Compiled(run_layer, "transformer: a layer")
         self._initialize(config)
 
@@ -129,8 +128,8 @@ class Transformer(Generator):
 
     @property
     def side(self) -> int:
-        """Rows, and columns, of the image grid."""
-        return self.scales[0]
+        """Rows, and columns, of the (finest) image grid."""
+        return max(self.scales)
 
     @property
     def prefix_length(self) -> int:
@@ -186,13 +185,15 @@ class Transformer(Generator):
         return torch.cat([start_of_text, embedded, start_of_image], dim=1)
 
     def embed_image(self, tokens: Tensor, first: int = 0) -> Tensor:
-        """Embeddings of tokens (B, n) at raster positions first, first + 1, ...: (B, n, D)."""
+        """Embeddings of tokens (B, n) at image positions first, first + 1, ...: (B, n, D)."""
         return self.image_embedding(tokens) + self.position_embeddings(first, tokens.shape[1])
 
     def position_embeddings(self, first: int, count: int) -> Tensor:
-        """The row and column embeddings of `count` raster positions from `first` on: (count, D)."""
-        position = torch.arange(first, first + count, device=self.row_embedding.weight.device)
-        return self.row_embedding(position // self.side) + self.column_embedding(position % self.side)
+        """The row and column embeddings of `count` positions from `first` on, of several grids also the grid's own:
+        (count, D)."""
+        row, column, scale = self.cells[first : first + count].unbind(dim=1)
+        embeddings = self.row_embedding(row) + self.column_embedding(column)
+        return embeddings if len(self.scales) == 1 else embeddings + self.scale_embedding(scale)
 
     def lm_head(self, hidden_states: Tensor, output: nn.Linear) -> Tensor:
         """hidden_states (..., D) -> logits (..., V), in float32 also under autocast."""
@@ -278,6 +279,19 @@ class Transformer(Generator):
     def muon_parameters(self) -> list[nn.Parameter]:
         """All matrices of the layers, 12 width^2 each; not embeddings nor output maps."""
         return [weight for weight in self.layers.parameters() if weight.ndim == 2]
+
+
+def cells_of(scales: Sequence[int]) -> Tensor:
+    """(row, column, number of the grid) of each position: (L, 3) int64.
+
+    Cells of a coarse grid have the row and column of their middle in the finest: (1, 2) -> 1, 1 and 0 to 1, 0 to 1. So
+    what is learned about a place holds in every grid, and a fine grid's training serves the coarse ones.
+    """
+    grids = []
+    for scale, side in enumerate(scales):
+        middle = (2 * torch.arange(side) + 1) * max(scales) // (2 * side)
+        grids.append(torch.cartesian_prod(middle, middle, torch.tensor([scale])))
+    return torch.cat(grids)
 
 
 def run_layer(layer: Layer, hidden_states: Tensor, attend: Attend) -> Tensor:
