@@ -192,14 +192,14 @@ def _is_missing(path: str) -> bool:
 def describe(params: dict) -> str:
     """What was resolved, in one line."""
     pairs, tokenizer = params["budget"]["pairs"], build_models(params)["image_tokenizer"]
-    grid = tokenizer.scales[-1]
+    grids = " + ".join(f"{side} × {side}" for side in tokenizer.scales)
     steps = ", ".join(
         f"{name.replace('_', ' ')} {params[name]['training']['steps']:,}"
         for name in ("image_tokenizer", "decoder", "generator", "scorer")
         if "training" in params[name]
     )
     return (
-        f"{pairs:,} pairs, about {num_held_out(pairs):,} held out; {grid} × {grid} tokens of {tokenizer.vocab_size:,}; "
+        f"{pairs:,} pairs, about {num_held_out(pairs):,} held out; {grids} tokens of {tokenizer.vocab_size:,}; "
         f"updates: {steps}; {params['budget']['minutes']:g} minutes"
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stages.runtime.program import program
 from stages.runtime.stage import Stage
 from thousandwords.core.config import section
+from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import read_manifest
 from thousandwords.core.progress import progress
 from thousandwords.core.special_tokens import UNKNOWN
@@ -50,10 +51,10 @@ def sample_images(
 ) -> None:
     settings = section(context.params.get("sampling"), "sampling", PromptsConfig)
     engine = engine_from_params(context.params, context.world.device)
-    to_inpaint = list(read_images_to_inpaint(settings.inpaint)) if settings.inpaint else []
-    prompts = choose_prompts(pairs, settings) + [(INPAINTED, caption) for caption, _ in to_inpaint]
     folders = (text_tokenizer, image_tokenizer, decoder, generator)
     models = load_models(*folders).to(context.world.device)
+    to_inpaint = images_to_inpaint(settings, models.image_tokenizer.scales)
+    prompts = choose_prompts(pairs, settings) + [(INPAINTED, caption) for caption, _ in to_inpaint]
     check_guidance(settings.guidance, models.generator.config)
     for split, prompt in prompts:
         if split in (OWN, INPAINTED):
@@ -96,6 +97,19 @@ def _held_out_captions(pairs: Path, count: int) -> Iterator[tuple[str, str]]:
             texts = [texts[row] for row in first_rows(count, len(texts), mixture)]
         captions = dict.fromkeys(check_prompt(captions[0]) for captions in texts)
         yield from [(split, caption) for caption in captions][:count]
+
+
+def images_to_inpaint(settings: PromptsConfig, scales: tuple[int, ...]) -> list[tuple[str, np.ndarray]]:
+    """(caption, image) of each image to inpaint; none, and a note, where the tokens form several grids: the default
+    settings inpaint the images of a folder, and the other prompts can be sampled all the same."""
+    if not settings.inpaint:
+        return []
+    try:
+        grid_side(scales)
+    except UserError as reason:
+        print(f"sample_images: {settings.inpaint} is not inpainted: {reason}", file=sys.stderr, flush=True)
+        return []
+    return list(read_images_to_inpaint(settings.inpaint))
 
 
 def inpaint_inputs(

@@ -24,7 +24,7 @@ from thousandwords.evaluation.config import EvaluationConfig
 from thousandwords.evaluation.features import load_extractor
 from thousandwords.evaluation.gate import GateConfig
 from thousandwords.inference.config import PromptsConfig, check_guidance, check_prompt
-from thousandwords.inference.inpainting import grid_side, read_images_to_inpaint, rows_to_keep, top_rows
+from thousandwords.inference.inpainting import read_images_to_inpaint, rows_to_keep, top_rows
 from thousandwords.inference.package import check_device
 from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig
@@ -111,9 +111,11 @@ def check_models(params: dict) -> None:
         for name, model in models.items():
             if name in trainings:  # an imported tokenizer is not trained
                 check_model(model, trainings[name])
-        if sampling.inpaint:
-            side = grid_side(models["image_tokenizer"].scales)
-            top_rows(side, rows_to_keep(sampling.inpaint_keep_share, side))
+        scales = models["image_tokenizer"].scales
+        if (
+            sampling.inpaint and len(scales) == 1
+        ):  # with several grids nothing is inpainted, and sample_images says so
+            top_rows(scales[0], rows_to_keep(sampling.inpaint_keep_share, scales[0]))
     except UserError:
         raise
     except ValueError as error:

@@ -235,6 +235,21 @@ def tokens_of(package: Package, grid: Grid, field: str, first: int = 0) -> Tenso
     return tokens
 
 
+def flat_tokens_of(package: Package, grid: Grid, field: str) -> Tensor:
+    """As `tokens_of`, in one line (L,); tokens of several grids come in rows of any length. Raises FieldError."""
+    tokenizer = package.image_tokenizer
+    if len(tokenizer.scales) == 1:
+        return tokens_of(package, grid, field).flatten()
+    tokens = torch.tensor([token for row in grid for token in row], dtype=torch.int64)
+    with _field_errors(field):
+        if tokens.numel() != tokenizer.num_tokens:
+            raise ValueError(
+                f"{field} has {tokens.numel()} tokens; images of this model have {tokenizer.num_tokens}"
+            )
+        tokenizer.check_tokens(tokens[None])
+    return tokens
+
+
 def check_provenance(package: Package, provenance: Provenance) -> None:
     """Raise FieldError if neither this package nor a studio can generate an image with this provenance."""
     batch_size = min(provenance.settings.batch_size, provenance.settings.candidates)

@@ -94,8 +94,8 @@ class ModelWorker:
             yield NO_DATASET
             return
         package = self.package(folder)
-        tokens = handlers.tokens_of(package, grid, "tokens").reshape(1, -1)
-        image = decode_in_batches(package.image_tokenizer, tokens)
+        tokens = handlers.flat_tokens_of(package, grid, "tokens")
+        image = decode_in_batches(package.image_tokenizer, tokens[None])
         page = self.dataset.nearest(package.scorer, image, limit)
         yield self.dataset.state(package.scorer) | page
 

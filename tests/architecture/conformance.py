@@ -62,6 +62,7 @@ ROWS = (
     Row("vqvae", "straight-through", "P C", "the decoder sees the code, its gradient reaches the latent as if it had seen the latent"),
     Row("vqvae", "loss", "P", "squared error + codebook term (gradient) + β ‖latent − sg code‖², β .25"),
     Row("vqvae", "EMA codebook", "P C", "n ← γn + (1−γ) count, m ← γm + (1−γ) sum, γ .99; code = m/n, both from the start's first value"),
+    Row("vqvae", "VQ-VAE-2", "P C", "top grid of half the side first; the bottom's quantizer sees the decoded top; weight .25, γ .99"),
     Row("vqvae", "l2 codes", "C", "latents and codes of unit length, normalized where they are used"),
     Row("vqvae", "FSQ", "P C", "tanh to L levels, even L shifted by half a level, ε 1e-3, ÷ ⌊L/2⌋; first dimension fastest; no loss"),
     Row("vqvae", "SimVQ", "C", "fixed table N(0, d^−½) through one learned affine map; codebook 1, commitment .25"),

@@ -16,6 +16,7 @@ from thousandwords.core.config import section
 from thousandwords.core.manifest import read_manifest
 from thousandwords.data.token_shards import TokenHeader, TokenShardWriter
 from thousandwords.generators.transformer.model import Transformer, TransformerConfig
+from thousandwords.image_tokenizers.vqvae.model import VQVAEConfig
 from thousandwords.inference.config import SamplingConfig
 from thousandwords.inference.package import PARTS, write_package
 from thousandwords.text.bpe import TextTokenizer, TextTokenizerConfig, save, train
@@ -67,6 +68,14 @@ def tiny(family: str, kind: str, seed: int = 0, **sizes: object) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return components.build(family, kind, config, **(ARGUMENTS[family] | sizes)).eval()
+
+
+def two_grids() -> nn.Module:
+    """A tiny image tokenizer with the scales (2, 4)."""
+    config = section(TINY["image_tokenizers"]["vqvae"] | {"scales": [2, 4]}, "vqvae", VQVAEConfig)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return components.build("image_tokenizers", "vqvae", config, image_size=SIDE).eval()
 
 
 def tiny_transformer(
@@ -123,9 +132,13 @@ def write_parts(folder: Path, seed: int = 0) -> dict[str, Path]:
     return parts
 
 
-def fitting_package(folder: Path) -> Path:
+def fitting_package(folder: Path, image_tokenizer: nn.Module | None = None) -> Path:
     """A package of tiny models, whose generator samples the image tokenizer's tokens and names both tokenizers."""
     parts = write_parts(folder)
+    if image_tokenizer is not None:
+        fingerprint = components.save(image_tokenizer, parts["image_tokenizer"])
+        decoder = tiny("decoders", "unet", scales=image_tokenizer.scales)
+        components.save(decoder, parts["decoder"], image_tokenizer=fingerprint)
     tokenizers = ("text_tokenizer", "image_tokenizer")
     fingerprints = {name: read_manifest(parts[name])["sha256"] for name in tokenizers}
     tokenizer = components.load("image_tokenizers", parts["image_tokenizer"])

@@ -14,14 +14,17 @@ import torch
 from flows.dvc.graph import check_watched
 from flows.sweep import untracked_inputs
 from stages.runtime import tracking
+from stages.sample_images import images_to_inpaint
 from tests.helpers.images import png, write
 from tests.helpers.malicious_files import saved_by_torch
 from tests.helpers.paths import ROOT
 from tests.helpers.smoke_project import command, new_project
 from tests.pipeline.test_stages import smoke
 from thousandwords import preflight
+from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
 from thousandwords.core.params import PATH_KEYS, paths_in
+from thousandwords.inference.config import PromptsConfig
 
 # a value for each setting that names a file or a folder here
 SETTINGS = {
@@ -101,6 +104,24 @@ def test_a_file_that_is_missing_or_holds_no_weights_is_named_before_any_work(tmp
 
     assert found.startswith(f"params.yaml: {setting}")
     assert re.search(sentence, found)
+
+
+def test_with_several_grids_a_run_works_and_inpaints_nothing(capsys):
+    """The default settings inpaint the images of a folder: no reason to refuse the tokenizer."""
+    sizes = {"vocab_size": 64, "width": 16, "scales": [2, 4]}
+    params = smoke(**{"sampling.inpaint": "data/inpaint"})
+    params["image_tokenizer"] = {
+        "kind": "vqvae",
+        "vqvae": sizes,
+        "training": params["image_tokenizer"]["training"],
+    }
+    preflight.check_params(params, 0)
+
+    settings = section(params["sampling"], "sampling", PromptsConfig)
+    assert images_to_inpaint(settings, (2, 4)) == []
+    assert capsys.readouterr().err.startswith(
+        "sample_images: data/inpaint is not inpainted: the tokens of this image tokenizer form 2 grids, of 2, 4"
+    )
 
 
 @pytest.mark.parametrize("name", ["text_tokenizer", "image_tokenizer", "generator", "scorer"])

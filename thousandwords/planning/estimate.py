@@ -88,12 +88,17 @@ class Sizes:
     pairs_per_shard: int
     stored_side: int  # pixels a side of an image in data/pairs
     image_vocab_size: int
-    num_image_tokens: int  # L
+    scales: tuple[int, ...]  # sides of the token grids
     encode: float  # operations per image
     views: int
     tokens_per_shard: int
     samples: int
     models: dict[str, Model]  # by their names in params.yaml
+
+    @property
+    def num_image_tokens(self) -> int:
+        """L, the number of tokens of one image."""
+        return sum(side**2 for side in self.scales)
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ def read_sizes(params: dict, num_pairs: int | None = None) -> Sizes:
         pairs_per_shard=data.rows_per_shard,
         stored_side=(data.keep_side or side) if data.keep == "whole" else side,
         image_vocab_size=tokenizer.vocab_size,
-        num_image_tokens=tokenizer.num_tokens,
+        scales=tokenizer.scales,
         encode=encode,
         views=tokens.views_per_image,
         tokens_per_shard=tokens.rows_per_shard,
@@ -385,7 +390,6 @@ def format_own_images(params: dict, seconds: Seconds, options: Namespace) -> str
         if model.rows
     )
     tokens = sizes.pairs * sizes.num_image_tokens
-    grid = math.isqrt(sizes.num_image_tokens)
     trained = [name for name in ("image_tokenizer", "generator") if name in seconds.updates]
     updates = {name: params[name]["training"]["steps"] for name in trained}
     planned, minutes = planned_minutes(params, seconds), params["budget"]["minutes"]
@@ -394,7 +398,7 @@ def format_own_images(params: dict, seconds: Seconds, options: Namespace) -> str
         [
             f"epochs: {epochs}; {tokens:,} image tokens in all, {sizes.num_image_tokens} an image",
             f"time: about {planned:.0f} of the {minutes:g} minutes{note}",
-            expectation(read_runs(options.runs), grid, sizes.pairs, updates),
+            expectation(read_runs(options.runs), max(sizes.scales), sizes.pairs, updates),
         ],
         sizes,
         rates,

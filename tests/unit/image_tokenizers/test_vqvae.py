@@ -19,6 +19,7 @@ from thousandwords.training.loop import Stopped, fit
 TINY = VQVAEConfig(**tiny_models.TINY["image_tokenizers"]["vqvae"])
 FSQ = {"quantizer": "fsq", "levels": (4, 3), "vocab_size": 12}
 KINDS = [{}, {"codebook": "gradient"}, {"l2_normalize": True}, FSQ, {"quantizer": "simvq"}]
+TWO_GRIDS = {"scales": (2, 4)}
 
 
 def tiny(**settings) -> VQVAE:
@@ -62,11 +63,14 @@ def test_the_nearest_code_is_the_same_under_autocast():
     assert tokens.equal(torch.cdist(points.double(), codes.double()).argmin(dim=1))
 
 
+@pytest.mark.parametrize("scales, num_tokens", [(None, 16), ((4,), 16), ((2, 4), 20)])
 @pytest.mark.parametrize("settings", KINDS)
-def test_every_quantizer_decodes_its_tokens_and_gives_an_image_the_same_in_any_batch(settings):
-    model = tiny(**settings)
+def test_every_quantizer_decodes_its_tokens_and_gives_an_image_the_same_in_any_batch(
+    settings, scales, num_tokens
+):
+    model = tiny(scales=scales, **settings)
     tokens = model.encode(random_images())
-    assert tokens.shape == (4, 16) and model.codebook.shape == (12, model.config.channels)
+    assert tokens.shape == (4, num_tokens) and model.codebook.shape == (12, model.config.channels)
     assert model.decode(tokens).shape == (4, 3, 16, 16)
     assert torch.cat([model.encode(image[None]) for image in random_images()]).equal(tokens)
 
@@ -89,6 +93,79 @@ def test_the_gradient_of_the_code_passes_to_the_latents_unchanged(settings):
 
     torch.testing.assert_close(seen["codes"], expected.flatten(0, 1))
     assert seen["points"].grad.abs().sum() > 0 and seen["points"].grad.equal(seen["codes"].grad)
+
+
+# --- two grids ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.paper("vqvae: VQ-VAE-2")
+def test_the_fine_grid_sees_the_decoded_codes_of_the_coarse_one_and_has_its_own():
+    model, images = tiny(**TWO_GRIDS), random_images()
+    tokens, (top, bottom) = model.encode(images), model._grids(images)
+    assert model.scales == (2, 4) and tokens[:, :4].equal(top.tokens.view(4, 4))
+
+    gradient = torch.autograd.grad(bottom.points.sum(), top.points)[0]
+    model.top.quantizer.sums.mul_(-1)  # other codes
+
+    assert gradient.abs().sum() > 0  # straight through
+    assert not model._grids(images)[1].points.equal(bottom.points)
+    assert model.code_vectors(tokens)[:, :4].equal(model.top.quantizer.codebook[tokens[:, :4]])
+    assert model.code_vectors(tokens)[:, 4:].equal(model.quantizer.codebook[tokens[:, 4:]])
+
+
+@pytest.mark.paper("vqvae: VQ-VAE-2")
+def test_the_loss_of_two_grids_is_the_squared_error_and_a_quarter_of_both_commitments():
+    model, images = tiny(**TWO_GRIDS), random_images()
+    loss, logged = model.loss(images, 0, rng())
+
+    tokens = model.encode(images)
+    error = 20 * (model._decode(model.code_vectors(tokens)) - images).square().mean()
+    misses = [
+        (grid.points - codes.flatten(0, 1)).square().sum(dim=1)
+        for grid, codes in zip(
+            model._grids(images), model.code_vectors(tokens).split([4, 16], dim=1), strict=True
+        )
+    ]
+
+    torch.testing.assert_close(loss, error + 0.25 * misses[0].mean() + 0.25 * misses[1].mean())
+    torch.testing.assert_close(logged["reconstruction_loss"], error.detach())
+    for side, miss in zip((2, 4), misses, strict=True):
+        torch.testing.assert_close(logged[f"commitment_loss_scale_{side}"], miss.mean())
+        torch.testing.assert_close(logged[f"code_distance_scale_{side}"], miss.sqrt().mean())
+        assert 1 <= logged[f"batch_perplexity_scale_{side}"] <= 12
+    used = logged["batch_codes_used_scale_2"] * 12
+    assert used.item() == pytest.approx(len(tokens[:, :4].unique()))
+    assert set(model.after_update(0, rng(), alone)) == {"codes_restarted_scale_2", "codes_restarted_scale_4"}
+
+
+def test_of_two_grids_the_codes_of_the_coarse_one_start_first():
+    """The latents of the fine grid depend on them."""
+    model, images = tiny(first_steps_without_codes=1, **TWO_GRIDS), random_images(8)
+    model.prepare([images], rng())
+    model.loss(images, 0, rng())
+    model.after_update(0, rng(), alone)
+    for grid, quantizer in zip(model._grids(images), model.quantizers, strict=True):
+        means = torch.stack([grid.points[grid.tokens == token].mean(dim=0) for token in grid.tokens.unique()])
+        codes = quantizer.codebook[grid.tokens.unique()]
+        assert (codes - means).norm(dim=1).mean() < 0.1 * grid.points.std()
+
+
+def test_one_grid_has_the_weights_it_always_had():
+    names = {name.split(".")[0] for name in tiny().state_dict()}
+    assert names == {"encoder", "decoder", "quantizer"}
+
+
+@pytest.mark.parametrize(
+    "scales, message",
+    [
+        ((1, 4), r"vqvae.scales is \[1, 4\], but images of 16 pixels have 4 cells of 4 pixels a side. Set vqvae.scales: "
+         r"\[2, 4\], or null"),
+        ((8,), r"vqvae.scales is \[8\], but"),
+    ],
+)  # fmt: skip
+def test_grids_that_the_image_does_not_have_are_rejected(scales, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(scales=scales)
 
 
 # --- a codebook ---------------------------------------------------------------------------------------------
@@ -135,7 +212,7 @@ def test_latents_and_codes_have_unit_length_where_they_are_normalized():
     model.loss(random_images(), 0, rng())[0].backward()
     model.after_update(0, rng(), alone)  # an average of unit vectors is shorter
     torch.testing.assert_close(model.codebook.norm(dim=1), torch.ones(12))
-    torch.testing.assert_close(model._points(random_images()).norm(dim=1), torch.ones(64))
+    torch.testing.assert_close(model._grids(random_images())[0].points.norm(dim=1), torch.ones(64))
 
 
 # --- the start ----------------------------------------------------------------------------------------------
@@ -168,7 +245,7 @@ def test_the_codes_start_at_the_means_of_latents_after_some_updates_without_code
     model = tiny(first_steps_without_codes=1, **settings)
     model.prepare([random_images(8)], rng())
     model.after_update(0, rng(), alone)
-    tokens, points = model.encode(random_images(8)).flatten(), model._points(random_images(8))
+    tokens, points = model.encode(random_images(8)).flatten(), model._grids(random_images(8))[0].points
     means = torch.stack([points[tokens == token].mean(dim=0) for token in tokens.unique()])
     assert torch.cdist(model.codebook[tokens.unique()], means).diagonal().mean() < 0.1 * points.std()
 
@@ -256,7 +333,7 @@ def test_simvq_learns_the_map_of_its_table_and_not_the_table():
 # --- training -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, FSQ, {"quantizer": "simvq"}])
+@pytest.mark.parametrize("settings", [{}, FSQ, {"quantizer": "simvq"}, TWO_GRIDS])
 def test_a_trained_tokenizer_reconstructs_its_images(settings):
     sizes = {"width": 16, "decoder_width": 32, "first_steps_without_codes": 20}
     model = tiny(restart_every=5, restart_until=60, **sizes, **settings)
@@ -284,11 +361,11 @@ def train(model: VQVAE, images: torch.Tensor, steps: int, **arguments) -> dict[s
     )[0]
 
 
-@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+@pytest.mark.parametrize("settings", [{}, {"codebook": "gradient"}, TWO_GRIDS])
 @pytest.mark.parametrize("stop", [2, 7])  # before and after the start of the codes
-def test_a_resumed_training_gives_the_same_codes_bit_for_bit(tmp_path, codebook, stop):
+def test_a_resumed_training_gives_the_same_codes_bit_for_bit(tmp_path, settings, stop):
     def trained(folder, stop=None):
-        model, done = tiny(codebook=codebook, first_steps_without_codes=4, restart_every=2), []
+        model, done = tiny(**settings, first_steps_without_codes=4, restart_every=2), []
         model.prepare([random_images(8)], rng())
         return train(
             model,
@@ -320,14 +397,17 @@ def test_the_codes_of_the_averaged_weights_are_averages_of_sums_and_shares_toget
     torch.testing.assert_close(state["quantizer.usage"], usage)
 
 
+@pytest.mark.parametrize("scales", [None, (2, 4)])
 @pytest.mark.parametrize("decoder_only_from", [None, 5])
-def test_in_the_updates_of_the_decoder_alone_tokens_stay(decoder_only_from):
-    model = tiny(decoder_only_from=decoder_only_from)
+def test_in_the_updates_of_the_decoder_alone_tokens_stay(decoder_only_from, scales):
+    model = tiny(decoder_only_from=decoder_only_from, scales=scales)
     model.loss(random_images(), 5, rng())[0].backward()
     before = model.encode(random_images())
     model.after_update(5, rng(), alone)
     assert model.has_frozen_steps == all(weight.grad is None for weight in model.encoder.parameters())
     assert all(weight.grad is not None for weight in model.decoder.parameters())
+    if scales:
+        assert model.has_frozen_steps == all(weight.grad is None for weight in model.top.parameters())
     assert (decoder_only_from is None) or model.encode(random_images()).equal(before)
 
 

@@ -1,22 +1,33 @@
 """The VQ-VAE: a token is the nearest code to the encoder's vector (arXiv 1711.00937, sections 3.1 and 3.2).
 
 The trunk is the dVAE's (nn/conv_blocks.py), so that only the bottleneck differs. Defaults not in the paper: the
-codes start after some updates without them, and codes that are not used move. The two grids of VQ-VAE-2 (arXiv
-1906.00446) are left out.
+codes start after some updates without them, and codes that are not used move. With two `scales` it is VQ-VAE-2 (arXiv
+1906.00446, section 3.1): a coarse grid with a codebook of its own, and a fine one that is chosen knowing the coarse.
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from thousandwords.core.config import check_minimums, check_positive
 from thousandwords.image_tokenizers.base import ImageTokenizer, Logs
-from thousandwords.nn.conv_blocks import build_decoder, build_encoder, initialize
-from thousandwords.nn.quantizers import QUANTIZERS, Gather
+from thousandwords.nn.conv_blocks import (
+    DECODER_KERNELS,
+    ENCODER_KERNELS,
+    Layers,
+    add_groups,
+    build_decoder,
+    build_encoder,
+    convolution,
+    initialize,
+)
+from thousandwords.nn.quantizers import QUANTIZERS, Gather, Quantizer
 
 STARTING_LATENTS = 16_384  # that the first codes are chosen from
 
@@ -24,7 +35,8 @@ STARTING_LATENTS = 16_384  # that the first codes are chosen from
 @dataclass(frozen=True)
 class VQVAEConfig:
     quantizer: Literal["vq", "fsq", "simvq"] = "vq"
-    vocab_size: int = 512  # tokens in the codebook
+    vocab_size: int = 512  # tokens in the codebook, of each grid
+    scales: tuple[int, ...] | None = None  # two grids: (side / 2, side), as in VQ-VAE-2; null: one
     latent_width: int = 16  # channels of a token's vector; with fsq the number of levels instead
     levels: tuple[int, ...] = (8, 8, 8)  # fsq: of each dimension; their product is vocab_size
     codebook: Literal["ema", "gradient"] = "ema"  # vq: codes are averages of latents, or learned weights
@@ -82,6 +94,11 @@ class VQVAEConfig:
         return self.patch * 2 ** (self.groups - 1)
 
     @property
+    def coarsest_width(self) -> int:
+        """Channels of the trunk at the grid of tokens."""
+        return self.width * 2 ** (self.groups - 1)
+
+    @property
     def channels(self) -> int:
         """Channels of the latents and of a token's vector."""
         return len(self.levels) if self.quantizer == "fsq" else self.latent_width
@@ -97,8 +114,51 @@ class VQVAEConfig:
         return is_on and self.restart_every is not None and (step + 1) % self.restart_every == 0
 
 
+@dataclass(frozen=True)
+class LatentGrid:
+    """The latents of one grid in the space of its codes, (B * n, C), and what they are rounded to."""
+
+    points: Tensor
+    tokens: Tensor | None = None  # (B * n,); None before the codes are used
+    codes: Tensor | None = None  # (B * n, C)
+
+    @property
+    def vectors(self) -> Tensor:
+        """What the decoder sees: the codes, straight through, so that its gradient reaches the latents."""
+        if self.codes is None:
+            return self.points
+        return self.points + (self.codes - self.points).detach()
+
+
+class TopGrid(nn.Module):
+    """The coarse grid of VQ-VAE-2, half the side of the other, the bottom: its tokens, and what the bottom sees of them."""
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__()
+        width, channels = config.coarsest_width, config.channels
+        shape = ([width, width], config.blocks_per_group)
+        encoder: Layers = OrderedDict(resize=nn.MaxPool2d(2))
+        add_groups(encoder, *shape, ENCODER_KERNELS, config.residual_gain, nn.Identity())
+        encoder["relu"] = nn.ReLU()
+        encoder["output"] = convolution(width, channels, 1)
+        self.encoder = nn.Sequential(encoder)
+        decoder: Layers = OrderedDict(input=convolution(channels, width, 1))
+        add_groups(decoder, *shape, DECODER_KERNELS, config.residual_gain, nn.Identity())
+        decoder["resize"] = nn.Upsample(scale_factor=2, mode="nearest")
+        self.decoder = nn.Sequential(decoder)
+        self.to_bottom = nn.Sequential(nn.ReLU(), convolution(2 * width, channels, 1))
+        self.quantizer = QUANTIZERS[config.quantizer](config)
+
+    def bottom_latents(self, features: Tensor, vectors: Tensor) -> Tensor:
+        """The latents of the bottom grid (B, C, h, w), from the encoder's features (B, width, h, w) and the vectors of
+        this grid's tokens (B * n, C)."""
+        rows, side = len(features), features.shape[2] // 2
+        decoded = self.decoder(vectors.view(rows, side, side, -1).permute(0, 3, 1, 2))
+        return self.to_bottom(torch.cat([features, decoded], dim=1))
+
+
 class VQVAE(ImageTokenizer):
-    """Images (B, 3, H, W) <-> one grid of H / cell by W / cell tokens."""
+    """Images (B, 3, H, W) <-> one grid of H / cell by W / cell tokens, or a grid of half the side before it."""
 
     config_class = VQVAEConfig
     needs_whole_weights = True  # codes start and move outside of the forward pass
@@ -112,21 +172,43 @@ class VQVAE(ImageTokenizer):
             )
         self.config = config
         self.vocab_size = config.vocab_size
-        self.scales = (image_size // config.cell,)
-        shape = (config.width, config.groups, config.blocks_per_group, config.residual_gain, config.channels)
-        shape = (*shape, config.patch)
-        self.encoder = build_encoder(*shape, config.stem_kernel)
-        self.decoder = build_decoder(*shape, "input", config.decoder_width, maps=3)
+        side = image_size // config.cell
+        self.scales = config.scales or (side,)
+        if self.scales != (side,) and self.scales != (side / 2, side):
+            halves = f"[{side // 2}, {side}], or " if side % 2 == 0 else ""
+            raise ValueError(
+                f"vqvae.scales is {list(self.scales)}, but images of {image_size} pixels have {side} cells of "
+                f"{config.cell} pixels a side. Set vqvae.scales: {halves}null for one grid"
+            )
+        shape = (config.width, config.groups, config.blocks_per_group, config.residual_gain)
+        has_top = len(self.scales) > 1
+        outputs = config.coarsest_width if has_top else config.channels
+        self.encoder = build_encoder(*shape, outputs, config.patch, config.stem_kernel)
+        inputs = config.channels * len(self.scales)
+        self.decoder = build_decoder(*shape, inputs, config.patch, "input", config.decoder_width, maps=3)
+        self.top = TopGrid(config) if has_top else None
         initialize(self, config.init_gain)
         self.quantizer = QUANTIZERS[config.quantizer](config)
         self.first_images: Tensor | None = None  # of `prepare`, until the codes start
-        self.seen: tuple[int, list[Tensor]] = (0, [])  # the last update, and its points by micro-batch
+        # the last update, and its points by micro-batch and grid
+        self.seen: tuple[int, list[list[Tensor]]] = (0, [])
         self.to(memory_format=torch.channels_last)  # faster on a CPU
 
     @property
     def codebook(self) -> Tensor:
-        """The vectors of the tokens (V, channels)."""
+        """The vectors of the tokens (V, channels), of two grids those of the fine one."""
         return self.quantizer.codebook
+
+    @property
+    def quantizers(self) -> list[Quantizer]:
+        """Of each grid of `scales` its own."""
+        return [self.quantizer] if self.top is None else [self.top.quantizer, self.quantizer]
+
+    def code_vectors(self, tokens: Tensor) -> Tensor:
+        """The vectors (B, L, channels) of tokens (B, L), each from the codebook of its grid."""
+        grids = tokens.split([side * side for side in self.scales], dim=1)
+        vectors = [quantizer.codebook[grid] for quantizer, grid in zip(self.quantizers, grids, strict=True)]
+        return vectors[0] if self.top is None else torch.cat(vectors, dim=1)
 
     @property
     def has_frozen_steps(self) -> bool:
@@ -142,14 +224,14 @@ class VQVAE(ImageTokenizer):
         return [weight for name, weight in self.named_parameters() if ".path." in name and weight.ndim == 4]
 
     def encode(self, images: Tensor) -> Tensor:
-        """Encode images (B, 3, H, W) in [0, 1] to token ids (B, L) int64 in raster order."""
+        """Encode images (B, 3, H, W) in [0, 1] to token ids (B, L) int64: the grids of `scales`, each in raster order."""
         self.check_images(images)
-        return self.quantizer.tokens(self._points(images)).view(len(images), self.num_tokens)
+        return torch.cat([grid.tokens.view(len(images), -1) for grid in self._grids(images)], dim=1)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Decode token ids (B, L) int64 to images (B, 3, H, W) in [0, 1]."""
         self.check_tokens(tokens)
-        return self._decode(self.codebook[tokens]).clamp(0, 1)
+        return self._decode(self.code_vectors(tokens)).clamp(0, 1)
 
     @torch.no_grad()
     def prepare(self, image_batches: Iterable[Tensor], rng: torch.Generator) -> None:
@@ -171,28 +253,32 @@ class VQVAE(ImageTokenizer):
         self.check_images(images)
         if self.config.decoder_only_from is not None and step >= self.config.decoder_only_from:
             return self.decoder_loss(images)
-        points = self._points(images)
-        if step < self.config.starts_at:
-            loss = self._reconstruction_loss(images, points)
-            return loss, {"reconstruction_loss": loss.detach()}
-        tokens = self.quantizer.tokens(points.detach())
-        codes = self.codebook[tokens]
-        self.seen = (step, [*(self.seen[1] if self.seen[0] == step else []), points.detach()])
-        # straight through: the decoder sees the codes, and its gradient reaches the latents
-        reconstruction_loss = self._reconstruction_loss(images, points + (codes - points).detach())
-        quantizer_loss, commitment_loss = self.quantizer.loss(points, codes)
-        shares = tokens.bincount(minlength=self.vocab_size) / len(tokens)
-        return reconstruction_loss + quantizer_loss, {
-            "reconstruction_loss": reconstruction_loss.detach(),
-            "commitment_loss": commitment_loss.detach(),
-            "code_distance": (points - codes).detach().norm(dim=1).mean(),
-            "batch_perplexity": torch.special.entr(shares).sum().exp(),
-        }
+        uses_codes = step >= self.config.starts_at
+        grids = self._grids(images, uses_codes)
+        reconstruction_loss = self._reconstruction_loss(images, self._joined(grids))
+        logs: Logs = {"reconstruction_loss": reconstruction_loss.detach()}
+        if not uses_codes:
+            return reconstruction_loss, logs
+        points = [grid.points.detach() for grid in grids]
+        self.seen = (step, [*(self.seen[1] if self.seen[0] == step else []), points])
+        loss = reconstruction_loss
+        for quantizer, suffix, grid in zip(self.quantizers, self._suffixes, grids, strict=True):
+            quantizer_loss, commitment_loss = quantizer.loss(grid.points, grid.codes)
+            loss = loss + quantizer_loss
+            shares = grid.tokens.bincount(minlength=self.vocab_size) / len(grid.tokens)
+            logs |= {
+                f"commitment_loss{suffix}": commitment_loss.detach(),
+                f"code_distance{suffix}": (grid.points - grid.codes).detach().norm(dim=1).mean(),
+                f"batch_perplexity{suffix}": torch.special.entr(shares).sum().exp(),
+            }
+            if self.top is not None:
+                logs[f"batch_codes_used{suffix}"] = (shares > 0).float().mean()
+        return loss, logs
 
     def decoder_loss(self, images: Tensor) -> tuple[Tensor, Logs]:
         """The decoder alone, on the tokens that the generator is trained on."""
         with torch.no_grad():
-            codes = self.codebook[self.encode(images)]
+            codes = self.code_vectors(self.encode(images))
         loss = self._reconstruction_loss(images, codes)
         return loss, {"reconstruction_loss": loss.detach()}
 
@@ -203,24 +289,67 @@ class VQVAE(ImageTokenizer):
             self._start_codes(rng)
         seen_step, points = self.seen
         self.seen = (step, [])
+        logs: Logs = {}
         if seen_step != step or not points:
-            return {}
-        return self.quantizer.after_update(torch.cat(points), step, rng, gather)
+            return logs
+        of_grids = zip(*points, strict=True)
+        for quantizer, suffix, parts in zip(self.quantizers, self._suffixes, of_grids, strict=True):
+            moved = quantizer.after_update(torch.cat(parts), step, rng, gather)
+            logs |= {f"{name}{suffix}": value for name, value in moved.items()}
+        return logs
+
+    @property
+    def _suffixes(self) -> list[str]:
+        """Of each grid, for the names of what is logged."""
+        return [""] if self.top is None else [f"_scale_{side}" for side in self.scales]
 
     def _start_codes(self, rng: torch.Generator) -> None:
-        points = torch.cat([self._points(images) for images in self.first_images.split(self.max_batch_size)])
-        self.quantizer.start(points, rng)
+        batches = self.first_images.split(self.max_batch_size)
+        for number, quantizer in enumerate(
+            self.quantizers
+        ):  # coarse first: the fine grid's latents see its codes
+            points = torch.cat([self._grids(images)[number].points for images in batches])
+            quantizer.start(points, rng)
         self.first_images = None
 
     def _reconstruction_loss(self, images: Tensor, vectors: Tensor) -> Tensor:
         return self.config.squared_error_weight * (self._decode(vectors) - images).square().mean()
 
-    def _points(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> the latents in the space of the codes (B * L, C) float32."""
-        pixels = (images - 0.5).contiguous(memory_format=torch.channels_last)
-        return self.quantizer.points(self.encoder(pixels).permute(0, 2, 3, 1).flatten(0, 2).float())
+    def _grids(self, images: Tensor, uses_codes: bool = True) -> list[LatentGrid]:
+        """(B, 3, H, W) -> the latents of every grid of `scales`, float32, rounded to codes or not."""
+        features = self.encoder((images - 0.5).contiguous(memory_format=torch.channels_last))
+        if self.top is None:
+            return [latent_grid(self.quantizer, features, uses_codes)]
+        top = latent_grid(self.top.quantizer, self.top.encoder(features), uses_codes)
+        latents = self.top.bottom_latents(features, top.vectors)
+        return [top, latent_grid(self.quantizer, latents, uses_codes)]
+
+    def _joined(self, grids: list[LatentGrid]) -> Tensor:
+        """What the decoder sees of one grid (B * L, C), of two (B, L, C)."""
+        if self.top is None:
+            return grids[0].vectors
+        counts = [side * side for side in self.scales]
+        parts = [grid.vectors.unflatten(0, (-1, count)) for grid, count in zip(grids, counts, strict=True)]
+        return torch.cat(parts, dim=1)
 
     def _decode(self, vectors: Tensor) -> Tensor:
         """Vectors of tokens (B * L, C) or (B, L, C) -> pixels (B, 3, H, W) float32, about in [0, 1]."""
-        grid = vectors.view(-1, self.scales[0], self.scales[0], self.config.channels)
-        return self.decoder(grid.permute(0, 3, 1, 2)).float() + 0.5
+        grids = vectors.view(-1, self.num_tokens, self.config.channels)
+        maps = [
+            grid.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+            for grid, side in zip(
+                grids.split([side * side for side in self.scales], dim=1), self.scales, strict=True
+            )
+        ]
+        if self.top is not None:
+            maps = [torch.cat([functional.interpolate(maps[0], scale_factor=2.0), maps[1]], dim=1)]
+        return self.decoder(maps[0]).float() + 0.5
+
+
+def latent_grid(quantizer: Quantizer, latents: Tensor, uses_codes: bool) -> LatentGrid:
+    """Latents (B, C, h, w) as points, in raster order, and their codes unless those are not used yet."""
+    points = quantizer.points(latents.permute(0, 2, 3, 1).flatten(0, 2).float())
+    if not uses_codes:
+        return LatentGrid(points)
+    tokens = quantizer.tokens(points.detach())
+    return LatentGrid(points, tokens, quantizer.codebook[tokens])
