@@ -7,6 +7,7 @@ text tokenizer are made once per seed. `--until train_image_tokenizer` trains an
 Of each: PSNR in dB of reconstructions from hard tokens; perplexity of the tokens, and the share of the codebook in use;
 "read", the share of held-out images whose caption is right in the reconstruction; the generator's loss in nats per
 image token; "match", the share of samples with every attribute of the caption right, one sample per caption on average.
+The unseen pairs of color and shape are recorded in two halves too: settings chosen by one are judged by the other.
 """
 
 import json
@@ -40,6 +41,7 @@ from thousandwords.evaluation.reconstruction import reconstruct
 from thousandwords.inference.sample_shards import read_samples
 from thousandwords.planning.presets import preset_text
 from thousandwords.scenes.parse import match_caption
+from thousandwords.scenes.render import UNSEEN_PAIRS, parse_caption
 
 ROOT = Path(__file__).parents[1]
 RUNS = Path(".bench/tokenizers")
@@ -196,9 +198,21 @@ def read_figures(folder: Path, seed: int) -> dict[str, float]:
         samples = read_samples(folder / "results/samples")
         candidates = yaml.safe_load((folder / "params.yaml").read_text())["sampling"]["candidates"]
         unranked = np.zeros((len(samples.prompts), candidates))
-        for name, rates in caption_match(samples, unranked, seed)[0].items():
-            figures[f"match_{name}"] = rates["all"]["n1"]
+        rates, matches = caption_match(samples, unranked, seed)
+        figures |= {f"match_{name}": rate["all"]["n1"] for name, rate in rates.items()}
+        for number, pairs in enumerate((UNSEEN_PAIRS[0::2], UNSEEN_PAIRS[1::2]), start=1):
+            of_half = [
+                statistics.mean(all(match.values()) for match in matches[prompt])
+                for prompt, caption in enumerate(samples.prompts)
+                if samples.splits[prompt] == "unseen" and has_pair(caption, pairs)
+            ]
+            figures |= {f"match_unseen_half_{number}": statistics.mean(of_half)} if of_half else {}
     return figures
+
+
+def has_pair(caption: str, pairs: Sequence[tuple[str, str]]) -> bool:
+    """Whether the caption of a scene names a thing of one of the (color, shape) pairs."""
+    return any((thing.color, thing.shape) in pairs for thing in parse_caption(caption).things)
 
 
 def share_read(images: Tensor, captions: Sequence[str]) -> float:

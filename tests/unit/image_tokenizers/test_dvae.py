@@ -169,7 +169,7 @@ def test_a_trained_tokenizer_reconstructs_its_image():
     before = (dvae.decode(dvae.encode(images)) - images).abs().mean()
     optimizer = torch.optim.AdamW(dvae.parameters(), lr=3e-3)
     generator = rng()
-    for step in range(120):
+    for step in range(240):
         optimizer.zero_grad()
         dvae.loss(images, step, generator)[0].backward()
         optimizer.step()
