@@ -15,10 +15,10 @@ from torch.nn import functional
 
 from thousandwords.core.config import check_minimums, check_positive
 from thousandwords.image_tokenizers.base import ImageTokenizer, Logs
-from thousandwords.image_tokenizers.vqgan.trunk import build_decoder, build_encoder
 from thousandwords.nn.gumbel_softmax import gumbel_softmax, kl_and_usage
 from thousandwords.nn.quantizers import nearest
 from thousandwords.nn.schedules import cosine
+from thousandwords.nn.vqgan_trunk import build_decoder, build_encoder
 
 PIXEL_LOSSES = {"absolute": functional.l1_loss, "squared": functional.mse_loss}
 

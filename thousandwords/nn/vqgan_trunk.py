@@ -1,4 +1,4 @@
-"""The encoder and the decoder of VQGAN (arXiv 2012.09841, appendix table 7), which LlamaGen kept.
+"""The encoder and the decoder of VQGAN (arXiv 2012.09841, appendix table 7), which LlamaGen and VAR kept.
 
 Level 1 has the side of the image, and each level after it half the side of the one before. In names of layers,
 levels count from the finest in the decoder too.
@@ -15,9 +15,9 @@ EPSILON = 1e-6  # of group normalization; torch's own is 1e-5
 Layers = OrderedDict[str, nn.Module]
 
 
-def convolution(inputs: int, outputs: int) -> nn.Conv2d:
-    """A 3 x 3 convolution that keeps height and width."""
-    return nn.Conv2d(inputs, outputs, 3, padding=1)
+def convolution(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
+    """A convolution that keeps height and width."""
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
 
 
 def norm(groups: int, channels: int) -> nn.GroupNorm:
@@ -95,10 +95,16 @@ def last_layers(inputs: int, outputs: int, groups: int) -> Layers:
 
 
 def build_encoder(
-    widths: list[int], blocks: int, groups: int, attention: bool, latent_width: int, code_width: int
+    widths: list[int],
+    blocks: int,
+    groups: int,
+    attention: bool,
+    latent_width: int,
+    code_width: int,
+    code_kernel: int = 1,
 ) -> nn.Sequential:
     """Pixels in [-1, 1] (B, 3, H, W) -> vectors (B, code_width, h, w). `widths` are the levels' channels; with
-    `attention`, the last level and the middle have it."""
+    `attention`, the last level and the middle have it. `code_kernel` is the side of the layer next to the codes."""
     layers: Layers = OrderedDict(input=convolution(CHANNELS, widths[0]))
     for number, (inputs, outputs) in enumerate(zip([widths[0], *widths], widths, strict=False), start=1):
         is_last = number == len(widths)
@@ -107,16 +113,22 @@ def build_encoder(
             layers[f"level_{number}_resize"] = half_size(outputs)
     layers |= middle(widths[-1], groups, attention)
     layers |= last_layers(widths[-1], latent_width, groups)
-    layers["to_code"] = nn.Conv2d(latent_width, code_width, 1)
+    layers["to_code"] = convolution(latent_width, code_width, code_kernel)
     return nn.Sequential(layers)
 
 
 def build_decoder(
-    widths: list[int], blocks: int, groups: int, attention: bool, latent_width: int, code_width: int
+    widths: list[int],
+    blocks: int,
+    groups: int,
+    attention: bool,
+    latent_width: int,
+    code_width: int,
+    code_kernel: int = 1,
 ) -> nn.Sequential:
     """Vectors of tokens (B, code_width, h, w) -> pixels (B, 3, H, W), about in [-1, 1]. A level has one block more
     than the encoder's."""
-    layers: Layers = OrderedDict(from_code=nn.Conv2d(code_width, latent_width, 1))
+    layers: Layers = OrderedDict(from_code=convolution(code_width, latent_width, code_kernel))
     layers["input"] = convolution(latent_width, widths[-1])
     layers |= middle(widths[-1], groups, attention)
     for number in range(len(widths), 0, -1):
