@@ -119,11 +119,18 @@ def evaluate(model: nn.Module, images: Tensor) -> dict[str, float]:
 
 def _metrics(model: nn.Module, images: Tensor, tokens: Tensor, decoded: Tensor) -> dict[str, float]:
     usage = metrics.codebook_usage(tokens, model.vocab_size)
-    return {
+    values = {
         "psnr_hard": metrics.mean_psnr(images, decoded),
         "codebook_used": usage["used"],
         "codebook_perplexity": usage["perplexity"],
     }
+    for side, figures in metrics.figures_by_scale(model, images, tokens).items():
+        values |= {
+            f"psnr_scale_{side}": figures["psnr"],
+            f"codebook_used_scale_{side}": figures["used"],
+            f"codebook_perplexity_scale_{side}": figures["perplexity"],
+        }
+    return values
 
 
 def _one_epoch(loader: ImageLoader, batch_size: int, device: str) -> Iterator[Tensor]:

@@ -83,6 +83,15 @@ ROWS = (
     Row("vqgan", "size", "D", "343 tensors, 76,073,859 (taming f16-16384), 72,141,699 (1,024); Gumbel f8 301, 68,995,971; 344 with a buffer, 71,948,939 (VQ-16), 300, 70,175,371 (VQ-8)"),
     Row("vqgan", "key layout", "C", "decoder levels from the finest (taming) or the coarsest (LlamaGen); state_dict; ema, model or state_dict"),
     Row("vqgan", "to ignore", "C", "loss.*, optimizer states, callbacks keyed by a class; discriminator, optimizer, steps, args, codebook_used"),
+    # and another: P arXiv 2404.02905, C its authors' code; the values are those of the published tokenizer
+    Row("multi_scale", "trunk", "C", "vqgan's, 160 wide, latent 32; 3×3 next to the codes; pixels in [−1, 1], output clamped to it"),
+    Row("multi_scale", "tokens", "C P", "one codebook of 4,096 × 32 for all scales, plain squared distance; by direction: an option, off"),
+    Row("multi_scale", "scales", "C", "256²: 1,2,3,4,5,6,8,10,13,16 = 680 tokens; 512²: 1,2,3,4,6,9,13,18,24,32 = 2,240; a setting"),
+    Row("multi_scale", "one scale", "C P", "what is left over -> area means (not at the last) -> nearest code -> bicubic -> φ; added to the latents so far"),
+    Row("multi_scale", "phi", "C", "½ 3×3 convolution + ½ identity; 4 of them at linspace(1/12, 11/12), nearest to i/(S−1); other n: (2k+1)/2n"),
+    Row("multi_scale", "loss of tokens", "C", "mean over scales of ‖so far − sg f‖² + .25 ‖sg so far − f‖², means over channels; straight-through once, on the sum"),
+    Row("multi_scale", "size", "D", "encoder 44,107,872, decoder 64,653,923; 108,989,315 with a buffer of 40,960 that is not kept"),
+    Row("multi_scale", "training", "?", "unpublished; settings: share of images that stop at an earlier scale, start and restarts of codes, weight of pixels"),
     # the transformer
     Row("generator", "sequence", "P", "256 text tokens of 16,384, lower-cased, then 1,024 image tokens of 8,192"),
     Row("generator", "pads", "P", "a learned pad for each of the 256 text positions"),

@@ -147,6 +147,17 @@ def test_decode_returns_images(kind):
 
 
 @every_tokenizer
+def test_there_is_an_image_after_each_scale_and_the_last_is_the_decoded_one(kind):
+    tokenizer = tiny("image_tokenizers", kind)
+    tokens = tokenizer.encode(random_images(2))
+
+    images = tokenizer.images_so_far(tokens)
+
+    assert len(images) == len(tokenizer.scales) and images[-1].equal(tokenizer.decode(tokens))
+    assert all(each.shape == (2, 3, SIDE, SIDE) and 0 <= each.min() and each.max() <= 1 for each in images)
+
+
+@every_tokenizer
 def test_an_image_has_the_same_tokens_in_any_batch(kind):
     tokenizer = tiny("image_tokenizers", kind)
     together = tokenizer.encode(random_images(5))

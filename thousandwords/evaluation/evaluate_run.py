@@ -30,6 +30,7 @@ from thousandwords.evaluation.metrics import clip_score, match_rates
 from thousandwords.evaluation.reconstruction import Reconstructions, decoder_figures, reconstruct
 from thousandwords.evaluation.verdict import kept_row
 from thousandwords.inference.sample_shards import Samples
+from thousandwords.nn.metrics import figures_by_scale
 from thousandwords.scenes.parse import match_caption
 from thousandwords.scenes.render import parse_caption
 from thousandwords.text.normalize import normalize
@@ -131,6 +132,8 @@ def evaluate_run(
     figures = collect(
         reconstructions, caption_rates, inputs.samples, inputs.scores, inputs.generator_curve, seed
     )
+    if scales := figures_by_scale(inputs.tokenizer, images, reconstructions.tokens):
+        figures["scales"] = {str(side): values for side, values in scales.items()}
     if inputs.decoder:
         figures["decoder"] = decoder_figures(reconstructions, images, inputs.scorer, seed)
     figures["fidelity"] = fidelity | closeness_figures(closeness, seed)

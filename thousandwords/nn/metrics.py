@@ -1,9 +1,9 @@
-"""Metrics of tensors: PSNR, codebook usage, top-1 accuracy."""
+"""Metrics of tensors: PSNR, codebook usage, also scale by scale, top-1 accuracy."""
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
 SMALLEST_ERROR = 1e-10  # equal images count as 100 dB, not as infinity
 
@@ -52,6 +52,20 @@ def codebook_usage(tokens: Tensor, vocab_size: int) -> dict[str, float | int]:
     share = counts[counts > 0] / counts.sum()
     perplexity = (-(share * share.log()).sum()).exp().item()
     return {"used": len(share) / vocab_size, "used_words": len(share), "perplexity": perplexity}
+
+
+def figures_by_scale(tokenizer: nn.Module, images: Tensor, tokens: Tensor) -> dict[int, dict[str, float]]:
+    """{side of a grid: PSNR of the images after it in dB, codebook usage in it}, from the tokens (B, L) of images
+    (B, 3, H, W); empty for a tokenizer with one grid."""
+    if len(tokenizer.scales) == 1:
+        return {}
+    batches, device = tokens.split(tokenizer.max_batch_size), next(tokenizer.parameters()).device
+    decoded = zip(*(tokenizer.images_so_far(batch.to(device)) for batch in batches), strict=True)
+    grids = tokens.split([side * side for side in tokenizer.scales], dim=1)
+    return {
+        side: {"psnr": mean_psnr(images, torch.cat(after)), **codebook_usage(grid, tokenizer.vocab_size)}
+        for side, after, grid in zip(tokenizer.scales, decoded, grids, strict=True)
+    }
 
 
 def top1(similarity: ArrayLike) -> float:

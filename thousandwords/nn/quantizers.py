@@ -37,6 +37,12 @@ def squared_distance(points: Tensor, codes: Tensor) -> Tensor:
     return (points - codes).square().sum(dim=1).mean()
 
 
+def token_shares(tokens: Tensor, vocab_size: int) -> Tensor:
+    """The share of each token among tokens (N,): (K,); also on the meta device, where bincount is missing."""
+    ones = torch.ones_like(tokens, dtype=torch.float32)
+    return ones.new_zeros(vocab_size).index_add_(0, tokens, ones) / len(tokens)
+
+
 def usage_and_sums(points: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:
     """For each token the share of points that have it, and their sum divided by N: (N, W), (N,) -> (K, 1 + W)."""
     rows = torch.cat([torch.ones_like(points[:, :1]), points], dim=1)

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
+from torch import nn
 
 from thousandwords.core.manifest import read_manifest
 from thousandwords.data.images import to_uint8
@@ -23,6 +25,7 @@ from thousandwords.reporting.page import thumbnail
 
 MAX_BEST_SAMPLES = 12  # on the first screen
 LARGE, SMALL = 256, 128  # pixels of a single image, and of one among all candidates
+MAX_SCALE_ROWS = 4  # images shown after each grid of tokens
 MAX_NEAREST = 4  # images of each kind beside their nearest training images
 ImageAndCaption = tuple[bytes, str]
 
@@ -167,6 +170,8 @@ def gather(
         "versions": figures["protocol"]["versions"],
         "fingerprints": figures["protocol"]["checkpoints"],
     }
+    if "scales" in figures:
+        data["scale_rows"] = scale_rows(inputs.tokenizer, evaluation)
     if neighbors := evaluation.neighbors:
         data |= nearest_pairs(neighbors, evaluation.validation, evaluation.training, samples)
     return data
@@ -200,6 +205,19 @@ def _reconstructions(evaluation: Evaluation, count: int) -> list[dict]:
         ):
             row |= {"decoded": thumbnail(image, LARGE), "psnr_decoded": float(value)}
     return rows
+
+
+def scale_rows(tokenizer: nn.Module, evaluation: Evaluation) -> list[list[dict]]:
+    """The first held-out images, each as a row: the image after each grid of its tokens, then the original."""
+    tokens = evaluation.reconstructions.tokens[:MAX_SCALE_ROWS]
+    with torch.no_grad():
+        after = [to_uint8(images) for images in tokenizer.images_so_far(tokens)]
+    labels = [*(f"{side} × {side}" for side in tokenizer.scales), "original"]
+    originals = to_uint8(evaluation.held_out.images[: len(tokens)])
+    return [
+        [{"image": thumbnail(image, SMALL), "label": label} for image, label in zip(row, labels, strict=True)]
+        for row in zip(*after, originals, strict=True)
+    ]
 
 
 def prompt_rows(

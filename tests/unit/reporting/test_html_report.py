@@ -335,6 +335,23 @@ def test_figures_of_image_fidelity_that_are_missing_are_left_out(part, text):
     assert text not in page and "do samples look like real images?" in page
 
 
+def test_images_and_figures_of_several_scales_are_shown_coarse_to_fine():
+    scales = {
+        str(side): {"psnr": psnr, "used": 0.5, "used_words": used, "perplexity": 20.4}
+        for side, psnr, used in ((1, 16.62, 9), (8, 28.71, 500))
+    }
+    cells = [
+        {"image": image, "label": label}
+        for image, label in ((RED, "1 × 1"), (BLUE, "8 × 8"), (NAVY, "original"))
+    ]
+
+    html = page_of({"scales": scales}, scale_rows=[cells, cells])
+
+    assert "1 × 1 16.6 dB 9 20 8 × 8 28.7 dB 500 20" in text_of(html)
+    assert text_of(html).count("1 × 1 8 × 8 original") == 2 and 'alt="Held-out image 2, 8 × 8"' in html
+    assert "After each grid" not in page_of()
+
+
 @pytest.mark.parametrize(("kept_part", "num_folded"), [({}, 3), ({"kept_part": BLUE}, 4)])
 def test_more_than_eight_candidates_are_folded_away_and_a_kept_part_takes_a_place(kept_part, num_folded):
     row = {"prompt": "a red circle", "split": "completed", "candidates": [{"image": RED}] * 11, **kept_part}
