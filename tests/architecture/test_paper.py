@@ -85,15 +85,14 @@ def test_every_preset_is_valid_and_its_models_fit_together(name):
     check_params(params, params["seed"])
 
     tokenizer, generator = build_on_meta("image_tokenizer", name), build_on_meta("generator", name)
-    side = tokenizer.scales[0]
     with torch.device("meta"):
         image_tokens = tokenizer.encode(torch.rand(2, 3, tokenizer.image_size, tokenizer.image_size))
         text_logits, image_logits = generator.logits(
             torch.zeros(2, generator.text_length, dtype=torch.int64), image_tokens
         )
-    assert image_tokens.shape == (2, side * side)
+    assert image_tokens.shape == (2, tokenizer.num_tokens)
     assert text_logits.shape == (2, generator.text_length, generator.text_vocab_size)
-    assert image_logits.shape == (2, side * side, tokenizer.vocab_size)
+    assert image_logits.shape == (2, tokenizer.num_tokens, tokenizer.vocab_size)
 
 
 def test_the_gpu_preset_has_about_1_3_billion_weights_for_1024_tokens_of_8192():
