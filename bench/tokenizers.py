@@ -65,6 +65,8 @@ KINDS: dict[str, tuple[str, dict]] = {
     "vqvae": ("vqvae", {}),
     "fsq": ("vqvae", {"quantizer": "fsq"}),
     "simvq": ("vqvae", {"quantizer": "simvq"}),
+    "two_grids": ("vqvae", {"scales": [4, 8]}),
+    "multi_scale": ("multi_scale", {}),
 }
 
 COLUMNS = {
