@@ -110,14 +110,15 @@ def settings(kind: str, seed: int, changes: dict) -> dict:
 
 
 def merged(settings: dict, changes: dict) -> dict:
-    """merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) -> {"a": {"b": 3, "c": 2}}"""
-    nested = {
-        key: merged(settings[key], value)
-        if isinstance(value, dict) and isinstance(settings.get(key), dict)
-        else value
-        for key, value in changes.items()
-    }
-    return settings | nested
+    """merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) -> {"a": {"b": 3, "c": 2}}; a section that names its `kind`
+    replaces the other."""
+
+    def value(key: str) -> object:
+        before, now = settings.get(key), changes[key]
+        is_part = isinstance(before, dict) and isinstance(now, dict) and "kind" not in now
+        return merged(before, now) if is_part else now
+
+    return settings | {key: value(key) for key in changes}
 
 
 def run_stages(folder: Path, params: dict, stages: Sequence[str]) -> None:
