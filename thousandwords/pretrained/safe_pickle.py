@@ -123,16 +123,21 @@ def state_dict_of(value: object, parts: Sequence[str] = ()) -> tuple[str, dict[s
     value itself, "", then under any of its keys; without one ("", {})."""
     if type(value) is not dict:
         return "", {}
-    for part in (*parts, "", *(key for key in value if type(key) is str)):
-        weights = value
-        for key in part.split(".") if part else ():
-            weights = weights.get(key) if type(weights) is dict else None
+    named = [(part, _at(value, part)) for part in parts]
+    for part, weights in (*named, ("", value), *value.items()):
         if type(weights) is dict:
             items = weights.items()
             tensors = {k: v for k, v in items if type(k) is str and isinstance(v, StoredTensor)}
             if tensors:
-                return part, tensors
+                return printable(str(part)), tensors
     return "", {}
+
+
+def _at(value: object, path: str) -> object:
+    """What dicts in dicts hold at "trainer.model", or None."""
+    for key in path.split("."):
+        value = value.get(key) if type(value) is dict else None
+    return value
 
 
 def printable(text: str) -> str:
