@@ -1,8 +1,8 @@
 """The tokenizer of VQGAN (arXiv 2012.09841, section 3.1), with the codes of LlamaGen (2406.06525, section 3.1).
 
 The defaults are LlamaGen's VQ-16. Those of taming-transformers' f16-16384: code_width 256, l2_normalize false,
-commitment_weight 1, codebook_weight 0.25, pixel_loss absolute. Its Gumbel f8 has no nearest codes: the encoder's last
-layer are logits, from which training samples tokens (quantizer gumbel, after arXiv 1611.01144). Not built yet: the adversary and the perceptual
+commitment_weight 1, codebook_weight 0.25, pixel_loss absolute. With quantizer gumbel, as in its f8, the encoder
+ends in logits, from which training samples tokens (arXiv 1611.01144). Not built yet: the adversary and the perceptual
 term of the papers' loss, without which trained images are smoother than theirs.
 """
 
@@ -86,7 +86,7 @@ class VQGAN(ImageTokenizer):
         codes = torch.empty(config.vocab_size, config.code_width)
         if config.quantizer == "gumbel":
             self.encoder.add_module("to_logits", nn.Conv2d(config.code_width, config.vocab_size, 1))
-            codes.normal_()
+            codes.normal_()  # as torch starts an embedding
         else:
             codes.uniform_(-1 / config.vocab_size, 1 / config.vocab_size)
         self.codes = nn.Parameter(self._normalized(codes))
