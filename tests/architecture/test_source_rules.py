@@ -135,7 +135,7 @@ def test_the_lock_pins_every_package_with_hashes_and_names_no_index():
 
 
 def test_random_numbers_are_made_on_the_device_of_their_generator():
-    """torch makes them on the CPU unless told, and refuses a generator of another device: an error that no machine
+    """torch makes them on the CPU by default, and refuses a generator of another device: an error that no machine
     without a GPU shows."""
     names = ("rand", "randn", "randint", "randperm", "normal", "empty")
     found = [
