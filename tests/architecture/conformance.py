@@ -59,12 +59,18 @@ ROWS = (
     Row("tokenizer", "augmentation", "P", "tokenizer: square anywhere, side 288…384, crop 256, flipped or not"),
     Row("tokenizer", "tokens for stage two", "P A", "arg-max of the logits, no Gumbel noise"),
     # another kind of image tokenizer: P arXiv 1711.00937, C code of its authors or of the quantizer's
+    Row("vqvae", "trunk", "C", "the dVAE's, so that only the bottleneck differs (CIFAR example: 2 × conv 4 stride 2, 2 blocks of 32)"),
+    Row("vqvae", "pixels, reconstruction", "C", "[−.5, .5]; squared error ÷ variance of the pixels (a setting, about 20 = 1/.05)"),
     Row("vqvae", "straight-through", "P C", "the decoder sees the code, its gradient reaches the latent as if it had seen the latent"),
     Row("vqvae", "loss", "P", "squared error + codebook term (gradient) + β ‖latent − sg code‖², β .25"),
     Row("vqvae", "EMA codebook", "P C", "n ← γn + (1−γ) count, m ← γm + (1−γ) sum, γ .99; code = m/n, both from the start's first value"),
-    Row("vqvae", "VQ-VAE-2", "P C", "top grid of half the side first; the bottom's quantizer sees the decoded top; weight .25, γ .99"),
+    Row("vqvae", "EMA zero-debias", "C", "n and m divided by 1 − γ^t: cancels in m/n; no ε, an unused code keeps its place"),
+    Row("vqvae", "optimizer", "C", "Adam 3e-4, batch 32 (VQ-VAE-2: 128), constant: settings"),
+    Row("vqvae", "VQ-VAE-2", "P T", "top grid of half the side first; the bottom's quantizer sees the decoded top; weight .25, γ .99"),
+    Row("vqvae", "VQ-VAE-2 sizes", "T", "grids of image/8 and image/4; 128 wide, codes 512 × 64, a codebook for each grid: settings"),
     Row("vqvae", "l2 codes", "C", "latents and codes of unit length, normalized where they are used"),
     Row("vqvae", "FSQ", "P C", "tanh to L levels, even L shifted by half a level, ε 1e-3, ÷ ⌊L/2⌋; first dimension fastest; no loss"),
+    Row("vqvae", "FSQ levels", "P", "512 [8,8,8]; 1,000 [8,5,5,5]; 4,375 [7,5,5,5,5]; 15,360 [8,8,8,6,5]"),
     Row("vqvae", "SimVQ", "C", "fixed table N(0, d^−½) through one learned affine map; codebook 1, commitment .25"),
     # another one: C taming-transformers (arXiv 2012.09841) and LlamaGen (2406.06525), T what others read in their files.
     # rFID on ImageNet is no row: the data and the published files are not here

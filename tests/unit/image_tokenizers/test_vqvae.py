@@ -14,7 +14,9 @@ from thousandwords.image_tokenizers.vqvae.model import VQVAE, VQVAEConfig
 from thousandwords.nn.quantizers import FiniteScalarQuantizer, VectorQuantizer, kmeans_plus_plus, nearest
 from thousandwords.training.checkpoints import Checkpoints
 from thousandwords.training.config import TrainingConfig
+from thousandwords.training.distributed import SINGLE_PROCESS
 from thousandwords.training.loop import Stopped, fit
+from thousandwords.training.train_state import TrainState
 
 TINY = VQVAEConfig(**tiny_models.TINY["image_tokenizers"]["vqvae"])
 FSQ = {"quantizer": "fsq", "levels": (4, 3), "vocab_size": 12}
@@ -95,6 +97,39 @@ def test_the_gradient_of_the_code_passes_to_the_latents_unchanged(settings):
     assert seen["points"].grad.abs().sum() > 0 and seen["points"].grad.equal(seen["codes"].grad)
 
 
+# --- the trunk and the pixels -------------------------------------------------------------------------------
+
+
+@pytest.mark.paper("vqvae: trunk")
+def test_the_trunk_is_the_dvaes():
+    """So that only the bottleneck differs: all layers but those at the tokens and at the pixels."""
+    dvae = tiny_models.tiny("image_tokenizers", "dvae")
+    shapes = [
+        {
+            name: weight.shape
+            for name, weight in model.state_dict().items()
+            if "group_" in name or "encoder.input" in name
+        }
+        for model in (tiny(), dvae)
+    ]
+    assert shapes[0] == shapes[1] and len(shapes[0]) > 30
+
+
+@pytest.mark.paper("vqvae: pixels, reconstruction")
+def test_pixels_are_centered_and_their_squared_error_is_divided_by_their_variance():
+    model, images, seen = tiny(squared_error_weight=12.5), random_images(), []
+    model.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model.decoder.output.weight.zero_()
+        model.decoder.output.bias.fill_(0.25)
+
+    logged = model.loss(images, 0, rng())[1]
+
+    assert seen[0].equal(images - 0.5)
+    assert model.decode(model.encode(images)).equal(torch.full_like(images, 0.75))
+    torch.testing.assert_close(logged["reconstruction_loss"], 12.5 * (images - 0.75).square().mean())
+
+
 # --- two grids ----------------------------------------------------------------------------------------------
 
 
@@ -136,6 +171,16 @@ def test_the_loss_of_two_grids_is_the_squared_error_and_a_quarter_of_both_commit
     used = logged["batch_codes_used_scale_2"] * 12
     assert used.item() == pytest.approx(len(tokens[:, :4].unique()))
     assert set(model.after_update(0, rng(), alone)) == {"codes_restarted_scale_2", "codes_restarted_scale_4"}
+
+
+@pytest.mark.paper("vqvae: VQ-VAE-2 sizes")
+def test_the_sizes_of_vq_vae_2_can_be_set():
+    with torch.device("meta"):
+        model = VQVAE(
+            VQVAEConfig(width=64, groups=2, patch=2, latent_width=64, scales=(32, 64)), image_size=256
+        )
+    assert model.config.coarsest_width == 128 and model.num_tokens == 32 * 32 + 64 * 64
+    assert [quantizer.codebook.shape for quantizer in model.quantizers] == [(512, 64), (512, 64)]
 
 
 def test_of_two_grids_the_codes_of_the_coarse_one_start_first():
@@ -184,6 +229,27 @@ def test_a_code_is_the_moving_average_of_the_latents_near_it():
     assert quantizer.codebook[0].tolist() == pytest.approx([1 / 3, 0])
 
 
+@pytest.mark.paper("vqvae: EMA zero-debias")
+def test_the_averages_need_no_correction_of_their_start_at_zero():
+    decay, vectors = 0.75, torch.randn(3, 2, generator=rng())
+    quantizer = codes_of(vectors.tolist(), codebook_decay=decay)
+    batches = [torch.randn(40, 2, generator=rng(seed)) for seed in range(1, 6)]
+    # the authors' code: averages from zero, divided by 1 - decay ** updates; here the first update is the start
+    counts, sums = (1 - decay) * torch.full((3,), 1 / 3), (1 - decay) * vectors / 3
+    quantizer._place(torch.arange(3), vectors, counts.clone())
+    for number, points in enumerate(batches, start=2):
+        tokens = torch.cdist(points, sums / counts[:, None]).argmin(dim=1)
+        one_hot = torch.nn.functional.one_hot(tokens, 3).float()
+        counts = decay * counts + (1 - decay) * one_hot.sum(dim=0) / 40
+        sums = decay * sums + (1 - decay) * one_hot.T @ points / 40
+        debiased = [average / (1 - decay**number) for average in (counts, sums)]
+
+        quantizer.after_update(points, 0, rng(), alone)
+
+        torch.testing.assert_close(quantizer.codebook, debiased[1] / debiased[0][:, None])
+
+
+@pytest.mark.paper("vqvae: EMA zero-debias")
 def test_a_code_that_is_never_used_keeps_its_place():
     quantizer = codes_of([[0.0, 0.0], [4.0, 1.0]], codebook_decay=0.5)
     for step in range(400):  # .5 ** 400 is 0 in float32
@@ -309,6 +375,19 @@ def test_fsq_rounds_to_its_levels_with_the_first_dimension_fastest():
     assert quantizer.points(torch.zeros(1, 2)).abs().max() < 0.01
 
 
+@pytest.mark.paper("vqvae: FSQ levels")
+@pytest.mark.parametrize(
+    "levels, vocab_size",
+    [((8, 8, 8), 512), ((8, 5, 5, 5), 1000), ((7, 5, 5, 5, 5), 4375), ((8, 8, 8, 6, 5), 15_360)],
+)
+def test_the_papers_levels_make_their_vocabularies_also_under_autocast(levels, vocab_size):
+    quantizer = fsq(*levels)
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = quantizer.tokens(quantizer.codebook)
+        points = quantizer.points(torch.randn(64, len(levels), generator=rng()))
+    assert tokens.equal(torch.arange(vocab_size)) and points.dtype == torch.float32
+
+
 @given(st.lists(st.integers(2, 9), min_size=1, max_size=4))
 def test_every_fsq_token_is_that_of_its_own_code(levels):
     quantizer = fsq(*levels)
@@ -331,6 +410,17 @@ def test_simvq_learns_the_map_of_its_table_and_not_the_table():
 
 
 # --- training -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.paper("vqvae: optimizer")
+@pytest.mark.parametrize("batch_size", [32, 128])
+def test_the_published_trainings_can_be_set(batch_size):
+    config = TrainingConfig(
+        10_000, batch_size, learning_rate=3e-4, final_learning_rate=3e-4, beta2=0.999, weight_decay=0.0
+    )
+    state = TrainState(tiny(), config, SINGLE_PROCESS)
+    assert {state.learning_rate(step) for step in (0, 5000, 9999)} == {3e-4}
+    assert {group["betas"] for group in state.optimizers[0].param_groups} == {(0.9, 0.999)}
 
 
 @pytest.mark.parametrize("settings", [{}, FSQ, {"quantizer": "simvq"}, TWO_GRIDS])

@@ -173,7 +173,7 @@ class VQVAE(ImageTokenizer):
         self.config = config
         self.vocab_size = config.vocab_size
         side = image_size // config.cell
-        self.scales = config.scales or (side,)
+        self.scales = tuple(config.scales or (side,))
         if self.scales != (side,) and self.scales != (side / 2, side):
             halves = f"[{side // 2}, {side}], or " if side % 2 == 0 else ""
             raise ValueError(
@@ -305,9 +305,8 @@ class VQVAE(ImageTokenizer):
 
     def _start_codes(self, rng: torch.Generator) -> None:
         batches = self.first_images.split(self.max_batch_size)
-        for number, quantizer in enumerate(
-            self.quantizers
-        ):  # coarse first: the fine grid's latents see its codes
+        # coarse first: the fine grid's latents see its codes
+        for number, quantizer in enumerate(self.quantizers):
             points = torch.cat([self._grids(images)[number].points for images in batches])
             quantizer.start(points, rng)
         self.first_images = None
