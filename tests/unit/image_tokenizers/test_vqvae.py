@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.helpers import tiny_models
 from tests.helpers.tiny_models import rng
 from thousandwords.image_tokenizers.vqvae.model import VQVAE, VQVAEConfig
+from thousandwords.nn.metrics import figures_by_scale
 from thousandwords.nn.quantizers import FiniteScalarQuantizer, VectorQuantizer, kmeans_plus_plus, nearest
 from thousandwords.training.checkpoints import Checkpoints
 from thousandwords.training.config import TrainingConfig
@@ -171,6 +172,21 @@ def test_the_loss_of_two_grids_is_the_squared_error_and_a_quarter_of_both_commit
     used = logged["batch_codes_used_scale_2"] * 12
     assert used.item() == pytest.approx(len(tokens[:, :4].unique()))
     assert set(model.after_update(0, rng(), alone)) == {"codes_restarted_scale_2", "codes_restarted_scale_4"}
+
+
+def test_the_image_after_the_coarse_grid_does_not_depend_on_the_fine_one():
+    model, images = tiny(**TWO_GRIDS), random_images()
+    tokens = model.encode(images)
+    coarse, fine = model.images_so_far(tokens)
+    other_fine, other_coarse = tokens.clone(), tokens.clone()
+    other_fine[:, 4:] = (tokens[:, 4:] + 1) % 12
+    other_coarse[:, :4] = (tokens[:, :4] + 1) % 12
+
+    assert fine.equal(model.decode(tokens)) and not coarse.equal(fine)
+    assert model.images_so_far(other_fine)[0].equal(coarse)
+    assert not model.images_so_far(other_coarse)[0].equal(coarse)
+    figures = figures_by_scale(model, images, tokens)
+    assert list(figures) == [2, 4] and all(0 < values["used"] <= 1 for values in figures.values())
 
 
 @pytest.mark.paper("vqvae: VQ-VAE-2 sizes")

@@ -233,6 +233,16 @@ class VQVAE(ImageTokenizer):
         self.check_tokens(tokens)
         return self._decode(self.code_vectors(tokens)).clamp(0, 1)
 
+    def images_so_far(self, tokens: Tensor) -> list[Tensor]:
+        """The images (B, 3, H, W) in [0, 1] after each grid. After the coarse one of two, every cell of the fine grid has
+        the mean of its codes: the decoder never saw the coarse grid alone."""
+        images = [self.decode(tokens)]
+        if self.top is None:
+            return images
+        top, bottom = self.code_vectors(tokens).tensor_split([self.scales[0] ** 2], dim=1)
+        unknown = self.codebook.mean(dim=0).expand_as(bottom)
+        return [self._decode(torch.cat([top, unknown], dim=1)).clamp(0, 1), *images]
+
     @torch.no_grad()
     def prepare(self, image_batches: Iterable[Tensor], rng: torch.Generator) -> None:
         """Keep the images whose latents the first codes are chosen from, by `after_update` or, without updates
