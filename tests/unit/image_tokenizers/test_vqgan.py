@@ -10,7 +10,7 @@ from torch import nn
 from tests.helpers import tiny_models
 from tests.helpers.tiny_models import rng
 from thousandwords.image_tokenizers.vqgan.model import VQGAN, VQGANConfig
-from thousandwords.image_tokenizers.vqgan.trunk import Block
+from thousandwords.nn.vqgan_trunk import Block
 from thousandwords.training.config import TrainingConfig
 from thousandwords.training.distributed import SINGLE_PROCESS
 from thousandwords.training.train_state import TrainState
