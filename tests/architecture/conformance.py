@@ -97,6 +97,7 @@ ROWS = (
     Row("multi_scale", "phi", "C", "½ 3×3 convolution + ½ identity; 4 of them at linspace(1/12, 11/12), nearest to i/(S−1); other n: (2k+1)/2n"),
     Row("multi_scale", "loss of tokens", "C", "mean over scales of ‖so far − sg f‖² + .25 ‖sg so far − f‖², means over channels; straight-through once, on the sum"),
     Row("multi_scale", "size", "D", "encoder 44,107,872, decoder 64,653,923; 108,989,315 with a buffer of 40,960 that is not kept"),
+    Row("multi_scale", "keys", "C", "324 tensors under taming's names, attention .norm, .qkv, .proj_out; quant_resi.qresi_ls.0…3; ema_vocab_hit_SV dropped"),
     Row("multi_scale", "training", "?", "unpublished; settings: share of images that stop at an earlier scale, start and restarts of codes, weight of pixels"),
     # the transformer
     Row("generator", "sequence", "P", "256 text tokens of 16,384, lower-cased, then 1,024 image tokens of 8,192"),

@@ -62,10 +62,6 @@ LAYOUTS = {
         },
     ),
 }
-NOT_SUPPORTED = {  # what a name begins with -> the tokenizer that has it
-    "quantize.quant_resi": "VAR's tokenizer of several scales",
-    "quantize.ema_vocab_hit_SV": "VAR's tokenizer of several scales",
-}
 CODES = {"nearest": "quantize.embedding.weight", "gumbel": "quantize.embed.weight"}
 NAME_RULES = (  # our name -> name in both codebases, applied in this order
     (r"^encoder\.to_code\.", "quant_conv."),
@@ -106,11 +102,13 @@ def import_weights(
 def published_names(model: nn.Module, layout: str) -> dict[str, str]:
     """{our name: the name in that codebase} of every tensor of a vqgan model."""
     levels = len(model.config.multipliers)
-    names = {name: _published_name(name, LAYOUTS[layout], levels) for name in model.state_dict()}
+    names = {name: published_name(name, LAYOUTS[layout], levels) for name in model.state_dict()}
     return names | {"codes": CODES[model.config.quantizer]}
 
 
-def _published_name(name: str, layout: Layout, levels: int) -> str:
+def published_name(name: str, layout: Layout, levels: int) -> str:
+    """The name of a tensor of ours in that codebase, in a trunk of so many levels."""
+
     def level_part(match: re.Match) -> str:
         half, level, part, number = match.groups()
         is_reversed = half == "decoder" and layout.is_coarsest_first
@@ -130,20 +128,23 @@ def _published_name(name: str, layout: Layout, levels: int) -> str:
 
 def _check(shapes: Shapes, layout: str, image_size: int) -> None:
     """Raise RejectedPickle unless these are exactly the names and shapes of one tokenizer of that layout."""
-    for start, model in NOT_SUPPORTED.items():
-        if any(name.startswith(start) for name in shapes):
-            raise OtherModel(f"holds {model}, which import-weights does not support yet")
+    if any(name.startswith("quantize.quant_resi") for name in shapes):
+        raise OtherModel("holds VAR's tokenizer of several scales. Give --from var")
     for other in LAYOUTS:
         if other != layout and _first_conv(LAYOUTS[other]) in shapes:
             raise OtherModel(f"has the names of another codebase. Give --from {other}")
     model = _model(shapes, layout, image_size)
     names, ours = published_names(model, layout), components.shapes(model)
-    expected = {names[name]: shape for name, shape in ours.items()}
+    check_shapes(shapes, {names[name]: shape for name, shape in ours.items()}, layout)
+
+
+def check_shapes(shapes: Shapes, expected: Shapes, origin: str) -> None:
+    """Raise RejectedPickle unless the names and shapes are the expected ones of the tokenizer of `origin`."""
     all_names = expected.keys() | shapes.keys()
     if wrong := sorted(name for name in all_names if expected.get(name) != shapes.get(name)):
         first = wrong[0]
         raise RejectedPickle(
-            f"does not fit the tokenizer of {layout}: {len(wrong)} tensors differ, the first is {printable(first)}: "
+            f"does not fit the tokenizer of {origin}: {len(wrong)} tensors differ, the first is {printable(first)}: "
             f"expected {expected.get(first, 'none')}, found {shapes.get(first, 'none')}"
         )
 
@@ -153,13 +154,13 @@ def _model(shapes: Shapes, layout: str, image_size: int) -> nn.Module:
     config_class = components.component("image_tokenizers", "vqgan")[1]
     try:
         with torch.device("meta"):
-            config = config_class(**_sizes(shapes, LAYOUTS[layout]), **LAYOUTS[layout].settings)
+            config = config_class(**sizes_of(shapes, LAYOUTS[layout]), **LAYOUTS[layout].settings)
             return components.build("image_tokenizers", "vqgan", config, image_size=image_size)
     except ValueError as error:
         raise OtherModel(f"holds no tokenizer of {layout}: {error}") from error
 
 
-def _sizes(shapes: Shapes, layout: Layout) -> dict[str, object]:
+def sizes_of(shapes: Shapes, layout: Layout) -> dict[str, object]:
     """The settings of VQGANConfig that shapes say; ValueError without a tensor that it needs."""
 
     def shape_of(name: str, axes: int) -> tuple[int, ...]:

@@ -315,7 +315,7 @@ def test_in_the_updates_of_the_decoder_alone_tokens_stay():
         ({"scales": (1, 4, 2)}, r"multi_scale.scales is \[1, 4, 2\]; give sides that grow"),
         (
             {"scales": (1, 3)},
-            "image_size is 16, but the last of multi_scale.scales, 3, times the 4 pixels of a cell",
+            r"image_size is 16, but multi_scale.scales end at 3, which with 4 pixels a cell \(multi_scale.dvae\) makes 12",
         ),
     ],
 )

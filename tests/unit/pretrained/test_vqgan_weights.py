@@ -185,7 +185,7 @@ UNFIT = {
     ),
     "VAR's tokenizer": (
         lambda weights: weights | {"quantize.quant_resi.qresi_ls.0.weight": torch.zeros(6, 6, 3, 3)},
-        "holds VAR's tokenizer of several scales, which import-weights does not support yet",
+        "holds VAR's tokenizer of several scales. Give --from var",
     ),
     "another model": (
         lambda _: {"conv1.weight": torch.zeros(8, 3, 3, 3)},
@@ -316,4 +316,7 @@ def test_a_checkpoint_without_its_codebase_or_the_other_way_round_is_an_error(op
     with pytest.raises(SystemExit) as caught:
         command.main(["import-weights", *options])
     assert caught.value.code == 2
-    assert "--weights names the checkpoint of --from taming or --from llamagen" in capsys.readouterr().err
+    assert (
+        "--weights names the checkpoint of --from taming, --from llamagen or --from var"
+        in capsys.readouterr().err
+    )

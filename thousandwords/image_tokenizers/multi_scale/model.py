@@ -96,9 +96,9 @@ class MultiScale(ImageTokenizer):
         super().__init__(image_size)
         side = config.scales[-1]
         if image_size != side * config.sizes.cell:
+            made = f"multi_scale.scales end at {side}, which with {config.sizes.cell} pixels a cell (multi_scale.{config.trunk})"
             raise ValueError(
-                f"image_size is {image_size}, but the last of multi_scale.scales, {side}, times the {config.sizes.cell} "
-                f"pixels of a cell (multi_scale.{config.trunk}) is {side * config.sizes.cell}. They have to be equal"
+                f"image_size is {image_size}, but {made} makes {side * config.sizes.cell}. Make them equal"
             )
         self.config = config
         self.vocab_size = config.vocab_size
