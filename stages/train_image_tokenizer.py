@@ -125,11 +125,8 @@ def _metrics(model: nn.Module, images: Tensor, tokens: Tensor, decoded: Tensor) 
         "codebook_perplexity": usage["perplexity"],
     }
     for side, figures in metrics.figures_by_scale(model, images, tokens).items():
-        values |= {
-            f"psnr_scale_{side}": figures["psnr"],
-            f"codebook_used_scale_{side}": figures["used"],
-            f"codebook_perplexity_scale_{side}": figures["perplexity"],
-        }
+        names = {"psnr": "psnr", "used": "codebook_used", "perplexity": "codebook_perplexity"}
+        values |= {f"{names[key]}_scale_{side}": value for key, value in figures.items() if key in names}
     return values
 
 

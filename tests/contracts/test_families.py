@@ -17,6 +17,7 @@ from tests.helpers.tiny_models import (
     rng,
     rngs,
     tiny,
+    two_grids,
 )
 from thousandwords import components
 
@@ -154,6 +155,7 @@ def test_there_is_an_image_after_each_scale_and_the_last_is_the_decoded_one(kind
     images = tokenizer.images_so_far(tokens)
 
     assert len(images) == len(tokenizer.scales) and images[-1].equal(tokenizer.decode(tokens))
+    assert two_grids().images_so_far(two_grids().encode(random_images(2))) == []  # only both make one
     assert all(each.shape == (2, 3, SIDE, SIDE) and 0 <= each.min() and each.max() <= 1 for each in images)
 
 

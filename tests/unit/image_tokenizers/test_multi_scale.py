@@ -249,6 +249,13 @@ def test_training_brings_images_closer_and_each_scale_adds_to_them(settings):
     assert third == pytest.approx(mean_psnr(images, model.decode(model.encode(images))))
 
 
+def test_a_tokenizer_without_images_of_its_coarse_grids_still_has_its_use_of_codes_by_scale():
+    tokens = torch.cat([torch.zeros(2, 4, dtype=torch.int64), torch.arange(32).view(2, 16) % 12], dim=1)
+    figures = figures_by_scale(tiny_models.two_grids(), random_images(2), tokens)
+    assert [*figures] == [2, 4] and "psnr" not in figures[4]
+    assert (figures[2]["used_words"], figures[4]["used_words"]) == (1, 12) and figures[2]["perplexity"] == 1
+
+
 def test_the_codes_start_among_what_all_scales_have_to_approximate():
     model = tiny(first_steps_without_codes=2, vocab_size=4 * 21)
     model.prepare([random_images()], rng())
@@ -308,9 +315,9 @@ def test_in_the_updates_of_the_decoder_alone_tokens_stay():
         ({"vocab_size": 1}, "multi_scale.vocab_size is 1; it needs to be 2 or more"),
         ({"num_phi": 0}, "multi_scale.num_phi is 0; it needs to be 1 or more"),
         ({"restart_every": 0}, "multi_scale.restart_every is 0; it needs to be 1 or more"),
-        ({"stop_share": 1.5}, r"multi_scale.stop_share is 1.5; it has to be in \[0, 1\]"),
-        ({"codebook_decay": 1.0}, r"multi_scale.codebook_decay is 1.0; it has to be in \[0, 1\)"),
-        ({"squared_error_weight": 0.0}, "multi_scale.squared_error_weight is 0.0; it has to be above 0"),
+        ({"stop_share": 1.5}, r"multi_scale.stop_share is 1.5; it needs to be in \[0, 1\]"),
+        ({"codebook_decay": 1.0}, r"multi_scale.codebook_decay is 1.0; it needs to be in \[0, 1\)"),
+        ({"squared_error_weight": 0.0}, "multi_scale.squared_error_weight is 0.0; it needs to be above 0"),
         ({"scales": ()}, r"multi_scale.scales is \[\]; give sides that grow"),
         ({"scales": (1, 4, 2)}, r"multi_scale.scales is \[1, 4, 2\]; give sides that grow"),
         (
@@ -330,7 +337,7 @@ def test_impossible_settings_are_rejected(settings, message):
         (DVAETrunk, {"width": 10}, "multi_scale.dvae.width is 10; a bottleneck is a quarter"),
         (DVAETrunk, {"stem_kernel": 4}, "multi_scale.dvae.stem_kernel is 4; an odd side"),
         (DVAETrunk, {"patch": 0}, "multi_scale.dvae.patch is 0; it needs to be 1 or more"),
-        (DVAETrunk, {"init_gain": 0.0}, "multi_scale.dvae.init_gain is 0.0; it has to be above 0"),
+        (DVAETrunk, {"init_gain": 0.0}, "multi_scale.dvae.init_gain is 0.0; it needs to be above 0"),
         (VQGANTrunk, {"blocks": 0}, "multi_scale.vqgan.blocks is 0; it needs to be 1 or more"),
         (
             VQGANTrunk,

@@ -349,7 +349,7 @@ def test_images_and_figures_of_several_scales_are_shown_coarse_to_fine():
 
     assert "1 × 1 16.6 dB 9 20 8 × 8 28.7 dB 500 20" in text_of(html)
     assert text_of(html).count("1 × 1 8 × 8 original") == 2 and 'alt="Held-out image 2, 8 × 8"' in html
-    assert "After each grid" not in page_of()
+    assert "Grid by grid" not in page_of()
 
 
 @pytest.mark.parametrize(("kept_part", "num_folded"), [({}, 3), ({"kept_part": BLUE}, 4)])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from thousandwords.core.config import check_minimums
+from thousandwords.core.config import check_minimums, check_positive
 from thousandwords.image_tokenizers.base import ImageTokenizer, Logs
 from thousandwords.image_tokenizers.multi_scale.trunks import DVAETrunk, VQGANTrunk
 from thousandwords.nn.quantizers import Gather, VectorQuantizer, nearest, token_shares
@@ -44,23 +44,18 @@ class MultiScaleConfig:
     vqgan: VQGANTrunk = VQGANTrunk()  # used with trunk vqgan
 
     def __post_init__(self) -> None:
-        minimums = {"vocab_size": 2, "latent_width": 1, "num_phi": 1, "commitment_weight": 0}
-        minimums |= {"first_steps_without_codes": 0}
-        minimums |= {} if self.restart_every is None else {"restart_every": 1}
-        check_minimums(self, "multi_scale", **minimums)
+        check_minimums(self, "multi_scale", vocab_size=2, latent_width=1, num_phi=1, restart_every=1)
+        check_minimums(self, "multi_scale", commitment_weight=0, first_steps_without_codes=0)
+        check_positive(self, "multi_scale", "squared_error_weight")
         scales = list(self.scales)
         if not scales or scales[0] < 1 or scales != sorted(set(scales)):
             raise ValueError(
                 f"multi_scale.scales is {scales}; give sides that grow from 1 or more, as in [1, 2, 4, 8]"
             )
-        if not self.squared_error_weight > 0:
-            raise ValueError(
-                f"multi_scale.squared_error_weight is {self.squared_error_weight}; it has to be above 0"
-            )
         if not 0 <= self.codebook_decay < 1:
-            raise ValueError(f"multi_scale.codebook_decay is {self.codebook_decay}; it has to be in [0, 1)")
+            raise ValueError(f"multi_scale.codebook_decay is {self.codebook_decay}; it needs to be in [0, 1)")
         if not 0 <= self.stop_share <= 1:
-            raise ValueError(f"multi_scale.stop_share is {self.stop_share}; it has to be in [0, 1]")
+            raise ValueError(f"multi_scale.stop_share is {self.stop_share}; it needs to be in [0, 1]")
 
     @property
     def sizes(self) -> DVAETrunk | VQGANTrunk:

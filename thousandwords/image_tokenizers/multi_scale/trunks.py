@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from thousandwords.core.config import check_minimums
+from thousandwords.core.config import check_minimums, check_positive
 from thousandwords.nn import conv_blocks, vqgan_trunk
 
 
@@ -26,9 +26,7 @@ class DVAETrunk:
     def __post_init__(self) -> None:
         names = ("groups", "blocks_per_group", "decoder_width", "patch", "stem_kernel")
         check_minimums(self, "multi_scale.dvae", **dict.fromkeys(names, 1))
-        for name in ("init_gain", "residual_gain"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"multi_scale.dvae.{name} is {getattr(self, name)}; it has to be above 0")
+        check_positive(self, "multi_scale.dvae", "init_gain", "residual_gain")
         if self.width < 4 or self.width % 4:
             raise ValueError(
                 f"multi_scale.dvae.width is {self.width}; a bottleneck is a quarter of it, so give a multiple of 4"
