@@ -56,10 +56,19 @@ class ImageTokenizer(nn.Module, ABC):
     def loss(self, images: Tensor, step: int, rng: torch.Generator) -> tuple[Tensor, Logs]:
         """The training loss at this step, a scalar, and the values to log."""
 
-    @abstractmethod
     def decoder_loss(self, images: Tensor) -> tuple[Tensor, Logs]:
         """The training loss of the decoder alone, on the hard tokens of the images, and the values to log: what
-        the images' tokens are does not change. Its weights are the parameters `decoder.*`."""
+        the images' tokens are does not change. Its weights are the parameters `decoder.*`.
+
+        Of a kind with a codebook; another has its own."""
+        with torch.no_grad():
+            codes = self.code_vectors(self.encode(images))
+        loss = self._reconstruction_loss(images, codes)
+        return loss, {"reconstruction_loss": loss.detach()}
+
+    def code_vectors(self, tokens: Tensor) -> Tensor:
+        """The vectors (B, L, channels) of tokens (B, L), of a kind with a codebook."""
+        return self.codebook[tokens]
 
     def prepare(self, image_batches: Iterable[Tensor], rng: torch.Generator) -> None:
         """Set first weights from some training images, once, before step 0. Most kinds need nothing here."""

@@ -43,6 +43,15 @@ def token_shares(tokens: Tensor, vocab_size: int) -> Tensor:
     return ones.new_zeros(vocab_size).index_add_(0, tokens, ones) / len(tokens)
 
 
+def code_metrics(points: Tensor, codes: Tensor, tokens: Tensor, vocab_size: int) -> dict[str, Tensor]:
+    """The mean distance of points to their codes (N, W), and the perplexity of their tokens (N,), to log."""
+    shares = token_shares(tokens, vocab_size)
+    return {
+        "code_distance": (points - codes).detach().norm(dim=1).mean(),
+        "batch_perplexity": torch.special.entr(shares).sum().exp(),
+    }
+
+
 def usage_and_sums(points: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:
     """For each token the share of points that have it, and their sum divided by N: (N, W), (N,) -> (K, 1 + W)."""
     rows = torch.cat([torch.ones_like(points[:, :1]), points], dim=1)

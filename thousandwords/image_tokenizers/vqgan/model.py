@@ -16,7 +16,7 @@ from torch.nn import functional
 from thousandwords.core.config import check_minimums, check_positive
 from thousandwords.image_tokenizers.base import ImageTokenizer, Logs
 from thousandwords.nn.gumbel_softmax import gumbel_softmax, kl_and_usage
-from thousandwords.nn.quantizers import nearest
+from thousandwords.nn.quantizers import code_metrics, nearest
 from thousandwords.nn.schedules import cosine
 from thousandwords.nn.vqgan_trunk import build_decoder, build_encoder
 
@@ -146,11 +146,9 @@ class VQGAN(ImageTokenizer):
         quantizer_loss = (
             self.config.commitment_weight * commitment_loss + self.config.codebook_weight * codebook_loss
         )
-        shares = tokens.bincount(minlength=self.vocab_size) / len(tokens)
         logs = {
             "commitment_loss": commitment_loss.detach(),
-            "code_distance": (vectors - codes).detach().norm(dim=1).mean(),
-            "batch_perplexity": torch.special.entr(shares).sum().exp(),
+            **code_metrics(vectors, codes, tokens, self.vocab_size),
         }
         # straight through: the decoder sees the codes, and its gradient reaches the vectors
         return vectors + (codes - vectors).detach(), quantizer_loss, logs
@@ -170,13 +168,6 @@ class VQGAN(ImageTokenizer):
             "batch_perplexity": usage.detach().exp(),
         }
         return one_hot @ self.codebook, config.kl_weight * kl_loss, logs
-
-    def decoder_loss(self, images: Tensor) -> tuple[Tensor, Logs]:
-        """The decoder alone, on the tokens that the generator is trained on."""
-        with torch.no_grad():
-            codes = self.codebook[self.encode(images)]
-        loss = self._reconstruction_loss(images, codes)
-        return loss, {"reconstruction_loss": loss.detach()}
 
     def _reconstruction_loss(self, images: Tensor, codes: Tensor) -> Tensor:
         return PIXEL_LOSSES[self.config.pixel_loss](self._decode(codes), 2 * images - 1)

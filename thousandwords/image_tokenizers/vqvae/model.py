@@ -27,7 +27,7 @@ from thousandwords.nn.conv_blocks import (
     convolution,
     initialize,
 )
-from thousandwords.nn.quantizers import QUANTIZERS, Gather, Quantizer
+from thousandwords.nn.quantizers import QUANTIZERS, Gather, Quantizer, code_metrics, token_shares
 
 STARTING_LATENTS = 16_384  # that the first codes are chosen from
 
@@ -275,22 +275,13 @@ class VQVAE(ImageTokenizer):
         for quantizer, suffix, grid in zip(self.quantizers, self._suffixes, grids, strict=True):
             quantizer_loss, commitment_loss = quantizer.loss(grid.points, grid.codes)
             loss = loss + quantizer_loss
-            shares = grid.tokens.bincount(minlength=self.vocab_size) / len(grid.tokens)
-            logs |= {
-                f"commitment_loss{suffix}": commitment_loss.detach(),
-                f"code_distance{suffix}": (grid.points - grid.codes).detach().norm(dim=1).mean(),
-                f"batch_perplexity{suffix}": torch.special.entr(shares).sum().exp(),
-            }
+            values = {"commitment_loss": commitment_loss.detach()}
+            values |= code_metrics(grid.points, grid.codes, grid.tokens, self.vocab_size)
             if self.top is not None:
-                logs[f"batch_codes_used{suffix}"] = (shares > 0).float().mean()
+                shares = token_shares(grid.tokens, self.vocab_size)
+                values["batch_codes_used"] = (shares > 0).float().mean()
+            logs |= {f"{name}{suffix}": value for name, value in values.items()}
         return loss, logs
-
-    def decoder_loss(self, images: Tensor) -> tuple[Tensor, Logs]:
-        """The decoder alone, on the tokens that the generator is trained on."""
-        with torch.no_grad():
-            codes = self.code_vectors(self.encode(images))
-        loss = self._reconstruction_loss(images, codes)
-        return loss, {"reconstruction_loss": loss.detach()}
 
     @torch.no_grad()
     def after_update(self, step: int, rng: torch.Generator, gather: Gather) -> Logs:
