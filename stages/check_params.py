@@ -30,7 +30,8 @@ def check_params(out: Path, context: Stage) -> None:
     for name in init_models.SECTIONS:
         block = context.params[name]
         folder = init_models.init_folder(block, name)
-        init_models.write_record(name, block.get("init"), folder, records)
+        perceptual = init_models.perceptual_fingerprints(block, name)
+        init_models.write_record(name, block.get("init"), folder, records, perceptual)
     # always the same bytes: later stages wait for this check, but do not rerun because of it
     write_bytes(out, b"ok\n")
 

@@ -16,12 +16,13 @@ from stages.runtime.training_view import MakeSheet, sheet
 from thousandwords import components
 from thousandwords.core.config import model_block, section
 from thousandwords.core.files import write_bytes, write_json
-from thousandwords.core.init_models import ModelConfig
+from thousandwords.core.init_models import perceptual_fingerprints
 from thousandwords.data.images import encode_png, to_float
-from thousandwords.data.loader import ImageLoader
+from thousandwords.data.loader import DecoderConfig, ImageLoader
 from thousandwords.data.pair_shards import open_pairs
 from thousandwords.data.sampler import first_rows, sequential_batches
 from thousandwords.nn.metrics import mean_psnr
+from thousandwords.pretrained.image_losses import build_image_losses
 from thousandwords.training.config import TrainingConfig
 
 VALIDATION_IMAGES = 256  # evaluated during training
@@ -30,7 +31,7 @@ SHEET_IMAGES = 8
 
 def train_decoder(pairs: Path, image_tokenizer: Path, out: Path, curves: Path, context: Stage) -> None:
     block = context.params.get("decoder") or {}
-    model_block(block, "decoder", ModelConfig)
+    settings = model_block(block, "decoder", DecoderConfig)
     device = context.world.device
     fix = "dvc repro train_image_tokenizer"
     tokenizer = components.load("image_tokenizers", image_tokenizer, fix=fix).to(device)
@@ -46,6 +47,7 @@ def train_decoder(pairs: Path, image_tokenizer: Path, out: Path, curves: Path, c
         loader = ImageLoader(reader, context.seed)
         rows = first_rows(VALIDATION_IMAGES, len(held_out), held_out.mixture, repeat=True)
         validation = with_tokens(tokenizer, to_float(held_out.images(rows)).to(device))
+        model.training_only = build_image_losses(settings, tokenizer.image_size, "decoder")
         state, history = train(
             context,
             model.to(device),
@@ -55,7 +57,11 @@ def train_decoder(pairs: Path, image_tokenizer: Path, out: Path, curves: Path, c
             loss_of=lambda model, batch, step, rng: model.loss(*batch, step, rng),
             evaluate=lambda model: evaluate(model, *validation),
             settings=block,
-            inputs=(reader.fingerprint, *origin.values()),
+            inputs=(
+                reader.fingerprint,
+                *origin.values(),
+                *perceptual_fingerprints(block, "decoder").values(),
+            ),
             make_sheet=decoded_images(*validation),
         )
     if context.world.is_main_process:

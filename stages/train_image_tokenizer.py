@@ -16,6 +16,7 @@ from stages.runtime.training_view import pairs_sheet, reconstructions
 from thousandwords import components
 from thousandwords.core.config import section
 from thousandwords.core.files import write_bytes, write_json
+from thousandwords.core.init_models import perceptual_fingerprints
 from thousandwords.core.progress import progress
 from thousandwords.core.rng import step_rng
 from thousandwords.data.images import encode_png, to_float
@@ -24,6 +25,7 @@ from thousandwords.data.pair_shards import PairReader, open_pairs
 from thousandwords.data.sampler import first_rows, positions, sequential_batches
 from thousandwords.nn import metrics
 from thousandwords.pretrained import tokenizer_init
+from thousandwords.pretrained.image_losses import build_image_losses
 from thousandwords.training.config import TrainingConfig
 from thousandwords.training.tuning import freeze
 
@@ -52,6 +54,7 @@ def train_image_tokenizer(pairs: Path, out: Path, curves: Path, context: Stage) 
         model = components.build("image_tokenizers", block["kind"], model_config, image_size=size).to(device)
         model.prepare(_one_epoch(loader, config.batch_size, device), step_rng(context.seed, 0, device))
     validation = _first_images(held_out).to(device)
+    model.training_only = build_image_losses(settings, reader.image_size, "image_tokenizer").to(device)
     state, history = train(
         context,
         model,
@@ -59,11 +62,15 @@ def train_image_tokenizer(pairs: Path, out: Path, curves: Path, context: Stage) 
         batch_of=loader.batch,
         to_device=lambda micro_batches: [batch.to(device) for batch in micro_batches],
         loss_of=lambda model, batch, step, rng: (
-            model.decoder_loss(batch) if goes_on else model.loss(batch, step, rng)
+            model.decoder_loss(batch, step) if goes_on else model.loss(batch, step, rng)
         ),
         evaluate=lambda model: evaluate(model, validation),
         settings=block,
-        inputs=(reader.fingerprint, *origin.values()),
+        inputs=(
+            reader.fingerprint,
+            *origin.values(),
+            *perceptual_fingerprints(block, "image_tokenizer").values(),
+        ),
         make_sheet=reconstructions(validation),
     )
     if context.world.is_main_process:

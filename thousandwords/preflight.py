@@ -18,7 +18,7 @@ from thousandwords.core.init_models import (
 )
 from thousandwords.core.model_files import read_header
 from thousandwords.core.params import paths_in
-from thousandwords.data.loader import CaptionConfig
+from thousandwords.data.loader import CaptionConfig, DecoderConfig
 from thousandwords.data.token_shards import TokensConfig
 from thousandwords.evaluation.config import EvaluationConfig
 from thousandwords.evaluation.features import load_extractor
@@ -31,6 +31,7 @@ from thousandwords.ingest.config import DataConfig
 from thousandwords.parallel.engine import read_engine_config
 from thousandwords.parallel.ray_address import check_address
 from thousandwords.pretrained import tokenizer_init
+from thousandwords.pretrained.image_losses import build_image_losses
 from thousandwords.text.bpe import read_config
 from thousandwords.training.config import TrainingConfig
 from thousandwords.training.loop import check_model
@@ -85,7 +86,7 @@ def check_params(params: dict, seed: int) -> None:
 
 def check_models(params: dict) -> None:
     """Build every model on torch's meta device: sizes that do not fit together fail at once."""
-    trainings = {}
+    trainings, image_losses = {}, {}
     for name, family in TRAINED.items():
         block = params[name] or {}
         if init_folder(block, name):  # build_from reads its settings
@@ -95,9 +96,11 @@ def check_models(params: dict) -> None:
             if getattr(config, "pretrained", None):
                 check_pretrained(config, name)
         if name == "image_tokenizer":
-            tokenizer_init.check_block(block)
+            image_losses[name] = tokenizer_init.check_block(block)
         elif name == "generator":
             tune = model_block(block, name, CaptionConfig).tune
+        elif name == "decoder":
+            image_losses[name] = model_block(block, name, DecoderConfig)
         else:
             model_block(block, name, ModelConfig)
         if "training" in block:
@@ -108,6 +111,14 @@ def check_models(params: dict) -> None:
         models = build_models(params)
         check_guidance(sampling.guidance, models["generator"].config)
         freeze(models["generator"], tune)
+        for name, config in image_losses.items():
+            size = models["image_tokenizer"].image_size
+            if config.adversary and name in trainings and config.adversary.start >= trainings[name].steps:
+                raise ConfigError(
+                    f"params.yaml: {name}.adversary.start is {config.adversary.start}, but {name}.training.steps is "
+                    f"{trainings[name].steps}, so it would never take part. Set a lower start"
+                )
+            models[name].training_only = build_image_losses(config, size, name)
         for name, model in models.items():
             if name in trainings:  # an imported tokenizer is not trained
                 check_model(model, trainings[name])

@@ -12,6 +12,7 @@ from thousandwords.core.init_models import (
     SECTIONS,
     fingerprint_of,
     init_folder,
+    perceptual_fingerprints,
     read_record,
     registered_version,
 )
@@ -34,9 +35,14 @@ def discard_outdated_inits(params: dict) -> None:
 def is_outdated(block: object, name: str) -> bool:
     """Whether the model is no longer the recorded one. A changed setting is none of it: DVC sees that."""
     record = read_record(name)
-    if not isinstance(block, dict) or not block.get("init") or record.get("init") != block["init"]:
+    if not isinstance(block, dict):
         return False
     try:
+        found, recorded = perceptual_fingerprints(block, name), record.get("perceptual", {})
+        if found.keys() == recorded.keys() and found != recorded:
+            return True
+        if not block.get("init") or record.get("init") != block["init"]:
+            return False
         version = registered_version(block, name)
         if version and not _is_fetched(version, Path(record["folder"])):
             return True

@@ -170,7 +170,7 @@ def test_an_image_has_the_same_tokens_in_any_batch(kind):
 @every_tokenizer
 def test_the_loss_of_the_decoder_alone_reaches_its_weights_and_no_other(kind):
     tokenizer = tiny("image_tokenizers", kind).train().requires_grad_(True)
-    tokenizer.decoder_loss(random_images(2))[0].backward()
+    tokenizer.decoder_loss(random_images(2), 0)[0].backward()
     for name, weight in tokenizer.named_parameters():
         assert (weight.grad is not None) == name.startswith("decoder."), name
 
@@ -357,6 +357,20 @@ def test_a_score_does_not_depend_on_the_other_images(kind):
     together = scorer.score(random_images(4), CAPTIONS)
     separate = torch.cat([scorer.score(random_images(4)[[row]], [CAPTIONS[row]]) for row in range(4)])
     torch.testing.assert_close(separate, together, rtol=0, atol=1e-6)
+
+
+@every_scorer
+def test_feature_maps_have_a_gradient_for_the_pixels_and_do_not_depend_on_the_batch(kind):
+    """So that a perceptual distance can be a loss."""
+    scorer, images = tiny("scorers", kind), random_images(3).requires_grad_()
+    maps = scorer.feature_maps(images)
+    sum(each.square().mean() for each in maps).backward()
+
+    assert maps and all(each.ndim == 4 and len(each) == 3 for each in maps)
+    assert all(image.any() for image in images.grad)
+    with torch.no_grad():
+        for together, alone in zip(maps, scorer.feature_maps(images[[1]]), strict=True):
+            torch.testing.assert_close(together[[1]], alone, rtol=0, atol=1e-5)
 
 
 @every_scorer

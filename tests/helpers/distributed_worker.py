@@ -3,7 +3,7 @@
 JOBS is a JSON list of {"name", "resume", "stop", "model"} and settings of TrainingConfig. Each process writes
 FOLDER/<name>.<rank>.json with its losses and rows; the main process also writes <name>.safetensors with the
 final weights. With {"is_scorer": true} a CLIP is trained, without further settings; with {"is_tokenizer": true} a
-VQ-VAE, with settings of its model.
+VQ-VAE, with settings of its model, and an adversary with the settings in "adversary".
 """
 
 import dataclasses
@@ -18,6 +18,8 @@ from tests.helpers import tiny_models
 from thousandwords import components
 from thousandwords.core.special_tokens import PAD
 from thousandwords.data.sampler import epochs_and_rows, positions
+from thousandwords.nn.adversary import AdversaryConfig
+from thousandwords.nn.image_losses import ImageLossConfig, ImageLosses
 from thousandwords.training.checkpoints import Checkpoints
 from thousandwords.training.config import TrainingConfig
 from thousandwords.training.distributed import World, init_processes
@@ -98,7 +100,9 @@ def train_scorer(name: str, folder: Path, world: World) -> None:
     write_results(name, folder, world, state, history)
 
 
-def train_image_tokenizer(name: str, folder: Path, world: World, **model) -> None:
+def train_image_tokenizer(
+    name: str, folder: Path, world: World, adversary: dict | None = None, **model
+) -> None:
     """Train the tiny VQ-VAE, whose codes follow the latents of all processes."""
     config = TrainingConfig(steps=STEPS, **{**BASE, "checkpoint_every": STEPS, "learning_rate": 0.003})
     first = tiny_models.tiny("image_tokenizers", "vqvae")
@@ -107,6 +111,9 @@ def train_image_tokenizer(name: str, folder: Path, world: World, **model) -> Non
     tokenizer = components.build(
         "image_tokenizers", "vqvae", dataclasses.replace(first.config, **model), **sizes
     )
+    if adversary:
+        losses = ImageLossConfig(AdversaryConfig(**adversary))
+        tokenizer.training_only = ImageLosses(losses)
     images = tiny_models.random_images(ROWS)
     tokenizer.prepare([images], torch.Generator().manual_seed(0))
 

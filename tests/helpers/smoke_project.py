@@ -63,5 +63,5 @@ def change(project: Path, path: str, value: object) -> None:
 def set_value(params: dict, path: str, value: object) -> None:
     *parents, last = path.split(".")
     for name in parents:
-        params = params[name]
+        params = params.setdefault(name, {})
     params[last] = value

@@ -37,6 +37,9 @@ SETTINGS = {
     "scorer.clip.pretrained": "ViT-B-32:{}",
     "text_tokenizer.init": "{}",
     "image_tokenizer.init": "{}",
+    "image_tokenizer.perceptual.network": "{}",
+    "image_tokenizer.perceptual.lpips": "{}",
+    "decoder.perceptual.network": "{}",
     "generator.init": "{}",
     "scorer.init": "{}",
 }

@@ -203,7 +203,8 @@ def test_an_image_tokenizer_trains_on_random_crops_if_set(folder, tmp_path):
 
 
 def test_a_decoder_is_trained_for_the_tokenizer_that_it_names_and_shown_beside_it(folder, tmp_path):
-    unet = {"kind": "unet", "unet": TINY["decoders"]["unet"], "training": TRAINING}
+    adversary = {"start": 1, "width": 16, "layers": 1}
+    unet = {"kind": "unet", "unet": TINY["decoders"]["unet"], "adversary": adversary, "training": TRAINING}
     for block in (unet, {"kind": "none"}):
         out, curves = tmp_path / block["kind"], tmp_path / f"{block['kind']}.json"
         context = stage("train_decoder", decoder=block)
@@ -212,7 +213,7 @@ def test_a_decoder_is_trained_for_the_tokenizer_that_it_names_and_shown_beside_i
     tokenizer = components.load("image_tokenizers", folder / "image_tokenizer")
     trained, none = (components.load("decoders", tmp_path / kind) for kind in ("unet", "none"))
     assert trained.header["image_tokenizer"] == none.header["image_tokenizer"] == tokenizer.fingerprint
-    assert {"validation/psnr_hard", "validation/loss", "loss"} <= json.loads(
+    assert {"validation/psnr_hard", "validation/loss", "loss", "discriminator_loss"} <= json.loads(
         (tmp_path / "unet.json").read_bytes()
     )[-1].keys()
     height, width = decode_png((tmp_path / "unet.png").read_bytes()).shape[:2]

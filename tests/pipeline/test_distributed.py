@@ -17,11 +17,13 @@ from thousandwords.core.errors import UserError
 from thousandwords.training.distributed import SINGLE_PROCESS, World
 
 CODES = {"vocab_size": 100, "first_steps_without_codes": 2, "restart_every": 2, "codebook_decay": 0.5}
+ADVERSARY = {"start": 4, "ramp_steps": 2, "adaptive_weight": False, "width": 16, "layers": 1, "norm": "none"}
 TOKENIZERS = {
     "ema": {"codebook": "ema"} | CODES,
     "gradient": {"codebook": "gradient"} | CODES,
     # the coarse grid of a batch has 32 tokens: with more codes than that, which ones move hangs on rounding
     "two grids": CODES | {"scales": (2, 4), "vocab_size": 16},
+    "adversary": {"adversary": ADVERSARY} | CODES,
 }
 RECOMPUTED = {"model": {"activation_checkpointing": True}}
 
@@ -141,6 +143,19 @@ def test_the_codes_of_an_image_tokenizer_follow_the_latents_of_all_processes(run
     assert len(names) == (4 if tokenizer == "two grids" else 2)
     for name in names:
         torch.testing.assert_close(state[name], first[name], atol=2e-3, rtol=0)
+
+
+def test_a_discriminator_is_trained_on_the_images_of_all_processes(runs):
+    rows, expected = (result(runs, run)["history"] for run in ("adversary in two", "adversary"))
+
+    assert ["discriminator_loss" in row for row in rows] == [step >= 4 for step in range(STEPS)]
+    assert expected[-1]["discriminator_loss"] < expected[4]["discriminator_loss"] - 0.05  # it learned
+    for mine, one in zip(rows[4:], expected[4:], strict=True):
+        assert mine["discriminator_loss"] == pytest.approx(one["discriminator_loss"], abs=1e-4)
+        # not each alone: the gradient of the last bias is rounding only, and Adam makes a full step of it
+        gap, expected_gap = (row["discriminator_true"] - row["discriminator_decoded"] for row in (mine, one))
+        assert gap == pytest.approx(expected_gap, abs=1e-4)
+    assert weights(runs, "adversary in two").keys() == weights(runs, "ema").keys()
 
 
 def test_evaluation_gives_the_same_on_every_process_and_in_a_single_one(runs):

@@ -188,9 +188,14 @@ def test_both_tokenizers_are_copied_byte_for_byte_so_that_tokens_stay_valid(fold
     assert f"copied {folder}/text_tokenizer (fingerprint" in capfd.readouterr().out
 
 
-def test_a_tuned_decoder_shows_the_same_tokens_otherwise(folder, pairs, tmp_path):
+@pytest.mark.parametrize("has_parts", [False, True], ids=["pixels", "adversary and perceptual"])
+def test_a_tuned_decoder_shows_the_same_tokens_otherwise(folder, pairs, tmp_path, has_parts):
     training = {"steps": 5, "batch_size": 8, "learning_rate": 0.01, "evaluate_every": 5}
     block = {"kind": "dvae", "init": str(folder / "image_tokenizer"), "tune": "decoder", "training": training}
+    if has_parts:
+        components.save(tiny("scorers", "clip"), tmp_path / "scorer")
+        block["adversary"] = {"start": 2, "width": 16, "layers": 1, "weight": 0.01}
+        block["perceptual"] = {"network": str(tmp_path / "scorer"), "weight": 0.01}
     context, out = stage("train_image_tokenizer", image_tokenizer=block), tmp_path / "image_tokenizer"
     train_image_tokenizer.train_image_tokenizer(pairs, out, tmp_path / "curves.json", context)
 
@@ -202,6 +207,8 @@ def test_a_tuned_decoder_shows_the_same_tokens_otherwise(folder, pairs, tmp_path
     (row,) = json.loads((tmp_path / "curves.json").read_bytes())
     images = to_float(open_pairs(pairs, "validation").images([0]))
     assert row["validation/psnr_hard"] > mean_psnr(images, before.decode(before.encode(images)))
+    assert old.keys() == new.keys() and after.built_as == before.built_as
+    assert has_parts == ("discriminator_loss" in row) == ("perceptual_loss" in row)
 
 
 def test_a_scorer_goes_on_from_another(pairs, tmp_path):

@@ -51,6 +51,16 @@ def test_the_smoke_preset_and_the_augmentations_of_the_paper_pass_the_check():
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
+        (
+            "decoder.adversary",
+            {"start": 20},
+            "decoder.adversary.start is 20, but decoder.training.steps is 20, so it",
+        ),
+        (
+            "decoder.adversary",
+            {"start": 9, "layers": 5},
+            "decoder.adversary.layers is 5, which needs images of 96",
+        ),
         ("sampling.candidats", 4, "sampling has no key 'candidats'. Did you mean 'candidates'?"),
         (
             "image_tokenizer.dvae.vocabsize",

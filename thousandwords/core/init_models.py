@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thousandwords.core.config import ConfigError
-from thousandwords.core.files import write_json
+from thousandwords.core.files import sha256_of, write_json
 from thousandwords.core.manifest import read_manifest
 
 SECTIONS = ("text_tokenizer", "image_tokenizer", "decoder", "generator", "scorer")
@@ -20,7 +20,7 @@ REGISTERED = re.compile(r"models:/thousandwords[@/]([\w.-]+)")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The sections `decoder` and `scorer` of params.yaml beside the model and its training."""
+    """The section `scorer` of params.yaml beside the model and its training."""
 
     init: str | None = None  # a model to go on from: a folder or models:/thousandwords@alias
 
@@ -64,13 +64,53 @@ def init_folder(block: dict, name: str) -> Path | None:
             f"params.yaml: {name}.init is {init}, which holds {found or 'no model of this project'}. Name the folder of "
             f"a trained {name}, or a package that has one"
         )
+    _check_not_written_here(model, name, f"params.yaml: {name}.init is {init}")
+    return model
+
+
+def _check_not_written_here(model: Path, name: str, setting: str) -> None:
     written = [Path("models", name), Path("models/package", name)]
     if model.resolve() in [path.resolve() for path in written]:
+        key = setting.removeprefix("params.yaml: ").partition(" is ")[0]
         raise ConfigError(
-            f"params.yaml: {name}.init is {init}, which this pipeline writes anew. Copy it first: "
-            f"cp -r models/package models/start; then set {name}.init: models/start"
+            f"{setting}, which this pipeline writes anew. Copy it first: "
+            f"cp -r models/package models/start; then set {key}: models/start"
         )
-    return model
+
+
+def perceptual_folder(network: str, name: str) -> Path | None:
+    """The folder of the scorer that `<name>.perceptual.network` names, or None where it names a file.
+
+    Raises ConfigError if it names neither, or the scorer that this pipeline writes.
+    """
+    path, setting = Path(network), f"params.yaml: {name}.perceptual.network is {network}"
+    if not path.is_dir():
+        return None
+    folder = part_of(path, "scorer")
+    if kind_of(folder) != "scorer":
+        raise ConfigError(
+            f"{setting}, which holds no scorer. Name the folder of a trained scorer, or a package"
+        )
+    _check_not_written_here(folder, "scorer", setting)
+    return folder
+
+
+def perceptual_fingerprints(block: object, name: str) -> dict[str, str]:
+    """{path: fingerprint} of the weights that `<name>.perceptual` names; {} without that block."""
+    settings = block.get("perceptual") if isinstance(block, dict) else None
+    if not isinstance(settings, dict):
+        return {}
+    fingerprints = {}
+    for path in (settings.get("network"), settings.get("lpips")):
+        if not isinstance(path, str):  # null, or a mistake that reading the section names
+            continue
+        folder = perceptual_folder(path, name)
+        if folder is None and not Path(path).is_file():
+            raise ConfigError(
+                f"params.yaml: {name}.perceptual names {path}, but there is no such file or folder"
+            )
+        fingerprints[path] = fingerprint_of(folder) if folder else sha256_of(Path(path))
+    return fingerprints
 
 
 def part_of(folder: Path, name: str) -> Path:
@@ -114,11 +154,18 @@ def read_record(name: str, folder: Path = RECORDS) -> dict:
         return {}
 
 
-def write_record(name: str, init: str | None, model: Path | None, folder: Path = RECORDS) -> None:
-    """Record where the model of `<name>.init` lies and its fingerprint."""
+def write_record(
+    name: str,
+    init: str | None,
+    model: Path | None,
+    folder: Path = RECORDS,
+    perceptual: dict[str, str] | None = None,
+) -> None:
+    """Record where the model of `<name>.init` lies and its fingerprint, and those of `perceptual_fingerprints`."""
     fingerprint = model and fingerprint_of(model)
     model = model and model.as_posix()
     record = {"section": name, "init": init, "folder": model, "fingerprint": fingerprint}
+    record |= {"perceptual": perceptual} if perceptual else {}
     write_json(folder / f"{name}.json", record)
 
 

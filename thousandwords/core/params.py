@@ -7,7 +7,17 @@ import yaml
 from thousandwords.core.config import ConfigError
 
 # keys that name a file or a folder, wherever they are
-PATH_KEYS = ("path", "image_folder", "link_roots", "init", "pretrained", "features", "inpaint")
+PATH_KEYS = (
+    "path",
+    "image_folder",
+    "link_roots",
+    "init",
+    "pretrained",
+    "features",
+    "inpaint",
+    "network",
+    "lpips",
+)
 
 
 def paths_in(values: object, name: str = "", is_path: bool = False) -> dict[str, str]:

@@ -11,21 +11,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thousandwords.core.init_models import ModelConfig
 from thousandwords.data.augmentation import Augmentation, tokenizer_crop
 from thousandwords.data.images import to_float
 from thousandwords.data.pair_shards import PairReader
 from thousandwords.data.sampler import CAPTION, CROP, DROPOUT, VIEW, choose, epochs_and_rows
 from thousandwords.data.token_shards import AnyTokenRows
+from thousandwords.nn.image_losses import ImageLossConfig
 from thousandwords.text.bpe import TextTokenizer
 
 
 @dataclass(frozen=True)
-class ImageConfig:
-    """How images are loaded: the keys for it in the section `image_tokenizer` of params.yaml."""
+class ImageConfig(ImageLossConfig):
+    """The section `image_tokenizer` of params.yaml beside the model and its training."""
 
     augmentation: Augmentation = "none"  # none: the center square; paper: random crops and flips (listing 1)
     # of the model of `init`: none, it is copied; decoder, that trains further, and the images' tokens stay what they are
     tune: Literal["none", "decoder"] = "none"
+
+
+@dataclass(frozen=True)
+class DecoderConfig(ImageLossConfig, ModelConfig):
+    """The section `decoder` of params.yaml beside the model and its training."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from thousandwords.nn.image_losses import ImageLosses
+
 Logs = dict[str, Tensor | float]
 
 
@@ -16,6 +18,10 @@ class Decoder(nn.Module, ABC):
     """A kind is built as `Model(config, image_size, vocab_size, scales)`, with the sizes of the image tokenizer."""
 
     is_trainable = True  # False: nothing to train
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.training_only = ImageLosses()  # a training with an adversary puts its own here
 
     @abstractmethod
     def decode(self, tokens: Tensor, images: Tensor) -> Tensor:

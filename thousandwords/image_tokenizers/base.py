@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from thousandwords.nn.image_losses import ImageLosses
+
 Logs = dict[str, Tensor | float]
 MAX_BATCH_PIXELS = 2**18  # the released dVAE needs about 10 kB for each
 BYTES_PER_PIXEL = 10_000
@@ -24,6 +26,7 @@ class ImageTokenizer(nn.Module, ABC):
     def __init__(self, image_size: int):
         super().__init__()
         self.image_size = image_size
+        self.training_only = ImageLosses()  # a training with an adversary puts its own here
 
     @property
     def num_tokens(self) -> int:
@@ -56,15 +59,20 @@ class ImageTokenizer(nn.Module, ABC):
     def loss(self, images: Tensor, step: int, rng: torch.Generator) -> tuple[Tensor, Logs]:
         """The training loss at this step, a scalar, and the values to log."""
 
-    def decoder_loss(self, images: Tensor) -> tuple[Tensor, Logs]:
+    def decoder_loss(self, images: Tensor, step: int) -> tuple[Tensor, Logs]:
         """The training loss of the decoder alone, on the hard tokens of the images, and the values to log: what
         the images' tokens are does not change. Its weights are the parameters `decoder.*`.
 
         Of a kind with a codebook; another has its own."""
         with torch.no_grad():
             codes = self.code_vectors(self.encode(images))
-        loss = self._reconstruction_loss(images, codes)
-        return loss, {"reconstruction_loss": loss.detach()}
+        return self._reconstruction_loss(images, codes, step)
+
+    def image_loss(self, error: Tensor, images: Tensor, decoded: Tensor, step: int) -> tuple[Tensor, Logs]:
+        """The error of pixels, with what `training_only` adds to it, and the values to log. `images` and `decoded` are
+        (B, 3, H, W) in [0, 1]; the decoder's last convolution is called `decoder.output`."""
+        loss, logged = self.training_only(error, images, decoded, self.decoder.output.weight, step)
+        return loss, {"reconstruction_loss": error.detach(), **logged}
 
     def code_vectors(self, tokens: Tensor) -> Tensor:
         """The vectors (B, L, channels) of tokens (B, L), of a kind with a codebook."""

@@ -340,7 +340,7 @@ def measure_update(params: dict, name: str, device: str, seconds: float = 2.0) -
 
     def update() -> None:
         with torch.autocast(device, dtype, enabled=dtype is not None):
-            loss, _ = model.decoder_loss(images) if is_tuned else model.loss(*inputs, 0, rng)
+            loss, _ = model.decoder_loss(images, 0) if is_tuned else model.loss(*inputs, 0, rng)
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()

@@ -1,5 +1,6 @@
 """An image tokenizer that was trained elsewhere (`image_tokenizer.init`), checked before anything depends on it."""
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 
@@ -39,11 +40,12 @@ def check_block(block: dict) -> ImageConfig:
             "Remove one of the two"
         )
     # without tune, training and augmentation are allowed: they apply again once init is removed
-    check_keys(block, NAME, ["kind", "init"], optional=["training", "augmentation", "tune"])
-    config = section({key: block[key] for key in ("augmentation", "tune") if key in block}, NAME, ImageConfig)
+    keys = [field.name for field in dataclasses.fields(ImageConfig)]
+    check_keys(block, NAME, ["kind", "init"], optional=["training", *keys])
+    config = section({key: block[key] for key in keys if key in block}, NAME, ImageConfig)
     if config.tune == "none":
         return ImageConfig()
-    check_keys(block, NAME, ["kind", "init", "training", "tune"], optional=["augmentation"])
+    check_keys(block, NAME, ["kind", "init", "training", "tune"], optional=keys)
     return config
 
 

@@ -29,6 +29,10 @@ class Scorer(nn.Module, ABC):
         """Images (B, 3, H, W) of any size -> unit vectors (B, D); their cosines are similarities."""
 
     @abstractmethod
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) in [0, 1] of any size -> what the image network sees at some depths: (B, C, h, w) each."""
+
+    @abstractmethod
     def loss(
         self, images: Tensor, captions: list[str], step: int, rng: torch.Generator, gather: Gather = no_gather
     ) -> tuple[Tensor, dict[str, Tensor]]:

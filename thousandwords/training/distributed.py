@@ -158,7 +158,8 @@ class DDP(SingleProcess):
         super().__init__(model)
         self.world = world
         # else DDP makes new buckets after the first update, and PowerSGD's state, which is per bucket, is lost
-        find_unused = rank is not None or getattr(model, "has_frozen_steps", False)
+        has_frozen_steps = any(getattr(module, "has_frozen_steps", False) for module in model.modules())
+        find_unused = rank is not None or has_frozen_steps
         self.replica = DistributedDataParallel(self.wrapper, find_unused_parameters=find_unused)
         self.compression = None
         if rank is not None:

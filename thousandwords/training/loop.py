@@ -38,6 +38,11 @@ def check_model(model: nn.Module, config: TrainingConfig) -> None:
         raise UserError(
             "training.strategy is fsdp, but this model starts and moves its codes as a whole. Set it to ddp"
         )
+    parts = getattr(model, "training_only", nn.Module())
+    if config.strategy == "fsdp" and any(weight.requires_grad for weight in parts.parameters()):
+        raise UserError(
+            "training.strategy is fsdp, but the adversary of this model needs whole weights. Set it to ddp"
+        )
     if config.precision == "float16" and not hasattr(model, "residual_paths"):
         raise UserError(
             "training.precision is float16, but this model has no residual_paths whose gradients could be "

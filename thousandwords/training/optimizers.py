@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from thousandwords.core.model_files import kept_weights
 from thousandwords.nn.schedules import cosine
 
 # a fifth of what would move weights as far as AdamW does: one muon_lr_scale then suits matrices and kernels
@@ -161,7 +162,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 class MovingAverage:
-    """An exponential moving average of a model's weights; its `state` loads into the model as it is.
+    """An exponential moving average of a model's weights that are kept.
 
     With `has_warmup` the decay starts low, min(decay, (1 + n) / (10 + n)) after n updates. Of torch's
     `swa_utils` the function is used; its `AveragedModel` copies the whole model, not the weights of this
@@ -170,7 +171,7 @@ class MovingAverage:
 
     def __init__(self, model: nn.Module, decay: float, has_warmup: bool = False) -> None:
         self.decay, self.has_warmup, self.updates = decay, has_warmup, 0
-        self.state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.state = {name: tensor.detach().clone() for name, tensor in kept_weights(model).items()}
 
     def update(self, model: nn.Module) -> None:
         """Move the average towards the weights; integer tensors (counters, tables) are copied."""
@@ -178,7 +179,7 @@ class MovingAverage:
         if self.has_warmup:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        weights = model.state_dict()
+        weights = kept_weights(model)
         floats = [name for name, tensor in weights.items() if tensor.is_floating_point()]
         averages = [self.state[name] for name in floats]
         get_ema_multi_avg_fn(decay)(averages, [weights[name] for name in floats], None)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from thousandwords.core.model_files import is_training_only, kept_weights
 from thousandwords.core.rng import step_rng
 from thousandwords.nn import schedules
 from thousandwords.nn.grad_scaling import GradientScales
@@ -51,6 +52,14 @@ def build_optimizers(model: nn.Module, config: TrainingConfig) -> list[torch.opt
     if sum(each.requires_grad for each in model.parameters()) == len(matrices):
         return [muon]
     return [optimizers.adamw(model, *settings, matrices, config.second_moment_clip), muon]
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters of the model that is kept, and those of its `training_only` parts."""
+    parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, parameter in model.named_parameters():
+        parts[is_training_only(name)].append(parameter)
+    return parts
 
 
 def held_out_loss(values: Mapping[str, float]) -> float | None:
@@ -100,8 +109,10 @@ class TrainState:
         if self.scales and not self._unscale(step, values["loss"]):
             return values | {"is_skipped": 1.0, "learning_rate": self.learning_rate(step)}
         clip_norm = math.inf if self.config.clip_norm is None else self.config.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(list(self.model.parameters()), clip_norm)
+        kept, training_only = split_parameters(self.model)
+        norm = torch.nn.utils.clip_grad_norm_(kept, clip_norm)
         values["gradient_norm"] = float(distributed.full_tensor(norm))
+        torch.nn.utils.clip_grad_norm_(training_only, clip_norm)  # a network of its own, as in LlamaGen
         self._check_finite(step, values)
         values["learning_rate"] = self.learning_rate(step)
         for optimizer in self.optimizers:
@@ -165,7 +176,7 @@ class TrainState:
     def evaluate(self, function: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
         """The values of `function` for the averaged weights, which are in the model during the call only."""
         current = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        self.model.load_state_dict(self._final_state())
+        self.model.load_state_dict(self.model.state_dict() | self._final_state())
         self.model.eval()
         values = self.parallel.evaluate(function)
         self.model.load_state_dict(current)
@@ -189,7 +200,7 @@ class TrainState:
         return {name: distributed.full_tensor(tensor).detach().clone() for name, tensor in state.items()}
 
     def _final_state(self) -> dict[str, Tensor]:
-        return self.average.state if self.average else self.model.state_dict()
+        return self.average.state if self.average else kept_weights(self.model)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a checkpoint needs, flat and whole: the same for any number of processes."""

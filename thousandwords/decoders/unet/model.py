@@ -80,10 +80,12 @@ class UNetDecoder(Decoder):
         self, images: Tensor, tokens: Tensor, decoded: Tensor, step: int, rng: torch.Generator
     ) -> tuple[Tensor, Logs]:
         """The mean squared error of a color channel in [0, 1], plus `absolute_error_weight` times the absolute one."""
-        error = self._correct(tokens, decoded) - images
+        corrected = self._correct(tokens, decoded)
+        error = corrected - images
         squared, absolute = error.square().mean(), error.abs().mean()
         loss = squared + self.config.absolute_error_weight * absolute
-        return loss, {"squared_error": squared.detach(), "absolute_error": absolute.detach()}
+        loss, logged = self.training_only(loss, images, corrected, self.output[-1].weight, step)
+        return loss, {"squared_error": squared.detach(), "absolute_error": absolute.detach(), **logged}
 
     def muon_parameters(self) -> list[nn.Parameter]:
         """The kernels of all residual branches."""

@@ -137,15 +137,14 @@ class DiscreteVAE(ImageTokenizer):
         """The negative evidence lower bound per color channel of a pixel, in nats, and its parts."""
         self.check_images(images)
         if self.config.decoder_only_from is not None and step >= self.config.decoder_only_from:
-            return self.decoder_loss(images)
+            return self.decoder_loss(images, step)
         return self._relaxed_loss(images, step, rng)
 
-    def decoder_loss(self, images: Tensor) -> tuple[Tensor, Logs]:
+    def decoder_loss(self, images: Tensor, step: int) -> tuple[Tensor, Logs]:
         """The decoder alone, on the arg-max tokens that the generator is trained on. Not in the paper."""
         with torch.no_grad():
             tokens = self._logits(images).argmax(dim=-1).flatten(1)
-        loss = self._reconstruction_loss(images, self._one_hot(tokens))
-        return loss, {"reconstruction_loss": loss.detach()}
+        return self._reconstruction_loss(images, self._one_hot(tokens), step)
 
     def muon_parameters(self) -> list[nn.Parameter]:
         """The kernels of all residual branches; not the layers at pixels, logits or codebook."""
@@ -164,24 +163,26 @@ class DiscreteVAE(ImageTokenizer):
         kl_weight = cosine(step, 0.0, config.kl_weight, config.kl_steps)
         logits = self._logits(images)
         relaxed_tokens = gumbel_softmax(logits, temperature, rng, noise)
-        reconstruction_loss = self._reconstruction_loss(images, relaxed_tokens)
+        reconstruction_loss, logged = self._reconstruction_loss(images, relaxed_tokens, step)
         # the ordinary categorical's KL, although the tokens are relaxed (an author's answer)
         kl, usage = kl_and_usage(logits)
         kl_loss = kl.sum() / images.numel()
         loss = reconstruction_loss + kl_weight * kl_loss - config.usage_entropy_weight * usage
         return loss, {
-            "reconstruction_loss": reconstruction_loss.detach(),
+            **logged,
             "kl_loss": kl_loss.detach(),
             "kl_weight": kl_weight,
             "temperature": temperature,
             "batch_perplexity": usage.detach().exp(),
         }
 
-    def _reconstruction_loss(self, images: Tensor, one_hot: Tensor) -> Tensor:
+    def _reconstruction_loss(self, images: Tensor, one_hot: Tensor, step: int) -> tuple[Tensor, Logs]:
         mu, log_width = self._decode(one_hot)
         if self.config.pixel_deviation is not None:
-            return -normal_log_likelihood(images, mu, self.config.pixel_deviation).mean()
-        return -log_likelihood(images, mu, log_width).mean()
+            likelihood = normal_log_likelihood(images, mu, self.config.pixel_deviation)
+        else:
+            likelihood = log_likelihood(images, mu, log_width)
+        return self.image_loss(-likelihood.mean(), images, to_images(mu), step)
 
     def _logits(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, h, w, V) float32."""

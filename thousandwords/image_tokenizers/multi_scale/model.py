@@ -3,7 +3,8 @@
 
 All scales share one codebook and a few convolutions (nn/residual_scales.py). Defaults are small ones; those of the
 published tokenizer: trunk vqgan, vocab_size 4096, latent_width 32, scales [1, 2, 3, 4, 5, 6, 8, 10, 13, 16]. How
-that one was trained is unpublished. Left out: the perceptual term and the adversary of the paper's loss.
+that one was trained is unpublished. The perceptual term and the adversary of the paper's loss belong to the training
+(nn/image_losses.py).
 """
 
 from collections.abc import Iterable
@@ -162,29 +163,27 @@ class MultiScale(ImageTokenizer):
         self.check_images(images)
         config = self.config
         if config.decoder_only_from is not None and step >= config.decoder_only_from:
-            return self.decoder_loss(images)
+            return self.decoder_loss(images, step)
         latents = self._latents(images)
         if step < config.first_steps_without_codes:
-            loss = self._reconstruction_loss(images, latents)
-            return loss, {"reconstruction_loss": loss.detach()}
+            return self._reconstruction_loss(images, latents, step)
         tokens, points = self._tokens_and_points(latents.detach())
         self.seen = (step, [*(self.seen[1] if self.seen[0] == step else []), torch.cat(points)])
         so_far = torch.stack(self.latents_so_far(tokens))  # (S, B, C, h, w)
         # straight through, once: the decoder sees the sum, and its gradient reaches the latents
         shown = self._stopped(so_far.detach(), rng)
-        reconstruction_loss = self._reconstruction_loss(images, latents + (shown - latents).detach())
+        straight_through = latents + (shown - latents).detach()
+        reconstruction_loss, logged = self._reconstruction_loss(images, straight_through, step)
         commitment = (so_far.detach() - latents).square().flatten(1).mean(dim=1)  # (S,)
         codebook_loss = functional.mse_loss(so_far, latents.detach().expand_as(so_far))
         loss = reconstruction_loss + codebook_loss + config.commitment_weight * commitment.mean()
-        logs = self._scale_logs(tokens, points, commitment.detach())
-        return loss, {"reconstruction_loss": reconstruction_loss.detach(), **logs}
+        return loss, {**logged, **self._scale_logs(tokens, points, commitment.detach())}
 
-    def decoder_loss(self, images: Tensor) -> tuple[Tensor, Logs]:
+    def decoder_loss(self, images: Tensor, step: int) -> tuple[Tensor, Logs]:
         """The decoder alone, on the tokens that the generator is trained on."""
         with torch.no_grad():
             latents = self.latents_so_far(self.encode(images))[-1]
-        loss = self._reconstruction_loss(images, latents)
-        return loss, {"reconstruction_loss": loss.detach()}
+        return self._reconstruction_loss(images, latents, step)
 
     @torch.no_grad()
     def after_update(self, step: int, rng: torch.Generator, gather: Gather) -> Logs:
@@ -247,8 +246,10 @@ class MultiScale(ImageTokenizer):
             logs[f"batch_codes_used{name}"] = (shares > 0).float().mean()
         return logs
 
-    def _reconstruction_loss(self, images: Tensor, latents: Tensor) -> Tensor:
-        return self.config.squared_error_weight * (self._pixels(latents) - images).square().mean()
+    def _reconstruction_loss(self, images: Tensor, latents: Tensor, step: int) -> tuple[Tensor, Logs]:
+        decoded = self._pixels(latents)
+        error = self.config.squared_error_weight * (decoded - images).square().mean()
+        return self.image_loss(error, images, decoded, step)
 
     def _latents(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, latent_width, h, w) float32."""

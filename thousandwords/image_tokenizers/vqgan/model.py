@@ -2,8 +2,8 @@
 
 The defaults are LlamaGen's VQ-16. Those of taming-transformers' f16-16384: code_width 256, l2_normalize false,
 commitment_weight 1, codebook_weight 0.25, pixel_loss absolute. With quantizer gumbel, as in its f8, the encoder
-ends in logits, from which training samples tokens (arXiv 1611.01144). Not built yet: the adversary and the perceptual
-term of the papers' loss, without which trained images are smoother than theirs.
+ends in logits, from which training samples tokens (arXiv 1611.01144). The adversary and the
+perceptual term of the papers' loss belong to the training, not to the model (nn/image_losses.py).
 """
 
 from dataclasses import dataclass
@@ -123,17 +123,14 @@ class VQGAN(ImageTokenizer):
         """The pixels' error + the quantizer's loss, and their parts."""
         self.check_images(images)
         if self.config.decoder_only_from is not None and step >= self.config.decoder_only_from:
-            return self.decoder_loss(images)
+            return self.decoder_loss(images, step)
         outputs = self._encode(images)
         if self.config.quantizer == "gumbel":
             codes, quantizer_loss, logs = self._sampled(outputs, step, rng)
         else:
             codes, quantizer_loss, logs = self._rounded(outputs)
-        reconstruction_loss = self._reconstruction_loss(images, codes)
-        return reconstruction_loss + quantizer_loss, {
-            "reconstruction_loss": reconstruction_loss.detach(),
-            **logs,
-        }
+        reconstruction_loss, logged = self._reconstruction_loss(images, codes, step)
+        return reconstruction_loss + quantizer_loss, {**logged, **logs}
 
     def _rounded(self, vectors: Tensor) -> tuple[Tensor, Tensor, Logs]:
         """The nearest codes (B * L, code_width), the weighted commitment and codebook losses, which are means over
@@ -169,8 +166,10 @@ class VQGAN(ImageTokenizer):
         }
         return one_hot @ self.codebook, config.kl_weight * kl_loss, logs
 
-    def _reconstruction_loss(self, images: Tensor, codes: Tensor) -> Tensor:
-        return PIXEL_LOSSES[self.config.pixel_loss](self._decode(codes), 2 * images - 1)
+    def _reconstruction_loss(self, images: Tensor, codes: Tensor, step: int) -> tuple[Tensor, Logs]:
+        decoded = self._decode(codes)
+        error = PIXEL_LOSSES[self.config.pixel_loss](decoded, 2 * images - 1)
+        return self.image_loss(error, images, decoded / 2 + 0.5, step)
 
     def _encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> the encoder's vectors (B * L, code_width), or logits (B * L, V), float32."""

@@ -262,16 +262,14 @@ class VQVAE(ImageTokenizer):
         """The weighted squared error + the quantizer's loss (paper, equation 3), and their parts."""
         self.check_images(images)
         if self.config.decoder_only_from is not None and step >= self.config.decoder_only_from:
-            return self.decoder_loss(images)
+            return self.decoder_loss(images, step)
         uses_codes = step >= self.config.starts_at
         grids = self._grids(images, uses_codes)
-        reconstruction_loss = self._reconstruction_loss(images, self._joined(grids))
-        logs: Logs = {"reconstruction_loss": reconstruction_loss.detach()}
+        loss, logs = self._reconstruction_loss(images, self._joined(grids), step)
         if not uses_codes:
-            return reconstruction_loss, logs
+            return loss, logs
         points = [grid.points.detach() for grid in grids]
         self.seen = (step, [*(self.seen[1] if self.seen[0] == step else []), points])
-        loss = reconstruction_loss
         for quantizer, suffix, grid in zip(self.quantizers, self._suffixes, grids, strict=True):
             quantizer_loss, commitment_loss = quantizer.loss(grid.points, grid.codes)
             loss = loss + quantizer_loss
@@ -312,8 +310,10 @@ class VQVAE(ImageTokenizer):
             quantizer.start(points, rng)
         self.first_images = None
 
-    def _reconstruction_loss(self, images: Tensor, vectors: Tensor) -> Tensor:
-        return self.config.squared_error_weight * (self._decode(vectors) - images).square().mean()
+    def _reconstruction_loss(self, images: Tensor, vectors: Tensor, step: int) -> tuple[Tensor, Logs]:
+        decoded = self._decode(vectors)
+        error = self.config.squared_error_weight * (decoded - images).square().mean()
+        return self.image_loss(error, images, decoded, step)
 
     def _grids(self, images: Tensor, uses_codes: bool = True) -> list[LatentGrid]:
         """(B, 3, H, W) -> the latents of every grid of `scales`, float32, rounded to codes or not."""

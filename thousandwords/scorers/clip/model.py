@@ -120,13 +120,25 @@ class CLIP(Scorer):
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] of any size -> unit vectors (B, D)."""
+        with unfused_attention(images.device):
+            return F.normalize(self.clip.encode_image(self._pixels(images)).float(), dim=-1)
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) in [0, 1] of any size -> the maps after a ResNet's stages, or a transformer's layers."""
+        with unfused_attention(images.device):
+            pixels = self._pixels(images)
+            return self.clip.visual.forward_intermediates(pixels, intermediates_only=True)[
+                "image_intermediates"
+            ]
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        """Images as the image network takes them, in its size."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"the scorer takes images (B, 3, H, W), not {tuple(images.shape)}")
         if images.shape[2:] != self.image_size:
             images = F.interpolate(images, self.image_size, mode=self.interpolation, antialias=True)
             images = images.clamp(0, 1)
-        with unfused_attention(images.device):
-            return F.normalize(self.clip.encode_image((images - self.mean) / self.std).float(), dim=-1)
+        return (images - self.mean) / self.std
 
     def embed_captions(self, captions: list[str]) -> Tensor:
         """B captions -> unit vectors (B, D)."""
