@@ -125,7 +125,8 @@ def test_a_loss_over_all_pairs_of_a_batch_compares_those_of_all_processes(runs):
     assert_same_weights(weights(runs, "scorer in two"), weights(runs, "scorer"))
 
 
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+# an adversary is not among them: Adam turns its rounding into whole steps, and the test after this is about it
+@pytest.mark.parametrize("tokenizer", [name for name in TOKENIZERS if name != "adversary"])
 def test_the_codes_of_an_image_tokenizer_follow_the_latents_of_all_processes(runs, tokenizer):
     rows, expected = (result(runs, run)["history"] for run in (f"{tokenizer} in two", tokenizer))
 

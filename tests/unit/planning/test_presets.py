@@ -1,8 +1,13 @@
 """A preset is presets/default.yaml with the lines of its own file."""
 
+import re
+
+import pytest
+import torch
 import yaml
 
 from tests.helpers.paths import ROOT
+from thousandwords import components
 from thousandwords.planning.presets import preset_text, read_preset
 
 DEFAULT = """\
@@ -70,3 +75,21 @@ def test_the_emoji_preset_has_the_models_of_the_default_and_no_scenes():
     assert emoji["data"]["source"] == "webdataset" and "scenes" not in emoji["data"]
     added = emoji["generator"]["transformer"].keys() - default["generator"]["transformer"].keys()
     assert added == {"caption_dropout", "dropout"}
+
+
+IN_DOCS = re.findall(
+    r"```yaml\n(.*?)```", (ROOT / "docs/tokenizers.md").read_text(encoding="utf-8"), re.DOTALL
+)
+
+
+@pytest.mark.parametrize("preset", ["emoji", "photos"])
+@pytest.mark.parametrize(
+    "block", [yaml.safe_load(block) for block in IN_DOCS], ids=lambda block: block["kind"]
+)
+def test_the_other_tokenizers_that_the_docs_name_fit_the_presets_of_small_images(preset, block):
+    size = read_preset(preset)["data"]["image_size"]
+    config = components.model_config("image_tokenizers", block, "image_tokenizer")
+    with torch.device("meta"):
+        model = components.build("image_tokenizers", block["kind"], config, image_size=size)
+    assert model.scales[-1] == 16 and model.vocab_size == 1024
+    assert {kind["kind"] for kind in map(yaml.safe_load, IN_DOCS)} == {"vqvae", "multi_scale", "vqgan"}
