@@ -51,9 +51,9 @@ class ImageTokenizer(nn.Module, ABC):
         """Decode token ids (B, L) int64 to images (B, 3, H, W) in [0, 1]."""
 
     def images_so_far(self, tokens: Tensor) -> list[Tensor]:
-        """The images (B, 3, H, W) in [0, 1] after each grid of `scales`, the last that of `decode`; none where only
-        all grids together make an image."""
-        return [self.decode(tokens)] if len(self.scales) == 1 else []
+        """The images (B, 3, H, W) in [0, 1] after each grid of `scales`, the last that of `decode`; a kind with several
+        grids has its own."""
+        return [self.decode(tokens)]
 
     @abstractmethod
     def loss(self, images: Tensor, step: int, rng: torch.Generator) -> tuple[Tensor, Logs]:

@@ -55,20 +55,17 @@ def codebook_usage(tokens: Tensor, vocab_size: int) -> dict[str, float | int]:
 
 
 def figures_by_scale(tokenizer: nn.Module, images: Tensor, tokens: Tensor) -> dict[int, dict[str, float]]:
-    """{side of a grid: codebook usage in it, and PSNR in dB of the images after it, where the tokenizer makes some},
-    from the tokens (B, L) of images (B, 3, H, W); empty for a tokenizer with one grid."""
+    """{side of a grid: PSNR of the images after it in dB, codebook usage in it}, from the tokens (B, L) of images
+    (B, 3, H, W); empty for a tokenizer with one grid."""
     if len(tokenizer.scales) == 1:
         return {}
-    grids = tokens.split([side * side for side in tokenizer.scales], dim=1)
-    figures = {
-        side: codebook_usage(grid, tokenizer.vocab_size)
-        for side, grid in zip(tokenizer.scales, grids, strict=True)
-    }
     batches, device = tokens.split(tokenizer.max_batch_size), next(tokenizer.parameters()).device
     decoded = zip(*(tokenizer.images_so_far(batch.to(device)) for batch in batches), strict=True)
-    for values, after in zip(figures.values(), decoded, strict=False):
-        values["psnr"] = mean_psnr(images, torch.cat(after))
-    return figures
+    grids = tokens.split([side * side for side in tokenizer.scales], dim=1)
+    return {
+        side: {"psnr": mean_psnr(images, torch.cat(after)), **codebook_usage(grid, tokenizer.vocab_size)}
+        for side, after, grid in zip(tokenizer.scales, decoded, grids, strict=True)
+    }
 
 
 def top1(similarity: ArrayLike) -> float:

@@ -208,13 +208,10 @@ def _reconstructions(evaluation: Evaluation, count: int) -> list[dict]:
 
 
 def scale_rows(tokenizer: nn.Module, evaluation: Evaluation) -> list[list[dict]]:
-    """The first held-out images, each as a row: the image after each grid of its tokens, then the original; none
-    where only all grids together make an image."""
+    """The first held-out images, each as a row: the image after each grid of its tokens, then the original."""
     tokens = evaluation.reconstructions.tokens[:MAX_SCALE_ROWS]
     with torch.no_grad():
         after = [to_uint8(images) for images in tokenizer.images_so_far(tokens)]
-    if not after:
-        return []
     labels = [*(f"{side} × {side}" for side in tokenizer.scales), "original"]
     originals = to_uint8(evaluation.held_out.images[: len(tokens)])
     return [

@@ -18,7 +18,7 @@ from torch.nn import functional
 from thousandwords.core.config import check_minimums, check_positive
 from thousandwords.image_tokenizers.base import ImageTokenizer, Logs
 from thousandwords.image_tokenizers.multi_scale.trunks import DVAETrunk, VQGANTrunk
-from thousandwords.nn.quantizers import Gather, VectorQuantizer, nearest, token_shares
+from thousandwords.nn.quantizers import Gather, VectorQuantizer, code_metrics, nearest, token_shares
 from thousandwords.nn.residual_scales import ResidualScales
 
 STARTING_POINTS = 16_384  # that the first codes are chosen from
@@ -239,11 +239,10 @@ class MultiScale(ImageTokenizer):
         ]
         codebook, logs = self.codebook.detach(), {}
         for name, part, grid, miss in [("", torch.cat(points), torch.cat(grids), commitment.mean()), *parts]:
-            shares = token_shares(grid, self.vocab_size)
-            logs[f"commitment_loss{name}"] = miss
-            logs[f"code_distance{name}"] = (part - codebook[grid]).norm(dim=1).mean()
-            logs[f"batch_perplexity{name}"] = torch.special.entr(shares).sum().exp()
-            logs[f"batch_codes_used{name}"] = (shares > 0).float().mean()
+            codes = codebook[grid]
+            values = {"commitment_loss": miss, **code_metrics(part, codes, grid, self.vocab_size)}
+            values["batch_codes_used"] = (token_shares(grid, self.vocab_size) > 0).float().mean()
+            logs |= {f"{key}{name}": value for key, value in values.items()}
         return logs
 
     def _reconstruction_loss(self, images: Tensor, latents: Tensor, step: int) -> tuple[Tensor, Logs]:
