@@ -17,7 +17,7 @@ from thousandwords.training.config import TrainingConfig
 from thousandwords.training.distributed import SINGLE_PROCESS
 from thousandwords.training.loop import Stopped, check_model, fit
 from thousandwords.training.optimizers import Muon
-from thousandwords.training.train_state import TrainState
+from thousandwords.training.train_state import TrainState, split_parameters
 
 START, STEPS = 3, 8
 CONFIG = TrainingConfig(
@@ -113,6 +113,16 @@ def test_muon_does_not_take_the_discriminator():
     assert matrices and not {id(each) for each in state.model.training_only.parameters()} & {
         *map(id, matrices)
     }
+
+
+def test_the_gradient_of_each_network_is_limited_by_itself():
+    state = TrainState(tokenizer(), replace(CONFIG, clip_norm=0.01), SINGLE_PROCESS)
+    state.update(
+        [random_images(4)], START, lambda model, batch, step, rng: model.loss(batch, step, rng), seed=0
+    )
+    for parameters in split_parameters(state.model):
+        norms = [parameter.grad.norm() for parameter in parameters if parameter.grad is not None]
+        assert float(torch.stack(norms).norm()) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_the_kept_model_is_the_one_of_a_training_without(never_stopped, tmp_path):
