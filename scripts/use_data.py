@@ -160,13 +160,19 @@ def with_data_before(path: str) -> dict:
         params = read_params(PARAMS)
         data, seed = params["data"], params["seed"]
         config = section(data, "data", DataConfig)
-        if config.source == "scenes" or config.url:
+        if config.source == "scenes":
             return {}
         sources = data.get("sources") or [{"source": config.source, "path": config.path}]
         if path in [source["path"] for source in sources]:
             return {"seed": seed, "data": data}
     except (ConfigError, KeyError, TypeError, AttributeError):
         return {}
+    if config.url:
+        raise UserError(
+            f"FROM reads the images before beside the new ones, but those of params.yaml are at {config.url}, and a "
+            "mixture reads local files only. Copy them to a folder and set data.path, or delete the section data of "
+            "params.yaml to go on with the new images alone"
+        )
     for source in sources:
         if _is_missing(source["path"]):
             raise UserError(

@@ -355,6 +355,14 @@ def test_going_on_with_other_images_reads_those_before_as_often_and_holds_out_th
         use_data.main(["third", "--from", "models/package"])
     fix = "Bring it back, or delete the section data of params.yaml to go on with the new images alone"
     assert f"names own, which is not there. {fix}" in capsys.readouterr().err
+
+    Path("params.yaml").write_text(
+        yaml.safe_dump({"seed": 3, "data": {"source": "folder", "url": "s3://mine/own"}})
+    )
+    with pytest.raises(SystemExit):
+        use_data.main(["third", "--from", "models/package"])
+    fix = "Copy them to a folder and set data.path, or delete the section data of params.yaml"
+    assert f"are at s3://mine/own, and a mixture reads local files only. {fix}" in capsys.readouterr().err
     Path("params.yaml").unlink()
     use_data.main(["more", "--from", "models/package"])
     assert yaml.safe_load(Path("params.yaml").read_text())["data"]["path"] == "more"
