@@ -67,6 +67,7 @@ KINDS: dict[str, tuple[str, dict]] = {
     "simvq": ("vqvae", {"quantizer": "simvq"}),
     "two_grids": ("vqvae", {"scales": [4, 8]}),
     "multi_scale": ("multi_scale", {}),
+    "vqgan": ("vqgan", {}),
 }
 
 COLUMNS = {

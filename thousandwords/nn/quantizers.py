@@ -115,7 +115,7 @@ class VectorQuantizer(Quantizer):
     def __init__(self, config) -> None:
         super().__init__()
         self.config = config
-        vectors = torch.randn(config.vocab_size, config.latent_width)
+        vectors = self.first_vectors()
         # of each code: the average share of latents that it is nearest to; their sum grows from 0 to 1
         usage = torch.full((config.vocab_size,), (1 - config.codebook_decay) / config.vocab_size)
         self.register_buffer("usage", usage)
@@ -128,6 +128,10 @@ class VectorQuantizer(Quantizer):
     def codebook(self) -> Tensor:
         is_average = self.config.codebook == "ema"
         return self._normalized(self.sums / self.usage[:, None] if is_average else self.vectors)
+
+    def first_vectors(self) -> Tensor:
+        """The codes (K, W) before `start`."""
+        return torch.randn(self.config.vocab_size, self.config.latent_width)
 
     def points(self, latents: Tensor) -> Tensor:
         return self._normalized(latents)

@@ -103,7 +103,7 @@ def published_names(model: nn.Module, layout: str) -> dict[str, str]:
     """{our name: the name in that codebase} of every tensor of a vqgan model."""
     levels = len(model.config.multipliers)
     names = {name: published_name(name, LAYOUTS[layout], levels) for name in model.state_dict()}
-    return names | {"codes": CODES[model.config.quantizer]}
+    return names | {"quantizer.vectors": CODES[model.config.quantizer]}
 
 
 def published_name(name: str, layout: Layout, levels: int) -> str:

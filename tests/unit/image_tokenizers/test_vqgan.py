@@ -10,6 +10,8 @@ from torch import nn
 from tests.helpers import tiny_models
 from tests.helpers.tiny_models import rng
 from thousandwords.image_tokenizers.vqgan.model import VQGAN, VQGANConfig
+from thousandwords.image_tokenizers.vqvae.model import VQVAEConfig
+from thousandwords.nn.quantizers import VectorQuantizer
 from thousandwords.nn.vqgan_trunk import Block
 from thousandwords.training.config import TrainingConfig
 from thousandwords.training.distributed import SINGLE_PROCESS
@@ -84,7 +86,7 @@ def test_latents_of_256_channels_become_codes_by_a_1x1_convolution_and_back(voca
 def test_the_loss_is_the_pixels_error_and_both_terms_of_the_quantizer(settings):
     model, images = tiny(**settings), random_images()
     vectors = model.encoder(2 * images - 1).permute(0, 2, 3, 1).reshape(-1, 4)
-    codes = model.codes
+    codes = model.quantizer.vectors
     if not settings:
         vectors, codes = (each / each.norm(dim=1, keepdim=True) for each in (vectors, codes))
     nearest = codes[model.encode(images).flatten()]
@@ -109,7 +111,7 @@ def test_each_term_of_the_quantizer_moves_one_side(weight, is_moved):
         settings = {"commitment_weight": 0.0, "codebook_weight": 0.0, weight: value}
         model = tiny(**settings)
         model.loss(random_images(), 0, rng())[0].backward()
-        gradients[value] = model.encoder.to_code.weight.grad, model.codes.grad
+        gradients[value] = model.encoder.to_code.weight.grad, model.quantizer.vectors.grad
     changed = {
         name: not torch.equal(without, with_it)
         for name, without, with_it in zip(("encoder", "codes"), gradients[0.0], gradients[1.0], strict=True)
@@ -128,7 +130,7 @@ def test_with_gumbel_the_loss_is_the_pixels_error_on_sampled_tokens_and_the_kl()
     logits = model.encoder(2 * images - 1).permute(0, 2, 3, 1).reshape(-1, 12)
     uniform = torch.rand(logits.shape, generator=rng())
     tokens = (logits - (-uniform.log()).log()).argmax(dim=1)  # an exact sample at any temperature
-    decoded = model.decoder(model.codes[tokens].view(4, 4, 4, 4).permute(0, 3, 1, 2))
+    decoded = model.decoder(model.quantizer.vectors[tokens].view(4, 4, 4, 4).permute(0, 3, 1, 2))
     error = (decoded - (2 * images - 1)).abs().mean()
     kl = (logits.softmax(1) * (logits.log_softmax(1) + math.log(12))).sum(dim=1).mean()
 
@@ -145,16 +147,16 @@ def test_with_gumbel_the_gradient_is_that_of_the_relaxed_tokens():
     settings = GUMBEL | {"kl_weight": 0.0, "temperature_start": 0.7}
     model, images = tiny(**settings), random_images()
     model.loss(images, 0, rng())[0].backward()
-    gradients = model.encoder.to_logits.weight.grad.clone(), model.codes.grad.clone()
+    gradients = model.encoder.to_logits.weight.grad.clone(), model.quantizer.vectors.grad.clone()
     model.zero_grad()
 
     logits = model.encoder(2 * images - 1).permute(0, 2, 3, 1).reshape(-1, 12)
     noise = -(-torch.rand(logits.shape, generator=rng()).log()).log()
     tokens = (logits + noise).argmax(dim=1)
-    codes = model.codes.detach()[tokens].requires_grad_()
+    codes = model.quantizer.vectors.detach()[tokens].requires_grad_()
     decoded = model.decoder(codes.view(4, 4, 4, 4).permute(0, 3, 1, 2))
     (decoded - (2 * images - 1)).abs().mean().backward()
-    relaxed = ((logits + noise) / 0.7).softmax(dim=1) @ model.codes.detach()
+    relaxed = ((logits + noise) / 0.7).softmax(dim=1) @ model.quantizer.vectors.detach()
     relaxed.backward(codes.grad)
 
     torch.testing.assert_close(gradients[0], model.encoder.to_logits.weight.grad)
@@ -210,24 +212,99 @@ def test_some_updates_bring_the_images_closer_to_their_originals(settings):
     assert after < 0.8 * before
 
 
+# --- codes that start from vectors, move and settle, as those of vqvae ------------------------------------------------
+
+MOVING = {"first_steps_without_codes": 2, "restart_every": 4, "restart_until": 8, "codebook_decay": 0.5}
+
+
+def alone(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """`gather` in a single process."""
+    return [tensor]
+
+
+@pytest.mark.parametrize("is_unit", [False, True])
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+def test_codes_start_among_vectors_and_unused_ones_move_where_it_is_set(codebook, is_unit):
+    model, images = tiny(codebook=codebook, l2_normalize=is_unit, **MOVING), random_images(8)
+    model.prepare([images], rng())
+    moves, restarts = [], {}
+    for step in range(12):
+        before, logged = model.codebook.clone(), model.loss(images, step, rng())[1]
+        assert ("batch_perplexity" in logged) == (step >= 2)
+        if step == 3:
+            with torch.no_grad():  # a code that no vector is near to
+                model.quantizer._place(torch.tensor([5]), -9 * model.codebook[5:6], torch.zeros(1))
+        moved = model.after_update(step, rng(), alone)
+        moves.append(not model.codebook.equal(before))
+        if moved:
+            restarts[step] = moved["codes_restarted"]
+        if step == 1:
+            vectors, tokens = model._encode(images), model.encode(images).flatten()
+            means = torch.stack([vectors[tokens == token].mean(dim=0) for token in tokens.unique()])
+            distances = (model.codebook[tokens.unique()] - means).norm(dim=1)
+            assert len(tokens.unique()) >= 8 and distances.mean() < 0.2 * vectors.std()
+
+    assert moves[:3] == [False, True, codebook == "ema"]
+    assert list(restarts) == list(range(2, 12))
+    assert restarts[3] >= 1 and not any(count for step, count in restarts.items() if step not in (3, 7))
+
+
+def test_averaged_codes_are_those_of_vqvae_and_have_no_loss_of_their_own():
+    model, images = tiny(codebook="ema", l2_normalize=False), random_images()
+    assert "quantizer.vectors" not in model.state_dict()
+    points, tokens = model._encode(images).detach(), model.encode(images).flatten()
+    reference = VectorQuantizer(VQVAEConfig(vocab_size=12, latent_width=4))
+    reference.load_state_dict(model.quantizer.state_dict())
+    error = (points - model.codebook[tokens]).square().mean()
+
+    loss, logged = model.loss(images, 0, rng())
+    model.after_update(0, rng(), alone)
+    reference.after_update(points, 0, rng(), alone)
+
+    torch.testing.assert_close(loss, logged["reconstruction_loss"] + 0.25 * error)
+    assert model.codebook.equal(reference.codebook)
+
+
+@pytest.mark.parametrize("settings", [{}, TAMING, {"quantizer": "gumbel"}])
+def test_the_published_kinds_learn_their_codes_by_gradient_alone(settings):
+    model, images = tiny(**settings), random_images()
+    model.prepare([images], rng())
+    before = model.codebook.clone()
+    model.loss(images, 0, rng())
+    assert model.after_update(0, rng(), alone) == {} and model.codebook.equal(before)
+    assert not model.needs_whole_weights and not model.has_frozen_steps
+    names = [name for name in model.state_dict() if not name.startswith(("encoder.", "decoder."))]
+    assert names == ["quantizer.vectors"]
+
+
+def test_what_moves_outside_of_the_gradient_is_known_before_training():
+    """FSDP has no whole codebook to move, and DDP has to know of weights without a gradient."""
+    assert tiny(codebook="ema").needs_whole_weights and tiny(restart_every=4).needs_whole_weights
+    late = tiny(first_steps_without_codes=2)
+    assert late.needs_whole_weights and late.has_frozen_steps
+    late.loss(random_images(), 1, rng())[0].backward()
+    assert late.quantizer.vectors.grad is None
+    assert not tiny(codebook="ema", first_steps_without_codes=2).has_frozen_steps
+
+
 # --- tokens and codes -------------------------------------------------------------------------------------------------
 
 
 def test_of_equal_codes_the_first_is_the_token():
     model = tiny()
     with torch.no_grad():
-        model.codes[6:] = model.codes[:6]
+        model.quantizer.vectors[6:] = model.quantizer.vectors[:6]
     assert model.encode(random_images()).max() < 6
 
 
 @pytest.mark.paper("vqgan: tokens", "vqgan: codebook start")
 def test_codes_start_uniform_and_have_unit_length_where_it_is_set():
-    codes = tiny(vocab_size=500, l2_normalize=False).codes
+    codes = tiny(vocab_size=500, l2_normalize=False).quantizer.vectors
     assert codes.abs().max() <= 1 / 500 and abs(codes.std() * 500 - 3**-0.5) < 0.02
     model = tiny(vocab_size=500)
-    assert torch.allclose(model.codes.norm(dim=1), torch.ones(500))
+    assert torch.allclose(model.quantizer.vectors.norm(dim=1), torch.ones(500))
     with torch.no_grad():
-        model.codes *= 3
+        model.quantizer.vectors *= 3
     assert torch.allclose(model.codebook.norm(dim=1), torch.ones(500))
 
 
@@ -263,6 +340,16 @@ def test_muon_parameters_are_the_kernels_of_the_residual_branches():
         ({"codebook_weight": -1.0}, "vqgan.codebook_weight is -1.0; it needs to be 0 or more"),
         ({"kl_weight": -1.0}, "vqgan.kl_weight is -1.0; it needs to be 0 or more"),
         ({"temperature_end": 0.0}, "vqgan.temperature_end is 0.0; it needs to be above 0"),
+        (
+            {"first_steps_without_codes": -1},
+            "vqgan.first_steps_without_codes is -1; it needs to be 0 or more",
+        ),
+        ({"restart_every": 0}, "vqgan.restart_every is 0; it needs to be 1 or more"),
+        ({"codebook_decay": 1.0}, r"vqgan.codebook_decay is 1.0; it needs to be in \[0, 1\)"),
+        (
+            {"quantizer": "gumbel", "codebook": "ema"},
+            "vqgan.codebook is ema, but the codes of vqgan.quantizer gumbel are learned. Set vqgan.codebook: gradient",
+        ),
         ({"multipliers": ()}, r"vqgan.multipliers is \[\]; give each level 1 or more, as in \[1, 2, 4\]"),
         ({"multipliers": (1, 0)}, r"vqgan.multipliers is \[1, 0\]"),
         ({"norm_groups": 3}, "vqgan.width is 8, no multiple of vqgan.norm_groups, 3"),

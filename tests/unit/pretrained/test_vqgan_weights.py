@@ -96,7 +96,7 @@ def test_the_averaged_weights_of_llamagen_come_first_and_the_header_says_so(tmp_
     averaged, last = random_weights("llamagen", seed=1), random_weights("llamagen")
     torch.save({**checkpoint("llamagen", last), "ema": averaged}, tmp_path / "weights.pt")
     model = imported(tmp_path / "weights.pt", "llamagen")
-    assert model.codes.equal(averaged["quantize.embedding.weight"])
+    assert model.quantizer.vectors.equal(averaged["quantize.embedding.weight"])
     assert model.header["pickle_part"] == "ema"
 
 

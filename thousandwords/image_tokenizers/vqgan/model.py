@@ -2,10 +2,12 @@
 
 The defaults are LlamaGen's VQ-16. Those of taming-transformers' f16-16384: code_width 256, l2_normalize false,
 commitment_weight 1, codebook_weight 0.25, pixel_loss absolute. With quantizer gumbel, as in its f8, the encoder
-ends in logits, from which training samples tokens (arXiv 1611.01144). The adversary and the
-perceptual term of the papers' loss belong to the training, not to the model (nn/image_losses.py).
+ends in logits, from which training samples tokens (arXiv 1611.01144). Not in the papers, and off by default: codes
+start, move and settle as in vqvae, so that few small images do not collapse onto a few of them. The adversary and
+the perceptual term of the papers' loss belong to the training, not to the model (nn/image_losses.py).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,11 +18,12 @@ from torch.nn import functional
 from thousandwords.core.config import check_minimums, check_positive
 from thousandwords.image_tokenizers.base import ImageTokenizer, Logs
 from thousandwords.nn.gumbel_softmax import gumbel_softmax, kl_and_usage
-from thousandwords.nn.quantizers import code_metrics, nearest
+from thousandwords.nn.quantizers import Gather, VectorQuantizer, code_metrics
 from thousandwords.nn.schedules import cosine
 from thousandwords.nn.vqgan_trunk import build_decoder, build_encoder
 
 PIXEL_LOSSES = {"absolute": functional.l1_loss, "squared": functional.mse_loss}
+STARTING_VECTORS = 16_384  # that the first codes are chosen from
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,12 @@ class VQGANConfig:
     quantizer: Literal["nearest", "gumbel"] = "nearest"  # the nearest code's token, or the greatest logit's
     l2_normalize: bool = True  # nearest: vectors and codes of unit length
     commitment_weight: float = 0.25  # nearest: of the mean squared error of vectors to their fixed codes
-    codebook_weight: float = 1.0  # nearest: of the same error of codes to their fixed vectors
+    codebook_weight: float = 1.0  # nearest, gradient: of the same error of codes to their fixed vectors
+    codebook: Literal["gradient", "ema"] = "gradient"  # nearest: codes are learned, or averages of vectors
+    codebook_decay: float = 0.99  # nearest: gamma of the averages, per update
+    first_steps_without_codes: int = 0  # nearest: the decoder sees the vectors; 0: codes start uniform
+    restart_every: int | None = None  # nearest: updates between moves of unused codes; null: never
+    restart_until: int | None = None  # nearest: from this update no code is moved; null: always
     kl_weight: float = 1e-8  # gumbel: of a token's KL to the uniform prior, in nats
     temperature_start: float = 0.9  # gumbel: tau of the Gumbel-softmax
     temperature_end: float = 1e-6
@@ -48,7 +56,14 @@ class VQGANConfig:
         check_minimums(self, "vqgan", vocab_size=2, width=1, blocks=1, norm_groups=1)
         check_minimums(self, "vqgan", latent_width=1, code_width=1, commitment_weight=0, codebook_weight=0)
         check_minimums(self, "vqgan", kl_weight=0, temperature_steps=0)
+        check_minimums(self, "vqgan", first_steps_without_codes=0, restart_every=1)
         check_positive(self, "vqgan", "temperature_start", "temperature_end")
+        if not 0 <= self.codebook_decay < 1:
+            raise ValueError(f"vqgan.codebook_decay is {self.codebook_decay}; it needs to be in [0, 1)")
+        if self.quantizer == "gumbel" and self.codebook == "ema":
+            raise ValueError(
+                "vqgan.codebook is ema, but the codes of vqgan.quantizer gumbel are learned. Set vqgan.codebook: gradient"
+            )
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(
                 f"vqgan.multipliers is {list(self.multipliers)}; give each level 1 or more, as in [1, 2, 4]"
@@ -62,6 +77,48 @@ class VQGANConfig:
     def cell(self) -> int:
         """Pixels on the side of one token's cell."""
         return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def starts_at(self) -> int:
+        """The first update that uses codes."""
+        return self.first_steps_without_codes if self.quantizer == "nearest" else 0
+
+    @property
+    def moves_codes(self) -> bool:
+        """Whether codes also change outside of the gradient."""
+        return self.quantizer == "nearest" and (self.codebook == "ema" or self.restart_every is not None)
+
+    def restarts_codes(self, step: int) -> bool:
+        """Whether codes that are not used move after this update."""
+        is_on = self.restart_until is None or step < self.restart_until
+        return is_on and self.restart_every is not None and (step + 1) % self.restart_every == 0
+
+
+class Codebook(VectorQuantizer):
+    """The vectors of tokens. They start uniform, and both losses are means over channels too (in the paper, equation 4,
+    sums). With gumbel it only keeps them."""
+
+    def __init__(self, config: VQGANConfig):
+        super().__init__(config)
+        # published weights have no counts, and need none
+        self.register_buffer("usage", self.usage, persistent=config.moves_codes)
+
+    def first_vectors(self) -> Tensor:
+        config = self.config
+        vectors = torch.empty(config.vocab_size, config.code_width)
+        if config.quantizer == "gumbel":
+            return vectors.normal_()  # as torch starts an embedding
+        return self._normalized(vectors.uniform_(-1 / config.vocab_size, 1 / config.vocab_size))
+
+    def loss(self, points: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        commitment = functional.mse_loss(points, codes.detach())
+        loss = self.config.commitment_weight * commitment
+        if self.config.codebook == "gradient":
+            loss = loss + self.config.codebook_weight * functional.mse_loss(codes, points.detach())
+        return loss, commitment
+
+    def _normalized(self, vectors: Tensor) -> Tensor:
+        return super()._normalized(vectors) if self.config.quantizer == "nearest" else vectors
 
 
 class VQGAN(ImageTokenizer):
@@ -83,23 +140,30 @@ class VQGAN(ImageTokenizer):
         shape = (widths, config.blocks, config.norm_groups, config.attention)
         self.encoder = build_encoder(*shape, config.latent_width, config.code_width)
         self.decoder = build_decoder(*shape, config.latent_width, config.code_width)
-        codes = torch.empty(config.vocab_size, config.code_width)
         if config.quantizer == "gumbel":
             self.encoder.add_module("to_logits", nn.Conv2d(config.code_width, config.vocab_size, 1))
-            codes.normal_()  # as torch starts an embedding
-        else:
-            codes.uniform_(-1 / config.vocab_size, 1 / config.vocab_size)
-        self.codes = nn.Parameter(self._normalized(codes))
+        self.quantizer = Codebook(config)
+        self.first_images: Tensor | None = None  # of `prepare`, until the codes start
+        self.seen: tuple[int, list[Tensor]] = (0, [])  # the last update, and its vectors by micro-batch
 
     @property
     def codebook(self) -> Tensor:
         """The vectors of the tokens (V, code_width)."""
-        return self._normalized(self.codes)
+        return self.quantizer.codebook
+
+    @property
+    def needs_whole_weights(self) -> bool:
+        """Whether codes start or move outside of the forward pass."""
+        return self.config.moves_codes or self.config.starts_at > 0
 
     @property
     def has_frozen_steps(self) -> bool:
-        """Whether some weights have no gradient at some updates: the encoder's, if the decoder trains alone."""
-        return self.config.decoder_only_from is not None
+        """Whether some weights have no gradient at some updates: the encoder's, if the decoder trains alone, and
+        learned codes before they are used."""
+        config = self.config
+        return config.decoder_only_from is not None or (
+            config.codebook == "gradient" and config.starts_at > 0
+        )
 
     def muon_parameters(self) -> list[nn.Parameter]:
         """The kernels of all residual branches; not attention, nor the layers at pixels, latents or codes."""
@@ -111,13 +175,38 @@ class VQGAN(ImageTokenizer):
         outputs = self._encode(images)
         # arg-max, no Gumbel noise: the generator learns the tokens it will see decoded
         is_gumbel = self.config.quantizer == "gumbel"
-        tokens = outputs.argmax(dim=1) if is_gumbel else nearest(outputs, self.codebook)
+        tokens = outputs.argmax(dim=1) if is_gumbel else self.quantizer.tokens(outputs)
         return tokens.view(len(images), self.num_tokens)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Decode token ids (B, L) int64 to images (B, 3, H, W) in [0, 1]."""
         self.check_tokens(tokens)
         return (self._decode(self.codebook[tokens]) / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def prepare(self, image_batches: Iterable[Tensor], rng: torch.Generator) -> None:
+        """Keep the images whose vectors `after_update` chooses the first codes from, if they do not start uniform."""
+        if self.config.starts_at == 0:
+            return
+        batches: list[Tensor] = []
+        for batch in image_batches:
+            batches.append(batch)
+            if sum(map(len, batches)) * self.num_tokens >= STARTING_VECTORS:
+                break
+        self.first_images = torch.cat(batches)
+
+    @torch.no_grad()
+    def after_update(self, step: int, rng: torch.Generator, gather: Gather) -> Logs:
+        """Start or move the codes after an update of the weights; the values to log. A collective call."""
+        if step + 1 == self.config.starts_at and self.first_images is not None:
+            batches = self.first_images.split(self.max_batch_size)
+            self.quantizer.start(torch.cat([self._encode(images) for images in batches]), rng)
+            self.first_images = None
+        seen_step, vectors = self.seen
+        self.seen = (step, [])
+        if seen_step != step or not vectors:
+            return {}
+        return self.quantizer.after_update(torch.cat(vectors), step, rng, gather)
 
     def loss(self, images: Tensor, step: int, rng: torch.Generator) -> tuple[Tensor, Logs]:
         """The pixels' error + the quantizer's loss, and their parts."""
@@ -127,22 +216,20 @@ class VQGAN(ImageTokenizer):
         outputs = self._encode(images)
         if self.config.quantizer == "gumbel":
             codes, quantizer_loss, logs = self._sampled(outputs, step, rng)
+        elif step < self.config.starts_at:
+            return self._reconstruction_loss(images, outputs, step)
         else:
+            if self.config.moves_codes:
+                self.seen = (step, [*(self.seen[1] if self.seen[0] == step else []), outputs.detach()])
             codes, quantizer_loss, logs = self._rounded(outputs)
         reconstruction_loss, logged = self._reconstruction_loss(images, codes, step)
         return reconstruction_loss + quantizer_loss, {**logged, **logs}
 
     def _rounded(self, vectors: Tensor) -> tuple[Tensor, Tensor, Logs]:
-        """The nearest codes (B * L, code_width), the weighted commitment and codebook losses, which are means over
-        channels too (in the paper, equation 4, sums), and what to log."""
-        codebook = self.codebook
-        tokens = nearest(vectors.detach(), codebook.detach())
-        codes = codebook[tokens]
-        commitment_loss = functional.mse_loss(vectors, codes.detach())
-        codebook_loss = functional.mse_loss(codes, vectors.detach())
-        quantizer_loss = (
-            self.config.commitment_weight * commitment_loss + self.config.codebook_weight * codebook_loss
-        )
+        """The nearest codes (B * L, code_width), the quantizer's loss, and what to log."""
+        tokens = self.quantizer.tokens(vectors.detach())
+        codes = self.codebook[tokens]
+        quantizer_loss, commitment_loss = self.quantizer.loss(vectors, codes)
         logs = {
             "commitment_loss": commitment_loss.detach(),
             **code_metrics(vectors, codes, tokens, self.vocab_size),
@@ -174,13 +261,9 @@ class VQGAN(ImageTokenizer):
     def _encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> the encoder's vectors (B * L, code_width), or logits (B * L, V), float32."""
         outputs = self.encoder(2 * images - 1).permute(0, 2, 3, 1)  # (B, h, w, channels)
-        return self._normalized(outputs.flatten(0, 2).float())
+        return self.quantizer.points(outputs.flatten(0, 2).float())
 
     def _decode(self, vectors: Tensor) -> Tensor:
         """Vectors of tokens (B * L, W) or (B, L, W) -> pixels (B, 3, H, W) float32, about in [-1, 1]."""
         grid = vectors.view(-1, self.scales[0], self.scales[0], self.config.code_width)
         return self.decoder(grid.permute(0, 3, 1, 2)).float()
-
-    def _normalized(self, vectors: Tensor) -> Tensor:
-        is_unit = self.config.quantizer == "nearest" and self.config.l2_normalize
-        return functional.normalize(vectors, dim=-1) if is_unit else vectors
