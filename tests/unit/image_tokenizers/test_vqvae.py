@@ -196,7 +196,7 @@ def test_the_sizes_of_vq_vae_2_can_be_set():
             VQVAEConfig(width=64, groups=2, patch=2, latent_width=64, scales=(32, 64)), image_size=256
         )
     assert model.config.coarsest_width == 128 and model.num_tokens == 32 * 32 + 64 * 64
-    assert [quantizer.codebook.shape for quantizer in model.quantizers] == [(512, 64), (512, 64)]
+    assert [quantizer.codebook.shape for quantizer in model.quantizers.values()] == [(512, 64), (512, 64)]
 
 
 def test_of_two_grids_the_codes_of_the_coarse_one_start_first():
@@ -205,7 +205,7 @@ def test_of_two_grids_the_codes_of_the_coarse_one_start_first():
     model.prepare([images], rng())
     model.loss(images, 0, rng())
     model.after_update(0, rng(), alone)
-    for grid, quantizer in zip(model._grids(images), model.quantizers, strict=True):
+    for grid, quantizer in zip(model._grids(images), model.quantizers.values(), strict=True):
         means = torch.stack([grid.points[grid.tokens == token].mean(dim=0) for token in grid.tokens.unique()])
         codes = quantizer.codebook[grid.tokens.unique()]
         assert (codes - means).norm(dim=1).mean() < 0.1 * grid.points.std()

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from thousandwords.core.config import check_minimums, check_positive
@@ -145,10 +145,6 @@ class DiscreteVAE(ImageTokenizer):
         with torch.no_grad():
             tokens = self._logits(images).argmax(dim=-1).flatten(1)
         return self._reconstruction_loss(images, self._one_hot(tokens), step)
-
-    def muon_parameters(self) -> list[nn.Parameter]:
-        """The kernels of all residual branches; not the layers at pixels, logits or codebook."""
-        return [weight for name, weight in self.named_parameters() if ".path." in name and weight.ndim == 4]
 
     @property
     def has_frozen_steps(self) -> bool:

@@ -7,25 +7,22 @@ that one was trained is unpublished. The perceptual term and the adversary of th
 (nn/image_losses.py).
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from thousandwords.core.config import check_minimums, check_positive
-from thousandwords.image_tokenizers.base import ImageTokenizer, Logs
+from thousandwords.image_tokenizers.base import CodebookSettings, CodebookTokenizer, Logs
 from thousandwords.image_tokenizers.multi_scale.trunks import DVAETrunk, VQGANTrunk
-from thousandwords.nn.quantizers import Gather, VectorQuantizer, code_metrics, nearest, token_shares
+from thousandwords.nn.quantizers import VectorQuantizer, code_metrics, nearest, token_shares
 from thousandwords.nn.residual_scales import ResidualScales
-
-STARTING_POINTS = 16_384  # that the first codes are chosen from
 
 
 @dataclass(frozen=True)
-class MultiScaleConfig:
+class MultiScaleConfig(CodebookSettings):
     vocab_size: int = 512  # tokens in the codebook
     latent_width: int = 16  # channels of the latents and of a token's vector
     scales: tuple[int, ...] = (1, 2, 3, 4, 6, 8)  # sides of the grids; the last is the side of the latents
@@ -45,16 +42,14 @@ class MultiScaleConfig:
     vqgan: VQGANTrunk = VQGANTrunk()  # used with trunk vqgan
 
     def __post_init__(self) -> None:
-        check_minimums(self, "multi_scale", vocab_size=2, latent_width=1, num_phi=1, restart_every=1)
-        check_minimums(self, "multi_scale", commitment_weight=0, first_steps_without_codes=0)
+        self.check_codebook("multi_scale")
+        check_minimums(self, "multi_scale", latent_width=1, num_phi=1)
         check_positive(self, "multi_scale", "squared_error_weight")
         scales = list(self.scales)
         if not scales or scales[0] < 1 or scales != sorted(set(scales)):
             raise ValueError(
                 f"multi_scale.scales is {scales}; give sides that grow from 1 or more, as in [1, 2, 4, 8]"
             )
-        if not 0 <= self.codebook_decay < 1:
-            raise ValueError(f"multi_scale.codebook_decay is {self.codebook_decay}; it needs to be in [0, 1)")
         if not 0 <= self.stop_share <= 1:
             raise ValueError(f"multi_scale.stop_share is {self.stop_share}; it needs to be in [0, 1]")
 
@@ -62,11 +57,6 @@ class MultiScaleConfig:
     def sizes(self) -> DVAETrunk | VQGANTrunk:
         """The sizes of the chosen trunk."""
         return self.dvae if self.trunk == "dvae" else self.vqgan
-
-    def restarts_codes(self, step: int) -> bool:
-        """Whether codes that are not used move after this update."""
-        is_on = self.restart_until is None or step < self.restart_until
-        return is_on and self.restart_every is not None and (step + 1) % self.restart_every == 0
 
 
 class ResidualQuantizer(VectorQuantizer):
@@ -82,11 +72,10 @@ class ResidualQuantizer(VectorQuantizer):
         return vectors
 
 
-class MultiScale(ImageTokenizer):
+class MultiScale(CodebookTokenizer):
     """Images (B, 3, H, W) <-> the tokens of all scales; the latents are H / cell by W / cell."""
 
     config_class = MultiScaleConfig
-    needs_whole_weights = True  # codes start and move outside of the forward pass
 
     def __init__(self, config: MultiScaleConfig, image_size: int):
         super().__init__(image_size)
@@ -102,24 +91,13 @@ class MultiScale(ImageTokenizer):
         self.encoder, self.decoder = config.sizes.build(config.latent_width)
         self.residual = ResidualScales(config.scales, config.latent_width, config.num_phi)
         self.quantizer = ResidualQuantizer(config)
-        self.first_images: Tensor | None = None  # of `prepare`, until the codes start
-        self.seen: tuple[int, list[Tensor]] = (0, [])  # the last update, and its points by micro-batch
         self.to(memory_format=torch.channels_last)  # faster on a CPU
-
-    @property
-    def codebook(self) -> Tensor:
-        """The vectors of the tokens (V, latent_width), the same for all scales."""
-        return self.quantizer.codebook
 
     @property
     def has_frozen_steps(self) -> bool:
         """Whether some weights have no gradient at some updates: before the codes are used all that makes latents of
         codes, and the encoder's, if the decoder trains alone."""
         return self.config.first_steps_without_codes > 0 or self.config.decoder_only_from is not None
-
-    def muon_parameters(self) -> list[nn.Parameter]:
-        """The kernels of all residual branches; not the layers at pixels, latents or codes."""
-        return [weight for name, weight in self.named_parameters() if ".path." in name and weight.ndim == 4]
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -144,19 +122,6 @@ class MultiScale(ImageTokenizer):
         """Latents (B, latent_width, h, w) -> images (B, 3, H, W) in [0, 1]."""
         return self._pixels(latents).clamp(0, 1)
 
-    @torch.no_grad()
-    def prepare(self, image_batches: Iterable[Tensor], rng: torch.Generator) -> None:
-        """Keep the images whose latents the first codes are chosen from, by `after_update` or, without updates
-        before, at once."""
-        batches: list[Tensor] = []
-        for batch in image_batches:
-            batches.append(batch)
-            if sum(map(len, batches)) * self.num_tokens >= STARTING_POINTS:
-                break
-        self.first_images = torch.cat(batches)
-        if self.config.first_steps_without_codes == 0:
-            self._start_codes(rng)
-
     def loss(self, images: Tensor, step: int, rng: torch.Generator) -> tuple[Tensor, Logs]:
         """The weighted squared error + the mean over scales of what the latents so far miss, once for phi and a
         codebook trained by gradient, and with the weight beta for the encoder; and its parts."""
@@ -168,7 +133,7 @@ class MultiScale(ImageTokenizer):
         if step < config.first_steps_without_codes:
             return self._reconstruction_loss(images, latents, step)
         tokens, points = self._tokens_and_points(latents.detach())
-        self.seen = (step, [*(self.seen[1] if self.seen[0] == step else []), torch.cat(points)])
+        self.keep_points(step, torch.cat(points))
         so_far = torch.stack(self.latents_so_far(tokens))  # (S, B, C, h, w)
         # straight through, once: the decoder sees the sum, and its gradient reaches the latents
         shown = self._stopped(so_far.detach(), rng)
@@ -185,26 +150,9 @@ class MultiScale(ImageTokenizer):
             latents = self.latents_so_far(self.encode(images))[-1]
         return self._reconstruction_loss(images, latents, step)
 
-    @torch.no_grad()
-    def after_update(self, step: int, rng: torch.Generator, gather: Gather) -> Logs:
-        """Start or move the codes after an update of the weights; the values to log. A collective call."""
-        if step + 1 == self.config.first_steps_without_codes and self.first_images is not None:
-            self._start_codes(rng)
-        seen_step, points = self.seen
-        self.seen = (step, [])
-        if seen_step != step or not points:
-            return {}
-        return self.quantizer.after_update(torch.cat(points), step, rng, gather)
-
-    def _start_codes(self, rng: torch.Generator) -> None:
-        """Choose the first codes from the points that the scales would have if every code were exact."""
-        points = [
-            point
-            for images in self.first_images.split(self.max_batch_size)
-            for point in self.residual.points(self._latents(images), rounded=lambda points: points)
-        ]
-        self.quantizer.start(torch.cat(points), rng)
-        self.first_images = None
+    def starting_points(self, images: Tensor, number: int) -> Tensor:
+        """The points (N, latent_width) that the scales would have if every code were exact."""
+        return torch.cat(self.residual.points(self._latents(images), rounded=lambda points: points))
 
     @torch.no_grad()
     def _tokens_and_points(self, latents: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -7,7 +7,6 @@ start, move and settle as in vqvae, so that few small images do not collapse ont
 the perceptual term of the papers' loss belong to the training, not to the model (nn/image_losses.py).
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,18 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from thousandwords.core.config import check_minimums, check_positive
-from thousandwords.image_tokenizers.base import ImageTokenizer, Logs
+from thousandwords.image_tokenizers.base import CodebookSettings, CodebookTokenizer, Logs
 from thousandwords.nn.gumbel_softmax import gumbel_softmax, kl_and_usage
-from thousandwords.nn.quantizers import Gather, VectorQuantizer, code_metrics
+from thousandwords.nn.quantizers import VectorQuantizer, code_metrics
 from thousandwords.nn.schedules import cosine
 from thousandwords.nn.vqgan_trunk import build_decoder, build_encoder
 
 PIXEL_LOSSES = {"absolute": functional.l1_loss, "squared": functional.mse_loss}
-STARTING_VECTORS = 16_384  # that the first codes are chosen from
 
 
 @dataclass(frozen=True)
-class VQGANConfig:
+class VQGANConfig(CodebookSettings):
     vocab_size: int = 16_384  # tokens in the codebook
     width: int = 128  # channels of level 1, which has the side of the image
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # of each level's channels; the side halves between levels
@@ -53,13 +51,10 @@ class VQGANConfig:
     decoder_only_from: int | None = None  # from this update the decoder trains alone, on the images' tokens
 
     def __post_init__(self) -> None:
-        check_minimums(self, "vqgan", vocab_size=2, width=1, blocks=1, norm_groups=1)
-        check_minimums(self, "vqgan", latent_width=1, code_width=1, commitment_weight=0, codebook_weight=0)
-        check_minimums(self, "vqgan", kl_weight=0, temperature_steps=0)
-        check_minimums(self, "vqgan", first_steps_without_codes=0, restart_every=1)
+        self.check_codebook("vqgan")
+        check_minimums(self, "vqgan", width=1, blocks=1, norm_groups=1, latent_width=1, code_width=1)
+        check_minimums(self, "vqgan", codebook_weight=0, kl_weight=0, temperature_steps=0)
         check_positive(self, "vqgan", "temperature_start", "temperature_end")
-        if not 0 <= self.codebook_decay < 1:
-            raise ValueError(f"vqgan.codebook_decay is {self.codebook_decay}; it needs to be in [0, 1)")
         if self.quantizer == "gumbel" and self.codebook == "ema":
             raise ValueError(
                 "vqgan.codebook is ema, but the codes of vqgan.quantizer gumbel are learned. Set vqgan.codebook: gradient"
@@ -88,15 +83,15 @@ class VQGANConfig:
         """Whether codes also change outside of the gradient."""
         return self.quantizer == "nearest" and (self.codebook == "ema" or self.restart_every is not None)
 
-    def restarts_codes(self, step: int) -> bool:
-        """Whether codes that are not used move after this update."""
-        is_on = self.restart_until is None or step < self.restart_until
-        return is_on and self.restart_every is not None and (step + 1) % self.restart_every == 0
-
 
 class Codebook(VectorQuantizer):
     """The vectors of tokens. They start uniform, and both losses are means over channels too (in the paper, equation 4,
     sums). With gumbel it only keeps them."""
+
+    @property
+    def starts_from_latents(self) -> bool:
+        """Whether the codes do not stay uniform, as in the paper, until updates with them."""
+        return self.config.starts_at > 0
 
     def __init__(self, config: VQGANConfig):
         super().__init__(config)
@@ -121,7 +116,7 @@ class Codebook(VectorQuantizer):
         return super()._normalized(vectors) if self.config.quantizer == "nearest" else vectors
 
 
-class VQGAN(ImageTokenizer):
+class VQGAN(CodebookTokenizer):
     """Images (B, 3, H, W) <-> one grid of H / cell by W / cell tokens."""
 
     config_class = VQGANConfig
@@ -143,31 +138,11 @@ class VQGAN(ImageTokenizer):
         if config.quantizer == "gumbel":
             self.encoder.add_module("to_logits", nn.Conv2d(config.code_width, config.vocab_size, 1))
         self.quantizer = Codebook(config)
-        self.first_images: Tensor | None = None  # of `prepare`, until the codes start
-        self.seen: tuple[int, list[Tensor]] = (0, [])  # the last update, and its vectors by micro-batch
-
-    @property
-    def codebook(self) -> Tensor:
-        """The vectors of the tokens (V, code_width)."""
-        return self.quantizer.codebook
 
     @property
     def needs_whole_weights(self) -> bool:
         """Whether codes start or move outside of the forward pass."""
         return self.config.moves_codes or self.config.starts_at > 0
-
-    @property
-    def has_frozen_steps(self) -> bool:
-        """Whether some weights have no gradient at some updates: the encoder's, if the decoder trains alone, and
-        learned codes before they are used."""
-        config = self.config
-        return config.decoder_only_from is not None or (
-            config.codebook == "gradient" and config.starts_at > 0
-        )
-
-    def muon_parameters(self) -> list[nn.Parameter]:
-        """The kernels of all residual branches; not attention, nor the layers at pixels, latents or codes."""
-        return [weight for name, weight in self.named_parameters() if ".path." in name and weight.ndim == 4]
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode images (B, 3, H, W) in [0, 1] to token ids (B, L) int64 in raster order."""
@@ -183,30 +158,9 @@ class VQGAN(ImageTokenizer):
         self.check_tokens(tokens)
         return (self._decode(self.codebook[tokens]) / 2 + 0.5).clamp(0, 1)
 
-    @torch.no_grad()
-    def prepare(self, image_batches: Iterable[Tensor], rng: torch.Generator) -> None:
-        """Keep the images whose vectors `after_update` chooses the first codes from, if they do not start uniform."""
-        if self.config.starts_at == 0:
-            return
-        batches: list[Tensor] = []
-        for batch in image_batches:
-            batches.append(batch)
-            if sum(map(len, batches)) * self.num_tokens >= STARTING_VECTORS:
-                break
-        self.first_images = torch.cat(batches)
-
-    @torch.no_grad()
-    def after_update(self, step: int, rng: torch.Generator, gather: Gather) -> Logs:
-        """Start or move the codes after an update of the weights; the values to log. A collective call."""
-        if step + 1 == self.config.starts_at and self.first_images is not None:
-            batches = self.first_images.split(self.max_batch_size)
-            self.quantizer.start(torch.cat([self._encode(images) for images in batches]), rng)
-            self.first_images = None
-        seen_step, vectors = self.seen
-        self.seen = (step, [])
-        if seen_step != step or not vectors:
-            return {}
-        return self.quantizer.after_update(torch.cat(vectors), step, rng, gather)
+    def starting_points(self, images: Tensor, number: int) -> Tensor:
+        """The encoder's vectors (B * L, code_width) of images."""
+        return self._encode(images)
 
     def loss(self, images: Tensor, step: int, rng: torch.Generator) -> tuple[Tensor, Logs]:
         """The pixels' error + the quantizer's loss, and their parts."""
@@ -220,7 +174,7 @@ class VQGAN(ImageTokenizer):
             return self._reconstruction_loss(images, outputs, step)
         else:
             if self.config.moves_codes:
-                self.seen = (step, [*(self.seen[1] if self.seen[0] == step else []), outputs.detach()])
+                self.keep_points(step, outputs.detach())
             codes, quantizer_loss, logs = self._rounded(outputs)
         reconstruction_loss, logged = self._reconstruction_loss(images, codes, step)
         return reconstruction_loss + quantizer_loss, {**logged, **logs}

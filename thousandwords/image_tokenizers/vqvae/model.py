@@ -7,7 +7,6 @@ codes start after some updates without them, and codes that are not used move. W
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from thousandwords.core.config import check_minimums, check_positive
-from thousandwords.image_tokenizers.base import ImageTokenizer, Logs
+from thousandwords.image_tokenizers.base import CodebookSettings, CodebookTokenizer, Logs
 from thousandwords.nn.conv_blocks import (
     DECODER_KERNELS,
     ENCODER_KERNELS,
@@ -27,13 +26,11 @@ from thousandwords.nn.conv_blocks import (
     convolution,
     initialize,
 )
-from thousandwords.nn.quantizers import QUANTIZERS, Gather, Quantizer, code_metrics, token_shares
-
-STARTING_LATENTS = 16_384  # that the first codes are chosen from
+from thousandwords.nn.quantizers import QUANTIZERS, Quantizer, code_metrics, token_shares
 
 
 @dataclass(frozen=True)
-class VQVAEConfig:
+class VQVAEConfig(CodebookSettings):
     quantizer: Literal["vq", "fsq", "simvq"] = "vq"
     vocab_size: int = 512  # tokens in the codebook, of each grid
     scales: tuple[int, ...] | None = None  # two grids: (side / 2, side), as in VQ-VAE-2; null: one
@@ -61,12 +58,10 @@ class VQVAEConfig:
     residual_gain: float = 0.25  # of every residual branch
 
     def __post_init__(self) -> None:
-        check_minimums(self, "vqvae", vocab_size=2, latent_width=1, groups=1, blocks_per_group=1)
-        check_minimums(self, "vqvae", decoder_width=1, patch=1, stem_kernel=1, restart_every=1)
-        check_minimums(self, "vqvae", first_steps_without_codes=0, commitment_weight=0)
+        self.check_codebook("vqvae")
+        check_minimums(self, "vqvae", latent_width=1, groups=1, blocks_per_group=1)
+        check_minimums(self, "vqvae", decoder_width=1, patch=1, stem_kernel=1)
         check_positive(self, "vqvae", "squared_error_weight", "init_gain", "residual_gain")
-        if not 0 <= self.codebook_decay < 1:
-            raise ValueError(f"vqvae.codebook_decay is {self.codebook_decay}; it needs to be in [0, 1)")
         if self.width < 4 or self.width % 4:
             raise ValueError(
                 f"vqvae.width is {self.width}; a bottleneck is a quarter of it, so give a multiple of 4"
@@ -107,11 +102,6 @@ class VQVAEConfig:
     def starts_at(self) -> int:
         """The first update that uses codes."""
         return self.first_steps_without_codes if self.quantizer == "vq" else 0
-
-    def restarts_codes(self, step: int) -> bool:
-        """Whether codes that are not used move after this update."""
-        is_on = self.restart_until is None or step < self.restart_until
-        return is_on and self.restart_every is not None and (step + 1) % self.restart_every == 0
 
 
 @dataclass(frozen=True)
@@ -157,11 +147,10 @@ class TopGrid(nn.Module):
         return self.to_bottom(torch.cat([features, decoded], dim=1))
 
 
-class VQVAE(ImageTokenizer):
+class VQVAE(CodebookTokenizer):
     """Images (B, 3, H, W) <-> one grid of H / cell by W / cell tokens, or a grid of half the side before it."""
 
     config_class = VQVAEConfig
-    needs_whole_weights = True  # codes start and move outside of the forward pass
 
     def __init__(self, config: VQVAEConfig, image_size: int):
         super().__init__(image_size)
@@ -189,39 +178,27 @@ class VQVAE(ImageTokenizer):
         self.top = TopGrid(config) if has_top else None
         initialize(self, config.init_gain)
         self.quantizer = QUANTIZERS[config.quantizer](config)
-        self.first_images: Tensor | None = None  # of `prepare`, until the codes start
-        # the last update, and its points by micro-batch and grid
-        self.seen: tuple[int, list[list[Tensor]]] = (0, [])
         self.to(memory_format=torch.channels_last)  # faster on a CPU
 
     @property
-    def codebook(self) -> Tensor:
-        """The vectors of the tokens (V, channels), of two grids those of the fine one."""
-        return self.quantizer.codebook
+    def quantizers(self) -> dict[str, Quantizer]:
+        """Of each grid of `scales` its own, coarse first: the fine grid's latents see its codes."""
+        if self.top is None:
+            return {"": self.quantizer}
+        quantizers = (self.top.quantizer, self.quantizer)
+        return {f"_scale_{side}": each for side, each in zip(self.scales, quantizers, strict=True)}
 
-    @property
-    def quantizers(self) -> list[Quantizer]:
-        """Of each grid of `scales` its own."""
-        return [self.quantizer] if self.top is None else [self.top.quantizer, self.quantizer]
+    def starting_points(self, images: Tensor, number: int) -> Tensor:
+        """The latents (N, channels) of images in the grid of that number."""
+        return self._grids(images)[number].points
 
     def code_vectors(self, tokens: Tensor) -> Tensor:
         """The vectors (B, L, channels) of tokens (B, L), each from the codebook of its grid."""
         grids = tokens.split([side * side for side in self.scales], dim=1)
-        vectors = [quantizer.codebook[grid] for quantizer, grid in zip(self.quantizers, grids, strict=True)]
+        vectors = [
+            quantizer.codebook[grid] for quantizer, grid in zip(self.quantizers.values(), grids, strict=True)
+        ]
         return vectors[0] if self.top is None else torch.cat(vectors, dim=1)
-
-    @property
-    def has_frozen_steps(self) -> bool:
-        """Whether some weights have no gradient at some updates: the encoder's, if the decoder trains alone, and
-        a learned codebook's before the codes are used."""
-        config = self.config
-        return config.decoder_only_from is not None or (
-            config.codebook == "gradient" and config.starts_at > 0
-        )
-
-    def muon_parameters(self) -> list[nn.Parameter]:
-        """The kernels of all residual branches; not the layers at pixels, latents or codes."""
-        return [weight for name, weight in self.named_parameters() if ".path." in name and weight.ndim == 4]
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode images (B, 3, H, W) in [0, 1] to token ids (B, L) int64: the grids of `scales`, each in raster order."""
@@ -243,21 +220,6 @@ class VQVAE(ImageTokenizer):
         unknown = self.codebook.mean(dim=0).expand_as(bottom)
         return [self._decode(torch.cat([top, unknown], dim=1)).clamp(0, 1), *images]
 
-    @torch.no_grad()
-    def prepare(self, image_batches: Iterable[Tensor], rng: torch.Generator) -> None:
-        """Keep the images whose latents the first codes are chosen from, by `after_update` or, without updates
-        before, at once."""
-        if not self.quantizer.starts_from_latents:
-            return
-        batches: list[Tensor] = []
-        for batch in image_batches:
-            batches.append(batch)
-            if sum(map(len, batches)) * self.num_tokens >= STARTING_LATENTS:
-                break
-        self.first_images = torch.cat(batches)
-        if self.config.starts_at == 0:
-            self._start_codes(rng)
-
     def loss(self, images: Tensor, step: int, rng: torch.Generator) -> tuple[Tensor, Logs]:
         """The weighted squared error + the quantizer's loss (paper, equation 3), and their parts."""
         self.check_images(images)
@@ -268,9 +230,8 @@ class VQVAE(ImageTokenizer):
         loss, logs = self._reconstruction_loss(images, self._joined(grids), step)
         if not uses_codes:
             return loss, logs
-        points = [grid.points.detach() for grid in grids]
-        self.seen = (step, [*(self.seen[1] if self.seen[0] == step else []), points])
-        for quantizer, suffix, grid in zip(self.quantizers, self._suffixes, grids, strict=True):
+        self.keep_points(step, *(grid.points.detach() for grid in grids))
+        for (suffix, quantizer), grid in zip(self.quantizers.items(), grids, strict=True):
             quantizer_loss, commitment_loss = quantizer.loss(grid.points, grid.codes)
             loss = loss + quantizer_loss
             values = {"commitment_loss": commitment_loss.detach()}
@@ -280,35 +241,6 @@ class VQVAE(ImageTokenizer):
                 values["batch_codes_used"] = (shares > 0).float().mean()
             logs |= {f"{name}{suffix}": value for name, value in values.items()}
         return loss, logs
-
-    @torch.no_grad()
-    def after_update(self, step: int, rng: torch.Generator, gather: Gather) -> Logs:
-        """Start or move the codes after an update of the weights; the values to log. A collective call."""
-        if step + 1 == self.config.starts_at and self.first_images is not None:
-            self._start_codes(rng)
-        seen_step, points = self.seen
-        self.seen = (step, [])
-        logs: Logs = {}
-        if seen_step != step or not points:
-            return logs
-        of_grids = zip(*points, strict=True)
-        for quantizer, suffix, parts in zip(self.quantizers, self._suffixes, of_grids, strict=True):
-            moved = quantizer.after_update(torch.cat(parts), step, rng, gather)
-            logs |= {f"{name}{suffix}": value for name, value in moved.items()}
-        return logs
-
-    @property
-    def _suffixes(self) -> list[str]:
-        """Of each grid, for the names of what is logged."""
-        return [""] if self.top is None else [f"_scale_{side}" for side in self.scales]
-
-    def _start_codes(self, rng: torch.Generator) -> None:
-        batches = self.first_images.split(self.max_batch_size)
-        # coarse first: the fine grid's latents see its codes
-        for number, quantizer in enumerate(self.quantizers):
-            points = torch.cat([self._grids(images)[number].points for images in batches])
-            quantizer.start(points, rng)
-        self.first_images = None
 
     def _reconstruction_loss(self, images: Tensor, vectors: Tensor, step: int) -> tuple[Tensor, Logs]:
         decoded = self._decode(vectors)
