@@ -141,11 +141,17 @@ def _iteration_dtype(parameter: Tensor) -> torch.dtype:
 
 
 def has_bfloat16_units(device: str) -> bool:
+    """Whether matrix products are faster in bfloat16 than in float32 there.
+
+    On an Intel CPU with AVX-512's bfloat16 instructions but without AMX they are not: an update of the dVAE took 1.25
+    times, of the U-Net 1.45 times and of the transformer 1.3 times as long.
+    """
     if device == "cuda":
         return torch.cuda.is_bf16_supported()
     has_capabilities = hasattr(torch.cpu, "get_capabilities")  # torch 2.11 does not have it
     capabilities = torch.cpu.get_capabilities() if has_capabilities else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    is_intel = str(capabilities.get("cpu_name")).startswith("Intel")
+    return bool(capabilities.get("amx_bf16") or (capabilities.get("avx512_bf16") and not is_intel))
 
 
 def learning_rate(step: int, peak: float, final: float, warmup_steps: int, steps: int) -> float:

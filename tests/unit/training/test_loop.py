@@ -333,13 +333,18 @@ def test_the_curves_have_a_row_for_each_logged_or_evaluated_step():
     assert rows[-1]["gradient_norm"] > 0.125
 
 
-@pytest.mark.parametrize("units", [{}, {"avx512_bf16": True}, {"amx_bf16": True}])
-def test_matrix_products_are_in_bfloat16_where_that_is_faster_or_configured(monkeypatch, units):
+INTEL, AMD = {"cpu_name": "Intel Xeon", "avx512_bf16": True}, {"cpu_name": "AMD EPYC", "avx512_bf16": True}
+
+
+@pytest.mark.parametrize(
+    ("units", "is_faster"), [({}, False), (INTEL, False), (AMD, True), (INTEL | {"amx_bf16": True}, True)]
+)
+def test_matrix_products_are_in_bfloat16_where_that_is_faster_or_configured(monkeypatch, units, is_faster):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert autocast_dtype("auto", "cuda") == torch.bfloat16
     assert autocast_dtype("auto", "cpu") is None and autocast_dtype("float32", "cpu") is None
-    assert autocast_dtype("bfloat16_if_supported", "cpu") == (torch.bfloat16 if units else None)
+    assert autocast_dtype("bfloat16_if_supported", "cpu") == (torch.bfloat16 if is_faster else None)
     assert autocast_dtype("bfloat16", "cpu") == torch.bfloat16
     assert autocast_dtype("float16", "cpu") == torch.float16
 
