@@ -1,9 +1,11 @@
 """Minutes and pairs -> the settings of a run on your own images."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thousandwords import components
 from thousandwords.core.config import ConfigError, section
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import unit_hash
@@ -27,6 +29,15 @@ DATA = {"source": "folder", "path": "data/own", "image_size": 64, "validation_sh
 def resolved(pairs: int, minutes: float, size: str = "auto", rate: float = 0.1) -> dict:
     budget = BudgetConfig(minutes, size, pairs)
     return resolve(BASE, DATA, budget, 8, Device(lambda params, name: rate))[0]
+
+
+def grid_of(params: dict) -> tuple[int, ...]:
+    """The scales of the image tokenizer, which alone is built: the other models take longer."""
+    block = params["image_tokenizer"]
+    config = components.model_config("image_tokenizers", block, "image_tokenizer")
+    with torch.device("meta"):
+        size = params["data"]["image_size"]
+        return components.build("image_tokenizers", block["kind"], config, image_size=size).scales
 
 
 @pytest.mark.parametrize(
@@ -53,7 +64,7 @@ def test_one_pair_or_one_group_cannot_be_split():
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("pairs", [2, 60, 3_787, 200_000])
+@pytest.mark.parametrize("pairs", [2, 200_000])
 def test_the_models_of_every_size_can_be_built_and_fit_into_the_minutes(size, pairs):
     params = resolved(pairs, 20, size)
 
@@ -67,7 +78,7 @@ def test_the_models_of_every_size_can_be_built_and_fit_into_the_minutes(size, pa
 
 def test_auto_takes_the_large_grid_only_with_enough_pairs_and_updates():
     def grid(pairs: int, minutes: float, rate: float) -> tuple[int, ...]:
-        return build_models(resolved(pairs, minutes, rate=rate))["image_tokenizer"].scales
+        return grid_of(resolved(pairs, minutes, rate=rate))
 
     assert grid(3_787, 40, 0.5) == (16,)
     assert grid(3_787, 5, 0.5) == (8,)
@@ -113,7 +124,7 @@ def test_the_seconds_of_an_update_are_those_of_the_chosen_size():
     """The size that is too slow was measured too."""
 
     def measure(params: dict, name: str) -> float:
-        return 5.0 if build_models(params)["image_tokenizer"].scales == (16,) else 0.5
+        return 5.0 if grid_of(params) == (16,) else 0.5
 
     params, seconds = resolve(BASE, DATA, BudgetConfig(20, "auto", 3_787), 8, Device(measure))
 
@@ -122,7 +133,7 @@ def test_the_seconds_of_an_update_are_those_of_the_chosen_size():
         "generator": 0.5,
         "scorer": 0.5,
     }  # no time for a decoder
-    assert build_models(params)["image_tokenizer"].scales == (8,)
+    assert grid_of(params) == (8,)
 
 
 def test_the_time_of_preparing_and_encoding_many_images_is_taken_from_the_trainings():

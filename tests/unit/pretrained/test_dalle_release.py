@@ -164,8 +164,8 @@ UNFIT = {
 
 
 @pytest.mark.parametrize(("write", "message"), UNFIT.values(), ids=UNFIT)
-def test_what_does_not_fit_is_rejected_by_name(tmp_path, container, write, message):
-    write(tmp_path, container)
+def test_what_does_not_fit_is_rejected_by_name(tmp_path, write, message):
+    write(tmp_path, "zip")
     assert message in error_of(tmp_path)
 
 
