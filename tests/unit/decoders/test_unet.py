@@ -17,8 +17,8 @@ def decoder(scales: tuple[int, ...] = (4,), **settings) -> UNetDecoder:
 @pytest.mark.parametrize("scales", [(4,), (1, 2, 4)])
 def test_it_learns_what_only_the_tokens_of_each_scale_say(scales):
     """Each scale's first token brightens the whole image; the tokenizer's images are all the same gray."""
-    model, gray = decoder(scales), torch.full((32, 3, 16, 16), 0.5)
-    tokens = torch.randint(6, (32, sum(side * side for side in scales)), generator=rng())
+    model, gray = decoder(scales), torch.full((16, 3, 16, 16), 0.5)
+    tokens = torch.randint(6, (16, sum(side * side for side in scales)), generator=rng())
     starts = [sum(side * side for side in scales[:index]) for index in range(len(scales))]
     images = gray + 0.05 * tokens[:, starts].float().sum(1)[:, None, None, None] / len(scales)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)

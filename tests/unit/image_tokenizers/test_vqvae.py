@@ -467,8 +467,9 @@ def train(model: VQVAE, images: torch.Tensor, steps: int, **arguments) -> dict[s
     )[0]
 
 
-@pytest.mark.parametrize("settings", [{}, {"codebook": "gradient"}, TWO_GRIDS])
-@pytest.mark.parametrize("stop", [2, 7])  # before and after the start of the codes
+@pytest.mark.parametrize(  # stopped before and after the start of the codes, which a gradient does not have
+    ("settings", "stop"), [({}, 2), ({}, 7), ({"codebook": "gradient"}, 7), (TWO_GRIDS, 7)]
+)
 def test_a_resumed_training_gives_the_same_codes_bit_for_bit(tmp_path, settings, stop):
     def trained(folder, stop=None):
         model, done = tiny(**settings, first_steps_without_codes=4, restart_every=2), []
