@@ -27,6 +27,8 @@ def build_image_losses(config: ImageLossConfig, image_size: int, name: str) -> I
         if config.adversary:
             config.adversary.check_image_size(image_size)
         perceptual = load_distance(config.perceptual, image_size, name) if config.perceptual else None
+    except ConfigError:  # has its place already
+        raise
     except ValueError as error:
         raise ConfigError(f"params.yaml: {name}.{error}") from error
     return ImageLosses(config, perceptual)

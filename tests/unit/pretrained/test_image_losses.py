@@ -103,7 +103,7 @@ def test_a_network_that_cannot_be_used_is_named_with_the_fix(tmp_path, monkeypat
     for network, message in (
         ("models/scorer", "which this pipeline writes anew. Copy it first"),
         ("models/decoder", "decoder.perceptual.network is models/decoder, which holds no scorer"),
-        ("missing.pth", "params.yaml: decoder.perceptual.network, missing.pth, does not exist"),
+        ("missing.pth", "^params.yaml: decoder.perceptual.network, missing.pth, does not exist"),
     ):
         with pytest.raises(UserError, match=message):
             build(network)
