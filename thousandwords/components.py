@@ -18,6 +18,7 @@ from thousandwords.core import model_files
 from thousandwords.core.config import ConfigError, section
 from thousandwords.core.errors import UserError
 from thousandwords.core.init_models import fix_of, init_folder
+from thousandwords.nn.image_losses import kept_weights
 
 CONTRACTS = {
     "image_tokenizers": "ImageTokenizer",
@@ -125,9 +126,7 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def save(model: nn.Module, folder: Path, state: dict | None = None, **metadata) -> str:
     """Write a built model (or other weights of it) as safetensors + JSON; returns its fingerprint."""
     header = {**model.built_as, **metadata}
-    return model_files.write_model(
-        folder, header, model_files.kept_weights(model) if state is None else state
-    )
+    return model_files.write_model(folder, header, kept_weights(model) if state is None else state)
 
 
 def load(family: str, folder: Path, fix: str = "dvc checkout, or dvc repro", **changes: object) -> nn.Module:

@@ -72,16 +72,6 @@ def read_model(folder: Path, fix: str = "dvc checkout, or dvc repro") -> SavedMo
     return SavedModel(header, state, manifest["sha256"])
 
 
-def kept_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of a model without those of its `training_only` parts, which live in a training alone."""
-    return {name: tensor for name, tensor in model.state_dict().items() if not is_training_only(name)}
-
-
-def is_training_only(name: str) -> bool:
-    """Whether a parameter belongs to the parts that live in a training alone."""
-    return name.startswith("training_only.")
-
-
 def load_state(model: nn.Module, state: dict[str, Tensor], origin: Path) -> None:
     """Load `state` into `model`; DamagedArtefact if a tensor is missing, unexpected or of another shape."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

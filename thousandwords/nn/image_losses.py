@@ -54,3 +54,13 @@ class ImageLosses(nn.Module):
             added, values = self.adversary(loss, images, decoded, last_layer, step)
             loss, logged = loss + added, logged | values
         return loss, logged
+
+
+def kept_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model without those of its `training_only` parts, which live in a training alone."""
+    return {name: tensor for name, tensor in model.state_dict().items() if not is_training_only(name)}
+
+
+def is_training_only(name: str) -> bool:
+    """Whether a parameter belongs to the parts that live in a training alone."""
+    return name.startswith("training_only.")

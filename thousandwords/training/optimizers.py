@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from thousandwords.core.model_files import kept_weights
+from thousandwords.nn.image_losses import kept_weights
 from thousandwords.nn.schedules import cosine
 
 # a fifth of what would move weights as far as AdamW does: one muon_lr_scale then suits matrices and kernels

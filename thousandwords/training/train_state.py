@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from thousandwords.core.model_files import is_training_only, kept_weights
 from thousandwords.core.rng import step_rng
 from thousandwords.nn import schedules
 from thousandwords.nn.grad_scaling import GradientScales
+from thousandwords.nn.image_losses import is_training_only, kept_weights
 from thousandwords.nn.malloc import keep_freed_memory
 from thousandwords.nn.schedules import evaluations_without_gain
 from thousandwords.training import distributed, optimizers

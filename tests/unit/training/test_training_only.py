@@ -9,9 +9,8 @@ from torch import nn
 from tests.helpers.tiny_models import random_images, tiny
 from thousandwords import components
 from thousandwords.core.errors import UserError
-from thousandwords.core.model_files import kept_weights
 from thousandwords.nn.adversary import AdversaryConfig
-from thousandwords.nn.image_losses import ImageLossConfig, ImageLosses
+from thousandwords.nn.image_losses import ImageLossConfig, ImageLosses, kept_weights
 from thousandwords.training.checkpoints import Checkpoints
 from thousandwords.training.config import TrainingConfig
 from thousandwords.training.distributed import SINGLE_PROCESS
