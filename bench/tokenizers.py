@@ -32,13 +32,16 @@ from bench import _results as results
 from bench._results import Row
 from thousandwords import components
 from thousandwords.core.command_line import one_sentence
+from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
 from thousandwords.data.images import to_float, to_uint8
 from thousandwords.data.pair_shards import open_pairs, splits
 from thousandwords.evaluation.config import EvaluationConfig
 from thousandwords.evaluation.evaluate_run import caption_match, is_scene_caption
 from thousandwords.evaluation.reconstruction import reconstruct
-from thousandwords.inference.sample_shards import read_samples
+from thousandwords.evaluation.verdict import kept_row
+from thousandwords.inference.sample_shards import Samples, read_samples
+from thousandwords.nn.metrics import mean_psnr
 from thousandwords.planning.presets import preset_text
 from thousandwords.scenes.parse import match_caption
 from thousandwords.scenes.render import UNSEEN_PAIRS, parse_caption
@@ -165,52 +168,55 @@ def measure(
 def read_figures(folder: Path, seed: int) -> dict[str, float]:
     """The figures of a run, as far as its stages came."""
     tokenizer = components.load("image_tokenizers", folder / "models/image_tokenizer")
-    images_of, decoder = {"": tokenizer}, None
+    decoder = None
     if (folder / "models/decoder").exists():
         decoder = components.load("decoders", folder / "models/decoder")
-        images_of["_decoder"] = components.with_decoder(tokenizer, decoder)
         decoder = decoder if decoder.is_trainable else None
+    params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    config = section(params["evaluation"], "evaluation", EvaluationConfig)
     record = json.loads((folder / "results/runs/train_image_tokenizer.json").read_bytes())
     figures = {"tokens": tokenizer.num_tokens, "seconds": record["seconds"]}
-    config = EvaluationConfig()
     training = open_pairs(folder / "data/pairs", "train")
     for_kmeans = to_float(training.images(range(min(config.kmeans_images, len(training)))))
     for split in splits(folder / "data/pairs")[1:]:
         name = "" if split == "validation" else f"_{split}"
         reader = open_pairs(folder / "data/pairs", split)
         images = to_float(reader.images(range(len(reader))))
-        iterations = config.kmeans_iterations
-        reconstructed = reconstruct(tokenizer, images, for_kmeans, iterations, seed, decoder)
+        made = reconstruct(tokenizer, images, for_kmeans, config.kmeans_iterations, seed, decoder)
+        codebook = made.codebook()
         figures |= {
-            f"psnr{name}": float(reconstructed.psnr_hard.mean()),
-            f"psnr_kmeans{name}": float(reconstructed.psnr_kmeans.mean()),
-            f"perplexity{name}": reconstructed.codebook()["perplexity"],
-            f"used{name}": reconstructed.codebook()["used"],
+            f"psnr{name}": made.psnr_hard.mean().item(),
+            f"psnr_kmeans{name}": made.psnr_kmeans.mean().item(),
+            f"perplexity{name}": codebook["perplexity"],
+            f"used{name}": codebook["used"],
         }
-        tokens = tokenizer.encode(images[:READ_IMAGES])
-        captions = [reader.captions(row)[0] for row in range(len(tokens))]
-        for of, model in images_of.items() if is_scene_caption(captions[0]) else ():
-            decoded = torch.cat([model.decode(part) for part in tokens.split(tokenizer.max_batch_size)])
-            figures[f"read{of}{name}"] = share_read(decoded, captions)
+        captions = [reader.captions(row)[0] for row in range(min(READ_IMAGES, len(reader)))]
+        if is_scene_caption(captions[0]):
+            figures[f"read{name}"] = share_read(made.hard, captions)
         if decoder:
-            error = (reconstructed.decoded - images).square().flatten(1).mean(dim=1)
-            figures[f"psnr_decoder{name}"] = float((-10 * error.log10()).mean())
+            figures[f"psnr_decoder{name}"] = mean_psnr(images, made.decoded)
+            if is_scene_caption(captions[0]):
+                figures[f"read_decoder{name}"] = share_read(made.decoded, captions)
     curve = folder / "results/curves/train_generator.json"
     if curve.is_file():
-        figures["loss"] = json.loads(curve.read_bytes())[-1]["validation/image_loss"]
+        loss = "validation/image_loss"
+        figures["loss"] = kept_row(json.loads(curve.read_bytes()), loss)[loss]
     if (folder / "results/samples/manifest.json").is_file():
-        samples = read_samples(folder / "results/samples")
-        candidates = yaml.safe_load((folder / "params.yaml").read_text())["sampling"]["candidates"]
-        unranked = np.zeros((len(samples.prompts), candidates))
-        rates, matches = caption_match(samples, unranked, seed)
-        figures |= {f"match_{name}": rate["all"]["n1"] for name, rate in rates.items()}
-        for number, pairs in enumerate((UNSEEN_PAIRS[0::2], UNSEEN_PAIRS[1::2]), start=1):
-            of_half = [
-                statistics.mean(all(match.values()) for match in matches[prompt])
-                for prompt, caption in enumerate(samples.prompts)
-                if samples.splits[prompt] == "unseen" and has_pair(caption, pairs)
-            ]
-            figures |= {f"match_unseen_half_{number}": statistics.mean(of_half)} if of_half else {}
+        figures |= sample_figures(read_samples(folder / "results/samples"), params["sampling"]["candidates"])
+    return figures
+
+
+def sample_figures(samples: Samples, candidates: int) -> dict[str, float]:
+    """The share of samples with every attribute of their caption right, for each split and half of the unseen pairs."""
+    rates, matches = caption_match(samples, np.zeros((len(samples.prompts), candidates)), seed=0)
+    figures = {f"match_{name}": rate["all"]["n1"] for name, rate in rates.items()}
+    for number, pairs in enumerate((UNSEEN_PAIRS[0::2], UNSEEN_PAIRS[1::2]), start=1):
+        of_half = [
+            statistics.mean(all(match.values()) for match in matches[prompt])
+            for prompt, caption in enumerate(samples.prompts)
+            if samples.splits[prompt] == "unseen" and has_pair(caption, pairs)
+        ]
+        figures |= {f"match_unseen_half_{number}": statistics.mean(of_half)} if of_half else {}
     return figures
 
 
@@ -220,11 +226,9 @@ def has_pair(caption: str, pairs: Sequence[tuple[str, str]]) -> bool:
 
 
 def share_read(images: Tensor, captions: Sequence[str]) -> float:
-    """The share of images (N, 3, H, W) in which every attribute of the caption is found."""
-    matches = [
-        match_caption(image, caption) for image, caption in zip(to_uint8(images), captions, strict=True)
-    ]
-    return statistics.mean(all(match.values()) for match in matches)
+    """The share of the captions' images, the first of (N, 3, H, W), in which every attribute of the caption is found."""
+    pairs = zip(to_uint8(images[: len(captions)]), captions, strict=True)
+    return statistics.mean(all(match_caption(image, caption).values()) for image, caption in pairs)
 
 
 def row_of(run: Run) -> Row:

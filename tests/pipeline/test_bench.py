@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from bench import _peer, growth, sampling, tokenizers, training
 from bench import _results as results
@@ -94,3 +95,30 @@ def test_an_image_is_read_right_only_if_every_attribute_of_its_caption_is():
     image = torch.from_numpy(scene).permute(2, 0, 1)[None] / 255
     other = caption.replace("red", "green")
     assert tokenizers.share_read(torch.cat([image, image]), [caption, other]) == 0.5
+
+
+@pytest.mark.slow  # the stages of a whole run, each in its own process
+def test_the_tokenizers_benchmark_records_the_figures_of_a_whole_run_and_prints_the_table(tmp_path, capsys):
+    few = {"warmup_steps": 5, "log_every": 10, "evaluate_every": 20, "checkpoint_every": 20}
+    changes = {
+        "data": {"scenes": {"count": 300, "validation_count": 40, "unseen_count": 40}},
+        "image_tokenizer": {"training": {"steps": 40, **few}},
+        "decoder": {"training": {"steps": 20, **few}},
+        "generator": {"training": {"steps": 20, **few}},
+        "sampling": {"candidates": 2, "prompts_per_split": 8},
+        "evaluation": {"kmeans_images": 100},
+    }
+    (tmp_path / "changes.yaml").write_text(yaml.safe_dump(changes))
+    tokenizers.main(
+        ["--kinds", "vqvae", "--settings", str(tmp_path / "changes.yaml"), "--folder", str(tmp_path / "runs")]
+        + ["--out", str(tmp_path / "results.jsonl")]
+    )
+
+    (row,) = read_rows(tmp_path / "results.jsonl")
+    names = {figure.partition(" ")[0] for figure in row["what"].split(", ")}
+    halves = {"match_unseen_half_1", "match_unseen_half_2", "psnr_kmeans", "psnr_kmeans_unseen"}
+    assert tokenizers.COLUMNS.keys() | halves <= names
+    assert row["id"] == "tokenizer_vqvae" and row["limit"] > row["figure"] > 5
+    header, _, line = capsys.readouterr().out.strip().splitlines()
+    assert header.startswith("| tokenizer | seed | tokens |") and line.startswith("| vqvae | 0 | 64 |")
+    assert line.count("|") == header.count("|")
