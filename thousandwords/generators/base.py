@@ -18,6 +18,8 @@ class Generator(nn.Module, ABC):
 
     # patterns of the output head's parameters that belong to image tokens (`generator.tune: image_head`)
     image_head: tuple[str, ...] = ()
+    models_text = True  # whether captions have a probability too; without it every figure of text is absent
+    no_fixed_tokens = ""  # why no token can be fixed, and the fix; "": any may be
 
     def __init__(self, text_vocab_size: int, text_length: int, image_vocab_size: int, scales: Sequence[int]):
         super().__init__()
@@ -31,6 +33,19 @@ class Generator(nn.Module, ABC):
         """L, the number of tokens of one image: scales (8,) -> 64."""
         return sum(side * side for side in self.scales)
 
+    @classmethod
+    def sizes_for(cls, image_tokenizer: nn.Module) -> dict[str, int]:
+        """The further sizes that a generator of this tokenizer's tokens is built with.
+
+        Raises ValueError, one sentence with the fix, if this kind has no use for such tokens.
+        """
+        return {}
+
+    def use_tokenizer(self, image_tokenizer: nn.Module) -> None:
+        """Copy what this kind needs of the trained image tokenizer, once, before the training; most need nothing. It is
+        saved with the generator, whose header names the tokenizer's fingerprint."""
+        return None
+
     @abstractmethod
     def loss(
         self,
@@ -40,7 +55,8 @@ class Generator(nn.Module, ABC):
         rng: torch.Generator,
         num_text_tokens: float | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """text (B, T), image_tokens (B, L) -> the loss, and {"text_loss", "image_loss"} in nats per token.
+        """text (B, T), image_tokens (B, L) -> the loss, and {"text_loss", "image_loss"} in nats per token; without
+        `text_loss` if this kind does not model text.
 
         `num_text_tokens`: the mean number of text tokens per micro-batch, so that the mean of their losses is
         the loss of the whole batch. None: those of these rows.
@@ -64,14 +80,15 @@ class Generator(nn.Module, ABC):
         influence only the tokens after them. `guidance` above 1 moves away from what would be sampled without
         a caption; 1 has no effect. A row depends only on its own text, fixed tokens and random generator. Each
         generator gives L numbers, so that an image sampled again with some of its own tokens fixed is the same.
+        A kind with `no_fixed_tokens` raises ValueError with that reason if one is fixed.
         """
 
     @abstractmethod
-    def log_probabilities(self, text: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def log_probabilities(self, text: Tensor, image_tokens: Tensor) -> tuple[Tensor | None, Tensor]:
         """ln p of each token given those before it, in nats: (B, T), (B, L) -> (B, T), (B, L) float32, 0 at pads.
 
         The sum over a row's image tokens is the exact ln p(image | caption), over its text tokens ln p of the
-        caption among all of the same length. No gradient is kept.
+        caption among all of the same length: None if this kind does not model text. No gradient is kept.
         """
 
     def check_text(self, text: Tensor) -> None:
@@ -93,13 +110,15 @@ class Generator(nn.Module, ABC):
         check_token_range("image_tokens", image_tokens, 0, self.image_vocab_size)
 
     def check_fixed_tokens(self, fixed_tokens: Tensor, rows: int) -> None:
-        """Raise ValueError unless fixed tokens are (rows, L) int64, of known tokens and -1."""
+        """Raise ValueError unless fixed tokens are (rows, L) int64, of known tokens and -1, and may be fixed."""
         if fixed_tokens.shape != (rows, self.image_length) or fixed_tokens.dtype != torch.int64:
             raise ValueError(
                 f"fixed_tokens is {fixed_tokens.dtype} of shape {tuple(fixed_tokens.shape)}, "
                 f"expected torch.int64 ({rows}, {self.image_length}): a token for each cell, or -1 to sample one"
             )
         check_token_range("fixed_tokens", fixed_tokens, UNKNOWN, self.image_vocab_size)
+        if self.no_fixed_tokens and (fixed_tokens != UNKNOWN).any():
+            raise ValueError(f"no token can be fixed here: {self.no_fixed_tokens}")
 
 
 def check_token_range(name: str, tokens: Tensor, first: int, vocab_size: int) -> None:
@@ -112,3 +131,15 @@ def check_token_range(name: str, tokens: Tensor, first: int, vocab_size: int) ->
             f"{name} has tokens {low}..{high}, but this generator knows {first}..{vocab_size - 1}; "
             "use the tokenizer it was trained with"
         )
+
+
+def check_rngs(rngs: Sequence[torch.Generator], rows: int) -> None:
+    """Raise ValueError unless there is one random generator per row."""
+    if len(rngs) != rows:
+        raise ValueError(f"{rows} rows of text came with {len(rngs)} random generators; give one per row")
+
+
+def drop_captions(text: Tensor, share: float, rng: torch.Generator) -> Tensor:
+    """text (B, T) with about `share` of its rows replaced by pads: the model also learns images without captions."""
+    is_dropped = torch.rand(len(text), generator=rng, device=rng.device).to(text.device) < share
+    return text.masked_fill(is_dropped[:, None], PAD)

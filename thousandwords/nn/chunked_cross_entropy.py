@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thousandwords.core.special_tokens import PAD
+from thousandwords.nn.quantizers import without_autocast
 
 MIN_CHUNKED_LOGITS = 2**24  # below 64 MB of logits a chunked loss is no gain
 # logits per chunk: few enough for a processor's cache, enough to fill a GPU
@@ -26,6 +27,22 @@ def mean_loss(logits: Tensor, tokens: Tensor, count: float | None = None) -> Ten
     """Cross-entropy per token without PAD, or over `count`: (B, n, V), (B, n) -> scalar, 0 if all are PAD."""
     total = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=PAD, reduction="sum")
     return total / num_tokens(tokens, count)
+
+
+def output_loss(normalized: Tensor, output: nn.Linear, tokens: Tensor, count: float | None = None) -> Tensor:
+    """`mean_loss` of the logits of normalized states (B, n, D), in chunks where that is better: (B, n) -> scalar."""
+    if normalized.is_meta or not should_chunk(tokens.numel(), len(output.weight)):
+        with without_autocast(normalized):
+            return mean_loss(output_logits(normalized, output), tokens, count)
+    return chunked_mean_loss(normalized, output, tokens, count)
+
+
+def output_logits(normalized: Tensor, output: nn.Linear) -> Tensor:
+    """Normalized states (..., D) -> logits (..., V), in float32 also of bfloat16 weights; autocast has to be off."""
+    if normalized.is_meta or normalized.dtype != torch.bfloat16:
+        return output(normalized)
+    logits = matmul_fp32(normalized.flatten(0, -2), output.weight.T, torch.float32)
+    return logits.add_(output.bias).view(*normalized.shape[:-1], -1)
 
 
 def chunked_mean_loss(

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from thousandwords.core.special_tokens import PAD
+
 TOP_P_CANDIDATES = 64  # this many tokens hold most of the probability of most rows
 
 
@@ -71,3 +73,9 @@ def apply_guidance(conditional: Tensor, unconditional: Tensor, guidance: float) 
     if conditional is unconditional:
         return conditional
     return unconditional + guidance * (conditional - unconditional)
+
+
+def log_prob(logits: Tensor, tokens: Tensor) -> Tensor:
+    """ln p of tokens: logits (B, n, V), tokens (B, n) -> (B, n) float32, 0 at pads; summed in float64."""
+    log_probs = logits.double().log_softmax(dim=-1).gather(-1, tokens.clamp(min=0)[..., None])[..., 0]
+    return log_probs.masked_fill(tokens == PAD, 0).float()

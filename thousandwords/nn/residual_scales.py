@@ -39,10 +39,9 @@ class ResidualScales(nn.Module):
         points, rest = [], latents
         with without_autocast(latents):
             for scale, side in enumerate(self.scales):
-                grid = functional.interpolate(rest, size=(side, side), mode="area")  # the mean of each area
-                points.append(grid.permute(0, 2, 3, 1).flatten(0, 2))
+                points.append(area_means(rest, side).flatten(0, 1))
                 codes = rounded(points[-1]).view(len(latents), side * side, -1)
-                rest = rest - self._part(scale, codes)
+                rest = rest - self.part(scale, codes)
         return points
 
     def sums(self, codes: Tensor) -> list[Tensor]:
@@ -53,7 +52,7 @@ class ResidualScales(nn.Module):
                 lengths.append(side * side)
         with without_autocast(codes):
             for scale, grid in enumerate(codes.split(lengths, dim=1)):
-                total = total + self._part(scale, grid)
+                total = total + self.part(scale, grid)
                 sums.append(total)
         return sums
 
@@ -66,10 +65,16 @@ class ResidualScales(nn.Module):
         places = np.linspace(margin, 1 - margin, count)
         return int(np.abs(places - scale / max(1, len(self.scales) - 1)).argmin())
 
-    def _part(self, scale: int, codes: Tensor) -> Tensor:
+    def part(self, scale: int, codes: Tensor) -> Tensor:
         """What the codes of a scale (B, side * side, C) add to the latents (B, C, h, h)."""
         side, full = self.scales[scale], self.scales[-1]
         grid = codes.transpose(1, 2).unflatten(2, (side, side))
         if side < full:
             grid = functional.interpolate(grid, size=(full, full), mode="bicubic")
         return (1 - PHI_SHARE) * grid + PHI_SHARE * self.phi[self.phi_of(scale)](grid)
+
+
+def area_means(latents: Tensor, side: int) -> Tensor:
+    """The means of side * side areas of latents (B, C, h, h): (B, side * side, C), in raster order."""
+    grid = functional.interpolate(latents, size=(side, side), mode="area")
+    return grid.permute(0, 2, 3, 1).flatten(1, 2)

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from thousandwords.core.config import check_minimums, check_positive
 from thousandwords.core.special_tokens import PAD, UNKNOWN
-from thousandwords.generators.base import Generator
+from thousandwords.generators.base import Generator, check_rngs, drop_captions
 from thousandwords.generators.transformer.attention import AttentionBackends
 from thousandwords.generators.transformer.decoding import (
     DecodeState,
@@ -28,11 +28,13 @@ from thousandwords.generators.transformer.decoding import (
     sample_with_cuda_graph,
 )
 from thousandwords.generators.transformer.masks import layer_kinds
-from thousandwords.nn.chunked_cross_entropy import chunked_mean_loss, matmul_fp32, mean_loss, should_chunk
+from thousandwords.nn.chunked_cross_entropy import output_logits, output_loss
 from thousandwords.nn.compile import Compiled, should_compile
 from thousandwords.nn.grad_scaling import ResidualPath
-from thousandwords.nn.logits import uniforms
+from thousandwords.nn.grid_positions import cells_of
+from thousandwords.nn.logits import log_prob, uniforms
 from thousandwords.nn.malloc import keep_freed_memory
+from thousandwords.nn.quantizers import without_autocast
 from thousandwords.nn.transformer_layers import Attend, Layer
 
 
@@ -197,24 +199,16 @@ class Transformer(Generator):
 
     def lm_head(self, hidden_states: Tensor, output: nn.Linear) -> Tensor:
         """hidden_states (..., D) -> logits (..., V), in float32 also under autocast."""
-        if hidden_states.is_meta:  # a meta tensor knows no autocast
-            return output(self.output_norm(hidden_states))
-        with torch.autocast(hidden_states.device.type, enabled=False):
-            normalized = self.output_norm(hidden_states)
-            if normalized.dtype != torch.bfloat16:
-                return output(normalized)
-            logits = matmul_fp32(normalized.flatten(0, -2), output.weight.T, torch.float32)
-            return logits.add_(output.bias).view(*hidden_states.shape[:-1], -1)
+        with without_autocast(hidden_states):
+            return output_logits(self.output_norm(hidden_states), output)
 
     def _mean_loss(
         self, hidden_states: Tensor, output: nn.Linear, tokens: Tensor, count: float | None = None
     ) -> Tensor:
         """Nats per token: hidden_states (B, n, D), tokens (B, n) -> scalar."""
-        if hidden_states.is_meta or not should_chunk(tokens.numel(), len(output.weight)):
-            return mean_loss(self.lm_head(hidden_states, output), tokens, count)
-        with torch.autocast(hidden_states.device.type, enabled=False):
+        with without_autocast(hidden_states):
             normalized = self.output_norm(hidden_states)
-        return chunked_mean_loss(normalized, output, tokens, count)
+        return output_loss(normalized, output, tokens, count)
 
     def _run_layer(self, layer: Layer, hidden_states: Tensor, attend: Attend) -> Tensor:
         """Compiled only in training, where sizes stay; not under FSDP (swaps weights) or in float16 (scales)."""
@@ -249,9 +243,7 @@ class Transformer(Generator):
             fixed_tokens = torch.full((len(text), self.image_length), UNKNOWN, device=text.device)
         self.check_text(text)
         self.check_fixed_tokens(fixed_tokens, len(text))
-        if len(rngs) != len(text):
-            problem = f"{len(text)} rows of text came with {len(rngs)} random generators"
-            raise ValueError(f"{problem}; give one per row")
+        check_rngs(rngs, len(text))
         uniform = uniforms(rngs, self.image_length).to(text.device)
         first = count_leading_fixed(fixed_tokens)
         if len(text) == 0 or first == self.image_length:
@@ -281,19 +273,6 @@ class Transformer(Generator):
         return [weight for weight in self.layers.parameters() if weight.ndim == 2]
 
 
-def cells_of(scales: Sequence[int]) -> Tensor:
-    """(row, column, number of the grid) of each position: (L, 3) int64.
-
-    Cells of a coarse grid have the row and column of their middle in the finest: (1, 2) -> 1, 1 and 0 to 1, 0 to 1. So
-    what is learned about a place holds in every grid, and a fine grid's training serves the coarse ones.
-    """
-    grids = []
-    for scale, side in enumerate(scales):
-        middle = (2 * torch.arange(side) + 1) * max(scales) // (2 * side)
-        grids.append(torch.cartesian_prod(middle, middle, torch.tensor([scale])))
-    return torch.cat(grids)
-
-
 def run_layer(layer: Layer, hidden_states: Tensor, attend: Attend) -> Tensor:
     """One layer, as a function of everything it needs: one compiled version serves all layers of a kind."""
     return layer(hidden_states, attend)
@@ -306,15 +285,3 @@ def seeded_dropout(rng: torch.Generator) -> Iterator[None]:
     with torch.random.fork_rng([rng.device] if rng.device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def drop_captions(text: Tensor, share: float, rng: torch.Generator) -> Tensor:
-    """text (B, T) with about `share` of its rows replaced by pads: the model also learns images without captions."""
-    is_dropped = torch.rand(len(text), generator=rng, device=rng.device).to(text.device) < share
-    return text.masked_fill(is_dropped[:, None], PAD)
-
-
-def log_prob(logits: Tensor, tokens: Tensor) -> Tensor:
-    """ln p of tokens: logits (B, n, V), tokens (B, n) -> (B, n) float32, 0 at pads; summed in float64."""
-    log_probs = logits.double().log_softmax(dim=-1).gather(-1, tokens.clamp(min=0)[..., None])[..., 0]
-    return log_probs.masked_fill(tokens == PAD, 0).float()
