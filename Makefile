@@ -43,7 +43,7 @@ QUICK := tests/unit tests/contracts tests/architecture
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo '  PRESET=smoke|default|vqvae|multi_scale|vqgan|emoji|photos|gpu|paper  a whole set of settings, e.g. make run PRESET=smoke'
+	@echo '  PRESET=smoke|default|vqvae|multi_scale|next_scale|vqgan|emoji|photos|gpu|paper  a whole set of settings, e.g. make run PRESET=smoke'
 
 setup: $(READY)  ## make .venv from requirements.lock (once)
 

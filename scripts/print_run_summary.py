@@ -15,13 +15,13 @@ def headline(metrics: dict) -> str:
     """metrics.json -> the last lines of `make run`."""
     reconstruction, codebook = metrics["reconstruction"], metrics["codebook"]
     generator = metrics["generator"]
+    text = f", {generator['val_loss_text']:.3f} per text token" if "val_loss_text" in generator else ""
     decoder = metrics.get("decoder")
     lines = [
         f"reconstruction   {reconstruction['psnr_hard']:.2f} dB hard PSNR (k-means of the same size {reconstruction['psnr_kmeans']:.2f} dB)",
         f"codebook         perplexity {codebook['perplexity']:.0f} (k-means {codebook['perplexity_kmeans']:.0f}), "
         f"{codebook['used']:.0%} of {codebook['vocab_size']} tokens in use",
-        f"transformer      {generator['val_loss_image']:.3f} nats per image token, "
-        f"{generator['val_loss_text']:.3f} per text token (validation)",
+        f"transformer      {generator['val_loss_image']:.3f} nats per image token{text} (validation)",
         f"CLIP score       {metrics['clip_score']['n1']:.3f} for one candidate, "
         f"{metrics['clip_score']['best']:.3f} for the best of {metrics['n']}",
     ]

@@ -1,4 +1,4 @@
-"""Token shards + text tokenizer -> an autoregressive transformer (models/generator) and its curves."""
+"""Token shards + text tokenizer -> a generator of image tokens (models/generator) and its curves."""
 
 import itertools
 import sys
@@ -37,7 +37,8 @@ def train_generator(
     settings = model_block(block, "generator", CaptionConfig)
     config = section(block["training"], "generator.training", TrainingConfig)
     tokenizer = load(text_tokenizer)
-    fingerprint = read_manifest(image_tokenizer, fix="dvc repro train_image_tokenizer")["sha256"]
+    of_images = components.load("image_tokenizers", image_tokenizer, fix="dvc repro train_image_tokenizer")
+    fingerprint = of_images.fingerprint
     held_out = read_token_rows(tokens, "validation", fingerprint, first=VALIDATION_ROWS)
     rows = open_token_rows(tokens, "train", fingerprint, Store(STORE / "rows", keep_runs=2))
     device = context.world.device
@@ -47,8 +48,10 @@ def train_generator(
         "text_length": tokenizer.text_length,
         "image_vocab_size": rows.header.vocab_size,
         "scales": rows.header.scales,
+        **components.component("generators", block["kind"])[0].sizes_for(of_images),
     }
     model, origin = components.first_model("generators", block, "generator", **sizes)
+    model.use_tokenizer(of_images)
     freeze(model.to(device), settings.tune)
     loader = TokenLoader(rows, tokenizer, context.seed, settings.bpe_dropout)
     _count_truncated(tokenizer, rows, context)
@@ -78,12 +81,13 @@ def train_generator(
 
 
 def held_out_losses(model: nn.Module, text_tokens: Tensor, image_tokens: Tensor) -> dict[str, float]:
-    """Mean loss per token in nats over held-out rows: the whole loss, the text's part, the image's part."""
-    totals = {"loss": 0.0, "text_loss": 0.0, "image_loss": 0.0}
+    """Mean loss per token in nats over held-out rows: the whole loss, the text's part if the generator models text, the
+    image's part."""
+    totals: dict[str, float] = {}
     for rows in sequential_batches(len(text_tokens), 64):
         loss, parts = model.loss(text_tokens[rows], image_tokens[rows], 0, step_rng(0, 0))
         for name, value in {"loss": loss, **parts}.items():
-            totals[name] += float(value) * len(rows) / len(text_tokens)
+            totals[name] = totals.get(name, 0.0) + float(value) * len(rows) / len(text_tokens)
     return totals
 
 

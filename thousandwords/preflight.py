@@ -159,6 +159,7 @@ def build_models(params: dict) -> dict[str, torch.nn.Module]:
             tokenizer = build("image_tokenizer", image_size=image_size)
         sizes = {"text_vocab_size": text.vocab_size, "text_length": text.text_length}
         sizes |= {"image_vocab_size": tokenizer.vocab_size, "scales": tokenizer.scales}
+        sizes |= components.component("generators", params["generator"]["kind"])[0].sizes_for(tokenizer)
         models = {"image_tokenizer": tokenizer, "generator": build("generator", **sizes)}
         models["decoder"] = build(
             "decoder", image_size=image_size, vocab_size=tokenizer.vocab_size, scales=tokenizer.scales

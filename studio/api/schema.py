@@ -189,7 +189,7 @@ class LeastLikelyToken(BaseModel):
 class Likelihood(BaseModel):
     bits: list[list[float]] = Field(description="of each token, given the caption and the tokens before it")
     image_bits: float
-    caption_bits: float
+    caption_bits: float | None = Field(description="null if this model gives captions no probability")
     bits_per_token: float
     uniform_bits_per_token: float = Field(description="of a uniform guess: log2 of the vocabulary size")
     least_likely: list[LeastLikelyToken]

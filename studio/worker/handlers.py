@@ -160,7 +160,7 @@ def likelihood(package: Package, prompt: str, grid: Grid) -> Event:
     return {
         "bits": token_editing.surprisal(log_probabilities).reshape(tokens.shape).round(4).tolist(),
         "image_bits": round(result.image_bits, 4),
-        "caption_bits": round(result.caption_bits, 4),
+        "caption_bits": None if result.caption_bits is None else round(result.caption_bits, 4),
         "bits_per_token": round(result.bits_per_token, 4),
         "uniform_bits_per_token": round(math.log2(package.image_tokenizer.vocab_size), 4),
         "least_likely": [

@@ -132,7 +132,9 @@ def write_parts(folder: Path, seed: int = 0) -> dict[str, Path]:
     return parts
 
 
-def fitting_package(folder: Path, image_tokenizer: nn.Module | None = None) -> Path:
+def fitting_package(
+    folder: Path, image_tokenizer: nn.Module | None = None, kind: str = "transformer"
+) -> Path:
     """A package of tiny models, whose generator samples the image tokenizer's tokens and names both tokenizers."""
     parts = write_parts(folder)
     if image_tokenizer is not None:
@@ -142,10 +144,10 @@ def fitting_package(folder: Path, image_tokenizer: nn.Module | None = None) -> P
     tokenizers = ("text_tokenizer", "image_tokenizer")
     fingerprints = {name: read_manifest(parts[name])["sha256"] for name in tokenizers}
     tokenizer = components.load("image_tokenizers", parts["image_tokenizer"])
-    transformer = components.load("generators", parts["generator"])
     sizes = {"image_vocab_size": tokenizer.vocab_size, "scales": tokenizer.scales}
-    sizes = transformer.built_as["arguments"] | sizes
-    model = components.build("generators", "transformer", transformer.config, **sizes)
+    generator_class, _ = components.component("generators", kind)
+    model = tiny("generators", kind, **sizes, **generator_class.sizes_for(tokenizer))
+    model.use_tokenizer(tokenizer)
     components.save(model, parts["generator"], **fingerprints)
     write_package(folder / "package", parts, SamplingConfig(), {})
     return folder / "package"

@@ -92,6 +92,15 @@ def test_the_smoke_preset_and_the_augmentations_of_the_paper_pass_the_check():
         ("scorer.bpe_dropout", 0.1, "scorer has no key 'bpe_dropout'"),
         ("sampling.inpaint_keep_share", 1.0, "inpaint_keep_share is 1.0; it needs to be between 0 and 1"),
         ("sampling.guidance", 2.0, "Train it with generator.transformer.caption_dropout (0.1"),
+        (
+            "generator",
+            {
+                "kind": "next_scale",
+                "next_scale": {},
+                "training": {"steps": 1, "batch_size": 1, "learning_rate": 0.1},
+            },
+            "this image tokenizer has the grids [4] and no latents after each of them. Set image_tokenizer.kind: multi_scale",
+        ),
         ("extra", 1, "the file has no key 'extra'"),
         ("gate", {"minimum_promts": 8}, "gate has no key 'minimum_promts'. Did you mean 'minimum_prompts'?"),
     ],
@@ -441,6 +450,9 @@ def test_the_headline_has_each_metric():
     assert "generator        memorizing since step 120: held-out image loss 0.852" in text
     assert "50% of the best samples for 6 held-out captions are closer to the true image" in text
     assert "mean little: they are over 6 held-out pairs only" in text
+    assert "1.250 nats per image token, 0.500 per text token (validation)" in text
+    without_text = metrics | {"generator": {"val_loss_image": 1.25}}
+    assert "1.250 nats per image token (validation)" in print_run_summary.headline(without_text)
 
 
 def test_a_second_sigterm_does_not_cut_short_the_checkpoint_that_the_first_one_requested():

@@ -35,9 +35,10 @@ def run(options: argparse.Namespace) -> None:
     ranked = sorted(results, key=lambda pair: pair[1].image_bits)
     print(f"{'bits per image':>14}  {'bits per token':>14}  {'bits of the caption':>19}  image")
     for path, result in ranked:
-        print(
-            f"{result.image_bits:14.2f}  {result.bits_per_token:14.3f}  {result.caption_bits:19.2f}  {path}"
-        )
+        caption_bits = f"{'–' if result.caption_bits is None else f'{result.caption_bits:.2f}':>19}"
+        print(f"{result.image_bits:14.2f}  {result.bits_per_token:14.3f}  {caption_bits}  {path}")
+    if not package.generator.models_text:
+        print("This generator gives captions no probability of their own.")
     if options.csv:
         write_bytes(options.csv, table(ranked))
 

@@ -122,9 +122,10 @@ def write_surprisal(package: Package, caption: str, grid: Tensor, out: Path) -> 
     image = to_uint8(decode_in_batches(package.image_tokenizer, grid.reshape(1, -1)))[0]
     write_bytes(out / "heat.png", encode_png(token_editing.heat_map(image, nats)))
     guess = np.log2(package.image_tokenizer.vocab_size)
+    caption_part = "" if result.caption_bits is None else f"; the caption {result.caption_bits:.1f} bits"
     print(
-        f"{result.image_bits:.1f} bits, {result.bits_per_token:.2f} per token (a uniform guess: {guess:.2f}); "
-        f"the caption {result.caption_bits:.1f} bits. Expected least:"
+        f"{result.image_bits:.1f} bits, {result.bits_per_token:.2f} per token (a uniform guess: {guess:.2f})"
+        f"{caption_part}. Expected least:"
     )
     for row, column, bits in token_editing.most_surprising_cells(nats, NUM_LISTED):
         print(f"  {bits:5.1f} bits  row {row}, column {column}: token {int(grid[row, column])}")

@@ -156,8 +156,9 @@ def collect(
         "reconstruction": reconstructions.psnr(seed),
         "codebook": reconstructions.codebook(),
         "generator": {
-            "val_loss_text": losses["validation/text_loss"],
-            "val_loss_image": losses["validation/image_loss"],
+            f"val_loss_{part}": losses[f"validation/{part}_loss"]
+            for part in ("text", "image")
+            if f"validation/{part}_loss" in losses  # not every kind models text
         },
         "clip_score": clip_score(scores[samples.text_only_prompts()], seed),
         "n": int(scores.shape[1]),

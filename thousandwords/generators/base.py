@@ -18,6 +18,7 @@ class Generator(nn.Module, ABC):
 
     # patterns of the output head's parameters that belong to image tokens (`generator.tune: image_head`)
     image_head: tuple[str, ...] = ()
+    is_token_by_token = True  # how it samples; else a whole grid at a time
     models_text = True  # whether captions have a probability too; without it every figure of text is absent
     no_fixed_tokens = ""  # why no token can be fixed, and the fix; "": any may be
 

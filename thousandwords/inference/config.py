@@ -72,9 +72,10 @@ def replace_settings(settings: SamplingConfig, **changes: object) -> SamplingCon
 def check_guidance(guidance: float, generator_config: object) -> None:
     """Raise ConfigError for guidance that a generator of this config was never trained for."""
     if guidance != 1 and not getattr(generator_config, "caption_dropout", 0):
+        kind = type(generator_config).__module__.split(".")[-2]  # a kind is a folder
         raise ConfigError(
             f"sampling.guidance is {guidance}, but the generator was trained without caption dropout, so it "
-            "cannot sample without a caption. Train it with generator.transformer.caption_dropout (0.1, say), or "
+            f"cannot sample without a caption. Train it with generator.{kind}.caption_dropout (0.1, say), or "
             "leave guidance at 1"
         )
 

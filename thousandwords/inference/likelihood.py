@@ -1,4 +1,4 @@
-"""How likely an image is under a caption, exactly: an autoregressive model gives this, GANs and diffusion do not.
+"""How likely an image is under a caption, exactly: every generator here gives this, GANs and diffusion do not.
 
 It is the likelihood of the image's tokens under the generator as trained: no guidance, no temperature, no
 truncation. Left out: the pixels that a token leaves open, and the length of the caption.
@@ -22,13 +22,13 @@ BATCH_SIZE = 8  # images at a time; each needs (text and image positions) × (vo
 class Likelihood:
     """Log probabilities of one caption and one image, token by token."""
 
-    text: Tensor  # (T,) ln p of each text token, 0 at pads
+    text: Tensor | None  # (T,) ln p of each text token, 0 at pads; None if the generator does not model text
     image: Tensor  # (L,) ln p of each image token, given the caption and the tokens before it
 
     @property
-    def caption_bits(self) -> float:
-        """Bits of the caption, among all captions of as many text tokens."""
-        return bits(self.text)
+    def caption_bits(self) -> float | None:
+        """Bits of the caption, among all captions of as many text tokens; None if the generator does not model text."""
+        return None if self.text is None else bits(self.text)
 
     @property
     def image_bits(self) -> float:
@@ -57,6 +57,7 @@ def likelihood_of_tokens(package: Package, caption: str, tokens: Tensor) -> list
     text = package.text_tokenizer.encode([check_prompt(caption)]).to(device)
     results: list[Likelihood] = []
     for batch in tokens.split(BATCH_SIZE):
-        parts = package.generator.log_probabilities(text.expand(len(batch), -1), batch.to(device))
-        results += [Likelihood(*row) for row in zip(*(part.cpu() for part in parts), strict=True)]
+        of_text, of_image = package.generator.log_probabilities(text.expand(len(batch), -1), batch.to(device))
+        captions = [None] * len(batch) if of_text is None else of_text.cpu()
+        results += [Likelihood(*row) for row in zip(captions, of_image.cpu(), strict=True)]
     return results

@@ -94,6 +94,7 @@ class Sizes:
     tokens_per_shard: int
     samples: int
     models: dict[str, Model]  # by their names in params.yaml
+    is_token_by_token: bool = True  # how the generator samples; else a whole grid at a time
 
     @property
     def num_image_tokens(self) -> int:
@@ -154,6 +155,7 @@ def read_sizes(params: dict, num_pairs: int | None = None) -> Sizes:
         tokens_per_shard=tokens.rows_per_shard,
         samples=(prompts + len(sampling.get("prompts", []))) * sampling.get("candidates", 512),
         models={name: _model(params[name], name, models[name], flops[name], kept[name]) for name in flops},
+        is_token_by_token=generator.is_token_by_token,
     )
 
 
@@ -220,7 +222,8 @@ def steps(sizes: Sizes, bytes_per_pixel: float, sampling_share: float) -> list[S
         row_bytes = 2 * tokens + TEXT_BYTES
         found.append(Step("", train_pairs, folder=".store/rows", files=1, bytes=train_pairs * row_bytes))
     found += _training_step("generator", models) + _training_step("scorer", models)
-    work = sizes.samples * models["generator"].flops / sampling_share
+    # a whole grid at a time is a pass as in training
+    work = sizes.samples * models["generator"].flops / (sampling_share if sizes.is_token_by_token else 1)
     return [*found, Step("sample_images", sizes.samples, work)]
 
 

@@ -151,11 +151,15 @@ def _match_card(metrics: Mapping, split: str) -> dict:
 
 
 def _loss_card(metrics: Mapping) -> dict:
-    text, image = (metrics["generator"][f"val_loss_{kind}"] for kind in ("text", "image"))
-    figures = [(number(image, 3), "image, nats per token", ""), (number(text, 3), "text, nats per token", "")]
+    text, image = (metrics["generator"].get(f"val_loss_{kind}") for kind in ("text", "image"))
+    figures = [(number(image, 3), "image, nats per token", "")]
+    if text is not None:
+        figures.append((number(text, 3), "text, nats per token", ""))
     vocab_size = metrics["codebook"]["vocab_size"]
     guess = math.log(vocab_size)
     verdict = f"A random guess among {vocab_size:,} image tokens costs {number(guess)}; less is better."
+    if text is None:
+        verdict += " This generator gives captions no probability, so text has no loss."
     rows = {row["model"]: row for row in verdict_rows(metrics)}
     tone = rows["generator"]["tone"] if "generator" in rows else "plain"
     return _card("Validation loss", "training", figures, verdict, tone if image < guess else "bad")

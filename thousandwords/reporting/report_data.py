@@ -68,8 +68,9 @@ def render_plots(evaluation: Evaluation, curves: dict[str, list[dict]]) -> dict[
         "clip_score": plots.score_curve(figures["clip_score"]["curve"]),
         "stages": plots.stage_bars(figures["seconds"]),
         "generator_image": plots.loss_curve(image, title="Transformer, image tokens"),
-        "generator_text": plots.loss_curve(text, title="Transformer, text tokens"),
     }
+    if any(text.values()):  # not every kind of generator models text
+        pngs["generator_text"] = plots.loss_curve(text, title="Transformer, text tokens")
     if tokenizer := _points(curves["train_image_tokenizer"], "validation/psnr_hard"):
         title = "Image tokenizer, hard reconstruction"
         pngs["tokenizer"] = plots.loss_curve({"validation": tokenizer}, "PSNR, dB", title=title)

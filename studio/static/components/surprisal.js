@@ -59,7 +59,7 @@ function showResult(place, answer, showCell) {
       { 'data-testid': 'bits' },
       metadataList([
         ['Image', `${answer.image_bits.toFixed(1)} bits`],
-        ['Caption', `${answer.caption_bits.toFixed(1)} bits`],
+        ...(answer.caption_bits === null ? [] : [['Caption', `${answer.caption_bits.toFixed(1)} bits`]]),
         ['Per token', `${answer.bits_per_token.toFixed(2)} bits`],
         ['Random guess', `${answer.uniform_bits_per_token.toFixed(2)} bits`],
       ]),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.helpers import commands
-from tests.helpers.tiny_models import IMAGE_VOCAB_SIZE, SIDE, random_images
+from tests.helpers.tiny_models import IMAGE_VOCAB_SIZE, SIDE, fitting_package, random_images, tiny
 from thousandwords import __main__ as command
 from thousandwords.cli import likelihood as likelihood_command
 from thousandwords.cli import tokens as tokens_command
@@ -248,3 +248,15 @@ def test_images_are_listed_likeliest_first_and_as_a_table(here, package, package
     for column, attribute in (("bits_per_image", "image_bits"), ("caption_bits", "caption_bits")):
         expected = [getattr(results[name], attribute) for name in order]
         assert [float(row[column]) for row in rows] == pytest.approx(expected)
+
+
+def test_of_a_generator_that_does_not_model_text_the_captions_bits_are_absent(here, capsys):
+    folder = fitting_package(here / "models", tiny("image_tokenizers", "multi_scale"), "next_scale")
+    command.main(["likelihood", "a red star", "a.png", "--csv", "l.csv", "--package", str(folder)])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[2:] == ["–", "a.png"]
+    assert lines[2] == "This generator gives captions no probability of their own."
+    with open(here / "l.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["caption_bits"] == "" and float(row["bits_per_image"]) > 0

@@ -131,6 +131,9 @@ def test_the_metrics_of_the_run_are_about_text_alone(both):
     )
 
     assert inpainted == plain and plain["n"] == 3
+    assert plain["generator"] == {"val_loss_text": 1.0, "val_loss_image": 2.0}
+    without_text = collect(reconstructions, {}, *both["plain"][:2], [{"validation/image_loss": 2.0}], seed=0)
+    assert without_text["generator"] == {"val_loss_image": 2.0}
 
 
 def test_captions_of_inpainted_images_are_not_matched(both):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.helpers.tiny_models import random_images
+from tests.helpers.tiny_models import fitting_package, random_images, tiny
 from thousandwords.data.images import to_float, to_uint8
 from thousandwords.inference.config import EmptyPrompt
 from thousandwords.inference.likelihood import likelihood
@@ -47,3 +47,17 @@ def test_a_caption_is_read_as_it_is_for_sampling(package):
     assert lower.image.equal(upper.image) and lower.text.equal(upper.text)
     with pytest.raises(EmptyPrompt):
         likelihood(package, " ", IMAGES[:1])
+
+
+def test_a_generator_that_does_not_model_text_gives_exact_bits_of_images_and_none_of_captions(tmp_path):
+    tokenizer = tiny("image_tokenizers", "multi_scale")
+    package = load_package(fitting_package(tmp_path, tokenizer, "next_scale"))
+    tokens = package.image_tokenizer.encode(to_float(IMAGES[:2]))
+    text = package.text_tokenizer.encode([CAPTION] * 2)
+    _, loss = package.generator.loss(text, tokens, 0, torch.Generator())
+
+    results = likelihood(package, CAPTION, IMAGES[:2])
+
+    assert [result.caption_bits for result in results] == [None, None]
+    mean = sum(result.bits_per_token for result in results) / 2
+    assert mean == pytest.approx(loss["image_loss"].item() / math.log(2), rel=1e-5)

@@ -440,3 +440,10 @@ def test_a_curve_is_a_png_of_nine_hundred_pixels_with_the_same_bytes_every_time(
     assert (image.format, image.width) == ("PNG", 900)
     assert set(image.info) <= {"dpi"}  # no date, no version
     assert first == second
+
+
+def test_figures_of_text_are_absent_where_the_generator_does_not_model_text():
+    page = text_of(page_of({"generator": {"val_loss_image": 2.402}}))
+    assert "2.402 image, nats per token A random guess" in page
+    assert "This generator gives captions no probability, so text has no loss." in page
+    assert "text, nats" not in page and "Text and image losses" not in page

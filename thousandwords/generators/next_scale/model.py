@@ -75,6 +75,7 @@ class NextScale(Generator):
 
     config_class = NextScaleConfig
     image_head = ("image_output.*",)
+    is_token_by_token = False
     models_text = False
     no_fixed_tokens = (
         "a token of a coarse grid is a part of the whole image, so the known part of an image is no set of tokens of a "
