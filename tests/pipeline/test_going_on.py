@@ -114,6 +114,30 @@ def test_frozen_parameters_have_no_moments(folder, tmp_path):
     assert len(moments) == 2 and not any("momentum_buffer" in name for name in names)
 
 
+# --- a generator that needs its image tokenizer -----------------------------------------------------------------------
+
+
+def test_a_next_scale_generator_gets_the_codes_of_its_tokenizer_and_keeps_them(tmp_path):
+    tokenizer = tiny("image_tokenizers", "multi_scale")
+    fingerprint = components.save(tokenizer, tmp_path / "image_tokenizer")
+    bpe.save(tiny_text(), tmp_path / "text_tokenizer")
+    header = TokenHeader("multi_scale", fingerprint, tokenizer.vocab_size, tokenizer.scales, SIDE)
+    write_shards(tmp_path / "tokens", {"train": 16, "validation": 4}, header)
+    settings = TINY["generators"]["next_scale"]
+    block = {"kind": "next_scale", "next_scale": settings, "training": TRAINING | {"steps": 3}}
+
+    rows = train(tmp_path, tmp_path / "generator", block)
+    going = {"kind": "next_scale", "init": str(tmp_path / "generator"), "training": TRAINING | {"steps": 3}}
+    train(tmp_path, tmp_path / "further", going)
+
+    assert "validation/image_loss" in rows[-1] and not any("text_loss" in row for row in rows)
+    names = changed(tmp_path / "generator", tmp_path / "further")
+    assert "image_output.weight" in names and not any(name.startswith("latents.") for name in names)
+    loaded = components.load("generators", tmp_path / "further")
+    assert loaded.header["image_tokenizer"] == fingerprint
+    assert loaded.latents.codebook.equal(tokenizer.codebook)
+
+
 # --- more steps ------------------------------------------------------------------------------------------------------
 
 

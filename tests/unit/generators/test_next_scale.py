@@ -67,6 +67,7 @@ def reference_sample(model, text, generators, guidance=1.0, **truncation):
 # --- the model ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.paper("next_scale: mask")
 @every_setting
 def test_a_grid_is_not_changed_by_its_own_or_a_later_one(settings):
     model, text, tokens = next_scale(**settings), captions_as_tokens(2), image_tokens(2, SCALES)
@@ -81,6 +82,7 @@ def test_a_grid_is_not_changed_by_its_own_or_a_later_one(settings):
         assert end == 21 or not moved[:, end:].equal(logits[:, end:])
 
 
+@pytest.mark.paper("next_scale: text")
 @every_setting
 def test_captions_belong_to_their_rows(settings):
     """A public implementation gives every row the first row's caption."""
@@ -93,6 +95,7 @@ def test_captions_belong_to_their_rows(settings):
     assert len(logits[:, 0].round(decimals=3).unique(dim=0)) == 4
 
 
+@pytest.mark.paper("next_scale: start, 1×1", "next_scale: text")
 @every_setting
 def test_another_word_changes_every_grid_and_what_is_behind_a_caption_nothing(settings):
     model, text, tokens = next_scale(**settings), captions_as_tokens(3), image_tokens(3, SCALES)
@@ -109,6 +112,59 @@ def test_another_word_changes_every_grid_and_what_is_behind_a_caption_nothing(se
         assert all(moved.equal(is_word) for moved in is_moved)
 
 
+@pytest.mark.paper("next_scale: loss")
+def test_the_loss_is_the_mean_over_all_tokens_of_all_grids():
+    model, text, tokens = next_scale(), captions_as_tokens(3), image_tokens(3, SCALES)
+    expected = F.cross_entropy(model.logits(text, tokens).flatten(0, 1), tokens.flatten())
+    torch.testing.assert_close(model.loss(text, tokens, 0, rng())[0], expected)
+
+
+@pytest.mark.paper("next_scale: input at scale i > 0")
+def test_a_grid_gets_the_means_of_the_latents_so_far():
+    """Means of areas, written out: 4 × 4 latents as 2 × 2 means of 2 × 2 cells."""
+    model, tokens = next_scale(), image_tokens(2, SCALES)
+    latents = model.latents.after_each_scale(tokens)
+    means = latents[0].unflatten(3, (2, 2)).unflatten(2, (2, 2)).mean(dim=(3, 5)).flatten(2).mT
+    row, column, scale = model.cells[1:5].unbind(dim=1)
+    positions = model.row_embedding(row) + model.column_embedding(column) + model.scale_embedding(scale)
+
+    inputs = model.scale_input(1, model.read_captions(captions_as_tokens(2)), latents)
+
+    torch.testing.assert_close(inputs, model.latent_input(means) + positions)
+
+
+@pytest.mark.paper(
+    "next_scale: shape",
+    "next_scale: norms",
+    "next_scale: condition",
+    "next_scale: attention",
+    "next_scale: drop",
+)
+def test_the_default_sizes_are_those_of_vars_smallest_model():
+    with torch.device("meta"):
+        model = NextScale(
+            NextScaleConfig(adaptive_norms=True), **ARGUMENTS["generators"] | {"scales": SCALES}
+        )
+    config, layer = model.config, model.layers[0]
+    assert config.width == 64 * config.num_layers == 64 * config.num_heads == 1024
+    assert layer.mlp.hidden.weight.shape == (4096, 1024) and layer.cross_attention.key_value.bias is None
+    norms = (layer.attention_norm, layer.cross_norm, layer.mlp_norm, model.output_norm)
+    assert {norm.eps for norm in norms} == {1e-6}
+    assert layer.modulation.linear.weight.shape == (6 * 1024, 1024)
+    assert model.output_modulation.linear.weight.shape == (2 * 1024, 1024)
+    assert config.caption_dropout == 0.1
+
+
+@pytest.mark.paper("next_scale: attention")
+def test_the_products_of_unit_queries_and_keys_are_scaled_by_4_at_first_and_100_at_most():
+    unit = next_scale().layers[0].unit
+    vectors = torch.randn(1, 2, 3, 8, generator=rng())
+    torch.testing.assert_close(unit.queries(vectors).norm(dim=-1), torch.full((1, 2, 3), 4.0))
+    torch.testing.assert_close(unit.keys(vectors).norm(dim=-1), torch.ones(1, 2, 3))
+    unit.log_scale.data.fill_(9.0)
+    torch.testing.assert_close(unit.queries(vectors).norm(dim=-1), torch.full((1, 2, 3), 100.0))
+
+
 def test_attention_reads_the_words_of_the_caption_and_not_their_mean_alone():
     """Without the pooled vector (the first grid's input) the caption still reaches the logits, and the order of words too."""
     model, tokens = next_scale(), image_tokens(1, SCALES)
@@ -121,6 +177,7 @@ def test_attention_reads_the_words_of_the_caption_and_not_their_mean_alone():
     assert not model.logits(text[:, [1, 0, 2, 3, 4, 5, 6, 7]], tokens).allclose(logits, atol=1e-3)
 
 
+@pytest.mark.paper("next_scale: mask")
 def test_a_grid_sees_only_itself_or_also_those_before():
     """The second grid's values reach the third's logits past the latents in block-causal attention only."""
     for attention, is_seen in (("within_scale", False), ("block_causal", True)):
@@ -142,6 +199,7 @@ def test_the_probabilities_of_all_images_sum_to_1():
         assert image_part.double().sum(dim=1).exp().sum().item() == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.paper("next_scale: positions")
 def test_rotary_products_depend_on_the_difference_of_places_and_grids_are_stretched():
     angles = rotary_angles((1, 2, 4), 8, extent=4.0)
     query, key = torch.randn(2, 8, generator=rng())
@@ -156,6 +214,7 @@ def test_rotary_products_depend_on_the_difference_of_places_and_grids_are_stretc
     torch.testing.assert_close(angles[1], (angles[5] + angles[10]) / 2)
 
 
+@pytest.mark.paper("next_scale: attention")
 def test_queries_and_keys_have_unit_length_so_large_weights_change_no_product():
     model, text, tokens = next_scale(), captions_as_tokens(2), image_tokens(2, SCALES)
     logits = model.logits(text, tokens)
@@ -169,6 +228,7 @@ def test_queries_and_keys_have_unit_length_so_large_weights_change_no_product():
 # --- tokens that are wrong in training ------------------------------------------------------------------------
 
 
+@pytest.mark.paper("next_scale: flips")
 def test_flips_move_the_targets_of_later_grids_towards_what_is_missing():
     """Independent of the code: the codes of the new targets bring the latents closer to the true ones."""
     latents, tokens = next_scale(vocab_size=64).latents, torch.randint(64, (64, 21), generator=rng(1))
@@ -216,6 +276,7 @@ def test_about_a_share_of_the_tokens_is_flipped_in_training_and_none_of_the_last
 # --- sampling -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.paper("next_scale: guidance")
 @every_setting
 @pytest.mark.parametrize(
     "options", [{}, {"guidance": 3.0}, {"guidance": 2.0, "top_k": 5, "temperature": 0.7}, {"top_p": 0.7}]
@@ -234,6 +295,7 @@ def test_the_logits_of_a_grid_are_those_of_the_whole_pass(settings):
         torch.testing.assert_close(torch.cat(parts, dim=1), model.logits(text, tokens), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.paper("next_scale: guidance")
 def test_guidance_grows_from_the_first_grid_on_and_is_off_at_the_last():
     assert [guidance_at(scale, 6, 3.5) for scale in range(6)] == [1, 1.5, 2, 2.5, 3, 1]
     assert guidance_at(0, 1, 3.5) == 1
@@ -257,6 +319,7 @@ def test_bfloat16_weights_sample_with_latents_in_float32():
 # --- the image tokenizer -------------------------------------------------------------------------------------
 
 
+@pytest.mark.paper("next_scale: input at scale i > 0")
 def test_the_latents_are_those_of_the_tokenizer_and_are_saved_with_the_generator(tmp_path):
     tokenizer = tiny("image_tokenizers", "multi_scale")
     sizes = {"scales": tokenizer.scales, "image_vocab_size": tokenizer.vocab_size}

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from thousandwords.nn.transformer_layers import MLP, Attend, Attention
 
+NORM_EPSILON = 1e-6  # VAR
 FIRST_SCALE, MAX_SCALE = 4.0, 100.0  # of the products of unit queries and keys (VAR)
 
 
@@ -77,12 +78,12 @@ class ScaleLayer(nn.Module):
 
     def __init__(self, width: int, num_heads: int, activation: str, is_adaptive: bool):
         super().__init__()
-        self.attention_norm = nn.LayerNorm(width, elementwise_affine=not is_adaptive)
+        self.attention_norm = nn.LayerNorm(width, NORM_EPSILON, not is_adaptive)
         self.attention = Attention(width, num_heads)
         self.unit = UnitVectors(num_heads)
-        self.cross_norm = nn.LayerNorm(width)
+        self.cross_norm = nn.LayerNorm(width, NORM_EPSILON)
         self.cross_attention = CrossAttention(width, num_heads)
-        self.mlp_norm = nn.LayerNorm(width, elementwise_affine=not is_adaptive)
+        self.mlp_norm = nn.LayerNorm(width, NORM_EPSILON, not is_adaptive)
         self.mlp = MLP(width, 4 * width, activation)
         self.modulation = Modulation(width, 6) if is_adaptive else None
 

@@ -19,7 +19,7 @@ from thousandwords.core.config import check_minimums, check_positive
 from thousandwords.core.special_tokens import PAD, UNKNOWN
 from thousandwords.generators.base import Generator, check_rngs, drop_captions
 from thousandwords.generators.next_scale.latents import FrozenLatents
-from thousandwords.generators.next_scale.layers import Caption, Modulation, ScaleLayer, modulate
+from thousandwords.generators.next_scale.layers import NORM_EPSILON, Caption, Modulation, ScaleLayer, modulate
 from thousandwords.nn.chunked_cross_entropy import output_logits, output_loss
 from thousandwords.nn.grid_positions import cells_of, rotary_angles, rotate
 from thousandwords.nn.logits import apply_guidance, log_prob, sample_token, truncate, uniforms
@@ -120,7 +120,7 @@ class NextScale(Generator):
             ScaleLayer(width, config.num_heads, config.activation, config.adaptive_norms)
             for _ in range(config.num_layers)
         )
-        self.output_norm = nn.LayerNorm(width, elementwise_affine=not config.adaptive_norms)
+        self.output_norm = nn.LayerNorm(width, NORM_EPSILON, not config.adaptive_norms)
         self.output_modulation = Modulation(width, 2) if config.adaptive_norms else None
         self.image_output = nn.Linear(width, image_vocab_size)
         self._initialize(config)
