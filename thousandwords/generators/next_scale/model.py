@@ -19,7 +19,14 @@ from thousandwords.core.config import check_minimums, check_positive
 from thousandwords.core.special_tokens import PAD, UNKNOWN
 from thousandwords.generators.base import Generator, check_rngs, drop_captions
 from thousandwords.generators.next_scale.latents import FrozenLatents
-from thousandwords.generators.next_scale.layers import NORM_EPSILON, Caption, Modulation, ScaleLayer, modulate
+from thousandwords.generators.next_scale.layers import (
+    NORM_EPSILON,
+    Caption,
+    Modulation,
+    ScaleLayer,
+    attention,
+    modulate,
+)
 from thousandwords.nn.chunked_cross_entropy import output_logits, output_loss
 from thousandwords.nn.grid_positions import cells_of, rotary_angles, rotate
 from thousandwords.nn.logits import apply_guidance, log_prob, sample_token, truncate, uniforms
@@ -225,7 +232,7 @@ class NextScale(Generator):
         is_token = F.pad(text != PAD, (1, 0), value=True)
 
         def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            return F.scaled_dot_product_attention(queries, keys, values, attn_mask=is_token[:, None, None])
+            return attention(queries * queries.shape[-1] ** -0.5, keys, values, is_token)
 
         for layer in self.text_layers:
             hidden_states = layer(hidden_states, attend)
@@ -253,7 +260,7 @@ class NextScale(Generator):
         is_causal, parts = self.config.attention == "block_causal", []
         for first, end in self.spans:
             visible = slice(0 if is_causal else first, end)
-            parts.append(unit_attention(queries[:, :, first:end], keys[:, :, visible], values[:, :, visible]))
+            parts.append(attention(queries[:, :, first:end], keys[:, :, visible], values[:, :, visible]))
         return torch.cat(parts, dim=2)
 
     def _at_positions(self, vectors: Tensor, first: int, dtype: torch.dtype) -> Tensor:
@@ -347,14 +354,9 @@ class ScaleDecoder:
                 if before := self.caches[number]:
                     keys, values = torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
                 self.caches[number] = (keys, values)
-            return unit_attention(queries, keys, values)
+            return attention(queries, keys, values)
 
         return attend
-
-
-def unit_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention without a mask, of queries that are scaled already."""
-    return F.scaled_dot_product_attention(queries, keys, values, scale=1.0)
 
 
 def guidance_at(scale: int, num_scales: int, guidance: float) -> float:
