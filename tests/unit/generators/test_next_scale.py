@@ -97,7 +97,7 @@ def test_captions_belong_to_their_rows(settings):
 
 @pytest.mark.paper("next_scale: start, 1×1", "next_scale: text")
 @every_setting
-def test_another_word_changes_every_grid_and_what_is_behind_a_caption_nothing(settings):
+def test_another_word_changes_every_grid(settings):
     model, text, tokens = next_scale(**settings), captions_as_tokens(3), image_tokens(3, SCALES)
     logits = model.logits(text, tokens)
 
@@ -110,6 +110,19 @@ def test_another_word_changes_every_grid_and_what_is_behind_a_caption_nothing(se
             (model.logits(changed, tokens)[:, a:b] != logits[:, a:b]).flatten(1).any(1) for a, b in SPANS
         ]
         assert all(moved.equal(is_word) for moved in is_moved)
+
+
+@pytest.mark.paper("next_scale: text")
+def test_pads_are_not_seen():
+    """What stands for a pad may be anything: the embedding of token 0 and the positions behind the caption."""
+    model, tokens = next_scale(), image_tokens(1, SCALES)
+    text = torch.tensor([[5, 9, 7, -1, -1, -1, -1, -1]])
+    logits = model.logits(text, tokens)
+
+    model.text_embedding.weight.data[0] += 1.0
+    model.text_position_embedding.weight.data[3:] += 1.0
+
+    assert model.logits(text, tokens).equal(logits)
 
 
 @pytest.mark.paper("next_scale: loss")
