@@ -87,11 +87,12 @@ def test_every_preset_is_valid_and_its_models_fit_together(name):
     tokenizer, generator = build_on_meta("image_tokenizer", name), build_on_meta("generator", name)
     with torch.device("meta"):
         image_tokens = tokenizer.encode(torch.rand(2, 3, tokenizer.image_size, tokenizer.image_size))
-        text_logits, image_logits = generator.logits(
-            torch.zeros(2, generator.text_length, dtype=torch.int64), image_tokens
-        )
+        text = torch.zeros(2, generator.text_length, dtype=torch.int64)
+        logits = generator.logits(text, image_tokens)
+    text_logits, image_logits = logits if generator.models_text else (None, logits)
     assert image_tokens.shape == (2, tokenizer.num_tokens)
-    assert text_logits.shape == (2, generator.text_length, generator.text_vocab_size)
+    if generator.models_text:
+        assert text_logits.shape == (2, generator.text_length, generator.text_vocab_size)
     assert image_logits.shape == (2, tokenizer.num_tokens, tokenizer.vocab_size)
 
 
