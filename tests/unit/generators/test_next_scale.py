@@ -154,11 +154,11 @@ def test_a_grid_gets_the_means_of_the_latents_so_far():
     "next_scale: drop",
 )
 def test_the_default_sizes_are_those_of_vars_smallest_model():
+    config = NextScaleConfig()
     with torch.device("meta"):
-        model = NextScale(
-            NextScaleConfig(adaptive_norms=True), **ARGUMENTS["generators"] | {"scales": SCALES}
-        )
-    config, layer = model.config, model.layers[0]
+        first_layer = NextScaleConfig(num_layers=1, text_layers=1, adaptive_norms=True)
+        model = NextScale(first_layer, **ARGUMENTS["generators"] | {"scales": SCALES})
+    layer = model.layers[0]
     assert config.width == 64 * config.num_layers == 64 * config.num_heads == 1024
     assert layer.mlp.hidden.weight.shape == (4096, 1024) and layer.cross_attention.key_value.bias is None
     norms = (layer.attention_norm, layer.cross_norm, layer.mlp_norm, model.output_norm)

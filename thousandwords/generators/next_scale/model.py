@@ -34,9 +34,8 @@ from thousandwords.nn.quantizers import without_autocast
 from thousandwords.nn.residual_scales import area_means
 from thousandwords.nn.transformer_layers import Attend, Layer
 
-ADAPTIVE_STD = (
-    0.5  # of AdaLN's first weights, times init_std (VAR); its gates start as 1, not near 0, and shifts as 0
-)
+# of AdaLN's first weights, times init_std (VAR); its gates start at 1, where VAR's are near 0
+ADAPTIVE_STD = 0.5
 
 
 @dataclass(frozen=True)
