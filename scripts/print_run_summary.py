@@ -21,7 +21,7 @@ def headline(metrics: dict) -> str:
         f"reconstruction   {reconstruction['psnr_hard']:.2f} dB hard PSNR (k-means of the same size {reconstruction['psnr_kmeans']:.2f} dB)",
         f"codebook         perplexity {codebook['perplexity']:.0f} (k-means {codebook['perplexity_kmeans']:.0f}), "
         f"{codebook['used']:.0%} of {codebook['vocab_size']} tokens in use",
-        f"transformer      {generator['val_loss_image']:.3f} nats per image token{text} (validation)",
+        f"held-out loss    {generator['val_loss_image']:.3f} nats per image token{text}",
         f"CLIP score       {metrics['clip_score']['n1']:.3f} for one candidate, "
         f"{metrics['clip_score']['best']:.3f} for the best of {metrics['n']}",
     ]

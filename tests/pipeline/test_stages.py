@@ -450,9 +450,9 @@ def test_the_headline_has_each_metric():
     assert "generator        memorizing since step 120: held-out image loss 0.852" in text
     assert "50% of the best samples for 6 held-out captions are closer to the true image" in text
     assert "mean little: they are over 6 held-out pairs only" in text
-    assert "1.250 nats per image token, 0.500 per text token (validation)" in text
+    assert "held-out loss    1.250 nats per image token, 0.500 per text token\n" in text
     without_text = metrics | {"generator": {"val_loss_image": 1.25}}
-    assert "1.250 nats per image token (validation)" in print_run_summary.headline(without_text)
+    assert "held-out loss    1.250 nats per image token\n" in print_run_summary.headline(without_text)
 
 
 def test_a_second_sigterm_does_not_cut_short_the_checkpoint_that_the_first_one_requested():
