@@ -22,7 +22,7 @@ def test_it_learns_what_only_the_tokens_of_each_scale_say(scales):
     starts = [sum(side * side for side in scales[:index]) for index in range(len(scales))]
     images = gray + 0.05 * tokens[:, starts].float().sum(1)[:, None, None, None] / len(scales)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    for step in range(60):
+    for step in range(100):
         loss, logged = model.loss(images, tokens, gray, step, rng())
         optimizer.zero_grad()
         loss.backward()

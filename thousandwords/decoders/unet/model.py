@@ -15,6 +15,7 @@ from thousandwords.decoders.base import Decoder, Logs
 
 GROUPS = 8  # of the group normalization
 CHANNELS = 3
+TOKEN_STD = 0.02  # of the tokens' vectors at first
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ class UNetDecoder(Decoder):
         self.output = nn.Sequential(
             nn.GroupNorm(GROUPS, first), nn.SiLU(), convolution(first, CHANNELS * config.patch**2)
         )
+        for codes in self.codes:
+            # small beside the image: with the usual 1 it took over 900 updates to use the tokens
+            nn.init.normal_(codes.weight, std=TOKEN_STD)
         nn.init.zeros_(self.output[-1].weight)  # the first images are the tokenizer's own
         nn.init.zeros_(self.output[-1].bias)
         self.to(memory_format=torch.channels_last)  # faster on a CPU
@@ -88,8 +92,9 @@ class UNetDecoder(Decoder):
         return loss, {"squared_error": squared.detach(), "absolute_error": absolute.detach(), **logged}
 
     def muon_parameters(self) -> list[nn.Parameter]:
-        """The kernels of all residual branches."""
-        return [weight for name, weight in self.named_parameters() if ".path." in name and weight.ndim == 4]
+        """All 3 x 3 kernels but the first and the last one."""
+        inner = nn.ModuleList([self.down, self.shrink, self.middle, self.up, self.enlarge])
+        return [weight for weight in inner.parameters() if weight.ndim == 4 and weight.shape[-1] == 3]
 
     def _correct(self, tokens: Tensor, images: Tensor) -> Tensor:
         """The images plus what the network adds, not limited to [0, 1]: (B, 3, H, W) float32."""
