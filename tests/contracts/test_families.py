@@ -9,6 +9,7 @@ from tests.helpers.tiny_models import (
     SCALES,
     SEVERAL_SCALES,
     SIDE,
+    TEXT_VOCAB_SIZE,
     TINY,
     captions_as_tokens,
     every_kind,
@@ -334,6 +335,38 @@ def test_log_probabilities_agree_with_the_loss(kind, scales):
     assert text_log_probs[text == -1].eq(0).all()
     text_loss = -text_log_probs.sum() / (text != -1).sum()
     torch.testing.assert_close(text_loss, logged["text_loss"], atol=1e-5, rtol=0)
+
+
+@every_generator
+@one_grid_and_several
+def test_captions_belong_to_their_rows(kind, scales):
+    """The same image and the same random numbers in every row: only the caption makes a difference. A public
+    implementation gives every row the first row's caption."""
+    generator, text, order = tiny("generators", kind, scales=scales), captions_as_tokens(4), [2, 0, 3, 1]
+    tokens = image_tokens(1, scales).expand(4, -1)
+
+    _, log_probs = generator.log_probabilities(text, tokens)
+    _, permuted = generator.log_probabilities(text[order], tokens)
+    samples = generator.sample(text, [rng() for _ in order], guidance=2.0)
+
+    torch.testing.assert_close(permuted, log_probs[order], atol=1e-5, rtol=0)
+    assert len(log_probs.sum(dim=1).round(decimals=4).unique()) == 4
+    assert generator.sample(text[order], [rng() for _ in order], guidance=2.0).equal(samples[order])
+    assert len(samples.unique(dim=0)) == 4
+
+
+@every_generator
+@one_grid_and_several
+def test_another_word_changes_its_own_row_only(kind, scales):
+    generator, text = tiny("generators", kind, scales=scales), captions_as_tokens(3)
+    tokens = image_tokens(3, scales)
+    _, log_probs = generator.log_probabilities(text, tokens)
+
+    for word in range(int((text[0] >= 0).sum())):
+        changed = text.clone()
+        changed[0, word] = (text[0, word] + 1) % TEXT_VOCAB_SIZE
+        difference = (generator.log_probabilities(changed, tokens)[1] - log_probs).abs().amax(dim=1)
+        assert difference[0] > 1e-3 and difference[1:].max() < 1e-5
 
 
 UNFIT_TOKENS = [
