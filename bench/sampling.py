@@ -6,6 +6,8 @@
 row, column and convolutional layers. `decode_vs_matmul`: the time of the matrix products that sampling needs
 (the same shapes, nothing between them) over the time of sampling; attention, norms, the sampling of tokens
 and all waiting count as loss. `best_of_n`: 512 candidates of one caption over 512 captions with one each.
+`next_scale_first`, `next_scale_bulk`: the generator of the preset next_scale compared with that of the default, whole
+images of first weights, without decoding: seconds for one image of one prompt, and images per second of 256 captions.
 """
 
 import torch
@@ -15,8 +17,11 @@ from torch.nn import functional as F
 from bench import _peer
 from bench import _results as results
 from bench._results import Row, seconds
+from thousandwords import components
 from thousandwords.core.command_line import one_sentence
+from thousandwords.generators.base import Generator
 from thousandwords.generators.transformer.model import Transformer, TransformerConfig
+from thousandwords.planning.presets import read_preset
 
 VOCAB_SIZE = 512  # of text and image
 
@@ -33,7 +38,23 @@ def captions(rows: int, length: int) -> Tensor:
     return torch.randint(VOCAB_SIZE, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
-def sample(model: Transformer, text: Tensor) -> Tensor:
+def of_preset(name: str) -> Generator:
+    """The generator of a preset with first weights, and an untrained tokenizer's codes."""
+    torch.manual_seed(0)
+    params, parts = read_preset(name), {}
+    for family, section in (("image_tokenizers", "image_tokenizer"), ("generators", "generator")):
+        parts[family] = params[section]["kind"], components.model_config(family, params[section], section)
+    tokenizer = components.build(
+        "image_tokenizers", *parts["image_tokenizers"], image_size=params["data"]["image_size"]
+    )
+    text = params["text_tokenizer"]
+    sizes = {"text_vocab_size": text["vocab_size"], "text_length": text["text_length"]}
+    sizes |= {"image_vocab_size": tokenizer.vocab_size, "scales": tokenizer.scales}
+    sizes |= components.component("generators", parts["generators"][0])[0].sizes_for(tokenizer)
+    return components.build("generators", *parts["generators"], **sizes).eval()
+
+
+def sample(model: Generator, text: Tensor) -> Tensor:
     return model.sample(text, [torch.Generator().manual_seed(row) for row in range(len(text))])
 
 
@@ -127,6 +148,35 @@ def best_of(count: int, depth: int, width: int, heads: int, text_length: int, si
     )
 
 
+def by_scales(count: int) -> list[Row]:
+    """The generator that predicts a grid at a time compared with the one that predicts a token at a time."""
+    by_scale, by_token = of_preset("next_scale"), of_preset("default")
+    text = captions(count, by_scale.text_length)
+    one, one_by_token, bulk, bulk_by_token = seconds(
+        *(
+            lambda model=model, rows=rows: sample(model, rows)
+            for rows in (text[:1], text)
+            for model in (by_scale, by_token)
+        ),
+        rounds=5,
+        min_seconds=0.1,
+    )
+    size = f"presets next_scale ({len(by_scale.scales)} passes) and default ({by_token.image_length})"
+    against = "the preset default's"
+    return [
+        Row("next_scale_first", "one image of one prompt", size, one, "s", against, one_by_token),
+        Row(
+            "next_scale_bulk",
+            f"{count} captions",
+            size,
+            count / bulk,
+            "images/s",
+            against,
+            count / bulk_by_token,
+        ),
+    ]
+
+
 def main(argv: list[str] | None = None) -> None:
     arguments = results.parser_of(__doc__)
     arguments.add_argument(
@@ -134,7 +184,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     options = arguments.parse_args(argv)
     if options.quick:
-        rows = [against_matmul(8, 1, 16, 1, 4, 2, "decode_vs_matmul"), best_of(8, 1, 16, 1, 4, 2)]
+        rows = [
+            against_matmul(8, 1, 16, 1, 4, 2, "decode_vs_matmul"),
+            best_of(8, 1, 16, 1, 4, 2),
+            *by_scales(2),
+        ]
     else:
         rows = [
             *against_peer(32, 4, 192, 6, 33, 8),
@@ -142,6 +196,7 @@ def main(argv: list[str] | None = None) -> None:
             against_matmul(32, 4, 192, 6, 33, 8, "decode_vs_matmul_small"),
             Row("cpu_draw", decode.what, decode.size, decode.figure / 1e3, "TFLOP/s"),
             best_of(512, 2, 128, 2, 256, 8),
+            *by_scales(256),
         ]
     results.finish(rows, options.out)
 

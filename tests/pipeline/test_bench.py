@@ -34,7 +34,7 @@ def test_the_sampling_benchmark_runs_and_records_its_rows(tmp_path, capsys):
     sampling.main(["--quick", "--out", str(tmp_path / "results.jsonl")])
 
     rows = {row["id"]: row for row in read_rows(tmp_path / "results.jsonl")}
-    assert set(rows) == {"decode_vs_matmul", "best_of_n"}
+    assert set(rows) == {"decode_vs_matmul", "best_of_n", "next_scale_first", "next_scale_bulk"}
     decode = rows["decode_vs_matmul"]
     assert decode["ratio"] == decode["figure"] / decode["limit"]
     assert "| `best_of_n` | 8 candidates of one caption |" in capsys.readouterr().out
