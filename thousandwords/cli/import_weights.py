@@ -2,7 +2,8 @@
 
 Convert a published image tokenizer to a folder of safetensors, without running its pickles: the DALL-E release
 (--from dalle, the default), or one of taming-transformers, LlamaGen or VAR. Set `image_tokenizer.init` in params.yaml to
-that folder, and the pipeline uses it instead of training one.
+that folder, and the pipeline uses it instead of training one. --from var_transformer converts a generator: VAR's
+class-conditional transformer, with a text tokenizer whose captions are the numbers of the classes.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import json
 from pathlib import Path
 
 from thousandwords.core.errors import UserError
-from thousandwords.pretrained import dalle_release, var_weights, vqgan_weights
+from thousandwords.pretrained import dalle_release, var_transformer_weights, var_weights, vqgan_weights
 from thousandwords.pretrained.torch_container import is_legacy
 
 
@@ -19,13 +20,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--from",
         dest="source",
-        choices=["dalle", *vqgan_weights.LAYOUTS, "var"],
+        choices=["dalle", *vqgan_weights.LAYOUTS, "var", "var_transformer"],
         default="dalle",
         help="whose weights they are (default: dalle)",
     )
     add("--encoder", type=Path, default=Path("encoder.pkl"), help="of dalle (default: encoder.pkl)")
     add("--decoder", type=Path, default=Path("decoder.pkl"), help="of dalle (default: decoder.pkl)")
-    add("--weights", type=Path, help="the checkpoint of taming, llamagen or var")
+    add("--weights", type=Path, help="the checkpoint of taming, llamagen, var or var_transformer")
+    add(
+        "--image-tokenizer",
+        type=Path,
+        default=Path("models/var_release"),
+        help="of var_transformer: the folder that --from var wrote (default: models/var_release)",
+    )
     add("--out", type=Path, help="(default: models/dalle_release, models/taming_release, ...)")
     for name in ("encoder", "decoder", "weights"):
         add(f"--{name}-sha256", help="reject a file with another sha256")
@@ -36,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     out = options.out or Path(f"models/{options.source}_release")
     if (options.weights is None) != (options.source == "dalle"):
         raise UserError(
-            "--weights names the checkpoint of --from taming, --from llamagen or --from var. Give both or neither"
+            "--weights names the checkpoint of --from taming, llamagen, var or var_transformer. Give both or neither"
         )
     names = ["encoder", "decoder"] if options.source == "dalle" else ["weights"]
     files = {name: getattr(options, name) for name in names}
@@ -45,11 +52,16 @@ def run(options: argparse.Namespace) -> None:
         fingerprint = dalle_release.import_weights(files, out, expected_sha256)
     elif options.source == "var":
         fingerprint = var_weights.import_weights(files["weights"], out, expected_sha256["weights"])
+    elif options.source == "var_transformer":
+        fingerprint = var_transformer_weights.import_weights(
+            files["weights"], options.image_tokenizer, out, expected_sha256["weights"]
+        )
     else:
         fingerprint = vqgan_weights.import_weights(
             files["weights"], options.source, out, expected_sha256["weights"]
         )
-    header = json.loads((out / "config.json").read_bytes())
+    is_generator = options.source == "var_transformer"
+    header = json.loads(((out / "generator" if is_generator else out) / "config.json").read_bytes())
     for name, path in files.items():
         print(f"{name}: {path}, sha256 {header['pickle_sha256'][name]}")
         if is_legacy(path) and expected_sha256[name] is None:
@@ -58,6 +70,10 @@ def run(options: argparse.Namespace) -> None:
             )
     if part := header.get("pickle_part"):
         print(f"weights: those under {part!r} in the checkpoint")
-    print(
-        f"{out}: fingerprint {fingerprint}. Use it by image_tokenizer: {{kind: {header['kind']}, init: {out}}}"
-    )
+    use = f"image_tokenizer: {{kind: {header['kind']}, init: {out}}}"
+    if is_generator:
+        use = (
+            f"text_tokenizer: {{init: {out}/text_tokenizer}}, image_tokenizer: {{kind: multi_scale, init: "
+            f"{options.image_tokenizer}}}, generator: {{kind: {header['kind']}, init: {out}/generator}}"
+        )
+    print(f"{out}: fingerprint {fingerprint}. Use it by {use}")

@@ -22,7 +22,12 @@ def quick_gelu(inputs: Tensor) -> Tensor:
     return inputs * torch.sigmoid(1.702 * inputs)
 
 
-ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu, "relu": F.relu}
+def tanh_gelu(inputs: Tensor) -> Tensor:
+    """The approximation of the GELU by tanh (GPT-2, VAR)."""
+    return F.gelu(inputs, approximate="tanh")
+
+
+ACTIVATIONS = {"gelu": F.gelu, "tanh_gelu": tanh_gelu, "quick_gelu": quick_gelu, "relu": F.relu}
 
 
 class Layer(nn.Module):

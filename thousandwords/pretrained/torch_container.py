@@ -92,6 +92,7 @@ def read_state_dict(
     parts: Sequence[str] = (),
     ignored: tuple[str, ...] = (),
     check: Callable[[dict[str, tuple[int, ...]]], None] = lambda _: None,
+    max_bytes: int = MAX_FILE_BYTES,
 ) -> tuple[str, dict[str, np.ndarray]]:
     """Where the state dict is in the file, "" in a bare one, and its {name: float32 array}; what else the file holds
     is not read, and counts (int64) are left out.
@@ -114,7 +115,7 @@ def read_state_dict(
         return weights
 
     try:
-        return _read(path, tensors_in, parts)
+        return _read(path, tensors_in, parts, max_bytes)
     except RejectedPickle as error:
         raise RejectedPickle(str(error).replace("the DALL-E release", "a state dict")) from error
 
@@ -125,13 +126,13 @@ def is_legacy(path: Path) -> bool:
         return file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC
 
 
-def checked_sha256(path: Path, expected_sha256: str | None) -> str:
+def checked_sha256(path: Path, expected_sha256: str | None, max_bytes: int = MAX_FILE_BYTES) -> str:
     """The sha256 of a file; raises UserError if it is missing, too large, or not the expected one."""
     if not Path(path).is_file():
         raise UserError(f"there is no file {path}. Download it from where it was published")
-    if Path(path).stat().st_size > MAX_FILE_BYTES:
+    if Path(path).stat().st_size > max_bytes:
         raise UserError(
-            f"{path} has more than {MAX_FILE_BYTES:,} bytes, the maximum for a file of published weights"
+            f"{path} has more than {max_bytes:,} bytes, the maximum for a file of published weights"
         )
     sha256 = sha256_of(path)
     if expected_sha256 is not None and sha256 != expected_sha256.lower():
@@ -148,13 +149,16 @@ def check_finite(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _read(
-    path: Path, tensors_in: Callable[[object, Tensors], Tensors], parts: Sequence[str] = ()
+    path: Path,
+    tensors_in: Callable[[object, Tensors], Tensors],
+    parts: Sequence[str] = (),
+    max_bytes: int = MAX_FILE_BYTES,
 ) -> tuple[str, dict[str, np.ndarray]]:
     if not Path(path).is_file():
         raise RejectedPickle(f"there is no file {path}. Download it from where it was published")
     try:
         with _ChunkedFile(path) as file:
-            value, unpickler, storages = _contents(file, os.fstat(file.fileno()).st_size)
+            value, unpickler, storages = _contents(file, os.fstat(file.fileno()).st_size, max_bytes)
             part, weights = state_dict_of(value, parts)
             _check_storages(weights, storages)
             if not weights:
@@ -174,9 +178,9 @@ def _read(
         raise RejectedPickle(f"{path} is damaged or cut short ({printable(str(error))}). {FIX}") from error
 
 
-def _contents(file: BinaryIO, size: int) -> Contents:
-    if size > MAX_FILE_BYTES:
-        limit = f"a file of the DALL-E release has at most {MAX_FILE_BYTES:,}"
+def _contents(file: BinaryIO, size: int, max_bytes: int) -> Contents:
+    if size > max_bytes:
+        limit = f"a file of the DALL-E release has at most {max_bytes:,}"
         raise RejectedPickle(f"has {size:,} bytes; {limit}")
     head = file.read(512)
     if head.startswith(b"PK\x03\x04"):

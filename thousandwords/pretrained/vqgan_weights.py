@@ -138,13 +138,14 @@ def _check(shapes: Shapes, layout: str, image_size: int) -> None:
     check_shapes(shapes, {names[name]: shape for name, shape in ours.items()}, layout)
 
 
-def check_shapes(shapes: Shapes, expected: Shapes, origin: str) -> None:
-    """Raise RejectedPickle unless the names and shapes are the expected ones of the tokenizer of `origin`."""
+def check_shapes(shapes: Shapes, expected: Shapes, origin: str, part: str = "tokenizer") -> None:
+    """Raise RejectedPickle unless the names and shapes are the expected ones of the tokenizer of `origin`, or another
+    `part` of it."""
     all_names = expected.keys() | shapes.keys()
     if wrong := sorted(name for name in all_names if expected.get(name) != shapes.get(name)):
         first = wrong[0]
         raise RejectedPickle(
-            f"does not fit the tokenizer of {origin}: {len(wrong)} tensors differ, the first is {printable(first)}: "
+            f"does not fit the {part} of {origin}: {len(wrong)} tensors differ, the first is {printable(first)}: "
             f"expected {expected.get(first, 'none')}, found {shapes.get(first, 'none')}"
         )
 

@@ -31,6 +31,7 @@ SETTINGS = [
     {"attention": "block_causal"},
     {"attention": "block_causal", "adaptive_norms": True},
     {"rotary_extent": None, "adaptive_norms": True},
+    {"text_layers": 0, "adaptive_norms": True, "positions": "absolute", "activation": "tanh_gelu"},
 ]
 every_setting = pytest.mark.parametrize(
     "settings", SETTINGS, ids=lambda settings: " ".join(settings) or "default"
@@ -370,7 +371,8 @@ def test_a_tokenizer_without_latents_after_each_grid_is_rejected_with_the_fix(to
         ),
         ({"flip_share": 1.0}, r"next_scale.flip_share is 1.0; it needs to be in \[0, 1\)"),
         ({"rotary_extent": 0.0}, "next_scale.rotary_extent is 0.0; it needs to be above 0"),
-        ({"text_layers": 0}, "next_scale.text_layers is 0; it needs to be 1 or more"),
+        ({"text_layers": -1}, "next_scale.text_layers is -1; it needs to be 0 or more"),
+        ({"text_layers": 0}, "next_scale.text_layers is 0, but .* Set next_scale.adaptive_norms: true, or"),
     ],
 )
 def test_settings_out_of_range_are_rejected(settings, message):

@@ -73,15 +73,16 @@ class CrossAttention(nn.Module):
 
 
 class ScaleLayer(nn.Module):
-    """One layer; `attend` gets unit queries and keys and decides which positions are visible."""
+    """One layer; `attend` gets unit queries and keys and decides which positions are visible. Without `has_text` the
+    words of a caption are not read."""
 
-    def __init__(self, width: int, num_heads: int, activation: str, is_adaptive: bool):
+    def __init__(self, width: int, num_heads: int, activation: str, is_adaptive: bool, has_text: bool = True):
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, NORM_EPSILON, not is_adaptive)
         self.attention = Attention(width, num_heads)
         self.unit = UnitVectors(num_heads)
-        self.cross_norm = nn.LayerNorm(width, NORM_EPSILON)
-        self.cross_attention = CrossAttention(width, num_heads)
+        self.cross_norm = nn.LayerNorm(width, NORM_EPSILON) if has_text else None
+        self.cross_attention = CrossAttention(width, num_heads) if has_text else None
         self.mlp_norm = nn.LayerNorm(width, NORM_EPSILON, not is_adaptive)
         self.mlp = MLP(width, 4 * width, activation)
         self.modulation = Modulation(width, 6) if is_adaptive else None
@@ -94,14 +95,19 @@ class ScaleLayer(nn.Module):
 
         if self.modulation is None:
             hidden_states = hidden_states + self.attention(self.attention_norm(hidden_states), attend_unit)
-            hidden_states = hidden_states + self.cross_attention(self.cross_norm(hidden_states), caption)
+            hidden_states = self._read(hidden_states, caption)
             return hidden_states + self.mlp(self.mlp_norm(hidden_states))
         gate, scale, shift, mlp_gate, mlp_scale, mlp_shift = self.modulation(caption.pooled)
         normalized = modulate(self.attention_norm(hidden_states), scale, shift)
         hidden_states = hidden_states + gate * self.attention(normalized, attend_unit)
-        hidden_states = hidden_states + self.cross_attention(self.cross_norm(hidden_states), caption)
+        hidden_states = self._read(hidden_states, caption)
         normalized = modulate(self.mlp_norm(hidden_states), mlp_scale, mlp_shift)
         return hidden_states + mlp_gate * self.mlp(normalized)
+
+    def _read(self, hidden_states: Tensor, caption: Caption) -> Tensor:
+        if self.cross_attention is None:
+            return hidden_states
+        return hidden_states + self.cross_attention(self.cross_norm(hidden_states), caption)
 
 
 class Modulation(nn.Module):

@@ -4,7 +4,8 @@ An image is the grids of a multi-scale tokenizer, from coarse to fine, and all t
 pass. What a grid's positions get is the image so far: the tokenizer's latents after the grids before, averaged to the
 grid's size. Captions are read by a small text tower that is trained along; they have no probability of their own. Not
 in the papers: learned rows and columns beside the rotary positions, since in the small grids the latents so far are
-nearly the same everywhere.
+nearly the same everywhere. VAR itself, with a class in place of a caption, has `text_layers: 0`, `positions: absolute`,
+`attention: block_causal`, `adaptive_norms: true`, `rotary_extent: null` and `activation: tanh_gelu`.
 """
 
 from collections.abc import Sequence
@@ -45,12 +46,16 @@ class NextScaleConfig:
     num_layers: int = 16  # VAR-d16, the smallest published
     num_heads: int = 16  # VAR: as many as layers; a head is width / num_heads wide
     width: int = 1024  # VAR: 64 times the layers
-    text_layers: int = 2  # of the text tower; the papers have pretrained ones
+    # of the text tower; the papers have pretrained ones. 0: a caption is the mean of its tokens' embeddings, which the
+    # first grid gets and adaptive_norms use; its words are not read in order (VAR: a class is one token)
+    text_layers: int = 2
     # which grids a position sees: its own only (Switti), or those before too (VAR, STAR)
     attention: Literal["within_scale", "block_causal"] = "within_scale"
     adaptive_norms: bool = False  # AdaLN by the caption's vector (VAR, Switti)
     rotary_extent: float | None = 64.0  # every grid is stretched to it (STAR; Switti 128); null: none (VAR)
-    activation: Literal["gelu", "quick_gelu", "relu"] = "gelu"  # of the MLP
+    # what is learned of places: a vector for each row and column of the finest grid, or for each token (VAR)
+    positions: Literal["row_column", "absolute"] = "row_column"
+    activation: Literal["gelu", "tanh_gelu", "quick_gelu", "relu"] = "gelu"  # of the MLP
     init_std: float = 0.02  # of weights and embeddings
     flip_share: float = (
         0.05  # share of tokens that are replaced in training, so that later scales repair errors
@@ -58,12 +63,17 @@ class NextScaleConfig:
     caption_dropout: float = 0.1  # share of captions dropped in training, for guidance (VAR, STAR, Switti)
 
     def __post_init__(self) -> None:
-        check_minimums(self, "next_scale", num_layers=1, num_heads=1, width=1, text_layers=1)
+        check_minimums(self, "next_scale", num_layers=1, num_heads=1, width=1, text_layers=0)
         check_positive(self, "next_scale", "init_std", "rotary_extent")
         if self.width % self.num_heads:
             raise ValueError(
                 f"next_scale.width is {self.width}, which {self.num_heads} heads cannot share evenly; "
                 "make it a multiple of next_scale.num_heads"
+            )
+        if not (self.text_layers or self.adaptive_norms):
+            raise ValueError(
+                "next_scale.text_layers is 0, but without a text tower a caption reaches the grids after the first by "
+                "adaptive norms only. Set next_scale.adaptive_norms: true, or text_layers to 1 or more"
             )
         head_width = self.width // self.num_heads
         if self.rotary_extent is not None and head_width % 4:
@@ -106,16 +116,22 @@ class NextScale(Generator):
         self.spans = [(sum(lengths[:scale]), sum(lengths[: scale + 1])) for scale in range(len(lengths))]
         self.latents = FrozenLatents(self.scales, image_vocab_size, latent_width, num_phi)
         self.text_embedding = nn.Embedding(text_vocab_size, width)
-        self.text_position_embedding = nn.Embedding(text_length, width)
+        if config.text_layers:
+            self.text_position_embedding = nn.Embedding(text_length, width)
         self.start_embedding = nn.Embedding(1, width)  # of the text: what an empty caption is
         self.text_layers = nn.ModuleList(
             Layer(width, config.num_heads, config.activation) for _ in range(config.text_layers)
         )
-        self.text_norm = nn.LayerNorm(width)
-        self.start_input = nn.Linear(width, width)  # the caption's vector: what the first grid gets
+        # the caption's vector: what the first grid gets
+        if config.text_layers:
+            self.text_norm = nn.LayerNorm(width)
+            self.start_input = nn.Linear(width, width)
         self.latent_input = nn.Linear(latent_width, width)  # what the others get
-        self.row_embedding = nn.Embedding(max(self.scales), width)
-        self.column_embedding = nn.Embedding(max(self.scales), width)
+        if config.positions == "absolute":
+            self.position_embedding = nn.Embedding(self.image_length, width)
+        else:
+            self.row_embedding = nn.Embedding(max(self.scales), width)
+            self.column_embedding = nn.Embedding(max(self.scales), width)
         self.scale_embedding = nn.Embedding(len(self.scales), width)
         self.register_buffer("cells", cells_of(self.scales), persistent=False)
         angles = torch.zeros(self.image_length, 0)
@@ -123,7 +139,9 @@ class NextScale(Generator):
             angles = rotary_angles(self.scales, width // config.num_heads, config.rotary_extent)
         self.register_buffer("angles", angles, persistent=False)
         self.layers = nn.ModuleList(
-            ScaleLayer(width, config.num_heads, config.activation, config.adaptive_norms)
+            ScaleLayer(
+                width, config.num_heads, config.activation, config.adaptive_norms, config.text_layers > 0
+            )
             for _ in range(config.num_layers)
         )
         self.output_norm = nn.LayerNorm(width, NORM_EPSILON, not config.adaptive_norms)
@@ -138,11 +156,10 @@ class NextScale(Generator):
                 nn.init.normal_(module.weight, std=config.init_std)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for layers, branches in ((self.text_layers, 2), (self.layers, 3)):
-            std = config.init_std / (branches * len(layers)) ** 0.5
+        for layers, branches in ((self.text_layers, 2), (self.layers, 3 if config.text_layers else 2)):
             for name, module in layers.named_modules():
                 if name.endswith(".output"):
-                    nn.init.normal_(module.weight, std=std)
+                    nn.init.normal_(module.weight, std=config.init_std / (branches * len(layers)) ** 0.5)
         for layer in self.layers:
             if layer.modulation is not None:
                 nn.init.normal_(layer.modulation.linear.weight, std=ADAPTIVE_STD * config.init_std)
@@ -226,6 +243,8 @@ class NextScale(Generator):
     def read_captions(self, text: Tensor) -> Caption:
         """Text tokens (B, T) -> what the layers see of them; a caption of pads alone has its start only."""
         self.check_text(text)
+        if not self.text_layers:
+            return self._mean_of_tokens(text)
         embedded = self.text_embedding(text.clamp(min=0)) + self.text_position_embedding.weight
         hidden_states = torch.cat([self.start_embedding.weight.expand(len(text), 1, -1), embedded], dim=1)
         is_token = F.pad(text != PAD, (1, 0), value=True)
@@ -240,17 +259,27 @@ class NextScale(Generator):
         pooled = (hidden_states * shares[..., None].to(hidden_states.dtype)).sum(dim=1)
         return Caption(hidden_states, is_token, pooled)
 
+    def _mean_of_tokens(self, text: Tensor) -> Caption:
+        embedded, is_token = self.text_embedding(text.clamp(min=0)), text != PAD
+        count = is_token.sum(dim=1, keepdim=True)
+        mean = (embedded * is_token[..., None]).sum(dim=1) / count.clamp(min=1)
+        return Caption(embedded, is_token, mean.where(count > 0, self.start_embedding.weight))
+
     def scale_input(self, scale: int, caption: Caption, latents: Sequence[Tensor]) -> Tensor:
         """What the positions of one grid get, from the latents after each grid before: (B, side * side, D)."""
         first, end = self.spans[scale]
         if scale == 0:
-            inputs = self.start_input(caption.pooled)[:, None].expand(-1, end, -1)
+            start = self.start_input(caption.pooled) if self.text_layers else caption.pooled
+            inputs = start[:, None].expand(-1, end, -1)
         else:
             means = area_means(latents[scale - 1], self.scales[scale])
             inputs = self.latent_input(means.to(self.latent_input.weight.dtype))
         row, column, number = self.cells[first:end].unbind(dim=1)
-        positions = self.row_embedding(row) + self.column_embedding(column) + self.scale_embedding(number)
-        return inputs + positions
+        if self.config.positions == "absolute":
+            places = self.position_embedding.weight[first:end]
+        else:
+            places = self.row_embedding(row) + self.column_embedding(column)
+        return inputs + (places + self.scale_embedding(number))
 
     def _attend_all(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention of all positions (B, heads, L, x): each grid to itself, or also to those before. No mask is
