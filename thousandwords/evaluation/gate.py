@@ -8,6 +8,7 @@ from typing import Literal
 from thousandwords.core.config import ConfigError, check_minimums
 
 PARTS = ("text_tokenizer", "image_tokenizer", "decoder", "generator", "scorer")
+TEXT_LOSS, IMAGE_LOSS = "generator.val_loss_text", "generator.val_loss_image"
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,10 @@ def _check_figure(rule: Rule, candidate: Evidence, champion: Evidence | None) ->
     """Why one figure rejects the candidate."""
     value = candidate.metrics.get(rule.name)
     champion_value = _comparable_value(rule, candidate, champion)
+    if value is None and rule.name == TEXT_LOSS and IMAGE_LOSS in candidate.metrics:
+        # a kind of generator that does not model text: no run of it would have the figure
+        fix = "Remove gate's rule for it, or set required: false"
+        return [f"it has no figure {rule.name}: its generator does not model text. {fix}"] * rule.required
     if value is None:
         if rule.required or champion_value is not None:
             of_champion = "" if champion_value is None else f", which is {champion_value:.4g} in the champion"

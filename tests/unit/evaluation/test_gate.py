@@ -113,6 +113,19 @@ def test_a_limit_applies_without_a_champion():
     ]
 
 
+def test_a_generator_that_does_not_model_text_is_not_asked_for_a_text_loss():
+    champion = with_figures(generator__val_loss_text=2.0)
+    rule = Rule("generator.val_loss_text", "lower", margin=0.1)
+    assert decide(GateConfig(metrics=(rule,)), CHAMPION, champion) == []
+    assert decide(GateConfig(metrics=(rule,)), with_figures(generator__val_loss_text=3.0), champion) != []
+
+    required = GateConfig(metrics=(replace(rule, required=True),))
+    assert decide(required, CHAMPION, champion) == [
+        "it has no figure generator.val_loss_text: its generator does not model text. Remove gate's rule for it, or set "
+        "required: false"
+    ]
+
+
 def test_the_section_is_read_like_every_other():
     gate = section(
         {"minimum_prompts": 8, "metrics": [{"name": "clip_score.best", "better": "higher"}]},
