@@ -13,9 +13,8 @@ from thousandwords.image_tokenizers.multi_scale.model import MultiScale, MultiSc
 from thousandwords.image_tokenizers.multi_scale.trunks import DVAETrunk, VQGANTrunk
 from thousandwords.nn.metrics import figures_by_scale, mean_psnr
 from thousandwords.nn.residual_scales import ResidualScales
-from thousandwords.training.checkpoints import Checkpoints
 from thousandwords.training.config import TrainingConfig
-from thousandwords.training.loop import Stopped, fit
+from thousandwords.training.loop import fit
 
 TINY = section(tiny_models.TINY["image_tokenizers"]["multi_scale"], "multi_scale", MultiScaleConfig)
 SMALL_VQGAN = VQGANTrunk(width=8, multipliers=(1, 1, 2), blocks=1, norm_groups=4)
@@ -272,27 +271,6 @@ def test_the_codes_start_among_what_all_scales_have_to_approximate():
     latents = model._latents(random_images())
     after = model.latents_so_far(model.encode(random_images()))
     torch.testing.assert_close(after[-1], latents, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("stop", [2, 7])  # before and after the start of the codes
-def test_a_resumed_training_gives_the_same_weights_bit_for_bit(tmp_path, stop):
-    def trained(folder, stop=None):
-        model, done = tiny(first_steps_without_codes=4, restart_every=2, stop_share=0.5), []
-        model.prepare([random_images(8)], rng())
-        return train(
-            model,
-            random_images(),
-            12,
-            checkpoints=Checkpoints(tmp_path / folder),
-            progress=lambda step, note: done.append(step),
-            is_stopped=lambda: done[-1] == stop,
-        )
-
-    with pytest.raises(Stopped):
-        trained("stopped", stop)
-    resumed, whole = trained("stopped"), trained("whole")
-
-    assert all(resumed[name].equal(value) for name, value in whole.items())
 
 
 def test_in_the_updates_of_the_decoder_alone_tokens_stay():

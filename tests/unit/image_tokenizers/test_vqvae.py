@@ -13,10 +13,9 @@ from tests.helpers.tiny_models import rng
 from thousandwords.image_tokenizers.vqvae.model import VQVAE, VQVAEConfig
 from thousandwords.nn.metrics import figures_by_scale
 from thousandwords.nn.quantizers import FiniteScalarQuantizer, VectorQuantizer, kmeans_plus_plus, nearest
-from thousandwords.training.checkpoints import Checkpoints
 from thousandwords.training.config import TrainingConfig
 from thousandwords.training.distributed import SINGLE_PROCESS
-from thousandwords.training.loop import Stopped, fit
+from thousandwords.training.loop import fit
 from thousandwords.training.train_state import TrainState
 
 TINY = VQVAEConfig(**tiny_models.TINY["image_tokenizers"]["vqvae"])
@@ -465,29 +464,6 @@ def train(model: VQVAE, images: torch.Tensor, steps: int, **arguments) -> dict[s
         seed=0,
         **arguments,
     )[0]
-
-
-@pytest.mark.parametrize(  # stopped before and after the start of the codes, which a gradient does not have
-    ("settings", "stop"), [({}, 2), ({}, 7), ({"codebook": "gradient"}, 7), (TWO_GRIDS, 7)]
-)
-def test_a_resumed_training_gives_the_same_codes_bit_for_bit(tmp_path, settings, stop):
-    def trained(folder, stop=None):
-        model, done = tiny(**settings, first_steps_without_codes=4, restart_every=2), []
-        model.prepare([random_images(8)], rng())
-        return train(
-            model,
-            random_images(),
-            12,
-            checkpoints=Checkpoints(tmp_path / folder),
-            progress=lambda step, note: done.append(step),
-            is_stopped=lambda: done[-1] == stop,
-        )
-
-    with pytest.raises(Stopped):
-        trained("stopped", stop)
-    resumed, whole = trained("stopped"), trained("whole")
-
-    assert all(resumed[name].equal(value) for name, value in whole.items())
 
 
 def test_the_codes_of_the_averaged_weights_are_averages_of_sums_and_shares_together():
