@@ -21,9 +21,12 @@ import pytest
 import yaml
 
 from flows.dvc import repair
+from stages import tokenize_pairs
+from stages.runtime.stage import Stage
 from tests.helpers.kill import ForkServer
 from tests.helpers.prefect_server import environment, run, tiny_project, wait_for
 from tests.helpers.tiny_models import SIDE, tiny
+from tests.pipeline.test_data_stages import FakeTracker
 from tests.reliability.test_kills import WORK, ReferenceRun, outputs_of
 from tests.services.test_prefect_flows import planned_waits
 from thousandwords import components
@@ -185,9 +188,12 @@ def test_a_flow_waits_for_a_plain_dvc_but_a_plain_dvc_does_not_wait_for_a_flow(t
 # --- E9: a dvc killed in the middle of a stage ----------------------------------------------------------------
 
 SHARDS = 40
+SETTINGS = {"seed": 0, "device": "cpu", "tokens": {"rows_per_shard": 4, "batch_size": 4}}
 TOKENIZE = "python witness.py --pairs data/pairs --tokenizer models/image_tokenizer --out data/tokens"
 WITNESS = """import os, runpy, time
+from stages.runtime import stage
 from thousandwords.core import files
+stage.open_tracker = lambda name, params: stage.NoTracker()  # tracking would take most of the time
 written, is_first = os.open("written", os.O_WRONLY | os.O_CREAT | os.O_APPEND), not os.path.exists("again")
 def passing(name):  # every durable write calls it several times
     os.write(written, b"%d\\n" % os.getpid())
@@ -221,10 +227,7 @@ def tokenizing(folder: Path, captioned: Path) -> Path:
     (project / "witness.py").write_text(WITNESS)
     for name in ("data", "models"):
         shutil.copytree(captioned / name, project / name)
-    write_json(
-        project / "params.yaml",
-        {"seed": 0, "device": "cpu", "tokens": {"rows_per_shard": 4, "batch_size": 4}},
-    )
+    write_json(project / "params.yaml", SETTINGS)
     return project
 
 
@@ -253,11 +256,15 @@ def kill_and_repeat(project: Path, number: int, shards: int) -> None:
 
 @MANY
 def test_shards_finished_before_dvc_was_killed_are_kept_and_two_processes_never_write(
-    tmp_path, captioned, trials
+    tmp_path, captioned, trials, monkeypatch
 ):
     rng = random.Random(0)
     undisturbed = tokenizing(tmp_path / "undisturbed", captioned)
-    repro(undisturbed)
+    with monkeypatch.context() as patch:
+        patch.chdir(undisturbed)
+        context = Stage("tokenize_pairs", SETTINGS, FakeTracker())
+        paths = map(Path, ("data/pairs", "models/image_tokenizer", "data/tokens"))
+        tokenize_pairs.tokenize_pairs(*paths, context)
     for trial in range(trials):
         project = tokenizing(tmp_path / str(trial), captioned)
         kill_and_repeat(project, (signal.SIGKILL, signal.SIGTERM)[trial % 2], shards=rng.randrange(SHARDS))
