@@ -94,9 +94,9 @@ def test_a_folder_of_another_run_is_used_in_place(history, tmp_path):
 
 def test_a_human_evaluation_sheet_compares_the_same_runs(history, capfd):
     command = ["human-eval-sheet", "--out", "page.html"]
-    assert compare.compare(("longer~1", "longer"), command, history) == 0
+    assert compare.compare(("longer~1", "workspace"), command, history) == 0
     key = json.loads((history / "page-key.json").read_bytes())
-    assert (key["a"], key["b"], len(key["prompts"])) == ("longer~1", "longer", 3)
+    assert (key["a"], key["b"], len(key["prompts"])) == ("longer~1", "workspace", 3)
     assert "3 pairs" in capfd.readouterr().out
 
 
