@@ -6,9 +6,11 @@ import signal
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 from tests.helpers.browser import chromium
+from tests.helpers.mlflow_server import new_mlflow_database
 from tests.helpers.prefect_server import Server
 from tests.helpers.registry_process import RegistryProcess
 from tests.helpers.tiny_models import write_parts
@@ -72,9 +74,17 @@ def two_versions(tmp_path_factory):
     """A project with two champions one after the other in a registry of its own; to be copied, never changed."""
     from tests.helpers.registered_models import two_champions  # late: it loads MLflow
 
-    with pytest.MonkeyPatch.context() as patch:
+    of_run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the first of the processes makes it for all
+        of_run = of_run.parent
+    folder, is_made = of_run / "two_versions", of_run / "two_versions.made"
+    with FileLock(of_run / "two_versions.lock"), pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        return two_champions(tmp_path_factory.mktemp("registry") / "project")
+        if not is_made.exists():
+            new_mlflow_database(folder / ".mlflow/mlflow.db")
+            two_champions(folder)
+            is_made.touch()
+    return folder
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -17,8 +16,8 @@ from pathlib import Path
 
 import psutil
 import yaml
-from filelock import FileLock
 
+from tests.helpers.made_once import copy_of
 from tests.helpers.paths import ROOT
 
 BIN = Path(sys.executable).parent
@@ -74,21 +73,11 @@ def end(process: subprocess.Popen, number: int = signal.SIGTERM) -> None:
                 descendant.kill()
 
 
-def new_database(home: Path) -> None:
-    """Put a database with Prefect's tables into `home`. They are made once on a machine, as that takes as long as all else
-    that a server does at its start."""
-    made = (
-        Path(tempfile.gettempdir())
-        / f"thousandwords-tests-{os.getuid()}-prefect-{importlib.metadata.version('prefect')}.db"
-    )
-    with FileLock(f"{made}.lock"):
-        if not made.is_file():
-            with tempfile.TemporaryDirectory() as folder:
-                command = [BIN / "prefect", "server", "database", "upgrade", "--yes"]
-                subprocess.run(command, env=environment(Path(folder)), check=True, capture_output=True)
-                shutil.copy(Path(folder) / "prefect.db", f"{made}.part")
-            os.replace(f"{made}.part", made)
-    shutil.copy(made, home / "prefect.db")
+def make_database(path: Path) -> None:
+    """Prefect's tables; they take as long as all else that a server does at its start."""
+    command = [BIN / "prefect", "server", "database", "upgrade", "--yes"]
+    subprocess.run(command, env=environment(path.parent), check=True, capture_output=True)
+    (path.parent / "prefect.db").rename(path)
 
 
 class Server:
@@ -99,7 +88,8 @@ class Server:
         self.api = f"http://127.0.0.1:{self.port}/api"
         home.mkdir(parents=True, exist_ok=True)
         if "PREFECT_API_DATABASE_CONNECTION_URL" not in settings:
-            new_database(home)
+            name = f"prefect-{importlib.metadata.version('prefect')}.db"
+            copy_of(name, make_database, home / "prefect.db")
         self.start()
 
     def start(self) -> None:

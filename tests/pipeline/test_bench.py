@@ -11,6 +11,7 @@ import yaml
 from bench import _peer, growth, sampling, tokenizers, training
 from bench import _results as results
 from bench._results import Row
+from tests.helpers.mlflow_server import new_mlflow_database
 from thousandwords import components
 from thousandwords.core.errors import UserError
 from thousandwords.planning import estimate
@@ -83,7 +84,9 @@ def test_each_tokenizer_of_the_benchmark_has_valid_settings_and_the_seed(kind):
     assert block["training"]["steps"] == 7 and block["training"]["batch_size"] == 16
 
 
-def test_a_failed_stage_of_the_tokenizers_benchmark_names_itself_and_the_cause(tmp_path):
+def test_a_failed_stage_of_the_tokenizers_benchmark_names_itself_and_the_cause(tmp_path, monkeypatch):
+    new_mlflow_database(tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     params = tokenizers.settings("dvae", 0, {"data": {"source": "folder", "path": "nowhere"}})
     with pytest.raises(UserError, match="^prepare_pairs failed: prepare_pairs: .*nowhere"):
         tokenizers.run_stages(tmp_path, params, ["prepare_pairs"])
