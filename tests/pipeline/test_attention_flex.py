@@ -158,10 +158,17 @@ def test_compiled_layers_give_the_same_loss_and_gradients_from_one_graph(
     assert counter.frame_count == 1  # 6 layers share it, since masks are arguments
 
 
-@pytest.mark.parametrize(("scales", "num_kinds"), [(SCALES, 3), (SEVERAL_SCALES, 1)])
-@pytest.mark.parametrize(("activation_checkpointing", "is_whole"), [(False, True), (True, False)])
+@pytest.mark.parametrize(
+    ("scales", "num_kinds", "activation_checkpointing", "is_whole"),
+    [
+        (SCALES, 3, False, True),
+        (SEVERAL_SCALES, 1, True, False),
+        pytest.param(SCALES, 3, True, False, marks=pytest.mark.slow),
+        pytest.param(SEVERAL_SCALES, 1, False, True, marks=pytest.mark.slow),
+    ],
+)
 def test_flex_attention_gives_the_loss_and_gradients_of_dense_attention_compiled_alone_or_in_its_layer(
-    monkeypatch, capfd, activation_checkpointing, is_whole, scales, num_kinds
+    monkeypatch, capfd, scales, num_kinds, activation_checkpointing, is_whole
 ):
     # torch rejects gradients on a CPU, which has no kernel for them; uncompiled they work
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
