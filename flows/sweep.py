@@ -91,7 +91,8 @@ def run_experiment(name: str, values: dict[str, object], inputs: list[str]) -> s
     """Run one experiment with DVC, in a copy of the project with these `inputs`. Raises StageFailed with the
     last lines."""
     log = get_run_logger()
-    command = ["env", f"THOUSANDWORDS_PIPELINE={name}", *DVC, "exp", "run", "--temp", "--name", name]
+    command = ["env", f"THOUSANDWORDS_PIPELINE={name}", *DVC, "--wait-for-lock", "exp", "run", "--temp"]
+    command += ["--name", name]
     for path in inputs:
         command += ["--copy-paths", path]
     for setting, value in values.items():
