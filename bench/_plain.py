@@ -20,7 +20,13 @@ def logits(model: Transformer, text: Tensor, tokens: Tensor) -> tuple[Tensor, Te
     for layer, kind in zip(model.layers, model.kinds, strict=True):
         mask = masks[kind][: hidden_states.shape[1], : hidden_states.shape[1]]
         hidden_states = hidden_states + _attention(layer.attention, layer.attention_norm(hidden_states), mask)
-        activations = F.gelu(layer.mlp.hidden(layer.mlp_norm(hidden_states)))
+        activations = layer.mlp.hidden(layer.mlp_norm(hidden_states))
+        if config.activation == "swiglu":
+            count = activations.shape[-1] // 2
+            gates = activations[..., :count]
+            activations = gates * torch.sigmoid(gates) * activations[..., count:]
+        else:
+            activations = F.gelu(activations)
         hidden_states = hidden_states + layer.mlp.output(activations)
     states = model.output_norm(hidden_states)
     return model.text_output(states[:, : model.text_length]), model.image_output(states[:, prefix - 1 :])

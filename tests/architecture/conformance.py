@@ -124,6 +124,8 @@ ROWS = (
     Row("generator", "gradient compression", "P", "PowerSGD, rank 896, 86 %; error feedback in the checkpoint"),
     Row("generator", "result", "A", "the loss is in the unit of the paper's 3.6 nats (12 billion weights were not trained here)"),
     Row("generator", "?", "?", "activation GELU, init N(0, .02), dropout 0; BPE of the captions, no special tokens (settings)"),
+    # its options, from LlamaGen (arXiv 2406.06525) and RAR (2411.00776)
+    Row("generator options", "SwiGLU", "C", "silu(gates) × values at 8/3 of the width (LlamaGen-B: 768 -> 2,048); rounded up to 8, LlamaGen to 256"),
     # another generator: VAR (arXiv 2404.02905), STAR (2406.10797) and Switti (2412.01819), settings of one kind
     Row("next_scale", "shape", "C", "16 layers, 16 heads × 64, width 1,024 (VAR-d16), MLP × 4 with exact GELU (VAR's tanh: a setting); SwiGLU and norms after sublayers (Switti) not here"),
     Row("next_scale", "start, 1×1", "C", "the mean vector of the caption, projected, + position and level (VAR: class; STAR, Switti: pooled CLIP text)"),

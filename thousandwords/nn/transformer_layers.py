@@ -27,7 +27,19 @@ def tanh_gelu(inputs: Tensor) -> Tensor:
     return F.gelu(inputs, approximate="tanh")
 
 
-ACTIVATIONS = {"gelu": F.gelu, "tanh_gelu": tanh_gelu, "quick_gelu": quick_gelu, "relu": F.relu}
+def swiglu(inputs: Tensor) -> Tensor:
+    """The second half of the channels, gated by the SiLU of the first (arXiv 2002.05202): (..., 2 n) -> (..., n)."""
+    gates, values = inputs.chunk(2, dim=-1)
+    return F.silu(gates) * values
+
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "tanh_gelu": tanh_gelu,
+    "quick_gelu": quick_gelu,
+    "relu": F.relu,
+    "swiglu": swiglu,
+}
 
 
 class Layer(nn.Module):
@@ -78,12 +90,19 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear maps with an activation between them."""
+    """Two linear maps with an activation between them.
+
+    SwiGLU's first map has twice the output, so `hidden_width` becomes two thirds of it, rounded up to a multiple of 8:
+    about as many weights (LlamaGen, arXiv 2406.06525, rounds up to 256).
+    """
 
     def __init__(self, width: int, hidden_width: int, activation: str):
         super().__init__()
         self.activation = ACTIVATIONS[activation]
-        self.hidden = nn.Linear(width, hidden_width)
+        is_gated = activation == "swiglu"
+        if is_gated:
+            hidden_width = -(-hidden_width // 12) * 8
+        self.hidden = nn.Linear(width, 2 * hidden_width if is_gated else hidden_width)
         self.output = nn.Linear(hidden_width, width)
 
     def forward(self, hidden_states: Tensor) -> Tensor:

@@ -22,9 +22,12 @@ from tests.helpers.tiny_models import (
 from thousandwords.generators.transformer.masks import KINDS, attention_mask
 from thousandwords.generators.transformer.model import Transformer, TransformerConfig, drop_captions
 from thousandwords.nn.chunked_cross_entropy import mean_loss
-from thousandwords.nn.transformer_layers import ACTIVATIONS, dense_attention
+from thousandwords.nn.transformer_layers import ACTIVATIONS, MLP, dense_attention
 
 LENGTH = SCALES[0] ** 2
+# the default, and every option alone and with the others
+OPTIONS = [{}, {"scales": SEVERAL_SCALES}, {"activation": "swiglu"}]
+every_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
 TEXT, TOKENS = captions_as_tokens(2), image_tokens(2)
 
 
@@ -40,10 +43,10 @@ def logits_and_gradients(model, logits_of, dtype):
 # --- the model ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scales", [SCALES, SEVERAL_SCALES])
-def test_logits_and_gradients_are_those_of_the_model_in_plain_pytorch(scales):
+@every_option
+def test_logits_and_gradients_are_those_of_the_model_in_plain_pytorch(options):
     """In float32 to 1e-5; in bfloat16 no further from float32 than plain PyTorch in bfloat16 is."""
-    model = tiny_transformer(4, scales=scales)
+    model = tiny_transformer(4, **options)
     library, plain = model.logits, partial(_plain.logits, model)
     exact = logits_and_gradients(model, plain, torch.float32)
 
@@ -164,10 +167,15 @@ def test_dropout_is_a_function_of_the_step_and_off_when_not_training():
 # --- likelihood ---------------------------------------------------------------------------------------------
 
 
+@every_option
 @pytest.mark.parametrize("scales", [(2,), (1, 2)])
-def test_the_probabilities_of_all_possible_images_and_of_all_captions_of_one_length_add_up_to_one(scales):
+def test_the_probabilities_of_all_possible_images_and_of_all_captions_of_one_length_add_up_to_one(
+    scales, options
+):
     torch.manual_seed(0)
-    settings = TransformerConfig(num_layers=3, num_heads=2, width=16, kernel=3, init_std=0.5)
+    sizes = {"num_layers": 3, "num_heads": 2, "width": 16, "kernel": 3, "init_std": 0.5} | options
+    sizes.pop("scales", None)
+    settings = TransformerConfig(**sizes)
     model = Transformer(settings, 5, text_length=4, image_vocab_size=3, scales=scales)
     every_image = torch.tensor(list(itertools.product(range(3), repeat=model.image_length)))
     words = torch.tensor(list(itertools.product(range(5), repeat=2)))
@@ -285,13 +293,24 @@ def test_cpu_attention_rounds_no_more_than_the_formula_in_the_same_precision(dty
 
 @pytest.mark.paper("generator: ?")
 def test_the_activation_is_a_setting():
-    inputs = torch.tensor([-1.0, 0.0, 1.0])
+    inputs = torch.tensor([-1.0, 0.0, 1.0, 2.0])
     actual = {name: function(inputs).tolist() for name, function in ACTIVATIONS.items()}
-    assert actual["relu"] == [0, 0, 1]
-    assert actual["gelu"] == pytest.approx([-0.158655, 0, 0.841345], abs=1e-5)
-    assert actual["quick_gelu"] == pytest.approx([-0.154204, 0, 0.845796], abs=1e-5)
+    assert actual["relu"] == [0, 0, 1, 2]
+    assert actual["gelu"] == pytest.approx([-0.158655, 0, 0.841345, 1.954500], abs=1e-5)
+    assert actual["quick_gelu"] == pytest.approx([-0.154204, 0, 0.845796, 1.935656], abs=1e-5)
+    assert actual["swiglu"] == pytest.approx([-0.268941, 0], abs=1e-5)  # gates -1 and 0, values 1 and 2
     logits = [
         tiny_transformer(activation=name).logits(captions_as_tokens(1), image_tokens(1))[1]
         for name in ACTIVATIONS
     ]
-    assert not logits[0].equal(logits[1]) and not logits[0].equal(logits[2])
+    assert not any(each.equal(other) for each, other in itertools.combinations(logits, 2))
+
+
+@pytest.mark.paper("generator options: SwiGLU")
+@pytest.mark.parametrize(("width", "hidden_width"), [(768, 2048), (1536, 4096), (128, 344)])
+def test_swiglu_has_as_many_weights_at_8_thirds_of_the_width(width, hidden_width):
+    with torch.device("meta"):
+        mlp = MLP(width, 4 * width, "swiglu")
+    assert mlp.hidden.weight.shape == (2 * hidden_width, width)
+    assert mlp.output.weight.shape == (width, hidden_width)
+    assert 3 * hidden_width * width == pytest.approx(8 * width**2, rel=0.01)

@@ -52,7 +52,7 @@ class TransformerConfig:
     text_loss_weight: float = 0.125  # paper, 1/8
     image_loss_weight: float = 0.875  # paper, 7/8
     init_std: float = 0.02  # of weights and embeddings; not in the paper, GPT-2's
-    activation: Literal["gelu", "quick_gelu", "relu"] = "gelu"  # of the MLP; the paper does not say
+    activation: Literal["gelu", "quick_gelu", "relu", "swiglu"] = "gelu"  # of the MLP; the paper does not say
     dropout: float = 0.0  # of each layer's residual branches, in training; the paper does not say
     # in training: under the whole mask, by FlexAttention (needs a GPU); auto: the faster
     attention: Literal["auto", "dense", "flex"] = "auto"
