@@ -17,9 +17,11 @@ def logits(model: Transformer, text: Tensor, tokens: Tensor) -> tuple[Tensor, Te
     config, prefix = model.config, model.text_length + 2
     hidden_states = torch.cat([_text(model, text), _image(model, tokens)[:, :-1]], dim=1)
     masks = attention_masks(prefix, model.scales, config.kernel)
+    turns = _turns(model)[: hidden_states.shape[1]] if config.rotary_extent else None
     for layer, kind in zip(model.layers, model.kinds, strict=True):
         mask = masks[kind][: hidden_states.shape[1], : hidden_states.shape[1]]
-        hidden_states = hidden_states + _attention(layer.attention, layer.attention_norm(hidden_states), mask)
+        normalized = layer.attention_norm(hidden_states)
+        hidden_states = hidden_states + _attention(layer.attention, normalized, mask, turns)
         activations = layer.mlp.hidden(layer.mlp_norm(hidden_states))
         if config.activation == "swiglu":
             count = activations.shape[-1] // 2
@@ -61,10 +63,28 @@ def _image(model: Transformer, tokens: Tensor) -> Tensor:
     return model.image_embedding(tokens) + torch.stack(positions)
 
 
-def _attention(attention: nn.Module, inputs: Tensor, mask: Tensor) -> Tensor:
+def _turns(model: Transformer) -> Tensor:
+    """Complex numbers of length 1, (S, x / 2), by which rotary positions turn pairs of channels; text is not turned."""
+    count = model.config.width // model.config.num_heads // 4
+    places = [(0.0, 0.0)] * (model.text_length + 2)
+    for side in model.scales:
+        step = model.config.rotary_extent / side
+        places += [((cell // side + 0.5) * step, (cell % side + 0.5) * step) for cell in range(side * side)]
+    angles = [[place * 10_000 ** (-i / count) for place in pair for i in range(count)] for pair in places]
+    return torch.polar(torch.ones(()), torch.tensor(angles))
+
+
+def _turned(vectors: Tensor, turns: Tensor) -> Tensor:
+    pairs = torch.complex(*vectors.float().chunk(2, dim=-1)) * turns
+    return torch.cat([pairs.real, pairs.imag], dim=-1).to(vectors.dtype)
+
+
+def _attention(attention: nn.Module, inputs: Tensor, mask: Tensor, turns: Tensor | None) -> Tensor:
     rows, count, width = inputs.shape
     qkv = attention.query_key_value(inputs).view(rows, count, 3, attention.num_heads, -1)
     queries, keys, values = (part.transpose(1, 2) for part in qkv.unbind(dim=2))
+    if turns is not None:
+        queries, keys = _turned(queries, turns), _turned(keys, turns)
     scores = queries @ keys.transpose(2, 3) / queries.shape[-1] ** 0.5
     weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
     return attention.output((weights @ values).transpose(1, 2).reshape(rows, count, width))

@@ -125,6 +125,7 @@ ROWS = (
     Row("generator", "result", "A", "the loss is in the unit of the paper's 3.6 nats (12 billion weights were not trained here)"),
     Row("generator", "?", "?", "activation GELU, init N(0, .02), dropout 0; BPE of the captions, no special tokens (settings)"),
     # its options, from LlamaGen (arXiv 2406.06525) and RAR (2411.00776)
+    Row("generator options", "2-D rotary positions", "C", "base 10,000; half of a head's channels from the row, half from the column; text at angle 0 (LlamaGen's code zeroes its q and k)"),
     Row("generator options", "SwiGLU", "C", "silu(gates) × values at 8/3 of the width (LlamaGen-B: 768 -> 2,048); rounded up to 8, LlamaGen to 256"),
     # another generator: VAR (arXiv 2404.02905), STAR (2406.10797) and Switti (2412.01819), settings of one kind
     Row("next_scale", "shape", "C", "16 layers, 16 heads × 64, width 1,024 (VAR-d16), MLP × 4 with exact GELU (VAR's tanh: a setting); SwiGLU and norms after sublayers (Switti) not here"),

@@ -40,7 +40,8 @@ def rotary_angles(scales: Sequence[int], head_width: int, extent: float) -> Tens
 
 def rotate(vectors: Tensor, angles: Tensor) -> Tensor:
     """Vectors (..., n, x) with channel i and channel i + x / 2 turned by an angle of (n, x / 2): the product of two
-    rotated vectors depends on the difference of their positions."""
+    rotated vectors depends on the difference of their positions. The dtype stays."""
     first, second = vectors.chunk(2, dim=-1)
     cosine, sine = angles.cos(), angles.sin()
-    return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
+    rotated = torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
+    return rotated.to(vectors.dtype)

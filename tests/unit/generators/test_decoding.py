@@ -31,7 +31,8 @@ DEVICE, LENGTH = "cuda" if torch.cuda.is_available() else "cpu", 16
 # candidates of three captions, not next to each other
 TEXT = captions_as_tokens(3)[[0, 1, 0, 2, 1]].to(DEVICE)
 LAYERS = [*({"kinds": [kind] * 4} for kind in KINDS), {}, {"scales": SEVERAL_SCALES}]
-LAYERS += [{"activation": "swiglu"}]
+LAYERS += [{"activation": "swiglu"}, {"rotary_extent": 4.0}]
+LAYERS += [{"scales": SEVERAL_SCALES, "rotary_extent": 4.0}]
 every_layer_kind = pytest.mark.parametrize("layers", LAYERS, ids=str)
 
 

@@ -22,11 +22,13 @@ from tests.helpers.tiny_models import (
 from thousandwords.generators.transformer.masks import KINDS, attention_mask
 from thousandwords.generators.transformer.model import Transformer, TransformerConfig, drop_captions
 from thousandwords.nn.chunked_cross_entropy import mean_loss
+from thousandwords.nn.grid_positions import rotate
 from thousandwords.nn.transformer_layers import ACTIVATIONS, MLP, dense_attention
 
 LENGTH = SCALES[0] ** 2
 # the default, and every option alone and with the others
-OPTIONS = [{}, {"scales": SEVERAL_SCALES}, {"activation": "swiglu"}]
+OPTIONS = [{}, {"scales": SEVERAL_SCALES}, {"activation": "swiglu"}, {"rotary_extent": 4.0}]
+OPTIONS += [{"scales": SEVERAL_SCALES} | OPTIONS[2] | OPTIONS[3]]
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
 TEXT, TOKENS = captions_as_tokens(2), image_tokens(2)
 
@@ -96,6 +98,23 @@ def test_every_text_position_has_a_pad_of_its_own():
 
     assert embedded.equal(model.pad_embedding.weight)
     assert len(embedded.unique(dim=0)) == TEXT_LENGTH
+
+
+@pytest.mark.paper("generator options: 2-D rotary positions")
+def test_rotary_positions_are_llamagens_and_the_product_depends_on_the_distance_of_two_cells():
+    """At a grid of 4 and 8 channels: 2 frequencies, 1 and 10,000^-½, for the row, and 2 for the column."""
+    model = tiny_transformer(rotary_extent=4.0)
+    angles = model.angles[TEXT_LENGTH + 2 :].view(4, 4, 4)
+
+    assert model.angles[: TEXT_LENGTH + 2].eq(0).all()
+    torch.testing.assert_close(angles[3, 1] - angles[0, 0], torch.tensor([3, 0.03, 1, 0.01]))
+    query, key = torch.randn(2, 8, generator=rng()).unbind()
+    products = [
+        rotate(query, angles[row + 1, column + 2]) @ rotate(key, angles[row, column])
+        for row, column in [(0, 0), (2, 1), (1, 0)]
+    ]
+    torch.testing.assert_close(torch.stack(products), products[0].expand(3))
+    assert not torch.isclose(products[0], query @ key)
 
 
 # --- the loss -----------------------------------------------------------------------------------------------
@@ -235,6 +254,11 @@ def test_one_grid_has_the_weights_it_always_had():
         ({"kernel": 4}, "transformer.kernel is 4; a neighborhood has an odd side"),
         ({"image_loss_weight": -1.0}, "transformer.image_loss_weight is -1.0; it needs to be 0 or more"),
         ({"init_std": 0.0}, "transformer.init_std is 0.0; it needs to be above 0"),
+        ({"rotary_extent": 0.0}, "transformer.rotary_extent is 0.0; it needs to be above 0"),
+        (
+            {"width": 60, "num_heads": 10, "rotary_extent": 8.0},
+            "transformer.width 60 over 10 heads makes heads of 6 channels; rotary .* or rotary_extent: null",
+        ),
     ],
 )
 def test_settings_that_make_no_model_are_rejected(settings, message):

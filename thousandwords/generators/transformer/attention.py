@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from thousandwords.generators.transformer.kv_cache import CacheLayout
 from thousandwords.generators.transformer.masks import attention_masks, sees
 from thousandwords.nn.compile import Compiled, log_once
+from thousandwords.nn.grid_positions import rotate
 from thousandwords.nn.transformer_layers import Attend, dense_attention
 
 if TYPE_CHECKING:  # takes half a second to import, and only training on a GPU needs it
@@ -77,6 +78,17 @@ class AttentionBackends(nn.Module):
             image_mask = mask[self.prefix_length :, self.prefix_length :]
             self.cache_layouts[key] = CacheLayout(image_mask, self.side, kind == "column")
         return self.cache_layouts[key]
+
+
+def rotary(attend: Attend, angles: Tensor | None) -> Attend:
+    """`attend` with queries and keys (B, heads, n, x) turned by angles (n, x / 2); None: as they are."""
+    if angles is None:
+        return attend
+
+    def attend_rotated(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return attend(rotate(queries, angles), rotate(keys, angles), values)
+
+    return attend_rotated
 
 
 def why_flex_is_unsupported(device: torch.device) -> str:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thousandwords.core.special_tokens import UNKNOWN
+from thousandwords.generators.transformer.attention import rotary
 from thousandwords.generators.transformer.kv_cache import LayerCache, PrefixGroups, unique_rows
 from thousandwords.nn.compile import log_once, summarize_error
+from thousandwords.nn.grid_positions import rotate
 from thousandwords.nn.logits import apply_guidance, sample_token, truncate
 from thousandwords.nn.transformer_layers import Layer
 
@@ -36,24 +38,29 @@ def prefill(model: nn.Module, text: Tensor, beginning: Tensor) -> tuple[Tensor, 
     text, beginning = unique[:, : model.text_length], unique[:, model.text_length :]
     hidden_states = torch.cat([model.embed_text(text), model.embed_image(beginning)], dim=1)
     groups, caches, length = PrefixGroups(rows), [], hidden_states.shape[1]
+    angles = None if model.angles is None else model.angles[:length]
     for layer, kind in zip(model.layers, model.kinds, strict=True):
         mask = model.attention.mask(kind, length)
         caches.append(LayerCache(groups, model.prefix_length, model.attention.cache_layout(kind)))
         if len(caches) < len(model.layers):
-            hidden_states = layer(hidden_states, caches[-1].prefill(mask))
+            hidden_states = layer(hidden_states, rotary(caches[-1].prefill(mask), angles))
         else:
-            hidden_states = prefill_last_layer(layer, hidden_states, caches[-1], mask[-1])
+            hidden_states = prefill_last_layer(layer, hidden_states, caches[-1], mask[-1], angles)
     return model.lm_head(hidden_states, model.image_output)[rows], caches
 
 
-def prefill_last_layer(layer: Layer, hidden_states: Tensor, cache: LayerCache, last_row: Tensor) -> Tensor:
+def prefill_last_layer(
+    layer: Layer, hidden_states: Tensor, cache: LayerCache, last_row: Tensor, angles: Tensor | None
+) -> Tensor:
     """The last layer over a beginning (U, n, D): all positions cached, the output of the last one (U, D).
 
-    `last_row` (n,) is the mask of the last position.
+    `last_row` (n,) is the mask of the last position, `angles` (n, x / 2) are the rotary positions of all.
     """
     qkv = _linear(layer.attention.query_key_value, _normalized(layer.attention_norm, hidden_states))
     split = qkv.unflatten(-1, (3, layer.attention.num_heads, -1))
     queries, keys, values = split.transpose(1, 3).unbind(dim=2)  # (U, heads, n, head width)
+    if angles is not None:
+        queries, keys = rotate(queries, angles), rotate(keys, angles)
     cache.store(keys, values)
     attended = F.scaled_dot_product_attention(queries[:, :, -1:], keys, values, attn_mask=last_row[None])
     return _finish_layer(layer, hidden_states[:, -1], attended.flatten(1))
@@ -64,15 +71,21 @@ def decode_step(model: nn.Module, hidden_states: Tensor, position: int | Tensor,
 
     With `StaticKVCache`s the position is a tensor (1,).
     """
+    angles = None if model.angles is None else model.angles[model.prefix_length + position]
     for layer, cache in zip(model.layers, caches, strict=True):
-        hidden_states = layer_step(layer, hidden_states, position, cache)
+        hidden_states = layer_step(layer, hidden_states, position, cache, angles)
     return model.lm_head(hidden_states, model.image_output)
 
 
-def layer_step(layer: Layer, hidden_states: Tensor, position: int | Tensor, cache: LayerCache) -> Tensor:
+def layer_step(
+    layer: Layer, hidden_states: Tensor, position: int | Tensor, cache: LayerCache, angles: Tensor | None
+) -> Tensor:
     """One new image position (B, D) through one layer, with the cached positions before it: (B, D)."""
     qkv = _linear(layer.attention.query_key_value, _normalized(layer.attention_norm, hidden_states))
-    attended = cache.step(position, qkv.view(len(qkv), 3, layer.attention.num_heads, -1))
+    qkv = qkv.view(len(qkv), 3, layer.attention.num_heads, -1)
+    if angles is not None:
+        qkv[:, :2] = rotate(qkv[:, :2], angles)
+    attended = cache.step(position, qkv)
     return _finish_layer(layer, hidden_states, attended)
 
 

@@ -13,12 +13,13 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from thousandwords.core.config import check_minimums, check_positive
 from thousandwords.core.special_tokens import PAD, UNKNOWN
 from thousandwords.generators.base import Generator, check_rngs, drop_captions
-from thousandwords.generators.transformer.attention import AttentionBackends
+from thousandwords.generators.transformer.attention import AttentionBackends, rotary
 from thousandwords.generators.transformer.decoding import (
     DecodeState,
     count_leading_fixed,
@@ -31,7 +32,7 @@ from thousandwords.generators.transformer.masks import layer_kinds
 from thousandwords.nn.chunked_cross_entropy import output_logits, output_loss
 from thousandwords.nn.compile import Compiled, should_compile
 from thousandwords.nn.grad_scaling import ResidualPath
-from thousandwords.nn.grid_positions import cells_of
+from thousandwords.nn.grid_positions import cells_of, rotary_angles
 from thousandwords.nn.logits import log_prob, uniforms
 from thousandwords.nn.malloc import keep_freed_memory
 from thousandwords.nn.quantizers import without_autocast
@@ -53,6 +54,8 @@ class TransformerConfig:
     image_loss_weight: float = 0.875  # paper, 7/8
     init_std: float = 0.02  # of weights and embeddings; not in the paper, GPT-2's
     activation: Literal["gelu", "quick_gelu", "relu", "swiglu"] = "gelu"  # of the MLP; the paper does not say
+    # 2-D rotary positions of image tokens, every grid stretched to this (LlamaGen: its side); null: none
+    rotary_extent: float | None = None
     dropout: float = 0.0  # of each layer's residual branches, in training; the paper does not say
     # in training: under the whole mask, by FlexAttention (needs a GPU); auto: the faster
     attention: Literal["auto", "dense", "flex"] = "auto"
@@ -75,7 +78,13 @@ class TransformerConfig:
         for name in ("caption_dropout", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"transformer.{name} is {getattr(self, name)}; it needs to be in [0, 1)")
-        check_positive(self, "transformer", "init_std")
+        check_positive(self, "transformer", "init_std", "rotary_extent")
+        head_width = self.width // self.num_heads
+        if self.rotary_extent is not None and head_width % 4:
+            raise ValueError(
+                f"transformer.width {self.width} over {self.num_heads} heads makes heads of {head_width} channels; rotary "
+                "positions in two dimensions need a multiple of 4. Set transformer.num_heads, or rotary_extent: null"
+            )
 
 
 class Transformer(Generator):
@@ -106,6 +115,11 @@ class Transformer(Generator):
         if len(self.scales) > 1:
             self.scale_embedding = nn.Embedding(len(self.scales), width)
         self.register_buffer("cells", cells_of(self.scales), persistent=False)
+        angles = None
+        if config.rotary_extent is not None:
+            angles = rotary_angles(self.scales, width // config.num_heads, config.rotary_extent)
+            angles = F.pad(angles, (0, 0, self.prefix_length, 0))  # the prefix is not turned
+        self.register_buffer("angles", angles, persistent=False)
         self.layers = nn.ModuleList(
             Layer(width, config.num_heads, config.activation, config.dropout)
             for _ in range(config.num_layers)
@@ -174,7 +188,9 @@ class Transformer(Generator):
         self.check_text(text)
         self.check_image_tokens(image_tokens)
         hidden_states = torch.cat([self.embed_text(text), self.embed_image(image_tokens[:, :-1])], dim=1)
-        attends = {kind: self.attention.choose(kind, hidden_states.shape[1]) for kind in set(self.kinds)}
+        length = hidden_states.shape[1]
+        angles = None if self.angles is None else self.angles[:length]
+        attends = {kind: rotary(self.attention.choose(kind, length), angles) for kind in set(self.kinds)}
         for layer, kind in zip(self.layers, self.kinds, strict=True):
             hidden_states = self._run_layer(layer, hidden_states, attends[kind])
         return hidden_states[:, : self.text_length], hidden_states[:, self.prefix_length - 1 :]
