@@ -16,6 +16,9 @@ def logits(model: Transformer, text: Tensor, tokens: Tensor) -> tuple[Tensor, Te
     """As Transformer.logits: text (B, T), tokens (B, L) -> (B, T, Vt), (B, L, Vi)."""
     config, prefix = model.config, model.text_length + 2
     hidden_states = torch.cat([_text(model, text), _image(model, tokens)[:, :-1]], dim=1)
+    if model.next_embedding is not None:  # what is before an image token has that token's position
+        before_image = hidden_states[:, prefix - 1 :] + model.next_embedding.weight
+        hidden_states = torch.cat([hidden_states[:, : prefix - 1], before_image], dim=1)
     masks = attention_masks(prefix, model.scales, config.kernel)
     turns = _turns(model)[: hidden_states.shape[1]] if config.rotary_extent else None
     for layer, kind in zip(model.layers, model.kinds, strict=True):

@@ -86,9 +86,11 @@ def build_from(
     settings = block.get(kind) or {}
     merged = {**header["config"], **settings} if isinstance(settings, dict) else settings
     config = section(merged, f"{name}.{kind}", type(saved.config))
-    for key in settings.keys() - getattr(config, "MAY_CHANGE", frozenset()):
+    for key in settings:
         before, now = getattr(saved.config, key), getattr(config, key)
-        if before != now:
+        # what has weights of its own may change, but not from or to null
+        may_change = key in getattr(config, "MAY_CHANGE", ()) and (before is None) == (now is None)
+        if before != now and not may_change:
             raise ConfigError(
                 f"params.yaml: {name}.{kind}.{key} is {now}, but {init}, has {before}. "
                 f"Remove {name}.{kind}.{key}, or {name}.init"

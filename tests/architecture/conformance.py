@@ -125,6 +125,10 @@ ROWS = (
     Row("generator", "result", "A", "the loss is in the unit of the paper's 3.6 nats (12 billion weights were not trained here)"),
     Row("generator", "?", "?", "activation GELU, init N(0, .02), dropout 0; BPE of the captions, no special tokens (settings)"),
     # its options, from LlamaGen (arXiv 2406.06525) and RAR (2411.00776)
+    Row("generator options", "random orders", "P C", "an image's tokens in an order of its own, share 1 until update 125,000 of 250,000, 0 from 187,500 on, linear (RAR); then exact raster"),
+    Row("generator options", "target position", "P C", "what is before a token gets a learned embedding of that token's position, a table of L vectors (RAR)"),
+    Row("generator options", "causal layers", "C", "with random orders each layer sees all tokens before; RAR's AdaLN and embedding of the step are not here"),
+    Row("generator options", "dropout", "C", "of residual branches, a setting (RAR, LlamaGen: .1); theirs of attention weights and embeddings is not here"),
     Row("generator options", "2-D rotary positions", "C", "base 10,000; half of a head's channels from the row, half from the column; text at angle 0 (LlamaGen's code zeroes its q and k)"),
     Row("generator options", "SwiGLU", "C", "silu(gates) × values at 8/3 of the width (LlamaGen-B: 768 -> 2,048); rounded up to 8, LlamaGen to 256"),
     # another generator: VAR (arXiv 2404.02905), STAR (2406.10797) and Switti (2412.01819), settings of one kind

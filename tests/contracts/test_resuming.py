@@ -13,12 +13,15 @@ from thousandwords.training.loop import Stopped, fit
 
 TRAINING = TrainingConfig(steps=12, batch_size=4, learning_rate=1e-2, clip_norm=1.0, ema_decay=0.9)
 CODES = {"first_steps_without_codes": 4, "restart_every": 2}  # they start after step 4, and move after it
+# random orders, which fall to raster order between two updates
+ORDERS = {"random_order_steps": [4, 9], "rotary_extent": 4.0, "dropout": 0.1, "caption_dropout": 0.3}
 
 
 @pytest.mark.parametrize(
     ("family", "kind", "settings", "stop"),
     [
         *((*each, {}, 7) for each in TRAINED),
+        ("generators", "transformer", ORDERS, 6),
         ("image_tokenizers", "vqvae", CODES, 2),
         ("image_tokenizers", "vqvae", CODES, 7),
         ("image_tokenizers", "vqvae", CODES | {"codebook": "gradient"}, 7),

@@ -10,13 +10,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 
-from tests.helpers.tiny_models import (
-    SCALES,
-    SEVERAL_SCALES,
-    captions_as_tokens,
-    image_tokens,
-    tiny_transformer,
-)
+from tests.helpers.tiny_models import SEVERAL_SCALES, captions_as_tokens, image_tokens, tiny_transformer
 from thousandwords.generators.transformer import attention
 from thousandwords.generators.transformer import model as transformer
 from thousandwords.generators.transformer.attention import FlexOrder, flex_attention
@@ -142,33 +136,39 @@ def compiled_by(monkeypatch, backend) -> None:
     torch._dynamo.reset()
 
 
+OPTIONS = {"activation": "swiglu", "rotary_extent": 4.0, "random_order_steps": (1, 1)}
+
+
 @pytest.mark.parametrize(
-    ("activation_checkpointing", "precision"), [(False, torch.float32), (True, torch.bfloat16)]
+    ("activation_checkpointing", "precision", "options"),
+    [(False, torch.float32, {}), (True, torch.bfloat16, {}), (False, torch.float32, OPTIONS)],
 )
 def test_compiled_layers_give_the_same_loss_and_gradients_from_one_graph(
-    monkeypatch, activation_checkpointing, precision
+    monkeypatch, activation_checkpointing, precision, options
 ):
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled_by(monkeypatch, counter)
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-        actual = loss_and_gradients(tiny(compile=True, activation_checkpointing=activation_checkpointing))
-        expected = loss_and_gradients(tiny(activation_checkpointing=activation_checkpointing))
+        settings = options | {"activation_checkpointing": activation_checkpointing}
+        actual = loss_and_gradients(tiny(compile=True, **settings))
+        expected = loss_and_gradients(tiny(**settings))
 
     assert_close(actual, expected)
     assert counter.frame_count == 1  # 6 layers share it, since masks are arguments
 
 
 @pytest.mark.parametrize(
-    ("scales", "num_kinds", "activation_checkpointing", "is_whole"),
+    ("options", "num_kinds", "activation_checkpointing", "is_whole"),
     [
-        (SCALES, 3, False, True),
-        (SEVERAL_SCALES, 1, True, False),
-        pytest.param(SCALES, 3, True, False, marks=pytest.mark.slow),
-        pytest.param(SEVERAL_SCALES, 1, False, True, marks=pytest.mark.slow),
+        ({}, 3, False, True),
+        ({"scales": SEVERAL_SCALES}, 1, True, False),
+        pytest.param({}, 3, True, False, marks=pytest.mark.slow),
+        pytest.param({"scales": SEVERAL_SCALES}, 1, False, True, marks=pytest.mark.slow),
+        pytest.param(OPTIONS, 1, False, True, marks=pytest.mark.slow),
     ],
 )
 def test_flex_attention_gives_the_loss_and_gradients_of_dense_attention_compiled_alone_or_in_its_layer(
-    monkeypatch, capfd, scales, num_kinds, activation_checkpointing, is_whole
+    monkeypatch, capfd, options, num_kinds, activation_checkpointing, is_whole
 ):
     # torch rejects gradients on a CPU, which has no kernel for them; uncompiled they work
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
@@ -177,10 +177,10 @@ def test_flex_attention_gives_the_loss_and_gradients_of_dense_attention_compiled
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled_by(monkeypatch, counter)
 
-    settings = {"compile": is_whole, "activation_checkpointing": activation_checkpointing}
-    actual = loss_and_gradients(tiny(scales=scales, attention="flex", **settings))
+    settings = options | {"compile": is_whole, "activation_checkpointing": activation_checkpointing}
+    actual = loss_and_gradients(tiny(attention="flex", **settings))
 
-    assert_close(actual, loss_and_gradients(tiny(scales=scales, attention="dense")))
+    assert_close(actual, loss_and_gradients(tiny(attention="dense", **options)))
     assert counter.frame_count == (num_kinds if is_whole else 0)  # one per kind of layer: 6 layers share them
     assert capfd.readouterr().err == ""
 

@@ -91,6 +91,11 @@ def test_the_smoke_preset_and_the_augmentations_of_the_paper_pass_the_check():
         ("generator.bpe_dropuot", 0.1, "generator has no key 'bpe_dropuot'. Did you mean 'bpe_dropout'?"),
         ("scorer.bpe_dropout", 0.1, "scorer has no key 'bpe_dropout'"),
         ("sampling.inpaint_keep_share", 1.0, "inpaint_keep_share is 1.0; it needs to be between 0 and 1"),
+        (
+            "generator.transformer.random_order_steps",
+            [10, 31],
+            "training.steps is 30, but this model is ready only after 31 updates: until then image tokens have random",
+        ),
         ("sampling.guidance", 2.0, "Train it with generator.transformer.caption_dropout (0.1"),
         (
             "generator",

@@ -203,6 +203,8 @@ def resolve_from(
     else:
         params["decoder"] = {"kind": "none"}
     tuned = {"tune": "all", "bpe_dropout": params["generator"]["bpe_dropout"]}
+    if getattr(package.generator, "min_steps", 0):  # what it learned in random orders it has learned
+        tuned["transformer"] = {"random_order_steps": [0, 0]}
     for name, model, settings in (("generator", package.generator, tuned), ("scorer", package.scorer, {})):
         training = params[name]["training"]
         training["learning_rate"] *= MIXTURE_RATE if data["source"] == "mixture" else GOING_ON_RATE

@@ -29,6 +29,11 @@ def check_model(model: nn.Module, config: TrainingConfig) -> None:
         raise UserError(
             "training.muon_lr_scale is set, but this model has no muon_parameters. Set it to null"
         )
+    if config.steps < getattr(model, "min_steps", 0):
+        raise UserError(
+            f"training.steps is {config.steps}, but this model is ready only after {model.min_steps} updates: until then "
+            "image tokens have random orders. Set more steps, or lower the model's random_order_steps"
+        )
     if getattr(model, "needs_whole_batches", False) and config.gradient_accumulation != 1:
         raise UserError(
             "training.gradient_accumulation splits a batch into micro-batches, but this model's loss compares all "

@@ -32,7 +32,8 @@ DEVICE, LENGTH = "cuda" if torch.cuda.is_available() else "cpu", 16
 TEXT = captions_as_tokens(3)[[0, 1, 0, 2, 1]].to(DEVICE)
 LAYERS = [*({"kinds": [kind] * 4} for kind in KINDS), {}, {"scales": SEVERAL_SCALES}]
 LAYERS += [{"activation": "swiglu"}, {"rotary_extent": 4.0}]
-LAYERS += [{"scales": SEVERAL_SCALES, "rotary_extent": 4.0}]
+LAYERS += [{"random_order_steps": (2, 6)}]
+LAYERS += [{"scales": SEVERAL_SCALES, "rotary_extent": 4.0, "random_order_steps": (2, 6)}]
 every_layer_kind = pytest.mark.parametrize("layers", LAYERS, ids=str)
 
 
@@ -89,8 +90,15 @@ def test_tokens_are_sampled_from_the_logits_of_the_whole_sequence(layers, cells,
 
     sampled = model.sample(captions_as_tokens(4), rngs(4), fixed_tokens=fixed_tokens)
 
-    expected = model.logits(captions_as_tokens(4), sampled)[1][:, model.image_length - len(seen) :]
+    first = model.image_length - len(seen)
+    expected = model.logits(captions_as_tokens(4), sampled)[1][:, first:]
     torch.testing.assert_close(torch.stack(seen, dim=1), expected, rtol=0, atol=1e-5)
+    # so the likelihood is the product of the probabilities that the tokens were sampled with
+    log_probs = (
+        torch.stack(seen, dim=1).log_softmax(dim=-1).gather(2, sampled[:, first:, None]).sum(dim=(1, 2))
+    )
+    exact = model.log_probabilities(captions_as_tokens(4), sampled)[1][:, first:].sum(dim=1)
+    torch.testing.assert_close(log_probs, exact, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("count", [0, 7, 16])

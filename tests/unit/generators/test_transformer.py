@@ -1,5 +1,6 @@
 """The transformer of arXiv 2102.12092: one sequence, two vocabularies, and attention that changes no value."""
 
+import copy
 import itertools
 from functools import partial
 
@@ -19,16 +20,29 @@ from tests.helpers.tiny_models import (
     rngs,
     tiny_transformer,
 )
+from thousandwords.core.errors import UserError
 from thousandwords.generators.transformer.masks import KINDS, attention_mask
-from thousandwords.generators.transformer.model import Transformer, TransformerConfig, drop_captions
+from thousandwords.generators.transformer.model import (
+    Transformer,
+    TransformerConfig,
+    drop_captions,
+    random_order_share,
+    random_orders,
+)
 from thousandwords.nn.chunked_cross_entropy import mean_loss
 from thousandwords.nn.grid_positions import rotate
 from thousandwords.nn.transformer_layers import ACTIVATIONS, MLP, dense_attention
+from thousandwords.training.config import TrainingConfig
+from thousandwords.training.loop import check_model
 
 LENGTH = SCALES[0] ** 2
 # the default, and every option alone and with the others
 OPTIONS = [{}, {"scales": SEVERAL_SCALES}, {"activation": "swiglu"}, {"rotary_extent": 4.0}]
-OPTIONS += [{"scales": SEVERAL_SCALES} | OPTIONS[2] | OPTIONS[3]]
+OPTIONS += [{"random_order_steps": (0, 0)}]
+OPTIONS += [
+    OPTIONS[2] | OPTIONS[3] | OPTIONS[4],
+    {"scales": SEVERAL_SCALES} | OPTIONS[2] | OPTIONS[3] | OPTIONS[4],
+]
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
 TEXT, TOKENS = captions_as_tokens(2), image_tokens(2)
 
@@ -57,7 +71,9 @@ def test_logits_and_gradients_are_those_of_the_model_in_plain_pytorch(options):
 
     fast, slow = (logits_and_gradients(model, logits_of, torch.bfloat16) for logits_of in (library, plain))
     actual, usual, expected = (torch.cat([part.flatten() for part in parts]) for parts in (fast, slow, exact))
-    assert 0 < (actual - expected).norm() <= 1.1 * (usual - expected).norm()
+    # over seeds both errors are equal on average; with SwiGLU's products their ratio varies from 0.8 to 1.7
+    room = 2 if model.config.activation == "swiglu" else 1.1
+    assert 0 < (actual - expected).norm() <= room * (usual - expected).norm()
 
 
 @pytest.mark.paper("generator: masks")
@@ -162,7 +178,7 @@ def test_captions_are_dropped_in_training_only_at_the_set_share():
     assert (dropped == -1).all(dim=1).float().mean().item() == pytest.approx(0.25, abs=0.03)
 
 
-@pytest.mark.paper("generator: ?")
+@pytest.mark.paper("generator: ?", "generator options: dropout")
 def test_dropout_is_a_function_of_the_step_and_off_when_not_training():
     def loss_and_gradient(seed: int, activation_checkpointing: bool = False) -> tuple[float, torch.Tensor]:
         model = tiny_transformer(dropout=0.5, activation_checkpointing=activation_checkpointing)
@@ -181,6 +197,115 @@ def test_dropout_is_a_function_of_the_step_and_off_when_not_training():
         for model in (tiny_transformer(dropout=0.5), tiny_transformer())
     )
     assert whole.equal(bare)
+
+
+# --- random orders ------------------------------------------------------------------------------------------
+
+
+def with_random_orders(**settings) -> Transformer:
+    """All options, so that all of them follow the order; random until update 2, raster from 6 on."""
+    settings = {"rotary_extent": 4.0, "random_order_steps": (2, 6)} | settings
+    return tiny_transformer(**settings).train()
+
+
+def orders(count: int, length: int = LENGTH) -> torch.Tensor:
+    return random_orders(count, length, 1.0, rng(7))
+
+
+@pytest.mark.paper("generator options: random orders")
+def test_the_share_of_random_orders_falls_from_1_to_0_between_two_updates():
+    assert [random_order_share((2, 6), step) for step in range(8)] == [1, 1, 1, 0.75, 0.5, 0.25, 0, 0]
+    assert [random_order_share((3, 3), step) for step in range(5)] == [1, 1, 1, 0, 0]
+    assert random_order_share((125_000, 187_500), 156_250) == 0.5  # RAR's, of 250,000 updates
+    assert random_order_share(None, 0) == random_order_share((0, 0), 0) == 0
+
+    some = random_orders(4000, LENGTH, 0.25, rng())
+
+    assert some.sort(dim=1).values.equal(torch.arange(LENGTH).expand(4000, -1))
+    is_random = (some != torch.arange(LENGTH)).any(dim=1)
+    assert is_random.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert len(some[is_random].unique(dim=0)) == is_random.sum()  # each row has its own
+    assert some.float().mean(dim=0)[0].item() == pytest.approx(0.25 * 7.5, abs=0.2)
+
+
+@pytest.mark.paper("generator options: random orders")
+def test_in_training_orders_are_random_at_first_and_raster_at_the_end():
+    def losses(step: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        model, generator = with_random_orders(), rng(seed)
+        state = generator.get_state()
+        trained = model.loss(captions_as_tokens(8), image_tokens(8), step, generator)[0]
+        assert generator.get_state().equal(state) == (step >= 6)
+        return trained, model.eval().loss(captions_as_tokens(8), image_tokens(8), step, rng())[0]
+
+    for step in (0, 3, 6):
+        (trained, evaluated), (again, _), (other, _) = losses(step), losses(step), losses(step, seed=1)
+        assert trained.equal(again)
+        assert trained.equal(evaluated) == trained.equal(other) == (step == 6)
+
+
+@pytest.mark.paper("generator options: random orders")
+def test_the_identity_as_order_gives_the_loss_and_gradients_of_raster_order(monkeypatch):
+    def loss_and_gradients(step: int) -> list[torch.Tensor]:
+        model = with_random_orders()
+        loss = model.loss(TEXT, TOKENS, step, rng())[0]
+        loss.backward()
+        return [loss.detach(), *(weight.grad for weight in model.parameters())]
+
+    raster, permuted = loss_and_gradients(6), loss_and_gradients(0)
+    identity = torch.arange(LENGTH).expand(2, -1)
+    monkeypatch.setattr("thousandwords.generators.transformer.model.random_orders", lambda *_: identity)
+
+    for actual, expected in zip(loss_and_gradients(0), raster, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
+    assert not permuted[0].isclose(raster[0])
+
+
+@pytest.mark.paper("generator options: target position")
+@pytest.mark.parametrize("scales", [SCALES, SEVERAL_SCALES])
+def test_an_order_moves_tokens_with_their_rows_columns_angles_and_the_position_that_comes_next(scales):
+    """Equal to raster order in a model whose positions are named anew."""
+    model = with_random_orders(scales=scales)
+    length, text = model.image_length, captions_as_tokens(3)
+    tokens, order = image_tokens(3, scales), orders(1, length)[0]
+    renamed = copy.deepcopy(model)
+    renamed.cells = model.cells[order]
+    renamed.angles = torch.cat([model.angles[: TEXT_LENGTH + 2], model.angles[TEXT_LENGTH + 2 :][order]])
+    renamed.next_embedding.weight.data = model.next_embedding.weight.data[order]
+
+    actual = model.hidden_states(text, tokens, order.expand(3, -1))
+
+    for states, expected in zip(actual, renamed.hidden_states(text, tokens), strict=True):
+        torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
+    # each row follows its own order
+    both = model.hidden_states(text, tokens, torch.stack([order, torch.arange(length), order.flip(0)]))[1]
+    torch.testing.assert_close(both[0], actual[1][0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(both[1], model.hidden_states(text, tokens)[1][1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.paper("generator options: causal layers", "generator options: target position")
+def test_in_a_random_order_a_token_is_predicted_from_all_tokens_before_it_and_its_own_position():
+    model, text, tokens, order = with_random_orders(), captions_as_tokens(1), image_tokens(1), orders(1)
+    assert model.kinds == ["causal"] * 3
+    _, states = model.hidden_states(text, tokens, order)
+
+    for number in range(LENGTH):
+        changed = tokens.clone()
+        changed[:, number] = (tokens[:, number] + 1) % IMAGE_VOCAB_SIZE
+        is_changed = (model.hidden_states(text, changed, order)[1] != states).any(dim=-1)[0]
+        assert is_changed.tolist() == [other > number for other in range(LENGTH)]
+    for number in range(LENGTH - 1):  # the token after these is another one
+        other = order.clone()
+        other[:, [number, number + 1]] = order[:, [number + 1, number]]
+        is_changed = (model.hidden_states(text, tokens, other)[1] != states).any(dim=-1)[0]
+        assert is_changed.tolist() == [other >= number for other in range(LENGTH)]
+
+
+def test_a_training_that_would_end_in_random_orders_is_rejected():
+    config = TrainingConfig(steps=5, batch_size=4, learning_rate=0.01)
+    with pytest.raises(
+        UserError, match="steps is 5, but this model is ready only after 6 updates: .* Set more"
+    ):
+        check_model(with_random_orders(), config)
 
 
 # --- likelihood ---------------------------------------------------------------------------------------------
@@ -254,6 +379,10 @@ def test_one_grid_has_the_weights_it_always_had():
         ({"kernel": 4}, "transformer.kernel is 4; a neighborhood has an odd side"),
         ({"image_loss_weight": -1.0}, "transformer.image_loss_weight is -1.0; it needs to be 0 or more"),
         ({"init_std": 0.0}, "transformer.init_std is 0.0; it needs to be above 0"),
+        (
+            {"random_order_steps": (20, 10)},
+            r"random_order_steps is \[20, 10\]; give two updates, the second not",
+        ),
         ({"rotary_extent": 0.0}, "transformer.rotary_extent is 0.0; it needs to be above 0"),
         (
             {"width": 60, "num_heads": 10, "rotary_extent": 8.0},

@@ -1,14 +1,19 @@
 """Minutes and pairs -> the settings of a run on your own images."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.tiny_models import ARGUMENTS, tiny
 from thousandwords import components
 from thousandwords.core.config import ConfigError, section
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import unit_hash
+from thousandwords.generators.transformer.model import TransformerConfig
+from thousandwords.inference.config import SamplingConfig
 from thousandwords.planning.budget import (
     SIZES,
     BudgetConfig,
@@ -16,6 +21,7 @@ from thousandwords.planning.budget import (
     num_held_out,
     planned_minutes,
     resolve,
+    resolve_from,
     text_length,
     validation_share,
 )
@@ -109,6 +115,20 @@ def test_all_keep_their_best_weights_and_the_tokenizer_always_reaches_the_part_t
     assert [training["stop_after"] for training in trainings] == [None, 5, 5]
     steps = trainings[0]["steps"]
     assert params["image_tokenizer"]["dvae"]["decoder_only_from"] == pytest.approx(0.9 * steps, abs=1)
+
+
+@pytest.mark.parametrize(("steps", "block"), [((10, 20), {"random_order_steps": [0, 0]}), (None, None)])
+def test_a_generator_that_learned_in_random_orders_goes_on_in_raster_order(steps, block):
+    config = TransformerConfig(num_layers=1, num_heads=1, width=4, random_order_steps=steps)
+    generator = components.build("generators", "transformer", config, **ARGUMENTS["generators"])
+    models = {"image_tokenizer": tiny("image_tokenizers", "dvae"), "scorer": tiny("scorers", "clip")}
+    package = SimpleNamespace(**models, generator=generator, settings=SamplingConfig())
+
+    budget, device = BudgetConfig(5, "small", 60), Device(lambda params, name: 0.1)
+    params, _ = resolve_from(package, "models/start", BASE, DATA, budget, device)
+
+    assert params["generator"]["init"] == "models/start"
+    assert params["generator"].get("transformer") == block
 
 
 @pytest.mark.parametrize(("minutes", "kind"), [(5, "none"), (20, "unet")])

@@ -87,6 +87,7 @@ def test_a_generator_needs_the_tokenizers_that_it_was_trained_with(params, packa
         ("generator.transformer", {"width": 32}, "generator.transformer.width is 32, but generator.init, {}, has 16. Re"),
         ("generator.transformer", {"widht": 32}, "generator.transformer has no key 'widht'. Did you mean 'width'?"),
         ("scorer.clip", {"text_width": 32}, "scorer.clip.text_width is 32, but scorer.init, {}, has 16. Remove"),
+        ("generator.transformer", {"random_order_steps": [0, 9]}, "random_order_steps is (0, 9), but generator.init, {}, has N"),
         ("data.image_size", 32, "generator.init, {}, was trained for scales (4,), but this run has (8,). Use the data.im"),
         ("generator.tune", "image-head", "tune is 'image-head'; it can be: all, image_head, or a list of patterns"),
         ("generator.tune", ["layer.0.*"], "generator.tune has 'layer.0.*', which matches no parameter of this model. One"),

@@ -38,7 +38,7 @@ def prefill(model: nn.Module, text: Tensor, beginning: Tensor) -> tuple[Tensor, 
     text, beginning = unique[:, : model.text_length], unique[:, model.text_length :]
     hidden_states = torch.cat([model.embed_text(text), model.embed_image(beginning)], dim=1)
     groups, caches, length = PrefixGroups(rows), [], hidden_states.shape[1]
-    angles = None if model.angles is None else model.angles[:length]
+    angles = model.angles_of(length)
     for layer, kind in zip(model.layers, model.kinds, strict=True):
         mask = model.attention.mask(kind, length)
         caches.append(LayerCache(groups, model.prefix_length, model.attention.cache_layout(kind)))
@@ -145,7 +145,7 @@ def sample_one_by_one(state: DecodeState) -> Tensor:
     """All tokens (B, L), sampled by a loop in Python."""
     model, logits, tokens = state.model, state.logits, state.fixed_tokens.clone()
     has_fixed = (tokens != UNKNOWN).any(dim=0).tolist()
-    position_embeddings = model.position_embeddings(0, tokens.shape[1])
+    position_embeddings = model.position_embeddings()
     for position in range(state.first, tokens.shape[1]):
         token = state.sample(logits, state.uniform[:, position])
         if has_fixed[position]:
@@ -194,7 +194,7 @@ class StaticDecoder:
         self.logits = [logits.clone() for logits in state.logits]
         self.caches = [[StaticKVCache(cache) for cache in caches] for caches in state.caches]
         self.tokens = state.fixed_tokens.clone()
-        self.position_embeddings = state.model.position_embeddings(0, self.tokens.shape[1])
+        self.position_embeddings = state.model.position_embeddings()
         self.position = torch.tensor([state.first], device=self.tokens.device)
 
     def step(self) -> None:

@@ -3,7 +3,7 @@
 The candidates of one caption share the keys and values of their prefix. Of a candidate's own image tokens a
 row layer caches the last row and one cell more, the convolutional layer as far back as its neighborhood
 reaches, a column layer each column by itself: of 1,024 tokens 33, 166 and 1,024 are cached, and 33, 166 and
-32 are read. With several grids every layer caches and reads all tokens. All shapes are the same at every position, as CUDA graphs need.
+32 are read. Causal layers cache and read all tokens. All shapes are the same at every position, as CUDA graphs need.
 """
 
 import torch

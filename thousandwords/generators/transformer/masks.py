@@ -3,7 +3,8 @@
 A sequence is a prefix (start-of-text, text, start-of-image) under a causal mask, then the image grid in
 raster order. Every image position sees the whole prefix; the kind says which image positions it sees. Left
 out: the paper transposes the hidden states before column attention, which changes no value (attention.py).
-The paper has one grid. Of several, one after the other, a position sees all positions before it: kind "causal".
+The paper has one grid, in raster order. Of several, one after the other, and in random orders (RAR, arXiv 2411.00776)
+a position sees all positions before it: kind "causal".
 """
 
 from collections.abc import Sequence
@@ -11,12 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-KINDS = ("row", "column", "convolutional")  # of one grid
+KINDS = ("row", "column", "convolutional")  # of one grid in raster order
 
 
-def layer_kinds(num_layers: int, num_grids: int = 1) -> list[str]:
+def layer_kinds(num_layers: int, is_causal: bool = False) -> list[str]:
     """The kind of every layer, first to last: layer_kinds(4) -> ["row", "column", "row", "convolutional"]."""
-    if num_grids > 1:
+    if is_causal:
         return ["causal"] * num_layers
     kinds = ["column" if number % 4 == 2 else "row" for number in range(1, num_layers)]
     return [*kinds, "convolutional"]
@@ -34,10 +35,11 @@ def attention_mask(kind: str, prefix_length: int, side: int, kernel: int) -> Ten
 
 def attention_masks(prefix_length: int, scales: Sequence[int], kernel: int) -> dict[str, Tensor]:
     """The mask of each kind that layers can have with these grids: (S, S)."""
-    if len(scales) == 1:
-        return {kind: attention_mask(kind, prefix_length, scales[0], kernel) for kind in KINDS}
     length = prefix_length + sum(side * side for side in scales)
-    return {"causal": torch.ones(length, length, dtype=torch.bool).tril()}
+    causal = {"causal": torch.ones(length, length, dtype=torch.bool).tril()}
+    if len(scales) > 1:
+        return causal
+    return causal | {kind: attention_mask(kind, prefix_length, scales[0], kernel) for kind in KINDS}
 
 
 def sees(kind: str, steps_back: Tensor, side: int, kernel: int) -> Tensor:

@@ -3,7 +3,9 @@
 The sequence is start-of-text, T text positions, start-of-image, L image positions. Text and image tokens have
 their own embeddings and output maps, so neither can be predicted at the other's positions. A text position
 without a token has a pad embedding of its own, and no part in the loss: most pads are certain. Not in the paper:
-several grids (`scales` of the image tokenizer), one after the other in one sequence.
+several grids (`scales` of the image tokenizer), one after the other in one sequence; rotary positions; random orders of
+the image tokens in a first part of the training (RAR, arXiv 2411.00776). After it, in likelihood and in sampling, the
+order is raster.
 """
 
 import contextlib
@@ -44,7 +46,7 @@ class TransformerConfig:
     # what a model that goes on from another (`generator.init`) may set anew
     MAY_CHANGE: ClassVar[frozenset[str]] = frozenset(
         {"text_loss_weight", "image_loss_weight", "init_std", "dropout", "caption_dropout"}
-        | {"attention", "compile", "activation_checkpointing"}
+        | {"attention", "compile", "activation_checkpointing", "random_order_steps"}
     )
     num_layers: int = 64  # paper
     num_heads: int = 62  # paper; a head is width / num_heads wide, 64 in the paper
@@ -56,6 +58,9 @@ class TransformerConfig:
     activation: Literal["gelu", "quick_gelu", "relu", "swiglu"] = "gelu"  # of the MLP; the paper does not say
     # 2-D rotary positions of image tokens, every grid stretched to this (LlamaGen: its side); null: none
     rotary_extent: float | None = None
+    # updates [first, end]: the share of images with a random order of tokens falls from 1 to 0 between them (RAR: half and
+    # three quarters of the training); all layers then see all tokens before. null: raster order, the paper's layers
+    random_order_steps: tuple[int, int] | None = None
     dropout: float = 0.0  # of each layer's residual branches, in training; the paper does not say
     # in training: under the whole mask, by FlexAttention (needs a GPU); auto: the faster
     attention: Literal["auto", "dense", "flex"] = "auto"
@@ -79,6 +84,11 @@ class TransformerConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"transformer.{name} is {getattr(self, name)}; it needs to be in [0, 1)")
         check_positive(self, "transformer", "init_std", "rotary_extent")
+        first, end = self.random_order_steps or (0, 0)
+        if not 0 <= first <= end:
+            raise ValueError(
+                f"transformer.random_order_steps is [{first}, {end}]; give two updates, the second not before the first"
+            )
         head_width = self.width // self.num_heads
         if self.rotary_extent is not None and head_width % 4:
             raise ValueError(
@@ -103,7 +113,8 @@ class Transformer(Generator):
     ):
         super().__init__(text_vocab_size, text_length, image_vocab_size, scales)
         self.config = config
-        self.kinds = layer_kinds(config.num_layers, len(self.scales))
+        has_random_orders = config.random_order_steps is not None
+        self.kinds = layer_kinds(config.num_layers, is_causal=has_random_orders or len(self.scales) > 1)
         width = config.width
         self.text_embedding = nn.Embedding(text_vocab_size, width)
         self.text_position_embedding = nn.Embedding(text_length, width)
@@ -114,6 +125,8 @@ class Transformer(Generator):
         self.column_embedding = nn.Embedding(self.side, width)
         if len(self.scales) > 1:
             self.scale_embedding = nn.Embedding(len(self.scales), width)
+        # of the position that is predicted next
+        self.next_embedding = nn.Embedding(self.image_length, width) if has_random_orders else None
         self.register_buffer("cells", cells_of(self.scales), persistent=False)
         angles = None
         if config.rotary_extent is not None:
@@ -148,6 +161,11 @@ class Transformer(Generator):
         return max(self.scales)
 
     @property
+    def min_steps(self) -> int:
+        """Updates after which training is in raster order, as sampling is."""
+        return (self.config.random_order_steps or (0, 0))[1]
+
+    @property
     def prefix_length(self) -> int:
         """Positions before the first image token: start-of-text, the text, start-of-image."""
         return self.text_length + 2
@@ -162,11 +180,18 @@ class Transformer(Generator):
         rng: torch.Generator,
         num_text_tokens: float | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """text (B, T), image_tokens (B, L) -> weighted loss, and both parts in nats per token."""
+        """text (B, T), image_tokens (B, L) -> weighted loss, and both parts in nats per token.
+
+        In training some images have a random order; else it is the loss in raster order.
+        """
+        order = None
+        if self.training and (share := random_order_share(self.config.random_order_steps, step)):
+            order = random_orders(len(image_tokens), self.image_length, share, rng).to(image_tokens.device)
+            image_tokens = image_tokens.gather(1, order)
         if self.training and self.config.caption_dropout:
             text = drop_captions(text, self.config.caption_dropout, rng)
         with seeded_dropout(rng) if self.training and self.config.dropout else contextlib.nullcontext():
-            text_states, image_states = self.hidden_states(text, image_tokens)
+            text_states, image_states = self.hidden_states(text, image_tokens, order)
         text_loss = self._mean_loss(text_states, self.text_output, text, num_text_tokens)
         image_loss = self._mean_loss(image_states, self.image_output, image_tokens)
         weighted = self.config.text_loss_weight * text_loss + self.config.image_loss_weight * image_loss
@@ -183,35 +208,60 @@ class Transformer(Generator):
         text_states, image_states = self.hidden_states(text, image_tokens)
         return self.lm_head(text_states, self.text_output), self.lm_head(image_states, self.image_output)
 
-    def hidden_states(self, text: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The last layer's output before each token, not normalized: (B, T), (B, L) -> (B, T, D), (B, L, D)."""
+    def hidden_states(
+        self, text: Tensor, image_tokens: Tensor, order: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The last layer's output before each token, not normalized: (B, T), (B, L) -> (B, T, D), (B, L, D).
+
+        `order` (B, L) has the raster position of each image token, None: raster order.
+        """
         self.check_text(text)
         self.check_image_tokens(image_tokens)
-        hidden_states = torch.cat([self.embed_text(text), self.embed_image(image_tokens[:, :-1])], dim=1)
+        embedded = self.embed_text(text, order), self.embed_image(image_tokens[:, :-1], order)
+        hidden_states = torch.cat(embedded, dim=1)
         length = hidden_states.shape[1]
-        angles = None if self.angles is None else self.angles[:length]
+        angles = self.angles_of(length, order)
         attends = {kind: rotary(self.attention.choose(kind, length), angles) for kind in set(self.kinds)}
         for layer, kind in zip(self.layers, self.kinds, strict=True):
             hidden_states = self._run_layer(layer, hidden_states, attends[kind])
         return hidden_states[:, : self.text_length], hidden_states[:, self.prefix_length - 1 :]
 
-    def embed_text(self, text: Tensor) -> Tensor:
+    def angles_of(self, length: int, order: Tensor | None = None) -> Tensor | None:
+        """The rotary positions of the first `length` positions: (length, x / 2), in an order (B, 1, length, x / 2)."""
+        if self.angles is None:
+            return None
+        if order is None:
+            return self.angles[:length]
+        of_image = self.angles[self.prefix_length + order]
+        return F.pad(of_image, (0, 0, self.prefix_length, 0))[:, None, :length]
+
+    def embed_text(self, text: Tensor, order: Tensor | None = None) -> Tensor:
         """Start-of-text, text tokens or pads, start-of-image: (B, T) -> (B, T + 2, D)."""
         embedded = self.text_embedding(text.clamp(min=0)) + self.text_position_embedding.weight
         embedded = torch.where(text[..., None] == PAD, self.pad_embedding.weight, embedded)
         start_of_text, start_of_image = self.start_embedding.weight.expand(len(text), -1, -1).split(1, dim=1)
+        if self.next_embedding is not None:
+            start_of_image = start_of_image + self.next_embedding(self._positions(order)[..., :1])
         return torch.cat([start_of_text, embedded, start_of_image], dim=1)
 
-    def embed_image(self, tokens: Tensor, first: int = 0) -> Tensor:
-        """Embeddings of tokens (B, n) at image positions first, first + 1, ...: (B, n, D)."""
-        return self.image_embedding(tokens) + self.position_embeddings(first, tokens.shape[1])
+    def embed_image(self, tokens: Tensor, order: Tensor | None = None) -> Tensor:
+        """Embeddings of the first n image tokens (B, n) of a sequence: (B, n, D)."""
+        return self.image_embedding(tokens) + self.position_embeddings(order)[..., : tokens.shape[1], :]
 
-    def position_embeddings(self, first: int, count: int) -> Tensor:
-        """The row and column embeddings of `count` positions from `first` on, of several grids also the grid's own:
-        (count, D)."""
-        row, column, scale = self.cells[first : first + count].unbind(dim=1)
+    def position_embeddings(self, order: Tensor | None = None) -> Tensor:
+        """The row and column embeddings of all image positions, of several grids also the grid's own, and with random
+        orders that of the position predicted next, which the last has not: (L, D), in an order (B, L) (B, L, D)."""
+        positions = self._positions(order)
+        row, column, scale = self.cells[positions].unbind(dim=-1)
         embeddings = self.row_embedding(row) + self.column_embedding(column)
-        return embeddings if len(self.scales) == 1 else embeddings + self.scale_embedding(scale)
+        if len(self.scales) > 1:
+            embeddings = embeddings + self.scale_embedding(scale)
+        if self.next_embedding is not None:
+            embeddings = embeddings + F.pad(self.next_embedding(positions[..., 1:]), (0, 0, 0, 1))
+        return embeddings
+
+    def _positions(self, order: Tensor | None) -> Tensor:
+        return torch.arange(self.image_length, device=self.cells.device) if order is None else order
 
     def lm_head(self, hidden_states: Tensor, output: nn.Linear) -> Tensor:
         """hidden_states (..., D) -> logits (..., V), in float32 also under autocast."""
@@ -292,6 +342,19 @@ class Transformer(Generator):
 def run_layer(layer: Layer, hidden_states: Tensor, attend: Attend) -> Tensor:
     """One layer, as a function of everything it needs: one compiled version serves all layers of a kind."""
     return layer(hidden_states, attend)
+
+
+def random_order_share(steps: tuple[int, int] | None, step: int) -> float:
+    """The share of images with a random order at an update: of the steps (10, 20) 1 until 10, 0 from 20 on."""
+    first, end = steps or (0, 0)
+    return 1.0 if step < first else max(0.0, (end - step) / max(end - first, 1))
+
+
+def random_orders(rows: int, length: int, share: float, rng: torch.Generator) -> Tensor:
+    """An order of `length` positions for each row, random in about `share` of the rows, else raster: (rows, length)."""
+    is_random = torch.rand(rows, 1, generator=rng, device=rng.device) < share
+    shuffled = torch.rand(rows, length, generator=rng, device=rng.device).argsort(dim=1)
+    return shuffled.where(is_random, torch.arange(length, device=rng.device))
 
 
 @contextlib.contextmanager
