@@ -1,5 +1,7 @@
 """What every kind of every family promises; the tiny.yaml in a kind's folder has the sizes to test."""
 
+from fnmatch import fnmatchcase
+
 import pytest
 import torch
 
@@ -21,6 +23,9 @@ from tests.helpers.tiny_models import (
     two_grids,
 )
 from thousandwords import components
+from thousandwords.training.config import TrainingConfig
+from thousandwords.training.loop import fit
+from thousandwords.training.tuning import freeze
 
 TEXT, TOKENS = captions_as_tokens(2), image_tokens(2)
 ALL = [(family, kind) for family in components.CONTRACTS for kind in every_kind(family)]
@@ -367,6 +372,28 @@ def test_another_word_changes_its_own_row_only(kind, scales):
         changed[0, word] = (text[0, word] + 1) % TEXT_VOCAB_SIZE
         difference = (generator.log_probabilities(changed, tokens)[1] - log_probs).abs().amax(dim=1)
         assert difference[0] > 1e-3 and difference[1:].max() < 1e-5
+
+
+@every_generator
+@pytest.mark.parametrize("tune", ["image_head", "patterns"])
+def test_tune_trains_what_it_names_and_nothing_else(kind, tune):
+    generator = tiny("generators", kind).train()
+    names = [name for name, _ in generator.named_parameters()]
+    patterns = generator.image_head if tune == "image_head" else (names[0], "layers.1.*.weight")
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+
+    freeze(generator, tune if tune == "image_head" else patterns)
+    fit(
+        generator,
+        TrainingConfig(steps=2, batch_size=4, learning_rate=0.1, weight_decay=0.1, muon_lr_scale=2.0),
+        batches_of=lambda step: [batch_for("generators")],
+        loss_of=lambda model, batch, step, generator: model.loss(*batch, step, generator),
+        seed=0,
+    )
+
+    changed = {name for name, value in generator.state_dict().items() if not value.equal(before[name])}
+    assert changed == {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    assert patterns and 0 < len(changed) < len(names)
 
 
 UNFIT_TOKENS = [

@@ -114,15 +114,33 @@ def test_frozen_parameters_have_no_moments(folder, tmp_path):
     assert len(moments) == 2 and not any("momentum_buffer" in name for name in names)
 
 
-# --- a generator that needs its image tokenizer -----------------------------------------------------------------------
+# --- generators of several grids of tokens -----------------------------------------------------------------------
 
 
-def test_a_next_scale_generator_gets_the_codes_of_its_tokenizer_and_keeps_them(tmp_path):
+@pytest.fixture
+def tokenizer(tmp_path) -> torch.nn.Module:
+    """A multi_scale tokenizer, with token shards of it and a text tokenizer in the test's folder."""
     tokenizer = tiny("image_tokenizers", "multi_scale")
-    fingerprint = components.save(tokenizer, tmp_path / "image_tokenizer")
+    tokenizer.fingerprint = components.save(tokenizer, tmp_path / "image_tokenizer")
     bpe.save(tiny_text(), tmp_path / "text_tokenizer")
-    header = TokenHeader("multi_scale", fingerprint, tokenizer.vocab_size, tokenizer.scales, SIDE)
+    header = TokenHeader("multi_scale", tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.scales, SIDE)
     write_shards(tmp_path / "tokens", {"train": 16, "validation": 4}, header)
+    return tokenizer
+
+
+def test_the_transformer_learns_multi_scale_tokens_in_flat_order(tmp_path, tokenizer):
+    rows = train(tmp_path, tmp_path / "generator", GENERATOR | {"training": TRAINING})
+
+    generator = components.load("generators", tmp_path / "generator")
+    text = tiny_text().encode(CAPTIONS[:2])
+    tokens = generator.sample(text, [torch.Generator().manual_seed(row) for row in range(2)])
+    assert rows[-1]["validation/image_loss"] < 5 and "validation/text_loss" in rows[-1]
+    assert tokens.shape == (2, sum(side * side for side in tokenizer.scales)) and len(tokenizer.scales) > 1
+    assert tokenizer.decode(tokens).shape == (2, 3, SIDE, SIDE)
+    assert generator.log_probabilities(text, tokens)[1].sum(dim=1).isfinite().all()
+
+
+def test_a_next_scale_generator_gets_the_codes_of_its_tokenizer_and_keeps_them(tmp_path, tokenizer):
     settings = TINY["generators"]["next_scale"]
     block = {"kind": "next_scale", "next_scale": settings, "training": TRAINING | {"steps": 3}}
 
@@ -134,7 +152,7 @@ def test_a_next_scale_generator_gets_the_codes_of_its_tokenizer_and_keeps_them(t
     names = changed(tmp_path / "generator", tmp_path / "further")
     assert "image_output.weight" in names and not any(name.startswith("latents.") for name in names)
     loaded = components.load("generators", tmp_path / "further")
-    assert loaded.header["image_tokenizer"] == fingerprint
+    assert loaded.header["image_tokenizer"] == tokenizer.fingerprint
     assert loaded.latents.codebook.equal(tokenizer.codebook)
 
 
