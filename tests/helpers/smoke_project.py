@@ -42,8 +42,8 @@ def new_project(folder: Path) -> Path:
     return folder
 
 
-def repro(project: Path, *words: str) -> str:
-    done = command(project, "dvc", "repro", *words)
+def repro(project: Path, *words: str, **more: str) -> str:
+    done = command(project, "dvc", "repro", *words, **more)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

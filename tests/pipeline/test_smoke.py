@@ -1,14 +1,17 @@
 """The whole pipeline: `dvc repro` on the smoke preset in a new folder, and what must hold after it."""
 
+import functools
 import json
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.helpers import smoke_project
 from tests.helpers.paths import ROOT
+from tests.helpers.preloaded_python import preloaded_python
 from tests.helpers.registering import commit
-from tests.helpers.smoke_project import change, command, new_project, ran, repro
+from tests.helpers.smoke_project import change, command, environment, new_project, ran
 from thousandwords.core.files import sha256_of
 from thousandwords.data.images import decode_png
 from thousandwords.inference.package import load_package
@@ -18,7 +21,15 @@ pytestmark = pytest.mark.pipeline
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Path:
+def repro():
+    """`dvc repro` in a project, each stage in a process that has PyTorch and MLflow imported already."""
+    own = environment()
+    with preloaded_python(own) as first:
+        yield functools.partial(smoke_project.repro, PATH=f"{first}:{own['PATH']}")
+
+
+@pytest.fixture(scope="module")
+def project(repro, tmp_path_factory) -> Path:
     folder = new_project(tmp_path_factory.mktemp("project"))
     assert len(ran(repro(folder))) == len(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
     return folder
@@ -46,7 +57,9 @@ def test_metrics_have_the_stable_layout(project):
     assert set(figures["seconds"]) >= {"prepare_pairs", "train_generator", "sample_images", "evaluate"}
 
 
-def test_a_changed_setting_reruns_what_it_touches_with_the_same_digits_and_going_back_runs_nothing(project):
+def test_a_changed_setting_reruns_what_it_touches_with_the_same_digits_and_going_back_runs_nothing(
+    project, repro
+):
     first = json.loads((project / "results/metrics.json").read_text())
     change(project, "evaluation.report_images", 3)
     assert ran(repro(project)) == ["check_params", "evaluate"]
@@ -88,7 +101,7 @@ def test_a_run_can_be_registered_and_become_the_champion(project, tmp_path, monk
     (project / "params.yaml").write_text(preset_text("smoke", ROOT / "presets"))
 
 
-def test_nothing_runs_again_when_nothing_changed(project):
+def test_nothing_runs_again_when_nothing_changed(project, repro):
     assert ran(repro(project)) == []
 
 
