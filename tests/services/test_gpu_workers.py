@@ -5,18 +5,21 @@ All on one Prefect server. THOUSANDWORDS_KILLS trials of each kill (default: 1);
 
 import http.server
 import os
+import re
 import subprocess
 import threading
 import time
 
 import psutil
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import deploy
 from flows.workers import __main__ as workers
 from flows.workers import run_lock
 from tests.helpers.gpu_runs import TRIALS, GpuTestbed, cancel_run, kill, kill_flow, kill_worker, report
 from tests.helpers.prefect_server import run, tiny_project, wait_for
+from thousandwords.core.errors import UserError
 from thousandwords.core.locks import take_lock, write_note
 
 # --- what is rejected ------------------------------------------------------------------------------
@@ -28,7 +31,7 @@ def test_without_a_server_deploy_says_how_to_start_one(tmp_path):
     assert "prefect server start" in result.stderr
 
 
-def test_a_server_that_is_not_prefect_is_rejected(tmp_path):
+def test_a_server_that_is_not_prefect_is_rejected():
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200)
@@ -38,9 +41,10 @@ def test_a_server_that_is_not_prefect_is_rejected(tmp_path):
     other = http.server.HTTPServer(("127.0.0.1", 0), Page)
     threading.Thread(target=other.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{other.server_port}/api"
-    result = run(tiny_project(tmp_path, {}), "flows.deploy", PREFECT_API_URL=url)
+    message = f"the server at {url} is not Prefect"
+    with temporary_settings({PREFECT_API_URL: url}), pytest.raises(UserError, match=message):
+        deploy.bootstrap()
     other.shutdown()
-    assert result.returncode == 1 and f"the server at {url} is not Prefect" in result.stderr
 
 
 @pytest.mark.parametrize(("command", "seconds"), [("exec sleep 60", 1), ("sleep 60; true", 2)])
@@ -132,10 +136,12 @@ def test_deploy_can_run_again_and_creates_one_automation_for_dead_runs(scheduled
     assert (action["type"], action["state"]) == ("change-flow-run-state", "CRASHED")
 
 
-def test_the_server_of_another_project_is_rejected(scheduled, tmp_path):
-    other = tiny_project(tmp_path, {})
-    for command in (["flows.deploy"], ["flows.workers", "start"]):
-        result = run(other, *command, PREFECT_API_URL=scheduled.server.api)
-        owner = deploy.project_id(scheduled.projects[0])
-        assert result.returncode == 1 and len(owner) == 40
-        assert f"belongs to another project ({owner})" in result.stderr
+def test_the_server_of_another_project_is_rejected(scheduled, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_project(tmp_path, {}))
+    owner = deploy.project_id(scheduled.projects[0])
+    assert len(owner) == 40
+    message = re.escape(f"belongs to another project ({owner})")
+    with temporary_settings({PREFECT_API_URL: scheduled.server.api}):
+        for command in (deploy.bootstrap, lambda: workers.start([])):
+            with pytest.raises(UserError, match=message):
+                command()
