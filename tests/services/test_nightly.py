@@ -15,6 +15,7 @@ import yaml
 import flows.registry
 from flows import generate, nightly, status, sweep
 from flows.dvc.git import changed_files, commit_if_all
+from tests.helpers.mlflow_server import new_mlflow_database
 from tests.helpers.prefect_server import ROOT, tiny_project
 from tests.helpers.registering import run_git
 from thousandwords.core.errors import UserError
@@ -26,6 +27,7 @@ def folder(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    new_mlflow_database(tmp_path / ".mlflow/mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/.mlflow/mlflow.db")
     with prefect.settings.temporary_settings({prefect.settings.PREFECT_API_URL: server.api}):
         yield tmp_path
