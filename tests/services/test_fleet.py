@@ -1,5 +1,6 @@
 """One pipeline on two workers, each with its own clone, and a coordinator, on a real Prefect server on PostgreSQL."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -7,12 +8,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect.client.orchestration import get_client
+from prefect.deployments import run_deployment
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.fleet import CPU_DEPLOYMENT, cancel_runs, check_workers, find_submitted_run
 from tests.helpers import clones
 from tests.helpers.postgres import postgres
 from tests.helpers.prefect_server import ROOT, Server, end, environment, wait_for
+from thousandwords.core.errors import UserError
 
-NEEDS = {"first": (), "left": ("first",), "right": ("first",), "last": ("left", "right")}
+NEEDS = {"first": (), "other": (), "last": ("first",)}
 
 
 class Fleet:
@@ -95,11 +101,17 @@ def ends_coordinators(fleet):
 
 
 @pytest.fixture(scope="module")
-def working(fleet):
-    """The fleet with deployments and workers."""
+def deployed(fleet):
+    """The fleet with deployments, and no worker yet."""
     fleet.must(fleet.coordinator, "flows.deploy")
-    fleet.start_workers()
     return fleet
+
+
+@pytest.fixture(scope="module")
+def working(deployed):
+    """The fleet with deployments and workers."""
+    deployed.start_workers()
+    return deployed
 
 
 def commit_program(fleet: Fleet, stage: str, what: str) -> None:
@@ -109,38 +121,59 @@ def commit_program(fleet: Fleet, stage: str, what: str) -> None:
     clones.must(fleet.coordinator, "git", "push", "-q", "origin", f"HEAD:refs/heads/{what.replace(' ', '-')}")
 
 
-def test_without_deployments_or_workers_the_message_names_the_fix_before_anything_runs(fleet):
+def test_without_deployments_the_message_names_the_fix_before_anything_runs(fleet):
     result = fleet.call(fleet.coordinator, "flows.fleet")
-    assert (
-        result.returncode == 1
-        and "the server has no deployment stage/stage-cpu. Run: make deploy" in result.stderr
-    )
-    fleet.must(fleet.coordinator, "flows.deploy")
-    result = fleet.call(fleet.coordinator, "flows.fleet")
-    message = "no worker takes runs from thousandwords-cpu, which stage/stage-cpu needs. In a clone for each, run: make workers"
+    message = "the server has no deployment stage/stage-cpu. Run: make deploy"
     assert result.returncode == 1 and message in result.stderr and clones.ran(fleet.origin) == []
 
 
-def test_each_stage_runs_once_on_any_free_worker(working, prefect):
+def test_without_workers_the_message_names_the_fix(deployed, prefect):
+    message = "no worker takes runs from thousandwords-cpu, which stage/stage-cpu needs. In a clone for each, run: make workers"
+    with (
+        temporary_settings({PREFECT_API_URL: prefect.api}),
+        get_client(sync_client=True) as client,
+        pytest.raises(UserError, match=re.escape(message)),
+    ):
+        check_workers(client, {CPU_DEPLOYMENT})
+
+
+def test_a_run_that_an_earlier_coordinator_submitted_is_found_by_its_revision_and_cancelled(
+    deployed, prefect
+):
+    parameters = {"stage": "first", "revision": "abc", "place": {}, "pipeline": ""}
+    with temporary_settings({PREFECT_API_URL: prefect.api}), get_client(sync_client=True) as client:
+        run = run_deployment(
+            CPU_DEPLOYMENT, parameters=parameters, flow_run_name="first", timeout=0, as_subflow=False
+        )
+        found = [
+            find_submitted_run(client, stage, revision)
+            for stage, revision in (("first", "abc"), ("first", "another"), ("other", "abc"))
+        ]
+        assert found[0].id == run.id and found[1:] == [None, None]
+
+        cancel_runs(client, [run.id])
+
+        assert client.read_flow_run(run.id).state.type in ("CANCELLING", "CANCELLED")
+        assert find_submitted_run(client, "first", "abc") is None
+        client.delete_flow_run(run.id)
+
+
+def test_each_stage_runs_once_on_any_free_worker_and_an_unchanged_one_on_none(working, prefect):
     fleet = working
     output = fleet.must(fleet.coordinator, "flows.fleet")
 
-    assert output.endswith("fleet: 4 of 4 stages went to workers: first, left, right, last\n")
+    assert output.endswith("fleet: 3 of 3 stages went to workers: first, last, other\n")
     order = clones.ran(fleet.origin)
-    assert sorted(order) == sorted(NEEDS) and order[0] == "first" and order[-1] == "last"
+    assert sorted(order) == sorted(NEEDS) and order.index("first") < order.index("last")
     assert set(yaml.safe_load((fleet.coordinator / "dvc.lock").read_text())["stages"]) == set(NEEDS)
-    assert (fleet.coordinator / "last.txt").read_text() == "last.txt left right"
+    assert (fleet.coordinator / "last.txt").read_text() == "last.txt first"
     assert clones.must(fleet.origin, "git", "status", "--porcelain") == ""  # no worker pushed anything to git
     runs = [run for run in prefect.runs() if run["name"] in NEEDS]
     assert {run["name"]: run["state_type"] for run in runs} == dict.fromkeys(NEEDS, "COMPLETED")
 
-
-def test_an_unchanged_stage_goes_to_no_worker(working, prefect):
-    fleet = working
-    fleet.must(fleet.coordinator, "flows.fleet")
-    clones.command(fleet.coordinator, "git", "commit", "-qm", "outputs of the fleet", "dvc.lock")
+    clones.must(fleet.coordinator, "git", "commit", "-qm", "outputs of the fleet", "dvc.lock")
     before = len(prefect.runs("stage-cpu"))
-    assert fleet.must(fleet.coordinator, "flows.fleet").endswith("fleet: 0 of 4 stages went to workers\n")
+    assert fleet.must(fleet.coordinator, "flows.fleet").endswith("fleet: 0 of 3 stages went to workers\n")
     assert len(prefect.runs("stage-cpu")) == before
 
 
@@ -154,20 +187,21 @@ def wait_for_worker(prefect: Server, earlier: set[str]) -> list[str]:
     return wait_for(taken, 180, every=0.5)
 
 
+@pytest.mark.slow  # half a minute; a run that was submitted earlier is found above
 def test_a_second_coordinator_finds_the_runs_that_a_killed_one_had_submitted(working, prefect):
     fleet = working
     commit_program(fleet, clones.STAGE + "# changed\n", "a change")
     ran = clones.ran(fleet.origin)
     earlier = {run["id"] for run in prefect.runs()}
-    first = fleet.start(fleet.coordinator, "flows.fleet", "left")
+    first = fleet.start(fleet.coordinator, "flows.fleet", "first")
     wait_for_worker(prefect, earlier)
     first.kill()
     first.wait()
 
-    output = fleet.must(fleet.coordinator, "flows.fleet", "left")
+    output = fleet.must(fleet.coordinator, "flows.fleet", "first")
 
-    assert output.endswith("fleet: 2 of 2 stages went to workers: first, left\n")
-    assert clones.ran(fleet.origin)[len(ran) :] == ["first", "left"]
+    assert output.endswith("fleet: 1 of 1 stages went to workers: first\n")
+    assert clones.ran(fleet.origin)[len(ran) :] == ["first"]
 
 
 def test_a_coordinator_stopped_by_ctrl_c_cancels_its_submitted_runs(working, prefect):
@@ -189,18 +223,13 @@ def test_a_coordinator_stopped_by_ctrl_c_cancels_its_submitted_runs(working, pre
 
 def test_a_failed_stage_is_named_with_its_worker_and_stages_that_need_it_are_not_submitted(working, prefect):
     fleet = working
-    (fleet.coordinator / "stage.py").write_text("raise SystemExit(2)\n")
-    clones.must(fleet.coordinator, "git", "commit", "-qam", "a mistake")
+    commit_program(fleet, "raise SystemExit(2)\n", "a mistake")
     earlier = {run["id"] for run in prefect.runs()}
 
-    result = fleet.call(fleet.coordinator, "flows.fleet")
-    assert (
-        result.returncode == 1 and "Push it first: git push" in result.stderr
-    )  # no other clone has that commit
+    result = fleet.call(fleet.coordinator, "flows.fleet", "last")
 
-    clones.must(fleet.coordinator, "git", "push", "-q", "origin", "HEAD:refs/heads/mistake")
-    result = fleet.call(fleet.coordinator, "flows.fleet")
     assert result.returncode == 1 and "fleet: stage first is failed on its worker: " in result.stderr
     assert "stage first failed with code 2" in result.stderr
-    new = [run["name"] for run in prefect.runs() if run["id"] not in earlier]
-    assert new.count("first") == 2 and not {"left", "right", "last"} & set(new)
+    assert [run["name"] for run in prefect.runs() if run["id"] not in earlier and run["name"] in NEEDS] == [
+        "first"
+    ]

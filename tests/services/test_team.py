@@ -241,7 +241,7 @@ def test_two_stages_on_two_workers_take_at_most_two_thirds_of_their_sum(team, tm
     query = (
         "extract(epoch from max(end_time) - min(start_time)), extract(epoch from sum(end_time - start_time))"
     )
-    (row,) = rows(team, f"select {query} from flow_run where name in ('left', 'right')", "prefect")
+    (row,) = rows(team, f"select {query} from flow_run where name in ('first', 'other')", "prefect")
     wall, total = map(float, row.split("|"))
     print(
         f"two stages in two workers took {wall:.1f} s, one after the other {total:.1f} s: {wall / total:.2f}"
