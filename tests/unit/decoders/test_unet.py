@@ -34,6 +34,21 @@ def test_it_learns_what_only_the_tokens_of_each_scale_say(scales):
     assert set(logged) == {"squared_error", "absolute_error"}
 
 
+def test_tokens_start_small_beside_the_image_and_muon_trains_all_kernels_but_the_first_and_the_last():
+    """Vectors of deviation 1 drown the image: the default then gained 0.2 dB in 400 updates, and with these 2.8."""
+    model = decoder((1, 4), token_width=64)
+    assert all(0.015 < codes.weight.std() < 0.025 for codes in model.codes)
+    by_muon = {id(weight) for weight in model.muon_parameters()}
+    others = [
+        name for name, weight in model.named_parameters() if weight.ndim == 4 and id(weight) not in by_muon
+    ]
+    assert [name for name in others if model.get_parameter(name).shape[-1] == 3] == [
+        "input.weight",
+        "output.2.weight",
+    ]
+    assert len(by_muon) == 2 * 5 + 2  # two in each residual block, one down and one up
+
+
 def test_the_loss_is_the_squared_error_and_a_share_of_the_absolute_one():
     black, white = torch.zeros(2, 3, 16, 16), torch.ones(2, 3, 16, 16)
     tokens = torch.zeros(2, 16, dtype=torch.int64)
