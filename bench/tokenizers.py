@@ -1,12 +1,13 @@
 """python -m bench.tokenizers [--kinds dvae,vqvae,...] [--seeds 0,1] [--until STAGE]: image tokenizers on the built-in scenes.
 
 Each is a run of the default preset with another `image_tokenizer`, and nothing else changed: the same images, decoder,
-generator and prompts. The stages of dvc.yaml run in a folder of their own, without DVC, up to the samples; pairs and
+generator and prompts. `next_scale` changes the generator too: the tokens of `multi_scale`, a grid at a time. The stages of dvc.yaml run in a folder of their own, without DVC, up to the samples; pairs and
 text tokenizer are made once per seed. `--until train_image_tokenizer` trains and judges tokenizers only.
 
 Of each: PSNR in dB of reconstructions from hard tokens; perplexity of the tokens, and the share of the codebook in use;
 "read", the share of held-out images whose caption is right in the reconstruction; the generator's loss in nats per
-image token; "match", the share of samples with every attribute of the caption right, one sample per caption on average.
+image token, and the seconds of its training; "scene", the share of samples whose colors, background and relation are
+right, one sample per caption on average; "match", the same of every attribute.
 The unseen pairs of color and shape are recorded in two halves too: settings chosen by one are judged by the other.
 """
 
@@ -70,6 +71,7 @@ KINDS: dict[str, tuple[str, dict]] = {
     "simvq": ("vqvae", {"quantizer": "simvq"}),
     "two_grids": ("vqvae", {"scales": [4, 8]}),
     "multi_scale": ("multi_scale", {}),
+    "next_scale": ("next_scale", {}),
     "vqgan": ("vqgan", {}),
 }
 
@@ -84,6 +86,9 @@ COLUMNS = {
     "read": "read",
     "read_unseen": "read unseen",
     "loss": "loss",
+    "seconds_generator": "seconds",
+    "scene_seen": "scene seen",
+    "scene_unseen": "scene unseen",
     "match_seen": "match seen",
     "match_unseen": "match unseen",
 }
@@ -201,15 +206,19 @@ def read_figures(folder: Path, seed: int) -> dict[str, float]:
     if curve.is_file():
         loss = "validation/image_loss"
         figures["loss"] = kept_row(json.loads(curve.read_bytes()), loss)[loss]
+        record = json.loads((folder / "results/runs/train_generator.json").read_bytes())
+        figures["seconds_generator"] = record["seconds"]
     if (folder / "results/samples/manifest.json").is_file():
         figures |= sample_figures(read_samples(folder / "results/samples"), params["sampling"]["candidates"])
     return figures
 
 
 def sample_figures(samples: Samples, candidates: int) -> dict[str, float]:
-    """The share of samples with every attribute of their caption right, for each split and half of the unseen pairs."""
+    """The share of samples with the scene and with every attribute right, for each split; the latter for each half of the
+    unseen pairs too."""
     rates, matches = caption_match(samples, np.zeros((len(samples.prompts), candidates)), seed=0)
-    figures = {f"match_{name}": rate["all"]["n1"] for name, rate in rates.items()}
+    figures = {f"scene_{name}": rate["scene"]["n1"] for name, rate in rates.items()}
+    figures |= {f"match_{name}": rate["all"]["n1"] for name, rate in rates.items()}
     for number, pairs in enumerate((UNSEEN_PAIRS[0::2], UNSEEN_PAIRS[1::2]), start=1):
         of_half = [
             statistics.mean(all(match.values()) for match in matches[prompt])
