@@ -53,7 +53,7 @@ def sample_images(
     engine = engine_from_params(context.params, context.world.device)
     folders = (text_tokenizer, image_tokenizer, decoder, generator)
     models = load_models(*folders).to(context.world.device)
-    to_inpaint = images_to_inpaint(settings, models.image_tokenizer.scales)
+    to_inpaint = images_to_inpaint(settings, models.image_tokenizer.scales, models.generator.keeps_parts)
     prompts = choose_prompts(pairs, settings) + [(INPAINTED, caption) for caption, _ in to_inpaint]
     check_guidance(settings.guidance, models.generator.config)
     for split, prompt in prompts:
@@ -99,13 +99,15 @@ def _held_out_captions(pairs: Path, count: int) -> Iterator[tuple[str, str]]:
         yield from [(split, caption) for caption in captions][:count]
 
 
-def images_to_inpaint(settings: PromptsConfig, scales: tuple[int, ...]) -> list[tuple[str, np.ndarray]]:
-    """(caption, image) of each image to inpaint; none, and a note, where the tokens form several grids: the default
-    settings inpaint the images of a folder, and the other prompts can be sampled all the same."""
+def images_to_inpaint(
+    settings: PromptsConfig, scales: tuple[int, ...], keeps_parts: bool
+) -> list[tuple[str, np.ndarray]]:
+    """(caption, image) of each image to inpaint; none, and a note, where the generator can keep no part of an image: the
+    default settings inpaint the images of a folder, and the other prompts can be sampled all the same."""
     if not settings.inpaint:
         return []
     try:
-        grid_side(scales)
+        grid_side(scales, keeps_parts)
     except UserError as reason:
         print(f"sample_images: {settings.inpaint} is not inpainted: {reason}", file=sys.stderr, flush=True)
         return []
@@ -118,7 +120,7 @@ def inpaint_inputs(
     """(fixed tokens of each prompt (P, L), -1 elsewhere; {prompt: kept part of its image}), the last ones."""
     if not originals:
         return None, {}
-    side, first = grid_side(image_tokenizer.scales), num_prompts - len(originals)
+    side, first = image_tokenizer.scales[-1], num_prompts - len(originals)
     is_kept = top_rows(side, rows_to_keep(keep_share, side))
     fixed_tokens = torch.full((num_prompts, image_tokenizer.num_tokens), UNKNOWN)
     rows = [fixed_tokens_of(image_tokenizer, original, is_kept) for original in originals]

@@ -123,10 +123,9 @@ def check_models(params: dict) -> None:
             if name in trainings:  # an imported tokenizer is not trained
                 check_model(model, trainings[name])
         scales = models["image_tokenizer"].scales
-        if (
-            sampling.inpaint and len(scales) == 1
-        ):  # with several grids nothing is inpainted, and sample_images says so
-            top_rows(scales[0], rows_to_keep(sampling.inpaint_keep_share, scales[0]))
+        # with several grids a kind may inpaint nothing, and sample_images says so
+        if sampling.inpaint and (len(scales) == 1 or models["generator"].keeps_parts):
+            top_rows(scales[-1], rows_to_keep(sampling.inpaint_keep_share, scales[-1]))
     except UserError:
         raise
     except ValueError as error:

@@ -31,9 +31,8 @@ TEXT, TOKENS = captions_as_tokens(2), image_tokens(2)
 ALL = [(family, kind) for family in components.CONTRACTS for kind in every_kind(family)]
 every_tokenizer = pytest.mark.parametrize("kind", every_kind("image_tokenizers"))
 every_generator = pytest.mark.parametrize("kind", every_kind("generators"))
-FIXING = [kind for kind in every_kind("generators") if not tiny("generators", kind).no_fixed_tokens]
+FIXING = [kind for kind in every_kind("generators") if not tiny("generators", kind).keeps_parts]
 every_generator_that_fixes_tokens = pytest.mark.parametrize("kind", FIXING)
-every_other_generator = pytest.mark.parametrize("kind", sorted({*every_kind("generators")} - {*FIXING}))
 one_grid_and_several = pytest.mark.parametrize("scales", [SCALES, SEVERAL_SCALES])
 every_scorer = pytest.mark.parametrize("kind", every_kind("scorers"))
 every_model = pytest.mark.parametrize(("family", "kind"), ALL)
@@ -277,12 +276,14 @@ def test_a_sample_keeps_its_fixed_tokens(kind, cells):
     assert 0 <= sampled.min() and sampled.max() < IMAGE_VOCAB_SIZE
 
 
-@every_generator_that_fixes_tokens
+@every_generator
 @one_grid_and_several
 def test_an_image_with_some_of_its_own_tokens_fixed_stays_the_same(kind, scales):
     generator, text = tiny("generators", kind, scales=scales), captions_as_tokens(3)
     whole = generator.sample(text, rngs(3))
     is_fixed = torch.rand(whole.shape, generator=rng(5)) < 0.5
+    if generator.keeps_parts:  # all tokens of the coarse grids are given
+        is_fixed[:, : -(scales[-1] ** 2)] = True
 
     assert generator.sample(text, rngs(3), fixed_tokens=whole.where(is_fixed, -1)).equal(whole)
 
@@ -293,21 +294,6 @@ def test_fixed_tokens_without_any_change_nothing(kind):
     whole = generator.sample(text, rngs(3))
 
     assert generator.sample(text, rngs(3), fixed_tokens=torch.full_like(whole, -1)).equal(whole)
-
-
-@every_other_generator
-def test_a_kind_that_cannot_fix_tokens_says_why_and_what_to_do(kind):
-    generator, fixed_tokens = tiny("generators", kind), torch.full_like(image_tokens(2), -1)
-    fixed_tokens[1, 3] = 0
-
-    for refuse in (
-        lambda: generator.check_fixed_tokens(fixed_tokens, 2),
-        lambda: generator.sample(captions_as_tokens(2), rngs(2), fixed_tokens=fixed_tokens),
-    ):
-        with pytest.raises(
-            ValueError, match=r"no token can be fixed here: .*\. Generate whole images, or train"
-        ):
-            refuse()
 
 
 @every_generator_that_fixes_tokens

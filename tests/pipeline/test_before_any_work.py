@@ -121,7 +121,7 @@ def test_with_several_grids_a_run_works_and_inpaints_nothing(capsys):
     preflight.check_params(params, 0)
 
     settings = section(params["sampling"], "sampling", PromptsConfig)
-    assert images_to_inpaint(settings, (2, 4)) == []
+    assert images_to_inpaint(settings, (2, 4), keeps_parts=False) == []
     assert capsys.readouterr().err.startswith(
         "sample_images: data/inpaint is not inpainted: the tokens of this image tokenizer form 2 grids, of 2, 4"
     )

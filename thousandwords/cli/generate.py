@@ -55,7 +55,8 @@ def run(options: argparse.Namespace) -> None:
     package = load_package(options.package, options.device)
     fixed_tokens = kept_part = None
     if image is not None:
-        is_kept = _kept_cells(grid_side(package.image_tokenizer.scales), mask, options.keep_rows)
+        side = grid_side(package.image_tokenizer.scales, package.generator.keeps_parts)
+        is_kept = _kept_cells(side, mask, options.keep_rows)
         image = fit_square(image, package.image_tokenizer.image_size)
         fixed_tokens = fixed_tokens_of(package.image_tokenizer, image, is_kept)
         kept_part = gray_out(image, is_kept)

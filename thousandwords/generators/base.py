@@ -20,7 +20,8 @@ class Generator(nn.Module, ABC):
     image_head: tuple[str, ...] = ()
     is_token_by_token = True  # how it samples; else a whole grid at a time
     models_text = True  # whether captions have a probability too; without it every figure of text is absent
-    no_fixed_tokens = ""  # why no token can be fixed, and the fix; "": any may be
+    # whether the tokens of several grids keep a part of an image; else any single token may be fixed
+    keeps_parts = False
 
     def __init__(self, text_vocab_size: int, text_length: int, image_vocab_size: int, scales: Sequence[int]):
         super().__init__()
@@ -81,7 +82,9 @@ class Generator(nn.Module, ABC):
         influence only the tokens after them. `guidance` above 1 moves away from what would be sampled without
         a caption; 1 has no effect. A row depends only on its own text, fixed tokens and random generator. Each
         generator gives L numbers, so that an image sampled again with some of its own tokens fixed is the same.
-        A kind with `no_fixed_tokens` raises ValueError with that reason if one is fixed.
+
+        With `keeps_parts` a row of `fixed_tokens` is -1, or the tokens of a whole image with -1 at some cells of its finest
+        grid: there the image is sampled, elsewhere it stays, as nearly as tokens after other coarse grids can say it.
         """
 
     @abstractmethod
@@ -111,15 +114,23 @@ class Generator(nn.Module, ABC):
         check_token_range("image_tokens", image_tokens, 0, self.image_vocab_size)
 
     def check_fixed_tokens(self, fixed_tokens: Tensor, rows: int) -> None:
-        """Raise ValueError unless fixed tokens are (rows, L) int64, of known tokens and -1, and may be fixed."""
+        """Raise ValueError unless fixed tokens are (rows, L) int64, of known tokens and -1, as `sample` takes them."""
         if fixed_tokens.shape != (rows, self.image_length) or fixed_tokens.dtype != torch.int64:
             raise ValueError(
                 f"fixed_tokens is {fixed_tokens.dtype} of shape {tuple(fixed_tokens.shape)}, "
                 f"expected torch.int64 ({rows}, {self.image_length}): a token for each cell, or -1 to sample one"
             )
         check_token_range("fixed_tokens", fixed_tokens, UNKNOWN, self.image_vocab_size)
-        if self.no_fixed_tokens and (fixed_tokens != UNKNOWN).any():
-            raise ValueError(f"no token can be fixed here: {self.no_fixed_tokens}")
+        if not self.keeps_parts:
+            return
+        is_fixed, coarse = fixed_tokens != UNKNOWN, self.image_length - self.scales[-1] ** 2
+        is_whole, is_any = is_fixed[:, :coarse].all(dim=1), is_fixed.any(dim=1)
+        if (is_any & ~(is_whole & is_fixed[:, coarse:].any(dim=1))).any():
+            raise ValueError(
+                f"fixed_tokens has -1 among the first {coarse} tokens of a row, or no token after them. A token of a "
+                "coarse grid is a part of the whole image: give all tokens of the image, and -1 at the cells of its "
+                f"finest grid ({self.scales[-1]} x {self.scales[-1]}) that are to be sampled"
+            )
 
 
 def check_token_range(name: str, tokens: Tensor, first: int, vocab_size: int) -> None:

@@ -1,7 +1,7 @@
 """From an image and the cells to keep to its fixed tokens; the rest is sampled (arXiv 2102.12092, figure 2c).
 
-The paper keeps the top rows. Other cells may be kept too, but a kept cell does not influence what is sampled
-above it: tokens are sampled in raster order.
+The paper keeps the top rows. Other cells may be kept too, but of one grid, in raster order, a kept cell does not influence
+what is sampled above it. A generator with `keeps_parts` keeps cells of the finest of several grids.
 """
 
 from collections.abc import Iterator
@@ -23,14 +23,16 @@ from thousandwords.ingest.sources import FolderSource
 GRAY_OPACITY = 0.2  # of the image in a cell that is not kept
 
 
-def grid_side(scales: tuple[int, ...]) -> int:
-    """The side of the one token grid of an image: (8,) -> 8; raises UserError for several grids."""
-    if len(scales) != 1:
+def grid_side(scales: tuple[int, ...], keeps_parts: bool = False) -> int:
+    """The side of the one token grid of an image: (8,) -> 8; of several the finest if the generator `keeps_parts`, else
+    raises UserError."""
+    if len(scales) != 1 and not keeps_parts:
         raise UserError(
             f"the tokens of this image tokenizer form {len(scales)} grids, of {', '.join(map(str, scales))} cells a side; "
-            "cells can be kept of one grid only. Train an image tokenizer with one scale"
+            "here cells can be kept of one grid only. Train an image tokenizer with one scale, or to inpaint a generator of "
+            "the kind next_scale"
         )
-    return scales[0]
+    return scales[-1]
 
 
 def top_rows(side: int, num_rows: int) -> np.ndarray:
@@ -62,11 +64,14 @@ def cells_from_mask(mask: np.ndarray, side: int) -> np.ndarray:
 
 
 def fixed_tokens_of(tokenizer: nn.Module, image: np.ndarray, is_kept: np.ndarray) -> Tensor:
-    """The tokens of the kept cells: uint8 (H, W, 3) of any size, bool (side, side) -> (L,), -1 elsewhere."""
-    side = grid_side(tokenizer.scales)
+    """The tokens of the kept cells: uint8 (H, W, 3) of any size, bool (side, side) -> (L,), -1 elsewhere; of several
+    grids `is_kept` is of the finest, and all tokens of the others are given."""
+    side = tokenizer.scales[-1]
     if is_kept.shape != (side, side):
         raise ValueError(f"is_kept has shape {is_kept.shape}; this tokenizer has {side} x {side} cells")
-    return encode_in_batches(tokenizer, [image])[0].where(torch.from_numpy(is_kept.ravel()), UNKNOWN)
+    tokens = encode_in_batches(tokenizer, [image])[0]
+    tokens[-side * side :][torch.from_numpy(~is_kept.ravel())] = UNKNOWN
+    return tokens
 
 
 def gray_out(image: np.ndarray, is_kept: np.ndarray) -> np.ndarray:

@@ -6,12 +6,13 @@ import pytest
 from PIL import Image
 
 from tests.helpers import commands
-from tests.helpers.tiny_models import SIDE, random_images
+from tests.helpers.tiny_models import SIDE, fitting_package, random_images, tiny
 from thousandwords import __main__ as command
 from thousandwords.cli import generate as generate_command
 from thousandwords.data.images import decode_png, encode_png, fit_square, to_uint8
 from thousandwords.inference.inpainting import fixed_tokens_of, top_rows
 from thousandwords.inference.package import Package, load_package
+from thousandwords.inference.provenance import read_provenance
 
 
 @pytest.fixture
@@ -155,6 +156,31 @@ def test_an_inpainted_image_comes_first_with_the_rest_grayed_out(generate, tmp_p
     first = grid[4 : 4 + 8 * SIDE : 8, 4 : 4 + 8 * SIDE : 8]
     assert (first[:4] == fit_square(pixels, SIDE)[:4]).all() and (first[4:] == first[4:, :, :1]).all()
     assert grid.shape[1] == 4 + 4 * (8 * SIDE + 4)  # it and three candidates
+
+
+def test_a_next_scale_generator_inpaints_too(tmp_path, image):
+    package = fitting_package(tmp_path, tiny("image_tokenizers", "multi_scale"), "next_scale")
+    command.main(
+        [
+            "generate",
+            "a red star",
+            "-n",
+            "1",
+            "--inpaint",
+            str(image),
+            "--package",
+            str(package),
+            "--out",
+            str(tmp_path),
+        ]
+    )
+
+    fixed_tokens = read_provenance(
+        (tmp_path / "a-red-star-inpainted-seed0/000.png").read_bytes()
+    ).fixed_tokens
+    assert [token >= 0 for token in fixed_tokens] == [True] * 13 + [
+        False
+    ] * 8  # grids of 1, 2 and 4 cells a side
 
 
 def test_half_of_an_image_is_kept_by_default(generate, tmp_path, image):

@@ -66,9 +66,9 @@ def test_a_mask_that_keeps_all_or_nothing_is_rejected(level, sentence):
         cells_from_mask(np.full((20, 20, 3), level, np.uint8), 4)
 
 
-def test_a_tokenizer_of_several_grids_is_rejected():
-    assert grid_side((8,)) == 8
-    message = "form 3 grids, of 1, 2, 4 cells a side; cells can be kept of one grid only"
+def test_a_tokenizer_of_several_grids_is_rejected_unless_the_generator_keeps_parts():
+    assert grid_side((8,)) == 8 and grid_side((1, 2, 4), keeps_parts=True) == 4
+    message = "form 3 grids, of 1, 2, 4 cells a side; here cells can be kept of one grid only"
     with pytest.raises(UserError, match=message):
         grid_side((1, 2, 4))
 

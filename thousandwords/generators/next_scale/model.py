@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from thousandwords.core.config import check_minimums, check_positive
 from thousandwords.core.special_tokens import PAD, UNKNOWN
 from thousandwords.generators.base import Generator, check_rngs, drop_captions
-from thousandwords.generators.next_scale.latents import FrozenLatents
+from thousandwords.generators.next_scale.latents import FrozenLatents, KeptPart
 from thousandwords.generators.next_scale.layers import (
     NORM_EPSILON,
     Caption,
@@ -93,10 +93,7 @@ class NextScale(Generator):
     image_head = ("image_output.*",)
     is_token_by_token = False
     models_text = False
-    no_fixed_tokens = (
-        "a token of a coarse grid is a part of the whole image, so the known part of an image is no set of tokens of a "
-        "next_scale generator. Generate whole images, or train a generator of the kind transformer with one grid"
-    )
+    keeps_parts = True
 
     def __init__(
         self,
@@ -323,8 +320,10 @@ class NextScale(Generator):
         Guidance grows from 1 at the first grid and is off at the last, where it costs details (Switti).
         """
         self.check_text(text)
+        kept = None
         if fixed_tokens is not None:
             self.check_fixed_tokens(fixed_tokens, len(text))
+            kept = KeptPart(self.latents, fixed_tokens)
         check_rngs(rngs, len(text))
         uniform = uniforms(rngs, self.image_length).to(text.device)
         if len(text) == 0:
@@ -339,8 +338,9 @@ class NextScale(Generator):
             logits = decoders[0].logits(scale, latents)
             if len(decoders) > 1 and scale < len(self.scales) - 1:
                 logits = apply_guidance(logits, decoders[1].logits(scale, latents), strength)
-            kept = truncate(logits.flatten(0, 1), temperature, top_k, top_p)
-            tokens.append(sample_token(kept, uniform[:, first:end].flatten()).view(len(text), -1))
+            truncated = truncate(logits.flatten(0, 1), temperature, top_k, top_p)
+            sampled = sample_token(truncated, uniform[:, first:end].flatten()).view(len(text), -1)
+            tokens.append(kept.put_into(sampled, scale, latents) if kept else sampled)
             added = self.latents.added_by(scale, tokens[-1])
             latents.append(latents[-1] + added if latents else added)
         return torch.cat(tokens, dim=1)
