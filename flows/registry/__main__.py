@@ -20,14 +20,6 @@ VERSIONS = {"promote": CHALLENGER, "fetch": CHAMPION, "serve": CHAMPION}  # the 
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = _parser().parse_args(argv)
-    with one_sentence("registry", code=2):
-        if options.command != "show":
-            check_writable()
-        print(_run(options))
-
-
-def _parser() -> argparse.ArgumentParser:
     arguments = parser(__doc__)
     subparsers = arguments.add_subparsers(dest="command", required=True)
     commands = {name: subparsers.add_parser(name, help=text) for name, text in HELP.items()}
@@ -36,12 +28,14 @@ def _parser() -> argparse.ArgumentParser:
         commands[name].add_argument("version", nargs="?", default=default, help=text)
     add = commands["fetch"].add_argument
     add("--out", type=Path, default=Path("models/fetched"), help="(default: models/fetched)")
-    add = commands["serve"].add_argument
+    add, text = commands["serve"].add_argument, "a further host name to answer to"
     add("--port", type=int, default=5001, help="(default: 5001)")
-    add(
-        "--allowed-host", action="append", default=[], metavar="NAME", help="a further host name to answer to"
-    )
-    return arguments
+    add("--allowed-host", action="append", default=[], metavar="NAME", help=text)
+    options = arguments.parse_args(argv)
+    with one_sentence("registry", code=2):
+        if options.command != "show":
+            check_writable()
+        print(_run(options))
 
 
 def _run(options: argparse.Namespace) -> str:

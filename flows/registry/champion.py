@@ -54,7 +54,7 @@ def up_to_alias(alias: str | None, champions: tuple[str, ...]) -> tuple[str, ...
 def add_champion(client: mlflow.MlflowClient, turn: str, champions: tuple[str, ...], version: str) -> None:
     """Make `version` the champion after `champions`. Killed before the alias moves, it has changed nothing."""
     _check_turn(client, turn)
-    _set_tag(client, (*champions, version))
+    client.set_registered_model_tag(NAME, CHAMPIONS, json.dumps([*champions, version]))
     failpoint("champions-tagged")
     move_alias(client, CHAMPION, version)
 
@@ -62,15 +62,11 @@ def add_champion(client: mlflow.MlflowClient, turn: str, champions: tuple[str, .
 def remove_champion(client: mlflow.MlflowClient, turn: str, champions: tuple[str, ...]) -> None:
     """Make the last but one of `champions` the champion. Killed after the alias moved, it has done so."""
     _check_turn(client, turn)
-    _set_tag(client, champions)
+    client.set_registered_model_tag(NAME, CHAMPIONS, json.dumps(champions))
     failpoint("champions-tagged")
     move_alias(client, CHAMPION, champions[-2])
     failpoint("champion-moved")
-    _set_tag(client, champions[:-1])
-
-
-def _set_tag(client: mlflow.MlflowClient, champions: tuple[str, ...]) -> None:
-    client.set_registered_model_tag(NAME, CHAMPIONS, json.dumps(champions))
+    client.set_registered_model_tag(NAME, CHAMPIONS, json.dumps(champions[:-1]))
 
 
 @contextlib.contextmanager
@@ -79,22 +75,17 @@ def turn_to_move(client: mlflow.MlflowClient, version: str) -> Iterator[str]:
     with contextlib.suppress(MlflowException):  # it exists already; if not, the next call says why
         client.create_registered_model(TURNS, description=f"Who may move the champion of {NAME}")
     created = client.create_model_version(TURNS, f"models:/{NAME}/{version}", await_creation_for=0)
-    turn = number_of(created)
+    turn, holder, since = number_of(created), "", 0.0
     try:
-        _wait(client, turn)
+        while (first := _check_turn(client, turn)) != turn:
+            if first != holder:
+                holder, since = first, time.monotonic()
+            elif time.monotonic() - since > TURN_SECONDS:
+                _end(client, holder)
+            time.sleep(PAUSE_SECONDS)
         yield turn
     finally:
         _end(client, turn)
-
-
-def _wait(client: mlflow.MlflowClient, turn: str) -> None:
-    holder, since = "", 0.0
-    while (first := _check_turn(client, turn)) != turn:
-        if first != holder:
-            holder, since = first, time.monotonic()
-        elif time.monotonic() - since > TURN_SECONDS:
-            _end(client, holder)
-        time.sleep(PAUSE_SECONDS)
 
 
 def _check_turn(client: mlflow.MlflowClient, turn: str) -> str:

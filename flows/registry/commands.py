@@ -2,8 +2,7 @@
 
 A version is one database row that appears after all its files are stored, in one transaction with the tags
 that pin them, so it is absent or complete. `@challenger` is the last version registered, `@champion` the one
-in use; `thousandwords.evaluation.gate` decides on a promotion. `fetch` checks every byte against the pinned
-hashes and leaves loading to `thousandwords.inference.package`. Not here: deleting versions.
+in use; `thousandwords.evaluation.gate` decides on a promotion. Not here: deleting versions.
 """
 
 import contextlib
@@ -18,33 +17,11 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from flows.registry import version_files
+from flows.registry import version_files, versions
 from flows.registry.cards import data_card, model_card
 from flows.registry.champion import add_champion, read_champions, remove_champion, turn_to_move
-from flows.registry.evidence import (
-    PACKAGE,
-    PAIRS,
-    gate_evidence,
-    gather_evidence,
-    licences,
-    params_of,
-    sound_manifest,
-)
-from flows.registry.versions import (
-    CHALLENGER,
-    CONTENT,
-    EVIDENCE,
-    NAME,
-    PINNED,
-    VersionSummary,
-    move_alias,
-    newest_first,
-    number_of,
-    read_evidence,
-    registry_client,
-    resolve,
-    summarize,
-)
+from flows.registry.evidence import PACKAGE, PAIRS, gate_evidence, gather_evidence, params_of, sound_manifest
+from flows.registry.versions import NAME, VersionSummary, number_of, registry_client, resolve
 from stages.runtime.tracking import experiment_of
 from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
@@ -62,22 +39,21 @@ class PromotionRejected(UserError):
 
 
 def register(root: Path = Path(".")) -> str:
-    """Register the package in `root` as @challenger and return its number.
+    """Register the package in `root` as @challenger and return its number: the newest version's if nothing changed.
 
-    The newest version again if nothing changed. Raises DamagedArtefact if there is no complete package, and
-    UserError if MLflow does not answer. Problems of the version raise nothing: they are stored with it, and
-    prevent its promotion.
+    Raises DamagedArtefact if there is no complete package, and UserError if MLflow does not answer. Problems of the
+    version raise nothing: they are stored with it, and prevent its promotion.
     """
     root = Path(root)
     with registry_client(root) as client:
         evidence = gather_evidence(root)
         digest = fingerprint({name: evidence[name] for name in IDENTITY})
-        newest = next(iter(newest_first(client)), None)
-        if newest and newest.tags.get(CONTENT) == digest:
+        newest = next(iter(versions.newest_first(client)), None)
+        if newest and newest.tags.get(versions.CONTENT) == digest:
             version = number_of(newest)
         else:
             version = _add_version(client, root, evidence, digest)
-        move_alias(client, CHALLENGER, version)
+        versions.move_alias(client, versions.CHALLENGER, version)
         return version
 
 
@@ -95,7 +71,19 @@ def _add_version(client: mlflow.MlflowClient, root: Path, evidence: dict, digest
         version_files.check_stored(client, source, manifest, "the new version")
         with contextlib.suppress(MlflowException):  # it exists already; if not, the next call says why
             client.create_registered_model(NAME, description="captions in, ranked images out")
-        tags = {**_tags(evidence), PINNED: manifest["sha256"], CONTENT: digest}
+        licences = {origin["licence"] for origin in (evidence["data"] or {}).get("origins", [])}
+        tags = {
+            versions.EVIDENCE: json.dumps(evidence, sort_keys=True, ensure_ascii=False),
+            versions.PINNED: manifest["sha256"],
+            versions.CONTENT: digest,
+            # what a user searches for in MLflow's pages
+            "package.sha256": evidence["package"],
+            "git.commit": evidence["git"].get("commit", "none"),
+            "git.is_dirty": str(evidence["git"].get("is_dirty", "unknown")).lower(),
+            "dvc.lock.sha256": evidence["lock"] or "none",
+            "data.licence": ", ".join(sorted(licences)) or "not stated",
+            **{f"run.{stage}": run_id for stage, run_id in evidence["runs"].items()},
+        }
         version = client.create_model_version(NAME, source, run.info.run_id, tags=tags)
         failpoint("version-created")
         status = "FINISHED"
@@ -106,51 +94,32 @@ def _add_version(client: mlflow.MlflowClient, root: Path, evidence: dict, digest
 
 def _write_files(root: Path, folder: Path, evidence: dict) -> dict:
     """Write all files of a version to `folder`; returns their manifest."""
+    from thousandwords.data.pair_shards import caption_counts  # late: it loads the shard readers
+
     shutil.copytree(root / PACKAGE, folder / version_files.PACKAGE)
-    card = model_card(NAME, evidence, {name: _header(root / PACKAGE / name) for name in PARTS})
-    write_bytes(folder / "model_card.md", card.encode())
-    write_bytes(folder / "data_card.md", data_card(NAME, *_data(root / PAIRS)).encode())
+    configs = {name: json.loads((root / PACKAGE / name / "config.json").read_bytes()) for name in PARTS}
+    settings = {  # the text tokenizer's file holds settings only
+        name: config if "kind" in config else {"kind": "byte-level BPE", "config": config}
+        for name, config in configs.items()
+    }
+    captions = None
+    with contextlib.suppress(
+        DamagedArtefact
+    ):  # captions of a damaged shard are not counted; `make verify` names it
+        captions = caption_counts(root / PAIRS)
+    write_bytes(folder / "model_card.md", model_card(NAME, evidence, settings).encode())
+    write_bytes(folder / "data_card.md", data_card(NAME, sound_manifest(root / PAIRS), captions).encode())
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return write_manifest(folder, dict.fromkeys(names), {"package": evidence["package"]})
 
 
-def _header(part: Path) -> dict:
-    """A part's config.json; the text tokenizer's holds settings only."""
-    header = json.loads((part / "config.json").read_bytes())
-    return header if "kind" in header else {"kind": "byte-level BPE", "config": header}
+def promote(root: Path = Path("."), version: str = versions.CHALLENGER) -> str:
+    """Make a version (its alias or number) the champion, if the gate of params.yaml accepts it; its number.
 
-
-def _data(pairs: Path) -> tuple[dict | None, dict | None]:
-    """The input of the data card; captions of a damaged shard are not counted, and `make verify` names it."""
-    from thousandwords.data.pair_shards import caption_counts  # late: it loads the shard readers
-
-    manifest = sound_manifest(pairs)
-    with contextlib.suppress(DamagedArtefact):
-        return manifest, caption_counts(pairs)
-    return manifest, None
-
-
-def _tags(evidence: dict) -> dict[str, str]:
-    """All evidence, and what a user searches for in MLflow's pages."""
-    return {
-        EVIDENCE: json.dumps(evidence, sort_keys=True, ensure_ascii=False),
-        "package.sha256": evidence["package"],
-        "git.commit": evidence["git"].get("commit", "none"),
-        "git.is_dirty": str(evidence["git"].get("is_dirty", "unknown")).lower(),
-        "dvc.lock.sha256": evidence["lock"] or "none",
-        "data.licence": licences(evidence),
-        **{f"run.{stage}": run_id for stage, run_id in evidence["runs"].items()},
-    }
-
-
-def promote(root: Path = Path("."), version: str = CHALLENGER) -> str:
-    """Make a version (its alias or number) the champion, if the gate of params.yaml accepts it.
-
-    Returns its number. Raises PromotionRejected with every reason, or DamagedArtefact if its files are not
-    the pinned ones; the alias then stays. If another version becomes champion meanwhile, the gate decides
-    again, against that one.
+    Raises PromotionRejected with every reason, or DamagedArtefact if its files are not the pinned ones; the alias
+    then stays. If another version becomes champion meanwhile, the gate decides again, against that one.
     """
-    config = read_gate_config(root)
+    config = section(params_of(Path(root)).get("gate", {}), "gate", GateConfig)
     with registry_client(root) as client, tempfile.TemporaryDirectory() as folder:
         candidate = resolve(client, version)
         number = number_of(candidate)
@@ -172,9 +141,8 @@ def _champions_before(
     if number_of(candidate) in champions[-1:]:
         return None
     champion = resolve(client, champions[-1]) if champions else None
-    before = champion and gate_evidence(read_evidence(champion))
-    reasons = decide(config, gate_evidence(read_evidence(candidate)), before)
-    if reasons:
+    before = champion and gate_evidence(champion)
+    if reasons := decide(config, gate_evidence(candidate), before):
         against = f"against champion {champion.version}" if champion else "as the first champion"
         lines = "".join(f"\n- {reason}" for reason in reasons)
         raise PromotionRejected(f"version {candidate.version} was not promoted {against}:{lines}")
@@ -182,10 +150,10 @@ def _champions_before(
 
 
 def rollback(root: Path = Path(".")) -> str:
-    """Make the previous champion the champion again and return its number.
+    """Make the previous champion the champion again and return its number; a second rollback goes further back.
 
-    A second rollback goes further back. Raises UserError if there is none, if its files are no longer
-    complete, or if another version became champion meanwhile.
+    Raises UserError if there is none, if its files are no longer complete, or if another version became champion
+    meanwhile.
     """
     with registry_client(root) as client:
         champions = read_champions(client)
@@ -210,11 +178,10 @@ def rollback(root: Path = Path(".")) -> str:
 
 
 def fetch(version: str, folder: Path, root: Path = Path(".")) -> Path:
-    """Fetch and verify the package of a version (its alias or number) into its own folder under `folder`.
+    """Fetch and verify the package of a version (its alias or number) into its own folder under `folder`; the path.
 
-    Returns the path. A complete package is not fetched again. Raises UserError if there is no such version,
-    and DamagedArtefact if its files are not those it was registered with, or are none that this project
-    writes. No code of the version is run.
+    A complete package is not fetched again. Raises UserError if there is no such version, and DamagedArtefact if its
+    files are not those it was registered with, or are none that this project writes. No code of the version is run.
     """
     with registry_client(root) as client:
         return version_files.fetch_version(client, resolve(client, version), Path(folder))
@@ -223,13 +190,9 @@ def fetch(version: str, folder: Path, root: Path = Path(".")) -> Path:
 def list_versions(root: Path = Path(".")) -> list[VersionSummary]:
     """All versions, newest first."""
     with registry_client(root) as client:
-        versions = newest_first(client)
-        aliases = client.get_registered_model(NAME).aliases if versions else {}
-        named = [(alias, str(number)) for alias, number in sorted(aliases.items())]
-        return [
-            summarize(version, tuple(alias for alias, number in named if number == number_of(version)))
-            for version in versions
-        ]
+        found = versions.newest_first(client)
+        aliases = client.get_registered_model(NAME).aliases if found else {}
+        return [versions.summarize(version, aliases) for version in found]
 
 
 def show(root: Path = Path(".")) -> list[str]:
@@ -243,8 +206,3 @@ def serve(version: str, port: int, hosts: list[str], root: Path = Path(".")) -> 
     allowed = [f"--allowed-host={host}" for host in hosts]
     command = [sys.executable, "-m", "studio.serve", str(package), "--port", str(port), *allowed]
     os.execv(sys.executable, command)
-
-
-def read_gate_config(root: Path) -> GateConfig:
-    """The section `gate` of `root`'s params.yaml, or the default; raises ConfigError."""
-    return section(params_of(Path(root)).get("gate", {}), "gate", GateConfig)

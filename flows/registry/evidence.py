@@ -1,8 +1,7 @@
 """The evidence for the package in a working tree: metrics, origin, and every problem found.
 
-Problems are collected, not raised: a version with a problem can be stored and inspected, but never becomes
-the champion. Not here: whether the code is still the code that the stages ran; `dvc status` says that, and a
-version records its commit.
+Problems are collected, not raised: a version with a problem can be stored and inspected, but never becomes the
+champion. Not here: whether the code is still that which the stages ran; a version records its commit.
 """
 
 import contextlib
@@ -11,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
+from mlflow.entities.model_registry import ModelVersion
 
 from flows.dvc.damage import dvc_digest
+from flows.registry.versions import EVIDENCE, pinned_sha256
 from stages.runtime.tracking import git_revision
 from thousandwords.core.files import sha256_of
 from thousandwords.core.manifest import DamagedArtefact, read_manifest
@@ -34,20 +35,28 @@ def gather_evidence(root: Path) -> dict:
     package = read_manifest(root / PACKAGE, fix=fix)
     parts = {name: read_manifest(root / PACKAGE / name, fix=fix)["sha256"] for name in PARTS}
     text = (root / LOCK).read_text(encoding="utf-8") if (root / LOCK).is_file() else ""
-    lock, git = (yaml.safe_load(text) or {}).get("stages", {}), git_revision(root)
+    lock, git, metrics = (yaml.safe_load(text) or {}).get("stages", {}), git_revision(root), None
+    if (root / METRICS).is_file():  # every number, under its dotted name
+        flat = flatten(json.loads((root / METRICS).read_bytes())).items()
+        metrics = {name: value for name, value in flat if type(value) in (int, float)}
     problems = [
         *part_problems(root, package["facts"]["parts"], parts),
         *token_problems(root, parts),
         *lock_problems(lock, root),
         *params_problems(lock, params_of(root)),
-        *git_problems(git),
     ]
+    if not git:
+        found = "this is not a git repository, so it is unknown which code and settings made the package"
+        problems.append(f"{found}. Run: git init, and commit")
+    elif git["is_dirty"]:
+        fix = "Commit them (dvc.lock too), then register it again"
+        problems.append(f"the git tree has uncommitted changes. {fix}")
     samples = (sound_manifest(root / "results/samples") or {"facts": {}})["facts"]
     runs = [json.loads(path.read_bytes()) for path in sorted((root / "results/runs").glob("*.json"))]
     return {
         "package": package["sha256"],
         "parts": parts,
-        "metrics": read_metrics(root / METRICS),
+        "metrics": metrics,
         "prompts": samples.get("prompts", 0),  # behind the metrics
         "candidates": samples.get("candidates", 0),  # per prompt
         "problems": problems,
@@ -58,46 +67,38 @@ def gather_evidence(root: Path) -> dict:
     }
 
 
-def gate_evidence(evidence: dict) -> Evidence:
-    """The part of it that the gate reads."""
+def gate_evidence(version: ModelVersion) -> Evidence:
+    """What the gate reads of the evidence at registration. Raises DamagedArtefact if the version pins no files."""
+    pinned_sha256(version)
+    evidence = json.loads(version.tags[EVIDENCE])
     return Evidence(evidence["metrics"], evidence["prompts"], evidence["parts"], tuple(evidence["problems"]))
-
-
-def read_metrics(path: Path) -> dict[str, float] | None:
-    """Every number of metrics.json under its dotted name; None if there is no such file."""
-    if not path.is_file():
-        return None
-    flat = flatten(json.loads(path.read_bytes())).items()
-    return {name: value for name, value in flat if type(value) in (int, float)}
 
 
 def part_problems(root: Path, expected: dict[str, str], parts: dict[str, str]) -> Iterator[str]:
     """Parts of the package that are not those it was made with, or not those in models/."""
+    fix = "Run: dvc repro package_model"
     for name in PARTS:
         model_sha256 = (sound_manifest(root / "models" / name) or {}).get("sha256")
         if expected.get(name) != parts[name]:
-            yield f"{PACKAGE / name} is not the part that the package was made with. Run: dvc repro package_model"
+            yield f"{PACKAGE / name} is not the part that the package was made with. {fix}"
         elif model_sha256 != parts[name]:
-            yield f"models/{name} is not the part that {PACKAGE} was made with. Run: dvc repro package_model"
+            yield f"models/{name} is not the part that {PACKAGE} was made with. {fix}"
 
 
 def token_problems(root: Path, parts: dict[str, str]) -> Iterator[str]:
     """Tokens of one tokenizer read with another: tokenizers, token shards and generator must agree."""
     header = json.loads((root / PACKAGE / "generator/config.json").read_bytes())
     for name in ("image_tokenizer", "text_tokenizer"):
-        if header.get(name) != parts[name]:
-            yield (
-                f"the generator was trained on tokens of another {name} ({_short(header.get(name))}) than the package holds "
-                f"({_short(parts[name])}). Run: dvc repro train_generator"
-            )
-    tokens = sound_manifest(root / "data/tokens")
+        found, held = header.get(name) or "unknown", parts[name]
+        if found != held:
+            other = f"another {name} ({found[:8]}) than the package holds ({held[:8]})"
+            yield f"the generator was trained on tokens of {other}. Run: dvc repro train_generator"
+    tokens, held = sound_manifest(root / "data/tokens"), parts["image_tokenizer"]
     if tokens is None:
         yield "data/tokens has no sound manifest, so the tokenizer of the training tokens is unknown. Run: dvc checkout"
-    elif tokens["facts"]["tokens"]["tokenizer_fingerprint"] != parts["image_tokenizer"]:
-        yield (
-            f"data/tokens was written by another image tokenizer ({_short(tokens['facts']['tokens']['tokenizer_fingerprint'])}) "
-            f"than the package holds ({_short(parts['image_tokenizer'])}). Run: dvc repro tokenize_pairs"
-        )
+    elif (found := tokens["facts"]["tokens"]["tokenizer_fingerprint"]) != held:
+        other = f"another image tokenizer ({found[:8]}) than the package holds ({held[:8]})"
+        yield f"data/tokens was written by {other}. Run: dvc repro tokenize_pairs"
 
 
 def lock_problems(lock: dict, root: Path) -> Iterator[str]:
@@ -142,19 +143,11 @@ def _normalize(value: object) -> object:
     return value
 
 
-def git_problems(git: dict) -> Iterator[str]:
-    if not git:
-        yield "this is not a git repository, so it is unknown which code and settings made the package. Run: git init, and commit"
-    elif git["is_dirty"]:
-        yield "the git tree has uncommitted changes. Commit them (dvc.lock too), then register it again"
-
-
 def data_metadata(manifest: dict | None) -> dict | None:
     """Which images, how many, under which license; None if the pairs are not here."""
     if manifest is None:
         return None
-    metadata = manifest["facts"]
-    settings = metadata.get("settings", {})
+    metadata, settings = manifest["facts"], manifest["facts"].get("settings", {})
     sources = settings.get("sources") or [{"source": metadata["source"], **settings}]
     return {
         "source": metadata["source"],
@@ -175,12 +168,6 @@ def _origin(source: dict) -> dict[str, str]:
     return {"source": source["source"], "licence": source.get("licence") or "not stated", "origin": origin}
 
 
-def licences(evidence: dict) -> str:
-    """All licenses of the training data, in a line."""
-    origins = (evidence["data"] or {}).get("origins", [])
-    return ", ".join(sorted({origin["licence"] for origin in origins})) or "not stated"
-
-
 def params_of(root: Path) -> dict:
     """The settings of a project, empty without params.yaml. Raises ConfigError for one that is not YAML."""
     path = root / "params.yaml"
@@ -191,7 +178,3 @@ def sound_manifest(folder: Path) -> dict | None:
     """The manifest of `folder` if it is undamaged, else None; the files are not checked."""
     with contextlib.suppress(DamagedArtefact):
         return read_manifest(folder, verify=False)
-
-
-def _short(fingerprint: str | None) -> str:
-    return fingerprint[:8] if fingerprint else "unknown"

@@ -62,28 +62,18 @@ def move_alias(client: mlflow.MlflowClient, alias: str, version: str) -> None:
 def newest_first(client: mlflow.MlflowClient, name: str = NAME) -> list[ModelVersion]:
     """All versions of a registered model; MLflow's search returns them without their aliases."""
     versions, token = [], None
-    while True:
+    while token != "":
         page = client.search_model_versions(f"name='{name}'", page_token=token)
-        versions += page
-        token = page.token
-        if not token:
-            return sorted(versions, key=lambda version: int(version.version), reverse=True)
-
-
-def read_evidence(version: ModelVersion) -> dict:
-    """What `gather_evidence` gave at registration. Raises DamagedArtefact if the version pins no files."""
-    pinned_sha256(version)
-    return json.loads(version.tags[EVIDENCE])
+        versions, token = versions + page, page.token or ""
+    return sorted(versions, key=lambda version: int(version.version), reverse=True)
 
 
 def pinned_sha256(version: ModelVersion) -> str:
     """The sha256 of its manifest. Raises DamagedArtefact if there is none."""
-    sha256, label = version.tags.get(PINNED), label_of(version)
-    if not sha256:
-        raise DamagedArtefact(
-            f"{label} pins no files (it has no tag {PINNED}), so it was not registered completely. {FIX}"
-        )
-    return sha256
+    if sha256 := version.tags.get(PINNED):
+        return sha256
+    found = f"{label_of(version)} pins no files (it has no tag {PINNED})"
+    raise DamagedArtefact(f"{found}, so it was not registered completely. {FIX}")
 
 
 def number_of(version: ModelVersion) -> str:
@@ -106,13 +96,17 @@ class VersionSummary:
 
     def __str__(self) -> str:
         """ "version 3  package 0f1e2d3c4b5a  commit 9a8b7c6d  sound @challenger"."""
-        aliases = "".join(f" @{alias}" for alias in self.aliases)
-        return f"version {self.number}  package {self.package[:12]}  commit {self.commit[:8]}  {self.soundness}{aliases}"
+        aliases, commit = "".join(f" @{alias}" for alias in self.aliases), self.commit[:8]
+        return (
+            f"version {self.number}  package {self.package[:12]}  commit {commit}  {self.soundness}{aliases}"
+        )
 
 
-def summarize(version: ModelVersion, aliases: tuple[str, ...]) -> VersionSummary:
-    tags = version.tags
+def summarize(version: ModelVersion, aliases: dict[str, str]) -> VersionSummary:
+    """`aliases` are all of the registered model: {alias: number}."""
+    tags, number = version.tags, number_of(version)
     count = len(json.loads(tags.get(EVIDENCE, "{}")).get("problems", []))
     soundness = f"{count} problem{'s' * (count > 1)}" if count else "sound"
+    own = tuple(alias for alias, other in sorted(aliases.items()) if str(other) == number)
     package, commit = tags.get("package.sha256", "none"), tags.get("git.commit", "none")
-    return VersionSummary(number_of(version), aliases, package, commit, soundness)
+    return VersionSummary(number, own, package, commit, soundness)
