@@ -18,8 +18,7 @@ def run_graph(
     stop: Callable[[], object] = lambda: None,
     fail_fast: bool = False,
 ) -> dict[str, str]:
-    """{stage: RAN or CACHED} in the order of the graph. At most `parallel` calls of `run_stage` run at once, each
-    in its own thread.
+    """{stage: RAN or CACHED} in the order of the graph, by at most `parallel` calls of `run_stage` at a time, in threads.
 
     With `fail_fast` the first error ends the run, after `stop`; else all stages that do not need a failed one
     run first, and RuntimeError names every failure.
@@ -29,8 +28,10 @@ def run_graph(
     failed: dict[str, BaseException] = {}
     try:
         while True:
-            for stage in _ready_stages(graph, results):
-                if stage not in graph.stale and RAN not in [results[other] for other in graph.needs[stage]]:
+            for stage, needs in graph.needs.items():
+                if stage in results or not all(other in results for other in needs):
+                    continue
+                if stage not in graph.stale and RAN not in [results[other] for other in needs]:
                     results[stage] = CACHED
                 elif stage not in failed and stage not in running.values() and len(running) < parallel:
                     running[_in_thread(run_stage, stage)] = stage
@@ -49,15 +50,6 @@ def run_graph(
         errors = [error for error in failed.values() if isinstance(error, StageFailed)]
         raise RuntimeError("; ".join(map(str, errors or failed.values())))
     return {stage: results[stage] for stage in graph.needs}
-
-
-def _ready_stages(graph: Graph, results: dict[str, str]):
-    """The stages without a result whose needs have one; `results` may grow meanwhile."""
-    return (
-        stage
-        for stage, needs in graph.needs.items()
-        if stage not in results and all(other in results for other in needs)
-    )
 
 
 def _in_thread(function: Callable[[str], str], stage: str) -> Future:

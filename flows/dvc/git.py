@@ -7,10 +7,8 @@ from pathlib import Path
 from thousandwords.core.errors import UserError
 
 NO_REPOSITORY = "this folder is not a git repository, which DVC needs. Run: git init"
-DEFAULT_IDENTITY = {  # used where git has no user configured
-    "user.name": "thousandwords",
-    "user.email": "thousandwords@localhost",
-}
+# used where git has no user configured
+DEFAULT_IDENTITY = {"user.name": "thousandwords", "user.email": "thousandwords@localhost"}
 
 
 def git(*args: str, root: Path = Path(".")) -> str:
@@ -37,10 +35,7 @@ def commit_if_all(may_commit: Callable[[str], bool], message: str, root: Path = 
     files = changed_files("-uno", root=root)
     if not files or not all(map(may_commit, files)):
         return None
-    identity = [
-        f"-c{name}={value}"
-        for name, value in DEFAULT_IDENTITY.items()
-        if not git_succeeds("config", name, root=root)
-    ]
+    missing = [name for name in DEFAULT_IDENTITY if not git_succeeds("config", name, root=root)]
+    identity = [f"-c{name}={DEFAULT_IDENTITY[name]}" for name in missing]
     git(*identity, "commit", "--quiet", "-m", message, "--", *files, root=root)
     return git("rev-parse", "--short", "HEAD", root=root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import graphlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +39,9 @@ class Graph:
             if name not in selected:
                 selected.add(name)
                 queue += self.needs[name]
-        needs = {name: others for name, others in self.needs.items() if name in selected}
-        return Graph(needs, self.stale & selected)
+        return Graph(
+            {name: self.needs[name] for name in self.needs if name in selected}, self.stale & selected
+        )
 
 
 def read_graph() -> Graph:
@@ -55,8 +57,7 @@ def read_graph() -> Graph:
         with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
             graph = repo.index.graph
             needs = {
-                node.addressing: [other.addressing for other in graph.successors(node)]
-                for node in graph.nodes
+                stage.addressing: [each.addressing for each in graph.successors(stage)] for stage in graph
             }
             return Graph(topological_order(needs), frozenset(repo.status()))
     except LockError:
@@ -72,10 +73,8 @@ def check_watched(graph: str, params: dict) -> None:
     values = flatten(params)
     for name in re.findall(r"\$\{(\w[\w.]*)\}", graph):
         if values.get(name) is None:
-            raise UserError(
-                f"params.yaml: {name} is null or absent, but dvc.yaml watches what it names. Set it, as "
-                "presets/default.yaml does"
-            )
+            found = f"params.yaml: {name} is null or absent, but dvc.yaml watches what it names"
+            raise UserError(f"{found}. Set it, as presets/default.yaml does")
 
 
 def read_graph_when_free(log: Log) -> Graph:
@@ -90,14 +89,5 @@ def read_graph_when_free(log: Log) -> Graph:
 
 def topological_order(needs: dict[str, list[str]]) -> dict[str, list[str]]:
     """Sort stages so that each comes after all it needs: {"b": ["a"], "a": []} -> {"a": [], "b": ["a"]}"""
-    sorted_needs: dict[str, list[str]] = {}
-
-    def visit(name: str) -> None:
-        if name not in sorted_needs:
-            for other in sorted(needs[name]):
-                visit(other)
-            sorted_needs[name] = sorted(needs[name])
-
-    for name in sorted(needs):
-        visit(name)
-    return sorted_needs
+    order = graphlib.TopologicalSorter({name: sorted(needs[name]) for name in sorted(needs)}).static_order()
+    return {name: sorted(needs[name]) for name in order}

@@ -1,18 +1,13 @@
 """python -m flows.dvc.remote_repro work --stage STAGE [--revision REV] | collect: a pipeline over machines.
 
-Each machine has its own clone, and all share one DVC remote; they exchange outputs through that remote only,
-and no machine pushes to git. A worker fetches what others have run (DVC's run-cache), runs its stage, and
-pushes the outputs. At the end the coordinator collects: it fetches the same, finds every stage in the
-run-cache, and so writes one complete `dvc.lock` without merging.
-
-A worker's own `dvc.lock` is discarded before its next stage: the run-cache has all of it. Not here: which
-worker runs which stage when; `flows.fleet` does that with Prefect. A stage starts after the stages it needs
-were pushed, or its worker runs those too.
+Each machine has its own clone; all exchange outputs through one DVC remote, and none pushes to git. A worker
+fetches what others have run (DVC's run-cache), runs its stage, and pushes the outputs. At the end the coordinator
+finds every stage in the run-cache, and so writes one complete `dvc.lock` without merging. Not here: which worker
+runs which stage when; `flows.fleet` does that with Prefect.
 """
 
 import contextlib
 import functools
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -24,8 +19,6 @@ from flows.dvc.repro import DVC, discard_damaged, stream
 from thousandwords.core.errors import UserError
 
 LOCK = "dvc.lock"
-RUNNING_PREFIX = "Running stage '"
-os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 
 
 class CommandFailed(UserError):
@@ -34,11 +27,25 @@ class CommandFailed(UserError):
 
 def work(stage: str, revision: str | None = None, repro: Callable[..., list[str]] | None = None) -> list[str]:
     """Run one stage, at `revision` if given, and push its outputs; returns the stages that had to run.
-    `repro` runs DVC's command and returns its lines (default: `run`)."""
+
+    `repro` runs DVC's command and returns its lines (default: `run`). Raises UserError if neither this clone nor its
+    origin has that revision.
+    """
     check_clone()
-    reset_lock_file()
+    # this clone's own dvc.lock is discarded: the run-cache has all of it, and another revision may be checked out
+    if git("ls-tree", "--name-only", "HEAD", LOCK):
+        git("checkout", "--quiet", "HEAD", "--", LOCK)
+    else:
+        git("rm", "--quiet", "--cached", "--force", "--ignore-unmatch", LOCK)
+        Path(LOCK).unlink(missing_ok=True)
     if revision:
-        check_out(revision)
+        exists = functools.partial(git_succeeds, "rev-parse", "--verify", f"{revision}^{{commit}}")
+        if not exists():
+            run("git", "fetch", "--quiet", "--tags")
+        if not exists():
+            found = f"neither this clone nor its origin has the revision {revision}"
+            raise UserError(f"{found}. Push it first: git push")
+        git("checkout", "--quiet", "--detach", revision)
     fetch()
     ran = repro_sound(repro or run, stage)
     # with the stages it needs: if this worker had to run those too, no other worker has their outputs
@@ -54,12 +61,14 @@ def collect(targets: Sequence[str] | None = None) -> list[str]:
 
 
 def repro_sound(run: Callable[..., list[str]], *stages: str) -> list[str]:
-    """Bring the stages up to date, with what the remote has; the stages that had to run. What is damaged in
-    the remote or the cache is made again, without the remote."""
+    """Bring the stages up to date, with what the remote has; the stages that had to run.
+
+    What is damaged in the remote or the cache is made again, without the remote.
+    """
     lines = run(*DVC, "--wait-for-lock", "repro", "--pull", *stages)
     if discard_damaged(lines, print):
         lines += run(*DVC, "--wait-for-lock", "repro", *stages)
-    return stages_that_ran(lines)
+    return [line.split("'")[1] for line in lines if line.startswith("Running stage '")]
 
 
 def checkout_outputs() -> None:
@@ -67,18 +76,6 @@ def checkout_outputs() -> None:
     fetch()
     with contextlib.suppress(CommandFailed):
         run(*DVC, "checkout", "--allow-missing")
-
-
-def check_out(revision: str) -> None:
-    """Check out that revision; raises UserError if neither this clone nor its origin has it."""
-    commit = f"{revision}^{{commit}}"
-    if not git_succeeds("rev-parse", "--verify", commit):
-        run("git", "fetch", "--quiet", "--tags")
-    if not git_succeeds("rev-parse", "--verify", commit):
-        raise UserError(
-            f"neither this clone nor its origin has the revision {revision}. Push it first: git push"
-        )
-    git("checkout", "--quiet", "--detach", revision)
 
 
 def fetch() -> None:
@@ -94,9 +91,8 @@ def check_clone() -> None:
     if not Path("dvc.yaml").is_file():
         raise UserError("there is no dvc.yaml here. Run this in the root of a clone of the project")
     if not git_succeeds("rev-parse", "--is-inside-work-tree"):
-        raise UserError(
-            "this folder is not a git clone. Clone the project, so that every machine has the same revision"
-        )
+        fix = "Clone the project, so that every machine has the same revision"
+        raise UserError(f"this folder is not a git clone. {fix}")
     if files := [name for name in changed_files() if name != LOCK]:
         raise UserError(
             f"this clone has changes that no other machine has: {', '.join(files)}. Commit them and check that revision "
@@ -109,32 +105,14 @@ def check_clone() -> None:
         )
 
 
-def reset_lock_file() -> None:
-    """Reset `dvc.lock` to the committed one, so that another revision can be checked out."""
-    if git("ls-tree", "--name-only", "HEAD", LOCK):
-        git("checkout", "--quiet", "HEAD", "--", LOCK)
-        return
-    git("rm", "--quiet", "--cached", "--force", "--ignore-unmatch", LOCK)
-    Path(LOCK).unlink(missing_ok=True)
-
-
-def stages_that_ran(lines: Sequence[str]) -> list[str]:
-    """["Running stage 'a':", "Stage 'b' is cached - …"] -> ["a"]"""
-    return [line.split("'")[1] for line in lines if line.startswith(RUNNING_PREFIX)]
-
-
 def run(*command: str) -> list[str]:
     """Run a command and print its lines, which are returned. Raises CommandFailed with the last ones."""
-    print(f"$ {printable(command)}", flush=True)
+    typed = " ".join(command).replace(" ".join(DVC), "dvc")  # as a user would type it
+    print(f"$ {typed}", flush=True)
     code, lines = stream(command, functools.partial(print, flush=True))
     if code:
-        raise CommandFailed(f"`{printable(command)}` failed with code {code}: {' / '.join(lines[-3:])}")
+        raise CommandFailed(f"`{typed}` failed with code {code}: {' / '.join(lines[-3:])}")
     return lines
-
-
-def printable(command: Sequence[str]) -> str:
-    """The command as a user would type it."""
-    return " ".join(["dvc", *command[len(DVC) :]] if tuple(command[: len(DVC)]) == DVC else command)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -142,8 +120,9 @@ def main(argv: list[str] | None = None) -> None:
     commands = arguments.add_subparsers(dest="command", required=True)
     worker = commands.add_parser("work", help="in a worker's clone: run one stage and push its outputs")
     worker.add_argument("--stage", required=True, help="a stage of dvc.yaml")
-    text = "a commit, branch or tag to check out first (default: what is here)"
-    worker.add_argument("--revision", help=text)
+    worker.add_argument(
+        "--revision", help="a commit, branch or tag to check out first (default: what is here)"
+    )
     commands.add_parser("collect", help="in the coordinator's clone: collect what the workers ran")
     options = arguments.parse_args(argv)
     with one_sentence("remote_repro"):

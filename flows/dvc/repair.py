@@ -14,12 +14,13 @@ from pathlib import Path
 import psutil
 import zc.lockfile
 from dvc.lock import make_lock
+from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, SCHEMA
+from voluptuous import Invalid
 
 from flows.command_line import one_sentence
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import translate_write_errors
 
-TIMESTAMP = "%Y%m%d-%H%M%S"
 PROGRAMS = {"dvc", "prefect.engine", "prefect.flow_engine"}  # take locks in DVC's list, as do all of flows/
 
 
@@ -39,43 +40,38 @@ def repair(root: Path = Path("."), wait: bool = False) -> list[str]:
             # DVC's own call would try for three seconds, also without `wait`
             make_lock(path, wait=True) if wait else contextlib.closing(zc.lockfile.LockFile(path)),
         ):
-            return [*_repair_locks(root), *_repair_lock_file(root), *_repair_index(root)]
+            return [
+                *_repair_locks(tmp, root),
+                *_repair_lock_file(root / "dvc.lock", tmp),
+                *_repair_index(root),
+            ]
     except zc.lockfile.LockError:
         return []
 
 
-def _repair_locks(root: Path) -> list[str]:
+def _repair_locks(tmp: Path, root: Path) -> list[str]:
     """Remove entries of dead processes from DVC's list of readers and writers, or a half-written list."""
-    path = root / ".dvc" / "tmp" / "rwlock"
-    list_lock = make_lock(str(path.with_name("rwlock.lock")), tmp_dir=str(path.parent), wait=True)
-    with list_lock:
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else "{}"
-        entries = _live_entries(text, root)
-        if entries is None:
-            path.unlink()
-        elif entries != {"write": {}, "read": {}, **json.loads(text)}:
-            path.write_text(json.dumps(entries), encoding="utf-8")
-        else:
+    path = tmp / RWLOCK_FILE
+    with make_lock(str(tmp / RWLOCK_LOCK), tmp_dir=str(tmp), wait=True):
+        if not path.exists():
             return []
+        try:
+            locks = SCHEMA(json.loads(path.read_text(encoding="utf-8", errors="replace")))
+        except (ValueError, Invalid):
+            path.unlink()
+        else:
+            write = {
+                name: entry for name, entry in locks["write"].items() if can_hold_locks(entry["pid"], root)
+            }
+            read = {
+                name: [entry for entry in entries if can_hold_locks(entry["pid"], root)]
+                for name, entries in locks["read"].items()
+            }
+            if locks == {"write": write, "read": read}:
+                return []
+            read = {name: entries for name, entries in read.items() if entries}
+            path.write_text(json.dumps({"write": write, "read": read}), encoding="utf-8")
     return ["what a dead `dvc` had locked is free again"]
-
-
-def _live_entries(text: str, root: Path) -> dict | None:
-    """The entries of the list whose process lives; None if the text is not a list of locks."""
-    try:
-        locks = json.loads(text)
-        read = {
-            path: [entry for entry in entries if can_hold_locks(entry["pid"], root)]
-            for path, entries in locks.get("read", {}).items()
-        }
-        write = {
-            path: entry
-            for path, entry in locks.get("write", {}).items()
-            if entry and can_hold_locks(entry["pid"], root)
-        }
-    except (ValueError, AttributeError, KeyError, TypeError):
-        return None
-    return {"write": write, "read": {path: entries for path, entries in read.items() if entries}}
 
 
 def can_hold_locks(pid: int, root: Path = Path(".")) -> bool:
@@ -99,38 +95,24 @@ def _runs_in(process: psutil.Process, folder: Path) -> bool:
         return True
 
 
-def wait_for_processes(pids: list[int], root: Path = Path(".")) -> None:
-    """Return as soon as none of them can hold DVC's locks here."""
-    while any(can_hold_locks(pid, root) for pid in pids):
-        time.sleep(0.5)
-
-
-def _repair_lock_file(root: Path) -> list[str]:
+def _repair_lock_file(path: Path, tmp: Path) -> list[str]:
     """Move a half-written dvc.lock away: DVC finds its outputs in the cache without running anything."""
-    path = root / "dvc.lock"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
-    if text is None or _is_lock_file(text):
+    if not path.is_file():
         return []
-    if "<<<<<<<" in text:
-        raise UserError(
-            f"{path} has merge conflict markers (<<<<<<<). Take one side: git checkout --theirs dvc.lock"
-        )
-    backup = root / ".dvc" / "tmp" / f"dvc.lock.{time.strftime(TIMESTAMP)}"
-    path.replace(backup)
-    return [f"dvc.lock was half-written: it is now {backup}, and finished stages are taken from the cache"]
-
-
-def _is_lock_file(text: str) -> bool:
-    from dvc.exceptions import DvcException
+    from dvc.exceptions import DvcException  # late: these load all of DVC
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
     from dvc.utils.serialize import ParseError, parse_yaml
-    from voluptuous import Invalid
 
-    try:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    with contextlib.suppress(Invalid, ParseError, DvcException):
         COMPILED_LOCKFILE_SCHEMA(parse_yaml(text, "dvc.lock"))
-    except (Invalid, ParseError, DvcException):
-        return False
-    return True
+        return []
+    if "<<<<<<<" in text:
+        fix = "Take one side: git checkout --theirs dvc.lock"
+        raise UserError(f"{path} has merge conflict markers (<<<<<<<). {fix}")
+    backup = tmp / f"dvc.lock.{time.strftime('%Y%m%d-%H%M%S')}"
+    path.replace(backup)
+    return [f"dvc.lock was half-written: it is now {backup}, and finished stages are taken from the cache"]
 
 
 def _repair_index(root: Path) -> list[str]:
@@ -140,21 +122,16 @@ def _repair_index(root: Path) -> list[str]:
     if result.returncode:
         return []
     lock, top = (Path(line) for line in result.stdout.splitlines())
-    if not lock.exists() or _is_in_use(top):
+    if not lock.exists():
         return []
-    lock.unlink(missing_ok=True)
-    return [f"{lock} belonged to no process and is removed"]
-
-
-def _is_in_use(top: Path) -> bool:
-    """Whether another process of git or DVC runs in this tree."""
     own = {process.pid for process in (psutil.Process(), *psutil.Process().parents())}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             uses_index = process.name().startswith("git") or _uses_dvc(process)
             if process.pid not in own and uses_index and _runs_in(process, top):
-                return True
-    return False
+                return []
+    lock.unlink(missing_ok=True)
+    return [f"{lock} belonged to no process and is removed"]
 
 
 def main() -> None:

@@ -1,15 +1,13 @@
-"""Run one stage with DVC: its command line, its output line by line, and what its exit code means.
-
-Without Prefect.
-"""
+"""Run one stage with DVC: its command line, its output line by line, and what its exit code means. Without Prefect."""
 
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Collection, Sequence
 
 from flows.dvc.damage import discard, find_damage
-from flows.dvc.repair import repair, wait_for_processes
+from flows.dvc.repair import can_hold_locks, repair
 
 CACHED, RAN = "unchanged", "ran"
 DVC = (sys.executable, "-m", "dvc")
@@ -37,8 +35,7 @@ def stream(
     on_start: Callable[[subprocess.Popen], object] = lambda process: None,
     **options: object,
 ) -> tuple[int, list[str]]:
-    """Run a command and call `on_line` for each line of output; its exit code and all lines. The command
-    inherits the open files `pass_fds`."""
+    """Run a command, which inherits `pass_fds`, and call `on_line` for each line of output; exit code and lines."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     process = subprocess.Popen(command, pass_fds=tuple(pass_fds), **pipes, **options)
     on_start(process)
@@ -60,7 +57,8 @@ def run_stage(stage: str, on_line: Log, log: Log, command: Sequence[str], **opti
         if code:
             raise stage_error(stage, code, lines)
         if not discard_damaged(lines, log):
-            return CACHED if is_skipped(stage, lines) else RAN
+            is_skipped = any(line.startswith(f"Stage '{stage}' didn't change, skipping") for line in lines)
+            return CACHED if is_skipped else RAN
 
 
 def discard_damaged(lines: Sequence[str], log: Log) -> bool:
@@ -82,10 +80,6 @@ def stage_error(stage: str, code: int, lines: list[str]) -> StageFailed:
     return error_class(f"stage {stage} failed with code {stage_code}: " + " / ".join(lines[-5:]))
 
 
-def is_skipped(stage: str, lines: list[str]) -> bool:
-    return any(line.startswith(f"Stage '{stage}' didn't change, skipping") for line in lines)
-
-
 def wait_if_busy(output: str, log: Log) -> bool:
     """If DVC says that a stage is busy, wait for the processes that it names; else False."""
     _, is_busy, names = output.partition("is busy, it is being blocked by:")
@@ -93,6 +87,7 @@ def wait_if_busy(output: str, log: Log) -> bool:
         return False
     pids = sorted({int(pid) for pid in re.findall(r"\(PID (\d+)\)", names)})
     log(f"another `dvc` is running in this folder (process {pids[0] if pids else ''}); this run waits for it")
-    wait_for_processes(pids)
+    while any(can_hold_locks(pid) for pid in pids):
+        time.sleep(0.5)
     repair(wait=True)
     return True
