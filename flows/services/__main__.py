@@ -1,8 +1,7 @@
 """python -m flows.services start [--team] | stop | status | env | remote: the servers, without docker.
 
 MLflow and Prefect with SQLite; with --team, PostgreSQL and an S3 store under them. With passwords, on 127.0.0.1
-only; everything is in .servers/. Folder and ports come from SERVERS_FOLDER, SERVERS_POSTGRES_PORT,
-SERVERS_S3_PORT, SERVERS_MLFLOW_PORT and SERVERS_PREFECT_PORT.
+only; everything is in .servers/. SERVERS_FOLDER and SERVERS_POSTGRES_PORT, _S3_, _MLFLOW_ and _PREFECT_PORT change that.
 """
 
 import os
@@ -42,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"servers: dvc push -r {REMOTE} goes to the store")
         if options.what == "start":
             print(
-                "servers: the flows, workers and registry of this folder use them from now on; any other program after"
+                "servers: the flows, workers and registry of this folder use them from now on; others after"
             )
             print('         eval "$(python -m flows.services env)"')
 

@@ -14,6 +14,7 @@ import psutil
 
 from flows.services import postgres_server, specs
 from flows.services.specs import Passwords, ServicesConfig
+from flows.workers import gpu_lock
 from thousandwords.core.errors import UserError
 from thousandwords.core.locks import take_lock
 
@@ -24,38 +25,34 @@ MAX_PATH = 90  # bytes of the folder's path: that of supervisord's socket file h
 
 def start(settings: ServicesConfig) -> None:
     """Start all servers in order; if one fails, stop all and raise UserError with its last lines."""
+    folder, names = settings.folder, list(settings.ports())
     if missing := specs.missing_requirements(settings.is_team):
         raise UserError("; ".join(missing))
-    with _lock(settings.folder):
-        states = _states(settings.folder)
-        if all(states.get(name) for name in settings.ports()):
-            print(f"servers: running already ({settings.folder})")
+    with _lock(folder):
+        states = _states(folder)
+        if all(states.get(name) for name in names):
+            print(f"servers: running already ({folder})")
             return
-        _stop_all(settings.folder)
+        _stop_all(folder)
         check_ports(settings)
-        passwords = specs.ensure_passwords(settings.folder)
+        passwords = specs.ensure_passwords(folder)
         try:
-            _start_all(settings, passwords)
+            for name in ("logs", *names):
+                (folder / name).mkdir(exist_ok=True)
+            if settings.is_team:
+                postgres_server.make_folder(folder / "postgres", passwords.postgres_password)
+                (folder / "s3" / "ready").unlink(missing_ok=True)
+            specs.write_secret(folder / "mlflow" / "auth.ini", specs.mlflow_auth(settings, passwords))
+            specs.write_secret(folder / "supervisord.conf", specs.supervisor_file(settings, passwords))
+            _start_supervisor(folder)
+            if settings.is_team:
+                names.remove("postgres")
+                _start_servers(["postgres"], settings, passwords)
+                postgres_server.make_databases(settings.postgres_port, passwords.postgres_password)
+            _start_servers(names, settings, passwords)
         except BaseException:
-            _stop_all(settings.folder)
+            _stop_all(folder)
             raise
-
-
-def _start_all(settings: ServicesConfig, passwords: Passwords) -> None:
-    folder, names = settings.folder, list(settings.ports())
-    for name in ("logs", *names):
-        (folder / name).mkdir(exist_ok=True)
-    if settings.is_team:
-        postgres_server.make_folder(folder / "postgres", passwords.postgres_password)
-        (folder / "s3" / "ready").unlink(missing_ok=True)
-    specs.write_secret(folder / "mlflow" / "auth.ini", specs.mlflow_auth(settings, passwords))
-    specs.write_secret(folder / "supervisord.conf", specs.supervisor_file(settings, passwords))
-    _start_supervisor(folder)
-    if settings.is_team:
-        _start_servers(["postgres"], settings, passwords)
-        postgres_server.make_databases(settings.postgres_port, passwords.postgres_password)
-        names.remove("postgres")
-    _start_servers(names, settings, passwords)
 
 
 def _start_supervisor(folder: Path) -> None:
@@ -78,20 +75,18 @@ def _start_servers(names: list[str], settings: ServicesConfig, passwords: Passwo
         processes[name] = _states(settings.folder).get(name)
     for name in names:
         while not specs.is_up(name, settings, passwords):
-            if not processes[name] or _states(settings.folder).get(name) != processes[name]:
-                raise _failed(name, "ended", settings.folder)
-            if time.monotonic() > began + SECONDS_TO_START:
-                raise _failed(name, f"did not answer within {SECONDS_TO_START:g} seconds", settings.folder)
+            has_ended = not processes[name] or _states(settings.folder).get(name) != processes[name]
+            if has_ended or time.monotonic() > began + SECONDS_TO_START:
+                reason = "ended" if has_ended else f"did not answer within {SECONDS_TO_START} seconds"
+                log = settings.folder / "logs" / f"{name}.log"
+                lines = log.read_text(errors="replace").splitlines()[-15:] if log.is_file() else []
+                shown = "\n".join(f"  {line[:300]}" for line in lines) or "  (an empty log)"
+                raise UserError(
+                    f"{name} {reason}; the others were stopped. The last lines of {log}:\n{shown}"
+                )
             time.sleep(0.3)
         seconds = time.monotonic() - began
         print(f"servers: {name} at 127.0.0.1:{settings.ports()[name]} after {seconds:.0f} s", flush=True)
-
-
-def _failed(name: str, reason: str, folder: Path) -> UserError:
-    log = folder / "logs" / f"{name}.log"
-    lines = log.read_text(errors="replace").splitlines()[-15:] if log.is_file() else []
-    shown = "\n".join(f"  {line[:300]}" for line in lines) or "  (an empty log)"
-    return UserError(f"{name} {reason}; the others were stopped. The last lines of {log}:\n{shown}")
 
 
 def _supervisor(folder: Path) -> ServerProxy:
@@ -158,25 +153,17 @@ def _stop_all(folder: Path) -> int:
             supervisor = psutil.Process(_supervisor(folder).getPID())
             _supervisor(folder).shutdown()
             supervisor.wait(timeout=90)
-    for end in (psutil.Process.terminate, psutil.Process.kill):
-        while left := processes_of(folder):  # repeated: a process may start another before it dies
-            for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    end(process)
-            psutil.wait_procs(left, timeout=5)
-            if end is psutil.Process.terminate:
-                break
+    gpu_lock.end_all(lambda: processes_of(folder), grace=5)
     return len(alive)
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
     """Every live process of these servers: marked in its environment, which PostgreSQL clears, or in its folder."""
-    folder = folder.resolve()
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            is_postgres = Path(process.cwd()).is_relative_to(folder / "postgres")
-            if is_postgres or process.environ().get(specs.MARK) == str(folder):
+            is_postgres = Path(process.cwd()).is_relative_to(folder.resolve() / "postgres")
+            if is_postgres or process.environ().get(specs.MARK) == str(folder.resolve()):
                 found.append(process)
     return found
 
@@ -209,9 +196,8 @@ def write_remote(settings: ServicesConfig, passwords: Passwords, project: Path) 
 def _lock(folder: Path) -> Iterator[None]:
     """One start or stop at a time. Others may enter the folder, as user postgres must, but read nothing."""
     if len(str(folder).encode()) > MAX_PATH:
-        raise UserError(
-            f"the path {folder} is too long. Set SERVERS_FOLDER to a folder of at most {MAX_PATH} bytes"
-        )
+        fix = f"Set SERVERS_FOLDER to a folder of at most {MAX_PATH} bytes"
+        raise UserError(f"the path {folder} is too long. {fix}")
     file = take_lock(folder / "lock")
     if not file:
         raise UserError(f"another command is starting or stopping the servers of {folder}; wait for it")

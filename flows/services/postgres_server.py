@@ -1,9 +1,7 @@
-"""PostgreSQL from the Linux distribution: its programs, its folder, its databases.
-
-Every connection needs the password, and there is no socket file: it listens on loopback only.
-"""
+"""PostgreSQL from the Linux distribution: its programs, its folder, its databases. Each connection needs the password."""
 
 import os
+import pwd
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,6 +12,14 @@ USER = "thousandwords"
 DATABASES = ("mlflow", "mlflow_auth", "prefect")
 
 
+def write_secret(path: Path, text: str) -> Path:
+    """Write a file that only its owner reads."""
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(text)
+    return path
+
+
 def programs() -> Path:
     """The folder of the newest PostgreSQL. Raises UserError if there is none."""
     folders = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres")]
@@ -21,21 +27,17 @@ def programs() -> Path:
         return max(folders, key=lambda path: float(path.parent.name))
     if (program := shutil.which("postgres")) and shutil.which("initdb"):
         return Path(program).resolve().parent
-    raise UserError(
-        "PostgreSQL is missing. Run: sudo apt-get install postgresql (or, with docker: docker compose up)"
-    )
+    fix = "Run: sudo apt-get install postgresql (or, with docker: docker compose up)"
+    raise UserError(f"PostgreSQL is missing. {fix}")
 
 
 def user() -> str | None:
     """The user of its package for root, as whom PostgreSQL does not run; None for other users."""
-    import pwd
-
     if os.geteuid() != 0:
         return None
     if "postgres" not in {entry.pw_name for entry in pwd.getpwall()}:
-        raise UserError(
-            "PostgreSQL does not run as root, and there is no user postgres. Run: useradd --system postgres"
-        )
+        found = "PostgreSQL does not run as root, and there is no user postgres"
+        raise UserError(f"{found}. Run: useradd --system postgres")
     return "postgres"
 
 
@@ -51,10 +53,7 @@ def make_folder(folder: Path, password: str) -> None:
     if (folder / "data").is_dir():
         return
     shutil.rmtree(folder / "data.new", ignore_errors=True)
-    secret = folder / "password.tmp"
-    secret.unlink(missing_ok=True)
-    secret.touch(mode=0o600)
-    secret.write_text(password)
+    secret = write_secret(folder / "password.tmp", password)
     for path in (folder, secret) if owner else ():
         shutil.chown(path, owner)
     command = [f"{programs()}/initdb", "-D", str(folder / "data.new"), "-U", USER, f"--pwfile={secret}"]

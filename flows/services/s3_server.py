@@ -9,6 +9,7 @@ processes shows them.
 import ctypes
 import multiprocessing
 import os
+import pwd
 import secrets
 import signal
 import sys
@@ -31,12 +32,12 @@ def configuration(
     folder: Path, host: str, port: int, access_key: str, secret_key: str, salt: str
 ) -> dict[str, str]:
     """Swift's configuration, {file name: text}; `salt` goes into every path on disk and must not change."""
-    account, _, user = access_key.partition(":")
-    if not (account.isalnum() and user.isalnum()):
-        raise UserError(
-            f"AWS_ACCESS_KEY_ID is {access_key!r}; it must be account:user, letters and digits only"
-        )
-    common = f"swift_dir = {folder}\nuser = {_user()}\nworkers = 0\nlog_level = WARNING\nrecon_cache_path = {folder}\n"
+    account, _, name = access_key.partition(":")
+    if not (account.isalnum() and name.isalnum()):
+        needs = "it must be account:user, letters and digits only"
+        raise UserError(f"AWS_ACCESS_KEY_ID is {access_key!r}; {needs}")
+    user = pwd.getpwuid(os.getuid()).pw_name
+    common = f"swift_dir = {folder}\nuser = {user}\nworkers = 0\nlog_level = WARNING\nrecon_cache_path = {folder}\n"
     filters = set(PIPELINE.split()) - {"tempauth"}
     files = {
         "swift.conf": f"[swift-hash]\nswift_hash_path_suffix = {salt}\n[storage-policy:0]\nname = one\ndefault = yes\n",
@@ -44,7 +45,7 @@ def configuration(
         f"[pipeline:main]\npipeline = {PIPELINE} proxy-server\n"
         "[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\nallow_account_management = true\n"
         + "".join(f"[filter:{name}]\nuse = egg:swift#{name.replace('-', '_')}\n" for name in filters)
-        + f"[filter:tempauth]\nuse = egg:swift#tempauth\nuser_{account}_{user} = {secret_key} .admin\n",
+        + f"[filter:tempauth]\nuse = egg:swift#tempauth\nuser_{account}_{name} = {secret_key} .admin\n",
     }
     for part, number in PARTS.items():
         files[f"{part}.conf"] = (
@@ -54,12 +55,6 @@ def configuration(
         )
     files["object.conf"] += "[object-updater]\ninterval = 15\n"
     return files
-
-
-def _user() -> str:
-    import pwd
-
-    return pwd.getpwuid(os.getuid()).pw_name
 
 
 def prepare(folder: Path, host: str, port: int, access_key: str, secret_key: str) -> None:

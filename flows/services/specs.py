@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from flows.services import postgres_server
-from flows.services.postgres_server import USER
+from flows.services.postgres_server import USER, write_secret
 from flows.templates import render
 from thousandwords.core.errors import UserError
 
@@ -45,15 +45,12 @@ class ServicesConfig:
     def __post_init__(self) -> None:
         owners: dict[int, str] = {}
         for name, port in self.ports().items():
+            variable = f"SERVERS_{name.upper()}_PORT"
             if not 1024 <= port <= 65535:
-                raise UserError(
-                    f"SERVERS_{name.upper()}_PORT is {port}; ports from 1024 to 65535 can be used"
-                )
+                raise UserError(f"{variable} is {port}; ports from 1024 to 65535 can be used")
             if port in owners:
-                raise UserError(
-                    f"SERVERS_{name.upper()}_PORT and SERVERS_{owners[port].upper()}_PORT are both {port}; change one"
-                )
-            owners[port] = name
+                raise UserError(f"{variable} and {owners[port]} are both {port}; change one")
+            owners[port] = variable
 
     def ports(self) -> dict[str, int]:
         """{server: its port}, in the order of their start."""
@@ -68,14 +65,14 @@ def socket_file(folder: Path) -> Path:
 
 def read_settings(environ: dict[str, str]) -> ServicesConfig:
     """Settings from SERVERS_FOLDER, SERVERS_MLFLOW_PORT and so on. Raises UserError for an invalid port."""
-    values: dict[str, object] = {}
-    for field in fields(ServicesConfig)[:-1]:
-        if text := environ.get(f"SERVERS_{field.name.upper()}"):
-            if field.name != "folder" and not text.isdecimal():
-                raise UserError(f"SERVERS_{field.name.upper()} is {text!r}; it must be a port number")
-            values[field.name] = Path(text) if field.name == "folder" else int(text)
-    values["folder"] = Path(values.get("folder", ServicesConfig.folder)).resolve()
-    return ServicesConfig(**values, is_team=(values["folder"] / "postgres" / "data").is_dir())
+    folder = Path(environ.get("SERVERS_FOLDER") or ServicesConfig.folder).resolve()
+    ports = {}
+    for name in ("postgres_port", "s3_port", "mlflow_port", "prefect_port"):
+        if text := environ.get(f"SERVERS_{name.upper()}"):
+            if not text.isdecimal():
+                raise UserError(f"SERVERS_{name.upper()} is {text!r}; it must be a port number")
+            ports[name] = int(text)
+    return ServicesConfig(folder, **ports, is_team=(folder / "postgres" / "data").is_dir())
 
 
 @dataclass(frozen=True)
@@ -93,14 +90,6 @@ def password_file(folder: Path) -> Path:
     return folder / "passwords.env"
 
 
-def write_secret(path: Path, text: str) -> Path:
-    """Write a file that only its owner reads."""
-    path.unlink(missing_ok=True)
-    path.touch(mode=0o600)
-    path.write_text(text)
-    return path
-
-
 def ensure_passwords(folder: Path) -> Passwords:
     """The passwords of this folder; created if it has none."""
     path = password_file(folder)
@@ -115,15 +104,12 @@ def read_passwords(folder: Path) -> Passwords:
     path = password_file(folder)
     try:
         lines = dict(line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
-        return Passwords(
-            **{field.name: lines[f"SERVERS_{field.name.upper()}"] for field in fields(Passwords)}
-        )
+        return Passwords(*(lines[f"SERVERS_{field.name.upper()}"] for field in fields(Passwords)))
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no passwords yet. Run: make servers") from error
     except KeyError as error:
-        raise UserError(
-            f"{path} has no line {error.args[0]}=; the servers of {folder} were set up with one"
-        ) from error
+        found = f"{path} has no line {error.args[0]}="
+        raise UserError(f"{found}; the servers of {folder} were set up with one") from error
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -155,10 +141,8 @@ def supervisor_file(settings: ServicesConfig, passwords: Passwords) -> str:
 def is_up(name: str, settings: ServicesConfig, passwords: Passwords) -> bool:
     """Whether the server answers."""
     if name == "postgres":
-        return (
-            postgres_server.sql(settings.postgres_port, passwords.postgres_password, "select 1").returncode
-            == 0
-        )
+        answer = postgres_server.sql(settings.postgres_port, passwords.postgres_password, "select 1")
+        return answer.returncode == 0
     if name == "s3":
         return (settings.folder / "s3" / "ready").is_file()
     path = {"mlflow": "health", "prefect": "api/health"}[name]
@@ -170,17 +154,15 @@ def is_up(name: str, settings: ServicesConfig, passwords: Passwords) -> bool:
 
 
 def mlflow_auth(settings: ServicesConfig, passwords: Passwords) -> str:
-    """MLflow's auth.ini: users are in a database; a new user has no permissions. A correct password is cached
-    for some minutes: a check takes 0.3 s, and a rollback sends twenty requests."""
-    return (
+    """MLflow's auth.ini: users are in a database; a new user has no permissions."""
+    return (  # a correct password is cached: a check takes 0.3 s, and a rollback sends twenty requests
         "[mlflow]\ndefault_permission = NO_PERMISSIONS\nauth_cache_ttl_seconds = 300\nauth_cache_max_size = 1000\n"
         f"database_uri = {_database(settings, passwords, 'postgresql+psycopg2', 'mlflow_auth')}\n"
     )
 
 
 def client_environment(settings: ServicesConfig, passwords: Passwords) -> dict[str, str]:
-    """The variables with which runs, flows and workers connect to the servers. They hold no key of the store:
-    MLflow serves the artifacts, and DVC has its own key in .dvc/config.local."""
+    """The variables with which clients connect. No key of the store: DVC has its own in .dvc/config.local."""
     return {
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{settings.mlflow_port}",
         "MLFLOW_TRACKING_USERNAME": MLFLOW_USER,
@@ -209,11 +191,11 @@ def missing_requirements(is_team: bool = True) -> list[str]:
     sentences = []
     wanted = PACKAGES + (TEAM_PACKAGES if is_team else ())
     if packages := [name for name in wanted if importlib.util.find_spec(name) is None]:
-        elsewhere = " (the store runs on Linux only; elsewhere: docker compose up)"
-        sentences.append(
-            f"the Python packages {', '.join(packages)} are missing. Run: pip install '.[servers]'"
-            + ("" if sys.platform == "linux" else elsewhere)
+        elsewhere = (
+            "" if sys.platform == "linux" else " (the store needs Linux; elsewhere: docker compose up)"
         )
+        found = f"the Python packages {', '.join(packages)} are missing"
+        sentences.append(f"{found}. Run: pip install '.[servers]'{elsewhere}")
     if is_team:
         try:
             postgres_server.programs()
