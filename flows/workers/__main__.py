@@ -1,7 +1,7 @@
-"""python -m flows.workers start | stop | list: one worker per GPU, and one for the CPU.
+"""python -m flows.workers start | stop: one worker per GPU, and one for the CPU.
 
-The heartbeat process (flows/workers/heartbeat.py) runs beside them. Each has its own session, holds a lock in
-.prefect/workers/ with its process number, and has its log beside it.
+The heartbeat process (flows/workers/heartbeat.py) runs beside them. Each has its own session, and in .prefect/workers/
+a lock with its process number, and its log.
 """
 
 import contextlib
@@ -62,33 +62,25 @@ def plan_workers(
 
 
 def start(workers: list[Worker]) -> list[str]:
-    """Start the workers that do not run yet; a line for each."""
+    """Start the workers that do not run yet; a line for each, once the server knows them: a fleet may start next."""
     check_writable()
     prepare_server()
     lines = [_launch(each.name, each.command, each.gpus, f"takes runs from {each.pool}") for each in workers]
     lines.append(_launch("watch", ["flows.workers.heartbeat"], (), "marks dead runs"))
-    _wait_until_online(workers)
-    return lines
-
-
-def _wait_until_online(workers: list[Worker]) -> None:
-    """Wait until the server knows the workers: a fleet that is started next would find none."""
-    deadline = time.monotonic() + ONLINE_WITHIN
+    deadline, waiting = time.monotonic() + ONLINE_WITHIN, list(workers)
     with get_client(sync_client=True) as client:
-        for worker in workers:
-            while worker.name not in {
-                known.name
-                for known in client.read_workers_for_work_pool(worker.pool)
-                if known.status == "ONLINE"
-            }:
-                log = FOLDER / f"{worker.name}.log"
-                if holder(log.with_suffix(".lock")) is None:
-                    raise UserError(f"worker {worker.name} has ended by itself. Its log says why: {log}")
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"worker {worker.name} has not reached the server yet. See its log: {log}"
-                    )
+        while waiting:
+            name, log = waiting[0].name, FOLDER / f"{waiting[0].name}.log"
+            known = client.read_workers_for_work_pool(waiting[0].pool)
+            if name in [each.name for each in known if each.status == "ONLINE"]:
+                del waiting[0]
+            elif holder(log.with_suffix(".lock")) is None:
+                raise UserError(f"worker {name} has ended by itself. Its log says why: {log}")
+            elif time.monotonic() > deadline:
+                raise UserError(f"worker {name} has not reached the server yet. See its log: {log}")
+            else:
                 time.sleep(0.2)
+    return lines
 
 
 def _launch(name: str, command: list[str], gpus: tuple[str, ...], task: str) -> str:
@@ -104,12 +96,10 @@ def _launch(name: str, command: list[str], gpus: tuple[str, ...], task: str) -> 
         "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
     }
     with lock, open(path.with_suffix(".log"), "a") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            **{"env": environment, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log},
-            pass_fds=[lock.fileno()],  # it holds the lock as long as it lives
-            start_new_session=True,  # it outlives this command and its terminal; a stage never gets one
-        )
+        # it outlives this command and its terminal, and holds the lock as long as it lives
+        options = {"env": environment, "start_new_session": True, "pass_fds": [lock.fileno()]}
+        files = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        process = subprocess.Popen([sys.executable, "-m", *command], **options, **files)
         write_note(lock, pid=process.pid)
     return f"{name} {task} (process {process.pid}, log {path.with_suffix('.log')})"
 
@@ -126,53 +116,47 @@ def find_processes() -> dict[Path, psutil.Process | None]:
 
 def stop() -> list[str]:
     """End all workers of this folder and their runs, checkpoints first; a line for each."""
-    processes = find_processes()
+    processes, lines = find_processes(), []
     for process in filter(None, processes.values()):
         process.terminate()
     began = time.monotonic()  # one wait for all of them
-    return [f"{path.stem} {_end(path, process, began)}" for path, process in processes.items()]
-
-
-def _end(path: Path, process: psutil.Process | None, began: float) -> str:
-    result = "ended" if process else "had ended already"
-    while process and holder(path) is not None:
-        if time.monotonic() - began > (PATIENCE if _has_runs(process) else IDLE_PATIENCE):
-            process.kill()  # its runs end with it (flows/workers/run_lock.py)
-            result = "was killed"
-            break
-        time.sleep(0.1)
-    path.unlink(missing_ok=True)
-    return result
-
-
-def _has_runs(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return bool(process.children())
-    return False
+    for path, process in processes.items():
+        result = "ended" if process else "had ended already"
+        while process and holder(path) is not None:
+            has_runs = False
+            with contextlib.suppress(psutil.Error):
+                has_runs = bool(process.children())
+            if time.monotonic() - began > (PATIENCE if has_runs else IDLE_PATIENCE):
+                process.kill()  # its runs end with it (flows/workers/run_lock.py)
+                result = "was killed"
+                break
+            time.sleep(0.1)
+        path.unlink(missing_ok=True)
+        lines.append(f"{path.stem} {result}")
+    return lines
 
 
 def list_workers() -> list[str]:
     """A line for each worker of this folder."""
-    return [
-        f"{path.stem}: {f'process {process.pid}' if process else 'ended without being stopped'}"
-        for path, process in find_processes().items()
-    ]
+    found = {path.stem: process and f"process {process.pid}" for path, process in find_processes().items()}
+    return [f"{name}: {process or 'ended without being stopped'}" for name, process in found.items()]
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__)
     add = arguments.add_argument
-    add("what", choices=["start", "stop", "list"])
+    add("what", choices=["start", "stop"])
     add("--gpus-per-worker", type=int, default=1, help="for stages that train on several (default: 1)")
     add("--runs", type=int, default=CPU_RUNS, help="at once, without a GPU (default: 2; in a fleet: 1)")
     add("--name", help="prefix of the names, if another clone has workers here (default: the host's name)")
     options = arguments.parse_args(argv)
     with one_sentence("workers"):
         if options.what == "start":
-            planned = plan_workers(gpu_lock.visible(), options.gpus_per_worker, options.name, options.runs)
-            lines = start(planned)
+            lines = start(
+                plan_workers(gpu_lock.visible(), options.gpus_per_worker, options.name, options.runs)
+            )
         else:
-            lines = stop() if options.what == "stop" else list_workers()
+            lines = stop()
         print("\n".join(lines or ["no worker runs in this folder"]))
 
 

@@ -49,15 +49,23 @@ def installed() -> dict[str, str]:
 
 @contextlib.contextmanager
 def hold(count: int, what: str) -> Iterator[dict[str, str]]:
-    """Hold `count` of the visible GPUs: the environment of the processes that use them. Reports a wait. On a
-    machine without GPUs nothing is held. Raises UserError if some are visible, but fewer than `count`."""
+    """Hold `count` of the visible GPUs: the environment of the processes that use them. Reports a wait.
+
+    Without GPUs nothing is held. Raises UserError if some are visible, but fewer than `count`.
+    """
     names, mark = visible(), uuid.uuid4().hex
     if names and len(names) < count:
         raise UserError(
             f"{what} needs {count} GPUs, but CUDA_VISIBLE_DEVICES has {len(names)} ({', '.join(names)}). "
             "Set fewer in flows/workers/placement.yaml, or start the workers with --gpus-per-worker"
         )
-    taken = _wait(names, count, what) if names else {}
+    taken: dict[str, IO[str]] = {}
+    last_report = -REPORT_SECONDS
+    while names and len(taken := _take(names, count)) < count:
+        if time.monotonic() - last_report > REPORT_SECONDS:
+            last_report = time.monotonic()
+            print(f"{what} waits for a GPU: {'; '.join(holders(names))}", file=sys.stderr, flush=True)
+        time.sleep(0.2)
     for file in taken.values():
         if earlier := read_note(Path(file.name)).get("mark"):
             end_all(lambda earlier=earlier: marked(earlier))  # what a killed holder left behind
@@ -68,22 +76,14 @@ def hold(count: int, what: str) -> Iterator[dict[str, str]]:
         _free(taken)
 
 
-def _wait(names: list[str], count: int, what: str) -> dict[str, IO[str]]:
-    last_report = -REPORT_SECONDS
-    while len(taken := _take(names, count)) < count:
-        _free(taken)  # for a process that needs no more
-        if time.monotonic() - last_report > REPORT_SECONDS:
-            last_report = time.monotonic()
-            print(f"{what} waits for a GPU: {'; '.join(holders(names))}", file=sys.stderr, flush=True)
-        time.sleep(0.2)
-    return taken
-
-
 def _take(names: list[str], count: int) -> dict[str, IO[str]]:
+    """The locked files of `count` GPUs; less than these are freed, for a process that needs no more."""
     taken: dict[str, IO[str]] = {}
     for name, path in _lock_files(names).items():
         if len(taken) < count and (file := take_lock(path)):
             taken[name] = file
+    if len(taken) < count:
+        _free(taken)
     return taken
 
 
@@ -93,10 +93,7 @@ def _free(taken: dict[str, IO[str]]) -> None:
 
 
 def _lock_files(names: list[str]) -> dict[str, Path]:
-    """The lock file of each GPU, named by its uuid: in THOUSANDWORDS_GPU_LOCKS, or one per user in the temporary folder.
-
-    Not in the home folder: machines share homes, and GPU 0 of another machine is another GPU.
-    """
+    """The lock file of each GPU, named by its uuid. Not in the home folder, which machines share."""
     default = f"{tempfile.gettempdir()}/thousandwords-gpus-{os.getuid()}"
     folder, uuids = Path(os.environ.get("THOUSANDWORDS_GPU_LOCKS") or default), installed()
     return {name: folder / f"{re.sub(r'[^A-Za-z0-9-]', '_', uuids.get(name, name))}.lock" for name in names}
@@ -104,22 +101,23 @@ def _lock_files(names: list[str]) -> dict[str, Path]:
 
 def holders(names: list[str]) -> list[str]:
     """A line for each GPU: "GPU 0 is free", or "GPU 0: train_generator, process 7, for 12 min"."""
-    return [f"GPU {name}{_describe(holder(path))}" for name, path in _lock_files(names).items()]
+    lines = []
+    for name, path in _lock_files(names).items():
+        if (note := holder(path)) is None:
+            lines.append(f"GPU {name} is free")
+        else:
+            minutes = int(time.time() - note.get("since", time.time())) // 60
+            process = f"process {note.get('pid', '?')}, for {minutes} min"
+            lines.append(f"GPU {name}: {note.get('what', 'unknown')}, {process}")
+    return lines
 
 
-def _describe(note: dict | None) -> str:
-    if note is None:
-        return " is free"
-    minutes = int(time.time() - note.get("since", time.time())) // 60
-    return f": {note.get('what', 'unknown')}, process {note.get('pid', '?')}, for {minutes} min"
-
-
-def marked(mark: str) -> list[psutil.Process]:
-    """The processes with this mark; not those of other users, which cannot be read."""
+def marked(value: str, mark: str = MARK) -> list[psutil.Process]:
+    """The other processes with this value of the variable `mark`; those of other users cannot be read."""
     processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(MARK) == mark:
+            if process.pid != os.getpid() and process.environ().get(mark) == value:
                 processes.append(process)
     return processes
 

@@ -38,17 +38,10 @@ class Run(NamedTuple):
 
 
 def update(runs: dict[str, Run], now: dict[str, Run], passed: float) -> dict[str, Run]:
-    """The runs after a poll `passed` seconds later: {"a": Run(x, 5)}, {"a": Run(x)}, 3 -> {"a": Run(x, 8)}
-
-    Far over a period, this process itself was paused, and the time does not count.
-    """
-    passed = min(passed, 2 * PERIOD)
-    return {
-        name: Run(run.sign, runs[name].silent + passed)
-        if name in runs and runs[name].sign == run.sign
-        else run
-        for name, run in now.items()
-    }
+    """The runs after a poll `passed` seconds later: {"a": Run(x, 5)}, {"a": Run(x)}, 3 -> {"a": Run(x, 8)}"""
+    passed = min(passed, 2 * PERIOD)  # far over a period, this process itself was paused
+    silent = [name for name, run in now.items() if name in runs and runs[name].sign == run.sign]
+    return now | {name: Run(now[name].sign, runs[name].silent + passed) for name in silent}
 
 
 def after_server_failure(runs: dict[str, Run]) -> dict[str, Run]:

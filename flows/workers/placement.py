@@ -54,12 +54,9 @@ def read_placement(stages: list[str], path: Path = FILE) -> Placement:
         table = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
     except yaml.YAMLError as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-    placement = section(table, "the table", Placement, str(path))
-    for name in placement.stages:
+    placement, places = section(table, "the table", Placement, str(path)), {}
+    for name, values in placement.stages.items():
         if name not in stages:
             raise UserError(f"{path}: dvc.yaml has no stage {name!r}. It has: {', '.join(stages)}")
-    places = placement.stages.items()
-    return replace(
-        placement,
-        stages={name: section(values, f"stages.{name}", Place, str(path)) for name, values in places},
-    )
+        places[name] = section(values, f"stages.{name}", Place, str(path))
+    return replace(placement, stages=places)

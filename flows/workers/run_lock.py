@@ -31,8 +31,8 @@ def run_lock(log: Callable[[str], None]) -> Iterator[None]:
     end_with_worker()
     if not (file := take_lock(LOCK_FILE)):
         log("another run is active in this folder; this one waits for it")
-        while not (file := take_lock(LOCK_FILE)):
-            time.sleep(0.2)
+    while not (file := file or take_lock(LOCK_FILE)):
+        time.sleep(0.2)
     with file:
         _files.append(file)
         try:
@@ -55,7 +55,7 @@ def lock_handles() -> tuple[int, ...]:
 
 
 def end_with_worker() -> None:
-    """Watch the worker, the parent of a process that leads a process group; nothing for a flow in a terminal."""
+    """End with the worker, the parent of a process that leads a process group; nothing for a flow in a terminal."""
     if "PREFECT__FLOW_RUN_ID" not in os.environ or os.getpgrp() != os.getpid():
         return
     worker = os.getppid()

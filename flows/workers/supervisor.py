@@ -28,7 +28,7 @@ FORWARD_AFTER = 3.0
 
 def supervised(command: Sequence[str], gpus: int, what: str) -> list[str]:
     """The command line that runs a command under this module, as a child of this process."""
-    options = ["--parent", str(os.getpid()), "--gpus", str(gpus), "--what", what]
+    options = [f"--parent={os.getpid()}", f"--gpus={gpus}", f"--what={what}"]
     return [sys.executable, "-m", "flows.workers.supervisor", *options, "--", *command]
 
 
@@ -71,16 +71,14 @@ def _descendants(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = parser(__doc__)
+    arguments, parent = parser(__doc__), os.getppid()
     arguments.add_argument("--gpus", type=int, default=0, help="how many GPUs to hold (default: none)")
-    arguments.add_argument("--what", default="", help="the name that others see while they wait for the GPU")
-    text = "end with this process (default: the parent)"
-    arguments.add_argument("--parent", type=int, default=os.getppid(), help=text)
+    arguments.add_argument("--what", default="a run", help="what others see while they wait for the GPU")
+    arguments.add_argument("--parent", type=int, default=parent, help="end with it (default: the parent)")
     arguments.add_argument("command", nargs="+", metavar="COMMAND")
     options = arguments.parse_args(argv)
     with one_sentence("supervisor", code=2):
-        what = options.what or options.command[0]
-        raise SystemExit(supervise(options.command, options.gpus, what, options.parent))
+        raise SystemExit(supervise(options.command, options.gpus, options.what, options.parent))
 
 
 if __name__ == "__main__":
