@@ -5,8 +5,6 @@ output is a page with metrics, settings and images of the same prompts; or, with
 sheet, on which people vote without knowing which run is which.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -26,6 +24,17 @@ REQUIRED, OPTIONAL = ("results/samples", "results/ranked"), ("results/metrics.js
 LIST_RUNS = f"git log --oneline -- {LOCK}"
 
 
+@dataclass(frozen=True)
+class RunOutputs:
+    """Where a run comes from; `commit` is None for another folder, `lock` {output: md5} of its dvc.lock."""
+
+    name: str
+    folder: Path | None  # that holds results/; None: the outputs have to be fetched
+    commit: str | None
+    description: dict[str, str]  # {"name", "commit", "subject", "date"}, as far as available
+    lock: dict[str, str]
+
+
 def compare(names: tuple[str, str], command: list[str], root: Path = Path(".")) -> int:
     """Run `python -m thousandwords COMMAND` on both runs; its exit code. Raises UserError."""
     a, b = (find(name, root) for name in names)
@@ -43,37 +52,19 @@ def compare(names: tuple[str, str], command: list[str], root: Path = Path(".")) 
 
 
 def describe_runs(a: RunOutputs, b: RunOutputs, root: Path, with_differences: bool = True) -> dict:
-    """The metadata of both runs, as `thousandwords.reporting.comparison.compare` takes it."""
-    same_parts = sorted(set(a.parts().items()) & set(b.parts().items()))
-    metadata = {"a": a.description, "b": b.description, "same_parts": [part for part, _ in same_parts]}
-    if with_differences and a.commit and b.commit:
-        metadata |= {kind: differences(kind, a.commit, b.commit, root) for kind in ("metrics", "params")}
+    """The metadata of both runs, as `thousandwords.reporting.comparison.compare` takes it. Raises UserError."""
+    same = [path for path, md5 in sorted(a.lock.items()) if b.lock.get(path) == md5]
+    parts = [Path(path).name for path in same if path.startswith("models/")]
+    metadata = {"a": a.description, "b": b.description, "same_parts": parts}
+    for kind in ("metrics", "params") if with_differences and a.commit and b.commit else ():
+        command = [*DVC, "--wait-for-lock", kind, "diff", "--json", a.commit, b.commit]
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        if result.returncode:
+            line, reason = f"dvc {kind} diff {a.commit} {b.commit}", " ".join(result.stderr.split())
+            raise UserError(f"`{line}` failed with code {result.returncode}: {reason}")
+        files = json.loads(result.stdout).values()
+        metadata[kind] = {name: row for file in files for name, row in file.items()}  # "old", "new", "diff"
     return metadata
-
-
-def differences(kind: str, a: str, b: str, root: Path) -> dict[str, dict]:
-    """{name: {"old", "new", "diff"}} of changed "metrics" or "params", from DVC. Raises UserError."""
-    command = [*DVC, "--wait-for-lock", kind, "diff", "--json", a, b]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    if result.returncode:
-        reason = " ".join(result.stderr.split())
-        raise UserError(f"`dvc {kind} diff {a} {b}` failed with code {result.returncode}: {reason}")
-    return {name: row for file in json.loads(result.stdout).values() for name, row in file.items()}
-
-
-@dataclass(frozen=True)
-class RunOutputs:
-    """Where a run comes from; `commit` is None for another folder, `lock` {output: md5} of its dvc.lock."""
-
-    name: str
-    folder: Path | None  # that holds results/; None: the outputs have to be fetched
-    commit: str | None
-    description: dict[str, str]  # {"name", "commit", "subject", "date"}, as far as available
-    lock: dict[str, str]
-
-    def parts(self) -> dict[str, str]:
-        """{model: md5}"""
-        return {Path(path).name: md5 for path, md5 in self.lock.items() if path.startswith("models/")}
 
 
 def find(name: str, root: Path) -> RunOutputs:
@@ -84,26 +75,21 @@ def find(name: str, root: Path) -> RunOutputs:
         if description.get("subject"):
             description["subject"] = f"this folder as it is now, on top of: {description['subject']}"
         return RunOutputs(name, root, WORKSPACE, description, locked_outputs(root))
-    if git_succeeds("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}", "--", root=root):
-        return _find_revision(name, root)
-    if (Path(name) / "results").is_dir():
-        return RunOutputs(name, Path(name), None, {"name": name}, locked_outputs(Path(name)))
-    if not git_succeeds("rev-parse", "--git-dir", root=root):
-        raise UserError(f"{name!r} is not a folder with results/ in it, and {NO_REPOSITORY}")
-    raise UserError(
-        f"{name!r} is neither a git revision here nor a folder with results/ in it. Give a commit, branch or tag "
-        f"(list them: {LIST_RUNS}), {WORKSPACE!r}, or the folder of another run"
-    )
-
-
-def _find_revision(name: str, root: Path) -> RunOutputs:
+    if not git_succeeds("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}", "--", root=root):
+        if (Path(name) / "results").is_dir():
+            return RunOutputs(name, Path(name), None, {"name": name}, locked_outputs(Path(name)))
+        if not git_succeeds("rev-parse", "--git-dir", root=root):
+            raise UserError(f"{name!r} is not a folder with results/ in it, and {NO_REPOSITORY}")
+        raise UserError(
+            f"{name!r} is neither a git revision here nor a folder with results/ in it. Give a commit, branch or tag "
+            f"(list them: {LIST_RUNS}), {WORKSPACE!r}, or the folder of another run"
+        )
     if not git_succeeds("cat-file", "-e", f"{name}:./{LOCK}", root=root):
         raise UserError(
             f"{name} has no {LOCK}, so no run was recorded there. Choose a commit that has one: {LIST_RUNS}"
         )
     lock = outputs_of(git("show", f"{name}:./{LOCK}", root=root))
-    missing = [path for path in REQUIRED if path not in lock]
-    if missing:
+    if missing := [path for path in REQUIRED if path not in lock]:
         raise UserError(
             f"the {LOCK} of {name} has no {missing[0]}: that run did not get so far. Choose another one: {LIST_RUNS}"
         )
@@ -126,18 +112,13 @@ def fetch(run: RunOutputs, target: Path, root: Path) -> Path:
         args = ("get", str(root.resolve()), path, "--rev", run.commit, "--out", str(out.resolve()))
         result = subprocess.run([*DVC, *args], cwd=root, capture_output=True, text=True)
         if result.returncode:
+            lines = result.stderr.splitlines() or ["nothing"]
             raise UserError(
                 f"{path} of {run.name} is neither in DVC's cache nor in its remote. With a remote, run: dvc fetch "
-                f"--all-commits {' '.join(REQUIRED)}; else make that run again: git checkout "
-                f"{run.description['commit']}, make run. DVC said: {_last_error(result.stderr)}"
+                f"--all-commits {' '.join(REQUIRED)}; else make that run again: git checkout {run.description['commit']}, "
+                f"make run. DVC said: {([line for line in lines if line.startswith('ERROR')] or lines)[-1]}"
             )
     return target
-
-
-def _last_error(output: str) -> str:
-    """The last line that DVC marks as an error."""
-    lines = output.splitlines() or ["nothing"]
-    return ([line for line in lines if line.startswith("ERROR")] or lines)[-1]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 It can be run again at any time: existing objects are updated. It rejects a server that another project uses.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL
 from prefect.variables import Variable
 
@@ -50,12 +51,21 @@ def bootstrap(root: Path = Path(".")) -> list[str]:
 
 def prepare_server(root: Path = Path(".")) -> list[str]:
     """Claim the server, create its work pools. Raises UserError if it is another's, or none answers."""
-    url = server_url()
+    url, project = server_url(), project_id(root)
     with get_client(sync_client=True) as client:
         check_server(client, url)
-        claim_server(project_id(root), url)
-        create_pool(client, CPU_POOL)
-        create_pool(client, GPU_POOL)
+        owner = Variable.get(OWNER)
+        if owner not in (None, project):
+            raise UserError(
+                f"the Prefect server at {url} belongs to another project ({owner}). Start one for this project on another "
+                f"port, or, if that project is gone: prefect variable delete {OWNER}"
+            )
+        Variable.set(OWNER, project, overwrite=True)
+        for pool in (CPU_POOL, GPU_POOL):
+            with contextlib.suppress(ObjectAlreadyExists):
+                client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+            # no limit: each worker has its own, so another machine adds room for more runs
+            client.update_work_pool(pool, WorkPoolUpdate(concurrency_limit=None))
     return [f"server       {url}", f"work pools   {CPU_POOL}, {GPU_POOL}"]
 
 
@@ -71,16 +81,14 @@ def server_url() -> str:
 
 def check_server(client: SyncPrefectClient, url: str) -> None:
     """Raises UserError unless a Prefect server of this client's version answers at `url`."""
+    fix = "or fix PREFECT_API_URL"
     try:
         version = client.request("GET", "/admin/version").json()
     except httpx.HTTPError as error:
-        raise UserError(
-            f"no Prefect server answers at {url} ({type(error).__name__}). Start it, or fix PREFECT_API_URL"
-        ) from error
+        name = type(error).__name__
+        raise UserError(f"no Prefect server answers at {url} ({name}). Start it, {fix}") from error
     except ValueError as error:
-        raise UserError(
-            f"the server at {url} is not Prefect. Give Prefect another port, or fix PREFECT_API_URL"
-        ) from error
+        raise UserError(f"the server at {url} is not Prefect. Give Prefect another port, {fix}") from error
     if version != prefect.__version__:
         raise UserError(
             f"the server at {url} runs Prefect {version}, but this project needs {prefect.__version__}: it belongs to "
@@ -96,38 +104,17 @@ def project_id(root: Path) -> str:
         return str(root.resolve())
 
 
-def claim_server(project: str, url: str) -> None:
-    """Record this project as the server's owner; raises UserError if another project is."""
-    owner = Variable.get(OWNER)
-    if owner not in (None, project):
-        raise UserError(
-            f"the Prefect server at {url} belongs to another project ({owner}). Start one for this project on another "
-            f"port, or, if that project is gone: prefect variable delete {OWNER}"
-        )
-    Variable.set(OWNER, project, overwrite=True)
-
-
-def create_pool(client: SyncPrefectClient, name: str) -> None:
-    """Create the pool without a limit: each worker has its own, so another machine adds room for more runs."""
-    try:
-        client.read_work_pool(name)
-        client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=None))
-    except ObjectNotFound:
-        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
-
-
 def zombie_automation() -> Automation:
     """Crash a run without a heartbeat for `SILENCE`, even where no flows/workers/heartbeat.py runs.
 
-    Prefect's documentation starts this at the first heartbeat. A run that dies before that, or while it is
-    cancelled, would never end; so this starts as soon as a worker has taken the run.
+    It starts as soon as a worker has taken the run, not at the first heartbeat: a run may die before that.
     """
     heartbeat = "prefect.flow-run.heartbeat"
     started = {f"prefect.flow-run.{name}" for name in ("Pending", "Running", "Cancelling")}
-    message = "No heartbeat for two hours: its machine died"
+    message = "No heartbeat for two hours: its worker or its machine died"
     return run_automation(
         ZOMBIES,
-        "A worker or its machine died: no heartbeat for two hours",
+        message,
         ChangeFlowRunState(state=StateType.CRASHED, message=message),
         after={heartbeat} | started,
         expect={heartbeat, "prefect.flow-run.Running"} | END_EVENTS | WAIT_EVENTS,

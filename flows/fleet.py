@@ -6,6 +6,7 @@ needs are pushed, and ends with all outputs here and one `dvc.lock`.
 """
 
 import contextlib
+import functools
 import os
 import time
 from uuid import UUID
@@ -30,7 +31,7 @@ from flows.dvc.repro import RAN, PermanentStageFailure, StageFailed, stage_error
 from flows.pipeline import unless
 from flows.prefect_artifacts import publish_results
 from flows.runner import run_graph
-from flows.workers.placement import Place, read_placement
+from flows.workers.placement import Place, Placement, read_placement
 from flows.workers.run_lock import lock_handles, run_lock
 from flows.workers.supervisor import supervised
 from thousandwords.core.errors import UserError
@@ -51,19 +52,17 @@ def run_here(stage: str, revision: str, place: dict, pipeline: str) -> list[str]
     os.environ["THOUSANDWORDS_PIPELINE"] = pipeline  # one MLflow parent run for the stages of all workers
     resources = Place(**place)
     with run_lock(get_run_logger().info):
-        stage_task = run_and_push.with_options(name=stage, **resources.retry_options)
-        return stage_task(stage, revision, resources.gpus)
+        options = {"name": stage, **resources.retry_options}
+        return run_and_push.with_options(**options)(stage, revision, resources.gpus)
 
 
 @task(cache_policy=NO_CACHE, retry_condition_fn=unless(PermanentStageFailure), log_prints=True)
 def run_and_push(stage: str, revision: str, gpus: int) -> list[str]:
     """The same without retries. Raises PermanentStageFailure for what a user has to fix, else StageFailed."""
-    log = get_run_logger()
-
-    def on_line(line: str) -> None:
-        log.info("%s | %s", stage, line)
+    log = get_run_logger().info
 
     def repro(*command: str) -> list[str]:
+        on_line = functools.partial(log, "%s | %s", stage)
         code, lines = stream(supervised(command, gpus, stage), on_line, lock_handles())
         if code:
             raise stage_error(stage, code, lines)
@@ -88,17 +87,18 @@ def fleet(targets: list[str] | None = None) -> dict[str, str]:
         remote_repro.check_clone()
         revision = git("rev-parse", "HEAD")
         remote_repro.checkout_outputs()
-        whole = read_graph()
-        results = submit_stages(whole.part(targets), list(whole.needs), revision)
+        graph = read_graph()
+        placement = read_placement(list(graph.needs))
+        results = submit_stages(graph.part(targets), placement, revision)
         remote_repro.collect(targets)
     if RAN in results.values():
         publish_results()
     return results
 
 
-def submit_stages(graph: Graph, stages: list[str], revision: str) -> dict[str, str]:
+def submit_stages(graph: Graph, placement: Placement, revision: str) -> dict[str, str]:
     """Submit all stages in order and wait for them; if this is stopped, their runs are cancelled."""
-    placement, run_ids = read_placement(stages), []
+    run_ids: list[UUID] = []
     with get_client(sync_client=True) as client:
         check_workers(client, {deployment(placement.of(stage)) for stage in graph.needs if graph.stale})
 
@@ -120,11 +120,10 @@ def submit_stages(graph: Graph, stages: list[str], revision: str) -> dict[str, s
 def run_on_worker(stage: str, place: dict, revision: str, run_ids: list[UUID]) -> str:
     """Run one stage as a run of its own and wait for its end. Raises StageFailed if it fails."""
     parameters = {"stage": stage, "revision": revision, "place": place, "pipeline": f"fleet-{flow_run.id}"}
+    options = {"parameters": parameters, "flow_run_name": stage, "timeout": 0}
     with get_client(sync_client=True) as client:
-        options = {"parameters": parameters, "flow_run_name": stage, "timeout": 0}
-        run = find_submitted_run(client, stage, revision) or run_deployment(
-            deployment(Place(**place)), **options
-        )
+        run = find_submitted_run(client, stage, revision)
+        run = run or run_deployment(deployment(Place(**place)), **options)
         run_ids.append(run.id)
         print(f"{stage} is run {run.id}; its log: prefect flow-run logs {run.id}")
         state = wait_for_end(client, run)
@@ -136,9 +135,9 @@ def run_on_worker(stage: str, place: dict, revision: str, run_ids: list[UUID]) -
 
 def find_submitted_run(client: SyncPrefectClient, stage: str, revision: str) -> FlowRun | None:
     """The active run that an earlier coordinator submitted and did not wait for."""
-    states = ["SCHEDULED", "PENDING", "RUNNING"]
-    query = {"name": {"any_": [stage]}, "state": {"type": {"any_": states}}}
-    runs = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(query))
+    is_active = {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING"]}}
+    query = FlowRunFilter.model_validate({"name": {"any_": [stage]}, "state": is_active})
+    runs = client.read_flow_runs(flow_run_filter=query)
     return next((run for run in runs if run.parameters.get("revision") == revision), None)
 
 
@@ -167,11 +166,9 @@ def check_workers(client: SyncPrefectClient, deployments: set[str]) -> None:
             pool = client.read_deployment_by_name(name).work_pool_name
         except ObjectNotFound as error:
             raise UserError(f"the server has no deployment {name}. Run: make deploy") from error
-        workers = client.read_workers_for_work_pool(pool)
-        if not any(worker.status == "ONLINE" for worker in workers):
-            raise UserError(
-                f"no worker takes runs from {pool}, which {name} needs. In a clone for each, run: make workers"
-            )
+        if not any(worker.status == "ONLINE" for worker in client.read_workers_for_work_pool(pool)):
+            fix = "In a clone for each, run: make workers"
+            raise UserError(f"no worker takes runs from {pool}, which {name} needs. {fix}")
 
 
 def cancel_runs(client: SyncPrefectClient, run_ids: list[UUID]) -> None:
@@ -190,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
         check_writable()
         results = fleet(targets or None)
         ran = [stage for stage, result in results.items() if result == RAN]
-        listed = f"{': ' if ran else ''}{', '.join(ran)}"
+        listed = f": {', '.join(ran)}" if ran else ""
         print(f"fleet: {len(ran)} of {len(results)} stages went to workers{listed}")
 
 

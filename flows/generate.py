@@ -29,22 +29,15 @@ def fetch_package(alias: str) -> str:
 
 @task(cache_policy=NO_CACHE)
 def generate_images(package: str, prompts: list[str], candidates: int, seed: int, out: str) -> list[str]:
-    """The image grids, one per prompt, best candidate first. Raises RuntimeError."""
-    log = get_run_logger()
+    """The image grids, one per prompt, best candidate first, made on a GPU if there is one. Raises StageFailed."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "prompts.txt"
         file.write_text("\n".join(prompts), encoding="utf-8", errors="surrogateescape")
-        lines = run_locked(command(package, file, candidates, seed, out), log.info, "generating")
+        command = [sys.executable, "-m", "thousandwords", "generate", "--package", package]
+        command += ["--prompts", str(file), "--candidates", str(candidates), "--seed", str(seed)]
+        command += ["--out", out, "--device", "cuda" if gpu_lock.visible() else "cpu"]
+        lines = run_locked(supervised(command, 1, "generate"), get_run_logger().info, "generating")
     return [line.rpartition(" -> ")[2] for line in lines if " -> " in line]
-
-
-def command(package: str, prompts: Path, candidates: int, seed: int, out: str) -> list[str]:
-    """The command line that generates images on one GPU, or on the CPU if there is none."""
-    device = "cuda" if gpu_lock.visible() else "cpu"
-    options = ["--prompts", str(prompts), "--candidates", str(candidates), "--seed", str(seed)]
-    options += ["--out", out, "--device", device]
-    generate_command = [sys.executable, "-m", "thousandwords", "generate", "--package", package, *options]
-    return supervised(generate_command, 1, "generate")
 
 
 @flow(name="generate")

@@ -55,7 +55,7 @@ def register() -> str:
     """Register the package as a version; its number."""
     from flows.registry import commands  # here: it loads MLflow, which other flows do not need
 
-    return str(commands.register(Path(".")))
+    return commands.register()
 
 
 @task(cache_policy=NO_CACHE)
@@ -64,7 +64,7 @@ def promote(version: str) -> list[str]:
     from flows.registry import commands
 
     try:
-        commands.promote(Path("."), version)
+        commands.promote(version=version)
     except UserError as error:
         return str(error).splitlines()
     return []
@@ -86,13 +86,9 @@ def nightly() -> dict:
 
 def summary(version: str, refusals: list[str], ran: list[str]) -> str:
     """The result of the run, as Markdown."""
-    outcome = f"version {version} was not promoted" if refusals else f"version {version} is the champion"
-    lines = [
-        f"# {outcome}",
-        f"Stages that ran: {', '.join(ran) or 'none'}",
-        *(f"- {line.lstrip('- ')}" for line in refusals),
-    ]
-    return "\n\n".join(lines)
+    lines = [f"# version {version} {'was not promoted' if refusals else 'is the champion'}"]
+    lines += [f"Stages that ran: {', '.join(ran) or 'none'}"]
+    return "\n\n".join([*lines, *(f"- {line.lstrip('- ')}" for line in refusals)])
 
 
 def main() -> None:

@@ -52,26 +52,20 @@ def webhook(url: str) -> CallWebhook:
 def mail(url: str) -> SendNotification:
     """Mail by SMTP.
 
-    The block is Slack's because the server has it, and it passes any other address to apprise, which mails.
-    The server could not import a block class of this project; Prefect's own mail blocks need a commercial
-    service.
+    By Slack's block, which passes any other address to apprise, which mails: the server cannot import a block of
+    this project, and Prefect's own mail blocks need a commercial service.
     """
-    if not url.startswith(("mailto://", "mailtos://")) or not _is_valid(url):
+    log = logging.getLogger("apprise")
+    before, log.disabled = log.disabled, True  # it would log the address
+    is_valid = url.startswith(("mailto://", "mailtos://")) and Apprise().add(url)
+    log.disabled = before
+    if not is_valid:
         raise UserError(
             f"{MAIL} must be an address in apprise's format, mailtos://user:password@smtp.example.org?from=me@example.org"
             f"&to=team@example.org, found {url.partition('://')[0][:8]!r}..."
         )
     block = SlackWebhook(url=url).save("thousandwords-mail", overwrite=True)
     return SendNotification(block_document_id=block, subject=SUBJECT, body=BODY)
-
-
-def _is_valid(url: str) -> bool:
-    log = logging.getLogger("apprise")
-    before, log.disabled = log.disabled, True  # it would log the address
-    try:
-        return bool(Apprise().add(url))
-    finally:
-        log.disabled = before
 
 
 def run_automation(name: str, description: str, action: ActionTypes, **trigger: object) -> Automation:

@@ -5,6 +5,7 @@ flows/workers/placement.yaml assigns. DVC alone decides what must run, so Prefec
 fails, the stages that need it do not run.
 """
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -33,12 +34,9 @@ def unless(error: type[Exception]) -> Callable[[object, object, State], bool]:
 def run_stage(stage: str, gpus: int) -> str:
     """Run one stage with DVC, its output in the log; "unchanged" or "ran". Raises StageFailed."""
     log = get_run_logger().info
-
-    def on_line(line: str) -> None:
-        log("%s | %s", stage, line)
-
     # no session of its own, so that the cancellation of the flow reaches it
     command = supervised(repro.repro_command(stage), gpus, stage)
+    on_line = functools.partial(log, "%s | %s", stage)
     return repro.run_stage(stage, on_line, log, command, pass_fds=lock_handles())
 
 

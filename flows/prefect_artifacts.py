@@ -18,7 +18,9 @@ def publish_results() -> None:
     """Publish the outputs of `evaluate` that exist."""
     metrics, report = RESULTS / "metrics.json", RESULTS / "report.html"
     if metrics.is_file():
-        rows = metrics_table(json.loads(metrics.read_bytes()))
+        values = flatten(json.loads(metrics.read_bytes())).items()  # lists are only in the report
+        numbers = [(name, round(value, 4)) for name, value in values if isinstance(value, int | float)]
+        rows = [{"figure": name, "value": value} for name, value in numbers]
         create_table_artifact(table=rows, key="metrics", description=f"The metrics of this run ({metrics})")
     if images := list_grids(RESULTS / "ranked"):
         page = image_page(images)
@@ -27,12 +29,6 @@ def publish_results() -> None:
         link = report.resolve().as_uri()
         text = {"link_text": str(report), "description": f"On this machine: {link}"}
         create_link_artifact(link=link, key="report", **text)
-
-
-def metrics_table(metrics: dict) -> list[dict[str, object]]:
-    """{"generator": {"loss": 1.5}} -> [{"figure": "generator.loss", "value": 1.5}]; lists are only in the report"""
-    numbers = {name: value for name, value in flatten(metrics).items() if isinstance(value, int | float)}
-    return [{"figure": name, "value": round(value, 4)} for name, value in numbers.items()]
 
 
 def list_grids(folder: Path) -> list[Path]:

@@ -44,15 +44,10 @@ class ProgressDisplay:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def close(self) -> None:
-        for stage in list(self.bars):
-            self.end(stage)
-
     def _update_bar(self, stage: str, match: re.Match) -> None:
         bars, label, done = self.bars.setdefault(stage, {}), match["label"], int(match["done"])
         if label not in bars:  # the rate counts from here: a resumed training starts late
             options = {"unit": match["unit"], "dynamic_ncols": True, "leave": False, "file": sys.stderr}
             bars[label] = tqdm(initial=done, total=int(match["total"]), desc=label, **options)
-        bar = bars[label]
-        bar.n = done
-        bar.set_postfix_str(match["note"] or "")
+        bars[label].n = done
+        bars[label].set_postfix_str(match["note"] or "")

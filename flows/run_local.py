@@ -73,9 +73,8 @@ def max_parallel(stages: list[str]) -> int:
     return 1 if gpu_lock.visible() else read_placement(stages).parallel
 
 
-def stop(number: int) -> None:
-    """End this program as Ctrl-C does; a closed terminal sends its signal more than once."""
-    for other in STOP_SIGNALS:
+def _exit(number: int) -> None:
+    for other in STOP_SIGNALS:  # a closed terminal sends its signal more than once
         signal.signal(other, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
@@ -89,12 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         os.environ["THOUSANDWORDS_SECONDS_BETWEEN_LINES"] = "0.5"
     stages = LocalStages(display)
     try:
-        with (
-            one_sentence("run"),
-            on_signals(stop, *STOP_SIGNALS),
-            run_lock(display.print),
-            contextlib.closing(display),
-        ):
+        with one_sentence("run"), on_signals(_exit, *STOP_SIGNALS), run_lock(display.print):
             check_writable()
             whole = read_graph_when_free(display.print)
             parallel = max_parallel(list(whole.needs))
@@ -118,7 +112,7 @@ def summary(results: dict[str, str], seconds: int) -> str:
         return "nothing has changed: every stage is up to date"
     duration = f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
     text = f"{num_ran} stage{'s' * (num_ran > 1)} ran in {duration}"
-    return text + (f"; unchanged: {', '.join(unchanged)}" if unchanged else "")
+    return f"{text}; unchanged: {', '.join(unchanged)}" if unchanged else text
 
 
 if __name__ == "__main__":

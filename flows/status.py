@@ -12,11 +12,11 @@ import httpx
 from dvc.exceptions import DvcException
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
+from flows.command_line import one_sentence
 from flows.deploy import CPU_POOL, GPU_POOL
 from flows.dvc.graph import read_graph
 from flows.workers import gpu_lock
 from flows.workers.__main__ import list_workers
-from thousandwords.core.command_line import one_sentence
 from thousandwords.core.errors import UserError
 
 MAX_RUNS = 5  # per state
@@ -34,12 +34,8 @@ def status() -> str:
         "stages": stages(),
         "metrics": metrics(),
     }
-    return "\n".join(block(name, lines) for name, lines in parts.items())
-
-
-def block(name: str, lines: list[str]) -> str:
-    """Join the lines, the first one after the name; the others are indented by its width."""
-    return "\n".join(f"{name if not number else '':10}{line}" for number, line in enumerate(lines))
+    indented = {name: f"\n{'':10}".join(lines) for name, lines in parts.items()}
+    return "\n".join(f"{name:10}{lines}" for name, lines in indented.items())
 
 
 def server() -> list[str]:
@@ -74,8 +70,7 @@ def runs(client: httpx.Client) -> list[str]:
     scheduled = find_runs(client, ["SCHEDULED"], "EXPECTED_START_TIME_ASC")
     ended = find_runs(client, ENDED, "END_TIME_DESC")
     return [
-        *(describe_run(run, "start_time", "since") for run in active),
-        *([] if active else ["nothing runs"]),
+        *([describe_run(run, "start_time", "since") for run in active] or ["nothing runs"]),
         *(describe_run(run, "expected_start_time", "at") for run in scheduled[:2]),
         *(describe_run(run, "end_time", "at") for run in ended),
     ]
@@ -84,11 +79,8 @@ def runs(client: httpx.Client) -> list[str]:
 def find_runs(client: httpx.Client, states: list[str], order: str) -> list[dict]:
     """The first runs in one of these states, without subflows."""
     query = {"state": {"type": {"any_": states}}, "parent_task_run_id": {"is_null_": True}}
-    return (
-        client.post("/flow_runs/filter", json={"flow_runs": query, "sort": order, "limit": MAX_RUNS})
-        .raise_for_status()
-        .json()
-    )
+    request = {"flow_runs": query, "sort": order, "limit": MAX_RUNS}
+    return client.post("/flow_runs/filter", json=request).raise_for_status().json()
 
 
 def describe_run(run: dict, time_key: str, preposition: str) -> str:
@@ -106,10 +98,9 @@ def champion() -> list[str]:
     from flows.registry.commands import show  # late: it loads MLflow
 
     try:
-        lines = [line for line in show() if "@" in line]
+        return [line for line in show() if "@" in line] or ["none yet"]
     except UserError as error:
         return [str(error).splitlines()[0]]
-    return lines or ["none yet"]
 
 
 def stages() -> list[str]:
@@ -127,14 +118,13 @@ def metrics() -> list[str]:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         values = json.loads(Path("results/metrics.json").read_bytes())
         psnr, best = values["reconstruction"]["psnr_hard"], values["clip_score"]["best"]
-        return [
-            f"{psnr:.2f} dB hard PSNR, CLIP score {best:.3f} for the best of {values['n']} (results/report.html)"
-        ]
+        text = f"{psnr:.2f} dB hard PSNR, CLIP score {best:.3f} for the best of {values['n']}"
+        return [f"{text} (results/report.html)"]
     return ["none yet"]
 
 
 def main() -> None:
-    with one_sentence("status", code=1):
+    with one_sentence("status"):
         print(status())
 
 

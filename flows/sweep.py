@@ -5,6 +5,7 @@ compares them, and so does MLflow: each experiment's parent run has its values a
 `sweep`.
 """
 
+import functools
 import itertools
 import os
 from datetime import UTC, datetime
@@ -39,8 +40,9 @@ def combinations(grid: dict[str, list]) -> list[dict[str, object]]:
         raise UserError("a sweep needs values to try, such as generator.training.learning_rate=0.001,0.004")
     rows = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     if len(rows) > MAX_EXPERIMENTS:
-        count = f"{len(rows)} experiments, more than {MAX_EXPERIMENTS}"
-        raise UserError(f"these values make {count}. Try fewer values at once")
+        raise UserError(
+            f"these values make {len(rows)} experiments, more than {MAX_EXPERIMENTS}. Try fewer values"
+        )
     return rows
 
 
@@ -49,9 +51,8 @@ def check_settings(grid: dict[str, list]) -> None:
     settings = [f"{name}." for name in flatten(read_params(PARAMS))]
     for setting in grid:
         if not any(name.startswith(f"{setting}.") for name in settings):
-            raise UserError(
-                f"params.yaml has no {setting}. Add it there with its default value, then sweep over others"
-            )
+            fix = "Add it there with its default value, then sweep over others"
+            raise UserError(f"params.yaml has no {setting}. {fix}")
 
 
 def untracked_inputs(params: dict) -> list[str]:
@@ -69,15 +70,14 @@ def untracked_inputs(params: dict) -> list[str]:
                 f"params.yaml: {name} is {path}, relative and outside of this project, but an experiment runs in a "
                 f"copy that lies elsewhere. Write the whole path: {place.resolve()}"
             )
-        is_list = (
-            name.endswith("path") and place.is_file() and place.parent != Path(".")
-        )  # images are beside it
-        places.append(str(place.parent if is_list else place))
+        if name.endswith("path") and place.is_file() and place.parent != Path("."):
+            place = place.parent  # a list, and its images are beside it
+        places.append(str(place))
     if not places:
         return []
     listed = git("ls-files", "-z", "--others", "--directory", "--", *places).split("\0")
-    paths = [path.rstrip("/") for path in listed if path]
-    paths = sorted({path for path in paths if not Path(f"{path}.dvc").is_file()})
+    found = {path.rstrip("/") for path in listed if path}
+    paths = sorted(path for path in found if not Path(f"{path}.dvc").is_file())
     if len(paths) > MAX_COPIED:
         raise UserError(
             f"{Path(paths[0]).parent} has {len(paths)} files of your own beside files of the project, too many to copy "
@@ -88,18 +88,13 @@ def untracked_inputs(params: dict) -> list[str]:
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
 def run_experiment(name: str, values: dict[str, object], inputs: list[str]) -> str:
-    """Run one experiment with DVC, in a copy of the project with these `inputs`. Raises StageFailed with the
-    last lines."""
-    log = get_run_logger()
+    """Run one experiment with DVC, in a copy of the project with these `inputs`. Raises StageFailed."""
     command = ["env", f"THOUSANDWORDS_PIPELINE={name}", *DVC, "--wait-for-lock", "exp", "run", "--temp"]
-    command += ["--name", name]
-    for path in inputs:
-        command += ["--copy-paths", path]
+    command += ["--name", name, *(f"--copy-paths={path}" for path in inputs)]
     for setting, value in values.items():
         command += ["-S", f"{setting}={yaml.safe_dump(value).split(chr(10))[0]}"]
-    run_locked(
-        supervised(command, 1, name), lambda line: log.info("%s | %s", name, line), f"experiment {name}"
-    )
+    on_line = functools.partial(get_run_logger().info, "%s | %s", name)
+    run_locked(supervised(command, 1, name), on_line, f"experiment {name}")
     return RAN
 
 
@@ -154,9 +149,8 @@ def parse_grid(args: list[str]) -> dict[str, list]:
     for arg in args:
         setting, equals, values = arg.partition("=")
         if not equals or not values:
-            raise UserError(
-                f"{arg!r} must be a setting and its values, such as generator.training.learning_rate=0.001,0.004"
-            )
+            example = "generator.training.learning_rate=0.001,0.004"
+            raise UserError(f"{arg!r} must be a setting and its values, such as {example}")
         grid[setting] = [yaml.safe_load(value) for value in values.split(",")]
     return grid
 
