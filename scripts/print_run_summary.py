@@ -1,5 +1,4 @@
-"""python -m scripts.print_run_summary: the metrics of the last run in a few lines, and the paths of its
-results."""
+"""python -m scripts.print_run_summary: the metrics of the last run in a few lines, and the paths of its results."""
 
 import json
 from pathlib import Path
@@ -13,10 +12,10 @@ RESULTS = Path("results")
 
 def headline(metrics: dict) -> str:
     """metrics.json -> the last lines of `make run`."""
-    reconstruction, codebook = metrics["reconstruction"], metrics["codebook"]
-    generator = metrics["generator"]
+    reconstruction, codebook, generator = (
+        metrics[name] for name in ("reconstruction", "codebook", "generator")
+    )
     text = f", {generator['val_loss_text']:.3f} per text token" if "val_loss_text" in generator else ""
-    decoder = metrics.get("decoder")
     lines = [
         f"reconstruction   {reconstruction['psnr_hard']:.2f} dB hard PSNR (k-means of the same size {reconstruction['psnr_kmeans']:.2f} dB)",
         f"codebook         perplexity {codebook['perplexity']:.0f} (k-means {codebook['perplexity_kmeans']:.0f}), "
@@ -25,7 +24,7 @@ def headline(metrics: dict) -> str:
         f"CLIP score       {metrics['clip_score']['n1']:.3f} for one candidate, "
         f"{metrics['clip_score']['best']:.3f} for the best of {metrics['n']}",
     ]
-    if decoder:
+    if decoder := metrics.get("decoder"):
         lines.insert(
             1,
             f"decoder          {decoder['psnr_hard']:.2f} dB hard PSNR from the same tokens, sharpness {decoder['sharpness']:.2f} "
@@ -48,15 +47,13 @@ def headline(metrics: dict) -> str:
             f"closer to the true image than to the nearest training image, {closeness['closer_than_neighbor']:.0%} than to the "
             "training image nearest to the true one"
         )
-    lines += [
-        f"{model.replace('_', ' '):16} {sentence}" for model, sentence in metrics.get("verdicts", {}).items()
-    ]
+    verdicts = metrics.get("verdicts", {}).items()
+    lines += [f"{model.replace('_', ' '):16} {sentence}" for model, sentence in verdicts]
     if few := few_pairs(metrics.get("held_out_pairs", FEW_PAIRS)):
         lines.append(f"held out         figures of held-out images and captions mean little: they are {few}")
-    seconds = sum(metrics["seconds"].values())
-    return "\n".join(
-        [*lines, f"time             {int(seconds // 60)} min {seconds % 60:.0f} s for all stages together"]
-    )
+    minutes, seconds = divmod(sum(metrics["seconds"].values()), 60)
+    lines.append(f"time             {int(minutes)} min {seconds:.0f} s for all stages together")
+    return "\n".join(lines)
 
 
 def main() -> None:

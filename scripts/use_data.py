@@ -1,8 +1,7 @@
 """python -m scripts.use_data PATH --minutes 20 --size auto: write a whole params.yaml for your own captioned images.
 
 Counts the pairs, measures this device for some seconds, and resolves every number from the minutes
-(thousandwords/planning/budget.py). With --from the run goes on from a package's models. Your own settings are kept in
-params.before.yaml.
+(thousandwords/planning/budget.py). With --from the run goes on from a package's models.
 """
 
 import contextlib
@@ -30,16 +29,8 @@ from thousandwords.ingest.config import DataConfig, SourceConfig
 from thousandwords.ingest.ingest import check_source, group_of, prepare_all, resolve_source
 from thousandwords.ingest.near_duplicates import ExactDuplicates
 from thousandwords.ingest.records import Pair
-from thousandwords.planning.budget import (
-    BudgetConfig,
-    Device,
-    Seconds,
-    measure_update,
-    num_held_out,
-    resolve,
-    resolve_from,
-    validation_share,
-)
+from thousandwords.planning import budget as planning
+from thousandwords.planning.budget import BudgetConfig, Device, Seconds, measure_update
 from thousandwords.planning.presets import read_preset
 from thousandwords.preflight import build_models
 
@@ -49,6 +40,7 @@ OF_ONE_SOURCE -= {"source", "path"}
 COUNTED = 2_000  # inputs; up to here all are prepared once, so that the held-out pairs are counted and not estimated
 MEASURED = 256  # of more inputs so many are prepared, to measure how long it takes
 HEADER = "# Written by `make run DATA={path} MINUTES={minutes:g} {more}`. Edit any value by hand; docs/training.md lists them all.\n"
+ALONE = "delete the section data of params.yaml to go on with the new images alone"
 GOING_ON = {
     "data": "a mixture reads the images of the run before as often as the new ones; validation_share of the pairs is held out",
     "image_tokenizer": "only the decoder goes on, so that tokens stay valid; without tune and training it is copied",
@@ -104,7 +96,7 @@ def use_data(path: str, minutes: float, size: str, device: str, start: str | Non
                 words.append(max(len(caption.split()) for caption in pair.captions))
         num_pairs = len(groups)
         if not any(unit_hash(group, seed) < data.get("validation_share", 0) for group in groups):
-            data["validation_share"] = validation_share(groups, seed)
+            data["validation_share"] = planning.validation_share(groups, seed)
         num_words = sorted(words)[int(0.95 * (num_pairs - 1))]
     data.setdefault("validation_share", 0.05)
     budget = BudgetConfig(minutes, size, num_pairs)
@@ -117,17 +109,14 @@ def use_data(path: str, minutes: float, size: str, device: str, start: str | Non
 
     machine = Device(measure, is_parallel, preparing)
     if package:
-        params, seconds = resolve_from(package, str(folder), base, data, budget, machine)
+        params, seconds = planning.resolve_from(package, str(folder), base, data, budget, machine)
         return Resolved(params, init, f"goes on from {init}: {describe(params)}", seconds)
-    params, seconds = resolve(base, data, budget, num_words, machine)
+    params, seconds = planning.resolve(base, data, budget, num_words, machine)
     return Resolved(params, None, describe(params), seconds)
 
 
 def find_package(start: str) -> tuple[str, Path, Package]:
-    """(what `init` of params.yaml says, its folder here, the package), every file verified.
-
-    The last run's own package is copied, as this run writes it anew.
-    """
+    """(what `init` of params.yaml says, its folder here, the package), verified; the last run's own is copied."""
     init = f"models:/thousandwords@{start}" if start in ("champion", "challenger") else start
     if version := registered_version({"init": init}, "generator"):
         try:
@@ -170,15 +159,13 @@ def with_data_before(path: str) -> dict:
     if config.url:
         raise UserError(
             f"FROM reads the images before beside the new ones, but those of params.yaml are at {config.url}, and a "
-            "mixture reads local files only. Copy them to a folder and set data.path, or delete the section data of "
-            "params.yaml to go on with the new images alone"
+            f"mixture reads local files only. Copy them to a folder and set data.path, or {ALONE}"
         )
     for source in sources:
         if _is_missing(source["path"]):
             raise UserError(
                 f"FROM reads the images before beside the new ones, and data of params.yaml names {source['path']}, "
-                "which is not there. Bring it back, or delete the section data of params.yaml to go on with the new "
-                "images alone"
+                f"which is not there. Bring it back, or {ALONE}"
             )
     if config.source != "mixture":
         sources[0] |= {name: data.pop(name) for name in OF_ONE_SOURCE if name in data}
@@ -199,14 +186,11 @@ def describe(params: dict) -> str:
     """What was resolved, in one line."""
     pairs, tokenizer = params["budget"]["pairs"], build_models(params)["image_tokenizer"]
     grids = " + ".join(f"{side} × {side}" for side in tokenizer.scales)
-    steps = ", ".join(
-        f"{name.replace('_', ' ')} {params[name]['training']['steps']:,}"
-        for name in ("image_tokenizer", "decoder", "generator", "scorer")
-        if "training" in params[name]
-    )
+    trained = [name for name in SECTIONS[1:] if "training" in params[name]]
+    steps = [f"{name.replace('_', ' ')} {params[name]['training']['steps']:,}" for name in trained]
     return (
-        f"{pairs:,} pairs, about {num_held_out(pairs):,} held out; {grids} tokens of {tokenizer.vocab_size:,}; "
-        f"updates: {steps}; {params['budget']['minutes']:g} minutes"
+        f"{pairs:,} pairs, about {planning.num_held_out(pairs):,} held out; {grids} tokens of {tokenizer.vocab_size:,}; "
+        f"updates: {', '.join(steps)}; {params['budget']['minutes']:g} minutes"
     )
 
 
@@ -214,31 +198,19 @@ def text_of(params: dict, path: str, start: str | None = None) -> str:
     """params.yaml with its comments."""
     budget, comments = params["budget"], COMMENTS | (GOING_ON if start else {})
     more = f"FROM={start}" if start else f"SIZE={budget['size']}"
-    order = [
-        "seed",
-        "device",
-        "budget",
-        "data",
-        *(name for name in params if name not in ("seed", "device", "budget", "data")),
-    ]
     parts = [HEADER.format(path=path, minutes=budget["minutes"], more=more)]
-    for name in order:
+    for name in dict.fromkeys(("seed", "device", "budget", "data", *params)):
         comment = f"# {comments[name]}\n" if name in comments else ""
-        parts.append(
-            comment + yaml.safe_dump({name: params[name]}, sort_keys=False, allow_unicode=True, width=110)
-        )
+        section = yaml.safe_dump({name: params[name]}, sort_keys=False, allow_unicode=True, width=110)
+        parts.append(comment + section)
     return "\n".join(parts)
 
 
 def add_options(add: Callable) -> None:
     """The options of a run on own images, shared with scripts.plan."""
+    sizes = ("auto", "small", "medium", "large")
     add("--minutes", type=float, default=20.0, help="for the whole run (default: 20)")
-    add(
-        "--size",
-        choices=("auto", "small", "medium", "large"),
-        default="auto",
-        help="of the models (default: auto)",
-    )
+    add("--size", choices=sizes, default="auto", help="of the models (default: auto)")
     add("--from", dest="start", metavar="PACKAGE", help="go on from champion, or the folder of a package")
 
 

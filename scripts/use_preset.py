@@ -11,15 +11,11 @@ PARAMS, BACKUP = Path("params.yaml"), Path("params.before.yaml")
 
 
 def use_preset(name: str, presets: Path = PRESETS, params: Path = PARAMS, backup: Path = BACKUP) -> str:
-    """Write the preset to params.yaml, after a backup of the user's own settings. Returns the message to print.
-
-    Raises ConfigError that lists the presets.
-    """
+    """Write the preset to params.yaml; the message to print. Raises ConfigError that lists the presets."""
     content = preset_text(name, presets).encode()
     if params.is_file() and params.read_bytes() == content:
         return f"params.yaml is the preset {name!r} already"
-    note = replace_params(content, params, backup, presets)
-    return f"params.yaml is now the preset {name!r}{note}"
+    return f"params.yaml is now the preset {name!r}{replace_params(content, params, backup, presets)}"
 
 
 def replace_params(
@@ -27,13 +23,11 @@ def replace_params(
 ) -> str:
     """Write params.yaml; settings there that are no preset are backed up first, which the returned note says."""
     before = params.read_bytes() if params.is_file() else b""
-    names = (path.stem for path in presets.glob("*.yaml"))
-    note = ""
-    if before and before != content and before not in (preset_text(name, presets).encode() for name in names):
+    known = [b"", content, *(preset_text(path.stem, presets).encode() for path in presets.glob("*.yaml"))]
+    if before not in known:
         write_bytes(backup, before)
-        note = f"; your own settings were saved in {backup}"
     write_bytes(params, content)
-    return note
+    return "" if before in known else f"; your own settings were saved in {backup}"
 
 
 def main(argv: list[str] | None = None) -> None:

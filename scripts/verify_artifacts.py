@@ -1,12 +1,10 @@
 """python -m scripts.verify_artifacts [--repair]: hash every artifact here again and compare.
 
 Folders and checkpoints are compared with their manifests; pages, curves, plots and records, which have none,
-and DVC's cache with dvc.lock. With --repair the damaged outputs are removed, here and in the cache, so that the
-next run takes a sound copy or makes them again.
+and DVC's cache with dvc.lock. With --repair the damaged outputs are removed, here and in the cache.
 """
 
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flows.command_line import one_sentence, parser
@@ -20,10 +18,16 @@ FIX_CHECKPOINT = "nothing, an older checkpoint is used; or delete that folder"
 
 def verify(roots: tuple[str, ...] = ROOTS) -> tuple[list[Path], list[str]]:
     """(the folders and files that are intact, a sentence for each that is not)."""
+    outputs = {Path(name): md5 for name, md5 in locked_outputs().items()}
+    here = {path: md5 for path, md5 in outputs.items() if path.exists() and not (path / MANIFEST).exists()}
     intact, problems = [], []
-    for path, check in [*_folders(roots), *_outputs()]:
+    for path, expected in [*((folder, None) for folder in _folders(roots)), *here.items()]:
         try:
-            check()
+            if expected is None:
+                _check_folder(path)
+            elif (found := dvc_digest(path)) != expected:
+                difference = f"md5 should be {expected}, found {found}"
+                raise DamagedArtefact(f"{path} is not what dvc.lock says: {difference}. Run: {FIX}")
             intact.append(path)
         except (DamagedArtefact, OSError) as error:
             problems.append(str(error))
@@ -34,11 +38,11 @@ def repair() -> list[Damage]:
     """Remove every output that is damaged, here and in the cache; returns what was removed."""
     damages = find_damage()
     outs = {Path(path): md5 for path, md5 in locked_outputs().items() if Path(path, MANIFEST).exists()}
-    for folder, check in _folders(ROOTS):
+    for folder in _folders(ROOTS):
         out = next((out for out in outs if folder.is_relative_to(out)), None)
         if out and not any(damage.output == out for damage in damages):
             try:
-                check()
+                _check_folder(folder)
             except DamagedArtefact as error:  # it was damaged before DVC hashed it
                 copies = (out, object_in_cache(outs[out]))
                 damages += [Damage(out, path, outs[out], str(error)) for path in copies]
@@ -46,39 +50,17 @@ def repair() -> list[Damage]:
     return damages
 
 
-def _folders(roots: tuple[str, ...]) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """Every folder with a manifest. A hidden one is left by a save that was killed; the next save removes
-    it."""
-    for manifest in sorted(path for root in roots for path in Path(root).rglob(MANIFEST)):
-        folder = manifest.parent
-        if not folder.name.startswith("."):
-            yield folder, lambda folder=folder: _check_folder(folder)
+def _folders(roots: tuple[str, ...]) -> list[Path]:
+    """Every folder with a manifest. A hidden one is left by a save that was killed; the next save removes it."""
+    folders = (manifest.parent for root in roots for manifest in Path(root).rglob(MANIFEST))
+    return sorted(folder for folder in folders if not folder.name.startswith("."))
 
 
 def _check_folder(folder: Path) -> None:
     fix = FIX_CHECKPOINT if ".ckpt" in folder.parts else FIX
     names = {*read_manifest(folder, fix=fix)["files"], MANIFEST}
-    extra = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name not in names)
-    if extra:
-        raise DamagedArtefact(
-            f"{folder / extra[0]} is not named in {folder / MANIFEST}. Remove it, or run: {fix}"
-        )
-
-
-def _outputs() -> Iterator[tuple[Path, Callable[[], None]]]:
-    """Every output in dvc.lock that exists here and has no manifest."""
-    for name, md5 in locked_outputs().items():
-        path = Path(name)
-        if path.exists() and not (path / MANIFEST).exists():
-            yield path, lambda path=path, md5=md5: _check_output(path, md5)
-
-
-def _check_output(path: Path, expected_md5: str) -> None:
-    md5 = dvc_digest(path)
-    if md5 != expected_md5:
-        raise DamagedArtefact(
-            f"{path} is not what dvc.lock says: md5 should be {expected_md5}, found {md5}. Run: {FIX}"
-        )
+    if extra := sorted(path for path in folder.iterdir() if path.is_file() and path.name not in names):
+        raise DamagedArtefact(f"{extra[0]} is not named in {folder / MANIFEST}. Remove it, or run: {fix}")
 
 
 def main(argv: list[str] | None = None) -> None:
