@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from studio.data.gallery import NoSuchEntry
-from studio.events import Event
+from studio.worker.process import Event
 from thousandwords.core.errors import UserError
 
 RETRY = {"Retry-After": "1"}  # seconds

@@ -24,7 +24,7 @@ from studio.api.streaming import stream_lines
 from studio.data.gallery import Gallery
 from studio.data.training import image_file, training_status
 from studio.data.versions import Version, Versions
-from studio.events import Event
+from studio.worker.process import Event
 from studio.worker.queue import NotReady, QueueFull, RequestQueue, events_of
 from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import DamagedArtefact

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from studio.data.gallery import Gallery, GalleryEntry
 from studio.data.versions import Version
-from studio.events import Event
+from studio.worker.process import Event
 from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
 from thousandwords.data.images import decode_png

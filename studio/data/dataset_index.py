@@ -5,8 +5,6 @@ time while it has no request, and caches them in the store by pairs and scorer; 
 covers the images that have one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging
@@ -18,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from studio.events import Event
 from studio.worker.handlers import base64_of, device_of
+from studio.worker.process import Event
 from thousandwords.core.cache import Store
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import fingerprint, write_bytes
@@ -36,6 +34,23 @@ INDEX_BATCH_SIZE = 32  # images embedded between two checks for a request
 log = logging.getLogger("studio")
 
 Row = tuple[str, int]  # a split, and the index of a pair in it
+
+
+@dataclass
+class Embeddings:
+    """Unit vectors of the first `done` rows by one scorer."""
+
+    scorer: nn.Module
+    rows: Sequence[Row]
+    key: str
+    vectors: Tensor = field(default_factory=lambda: torch.empty(0, 0))  # (rows, D)
+    done: int = 0
+
+    def write(self, folder: Path) -> None:
+        buffer = io.BytesIO()
+        np.save(buffer, self.vectors.numpy(), allow_pickle=False)
+        write_bytes(folder / "vectors.npy", buffer.getvalue())
+        write_manifest(folder, {"vectors.npy": None}, {"rows": len(self.vectors)})
 
 
 class DatasetIndex:
@@ -112,8 +127,6 @@ class DatasetIndex:
         """Drop all embeddings in memory."""
         self._embeddings = {}
 
-    # --- pairs ----------------------------------------------------------------------------------------------
-
     def _rows(self, split: str | None) -> list[Row]:
         """The rows of one split, or of all splits."""
         names = [name for name in self.splits() if split in (None, name)]
@@ -133,21 +146,15 @@ class DatasetIndex:
 
     def _item(self, row: Row, score: float | None) -> Event:
         split, index = row
-        return {
-            "key": self._reader(split).key(index),
-            "caption": self._reader(split).captions(index)[0],
-            "split": split,
-            "score": score,
-            "png": base64_of(encode_png(self._square(row))),
-        }
+        reader, png = self._reader(split), base64_of(encode_png(self._square(row)))
+        caption = reader.captions(index)[0]
+        return {"key": reader.key(index), "caption": caption, "split": split, "score": score, "png": png}
 
     def _square(self, row: Row) -> np.ndarray:
         """The center square, uint8 (H, W, 3). Not cached: the models need the memory."""
         split, index = row
         reader = self._reader(split)
         return fit_square(reader.whole_images([index])[0], reader.image_size)
-
-    # --- embeddings -----------------------------------------------------------------------------------------
 
     def _embeddings_of(self, scorer: nn.Module) -> Embeddings:
         """The embeddings by a scorer, complete from the store or still to be computed."""
@@ -186,20 +193,3 @@ class DatasetIndex:
             except (UserError, OSError) as error:
                 message = "the embeddings of the images could not be stored, and will be computed again: %s"
                 log.warning(message, error)
-
-
-@dataclass
-class Embeddings:
-    """Unit vectors of the first `done` rows by one scorer."""
-
-    scorer: nn.Module
-    rows: Sequence[Row]
-    key: str
-    vectors: Tensor = field(default_factory=lambda: torch.empty(0, 0))  # (rows, D)
-    done: int = 0
-
-    def write(self, folder: Path) -> None:
-        buffer = io.BytesIO()
-        np.save(buffer, self.vectors.numpy(), allow_pickle=False)
-        write_bytes(folder / "vectors.npy", buffer.getvalue())
-        write_manifest(folder, {"vectors.npy": None}, {"rows": len(self.vectors)})

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from studio.events import Event
 from studio.worker.handlers import device_of, grid_of
+from studio.worker.process import Event
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import sync_folder, translate_write_errors
 from thousandwords.core.manifest import DamagedArtefact, read_manifest
@@ -66,16 +66,10 @@ class Gallery:
         when = now.isoformat(timespec="seconds")
         values = (count, provenance.to_dict(), entry.version, entry.scores, entry.order, when)
         metadata = dict(zip(METADATA, values, strict=True))
-        rows = [
-            {
-                "prompt_id": 0,
-                "split": INPAINTED if provenance.fixed_tokens else "asked",
-                "prompt": provenance.caption,
-                "candidate": number,
-                "seed": candidate_seed(provenance.seed, provenance.caption, number),
-            }
-            for number in range(count)
-        ]
+        split = INPAINTED if provenance.fixed_tokens else "asked"
+        row, seed = {"prompt_id": 0, "split": split, "prompt": provenance.caption}, provenance.seed
+        seeds = [candidate_seed(seed, provenance.caption, number) for number in range(count)]
+        rows = [row | {"candidate": number, "seed": seed} for number, seed in enumerate(seeds)]
         partial = self.folder / f".{name}.tmp"
         try:
             write_samples(partial, [sample_table(rows, torch.tensor(entry.tokens), entry.images)], metadata)
@@ -87,12 +81,11 @@ class Gallery:
 
     def page(self, before: str | None, limit: int) -> Event:
         """The newest entries, or those before `before`; damaged entries are left out."""
-        names = [name for name in self.names() if before is None or name < before]
-        entries = []
-        for index, name in enumerate(names):
+        entries, last = [], None
+        for name in [name for name in self.names() if before is None or name < before]:
             if len(entries) == limit:
-                return {"entries": entries, "next": names[index - 1]}
-            entries += self.entries([name])
+                return {"entries": entries, "next": last}
+            entries, last = entries + self.entries([name]), name
         return {"entries": entries, "next": None}
 
     def entries(self, names: list[str]) -> list[Event]:
@@ -158,21 +151,17 @@ class Gallery:
             provenance = Provenance.from_dict(metadata["provenance"])
             return {key: metadata[key] for key in METADATA} | {"provenance": provenance}
         except (KeyError, TypeError, UserError) as error:
-            reason = str(error).removeprefix("params.yaml: ")
-            raise DamagedArtefact(
-                f"the entry {name} was written by another version of this code, or is damaged: {reason}"
-            ) from error
+            found = f"the entry {name} was written by another version of this code, or is damaged"
+            raise DamagedArtefact(f"{found}: {str(error).removeprefix('params.yaml: ')}") from error
 
     def _summary(self, name: str, metadata: dict, count: int) -> Event:
         """An entry with its `count` best images."""
         provenance, scores = metadata["provenance"], metadata["scores"]
         return {
             "id": name,
-            "when": metadata["when"],
+            **{key: metadata[key] for key in ("when", "candidates", "version")},
             "prompt": provenance.caption,
             "seed": provenance.seed,
-            "candidates": metadata["candidates"],
-            "version": metadata["version"],
             "is_inpainted": provenance.fixed_tokens is not None,
             "best": [
                 {"candidate": number, "score": scores[number], "url": f"/api/gallery/{name}/{number}.png"}
@@ -182,9 +171,7 @@ class Gallery:
 
 
 class GallerySearch:
-    """The embeddings of the entries' best images by each scorer: computed when a search first needs them, and
-    in memory only, because they are few compared with the data set's.
-    """
+    """The embeddings of the entries' best images by each scorer, in memory only: they are few."""
 
     def __init__(self, gallery: Gallery) -> None:
         self.gallery = gallery

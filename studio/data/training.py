@@ -1,17 +1,15 @@
-"""The run in this folder: which stages run now, and what its trainings have written to results/training.
-
-Stages write those files, in any terminal, and this module only reads them, at each request.
-"""
+"""The run in this folder: which stages run now, and what its trainings have written to results/training."""
 
 import contextlib
 import json
 import math
+import operator
 import re
 from pathlib import Path
 
 import psutil
 
-from studio.events import Event
+from studio.worker.process import Event
 from thousandwords.core.locks import read_note
 
 TRAININGS, LOCKS = Path("results/training"), Path(".ckpt/locks")
@@ -26,29 +24,21 @@ def has_run(root: Path) -> bool:
 
 def training_status(root: Path) -> Event:
     """{"running": names of stages, "trainings": newest first}."""
-    running = _running(root / LOCKS)
+    # not by trying the locks: a stage that starts at that moment would find its lock taken
+    locks = sorted(path for path in (root / LOCKS).glob("*") if STAGE.fullmatch(path.name))
+    running = [path.name for path in locks if psutil.pid_exists(int(read_note(path).get("pid", -1)))]
     found = []
     for path in (root / TRAININGS).glob("*/progress.json"):
         with contextlib.suppress(OSError, ValueError, KeyError):  # it is removed when another run begins
             progress = json.loads(path.read_bytes())
             found.append((progress["updated"], _training(path.parent, progress, running)))
-    return {"running": running, "trainings": [training for _, training in sorted(found, key=_newest_first)]}
+    found.sort(key=operator.itemgetter(0), reverse=True)
+    return {"running": running, "trainings": [training for _, training in found]}
 
 
 def image_file(root: Path, stage: str, step: int) -> Path:
     """The file of a training's images at a step; it may be missing."""
     return root / TRAININGS / (stage if STAGE.fullmatch(stage) else "none") / f"step-{step:06d}.png"
-
-
-def _newest_first(item: tuple[float, Event]) -> float:
-    return -item[0]
-
-
-def _running(locks: Path) -> list[str]:
-    """The stages whose lock names a living process. The lock itself is not tried: a stage that starts at that
-    moment would find it taken."""
-    paths = sorted(path for path in locks.glob("*") if STAGE.fullmatch(path.name))
-    return [path.name for path in paths if psutil.pid_exists(int(read_note(path).get("pid", -1)))]
 
 
 def _training(folder: Path, progress: dict, running: list[str]) -> Event:
@@ -76,10 +66,7 @@ def _curves(path: Path) -> dict[str, list]:
             for name in row.keys() - {"step"}:
                 value = row[name] if math.isfinite(row[name]) else None
                 curves.setdefault(name, []).append((row["step"], value))
-    return {name: _thin(points) for name, points in sorted(curves.items())}
-
-
-def _thin(points: list) -> list:
-    """At most about MAX_POINTS of them, evenly, with the last one."""
-    every = max(1, len(points) // MAX_POINTS)
-    return points[(len(points) - 1) % every :: every]
+    for name, points in curves.items():
+        every = max(1, len(points) // MAX_POINTS)
+        curves[name] = points[(len(points) - 1) % every :: every]  # evenly, with the last one
+    return dict(sorted(curves.items()))

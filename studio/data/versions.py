@@ -53,25 +53,19 @@ class Versions:
             return self._local_package() + self._registered[1]
 
     def find(self, name: str | None = None) -> Version:
-        """The version with an id or alias. Raises UserError.
-
-        None: the one selected at the start, else the champion, else models/package.
-        """
+        """The version with an id or alias; None: the selected one, else the champion, else models/package."""
         versions, name = self.all(), self.selected if name is None else name
         if name is None and not versions:
-            raise UserError(
-                f"there is no model: no package at {self.package}, and none in the registry. Run: make run"
-            )
+            found = f"there is no model: no package at {self.package}, and none in the registry"
+            raise UserError(f"{found}. Run: make run")
         for version in versions:
             if (name or "champion") in (version.id, *version.aliases):
                 return version
         if name is None:
             return versions[0]
-        names = [text for version in versions for text in (version.id, *version.aliases)]
-        raise UserError(
-            f"there is no version {name!r}; there is {', '.join(names) or 'none at all'}. "
-            "Register one with: make register"
-        )
+        names = ", ".join(text for version in versions for text in (version.id, *version.aliases))
+        found = f"there is no version {name!r}; there is {names or 'none at all'}"
+        raise UserError(f"{found}. Register one with: make register")
 
     def with_fingerprint(self, fingerprint: str) -> Version:
         """The version with that package. Raises UserError."""
@@ -111,17 +105,12 @@ class Versions:
         for name, value in MLFLOW_TIMEOUTS.items():
             os.environ.setdefault(name, value)
         try:
-            versions = [
-                Version(
-                    summary.number,
-                    f"version {summary.number}",
-                    summary.package,
-                    summary.aliases,
-                    f"{summary.soundness}, commit {summary.commit[:8]}",
-                )
-                for summary in list_versions(self.root)
-            ]
-            return time.monotonic() + CACHE_SECONDS, versions[:MAX_VERSIONS]
+            versions = []
+            for each in list_versions(self.root)[:MAX_VERSIONS]:
+                note = f"{each.soundness}, commit {each.commit[:8]}"
+                version = Version(each.number, f"version {each.number}", each.package, each.aliases, note)
+                versions.append(version)
+            return time.monotonic() + CACHE_SECONDS, versions
         except UserError as error:  # the studio works without a registry
             log.warning("the registry's versions are not available: %s", error)
             return time.monotonic() + RETRY_SECONDS, []

@@ -1,8 +1,7 @@
 """Request handlers: a package and the fields of a request -> its only event, or its events one by one.
 
-Events are dicts that become JSON; images in them are PNG in base64, grids of tokens are lists of rows.
-`studio.api.schema` has checked the types of a request; what depends on the model is checked here and rejected
-with a UserError.
+Images in events are PNG in base64, grids of tokens are lists of rows. `studio.api.schema` has checked the types
+of a request; what depends on the model is checked here and rejected with a UserError.
 """
 
 import base64
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from studio.events import Event, FieldError, Grid
+from studio.worker.process import Event, FieldError, Grid
 from thousandwords.core.errors import InvalidInput, UserError
 from thousandwords.data.image_decoding import decode_image
 from thousandwords.data.images import encode_png, fit_square, to_float, to_uint8
@@ -62,8 +61,12 @@ def generate(
 ) -> Iterator[Event]:
     """Yield each candidate when it is finished, then their ranking. Raises FieldError before the first."""
     prompt, tokenizer = prompt_of(prompt), package.text_tokenizer
-    settings = settings_of(package, candidates, changes)
-    fixed = None if fixed_tokens is None else fixed_tokens_of(package, fixed_tokens)
+    settings, fixed = settings_of(package, candidates, changes), None
+    if fixed_tokens is not None:  # (L,), -1 for a token to sample
+        fixed = tokens_of(package, fixed_tokens, "fixed_tokens", first=-1).flatten()
+        if (fixed >= 0).all() or (fixed < 0).all():
+            message = "fixed_tokens fixes all tokens or none. Fix some of them, and set the others to -1"
+            raise FieldError("fixed_tokens", message)
     fixed_numbers = None if fixed is None else tuple(fixed.tolist())
     provenance = Provenance(prompt, seed, 0, package.fingerprint, settings, fixed_numbers)
     yield {
@@ -97,9 +100,22 @@ def generate(
 
 def reproduce(package: Package, data: bytes) -> Event:
     """Generate the image of a PNG file again and compare both. Raises FieldError before it generates."""
-    provenance = read_provenance(data)
-    check_provenance(package, provenance)
-    pixels = pixels_of(data)
+    provenance, pixels = read_provenance(data), pixels_of(data)
+    batch_size = min(provenance.settings.batch_size, provenance.settings.candidates)
+    if batch_size > MAX_BATCH_SIZE:
+        raise FieldError(
+            "image",
+            f"this image's provenance says that {batch_size} images were generated at a time; "
+            f"the maximum here is {MAX_BATCH_SIZE}. The file was changed; use another copy of it",
+        )
+    try:
+        check_prompt(provenance.caption, "its caption")
+        check_guidance(provenance.settings.guidance, package.generator.config)
+        if provenance.fixed_tokens is not None:
+            fixed = torch.tensor(provenance.fixed_tokens, dtype=torch.int64)[None]
+            package.generator.check_fixed_tokens(fixed, 1)
+    except ValueError as error:
+        raise FieldError("image", f"this image's provenance does not fit this model: {error}") from error
     number, place = divmod(provenance.candidate, provenance.settings.batch_size)
     fixed = None if provenance.fixed_tokens is None else torch.tensor(provenance.fixed_tokens)
     batch = package.generate_batch(provenance.caption, provenance.settings, provenance.seed, number, fixed)
@@ -143,11 +159,11 @@ def edit_tokens(package: Package, grid: Grid, stitch: dict | None, flip: bool, s
             tokens = token_editing.stitch(tokens, other, stitch["columns"])
     if flip:
         tokens = token_editing.flip(tokens)
+    vocab_size = package.image_tokenizer.vocab_size
     with _field_errors("set"):
         for cell in set:
-            tokens = token_editing.set_token(
-                tokens, cell["row"], cell["column"], cell["token"], package.image_tokenizer.vocab_size
-            )
+            row, column, token = cell["row"], cell["column"], cell["token"]
+            tokens = token_editing.set_token(tokens, row, column, token, vocab_size)
     return {"tokens": tokens.tolist(), "png": base64_of(encode_png(_decode(package, tokens.flatten())))}
 
 
@@ -210,15 +226,6 @@ def settings_of(package: Package, candidates: int, changes: dict) -> SamplingCon
     return settings
 
 
-def fixed_tokens_of(package: Package, grid: Grid) -> Tensor:
-    """Fixed tokens (L,), -1 for a token to sample. Raises FieldError, also if all or none are fixed."""
-    tokens = tokens_of(package, grid, "fixed_tokens", first=-1).flatten()
-    if (tokens >= 0).all() or (tokens < 0).all():
-        message = "fixed_tokens fixes all tokens or none. Fix some of them, and set the others to -1"
-        raise FieldError("fixed_tokens", message)
-    return tokens
-
-
 def tokens_of(package: Package, grid: Grid, field: str, first: int = 0) -> Tensor:
     """A grid of tokens as int64 (side, side), each from `first` to vocab_size - 1. Raises FieldError."""
     side, vocab_size = grid_side(package.image_tokenizer.scales), package.image_tokenizer.vocab_size
@@ -227,11 +234,8 @@ def tokens_of(package: Package, grid: Grid, field: str, first: int = 0) -> Tenso
         raise FieldError(field, message)
     tokens = torch.tensor(grid)
     if tokens.min() < first or tokens.max() >= vocab_size:
-        raise FieldError(
-            field,
-            f"{field} has tokens from {int(tokens.min())} to {int(tokens.max())}; "
-            f"this model's tokens are from {first} to {vocab_size - 1}",
-        )
+        found = f"{field} has tokens from {int(tokens.min())} to {int(tokens.max())}"
+        raise FieldError(field, f"{found}; this model's tokens are from {first} to {vocab_size - 1}")
     return tokens
 
 
@@ -242,31 +246,10 @@ def flat_tokens_of(package: Package, grid: Grid, field: str) -> Tensor:
         return tokens_of(package, grid, field).flatten()
     tokens = torch.tensor([token for row in grid for token in row], dtype=torch.int64)
     with _field_errors(field):
-        if tokens.numel() != tokenizer.num_tokens:
-            raise ValueError(
-                f"{field} has {tokens.numel()} tokens; images of this model have {tokenizer.num_tokens}"
-            )
+        if (count := tokens.numel()) != tokenizer.num_tokens:
+            raise ValueError(f"{field} has {count} tokens; images of this model have {tokenizer.num_tokens}")
         tokenizer.check_tokens(tokens[None])
     return tokens
-
-
-def check_provenance(package: Package, provenance: Provenance) -> None:
-    """Raise FieldError if neither this package nor a studio can generate an image with this provenance."""
-    batch_size = min(provenance.settings.batch_size, provenance.settings.candidates)
-    if batch_size > MAX_BATCH_SIZE:
-        raise FieldError(
-            "image",
-            f"this image's provenance says that {batch_size} images were generated at a time; "
-            f"the maximum here is {MAX_BATCH_SIZE}. The file was changed; use another copy of it",
-        )
-    try:
-        check_prompt(provenance.caption, "its caption")
-        check_guidance(provenance.settings.guidance, package.generator.config)
-        if provenance.fixed_tokens is not None:
-            fixed = torch.tensor(provenance.fixed_tokens, dtype=torch.int64)[None]
-            package.generator.check_fixed_tokens(fixed, 1)
-    except ValueError as error:
-        raise FieldError("image", f"this image's provenance does not fit this model: {error}") from error
 
 
 def _decode(package: Package, tokens: Tensor) -> np.ndarray:

@@ -9,9 +9,8 @@ import torch
 
 from studio.data.dataset_index import DatasetIndex
 from studio.data.gallery import Gallery, GallerySearch
-from studio.events import Event, FieldError, Grid
 from studio.worker import handlers
-from studio.worker.process import StudioPaths
+from studio.worker.process import Event, FieldError, Grid, StudioPaths
 from thousandwords.core.files import sha256_of
 from thousandwords.core.manifest import MANIFEST
 from thousandwords.inference.batched import decode_in_batches
@@ -23,9 +22,7 @@ NO_DATASET = {"state": "none", "done": 0, "total": 0, "splits": [], "images": []
 
 
 class ModelWorker:
-    """The packages and the data set in memory. A request is a method here that yields its events, or a
-    function of `studio.worker.handlers` for one package.
-    """
+    """What is in memory. A request is a method here that yields its events, or a function of `handlers`."""
 
     def __init__(self, paths: StudioPaths) -> None:
         keep_freed_memory()
@@ -77,16 +74,15 @@ class ModelWorker:
         """A page of the data set, or the images that match a text best."""
         if not self.dataset.exists():
             yield NO_DATASET
-            return
-        if split is not None and split not in self.dataset.splits():
-            message = f"there is no split {split!r}, only {', '.join(self.dataset.splits())}"
-            raise FieldError("split", message)
-        scorer = self.package(folder).scorer if query else None
-        if query:
+        elif split not in (None, *(splits := self.dataset.splits())):
+            raise FieldError("split", f"there is no split {split!r}, only {', '.join(splits)}")
+        elif query:
+            scorer = self.package(folder).scorer
             page = self.dataset.search(scorer, query, split, limit)
+            yield self.dataset.state(scorer) | page
         else:
             page = self.dataset.page(split, offset, limit)
-        yield self.dataset.state(scorer) | page
+            yield self.dataset.state(None) | page
 
     def nearest_images(self, folder: str, grid: Grid, limit: int) -> Iterator[Event]:
         """The training images nearest to the image of a token grid."""

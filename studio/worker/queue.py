@@ -1,8 +1,8 @@
 """The request queue between the web server and the worker process.
 
 A task of the server's event loop passes the requests to the worker process one by one and collects their
-events. The queue has a limited length (`QueueFull`); a request can leave it or be stopped while it runs
-(`RequestQueue.stop`). A worker process that dies is replaced, and only the request that it was handling is lost.
+events. The queue has a limited length; a request can leave it or be stopped while it runs. A worker process that
+dies is replaced, and only the request that it was handling is lost.
 """
 
 import asyncio
@@ -17,8 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
-from studio.events import Event
-from studio.worker.process import STOP_SIGNAL, StudioPaths, run_worker, unavailable
+from studio.worker.process import STOP_SIGNAL, Event, StudioPaths, run_worker, unavailable
 from thousandwords.core.errors import UserError
 
 STOP_TIMEOUT = 10.0  # seconds that a stopped request has to end; then its process is killed
@@ -83,14 +82,14 @@ class RequestQueue:
         self._numbers, self._has_request = itertools.count(1), asyncio.Event()
         self._context = multiprocessing.get_context("spawn")
         self._stop_number = self._context.Value(ctypes.c_ulonglong, 0, lock=False)
-        self._process, self._pipe, self._deaths = None, None, 0
+        self._process, self._pipe, self._deaths, self._next_load = None, None, 0, 0.0
 
     def submit(self, name: str, **arguments: object) -> Request:
         """Add a request at the end. Raises QueueFull or NotReady."""
         if self.status != "ready":
-            raise NotReady(self.problem)
+            raise NotReady(self.problem or "the models are being loaded. Try again in a moment")
         if len(self._waiting) >= self.capacity:
-            raise QueueFull
+            raise QueueFull(f"the queue is full: {self.capacity} requests wait. Try again in a moment")
         request = Request(name, arguments, next(self._numbers))
         self._waiting.append(request)
         self._has_request.set()
@@ -142,7 +141,6 @@ class RequestQueue:
             self._waiting.popleft().end(event)
 
     async def _start_process(self) -> None:
-        """Start a worker process, load the default package and generate one image with it."""
         self._pipe, worker_end = self._context.Pipe()
         arguments = (worker_end, self._stop_number, self.paths, self.make_worker)
         process = self._context.Process(target=run_worker, args=arguments, name="model-worker", daemon=True)
@@ -152,8 +150,17 @@ class RequestQueue:
         await self._load_models()
 
     async def _load_models(self) -> None:
-        """Load the models. On failure all requests get the reason, and loading is tried again later."""
-        problem = await self._warm_up()
+        """Load the default package and generate an image; a failure is the answer to all requests until the next try."""
+        problem = ""
+        try:
+            folder = await asyncio.to_thread(self.default_folder)
+        except UserError as error:
+            problem = str(error)
+        except OSError as error:  # a full disk is no death of the worker process
+            problem = f"the package could not be fetched: {error}"
+        else:
+            async for event in self._ask(0, "warm_up", {"folder": folder}):
+                problem = event.get("error", "")
         if not problem:
             self.status, self.problem, self._deaths = "ready", "", 0
             return
@@ -162,19 +169,6 @@ class RequestQueue:
         self.status, self.problem = "broken", problem
         self._next_load = time.monotonic() + LOAD_RETRY_INTERVAL
         self._reject_waiting(unavailable(problem))
-
-    async def _warm_up(self) -> str:
-        """The reason why the models cannot be used, "" if they can."""
-        try:
-            folder = await asyncio.to_thread(self.default_folder)
-        except UserError as error:
-            return str(error)
-        except OSError as error:  # a full disk is no death of the worker process
-            return f"the package could not be fetched: {error}"
-        problem = ""
-        async for event in self._ask(0, "warm_up", {"folder": folder}):
-            problem = event.get("error", "")
-        return problem
 
     async def _ask(self, *request: object) -> AsyncIterator[Event]:
         """The events that the worker process answers. In threads: both ends of the pipe may wait."""
@@ -189,27 +183,23 @@ class RequestQueue:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._has_request.wait(), IDLE_CHECK_INTERVAL)
             if self._waiting:
-                self._running = self._waiting.popleft()
-                await self._handle(self._running)
+                self._running = request = self._waiting.popleft()
+                try:
+                    async for event in self._ask(request.number, request.name, request.arguments):
+                        request.events.put_nowait(event)
+                    request.end()
+                except BaseException:
+                    request.end(WORKER_DIED)
+                    raise
                 self._running = None
             elif not self._process.is_alive():
                 raise EOFError
             elif self.status == "broken" and time.monotonic() > self._next_load:
                 await self._load_models()
 
-    async def _handle(self, request: Request) -> None:
-        try:
-            async for event in self._ask(request.number, request.name, request.arguments):
-                request.events.put_nowait(event)
-            request.end()
-        except BaseException:
-            request.end(WORKER_DIED)
-            raise
-
     async def _prepare_restart(self) -> None:
         """After a death: waiting requests stay in the queue; repeated deaths lead to growing delays."""
-        self._running = None
-        self.status, self.problem = "loading", ""
+        self._running, self.status, self.problem = None, "loading", ""
         self._deaths += 1
         self._kill_process()
         exit_code = self._process and self._process.exitcode
@@ -235,10 +225,8 @@ async def events_of(
     try:
         while not await is_gone():
             if time.monotonic() > deadline:
-                yield unavailable(
-                    f"this took longer than {seconds:g} seconds and was stopped. Request fewer candidates, "
-                    "or start the studio with a larger --deadline"
-                )
+                fix = "Request fewer candidates, or start the studio with a larger --deadline"
+                yield unavailable(f"this took longer than {seconds:g} seconds and was stopped. {fix}")
                 return
             with contextlib.suppress(TimeoutError):
                 event = await asyncio.wait_for(request.events.get(), 0.2)

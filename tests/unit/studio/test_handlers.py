@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from studio.events import FieldError
 from studio.worker import handlers
+from studio.worker.process import FieldError
 from tests.helpers.tiny_models import IMAGE_VOCAB_SIZE, fitting_package, tiny, two_grids
 from thousandwords.core.errors import UserError
 from thousandwords.data.images import decode_png
