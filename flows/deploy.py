@@ -4,6 +4,7 @@ It can be run again at any time: existing objects are updated. It rejects a serv
 """
 
 import contextlib
+import logging
 import os
 import subprocess
 import sys
@@ -12,18 +13,21 @@ from pathlib import Path
 
 import httpx
 import prefect
-from prefect.automations import Automation, Posture
+from apprise import Apprise
+from prefect.automations import Automation, EventTrigger, Posture
+from prefect.blocks.notifications import SlackWebhook
+from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
+from prefect.events.actions import ActionTypes, CallWebhook, ChangeFlowRunState, SendNotification
+from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL
 from prefect.variables import Variable
 
 from flows.command_line import one_sentence, parser
 from flows.dvc.git import git
-from flows.notifications import END_EVENTS, notification_automations, run_automation
 from flows.workers import gpu_lock
 from thousandwords.core.errors import UserError
 
@@ -32,11 +36,65 @@ OWNER = "thousandwords_project"
 ZOMBIES = "thousandwords: crash what is no longer heard of"  # the name on servers that were set up before
 # longer than a clock jumps; flows/workers/heartbeat.py, which reads no clock, is faster
 SILENCE = timedelta(hours=2)
-WAIT_EVENTS = {
-    f"prefect.flow-run.{name}"
-    for name in ("Scheduled", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended")
-}
+WAITING = ("Scheduled", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended")
 NIGHTLY = "0 3 * * *"  # UTC; the variable THOUSANDWORDS_NIGHTLY overrides it
+# where ended runs are reported: by the server, also if a run's machine died, so it stores the addresses, encrypted
+WEBHOOK, MAIL = "THOUSANDWORDS_WEBHOOK_URL", "THOUSANDWORDS_MAIL_URL"
+ENDED = ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")
+END_EVENTS = {f"prefect.flow-run.{name}" for name in ENDED}
+PAYLOAD = '{"run": "{{ flow_run.name }}", "flow": "{{ flow.name }}", "state": "{{ flow_run.state.name }}"}'
+SUBJECT = "{{ flow.name }}: {{ flow_run.state.name }}"
+BODY = "Run {{ flow_run.name }} of {{ flow.name }} ended: {{ flow_run.state.name }}. {{ flow_run.state.message or '' }}"
+
+
+def notification_automations() -> list[Automation]:
+    """An automation per address in the environment. Raises UserError, which does not show the address."""
+    ended = {"expect": END_EVENTS, "posture": Posture.Reactive, "within": timedelta(0)}
+    automations = []
+    # the names are those on servers that were set up before: another would be a second automation
+    if url := os.environ.get(WEBHOOK):
+        automations.append(
+            run_automation("thousandwords: tell a webhook", "Runs that ended", webhook(url), **ended)
+        )
+    if url := os.environ.get(MAIL):
+        automations.append(
+            run_automation("thousandwords: tell a mailbox", "Runs that ended", mail(url), **ended)
+        )
+    return automations
+
+
+def webhook(url: str) -> CallWebhook:
+    if not url.startswith(("http://", "https://")):
+        needs = "must be an address that begins with http:// or https://"
+        raise UserError(f"{WEBHOOK} {needs}, found {url[:8]!r}...")
+    block = Webhook(url=url, method="POST").save("thousandwords", overwrite=True)
+    return CallWebhook(block_document_id=block, payload=PAYLOAD)
+
+
+def mail(url: str) -> SendNotification:
+    """Mail by SMTP.
+
+    By Slack's block, which passes any other address to apprise, which mails: the server cannot import a block of
+    this project, and Prefect's own mail blocks need a commercial service.
+    """
+    log = logging.getLogger("apprise")
+    before, log.disabled = log.disabled, True  # it would log the address
+    is_valid = url.startswith(("mailto://", "mailtos://")) and Apprise().add(url)
+    log.disabled = before
+    if not is_valid:
+        raise UserError(
+            f"{MAIL} must be an address in apprise's format, mailtos://user:password@smtp.example.org?from=me@example.org"
+            f"&to=team@example.org, found {url.partition('://')[0][:8]!r}..."
+        )
+    block = SlackWebhook(url=url).save("thousandwords-mail", overwrite=True)
+    return SendNotification(block_document_id=block, subject=SUBJECT, body=BODY)
+
+
+def run_automation(name: str, description: str, action: ActionTypes, **trigger: object) -> Automation:
+    """An automation that takes the action on events of a run, for each run."""
+    runs = ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]})
+    event = EventTrigger(match=runs, for_each={"prefect.resource.id"}, threshold=1, **trigger)
+    return Automation(name=name, description=description, trigger=event, actions=[action])
 
 
 def bootstrap(root: Path = Path(".")) -> list[str]:
@@ -46,7 +104,16 @@ def bootstrap(root: Path = Path(".")) -> list[str]:
         for automation in (zombie_automation(), *notification_automations()):
             replace_automation(client, automation)
             lines.append(f"automation   {automation.name}")
-    return [*lines, *deploy(root)]
+    pool = GPU_POOL if gpu_lock.visible() else CPU_POOL
+    nightly = os.environ.get("THOUSANDWORDS_NIGHTLY") or NIGHTLY
+    environment = {**os.environ, "THOUSANDWORDS_POOL": pool, "THOUSANDWORDS_NIGHTLY": nightly}
+    environment.pop("THOUSANDWORDS_ROOT", None)  # unset here: each worker has its own folder
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        output = " ".join((result.stdout + result.stderr).split())[-500:]
+        raise UserError(f"prefect.yaml could not be deployed: {output}")
+    return [*lines, f"deployments  of prefect.yaml, on {pool}"]
 
 
 def prepare_server(root: Path = Path(".")) -> list[str]:
@@ -72,10 +139,9 @@ def prepare_server(root: Path = Path(".")) -> list[str]:
 def server_url() -> str:
     url = PREFECT_API_URL.value()
     if not url:
-        raise UserError(
-            "PREFECT_API_URL is not set, and no server of this folder is running. Run: make servers; or start one "
-            "(prefect server start) and set its address: export PREFECT_API_URL=http://127.0.0.1:4200/api"
-        )
+        address = "export PREFECT_API_URL=http://127.0.0.1:4200/api"
+        fix = f"Run: make servers; or start one (prefect server start) and set its address: {address}"
+        raise UserError(f"PREFECT_API_URL is not set, and no server of this folder is running. {fix}")
     return url
 
 
@@ -90,10 +156,9 @@ def check_server(client: SyncPrefectClient, url: str) -> None:
     except ValueError as error:
         raise UserError(f"the server at {url} is not Prefect. Give Prefect another port, {fix}") from error
     if version != prefect.__version__:
-        raise UserError(
-            f"the server at {url} runs Prefect {version}, but this project needs {prefect.__version__}: it belongs to "
-            "another project. Start this project's own on another port, and fix PREFECT_API_URL"
-        )
+        found = f"the server at {url} runs Prefect {version}, but this project needs {prefect.__version__}"
+        fix = "Start this project's own on another port, and fix PREFECT_API_URL"
+        raise UserError(f"{found}: it belongs to another project. {fix}")
 
 
 def project_id(root: Path) -> str:
@@ -111,13 +176,14 @@ def zombie_automation() -> Automation:
     """
     heartbeat = "prefect.flow-run.heartbeat"
     started = {f"prefect.flow-run.{name}" for name in ("Pending", "Running", "Cancelling")}
+    waiting = {f"prefect.flow-run.{name}" for name in WAITING}
     message = "No heartbeat for two hours: its worker or its machine died"
     return run_automation(
         ZOMBIES,
         message,
         ChangeFlowRunState(state=StateType.CRASHED, message=message),
         after={heartbeat} | started,
-        expect={heartbeat, "prefect.flow-run.Running"} | END_EVENTS | WAIT_EVENTS,
+        expect={heartbeat, "prefect.flow-run.Running"} | END_EVENTS | waiting,
         posture=Posture.Proactive,
         within=SILENCE,
     )
@@ -129,20 +195,6 @@ def replace_automation(client: SyncPrefectClient, automation: Automation) -> Non
         if old["name"] == automation.name:
             client.request("DELETE", "/automations/{id}", path_params={"id": old["id"]})
     automation.create(_sync=True)
-
-
-def deploy(root: Path) -> list[str]:
-    """Deploy prefect.yaml; raises UserError with Prefect's message."""
-    pool = GPU_POOL if gpu_lock.visible() else CPU_POOL
-    nightly = os.environ.get("THOUSANDWORDS_NIGHTLY") or NIGHTLY
-    environment = {**os.environ, "THOUSANDWORDS_POOL": pool, "THOUSANDWORDS_NIGHTLY": nightly}
-    environment.pop("THOUSANDWORDS_ROOT", None)  # unset here: each worker has its own folder
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    if result.returncode:
-        output = " ".join((result.stdout + result.stderr).split())[-500:]
-        raise UserError(f"prefect.yaml could not be deployed: {output}")
-    return [f"deployments  of prefect.yaml, on {pool}"]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -26,12 +26,11 @@ from flows.command_line import one_sentence, parse_targets
 from flows.deploy import server_url
 from flows.dvc import remote_repro
 from flows.dvc.git import git
-from flows.dvc.graph import Graph, read_graph
+from flows.dvc.graph import read_graph, run_graph
 from flows.dvc.repro import RAN, PermanentStageFailure, StageFailed, stage_error, stream
 from flows.pipeline import unless
 from flows.prefect_artifacts import publish_results
-from flows.runner import run_graph
-from flows.workers.placement import Place, Placement, read_placement
+from flows.workers.placement import Place, read_placement
 from flows.workers.run_lock import lock_handles, run_lock
 from flows.workers.supervisor import supervised
 from thousandwords.core.errors import UserError
@@ -41,9 +40,6 @@ from thousandwords.core.files import check_writable
 GPU_DEPLOYMENT, CPU_DEPLOYMENT = "stage/stage-gpu", "stage/stage-cpu"
 POLL_SECONDS = 1.0
 RETRY_DELAYS = [2, 10, 30, 60]  # seconds, after a server that could not answer
-
-
-# --- on a worker ------------------------------------------------------------------------------------------------------
 
 
 @flow(name="stage", flow_run_name="{stage}", log_prints=True)
@@ -76,36 +72,31 @@ def run_and_push(stage: str, revision: str, gpus: int) -> list[str]:
         raise PermanentStageFailure(str(error)) from error
 
 
-# --- the coordinator --------------------------------------------------------------------------------------------------
-
-
 @flow(name="fleet", log_prints=True)
 def fleet(targets: list[str] | None = None) -> dict[str, str]:
-    """Run all stages, or `targets` and what they need, on free workers: {stage: "ran" or "unchanged"}. Raises
-    UserError if a pool that it needs has no worker, or if this clone has changes that no other has."""
+    """Run all stages, or `targets` and what they need, on free workers: {stage: "ran" or "unchanged"}.
+
+    If this is stopped, their runs are cancelled. Raises UserError if a pool has no worker, or if this clone has
+    changes that no other has.
+    """
     with run_lock(get_run_logger().info):
         remote_repro.check_clone()
         revision = git("rev-parse", "HEAD")
         remote_repro.checkout_outputs()
-        graph = read_graph()
-        placement = read_placement(list(graph.needs))
-        results = submit_stages(graph.part(targets), placement, revision)
-        remote_repro.collect(targets)
-    if RAN in results.values():
-        publish_results()
-    return results
-
-
-def submit_stages(graph: Graph, placement: Placement, revision: str) -> dict[str, str]:
-    """Submit all stages in order and wait for them; if this is stopped, their runs are cancelled."""
-    run_ids: list[UUID] = []
-    with get_client(sync_client=True) as client:
-        check_workers(client, {deployment(placement.of(stage)) for stage in graph.needs if graph.stale})
+        whole = read_graph()
+        graph, placement = whole.part(targets), read_placement(list(whole.needs))
+        run_ids: list[UUID] = []
 
         def submit(stage: str) -> str:
             return run_on_worker(stage, vars(placement.of(stage)), revision, run_ids)
 
-        return run_graph(graph, submit, len(graph.needs), stop=lambda: cancel_runs(client, run_ids))
+        with get_client(sync_client=True) as client:
+            check_workers(client, {deployment(placement.of(stage)) for stage in graph.needs if graph.stale})
+            results = run_graph(graph, submit, len(graph.needs), stop=lambda: cancel_runs(client, run_ids))
+        remote_repro.collect(targets)
+    if RAN in results.values():
+        publish_results()
+    return results
 
 
 @task(

@@ -16,9 +16,8 @@ from prefect.client.schemas.objects import State
 
 from flows.command_line import one_sentence, parse_targets
 from flows.dvc import repro
-from flows.dvc.graph import read_graph_when_free
+from flows.dvc.graph import read_graph_when_free, run_graph
 from flows.prefect_artifacts import publish_results
-from flows.runner import run_graph
 from flows.workers.placement import read_placement
 from flows.workers.run_lock import lock_handles, run_lock
 from flows.workers.supervisor import supervised

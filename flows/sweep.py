@@ -18,9 +18,8 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.command_line import one_sentence, parser
 from flows.dvc.git import git
-from flows.dvc.graph import Graph
+from flows.dvc.graph import Graph, run_graph
 from flows.dvc.repro import DVC, RAN
-from flows.runner import run_graph
 from flows.workers.placement import read_placement
 from flows.workers.run_lock import run_lock, run_locked
 from flows.workers.supervisor import supervised

@@ -37,9 +37,9 @@ OPEN_TO_ALL = (
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
-def make_parser() -> argparse.ArgumentParser:
+def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__, prog="python -m studio")
-    add = arguments.add_argument
+    add, name = arguments.add_argument, "a further host name to answer to"
     add("--package", type=Path, default=Path("models/package"), help="(default: models/package)")
     add("--version", help="the default model: package, a number or an alias (default: champion)")
     add("--pairs", type=Path, default=Path("data/pairs"), help="the data set to show (default: data/pairs)")
@@ -47,24 +47,15 @@ def make_parser() -> argparse.ArgumentParser:
     add("--gallery", type=Path, default=gallery, help=f"where past generations are kept (default: {gallery})")
     add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine only)")
     add("--port", type=int, default=7860, help="(default: 7860)")
-    add(
-        "--allowed-host", action="append", default=[], metavar="NAME", help="a further host name to answer to"
-    )
+    add("--allowed-host", action="append", default=[], metavar="NAME", help=name)
     add("--queue", type=int, default=16, help="requests that may wait; further ones get 429 (default: 16)")
     add("--deadline", type=float, default=120, help="seconds that one request may take (default: 120)")
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     add("--open", action="store_true", help="open the page in a browser")
-    return arguments
-
-
-def main(argv: list[str] | None = None) -> None:
-    options = make_parser().parse_args(argv)
+    options = arguments.parse_args(argv)
     server.start_log()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with (
-        one_sentence("studio"),
-        contextlib.suppress(KeyboardInterrupt),
-    ):  # uvicorn raises it after a clean end
+    with one_sentence("studio"), contextlib.suppress(KeyboardInterrupt):
         serve(options)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from studio.api.errors import RETRY, ApiError, add_error_handlers
+from studio.api.errors import ApiError, add_error_handlers
 from studio.api.schema import MAX_CANDIDATES
 from studio.http import server
 from thousandwords.core.command_line import one_sentence, parser
@@ -53,7 +53,7 @@ def make_app(package: Package) -> FastAPI:
     @app.post("/invocations")
     def invocations(body: Invocation) -> dict:
         if not places.acquire(blocking=False):
-            raise ApiError(429, f"{MAX_WAITING} requests wait. Try again in a moment", headers=RETRY)
+            raise ApiError(429, f"{MAX_WAITING} requests wait. Try again in a moment")
         try:
             check(body.inputs)
             with one_at_a_time:
@@ -74,23 +74,15 @@ def check(requests: list[Request]) -> None:
             raise UserError("candidates and keep must be 1 or more. Leave keep out to get all candidates")
     count = sum(request.candidates for request in requests)
     if count > MAX_CANDIDATES:
-        raise UserError(
-            f"the request asks for {count} candidates; the limit is {MAX_CANDIDATES}. "
-            "Ask for fewer candidates, or in several requests"
-        )
+        found = f"the request asks for {count} candidates; the limit is {MAX_CANDIDATES}"
+        raise UserError(f"{found}. Ask for fewer candidates, or in several requests")
 
 
 def generate(package: Package, request: Request) -> dict:
-    candidates = package.generate(request.prompt, request.candidates, request.seed)[: request.keep]
-    images = [
-        {
-            "png": base64.b64encode(encode_png(candidate.image)).decode(),
-            "score": round(candidate.score, 6),
-            "candidate": candidate.candidate,
-            "seed": candidate.seed,
-        }
-        for candidate in candidates
-    ]
+    images = []
+    for each in package.generate(request.prompt, request.candidates, request.seed)[: request.keep]:
+        png, score = base64.b64encode(encode_png(each.image)).decode(), round(each.score, 6)
+        images.append({"png": png, "score": score, "candidate": each.candidate, "seed": each.seed})
     return {"prompt": request.prompt, "images": images, "package": package.fingerprint}
 
 

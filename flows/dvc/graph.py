@@ -1,9 +1,13 @@
-"""The stage graph of dvc.yaml, which stages are out of date, and an order in which they can run."""
+"""The stage graph of dvc.yaml: which stages are out of date, and how they run, each as soon as what it needs is done."""
 
 from __future__ import annotations
 
+import contextvars
 import graphlib
 import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +18,11 @@ from dvc.repo import Repo, lock_repo
 from flows.dvc.git import NO_REPOSITORY
 from flows.dvc.init_models import discard_outdated_inits
 from flows.dvc.repair import repair
-from flows.dvc.repro import Log, wait_if_busy
+from flows.dvc.repro import CACHED, RAN, Log, StageFailed, wait_if_busy
 from thousandwords.core.errors import UserError
 from thousandwords.core.params import flatten, read_params
 
+PATIENCE = 15.0  # seconds for the running stages to end, once the run is stopped
 GRAPH, PARAMS = Path("dvc.yaml"), Path("params.yaml")
 
 
@@ -91,3 +96,59 @@ def topological_order(needs: dict[str, list[str]]) -> dict[str, list[str]]:
     """Sort stages so that each comes after all it needs: {"b": ["a"], "a": []} -> {"a": [], "b": ["a"]}"""
     order = graphlib.TopologicalSorter({name: sorted(needs[name]) for name in sorted(needs)}).static_order()
     return {name: sorted(needs[name]) for name in order}
+
+
+def run_graph(
+    graph: Graph,
+    run_stage: Callable[[str], str],
+    parallel: int,
+    stop: Callable[[], object] = lambda: None,
+    fail_fast: bool = False,
+) -> dict[str, str]:
+    """{stage: RAN or CACHED} in the order of the graph, by at most `parallel` calls of `run_stage` at a time, in threads.
+
+    With `fail_fast` the first error ends the run, after `stop`; else all stages that do not need a failed one
+    run first, and RuntimeError names every failure.
+    """
+    results: dict[str, str] = {}
+    running: dict[Future, str] = {}
+    failed: dict[str, BaseException] = {}
+    try:
+        while True:
+            for stage, needs in graph.needs.items():
+                if stage in results or not all(other in results for other in needs):
+                    continue
+                if stage not in graph.stale and RAN not in [results[other] for other in needs]:
+                    results[stage] = CACHED
+                elif stage not in failed and stage not in running.values() and len(running) < parallel:
+                    running[_in_thread(run_stage, stage)] = stage
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                stage, error = running.pop(future), future.exception()
+                if error and fail_fast:
+                    raise error
+                (failed if error else results)[stage] = error or future.result()
+    except BaseException:
+        stop()
+        wait(running, PATIENCE)
+        raise
+    if failed:
+        errors = [error for error in failed.values() if isinstance(error, StageFailed)]
+        raise RuntimeError("; ".join(map(str, errors or failed.values())))
+    return {stage: results[stage] for stage in graph.needs}
+
+
+def _in_thread(function: Callable[[str], str], stage: str) -> Future:
+    """The result of a call in a thread with this one's context, which keeps no process alive."""
+    future: Future = Future()
+    context = contextvars.copy_context()
+
+    def work() -> None:
+        try:
+            future.set_result(context.run(function, stage))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future

@@ -19,9 +19,8 @@ from mlflow.exceptions import MlflowException
 
 from flows.registry import version_files, versions
 from flows.registry.cards import data_card, model_card
-from flows.registry.champion import add_champion, read_champions, remove_champion, turn_to_move
 from flows.registry.evidence import PACKAGE, PAIRS, gate_evidence, gather_evidence, params_of, sound_manifest
-from flows.registry.versions import NAME, VersionSummary, number_of, registry_client, resolve
+from flows.registry.versions import NAME, VersionSummary, number_of, registry_client, resolve, turn_to_move
 from stages.runtime.tracking import experiment_of
 from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
@@ -129,7 +128,7 @@ def promote(root: Path = Path("."), version: str = versions.CHALLENGER) -> str:
         with turn_to_move(client, number) as turn:
             champions = _champions_before(client, config, candidate)
             if champions is not None:
-                add_champion(client, turn, champions, number)
+                versions.add_champion(client, turn, champions, number)
         return number
 
 
@@ -137,7 +136,7 @@ def _champions_before(
     client: mlflow.MlflowClient, config: GateConfig, candidate: ModelVersion
 ) -> tuple[str, ...] | None:
     """The champions that the candidate may follow; None if it is the champion. Raises PromotionRejected."""
-    champions = read_champions(client)
+    champions = versions.read_champions(client)
     if number_of(candidate) in champions[-1:]:
         return None
     champion = resolve(client, champions[-1]) if champions else None
@@ -156,7 +155,7 @@ def rollback(root: Path = Path(".")) -> str:
     meanwhile.
     """
     with registry_client(root) as client:
-        champions = read_champions(client)
+        champions = versions.read_champions(client)
         if not champions:
             raise UserError("there is no champion, so there is nothing to roll back. Run: make promote")
         *previous, champion = champions
@@ -166,9 +165,9 @@ def rollback(root: Path = Path(".")) -> str:
             )
         version_files.read_pinned_manifest(client, resolve(client, previous[-1]))
         with turn_to_move(client, champion) as turn:
-            now = read_champions(client)
+            now = versions.read_champions(client)
             if now == champions:
-                remove_champion(client, turn, champions)
+                versions.remove_champion(client, turn, champions)
             elif now != tuple(previous):
                 raise UserError(
                     f"version {champion} has just been replaced as champion by another command, so it was not rolled back. "

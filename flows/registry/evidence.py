@@ -159,7 +159,6 @@ def data_metadata(manifest: dict | None) -> dict | None:
 
 
 def _origin(source: dict) -> dict[str, str]:
-    """One source of images, with license and origin; this project renders the built-in scenes itself."""
     if source["source"] == "scenes":
         return {"source": "scenes", "licence": "Apache-2.0", "origin": "drawn by this project"}
     path = source.get("path") or ""

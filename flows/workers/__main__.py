@@ -39,11 +39,6 @@ class Worker:
     gpus: tuple[str, ...]
     runs: int  # at once
 
-    @property
-    def command(self) -> list[str]:
-        options = ["--pool", self.pool, "--name", self.name, "--type", "process", "--limit", str(self.runs)]
-        return ["prefect", "worker", "start", *options]
-
 
 def plan_workers(
     gpus: list[str], per_worker: int = 1, name: str | None = None, cpu_runs: int = CPU_RUNS
@@ -51,9 +46,8 @@ def plan_workers(
     """The workers of a machine: plan_workers(["0", "1"]) -> one for GPU 0, one for GPU 1, one for the CPU."""
     name = name or socket.gethostname().partition(".")[0]
     if per_worker < 1 or (gpus and len(gpus) % per_worker):
-        raise UserError(
-            f"{len(gpus)} GPUs cannot be divided into groups of {per_worker}. Give another --gpus-per-worker"
-        )
+        found = f"{len(gpus)} GPUs cannot be divided into groups of {per_worker}"
+        raise UserError(f"{found}. Give another --gpus-per-worker")
     if cpu_runs < 1:
         raise UserError(f"a worker cannot take {cpu_runs} runs at once. Give --runs 1 or more")
     groups = [tuple(gpus[first : first + per_worker]) for first in range(0, len(gpus), per_worker)]
@@ -65,7 +59,10 @@ def start(workers: list[Worker]) -> list[str]:
     """Start the workers that do not run yet; a line for each, once the server knows them: a fleet may start next."""
     check_writable()
     prepare_server()
-    lines = [_launch(each.name, each.command, each.gpus, f"takes runs from {each.pool}") for each in workers]
+    lines = []
+    for each in workers:
+        command = f"prefect worker start --pool {each.pool} --type process --limit {each.runs} --name".split()
+        lines.append(_launch(each.name, [*command, each.name], each.gpus, f"takes runs from {each.pool}"))
     lines.append(_launch("watch", ["flows.workers.heartbeat"], (), "marks dead runs"))
     deadline, waiting = time.monotonic() + ONLINE_WITHIN, list(workers)
     with get_client(sync_client=True) as client:

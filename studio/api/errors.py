@@ -1,7 +1,6 @@
 """Errors of the HTTP API: JSON with a message and the field of the request that it is about."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -11,6 +10,7 @@ from starlette.requests import ClientDisconnect
 
 from studio.data.gallery import NoSuchEntry
 from studio.worker.process import Event
+from studio.worker.queue import NotReady, QueueFull
 from thousandwords.core.errors import UserError
 
 RETRY = {"Retry-After": "1"}  # seconds
@@ -22,30 +22,28 @@ INTERNAL_ERROR = (
 
 
 class ApiError(Exception):
-    """The error answer to a request."""
+    """The error answer to a request, with Retry-After if it may succeed at another time."""
 
-    def __init__(
-        self, status: int, message: str, field: str | None = None, headers: dict[str, str] | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.field, self.headers = status, message, field, headers or {}
+    def __init__(self, status: int, error: str, field: str | None = None) -> None:
+        super().__init__(error)
+        self.status, self.body = status, {"error": error, "field": field}
 
-    def response(self) -> JSONResponse:
-        return JSONResponse({"error": self.message, "field": self.field}, self.status, self.headers)
+    def response(self, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        return JSONResponse(self.body, self.status, RETRY if self.status in (429, 503) else headers)
 
 
 def error_of(event: Event) -> ApiError:
     """The error answer for an error event of the worker process."""
-    headers = RETRY if event["status"] == 503 else None
-    return ApiError(event["status"], event["error"], event["field"], headers)
+    return ApiError(event["status"], event["error"], event["field"])
 
 
 def add_error_handlers(app: FastAPI) -> None:
     """Answer all errors in the same form."""
-    to_api_error: dict[type[Exception], Callable[[Any], ApiError]] = {
+    to_api_error = {
         ApiError: lambda error: error,
         RequestValidationError: _invalid,
-        HTTPException: _http,
+        QueueFull: lambda error: ApiError(429, str(error)),
+        NotReady: lambda error: ApiError(503, str(error)),
         NoSuchEntry: lambda error: ApiError(404, str(error)),
         UserError: lambda error: ApiError(500, str(error)),
         ClientDisconnect: lambda _: ApiError(CLIENT_CLOSED, "the client has disconnected"),
@@ -53,6 +51,7 @@ def add_error_handlers(app: FastAPI) -> None:
     }
     for exception_type, convert in to_api_error.items():
         app.add_exception_handler(exception_type, lambda _, error, convert=convert: convert(error).response())
+    app.add_exception_handler(HTTPException, lambda _, error: _http(error))
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
@@ -60,18 +59,19 @@ def _invalid(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
     # FastAPI's error for a body that it did not take for JSON
     if first["type"] == "model_attributes_type" and len(first["loc"]) == 1:
-        message = "the body is not a JSON object. Send one, with the header Content-Type: application/json"
-        return ApiError(422, message)
+        fix = "Send one, with the header Content-Type: application/json"
+        return ApiError(422, f"the body is not a JSON object. {fix}")
     names = [str(name) for name in first["loc"][1:] if first["type"] != "json_invalid"]
     field = ".".join(names) or None
     return ApiError(422, f"{field or 'the body'}: {first['msg']}", field)
 
 
-def _http(error: HTTPException) -> ApiError:
-    if error.status_code == 400:  # FastAPI's, for a body that it could not parse
-        return ApiError(422, "the body is not valid JSON. Send an object as described by /openapi.json")
-    if error.status_code == 413:  # of a body that did not state its length; else `Guards` refused it
-        return ApiError(413, "the body has more bytes than the maximum here; send less")
-    if error.status_code == 404:
-        return ApiError(404, "there is nothing at this address. /openapi.json lists all addresses")
-    return ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+def _http(error: HTTPException) -> JSONResponse:
+    known = {
+        400: (422, "the body is not valid JSON. Send an object as described by /openapi.json"),
+        404: (404, "there is nothing at this address. /openapi.json lists all addresses"),
+        # of a body that did not state its length; else `Guards` refused it
+        413: (413, "the body has more bytes than the maximum here; send less"),
+    }
+    status, message = known.get(error.status_code, (error.status_code, str(error.detail)))
+    return ApiError(status, message).response(error.headers)

@@ -1,17 +1,20 @@
 """The studio as one ASGI application: a route checks a request, queues it for the worker process, and answers.
 
-Described at /openapi.json. Without torch. `studio.http.middleware` decides who may send requests, and how
-large they may be.
+Described at /openapi.json. Without torch.
 """
 
 import asyncio
+import base64
 import contextlib
 import dataclasses
+import json
+import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi import Path as PathValue
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
@@ -20,14 +23,16 @@ from starlette.concurrency import run_in_threadpool
 
 from studio.api import schema
 from studio.api.errors import CLIENT_CLOSED, RETRY, ApiError, add_error_handlers, error_of
-from studio.api.streaming import stream_lines
-from studio.data.gallery import Gallery
+from studio.data.gallery import Gallery, GalleryEntry
 from studio.data.training import image_file, training_status
 from studio.data.versions import Version, Versions
 from studio.worker.process import Event
-from studio.worker.queue import NotReady, QueueFull, RequestQueue, events_of
+from studio.worker.queue import RequestQueue, events_of
+from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import DamagedArtefact
+from thousandwords.data.images import decode_png
+from thousandwords.inference.config import SamplingConfig
 from thousandwords.inference.provenance import read_provenance
 
 STATIC = Path(__file__).parents[1] / "static"
@@ -35,15 +40,13 @@ ERROR_RESPONSES = {code: {"model": schema.ErrorResponse} for code in (400, 403, 
 IMAGE_FILE = {"schema": {"type": "string", "format": "binary"}}
 IMAGE_BODY = {"requestBody": {"required": True, "content": {"image/*": IMAGE_FILE}}}
 EVENT_LINES = {200: {"description": "a line of JSON per event", "model": schema.Event}}
-SearchText = Annotated[
-    str | None, Query(max_length=1000, description="what the images should show, for a search by CLIP")
-]
+WHAT_TO_SHOW = "what the images should show, for a search by CLIP"
+SearchText = Annotated[str | None, Query(max_length=1000, description=WHAT_TO_SHOW)]
+PNG_FILE = {"response_class": Response, "responses": {200: {"content": {"image/png": {}}}}}
 
 
 class JsonLines(StreamingResponse):
-    """A line of JSON per event."""
-
-    media_type = "application/x-ndjson"
+    media_type = "application/x-ndjson"  # a line of JSON per event
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +65,8 @@ class Studio:
             return version, await run_in_threadpool(self.versions.folder, version)
 
     def events(self, request: Request, name: str, **arguments: object) -> AsyncIterator[Event]:
-        """The events of a request; it is stopped if the client disconnects. Raises ApiError."""
-        try:
-            queued = self.queue.submit(name, **arguments)
-        except QueueFull as error:
-            message = f"the queue is full: {self.queue.capacity} requests wait. Try again in a moment"
-            raise ApiError(429, message, headers=RETRY) from error
-        except NotReady as error:
-            message = str(error) or "the models are being loaded. Try again in a moment"
-            raise ApiError(503, message, headers=RETRY) from error
+        """The events of a request; it is stopped if the client disconnects. Raises QueueFull or NotReady."""
+        queued = self.queue.submit(name, **arguments)
         return events_of(self.queue, queued, self.deadline, request.is_disconnected)
 
     async def answer(self, request: Request, name: str, **arguments: object) -> Event:
@@ -129,20 +125,17 @@ def model_routes(studio: Studio) -> APIRouter:
         """Whether images can be generated now, and how many requests wait."""
         queue = studio.queue
         body = {"status": queue.status, "waiting": queue.num_waiting(), "capacity": queue.capacity}
-        is_ready = queue.status == "ready"
         body |= {"error": queue.problem} if queue.problem else {}
-        return JSONResponse(body, 200 if is_ready else 503, {} if is_ready else RETRY)
+        return JSONResponse(body) if queue.status == "ready" else JSONResponse(body, 503, RETRY)
 
     @routes.get("/api/versions", response_model=schema.Versions)
     async def versions() -> dict:
         """The models: models/package and the registry's versions."""
         try:
-            default, every_version = await run_in_threadpool(
-                lambda: (studio.versions.find().id, studio.versions.all())
-            )
+            default = await run_in_threadpool(studio.versions.find)
+            return {"default": default.id, "versions": await run_in_threadpool(studio.versions.all)}
         except UserError as error:
-            raise ApiError(503, str(error), headers=RETRY) from error
-        return {"default": default, "versions": [dataclasses.asdict(version) for version in every_version]}
+            raise ApiError(503, str(error)) from error
 
     @routes.get("/api/model", response_model=schema.Model)
     async def model(request: Request, version: schema.VersionName | None = None) -> dict:
@@ -176,7 +169,10 @@ def image_routes(studio: Studio) -> APIRouter:
         """Generate the image of a downloaded PNG again, and say whether the bytes are equal."""
         data = await request.body()
         with _field_errors("image"):
-            version = await run_in_threadpool(_version_of_image, studio, data)
+            if (provenance := await run_in_threadpool(read_provenance, data)) is None:
+                fix = "Give a PNG of the studio as it was downloaded"
+                raise UserError(f"this file does not say how it was generated. {fix}")
+            version = await run_in_threadpool(studio.versions.with_fingerprint, provenance.package)
             folder = await run_in_threadpool(studio.versions.folder, version)
         answer = await studio.answer(request, "reproduce", folder=folder, data=data)
         return answer | {"version": version.id}
@@ -186,9 +182,8 @@ def image_routes(studio: Studio) -> APIRouter:
         """An image of yours as the model sees it: its center square, its tokens and their reconstruction."""
         data = await request.body()
         if not data:
-            raise ApiError(
-                422, "the body is empty. Send the bytes of a PNG, JPEG or WebP file as the body", "image"
-            )
+            fix = "Send the bytes of a PNG, JPEG or WebP file as the body"
+            raise ApiError(422, f"the body is empty. {fix}", "image")
         return await studio.ask(request, "encode_image", version, data=data)
 
     @routes.post("/api/tokens", response_model=schema.EditedTokens)
@@ -246,11 +241,7 @@ def gallery_routes(studio: Studio) -> APIRouter:
         """One entry with all its candidates, best first."""
         return await run_in_threadpool(studio.gallery.entry, name)
 
-    @routes.get(
-        "/api/gallery/{name}/{candidate}.png",
-        response_class=Response,
-        responses={200: {"content": {"image/png": {}}}},
-    )
+    @routes.get("/api/gallery/{name}/{candidate}.png", **PNG_FILE)
     async def image(name: str, candidate: int) -> Response:
         """One image as a PNG with its provenance."""
         data = await run_in_threadpool(studio.gallery.image, name, candidate)
@@ -274,11 +265,7 @@ def training_routes(studio: Studio) -> APIRouter:
         """The stages that run now, and of each training its progress, curves and images. Ask again for news."""
         return await run_in_threadpool(training_status, studio.versions.root)
 
-    @routes.get(
-        "/api/training/{stage}/{step}.png",
-        response_class=Response,
-        responses={200: {"content": {"image/png": {}}}},
-    )
+    @routes.get("/api/training/{stage}/{step}.png", **PNG_FILE)
     async def training_image(stage: str, step: Annotated[int, PathValue(ge=0, lt=2**31)]) -> Response:
         """The images that a training drew at a step."""
         path = image_file(studio.versions.root, stage, step)
@@ -289,14 +276,45 @@ def training_routes(studio: Studio) -> APIRouter:
     return routes
 
 
-def _version_of_image(studio: Studio, data: bytes) -> Version:
-    """The version that generated the image in a file. Raises UserError."""
-    provenance = read_provenance(data)
-    if provenance is None:
-        raise UserError(
-            "this file does not say how it was generated. Give a PNG of the studio as it was downloaded"
-        )
-    return studio.versions.with_fingerprint(provenance.package)
+log = logging.getLogger("studio")
+
+
+async def stream_lines(
+    gallery: Gallery, version: Version, started: float, first: Event | None, events: AsyncIterator[Event]
+) -> AsyncIterator[bytes]:
+    """Yield the events of a generation as JSON lines; the last line has the id of the gallery entry."""
+    candidates: list[Event] = []
+    async with contextlib.aclosing(events):
+        event = first or await anext(events, None)
+        while event is not None:
+            if event["event"] == "started":
+                event |= {"version": version.id}
+            if event["event"] == "candidate":
+                candidates.append(event)
+            if event["event"] == "ranked":
+                saved = (gallery, version, candidates, event["order"], event.pop("settings"))
+                name = await run_in_threadpool(_save_entry, *saved)
+                event |= {"id": name, "seconds": round(time.monotonic() - started, 3)}
+            event.pop("status", None)
+            yield json.dumps(event, separators=(",", ":")).encode() + b"\n"
+            event = await anext(events, None)
+
+
+def _save_entry(
+    gallery: Gallery, version: Version, candidates: list[Event], order: list[int], settings: dict
+) -> str | None:
+    """Save a finished generation in the gallery; None if that fails, with the reason in the log."""
+    files = [base64.b64decode(event["png"]) for event in candidates]
+    sampling = section(settings, "settings", SamplingConfig)
+    provenance = dataclasses.replace(read_provenance(files[0]), settings=sampling)
+    tokens = [[token for row in event["tokens"] for token in row] for event in candidates]
+    images = np.stack([decode_png(file) for file in files])
+    scores = [event["score"] for event in candidates]
+    try:
+        return gallery.add(GalleryEntry(provenance, version.id, tokens, images, scores, order))
+    except (UserError, OSError) as error:
+        log.warning("a generation could not be saved in the gallery: %s", error)
+        return None
 
 
 @contextlib.contextmanager
@@ -305,6 +323,6 @@ def _field_errors(field: str) -> Iterator[None]:
     try:
         yield
     except DamagedArtefact as error:  # or another process is writing it
-        raise ApiError(503, str(error), field, RETRY) from error
+        raise ApiError(503, str(error), field) from error
     except UserError as error:
         raise ApiError(422, str(error), field) from error

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from studio.data.versions import Version
+
 MAX_CANDIDATES = 64  # per request
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True, description="another seed gives other images")]
 Count = Annotated[int, Field(strict=True)]
@@ -19,14 +21,13 @@ Grid = Annotated[
     list[Annotated[list[Token], Field(max_length=256)]], Field(max_length=256, description="rows of tokens")
 ]
 Caption = Annotated[str, Field(min_length=1, max_length=20_000, description="what the image shows")]
+FIXED = "inpainting: tokens that all candidates have, -1 for each token to sample"
 VERSION = "package, a version number or an alias of the registry; null: the default"
 VersionName = Annotated[str, Field(max_length=64, description=VERSION)]
 Png = Annotated[str, Field(description="a PNG file in base64")]
 
 
 class RequestBody(BaseModel):
-    """A JSON body; unknown fields are rejected."""
-
     model_config = ConfigDict(extra="forbid")
 
 
@@ -39,9 +40,7 @@ class GenerateRequest(RequestBody):
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = Field(None, description=NO_LIMIT)
     guidance: Annotated[Number, Field(ge=0, le=100)] | None = Field(None, description=PACKAGE_VALUE)
     version: VersionName | None = None
-    fixed_tokens: Grid | None = Field(
-        None, description="inpainting: tokens that all candidates have, -1 for each token to sample"
-    )
+    fixed_tokens: Grid | None = Field(None, description=FIXED)
 
     def changes(self) -> dict:
         """The sampling settings of the request; null is left out where it means the package's value."""
@@ -52,9 +51,7 @@ class GenerateRequest(RequestBody):
 
 class Stitch(RequestBody):
     tokens: Grid
-    columns: Annotated[Count, Field(ge=0, le=256)] = Field(
-        description="left columns from the edited grid; the others are from this one"
-    )
+    columns: Annotated[Count, Field(ge=0, le=256, description="the left ones are from the edited grid")]
 
 
 class SetToken(RequestBody):
@@ -63,27 +60,23 @@ class SetToken(RequestBody):
     token: Annotated[Count, Field(ge=0, lt=2**31)]
 
 
-class EditRequest(RequestBody):
+class TokensRequest(RequestBody):
     tokens: Grid
+    version: VersionName | None = None
+
+
+class EditRequest(TokensRequest):
     stitch: Stitch | None = None
     flip: bool = False
     set: Annotated[list[SetToken], Field(max_length=65_536)] = []
-    version: VersionName | None = None
 
 
-class LikelihoodRequest(RequestBody):
+class LikelihoodRequest(TokensRequest):
     prompt: Caption
-    tokens: Grid
-    version: VersionName | None = None
 
 
-class NearestRequest(RequestBody):
-    tokens: Grid
+class NearestRequest(TokensRequest):
     limit: Annotated[Count, Field(ge=1, le=100)] = 12
-    version: VersionName | None = None
-
-
-# --- answers ------------------------------------------------------------------------------------------------
 
 
 class ErrorResponse(BaseModel):
@@ -98,13 +91,6 @@ class Health(BaseModel):
     waiting: int = Field(description="requests in the queue")
     capacity: int = Field(description="requests that the queue holds")
     error: str | None = None
-
-
-class Version(BaseModel):
-    id: str
-    label: str
-    aliases: list[str]
-    note: str
 
 
 class Versions(BaseModel):
@@ -156,27 +142,24 @@ class Event(BaseModel):
     field: str | None = None
 
 
-class EncodedImage(BaseModel):
+class EditedTokens(BaseModel):
     tokens: Grid
+    png: Png
+
+
+class EncodedImage(EditedTokens):
     png: Png = Field(description="the center square, in the model's size")
     reconstruction: Png = Field(description="decoded from the tokens")
     psnr: float = Field(description="of the reconstruction, in dB")
     provenance: dict | None = Field(description="how the image was generated, if the file says so")
 
 
-class ReproducedImage(BaseModel):
+class ReproducedImage(EditedTokens):
     same: bool = Field(description="byte for byte the file that was sent")
     same_pixels: bool
-    png: Png
-    tokens: Grid
     score: float
     version: str
     provenance: dict
-
-
-class EditedTokens(BaseModel):
-    tokens: Grid
-    png: Png
 
 
 class LeastLikelyToken(BaseModel):
@@ -205,10 +188,8 @@ class DatasetImage(BaseModel):
 
 
 class DatasetPage(BaseModel):
-    state: Literal["ready", "indexing", "none"] = Field(
-        description="indexing: a search covers `done` of `total` images so far"
-    )
-    done: int
+    state: Literal["ready", "indexing", "none"]
+    done: int = Field(description="a search covers so many of `total` images so far")
     total: int
     splits: list[str]
     images: list[DatasetImage]
@@ -257,9 +238,8 @@ class Training(BaseModel):
     step: int
     steps: int
     seconds_left: int | None
-    curves: dict[str, list[tuple[int, float | None]]] = Field(
-        description="name -> (step, value); validation/loss is of held-out pairs"
-    )
+    # name -> (step, value); validation/loss is of held-out pairs
+    curves: dict[str, list[tuple[int, float | None]]]
     images: list[TrainingImage] = Field(description="the newest last")
 
 

@@ -33,9 +33,6 @@ MAX_BATCH_SIZE = 64  # that a file's provenance may name: memory is allocated fo
 NUM_LEAST_LIKELY = 5  # tokens in the answer of /api/likelihood
 
 
-# --- models -------------------------------------------------------------------------------------------------
-
-
 def describe(package: Package) -> Event:
     """Metadata of a package that a client needs to send requests."""
     names = ("temperature", "top_k", "top_p", "guidance")
@@ -51,9 +48,6 @@ def describe(package: Package) -> Event:
         "settings": {name: getattr(package.settings, name) for name in names},
         "can_guide": bool(getattr(package.generator.config, "caption_dropout", 0)),
     }
-
-
-# --- generation ---------------------------------------------------------------------------------------------
 
 
 def generate(
@@ -131,9 +125,6 @@ def reproduce(package: Package, data: bytes) -> Event:
     }
 
 
-# --- tokens -------------------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def encode_image(package: Package, data: bytes) -> Event:
     """Encode an image file: its center square, its tokens, and their reconstruction. Raises FieldError."""
@@ -185,9 +176,6 @@ def likelihood(package: Package, prompt: str, grid: Grid) -> Event:
         ],
         "png": base64_of(encode_png(heat_map)),
     }
-
-
-# --- checks of the request ----------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

@@ -13,9 +13,8 @@ from pathlib import Path
 import mlflow
 from mlflow.utils.file_utils import local_file_uri_to_path
 
-from flows.registry.champion import read_champions
 from flows.registry.commands import promote, register
-from flows.registry.versions import NAME
+from flows.registry.versions import NAME, read_champions
 from tests.helpers.paths import ROOT
 from tests.helpers.registering import PROMPT, new_project, train
 from thousandwords.core.files import write_json

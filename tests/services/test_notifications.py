@@ -12,7 +12,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import deploy, notifications
+from flows import deploy
 from tests.helpers.prefect_server import wait_for
 from thousandwords.core.errors import UserError
 
@@ -76,12 +76,12 @@ def at_server(server):
 
 
 def test_a_failed_run_is_reported_to_a_webhook_and_a_mailbox(at_server, listen, monkeypatch, capfd):
-    assert notifications.notification_automations() == []
+    assert deploy.notification_automations() == []
     monkeypatch.setenv("THOUSANDWORDS_WEBHOOK_URL", f"http://127.0.0.1:{listen(Hook)}/")
     address = f"mailto://robot:hush@127.0.0.1:{listen(Mailbox)}?from=robot@example.org&to=team@example.org"
     monkeypatch.setenv("THOUSANDWORDS_MAIL_URL", address)
     with get_client(sync_client=True) as client:
-        for automation in notifications.notification_automations():
+        for automation in deploy.notification_automations():
             deploy.replace_automation(client, automation)
 
     @prefect.flow(name="a night")
@@ -117,5 +117,5 @@ def test_a_failed_run_is_reported_to_a_webhook_and_a_mailbox(at_server, listen, 
 def test_an_invalid_address_is_rejected_without_showing_it(monkeypatch, capfd, name, address, message):
     monkeypatch.setenv(name, address)
     with pytest.raises(UserError, match=f"^{name} {message}") as caught:
-        notifications.notification_automations()
+        deploy.notification_automations()
     assert "secret" not in str([caught.value, *capfd.readouterr()])

@@ -10,10 +10,9 @@ import threading
 
 import pytest
 
-from flows.registry import champion as moves
 from flows.registry import commands as registry
-from flows.registry.champion import read_champions, turn_to_move
-from flows.registry.versions import NAME
+from flows.registry import versions as moves
+from flows.registry.versions import NAME, read_champions, turn_to_move
 from tests.helpers.registered_models import champion, check_champions, client, register_with
 from thousandwords.core.errors import UserError
 

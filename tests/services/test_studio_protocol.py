@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI, Request, Response
 
 from studio.api.errors import add_error_handlers
-from studio.http import middleware, server
+from studio.http import server
 
 TIMEOUT = 10  # seconds until a test fails; none takes that long otherwise
 HEAD = b"POST / HTTP/1.1\r\nHost: localhost\r\n"
@@ -36,7 +36,7 @@ def app() -> FastAPI:
 def serving(max_connections: int = server.MAX_CONNECTIONS):
     """Run a server in a thread; yields its port."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(middleware, "DROP_SECONDS", 0.3)
+        patch.setattr(server, "DROP_SECONDS", 0.3)
         patch.setattr(server, "KEEP_ALIVE_SECONDS", 1)
         patch.setattr(server, "MAX_CONNECTIONS", max_connections)
         with server.open_socket("the test", "127.0.0.1", 0) as listener:

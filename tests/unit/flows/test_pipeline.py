@@ -6,7 +6,7 @@ import pytest
 
 from flows import prefect_artifacts
 from flows.dvc import graph, repro
-from flows.runner import run_graph
+from flows.dvc.graph import run_graph
 from thousandwords.core.errors import UserError
 
 

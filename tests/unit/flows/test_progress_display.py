@@ -1,6 +1,6 @@
 """The output of parallel stages: progress bars in a terminal, lines in a log."""
 
-from flows.progress_display import PROGRESS, ProgressDisplay
+from flows.run_local import PROGRESS, ProgressDisplay
 from thousandwords.core.progress import ProgressBar
 
 

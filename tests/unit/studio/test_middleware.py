@@ -7,8 +7,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.testclient import TestClient
 
 from studio.api.errors import add_error_handlers
-from studio.http.middleware import SECURITY_HEADERS, Guards
-from studio.http.server import without_query
+from studio.http.server import SECURITY_HEADERS, Guards, without_query
 from thousandwords.core.errors import UserError
 
 KIB = 1024

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from studio.api.streaming import stream_lines
+from studio.api.routes import stream_lines
 from studio.data.gallery import Gallery
 from studio.data.versions import Version
 from studio.worker import handlers
