@@ -39,9 +39,8 @@ def compare(names: tuple[str, str], command: list[str], root: Path = Path(".")) 
     """Run `python -m thousandwords COMMAND` on both runs; its exit code. Raises UserError."""
     a, b = (find(name, root) for name in names)
     if a.commit is not None and a.commit == b.commit:
-        raise UserError(
-            f"{a.name} and {b.name} are the same run: there is nothing to compare. Choose another one: {LIST_RUNS}"
-        )
+        found = f"{a.name} and {b.name} are the same run: there is nothing to compare"
+        raise UserError(f"{found}. Choose another one: {LIST_RUNS}")
     with tempfile.TemporaryDirectory() as folder:
         folders = [fetch(run, Path(folder) / side, root) for run, side in ((a, "a"), (b, "b"))]
         metadata = Path(folder) / "metadata.json"
@@ -85,14 +84,12 @@ def find(name: str, root: Path) -> RunOutputs:
             f"(list them: {LIST_RUNS}), {WORKSPACE!r}, or the folder of another run"
         )
     if not git_succeeds("cat-file", "-e", f"{name}:./{LOCK}", root=root):
-        raise UserError(
-            f"{name} has no {LOCK}, so no run was recorded there. Choose a commit that has one: {LIST_RUNS}"
-        )
+        found = f"{name} has no {LOCK}, so no run was recorded there"
+        raise UserError(f"{found}. Choose a commit that has one: {LIST_RUNS}")
     lock = outputs_of(git("show", f"{name}:./{LOCK}", root=root))
     if missing := [path for path in REQUIRED if path not in lock]:
-        raise UserError(
-            f"the {LOCK} of {name} has no {missing[0]}: that run did not get so far. Choose another one: {LIST_RUNS}"
-        )
+        found = f"the {LOCK} of {name} has no {missing[0]}: that run did not get so far"
+        raise UserError(f"{found}. Choose another one: {LIST_RUNS}")
     commit = git("rev-parse", f"{name}^{{commit}}", root=root)
     return RunOutputs(name, None, commit, _describe(name, name, root), lock)
 

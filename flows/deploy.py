@@ -49,17 +49,15 @@ BODY = "Run {{ flow_run.name }} of {{ flow.name }} ended: {{ flow_run.state.name
 
 def notification_automations() -> list[Automation]:
     """An automation per address in the environment. Raises UserError, which does not show the address."""
+    description, automations = "Runs that ended", []
     ended = {"expect": END_EVENTS, "posture": Posture.Reactive, "within": timedelta(0)}
-    automations = []
     # the names are those on servers that were set up before: another would be a second automation
     if url := os.environ.get(WEBHOOK):
         automations.append(
-            run_automation("thousandwords: tell a webhook", "Runs that ended", webhook(url), **ended)
+            run_automation("thousandwords: tell a webhook", description, webhook(url), **ended)
         )
     if url := os.environ.get(MAIL):
-        automations.append(
-            run_automation("thousandwords: tell a mailbox", "Runs that ended", mail(url), **ended)
-        )
+        automations.append(run_automation("thousandwords: tell a mailbox", description, mail(url), **ended))
     return automations
 
 

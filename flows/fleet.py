@@ -1,8 +1,7 @@
 """python -m flows.fleet: the pipeline over several machines, each stage on a worker with its resources.
 
-Each worker has its own clone, and they exchange outputs through the DVC remote only
-(flows/dvc/remote_repro.py). This is the coordinator: it submits each stage as soon as the outputs of those it
-needs are pushed, and ends with all outputs here and one `dvc.lock`.
+Each worker has its own clone (flows/dvc/remote_repro.py). This is the coordinator: it submits each stage as soon as
+the outputs of those it needs are pushed, and ends with all outputs here and one `dvc.lock`.
 """
 
 import contextlib
@@ -16,7 +15,7 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
@@ -117,7 +116,14 @@ def run_on_worker(stage: str, place: dict, revision: str, run_ids: list[UUID]) -
         run = run or run_deployment(deployment(Place(**place)), **options)
         run_ids.append(run.id)
         print(f"{stage} is run {run.id}; its log: prefect flow-run logs {run.id}")
-        state = wait_for_end(client, run)
+        state = run.state
+        while not (state and state.is_final()):
+            time.sleep(POLL_SECONDS)
+            try:
+                state = client.read_flow_run(run.id).state
+            except httpx.HTTPError as error:  # while the server is down, it is asked again
+                if isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error:
+                    raise
     if not state.is_completed():
         reason = " ".join((state.message or "").split())
         raise StageFailed(f"stage {stage} is {state.name.lower()} on its worker: {reason}")
@@ -134,20 +140,6 @@ def find_submitted_run(client: SyncPrefectClient, stage: str, revision: str) -> 
 
 def deployment(place: Place) -> str:
     return GPU_DEPLOYMENT if place.gpus else CPU_DEPLOYMENT
-
-
-def wait_for_end(client: SyncPrefectClient, run: FlowRun) -> State:
-    """The final state of a run, once it has one; while the server is down, it is asked again."""
-    while True:
-        time.sleep(POLL_SECONDS)
-        try:
-            state = client.read_flow_run(run.id).state
-        except httpx.HTTPError as error:
-            if isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error:
-                raise
-            continue
-        if state and state.is_final():
-            return state
 
 
 def check_workers(client: SyncPrefectClient, deployments: set[str]) -> None:

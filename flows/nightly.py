@@ -1,9 +1,8 @@
 """python -m flows.nightly: new data -> pipeline -> metrics -> gate -> a new champion, or the reasons why not.
 
 Registering and promoting are side effects, so they are tasks here and never DVC stages: a cache would skip or
-replay them. The outputs are committed (`dvc.lock`, and what `dvc update` wrote), since the gate requires a
-commit that says how a version was made. If the folder has changes of a user, nothing is committed, and the
-gate rejects the version.
+replay them. The outputs are committed, since the gate requires a commit that says how a version was made; if the
+folder has changes of a user, nothing is committed, and the gate rejects the version.
 """
 
 from pathlib import Path

@@ -1,8 +1,7 @@
 """python -m flows.run_local: brings every stage up to date, independent stages in parallel.
 
-`make run` calls it. The same graph, commands and bytes as `dvc repro`, which runs one stage at a time: on two
-cores the scorer trains on one while the image tokenizer trains on the other. With a GPU the stages run one by
-one, each with all GPUs. No server is needed.
+`make run` calls it. The same graph, commands and bytes as `dvc repro`, which runs one stage at a time. With a GPU
+the stages run one by one, each with all GPUs. No server is needed.
 """
 
 import contextlib

@@ -1,8 +1,7 @@
 """python -m flows.sweep generator.training.learning_rate=0.001,0.004 seed=0,1: an experiment per combination.
 
-Each runs in a copy of the project that DVC makes, so the folder itself does not change. `dvc exp show`
-compares them, and so does MLflow: each experiment's parent run has its values and its metrics, and the tag
-`sweep`.
+Each runs in a copy of the project that DVC makes. `dvc exp show` compares them, and so does MLflow: each
+experiment's parent run has its values and its metrics, and the tag `sweep`.
 """
 
 import functools
@@ -39,9 +38,8 @@ def combinations(grid: dict[str, list]) -> list[dict[str, object]]:
         raise UserError("a sweep needs values to try, such as generator.training.learning_rate=0.001,0.004")
     rows = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     if len(rows) > MAX_EXPERIMENTS:
-        raise UserError(
-            f"these values make {len(rows)} experiments, more than {MAX_EXPERIMENTS}. Try fewer values"
-        )
+        found = f"these values make {len(rows)} experiments, more than {MAX_EXPERIMENTS}"
+        raise UserError(f"{found}. Try fewer values at once")
     return rows
 
 

@@ -12,9 +12,8 @@ RESULTS = Path("results")
 
 def headline(metrics: dict) -> str:
     """metrics.json -> the last lines of `make run`."""
-    reconstruction, codebook, generator = (
-        metrics[name] for name in ("reconstruction", "codebook", "generator")
-    )
+    reconstruction, codebook = metrics["reconstruction"], metrics["codebook"]
+    generator = metrics["generator"]
     text = f", {generator['val_loss_text']:.3f} per text token" if "val_loss_text" in generator else ""
     lines = [
         f"reconstruction   {reconstruction['psnr_hard']:.2f} dB hard PSNR (k-means of the same size {reconstruction['psnr_kmeans']:.2f} dB)",

@@ -70,9 +70,8 @@ def use_data(path: str, minutes: float, size: str, device: str, start: str | Non
     base = read_preset("default")
     budget = section({"minutes": minutes, "size": size}, "budget", BudgetConfig)
     if _is_missing(path):
-        raise UserError(
-            f"DATA is {path}, and there is no such file or folder. Give the path of your captioned images"
-        )
+        fix = "Give the path of your captioned images"
+        raise UserError(f"DATA is {path}, and there is no such file or folder. {fix}")
     if start and size != "auto":
         raise UserError(f"SIZE is {size}, but with FROM the sizes are those of the model. Leave SIZE out")
     init, folder, package = find_package(start) if start else (None, None, None)
@@ -201,8 +200,8 @@ def text_of(params: dict, path: str, start: str | None = None) -> str:
     parts = [HEADER.format(path=path, minutes=budget["minutes"], more=more)]
     for name in dict.fromkeys(("seed", "device", "budget", "data", *params)):
         comment = f"# {comments[name]}\n" if name in comments else ""
-        section = yaml.safe_dump({name: params[name]}, sort_keys=False, allow_unicode=True, width=110)
-        parts.append(comment + section)
+        block = yaml.safe_dump({name: params[name]}, sort_keys=False, allow_unicode=True, width=110)
+        parts.append(comment + block)
     return "\n".join(parts)
 
 

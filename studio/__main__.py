@@ -1,8 +1,7 @@
 """python -m studio: a page to generate images from a caption, inpaint them, edit tokens and compare models.
 
-It uses the registry's champion, or models/package if there is none. Nothing is sent to other machines.
-Everyone who reaches the port can generate images, so the studio listens on this machine only unless --host
-says otherwise.
+It uses the registry's champion, or models/package if there is none. Nothing is sent to other machines. Everyone who
+reaches the port can generate images, so it listens on this machine only unless --host says otherwise.
 """
 
 import argparse

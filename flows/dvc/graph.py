@@ -44,9 +44,8 @@ class Graph:
             if name not in selected:
                 selected.add(name)
                 queue += self.needs[name]
-        return Graph(
-            {name: self.needs[name] for name in self.needs if name in selected}, self.stale & selected
-        )
+        needs = {name: others for name, others in self.needs.items() if name in selected}
+        return Graph(needs, self.stale & selected)
 
 
 def read_graph() -> Graph:
@@ -61,9 +60,7 @@ def read_graph() -> Graph:
         # one lock, or DVC would read all of it twice
         with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
             graph = repo.index.graph
-            needs = {
-                stage.addressing: [each.addressing for each in graph.successors(stage)] for stage in graph
-            }
+            needs = {node.addressing: [each.addressing for each in graph.successors(node)] for node in graph}
             return Graph(topological_order(needs), frozenset(repo.status()))
     except LockError:
         raise

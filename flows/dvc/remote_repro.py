@@ -120,9 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     commands = arguments.add_subparsers(dest="command", required=True)
     worker = commands.add_parser("work", help="in a worker's clone: run one stage and push its outputs")
     worker.add_argument("--stage", required=True, help="a stage of dvc.yaml")
-    worker.add_argument(
-        "--revision", help="a commit, branch or tag to check out first (default: what is here)"
-    )
+    worker.add_argument("--revision", help="a commit, branch or tag to check out (default: what is here)")
     commands.add_parser("collect", help="in the coordinator's clone: collect what the workers ran")
     options = arguments.parse_args(argv)
     with one_sentence("remote_repro"):

@@ -60,17 +60,16 @@ def _repair_locks(tmp: Path, root: Path) -> list[str]:
         except (ValueError, Invalid):
             path.unlink()
         else:
-            write = {
-                name: entry for name, entry in locks["write"].items() if can_hold_locks(entry["pid"], root)
-            }
-            read = {
-                name: [entry for entry in entries if can_hold_locks(entry["pid"], root)]
-                for name, entries in locks["read"].items()
-            }
-            if locks == {"write": write, "read": read}:
+            live: dict[str, dict] = {"write": {}, "read": {}}
+            for name, entry in locks["write"].items():
+                if can_hold_locks(entry["pid"], root):
+                    live["write"][name] = entry
+            for name, entries in locks["read"].items():
+                if readers := [entry for entry in entries if can_hold_locks(entry["pid"], root)]:
+                    live["read"][name] = readers
+            if locks == live:
                 return []
-            read = {name: entries for name, entries in read.items() if entries}
-            path.write_text(json.dumps({"write": write, "read": read}), encoding="utf-8")
+            path.write_text(json.dumps(live), encoding="utf-8")
     return ["what a dead `dvc` had locked is free again"]
 
 

@@ -160,9 +160,8 @@ def rollback(root: Path = Path(".")) -> str:
             raise UserError("there is no champion, so there is nothing to roll back. Run: make promote")
         *previous, champion = champions
         if not previous:
-            raise UserError(
-                f"no version was champion before version {champion}: there is nothing to roll back to"
-            )
+            found = f"no version was champion before version {champion}"
+            raise UserError(f"{found}: there is nothing to roll back to")
         version_files.read_pinned_manifest(client, resolve(client, previous[-1]))
         with turn_to_move(client, champion) as turn:
             now = versions.read_champions(client)

@@ -47,9 +47,8 @@ def registry_client(root: Path) -> Iterator[mlflow.MlflowClient]:
                 folder.mkdir(exist_ok=True)
         yield mlflow.MlflowClient(uri, uri)
     except MlflowException as error:
-        raise UserError(
-            f"MLflow at {uri} rejected the request: {str(error)[:300]}. Start it, or unset MLFLOW_TRACKING_URI"
-        ) from error
+        fix = "Start it, or unset MLFLOW_TRACKING_URI"
+        raise UserError(f"MLflow at {uri} rejected the request: {str(error)[:300]}. {fix}") from error
 
 
 def resolve(client: mlflow.MlflowClient, version: str) -> ModelVersion:

@@ -40,9 +40,7 @@ def main(argv: list[str] | None = None) -> None:
             write_remote(settings, passwords, Path("."))
             print(f"servers: dvc push -r {REMOTE} goes to the store")
         if options.what == "start":
-            print(
-                "servers: the flows, workers and registry of this folder use them from now on; others after"
-            )
+            print("servers: flows, workers and registry of this folder use them from now on; others after")
             print('         eval "$(python -m flows.services env)"')
 
 

@@ -81,9 +81,8 @@ def _start_servers(names: list[str], settings: ServicesConfig, passwords: Passwo
                 log = settings.folder / "logs" / f"{name}.log"
                 lines = log.read_text(errors="replace").splitlines()[-15:] if log.is_file() else []
                 shown = "\n".join(f"  {line[:300]}" for line in lines) or "  (an empty log)"
-                raise UserError(
-                    f"{name} {reason}; the others were stopped. The last lines of {log}:\n{shown}"
-                )
+                found = f"{name} {reason}; the others were stopped"
+                raise UserError(f"{found}. The last lines of {log}:\n{shown}")
             time.sleep(0.3)
         seconds = time.monotonic() - began
         print(f"servers: {name} at 127.0.0.1:{settings.ports()[name]} after {seconds:.0f} s", flush=True)

@@ -1,9 +1,8 @@
 """python -m flows.services.s3_server: an S3-compatible store in one folder, by OpenStack Swift.
 
 Swift is four servers and an updater. Only the first, the proxy, speaks S3 and checks the key; the others accept
-every request, so they have no port: they listen on socket files in the store's folder, which is its owner's
-only. The keys come from AWS_ACCESS_KEY_ID (account:user) and AWS_SECRET_ACCESS_KEY, so that no list of
-processes shows them.
+every request, so they listen on socket files in the store's folder, which is its owner's only. The keys come from
+AWS_ACCESS_KEY_ID (account:user) and AWS_SECRET_ACCESS_KEY, so that no list of processes shows them.
 """
 
 import ctypes
@@ -164,9 +163,8 @@ def make_buckets(endpoint: str, running: dict[str, multiprocessing.Process]) -> 
             return
         except (BotoCoreError, ClientError) as error:
             if time.monotonic() > deadline:
-                raise UserError(
-                    f"the store did not answer within {SECONDS_TO_START} seconds: {error}"
-                ) from error
+                found = f"the store did not answer within {SECONDS_TO_START} seconds"
+                raise UserError(f"{found}: {error}") from error
             time.sleep(0.2)
 
 

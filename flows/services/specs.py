@@ -191,11 +191,10 @@ def missing_requirements(is_team: bool = True) -> list[str]:
     sentences = []
     wanted = PACKAGES + (TEAM_PACKAGES if is_team else ())
     if packages := [name for name in wanted if importlib.util.find_spec(name) is None]:
-        elsewhere = (
-            "" if sys.platform == "linux" else " (the store needs Linux; elsewhere: docker compose up)"
-        )
-        found = f"the Python packages {', '.join(packages)} are missing"
-        sentences.append(f"{found}. Run: pip install '.[servers]'{elsewhere}")
+        fix = "pip install '.[servers]'"
+        if sys.platform != "linux":
+            fix += " (the store runs on Linux only; elsewhere: docker compose up)"
+        sentences.append(f"the Python packages {', '.join(packages)} are missing. Run: {fix}")
     if is_team:
         try:
             postgres_server.programs()

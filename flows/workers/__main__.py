@@ -149,9 +149,8 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments.parse_args(argv)
     with one_sentence("workers"):
         if options.what == "start":
-            lines = start(
-                plan_workers(gpu_lock.visible(), options.gpus_per_worker, options.name, options.runs)
-            )
+            gpus = gpu_lock.visible()
+            lines = start(plan_workers(gpus, options.gpus_per_worker, options.name, options.runs))
         else:
             lines = stop()
         print("\n".join(lines or ["no worker runs in this folder"]))

@@ -1,9 +1,8 @@
 """python -m flows.workers.heartbeat: marks runs as crashed that sent no heartbeat for `SILENCE` seconds.
 
-`make workers` starts it. Prefect's automations compare the clocks of two machines, and go on counting while
-their server is down: a clock that jumps, or a minute without a server, would crash healthy runs. This process
-counts its own seconds, and waits longer after the server failed to answer or to write. Several may run side
-by side; if none runs, an automation ends such runs after two hours.
+`make workers` starts it. Prefect's automations compare the clocks of two machines, and go on counting while their
+server is down. This process counts its own seconds, and waits longer after the server failed to answer or to write.
+Several may run side by side; if none runs, an automation ends such runs after two hours.
 """
 
 import sys

@@ -1,5 +1,4 @@
-"""The gallery of past generations: each is a folder of sample shards with its ranking and scores; and its
-search by what the images show.
+"""The gallery of past generations, folders of sample shards with their ranking, and its search by what they show.
 
 An entry appears complete or not at all, and is verified when it is read. The provenance is added to an image
 when it is read, so that a PNG from the gallery is byte for byte the one that was sent when it was generated.

@@ -1,7 +1,6 @@
-"""The packages that the studio can use: models/package, and the versions of the registry.
+"""The packages that the studio can use: models/package, and the registry's versions, each fetched and verified.
 
-Each registry version is fetched into a verified folder of its own. One version answers a whole request: an
-alias that moves meanwhile affects later requests only.
+One version answers a whole request: an alias that moves meanwhile affects later requests only.
 """
 
 import logging

@@ -104,10 +104,8 @@ def refuse_origin(scope: Scope, headers: Headers) -> Refusal | None:
     is_foreign = headers.get("sec-fetch-site", "").lower() in ("cross-site", "same-site")
     if is_change:
         host = headers.get("host", "").lower()
-        is_foreign |= any(
-            origin.lower() not in (f"http://{host}", f"https://{host}")
-            for origin in headers.getlist("origin")
-        )
+        origins = {origin.lower() for origin in headers.getlist("origin")}
+        is_foreign |= not origins <= {f"http://{host}", f"https://{host}"}
     if is_foreign and (is_change or is_api(scope)):
         return 403, "this request comes from a page of another origin; use the studio's own page"
     return None

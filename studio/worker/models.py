@@ -30,7 +30,7 @@ class ModelWorker:
         self.dataset = DatasetIndex(paths.pairs, paths.store)
         self.gallery_search = GallerySearch(Gallery(paths.gallery))
         self._load = functools.lru_cache(MAX_PACKAGES)(
-            lambda folder, _sha256: load_package(Path(folder), paths.device)
+            lambda folder, _: load_package(Path(folder), paths.device)
         )
 
     def events(self, name: str, folder: str, **fields: object) -> Iterator[Event]:
