@@ -116,9 +116,23 @@ def bootstrap(root: Path = Path(".")) -> list[str]:
 
 def prepare_server(root: Path = Path(".")) -> list[str]:
     """Claim the server, create its work pools. Raises UserError if it is another's, or none answers."""
-    url, project = server_url(), project_id(root)
+    url, project, fix = server_url(), project_id(root), "or fix PREFECT_API_URL"
     with get_client(sync_client=True) as client:
-        check_server(client, url)
+        try:
+            version = client.request("GET", "/admin/version").json()
+        except httpx.HTTPError as error:
+            name = type(error).__name__
+            raise UserError(f"no Prefect server answers at {url} ({name}). Start it, {fix}") from error
+        except ValueError as error:
+            raise UserError(
+                f"the server at {url} is not Prefect. Give Prefect another port, {fix}"
+            ) from error
+        if version != prefect.__version__:
+            found = (
+                f"the server at {url} runs Prefect {version}, but this project needs {prefect.__version__}"
+            )
+            fix = "Start this project's own on another port, and fix PREFECT_API_URL"
+            raise UserError(f"{found}: it belongs to another project. {fix}")
         owner = Variable.get(OWNER)
         if owner not in (None, project):
             raise UserError(
@@ -141,22 +155,6 @@ def server_url() -> str:
         fix = f"Run: make servers; or start one (prefect server start) and set its address: {address}"
         raise UserError(f"PREFECT_API_URL is not set, and no server of this folder is running. {fix}")
     return url
-
-
-def check_server(client: SyncPrefectClient, url: str) -> None:
-    """Raises UserError unless a Prefect server of this client's version answers at `url`."""
-    fix = "or fix PREFECT_API_URL"
-    try:
-        version = client.request("GET", "/admin/version").json()
-    except httpx.HTTPError as error:
-        name = type(error).__name__
-        raise UserError(f"no Prefect server answers at {url} ({name}). Start it, {fix}") from error
-    except ValueError as error:
-        raise UserError(f"the server at {url} is not Prefect. Give Prefect another port, {fix}") from error
-    if version != prefect.__version__:
-        found = f"the server at {url} runs Prefect {version}, but this project needs {prefect.__version__}"
-        fix = "Start this project's own on another port, and fix PREFECT_API_URL"
-        raise UserError(f"{found}: it belongs to another project. {fix}")
 
 
 def project_id(root: Path) -> str:

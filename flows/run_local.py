@@ -48,9 +48,13 @@ class ProgressDisplay:
 
     def show_line(self, stage: str, text: str) -> None:
         """Show a line of a stage's output."""
-        match = PROGRESS.fullmatch(text) if self.is_terminal else None
-        if match:
-            self._update_bar(stage, match)
+        if self.is_terminal and (match := PROGRESS.fullmatch(text)):
+            bars, label, done = self.bars.setdefault(stage, {}), match["label"], int(match["done"])
+            if label not in bars:  # the rate counts from here: a resumed training starts late
+                options = {"unit": match["unit"], "dynamic_ncols": True, "leave": False, "file": sys.stderr}
+                bars[label] = tqdm(initial=done, total=int(match["total"]), desc=label, **options)
+            bars[label].n = done
+            bars[label].set_postfix_str(match["note"] or "")
         elif not DVC_CHATTER.match(text):
             self.print(text if text.startswith(f"{stage}: ") else f"{stage}: {text}")
 
@@ -64,14 +68,6 @@ class ProgressDisplay:
             tqdm.write(text, file=sys.stderr)
         else:
             print(text, file=sys.stderr, flush=True)
-
-    def _update_bar(self, stage: str, match: re.Match) -> None:
-        bars, label, done = self.bars.setdefault(stage, {}), match["label"], int(match["done"])
-        if label not in bars:  # the rate counts from here: a resumed training starts late
-            options = {"unit": match["unit"], "dynamic_ncols": True, "leave": False, "file": sys.stderr}
-            bars[label] = tqdm(initial=done, total=int(match["total"]), desc=label, **options)
-        bars[label].n = done
-        bars[label].set_postfix_str(match["note"] or "")
 
 
 class LocalStages:

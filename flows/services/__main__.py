@@ -12,7 +12,9 @@ from pathlib import Path
 
 from flows.command_line import one_sentence, parser
 from flows.services import specs
-from flows.services.commands import REMOTE, export_lines, start, status, stop, write_remote
+from flows.services.commands import export_lines, start, status, stop
+
+REMOTE = "servers"  # the name of the team's store among DVC's remotes
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,7 +39,13 @@ def main(argv: list[str] | None = None) -> None:
         if options.what == "env":
             print(export_lines(specs.client_environment(settings, passwords)))
         elif options.what == "remote" or (settings.is_team and Path(".dvc").is_dir()):
-            write_remote(settings, passwords, Path("."))
+            from dvc.config import Config  # late: it takes a second
+
+            # git ignores this file, and only its owner reads it
+            config = Config(".dvc", validate=False)
+            with config.edit("local") as local:
+                local.setdefault("remote", {})[REMOTE] = specs.dvc_remote(settings, passwords)
+            Path(".dvc/config.local").chmod(0o600)
             print(f"servers: dvc push -r {REMOTE} goes to the store")
         if options.what == "start":
             print("servers: flows, workers and registry of this folder use them from now on; others after")

@@ -18,7 +18,6 @@ from flows.workers import gpu_lock
 from thousandwords.core.errors import UserError
 from thousandwords.core.locks import take_lock
 
-REMOTE = "servers"
 SECONDS_TO_START = 600  # Prefect needs six minutes with PostgreSQL on two cores that fifteen processes share
 MAX_PATH = 90  # bytes of the folder's path: that of supervisord's socket file has at most 107
 
@@ -179,16 +178,6 @@ def status(settings: ServicesConfig) -> bool:
 def export_lines(variables: dict[str, str]) -> str:
     """{"A": "x y"} -> "export A='x y'" """
     return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())
-
-
-def write_remote(settings: ServicesConfig, passwords: Passwords, project: Path) -> None:
-    """Write the remote `servers` into a clone's .dvc/config.local, which git ignores and only its owner reads."""
-    from dvc.config import Config
-
-    config = Config(str(project / ".dvc"), validate=False)
-    with config.edit("local") as local:
-        local.setdefault("remote", {})[REMOTE] = specs.dvc_remote(settings, passwords)
-    (project / ".dvc" / "config.local").chmod(0o600)
 
 
 @contextlib.contextmanager

@@ -178,20 +178,17 @@ class GallerySearch:
 
     def search(self, scorer: nn.Module, query: str, limit: int) -> list[str]:
         """Names of the entries whose best images match a text best, the best match first."""
-        names = [name for name in self.gallery.names()[:MAX_SEARCHED] if self._embed(scorer, name)]
-        if not names:
-            return []
+        found: dict[str, Tensor] = {}
         with torch.no_grad():
+            for name in self.gallery.names()[:MAX_SEARCHED]:
+                key = scorer.fingerprint, name
+                with contextlib.suppress(DamagedArtefact, NoSuchEntry):  # such an entry is left out
+                    if key not in self._embeddings:
+                        pixels = to_float(self.gallery.best_image(name)[None]).to(device_of(scorer))
+                        self._embeddings[key] = scorer.embed_images(pixels)[0].cpu().float()
+                    found[name] = self._embeddings[key]
             target = scorer.embed_captions([query])[0].cpu().float()
-        table = torch.stack([self._embeddings[scorer.fingerprint, name] for name in names])
-        ranking = (table @ target).argsort(descending=True, stable=True)
-        return [names[place] for place in ranking[:limit].tolist()]
-
-    def _embed(self, scorer: nn.Module, name: str) -> bool:
-        """Embed an entry's best image if that is not done yet; False if the entry is damaged or deleted."""
-        key = scorer.fingerprint, name
-        if key not in self._embeddings:
-            with contextlib.suppress(DamagedArtefact, NoSuchEntry), torch.no_grad():
-                pixels = to_float(self.gallery.best_image(name)[None]).to(device_of(scorer))
-                self._embeddings[key] = scorer.embed_images(pixels)[0].cpu().float()
-        return key in self._embeddings
+        if not found:
+            return []
+        ranking = (torch.stack(list(found.values())) @ target).argsort(descending=True, stable=True)
+        return [list(found)[place] for place in ranking[:limit].tolist()]

@@ -49,7 +49,11 @@ class Versions:
         with self._list_lock:
             if time.monotonic() > self._registered[0]:
                 self._registered = self._list_registered()
-            return self._local_package() + self._registered[1]
+            if not (self.package / MANIFEST).is_file():
+                return self._registered[1]
+            manifest = read_manifest(self.package, verify=False, fix="dvc repro package_model")
+            local = Version(PACKAGE, str(self.package), manifest["sha256"], note="trained here")
+            return [local, *self._registered[1]]
 
     def find(self, name: str | None = None) -> Version:
         """The version with an id or alias; None: the selected one, else the champion, else models/package."""
@@ -87,13 +91,6 @@ class Versions:
 
                 self._folders[version.id] = str(fetch(version.id, self.root / FETCHED, self.root))
             return self._folders[version.id]
-
-    def _local_package(self) -> list[Version]:
-        """models/package as it is on disk now; [] if there is none."""
-        if not (self.package / MANIFEST).is_file():
-            return []
-        fingerprint = read_manifest(self.package, verify=False, fix="dvc repro package_model")["sha256"]
-        return [Version(PACKAGE, str(self.package), fingerprint, note="trained here")]
 
     def _list_registered(self) -> tuple[float, list[Version]]:
         """The time until which the list is reused, and the registry's versions."""

@@ -125,7 +125,14 @@ class RequestQueue:
         try:
             while True:
                 try:
-                    await self._start_process()
+                    self._pipe, worker_end = self._context.Pipe()
+                    arguments = (worker_end, self._stop_number, self.paths, self.make_worker)
+                    options = {"args": arguments, "name": "model-worker", "daemon": True}
+                    process = self._context.Process(target=run_worker, **options)
+                    process.start()
+                    self._process = process
+                    worker_end.close()
+                    await self._load_models()
                     await self._handle_requests()
                 except (EOFError, OSError):  # the worker process has died, or there is no memory to start one
                     pass
@@ -139,15 +146,6 @@ class RequestQueue:
     def _reject_waiting(self, event: Event) -> None:
         while self._waiting:
             self._waiting.popleft().end(event)
-
-    async def _start_process(self) -> None:
-        self._pipe, worker_end = self._context.Pipe()
-        arguments = (worker_end, self._stop_number, self.paths, self.make_worker)
-        process = self._context.Process(target=run_worker, args=arguments, name="model-worker", daemon=True)
-        process.start()
-        self._process = process
-        worker_end.close()
-        await self._load_models()
 
     async def _load_models(self) -> None:
         """Load the default package and generate an image; a failure is the answer to all requests until the next try."""
