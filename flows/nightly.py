@@ -51,7 +51,6 @@ def is_run_output(name: str) -> bool:
 
 @task(cache_policy=NO_CACHE)
 def register() -> str:
-    """Register the package as a version; its number."""
     from flows.registry import commands  # here: it loads MLflow, which other flows do not need
 
     return commands.register()
@@ -84,7 +83,6 @@ def nightly() -> dict:
 
 
 def summary(version: str, refusals: list[str], ran: list[str]) -> str:
-    """The result of the run, as Markdown."""
     lines = [f"# version {version} {'was not promoted' if refusals else 'is the champion'}"]
     lines += [f"Stages that ran: {', '.join(ran) or 'none'}"]
     return "\n\n".join([*lines, *(f"- {line.lstrip('- ')}" for line in refusals)])

@@ -47,7 +47,6 @@ class ProgressDisplay:
         self.print(f"{stage} ...")
 
     def show_line(self, stage: str, text: str) -> None:
-        """Show a line of a stage's output."""
         if self.is_terminal and (match := PROGRESS.fullmatch(text)):
             bars, label, done = self.bars.setdefault(stage, {}), match["label"], int(match["done"])
             if label not in bars:  # the rate counts from here: a resumed training starts late
@@ -63,7 +62,6 @@ class ProgressDisplay:
             bar.close()
 
     def print(self, text: str) -> None:
-        """Print a line above the bars."""
         if self.is_terminal:
             tqdm.write(text, file=sys.stderr)
         else:

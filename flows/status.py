@@ -25,7 +25,6 @@ ENDED = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
 
 
 def status() -> str:
-    """The whole text."""
     parts = {
         "server": server(),
         "gpus": gpu_lock.holders(gpu_lock.visible()) or ["none visible"],
@@ -52,7 +51,6 @@ def server() -> list[str]:
 
 
 def pools(client: httpx.Client) -> list[str]:
-    """The workers of each pool."""
     online = {}
     for pool in (CPU_POOL, GPU_POOL):
         answer = client.post(f"/work_pools/{pool}/workers/filter", json={})
@@ -94,7 +92,6 @@ def describe_run(run: dict, time_key: str, preposition: str) -> str:
 
 
 def champion() -> list[str]:
-    """The versions with an alias in the registry."""
     from flows.registry.commands import show  # late: it loads MLflow
 
     try:
@@ -104,7 +101,6 @@ def champion() -> list[str]:
 
 
 def stages() -> list[str]:
-    """The stages that are out of date."""
     try:
         graph = read_graph()
     except (DvcException, UserError, OSError) as error:
@@ -114,7 +110,6 @@ def stages() -> list[str]:
 
 
 def metrics() -> list[str]:
-    """The main metrics of the last run."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         values = json.loads(Path("results/metrics.json").read_bytes())
         psnr, best = values["reconstruction"]["psnr_hard"], values["clip_score"]["best"]

@@ -57,8 +57,6 @@ COMMENTS = {
 
 @dataclass(frozen=True)
 class Resolved:
-    """The settings of a run on own images."""
-
     params: dict  # `init` names folders of this machine
     init: str | None  # what it shall name
     message: str
@@ -182,7 +180,6 @@ def _is_missing(path: str) -> bool:
 
 
 def describe(params: dict) -> str:
-    """What was resolved, in one line."""
     pairs, tokenizer = params["budget"]["pairs"], build_models(params)["image_tokenizer"]
     grids = " + ".join(f"{side} × {side}" for side in tokenizer.scales)
     trained = [name for name in SECTIONS[1:] if "training" in params[name]]
@@ -194,7 +191,6 @@ def describe(params: dict) -> str:
 
 
 def text_of(params: dict, path: str, start: str | None = None) -> str:
-    """params.yaml with its comments."""
     budget, comments = params["budget"], COMMENTS | (GOING_ON if start else {})
     more = f"FROM={start}" if start else f"SIZE={budget['size']}"
     parts = [HEADER.format(path=path, minutes=budget["minutes"], more=more)]

@@ -28,8 +28,6 @@ MAX_WAITING = 16  # requests, with the one that runs; further ones get 429
 
 
 class Request(BaseModel):
-    """One prompt and its settings."""
-
     prompt: str
     candidates: int = 8
     keep: int | None = None  # the number of best images to return; None: all

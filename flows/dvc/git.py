@@ -21,7 +21,6 @@ def git(*args: str, root: Path = Path(".")) -> str:
 
 
 def git_succeeds(*args: str, root: Path = Path(".")) -> bool:
-    """Whether a git command exits with code 0."""
     return subprocess.run(["git", *args], cwd=root, capture_output=True).returncode == 0
 
 

@@ -194,7 +194,6 @@ def list_versions(root: Path = Path(".")) -> list[VersionSummary]:
 
 
 def show(root: Path = Path(".")) -> list[str]:
-    """A line per version, newest first."""
     return [str(summary) for summary in list_versions(root)]
 
 

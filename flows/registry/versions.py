@@ -99,8 +99,6 @@ def label_of(version: ModelVersion) -> str:
 
 @dataclass(frozen=True)
 class VersionSummary:
-    """The tags of a version in short."""
-
     number: str
     aliases: tuple[str, ...]
     package: str  # sha256 of the package's manifest

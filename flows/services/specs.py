@@ -121,7 +121,6 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def supervisor_file(settings: ServicesConfig, passwords: Passwords) -> str:
-    """supervisord.conf."""
     text = render(
         Path(__file__).with_name("supervisord.conf.j2"),
         settings=settings,
@@ -139,7 +138,6 @@ def supervisor_file(settings: ServicesConfig, passwords: Passwords) -> str:
 
 
 def is_up(name: str, settings: ServicesConfig, passwords: Passwords) -> bool:
-    """Whether the server answers."""
     if name == "postgres":
         answer = postgres_server.sql(settings.postgres_port, passwords.postgres_password, "select 1")
         return answer.returncode == 0

@@ -134,7 +134,6 @@ def stop() -> list[str]:
 
 
 def list_workers() -> list[str]:
-    """A line for each worker of this folder."""
     found = {path.stem: process and f"process {process.pid}" for path, process in find_processes().items()}
     return [f"{name}: {process or 'ended without being stopped'}" for name, process in found.items()]
 

@@ -94,7 +94,6 @@ def poll(client: SyncPrefectClient, runs: dict[str, Run] | None, passed: float) 
 
 
 def watch() -> None:
-    """Poll for ever."""
     runs, last = None, time.monotonic()
     while True:
         try:

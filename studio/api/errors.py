@@ -38,7 +38,6 @@ def error_of(event: Event) -> ApiError:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer all errors in the same form."""
     to_api_error = {
         ApiError: lambda error: error,
         RequestValidationError: _invalid,

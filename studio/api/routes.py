@@ -51,8 +51,6 @@ class JsonLines(StreamingResponse):
 
 @dataclasses.dataclass(frozen=True)
 class Studio:
-    """What the routes share."""
-
     queue: RequestQueue
     versions: Versions
     gallery: Gallery
@@ -117,7 +115,6 @@ def make_app(studio: Studio) -> FastAPI:
 
 
 def model_routes(studio: Studio) -> APIRouter:
-    """Health and models."""
     routes = APIRouter(tags=["models"])
 
     @routes.get("/health", response_model=schema.Health, response_model_exclude_none=True)
@@ -148,7 +145,6 @@ def model_routes(studio: Studio) -> APIRouter:
 
 
 def image_routes(studio: Studio) -> APIRouter:
-    """Images, tokens and the data set."""
     routes = APIRouter(tags=["images"])
 
     @routes.post("/api/generate", responses=EVENT_LINES, response_class=JsonLines)
@@ -219,7 +215,6 @@ def image_routes(studio: Studio) -> APIRouter:
 
 
 def gallery_routes(studio: Studio) -> APIRouter:
-    """Past generations."""
     routes = APIRouter(tags=["gallery"])
 
     @routes.get("/api/gallery", response_model=schema.GalleryPage, response_model_exclude_none=False)
@@ -257,7 +252,6 @@ def gallery_routes(studio: Studio) -> APIRouter:
 
 
 def training_routes(studio: Studio) -> APIRouter:
-    """The run in this folder, while it trains and afterwards."""
     routes = APIRouter(tags=["training"])
 
     @routes.get("/api/training", response_model=schema.TrainingStatus)

@@ -124,11 +124,9 @@ class DatasetIndex:
         return False
 
     def clear(self) -> None:
-        """Drop all embeddings in memory."""
         self._embeddings = {}
 
     def _rows(self, split: str | None) -> list[Row]:
-        """The rows of one split, or of all splits."""
         names = [name for name in self.splits() if split in (None, name)]
         return [(name, row) for name in names for row in range(len(self._reader(name)))]
 

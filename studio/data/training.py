@@ -18,7 +18,6 @@ MAX_POINTS = 300  # of a curve
 
 
 def has_run(root: Path) -> bool:
-    """Whether a pipeline has been started in this folder."""
     return (root / LOCKS).is_dir()
 
 

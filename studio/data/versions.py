@@ -25,8 +25,6 @@ MAX_VERSIONS = 50  # of the registry, the newest
 
 @dataclass(frozen=True)
 class Version:
-    """One package that the studio can use."""
-
     id: str  # "package", or a version number of the registry
     label: str
     fingerprint: str  # sha256 of the package's manifest

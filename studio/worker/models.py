@@ -51,7 +51,6 @@ class ModelWorker:
             return False
 
     def free_memory(self) -> None:
-        """After an OutOfMemoryError of a GPU."""
         torch.cuda.empty_cache()
 
     def package(self, folder: str) -> Package:
@@ -71,7 +70,6 @@ class ModelWorker:
     def browse_dataset(
         self, folder: str, query: str | None, split: str | None, offset: int, limit: int
     ) -> Iterator[Event]:
-        """A page of the data set, or the images that match a text best."""
         if not self.dataset.exists():
             yield NO_DATASET
         elif split not in (None, *(splits := self.dataset.splits())):
@@ -85,7 +83,6 @@ class ModelWorker:
             yield self.dataset.state(None) | page
 
     def nearest_images(self, folder: str, grid: Grid, limit: int) -> Iterator[Event]:
-        """The training images nearest to the image of a token grid."""
         if not self.dataset.exists():
             yield NO_DATASET
             return
