@@ -14,8 +14,7 @@ from pathlib import Path
 import psutil
 import zc.lockfile
 from dvc.lock import make_lock
-from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, SCHEMA
-from voluptuous import Invalid
+from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, SCHEMA, Invalid
 
 from flows.command_line import one_sentence
 from thousandwords.core.errors import UserError
