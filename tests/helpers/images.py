@@ -1,7 +1,9 @@
 """Small images, files and tars for the tests of sources and of near duplicates."""
 
 import io
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,15 @@ from thousandwords.ingest.sources import Source
 
 def png(seed: int = 0) -> bytes:
     return encode_png(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8))
+
+
+def png_of_chunks(width: int, height: int, *chunks: bytes) -> bytes:
+    """A PNG that declares a size, with further chunks, each its four letters and its data."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in (header, *chunks)
+    )
 
 
 def noise(height: int = 40, width: int = 48, seed: int = 0) -> np.ndarray:

@@ -10,16 +10,8 @@ import pyarrow.parquet as pq
 
 from tests.helpers.images import noise, png, write, write_tar
 from thousandwords.data.images import encode_png
+from thousandwords.ingest import sources
 from thousandwords.ingest.config import DataConfig, SceneCounts
-from thousandwords.ingest.sources import (
-    CocoSource,
-    CsvSource,
-    FolderSource,
-    JsonLinesSource,
-    ParquetSource,
-    Source,
-    WebDatasetSource,
-)
 
 
 def pixels(seed: int, height: int = 40, width: int = 48) -> np.ndarray:
@@ -48,15 +40,17 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 READERS = {
-    "folder": lambda root: FolderSource(f"{root}/folder"),
-    "csv": lambda root: CsvSource(f"{root}/folder/t.csv"),
-    "jsonl": lambda root: JsonLinesSource(f"{root}/lists/l.jsonl", image_folder="../folder"),
-    "coco": lambda root: CocoSource(f"{root}/lists/c.json", image_folder="../folder"),
-    "parquet": lambda root: ParquetSource(f"{root}/parquet"),
-    "parquet of paths": lambda root: ParquetSource(f"{root}/lists/p.parquet", image_folder="../folder"),
-    "webdataset": lambda root: WebDatasetSource(f"{root}/tars"),
-    "one tar": lambda root: WebDatasetSource(f"{root}/tars/b.tar"),
-    "tars by a pattern": lambda root: WebDatasetSource(f"{root}/tars/*.tar"),
+    "folder": lambda root: sources.FolderSource(f"{root}/folder"),
+    "csv": lambda root: sources.CsvSource(f"{root}/folder/t.csv"),
+    "jsonl": lambda root: sources.JsonLinesSource(f"{root}/lists/l.jsonl", image_folder="../folder"),
+    "coco": lambda root: sources.CocoSource(f"{root}/lists/c.json", image_folder="../folder"),
+    "parquet": lambda root: sources.ParquetSource(f"{root}/parquet"),
+    "parquet of paths": lambda root: sources.ParquetSource(
+        f"{root}/lists/p.parquet", image_folder="../folder"
+    ),
+    "webdataset": lambda root: sources.WebDatasetSource(f"{root}/tars"),
+    "one tar": lambda root: sources.WebDatasetSource(f"{root}/tars/b.tar"),
+    "tars by a pattern": lambda root: sources.WebDatasetSource(f"{root}/tars/*.tar"),
 }
 
 
@@ -106,13 +100,13 @@ def copy_to(url: str, root: Path) -> str:
     return url
 
 
-def everything(source: Source) -> list[tuple]:
+def everything(source: sources.Source) -> list[tuple]:
     return [
         (pair.key, pair.image, pair.captions, pair.provenance, pair.problem and pair.problem.reason)
         for pair in source
     ]
 
 
-def assert_same_pairs(remote: Source, local: Source) -> None:
+def assert_same_pairs(remote: sources.Source, local: sources.Source) -> None:
     assert everything(remote) == everything(local)
     assert everything(remote) == everything(remote)

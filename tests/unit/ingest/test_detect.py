@@ -14,16 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.helpers.images import details, encoded, png, write, write_tar
-from tests.helpers.paths import SHARED
-from thousandwords.data.image_decoding import decode_image
+from tests.helpers.images import details, encoded, odd_member, png, write, write_tar
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.ingest import open_source, resolve_source
 from thousandwords.ingest.prepare import prepare_pair
-from thousandwords.ingest.sources import FolderSource
 from thousandwords.ingest.sources.base import RawPair, SourceError
 
-REPORTS = SHARED / "data/reports"
 A, B = {"a.png": png(1)}, {"b.png": png(2)}
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
 COCO = json.dumps({
@@ -117,17 +113,9 @@ def test_a_usual_layout_is_read_with_only_its_path_given(tmp_path, layout):
 
 
 def test_what_lacks_its_half_in_the_other_folder_is_counted(tmp_path):
-    files = {
-        "images/a.png": png(1),
-        "images/b.png": png(2),
-        "captions/a.txt": "a cat",
-        "captions/c.txt": "no image",
-    }
-    assert read(write(tmp_path / "own", files)) == {
-        "a.png": ("a cat",),
-        "b.png": "missing_pair",
-        "c.txt": "missing_pair",
-    }
+    images = {"images/a.png": png(1), "images/b.png": png(2)}
+    write(tmp_path, {**images, "captions/a.txt": "a cat", "captions/c.txt": "no image"})
+    assert read(tmp_path) == {"a.png": ("a cat",), "b.png": "missing_pair", "c.txt": "missing_pair"}
 
 
 @pytest.mark.parametrize("place", ["", "data"])
@@ -147,13 +135,10 @@ def test_hub_parquet_is_read_also_in_the_folder_data_of_a_clone(tmp_path, place)
 @pytest.mark.parametrize("in_folder", [False, True])
 def test_an_archive_is_read_like_the_folder_that_was_packed(tmp_path, suffix, layout, in_folder):
     files = {f"own/{name}": data for name, data in LAYOUTS[layout].items()}
-    files = {name: data.encode() if isinstance(data, str) else data for name, data in files.items()}
-    archive = tmp_path / "x" / f"own.{suffix}"
+    archive = tmp_path / f"x/own.{suffix}"
     archive.parent.mkdir()
     if suffix == "zip":
-        with zipfile.ZipFile(archive, "w") as packed:
-            for name, data in files.items():
-                packed.writestr(name, data)
+        archive.write_bytes(zipped(files))
     else:
         write_tar(archive, list(files.items()))
     if suffix == "tar.gz":
@@ -161,36 +146,23 @@ def test_an_archive_is_read_like_the_folder_that_was_packed(tmp_path, suffix, la
     assert sorted(read(archive.parent if in_folder else archive).values()) == [("a bee",), ("a cat",)]
 
 
-def test_names_in_an_archive_lead_nowhere(tmp_path):
+def test_names_and_links_in_an_archive_lead_nowhere(tmp_path):
     write(tmp_path, {"secret.png": png()})
-    with zipfile.ZipFile(tmp_path / "own.zip", "w") as packed:
-        for name in ("../secret.png", "a.png"):
-            packed.writestr(name, png(1))
-        packed.writestr("../secret.txt", "x")
-        packed.writestr("a.txt", "a cat")
+    names = {"../secret.png": png(1), "a.png": png(1), "../secret.txt": "x", "a.txt": "a cat"}
+    (tmp_path / "own.zip").write_bytes(zipped(names))
     assert read(tmp_path / "own.zip") == {"secret.png": "unsafe_path", "a.png": ("a cat",)}
-
-
-def test_absolute_names_and_links_in_an_archive_are_counted_and_not_followed(tmp_path):
-    write_tar(
-        tmp_path / "own.tar",
-        [("/abs/b.png", png(2)), ("/abs/b.txt", "a bee"), ("own/a.png", png(1)), ("own/a.txt", "a")],
-    )
-    with tarfile.open(tmp_path / "own.tar", "a") as tar:
-        for name in ("own/c.png", "own/c.txt"):
-            link = tarfile.TarInfo(name)
-            link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
-            tar.addfile(link)
-    settings = {"source": "folder"}
-    outcomes = read(tmp_path / "own.tar", **settings)
-    assert outcomes == {"a.png": ("a",), "b.png": "unsafe_path", "c.png": "not_regular"}
+    members = [("/abs/b.png", png(2)), ("/abs/b.txt", "a bee"), ("own/a.png", png(1)), ("own/a.txt", "a")]
+    links = [odd_member(name, tarfile.SYMTYPE, "/etc/hostname") for name in ("own/c.png", "own/c.txt")]
+    write_tar(tmp_path / "own.tar", members + links)
+    expected = {"a.png": ("a",), "b.png": "unsafe_path", "c.png": "not_regular"}
+    assert read(tmp_path / "own.tar", source="folder") == expected
 
 
 def test_a_decompression_bomb_is_refused_before_it_fills_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr("thousandwords.ingest.sources.archive.ALWAYS_ALLOWED", 1_000_000)
     (tmp_path / "own.tar.gz").write_bytes(gzip.compress(bytes(20_000_000)))
     with pytest.raises(
-        SourceError, match="own.tar.gz would unpack to more than .* bytes, as a decompression bomb does"
+        SourceError, match="own.tar.gz would unpack to more than .* bytes, as a decompression bo"
     ):
         read(tmp_path / "own.tar.gz")
     with zipfile.ZipFile(tmp_path / "own.zip", "w", zipfile.ZIP_DEFLATED) as packed:
@@ -199,11 +171,11 @@ def test_a_decompression_bomb_is_refused_before_it_fills_the_disk(tmp_path, monk
     assert read(tmp_path / "own.zip") == {"a.png": "too_many_bytes"}
 
 
-@pytest.mark.parametrize("suffix", ["zip", "tar.gz"])
-def test_a_damaged_archive_is_reported(tmp_path, suffix):
-    write(
-        tmp_path, {f"own.{suffix}": b"PK\x03\x04 and no more" if suffix == "zip" else b"\x1f\x8b\x08 no more"}
-    )
+@pytest.mark.parametrize(
+    ("suffix", "data"), [("zip", b"PK\x03\x04 no more"), ("tar.gz", b"\x1f\x8b\x08 no more")]
+)
+def test_a_damaged_archive_is_reported(tmp_path, suffix, data):
+    write(tmp_path, {f"own.{suffix}": data})
     with pytest.raises(SourceError, match=f"own.{suffix} (is not a zip|cannot be unpacked).*Fetch it again"):
         read(tmp_path / f"own.{suffix}")
 
@@ -216,28 +188,18 @@ def test_webdataset_is_found_and_names_with_dots_are_read(tmp_path):
 
 
 def test_what_was_decided_is_one_line_and_a_setting_overrides_it(tmp_path):
-    write(tmp_path / "own", {**A, **B, "t.csv": "path,title,caption\na.png,one,a cat\nb.png,two,a bee\n"})
-    settings, line = resolve_source(config(tmp_path / "own"))
-    assert (settings.source, settings.path) == ("csv", f"{tmp_path}/own/t.csv")
-    assert line == (
-        f"{tmp_path}/own/t.csv is a table (source csv), image_column 'path', caption_column 'caption'"
-    )
-    assert sorted(read(tmp_path / "own", caption_column="title").values()) == [("one",), ("two",)]
+    write(tmp_path, {**A, **B, "t.csv": "path,title,caption\na.png,one,a cat\nb.png,two,a bee\n"})
+    settings, line = resolve_source(config(tmp_path))
+    table = f"{tmp_path}/t.csv"
+    assert (settings.source, settings.path) == ("csv", table)
+    assert line == f"{table} is a table (source csv), image_column 'path', caption_column 'caption'"
+    assert sorted(read(tmp_path, caption_column="title").values()) == [("one",), ("two",)]
     assert resolve_source(settings) == (settings, "")
 
 
 def test_images_that_no_list_names_are_counted_and_do_not_stop_the_run(tmp_path):
-    write(tmp_path / "own", {**A, **B, "more/c.png": png(3), "t.csv": TABLE})
-    outcomes = read(tmp_path / "own")
-    assert outcomes == {"a.png": ("a cat",), "b.png": ("a bee",), "c.png": "not_listed"}
-
-
-def test_an_image_of_another_format_is_an_input_with_the_decoders_reason(tmp_path):
-    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
-    write(tmp_path, {**A, "a.txt": "a cat", "b.heic": heic, "b.txt": "b", "c.avif": heic})
-    pairs = {pair.key: prepare_pair(pair, config(tmp_path), 0) for pair in FolderSource(tmp_path)}
-    assert "looks like HEIC; accepted are JPEG" in pairs["b.heic"].detail
-    assert [pairs["b.heic"].reason, pairs["c.avif"].reason] == ["bad_format", "missing_pair"]
+    write(tmp_path, {**A, **B, "more/c.png": png(3), "t.csv": TABLE})
+    assert read(tmp_path) == {"a.png": ("a cat",), "b.png": ("a bee",), "c.png": "not_listed"}
 
 
 def test_a_text_can_be_one_caption(tmp_path):
@@ -246,17 +208,22 @@ def test_a_text_can_be_one_caption(tmp_path):
     assert read(tmp_path, caption_lines="joined") == {"a.png": ("A cat. Colours: red - simple",)}
 
 
-def test_links_are_read_only_where_a_setting_or_a_cache_allows(tmp_path):
+def test_links_are_read_only_where_a_setting_allows(tmp_path):
     write(tmp_path, {"blobs/1": png(), "blobs/2": "a cat"})
-    own = tmp_path / "own"
-    own.mkdir()
-    (own / "a.png").symlink_to(tmp_path / "blobs/1")
-    (own / "a.txt").symlink_to(tmp_path / "blobs/2")
+    own = link(tmp_path / "own", tmp_path / "blobs")
     assert details(open_source(config(own))) == {
         "a.png": f"unsafe_path: a.png leads out of own, to {tmp_path}/blobs; to read it, add that folder or one above "
         "it to data.link_roots"
     }
     assert read(own, link_roots=(f"{tmp_path}/blobs",)) == {"a.png": ("a cat",)}
+
+
+def link(own: Path, blobs: Path) -> Path:
+    """a.png and a.txt as links to the files 1 and 2 in another folder."""
+    own.mkdir(parents=True)
+    for number, name in enumerate(("a.png", "a.txt"), 1):
+        (own / name).symlink_to(blobs / str(number))
+    return own
 
 
 @pytest.mark.parametrize(
@@ -269,12 +236,11 @@ def test_links_are_read_only_where_a_setting_or_a_cache_allows(tmp_path):
 )
 def test_the_caches_of_dvc_git_annex_and_the_hub_are_no_danger(tmp_path, cache, own):
     write(tmp_path / cache, {"1": png(), "2": "a cat"})
-    (tmp_path / own).mkdir(parents=True)
-    for number, name in enumerate(("a.png", "a.txt"), 1):
-        (tmp_path / own / name).symlink_to(tmp_path / cache / str(number))
+    link(tmp_path / own, tmp_path / cache)
     assert read(tmp_path / own) == {"a.png": ("a cat",)}
-    shutil.move(tmp_path / cache.partition("/")[0] / cache.split("/")[1], tmp_path / "away")
-    (tmp_path / "/".join(cache.split("/")[:2])).symlink_to(tmp_path / "away")
+    root = tmp_path.joinpath(*Path(cache).parts[:2])
+    shutil.move(root, tmp_path / "away")
+    root.symlink_to(tmp_path / "away")
     assert read(tmp_path / own) == {"a.png": "unsafe_path"}
 
 
@@ -324,34 +290,26 @@ def test_what_cannot_be_used_is_refused_with_the_cause_and_the_fix(tmp_path, cas
 
 
 @pytest.mark.parametrize(
-    ("path", "message"),
+    ("name", "message"),
     [
-        (
-            "{tmp}/nowhere",
-            "data.path: there is nothing at .*nowhere. Set it to your folder, table or archive",
-        ),
-        ("{tmp}/a.png", "a.png is a single image. Set data.path to the folder that it is in"),
-        (
-            "{tmp}/x.rar",
-            "x.rar is packed in a way that is not read. Unpack it, and set data.path to the folder",
-        ),
-        ("{tmp}/x.bin", "x.bin is no source of captioned images. They can be: images with a .txt"),
+        ("nowhere", "data.path: there is nothing at .*nowhere. Set it to your folder, table or archive"),
+        ("a.png", "a.png is a single image. Set data.path to the folder that it is in"),
+        ("x.rar", "x.rar is packed in a way that is not read. Unpack it, and set data.path to the folder"),
+        ("x.bin", "x.bin is no source of captioned images. They can be: images with a .txt"),
     ],
 )
-def test_a_file_that_is_no_source_is_refused_with_the_fix(tmp_path, path, message):
+def test_a_file_that_is_no_source_is_refused_with_the_fix(tmp_path, name, message):
     write(tmp_path, {**A, "x.rar": b"x", "x.bin": b"x"})
     with pytest.raises(SourceError, match=message):
-        read(path.format(tmp=tmp_path))
+        read(tmp_path / name)
 
 
 def test_a_table_without_a_header_gets_its_columns_from_a_setting(tmp_path):
-    write(tmp_path, {**A, **B, "t.csv": "1,a.png,a cat\n2,b.png,a bee\n"})
+    write(tmp_path, {**A, **B, "t.csv": "1,a.png,a cat\n2,b.png,a bee\n", "u.csv": "one,a cat\ntwo,a bee\n"})
     settings = {"source": "csv", "columns": ("id", "image", "caption")}
     assert read(tmp_path / "t.csv", **settings) == {"a.png": ("a cat",), "b.png": ("a bee",)}
-    with pytest.raises(
-        SourceError, match="The first line is taken for the header; .*set data.columns: .image"
-    ):
-        read(write(tmp_path, {"u.csv": "one,a cat\ntwo,a bee\n"}) / "u.csv", source="csv")
+    with pytest.raises(SourceError, match="first line is taken for the header; .*set data.columns: .image"):
+        read(tmp_path / "u.csv", source="csv")
 
 
 def test_a_row_with_too_many_fields_says_what_to_quote(tmp_path):
@@ -370,29 +328,3 @@ def test_near_duplicates_compare_the_whole_image():
         prepare_pair(RawPair("a", encoded(pixels), ("a cat",), ""), settings, 0) for pixels in (wide, other)
     )
     assert first.image == second.image and first.image_hash.colors != second.image_hash.colors
-
-
-# ---- the inputs of public reports, where they are
-
-
-@pytest.mark.skipif(not REPORTS.is_dir(), reason="../shared/data is absent")
-@pytest.mark.parametrize(
-    ("name", "count", "rejected"),
-    [("tar-dots", 8, 0), ("capitals", 20, 0), ("jfif", 20, 0), ("json-list", 20, 0), ("hub-clone", 20, 0),
-     ("backslashes", 20, 0), ("tars", 10, 0), ("csv-blanks", 20, 0), ("headerless", 20, 0), ("paragraphs", 20, 0),
-     ("few", 20, 0), ("json-list/by-name.json", 20, 0)],
-)  # fmt: skip
-def test_inputs_of_public_reports_are_read(name, count, rejected):
-    pairs = list(open_source(config(REPORTS / name)))
-    assert len(pairs) == count and sum(pair.problem is not None for pair in pairs) == rejected
-
-
-@pytest.mark.skipif(not REPORTS.is_dir(), reason="../shared/data is absent")
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [("IMG_0001.HEIC", "bad_format"), ("bitfields-444.bmp", "bad_mode"), ("float-rgb.tif", "bad_mode"),
-     ("webp-inside.tif", "bad_mode")],
-)  # fmt: skip
-def test_an_image_that_pillow_cannot_read_has_the_right_reason(name, reason):
-    with pytest.raises(ValueError, match=f"^{reason}: "):
-        decode_image((SHARED / "data/faults/reasons" / name).read_bytes())

@@ -82,12 +82,8 @@ def test_anything_but_a_regular_file_in_the_folder_is_rejected_unread(tmp_path, 
     outside = write(tmp_path / "outside", {"secret.png": png(), "more/x.png": png()})
     root = write(tmp_path / "own", {"ok.png": png(), "big.png": bytes(3_000_000), "folder.png/x.png": png()})
     os.mkfifo(root / "pipe.png")
-    links = {
-        "away": outside / "secret.png",
-        "loop": root / "loop.png",
-        "nothing": root / "gone",
-        "inside": root / "ok.png",
-    }
+    links = {"away": outside / "secret.png", "loop": root / "loop.png", "nothing": root / "gone"}
+    links["inside"] = root / "ok.png"
     for name, target in links.items():
         (root / f"{name}.png").symlink_to(target)
     (root / "elsewhere").symlink_to(outside / "more")
@@ -109,10 +105,8 @@ def test_anything_but_a_regular_file_in_the_folder_is_rejected_unread(tmp_path, 
 def test_the_rows_of_one_image_are_its_captions(tmp_path):
     table = 'caption,image\n"a cat, asleep",p/a.png\na bee,./b.png\na cat,p/../p/a.png\n"a\nline",b.png\n'
     write(tmp_path, {"p/a.png": png(), "b.png": png(), "t.csv": table})
-    assert outcome(CsvSource(tmp_path / "t.csv")) == {
-        "p/a.png": ("a cat, asleep", "a cat"),
-        "b.png": ("a bee", "a\nline"),
-    }
+    captions = {"p/a.png": ("a cat, asleep", "a cat"), "b.png": ("a bee", "a\nline")}
+    assert outcome(CsvSource(tmp_path / "t.csv")) == captions
 
 
 def test_quotes_are_plain_characters_in_a_tab_separated_table(tmp_path):
@@ -161,12 +155,8 @@ def test_members_of_one_name_are_a_sample(tmp_path):
 def test_bad_members_are_rejected_and_do_not_affect_their_neighbors(tmp_path, monkeypatch):
     monkeypatch.setattr(image_decoding, "MAX_BYTES", 5_000)
     files = {"ok": png(), "../up": png(), "/abs": png(), "big": bytes(6_000), "twice": png()}
-    odd = {
-        "link": tarfile.SYMTYPE,
-        "hard": tarfile.LNKTYPE,
-        "device": tarfile.CHRTYPE,
-        "folder": tarfile.DIRTYPE,
-    }
+    odd = {"link": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE, "device": tarfile.CHRTYPE}
+    odd["folder"] = tarfile.DIRTYPE
     records = {"bad": "{", "nocap": "{}", "list": '{"caption": [1]}', "half": '{"caption": "\\ud800"}'}
     members = [(f"{name}.png", data) for name, data in files.items()] + [("twice.png", png(1))]
     members += [odd_member(f"{name}.png", kind, "ok.png") for name, kind in odd.items()]
@@ -189,10 +179,9 @@ def test_bad_members_are_rejected_and_do_not_affect_their_neighbors(tmp_path, mo
 
 
 def small_tar(path: Path) -> bytes:
-    write_tar(
-        path, [member for name in "abcdef" for member in ((f"{name}.png", png()), (f"{name}.txt", name))]
-    )
-    return path.read_bytes()
+    parts = {"png": png(), "txt": "a cat"}
+    members = [(f"{name}.{suffix}", data) for name in "abcdef" for suffix, data in parts.items()]
+    return write_tar(path, members).read_bytes()
 
 
 def test_a_tar_truncated_anywhere_is_never_read_as_a_shorter_one(tmp_path):
@@ -227,9 +216,7 @@ def test_a_huge_header_is_rejected_unread(tmp_path, kind):
         file.write(member.tobuf())
         file.truncate(512 + member.size + 1024)  # a sparse file: it takes no disk space
     tracemalloc.start()
-    with pytest.raises(
-        SourceError, match="t.tar is not a plain tar.*a header of 1,000,000,000 bytes at byte"
-    ):
+    with pytest.raises(SourceError, match="t.tar is not a plain tar.*a header of 1,000,000,000 bytes at"):
         WebDatasetSource(tmp_path).check()
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
@@ -255,10 +242,8 @@ def img2dataset(folder: Path, samples: list[tuple[bytes | None, str, dict]], sta
     """A tar as img2dataset writes it, with .jpg, .txt and .json, and the files beside it: a table and the counts."""
     members = []
     for number, (image, caption, record) in enumerate(samples):
-        name = f"{number:09d}"
-        members += [(f"{name}.jpg", image)] if image else []
-        record = json.dumps({"key": name, "caption": caption, **record})
-        members += [(f"{name}.txt", caption), (f"{name}.json", record)]
+        files = {"jpg": image, "txt": caption, "json": json.dumps({"caption": caption, **record})}
+        members += [(f"{number:09d}.{suffix}", data) for suffix, data in files.items() if data is not None]
     write(folder, {"00000.parquet": b"PAR1", "00000_stats.json": stats})
     write_tar(folder / "00000.tar", members)
     return folder
@@ -269,11 +254,7 @@ def test_tars_of_img2dataset_are_read_with_their_failed_downloads(tmp_path):
     samples = [(png(), "a cat", {"status": "success", "url": "u", "error_message": None})]
     samples += [(None, "a bee", failed), (png(), "", {"status": "success"})]
     source = WebDatasetSource(img2dataset(tmp_path / "laion", samples, '{"count": 3, "successes": 2}'))
-    assert outcome(source) == {
-        "00000/000000000": ("a cat",),
-        "00000/000000001": "missing_pair",
-        "00000/000000002": "caption_empty",
-    }
+    assert list(outcome(source).values()) == [("a cat",), "missing_pair", "caption_empty"]
     assert details(source)["00000/000000001"] == "missing_pair: failed_to_download: HTTP Error 404: Not Found"
 
 
