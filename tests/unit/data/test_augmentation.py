@@ -1,20 +1,15 @@
 """The random crops of both models: positions, scales, flips."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.images import noise
 from thousandwords.data import augmentation
-from thousandwords.data.augmentation import (
-    ensure_min_side,
-    generator_crop,
-    generator_sides,
-    middle_offsets,
-    tokenizer_crop,
-    tokenizer_sides,
-    view_rng,
-)
+from thousandwords.data.augmentation import ensure_min_side, generator_crop, tokenizer_crop, view_rng
 from thousandwords.data.images import area_resize, fit_square
 
 CROPS = [tokenizer_crop, generator_crop]
@@ -26,44 +21,22 @@ def coordinates(height: int, width: int) -> np.ndarray:
     return np.stack([rows, columns, np.zeros_like(rows)], axis=2).astype(np.uint8)
 
 
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-# --- numbers of the paper ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.paper("tokenizer: augmentation")
+@pytest.mark.paper("tokenizer: augmentation", "generator: augmentation")
 @pytest.mark.parametrize(
-    ("side", "first", "last"), [(1000, 288, 384), (384, 288, 384), (300, 288, 300), (260, 260, 260)]
+    ("crop", "side", "sides"),
+    [
+        (tokenizer_crop, 40, range(18, 25)),  # 9 to 12 eighths of 16
+        (tokenizer_crop, 20, range(18, 20)),  # or 20, unchanged
+        (tokenizer_crop, 17, ()),
+        (generator_crop, 40, range(16, 19)),  # 8 to 9 eighths
+        (generator_crop, 17, [16]),
+    ],
 )
-def test_the_tokenizer_gets_squares_of_9_to_12_eighths_of_its_size(side, first, last):
-    assert tokenizer_sides(side, 256) == range(first, last + 1)
-
-
-@pytest.mark.paper("generator: augmentation")
-@pytest.mark.parametrize(("side", "last"), [(1000, 288), (288, 288), (260, 260), (256, 256)])
-def test_the_generator_gets_squares_of_8_to_9_eighths_of_its_size(side, last):
-    assert generator_sides(side, 256) == range(256, last + 1)
-
-
-@pytest.mark.paper("generator: augmentation")
-@pytest.mark.parametrize(
-    ("slack", "offsets"), [(0, [0]), (1, [0]), (2, [0]), (8, [3, 4]), (80, list(range(30, 50)))]
-)
-def test_the_generators_square_begins_in_the_middle_quarter_of_its_room(slack, offsets):
-    assert list(middle_offsets(slack)) == offsets
-
-
-@pytest.mark.paper("tokenizer: augmentation")
-@pytest.mark.parametrize(
-    ("crop", "sides"), [(tokenizer_crop, set(range(18, 25))), (generator_crop, set(range(16, 19)))]
-)
-def test_all_sides_are_sampled_and_no_others(monkeypatch, crop, sides):
+def test_squares_are_shrunk_to_all_sides_of_the_paper_and_to_no_others(monkeypatch, crop, side, sides):
     sampled = set()
 
     def spy(square, height, width):
@@ -72,12 +45,8 @@ def test_all_sides_are_sampled_and_no_others(monkeypatch, crop, sides):
 
     monkeypatch.setattr(augmentation, "area_resize", spy)
     for seed in range(200):
-        crop(noise(40, 40), 16, rng(seed))
-
-    assert sampled == {(side, side) for side in sides}
-
-
-# --- positions of crops -------------------------------------------------------------------------------------------------
+        crop(noise(side, side), 16, rng(seed))
+    assert sampled == {(shrunk, shrunk) for shrunk in sides}
 
 
 def corners(crop, height: int, width: int, size: int, samples: int = 400) -> set[tuple[int, int]]:
@@ -94,9 +63,11 @@ def test_the_tokenizers_squares_lie_anywhere():
     assert corners(tokenizer_crop, 24, 16, 16) == {(top, 0) for top in range(9)}
 
 
-def test_the_generators_squares_lie_near_the_middle():
-    assert corners(generator_crop, 16, 32, 16) == {(0, left) for left in range(6, 10)}
-    assert corners(generator_crop, 32, 16, 16) == {(top, 0) for top in range(6, 10)}
+@pytest.mark.paper("generator: augmentation")
+@pytest.mark.parametrize(("room", "offsets"), [(1, [0]), (2, [0]), (8, [3, 4]), (16, range(6, 10))])
+def test_the_generators_squares_begin_in_the_middle_quarter_of_their_room(room, offsets):
+    assert corners(generator_crop, 16, 16 + room, 16) == {(0, left) for left in offsets}
+    assert corners(generator_crop, 16 + room, 16, 16) == {(top, 0) for top in offsets}
 
 
 @pytest.mark.paper("tokenizer: augmentation", "generator: augmentation")
@@ -109,16 +80,12 @@ def test_half_of_the_tokenizers_crops_are_flipped_and_none_of_the_generators():
     assert flipped(generator_crop) == 0
 
 
-# --- shapes, small images, purity ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("crop", CROPS)
 @given(
-    height=st.integers(1, 60), width=st.integers(1, 60), size=st.integers(1, 24), seed=st.integers(0, 2**32)
+    shape=st.tuples(st.integers(1, 60), st.integers(1, 60)), size=st.integers(1, 24), seed=st.integers(0, 99)
 )
-def test_any_image_gives_a_square_of_its_own_colors(crop, height, width, size, seed):
-    pixels = np.full((height, width, 3), 77, np.uint8)
-    square = crop(pixels, size, rng(seed))
+def test_any_image_gives_a_square_of_its_own_colors(crop, shape, size, seed):
+    square = crop(np.full((*shape, 3), 77, np.uint8), size, rng(seed))
     assert square.shape == (size, size, 3) and square.dtype == np.uint8
     assert (square == 77).all()
 
@@ -143,11 +110,6 @@ def test_a_small_image_is_enlarged_like_the_center_square():
 
 
 def test_each_view_of_each_pair_has_its_own_random_numbers():
-    numbers = {
-        (seed, key, view): view_rng(seed, key, view).random()
-        for seed in (0, 1)
-        for key in ("a", "b")
-        for view in (0, 1)
-    }
-    assert len(set(numbers.values())) == 8
-    assert view_rng(0, "a", 0).random() == numbers[0, "a", 0]
+    views = list(itertools.product((0, 1), "ab", (0, 1)))
+    numbers = [view_rng(*view).random() for view in views]
+    assert len(set(numbers)) == 8 and view_rng(*views[0]).random() == numbers[0]

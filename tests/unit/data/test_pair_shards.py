@@ -23,9 +23,7 @@ def test_squares_are_decoded_once_if_all_fit_into_memory_else_each_time(
     reader, decoded = PairReader(tmp_path, "train"), []
     monkeypatch.setattr(pair_shards, "MAX_UNPACKED_BYTES", limit)
     monkeypatch.setattr(pair_shards, "decode_png", lambda data: decoded.append(data) or decode_png(data))
-
     first, second = reader.images([5, 2, 7]), reader.images([2, 7, 5])
-
     assert len(decoded) == decodings and (first[[1, 2, 0]] == second).all()
     second[:] = 0  # the returned array belongs to the caller
     assert (reader.images([5, 2, 7]) == first).all()
@@ -65,11 +63,10 @@ def test_the_same_settings_give_the_same_bytes_and_another_seed_different_ones(t
 
 
 def test_shards_of_an_earlier_run_are_removed(tmp_path):
-    write_pairs(scenes_config(10, rows_per_shard=2), 0, tmp_path)
-    write_pairs(scenes_config(3, rows_per_shard=2), 0, tmp_path)
-    assert sorted(path.name for path in tmp_path.glob("train-*")) == [
-        f"train-0000{n}.parquet" for n in (0, 1)
-    ]
+    for count in (10, 3):
+        write_pairs(scenes_config(count, rows_per_shard=2), 0, tmp_path)
+    names = sorted(path.name for path in tmp_path.glob("train-*"))
+    assert names == ["train-00000.parquet", "train-00001.parquet"]
 
 
 def test_captions_of_a_damaged_shard_or_a_missing_split_are_rejected(tmp_path):
@@ -111,13 +108,11 @@ def test_captions_with_the_same_group_1_share_a_group():
     assert group_of(Pair("key", b"", ("man surfing",), ""), DataConfig()) == "key"
 
 
-def test_a_split_depends_only_on_the_group_and_the_seed():
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_split_depends_only_on_the_group_and_the_seed(seed):
     assert [split_of(f"group {index}", 0, 0.5)[0] for index in range(12)] == list("tvtvvvtvvttt")
-    shares = [
-        sum(split_of(str(index), seed, 0.1) == "validation" for index in range(5_000)) / 5_000
-        for seed in (0, 1)
-    ]
-    assert shares == pytest.approx([0.1, 0.1], abs=0.02)
+    held_out = sum(split_of(str(index), seed, 0.1) == "validation" for index in range(5_000))
+    assert held_out / 5_000 == pytest.approx(0.1, abs=0.02)
 
 
 def test_filters_of_captions_and_near_duplicates_do_not_apply_to_scenes(tmp_path):
