@@ -56,9 +56,7 @@ def test_a_tenth_is_held_out_up_to_64_pairs_and_five_percent_of_many(pairs, coun
 @given(st.integers(2, 400), st.integers(0, 99))
 def test_the_validation_share_holds_out_exactly_so_many_pairs(num_pairs, seed):
     keys = [f"{number}.png" for number in range(num_pairs)]
-
     share = validation_share(keys, seed)
-
     assert sum(unit_hash(key, seed) < share for key in keys) == num_held_out(num_pairs)
 
 
@@ -73,27 +71,19 @@ def test_one_pair_or_one_group_cannot_be_split():
 @pytest.mark.parametrize("pairs", [2, 200_000])
 def test_the_models_of_every_size_can_be_built_and_fit_into_the_minutes(size, pairs):
     params = resolved(pairs, 20, size)
-
-    grid = build_models(params)["image_tokenizer"].scales
-    trainings = {name: params[name]["training"] for name in ("image_tokenizer", "generator", "scorer")}
-
-    assert grid == (SIZES[size].grid,)
-    assert sum(trainings[name]["steps"] * 0.1 for name in ("image_tokenizer", "generator")) < 20 * 60
+    assert build_models(params)["image_tokenizer"].scales == (SIZES[size].grid,)
+    steps = [params[name]["training"]["steps"] for name in ("image_tokenizer", "generator")]
+    assert sum(steps) * 0.1 < 20 * 60
     assert params["budget"] == {"minutes": 20, "size": size, "pairs": pairs}
 
 
-def test_auto_takes_the_large_grid_only_with_enough_pairs_and_updates():
-    def grid(pairs: int, minutes: float, rate: float) -> tuple[int, ...]:
-        return grid_of(resolved(pairs, minutes, rate=rate))
-
-    assert grid(3_787, 40, 0.5) == (16,)
-    assert grid(3_787, 5, 0.5) == (8,)
-    assert grid(60, 40, 0.5) == (8,)
+@pytest.mark.parametrize(("pairs", "minutes", "grid"), [(3_787, 40, 16), (3_787, 5, 8), (60, 40, 8)])
+def test_auto_takes_the_large_grid_only_with_enough_pairs_and_updates(pairs, minutes, grid):
+    assert grid_of(resolved(pairs, minutes, rate=0.5)) == (grid,)
 
 
 def test_few_pairs_are_not_read_a_thousand_times():
     training = resolved(60, 600)["generator"]["training"]
-
     assert training["steps"] * training["batch_size"] / 54 <= 40
 
 
@@ -110,7 +100,6 @@ def test_the_text_length_has_room_for_the_longest_usual_captions():
 def test_all_keep_their_best_weights_and_the_tokenizer_always_reaches_the_part_that_trains_the_decoder_alone():
     params = resolved(60, 20)
     trainings = [params[name]["training"] for name in ("image_tokenizer", "generator", "scorer")]
-
     assert [training["keep"] for training in trainings] == ["best"] * 3
     assert [training["stop_after"] for training in trainings] == [None, 5, 5]
     steps = trainings[0]["steps"]
@@ -123,10 +112,8 @@ def test_a_generator_that_learned_in_random_orders_goes_on_in_raster_order(steps
     generator = components.build("generators", "transformer", config, **ARGUMENTS["generators"])
     models = {"image_tokenizer": tiny("image_tokenizers", "dvae"), "scorer": tiny("scorers", "clip")}
     package = SimpleNamespace(**models, generator=generator, settings=SamplingConfig())
-
     budget, device = BudgetConfig(5, "small", 60), Device(lambda params, name: 0.1)
     params, _ = resolve_from(package, "models/start", BASE, DATA, budget, device)
-
     assert params["generator"]["init"] == "models/start"
     assert params["generator"].get("transformer") == block
 
@@ -147,33 +134,22 @@ def test_the_seconds_of_an_update_are_those_of_the_chosen_size():
         return 5.0 if grid_of(params) == (16,) else 0.5
 
     params, seconds = resolve(BASE, DATA, BudgetConfig(20, "auto", 3_787), 8, Device(measure))
-
-    assert seconds.updates == {
-        "image_tokenizer": 0.5,
-        "generator": 0.5,
-        "scorer": 0.5,
-    }  # no time for a decoder
+    # no time for a decoder
+    assert seconds.updates == dict.fromkeys(("image_tokenizer", "generator", "scorer"), 0.5)
     assert grid_of(params) == (8,)
 
 
 def test_the_time_of_preparing_and_encoding_many_images_is_taken_from_the_trainings():
     """A mixture of 21,000 images took 6 min 50 s where 4 minutes were asked for."""
 
-    def run(pairs: int, preparing: float) -> dict:
-        budget = BudgetConfig(20, "small", pairs)
+    def generator_steps(pairs: int, preparing: float) -> int:
         device = Device(lambda params, name: 0.1, preparing=preparing)
-        params, seconds = resolve(BASE, DATA, budget, 8, device)
+        params, seconds = resolve(BASE, DATA, BudgetConfig(20, "small", pairs), 8, device)
         assert seconds.data == pytest.approx(preparing + pairs * 0.1 / 16 / 3)
         assert planned_minutes(params, seconds) == pytest.approx(20, rel=0.02)
-        return params
+        return params["generator"]["training"]["steps"]
 
-    def generator_steps(*of: float) -> int:
-        return run(*of)["generator"]["training"]["steps"]
-
-    assert generator_steps(100_000, 0) - generator_steps(100_000, 300) == pytest.approx(
-        0.6 * 300 / 0.1, abs=2
-    )
-    encoding = 40_000 * 0.1 / 16 / 3
-    assert generator_steps(80_000, 0) - generator_steps(120_000, 0) == pytest.approx(
-        0.6 * encoding / 0.1, abs=2
-    )
+    preparing = generator_steps(100_000, 0) - generator_steps(100_000, 300)
+    encoding = generator_steps(80_000, 0) - generator_steps(120_000, 0)
+    assert preparing == pytest.approx(0.6 * 300 / 0.1, abs=2)
+    assert encoding == pytest.approx(0.6 * 40_000 / 16 / 3, abs=2)

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from scripts import plan
+from tests.helpers.images import write
 from tests.helpers.paths import ROOT
 from thousandwords.planning import estimate
 from thousandwords.planning.estimate import ASSUMED, Model, Rate, Sizes
@@ -47,30 +48,20 @@ def test_a_benchmark_gives_the_rate_of_training_and_of_sampling_and_the_newest_c
     source = "benchmark of 2026-11-21 on a CPU"
     rates = {"flops": Rate(0.2e12, source), "sampling_share": Rate(0.25, source)}
     assert estimate.benchmarked_rates(BENCHMARKS, "cpu") == rates
-    assert (
-        estimate.benchmarked_rates(BENCHMARKS[:2], "cpu")
-        == estimate.benchmarked_rates(BENCHMARKS, "gpu")
-        == {}
-    )
+    assert estimate.benchmarked_rates(BENCHMARKS[:2], "cpu") == {}
+    assert estimate.benchmarked_rates(BENCHMARKS, "gpu") == {}
 
 
 @pytest.fixture
 def results(tmp_path):
     """The records of a run, whose longest training is the generator's, beside its pairs."""
-    (tmp_path / "results/runs").mkdir(parents=True)
-    (tmp_path / "data/pairs").mkdir(parents=True)
-    seconds = {
-        "train_generator": 600.0,
-        "train_image_tokenizer": 100.0,
-        "prepare_pairs": 11.0,
-        "evaluate": 9999.0,
-    }
+    seconds = {"train_generator": 600, "train_image_tokenizer": 100, "prepare_pairs": 11, "evaluate": 9999}
     for name, value in seconds.items():
-        record = {"stage": name, "seconds": value, "device": "cpu"}
-        (tmp_path / f"results/runs/{name}.json").write_text(json.dumps(record))
+        record = {"stage": name, "seconds": float(value), "device": "cpu"}
+        write(tmp_path, {f"results/runs/{name}.json": json.dumps(record)})
     files = {"train-00000.parquet": {"bytes": 22_000 * 300 * 300}}
     manifest = {"facts": {"counts": {"n_ok": 22_000}}, "files": files}
-    (tmp_path / "data/pairs/manifest.json").write_text(json.dumps(manifest))
+    write(tmp_path, {"data/pairs/manifest.json": json.dumps(manifest)})
     return tmp_path / "results"
 
 
@@ -103,21 +94,23 @@ PRESETS = sorted({path.stem for path in (ROOT / "presets").glob("*.yaml")} - {"p
 def test_every_preset_can_be_planned(preset, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     text = planned(capsys, f"--preset {preset} --pairs 250000000 --on gpu --gpus 64 --benchmarks none")
-
     assert text.startswith(f"250,000,000 pairs, presets/{preset}.yaml, on 64 GPUs; the generator sees each ")
     assert "of memory in training" in text and "\ntotal " in text and "train_generator" in text
     assert "flops: 400 TFLOP/s on each device (assumed: " in text
 
 
-def test_a_plan_for_a_missing_preset_or_a_bad_number_says_so(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    for arguments, message in (
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         ("--preset nothing", "plan: there is no preset 'nothing'. There is: default, emoji, gpu, "),
         ("--tflops -1", "plan: --tflops is -1; it needs to be above 0\n"),
-    ):
-        with pytest.raises(SystemExit) as caught:
-            planned(capsys, arguments)
-        assert caught.value.code == 2 and capsys.readouterr().err.startswith(message)
+    ],
+)
+def test_a_plan_for_a_missing_preset_or_a_bad_number_says_so(monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as caught:
+        planned(capsys, arguments)
+    assert caught.value.code == 2 and capsys.readouterr().err.startswith(message)
 
 
 def test_without_images_their_number_has_to_be_given(tmp_path, monkeypatch, capsys):
@@ -139,7 +132,7 @@ def test_the_default_preset_is_planned_without_further_options(monkeypatch, tmp_
     Path("data/inpaint").mkdir(parents=True)
     text = planned(capsys, "--on cpu --results nowhere")
     assert text.startswith(
-        "22,000 pairs, params.yaml, on 1 CPU; the generator sees each training pair 3.84 times\n"
+        "22,000 pairs, params.yaml, on 1 CPU; the generator sees each training pair 3.84 times"
     )
     assert ".store/pairs" not in text and ".store/rows" not in text  # they fit into memory
 
