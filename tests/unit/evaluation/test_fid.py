@@ -25,10 +25,8 @@ def gaussian(count: int, width: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize(("count", "width"), [(300, 24), (20, 24), (24, 24), (9, 100)])
 def test_the_distance_is_that_of_torch_fidelity_to_the_sixth_digit(count, width):
     a, b = gaussian(count, width, seed=1).relu(), (gaussian(count + 5, width, seed=2) + 0.3).relu()
-
     statistics = map(fid_features_to_statistics, (a, b))
     reference = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
-
     assert fid.frechet_distance(a, b) == pytest.approx(reference, rel=1e-6)
     assert fid.frechet_distance(b, a) == pytest.approx(reference, rel=1e-6)
 
@@ -65,7 +63,6 @@ def test_precision_is_of_samples_and_recall_of_real_images(rows_at_once, monkeyp
     monkeypatch.setattr(fid, "ROWS_AT_ONCE", rows_at_once)
     here, there = torch.randn(40, 4, generator=rng(1)) * 0.1, torch.randn(40, 4, generator=rng(2)) * 0.1 + 9
     both = torch.cat([here, there])
-
     assert all(mask.all() for mask in fid.precision_recall(both, both))
     assert not any(mask.any() for mask in fid.precision_recall(here, there))
     # all samples are similar to real images, but half of the real images are missing
@@ -96,7 +93,6 @@ def convolved(images: torch.Tensor, radius: float) -> torch.Tensor:
 @pytest.mark.parametrize("radius", [0.5, 1, 2, 3])
 def test_a_blur_is_a_convolution_with_a_gaussian_of_that_deviation(radius):
     images = torch.rand(2, 3, 16, 20, generator=rng())
-
     torch.testing.assert_close(fid.blur(images, radius), convolved(images, radius), rtol=0, atol=1e-5)
 
 
@@ -104,7 +100,6 @@ def test_a_blur_is_a_convolution_with_a_gaussian_of_that_deviation(radius):
 @pytest.mark.parametrize("side", [1, 2, 5, 16])  # most of them smaller than the Gaussian is wide
 def test_a_blur_keeps_a_plain_image_and_stays_in_range(radius, side):
     plain, noise = torch.full((1, 3, side, side), 0.3), torch.rand(1, 3, side, side, generator=rng())
-
     torch.testing.assert_close(fid.blur(plain, radius), plain)
     blurred = fid.blur(noise, radius)
     assert blurred.shape == noise.shape and (radius or blurred.equal(noise))

@@ -20,13 +20,12 @@ CHAMPION = Evidence(FIGURES, prompts=193, parts=PARTS)
 GATE = GateConfig()
 
 
-def with_figures(**figures: float) -> Evidence:
-    """The champion with other figures; a double underscore is a dot."""
-    return replace(
-        CHAMPION, metrics={**FIGURES, **{name.replace("__", "."): value for name, value in figures.items()}}
-    )
+def with_figures(figures: dict[str, float], **changes: object) -> Evidence:
+    """The champion with other figures."""
+    return replace(CHAMPION, metrics=FIGURES | figures, **changes)
 
 
+PSNR, LOSS, SCORE = "reconstruction.psnr_hard", "generator.val_loss_image", "clip_score.n1"
 NO_MATCH = {name: value for name, value in FIGURES.items() if "match" not in name}
 FREE = replace(CHAMPION, metrics=NO_MATCH)
 
@@ -36,16 +35,13 @@ FREE = replace(CHAMPION, metrics=NO_MATCH)
     [
         (CHAMPION, CHAMPION),
         (CHAMPION, None),
-        (with_figures(reconstruction__psnr_hard=45.0), CHAMPION),
-        (with_figures(reconstruction__psnr_hard=29.7), CHAMPION),  # worse by the margin
-        (with_figures(generator__val_loss_image=0.1), CHAMPION),  # lower is better
+        (with_figures({PSNR: 45.0}), CHAMPION),
+        (with_figures({PSNR: 29.7}), CHAMPION),  # worse by the margin
+        (with_figures({LOSS: 0.1}), CHAMPION),  # lower is better
         # figures that do not mean the same are not compared
-        (
-            replace(with_figures(generator__val_loss_image=9.0), parts={**PARTS, "image_tokenizer": "b2"}),
-            CHAMPION,
-        ),
-        (replace(with_figures(clip_score__n1=0.1), parts={**PARTS, "scorer": "d2"}), CHAMPION),
-        (CHAMPION, with_figures(reconstruction__psnr_hard=math.nan)),
+        (with_figures({LOSS: 9.0}, parts={**PARTS, "image_tokenizer": "b2"}), CHAMPION),
+        (with_figures({SCORE: 0.1}, parts={**PARTS, "scorer": "d2"}), CHAMPION),
+        (CHAMPION, with_figures({PSNR: math.nan})),
         (FREE, FREE),  # neither has the figure
     ],
 )
@@ -53,9 +49,8 @@ def test_a_version_that_is_not_worse_passes(candidate, champion):
     assert decide(GATE, candidate, champion) == []
 
 
-NEVER_EVALUATED = (
-    "it was never evaluated: results/metrics.json is missing. Run: dvc repro, then register it again"
-)
+AGAIN = " Run: dvc repro, then register it again"
+WORSE = " by more than the margin "
 TOO_FEW_PROMPTS = (
     "its figures come from 63 prompts, but gate.minimum_prompts is 64. "
     "Raise sampling.prompts_per_split and run: dvc repro, then register it again"
@@ -65,73 +60,44 @@ TOO_FEW_PROMPTS = (
 @pytest.mark.parametrize(
     ("candidate", "champion", "reasons"),
     [
-        (
-            with_figures(reconstruction__psnr_hard=29.69),
-            CHAMPION,
-            ["reconstruction.psnr_hard is 29.69, worse than the champion's 30 by more than the margin 0.3"],
-        ),
-        (
-            with_figures(generator__val_loss_image=1.53, clip_score__n1=0.1),
-            CHAMPION,
-            [
-                "generator.val_loss_image is 1.53, worse than the champion's 1.5 by more than the margin 0.02",
-                "clip_score.n1 is 0.1, worse than the champion's 0.8 by more than the margin 0.01",
-            ],
-        ),
-        (Evidence(None), None, [NEVER_EVALUATED]),
+        (with_figures({PSNR: 29.69}), CHAMPION, [f"{PSNR} is 29.69, worse than the champion's 30{WORSE}0.3"]),
+        (with_figures({LOSS: 1.53, SCORE: 0.1}), CHAMPION,
+         [f"{LOSS} is 1.53, worse than the champion's 1.5{WORSE}0.02",
+          f"{SCORE} is 0.1, worse than the champion's 0.8{WORSE}0.01"]),
+        (Evidence(None), None, [f"it was never evaluated: results/metrics.json is missing.{AGAIN}"]),
         (replace(CHAMPION, prompts=63), None, [TOO_FEW_PROMPTS]),
         (replace(CHAMPION, problems=("a hash was wrong",)), CHAMPION, ["a hash was wrong"]),
-        (
-            with_figures(clip_score__n1=-math.inf),
-            None,
-            ["clip_score.n1 is -inf, which is not a finite number. Look at its training curves"],
-        ),
-        (
-            replace(CHAMPION, metrics={}),
-            None,
-            ["it has no figure reconstruction.psnr_hard. Run: dvc repro, then register it again"],
-        ),
-        (
-            replace(FREE, metrics={**NO_MATCH, "caption_match.unseen.all.n1": 0.64}),
-            CHAMPION,
-            [
-                "it has no figure caption_match.seen.all.n1, which is 0.92 in the champion. "
-                "Run: dvc repro, then register it again"
-            ],
-        ),
+        (with_figures({SCORE: -math.inf}), None,
+         [f"{SCORE} is -inf, which is not a finite number. Look at its training curves"]),
+        (replace(CHAMPION, metrics={}), None, [f"it has no figure {PSNR}.{AGAIN}"]),
+        (replace(FREE, metrics={**NO_MATCH, "caption_match.unseen.all.n1": 0.64}), CHAMPION,
+         [f"it has no figure caption_match.seen.all.n1, which is 0.92 in the champion.{AGAIN}"]),
     ],
-)
+)  # fmt: skip
 def test_a_worse_version_is_rejected_with_every_reason(candidate, champion, reasons):
     assert decide(GATE, candidate, champion) == reasons
 
 
 def test_a_limit_applies_without_a_champion():
-    gate = GateConfig(metrics=(Rule("reconstruction.psnr_hard", "higher", limit=25.0),))
+    gate = GateConfig(metrics=(Rule(PSNR, "higher", limit=25.0),))
     assert decide(gate, CHAMPION, None) == []
-    assert decide(gate, with_figures(reconstruction__psnr_hard=24.5), None) == [
-        "reconstruction.psnr_hard is 24.5, worse than gate's limit 25"
-    ]
+    assert decide(gate, with_figures({PSNR: 24.5}), None) == [f"{PSNR} is 24.5, worse than gate's limit 25"]
 
 
 def test_a_generator_that_does_not_model_text_is_not_asked_for_a_text_loss():
-    champion = with_figures(generator__val_loss_text=2.0)
+    champion = with_figures({"generator.val_loss_text": 2.0})
     rule = Rule("generator.val_loss_text", "lower", margin=0.1)
     assert decide(GateConfig(metrics=(rule,)), CHAMPION, champion) == []
-    assert decide(GateConfig(metrics=(rule,)), with_figures(generator__val_loss_text=3.0), champion) != []
-
-    required = GateConfig(metrics=(replace(rule, required=True),))
-    assert decide(required, CHAMPION, champion) == [
-        "it has no figure generator.val_loss_text: its generator does not model text. Remove gate's rule for it, or set "
-        "required: false"
-    ]
+    assert decide(GateConfig(metrics=(rule,)), with_figures({"generator.val_loss_text": 3.0}), champion) != []
+    (reason,) = decide(GateConfig(metrics=(replace(rule, required=True),)), CHAMPION, champion)
+    assert reason.startswith(
+        "it has no figure generator.val_loss_text: its generator does not model text. Remove gate's rule for it, or"
+    )
 
 
 def test_the_section_is_read_like_every_other():
-    gate = section(
-        {"minimum_prompts": 8, "metrics": [{"name": "clip_score.best", "better": "higher"}]},
-        "gate",
-        GateConfig,
-    )
+    metrics = [{"name": "clip_score.best", "better": "higher"}]
+    gate = section({"minimum_prompts": 8, "metrics": metrics}, "gate", GateConfig)
     assert gate == GateConfig(8, (Rule("clip_score.best", "higher"),))
     assert section({}, "gate", GateConfig) == GateConfig()
 

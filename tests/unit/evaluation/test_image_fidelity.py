@@ -34,7 +34,7 @@ class MeanColor(nn.Module):
         return functional.normalize(images.mean(dim=(2, 3)), dim=1)
 
     def embed_captions(self, captions: list[str]) -> torch.Tensor:
-        """ "caption 0" is red, "caption 1" green, "caption 2" blue, and so on in turns."""
+        """Caption 0 is red, caption 1 green, caption 2 blue, and so on in turns."""
         return torch.eye(3)[[int(caption.split()[1]) % 3 for caption in captions]]
 
 
@@ -82,11 +82,14 @@ def held_out(color: torch.Tensor) -> HeldOut:
     return HeldOut(plain(color), names, psnr=torch.arange(20.0, 20 + len(color)))
 
 
-def measure(real, training, samples, config=SMALL, scorer=None, extractor=None):
+REAL, TRAINING = colors(9, seed=1), colors(7, seed=2)
+
+
+def measure(samples, real=REAL, training=TRAINING, config=SMALL, scorer=None, extractor=None):
     """(figures, nearest neighbors, counts)"""
     return image_fidelity.measure(
         scorer or MeanColor(),
-        real,
+        real if isinstance(real, HeldOut) else held_out(real),
         plain(training).__getitem__,
         min(config.overlap_images, len(training)),
         samples,
@@ -106,25 +109,17 @@ def samples(tmp_path_factory) -> Samples:
 FIRST_SIX = [0, 8, 12, 1, 9, 13]  # rows of the samples that are compared: two candidates of three captions
 
 
-def test_first_samples_takes_equally_few_candidates_of_each_held_out_caption(samples):
-    assert first_samples(samples, 3) == [(0, 0), (2, 0), (3, 0)]
-    assert first_samples(samples, 4) == [(0, 0), (2, 0), (3, 0), (0, 1), (2, 1), (3, 1)]
-    assert len(first_samples(samples, 1000)) == 12
-    assert first_samples(dataclasses.replace(samples, splits=["own"] * 4), 3) == []
-
-
 def test_the_distance_is_that_of_the_features_of_both_sets(samples):
-    real, training = colors(9, seed=1), colors(7, seed=2)
-
-    figures, _, counts = measure(held_out(real), training, samples)
+    figures, _, counts = measure(samples)
 
     frechet, sample_features = figures["clip_frechet"], unit(stored(colors(16, 3))[FIRST_SIX])
     assert (frechet["real"], frechet["drawn"], frechet["captions"]) == (6, 6, 3)
     assert counts == {"held_out": 9, "training": 7, "real": 6, "drawn": 6, "captions": 3}
-    expected = fid.frechet_distance(unit(real[:6]), sample_features)
+    assert len(first_samples(samples, 1000)) == 12  # all that there are of held-out captions
+    expected = fid.frechet_distance(unit(REAL[:6]), sample_features)
     # plain images have no detail to lose
     assert frechet["radius"] == [*range(9)] and frechet["distance"] == pytest.approx([expected] * 9, rel=1e-4)
-    baseline = fid.frechet_distance(unit(real[:6]), unit(training[:6]))
+    baseline = fid.frechet_distance(unit(REAL[:6]), unit(TRAINING[:6]))
     assert frechet["training"] == pytest.approx(baseline, rel=1e-4)
     assert (figures["clip_kernel"]["size"], figures["clip_kernel"]["subsets"]) == (3, 100)
 
@@ -142,21 +137,15 @@ def test_both_sets_are_blurred(samples):
             return torch.eye(2)[[0] * len(captions)]
 
     board = (torch.arange(4)[:, None] + torch.arange(4)) % 2 * torch.linspace(0.5, 1, 9).view(9, 1, 1, 1)
-    real = dataclasses.replace(held_out(colors(9, 1)), images=board.expand(9, 3, 4, 4).contiguous())
-
-    distance = measure(real, colors(7, 2), samples, scorer=Edges())[0]["clip_frechet"]["distance"]
-
+    real = dataclasses.replace(held_out(REAL), images=board.expand(9, 3, 4, 4).contiguous())
+    distance = measure(samples, real, scorer=Edges())[0]["clip_frechet"]["distance"]
     assert distance[0] > 0.1 and distance[2] < 0.01 * distance[0]
 
 
 @pytest.mark.paper("evaluation: overlap")
 def test_images_with_a_near_duplicate_in_training_are_counted_and_left_out_of_both_sets(samples):
-    real = colors(9, seed=1)
-    # a darker image has the same direction
-    training = torch.cat([colors(5, seed=2), real[[2]], real[[7]] * 0.9])
-
-    figures, neighbors, _ = measure(held_out(real), training, samples)
-
+    training = torch.cat([TRAINING[:5], REAL[[2]], REAL[[7]] * 0.9])  # darker has the same direction
+    figures, neighbors, _ = measure(samples, training=training)
     overlap = figures["overlap"]
     assert neighbors.held_out.is_overlapping.nonzero().flatten().tolist() == [2, 7]
     assert neighbors.held_out.index[[2, 7]].tolist() == [5, 6]
@@ -165,14 +154,14 @@ def test_images_with_a_near_duplicate_in_training_are_counted_and_left_out_of_bo
     assert overlap["psnr_hard"] == pytest.approx({"with": 24.0, "without": (9 * 24 - 22 - 27) / 7})
     # "caption 2" is gone as well
     rest = unit(stored(colors(16, 3))[[0, 12, 1, 13]])
-    without = fid.frechet_distance(unit(real[[0, 1, 3, 4, 5]]), rest)
+    without = fid.frechet_distance(unit(REAL[[0, 1, 3, 4, 5]]), rest)
     assert overlap["clip_frechet"]["with"] == figures["clip_frechet"]["distance"][0]
     assert overlap["clip_frechet"]["without"] == pytest.approx(without, rel=1e-4)
     assert figures["clip_frechet"]["without_overlap"] == pytest.approx([without] * 9, rel=1e-3)
 
 
 def test_where_every_image_overlaps_the_figures_without_overlap_are_none(samples):
-    overlap = measure(held_out(colors(9, seed=1)), colors(9, seed=1), samples)[0]["overlap"]
+    overlap = measure(samples, training=REAL)[0]["overlap"]
     assert overlap["share"] == 1.0 and overlap["psnr_hard"] == {"with": 24.0, "without": None}
     assert overlap["clip_frechet"]["without"] is None
 
@@ -194,60 +183,53 @@ DISTANCES = {"clip_frechet", "clip_kernel", "clip_precision", "best_of", "retrie
     ],
 )
 def test_a_figure_that_is_turned_off_or_has_too_few_images_is_absent(samples, settings, splits, blocks):
-    changed = dataclasses.replace(samples, splits=splits or samples.splits)
-    config = dataclasses.replace(SMALL, **settings)
-    figures, neighbors, _ = measure(held_out(colors(9, 1)), colors(7, 2), changed, config)
+    samples = dataclasses.replace(samples, splits=splits or samples.splits)
+    figures, neighbors, _ = measure(samples, config=dataclasses.replace(SMALL, **settings))
     assert set(figures) == blocks and (neighbors is None) == ("overlap" not in blocks)
 
 
 def test_memorization_is_the_share_of_near_duplicates_among_samples_and_held_out_images(samples):
     """Of the first samples, (0, 0) (2, 0) (3, 0) (0, 1) (2, 1) (3, 1), two are training images, darker."""
-    real, first = colors(9, seed=1), colors(16, seed=3)
-    training = torch.cat([colors(5, seed=2), first[[8]] * 0.9, real[[4]], first[[13]] * 0.8])
-
+    first = colors(16, seed=3)
+    training = torch.cat([TRAINING[:5], first[[8]] * 0.9, REAL[[4]], first[[13]] * 0.8])
     config = dataclasses.replace(SMALL, overlap_threshold=0.9999)
-    figures, neighbors, _ = measure(held_out(real), training, samples, config)
+    figures, neighbors, _ = measure(samples, training=training, config=config)
 
     assert neighbors.sample_ids == [(0, 0), (2, 0), (3, 0), (0, 1), (2, 1), (3, 1)]
     assert neighbors.samples.is_overlapping.tolist() == [False, True, False, False, False, True]
     assert neighbors.samples.index[[1, 5]].tolist() == [5, 7]
     medians = [float(np.median(each.similarity)) for each in (neighbors.samples, neighbors.held_out)]
     assert figures["memorisation"] == {
-        "threshold": 0.9999,
-        "drawn": 6,
-        "captions": 3,
-        "training": 8,
+        **{"threshold": 0.9999, "drawn": 6, "captions": 3, "training": 8},
         "share": {"drawn": pytest.approx(2 / 6), "held_out": pytest.approx(1 / 9)},
         "median_similarity": {"drawn": pytest.approx(medians[0]), "held_out": pytest.approx(medians[1])},
     }
 
 
 def test_near_duplicates_within_the_training_set_are_counted(samples):
-    training = torch.cat([colors(6, seed=2), colors(6, seed=2)[[3]] * 0.9])
-    figures, neighbors, _ = measure(held_out(colors(9, 1)), training, samples)
+    training = torch.cat([TRAINING[:6], TRAINING[[3]] * 0.9])
+    figures, neighbors, _ = measure(samples, training=training)
     assert neighbors.within_training.is_overlapping.nonzero().flatten().tolist() == [3, 6]
     assert figures["overlap"]["share_within_training"] == pytest.approx(2 / 7)
-    alone = measure(held_out(colors(9, 1)), training[:1], samples)[0]
+    alone = measure(samples, training=training[:1])[0]
     assert alone["overlap"]["share_within_training"] is None
 
 
 def test_without_a_threshold_in_the_settings_the_chance_threshold_is_used(samples):
-    real, training = held_out(colors(9, 1)), colors(7, 2)
     config = section({"fid_images": 6, "overlap_threshold": None}, "evaluation", EvaluationConfig)
-    fixed, picked = (measure(real, training, samples, each)[0]["overlap"] for each in (SMALL, config))
+    fixed, picked = (measure(samples, config=each)[0]["overlap"] for each in (SMALL, config))
     assert fixed["threshold"] == 0.99999 != fixed["by_chance"]
     assert picked["by_chance"] == picked["threshold"] == fixed["by_chance"]
 
 
 def test_caption_match_with_and_without_overlapping_images(samples):
     """Prompts 0, 2 and 3 are held-out captions; that of prompt 2 has an overlapping image. Prompt 1 is of another split."""
-    real = colors(9, seed=1)
-    _, neighbors, _ = measure(held_out(real), torch.cat([colors(5, seed=2), real[[2]]]), samples)
+    _, neighbors, _ = measure(samples, training=torch.cat([TRAINING[:5], REAL[[2]]]))
     good, bad = {"colour": True, "shape": True}, {"colour": True, "shape": False}
     matches = {0: [good, bad, bad, bad], 1: [bad] * 4, 2: [good] * 4, 3: [good, good, good, bad]}
 
     def rates(matches: dict) -> dict:
-        return match_without_overlap(neighbors, held_out(real).captions, samples, matches)
+        return match_without_overlap(neighbors, held_out(REAL).captions, samples, matches)
 
     assert rates(matches) == {"with": pytest.approx(2 / 3), "without": pytest.approx(0.5)}
     assert rates({2: matches[2]}) == {"with": 1.0, "without": None} and rates({}) == {}
@@ -257,14 +239,13 @@ def test_with_another_extractor_the_figures_have_its_names_and_neighbors_still_u
     real, training = colors(20, seed=1), torch.cat([colors(12, seed=2), colors(20, seed=1)[[2]] * 0.9])
     config = dataclasses.replace(SMALL, fid_images=12)
 
-    figures, neighbors, _ = measure(held_out(real), training, samples, config, extractor=WITH_CLASSES)
-    scorer_figures, other, _ = measure(held_out(real), training, samples, config)
+    figures, neighbors, _ = measure(samples, real, training, config, extractor=WITH_CLASSES)
+    scorer_figures, other, _ = measure(samples, real, training, config)
 
     rows = [prompt * 4 + candidate for prompt, candidate in first_samples(samples, 12)]
     sample_features = stored(colors(16, 3))[rows]
-    assert set(figures) == DISTANCES - {"clip_frechet", "clip_kernel", "clip_precision"} | {
-        *("fid", "kid", "precision", "inception_score", "overlap", "memorisation")
-    }
+    added = {"fid", "kid", "precision", "inception_score", "overlap", "memorisation"}
+    assert set(figures) == DISTANCES - {"clip_frechet", "clip_kernel", "clip_precision"} | added
     distance = fid.frechet_distance(sample_features, real[:12])
     assert figures["fid"]["distance"][0] == pytest.approx(distance, rel=1e-4)
     baseline = fid.frechet_distance(real[:12], training[:12])
@@ -304,11 +285,10 @@ def many(tmp_path_factory) -> Samples:
     return write_and_read_samples(tmp_path_factory.mktemp("many"), plain(COLORS), splits, CANDIDATES)
 
 
-def curve_of(samples, scores=SCORES, real=None, seed=0, extractor=WITH_CLASSES):
-    real = plain(colors(20, seed=1)) if real is None else real
-    sets = embed_feature_sets(extractor, real, samples)  # the first two candidates of each caption
+def curve_of(samples, seed=0, extractor=WITH_CLASSES):
+    sets = embed_feature_sets(extractor, plain(colors(20, seed=1)), samples)  # two candidates of each caption
     extractor.network.batches.clear()
-    return best_of_n(extractor, sets, samples, scores, seed)
+    return best_of_n(extractor, sets, samples, SCORES, seed)
 
 
 def test_each_caption_is_represented_by_the_best_scored_of_its_first_n_candidates(many):
@@ -325,9 +305,7 @@ def test_each_caption_is_represented_by_the_best_scored_of_its_first_n_candidate
 
 
 def test_no_sample_is_embedded_twice(many):
-    counting = dataclasses.replace(
-        WITH_CLASSES, network=MeanColor(), extract=scorer_extractor(MeanColor()).extract
-    )
+    counting = scorer_extractor(MeanColor())
     curve = curve_of(many, extractor=counting)
     picked = {(row, int(SCORES[row, :n].argmax())) for row in PROMPTS for n in curve["n"]}
     assert sum(counting.network.batches) == len([candidate for _, candidate in picked if candidate >= 2]) > 0
@@ -339,9 +317,8 @@ def test_for_one_caption_there_is_no_curve(many):
 
 def test_the_best_sample_of_a_held_out_caption_is_closer_to_its_true_image_or_to_a_training_image(tmp_path):
     """Two candidates each: caption 0 is like its true image, caption 1 a copy of a training image."""
-    black, gray, white, red = (
-        plain(torch.tensor([color])) for color in ([0] * 3, [0.5] * 3, [1] * 3, [1, 0, 0])
-    )
+    shades = torch.tensor([[0, 0, 0], [0.5, 0.5, 0.5], [1, 1, 1], [1, 0, 0]])
+    black, gray, white, red = plain(shades).split(1)
     images = torch.cat([black, gray * 1.02, red, white, gray, gray])
     samples = write_and_read_samples(tmp_path, images, ["validation", "validation", "own"], candidates=2)
     held_out = HeldOut(torch.cat([red, gray, black]), ["caption 0", "caption 0", "caption 1"], torch.ones(3))
@@ -351,8 +328,8 @@ def test_the_best_sample_of_a_held_out_caption_is_closer_to_its_true_image_or_to
     found = image_fidelity.true_or_nearest(samples, scores, held_out, training.__getitem__, 3)
 
     assert [*found] == [0, 1]  # prompt 2 is no held-out caption
-    assert (found[0].true_row, found[0].is_closer_to_true) == (1, True)
-    assert (found[1].true_row, found[1].training_row, found[1].is_closer_to_true) == (2, 2, False)
+    assert [(each.true_row, each.is_closer_to_true) for each in found.values()] == [(1, True), (2, False)]
+    assert found[1].training_row == 2
     assert found[1].psnr_nearest == pytest.approx(100) and found[1].psnr_true == pytest.approx(0)
     figures = image_fidelity.closeness_figures(found, 0)["true_or_nearest"]
     assert (figures["prompts"], figures["closer_to_true"]) == (2, 0.5)

@@ -6,17 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from thousandwords.evaluation.metrics import (
-    best_of,
-    bootstrap_interval,
-    candidate_counts,
-    clip_score,
-    found_among,
-    match_rates,
-    recall_at,
-    retrieval,
-)
-from thousandwords.nn import metrics
+from thousandwords.evaluation import metrics
+from thousandwords.nn.metrics import codebook_usage, mean_psnr, psnr, top1
 
 GRID = (2, 3, 4, 4)
 
@@ -29,18 +20,12 @@ def without_intervals(block: dict) -> dict:
     return {name: value for name, value in block.items() if not name.endswith("_interval")}
 
 
-def test_psnr_is_twenty_decibels_for_an_error_of_a_tenth():
-    black, dark = torch.zeros(GRID), torch.full(GRID, 0.1)
-
-    assert metrics.psnr(black, dark).tolist() == pytest.approx([20.0, 20.0])
-    assert metrics.psnr(black, black).tolist() == pytest.approx([100.0, 100.0])
-
-
-def test_mean_psnr_averages_decibels_and_not_errors():
+def test_psnr_is_in_decibels_and_its_mean_is_not_that_of_the_errors():
     black, other = torch.zeros(GRID), torch.zeros(GRID)
     other[0], other[1] = 0.1, 1.0  # 20 dB and 0 dB; the mean error would give 2.97 dB
-
-    assert metrics.mean_psnr(black, other) == pytest.approx(10.0, abs=1e-5)
+    assert psnr(black, other).tolist() == pytest.approx([20.0, 0.0], abs=1e-5)
+    assert psnr(black, black).tolist() == pytest.approx([100.0, 100.0])
+    assert mean_psnr(black, other) == pytest.approx(10.0, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +38,7 @@ def test_mean_psnr_averages_decibels_and_not_errors():
 )
 def test_psnr_rejects_bytes_and_unequal_shapes(other, message):
     with pytest.raises(ValueError, match=message):
-        metrics.psnr(torch.zeros(GRID), other)
+        psnr(torch.zeros(GRID), other)
 
 
 @pytest.mark.parametrize(
@@ -65,22 +50,22 @@ def test_psnr_rejects_bytes_and_unequal_shapes(other, message):
     ],
 )
 def test_codebook_use_is_a_count_and_a_perplexity(tokens, used, perplexity):
-    assert metrics.codebook_usage(torch.tensor(tokens), 8) == pytest.approx(
+    assert codebook_usage(torch.tensor(tokens), 8) == pytest.approx(
         {"used": used / 8, "used_words": used, "perplexity": perplexity}
     )
 
 
 def test_tokens_outside_the_codebook_are_rejected():
     with pytest.raises(ValueError, match=r"run from 0 to 8, outside a codebook of 8 entries"):
-        metrics.codebook_usage(torch.arange(9), 8)
+        codebook_usage(torch.arange(9), 8)
     with pytest.raises(ValueError, match="at least one token"):
-        metrics.codebook_usage(torch.zeros(0, 4), 8)
+        codebook_usage(torch.zeros(0, 4), 8)
 
 
 def test_top1_counts_images_nearest_to_their_own_caption_and_shares_ties():
-    assert metrics.top1([[0.9, 0.1], [0.8, 0.2]]) == 0.5
-    assert metrics.top1([[0.9, 0.9], [0.1, 0.2]]) == 0.75
-    assert metrics.top1(np.zeros((4, 4))) == 0.25
+    assert top1([[0.9, 0.1], [0.8, 0.2]]) == 0.5
+    assert top1([[0.9, 0.9], [0.1, 0.2]]) == 0.75
+    assert top1(np.zeros((4, 4))) == 0.25
 
 
 def best_by_brute_force(n: int, scores: np.ndarray, quality: np.ndarray) -> float:
@@ -100,18 +85,19 @@ def best_by_brute_force(n: int, scores: np.ndarray, quality: np.ndarray) -> floa
 def test_best_of_equals_the_mean_over_every_subset(n, levels):
     rng = seeded()
     scores, quality = rng.integers(levels, size=(4, 6)), rng.random((4, 6))
-
-    assert best_of(n, scores, quality).mean() == pytest.approx(best_by_brute_force(n, scores, quality))
+    assert metrics.best_of(n, scores, quality).mean() == pytest.approx(
+        best_by_brute_force(n, scores, quality)
+    )
 
 
 def test_a_score_that_is_no_number_is_rejected():
     with pytest.raises(ValueError, match="prompt 1, candidate 0 is not a finite number"):
-        best_of(1, [[0.1, 0.2], [np.nan, 0.2]], np.ones((2, 2)))
+        metrics.best_of(1, [[0.1, 0.2], [np.nan, 0.2]], np.ones((2, 2)))
 
 
 @pytest.mark.paper("evaluation: best of N")
 def test_a_curve_has_the_powers_of_two_and_the_number_of_candidates():
-    assert [candidate_counts(count) for count in (1, 6, 16)] == [[1], [1, 2, 4, 6], [1, 2, 4, 8, 16]]
+    assert [metrics.candidate_counts(count) for count in (1, 6, 16)] == [[1], [1, 2, 4, 6], [1, 2, 4, 8, 16]]
 
 
 def test_match_rates_have_the_layout_of_metrics_json():
@@ -120,7 +106,7 @@ def test_match_rates_have_the_layout_of_metrics_json():
     right, mixed = [[1, 1], [1, 1]], [[1, 0], [1, 0]]
     matches = {"colour": right, "shape": mixed, "size": right, "relation": right, "background": right}
 
-    rates = match_rates(scores, matches, 0)
+    rates = metrics.match_rates(scores, matches, 0)
 
     assert list(rates) == ["prompts", "all", "scene", *matches, "curve"]
     assert rates["prompts"] == 2
@@ -130,8 +116,7 @@ def test_match_rates_have_the_layout_of_metrics_json():
 
 
 def test_a_clip_score_has_both_ends_and_a_curve_and_is_scaled_with_negative_cosines_as_0():
-    figures = clip_score(np.array([[-0.5, 0.5]]), seed=0)
-
+    figures = metrics.clip_score(np.array([[-0.5, 0.5]]), seed=0)
     assert figures == {
         **{"n1": 0.0, "n1_interval": [0.0, 0.0], "best": 0.5, "best_interval": [0.5, 0.5]},
         "curve": {"n": [1, 2], "score": [0.0, 0.5]},
@@ -149,7 +134,7 @@ def test_a_clip_score_has_both_ends_and_a_curve_and_is_scaled_with_negative_cosi
     ],
 )
 def test_recall_counts_how_often_the_own_column_is_among_the_nearest_and_shares_ties(similarity, expected):
-    recall = recall_at(np.array(similarity), 0, (1, 2, 3))
+    recall = metrics.recall_at(np.array(similarity), 0, (1, 2, 3))
     assert list(without_intervals(recall).values()) == pytest.approx(expected)
 
 
@@ -160,18 +145,16 @@ def test_a_caption_found_among_some_is_the_mean_over_every_choice_of_the_others(
         others = combinations([value for column, value in enumerate(values) if column != row], 3)
         expected.append(np.mean([max(chosen) < values[row] for chosen in others]))
 
-    found = found_among(similarity, 4, 0)
+    found = metrics.found_among(similarity, 4, 0)
 
     assert found["found"] == pytest.approx(np.mean(expected))
     assert (found["among"], found["chance"]) == (4, 0.25)
-    assert found_among(similarity, 32, 0)["among"] == 6
+    assert metrics.found_among(similarity, 32, 0)["among"] == 6
 
 
 def test_retrieval_has_captions_of_images_and_images_of_captions():
     images, captions = torch.eye(3)[[0, 1, 2, 0]], torch.eye(3)[[0, 1, 2, 1]]
-
-    recall = retrieval(images, captions, 0)
-
+    recall = metrics.retrieval(images, captions, 0)
     # the last image is red and its caption says green: its nearest caption is the first's, its caption's nearest image the second
     each = {"r1": 0.625, "r5": 1.0, "r10": 1.0}
     assert recall["pictures"] == 4
@@ -181,9 +164,7 @@ def test_retrieval_has_captions_of_images_and_images_of_captions():
 
 def test_an_interval_holds_the_mean_repeats_with_its_seed_and_agrees_with_the_normal_approximation():
     values = seeded().random(400)
-
-    low, high = bootstrap_interval(values, seeded())
-
-    assert low < values.mean() < high and [low, high] == bootstrap_interval(values, seeded())
+    low, high = metrics.bootstrap_interval(values, seeded())
+    assert low < values.mean() < high and [low, high] == metrics.bootstrap_interval(values, seeded())
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
-    assert bootstrap_interval([1.0, 1.0], seeded()) == [1.0, 1.0]
+    assert metrics.bootstrap_interval([1.0, 1.0], seeded()) == [1.0, 1.0]

@@ -4,13 +4,8 @@ import pytest
 import torch
 
 from tests.helpers.tiny_models import rng, tiny
-from thousandwords.evaluation.reconstruction import (
-    Reconstructions,
-    decoder_figures,
-    fit_kmeans,
-    kmeans_reconstruct,
-    patches_of,
-)
+from thousandwords.evaluation import reconstruction
+from thousandwords.evaluation.reconstruction import fit_kmeans, kmeans_reconstruct, patches_of
 
 IMAGES = torch.rand(16, 3, 8, 8, generator=rng())
 
@@ -39,10 +34,8 @@ def test_the_figures_of_a_decoder_are_those_of_its_images_beside_the_tokenizers(
     """A decoder that restores the images, and a tokenizer that halves their contrast."""
     images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     tokens, psnrs = torch.zeros(8, 16, dtype=torch.int64), torch.zeros(8)
-    found = Reconstructions(0.5 * images, psnrs, psnrs, tokens, tokens, 12, decoded=images)
-
-    figures = decoder_figures(found, images, tiny("scorers", "clip"), seed=0)
-
+    found = reconstruction.Reconstructions(0.5 * images, psnrs, psnrs, tokens, tokens, 12, decoded=images)
+    figures = reconstruction.decoder_figures(found, images, tiny("scorers", "clip"), seed=0)
     assert figures["psnr_hard"] == pytest.approx(100) and figures["sharpness"] == 1
     assert figures["sharpness_tokenizer"] == pytest.approx(0.5)
     assert figures["clip_frechet"] == pytest.approx(0, abs=1e-6) and figures["clip_frechet_tokenizer"] > 1e-5

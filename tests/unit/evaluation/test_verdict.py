@@ -10,12 +10,11 @@ CODEBOOK = {"perplexity": 231.4, "perplexity_kmeans": 180.2, "used": 0.86, "voca
 FIGURES = {"codebook": CODEBOOK, "reconstruction": {"psnr_hard": 29.2, "psnr_kmeans": 26.4}}
 
 
-def curve(train: dict[int, float], held_out: dict[int, float], name: str = "image_loss") -> list[dict]:
+def curve(train: dict[int, float], held_out: dict[int, float]) -> list[dict]:
     """Rows of a curve from {step: training loss} and {step: held-out loss}."""
+    columns = {"image_loss": train, "validation/image_loss": held_out}
     return [
-        {"step": step}
-        | ({name: train[step]} if step in train else {})
-        | ({f"validation/{name}": held_out[step]} if step in held_out else {})
+        {"step": step} | {key: values[step] for key, values in columns.items() if step in values}
         for step in sorted(train | held_out)
     ]
 
@@ -39,21 +38,12 @@ FLAT = curve({10: 3.1, 100: 3.2, 200: 3.1}, {100: 3.2, 200: 3.3})
         (LEVEL, "fine: held-out image loss 0.720 at step 2000, training 0.620, 0.4% of its gain in the last"),
         (FALLING, "learning: held-out image loss 0.900 at step 80, training 0.800, 5.9% of its gain in the"),
         (STEEP, "too short: held-out image loss 2.160 at step 30, training 2.100, 19.1% of its gain in the"),
-        (
-            RISING,
-            "memorizing since step 120: held-out image loss 0.852 at step 120, 2.127 at step 500, training",
-        ),
-        (
-            APART,
-            "memorizing since step 200: held-out image loss 1.100 at step 300, training 0.200: more than 1.5",
-        ),
-        (
-            FLAT,
-            "collapsed: held-out image loss 3.300 at step 200, training 3.100, at step 10 3.100: it never",
-        ),
+        (RISING, "memorizing since step 120: held-out image loss 0.852 at step 120, 2.127 at step 500, training"),
+        (APART, "memorizing since step 200: held-out image loss 1.100 at step 300, training 0.200: more than 1.5"),
+        (FLAT, "collapsed: held-out image loss 3.300 at step 200, training 3.100, at step 10 3.100: it never"),
         (STEEP[:2], "too short: held-out image loss 2.400 at step 20, training 2.300, evaluated once, so"),
     ],
-)
+)  # fmt: skip
 def test_a_generator_has_one_verdict_with_its_figures(rows, expected):
     assert verdict(rows).startswith(expected)
 
@@ -66,42 +56,32 @@ def test_samples_that_are_near_duplicates_of_training_images_are_memorized(held_
     assert "; 62% of samples are near duplicates of training images (held-out images " in text
 
 
+def psnr_curve(psnrs: dict[int, float]) -> list[dict]:
+    return [{"step": step, "loss": 1.0, "validation/psnr_hard": psnr} for step, psnr in psnrs.items()]
+
+
 PSNRS = {1000: 25.6, 2000: 27.7, 3000: 29.0, 4000: 29.2}
 
 
 @pytest.mark.parametrize(
     ("psnrs", "codebook", "expected"),
     [
-        (
-            PSNRS,
-            {},
-            "fine: held-out PSNR 29.20 dB at step 4000, 1.0% of its gain in the last quarter of the steps; ",
-        ),
-        # codebook use is no goal in itself
-        (PSNRS, {"perplexity": 2.1}, "fine: held-out PSNR 29.20 dB at step 4000"),
-        (
-            PSNRS | {4000: 28.5},
-            {},
-            "memorizing since step 3000: held-out PSNR 29.00 dB at step 3000, 28.50 dB at",
-        ),
+        (PSNRS, {}, "fine: held-out PSNR 29.20 dB at step 4000, 1.0% of its gain in the last quarter of the steps; "),
+        (PSNRS, {"perplexity": 2.1}, "fine: held-out PSNR 29.20 dB at step 4000"),  # codebook use is no goal in itself
+        (PSNRS | {4000: 28.5}, {}, "memorizing since step 3000: held-out PSNR 29.00 dB at step 3000, 28.50 dB at"),
     ],
-)
+)  # fmt: skip
 def test_an_image_tokenizer_is_judged_by_held_out_psnr(psnrs, codebook, expected):
-    rows = [
-        {"step": step, "loss": 1.0, "validation/psnr_hard": psnr, "validation/codebook_used": 0.9}
-        for step, psnr in psnrs.items()
-    ]
-    assert verdict(rows, "image_tokenizer", codebook=CODEBOOK | codebook).startswith(expected)
+    text = verdict(psnr_curve(psnrs), "image_tokenizer", codebook=CODEBOOK | codebook)
+    assert text.startswith(expected)
 
 
 def test_a_decoder_is_judged_by_what_it_gains_over_the_tokenizer():
-    rows = [
-        {"step": step, "loss": 1.0, "validation/psnr_hard": psnr}
-        for step, psnr in {300: 30.0, 600: 31.0}.items()
-    ]
     start = {"psnr_hard": 29.2, "psnr_kmeans": 26.4}
-    expected = "too short: held-out PSNR 31.00 dB at step 600, 27.8% of its gain in the last quarter"
-    assert verdict(rows, "decoder", reconstruction=start).startswith(expected)
+    text = verdict(psnr_curve({300: 30.0, 600: 31.0}), "decoder", reconstruction=start)
+    assert text.startswith(
+        "too short: held-out PSNR 31.00 dB at step 600, 27.8% of its gain in the last quarter"
+    )
 
 
 def test_figures_over_few_held_out_pairs_are_marked():
@@ -110,20 +90,19 @@ def test_figures_over_few_held_out_pairs_are_marked():
     assert verdict(rows, num_held_out=15).endswith(few) and not verdict(rows, num_held_out=16).endswith(few)
 
 
-def test_few_codes_are_a_collapse_only_where_k_means_reconstructs_better():
-    rows = [
-        {"step": step, "loss": 1.0, "validation/psnr_hard": value}
-        for step, value in ((100, 24.0), (200, 25.2), (300, 25.25), (400, 25.27))
-    ]
-    few = {"codebook": CODEBOOK | {"perplexity": 5.0, "perplexity_kmeans": 6.0, "used": 0.04}}
-
-    worse = verdict(rows, "image_tokenizer", **few, reconstruction={"psnr_hard": 25.27, "psnr_kmeans": 27.08})
-    better = verdict(rows, "image_tokenizer", **few, reconstruction={"psnr_hard": 25.27, "psnr_kmeans": 24.9})
-
-    assert worse.startswith(
-        "collapsed: held-out PSNR 25.27 dB, k-means of raw patches 27.08 dB; codebook perplexity 5"
-    )
-    assert better.startswith("fine: ")
+@pytest.mark.parametrize(
+    ("psnr_kmeans", "expected"),
+    [
+        (27.08, "collapsed: held-out PSNR 25.27 dB, k-means of raw patches 27.08 dB; codebook perplexity 5"),
+        (24.9, "fine: "),
+    ],
+)
+def test_few_codes_are_a_collapse_only_where_k_means_reconstructs_better(psnr_kmeans, expected):
+    rows = psnr_curve({100: 24.0, 200: 25.2, 300: 25.25, 400: 25.27})
+    codebook = CODEBOOK | {"perplexity": 5.0, "perplexity_kmeans": 6.0, "used": 0.04}
+    reconstruction = {"psnr_hard": 25.27, "psnr_kmeans": psnr_kmeans}
+    text = verdict(rows, "image_tokenizer", codebook=codebook, reconstruction=reconstruction)
+    assert text.startswith(expected)
 
 
 def test_the_kept_weights_are_named_and_their_figures_used():
@@ -144,9 +123,7 @@ losses = st.floats(0, 1e6) | st.just(float("nan"))
 
 @given(st.dictionaries(st.integers(1, 50), st.tuples(losses, st.none() | losses), min_size=1))
 def test_every_curve_has_a_verdict_of_the_five_words(points):
-    rows = curve({step: each[0] for step, each in points.items()}, {})
-    for row in rows:
-        if (held_out := points[row["step"]][1]) is not None:
-            row["validation/image_loss"] = held_out
+    train = {step: loss for step, (loss, _) in points.items()}
+    rows = curve(train, {step: loss for step, (_, loss) in points.items() if loss is not None})
     found = verdicts({"train_generator": rows}, FIGURES, 3)
     assert all(str(each).startswith(WORDS) for each in found.values())
