@@ -100,24 +100,29 @@ def png(color: str = "red", side: int = 8) -> bytes:
 
 
 RED, GREEN, BLUE, NAVY = map(png, ("red", "green", "blue", "navy"))
-PAIR = {
-    **{"image": BLUE, "training_image": NAVY, "captions": ["a dog", "a cat"]},
-    **{"similarity": 0.9871, "is_near_duplicate": True},
-}
-DUPLICATE = {
-    **{"image": BLUE, "earlier_image": NAVY, "captions": ["a hill", "a mountain"]},
-    **{"distance": 3, "color": 17, "is_dropped": True},
-}
+PAIR = {"image": BLUE, "training_image": NAVY, "captions": ["a dog", "a cat"], "similarity": 0.9871}
+PAIR |= {"is_near_duplicate": True}
+DUPLICATE = {"image": BLUE, "earlier_image": NAVY, "captions": ["a hill", "a mountain"], "distance": 3}
+DUPLICATE |= {"color": 17, "is_dropped": True}
+NOT_DROPPED = DUPLICATE | {"distance": 5, "color": 20, "is_dropped": False, "captions": ["a lake", "a lake"]}
 COUNTS = {
     **{"n_in": 1011, "n_ok": 1000, "n_quarantined": 8, "n_duplicate": 3, "n_filtered": 0},
     "reasons": {"truncated_data": 5, "too_small": 3},
     "near_duplicates": {"distance": 4, "colour": 24, "by_chance": 9, "across_splits": 2, "by_distance": {}},
     "splits": {"train": 900, "validation": 100},
 }
-CANDIDATES = [
-    {"image": RED, "score": 0.312, "matches": {"colour": True, "shape": True}},
-    {"image": GREEN, "score": 0.105, "matches": {"colour": False, "shape": True}},
-]
+PROMPT = {
+    "prompt": "a red circle on a grey background",
+    "split": "unseen",
+    "candidates": [
+        {"image": RED, "score": 0.312, "matches": {"colour": True, "shape": True}},
+        {"image": GREEN, "score": 0.105, "matches": {"colour": False, "shape": True}},
+    ],
+    "true": {"image": RED, "psnr": 17.25},
+    "nearest": {"image": NAVY, "psnr": 14.0, "caption": "a navy circle"},
+    "is_closer_to_true": True,
+}
+NOT_NEAR = PAIR | {"is_near_duplicate": False}
 DATA = {
     "title": "A small run",
     "summary": "64 tokens per image.",
@@ -125,25 +130,11 @@ DATA = {
     "best_samples": [{"image": RED, "caption": "a red circle", "score": 0.312}],
     "reconstructions": [{"original": BLUE, "hard": NAVY, "psnr": 26.51}],
     "near_duplicates": [PAIR],
-    "borderline": [
-        PAIR | {"similarity": 0.9791, "is_near_duplicate": False, "captions": ["a kite", "a kite on a line"]}
-    ],
+    "borderline": [NOT_NEAR | {"similarity": 0.9791, "captions": ["a kite", "a kite on a line"]}],
     "within_training": [PAIR | {"similarity": 0.9993}],
-    "memorized": [PAIR | {"similarity": 0.9712, "is_near_duplicate": False}],
-    "duplicates": [
-        DUPLICATE,
-        DUPLICATE | {"distance": 5, "color": 20, "is_dropped": False, "captions": ["a lake", "a lake"]},
-    ],
-    "prompts": [
-        {
-            "prompt": "a red circle on a grey background",
-            "split": "unseen",
-            "candidates": CANDIDATES,
-            "true": {"image": RED, "psnr": 17.25},
-            "nearest": {"image": NAVY, "psnr": 14.0, "caption": "a navy circle"},
-            "is_closer_to_true": True,
-        }
-    ],
+    "memorized": [NOT_NEAR | {"similarity": 0.9712}],
+    "duplicates": [DUPLICATE, NOT_DROPPED],
+    "prompts": [PROMPT],
     "plots": {"training": [{"image": png("white", side=900), "title": "Image loss"}]},
     "stages": {"train_generator": "6,000 steps"},
     "runs": {"train_generator": {"run_id": "0f5dd1ef776849bc"}},
@@ -225,7 +216,6 @@ def test_every_figure_is_on_the_page_once_in_its_section():
 
 def test_the_page_loads_nothing_and_runs_nothing():
     html = page_of()
-
     assert "http://" not in html and "https://" not in html
     assert not re.search(r"<(script|link|iframe|object|embed|base)\b|@import|url\(|\son\w+=", html)
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', html))
@@ -250,36 +240,42 @@ def test_captions_and_settings_are_escaped():
 
 def test_every_image_has_an_alt_text_and_a_size_and_small_ones_have_sharp_pixels():
     images = re.findall(r"<img [^>]*>", page_of())
-
     assert len(images) == 20 and all(re.search(r'alt="[^"]+"', image) for image in images)
     assert any('alt="Generated from: a red circle"' in image for image in images)
     assert sum('width="8" height="8"' in image and "pixel-art" in image for image in images) == 19
     assert sum('width="900" height="900" alt="Image loss">' in image for image in images) == 1
 
 
-def test_without_caption_match_the_page_says_why():
-    bare = {name: block for name, block in METRICS.items() if name != "caption_match"}
-    page = render_report({**DATA, "metrics": bare})
-
-    assert page.count("These captions are free text.") == 2 and "Caption match, seen" not in page
+NO_HASH = "the hash cannot find near duplicates, and only images with equal hashes should be dropped"
+ANOTHER_CLIP = METRICS["protocol"] | {"features_sha256": "ab12"}
+DECODER = {"psnr_hard": 31.54, "sharpness": 1.02, "sharpness_tokenizer": 0.9}
 
 
 @pytest.mark.parametrize(
-    ("counts", "present"),
+    ("block", "change", "added", "gone"),
     [
-        (
-            {"near_duplicates": COUNTS["near_duplicates"] | {"by_chance": -3}},
-            "the hash cannot find near duplicates, and only images with equal hashes should be dropped",
-        ),
-        (
-            {"captions_dropped": {"caption_too_short": 1234}},
-            "captions dropped from accepted pairs: caption too short 1,234",
-        ),
-        ({"n_quarantined": 0}, "8 of them are missing from the rows below"),
+        ("metrics", {"reconstruction": {"psnr_hard": 20.0, "psnr_kmeans": 22.0}}, "2.0 dB worse than k-means", "better than k-means"),
+        ("metrics", {"decoder": DECODER}, "The decoder makes better images of the same tokens: 31.5 dB for", "invented"),
+        ("metrics", {"decoder": DECODER | {"sharpness": 1.2}}, "invented texture", None),
+        ("metrics", {"protocol": ANOTHER_CLIP}, "the features of the CLIP in evaluation.features", "scorer’s own features"),
+        ("metrics", {"generator": {"val_loss_image": 2.4}}, "2.400 image, nats per token A random guess", "text, nats"),
+        ("metrics", {"generator": {"val_loss_image": 2.4}}, "gives captions no probability, so text has no loss", "Text and image losses"),
+        ("metrics", {"held_out_pairs": 2}, "mean little here: they are over 2 held-out pairs only", None),
+        ("counts", {"near_duplicates": COUNTS["near_duplicates"] | {"by_chance": -3}}, NO_HASH, None),
+        ("counts", {"captions_dropped": {"caption_too_short": 1234}}, "accepted pairs: caption too short 1,234", None),
+        ("counts", {"n_quarantined": 0}, "8 of them are missing from the rows below", None),
     ],
-)
-def test_the_counts_of_the_inputs_are_explained(counts, present):
-    assert present in text_of(page_of(counts=COUNTS | counts)) and present not in text_of(page_of())
+)  # fmt: skip
+def test_what_a_figure_means_or_why_it_is_absent_is_explained(block, change, added, gone):
+    page, usual = text_of(page_of(**{block: DATA[block] | change})), text_of(page_of())
+    assert added in page and added not in usual
+    assert gone is None or gone not in page
+
+
+def test_without_caption_match_the_page_says_why():
+    bare = {name: block for name, block in METRICS.items() if name != "caption_match"}
+    page = render_report({**DATA, "metrics": bare})
+    assert page.count("These captions are free text.") == 2 and "Caption match, seen" not in page
 
 
 def test_only_figures_of_inception_are_called_fid_and_they_have_their_number_of_images():
@@ -299,17 +295,10 @@ def test_only_figures_of_inception_are_called_fid_and_they_have_their_number_of_
     assert "Inception" not in own and "KID" not in own and own.count("FID") == own.count("no FID") == 1
 
 
-def test_another_clip_is_not_called_the_scorers_own():
-    page = text_of(page_of({"protocol": METRICS["protocol"] | {"features_sha256": "ab12"}}))
-    assert "the features of the CLIP in evaluation.features" in page and "scorer’s own features" not in page
-
-
 def test_each_stage_names_its_run_and_links_to_it_where_it_is_on_a_server():
     link = "http://host:5000/#/runs/bb22"
     runs = {"prepare_pairs": {"run_id": "aa11"}, "evaluate": {"run_id": "bb22", "link": link}}
-
     html = page_of(runs=runs)
-
     assert '<a href="http://host:5000/#/runs/bb22" rel="noopener noreferrer"><code>bb22</code></a>' in html
     assert html.count("http://") == 1 and "make ui" in html and "<td><code>aa11</code></td>" in html
     assert "make ui" not in page_of(runs={"evaluate": runs["evaluate"]})
@@ -329,21 +318,17 @@ def test_figures_of_image_fidelity_that_are_missing_are_left_out(part, text):
     rest = {name: block for name, block in FIDELITY.items() if name != part}
     if "overlap" in rest:
         rest["overlap"] = {name: value for name, value in rest["overlap"].items() if name != part}
-
     page = text_of(page_of({"fidelity": rest}, within_training=[]))
-
     assert text not in page and "do samples look like real images?" in page
 
 
 def test_images_and_figures_of_several_scales_are_shown_coarse_to_fine():
     scales = {
-        str(side): {"psnr": psnr, "used": 0.5, "used_words": used, "perplexity": 20.4}
-        for side, psnr, used in ((1, 16.62, 9), (8, 28.71, 500))
+        "1": {"psnr": 16.62, "used": 0.5, "used_words": 9, "perplexity": 20.4},
+        "8": {"psnr": 28.71, "used": 0.5, "used_words": 500, "perplexity": 20.4},
     }
-    cells = [
-        {"image": image, "label": label}
-        for image, label in ((RED, "1 × 1"), (BLUE, "8 × 8"), (NAVY, "original"))
-    ]
+    labels = {"1 × 1": RED, "8 × 8": BLUE, "original": NAVY}
+    cells = [{"image": image, "label": label} for label, image in labels.items()]
 
     html = page_of({"scales": scales}, scale_rows=[cells, cells])
 
@@ -355,26 +340,10 @@ def test_images_and_figures_of_several_scales_are_shown_coarse_to_fine():
 @pytest.mark.parametrize(("kept_part", "num_folded"), [({}, 3), ({"kept_part": BLUE}, 4)])
 def test_more_than_eight_candidates_are_folded_away_and_a_kept_part_takes_a_place(kept_part, num_folded):
     row = {"prompt": "a red circle", "split": "completed", "candidates": [{"image": RED}] * 11, **kept_part}
-
     page = page_of(prompts=[row])
-
     assert f"{num_folded} more candidates" in page
     assert page.count("Kept part of the image for: a red circle") == len(kept_part)
     assert [f"Candidate {rank} for" in page for rank in (1, 11, 12)] == [True, True, False]
-
-
-def test_a_tokenizer_worse_than_k_means_is_pointed_out():
-    page = text_of(page_of({"reconstruction": {"psnr_hard": 20.0, "psnr_kmeans": 22.0}}))
-    assert "2.0 dB worse than k-means" in page
-
-
-def test_the_decoder_is_shown_beside_the_tokenizer_and_a_warning_where_it_invents_texture():
-    decoder = {"psnr_hard": 31.54, "sharpness": 1.02, "sharpness_tokenizer": 0.9}
-    page = text_of(page_of({"decoder": decoder}))
-    assert (
-        "The decoder makes better images of the same tokens: 31.5 dB for" in page and "invented" not in page
-    )
-    assert "invented texture" in text_of(page_of({"decoder": decoder | {"sharpness": 1.2}}))
 
 
 def test_the_tick_of_the_loss_is_that_of_the_verdict_and_few_held_out_pairs_have_none():
@@ -382,11 +351,9 @@ def test_the_tick_of_the_loss_is_that_of_the_verdict_and_few_held_out_pairs_have
     page = page_of({"verdicts": {"generator": memorizing}})
     assert '<li class="bad"><b>generator</b>' in page and "2.127 at step 500" in page
     assert '<a class="card bad" href="#training">' in page
-
-    assert '<a class="card good"' in page_of() and "mean little" not in page_of()
     few = page_of({"held_out_pairs": 2})
-    assert "mean little here: they are over 2 held-out pairs only" in few
-    assert 'class="card good"' not in few and '<li class="good">' not in few
+    assert '<a class="card good"' in page_of() and 'class="card good"' not in few
+    assert '<li class="good">' not in few
 
 
 NOISE = np.random.default_rng(0).integers(0, 256, (300, 200, 3), np.uint8)
@@ -396,9 +363,7 @@ SCENE = next(iter(scene_pairs(1, 0, "validation")))[1]
 @pytest.mark.parametrize(("pixels", "width", "height"), [(SCENE, 64, 64), (NOISE, 85, 128)])
 def test_a_thumbnail_has_its_own_size_on_the_page_and_is_the_same_every_time(pixels, width, height):
     small = thumbnail(pixels, 128)
-
     element = image_element(small)
-
     assert element["src"].startswith("data:image/webp;base64,")
     assert (element["width"], element["height"]) == (width, height) and thumbnail(pixels, 128) == small
 
@@ -413,7 +378,7 @@ def test_shares_numbers_and_durations_as_text():
 
 
 LOSSES = {"train": [(0, 5.0), (10, 3.0)], "validation": [(10, 3.2)], "not yet": []}
-ONE_RIGHT = ("colour", "relation", "background")
+ONE_PROMPT = match_rates([[0.5]], dict.fromkeys(("colour", "relation", "background"), [[1]]), 0)
 CURVES = {
     "loss": lambda: plots.loss_curve(LOSSES, title="Image loss"),
     "match": lambda: plots.match_curve({"seen": RATES, "unseen": UNSEEN}),
@@ -426,24 +391,14 @@ CURVES = {
     "blur alone": lambda: plots.blur_curve({"radius": [0, 1], "distance": [0.2, 0.1]}, "distance"),
     "codebook": lambda: plots.codebook_curve({"dvae": np.array([5, 0, 3, 1]), "k-means": [3, 2, 2, 2]}),
     "stages": lambda: plots.stage_bars(METRICS["seconds"]),
-    "one point": lambda: plots.match_curve(
-        {"seen": match_rates([[0.5]], dict.fromkeys(ONE_RIGHT, [[1]]), 0)}
-    ),
+    "one point": lambda: plots.match_curve({"seen": ONE_PROMPT}),
 }
 
 
 @pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES)
 def test_a_curve_is_a_png_of_nine_hundred_pixels_with_the_same_bytes_every_time(curve):
     first, second = curve(), curve()
-
     image = Image.open(BytesIO(first))
     assert (image.format, image.width) == ("PNG", 900)
     assert set(image.info) <= {"dpi"}  # no date, no version
     assert first == second
-
-
-def test_figures_of_text_are_absent_where_the_generator_does_not_model_text():
-    page = text_of(page_of({"generator": {"val_loss_image": 2.402}}))
-    assert "2.402 image, nats per token A random guess" in page
-    assert "This generator gives captions no probability, so text has no loss." in page
-    assert "text, nats" not in page and "Text and image losses" not in page

@@ -18,17 +18,10 @@ from tests.helpers.two_runs import write_run, write_scores
 from thousandwords.__main__ import main
 from thousandwords.core.errors import UserError
 from thousandwords.evaluation.metrics import bootstrap_interval
+from thousandwords.reporting import human_eval_votes
 from thousandwords.reporting.finished_run import read_run
 from thousandwords.reporting.human_eval_sheet import make_sheet, render_sheet
-from thousandwords.reporting.human_eval_votes import (
-    COLUMNS,
-    QUESTIONS,
-    agreement,
-    count_votes,
-    lines,
-    markdown,
-    read_votes,
-)
+from thousandwords.reporting.human_eval_votes import agreement, count_votes, lines, markdown, read_votes
 
 CAPTIONS = [f"image {number}" for number in range(12)]
 
@@ -60,31 +53,31 @@ def image_of(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 
 
-def rows_of(
-    key: dict, rater: str, choose=lambda number, question: "a", changes: dict | None = None
-) -> list[dict]:
+def rows_of(key: dict, rater: str, choose=lambda number, question: "a", /, **changes: object) -> list[dict]:
     """The votes of a rater who chooses a run ("a" or "b") by prompt and question."""
-    return [
-        {
-            **{"sheet": key["sheet"], "rater": rater, "prompt_number": prompt["number"]},
-            **{"caption": prompt["caption"], "question": question, "seconds": 2.5},
-            "side": "left" if prompt["left"] == choose(prompt["number"], question) else "right",
-        }
-        | (changes or {})
-        for prompt in key["prompts"]
-        for question in QUESTIONS
-    ]
+    rows = []
+    for prompt in key["prompts"]:
+        vote = {"sheet": key["sheet"], "rater": rater, "prompt_number": prompt["number"]}
+        vote |= {"caption": prompt["caption"], "seconds": 2.5}
+        for question in human_eval_votes.QUESTIONS:
+            side = "left" if prompt["left"] == choose(prompt["number"], question) else "right"
+            rows.append({**vote, "question": question, "side": side, **changes})
+    return rows
 
 
 def write_votes(path, rows: list[dict]):
     with open(path, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COLUMNS, quoting=csv.QUOTE_ALL)
+        table = csv.DictWriter(file, human_eval_votes.COLUMNS, quoting=csv.QUOTE_ALL)
         table.writeheader()
         table.writerows(rows)
     return path
 
 
-def count(files, key: dict) -> dict:
+def count(folder, key: dict, voters: dict) -> dict:
+    """The counted votes of raters, {name: how the rater chooses}, each from a file of its own."""
+    files = [
+        write_votes(folder / f"{n}.csv", rows_of(key, name, voters[name])) for n, name in enumerate(voters)
+    ]
     return count_votes(read_votes(files, key), key, np.random.default_rng(0))
 
 
@@ -102,7 +95,6 @@ def test_the_key_says_which_side_shows_which_run(sheet):
 
 def test_order_sides_and_choice_depend_on_the_seed(runs):
     sheets = {seed: make_sheet(*runs, num_prompts=6, seed=seed) for seed in range(8)}
-
     assert make_sheet(*runs, num_prompts=6, seed=3) == sheets[3]
     assert len({tuple(prompt["caption"] for prompt in key["prompts"]) for _, key in sheets.values()}) == 8
     assert {prompt["left"] for _, key in sheets.values() for prompt in key["prompts"]} == {"a", "b"}
@@ -129,9 +121,7 @@ def test_the_sheet_alone_does_not_reveal_the_runs(runs, sheet):
 def test_images_have_one_size_and_no_metadata(tmp_path):
     folders = [write_run(tmp_path / str(size), CAPTIONS, size, image_size=size) for size in (8, 32)]
     keys_of_every_webp = {"loop", "background", "timestamp", "duration"}
-
     page, _ = make_sheet(*[read_run(folder, "run") for folder in folders], 50, seed=0)
-
     for uri in (pair[side] for pair in data_of(page)["pairs"] for side in ("left", "right")):
         image = image_of(uri)
         assert (image.size, image.format, set(image.info) - keys_of_every_webp) == ((32, 32), "WEBP", set())
@@ -139,9 +129,7 @@ def test_images_have_one_size_and_no_metadata(tmp_path):
 
 def test_runs_with_the_same_images_are_rejected(tmp_path):
     runs = [read_run(write_run(tmp_path / str(n), CAPTIONS[: n + 2], 10), f"run {n}") for n in range(2)]
-    with pytest.raises(
-        UserError, match="run 0 and run 1 have the same best image for each prompt: there is "
-    ):
+    with pytest.raises(UserError, match="run 0 and run 1 have the same best image for each prompt: there"):
         make_sheet(*runs, 50, seed=0)
 
 
@@ -150,9 +138,7 @@ def test_the_key_has_the_number_of_pairs_that_were_left_out_because_they_are_ide
     scores = np.tile(np.float32([0.1, 0.3, 0.2]), (12, 1))
     scores[:5] = [0.3, 0.1, 0.2]  # the first candidate of one run is the middle one of the other
     write_scores(folders[1], scores)
-
     _, key = make_sheet(*(read_run(folder, folder.name) for folder in folders), 50, seed=0)
-
     assert key["left_out_because_alike"] == 5
     assert sorted(prompt["caption"] for prompt in key["prompts"]) == sorted(CAPTIONS[5:])
 
@@ -178,45 +164,35 @@ def test_the_policy_allows_the_one_script_and_nothing_else(sheet):
     assert not re.findall(r"\son[a-z]+=", page) and "http" not in page.replace("http-equiv", "")
 
 
+def always_a(number: int, question: str) -> str:
+    return "a"
+
+
 def test_votes_for_one_run_only_give_it_a_share_of_1(key, tmp_path):
-    files = [write_votes(tmp_path / f"{rater}.csv", rows_of(key, rater)) for rater in "vwxyz"]
-
-    result = count(files, key)
-
+    result = count(tmp_path, key, dict.fromkeys("vwxyz", always_a))
     for answers in result["questions"].values():
         assert answers == {
             **{"prompts": 12, "a_share": 1.0, "interval": [1.0, 1.0], "ties": 0, "a_votes": {"5 of 5": 12}},
             **{"agreement": 1.0, "kappa": None},
         }
     assert result["missing"] == {} and len(lines(result)) == 2
-    assert lines(result)[0].startswith(
-        "Which is more realistic? run-x: 100.0% of 12 prompts by majority (95% "
-    )
+    first = "Which is more realistic? run-x: 100.0% of 12 prompts by majority (95% "
+    assert lines(result)[0].startswith(first)
 
 
 @pytest.mark.paper("evaluation: human study")
 def test_a_prompt_goes_to_the_run_that_most_of_five_raters_chose(key, tmp_path):
     table = np.random.default_rng(1).random((12, 5)) < 0.6
     choices = [lambda number, _, votes=votes: "a" if votes[number - 1] else "b" for votes in table.T]
-    files = [
-        write_votes(tmp_path / f"{n}.csv", rows_of(key, str(n), choose)) for n, choose in enumerate(choices)
-    ]
-
-    answers = count(files, key)["questions"]["realism"]
-
+    answers = count(tmp_path, key, dict(zip("vwxyz", choices, strict=True)))["questions"]["realism"]
     majorities = table.sum(axis=1) >= 3
     assert answers["a_share"] == majorities.mean() and answers["ties"] == 0
     assert answers["interval"] == bootstrap_interval(majorities, np.random.default_rng(0))
 
 
 def test_questions_are_counted_separately_and_a_tie_counts_half(key, tmp_path):
-    choices = (lambda number, question: "a", lambda number, question: "ab"[question == "caption"])
-    first, second = (
-        write_votes(tmp_path / f"{n}.csv", rows_of(key, str(n), choose)) for n, choose in enumerate(choices)
-    )
-
-    result = count([first, second], key)
-
+    voters = {"Ann": always_a, "Ben": lambda number, question: "ab"[question == "caption"]}
+    result = count(tmp_path, key, voters)
     realism, caption = (result["questions"][name] for name in ("realism", "caption"))
     assert (realism["a_share"], realism["ties"], caption["a_share"], caption["ties"]) == (1.0, 0, 0.5, 12)
     assert (caption["agreement"], caption["kappa"]) == (0.0, -1.0)
@@ -233,10 +209,8 @@ def test_agreement_is_fleiss_kappa():
 
 
 def test_a_rater_with_missing_votes_is_named_and_the_other_votes_are_counted(key, tmp_path):
-    file = write_votes(tmp_path / "ann.csv", rows_of(key, "Ann")[:-3])
-
-    result = count([file], key)
-
+    votes = read_votes([write_votes(tmp_path / "ann.csv", rows_of(key, "Ann")[:-3])], key)
+    result = count_votes(votes, key, np.random.default_rng(0))
     assert result["missing"] == {"Ann": ["11 caption", "12 realism", "12 caption"]}
     assert result["questions"]["realism"]["prompts"] == 11 and result["questions"]["caption"]["prompts"] == 10
     line = "Ann left out 3 votes (prompt 11 caption, 12 realism, 12 caption); the others are counted"
@@ -245,33 +219,28 @@ def test_a_rater_with_missing_votes_is_named_and_the_other_votes_are_counted(key
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("column", "value", "message"),
     [
-        ({"sheet": "0123"}, r"votes.csv belongs to the sheet '0123', but the key to '[0-9a-f]{16}'"),
-        ({"prompt_number": 99}, r"votes.csv, row 2: the sheet has no prompt '99'"),
-        ({"caption": "a dog"}, r"votes.csv, row 2: prompt 1 is 'image \d+', not 'a dog'"),
-        ({"question": "colour"}, r"row 2: there is no question 'colour'; it can be: realism, caption"),
-        ({"side": "both"}, r"votes.csv, row 2: the side is 'both'; it can be: left, right"),
-        ({"seconds": "nan"}, r"votes.csv, row 2: 'nan' is not a number of seconds"),
-        ({"rater": " "}, r"votes.csv, row 2: there is no rater's name"),
-        (
-            {"prompt_number": 1, "caption": None, "question": "realism"},
-            "row 3: the second vote on one question",
-        ),
+        ("sheet", "0123", r"votes.csv belongs to the sheet '0123', but the key to '[0-9a-f]{16}'"),
+        ("prompt_number", 99, r"votes.csv, row 2: the sheet has no prompt '99'"),
+        ("caption", "a dog", r"votes.csv, row 2: prompt 1 is 'image \d+', not 'a dog'"),
+        ("question", "colour", r"row 2: there is no question 'colour'; it can be: realism, caption"),
+        ("question", "realism", "row 3: the second vote on one question"),
+        ("side", "both", r"votes.csv, row 2: the side is 'both'; it can be: left, right"),
+        ("seconds", "nan", r"votes.csv, row 2: 'nan' is not a number of seconds"),
+        ("rater", " ", r"votes.csv, row 2: there is no rater's name"),
     ],
 )
-def test_votes_that_do_not_belong_to_the_sheet_are_rejected_row_by_row(key, tmp_path, change, message):
-    if change.get("caption", 1) is None:
-        change = change | {"caption": key["prompts"][0]["caption"]}
-    file = write_votes(tmp_path / "votes.csv", rows_of(key, "Ann", changes=change))
+def test_votes_that_do_not_belong_to_the_sheet_are_rejected_row_by_row(key, tmp_path, column, value, message):
+    file = write_votes(tmp_path / "votes.csv", rows_of(key, "Ann", **{column: value}))
     with pytest.raises(UserError, match="these votes cannot be counted:\n.*" + message):
         read_votes([file], key)
 
 
 @pytest.mark.parametrize("second", ["ann ", "Ann"])
 def test_a_rater_counts_once(key, tmp_path, second):
-    files = [write_votes(tmp_path / f"{n}.csv", rows_of(key, name)) for n, name in enumerate(("Ann", second))]
     message = rf"1.csv: '{second.strip()}' has voted in .*0.csv already; keep one of both"
+    files = [write_votes(tmp_path / f"{n}.csv", rows_of(key, name)) for n, name in enumerate(("Ann", second))]
     with pytest.raises(UserError, match=message):
         read_votes(files, key)
 
@@ -282,7 +251,7 @@ def test_a_rater_counts_once(key, tmp_path, second):
         (b"a;b\n1;2\n", "lacks the column 'sheet'; give a CSV file that the sheet saved"),
         (b"\xff\xfe\x00", r"cannot be read \(UnicodeDecodeError\)"),
         (b"", "lacks the column 'sheet'"),
-        ((",".join(COLUMNS) + "\n").encode(), "there is no vote in these files"),
+        ((",".join(human_eval_votes.COLUMNS) + "\n").encode(), "there is no vote in these files"),
         (None, r"cannot be read \(FileNotFoundError\)"),
     ],
 )
@@ -301,7 +270,7 @@ def test_a_table_saved_by_another_program_is_read(key, tmp_path):
 
 
 def test_names_of_raters_are_escaped_in_markdown(key, tmp_path):
-    result = count([write_votes(tmp_path / "v.csv", rows_of(key, "Ann | <b>"))], key)
+    result = count(tmp_path, key, {"Ann | <b>": always_a})
     assert "| Ann \\| \\<b\\> | 24 |" in markdown(result)
 
 
@@ -316,7 +285,6 @@ def test_the_commands_make_a_sheet_and_count_its_votes(tmp_path, capsys, monkeyp
 
     write_votes(tmp_path / "ann.csv", rows_of(key, "Ann", lambda number, _: "b"))
     main(["human-eval-votes", "--key", "sheet-key.json", "ann.csv", "--out", "votes.json"])
-
     assert json.loads((tmp_path / "votes.json").read_bytes())["questions"]["realism"]["a_share"] == 0.0
     assert "0.0% of 5 prompts" in capsys.readouterr().out
     assert (tmp_path / "votes.md").read_text().startswith("# old against new")
