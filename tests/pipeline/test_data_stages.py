@@ -125,16 +125,15 @@ def test_views_do_not_depend_on_the_batch(folder, tmp_path):
 
 def train_text(folder: Path, out: Path, text_length: int) -> dict[str, float]:
     """Train the text tokenizer; returns the metrics that the stage logged."""
-    context = stage(
-        "train_text_tokenizer", text_tokenizer={"vocab_size": TEXT_VOCAB_SIZE, "text_length": text_length}
-    )
+    block = {"vocab_size": TEXT_VOCAB_SIZE, "text_length": text_length}
+    context = stage("train_text_tokenizer", text_tokenizer=block)
     train_text_tokenizer.train_text_tokenizer(folder / "pairs", out, context)
     return context.tracker.figures
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_prefetched_images_come_in_order_and_an_error_at_its_position(threads):
-    started = []
+    started, received = [], []
 
     def make(number: int) -> int:
         started.append(number)
@@ -142,18 +141,15 @@ def test_prefetched_images_come_in_order_and_an_error_at_its_position(threads):
             raise ValueError("image 7")
         return -number
 
-    outputs, received = prefetch.prefetch_map(make, range(20), threads), []
     with pytest.raises(ValueError, match="image 7"):
-        for output in outputs:
+        for output in prefetch.prefetch_map(make, range(20), threads):
             received.append(output)
             assert len(started) <= len(received) + threads  # memory holds a few batches, not all
-
     assert received == [0, -1, -2, -3, -4, -5, -6]
 
 
 def test_captions_that_are_truncated_are_counted_and_reported(folder, tmp_path, capsys):
     figures = train_text(folder, tmp_path / "text_tokenizer", text_length=14)
-
     count = 2 * len(PairReader(folder / "pairs", "train"))
     assert figures["captions"] == count and 0 < figures["captions_cut"] < count
     assert capsys.readouterr().err == (
@@ -167,9 +163,7 @@ def test_captions_that_are_truncated_are_counted_and_reported(folder, tmp_path, 
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def train_small_generator(
-    folder: Path, out: Path, **beside: object
-) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+def train_small_generator(folder: Path, out: Path, **beside: object) -> tuple[dict[str, torch.Tensor], dict]:
     """(weights, metrics) after two steps on three views."""
     train_text(folder, out / "text_tokenizer", TEXT_LENGTH)
     tokenized(folder, out / "tokens", augmentation="paper", views_per_image=3)
@@ -195,8 +189,8 @@ def test_a_generator_trains_on_views_and_bpe_dropout_and_counts_truncated_captio
 def test_an_image_tokenizer_trains_on_random_crops_if_set(folder, tmp_path):
     weights = {}
     for augmentation in ("none", "paper"):
-        block = DVAE if augmentation == "none" else {**DVAE, "augmentation": "paper"}
-        context, out = stage("train_image_tokenizer", image_tokenizer=block), tmp_path / augmentation
+        context = stage("train_image_tokenizer", image_tokenizer={**DVAE, "augmentation": augmentation})
+        out = tmp_path / augmentation
         train_image_tokenizer.train_image_tokenizer(folder / "pairs", out, tmp_path / "curves.json", context)
         weights[augmentation] = components.load("image_tokenizers", out).state_dict()
     assert any(not weights["none"][name].equal(weights["paper"][name]) for name in weights["none"])
@@ -213,9 +207,8 @@ def test_a_decoder_is_trained_for_the_tokenizer_that_it_names_and_shown_beside_i
     tokenizer = components.load("image_tokenizers", folder / "image_tokenizer")
     trained, none = (components.load("decoders", tmp_path / kind) for kind in ("unet", "none"))
     assert trained.header["image_tokenizer"] == none.header["image_tokenizer"] == tokenizer.fingerprint
-    assert {"validation/psnr_hard", "validation/loss", "loss", "discriminator_loss"} <= json.loads(
-        (tmp_path / "unet.json").read_bytes()
-    )[-1].keys()
+    last = json.loads((tmp_path / "unet.json").read_bytes())[-1]
+    assert {"validation/psnr_hard", "validation/loss", "loss", "discriminator_loss"} <= last.keys()
     height, width = decode_png((tmp_path / "unet.png").read_bytes()).shape[:2]
     assert height / width == pytest.approx(3 / 6, abs=0.05)  # six held-out images: true, tokenizer, decoder
     assert components.with_decoder(tokenizer, none) is tokenizer
@@ -223,24 +216,17 @@ def test_a_decoder_is_trained_for_the_tokenizer_that_it_names_and_shown_beside_i
 
 
 def test_a_scorer_gets_each_caption_of_an_image_in_turn(folder, tmp_path, monkeypatch):
-    captions = []
-    monkeypatch.setattr(ImageLoader, "captions", recording(ImageLoader.captions, captions))
-    context = stage("train_scorer", scorer={**CLIP, "training": {**TRAINING, "steps": 12}})
-    train_scorer.train_scorer(folder / "pairs", tmp_path / "scorer", tmp_path / "scorer.json", context)
+    captions, captions_at = [], ImageLoader.captions
 
-    assert len(captions) == 12 * 4
-    assert any(caption.startswith("Image") for caption in captions) and not set(CAPTIONS).isdisjoint(captions)
-
-
-def recording(method, captions: list[str]):
-    """The method, with all that it returns added to `captions`."""
-
-    def wrapped(self, positions):
-        batch = method(self, positions)
-        captions.extend(batch)
+    def recording(loader: ImageLoader, positions: range) -> list[str]:
+        captions.extend(batch := captions_at(loader, positions))
         return batch
 
-    return wrapped
+    monkeypatch.setattr(ImageLoader, "captions", recording)
+    context = stage("train_scorer", scorer={**CLIP, "training": {**TRAINING, "steps": 12}})
+    train_scorer.train_scorer(folder / "pairs", tmp_path / "scorer", tmp_path / "scorer.json", context)
+    assert len(captions) == 12 * 4
+    assert any(caption.startswith("Image") for caption in captions) and not set(CAPTIONS).isdisjoint(captions)
 
 
 def test_micro_batches_use_the_number_of_text_tokens_of_the_whole_batch(folder, tmp_path):
@@ -251,9 +237,7 @@ def test_micro_batches_use_the_number_of_text_tokens_of_the_whole_batch(folder, 
         train_small_generator(folder, tmp_path / name, training=training)
         return [row["loss"] for row in json.loads((tmp_path / name / "curves.json").read_bytes())]
 
-    whole, split = losses("whole", 1), losses("split", 2)
-
-    assert split == pytest.approx(whole, abs=2e-6)
+    assert losses("split", 2) == pytest.approx(losses("whole", 1), abs=2e-6)
 
 
 @pytest.mark.parametrize("layout", published_vqgan.LAYOUTS)

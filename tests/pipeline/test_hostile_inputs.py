@@ -4,7 +4,6 @@ import csv
 import io
 import itertools
 import re
-import struct
 import subprocess
 import sys
 import tarfile
@@ -17,6 +16,7 @@ from PIL import Image
 
 from tests.helpers import hostile_inputs
 from tests.helpers.fuzzing import valid_images
+from tests.helpers.images import png_of_chunks
 from tests.helpers.paths import ROOT, SHARED
 from tests.helpers.sources import files_of, folder_config, pixels, write_folder
 from thousandwords.core.manifest import read_manifest
@@ -69,15 +69,11 @@ def obedient(monkeypatch):
 
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path, obedient):
     own = mixed_folder(tmp_path / "own")
-    counts = {
-        workers: write_pairs(config(own, workers=workers), 0, tmp_path / str(workers))
-        for workers in (1, 2, 8)
-    }
-
-    files = files_of(tmp_path / "1")
-    assert files_of(tmp_path / "2") == files and files_of(tmp_path / "8") == files
-    assert counts[1] == counts[2] == counts[8]
-    total = counts[1]
+    total, *others = (
+        write_pairs(config(own, workers=workers), 0, tmp_path / str(workers)) for workers in (1, 2, 8)
+    )
+    assert others == [total, total]
+    assert files_of(tmp_path / "1") == files_of(tmp_path / "2") == files_of(tmp_path / "8")
     assert total["n_in"] == sum(1 for path in own.iterdir() if path.suffix != ".txt")
     assert total["n_in"] == sum(total[outcome] for outcome in OUTCOMES) and total["n_duplicate"] == 2
     for reason in ("worker_died", "out_of_memory", "caption_empty", "caption_encoding"):
@@ -121,15 +117,11 @@ def run_with_command(folder: Path, command: bytes) -> tuple[list, bool]:
     ("command", "reason", "detail"),
     [
         (b"SIGSEGV", "worker_died", "the process that decoded it ended by SIGSEGV, twice"),
-        (
-            b"SIGKILL",
-            "worker_died",
-            "the process that decoded it ended by SIGKILL, twice",
-        ),  # the kernel without memory
+        (b"SIGKILL", "worker_died", "the process that decoded it ended by SIGKILL, twice"),  # the kernel without memory
         (b"hang", "decode_timeout", "not done after 0.5 seconds, twice"),
         (b"take 600000000", "out_of_memory", "it takes more memory than an image may"),
     ],
-)
+)  # fmt: skip
 def test_a_decoder_that_dies_loses_only_its_own_image(
     tmp_path, obedient, monkeypatch, command, reason, detail
 ):
@@ -158,7 +150,7 @@ def test_an_image_that_vanishes_is_counted(tmp_path):
     assert rejections(tmp_path / "pairs") == [("011.txt", "missing_pair", "there is no image beside 011.txt")]
 
 
-MEASURE = """
+DECODING = """
 import resource, sys, time
 from thousandwords.data.image_decoding import InvalidImage, decode_image
 from thousandwords.data.images import encode_png
@@ -172,15 +164,25 @@ except InvalidImage as error:
     seconds = time.process_time() - started
     print(error.reason, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
+INDEXING = """
+import resource, sys
+from thousandwords.ingest.sources import WebDatasetSource
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(WebDatasetSource(sys.argv[1]).check(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def measured(script: str, path: Path) -> list[str]:
+    """What a script prints about a file, in a process of its own."""
+    command = [sys.executable, "-c", script, str(path)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
 
 
 def test_a_decompression_bomb_is_rejected_from_its_header(tmp_path):
     bomb = tmp_path / "bomb.png"
     bomb.write_bytes(zeros_png(12_000))
     assert bomb.stat().st_size < 500_000
-    command = [sys.executable, "-c", MEASURE, str(bomb)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    reason, seconds, kilobytes = done.stdout.split()
+    reason, seconds, kilobytes = measured(DECODING, bomb)
     assert reason == "too_many_pixels" and float(seconds) < 0.05 and int(kilobytes) < 20_000
 
 
@@ -188,28 +190,15 @@ def zeros_png(side: int) -> bytes:
     """A whole black PNG, made row by row."""
     squeeze = zlib.compressobj(6)
     data = b"".join(squeeze.compress(bytes(1 + 3 * side)) for _ in range(side)) + squeeze.flush()
-    chunks = (b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), b"IDAT" + data, b"IEND")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
-    )
+    return png_of_chunks(side, side, b"IDAT" + data, b"IEND")
 
 
-@pytest.mark.parametrize(
-    "count", [10_000, pytest.param(500_000, marks=pytest.mark.slow)]
-)  # samples, of two members each
+@pytest.mark.parametrize("count", [10_000, pytest.param(500_000, marks=pytest.mark.slow)])
 def test_a_tar_of_very_many_members_is_indexed_in_little_memory(tmp_path, count):
+    """So many samples, of two members each."""
     with open(tmp_path / "t.tar", "wb") as file:
         for number, suffix in itertools.product(range(count), ("png", "txt")):
             file.write(tarfile.TarInfo(f"{number}.{suffix}").tobuf())
         file.write(bytes(1024))
-    script = """
-import resource, sys
-from thousandwords.ingest.sources import WebDatasetSource
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(WebDatasetSource(sys.argv[1]).check(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    samples, kilobytes = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split()
+    samples, kilobytes = measured(INDEXING, tmp_path / "t.tar")
     assert int(samples) == count and int(kilobytes) < count  # 1 kB each: a million would take less than 1 GB

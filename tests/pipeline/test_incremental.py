@@ -2,18 +2,17 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from stages import tokenize_pairs, train_image_tokenizer
+from tests.helpers.images import encoded, noise, write
+from tests.helpers.sources import folder_config
 from tests.helpers.tiny_models import CAPTIONS, SIDE, flips, tiny
 from tests.pipeline.test_data_stages import stage
 from thousandwords import components
 from thousandwords.core.manifest import DamagedArtefact
-from thousandwords.data.images import encode_png
 from thousandwords.inference import tokenize_shard
 from thousandwords.ingest import ingest
-from thousandwords.ingest.config import DataConfig
 
 PAPER = {"augmentation": "paper", "views_per_image": 2}
 
@@ -25,7 +24,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def encoded(monkeypatch) -> list[int]:
+def batches(monkeypatch) -> list[int]:
     """The number of rows in each call of the encoder."""
     calls, encode = [], tokenize_shard._encode
 
@@ -37,24 +36,21 @@ def encoded(monkeypatch) -> list[int]:
     return calls
 
 
-def write_pairs(folder: Path, count: int, rows_per_shard: int, changed: tuple[int, ...] = ()) -> None:
-    """`count` images of noise; the `changed` ones have other pixels."""
-    (folder / "own").mkdir(parents=True, exist_ok=True)
+def write_pairs(folder: Path, count: int, changed: tuple[int, ...] = ()) -> list[Path]:
+    """Shards of 4 pairs, in all `count` images of noise; the `changed` ones have other pixels."""
     for number in range(count):
-        pixels = np.random.default_rng([number, number in changed]).integers(
-            0, 256, (SIDE, SIDE + 4, 3), np.uint8
-        )
-        (folder / "own" / f"{number:04d}.png").write_bytes(encode_png(pixels))
-        (folder / "own" / f"{number:04d}.txt").write_text(f"{CAPTIONS[number % 4]}\nimage {number}")
+        image = encoded(noise(SIDE, SIDE + 4, number + 1000 * (number in changed)))
+        caption = f"{CAPTIONS[number % 4]}\nimage {number}"
+        write(folder / "own", {f"{number:04d}.png": image, f"{number:04d}.txt": caption})
     settings = {"image_size": SIDE, "min_side": 8, "validation_share": 0.2, "keep": "whole"}
-    config = DataConfig("folder", str(folder / "own"), rows_per_shard=rows_per_shard, **settings)
-    ingest.write_pairs(config, 0, folder / "pairs")
+    ingest.write_pairs(folder_config(folder / "own", rows_per_shard=4, **settings), 0, folder / "pairs")
+    return list((folder / "pairs").glob("[tv]*-*.parquet"))
 
 
 @pytest.fixture
 def few(tmp_path) -> Path:
-    """40 pairs in shards of 4, and a tiny image tokenizer."""
-    write_pairs(tmp_path, 40, rows_per_shard=4)
+    """40 pairs, and a tiny image tokenizer."""
+    write_pairs(tmp_path, 40)
     components.save(tiny("image_tokenizers", "dvae"), tmp_path / "image_tokenizer")
     return tmp_path
 
@@ -74,54 +70,41 @@ def entries() -> list[Path]:
 
 @pytest.mark.parametrize("settings", [{}, PAPER])
 def test_a_changed_shard_is_encoded_alone_and_the_token_shards_are_those_of_a_first_run(
-    few, settings, encoded
+    few, settings, batches
 ):
     before, first = tokenized(few, "tokens", **settings)
-    assert first == len(list((few / "pairs").glob("[tv]*-*.parquet"))) == 11
-    encoded.clear()
-    write_pairs(few, 40, rows_per_shard=4, changed=(20,))
+    batches.clear()
+    shards = write_pairs(few, 40, changed=(20,))
     mixed, again = tokenized(few, "tokens", **settings)
-    assert again == 1 and encoded[0] == 4
+    assert (len(shards), first, again, batches[0]) == (11, 11, 1, 4)
     # two shards with its rows, and the manifest
     assert sum(before[name] != mixed[name] for name in before) <= 3
-
     Path(".store").rename("elsewhere")
     assert tokenized(few, "anew", **settings) == (mixed, 11)
 
 
-def test_of_a_data_set_that_grows_only_what_is_new_is_encoded(few):
+def test_of_data_that_grow_only_what_is_new_is_encoded_also_by_a_run_from_the_tokenizer_of_another(few):
     tokenized(few, "tokens")
-    write_pairs(few, 80, rows_per_shard=4)
-    shards = len(list((few / "pairs").glob("[tv]*-*.parquet")))
-    _, again = tokenized(few, "tokens")
-    assert shards >= 20 and again <= shards - 11 + 2  # and the last shard of either split, if it was not full
-
-
-def test_a_run_that_goes_on_from_the_tokenizer_of_another_encodes_only_the_new_shards_of_more_data(few):
-    tokenized(few, "tokens")
+    shards = write_pairs(few, 80)
     (few / "image_tokenizer").rename(few / "start")
     context = stage("train_image_tokenizer", image_tokenizer={"kind": "dvae", "init": str(few / "start")})
-    write_pairs(few, 80, rows_per_shard=4)
-    train_image_tokenizer.train_image_tokenizer(
-        few / "pairs", few / "image_tokenizer", few / "curves.json", context
-    )
-    shards = len(list((few / "pairs").glob("[tv]*-*.parquet")))
+    paths = few / "pairs", few / "image_tokenizer", few / "curves.json"
+    train_image_tokenizer.train_image_tokenizer(*paths, context)
     _, again = tokenized(few, "more tokens")
-    assert shards >= 20 and again <= shards - 11 + 2
+    # and the last shard of either split, if it was not full
+    assert len(shards) >= 20 and again <= len(shards) - 11 + 2
 
 
-def test_an_input_that_is_changed_back_is_read_from_the_store(few, encoded):
+def test_an_input_that_is_changed_back_is_read_from_the_store(few, batches):
     before, _ = tokenized(few, "before")
-    write_pairs(few, 40, rows_per_shard=4, changed=(5,))
+    write_pairs(few, 40, changed=(5,))
     tokenized(few, "changed")
-
-    encoded.clear()
-    write_pairs(few, 40, rows_per_shard=4)
-
-    assert tokenized(few, "back") == (before, 0) and encoded == []
+    batches.clear()
+    write_pairs(few, 40)
+    assert tokenized(few, "back") == (before, 0) and batches == []
 
 
-def test_a_killed_run_continues_with_the_shard_it_was_at(few, monkeypatch, encoded):
+def test_a_killed_run_continues_with_the_shard_it_was_at(few, monkeypatch, batches):
     sequential_batches, done = tokenize_shard.sequential_batches, []
 
     def killed_at_the_sixth(*arguments):
@@ -136,15 +119,14 @@ def test_a_killed_run_continues_with_the_shard_it_was_at(few, monkeypatch, encod
     assert len(entries()) == 5 and not (few / "tokens" / "manifest.json").exists()
 
     monkeypatch.setattr(tokenize_shard, "sequential_batches", sequential_batches)
-    encoded.clear()
-    assert tokenized(few, "tokens")[1] == 6 and len(encoded) == 6
+    batches.clear()
+    assert tokenized(few, "tokens")[1] == 6 and len(batches) == 6
 
 
 def test_damaged_entries_are_reported_and_encoded_again(few, capsys):
     whole, _ = tokenized(few, "whole")
     damaged = entries()[3]
     next(flips(damaged, 2))
-
     assert tokenized(few, "again")[0] == whole
     assert f"store: {damaged} is damaged: sha256 should be " in capsys.readouterr().err
     assert tokenized(few, "once more") == (whole, 0)

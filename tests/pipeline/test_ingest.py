@@ -1,18 +1,18 @@
 """Ingestion of a folder: pairs come out or are counted, filters and splits, quarantine."""
 
 import dataclasses
-import re
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from flows.registry.cards import data_card
 from tests.helpers.images import write
 from tests.helpers.sources import folder_config, pixels, write_folder
-from thousandwords.core.manifest import DamagedArtefact, read_manifest
+from thousandwords.core.manifest import DamagedArtefact, read_manifest, write_manifest
 from thousandwords.data.images import area_resize, encode_png, fit_square
-from thousandwords.data.pair_shards import PairReader, read_captions, splits
+from thousandwords.data.pair_shards import PairReader, caption_counts, read_captions, splits
 from thousandwords.ingest.counts import BadData
 from thousandwords.ingest.ingest import write_pairs
 from thousandwords.ingest.near_duplicates import DUPLICATES
@@ -57,7 +57,6 @@ def test_whole_images_keep_their_shape_and_still_give_squares(tmp_path):
     write_pairs(folder_config(own, keep="whole"), 0, tmp_path / "whole")
     write_pairs(folder_config(own), 0, tmp_path / "squares")
     squares = readers(tmp_path / "squares")
-
     for key, (reader, row, _) in readers(tmp_path / "whole").items():
         assert (reader.whole_images([row])[0] == pixels(int(key[:3]))).all()  # (40, 48, 3), the original
         square_reader, square_row, _ = squares[key]
@@ -68,10 +67,8 @@ def test_whole_images_are_shrunk_to_keep_side_and_never_enlarged(tmp_path):
     own = write_folder(tmp_path / "own", 8)
     write(own, {"small.png": encode_png(pixels(1, 33, 32)), "small.txt": "small"})
     write_pairs(folder_config(own, keep="whole", keep_side=35), 0, tmp_path / "pairs")
-    stored = {
-        key: reader.whole_images([row])[0] for key, (reader, row, _) in readers(tmp_path / "pairs").items()
-    }
-
+    pairs = readers(tmp_path / "pairs")
+    stored = {key: reader.whole_images([row])[0] for key, (reader, row, _) in pairs.items()}
     assert (stored["small.png"] == pixels(1, 33, 32)).all()
     assert stored["007.png"].shape == (35, 42, 3)
     assert (stored["007.png"] == area_resize(pixels(7), 35, 42)).all()
@@ -84,11 +81,11 @@ def test_too_many_bad_inputs_stop_with_the_histogram(tmp_path):
     own = write_folder(tmp_path / "own", 6)
     for index in range(4):
         write(own, {f"bad{index}.png": b"<html>" if index else b"", f"bad{index}.txt": "x"})
-    with pytest.raises(
-        BadData,
-        match=r"4 of the 10 inputs of .*own were rejected \(40%\): 3 not_an_image \(bad1.png: the bytes "
-        r"begin with b'<html>'\), 1 empty_file .*raise data.max_refused_share \(now 0.2\)",
-    ):
+    message = (
+        r"4 of the 10 inputs of .*own were rejected \(40%\): 3 not_an_image \(bad1.png: the bytes begin with "
+        r"b'<html>'\), 1 empty_file .*raise data.max_refused_share \(now 0.2\)"
+    )
+    with pytest.raises(BadData, match=message):
         write_pairs(folder_config(own), 0, tmp_path / "pairs")
     assert not (tmp_path / "pairs/manifest.json").exists()
 
@@ -104,11 +101,8 @@ def test_only_bad_inputs_is_always_an_error(tmp_path):
 
 def test_an_empty_split_is_rejected_with_the_fix(tmp_path):
     own = write_folder(tmp_path / "own", 3)
-    with pytest.raises(
-        BadData,
-        match=r"None of the 3 pairs of .*own is in the validation split. Add pairs, or change "
-        r"data.validation_share \(now 0.01; 0.21 holds out one\)",
-    ):
+    message = r"own is in the validation split. Add pairs, or change data.validation_share \(now 0.01; 0.21 holds out one"
+    with pytest.raises(BadData, match=f"None of the 3 pairs of .*{message}"):
         write_pairs(folder_config(own, validation_share=0.01), 0, tmp_path / "pairs")
 
 
@@ -122,10 +116,8 @@ def test_what_was_decided_about_a_source_is_a_message_and_is_stored(tmp_path):
         "caption, set data.caption_lines: joined",
     ]
     metadata = read_manifest(tmp_path / "pairs")["facts"]
-    assert (
-        metadata["detected"] == messages[0]
-        and metadata["source"] == metadata["settings"]["source"] == "folder"
-    )
+    assert metadata["detected"] == messages[0]
+    assert metadata["source"] == metadata["settings"]["source"] == "folder"
 
 
 # ---- caption filters
@@ -148,23 +140,14 @@ def test_captions_are_filtered_one_by_one_and_a_pair_only_without_any(tmp_path):
     assert reader.captions(row) == ["a kite on a hill", "the blue house by the sea"]
     rejected = pq.read_table(tmp_path / "pairs" / QUARANTINE).to_pylist()
     assert [(line["id"], line["reason"]) for line in rejected] == [("none.png", "wrong_language")]
-    assert re.fullmatch(
-        r"de 0\.\d\d, en 0\.00: 'ein roter drachen fliegt über den hügel'", rejected[0]["detail"]
-    )
+    assert rejected[0]["detail"].endswith("en 0.00: 'ein roter drachen fliegt über den hügel'")
+    assert read_manifest(tmp_path / "pairs")["facts"]["counts"] == counts
     assert counts.pop("splits").keys() == {"train", "validation"}
     assert counts == {
-        "n_in": 14,
-        "n_ok": 13,
-        "n_quarantined": 0,
-        "n_duplicate": 0,
-        "n_filtered": 1,
-        "formats": {"PNG": 13},
-        "reasons": {"wrong_language": 1},
+        **{"n_in": 14, "n_ok": 13, "n_quarantined": 0, "n_duplicate": 0, "n_filtered": 1},
+        **{"formats": {"PNG": 13}, "reasons": {"wrong_language": 1}},
         "captions_dropped": {"caption_too_short": 2, "boilerplate": 1},
     }
-    assert (
-        read_manifest(tmp_path / "pairs")["facts"]["counts"]["captions_dropped"] == counts["captions_dropped"]
-    )
 
 
 @pytest.mark.parametrize("group_by", [None, "^(.*?):"])
@@ -180,10 +163,8 @@ def test_a_filter_does_not_change_the_split_of_other_pairs(tmp_path, group_by):
             key: (split, reader.whole_images([row])[0].tobytes())
             for key, (reader, row, split) in readers(tmp_path / name).items()
         }
-    assert results["filtered"] == {
-        key: result for key, result in results["all"].items() if key.startswith("z")
-    }
     assert len(results["filtered"]) == 30
+    assert results["filtered"].items() <= results["all"].items()
 
 
 def test_captions_are_checked_before_the_image_is_decoded(tmp_path):
@@ -208,12 +189,11 @@ def test_filtered_captions_do_not_count_as_bad_data(tmp_path):
 
 
 def test_filters_that_leave_nothing_are_an_error_with_the_settings_to_change(tmp_path):
-    with pytest.raises(
-        BadData,
-        match=r"The caption filters leave none of the 12 inputs of .*own: 12 caption_too_short "
-        r"\(000.png: 2 of 9 words: 'image 0'\). Change data.min_caption_words, "
-        r"data.boilerplate or data.language",
-    ):
+    message = (
+        r"The caption filters leave none of the 12 inputs of .*own: 12 caption_too_short \(000.png: 2 of 9 words: "
+        r"'image 0'\). Change data.min_caption_words, data.boilerplate or data.language"
+    )
+    with pytest.raises(BadData, match=message):
         write_pairs(folder_config(write_folder(tmp_path / "own"), min_caption_words=9), 0, tmp_path / "pairs")
     assert not (tmp_path / "pairs/manifest.json").exists()
 
@@ -241,3 +221,26 @@ def test_the_manifest_mentions_a_feature_only_if_used(tmp_path, used, settings, 
     assert not plain["settings"].keys() & (used | settings).keys()
     assert found["counts"].keys() - plain["counts"].keys() == counts
     assert (tmp_path / "used" / DUPLICATES).exists() == ("near_duplicates" in used)
+
+
+# ---- counts of captions for the data card
+
+
+def test_captions_of_the_first_training_shard_are_counted(tmp_path):
+    for number in range(20):
+        add_pair(tmp_path / "own", f"{number:03d}", ["a cat", "a very large cat"][: 1 + number % 2], number)
+    write_pairs(folder_config(tmp_path / "own"), 0, tmp_path / "pairs")
+    captions, manifest = caption_counts(tmp_path / "pairs"), read_manifest(tmp_path / "pairs")
+    train = manifest["facts"]["counts"]["splits"]["train"]
+    assert captions["pairs"] == train and captions["distinct"] == 2
+    assert train < captions["captions"] < 2 * train
+    assert captions["words"] == {"least": 2, "median": 2, "most": 4}
+    assert f"The first {train} training pairs" in data_card("cats", manifest, captions)
+    (tmp_path / "pairs/train-00000.parquet").write_bytes(b"")
+    with pytest.raises(DamagedArtefact, match="train-00000.parquet should be"):
+        caption_counts(tmp_path / "pairs")
+
+
+def test_without_a_training_shard_there_is_nothing_to_count(tmp_path):
+    write_manifest(tmp_path, {}, {"counts": {"splits": {}}})
+    assert caption_counts(tmp_path) is None

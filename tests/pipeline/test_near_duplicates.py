@@ -1,18 +1,25 @@
-"""Near duplicates: which pairs stay, what is listed and counted, and which settings have no effect."""
+"""Near duplicates: which pairs stay, what is listed, counted and shown, and which settings have no effect."""
 
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from tests.helpers.images import encoded, jpeg, lighter, photo, resized
 from tests.helpers.sources import folder_config
+from tests.unit.evaluation.test_image_fidelity import write_and_read_samples
 from thousandwords.data.images import encode_png
 from thousandwords.data.pair_shards import PairReader, splits
+from thousandwords.evaluation.evaluate_run import ChosenPairs
+from thousandwords.evaluation.image_fidelity import NearestNeighbors
+from thousandwords.evaluation.overlap import Overlap
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.ingest import write_pairs
 from thousandwords.ingest.near_duplicates import DUPLICATES
+from thousandwords.reporting import report_data
+from thousandwords.reporting.page import thumbnail
 
 COUNT = 30
 
@@ -46,23 +53,23 @@ def ingest_pairs(settings: DataConfig, out: Path) -> tuple[dict, dict[str, str],
 
 
 def test_copies_and_other_encodings_sizes_and_brightness_are_dropped_and_the_first_stays(own, tmp_path):
-    changed = [
-        ("copy", photo(1)),
-        ("smaller", resized(photo(2), 48)),
-        ("lighter", lighter(photo(3), 1.08)),
-        ("encoded", encoded(photo(4), "JPEG", quality=80)),
-        ("again", jpeg(photo(5), 60)),
-    ]
-    for number, (name, image) in enumerate(changed, start=1):
+    changed = {
+        "copy": photo(1),
+        "smaller": resized(photo(2), 48),
+        "lighter": lighter(photo(3), 1.08),
+        "encoded": encoded(photo(4), "JPEG", quality=80),
+        "again": jpeg(photo(5), 60),
+    }
+    for number, (name, image) in enumerate(changed.items(), start=1):
         add(own, f"z-{name}", image, f"another caption, {number}")
 
     counts, stays, rows = ingest_pairs(config(own), tmp_path / "pairs")
 
     assert sorted(stays) == [f"{number:03d}.png" for number in range(COUNT)]
-    dropped = [row for row in rows if row["is_dropped"]]
-    kept_instead = {f"z-{name}": f"{number:03d}.png" for number, (name, _) in enumerate(changed, start=1)}
-    assert {row["key"].split(".")[0]: row["twin"] for row in dropped} == kept_instead
-    copy = next(row for row in dropped if row["key"] == "z-copy.png")
+    dropped = {row["key"].split(".")[0]: row for row in rows if row["is_dropped"]}
+    kept_instead = {f"z-{name}": f"{number:03d}.png" for number, name in enumerate(changed, start=1)}
+    assert {name: row["twin"] for name, row in dropped.items()} == kept_instead
+    copy = dropped["z-copy"]
     assert (copy["distance"], copy["colour"], copy["captions"]) == (0, 0, ["another caption, 1"])
     assert (counts["n_in"], counts["n_ok"], counts["n_duplicate"]) == (35, 30, 5)
     assert sum(counts["near_duplicates"]["by_distance"].values()) == 5
@@ -110,3 +117,45 @@ def test_the_distance_can_be_chosen_from_the_data(own, tmp_path):
     counts, stays, _ = ingest_pairs(config(own, near_duplicate_distance=None), tmp_path / "pairs")
     assert counts["n_duplicate"] == 3 and sorted(stays) == [f"{number:03d}.png" for number in range(150)]
     assert 3 <= counts["near_duplicates"]["distance"] <= 15
+
+
+# ---- what the report shows
+
+
+@pytest.fixture
+def pairs(own, tmp_path) -> Path:
+    """The 30 images, and the first six of them again, brighter."""
+    for number in range(6):
+        add(own, f"z{number:03d}", lighter(photo(number), 1.0 + 0.01 * number), f"again, image {number}")
+    write_pairs(config(own), 0, tmp_path / "pairs")
+    return tmp_path / "pairs"
+
+
+def test_the_least_similar_of_the_dropped_images_are_shown_beside_the_earlier_ones(own, pairs, tmp_path):
+    rows = [row for row in report_data.duplicates(pairs) if row["is_dropped"]]
+    assert len(rows) == report_data.MAX_NEAREST
+    for again, first in (row["captions"] for row in rows):
+        assert again.removeprefix("again, ") == first
+    distances = [(row["distance"], row["color"]) for row in rows]
+    assert distances == sorted(distances)
+    write_pairs(config(own, near_duplicates="none"), 0, tmp_path / "no search")
+    assert report_data.duplicates(tmp_path / "no search") == []
+
+
+def test_images_are_shown_beside_their_nearest_training_image_and_each_pair_once(pairs, tmp_path):
+    images = torch.rand(4, 3, 4, 4)
+    samples = write_and_read_samples(tmp_path / "samples", images, ["validation"] * 2, candidates=2)
+    nearest = Overlap(torch.tensor([0.9, 0.99, 0.5, 0.7, 0.3]), torch.tensor([3, 1, 4, 1, 5]), 0.8)
+    within = Overlap(torch.tensor([0.95, 0.95, 0.2, 0.1]), torch.tensor([1, 0, 3, 2]), 0.8)
+    of_samples = Overlap(torch.tensor([0.1, 0.85]), torch.tensor([0, 2]), 0.8)
+    neighbors = NearestNeighbors(nearest, within, of_samples, [(0, 0), (1, 1)])
+    training, validation = (ChosenPairs(PairReader(pairs, split), 20) for split in ("train", "validation"))
+    data = report_data.nearest_pairs(neighbors, validation, training, samples)
+
+    assert [pair["similarity"] for pair in data["near_duplicates"]] == pytest.approx([0.99, 0.9, 0.7, 0.5])
+    assert [pair["is_near_duplicate"] for pair in data["near_duplicates"]] == [True, True, False, False]
+    # the others are among the nearest already
+    assert [pair["similarity"] for pair in data["borderline"]] == pytest.approx([0.3])
+    assert [pair["similarity"] for pair in data["within_training"]] == pytest.approx([0.95, 0.2])
+    assert data["memorized"][0]["captions"] == ["caption 1", training.caption(2)]
+    assert data["memorized"][0]["training_image"] == thumbnail(training.images([2])[0], report_data.LARGE)
