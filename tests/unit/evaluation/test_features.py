@@ -1,6 +1,8 @@
 """The networks that images are compared by: FID's Inception and open_clip checkpoints, in files that may be damaged or hostile."""
 
+import io
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from tests.helpers.tiny_models import rng
 from tests.unit.scorers.test_clip import pretrained_folder  # noqa: F401 - a fixture
 from thousandwords import components
 from thousandwords.core.config import ConfigError
+from thousandwords.evaluation import features as features_module
 from thousandwords.evaluation import fid
 from thousandwords.evaluation.features import CLIP_FIGURES, _empty_inception, build_inception, load_extractor
 from thousandwords.planning.presets import read_preset
@@ -62,16 +65,26 @@ class Images(list, torch.utils.data.Dataset):
 
 
 def samples_and_real() -> tuple[torch.Tensor, torch.Tensor]:
-    shape = (IMAGES, 3, 20, 24)
-    samples, real = (torch.randint(0, 256, shape, generator=rng(seed), dtype=torch.uint8) for seed in (1, 2))
+    samples, real = (
+        torch.randint(0, 256, (IMAGES, 3, 20, 24), generator=rng(seed), dtype=torch.uint8) for seed in (1, 2)
+    )
     return torch.cat([samples[:3], samples[3:] // 2]), real
 
 
 def reference(file, samples: torch.Tensor, real: torch.Tensor, **settings: object) -> dict[str, float]:
     """The figures of torch-fidelity for the same images; its own loader reads the same file."""
-    settings |= {"cuda": False, "verbose": False, "cache": False, "save_cpu_ram": True, "batch_size": IMAGES}
-    settings |= {"feature_extractor": "inception-v3-compat", "feature_extractor_weights_path": str(file)}
-    return torch_fidelity.calculate_metrics(input1=Images(samples), input2=Images(real), **settings)
+    return torch_fidelity.calculate_metrics(
+        input1=Images(samples),
+        input2=Images(real),
+        cuda=False,
+        verbose=False,
+        cache=False,
+        save_cpu_ram=True,
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(file),
+        batch_size=IMAGES,
+        **settings,
+    )
 
 
 @pytest.fixture
@@ -82,11 +95,13 @@ def smaller(monkeypatch):
 
 def test_kid_inception_score_precision_and_recall_equal_those_of_torch_fidelity(file, smaller):
     samples, real = samples_and_real()
+
     extractor = load_extractor(str(file))
     (features, logits), (others, _) = extractor(samples / 255), extractor(real / 255)
 
-    settings = {"kid_subset_size": 2, "rng_seed": 2020, "isc_splits": 2}
-    expected = reference(file, samples, real, kid=True, isc=True, prc=True, **settings)
+    expected = reference(
+        file, samples, real, kid=True, isc=True, prc=True, kid_subset_size=2, rng_seed=2020, isc_splits=2
+    )
     assert (features.shape, logits.shape) == ((IMAGES, 2048), (IMAGES, 1008))
     kernel, score = fid.kernel_distance(features, others, seed=2020), fid.inception_score(logits, splits=2)
     assert kernel["mean"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-6)
@@ -96,9 +111,24 @@ def test_kid_inception_score_precision_and_recall_equal_those_of_torch_fidelity(
     assert means == pytest.approx([expected["precision"], expected["recall"]])
 
 
+def test_fid_equals_that_of_torch_fidelity(file, smaller, monkeypatch):
+    """With the features of an earlier layer, since the reference takes ten seconds for the matrix root of 2,048."""
+    samples, real = samples_and_real()
+    monkeypatch.setattr(features_module, "LAYERS", ["768", "logits_unbiased"])
+
+    extractor = load_extractor(str(file))
+    distance = fid.frechet_distance(extractor(samples / 255)[0], extractor(real / 255)[0])
+
+    expected = reference(file, samples, real, fid=True, feature_layer_fid="768")["frechet_inception_distance"]
+    assert distance == pytest.approx(expected, rel=1e-6) and expected > 0.01
+
+
 def test_inception_is_described_in_the_protocol_and_its_figures_are_called_fid(file):
     extractor = load_extractor(str(file))
-    names, protocol = extractor.names, extractor.protocol()
+
+    protocol = extractor.protocol()
+
+    names = extractor.names
     assert (names.frechet, names.kernel, names.inception_score) == ("fid", "kid", "inception_score")
     assert protocol["features"] == (
         "Inception v3 of 2015-12-05 from pt_inception.pth, by torch-fidelity: 2048 pool features, logits without "
@@ -141,28 +171,48 @@ def test_weights_that_do_not_fit_are_rejected_by_name(weights, name, tensor, sen
     assert sentence in str(caught.value)
 
 
-def test_no_code_in_a_file_is_run(weights, tmp_path):
-    marker = tmp_path / "marker"
-    for make in PICKLES.values():
-        assert "not a file of weights" in rejection(write_file(tmp_path, make(marker)))
-    load_extractor(str(write_file(tmp_path, saved_by_torch({**weights, "more": touching(marker)}))))
-    assert not marker.exists()  # of a real state dict only the tensors are read
+@pytest.mark.parametrize("payload", [*PICKLES, "in a real state dict"])
+def test_no_code_in_a_file_is_run(payload, weights, tmp_path):
+    marker, buffer = tmp_path / "marker", io.BytesIO()
+    if payload in PICKLES:
+        buffer.write(PICKLES[payload](marker))
+    else:
+        torch.save({**weights, "more": touching(marker)}, buffer)
+
+    path = write_file(tmp_path, buffer.getvalue())
+    if payload in PICKLES:
+        assert "not a file of weights" in rejection(path)
+    else:  # only the tensors are read
+        load_extractor(str(path))
+
+    assert not marker.exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "words"),
-    [
-        ("empty.pth", b"", "not a file of weights"),
-        ("cut.pth", saved_by_torch({"fc.bias": torch.zeros(9)})[:-9], "is truncated"),
-        ("empty.safetensors", b"", "no safetensors"),
-        ("cut.safetensors", safetensors.torch.save({"fc.bias": torch.zeros(9)})[:-9], "is truncated"),
-        ("list.pth", saved_by_torch([1, 2]), "holds no state dict"),
-        ("clip.pth", saved_by_torch({"visual.proj": torch.zeros(2)}), "(and 470 more). Give"),
-        ("noise.pth", np.random.default_rng(0).bytes(3000), "not a file of weights"),
-    ],
-)
-def test_a_truncated_file_or_one_of_something_else_is_rejected(name, data, words, tmp_path):
-    assert words in rejection(write_file(tmp_path, data, name))
+def test_a_file_that_would_hold_torchs_own_reader_for_ever_is_rejected_at_once(tmp_path):
+    program = b"\x80\x02)" + b"\x86q\x00h\x00" * 40 + b"}q\x01h\x00K\x01s."  # a nested tuple as a key
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("archive/data.pkl", program)
+    assert "not a file of weights" in rejection(write_file(tmp_path, buffer.getvalue()))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99999])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_truncated_file_is_rejected(share, suffix, file, weights, tmp_path):
+    whole = file.read_bytes() if suffix == ".pth" else safetensors.torch.save({"fc.bias": weights["fc.bias"]})
+    cut = write_file(tmp_path, whole[: int(share * len(whole))], f"cut{suffix}")
+
+    sentence = rejection(cut)
+    assert "not a file of weights" in sentence or "is truncated" in sentence or "no safetensors" in sentence
+
+
+def test_a_file_of_something_else_is_rejected(tmp_path):
+    for data, words in (
+        (saved_by_torch([1, 2]), "holds no state dict"),
+        (saved_by_torch({"visual.proj": torch.zeros(2)}), "(and 470 more). Give"),
+        (np.random.default_rng(0).bytes(3000), "not a file of weights"),
+    ):
+        assert words in rejection(write_file(tmp_path, data))
 
 
 @pytest.mark.parametrize(
@@ -180,6 +230,7 @@ def test_a_checkpoint_that_is_not_on_this_machine_is_rejected_and_never_download
 
 def test_a_model_unknown_to_open_clip_and_unreadable_weights_are_rejected(tmp_path):
     junk = write_file(tmp_path, b"no weights", "junk.pt")
+
     assert "Did you mean 'ViT-B-32'?" in rejection(f"ViT-B-3:{junk}")
     sentence = rejection(f"RN50:{junk}")
     assert "junk.pt is a text, not a file of weights" in sentence and "clip.pretrained" not in sentence
@@ -188,8 +239,9 @@ def test_a_model_unknown_to_open_clip_and_unreadable_weights_are_rejected(tmp_pa
 def test_a_wrong_file_is_reported_before_any_long_work(tmp_path):
     params = read_preset("smoke", ROOT / "presets")
     params["evaluation"]["features"] = str(write_file(tmp_path, b"no weights"))
+
     with pytest.raises(
-        ConfigError, match="evaluation.features, .*weights.pth, is a text, not a file of weig"
+        ConfigError, match="evaluation.features, .*weights.pth, is a text, not a file of weights"
     ):
         check_params(params, 0)
 

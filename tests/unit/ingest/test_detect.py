@@ -15,10 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers.images import details, encoded, odd_member, png, write, write_tar
+from tests.helpers.paths import SHARED
+from thousandwords.data.image_decoding import decode_image
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.ingest import open_source, resolve_source
 from thousandwords.ingest.prepare import prepare_pair
 from thousandwords.ingest.sources.base import RawPair, SourceError
+
+REPORTS = SHARED / "data/reports"
 
 A, B = {"a.png": png(1)}, {"b.png": png(2)}
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
@@ -328,3 +332,29 @@ def test_near_duplicates_compare_the_whole_image():
         prepare_pair(RawPair("a", encoded(pixels), ("a cat",), ""), settings, 0) for pixels in (wide, other)
     )
     assert first.image == second.image and first.image_hash.colors != second.image_hash.colors
+
+
+# ---- the inputs of public reports, where they are
+
+
+@pytest.mark.skipif(not REPORTS.is_dir(), reason="../shared/data is absent")
+@pytest.mark.parametrize(
+    ("name", "count", "rejected"),
+    [("tar-dots", 8, 0), ("capitals", 20, 0), ("jfif", 20, 0), ("json-list", 20, 0), ("hub-clone", 20, 0),
+     ("backslashes", 20, 0), ("tars", 10, 0), ("csv-blanks", 20, 0), ("headerless", 20, 0), ("paragraphs", 20, 0),
+     ("few", 20, 0), ("json-list/by-name.json", 20, 0)],
+)  # fmt: skip
+def test_inputs_of_public_reports_are_read(name, count, rejected):
+    pairs = list(open_source(config(REPORTS / name)))
+    assert len(pairs) == count and sum(pair.problem is not None for pair in pairs) == rejected
+
+
+@pytest.mark.skipif(not REPORTS.is_dir(), reason="../shared/data is absent")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("IMG_0001.HEIC", "bad_format"), ("bitfields-444.bmp", "bad_mode"), ("float-rgb.tif", "bad_mode"),
+     ("webp-inside.tif", "bad_mode")],
+)  # fmt: skip
+def test_an_image_that_pillow_cannot_read_has_the_right_reason(name, reason):
+    with pytest.raises(ValueError, match=f"^{reason}: "):
+        decode_image((SHARED / "data/faults/reasons" / name).read_bytes())
