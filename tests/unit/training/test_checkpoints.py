@@ -40,6 +40,10 @@ def assert_is_step(checkpoint: Checkpoint, step: int) -> None:
         assert checkpoint.tensors[name].equal(tensor)
 
 
+def names(checkpoints: Checkpoints) -> list[str]:
+    return sorted(path.name for path in checkpoints.folder.iterdir())
+
+
 @pytest.fixture
 def checkpoints(tmp_path):
     """A run with checkpoints of steps 10 and 20."""
@@ -47,9 +51,6 @@ def checkpoints(tmp_path):
     save(run, 10)
     save(run, 20)
     return run
-
-
-# --- saving and loading -------------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_is_read_back_unchanged_and_holds_no_pickle(checkpoints, tmp_path):
@@ -77,7 +78,9 @@ def test_tensors_are_written_as_safetensors_writes_them(tmp_path):
 
 
 @pytest.mark.parametrize("passing", range(1, 12))
-def test_a_full_disk_anywhere_in_a_save_leaves_the_checkpoints_unchanged(checkpoints, monkeypatch, passing):
+def test_the_newest_two_are_kept_and_a_full_disk_anywhere_in_a_save_changes_none(
+    checkpoints, monkeypatch, passing
+):
     monkeypatch.setenv("THOUSANDWORDS_FAILPOINT", f"mid-write:{passing}:ENOSPC")
     monkeypatch.setattr("thousandwords.core.files._passed", Counter())
     if passing <= 10:  # the table of contents and 5 tensors, two halves of the state and of the manifest
@@ -87,24 +90,13 @@ def test_a_full_disk_anywhere_in_a_save_leaves_the_checkpoints_unchanged(checkpo
         assert_is_step(checkpoints.newest(), 20)
         monkeypatch.delenv("THOUSANDWORDS_FAILPOINT")
     save(checkpoints, 30)
-    assert_is_step(checkpoints.newest(), 30)
-
-
-def test_the_newest_two_are_kept(checkpoints):
-    save(checkpoints, 30)
     assert names(checkpoints) == ["step-00000020", "step-00000030"]
+    assert_is_step(checkpoints.newest(), 30)
 
 
 def test_a_step_can_be_saved_again(checkpoints):
     checkpoints.save(20, {"model/weight": torch.zeros(1)}, {"history": []})
     assert checkpoints.newest().tensors["model/weight"].equal(torch.zeros(1))
-
-
-def names(checkpoints: Checkpoints) -> list[str]:
-    return sorted(path.name for path in checkpoints.folder.iterdir())
-
-
-# --- damage -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
@@ -127,11 +119,7 @@ def test_where_none_is_intact_the_run_stops_and_does_not_start_again(checkpoints
     with pytest.warns(UserWarning), pytest.raises(DamagedArtefact) as caught:
         checkpoints.newest()
 
-    message = f"no checkpoint in {checkpoints.folder} is intact. To start again, delete that folder"
-    assert str(caught.value) == message
-
-
-# --- durability ---------------------------------------------------------------------------------------------
+    assert str(caught.value).endswith(f"{checkpoints.folder} is intact. To start again, delete that folder")
 
 
 def test_the_new_name_is_on_the_disk_before_the_oldest_checkpoint_goes(checkpoints, monkeypatch):
@@ -143,9 +131,6 @@ def test_the_new_name_is_on_the_disk_before_the_oldest_checkpoint_goes(checkpoin
     save(checkpoints, 30)
 
     assert events[-2:] == [("sync", "run"), ("remove", "step-00000010")]
-
-
-# --- models -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -164,10 +149,8 @@ def test_weights_that_do_not_fit_their_model_are_rejected_by_name_and_shape(stat
     with pytest.raises(DamagedArtefact) as caught:
         load_state(model, tensors, Path("models/generator"))
 
-    assert str(caught.value) == (
-        f"models/generator does not fit its own config: 1 tensors differ, the first is {sentence}. "
-        "Train that model again"
-    )
+    start = "models/generator does not fit its own config: 1 tensors differ, the first is"
+    assert str(caught.value) == f"{start} {sentence}. Train that model again"
     assert model.weight.equal(before)
 
 

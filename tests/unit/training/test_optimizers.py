@@ -24,9 +24,6 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# --- the learning rate --------------------------------------------------------------------------------------
-
-
 def test_the_learning_rate_warms_up_along_a_line_and_falls_along_a_cosine():
     rates = [
         optimizers.learning_rate(step, 1.0, 0.2, warmup_steps=4, steps=14)
@@ -35,19 +32,17 @@ def test_the_learning_rate_warms_up_along_a_line_and_falls_along_a_cosine():
     assert rates == pytest.approx([0.25, 0.5, 1.0, 1.0, 0.6, 0.21957739, 0.2, 0.2])
 
 
-# --- AdamW --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.paper("generator: optimizer")
-def test_only_matrices_and_kernels_decay():
+def test_adamw_has_what_muon_does_not_train_and_only_matrices_and_kernels_decay():
     layers = nn.Conv2d(2, 3, 3), nn.GroupNorm(1, 3), nn.Flatten(), nn.Linear(3, 2), nn.Embedding(4, 2)
     model = nn.Sequential(*layers)
     model[0].bias.requires_grad_(False)  # in no group
-    decayed, undecayed = optimizers.parameter_groups(model, 0.3)
+    optimizer = optimizers.adamw(model, 0.3, 0.9, 0.99, 1e-8, exclude=[model[4].weight])
+    decayed, undecayed = optimizer.param_groups
 
     names = {parameter: name for name, parameter in model.named_parameters()}
     assert decayed["weight_decay"] == 0.3 and undecayed["weight_decay"] == 0
-    assert [names[parameter] for parameter in decayed["params"]] == ["0.weight", "3.weight", "4.weight"]
+    assert [names[parameter] for parameter in decayed["params"]] == ["0.weight", "3.weight"]
     assert [names[parameter] for parameter in undecayed["params"]] == ["1.weight", "1.bias", "3.bias"]
 
 
@@ -80,9 +75,6 @@ def test_adamw_steps_as_the_plain_reference_does(limit):
 
     assert model.weight[0].tolist() == pytest.approx(expected_weight, abs=1e-12)
     assert model.bias.tolist() == pytest.approx(expected_bias, abs=1e-12)
-
-
-# --- the moving average -------------------------------------------------------------------------------------
 
 
 def averages(values: list[float], decay: float, **settings: bool) -> list[float]:
@@ -135,14 +127,6 @@ def test_muon_treats_a_kernel_as_a_matrix():
     torch.testing.assert_close(kernel.flatten(1), expected, atol=2e-4, rtol=0)
 
 
-def test_muon_skips_a_parameter_without_a_gradient_and_updates_the_others_unchanged():
-    frozen, updated, single = (nn.Parameter(torch.ones(3, 3)) for _ in range(3))
-    updated.grad = single.grad = torch.eye(3)
-    for parameters in ([frozen, updated], [single]):
-        step(muon(parameters, 0.1), 0.1)
-    assert frozen.eq(1).all() and updated.equal(single) and not updated.equal(frozen)
-
-
 def test_muon_equals_torchs_muon(monkeypatch):
     """Weights, momenta and state names, with tall and wide shapes and a parameter without a gradient.
 
@@ -185,9 +169,3 @@ def test_muon_iterates_in_bfloat16_only_where_the_cpu_has_units_for_it(monkeypat
     muon([weight]).step()
 
     assert dtypes == [dtype]
-
-
-def test_adamw_excludes_what_muon_trains():
-    model = nn.Linear(3, 2)
-    groups = optimizers.adamw(model, 0.1, 0.9, 0.99, 1e-8, exclude=[model.weight]).param_groups
-    assert [parameter is model.bias for group in groups for parameter in group["params"]] == [True]
