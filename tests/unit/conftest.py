@@ -7,6 +7,9 @@ import subprocess
 
 import pytest
 
+from thousandwords import components
+from thousandwords.inference.package import load_package
+
 
 @pytest.fixture(autouse=True)
 def no_process_and_no_socket(monkeypatch):
@@ -20,3 +23,14 @@ def no_process_and_no_socket(monkeypatch):
     monkeypatch.setattr(os, "fork", refuse)
     for name in ("connect", "connect_ex", "bind", "listen"):
         monkeypatch.setattr(socket.socket, name, refuse)
+
+
+@pytest.fixture(scope="session")
+def package(package_folder):
+    """The tiny package, loaded; not to be changed."""
+    return load_package(package_folder)
+
+
+@pytest.fixture(scope="session")
+def scorer(parts):
+    return components.load("scorers", parts["scorer"])

@@ -1,6 +1,4 @@
-"""The data set in the studio: pages, search by text, nearest images, embeddings that are computed once and
-stored.
-"""
+"""The data set in the studio: pages, search by text, nearest images, embeddings that are computed once and stored."""
 
 import base64
 import copy
@@ -11,7 +9,6 @@ import torch
 from studio.data import dataset_index
 from studio.data.dataset_index import DatasetIndex
 from tests.helpers.tiny_models import flipped
-from thousandwords import components
 from thousandwords.data.images import decode_png, to_float
 from thousandwords.data.pair_shards import PairReader
 from thousandwords.ingest import ingest
@@ -29,11 +26,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def scorer(parts):
-    return components.load("scorers", parts["scorer"])
-
-
 @pytest.fixture
 def dataset(folder, tmp_path):
     return DatasetIndex(folder, tmp_path / "store")
@@ -47,7 +39,7 @@ def indexed(dataset: DatasetIndex, scorer) -> DatasetIndex:
     return dataset
 
 
-def test_every_pair_is_on_exactly_one_page(dataset, folder):
+def test_every_pair_is_on_exactly_one_page_and_examples_are_held_out_captions(dataset, folder, tmp_path):
     images, offset = [], 0
     while offset is not None:
         page = dataset.page(None, offset, 10)
@@ -57,22 +49,19 @@ def test_every_pair_is_on_exactly_one_page(dataset, folder):
     assert len(dataset.page("unseen", 0, 10)["images"]) == 4
     assert (dataset.page("unseen", 0, 4)["next"], dataset.page("unseen", 0, 3)["next"]) == (None, 3)
     assert all(image["score"] is None for image in images)
-    reader = PairReader(folder, "validation")
+    reader, held_out = PairReader(folder, "validation"), set()
     for row, image in enumerate(dataset.page("validation", 0, 5)["images"]):
         assert (image["key"], image["caption"]) == (reader.key(row), reader.captions(row)[0])
         assert (decode_png(base64.b64decode(image["png"])) == reader.images([row])[0]).all()
+        held_out.add(image["caption"])
+    assert len(dataset.examples()) == 3 and set(dataset.examples()) <= held_out
+    assert DatasetIndex(tmp_path / "nowhere", tmp_path / "store").examples() == []
 
 
 def test_of_very_many_images_the_held_out_ones_are_indexed_first(dataset, scorer, monkeypatch):
     monkeypatch.setattr(dataset_index, "MAX_INDEXED", 11)
     images = indexed(dataset, scorer).search(scorer, "a star", None, NUM_IMAGES)["images"]
     assert sorted(image["split"] for image in images) == ["train"] * 2 + ["unseen"] * 4 + ["validation"] * 5
-
-
-def test_example_captions_are_held_out_ones(dataset, tmp_path):
-    held_out = [image["caption"] for image in dataset.page("validation", 0, 5)["images"]]
-    assert len(dataset.examples()) == 3 and set(dataset.examples()) <= set(held_out)
-    assert DatasetIndex(tmp_path / "nowhere", tmp_path / "store").examples() == []
 
 
 def test_a_search_covers_the_images_that_are_indexed_so_far(dataset, scorer):

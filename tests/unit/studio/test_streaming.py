@@ -11,15 +11,13 @@ from studio.data.versions import Version
 from studio.worker import handlers
 from studio.worker.queue import WORKER_DIED
 from thousandwords.core.files import DiskFull
-from thousandwords.inference.package import load_package
 
 pytestmark = pytest.mark.anyio
 VERSION = Version("2", "version 2", "0f" * 32)
 
 
 @pytest.fixture(scope="module")
-def generated(package_folder):
-    package = load_package(package_folder)
+def generated(package):
     return list(handlers.generate(package, "a small green star on sand", 3, 7, None, {}))
 
 

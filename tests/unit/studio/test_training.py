@@ -38,10 +38,6 @@ def test_a_training_that_was_killed_is_stopped(project):
     assert training_status(project)["trainings"][0]["state"] == "stopped"
 
 
-def test_a_folder_without_a_run_has_no_training(tmp_path):
-    assert training_status(tmp_path) == {"running": [], "trainings": []}
-
-
 @pytest.mark.parametrize("stage", ["../..", "train_generator/..", "."])
 def test_an_image_outside_the_trainings_has_no_file(project, stage):
     assert not image_file(project, stage, 10).is_file()
