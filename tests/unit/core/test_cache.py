@@ -1,4 +1,4 @@
-"""The store makes an entry once and keeps the entries of the last runs; rows are read by number."""
+"""The store of several threads and runs (damage and kills: tests/pipeline/test_incremental.py); rows by number."""
 
 import threading
 from pathlib import Path
@@ -14,81 +14,32 @@ from thousandwords.core.row_store import RowStore, write_rows
 
 
 @pytest.fixture
-def messages() -> list[str]:
-    return []
+def store(tmp_path) -> Store:
+    return Store(tmp_path / "store", keep_runs=2)
 
 
-@pytest.fixture
-def store(tmp_path, messages) -> Store:
-    return Store(tmp_path / "store", keep_runs=2, log=messages.append)
-
-
-class Maker:
-    """Writes an entry of one file, and counts how often."""
-
-    def __init__(self, data: bytes = b"tokens") -> None:
-        self.data, self.calls = data, 0
-
-    def __call__(self, folder: Path) -> None:
-        self.calls += 1
-        write_bytes(folder / "data", self.data)
-        write_manifest(folder, {"data": None}, {})
-
-
-# --- entries ------------------------------------------------------------
-
-
-def test_an_entry_is_made_once_and_reused(store, messages):
-    make = Maker()
-
-    first, again = store.get("a", make), store.get("a", make)
-
-    assert make.calls == 1 and first == again == store.folder / "a"
-    assert (first / "data").read_bytes() == b"tokens" and messages == []
-
-
-def test_a_damaged_entry_is_reported_and_made_again(store, messages):
-    make = Maker()
-    file = store.get("a", make) / "data"
-    file.write_bytes(b"broken")
-
-    assert (store.get("a", make) / "data").read_bytes() == b"tokens"
-    assert make.calls == 2 and len(messages) == 1
-    assert (
-        messages[0].startswith(f"store: {file} is damaged: sha256 should be ")
-        and "it is made again" in messages[0]
-    )
-
-
-def test_an_incomplete_entry_is_not_an_entry(store):
-    def killed(folder: Path) -> None:
-        write_bytes(folder / "data", b"tok")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        store.get("a", killed)
-
-    assert not store.has("a") and (store.get("a", Maker()) / "data").read_bytes() == b"tokens"
+def make(folder: Path) -> None:
+    """Write an entry of one file."""
+    write_bytes(folder / "data", b"tokens")
+    write_manifest(folder, {"data": None}, {})
 
 
 def test_of_several_threads_one_makes_the_entry(store):
-    make = Maker()
-    threads = [threading.Thread(target=store.get, args=("a", make)) for _ in range(8)]
+    calls = []
+    args = ("a", lambda folder: (calls.append(folder), make(folder)))
+    threads = [threading.Thread(target=store.get, args=args) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(10)
-    assert make.calls == 1
-
-
-# --- what is kept ------------------------------------------------------------
+    assert len(calls) == 1
 
 
 def run(store: Store, *keys: str) -> set[str]:
     """A run that uses these entries; returns the entries that exist afterwards."""
     store.begin(keys)
     for key in keys:
-        store.get(key, Maker())
+        store.get(key, make)
     return {path.name for path in store.folder.iterdir() if path.is_dir()}
 
 
@@ -97,30 +48,10 @@ def test_the_entries_of_the_last_runs_are_kept(store):
     assert run(store, "a", "c") == {"a", "b", "c"}
     assert run(store, "a", "d") == {"a", "c", "d"}  # neither of the last two runs used b
     assert run(store, "e") == {"a", "d", "e"}
-
-
-def test_the_same_run_again_removes_nothing(store):
-    run(store, "a")
-    for _ in range(5):
-        assert run(store, "b") == {"a", "b"}
-
-
-def test_a_killed_run_keeps_its_finished_entries(store):
-    store.begin(["a", "b", "c"])
-    store.get("a", Maker())  # killed here
-    make = Maker()
-    store.begin(["a", "b", "c"])
-    store.get("a", make)
-    assert make.calls == 0
-
-
-def test_a_damaged_list_of_runs_loses_no_entry_in_use(store):
-    run(store, "a")
-    (store.folder / "runs.json").write_text("[")
+    assert run(store, "e") == {"a", "d", "e"}  # the same run again removes nothing
+    (store.folder / "runs.json").write_text("[")  # a damaged list loses no entry in use
     assert run(store, "b") == {"b"}
 
-
-# --- rows ------------------------------------------------------------
 
 PARTS = st.lists(
     st.lists(st.tuples(st.binary(max_size=9), st.binary(max_size=9)), max_size=4), min_size=1, max_size=4
@@ -141,30 +72,28 @@ def test_rows_of_any_length_are_read_by_number(tmp_path_factory, parts):
         assert (rows.read("a", number), rows.read("b", number)) == expected[number]
 
 
-def test_rows_outside_the_range_are_rejected(tmp_path):
-    write_rows(tmp_path, [{"a": [b"x", b"y"]}])
+@pytest.fixture
+def rows(tmp_path):
+    write_rows(tmp_path, [{"a": [b"some", b"tokens"]}])
+    return RowStore(tmp_path)
+
+
+def test_rows_outside_the_range_are_rejected(rows):
     for row in (-1, 2):
         with pytest.raises(IndexError, match=f"row {row} of 2"):
-            RowStore(tmp_path).read("a", row)
+            rows.read("a", row)
 
 
-def test_a_file_truncated_under_a_reader_is_an_error_and_no_crash(tmp_path):
-    write_rows(tmp_path, [{"a": [b"some", b"tokens"]}])
-    rows = RowStore(tmp_path)
+def test_a_file_truncated_under_a_reader_is_an_error_and_no_crash(rows, tmp_path):
     (tmp_path / "a.bin").open("r+b").truncate(6)
 
     assert rows.read("a", 0) == b"some"
-    with pytest.raises(DamagedArtefact) as caught:
+    message = "a.bin ends at byte 6. Run: the same command again; damaged data is made again$"
+    with pytest.raises(DamagedArtefact, match=message):
         rows.read("a", 1)
-    assert (
-        str(caught.value)
-        == f"{tmp_path}/a.bin ends at byte 6. Run: the same command again; damaged data is made again"
-    )
 
 
-def test_rows_stay_readable_when_their_files_are_removed(tmp_path):
-    write_rows(tmp_path, [{"a": [b"some", b"tokens"]}])
-    rows = RowStore(tmp_path)
+def test_rows_stay_readable_when_their_files_are_removed(rows, tmp_path):
     for path in tmp_path.iterdir():
         path.unlink()
     assert rows.read("a", 1) == b"tokens"

@@ -9,7 +9,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.tiny_models import flipped
@@ -24,25 +24,17 @@ from thousandwords.core.files import (
 )
 from thousandwords.core.manifest import DamagedArtefact, read_manifest, write_manifest
 
+WORDS = b"a picture is worth a thousand words\n"
+SUM = "82e348efe704f0399b26baca82836558afc5505fcd6410a9f19aa25f11a443b2"
+
 
 @pytest.fixture
 def folder(tmp_path):
     """Two small files and their manifest."""
-    write_bytes(tmp_path / "words.txt", b"a picture is worth a thousand words\n")
+    write_bytes(tmp_path / "words.txt", WORDS)
     write_json(tmp_path / "config.json", {"side": 16})
     write_manifest(tmp_path, {"words.txt": 1, "config.json": None}, {"source": "scenes", "scales": [1, 2]})
     return tmp_path
-
-
-# --- writing ------------------------------------------------------------
-
-
-def test_a_durable_write_leaves_the_file_and_nothing_else(tmp_path):
-    digest = write_bytes(tmp_path / "new" / "file.txt", b"abc")
-
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file.txt"]
-    assert (tmp_path / "new" / "file.txt").read_bytes() == b"abc"
-    assert digest == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_the_bytes_reach_the_disk_before_the_name_and_the_name_before_the_return(tmp_path, monkeypatch):
@@ -71,42 +63,33 @@ def test_a_failed_write_leaves_the_file_unchanged(tmp_path, monkeypatch, call):
     assert (tmp_path / "file.txt").read_bytes() == b"before"
 
 
-def failing(monkeypatch, name: str) -> None:
-    """Make the next durable write fail in the middle with the errno `name`: ENOSPC, EIO, ..."""
-    monkeypatch.setenv("THOUSANDWORDS_FAILPOINT", f"mid-write:1:{name}")
-    monkeypatch.setattr("thousandwords.core.files._passed", Counter())
-
-
-@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT"])
-def test_a_full_disk_is_reported_with_the_folder_the_bytes_needed_and_the_bytes_free(
-    tmp_path, monkeypatch, name
-):
-    failing(monkeypatch, name)
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2))
-    with pytest.raises(DiskFull) as caught:
-        write_bytes(tmp_path / "file.txt", b"12345")
-    assert str(caught.value) == (
-        f"{tmp_path}: the disk is full, or your quota is used up: 5 bytes are to be written, 2 are free. Make room, then "
-        "run the same again: finished work is kept"
-    )
-    assert list(tmp_path.iterdir()) == []
+FULL = ": the disk is full, or your quota is used up: 5 bytes are to be written, 2 are free. Make room,"
+NO_WRITE = " cannot be written: "
 
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("EACCES", "Permission denied. Check that you may write there, or use another folder"),
-        ("EROFS", "Read-only file system. Mount it for writing, or use another folder"),
-        ("EIO", "Input/output error. The disk may be failing: look at the system log, and use another disk"),
+        ("ENOSPC", FULL),
+        ("EDQUOT", FULL),
+        ("EACCES", f"{NO_WRITE}Permission denied. Check that you may write there, or use another folder"),
+        ("EROFS", f"{NO_WRITE}Read-only file system. Mount it for writing, or use another folder"),
+        ("EIO", f"{NO_WRITE}Input/output error. The disk may be failing: look at the system log, and"),
     ],
 )
-def test_a_folder_that_cannot_be_written_is_reported_with_the_fix(tmp_path, monkeypatch, name, sentence):
+def test_a_write_that_fails_in_the_middle_is_reported_with_the_fix_and_changes_nothing(
+    tmp_path, monkeypatch, name, sentence
+):
     write_bytes(tmp_path / "file.txt", b"before")
-    failing(monkeypatch, name)
+    monkeypatch.setenv("THOUSANDWORDS_FAILPOINT", f"mid-write:1:{name}")
+    monkeypatch.setattr("thousandwords.core.files._passed", Counter())
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2))
+
     with pytest.raises(CannotWrite) as caught:
         write_bytes(tmp_path / "file.txt", b"after")
-    assert str(caught.value) == f"{tmp_path} cannot be written: {sentence}"
-    assert not isinstance(caught.value, DiskFull)
+
+    assert str(caught.value).startswith(f"{tmp_path}{sentence}")
+    assert isinstance(caught.value, DiskFull) == (name in ("ENOSPC", "EDQUOT"))
     assert (tmp_path / "file.txt").read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -121,19 +104,18 @@ def test_data_written_whole_or_in_blocks_reaches_the_file(tmp_path_factory, data
     folder = tmp_path_factory.mktemp("few")
     digest = hashlib.sha256(data).hexdigest()
     blocks = (bytes([byte]) for byte in data)
-    assert write_bytes(folder / "whole", data) == write_blocks(folder / "blocks", blocks, 9) == digest
-    assert (folder / "whole").read_bytes() == (folder / "blocks").read_bytes() == data
+    assert write_bytes(folder / "new/whole", data) == write_blocks(folder / "new/blocks", blocks, 9) == digest
+    assert (folder / "new/whole").read_bytes() == (folder / "new/blocks").read_bytes() == data
+    assert len(list((folder / "new").iterdir())) == 2  # no other file
 
 
-def test_json_does_not_depend_on_the_order_of_keys(tmp_path):
+def test_json_and_fingerprints_do_not_depend_on_the_order_of_keys(tmp_path):
     first = write_json(tmp_path / "first.json", {"b": 1, "a": "ü"})
     second = write_json(tmp_path / "second.json", {"a": "ü", "b": 1})
 
     assert first == second
+    assert fingerprint({"outer": {"b": 1, "a": 2}}) == fingerprint({"outer": {"a": 2, "b": 1}})
     assert (tmp_path / "first.json").read_text(encoding="utf-8") == '{\n  "a": "ü",\n  "b": 1\n}\n'
-
-
-# --- hashes ------------------------------------------------------------
 
 
 def test_a_unit_hash_is_a_fixed_number_of_text_and_seed():
@@ -142,26 +124,11 @@ def test_a_unit_hash_is_a_fixed_number_of_text_and_seed():
     assert unit_hash("", 0) == 0.8943794394498068
 
 
-@settings(max_examples=25)
-@given(st.dictionaries(st.text(), st.integers() | st.text() | st.booleans(), min_size=2), st.randoms())
-def test_a_fingerprint_does_not_depend_on_the_order_of_keys(values, random):
-    shuffled = list(values.items())
-    random.shuffle(shuffled)
-    assert fingerprint({"outer": dict(shuffled)}) == fingerprint({"outer": values})
-
-
-# --- the manifest ------------------------------------------------------------
-
-
 def test_a_manifest_gives_back_its_metadata_and_the_size_sum_and_rows_of_each_file(folder):
     manifest = read_manifest(folder)
 
     assert manifest["facts"] == {"source": "scenes", "scales": [1, 2]}
-    assert manifest["files"]["words.txt"] == {
-        "bytes": 36,
-        "rows": 1,
-        "sha256": "82e348efe704f0399b26baca82836558afc5505fcd6410a9f19aa25f11a443b2",
-    }
+    assert manifest["files"]["words.txt"] == {"bytes": 36, "rows": 1, "sha256": SUM}
     assert manifest["files"]["config.json"]["rows"] is None
 
 
@@ -182,23 +149,17 @@ def test_a_flipped_bit_in_any_byte_is_detected(folder, name):
     read_manifest(folder)
 
 
-EXPECTED_SUM = "82e348efe704f0399b26baca82836558afc5505fcd6410a9f19aa25f11a443b2"
-OTHER_SUM = "fa75c67fee12f83b4e2cafbdaa1f00fd40adc2824c51c3cc59eddb084f4bd38d"
-
-
 @pytest.mark.parametrize(
     ("name", "data", "sentence"),
     [
-        (
-            "words.txt",
-            b"A picture is worth a thousand words\n",
-            f"words.txt is damaged: sha256 should be {EXPECTED_SUM}, found {OTHER_SUM}",
-        ),
+        ("words.txt", b"A" + WORDS[1:], f"words.txt is damaged: sha256 should be {SUM}, found fa75c67f"),
         ("words.txt", b"", "words.txt should be 36 bytes, found 0"),
         ("words.txt", b"x" * 35, "words.txt should be 36 bytes, found 35"),
         ("words.txt", b"x" * 37, "words.txt should be 36 bytes, found 37"),
         ("words.txt", None, "words.txt is missing, but its manifest names it"),
-        ("manifest.json", None, "manifest.json is missing, so nothing in FOLDER can be trusted"),
+        ("manifest.json", None, "manifest.json is missing, so nothing in "),
+        ("manifest.json", b"", "manifest.json cannot be read"),
+        ("manifest.json", b'{"facts": {', "manifest.json cannot be read"),
     ],
 )
 def test_damage_is_named_with_what_was_expected_what_was_found_and_the_fix(folder, name, data, sentence):
@@ -207,18 +168,10 @@ def test_damage_is_named_with_what_was_expected_what_was_found_and_the_fix(folde
         (folder / name).write_bytes(data)
     with pytest.raises(DamagedArtefact) as caught:
         read_manifest(folder, fix="dvc repro prepare_pairs")
-    sentence = sentence.replace("FOLDER", str(folder))
     # DVC takes a damaged file whose time is the same for unchanged, so another command repairs it
     fix = "dvc repro prepare_pairs" if data is None else "make repair"
-    assert str(caught.value) == f"{folder}/{sentence}. Run: {fix}"
-
-
-def test_a_truncated_manifest_is_rejected(folder):
-    whole = (folder / "manifest.json").read_bytes()
-    for size in range(0, len(whole) - 1, 5):  # without its last byte, a newline, it has the same content
-        (folder / "manifest.json").write_bytes(whole[:size])
-        with pytest.raises(DamagedArtefact, match="manifest.json cannot be read"):
-            read_manifest(folder)
+    message = str(caught.value)
+    assert message.startswith(f"{folder}/{sentence}") and message.endswith(f". Run: {fix}")
 
 
 def test_a_manifest_edited_by_hand_is_rejected(folder):
@@ -226,7 +179,6 @@ def test_a_manifest_edited_by_hand_is_rejected(folder):
     manifest["facts"]["source"] = "folder"
     write_json(folder / "manifest.json", manifest)
 
-    with pytest.raises(
-        DamagedArtefact, match="manifest.json was changed: its sha256 should be [0-9a-f]{64}, found"
-    ):
+    message = "manifest.json was changed: its sha256 should be [0-9a-f]{64}, found"
+    with pytest.raises(DamagedArtefact, match=message):
         read_manifest(folder)

@@ -7,11 +7,7 @@ import pytest
 from flows.registry.cards import data_card
 
 COUNTS = {
-    "n_in": 120,
-    "n_ok": 100,
-    "n_quarantined": 8,
-    "n_duplicate": 5,
-    "n_filtered": 7,
+    **{"n_in": 120, "n_ok": 100, "n_quarantined": 8, "n_duplicate": 5, "n_filtered": 7},
     "reasons": {"truncated": 8, "too_small": 4, "wrong_language": 3},
     "splits": {"train": 90, "validation": 10},
     "captions_dropped": {"boilerplate": 6},
@@ -23,24 +19,13 @@ COUNTS = {
 }
 CATS = dict(source="webdataset", path="/mnt/disk", licence="CC-BY-4.0", origin="https://example.org/cats")
 SETTINGS = {
-    "language": "en",
-    "min_caption_words": 3,
-    "boilerplate": ["photographed (on|at)"],
-    "group_by": None,
-    "path": "data/own",
-    "near_duplicates": "hash",
-    "recaption_share": 0.25,
-    "validation_share": 0.1,
+    **{"language": "en", "min_caption_words": 3, "boilerplate": ["photographed (on|at)"], "group_by": None},
+    **{"path": "data/own", "near_duplicates": "hash", "recaption_share": 0.25, "validation_share": 0.1},
     "sources": [CATS, {"source": "folder", "path": "/home/anna/photos", "licence": None, "origin": None}],
 }
-MIXTURES = {"train": {"rows": [60, 30], "weights": [1.0, 2.0]}}
 METADATA = {
-    "source": "mixture",
-    "image_size": 64,
-    "seed": 7,
-    "counts": COUNTS,
-    "settings": SETTINGS,
-    "mixtures": MIXTURES,
+    **{"source": "mixture", "image_size": 64, "seed": 7, "counts": COUNTS, "settings": SETTINGS},
+    "mixtures": {"train": {"rows": [60, 30], "weights": [1.0, 2.0]}},
 }
 MANIFEST = {"sha256": "3f9cabcd" * 8, "facts": METADATA}
 CAPTIONS = {"pairs": 90, "captions": 180, "distinct": 175, "words": {"least": 3, "median": 9, "most": 31}}
@@ -72,20 +57,24 @@ def test_every_count_and_setting_has_its_line(line):
     assert line in data_card("cats", MANIFEST, CAPTIONS).splitlines()
 
 
-def test_the_card_says_whether_near_duplicates_were_removed():
+@pytest.fixture
+def changed():
+    """The manifest, to be changed by a test."""
+    return copy.deepcopy(MANIFEST)
+
+
+def test_the_card_says_whether_near_duplicates_were_removed(changed):
     card = data_card("cats", MANIFEST, CAPTIONS)
     line = "within 4 of 64 bits and 24 of 255 in color, the first is kept; 2 of those dropped would have been in the other"
     assert line in card
 
-    without = copy.deepcopy(MANIFEST)
-    del without["facts"]["counts"]["near_duplicates"]
-    assert "Only exact copies were removed" in data_card("cats", without)
+    del changed["facts"]["counts"]["near_duplicates"]
+    assert "Only exact copies were removed" in data_card("cats", changed)
 
 
-def test_of_sources_without_weights_the_card_says_that_each_pair_counts_once():
-    manifest = copy.deepcopy(MANIFEST)
-    manifest["facts"]["mixtures"]["train"]["weights"] = [60, 30]
-    lines = data_card("cats", manifest).splitlines()
+def test_of_sources_without_weights_the_card_says_that_each_pair_counts_once(changed):
+    changed["facts"]["mixtures"]["train"]["weights"] = [60, 30]
+    lines = data_card("cats", changed).splitlines()
     assert "An epoch has each pair of the sources once, in the order above: 60, 30." in lines
 
 
@@ -95,10 +84,9 @@ def test_the_card_holds_no_local_path_and_no_setting_that_was_off():
     assert data_card("cats", MANIFEST, CAPTIONS) == card
 
 
-def test_untrusted_text_cannot_add_markup():
-    manifest = copy.deepcopy(MANIFEST)
-    manifest["facts"]["settings"]["sources"][0]["licence"] = "free |\n# a heading\n<script>"
-    assert "| free \\| \\# a heading \\<script\\> |" in data_card("cats", manifest)
+def test_untrusted_text_cannot_add_markup(changed):
+    changed["facts"]["settings"]["sources"][0]["licence"] = "free |\n# a heading\n<script>"
+    assert "| free \\| \\# a heading \\<script\\> |" in data_card("cats", changed)
 
 
 def test_the_card_says_so_if_the_pairs_are_not_here():

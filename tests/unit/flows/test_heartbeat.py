@@ -38,10 +38,7 @@ def test_after_a_failure_of_the_server_two_more_heartbeats_are_awaited():
     ("received", "seconds"), [("11:59:30", 30.0), ("11:00:00", 3600.0), ("12:30:00", 0.0), (None, 0.0)]
 )
 def test_earlier_silence_is_measured_by_the_servers_clock_alone(received, seconds):
-    events = (
-        [{"received": f"2026-11-22T{received}.000000Z", "occurred": "2001-01-01T00:00:00Z"}]
-        if received
-        else []
-    )
-    answer = httpx.Response(200, json={"events": events}, headers={"date": "Sun, 22 Nov 2026 12:00:00 GMT"})
+    event = {"received": f"2026-11-22T{received}.000000Z", "occurred": "2001-01-01T00:00:00Z"}
+    events = {"events": [event] if received else []}
+    answer = httpx.Response(200, json=events, headers={"date": "Sun, 22 Nov 2026 12:00:00 GMT"})
     assert heartbeat.seconds_since_event(answer) == seconds

@@ -1,7 +1,4 @@
-"""flows/workers/placement.yaml: the resources of each stage, and errors that name the wrong place.
-
-The workers of a machine.
-"""
+"""flows/workers/placement.yaml: the resources of each stage, and the workers of a machine."""
 
 import pytest
 import yaml
@@ -35,11 +32,6 @@ def test_an_error_in_the_table_is_named_with_its_place(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
         read_placement(["a", "b"], tmp_path / "placement.yaml")
     assert "placement.yaml" in str(caught.value)
-
-
-def test_each_wait_is_twice_as_long_as_the_one_before():
-    options = {"retries": 3, "retry_delay_seconds": [2, 4, 8]}
-    assert Place(retries=3, retry_seconds=2).retry_options == options
 
 
 def test_a_machine_gets_one_worker_per_gpu_and_one_for_the_cpu():

@@ -30,10 +30,7 @@ def test_ports_and_folder_come_from_the_environment_and_a_folder_stays_what_it_w
     [
         ({"SERVERS_S3_PORT": "many"}, "SERVERS_S3_PORT is 'many'; it must be a port number"),
         ({"SERVERS_MLFLOW_PORT": "80"}, "SERVERS_MLFLOW_PORT is 80; ports from 1024 to 65535 can be used"),
-        (
-            {"SERVERS_MLFLOW_PORT": "4200"},
-            "SERVERS_PREFECT_PORT and SERVERS_MLFLOW_PORT are both 4200; change",
-        ),
+        ({"SERVERS_MLFLOW_PORT": "4200"}, "SERVERS_PREFECT_PORT and SERVERS_MLFLOW_PORT are both 4200;"),
     ],
 )
 def test_an_invalid_port_is_rejected_with_the_name_of_its_setting(variables, message):
@@ -42,15 +39,12 @@ def test_an_invalid_port_is_rejected_with_the_name_of_its_setting(variables, mes
 
 
 def test_passwords_are_created_once_for_their_owner_only(tmp_path):
+    with pytest.raises(UserError, match="has no passwords yet. Run: make servers"):
+        specs.read_passwords(tmp_path)
     first = specs.ensure_passwords(tmp_path)
     assert specs.ensure_passwords(tmp_path) == first and len(set(vars(first).values())) == 5
     assert stat.S_IMODE(specs.password_file(tmp_path).stat().st_mode) == 0o600
     assert {len(value) for value in vars(first).values()} == {48}
-
-
-def test_passwords_that_do_not_exist_yet_are_reported_with_the_command_to_run(tmp_path):
-    with pytest.raises(UserError, match=r"has no passwords yet. Run: make servers"):
-        specs.read_passwords(tmp_path)
 
 
 def test_clients_get_each_address_and_password_as_a_line_for_the_shell():
@@ -109,16 +103,11 @@ def test_only_the_proxy_of_the_store_has_a_port(tmp_path):
     assert ports.pop("proxy.conf") == ["9000"] and ports.pop("swift.conf") == []
     assert {int(port) for (port,) in ports.values()} == set(s3_server.PARTS.values())
     assert "user_one_two = key .admin" in files["proxy.conf"]
-
-
-def test_an_invalid_key_of_the_store_is_rejected(tmp_path):
     with pytest.raises(UserError, match="AWS_ACCESS_KEY_ID is 'team'; it must be account:user"):
         s3_server.configuration(tmp_path, "127.0.0.1", 9000, "team", "key", "salt")
 
 
-def test_a_folder_that_user_postgres_may_not_enter_is_rejected_before_anything_is_created(
-    tmp_path, monkeypatch
-):
+def test_a_folder_that_user_postgres_may_not_enter_is_rejected_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(postgres_server, "user", lambda: "postgres")
     (tmp_path / "closed").mkdir(mode=0o700)
     message = "PostgreSQL runs as user postgres, which may not enter .*/closed. Set SERVERS_FOLDER"
@@ -132,15 +121,15 @@ def compose() -> dict:
 
 
 def test_compose_names_the_same_servers_on_the_same_ports_of_loopback():
-    published = {name: service["ports"] for name, service in compose()["services"].items()}
-    assert published == {
-        name: [f"127.0.0.1:${{SERVERS_{name.upper()}_PORT:-{port}}}:{inside}"]
-        for (name, port), inside in zip(TEAM.ports().items(), (5432, 9000, 5000, 4200), strict=True)
+    inside = {"postgres": 5432, "s3": 9000, "mlflow": 5000, "prefect": 4200}
+    assert {name: service["ports"] for name, service in compose()["services"].items()} == {
+        name: [f"127.0.0.1:${{SERVERS_{name.upper()}_PORT:-{port}}}:{inside[name]}"]
+        for name, port in TEAM.ports().items()
     }
     assert all(service["healthcheck"]["test"] for service in compose()["services"].values())
 
 
-def test_compose_sets_the_same_variables_as_the_servers_without_docker(postgres):
+def test_compose_has_the_same_variables_and_commands_as_the_servers_without_docker(postgres):
     programs = read_programs(TEAM)
     for name in ("s3", "mlflow", "prefect"):
         assert set(variables(programs[name])) <= set(compose()["services"][name]["environment"]), name
@@ -149,10 +138,7 @@ def test_compose_sets_the_same_variables_as_the_servers_without_docker(postgres)
     )
     expected = specs.mlflow_auth(TEAM, SECRETS).replace("pg@127.0.0.1:5442", "PASSWORD@postgres:5432")
     assert re.sub(r"\$\{.*?\}", "PASSWORD", compose()["configs"]["mlflow_auth"]["content"]) == expected
-
-
-def test_compose_starts_mlflow_with_the_same_command(postgres):
-    own = read_programs(TEAM)["mlflow"]["command"].split()
+    own = programs["mlflow"]["command"].split()
     command = re.sub(r"\$\{\w+:-(\d+)\}", r"\1", compose()["services"]["mlflow"]["command"])
     command = command.replace(",mlflow:5000", "").split()
     assert command[1:] == [word if word != "127.0.0.1" else "0.0.0.0" for word in own[1:]]
