@@ -7,8 +7,6 @@ import os
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from studio.data.gallery import NAME, Gallery, GalleryEntry, GallerySearch, NoSuchEntry
 from tests.helpers.tiny_models import flipped
@@ -130,13 +128,11 @@ def test_an_entry_of_another_version_of_this_code_hides_no_other(gallery, change
             read(other)
 
 
-ODD = ["..", "../..", ".", "/etc", "..\\..", "20260101T000000-00000000/../..", "\0"]
-
-
-@given(st.text() | st.sampled_from(ODD))
-def test_no_name_leads_out_of_the_gallery(tmp_path_factory, name):
-    gallery = Gallery(tmp_path_factory.getbasetemp() / "gallery-of-names")
-    gallery.folder.mkdir(exist_ok=True)
+@pytest.mark.parametrize(
+    "name", ["", "x", "..", "../..", ".", "/etc", "..\\..", "20260101T000000-00000000/../..", "\0"]
+)
+def test_no_name_leads_out_of_the_gallery(gallery, name):
+    gallery.folder.mkdir()
     for read in readers(gallery):
         with pytest.raises(NoSuchEntry):
             read(name)

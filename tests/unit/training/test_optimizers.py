@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -91,6 +91,7 @@ def averages(values: list[float], decay: float, **settings: bool) -> list[float]
 
 
 @pytest.mark.paper("tokenizer: optimizer")
+@settings(max_examples=25)
 @given(st.lists(st.floats(-9, 9, width=32), min_size=1, max_size=20), st.floats(0, 0.999))
 def test_the_average_has_its_closed_form(values, decay):
     last = len(values) - 1
