@@ -7,13 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
 import psutil
 
 from tests.helpers.paths import ROOT
+from tests.helpers.prefect_server import wait_for
 from thousandwords.ingest import ingest
 from thousandwords.ingest.config import DataConfig
 
@@ -37,25 +37,17 @@ class StudioProcess:
         with open(self.log, "w") as log:
             environment = os.environ | {"PYTHONPATH": str(ROOT)}
             self.process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
-        self.address = self._wait_for_address()
+        self.address = wait_for(self._address, 300, "the studio did not start")
         self.client = httpx.Client(base_url=self.address, timeout=60)
-        self.wait_until_ready()
+        wait_for(
+            lambda: self.client.get("/health").status_code == 200, 300, "the studio did not become ready"
+        )
 
-    def _wait_for_address(self) -> str:
-        for _ in range(1200):
-            lines = [line for line in self.log.read_text().splitlines() if line.startswith("studio: http")]
-            if lines:
-                return lines[0].split()[1]
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.05)
-        raise AssertionError(f"the studio did not start: {self.log.read_text()}")
-
-    def wait_until_ready(self) -> None:
-        for _ in range(1200):
-            if self.client.get("/health").status_code == 200:
-                return
-            time.sleep(0.05)
-        raise AssertionError(f"the studio did not become ready: {self.log.read_text()}")
+    def _address(self) -> str:
+        """What it has printed, "" before."""
+        assert self.process.poll() is None, self.log.read_text()
+        lines = [line for line in self.log.read_text().splitlines() if line.startswith("studio: http")]
+        return lines[0].split()[1] if lines else ""
 
     def generate(self, **fields: object) -> list[dict]:
         """The events of POST /api/generate."""
