@@ -7,6 +7,7 @@ import torch
 
 from tests.helpers.tiny_models import random_images
 from thousandwords.data.images import to_float, to_uint8
+from thousandwords.inference.config import EmptyPrompt
 from thousandwords.inference.likelihood import likelihood
 
 CAPTION = "a small green star on sand"
@@ -33,3 +34,8 @@ def test_other_images_in_the_batch_change_no_likelihood(package):
     for row in (0, 8, 10):
         (alone,) = likelihood(package, CAPTION, IMAGES[[row]])
         assert alone.image_bits == pytest.approx(together[row].image_bits)
+
+
+def test_an_empty_caption_is_rejected(package):
+    with pytest.raises(EmptyPrompt):
+        likelihood(package, " ", IMAGES[:1])
