@@ -105,7 +105,7 @@ def http(package_folder):
         ([{"prompt": "a star", "keep": -1}], "candidates and keep must be 1 or more"),
         (
             [{"prompt": "a star", "candidates": 40}] * 2,
-            "the request asks for 80 candidates; the limit is 64. Ask for fewer",
+            "the request asks for 80 candidates; the limit is 64.",
         ),
         (["a bare text"], "inputs.0: "),
     ],

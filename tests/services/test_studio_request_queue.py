@@ -82,9 +82,8 @@ async def test_requests_run_in_order_and_get_the_number_of_requests_ahead(queue)
 
 async def test_a_request_that_takes_too_long_is_stopped_with_a_message(queue):
     *_, last = await answers(queue, "sleep", seconds=0.3)
-    assert last["status"] == 503 and last["error"].startswith(
-        "this took longer than 0.3 seconds and was stopped. Request fewer"
-    )
+    message = "this took longer than 0.3 seconds and was stopped. Request fewer"
+    assert last["status"] == 503 and last["error"].startswith(message)
     assert names(await answers(queue, "a")) == ["started", "ranked"]
 
 
@@ -98,22 +97,20 @@ async def test_a_worker_that_ignores_the_stop_signal_is_ended(queue, monkeypatch
     assert not psutil.pid_exists(pid) and names(await answers(queue, "a")) == ["started", "ranked"]
 
 
+FAILED = "the request failed; the studio's log has the reason. Try again"
+NO_MEMORY = "the GPU has not enough free memory. Request fewer candidates, or try again later"
+
+
 @pytest.mark.parametrize(
     "prompt, message, is_new_process",
     [
         ("die", request_queue.WORKER_DIED["error"], True),
-        ("fail", "the request failed; the studio's log has the reason. Try again", False),
-        ("CUDA", "the request failed; the studio's log has the reason. Try again", True),
-        (
-            "out of memory",
-            "the GPU has not enough free memory. Request fewer candidates, or try again later",
-            False,
-        ),
+        ("fail", FAILED, False),
+        ("CUDA", FAILED, True),
+        ("out of memory", NO_MEMORY, False),
     ],
 )
-async def test_a_request_that_fails_gets_a_message_and_the_next_one_runs(
-    queue, prompt, message, is_new_process
-):
+async def test_a_failed_request_gets_a_message_and_the_next_one_runs(queue, prompt, message, is_new_process):
     pid = queue._process.pid
     failing, behind = submit(queue, prompt), submit(queue, "behind")
     *_, last = await events(queue, failing)

@@ -11,12 +11,9 @@ from types import SimpleNamespace
 import httpx
 import psutil
 import pytest
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
 from PIL import Image
 
 from studio.__main__ import main, page_address
-from studio.api.errors import add_error_handlers
 from studio.api.routes import Studio, make_app
 from studio.data.gallery import Gallery
 from studio.data.versions import Version, Versions
@@ -24,7 +21,6 @@ from tests.helpers.prefect_server import wait_for
 from tests.helpers.studio_process import StudioProcess, make_project
 from tests.helpers.tiny_models import flipped, write_parts
 from thousandwords.core.errors import UserError
-from thousandwords.core.files import CannotWrite
 from thousandwords.core.manifest import DamagedArtefact
 from thousandwords.data.images import decode_png
 from thousandwords.inference.config import SamplingConfig
@@ -52,9 +48,6 @@ def image(width: int = 30, height: int = 20) -> bytes:
     return buffer.getvalue()
 
 
-# --- answers ------------------------------------------------------------------------------------------------
-
-
 def test_a_caption_gives_ranked_images_that_are_saved_and_reproduced(studio):
     started, *candidates, ranked = studio.generate(prompt=PROMPT, candidates=10, seed=3)
     assert (started["version"], started["prompt"]) == ("package", PROMPT)
@@ -66,9 +59,7 @@ def test_a_caption_gives_ranked_images_that_are_saved_and_reproduced(studio):
         event = candidates[saved["candidate"]]
         data = studio.client.get(saved["url"]).content
         assert data == base64.b64decode(event["png"]) and saved["tokens"] == event["tokens"]
-        answer = studio.client.post(
-            "/api/reproduce", content=data, headers={"Content-Type": "image/png"}
-        ).json()
+        answer = studio.client.post("/api/reproduce", content=data).json()
         assert answer["same"] and answer["version"] == "package" and answer["tokens"] == event["tokens"]
 
 
@@ -103,11 +94,8 @@ def dataset_page(studio, **parameters) -> dict:
 
 def test_the_page_loads_nothing_from_other_hosts(studio):
     page = studio.client.get("/")
-    assert (
-        page.status_code == 200
-        and "<main" in page.text
-        and "//" not in page.text.replace("http://www.w3.org/2000/svg", "")
-    )
+    assert page.status_code == 200 and "<main" in page.text
+    assert "//" not in page.text.replace("http://www.w3.org/2000/svg", "")
     assert "default-src 'self'" in page.headers["content-security-policy"]
 
 
@@ -125,9 +113,6 @@ def test_the_settings_of_a_request_are_used(studio):
     settings = studio.client.get(f"/api/gallery/{ranked['id']}").json()["settings"]
     names = ("temperature", "top_k", "top_p", "guidance")
     assert [settings[name] for name in names] == [0.5, 3, None, 1.0]
-
-
-# --- H3: wrong requests -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -167,33 +152,16 @@ def test_a_body_that_is_no_request_is_rejected(studio, body):
         assert answer.json() == {"error": "the body: JSON decode error", "field": None}
 
 
-def test_prompts_of_any_length_are_accepted_and_truncation_is_reported(studio):
-    for length, is_truncated in ((1, False), (3000, True)):
-        started, *_ = studio.generate(prompt="\u00a7" * length, candidates=1)
-        assert started["truncated"] is is_truncated, length
-    started, *_ = studio.generate(prompt="nul \0 and <script>alert(1)</script>", candidates=1)
-    assert started["prompt"] == "nul \0 and <script>alert(1)</script>"
+def test_a_prompt_comes_back_as_it_was_given(studio):
+    prompt = "nul \0 and <script>alert(1)</script>"
+    assert studio.generate(prompt=prompt, candidates=1)[0]["prompt"] == prompt
 
 
-@pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded"])
+@pytest.mark.parametrize("content_type", ["", "application/x-www-form-urlencoded"])  # the second: curl -d
 def test_a_body_without_a_json_content_type_gets_a_message_that_says_so(studio, content_type):
-    """As curl -d sends it by default."""
     answer = post_json(studio, "/api/generate", b'{"prompt": "a star"}', content_type)
     message = "the body is not a JSON object. Send one, with the header Content-Type: application/json"
     assert (answer.status_code, answer.json()["error"]) == (422, message)
-
-
-def test_a_user_error_is_answered_with_its_message_wherever_it_is_raised():
-    app = FastAPI()
-    add_error_handlers(app)
-
-    @app.get("/")
-    def read_only() -> None:
-        raise CannotWrite("generated/gallery cannot be written. Mount it for writing")
-
-    answer = TestClient(app).get("/")
-    assert answer.status_code == 500
-    assert answer.json()["error"] == "generated/gallery cannot be written. Mount it for writing"
 
 
 @pytest.mark.parametrize(
@@ -208,6 +176,7 @@ def test_a_user_error_is_answered_with_its_message_wherever_it_is_raised():
 def test_a_file_that_is_no_image_is_rejected(studio, data, message):
     answer = studio.client.post("/api/images", content=data)
     assert answer.status_code == 422 and message in answer.json()["error"]
+    assert answer.json()["field"] == "image"
 
 
 @pytest.mark.parametrize("data", [image(), b"GIF89a"])
@@ -222,22 +191,12 @@ def test_an_image_of_an_unknown_package_is_rejected_with_its_fingerprint(studio)
     data = base64.b64decode(event["png"])
     other = dataclasses.replace(read_provenance(data), package="ab" * 32)
     answer = studio.client.post("/api/reproduce", content=encode_png_with_provenance(decode_png(data), other))
-    assert answer.status_code == 422
-    assert (
-        "generated by the package abababababab, which is neither models/package nor in the registry"
-        in answer.json()["error"]
-    )
-
-
-# --- H1, H2, H8: hosts, sizes and paths ---------------------------------------------------------------------
+    message = "generated by the package abababababab, which is neither models/package nor in the registry"
+    assert answer.status_code == 422 and message in answer.json()["error"]
 
 
 def test_foreign_hosts_and_large_bodies_are_rejected(studio):
     assert studio.client.get("/health", headers={"Host": "evil.example"}).status_code == 403
-    foreign = studio.client.post(
-        "/api/generate", json={"prompt": "x"}, headers={"Origin": "http://evil.example"}
-    )
-    assert foreign.status_code == 403
     body = b'{"prompt": "x"' + b" " * (64 * 1024 - 15) + b"}"
     assert post_json(studio, "/api/generate", body).status_code == 200
     assert post_json(studio, "/api/generate", body + b" ").status_code == 413
@@ -269,9 +228,6 @@ def test_a_request_is_one_log_line_without_its_caption(studio):
     studio.generate(prompt="a secret", candidates=1)
     lines = wait_for(lambda: (new := studio.log.read_text().splitlines()[before:])[1:] and new, 10)
     assert len(lines) == 2 and not any("secret" in line for line in lines)
-
-
-# --- H4, H6: many requests at once, and clients that disconnect ---------------------------------------------
 
 
 def test_a_flood_is_served_up_to_the_queues_capacity_and_leaves_no_trace(studio):
@@ -323,9 +279,6 @@ def test_a_killed_worker_process_is_replaced(studio):
     assert studio.pids()[0] == server
 
 
-# --- the package changes, or is damaged ---------------------------------------------------------------------
-
-
 def train_again(home, seed: int) -> None:
     parts = write_parts(home / "parts", seed=seed)
     write_package(home / "models/package", parts, SamplingConfig(candidates=4), {"seed": seed})
@@ -347,12 +300,18 @@ def test_a_damaged_package_is_not_used_and_the_fix_is_named(home, studio):
     assert "make repair" in answer.json()["error"]
 
 
-def test_a_studio_without_a_model_starts_while_a_first_run_trains(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder of its own, with no registry."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def test_a_studio_without_a_model_starts_while_a_first_run_trains(here, monkeypatch, capsys):
     ended = SimpleNamespace(run=lambda sockets: None)
     monkeypatch.setattr("studio.__main__.server.new_server", lambda *_: ended)
-    (tmp_path / ".ckpt/locks").mkdir(parents=True)
+    (here / ".ckpt/locks").mkdir(parents=True)
     main(["--package", "nowhere", "--port", "0"])
     assert "make run. Until then only the view Training works" in capsys.readouterr().out
 
@@ -371,28 +330,24 @@ NO_VERSION = "there is no version '9'; there is none at all. Register one with"
         (["--port", "99999"], "the studio cannot listen at 127.0.0.1:99999"),
     ],
 )
-def test_a_studio_that_cannot_start_says_why_at_once(
-    options, message, package_folder, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_a_studio_that_cannot_start_says_why_at_once(options, message, package_folder, here, capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(["--package", str(package_folder), *options])
     assert exit_info.value.code == 2 and f"studio: {message}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "host, address",
-    [
-        ("127.0.0.1", "http://127.0.0.1:80"),
-        ("mine.lan", "http://mine.lan:80"),
-        ("0.0.0.0", "http://127.0.0.1:80"),
-        ("::1", "http://[::1]:80"),
-        ("::", "http://[::1]:80"),
-    ],
-)
-def test_the_printed_address_can_be_opened(host, address):
-    assert page_address(host, 80) == address
+ADDRESSES = {
+    "127.0.0.1": "127.0.0.1",
+    "mine.lan": "mine.lan",
+    "0.0.0.0": "127.0.0.1",
+    "::1": "[::1]",
+    "::": "[::1]",
+}
+
+
+@pytest.mark.parametrize("host", ADDRESSES)
+def test_the_printed_address_can_be_opened(host):
+    assert page_address(host, 80) == f"http://{ADDRESSES[host]}:80"
 
 
 @pytest.mark.anyio
@@ -409,16 +364,14 @@ async def test_an_image_whose_version_is_not_available_is_not_reproduced(error, 
             raise error
 
     app = make_app(Studio(None, LostVersions(tmp_path, tmp_path), Gallery(tmp_path)))
-    data = encode_png_with_provenance(
-        decode_png(image()), Provenance(PROMPT, 0, 0, "0f" * 32, SamplingConfig())
-    )
+    provenance = Provenance(PROMPT, 0, 0, "0f" * 32, SamplingConfig())
+    data = encode_png_with_provenance(decode_png(image()), provenance)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         answer = await client.post("/api/reproduce", content=data)
     assert (answer.status_code, answer.json()) == (status, {"error": str(error), "field": "image"})
 
 
-def test_a_port_in_use_is_reported(package_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_a_port_in_use_is_reported(package_folder, here, capsys):
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(SystemExit):
         main(["--package", str(package_folder), "--port", str(other.getsockname()[1])])
     assert "Give another --port, or stop the program that uses this one" in capsys.readouterr().err
