@@ -121,6 +121,10 @@ FAR_TOKEN = {"row": 0, "column": 4, "token": 1}
 NO_TOKENS = [[-1] * SIDE] * SIDE
 
 
+def fixing(grid: list):
+    return partial(generate, fixed_tokens=grid)
+
+
 @pytest.mark.parametrize(
     "handler, fields, field, message",
     [
@@ -128,25 +132,15 @@ NO_TOKENS = [[-1] * SIDE] * SIDE
         (generate, ["\ud800"], "prompt", "the caption is not text in UTF-8"),
         (partial(generate, guidance=2.0), [], "guidance", "guidance is 2.0, but the generator"),
         (partial(generate, temperature=0.0), [], "temperature", "temperature is 0.0; it needs to be above 0"),
+        (fixing([[1]]), [], "fixed_tokens", "fixed_tokens must be 4 rows of 4 tokens each, the grid"),
         (
-            generate,
-            [PROMPT, 4, 0, [[1]]],
+            fixing([[99] * 4] * 4),
+            [],
             "fixed_tokens",
-            "fixed_tokens must be 4 rows of 4 tokens each, the gr",
+            "has tokens from 99 to 99; this model's tokens are from",
         ),
-        (
-            generate,
-            [PROMPT, 4, 0, [[99] * 4] * 4],
-            "fixed_tokens",
-            "has tokens from 99 to 99; this model's tokens",
-        ),
-        (
-            generate,
-            [PROMPT, 4, 0, GRID],
-            "fixed_tokens",
-            "fixes all tokens or none. Fix some of them, and set",
-        ),
-        (generate, [PROMPT, 4, 0, NO_TOKENS], "fixed_tokens", "fixed_tokens fixes all tokens or none"),
+        (fixing(GRID), [], "fixed_tokens", "fixes all tokens or none. Fix some of them, and set the other"),
+        (fixing(NO_TOKENS), [], "fixed_tokens", "fixed_tokens fixes all tokens or none"),
         (handlers.edit_tokens, [GRID, None, False, [FAR_TOKEN]], "set", "no column 4"),
         (handlers.edit_tokens, [GRID, FAR_STITCH, False, [FAR_TOKEN]], "stitch", "5 columns"),
         (handlers.edit_tokens, [GRID[:3], None, False, []], "tokens", "tokens must be 4 rows of 4 tokens"),
@@ -174,10 +168,7 @@ def file_with(package, settings: dict | None = None, **changes) -> bytes:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (
-            {"settings": {"candidates": 99, "batch_size": 99}},
-            "99 images were generated at a time; the maximum",
-        ),
+        ({"settings": {"candidates": 99, "batch_size": 99}}, "99 images were generated at a time; the"),
         ({"settings": {"guidance": 3.0}}, "does not fit this model: sampling.guidance is 3.0, but the gener"),
         ({"fixed_tokens": ()}, "does not fit this model: fixed_tokens is torch.int64 of shape (1, 0)"),
         ({"fixed_tokens": (99,) * SIDE**2}, "does not fit this model: fixed_tokens ha"),
