@@ -19,11 +19,8 @@ from thousandwords.image_tokenizers.dvae.model import DVAEConfig
 from thousandwords.pretrained import dalle_release
 
 Sizes = dict[str, int]  # by the names of DVAEConfig
-SMALL: Sizes = {
-    **{"vocab_size": 12, "width": 8, "groups": 3, "blocks_per_group": 2},
-    **{"codebook_width": 8, "stem_kernel": 7},
-}
-FULL: Sizes = {name: getattr(DVAEConfig(), name) for name in SMALL}
+SMALL: Sizes = {"vocab_size": 12, "width": 8, "groups": 3, "blocks_per_group": 2, "codebook_width": 8}
+SMALL["stem_kernel"] = 7
 
 
 class Conv2d(nn.Module):
@@ -73,14 +70,12 @@ class _Network(nn.Module):
     ):
         super().__init__()
         self.device = torch.device("cpu")
-        groups, layers = len(widths) - 1, OrderedDict(input=first)
+        groups, blocks, layers = len(widths) - 1, sizes["blocks_per_group"], OrderedDict(input=first)
         for group in range(groups):
             parts: OrderedDict[str, nn.Module] = OrderedDict()
-            for number in range(sizes["blocks_per_group"]):
+            for number in range(blocks):
                 n_in = widths[group] if number == 0 else widths[group + 1]
-                parts[f"block_{number + 1}"] = block(
-                    n_in, widths[group + 1], groups * sizes["blocks_per_group"]
-                )
+                parts[f"block_{number + 1}"] = block(n_in, widths[group + 1], groups * blocks)
             if group < groups - 1:
                 parts |= {name: make() for name, make in between.items()}
             layers[f"group_{group + 1}"] = nn.Sequential(parts)
@@ -132,8 +127,7 @@ def importable() -> Iterator[None]:
 
 def save(network: nn.Module, path: Path, container: str) -> None:
     """torch.save of the whole module, "zip" or "legacy", as the released files were written."""
-    with importable(), warnings.catch_warnings():
-        # the legacy container tries to store it
+    with importable(), warnings.catch_warnings():  # the legacy container tries to store it
         warnings.filterwarnings("ignore", "Couldn't retrieve source code")
         torch.save(network, path, _use_new_zipfile_serialization=container == "zip")
 

@@ -26,12 +26,8 @@ def shapes(
 ) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the published state dict, all buffers included."""
     length = sum(side * side for side in scales)
-    found = {
-        "class_emb.weight": (classes + 1, width),
-        "pos_start": (1, 1, width),
-        "pos_1LC": (1, length, width),
-    }
-    found |= {"lvl_embed.weight": (len(scales), width), "lvl_1L": (1, length)}
+    found = {"class_emb.weight": (classes + 1, width), "lvl_embed.weight": (len(scales), width)}
+    found |= {"pos_start": (1, 1, width), "pos_1LC": (1, length, width), "lvl_1L": (1, length)}
     found |= {"attn_bias_for_masking": (1, 1, length, length)}
     maps = {
         "word_embed": (codes[1], width),
@@ -40,10 +36,8 @@ def shapes(
     }
     for number in range(depth):
         block = f"blocks.{number}"
-        found |= {
-            f"{block}.attn.scale_mul_1H11": (1, heads, 1, 1),
-            f"{block}.attn.mat_qkv.weight": (3 * width, width),
-        }
+        found |= {f"{block}.attn.scale_mul_1H11": (1, heads, 1, 1)}
+        found |= {f"{block}.attn.mat_qkv.weight": (3 * width, width)}
         found |= {f"{block}.attn.{name}": (width,) for name in ("q_bias", "v_bias", "zero_k_bias")}
         maps |= {f"{block}.attn.proj": (width, width), f"{block}.ada_lin.1": (width, 6 * width)}
         maps |= {f"{block}.ffn.fc1": (width, 4 * width), f"{block}.ffn.fc2": (4 * width, width)}
@@ -108,9 +102,8 @@ def self_attention(x: Tensor, weights: Weights, name: str) -> Tensor:
     queries, keys = queries / queries.norm(dim=3, keepdim=True), keys / keys.norm(dim=3, keepdim=True)
     strength = weights[f"{name}.scale_mul_1H11"].exp().clamp(max=100)
     scores = torch.einsum("bihx,bjhx->bhij", queries, keys) * strength + weights["attn_bias_for_masking"]
-    return linear(
-        torch.einsum("bhij,bjhx->bihx", scores.softmax(dim=3), values).flatten(2), weights, f"{name}.proj"
-    )
+    mixed = torch.einsum("bhij,bjhx->bihx", scores.softmax(dim=3), values)
+    return linear(mixed.flatten(2), weights, f"{name}.proj")
 
 
 def adaptive(condition: Tensor, weights: Weights, name: str, count: int) -> tuple[Tensor, ...]:

@@ -17,10 +17,8 @@ from tests.helpers.tiny_models import rng
 
 Weights = dict[str, Tensor]
 LAYOUTS = ("taming", "llamagen")
-LEVELS = {
-    "taming": {"encoder": "down", "decoder": "up"},
-    "llamagen": dict.fromkeys(("encoder", "decoder"), "conv_blocks"),
-}
+CONV_BLOCKS = dict.fromkeys(("encoder", "decoder"), "conv_blocks")
+LEVELS = {"taming": {"encoder": "down", "decoder": "up"}, "llamagen": CONV_BLOCKS}
 BLOCK = {"taming": "block", "llamagen": "res"}
 MIDDLE = {"taming": ("block_1", "attn_1", "block_2"), "llamagen": ("0", "1", "2")}
 GROUPS = 32
@@ -40,17 +38,12 @@ class Sizes:
 
 
 F16 = {"width": 128, "multipliers": (1, 1, 2, 2, 4), "latent_width": 256, "blocks": 2}
-F8 = F16 | {"multipliers": (1, 2, 2, 4)}
+F8, GUMBEL_F8 = F16 | {"multipliers": (1, 2, 2, 4)}, F16 | {"multipliers": (1, 1, 2, 4)}
 # layout, sizes, tensors with LlamaGen's buffer, numbers in them
 PUBLISHED = {
     "taming f16-1024": ("taming", Sizes(1024, 256, **F16), 343, 72_141_699),
     "taming f16-16384": ("taming", Sizes(16_384, 256, **F16), 343, 76_073_859),
-    "taming Gumbel f8": (
-        "taming",
-        Sizes(8192, 256, **F16 | {"multipliers": (1, 1, 2, 4)}, is_gumbel=True),
-        301,
-        68_995_971,
-    ),
+    "taming Gumbel f8": ("taming", Sizes(8192, 256, **GUMBEL_F8, is_gumbel=True), 301, 68_995_971),
     "LlamaGen VQ-16": ("llamagen", Sizes(16_384, 8, **F16), 344, 71_948_939),
     "LlamaGen VQ-8": ("llamagen", Sizes(16_384, 8, **F8), 300, 70_175_371),
 }
@@ -182,8 +175,8 @@ def codes(weights: Weights, layout: str) -> Tensor:
     return embedding / embedding.norm(dim=1, keepdim=True) if layout == "llamagen" else embedding
 
 
-def encode(images: Tensor, weights: Weights, layout: str, sizes: Sizes = Sizes()) -> Tensor:
-    """(B, 3, H, W) in [0, 1] -> tokens (B, L)."""
+def encoder_pass(images: Tensor, weights: Weights, layout: str, sizes: Sizes) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> what `quant_conv` sees (B, C, h, w)."""
     x, levels = convolve(images * 2 - 1, weights, "encoder.conv_in", padding=1), len(sizes.multipliers)
     for index in range(levels):
         name = level(layout, "encoder", index, levels)
@@ -191,7 +184,26 @@ def encode(images: Tensor, weights: Weights, layout: str, sizes: Sizes = Sizes()
         if index < levels - 1:
             x = convolve(functional.pad(x, (0, 1, 0, 1)), weights, f"{name}.downsample.conv", stride=2)
     x = swish(normed(middle_pass(x, weights, "encoder", layout), weights, "encoder.norm_out"))
-    x = convolve(convolve(x, weights, "encoder.conv_out", padding=1), weights, "quant_conv")
+    return convolve(x, weights, "encoder.conv_out", padding=1)
+
+
+def decoder_pass(x: Tensor, weights: Weights, layout: str, sizes: Sizes) -> Tensor:
+    """What `post_quant_conv` gives (B, C, h, w) -> images (B, 3, H, W) in [0, 1]."""
+    x, levels = convolve(x, weights, "decoder.conv_in", padding=1), len(sizes.multipliers)
+    x = middle_pass(x, weights, "decoder", layout)
+    for index in reversed(range(levels)):
+        name = level(layout, "decoder", index, levels)
+        x = level_pass(x, weights, name, layout, sizes.blocks + 1)
+        if index > 0:
+            doubled = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+            x = convolve(doubled, weights, f"{name}.upsample.conv", padding=1)
+    x = convolve(swish(normed(x, weights, "decoder.norm_out")), weights, "decoder.conv_out", padding=1)
+    return (x.clamp(-1, 1) + 1) / 2
+
+
+def encode(images: Tensor, weights: Weights, layout: str, sizes: Sizes = Sizes()) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> tokens (B, L)."""
+    x = convolve(encoder_pass(images, weights, layout, sizes), weights, "quant_conv")
     if sizes.is_gumbel:
         return convolve(x, weights, "quantize.proj").flatten(2).argmax(dim=1)
     vectors = x.flatten(2).transpose(1, 2)  # (B, L, W)
@@ -202,18 +214,9 @@ def encode(images: Tensor, weights: Weights, layout: str, sizes: Sizes = Sizes()
 
 def decode(tokens: Tensor, weights: Weights, layout: str, sizes: Sizes = Sizes()) -> Tensor:
     """Tokens (B, L) -> images (B, 3, H, W) in [0, 1]."""
-    side, levels = int(tokens.shape[1] ** 0.5), len(sizes.multipliers)
+    side = int(tokens.shape[1] ** 0.5)
     vectors = codes(weights, layout)[tokens].transpose(1, 2).reshape(len(tokens), -1, side, side)
-    x = convolve(convolve(vectors, weights, "post_quant_conv"), weights, "decoder.conv_in", padding=1)
-    x = middle_pass(x, weights, "decoder", layout)
-    for index in reversed(range(levels)):
-        name = level(layout, "decoder", index, levels)
-        x = level_pass(x, weights, name, layout, sizes.blocks + 1)
-        if index > 0:
-            doubled = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-            x = convolve(doubled, weights, f"{name}.upsample.conv", padding=1)
-    x = convolve(swish(normed(x, weights, "decoder.norm_out")), weights, "decoder.conv_out", padding=1)
-    return (x.clamp(-1, 1) + 1) / 2
+    return decoder_pass(convolve(vectors, weights, "post_quant_conv"), weights, layout, sizes)
 
 
 # --- the files --------------------------------------------------------------------------------------------------------
@@ -229,15 +232,9 @@ def checkpoint(layout: str, weights: Weights) -> dict[str, object]:
     if layout == "taming":
         score = {"best_model_score": numbers[0], "best_model_path": "last.ckpt", "monitor": None}
         loss = {"loss.discriminator.main.0.weight": numbers, "loss.discriminator.count": torch.tensor(7)}
-        return {
-            "epoch": 3,
-            "callbacks": {ModelCheckpoint: score},
-            "optimizer_states": [
-                {"state": {0: {"step": 4, "exp_avg": numbers.clone()}}, "param_groups": [{}]}
-            ],
-            "lr_schedulers": [],
-            "state_dict": weights | loss,
-        }
+        state = {"state": {0: {"step": 4, "exp_avg": numbers.clone()}}, "param_groups": [{}]}
+        beside = {"epoch": 3, "callbacks": {ModelCheckpoint: score}, "optimizer_states": [state]}
+        return {**beside, "lr_schedulers": [], "state_dict": weights | loss}
     return {
         "model": weights,
         "optimizer": {"state": {0: {"exp_avg": numbers.clone()}}, "param_groups": [{"betas": (0.9, 0.95)}]},

@@ -5,7 +5,7 @@ import torch
 
 from flows.dvc.init_models import is_outdated
 from tests.helpers.malicious_files import touching
-from tests.helpers.tiny_models import random_images, tiny
+from tests.helpers.tiny_models import random_images, rng, tiny
 from thousandwords import components
 from thousandwords.core import init_models
 from thousandwords.core.config import ConfigError, section
@@ -30,9 +30,7 @@ def files(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "VGG_WIDTHS", WIDTHS)
     torch.manual_seed(0)
     vgg = perceptual.VGG16().state_dict()
-    lpips = {
-        f"lin{part}.model.1.weight": torch.rand(1, widths[-1], 1, 1) for part, widths in enumerate(WIDTHS)
-    }
+    lpips = {f"lin{part}.model.1.weight": torch.rand(1, each[-1], 1, 1) for part, each in enumerate(WIDTHS)}
     torch.save({**vgg, "classifier.0.weight": torch.zeros(3, 3)}, tmp_path / "vgg16.pth")
     torch.save(lpips, tmp_path / "lpips.pth")
     return tmp_path
@@ -40,18 +38,14 @@ def files(tmp_path, monkeypatch):
 
 @pytest.mark.paper("vqgan: perceptual term")
 def test_a_file_of_vgg_and_one_of_lpips_give_that_distance(files):
-    images, decoded = (torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(n)) for n in (0, 1))
+    images, decoded = torch.rand(2, 2, 3, 32, 32, generator=rng())
     network, lpips = perceptual.VGG16(), torch.load(files / "lpips.pth", weights_only=True)
     weights = torch.load(files / "vgg16.pth", weights_only=True)
     weights.pop("classifier.0.weight")
     network.load_state_dict(weights)
-    expected = 0
-    for part, maps in enumerate(
-        zip(network.feature_maps(images), network.feature_maps(decoded), strict=True)
-    ):
-        one, other = (each / each.norm(dim=1, keepdim=True).clamp_min(1e-10) for each in maps)
-        weighted = (one - other).square() * lpips[f"lin{part}.model.1.weight"]
-        expected += weighted.sum(1).mean()
+    expected = perceptual.PerceptualDistance(network, [each.flatten() for each in lpips.values()])(
+        images, decoded
+    )
 
     distance = build(files / "vgg16.pth", lpips=str(files / "lpips.pth")).perceptual
 
@@ -90,31 +84,32 @@ def test_the_features_can_be_those_of_a_trained_scorer(tmp_path):
 
     assert losses.perceptual(images, images).item() == 0
     assert losses.perceptual(images, random_images(2, seed=1)).item() > 0
-    with pytest.raises(
-        ConfigError, match="decoder.perceptual.lpips is for VGG-16, but perceptual.network is a scorer"
-    ):
+    message = "decoder.perceptual.lpips is for VGG-16, but perceptual.network is a scorer"
+    with pytest.raises(ConfigError, match=message):
         build(tmp_path, lpips="lpips.pth")
 
 
-def test_a_network_that_cannot_be_used_is_named_with_the_fix(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    components.save(tiny("scorers", "clip"), tmp_path / "models/scorer")
-    components.save(tiny("decoders", "unet"), tmp_path / "models/decoder")
-    for network, message in (
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
         ("models/scorer", "which this pipeline writes anew. Copy it first"),
         ("models/decoder", "decoder.perceptual.network is models/decoder, which holds no scorer"),
         ("missing.pth", "^params.yaml: decoder.perceptual.network, missing.pth, does not exist"),
-    ):
-        with pytest.raises(UserError, match=message):
-            build(network)
+    ],
+)
+def test_a_network_that_cannot_be_used_is_named_with_the_fix(tmp_path, monkeypatch, network, message):
+    monkeypatch.chdir(tmp_path)
+    components.save(tiny("scorers", "clip"), tmp_path / "models/scorer")
+    components.save(tiny("decoders", "unet"), tmp_path / "models/decoder")
+    with pytest.raises(UserError, match=message):
+        build(network)
 
 
 def test_settings_that_do_not_fit_the_images_are_rejected(files):
-    block = {"adversary": {"start": 0}}
-    with pytest.raises(
-        ConfigError, match="params.yaml: image_tokenizer.adversary.layers is 3, which needs images of 24"
-    ):
-        build_image_losses(section(block, "image_tokenizer", ImageLossConfig), 16, "image_tokenizer")
+    config = section({"adversary": {"start": 0}}, "image_tokenizer", ImageLossConfig)
+    message = "params.yaml: image_tokenizer.adversary.layers is 3, which needs images of 24"
+    with pytest.raises(ConfigError, match=message):
+        build_image_losses(config, 16, "image_tokenizer")
     with pytest.raises(ConfigError, match="needs images of 32 pixels or more, but image_size is 16"):
         build(files / "vgg16.pth", image_size=16)
 
