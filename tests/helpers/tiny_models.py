@@ -16,10 +16,11 @@ from thousandwords.core.config import section
 from thousandwords.core.manifest import read_manifest
 from thousandwords.data.token_shards import TokenHeader, TokenShardWriter
 from thousandwords.generators.transformer.model import Transformer, TransformerConfig
-from thousandwords.image_tokenizers.vqvae.model import VQVAEConfig
 from thousandwords.inference.config import SamplingConfig
 from thousandwords.inference.package import PARTS, write_package
 from thousandwords.text.bpe import TextTokenizer, TextTokenizerConfig, save, train
+from thousandwords.training.config import TrainingConfig
+from thousandwords.training.loop import fit
 
 SIDE = 16  # pixels
 TEXT_VOCAB_SIZE, TEXT_LENGTH = 270, 8
@@ -58,13 +59,14 @@ def every_kind(family: str) -> list[str]:
     return components.kinds(family)
 
 
-def tiny(family: str, kind: str, seed: int = 0, **sizes: object) -> nn.Module:
-    """A tiny model of that kind in evaluation mode; its first weights depend on `seed` and `sizes` only."""
+def tiny(family: str, kind: str, seed: int = 0, settings: dict | None = None, **sizes: object) -> nn.Module:
+    """A tiny model of that kind, with other settings than its tiny.yaml if given, in evaluation mode; its first weights
+    depend on the arguments only."""
     assert kind in TINY[family], (
         f"thousandwords/{family}/{kind} has no tiny.yaml: add one with the settings of a tiny model"
     )
     _, config_class = components.component(family, kind)
-    config = section(TINY[family][kind], kind, config_class)
+    config = section(TINY[family][kind] | (settings or {}), kind, config_class)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return components.build(family, kind, config, **(ARGUMENTS[family] | sizes)).eval()
@@ -72,10 +74,7 @@ def tiny(family: str, kind: str, seed: int = 0, **sizes: object) -> nn.Module:
 
 def two_grids() -> nn.Module:
     """A tiny image tokenizer with the scales (2, 4)."""
-    config = section(TINY["image_tokenizers"]["vqvae"] | {"scales": [2, 4]}, "vqvae", VQVAEConfig)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return components.build("image_tokenizers", "vqvae", config, image_size=SIDE).eval()
+    return tiny("image_tokenizers", "vqvae", settings={"scales": [2, 4]})
 
 
 def tiny_transformer(
@@ -114,6 +113,17 @@ def captions_as_tokens(count: int) -> Tensor:
 def image_tokens(count: int, scales: tuple[int, ...] = SCALES) -> Tensor:
     """(count, L) int64."""
     return torch.randint(IMAGE_VOCAB_SIZE, (count, sum(side * side for side in scales)), generator=rng(3))
+
+
+def fit_batch(model: nn.Module, config: TrainingConfig, batch: tuple, **arguments: object) -> tuple:
+    """`fit` on one batch, the arguments of the model's loss: (weights, rows)."""
+    return fit(
+        model,
+        config,
+        batches_of=lambda step: [batch],
+        loss_of=lambda model, batch, step, rng: model.loss(*batch, step, rng),
+        **{"seed": 0} | arguments,
+    )
 
 
 def tiny_text() -> TextTokenizer:
