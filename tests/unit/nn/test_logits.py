@@ -20,21 +20,29 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def finite_tokens(logits) -> list[bool]:
-    return logits[0].isfinite().tolist()
+@pytest.mark.parametrize(
+    ("settings", "is_kept"),  # of tokens of probability .1, .5, .15 and .25
+    [
+        ({}, [1, 1, 1, 1]),
+        ({"top_k": 1}, [0, 1, 0, 0]),
+        ({"top_k": 3}, [0, 1, 1, 1]),
+        ({"top_k": 99}, [1, 1, 1, 1]),
+        ({"top_p": 0.01}, [0, 1, 0, 0]),
+        ({"top_p": 0.6}, [0, 1, 0, 1]),
+        ({"top_p": 0.76}, [0, 1, 1, 1]),
+        ({"top_p": 1.0}, [1, 1, 1, 1]),
+        # in this order: squared and normalized .725, .181, .065 and .029; of the first two the first has exactly .8
+        ({"temperature": 0.5, "top_k": 2, "top_p": 0.79}, [0, 1, 0, 0]),
+        ({"temperature": 0.5, "top_k": 2, "top_p": 0.81}, [0, 1, 0, 1]),
+    ],
+)
+def test_truncation_keeps_the_k_most_likely_tokens_and_the_fewest_that_reach_p(settings, is_kept):
+    assert truncate(LOGITS, **settings)[0].isfinite().tolist() == is_kept
 
 
-def test_top_k_keeps_the_k_most_likely_tokens():
-    assert finite_tokens(truncate(LOGITS, top_k=1)) == [False, True, False, False]
-    assert finite_tokens(truncate(LOGITS, top_k=3)) == [False, True, True, True]
-    assert finite_tokens(truncate(LOGITS, top_k=99)) == [True, True, True, True]
-
-
-def test_top_p_keeps_the_fewest_tokens_that_reach_p():
-    assert finite_tokens(keep_top_p(LOGITS, 0.01)) == [False, True, False, False]
-    assert finite_tokens(keep_top_p(LOGITS, 0.6)) == [False, True, False, True]
-    assert finite_tokens(keep_top_p(LOGITS, 0.76)) == [False, True, True, True]
-    assert finite_tokens(keep_top_p(LOGITS, 1.0)) == [True, True, True, True]
+def test_temperature_divides_the_logits_and_without_settings_nothing_changes():
+    assert truncate(torch.tensor([[0.0, 2.0]]), temperature=0.5).tolist() == [[0.0, 4.0]]
+    assert truncate(LOGITS).equal(LOGITS) and LOGITS.isfinite().all()
 
 
 def keep_top_p_by_sorting(logits: torch.Tensor, top_p: float) -> torch.Tensor:
@@ -54,19 +62,6 @@ def test_top_p_keeps_the_same_tokens_as_sorting_also_among_equals(spread, vocab_
     logits = (torch.randn(40, vocab_size, generator=rng) * spread * 4).round() / 4  # many equals
 
     assert keep_top_p(logits, top_p).equal(keep_top_p_by_sorting(logits, top_p))
-
-
-def test_truncation_applies_temperature_then_top_k_then_top_p():
-    # squared and normalized .5 .25 .15 .1 are .725 .181 .065 .029; of the first two the first has exactly .8
-    assert finite_tokens(truncate(LOGITS, temperature=0.5, top_k=2, top_p=0.79)) == [
-        False,
-        True,
-        False,
-        False,
-    ]
-    assert finite_tokens(truncate(LOGITS, temperature=0.5, top_k=2, top_p=0.81)) == [False, True, False, True]
-    assert truncate(LOGITS).equal(LOGITS) and finite_tokens(LOGITS) == [True] * 4
-    assert truncate(torch.tensor([[0.0, 2.0]]), temperature=0.5).tolist() == [[0.0, 4.0]]
 
 
 def test_guidance_moves_away_from_the_logits_without_a_caption():

@@ -66,24 +66,12 @@ def test_each_color_and_each_shape_occurs_in_training_with_most_of_the_others():
     assert all(sum(shape == other for _, other in TRAIN_PAIRS) >= 6 for shape in SHAPES)
 
 
-def test_the_same_seed_gives_the_same_pairs_and_another_seed_others():
-    first, again, other = (list(scene_pairs(20, seed, "train")) for seed in (7, 7, 8))
-    for one, same, another in zip(first, again, other, strict=True):
+def test_the_same_seed_gives_the_same_pairs_however_many_and_another_seed_others():
+    first, again, other = ([*scene_pairs(count, seed, "train")] for count, seed in ((9, 7), (20, 7), (9, 8)))
+    assert first[2][0] == "scene-train-000002"
+    for one, same, another in zip(first, again, other, strict=False):
         assert one[0] == same[0] and (one[1] == same[1]).all() and one[2] == same[2]
         assert not (one[1] == another[1]).all()
-
-
-def test_a_pair_does_not_depend_on_how_many_follow():
-    *_, few = scene_pairs(3, 0, "train")
-    many = list(scene_pairs(9, 0, "train"))[2]
-    assert few[0] == many[0] == "scene-train-000002" and few[2] == many[2] and (few[1] == many[1]).all()
-
-
-@law
-@given(seed=seeds)
-def test_training_never_shows_an_unseen_pair_and_each_unseen_scene_does(seed):
-    assert pairs_of(random_scene(generator(seed), unseen=False)) <= set(TRAIN_PAIRS)
-    assert pairs_of(random_scene(generator(seed), unseen=True)) & set(UNSEEN_PAIRS)
 
 
 def test_no_image_is_in_two_splits_or_twice_in_one_and_captions_keep_the_unseen_pairs_apart():
@@ -93,11 +81,6 @@ def test_no_image_is_in_two_splits_or_twice_in_one_and_captions_keep_the_unseen_
             images.add(image.tobytes())
             assert bool(pairs_of(parse_caption(text)) & set(UNSEEN_PAIRS)) == (split == "unseen"), text
     assert len(images) == 900
-
-
-def test_an_unknown_split_is_rejected():
-    with pytest.raises(ValueError, match="no split 'test' of the scenes; choose one of train, validation,"):
-        next(scene_pairs(1, 0, "test"))
 
 
 def test_the_two_things_of_a_random_scene_differ_in_color_or_shape():
@@ -159,27 +142,24 @@ def test_three_quarters_of_training_captions_and_half_of_held_out_ones_are_in_re
     assert shares == pytest.approx({"train": 0.75, "validation": 0.5, "unseen": 0.5}, abs=0.04)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "a dog on grass", "a red star", "a small red star above", "a small red star on a large blue square"]
-    + ["a small red star above a large blue square on mars", "a small small red star", "a red star above it"],
-)
+NO_SCENES = [
+    "",
+    "a dog on grass",
+    "a red star",
+    "a small red star above",
+    "a small red star on a large blue square",
+]
+NO_SCENES += [
+    "a small red star above a large blue square on mars",
+    "a small small red star",
+    "a red star above it",
+]
+
+
+@pytest.mark.parametrize("text", NO_SCENES)
 def test_a_caption_that_describes_no_scene_is_rejected(text):
     with pytest.raises(ValueError, match="is not the caption of a scene; write it like 'a small red star"):
         parse_caption(text)
-
-
-@pytest.mark.parametrize(
-    ("things", "relation", "message"),
-    [
-        ((RED_STAR,), "above", "two things need a relation, one has none"),
-        ((RED_STAR, BLUE_SQUARE), None, "two things need a relation, one has none"),
-        ((RED_STAR, BLUE_SQUARE, RED_STAR), "above", "a scene holds 1 or 2 things, not 3"),
-    ],
-)
-def test_a_scene_has_one_thing_or_two_and_their_relation(things, relation, message):
-    with pytest.raises(ValueError, match=message):
-        Scene(things, relation, "sand")
 
 
 # ---- the parser
@@ -223,8 +203,11 @@ def test_a_planted_error_fails_its_attribute_and_no_other(error, scenes):
         assert wrong(render(scene, generator(seed))) == {error}
 
 
-def test_a_missing_thing_makes_all_its_attributes_wrong():
-    image = render(Scene((BLUE_SQUARE,), None, "sand"), generator())
+EMPTY = np.full((64, 64, 3), (226, 207, 166), np.uint8)
+
+
+@pytest.mark.parametrize("image", [EMPTY, render(Scene((BLUE_SQUARE,), None, "sand"), generator())])
+def test_a_missing_thing_makes_all_its_attributes_wrong(image):
     assert wrong(image) == {"colour", "shape", "size", "relation"}
 
 
@@ -234,10 +217,6 @@ def test_an_extra_thing_makes_the_relation_wrong():
     assert wrong(image.astype(np.uint8)) == {"relation"}
     couple = render(PLANTED, generator())
     assert wrong(couple, "a small red star on sand") == {"relation"}
-
-
-def test_an_empty_image_matches_its_background_alone():
-    assert wrong(np.full((64, 64, 3), (226, 207, 166), np.uint8)) == {"colour", "shape", "size", "relation"}
 
 
 def test_an_unknown_background_matches_no_caption_that_names_one():

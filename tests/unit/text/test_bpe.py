@@ -1,11 +1,10 @@
-"""Any caption can be tokenized, and its tokens decode to the caption."""
+"""Any caption can be tokenized, and its tokens decode to the caption; what of a prompt a model cannot use is said."""
 
 import itertools
 import random
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -14,6 +13,7 @@ from tests.helpers.tiny_models import CAPTIONS, TEXT_LENGTH, TEXT_VOCAB_SIZE, ti
 from thousandwords.core.config import ConfigError, section
 from thousandwords.text.bpe import TextTokenizer, TextTokenizerConfig, load, save, train
 from thousandwords.text.normalize import normalize
+from thousandwords.text.words import words
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))  # lone surrogates are not text
 TINY = tiny_text()
@@ -71,43 +71,11 @@ def test_captions_that_are_too_long_are_truncated_and_counted():
 MERGED = train(CAPTIONS * 3, TextTokenizerConfig(400, TEXT_LENGTH))  # tokens of many merges
 
 
-@pytest.mark.paper("generator: text noise")
 @given(ANY_TEXT, st.floats(0, 1), st.integers(0, 2**32))
 def test_every_tokenization_decodes_to_the_caption(caption, dropout, seed):
     tokens = MERGED.tokenize_with_dropout(caption, dropout, np.random.default_rng(seed))
     assert MERGED.decode(torch.tensor(tokens)) == normalize(caption)
     assert MERGED.tokenize_with_dropout(caption, 0.0, np.random.default_rng(seed)) == MERGED.tokenize(caption)
-
-
-def test_with_all_merges_skipped_each_byte_is_a_token():
-    tokens = MERGED.tokenize_with_dropout("A red ★", 1.0, np.random.default_rng(0))
-    assert len(tokens) == len(" a red ★".encode())
-
-
-def test_a_caption_has_many_tokenizations_each_determined_by_its_random_numbers():
-    def tokens_of(seed: int) -> tuple[int, ...]:
-        return tuple(MERGED.tokenize_with_dropout(CAPTIONS[0], 0.1, np.random.default_rng(seed)))
-
-    assert [tokens_of(seed) for seed in range(5)] == [tokens_of(seed) for seed in range(5)]
-    assert len({tokens_of(seed) for seed in range(50)}) > 20
-    assert tuple(MERGED.tokenize(CAPTIONS[0])) in {tokens_of(seed) for seed in range(200)}
-
-
-@pytest.mark.paper("generator: text noise")
-def test_each_merge_is_skipped_with_the_given_probability():
-    tokenizer, rng = merging(("a", "b")), np.random.default_rng(0)
-    results = [tokenizer.tokenize_with_dropout("ab", 0.3, rng) for _ in range(4000)]
-    assert results.count([0, 1]) / 4000 == pytest.approx(0.3, abs=0.03)
-    assert results.count([0, 1]) + results.count([2]) == 4000
-
-
-def merging(*merges: tuple[str, str]) -> TextTokenizer:
-    """A tokenizer with the tokens a, b, and one for each merge."""
-    vocabulary = ["a", "b", *map("".join, merges)]
-    ids = {token: number for number, token in enumerate(vocabulary)}
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(ids, list(merges)))
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    return TextTokenizer(bpe, 8)
 
 
 def test_rows_with_dropout_are_truncated_and_padded_like_any():
@@ -147,10 +115,6 @@ def test_sizes_too_small_for_any_text_are_rejected(values, sentence):
         section(values, "text_tokenizer", TextTokenizerConfig)
 
 
-def test_the_default_sizes_are_the_papers():
-    assert TextTokenizerConfig() == TextTokenizerConfig(vocab_size=16384, text_length=256)
-
-
 # --- on disk ------------------------------------------------------------
 
 
@@ -184,7 +148,8 @@ def merge_slowly(
         tokens = [*tokens[:index], tokens[index] + tokens[index + 1], *tokens[index + 2 :]]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5, 0.9])
+@pytest.mark.paper("generator: text noise")
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5, 0.9, 1.0])
 @given(caption=st.text(st.sampled_from("abderst éÖ★ "), max_size=60), seed=st.integers(0, 2**32))
 def test_tokens_with_dropout_are_those_of_the_algorithm_for_the_same_random_numbers(dropout, caption, seed):
     tokenizer, rng = MANY, np.random.default_rng(seed)
@@ -198,3 +163,54 @@ def test_tokens_with_dropout_are_those_of_the_algorithm_for_the_same_random_numb
 def test_a_batch_of_captions_is_encoded_like_single_captions(captions):
     rows = [(MANY.tokenize(caption) + [-1] * 16)[:16] for caption in captions]
     assert MANY.encode(captions).equal(torch.tensor(rows, dtype=torch.int64).reshape(-1, 16))
+
+
+# --- words ------------------------------------------------------------
+
+SCRIPTS = ["a red star", "a blue circle", "红色的星星", "a 🌵"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A red, t-shirt (it's 3!)", ["a", "red", "t-shirt", "it's", "3"]),
+        ("红色的星，red", ["红", "色", "的", "星", "red"]),
+        ("赤い星", ["赤", "い", "星"]),
+        ("빨간 별", ["빨간", "별"]),
+        ("نجمة حمراء، صغيرة", ["نجمة", "حمراء", "صغيرة"]),
+        ("हिन्दी में", ["हिन्दी", "में"]),
+        ("🌵🦊 👩‍🚀 👍🏽 🇩🇪", ["🌵", "🦊", "👩‍🚀", "👍🏽", "🇩🇪"]),
+        (" - … !", []),
+    ],
+)
+def test_words_are_counted_by_script(text, expected):
+    assert words(text) == expected
+
+
+@given(st.text())
+def test_words_are_parts_of_the_text_without_spaces(text):
+    found = words(text)
+    assert all(word and not any(character.isspace() for character in word) for word in found)
+    assert words(" ".join(words(text))) == found
+
+
+def test_a_tokenizer_keeps_the_words_of_its_training_captions(tmp_path):
+    save(train(SCRIPTS, TextTokenizerConfig(300, 8)), tmp_path)
+    tokenizer = load(tmp_path)
+    assert tokenizer.unseen_words("A red xylophone, a red 蓝色 🦊 star") == ["xylophone", "蓝", "🦊"]
+    assert tokenizer.describe_prompt("a red star") == []
+    assert tokenizer.describe_prompt("a 🦊") == ["no training caption has: 🦊"]
+
+
+def test_a_tokenizer_saved_without_words_still_loads_and_reports_none(tmp_path):
+    tokenizer = train(SCRIPTS, TextTokenizerConfig(300, 8))
+    tokenizer.known_words = None
+    save(tokenizer, tmp_path)
+    assert load(tmp_path).describe_prompt("a 🦊") == []
+
+
+def test_a_prompt_longer_than_the_model_reads_comes_with_what_is_read():
+    tokenizer = train(SCRIPTS, TextTokenizerConfig(300, 2))
+    (note,) = tokenizer.describe_prompt("a red star a blue circle")
+    start = 'the prompt is longer than the 2 tokens that the model reads. It reads only: "a'
+    assert note.startswith(start) and note.endswith('"')

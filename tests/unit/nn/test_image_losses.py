@@ -1,4 +1,4 @@
-"""The adversary: its discriminator, its losses in one scalar, its weight, and when it takes part."""
+"""The adversary: its discriminator, its losses in one scalar, its weight, and when it takes part; LPIPS' distance."""
 
 import pytest
 import torch
@@ -8,10 +8,13 @@ from torch.nn import functional
 from tests.helpers.tiny_models import image_tokens, random_images, rng, tiny
 from thousandwords.core.config import ConfigError, section
 from thousandwords.nn.adversary import Adversary, AdversaryConfig, build_discriminator
-from thousandwords.nn.image_losses import ImageLossConfig, ImageLosses
+from thousandwords.nn.image_losses import ImageLossConfig, ImageLosses, PerceptualConfig
+from thousandwords.nn.perceptual import VGG16, PerceptualDistance
 
-KINDS = [("image_tokenizers", "dvae"), ("image_tokenizers", "vqvae"), ("image_tokenizers", "vqgan")]
-KINDS += [("image_tokenizers", "multi_scale"), ("decoders", "unet")]
+KINDS = [
+    *(("image_tokenizers", kind) for kind in ("dvae", "vqvae", "vqgan", "multi_scale")),
+    ("decoders", "unet"),
+]
 SMALL = {"start": 5, "width": 16, "layers": 1}
 
 
@@ -55,13 +58,8 @@ def test_the_discriminator_is_the_papers_patchgan():
     assert [each.out_channels for each in convolutions] == [64, 128, 256, 512, 1]
     assert [each.stride[0] for each in convolutions] == [2, 2, 2, 1, 1]
     assert {(each.kernel_size, each.padding) for each in convolutions} == {((4, 4), (1, 1))}
-    assert [type(layer).__name__ for layer in network[:5]] == [
-        "Conv2d",
-        "LeakyReLU",
-        "Conv2d",
-        "GroupNorm",
-        "LeakyReLU",
-    ]
+    names = [type(layer).__name__ for layer in network[:5]]
+    assert names == ["Conv2d", "LeakyReLU", "Conv2d", "GroupNorm", "LeakyReLU"]
     assert {layer.negative_slope for layer in network if isinstance(layer, nn.LeakyReLU)} == {0.2}
     assert all(abs(each.weight.std() - 0.02) < 0.002 and not each.bias.any() for each in convolutions)
     assert network(torch.zeros(1, 3, 256, 256)).shape == (1, 1, 30, 30)
@@ -79,8 +77,9 @@ def test_what_it_says_of_an_image_does_not_depend_on_the_batch():
 
 
 @pytest.mark.paper("vqgan: adversary", "vqgan: one scalar loss")
-@pytest.mark.parametrize("adaptive", [True, False])
-@pytest.mark.parametrize(("family", "kind"), KINDS)
+@pytest.mark.parametrize(
+    ("family", "kind", "adaptive"), [*((*each, True) for each in KINDS), (*KINDS[0], False)]
+)
 def test_one_backward_pass_gives_the_gradients_of_the_two_steps_of_the_papers(family, kind, adaptive):
     losses = parts(weight=0.7, adaptive_weight=adaptive)
     model = model_with(losses, family, kind)
@@ -94,10 +93,8 @@ def test_one_backward_pass_gives_the_gradients_of_the_two_steps_of_the_papers(fa
     adversary_loss = -judge(2 * decoded - 1).mean()
     weight = 0.7
     if adaptive:
-        norms = [
-            torch.autograd.grad(each, last_layer, retain_graph=True)[0].norm()
-            for each in (error, adversary_loss)
-        ]
+        both = (error, adversary_loss)
+        norms = [torch.autograd.grad(each, last_layer, retain_graph=True)[0].norm() for each in both]
         weight = float(0.7 * norms[0] / (norms[1] + 1e-4))
     (pixels_loss + weight * adversary_loss).backward()
     # the discriminator's step: the decoded images are fixed
@@ -108,9 +105,8 @@ def test_one_backward_pass_gives_the_gradients_of_the_two_steps_of_the_papers(fa
 
     torch.testing.assert_close(loss, pixels_loss + weight * adversary_loss + discriminator_loss)
     expected = dict(reference.named_parameters())
-    expected |= {
-        f"training_only.adversary.discriminator.{name}": each for name, each in judge.named_parameters()
-    }
+    place = "training_only.adversary.discriminator"
+    expected |= {f"{place}.{name}": each for name, each in judge.named_parameters()}
     actual = dict(model.named_parameters())
     assert actual.keys() == expected.keys()
     for name, parameter in actual.items():
@@ -118,12 +114,9 @@ def test_one_backward_pass_gives_the_gradients_of_the_two_steps_of_the_papers(fa
             torch.testing.assert_close(parameter.grad, expected[name].grad, atol=1e-6, rtol=1e-4, msg=name)
     assert any(parameter.grad.any() for name, parameter in actual.items() if "discriminator" in name)
     assert float(logged["adversary_weight"]) == pytest.approx(weight, rel=1e-4)
-    for name, value in (
-        ("adversary_loss", adversary_loss),
-        ("discriminator_loss", discriminator_loss),
-        ("discriminator_true", true.mean()),
-        ("discriminator_decoded", false.mean()),
-    ):
+    values = {"adversary_loss": adversary_loss, "discriminator_loss": discriminator_loss}
+    values |= {"discriminator_true": true.mean(), "discriminator_decoded": false.mean()}
+    for name, value in values.items():
         torch.testing.assert_close(logged[name], value.detach(), msg=name)
 
 
@@ -190,3 +183,74 @@ def test_the_smallest_image_of_a_discriminator_has_one_patch():
     config.check_image_size(12)
     with pytest.raises(ValueError, match="adversary.layers is 2, which needs images of 12 pixels or more"):
         config.check_image_size(11)
+
+
+# --- the perceptual distance -----------------------------------------------------------------------------
+
+
+class Pixels(nn.Module):
+    """A network whose only feature map is the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def feature_maps(self, images):
+        return [self.dropout(self.scale * images)]
+
+
+def flat(*color: float) -> torch.Tensor:
+    """One image of one color: (1, 3, 2, 2)."""
+    return torch.tensor(color).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+
+
+@pytest.mark.paper("vqgan: perceptual term")
+def test_the_distance_is_the_weighted_squared_difference_of_features_of_length_1():
+    # (3, 4, 0) / 5 and (0, 2, 0) / 2: squares of (.6, -.2, 0)
+    plain = PerceptualDistance(Pixels())
+    assert plain(flat(0.3, 0.4, 0.0), flat(0.0, 0.2, 0.0)).item() == pytest.approx(0.36 + 0.04)
+    weighted = PerceptualDistance(Pixels(), [torch.tensor([1.0, 10.0, 5.0])])
+    assert weighted(flat(0.3, 0.4, 0.0), flat(0.0, 0.2, 0.0)).item() == pytest.approx(0.36 + 0.4)
+    assert plain(flat(0.3, 0.4, 0.0), flat(0.0, 0.0, 0.0)).item() == pytest.approx(1)
+
+
+def test_no_features_at_a_position_give_a_finite_gradient():
+    decoded = torch.zeros(1, 3, 2, 2, requires_grad=True)
+    PerceptualDistance(Pixels())(flat(0.3, 0.4, 0.0), decoded).backward()
+    assert decoded.grad.isfinite().all()
+
+
+def test_the_network_stays_in_evaluation_and_is_not_trained_while_its_model_is():
+    model = tiny("decoders", "unet").requires_grad_(True)
+    config = ImageLossConfig(perceptual=PerceptualConfig("a scorer", weight=2.0))
+    model.training_only = ImageLosses(config, PerceptualDistance(Pixels()))
+    model.train()
+    assert model.training_only.training and not model.training_only.perceptual.network.dropout.training
+
+    images, decoded = random_images(2), random_images(2, seed=1).requires_grad_()
+    loss, logged = model.training_only(torch.ones(()), images, decoded, model.output[-1].weight, 0)
+    loss.backward()
+
+    assert loss.item() == pytest.approx(1 + 2 * logged["perceptual_loss"].item())
+    assert decoded.grad.any() and model.training_only.perceptual.network.scale.grad is None
+
+
+@pytest.mark.paper("vqgan: perceptual term")
+def test_the_layers_of_vgg_have_torchvisions_names_and_each_part_gives_its_last_maps():
+    network = VGG16()
+    with torch.no_grad():
+        maps = network.feature_maps(torch.zeros(1, 3, 32, 32))
+    numbers = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+    assert [*network.state_dict()] == [f"features.{n}.{part}" for n in numbers for part in ("weight", "bias")]
+    assert sum(weight.numel() for weight in network.parameters()) == 14_714_688
+    sizes = [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 2, 2)]
+    assert [tuple(each.shape[1:]) for each in maps] == sizes
+
+
+def test_vgg_sees_pixels_as_lpips_scales_them():
+    network, seen = VGG16(), []
+    network.features[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    network.feature_maps(torch.full((1, 3, 32, 32), 0.75))
+    expected = [(0.5 + 0.030) / 0.458, (0.5 + 0.088) / 0.448, (0.5 + 0.188) / 0.450]
+    assert seen[0][0, :, 0, 0].tolist() == pytest.approx(expected)
