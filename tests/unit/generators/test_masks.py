@@ -110,3 +110,9 @@ def test_the_papers_64_layers_are_47_rows_16_columns_and_1_convolution():
 
     assert [kinds.count(kind) for kind in ("row", "column", "convolutional")] == [47, 16, 1]
     assert [number for number, kind in enumerate(kinds, start=1) if kind == "column"] == list(range(2, 63, 4))
+
+
+def test_an_unknown_kind_is_rejected_with_a_list_of_kinds():
+    message = "no attention mask is called 'spiral'; choose one of row, column, conv"
+    with pytest.raises(ValueError, match=message):
+        attention_mask("spiral", 2, 4, 3)

@@ -83,6 +83,11 @@ def test_no_image_is_in_two_splits_or_twice_in_one_and_captions_keep_the_unseen_
     assert len(images) == 900
 
 
+def test_an_unknown_split_is_rejected():
+    with pytest.raises(ValueError, match="no split 'test' of the scenes; choose one of train, validation,"):
+        next(scene_pairs(1, 0, "test"))
+
+
 def test_the_two_things_of_a_random_scene_differ_in_color_or_shape():
     scenes = [random_scene(generator(seed), unseen=False) for seed in range(500)]
     couples = [scene for scene in scenes if len(scene.things) == 2]
@@ -160,6 +165,19 @@ NO_SCENES += [
 def test_a_caption_that_describes_no_scene_is_rejected(text):
     with pytest.raises(ValueError, match="is not the caption of a scene; write it like 'a small red star"):
         parse_caption(text)
+
+
+@pytest.mark.parametrize(
+    ("things", "relation", "message"),
+    [
+        ((RED_STAR,), "above", "two things need a relation, one has none"),
+        ((RED_STAR, BLUE_SQUARE), None, "two things need a relation, one has none"),
+        ((RED_STAR, BLUE_SQUARE, RED_STAR), "above", "a scene holds 1 or 2 things, not 3"),
+    ],
+)
+def test_a_scene_has_one_thing_or_two_and_their_relation(things, relation, message):
+    with pytest.raises(ValueError, match=message):
+        Scene(things, relation, "sand")
 
 
 # ---- the parser

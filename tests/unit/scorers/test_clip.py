@@ -182,6 +182,13 @@ def test_weights_that_would_run_code_are_rejected(pretrained_folder, capsys):
     assert "a pickle ran" not in capsys.readouterr().out
 
 
+def test_weights_of_another_architecture_are_rejected(pretrained_folder):
+    with pytest.raises(
+        ValueError, match="belong to another architecture: name the model they were trained as"
+    ):
+        pretrained(f"ViT-S-32-alt:{pretrained_folder}/open_clip_model.safetensors")
+
+
 def test_a_quickgelu_tag_of_a_model_without_it_is_rejected_before_any_download_is_used(
     pretrained_folder, monkeypatch
 ):
