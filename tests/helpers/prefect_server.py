@@ -1,5 +1,7 @@
 """A real Prefect server on a free port, tiny DVC projects, and processes for the tests of the flows."""
 
+import contextlib
+import http.server
 import importlib.metadata
 import json
 import os
@@ -8,10 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -59,6 +62,25 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
     return {**inherited, **own, **extra}
 
 
+@contextlib.contextmanager
+def web_page() -> Iterator[str]:
+    """The address of a server that answers each request with a page, which none of the project's servers is."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>It works!</html>")
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 def end(process: subprocess.Popen, number: int = signal.SIGTERM) -> None:
     """End a process and all its descendants."""
     if process.poll() is None:
@@ -71,6 +93,17 @@ def end(process: subprocess.Popen, number: int = signal.SIGTERM) -> None:
         for descendant in descendants:
             if descendant.is_running():
                 descendant.kill()
+
+
+def processes_in(folder: Path, without: str = "-") -> list[psutil.Process]:
+    """The processes whose working directory is this folder, but those with such an argument."""
+    processes = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            is_here = process.cwd() == str(folder.resolve()) and without not in process.cmdline()
+            if is_here and process.status() != psutil.STATUS_ZOMBIE:
+                processes.append(process)
+    return processes
 
 
 def make_database(path: Path) -> None:

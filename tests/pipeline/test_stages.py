@@ -10,7 +10,6 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import yaml
 
@@ -22,11 +21,10 @@ from tests.helpers.paths import ROOT
 from tests.helpers.smoke_project import set_value
 from tests.helpers.tiny_models import fitting_package
 from thousandwords import preflight
-from thousandwords.core.config import ConfigError, section
+from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import DiskFull
 from thousandwords.core.init_models import SECTIONS
-from thousandwords.data.images import encode_png
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.ingest import prepare_all, write_pairs
 from thousandwords.planning.presets import read_preset
@@ -48,25 +46,17 @@ def test_the_smoke_preset_and_the_augmentations_of_the_paper_pass_the_check():
     preflight.check_params(smoke(**paper, **{"tokens.augmentation": "paper", "tokens.views_per_image": 2}), 0)
 
 
+ONE_UPDATE = {"steps": 1, "batch_size": 1, "learning_rate": 0.1}
+NEXT_SCALE = {"kind": "next_scale", "next_scale": {}, "training": ONE_UPDATE}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
-        (
-            "decoder.adversary",
-            {"start": 20},
-            "decoder.adversary.start is 20, but decoder.training.steps is 20, so it",
-        ),
-        (
-            "decoder.adversary",
-            {"start": 9, "layers": 5},
-            "decoder.adversary.layers is 5, which needs images of 96",
-        ),
+        ("decoder.adversary", {"start": 20}, "decoder.adversary.start is 20, but decoder.training.steps is 20, so it"),
+        ("decoder.adversary", {"start": 9, "layers": 5}, "decoder.adversary.layers is 5, which needs images of 96"),
         ("sampling.candidats", 4, "sampling has no key 'candidats'. Did you mean 'candidates'?"),
-        (
-            "image_tokenizer.dvae.vocabsize",
-            4,
-            "image_tokenizer.dvae has no key 'vocabsize'. Did you mean 'voc",
-        ),
+        ("image_tokenizer.dvae.vocabsize", 4, "image_tokenizer.dvae has no key 'vocabsize'. Did you mean 'voc"),
         ("generator.training.steps", "many", ".training.steps should be a whole number, found 'many'"),
         ("generator.training.learning_rate", "1e-3", "YAML reads that as text; write 0.001"),
         ("generator.kind", "transfomer", "no kind 'transfomer'. Did you mean 'transformer'?"),
@@ -76,91 +66,51 @@ def test_the_smoke_preset_and_the_augmentations_of_the_paper_pass_the_check():
         ("data.image_size", 36, "image_size is 36"),
         ("sampling.top_p", 1.5, "sampling.top_p is 1.5; it needs to be in (0, 1]"),
         ("image_tokenizer.augmentation", "papre", "augmentation is 'papre'; it can be: none, paper"),
-        (
-            "image_tokenizer.augmentation",
-            "paper",
-            "but data.keep is square, which leaves nothing to crop. Set",
-        ),
+        ("image_tokenizer.augmentation", "paper", "but data.keep is square, which leaves nothing to crop. Set"),
         ("tokens.augmentation", "paper", "tokens.augmentation is paper, but data.keep is square"),
-        (
-            "tokens.views_per_image",
-            2,
-            "all views of a center square are equal. Set tokens.augmentation: paper",
-        ),
+        ("tokens.views_per_image", 2, "all views of a center square are equal. Set tokens.augmentation: paper"),
         ("generator.bpe_dropout", 1.0, "generator.bpe_dropout is 1.0; it needs to be in [0, 1)"),
         ("generator.bpe_dropuot", 0.1, "generator has no key 'bpe_dropuot'. Did you mean 'bpe_dropout'?"),
         ("scorer.bpe_dropout", 0.1, "scorer has no key 'bpe_dropout'"),
         ("sampling.inpaint_keep_share", 1.0, "inpaint_keep_share is 1.0; it needs to be between 0 and 1"),
-        (
-            "generator.transformer.random_order_steps",
-            [10, 31],
-            "training.steps is 30, but this model is ready only after 31 updates: until then image tokens have random",
-        ),
+        ("generator.transformer.random_order_steps", [10, 31], "this model is ready only after 31 updates: until then"),
         ("sampling.guidance", 2.0, "Train it with generator.transformer.caption_dropout (0.1"),
-        (
-            "generator",
-            {
-                "kind": "next_scale",
-                "next_scale": {},
-                "training": {"steps": 1, "batch_size": 1, "learning_rate": 0.1},
-            },
-            "this image tokenizer has the grids [4] and no latents after each of them. Set image_tokenizer.kind: multi_scale",
-        ),
+        ("generator", NEXT_SCALE, "this image tokenizer has the grids [4] and no latents after each of them. Set image_"),
         ("extra", 1, "the file has no key 'extra'"),
         ("gate", {"minimum_promts": 8}, "gate has no key 'minimum_promts'. Did you mean 'minimum_prompts'?"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_setting_is_named_with_its_fix(path, value, sentence):
     with pytest.raises(UserError) as caught:
         preflight.check_params(smoke(**{path: value}), 0)
     assert sentence in str(caught.value)
 
 
-def test_a_missing_section_is_named():
-    params = smoke()
-    del params["scorer"]
-    with pytest.raises(ConfigError, match="lacks the key 'scorer'"):
-        preflight.check_params(params, 0)
-
-
-def test_a_missing_folder_and_an_empty_one_give_different_errors(tmp_path):
-    with pytest.raises(UserError) as missing:
-        preflight.check_params(smoke(**{"data.source": "folder", "data.path": str(tmp_path / "photos")}), 0)
-    with pytest.raises(UserError) as empty:
-        preflight.check_params(smoke(**{"data.source": "folder", "data.path": str(tmp_path)}), 0)
-    assert str(tmp_path / "photos") in str(missing.value)
-    assert str(missing.value) != str(empty.value)
-
-
-def test_a_folder_without_captions_is_rejected_before_any_work(tmp_path):
-    (tmp_path / "cat.png").write_bytes((ROOT / "tests" / "__init__.py").read_bytes())
-    with pytest.raises(UserError, match="caption"):
-        preflight.check_params(smoke(**{"data.source": "folder", "data.path": str(tmp_path)}), 0)
-
-
 def test_images_to_inpaint_are_checked_before_any_work(tmp_path):
-    image = encode_png(np.zeros((20, 20, 3), np.uint8))
-    message = "^sampling.inpaint: there is no folder .*none. Make it, or set sampling.inpaint: data/inpaint"
-    with pytest.raises(UserError, match=message):
-        preflight.check_params(smoke(**{"sampling.inpaint": str(tmp_path / "none")}), 0)
-    (tmp_path / "cat.png").write_bytes(image)
-    (tmp_path / "cat.txt").write_text("a cat")
-    preflight.check_params(smoke(**{"sampling.inpaint": str(tmp_path)}), 0)
-    (tmp_path / "dog.png").write_bytes(image[:40])
-    (tmp_path / "dog.txt").write_text("a dog")
+    settings = smoke(**{"sampling.inpaint": str(tmp_path)})
+    write(tmp_path, {"cat.png": png(), "cat.txt": "a cat"})
+    preflight.check_params(settings, 0)
+    write(tmp_path, {"dog.png": png()[:40], "dog.txt": "a dog"})
     message = "^sampling.inpaint: dog.png in .* cannot be inpainted: .*Fix it, or remove it"
     with pytest.raises(UserError, match=message):
-        preflight.check_params(smoke(**{"sampling.inpaint": str(tmp_path)}), 0)
+        preflight.check_params(settings, 0)
+
+
+def rejected(main, capsys, *arguments: str) -> str:
+    """The error of a command that has to end with code 2."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    assert ended.value.code == 2
+    return capsys.readouterr().err
 
 
 def test_the_stage_itself_ends_with_one_sentence_and_code_2(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("params.yaml").write_text(yaml.safe_dump(smoke(**{"sampling.candidats": 4}), sort_keys=False))
-    with pytest.raises(SystemExit) as ended:
-        check_params.main(["--out", "data/checked"])
-    assert ended.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert lines == ["check_params: params.yaml: sampling has no key 'candidats'. Did you mean 'candidates'?"]
+    Path("params.yaml").write_text(yaml.safe_dump(smoke(**{"sampling.candidats": 4})))
+    error = rejected(check_params.main, capsys, "--out", "data/checked")
+    assert error == (
+        "check_params: params.yaml: sampling has no key 'candidats'. Did you mean 'candidates'?\n"
+    )
     assert not Path("data/checked").exists()
 
 
@@ -172,11 +122,8 @@ def test_a_full_disk_ends_with_one_sentence_also_where_nothing_durable_is_writte
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tracking, "Tracker", no_room)
-    Path("params.yaml").write_text(yaml.safe_dump(smoke(), sort_keys=False))
-    with pytest.raises(SystemExit) as ended:
-        check_params.main(["--out", "data/checked"])
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == (
+    Path("params.yaml").write_text(yaml.safe_dump(smoke()))
+    assert rejected(check_params.main, capsys, "--out", "data/checked") == (
         "check_params: the disk is full ([Errno 28] No space left on device: '.mlflow'). Make room, then run the same again\n"
     )
 
@@ -200,7 +147,7 @@ def test_without_mlflow_the_work_goes_on_or_stops_as_a_setting_says(
     tmp_path, monkeypatch, capsys, break_tracking, uri, reason
 ):
     monkeypatch.chdir(tmp_path)
-    Path("params.yaml").write_text(yaml.safe_dump(smoke(**{"sampling.inpaint": None}), sort_keys=False))
+    Path("params.yaml").write_text(yaml.safe_dump(smoke(**{"sampling.inpaint": None})))
     break_tracking(Path(".mlflow"))
     with monkeypatch.context() as patch:
         if uri:
@@ -212,9 +159,7 @@ def test_without_mlflow_the_work_goes_on_or_stops_as_a_setting_says(
         assert json.loads(Path("results/runs/check_params.json").read_bytes())["run_id"] is None
 
         patch.setenv("THOUSANDWORDS_TRACKING", "required")
-        with pytest.raises(SystemExit) as ended:
-            check_params.main(["--out", "data/checked"])
-        assert ended.value.code == 2 and reason in capsys.readouterr().err
+        assert reason in rejected(check_params.main, capsys, "--out", "data/checked")
 
 
 def test_a_stage_that_cannot_save_its_state_still_ends_its_mlflow_run(tmp_path, monkeypatch):
@@ -246,8 +191,7 @@ def test_a_preset_replaces_the_settings_and_backs_up_the_users_own(tmp_path):
 @pytest.fixture
 def own_project(tmp_path, monkeypatch) -> Path:
     """20 captioned images in own/, the presets, and a package of tiny models in models/package."""
-    write(tmp_path / "own", {f"{n}.png": png(seed=n) for n in range(20)})
-    write(tmp_path / "own", {f"{n}.txt": f"a cat of kind {n}" for n in range(20)})
+    write_images(tmp_path / "own", range(20), "a cat of kind {}")
     shutil.copytree(ROOT / "presets", tmp_path / "presets")
     (tmp_path / "data/inpaint").mkdir(parents=True)
     fitting_package(tmp_path / "models")
@@ -256,22 +200,31 @@ def own_project(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_own_images_get_whole_settings_and_the_users_own_are_backed_up(own_project, tmp_path, capsys):
-    (tmp_path / "params.yaml").write_text("seed: 1\n")
-    use_data.main(["own", "--minutes", "5"])
+def write_images(folder: Path, numbers: range, caption: str) -> None:
+    write(folder, {f"{n}.png": png(seed=n) for n in numbers})
+    write(folder, {f"{n}.txt": caption.format(n) for n in numbers})
 
-    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+
+def write_params(**params: object) -> None:
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+
+
+def settings_for(*arguments: str) -> dict:
+    """The params.yaml that `make data` writes."""
+    use_data.main(list(arguments))
+    return yaml.safe_load(Path("params.yaml").read_text())
+
+
+def test_own_images_get_whole_settings_and_the_users_own_are_backed_up(own_project, capsys):
+    Path("params.yaml").write_text("seed: 1\n")
+    params = settings_for("own", "--minutes", "5")
+
     assert params["budget"] == {"minutes": 5.0, "size": "auto", "pairs": 20}
     assert (params["data"]["source"], params["data"]["path"]) == ("auto", "own")
     preflight.check_params(params, 0)
     assert params["sampling"]["inpaint"] == "data/inpaint"  # a dependency of DVC, so never null
-    assert (tmp_path / "params.before.yaml").read_text() == "seed: 1\n"
+    assert Path("params.before.yaml").read_text() == "seed: 1\n"
     assert "20 pairs, about 2 held out; 8 × 8 tokens of 512" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        use_data.main(["nowhere"])
-    assert (
-        "data: DATA is nowhere, and there is no such file or folder. Give the path" in capsys.readouterr().err
-    )
 
 
 def test_as_many_pairs_are_held_out_as_were_announced_also_of_several_lists(own_project, capsys):
@@ -279,17 +232,14 @@ def test_as_many_pairs_are_held_out_as_were_announced_also_of_several_lists(own_
         rows = "".join(f"{split}{n}.png,a {split} {n}\n" for n in range(10))
         images = {f"{split}{n}.png": png(seed=ord(split[0]) + n) for n in range(10)}
         write(Path("lists"), images | {f"{split}.csv": f"image,caption\n{rows}"})
-    use_data.main(["lists", "--minutes", "5"])
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    params = settings_for("lists", "--minutes", "5")
     assert "20 pairs, about 2 held out" in capsys.readouterr().out
     counts = write_pairs(section(params["data"], "data", DataConfig), params["seed"], Path("pairs"))
     assert counts["splits"] == {"train": 18, "validation": 2}
 
 
 def test_a_run_goes_on_from_the_last_ones_package_which_is_copied_first(own_project, capsys):
-    use_data.main(["own", "--minutes", "5", "--from", "models/package"])
-
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    params = settings_for("own", "--minutes", "5", "--from", "models/package")
     (copy,) = Path("models").glob("start-*")
     shutil.rmtree("models/package")  # as the pipeline does
     preflight.check_params(params, 0)
@@ -310,76 +260,76 @@ def test_from_champion_the_settings_name_the_registry_and_have_the_sizes_of_what
 ):
     shutil.copytree("models/package", ".store/registry/1/package")
     monkeypatch.setattr(use_data, "fetch", lambda version, setting: Path(".store/registry", "1", "package"))
-    use_data.main(["own", "--minutes", "5", "--from", "champion"])
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    params = settings_for("own", "--minutes", "5", "--from", "champion")
     assert {params[name]["init"] for name in SECTIONS} == {"models:/thousandwords@champion"}
     assert params["data"]["image_size"] == 16 and not list(Path("models").glob("start-*"))
 
 
 def test_going_on_with_the_same_data_holds_out_no_pair_that_was_trained_on(own_project):
-    data = {"source": "folder", "path": "own", "validation_share": 0.3, "group_by": "^(a cat) of"}
-    Path("params.yaml").write_text(yaml.safe_dump({"seed": 3, "data": data | {"group_by": None}}))
-    use_data.main(["own", "--from", "models/package"])
-    params = yaml.safe_load(Path("params.yaml").read_text())
-    assert params["seed"] == 3 and params["data"] == data | {"group_by": None, "image_size": 16}
+    data = {"source": "folder", "path": "own", "validation_share": 0.3, "group_by": None}
+    write_params(seed=3, data=data)
+    params = settings_for("own", "--from", "models/package")
+    assert params["seed"] == 3 and params["data"] == data | {"image_size": 16}
 
-    Path("params.yaml").write_text("seed: 3\ndata: {source: scenes}\n")
-    use_data.main(["own", "--from", "models/package"])
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    write_params(seed=3, data={"source": "scenes"})
+    params = settings_for("own", "--from", "models/package")
     assert params["seed"] == 0 and params["data"]["source"] == "auto"
 
 
-def test_going_on_with_other_images_reads_those_before_as_often_and_holds_out_the_same(own_project, capsys):
-    for name, count in (("more", 8), ("third", 1)):
-        write(Path(name), {f"{n}.png": png(seed=n + 90) for n in range(count)})
-        write(Path(name), {f"{n}.txt": "a star" for n in range(count)})
-    data = {"source": "folder", "path": "own", "validation_share": 0.3, "licence": "CC0-1.0"}
-    Path("params.yaml").write_text(yaml.safe_dump({"seed": 3, "data": data}))
-    use_data.main(["more", "--from", "models/package"])
-    params = yaml.safe_load(Path("params.yaml").read_text())
-    preflight.check_params(params, 0)
-    before = {"source": "folder", "path": "own", "licence": "CC0-1.0", "weight": 1}
-    sources = [before, {"source": "auto", "path": "more", "weight": 1}]
+OWN = {"source": "folder", "path": "own", "licence": "CC0-1.0"}
+UNWEIGHTED = {
+    "source": "mixture",
+    "sources": [{"source": "folder", "path": name} for name in ("own", "more")],
+}
+
+
+def held_out(data: dict, start: str = "") -> set[str]:
+    """The held-out keys that begin with `start`, without it."""
+    outcomes = prepare_all(section(data, "data", DataConfig), 3)
+    keys = {pair.key for split, pair in outcomes if split == "validation"}
+    return {key.removeprefix(start) for key in keys if key.startswith(start)}
+
+
+def test_going_on_with_other_images_reads_those_before_as_often_and_holds_out_the_same(own_project):
+    write_images(Path("more"), range(90, 98), "a star")
     rest = {"validation_share": 0.3, "image_size": 16}
+    write_params(seed=3, data=OWN | {"validation_share": 0.3})
+    params = settings_for("more", "--from", "models/package")
+
+    preflight.check_params(params, 0)
+    sources = [OWN | {"weight": 1}, {"source": "auto", "path": "more", "weight": 1}]
     assert params["seed"] == 3 and params["budget"]["pairs"] == 28
     assert params["data"] == rest | {"source": "mixture", "path": "data/own", "sources": sources}
+    assert held_out(params["data"], "0/") == held_out(OWN | rest)
 
-    def held_out(settings: dict, start: str) -> set[str]:
-        outcomes = prepare_all(section(settings, "data", DataConfig), 3)
-        keys = {pair.key for split, pair in outcomes if split == "validation"}
-        return {key.removeprefix(start) for key in keys if key.startswith(start)}
-
-    assert held_out(params["data"], "0/") == held_out(data | {"image_size": 16}, "")
-
-    use_data.main(["third", "--from", "models/package"])
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    write_images(Path("third"), range(99, 100), "a moon")
+    params = settings_for("third", "--from", "models/package")
     assert [source["weight"] for source in params["data"]["sources"]] == [1, 1, 2]
 
-    # a mixture without weights reads each pair once, and goes on to: the pairs before in the same proportion
-    folders = [{"source": "folder", "path": name} for name in ("own", "more")]
-    unweighted = {"seed": 3, "data": {"source": "mixture", "sources": folders}}
-    Path("params.yaml").write_text(yaml.safe_dump(unweighted))
-    use_data.main(["third", "--from", "models/package"])
-    params = yaml.safe_load(Path("params.yaml").read_text())
+
+def test_going_on_from_a_mixture_without_weights_reads_each_pair_before_once(own_project):
+    write_images(Path("more"), range(90, 98), "a star")
+    write_images(Path("third"), range(99, 100), "a moon")
+    write_params(seed=3, data=UNWEIGHTED)
+    params = settings_for("third", "--from", "models/package")
     assert [source["weight"] for source in params["data"]["sources"]] == [20, 8, 28]
 
-    shutil.rmtree("own")
-    Path("params.yaml").write_text(yaml.safe_dump(unweighted))
-    with pytest.raises(SystemExit):
-        use_data.main(["third", "--from", "models/package"])
-    fix = "Bring it back, or delete the section data of params.yaml to go on with the new images alone"
-    assert f"names own, which is not there. {fix}" in capsys.readouterr().err
 
-    Path("params.yaml").write_text(
-        yaml.safe_dump({"seed": 3, "data": {"source": "folder", "url": "s3://mine/own"}})
-    )
-    with pytest.raises(SystemExit):
-        use_data.main(["third", "--from", "models/package"])
-    fix = "Copy them to a folder and set data.path, or delete the section data of params.yaml"
-    assert f"are at s3://mine/own, and a mixture reads local files only. {fix}" in capsys.readouterr().err
-    Path("params.yaml").unlink()
-    use_data.main(["more", "--from", "models/package"])
-    assert yaml.safe_load(Path("params.yaml").read_text())["data"]["path"] == "more"
+def test_without_earlier_settings_a_run_goes_on_with_the_new_images_alone(own_project):
+    assert settings_for("own", "--from", "models/package")["data"]["path"] == "own"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (UNWEIGHTED, "names more, which is not there. Bring it back, or delete the section data of params.yaml to go on"),
+        ({"source": "folder", "url": "s3://mine/own"}, "are at s3://mine/own, and a mixture reads local files only. Copy"),
+    ],
+)  # fmt: skip
+def test_images_before_that_cannot_be_read_again_are_named_with_the_fix(own_project, capsys, data, message):
+    write_images(Path("third"), range(99, 100), "a moon")
+    write_params(seed=3, data=data)
+    assert message in rejected(use_data.main, capsys, "third", "--from", "models/package")
 
 
 @pytest.mark.parametrize("more", [[], ["--from", "models/package"]])
@@ -400,28 +350,25 @@ def test_a_plan_says_before_the_start_what_a_run_on_own_images_takes(own_project
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--from", "modles/package"], "FROM is modles/package, and there is no such folder. Give the folder of a pa"),
-        (["--from", "own"], "FROM is own, which is not a package: it has no package.json. Give the folder of a packa"),
-        (["--from", "models/package", "--size", "large"], "SIZE is large, but with FROM the sizes are those of the m"),
-        (["--from", "models:/other@x"], "'models:/other@x'; a registered package is models:/thousandwords@champion"),
+        (["nowhere"], "data: DATA is nowhere, and there is no such file or folder. Give the path"),
+        (["own", "--from", "modles/package"], "FROM is modles/package, and there is no such folder. Give the folder of a"),
+        (["own", "--from", "own"], "FROM is own, which is not a package: it has no package.json. Give the folder of a"),
+        (["own", "--from", "models/package", "--size", "large"], "SIZE is large, but with FROM the sizes are those of"),
+        (["own", "--from", "models:/other@x"], "; a registered package is models:/thousandwords@champion"),
     ],
 )  # fmt: skip
 def test_what_a_run_cannot_go_on_from_is_said_before_any_work(own_project, capsys, arguments, message):
-    with pytest.raises(SystemExit):
-        use_data.main(["own", *arguments])
-    assert message in capsys.readouterr().err and not Path("params.yaml").exists()
+    assert message in rejected(use_data.main, capsys, *arguments) and not Path("params.yaml").exists()
 
 
 def test_without_a_champion_the_message_says_how_to_get_one(own_project, capsys, monkeypatch):
-    monkeypatch.setattr(check_params.subprocess, "run", lambda *_, **__: SimpleNamespace(
-        returncode=2, stderr="registry: the registry has no version 'champion' of thousandwords. Run: make promote\n")
-    )  # fmt: skip
-    with pytest.raises(SystemExit):
-        use_data.main(["own", "--from", "champion"])
-    assert (
+    error = "registry: the registry has no version 'champion' of thousandwords. Run: make promote\n"
+    failed = SimpleNamespace(returncode=2, stderr=error)
+    monkeypatch.setattr(check_params.subprocess, "run", lambda *_, **__: failed)
+    assert rejected(use_data.main, capsys, "own", "--from", "champion") == (
         "data: FROM is champion, which cannot be fetched: registry: the registry has no version 'champion' of "
         "thousandwords. Run: make promote. To go on from your own last run: FROM=models/package\n"
-    ) in capsys.readouterr().err
+    )
 
 
 def test_an_unknown_preset_lists_the_presets(tmp_path):
