@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,45 +72,41 @@ def test_a_lock_whose_file_is_removed_meanwhile_is_not_held_by_two(tmp_path, mon
 
 def test_the_lock_of_an_output_lies_beside_it_and_stays_when_the_output_is_removed(tmp_path):
     out = tmp_path / "data" / "pairs"
-    with output_lock(out):
+    with output_lock(out), output_lock(tmp_path / "data" / "tokens"):
         out.mkdir()
-        assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [".pairs.lock", "pairs"]
+        assert {path.name for path in out.parent.iterdir()} == {".pairs.lock", ".tokens.lock", "pairs"}
         out.rmdir()
-        again = tmp_path / "data" / ".." / "data" / "pairs"
+        again = out.parent / ".." / "data" / "pairs"
         sentence = f"^{again} is being written by process {os.getpid()}. Wait for it, or stop it$"
         with pytest.raises(UserError, match=sentence), output_lock(again):
             pytest.fail("two write")
-        with output_lock(tmp_path / "data" / "tokens"):
-            pass
+
+
+def failing_with(number: int) -> Callable:
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    return fail
 
 
 def test_a_folder_where_nothing_can_be_locked_is_reported(tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", fail)
+    monkeypatch.setattr(fcntl, "flock", failing_with(errno.ENOLCK))
     sentence = f"{tmp_path} cannot be written: No locks available"
     with pytest.raises(CannotWrite, match=sentence), hold_lock(tmp_path / "lock", MESSAGE):
         pytest.fail("it is not locked")
 
 
 def test_on_a_full_disk_a_lock_holds_without_a_name(tmp_path, monkeypatch):
-    def full():
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "getpid", full)
+    monkeypatch.setattr(os, "getpid", failing_with(errno.ENOSPC))
     with hold_lock(tmp_path / "lock", MESSAGE):
         assert_is_held(tmp_path / "lock", "unknown")
 
 
 def python(code: str, *arguments: object, **environment: str) -> subprocess.Popen:
     """A process that runs the code; returns once it has printed a line."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    own = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    process = subprocess.Popen(command, env=own, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -158,9 +155,6 @@ def test_a_folder_is_locked_until_the_last_child_of_a_killed_or_finished_run_has
     wait_for(lambda: holder(lock) is None, 10)
 
 
-# --- ends ------------------------------------------------------------------------------------------------------------
-
-
 def parent_and_pipe(ignores_sigterm: bool) -> tuple[int, int]:
     """(a process, a pipe that its child keeps open while it lives): the child ends with the process."""
     reading, writing = os.pipe()
@@ -170,11 +164,12 @@ def parent_and_pipe(ignores_sigterm: bool) -> tuple[int, int]:
         assert os.read(reading, 5) == b"ready"
         return parent, reading
     own = os.getpid()
-    if os.fork() == 0:
+    if os.fork():
+        os.close(writing)
+    else:
         signal.signal(signal.SIGTERM, signal.SIG_IGN if ignores_sigterm else signal.SIG_DFL)
         end_with(own, grace=0.3)
         os.write(writing, b"ready")
-    os.close(writing) if os.getpid() == own else None
     time.sleep(60)
     os._exit(0)
 
@@ -195,10 +190,7 @@ def test_a_process_ends_with_its_launcher(ignores_sigterm):
 def ancestry(monkeypatch, *commands: str) -> list[int]:
     """Make this process the child of such commands; the list will hold the launchers that it ends with."""
     watched: list[int] = []
-    parents = [
-        SimpleNamespace(pid=pid, cmdline=lambda text=text: text.split())
-        for pid, text in enumerate(commands, 1000)
-    ]
+    parents = [SimpleNamespace(pid=pid, cmdline=text.split) for pid, text in enumerate(commands, 1000)]
     monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(parents=lambda: parents))
     monkeypatch.setattr(locks, "end_with", lambda *pids, grace: watched.extend(pids))
     return watched

@@ -1,10 +1,11 @@
 """An artefact with a flipped bit, a cut, missing or moved file is rejected by name, twice; nothing of it is used."""
 
+import contextlib
 import json
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,39 +49,34 @@ class Kind:
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory) -> dict[str, Kind]:
     """Every kind of artefact, as the pipeline writes it."""
-    folder = tmp_path_factory.mktemp("kinds")
-    ingest.write_pairs(scenes_config(20, image_size=24, rows_per_shard=8), 0, folder / "data/pairs")
-    write_shards(folder / "data/tokens", {"train": 10, "validation": 3})
-    models = write_parts(folder / "models")
-    prompts = [
-        {"prompt_id": 0, "split": "own", "prompt": "a star", "candidate": number, "seed": 0}
-        for number in range(4)
-    ]
+    root = tmp_path_factory.mktemp("kinds")
+    pairs, tokens, samples, ranked = (
+        root / name for name in ("data/pairs", "data/tokens", "results/samples", "results/ranked")
+    )
+    ingest.write_pairs(scenes_config(20, image_size=24, rows_per_shard=8), 0, pairs)
+    write_shards(tokens, {"train": 10, "validation": 3})
+    models = write_parts(root / "models")
+    prompt = {"prompt_id": 0, "split": "own", "prompt": "a star", "seed": 0}
     images = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), np.uint8)
-    table = sample_table(prompts, torch.randint(12, (4, 16), generator=rng()), images)
-    write_samples(
-        folder / "results/samples", [table], {"candidates": 4, "prompts": 1, "seed": 0}, {0: images[0]}
-    )
-    write_bytes(
-        folder / "results/ranked/scores.parquet",
-        table_bytes(rank_images.score_table(np.ones((1, 4), np.float32))),
-    )
-    write_manifest(folder / "results/ranked", {"scores.parquet": 4}, {"candidates": 4, "prompts": 1})
-    run = Checkpoints(folder / ".ckpt/train_generator/run")
+    rows = [prompt | {"candidate": number} for number in range(4)]
+    table = sample_table(rows, torch.randint(12, (4, 16), generator=rng()), images)
+    metadata = {"candidates": 4, "prompts": 1}
+    write_samples(samples, [table], metadata | {"seed": 0}, {0: images[0]})
+    scores = rank_images.score_table(np.ones((1, 4), np.float32))
+    write_bytes(ranked / "scores.parquet", table_bytes(scores))
+    write_manifest(ranked, {"scores.parquet": 4}, metadata)
+    run = Checkpoints(root / ".ckpt/train_generator/run")
     for step in (10, 20):
         run.save(step, {"weight": torch.arange(300.0) + step}, {"history": [{"step": step}]})
+    newest = run.folder / "step-00000020"
     return {
-        "pair shards": Kind(folder / "data/pairs", lambda: PairReader(folder / "data/pairs", "train")),
-        "token shards": Kind(
-            folder / "data/tokens", lambda: read_token_rows(folder / "data/tokens", "train")
-        ),
-        "sample shards": Kind(folder / "results/samples", lambda: read_samples(folder / "results/samples")),
-        "scores": Kind(folder / "results/ranked", lambda: read_manifest(folder / "results/ranked")),
+        "pair shards": Kind(pairs, lambda: PairReader(pairs, "train")),
+        "token shards": Kind(tokens, lambda: read_token_rows(tokens, "train")),
+        "sample shards": Kind(samples, lambda: read_samples(samples)),
+        "scores": Kind(ranked, lambda: read_manifest(ranked)),
         "models": Kind(models["generator"], lambda: read_model(models["generator"])),
         "text tokenizer": Kind(models["text_tokenizer"], lambda: load(models["text_tokenizer"])),
-        "checkpoints": Kind(
-            run.folder / "step-00000020", lambda: checkpoints._read_checkpoint(run.folder / "step-00000020")
-        ),
+        "checkpoints": Kind(newest, lambda: checkpoints._read_checkpoint(newest)),
     }
 
 
@@ -95,6 +91,14 @@ def rejected(kind: Kind, path: Path) -> str:
     return sentences[0]
 
 
+@contextlib.contextmanager
+def damaged(path: Path, damage: Callable[[bytes], bytes]) -> Iterator[None]:
+    intact = path.read_bytes()
+    path.write_bytes(damage(intact))
+    yield
+    path.write_bytes(intact)
+
+
 @pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("part", ["files", MANIFEST])
 @pytest.mark.parametrize("name", [*SHORTENED, "scores", "text tokenizer"])
@@ -105,10 +109,10 @@ def test_no_flipped_bit_is_read(kinds, name, part, count):
     sizes = np.array([path.stat().st_size for path in files])
     for _ in range(count):
         path = files[random.choice(len(files), p=sizes / sizes.sum())]
-        intact = path.read_bytes()
-        path.write_bytes(flipped(intact, int(random.integers(len(intact))), int(random.integers(8))))
-        rejected(kind, path)
-        path.write_bytes(intact)
+        with damaged(
+            path, lambda data: flipped(data, int(random.integers(len(data))), int(random.integers(8)))
+        ):
+            rejected(kind, path)
     kind.read()
 
 
@@ -119,30 +123,25 @@ def test_nothing_that_was_cut_short_is_read(kinds, name, count):
     files = sorted(path for path in kind.folder.iterdir())
     for number in range(count):
         path = files[number % len(files)]
-        intact = path.read_bytes()
-        path.write_bytes(intact[: random.integers(len(intact) - 1)])  # the last byte of JSON is a line end
-        rejected(kind, path)
-        path.write_bytes(intact)
+        # the last byte of JSON is a line end
+        with damaged(path, lambda data: data[: random.integers(len(data) - 1)]):
+            rejected(kind, path)
     kind.read()
 
 
-READERS = {
-    "pair shards": lambda folder: PairReader(folder, "train"),
-    "token shards": lambda folder: read_token_rows(folder, "train"),
-}
+READERS = {"pair shards": PairReader, "token shards": read_token_rows}
 
 
 def copy_of(kinds: dict[str, Kind], name: str, folder: Path) -> Kind:
     """A copy of shards that a test may damage."""
     shutil.copytree(kinds[name].folder, folder)
-    return Kind(folder, lambda: READERS[name](folder))
+    return Kind(folder, lambda: READERS[name](folder, "train"))
 
 
 @pytest.fixture
-def tokens(tmp_path) -> Path:
+def tokens(kinds, tmp_path) -> Path:
     """10 rows of train in 3 shards, 3 of validation in one."""
-    write_shards(tmp_path / "tokens", {"train": 10, "validation": 3})
-    return tmp_path / "tokens"
+    return copy_of(kinds, "token shards", tmp_path / "tokens").folder
 
 
 @pytest.mark.parametrize("damage", ["swapped", "renamed", "missing", "doubled"])
@@ -233,20 +232,16 @@ def test_verify_finds_a_flipped_bit_in_every_artefact(kinds, tmp_path, monkeypat
     files = [path for root in roots for path in Path(root).rglob("*") if path.is_file()]
     assert len(files) > 25
     for path in files:
-        intact = path.read_bytes()
-        path.write_bytes(flipped(intact, len(intact) // 2))
-        problems = verify_artifacts.verify()[1]
-        assert len(problems) == 1 and ("results/plots" if "plots" in path.parts else str(path)) in problems[0]
-        path.write_bytes(intact)
+        with damaged(path, lambda data: flipped(data, len(data) // 2)):
+            (problem,) = verify_artifacts.verify()[1]
+        assert ("results/plots" if "plots" in path.parts else str(path)) in problem
     assert verify_artifacts.verify()[1] == []
 
 
 def test_the_digest_of_a_folder_is_the_one_that_dvc_gives_it(tmp_path):
     write(tmp_path / "plots", {"b.txt": "second\n", "a.txt": "first\n", "deeper/c.txt": ""})
-    assert dvc_digest(tmp_path / "plots") == DVC_DIGEST
-
-
-DVC_DIGEST = "c0e06db9cb66661accbea82b868347aa.dir"  # `dvc add` of such a folder, DVC 3.67.1
+    # `dvc add` of such a folder, DVC 3.67.1
+    assert dvc_digest(tmp_path / "plots") == "c0e06db9cb66661accbea82b868347aa.dir"
 
 
 def test_hashing_is_fast(tmp_path):
