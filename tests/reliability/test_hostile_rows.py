@@ -1,13 +1,9 @@
-"""Hostile or unusual inputs in whole runs; bench/reliability.md lists the tests of all cases.
-
-One outcome differs from the original list: an image that needs too much memory is `out_of_memory`, not
-`worker_died`, because its process survives and reports it. Flags and formats of images are counted in the
-manifest and are no columns of the shards, which store the pixels of a still image.
-"""
+"""Hostile or unusual inputs in whole runs; bench/reliability.md lists the tests of all cases."""
 
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -61,11 +57,8 @@ def config(source: str, path: Path, **settings: object) -> DataConfig:
 
 def good_samples(count: int) -> list[tuple[str, bytes | str]]:
     """Members of a tar: 0.png, 0.txt, ..."""
-    return [
-        member
-        for number in range(count)
-        for member in ((f"{number}.png", encoded(noise(seed=number))), (f"{number}.txt", "text"))
-    ]
+    pairs = [((f"{n}.png", encoded(noise(seed=n))), (f"{n}.txt", "text")) for n in range(count)]
+    return list(itertools.chain(*pairs))
 
 
 def adds_up(counts: dict) -> bool:
@@ -75,8 +68,6 @@ def adds_up(counts: dict) -> bool:
 def quarantined(folder: Path) -> dict[str, dict]:
     return {row["id"]: row for row in pq.read_table(folder / QUARANTINE).to_pylist()}
 
-
-# ---- images
 
 BAD_IMAGES = [  # bytes and reason, besides those of tests.unit.data.test_images
     *BAD_BYTES,
@@ -112,9 +103,9 @@ def test_every_bad_image_is_one_row_of_the_quarantine_and_affects_no_other(tmp_p
         found = [rows[name][column] for column in ("source", "sha256", "byte_size")]
         assert found == [f"own/{name}", hashlib.sha256(data).hexdigest(), len(data)]
         assert 0 < len(rows[name]["detail"]) <= 500
-    alone = {"id": "text only.txt", "source": "own/text only.txt", "sha256": None, "byte_size": None}
-    detail = "there is no image beside text only.txt"
-    assert rows["text only.txt"] == {**alone, "reason": "missing_pair", "detail": detail}
+    alone = rows["text only.txt"]
+    assert (alone["source"], alone["sha256"], alone["byte_size"]) == ("own/text only.txt", None, None)
+    assert alone["detail"] == "there is no image beside text only.txt"
     clean, mixed = files_of(tmp_path / "without"), files_of(tmp_path / "with")
     assert all(mixed[name] == data for name, data in clean.items() if name.startswith(("train", "valid")))
 
@@ -122,12 +113,11 @@ def test_every_bad_image_is_one_row_of_the_quarantine_and_affects_no_other(tmp_p
 def test_formats_and_flags_are_counted_by_content(tmp_path, capsys):
     """A PNG named .jpg, animations of three formats, bad profiles of two, and one image with both."""
     own, frames = write_folder(tmp_path / "own"), [Image.fromarray(noise(seed=seed)) for seed in range(5)]
-    bad = {"icc_profile": b"no profile at all"}
+    moving, bad = {"save_all": True, "append_images": frames[3:]}, {"icc_profile": b"no profile at all"}
     odd = {
-        f"moving.{kind}": encoded(frames[number], kind, save_all=True, append_images=frames[3:])
-        for number, kind in enumerate(("gif", "webp", "png"))
-    }
-    odd |= {
+        "moving.gif": encoded(frames[0], "GIF", **moving),
+        "moving.webp": encoded(frames[1], "WEBP", **moving),
+        "moving.png": encoded(frames[2], **moving),
         "named.jpg": encoded(noise(seed=20)),
         "still.webp": encoded(noise(seed=21), "WEBP"),
         "both.webp": encoded(frames[3], "WEBP", save_all=True, append_images=frames[:1], **bad),
@@ -148,9 +138,6 @@ def test_formats_and_flags_are_counted_by_content(tmp_path, capsys):
         "prepare_pairs: of the 19 accepted images 4 are animated (the first frame is used), "
         "2 have a bad color profile (it is ignored)\n"
     )
-
-
-# ---- counts by shard
 
 
 SHARDS = {  # of two tars: n_in and outcomes
@@ -193,27 +180,21 @@ def test_outcomes_are_counted_for_each_file_of_many_pairs(tmp_path):
     assert sum(shard["n_in"] for shard in counts["by_shard"].values()) == counts["n_in"] - 12
 
 
-# ---- sha256 values of a source
-
-
-def source_with_sha256(kind: str, folder: Path, images: dict[str, bytes], digests: dict[str, object]):
+def source_with_sha256(kind: str, folder: Path, images: dict[str, bytes], digests: list[object]):
     """A source of these images with a column of sha256 values."""
     write(folder, images)
-    rows = [{"image": name, "caption": name, "sum": digests[name]} for name in images]
+    rows = [{"image": name, "caption": name, "sum": sum_} for name, sum_ in zip(images, digests, strict=True)]
     if kind == "csv":
-        lines = [",".join(str(row[key] or "") for key in ("image", "caption", "sum")) for row in rows]
+        lines = [",".join(str(value or "") for value in row.values()) for row in rows]
         write(folder, {"t.csv": "\n".join(["image,caption,sum", *lines])})
         return CsvSource(folder / "t.csv", sha256_column="sum")
     if kind == "jsonl":
-        lines = "\n".join(map(json.dumps, rows))
-        return JsonLinesSource(write(folder, {"t.jsonl": lines}) / "t.jsonl", sha256_column="sum")
+        write(folder, {"t.jsonl": "\n".join(map(json.dumps, rows))})
+        return JsonLinesSource(folder / "t.jsonl", sha256_column="sum")
     if kind == "webdataset":
-        parts = [
-            (f"{Path(name).stem}.{suffix}", data)
-            for name, row in zip(images, rows, strict=True)
-            for suffix, data in (("jpg", images[name]), ("json", json.dumps(row)))
-        ]
-        return WebDatasetSource(write_tar(folder / "t.tar", parts), sha256_column="sum")
+        sidecars = [(f"{row['image'][0]}.json", json.dumps(row)) for row in rows]
+        tar = write_tar(folder / "t.tar", sorted([*images.items(), *sidecars]))
+        return WebDatasetSource(tar, sha256_column="sum")
     if kind == "parquet of bytes":
         rows = [{**row, "image": images[row["image"]]} for row in rows]
     pq.write_table(pa.Table.from_pylist(rows), folder / "t.parquet")
@@ -226,7 +207,7 @@ def test_an_image_with_another_sha256_than_its_source_says_is_rejected(tmp_path,
     other = flipped(valid, len(valid) - 200, 2)
     digest = hashlib.sha256(valid).hexdigest()
     images = {"a.jpg": valid, "b.jpg": other, "c.jpg": other, "d.jpg": valid, "e.jpg": valid}
-    digests = dict(zip(images, (digest, digest, None, digest.upper(), "sha256 unknown"), strict=True))
+    digests = [digest, digest, None, digest.upper(), "sha256 unknown"]
     pairs = list(source_with_sha256(kind, tmp_path, images, digests))
 
     reasons = [pair.problem and pair.problem.reason for pair in pairs]
@@ -246,44 +227,34 @@ def test_rows_with_different_sha256_values_of_one_image_reject_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("kind", "file", "message"),
     [
-        (CsvSource, "no column 'NAME', only 'image', 'caption'. Set data.SETTING"),
-        (JsonLinesSource, "no line with the key 'NAME', only 'caption', 'image'. Set data.SETTING"),
-        (ParquetSource, "has no column 'NAME', only 'image', 'caption', 'number'. Set data.SETTING"),
-        (WebDatasetSource, "have no .json with 'NAME'. Set data.SETTING to the key"),
+        (CsvSource, "t.csv", "no column 'NAME', only 'image', 'caption'. Set data.SETTING"),
+        (JsonLinesSource, "t.jsonl", "no line with the key 'NAME', only 'caption', 'image'. Set data."),
+        (ParquetSource, "t.parquet", "no column 'NAME', only 'image', 'caption', 'number'. Set data.SETTING"),
+        (ParquetSource, "t.parquet", "column 'number' holds int64, not text.*Set data.SETTING"),
+        (WebDatasetSource, "t.tar", "have no .json with 'NAME'. Set data.SETTING to the key"),
     ],
 )
 @pytest.mark.parametrize("setting", ["sha256_column", "recaption_column"])
-def test_a_missing_column_is_rejected_with_the_fix(tmp_path, kind, message, setting):
+def test_a_missing_column_is_rejected_with_the_fix(tmp_path, kind, file, message, setting):
     lines = {"t.csv": "image,caption\na.png,a", "t.jsonl": '{"image": "a.png", "caption": "a"}'}
-    own = write(tmp_path, {"a.png": png(), **lines})
-    table = {"image": ["a.png"], "caption": ["a"], "number": [7]}
-    pq.write_table(pa.table(table), own / "t.parquet")
-    write_tar(own / "t.tar", [("a.png", png()), ("a.json", '{"caption": "a"}')])
-    files = {CsvSource: "t.csv", JsonLinesSource: "t.jsonl", ParquetSource: "t.parquet"}
-    path = own / files.get(kind, "t.tar")
-    with pytest.raises(SourceError, match=message.replace("NAME", "sum").replace("SETTING", setting)):
-        kind(path, **{setting: "sum"}).check()
-    if kind is ParquetSource:
-        with pytest.raises(SourceError, match=f"column 'number' holds int64, not text.*Set data.{setting}"):
-            kind(path, **{setting: "number"}).check()
-
-
-# ---- files that are not regular
+    write(tmp_path, {"a.png": png(), **lines})
+    pq.write_table(pa.table({"image": ["a.png"], "caption": ["a"], "number": [7]}), tmp_path / "t.parquet")
+    write_tar(tmp_path / "t.tar", [("a.png", png()), ("a.json", '{"caption": "a"}')])
+    name = "sum" if "NAME" in message else "number"
+    with pytest.raises(SourceError, match=message.replace("NAME", name).replace("SETTING", setting)):
+        kind(tmp_path / file, **{setting: name}).check()
 
 
 def make_large(path: Path) -> None:
     path.touch()
-    os.truncate(path, image_decoding.MAX_BYTES + 1)  # a sparse file: it takes no disk space
+    swell(path)  # a sparse file: it takes no disk space
 
 
 def make_socket(path: Path) -> None:
-    here = os.getcwd()
-    os.chdir(path.parent)  # the path of a socket has at most 107 bytes
-    with contextlib.closing(socket.socket(socket.AF_UNIX)) as end:
-        end.bind(path.name)
-    os.chdir(here)
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as end:
+        end.bind(path.name)  # the path of a socket has at most 107 bytes
 
 
 def make_device(path: Path) -> None:
@@ -304,22 +275,14 @@ def make_device(path: Path) -> None:
     ],
 )
 def test_files_that_are_not_regular_are_rejected_at_once_in_every_source(tmp_path, make, reason):
-    write(
-        tmp_path,
-        {
-            "a.png": png(),
-            "a.txt": "a",
-            "odd.txt": "text",
-            "t.csv": "image,caption\na.png,a\nodd.png,text",
-            "l.jsonl": '{"image": "a.png", "caption": "a"}\n{"image": "odd.png", "caption": "text"}',
-        },
-    )
+    lists = {
+        "t.csv": "image,caption\na.png,a\nodd.png,text",
+        "l.jsonl": '{"image": "a.png", "caption": "a"}\n{"image": "odd.png", "caption": "text"}',
+    }
+    write(tmp_path, {"a.png": png(), "a.txt": "a", "odd.txt": "text", **lists})
     make(tmp_path / "odd.png")
-    for source in (
-        FolderSource(tmp_path),
-        CsvSource(tmp_path / "t.csv"),
-        JsonLinesSource(tmp_path / "l.jsonl"),
-    ):
+    sources = (FolderSource(tmp_path), CsvSource(tmp_path / "t.csv"), JsonLinesSource(tmp_path / "l.jsonl"))
+    for source in sources:
         started = time.monotonic()
         assert outcome(source) == {"a.png": ("a",), "odd.png": reason}
         assert time.monotonic() - started < 1
@@ -328,14 +291,14 @@ def test_files_that_are_not_regular_are_rejected_at_once_in_every_source(tmp_pat
 @contextlib.contextmanager
 def without_root() -> Iterator[None]:
     """Drop the rights of root, who may read everything."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
     try:
         yield
     finally:
-        os.seteuid(0)
+        if is_root:
+            os.seteuid(0)
 
 
 def test_a_file_without_read_permission_is_an_io_error(tmp_path, monkeypatch):
@@ -359,6 +322,18 @@ def grow(path: Path) -> None:
     os.utime(path, (1, 1))  # file system clocks are coarse: the length alone must show it
 
 
+def shrink(path: Path) -> None:
+    os.truncate(path, 100)
+
+
+def swell(path: Path) -> None:
+    os.truncate(path, image_decoding.MAX_BYTES + 1)
+
+
+def rewrite(path: Path) -> None:
+    path.write_bytes(png(1))
+
+
 def become_a_pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
@@ -369,28 +344,16 @@ def become_a_link(path: Path) -> None:
     path.symlink_to("/etc/hostname")
 
 
-CHANGES = {
-    "grow": grow,
-    "shrink": lambda path: os.truncate(path, 100),
-    "become a pipe": become_a_pipe,
-    "become a link": become_a_link,
-    "vanish": Path.unlink,
-    "rewrite": lambda path: path.write_bytes(png(1)),
-    "swell": lambda path: os.truncate(path, image_decoding.MAX_BYTES + 1),
-}
-CHANGED = "io_error: a.png changed while it was read"
-
-
 @pytest.mark.parametrize(
     ("moment", "change", "problem"),
     [
-        ("_open_nonblocking", "become a pipe", CHANGED),
-        ("_open_nonblocking", "swell", CHANGED),
-        ("_open_nonblocking", "become a link", "io_error: a.png: Too many levels of symbolic links"),
-        ("_open_nonblocking", "vanish", "missing_pair: there is no a.png"),
-        ("_read_up_to", "grow", CHANGED),
-        ("_read_up_to", "shrink", CHANGED),
-        ("_read_up_to", "rewrite", CHANGED),
+        ("_open_nonblocking", become_a_pipe, "io_error: a.png changed while it was read"),
+        ("_open_nonblocking", swell, "io_error: a.png changed while it was read"),
+        ("_open_nonblocking", become_a_link, "io_error: a.png: Too many levels of symbolic links"),
+        ("_open_nonblocking", Path.unlink, "missing_pair: there is no a.png"),
+        ("_read_up_to", grow, "io_error: a.png changed while it was read"),
+        ("_read_up_to", shrink, "io_error: a.png changed while it was read"),
+        ("_read_up_to", rewrite, "io_error: a.png changed while it was read"),
     ],
 )
 def test_a_file_that_changes_while_it_is_read_is_an_io_error(tmp_path, monkeypatch, moment, change, problem):
@@ -402,14 +365,11 @@ def test_a_file_that_changes_while_it_is_read_is_an_io_error(tmp_path, monkeypat
     def meanwhile(*arguments):
         is_unchanged = (tmp_path / "a.png").exists() and os.lstat(tmp_path / "a.png").st_mtime == 1
         if is_unchanged and "a.txt" not in str(arguments[0]):
-            CHANGES[change](tmp_path / "a.png")
+            change(tmp_path / "a.png")
         return step(*arguments)
 
     monkeypatch.setattr(local_folder, moment, meanwhile)
     assert details(FolderSource(tmp_path)) == {"a.png": problem}
-
-
-# ---- names
 
 
 def name_of(key: str) -> bytes:
@@ -426,36 +386,23 @@ def test_a_key_gives_back_the_name(name):
     assert name_of(key_of(os.fsdecode(name))) == name
 
 
+NAMES = [
+    b"caf\xe9", "caf\u00e9".encode(), "cafe\u0301".encode(), b"caf\\xe9", b"new\nline", b"x" * 251, b"Case", b"case",
+    b"a..b", b"~..", b"\xff\xfe", b"a\tb", "\u202egnp".encode(), b"--", b"%00", b"*", b"'\"`$(x)",
+]  # fmt: skip
+
+
 def test_names_of_every_kind_have_different_keys(tmp_path):
-    names = [b"caf\xe9", "caf\u00e9".encode(), "cafe\u0301".encode(), b"caf\\xe9", b"new\nline", b"x" * 251]
-    names += [
-        b"Case",
-        b"case",
-        b"a..b",
-        b"~..",
-        b"\xff\xfe",
-        b"a\tb",
-        "\u202egnp".encode(),
-        b"--",
-        b"%00",
-        b"*",
-    ]
-    names += [b"'\"`$(x)"]
     own = write_folder(tmp_path / "own")
-    for number, name in enumerate(names):
+    for number, name in enumerate(NAMES):
         for suffix, data in ((b".png", encoded(noise(seed=100 + number))), (b".txt", b"text")):
-            with open(os.path.join(os.fsencode(own), name + suffix), "wb") as file:
-                file.write(data)
+            Path(os.fsdecode(os.path.join(os.fsencode(own), name + suffix))).write_bytes(data)
     counts = write_pairs(config("folder", own), 0, tmp_path / "pairs")
 
-    assert counts["n_in"] == counts["n_ok"] == 12 + len(names)
+    assert counts["n_in"] == counts["n_ok"] == 12 + len(NAMES)
     plain = [f"{number:03d}".encode() for number in range(12)]
-    assert sorted(map(name_of, rows_of(tmp_path / "pairs"))) == sorted(
-        name + b".png" for name in (*plain, *names)
-    )
-
-
-# ---- captions
+    expected = sorted(name + b".png" for name in (*plain, *NAMES))
+    assert sorted(map(name_of, rows_of(tmp_path / "pairs"))) == expected
 
 
 LONG = {
@@ -502,38 +449,25 @@ def test_no_caption_takes_long(kind):
 def test_caption_files_that_are_too_long_are_rejected_in_tars_too(tmp_path):
     long = "x" * 1_048_576
     members = [(f"{name}.png", png()) for name in "abcd"] + [("a.txt", long), ("d.txt", "see")]
-    members += [
-        ("b.json", json.dumps({"caption": long})),
-        ("c.json", json.dumps({"caption": long[:900_000]})),
-    ]
+    for name, caption in (("b", long), ("c", long[:900_000])):
+        members.append((f"{name}.json", json.dumps({"caption": caption})))
     write_tar(tmp_path / "t.tar", members)
     too_long = dict.fromkeys(("t/a", "t/b", "t/c"), "caption_too_long")
     assert outcome(WebDatasetSource(tmp_path)) == {**too_long, "t/d": ("see",)}
-
-
-# ---- the same name twice
 
 
 def repeating_tar(path: Path) -> Path:
     """Repeated samples: complete, in part, with another image, with another caption, and a third time."""
     first, second, third = (("png", encoded(noise(seed=seed))) for seed in (1, 2, 3))
     a, b, c, sea = (("txt", text) for text in ("a", "b", "c", "sea"))
-    members = [("a", first), ("a", a), ("b", second), ("c", third)]
-    again = [
-        ("b", b),
-        ("c", c),
-        ("a", first),
-        ("a", a),
-        ("b", second),
-        ("b", first),
-        ("c", sea),
-        ("a", a),
-        ("c", third),
-    ]
-    before, after = (
-        [(f"{name}.{suffix}", data) for name, (suffix, data) in some] for some in (members, again)
-    )
-    return write_tar(path, [*before, *good_samples(8), *after])
+    before = [("a", first), ("a", a), ("b", second), ("c", third)]
+    after = [("b", b), ("c", c), ("a", first), ("a", a), ("b", second)]
+    after += [("b", first), ("c", sea), ("a", a), ("c", third)]
+
+    def members(parts: list) -> list[tuple[str, bytes | str]]:
+        return [(f"{name}.{suffix}", data) for name, (suffix, data) in parts]
+
+    return write_tar(path, [*members(before), *good_samples(8), *members(after)])
 
 
 def test_a_repeated_sample_is_a_duplicate_and_a_different_one_is_rejected(tmp_path):
@@ -552,13 +486,9 @@ def test_the_first_of_equal_names_is_used_for_any_number_of_workers(tmp_path):
     tar = repeating_tar(tmp_path / "t.tar")
     for workers in (1, 3):
         write_pairs(config("webdataset", tar, workers=workers), 0, tmp_path / str(workers))
-    files = files_of(tmp_path / "1")
-    assert files_of(tmp_path / "3") == files
+    assert files_of(tmp_path / "3") == files_of(tmp_path / "1")
     rows = rows_of(tmp_path / "1")
     assert [rows[f"t/{name}"]["captions"] for name in "abc"] == [["a"], ["b"], ["c"]]
-
-
-# ---- lists and archives
 
 
 def test_a_sparse_member_is_rejected(tmp_path):
@@ -580,13 +510,10 @@ def rows_of(folder: Path) -> dict[str, dict]:
     return {row["key"]: row for rows in tables for row in rows}
 
 
-def everything_below(folder: Path) -> dict[str, tuple[int, int]]:
+def everything_below(folder: Path) -> dict[Path, tuple[int, int]]:
     """{path: (mode, size)} of all files and links."""
-    return {
-        str(path.relative_to(folder)): (path.lstat().st_mode, path.lstat().st_size)
-        for path in folder.rglob("*")
-        if path.is_symlink() or not path.is_dir()
-    }
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return {path: (path.lstat().st_mode, path.lstat().st_size) for path in paths}
 
 
 def test_no_member_of_a_tar_is_written_anywhere(tmp_path, monkeypatch):
@@ -605,7 +532,7 @@ def test_no_member_of_a_tar_is_written_anywhere(tmp_path, monkeypatch):
     assert adds_up(counts) and counts["reasons"] == {"unsafe_path": 2, "not_regular": 2}
     assert counts["n_ok"] == 9  # out/through is only a name
     after = everything_below(tmp_path)
-    assert {path for path in after.keys() - before.keys() if not path.startswith("a/b/c/pairs/")} == set()
+    assert all(path.parent == work / "pairs" for path in after.keys() - before.keys())
     assert before.items() <= after.items()
 
 
@@ -616,15 +543,14 @@ def test_archives_are_never_unpacked(tmp_path):
         tar.addfile(tarfile.TarInfo("x.png"))
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.png", bytes(40_000_000))
-    assert len(packed.getvalue()) < 42_000
+    zip_, gz = packed.getvalue(), inner.getvalue()
+    assert len(zip_) < 42_000
     own = write_folder(tmp_path / "own")
-    for names, data in ((("bomb.zip", "bomb.png"), packed), (("inner.tar.gz", "gz.png"), inner)):
-        write(own, {name: data.getvalue() for name in names})
-    write(own, {"bomb.txt": "x", "gz.txt": "x"})
+    write(own, {"bomb.zip": zip_, "bomb.png": zip_, "bomb.txt": "x"})
+    write(own, {"inner.tar.gz": gz, "gz.png": gz, "gz.txt": "x"})
     counts = write_pairs(config("folder", own), 0, tmp_path / "folder")
     assert (counts["n_in"], counts["n_ok"], counts["reasons"]) == (14, 12, {"not_an_image": 2})
 
-    archives = {"a.zip": packed, "nested.tar": inner, "nested.zip": packed, "b.json.gz": inner}
-    members = [(name, data.getvalue()) for name, data in archives.items()]
-    write_tar(tmp_path / "t.tar", [("a.png", png()), ("a.txt", "a"), *members])
+    archives = [("a.zip", zip_), ("nested.tar", gz), ("nested.zip", zip_), ("b.json.gz", gz)]
+    write_tar(tmp_path / "t.tar", [("a.png", png()), ("a.txt", "a"), *archives])
     assert outcome(WebDatasetSource(tmp_path / "t.tar")) == {"t/a": ("a",)}
