@@ -37,9 +37,6 @@ def random_qkv(length: int, width: int = 16) -> tuple[torch.Tensor, ...]:
     return torch.randn(3, 2, 3, length, width, generator=torch.Generator().manual_seed(0)).unbind()
 
 
-# --- the mask function and the blocks -----------------------------------------------------------------------
-
-
 @pytest.mark.paper("generator: column trick")
 @every_kind
 @pytest.mark.parametrize(("side", "kernel"), [(1, 3), (4, 3), (7, 5), (5, 11), (32, 11)])
@@ -73,22 +70,6 @@ def test_most_of_the_papers_121_blocks_are_never_computed():
     assert {kind: computed(kind) for kind in KINDS} == {"row": 45, "column": 45, "convolutional": 51}
 
 
-@pytest.mark.slow  # half a minute of compiling
-@needs_compiler
-def test_compiled_flex_attention_equals_dense_attention():
-    mask, qkv = attention_mask("column", PREFIX, side=7, kernel=3), random_qkv(53)
-    order = FlexOrder("column", PREFIX, 7, 3)
-    attend = Compiled(
-        flex_attention(order, order.block_mask(53, CPU)), "flex", lambda *_: pytest.fail("not compiled")
-    )
-    with torch.no_grad():
-        actual = attend(*qkv)
-    torch.testing.assert_close(actual, dense_attention(mask[:53, :53])(*qkv), atol=1e-5, rtol=0)
-
-
-# --- where it is not supported ------------------------------------------------------------------------------
-
-
 tiny = functools.partial(tiny_transformer, 6, width=32)
 TEXT = captions_as_tokens(2)
 
@@ -106,8 +87,9 @@ def assert_close(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> No
 
 
 def test_on_a_cpu_flex_is_replaced_and_one_line_says_so(capfd):
-    assert_close(loss_and_gradients(tiny(attention="flex")), loss_and_gradients(tiny()))
-    assert_close(loss_and_gradients(tiny(attention="flex")), loss_and_gradients(tiny()))
+    expected = loss_and_gradients(tiny())
+    for _ in range(2):
+        assert_close(loss_and_gradients(tiny(attention="flex")), expected)
 
     assert capfd.readouterr().err == (
         "transformer.attention is flex, but it has no gradients on cpu; attending under the whole mask instead\n"
@@ -125,9 +107,6 @@ def test_on_a_gpu_large_grids_use_flex_in_training_only(monkeypatch):
     assert not tiny().attention.uses_flex(CPU) and tiny(attention="flex").attention.uses_flex(CPU)
 
 
-# --- compiled layers ----------------------------------------------------------------------------------------
-
-
 def compiled_by(monkeypatch, backend) -> None:
     """Layers are compiled by that backend, with no C++ compiler in it."""
     monkeypatch.setattr(
@@ -140,48 +119,43 @@ OPTIONS = {"activation": "swiglu", "rotary_extent": 4.0, "random_order_steps": (
 
 
 @pytest.mark.parametrize(
-    ("activation_checkpointing", "precision", "options"),
-    [(False, torch.float32, {}), (True, torch.bfloat16, {}), (False, torch.float32, OPTIONS)],
+    ("precision", "options"), [(torch.float32, OPTIONS), (torch.bfloat16, {"activation_checkpointing": True})]
 )
-def test_compiled_layers_give_the_same_loss_and_gradients_from_one_graph(
-    monkeypatch, activation_checkpointing, precision, options
-):
+def test_compiled_layers_give_the_same_loss_and_gradients_from_one_graph(monkeypatch, precision, options):
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled_by(monkeypatch, counter)
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-        settings = options | {"activation_checkpointing": activation_checkpointing}
-        actual = loss_and_gradients(tiny(compile=True, **settings))
-        expected = loss_and_gradients(tiny(**settings))
+        actual = loss_and_gradients(tiny(compile=True, **options))
+        expected = loss_and_gradients(tiny(**options))
 
     assert_close(actual, expected)
     assert counter.frame_count == 1  # 6 layers share it, since masks are arguments
 
 
 @pytest.mark.parametrize(
-    ("options", "num_kinds", "activation_checkpointing", "is_whole"),
+    ("options", "settings", "num_graphs"),
     [
-        ({}, 3, False, True),
-        ({"scales": SEVERAL_SCALES}, 1, True, False),
-        pytest.param({}, 3, True, False, marks=pytest.mark.slow),
-        pytest.param({"scales": SEVERAL_SCALES}, 1, False, True, marks=pytest.mark.slow),
-        pytest.param(OPTIONS, 1, False, True, marks=pytest.mark.slow),
+        ({}, {"compile": True}, 3),  # one per kind of layer: 6 layers share them
+        ({"scales": SEVERAL_SCALES}, {"activation_checkpointing": True}, 0),
+        pytest.param({}, {"activation_checkpointing": True}, 0, marks=pytest.mark.slow),
+        pytest.param({"scales": SEVERAL_SCALES}, {"compile": True}, 1, marks=pytest.mark.slow),
+        pytest.param(OPTIONS, {"compile": True}, 1, marks=pytest.mark.slow),
     ],
 )
 def test_flex_attention_gives_the_loss_and_gradients_of_dense_attention_compiled_alone_or_in_its_layer(
-    monkeypatch, capfd, options, num_kinds, activation_checkpointing, is_whole
+    monkeypatch, capfd, options, settings, num_graphs
 ):
     # torch rejects gradients on a CPU, which has no kernel for them; uncompiled they work
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
     monkeypatch.setattr(attention, "why_flex_is_unsupported", lambda device: "")
-    monkeypatch.setattr(attention, "Compiled", lambda *settings: Compiled(*settings, backend="aot_eager"))
+    monkeypatch.setattr(attention, "Compiled", lambda *part: Compiled(*part, backend="aot_eager"))
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled_by(monkeypatch, counter)
 
-    settings = options | {"compile": is_whole, "activation_checkpointing": activation_checkpointing}
-    actual = loss_and_gradients(tiny(attention="flex", **settings))
+    actual = loss_and_gradients(tiny(attention="flex", **options, **settings))
 
     assert_close(actual, loss_and_gradients(tiny(attention="dense", **options)))
-    assert counter.frame_count == (num_kinds if is_whole else 0)  # one per kind of layer: 6 layers share them
+    assert counter.frame_count == num_graphs
     assert capfd.readouterr().err == ""
 
 
@@ -213,24 +187,20 @@ def failing_with(error: Exception) -> Callable:
     return fail
 
 
-def test_an_out_of_memory_error_is_no_failure_of_the_compiler(monkeypatch):
-    full = failing_with(torch.OutOfMemoryError("CUDA out of memory"))
-    monkeypatch.setattr(torch, "compile", lambda function, **_: full)
-    with pytest.raises(torch.OutOfMemoryError):
-        Compiled(lambda: 1, "a part")()
-
-
-def test_an_error_of_the_function_itself_is_raised(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "fallback"),
+    [(torch.OutOfMemoryError("CUDA out of memory"), lambda: 1), (ValueError("a wrong size"), None)],
+)
+def test_an_error_of_memory_or_of_the_function_itself_is_raised(monkeypatch, error, fallback):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    with pytest.raises(ValueError, match="a wrong size"):
-        Compiled(failing_with(ValueError("a wrong size")), "a part")()
+    with pytest.raises(type(error), match=str(error)):
+        Compiled(failing_with(error), "a part", fallback)()
 
 
 def test_on_a_cpu_nothing_is_compiled_by_default_and_a_model_can_be_copied():
     assert not should_compile("auto", CPU) and not should_compile(False, CPU) and should_compile(True, CPU)
     assert not should_compile(True, torch.device("meta"))
-    model = tiny()
-    assert_close(loss_and_gradients(copy.deepcopy(model)), loss_and_gradients(model))
+    assert_close(loss_and_gradients(copy.deepcopy(tiny())), loss_and_gradients(tiny()))
 
 
 def test_a_pass_without_gradients_is_not_compiled(monkeypatch):
