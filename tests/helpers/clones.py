@@ -9,6 +9,7 @@ import yaml
 
 from tests.helpers.paths import ROOT
 
+IDENTITY = {f"GIT_{role}_{key}": "test" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
 STAGE = """import os, sys, time
 time.sleep(float(os.environ.get("SECONDS", "0")))
 open(sys.argv[1], "w").write(" ".join(sys.argv[1:]))
@@ -17,12 +18,10 @@ print(sys.argv[1], file=open(os.environ["RUN"], "a"))
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The environment of a command in a clone; each stage that runs adds a line to a file beside the
-    clone."""
+    """The environment of a command in a clone; each stage that runs adds a line to a file beside it."""
     quiet = {"DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(ROOT), "RUN": str(folder.parent / "run.txt")}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    identity = {f"GIT_{role}_{key}": "test" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
-    return {**os.environ, **quiet, **identity, "PATH": path}
+    return {**os.environ, **quiet, **IDENTITY, "PATH": path}
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -37,8 +36,7 @@ def must(folder: Path, *arguments: str) -> str:
 
 
 def make_origin(folder: Path, needs: dict[str, tuple[str, ...]], files: dict[str, str] | None = None) -> Path:
-    """A committed project whose stages write NAME.txt from the files they need; its remote is a folder beside
-    it."""
+    """A committed project whose stages write NAME.txt from the files they need; its remote is beside it."""
     origin = folder / "origin"
     (origin / ".dvc").mkdir(parents=True)
     (folder / "remote").mkdir()

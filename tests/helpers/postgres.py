@@ -27,19 +27,13 @@ def postgres() -> Iterator[str]:
     folder, port = Path(tempfile.mkdtemp(prefix="postgres-")), free_port()
     folder.chmod(0o711)
     postgres_server.make_folder(folder, PASSWORD)
-    command = [
-        f"{programs}/postgres",
-        "-D",
-        str(folder / "data"),
-        "-p",
-        str(port),
-        "-k",
-        "",
-        "-c",
-        "fsync=off",
-    ]
+    options = ["-D", f"{folder}/data", "-p", str(port), "-k", "", "-c", "fsync=off"]
     process = subprocess.Popen(
-        command, user=user, extra_groups=[] if user else None, cwd=folder, stderr=subprocess.DEVNULL
+        [f"{programs}/postgres", *options],
+        user=user,
+        extra_groups=[] if user else None,
+        cwd=folder,
+        stderr=subprocess.DEVNULL,
     )
     try:
         wait_for(lambda: postgres_server.sql(port, PASSWORD, "create database prefect").returncode == 0, 60)

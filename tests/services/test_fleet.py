@@ -1,31 +1,29 @@
 """One pipeline on two workers, each with its own clone, and a coordinator, on a real Prefect server on PostgreSQL."""
 
-import re
+import contextvars
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
-from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.fleet import CPU_DEPLOYMENT, cancel_runs, check_workers, find_submitted_run
+from flows.dvc.graph import Graph
+from flows.fleet import CPU_DEPLOYMENT, check_workers, find_submitted_run, submit_stages
 from tests.helpers import clones
 from tests.helpers.postgres import postgres
-from tests.helpers.prefect_server import ROOT, Server, end, environment, wait_for
+from tests.helpers.prefect_server import ROOT, Server, environment, wait_for
 from thousandwords.core.errors import UserError
 
 NEEDS = {"first": (), "other": (), "last": ("first",)}
 
 
 class Fleet:
-    """A coordinator's clone and two more, each with a worker that takes one run at a time.
-
-    `settings` name the server.
-    """
+    """A coordinator's clone and two more, each with a worker that takes one run at a time; `settings` name the server."""
 
     def __init__(self, folder: Path, settings: dict[str, str], seconds: float) -> None:
         whole = yaml.safe_load((ROOT / "prefect.yaml").read_text())
@@ -42,25 +40,11 @@ class Fleet:
             clones.clone(self.origin, name) for name in ("coordinator", "one", "two")
         )
         self.settings = {**settings, "PREFECT_WORKER_QUERY_SECONDS": "1", "SECONDS": str(seconds)}
-        self.started: list[subprocess.Popen] = []
-
-    def start(self, clone: Path, *args: str) -> subprocess.Popen:
-        own = {**clones.environment(clone), **environment(clone / ".prefect", **self.settings)}
-        piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen([sys.executable, "-m", *args], cwd=clone, env=own, **piped)
-        self.started.append(process)
-        return process
-
-    def end_started(self) -> None:
-        """End what is still running of what a test started: a failed one must not disturb the next."""
-        for process in self.started:
-            end(process)
-        self.started = []
 
     def call(self, clone: Path, *args: str) -> subprocess.CompletedProcess:
-        process = self.start(clone, *args)
-        output, errors = process.communicate(timeout=300)
-        return subprocess.CompletedProcess(args, process.returncode, output, errors)
+        own = {**clones.environment(clone), **environment(clone / ".prefect", **self.settings)}
+        command = [sys.executable, "-m", *args]
+        return subprocess.run(command, cwd=clone, env=own, capture_output=True, text=True, timeout=300)
 
     def must(self, clone: Path, *args: str) -> str:
         result = self.call(clone, *args)
@@ -94,12 +78,6 @@ def fleet(prefect, tmp_path_factory):
     fleet.close()
 
 
-@pytest.fixture(autouse=True)
-def ends_coordinators(fleet):
-    yield
-    fleet.end_started()
-
-
 @pytest.fixture(scope="module")
 def deployed(fleet):
     """The fleet with deployments, and no worker yet."""
@@ -114,48 +92,46 @@ def working(deployed):
     return deployed
 
 
-def commit_program(fleet: Fleet, stage: str, what: str) -> None:
-    """Commit and push another program for all stages."""
-    (fleet.coordinator / "stage.py").write_text(stage)
-    clones.must(fleet.coordinator, "git", "commit", "-qam", what)
-    clones.must(fleet.coordinator, "git", "push", "-q", "origin", f"HEAD:refs/heads/{what.replace(' ', '-')}")
+@pytest.fixture
+def client(prefect):
+    with temporary_settings({PREFECT_API_URL: prefect.api}), get_client(sync_client=True) as client:
+        yield client
 
 
-def test_without_deployments_the_message_names_the_fix_before_anything_runs(fleet):
-    result = fleet.call(fleet.coordinator, "flows.fleet")
-    message = "the server has no deployment stage/stage-cpu. Run: make deploy"
-    assert result.returncode == 1 and message in result.stderr and clones.ran(fleet.origin) == []
-
-
-def test_without_workers_the_message_names_the_fix(deployed, prefect):
-    message = "no worker takes runs from thousandwords-cpu, which stage/stage-cpu needs. In a clone for each, run: make workers"
-    with (
-        temporary_settings({PREFECT_API_URL: prefect.api}),
-        get_client(sync_client=True) as client,
-        pytest.raises(UserError, match=re.escape(message)),
-    ):
+def test_without_deployments_the_message_names_the_fix(fleet, client):
+    with pytest.raises(UserError, match="the server has no deployment stage/stage-cpu. Run: make deploy"):
         check_workers(client, {CPU_DEPLOYMENT})
 
 
-def test_a_run_that_an_earlier_coordinator_submitted_is_found_by_its_revision_and_cancelled(
-    deployed, prefect
+def test_without_workers_the_message_names_the_fix(deployed, client):
+    message = "no worker takes runs from thousandwords-cpu, which stage/stage-cpu needs. In a clone for each, run: make workers"
+    with pytest.raises(UserError, match=message):
+        check_workers(client, {CPU_DEPLOYMENT})
+
+
+def test_a_coordinator_stopped_by_ctrl_c_cancels_its_submitted_runs_which_another_finds_until_then(
+    deployed, prefect, client, monkeypatch
 ):
-    parameters = {"stage": "first", "revision": "abc", "place": {}, "pipeline": ""}
-    with temporary_settings({PREFECT_API_URL: prefect.api}), get_client(sync_client=True) as client:
-        run = run_deployment(
-            CPU_DEPLOYMENT, parameters=parameters, flow_run_name="first", timeout=0, as_subflow=False
-        )
-        found = [
-            find_submitted_run(client, stage, revision)
-            for stage, revision in (("first", "abc"), ("first", "another"), ("other", "abc"))
-        ]
-        assert found[0].id == run.id and found[1:] == [None, None]
+    """In this process, and without a worker: no one takes the run before it is cancelled."""
+    monkeypatch.chdir(deployed.coordinator)
+    monkeypatch.setattr("flows.fleet.check_workers", lambda *_: None)
+    found = []
 
-        cancel_runs(client, [run.id])
+    def interrupt() -> None:
+        wait_for(lambda: prefect.runs("stage-cpu"), 60)
+        names = (("first", "abc"), ("first", "another"), ("other", "abc"))
+        found.extend(find_submitted_run(client, *name) for name in names)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-        assert client.read_flow_run(run.id).state.type in ("CANCELLING", "CANCELLED")
-        assert find_submitted_run(client, "first", "abc") is None
-        client.delete_flow_run(run.id)
+    threading.Thread(target=contextvars.copy_context().run, args=(interrupt,)).start()
+    with pytest.raises(KeyboardInterrupt):
+        submit_stages(Graph({"first": []}, frozenset({"first"})), list(NEEDS), "abc")
+
+    (run,) = prefect.runs("stage-cpu")
+    assert str(found[0].id) == run["id"] and found[1:] == [None, None]
+    assert run["state_type"] == "CANCELLED"
+    assert find_submitted_run(client, "first", "abc") is None
+    client.delete_flow_run(found[0].id)
 
 
 def test_each_stage_runs_once_on_any_free_worker_and_an_unchanged_one_on_none(working, prefect):
@@ -177,59 +153,16 @@ def test_each_stage_runs_once_on_any_free_worker_and_an_unchanged_one_on_none(wo
     assert len(prefect.runs("stage-cpu")) == before
 
 
-def wait_for_worker(prefect: Server, earlier: set[str]) -> list[str]:
-    """Wait until a worker has taken a run that is not among the earlier ones."""
-
-    def taken() -> list[str]:
-        runs = [run for run in prefect.runs() if run["id"] not in earlier and run["name"] in NEEDS]
-        return [run["id"] for run in runs if run["state_type"] in ("PENDING", "RUNNING")]
-
-    return wait_for(taken, 180, every=0.5)
-
-
-@pytest.mark.slow  # half a minute; a run that was submitted earlier is found above
-def test_a_second_coordinator_finds_the_runs_that_a_killed_one_had_submitted(working, prefect):
-    fleet = working
-    commit_program(fleet, clones.STAGE + "# changed\n", "a change")
-    ran = clones.ran(fleet.origin)
-    earlier = {run["id"] for run in prefect.runs()}
-    first = fleet.start(fleet.coordinator, "flows.fleet", "first")
-    wait_for_worker(prefect, earlier)
-    first.kill()
-    first.wait()
-
-    output = fleet.must(fleet.coordinator, "flows.fleet", "first")
-
-    assert output.endswith("fleet: 1 of 1 stages went to workers: first\n")
-    assert clones.ran(fleet.origin)[len(ran) :] == ["first"]
-
-
-def test_a_coordinator_stopped_by_ctrl_c_cancels_its_submitted_runs(working, prefect):
-    fleet = working
-    commit_program(fleet, clones.STAGE + "# again\n", "another change")
-    earlier = {run["id"] for run in prefect.runs()}
-    coordinator = fleet.start(fleet.coordinator, "flows.fleet", "first")
-    wait_for_worker(prefect, earlier)
-    coordinator.send_signal(signal.SIGINT)
-    output, errors = coordinator.communicate(timeout=60)
-    assert coordinator.returncode, output + errors
-
-    def states() -> set[str]:
-        runs = [run for run in prefect.runs() if run["id"] not in earlier and run["name"] in NEEDS]
-        return {run["state_type"] for run in runs}
-
-    wait_for(lambda: states() <= {"CANCELLED"}, 180, "its runs are not cancelled", every=1)
-
-
 def test_a_failed_stage_is_named_with_its_worker_and_stages_that_need_it_are_not_submitted(working, prefect):
     fleet = working
-    commit_program(fleet, "raise SystemExit(2)\n", "a mistake")
+    (fleet.coordinator / "stage.py").write_text("raise SystemExit(2)\n")
+    clones.must(fleet.coordinator, "git", "commit", "-qam", "a mistake")
+    clones.must(fleet.coordinator, "git", "push", "-q", "origin", "HEAD:refs/heads/a-mistake")
     earlier = {run["id"] for run in prefect.runs()}
 
     result = fleet.call(fleet.coordinator, "flows.fleet", "last")
 
     assert result.returncode == 1 and "fleet: stage first is failed on its worker: " in result.stderr
     assert "stage first failed with code 2" in result.stderr
-    assert [run["name"] for run in prefect.runs() if run["id"] not in earlier and run["name"] in NEEDS] == [
-        "first"
-    ]
+    names = [run["name"] for run in prefect.runs() if run["id"] not in earlier and run["name"] in NEEDS]
+    assert names == ["first"]
