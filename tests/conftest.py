@@ -10,9 +10,9 @@ from filelock import FileLock
 from hypothesis import settings
 
 from tests.helpers.browser import chromium
+from tests.helpers.fork_server import RegistryProcess
 from tests.helpers.mlflow_server import new_mlflow_database
 from tests.helpers.prefect_server import Server
-from tests.helpers.registry_process import RegistryProcess
 from tests.helpers.tiny_models import write_parts
 from thousandwords.inference.config import SamplingConfig
 from thousandwords.inference.package import write_package

@@ -56,14 +56,8 @@ class MlflowServer:
         own = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         own |= {"DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with open(self.folder / "server.log", "a") as log:
-            options = {
-                "cwd": self.folder,
-                "env": own,
-                "stdout": log,
-                "stderr": log,
-                "start_new_session": True,
-            }
-            self.process = subprocess.Popen(self.command(), **options)
+            options = {"cwd": self.folder, "env": own, "stdout": log, "stderr": log}
+            self.process = subprocess.Popen(self.command(), **options, start_new_session=True)
         health = f"{self.uri}/health"
         wait_for(lambda: not self.is_alive() or answers(health), 180, "MLflow's server did not come up")
         assert self.is_alive(), (self.folder / "server.log").read_text()[-2000:]

@@ -88,8 +88,7 @@ def plant(folder: Path, change, pins: dict[str, str] | None = None) -> Path:
 
 
 def seal(folder: Path) -> dict[str, str]:
-    """Make every manifest in `folder` match its files. Returns the tags that pin it, so that no hash reveals
-    a change."""
+    """Make every manifest in `folder` match its files; the tags that pin it, so that no hash reveals a change."""
     package = folder / "artifacts/package"
     parts = {}
     for part in sorted(path for path in package.iterdir() if path.is_dir()):

@@ -7,8 +7,7 @@ THOUSANDWORDS_KILLS.
 import os
 import random
 import shutil
-import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,53 +18,33 @@ from tests.helpers.registered_models import client
 from tests.helpers.registering import train
 from thousandwords.inference.package import load_package
 
-# --- F1: aliases that move while they are read -----------------------------------------------------------------------
-
-
-SLOW_FLIPS = int(os.environ.get("THOUSANDWORDS_FLIPS", "1000"))
+FLIPS = int(os.environ.get("THOUSANDWORDS_FLIPS", "1000"))
 
 
 @pytest.mark.parametrize(
-    "flips, reads, threads", [(200, 40, 2), pytest.param(SLOW_FLIPS, SLOW_FLIPS, 4, marks=pytest.mark.slow)]
+    "flips, reads, threads", [(200, 40, 2), pytest.param(FLIPS, FLIPS, 4, marks=pytest.mark.slow)]
 )
 def test_a_moving_alias_always_names_a_complete_version(project, tmp_path, flips, reads, threads):
-    """As many writers move the alias as readers fetch it."""
-    errors, versions, began = [], [], time.monotonic()
-    barrier = threading.Barrier(2 * threads)
+    """F1: as many writers move the alias as readers fetch it."""
 
-    def collect_errors(work, count: int, number: int) -> None:
-        barrier.wait()
-        for step in range(count):
-            try:
-                work(step, number)
-            except Exception as error:
-                errors.append(f"{type(error).__name__}: {error}")
+    def write(number: int) -> None:
+        for step in range(flips // threads):
+            move_alias(client(), "champion", str(1 + (step + number) % 2))
 
-    def write(step: int, number: int) -> None:
-        move_alias(client(), "champion", str(1 + (step + number) % 2))
+    def read(number: int) -> set[str]:
+        versions, folder = [], tmp_path / str(number)
+        for _ in range(reads // threads):
+            versions.append(fetch("champion", folder, project).parent.parent.name.partition("-")[0])
+            shutil.rmtree(folder)
+        assert len(versions) == reads // threads
+        return set(versions)
 
-    def read(step: int, number: int) -> None:
-        package = fetch("champion", tmp_path / f"{number}-{step}", project)
-        versions.append(package.parent.parent.name.partition("-")[0])
-        shutil.rmtree(tmp_path / f"{number}-{step}")
-
-    works = [(write, flips // threads, number) for number in range(threads)]
-    works += [(read, reads // threads, number) for number in range(threads)]
-    running = [threading.Thread(target=collect_errors, args=work) for work in works]
-    for thread in running:
-        thread.start()
-    for thread in running:
-        thread.join()
-
-    seconds = time.monotonic() - began
-    print(
-        f"F1: {flips} flips against {reads} reads, by {threads} each, {len(errors)} errors, {seconds:.0f} s"
-    )
-    assert (len(versions), errors) == (reads, []) and set(versions) <= {"1", "2"}
+    with ThreadPoolExecutor(2 * threads) as pool:
+        writing = [pool.submit(write, number) for number in range(threads)]
+        reading = [pool.submit(read, number) for number in range(threads)]
+    assert [future.result() for future in writing] == [None] * threads
+    assert set().union(*(future.result() for future in reading)) <= {"1", "2"}
     assert "MLFLOW_REGISTRY_URI" not in os.environ, "the threads left the variable behind"
-
-
-# --- F5: a killed registration -------------------------------------------------------------------------------
 
 
 def check_complete_or_absent(project: Path, folder: Path) -> int:
@@ -77,33 +56,30 @@ def check_complete_or_absent(project: Path, folder: Path) -> int:
     return len(versions)
 
 
-@pytest.mark.parametrize("failpoint, versions", [("version-stored:1", 2), ("version-created:1", 3)])
+@pytest.mark.parametrize(("failpoint", "versions"), [("version-stored:1", 2), ("version-created:1", 3)])
 def test_a_killed_registration_leaves_no_version_or_a_complete_one(
     project, tmp_path, registry_process, failpoint, versions
 ):
     train(project, seed=2)
-    code, *_ = registry_process.run(project, failpoint=failpoint)
-    assert code == -9 and check_complete_or_absent(project, tmp_path / "fetched") == versions
+    ended = registry_process.run("register", folder=str(project), failpoint=failpoint)
+    assert ended.code == -9 and check_complete_or_absent(project, tmp_path / "fetched") == versions
 
-    assert registry_process.run(project)[0] == 0
+    assert registry_process.run("register", folder=str(project)).code == 0
     assert check_complete_or_absent(project, tmp_path / "fetched") == 3
     assert promote(project) == "3"
 
 
-@pytest.mark.parametrize(
-    "count", [2, pytest.param(int(os.environ.get("THOUSANDWORDS_KILLS", "20")), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
 def test_registrations_killed_at_random_moments_leave_complete_versions_only(
-    project, tmp_path, registry_process, count
+    project, tmp_path, registry_process
 ):
     train(project, seed=100)
-    code, duration, _ = registry_process.run(project)
-    assert code == 0
+    usual = registry_process.run("register", folder=str(project)).seconds
     moments, counts = random.Random(0), []
-    for number in range(count):
+    for number in range(int(os.environ.get("THOUSANDWORDS_KILLS", "20"))):
         train(project, seed=200 + number)
-        code, *_ = registry_process.run(project, after=moments.uniform(0, duration))
-        assert code in (-9, 0)
+        after = moments.uniform(0, usual)
+        assert registry_process.run("register", folder=str(project), signal_after=after).code in (-9, 0)
         counts.append(check_complete_or_absent(project, tmp_path / "fetched"))
     assert counts == sorted(counts)
-    print(f"F5: {count} registrations killed: {counts[-1] - 3} versions complete, 0 partial")
+    print(f"F5: {len(counts)} registrations killed: {counts[-1] - 3} versions complete, 0 partial")
