@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import yaml
 
+from tests.helpers.clones import IDENTITY
 from tests.helpers.prefect_server import ROOT, Server, run, tiny_project, wait_for
 
 TRIALS = int(os.environ.get("THOUSANDWORDS_KILLS", "0"))  # 0: as many as the target asks for
@@ -26,28 +27,20 @@ PROBE = "exec 9>>{logs}/$CUDA_VISIBLE_DEVICES.probe; flock -n 9 || echo clash >>
 
 def commit_first(project: Path) -> None:
     """Create the same first commit in each project, as in clones, so that the server accepts all of them."""
-    who = {f"GIT_{role}_{what}": "test" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     when = {f"GIT_{role}_DATE": "2026-01-01T00:00:00Z" for role in ("AUTHOR", "COMMITTER")}
     command = ["git", "commit", "--quiet", "--allow-empty", "-m", "the first"]
-    subprocess.run(command, cwd=project, env={**os.environ, **who, **when}, check=True)
+    subprocess.run(command, cwd=project, env={**os.environ, **IDENTITY, **when}, check=True)
 
 
 class GpuTestbed:
-    """`work` is the command of the only stage of each project. `{logs}` in it is this test bed's log
-    folder."""
+    """`work` is the command of the only stage of each project; `{logs}` in it is the folder of the logs."""
 
     def __init__(
-        self,
-        folder: Path,
-        work: str = "sleep 600",
-        projects: int = 1,
-        schedules: tuple[dict, ...] = (),
-        server: dict[str, str] | None = None,
-        workers: dict[str, str] | None = None,
+        self, folder: Path, work: str = "sleep 600", projects: int = 1, schedules: tuple[dict, ...] = ()
     ) -> None:
-        self.folder, self.logs, self.worker_settings = folder, folder / "logs", workers or {}
+        self.folder, self.logs = folder, folder / "logs"
         self.logs.mkdir(parents=True)
-        self.server = Server(folder / "server", **FAST, **(server or {}))
+        self.server = Server(folder / "server", **FAST)
         names = [f"project{number}" for number in range(projects)]
         self.projects = [self._project(folder / name, work, schedules) for name in names]
         self.call("flows.deploy")
@@ -69,24 +62,24 @@ class GpuTestbed:
         gpus = {"CUDA_VISIBLE_DEVICES": "0", "THOUSANDWORDS_GPU_LOCKS": str(self.folder / "gpu-locks")}
         return {**FAST, **gpus, "PREFECT_API_URL": self.server.api}
 
-    def call(self, *args: str, project: Path | None = None, **settings: str) -> str:
-        result = run(project or self.projects[0], *args, **self.settings(), **settings)
+    def call(self, *args: str, project: Path | None = None) -> str:
+        result = run(project or self.projects[0], *args, **self.settings())
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
 
     def start_workers(self, project: Path | None = None) -> None:
-        self.call("flows.workers", "start", project=project, **self.worker_settings)
+        self.call("flows.workers", "start", project=project)
 
     def close(self) -> None:
         for project in self.projects:
             run(project, "flows.workers", "stop", **self.settings())
         self.server.stop()
 
-    # --- runs
+    def deployment(self) -> str:
+        return f"deployments/{self.server.ask('deployments/filter')[0]['id']}"
 
     def create_run(self) -> str:
-        path = f"deployments/{self.server.ask('deployments/filter')[0]['id']}/create_flow_run"
-        return self.server.ask(path, {"state": {"type": "SCHEDULED"}})["id"]
+        return self.server.ask(f"{self.deployment()}/create_flow_run", {"state": {"type": "SCHEDULED"}})["id"]
 
     def state(self, run_id: str) -> str:
         return self.server.run(run_id)["state_type"]
@@ -100,11 +93,8 @@ class GpuTestbed:
         states = self.server.ask(f"flow_run_states/?flow_run_id={run_id}", method="GET")
         return [state["type"] for state in states]
 
-    def wait_for_state(self, run_id: str, *states: str, seconds: float) -> float:
-        start = time.monotonic()
-        message = f"{states}, it is {self.state(run_id)}"
-        wait_for(lambda: self.state(run_id) in states, seconds, message, every=0.3)
-        return time.monotonic() - start
+    def wait_for_state(self, run_id: str, *states: str, seconds: float) -> None:
+        wait_for(lambda: self.state(run_id) in states, seconds, f"the run is not {states}", every=0.3)
 
     def cancel(self, run_id: str) -> None:
         body = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": False}
@@ -112,21 +102,16 @@ class GpuTestbed:
 
     def pause_schedule(self) -> None:
         """Stop scheduled runs; created ones still start."""
-        self.server.ask(f"deployments/{self.server.ask('deployments/filter')[0]['id']}/pause_deployment")
+        self.server.ask(f"{self.deployment()}/pause_deployment")
 
-    def num_begun(self) -> int:
-        """How many stages have begun so far."""
-        return lines(self.logs / "begun")
-
-    def clashes(self) -> int:
-        """How many of them found another stage on their GPU."""
-        return lines(self.logs / "clashes")
+    def count(self, what: str) -> int:
+        """How many stages have "begun" so far, or found another stage on their GPU: "clashes"."""
+        path = self.logs / what
+        return len(path.read_text().splitlines()) if path.is_file() else 0
 
     def wait_until_working(self, run_id: str, seconds: float = 180) -> None:
         self.wait_for_state(run_id, "RUNNING", seconds=seconds)
         wait_for(self.is_held, seconds, "no stage began", every=0.1)
-
-    # --- processes
 
     def is_held(self) -> bool:
         """Whether a process uses GPU 0, by the kernel's list of locks."""
@@ -155,9 +140,6 @@ class GpuTestbed:
     def flows(self) -> list[psutil.Process]:
         return self.processes("prefect.engine")
 
-    def workers(self) -> list[psutil.Process]:
-        return self.processes("prefect worker start")
-
     def left(self) -> list[psutil.Process]:
         """All processes that belong to a run."""
         own = self.processes("_workspace_supervisor", "prefect.engine", "flows.workers.supervisor")
@@ -167,14 +149,6 @@ class GpuTestbed:
         """All processes that die with a machine; supervisors and stages follow."""
         texts = ("prefect worker start", "flows.workers.heartbeat", "_workspace_supervisor", "prefect.engine")
         return self.processes(*texts)
-
-
-def report(line: str) -> None:
-    print(line, flush=True)
-
-
-def lines(path: Path) -> int:
-    return len(path.read_text().splitlines()) if path.is_file() else 0
 
 
 def kill(processes: list[psutil.Process]) -> None:
@@ -209,38 +183,6 @@ def lock_database(testbed: GpuTestbed, seconds: float) -> None:
     time.sleep(seconds)
     database.execute("ROLLBACK")
     database.close()
-
-
-# --- trials, which return seconds --------------------------------------------------------------------------
-
-
-def kill_flow(testbed: GpuTestbed) -> tuple[float, float]:
-    """E1, the worker lives and notices it: (seconds until the run had ended, until its GPU was free)."""
-    run_id = testbed.create_run()
-    testbed.wait_until_working(run_id)
-    start = time.monotonic()
-    kill(testbed.flows())
-    testbed.wait_for_state(run_id, "CRASHED", "FAILED", seconds=10)
-    crashed = time.monotonic() - start
-    wait_for(lambda: not testbed.is_held(), 10 - crashed, "the GPU is not free")
-    return crashed, time.monotonic() - start
-
-
-def kill_worker(testbed: GpuTestbed, is_early: bool = False) -> float:
-    """E3, the flow must not train on while a new worker starts another: seconds until nothing of it was left.
-    `is_early`: killed before the flow began."""
-    run_id = testbed.create_run()
-    if is_early:
-        wait_for(lambda: testbed.processes("_workspace_supervisor"), 60)
-    else:
-        testbed.wait_until_working(run_id)
-    start = time.monotonic()
-    kill(testbed.workers())
-    wait_for(lambda: not testbed.is_held() and not testbed.left(), 60, "the flow still runs", every=0.3)
-    left = time.monotonic() - start
-    testbed.wait_for_state(run_id, "CRASHED", "FAILED", "CANCELLED", seconds=130)
-    testbed.start_workers()
-    return left
 
 
 def cancel_run(testbed: GpuTestbed, run_id: str) -> tuple[float, float]:
