@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import prefect.settings
+import mlflow
 import pytest
 import yaml
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import flows.registry
 from flows import generate, nightly, status, sweep
 from flows.dvc.git import changed_files, commit_if_all
+from tests.helpers.images import write
 from tests.helpers.mlflow_server import new_mlflow_database
 from tests.helpers.prefect_server import ROOT, tiny_project
 from tests.helpers.registering import run_git
@@ -29,7 +31,7 @@ def folder(server, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     new_mlflow_database(tmp_path / ".mlflow/mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/.mlflow/mlflow.db")
-    with prefect.settings.temporary_settings({prefect.settings.PREFECT_API_URL: server.api}):
+    with temporary_settings({PREFECT_API_URL: server.api}):
         yield tmp_path
 
 
@@ -40,17 +42,11 @@ def replace_registry(monkeypatch, **functions) -> None:
     monkeypatch.setattr(flows.registry, "commands", stand_in, raising=False)
 
 
-# --- nightly ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_nightly_run_updates_data_runs_stale_stages_and_promotes(folder, monkeypatch, server):
-    tiny_project(
-        folder, {"package_model": {"cmd": "cp data/new package", "deps": ["data/new"], "outs": ["package"]}}
-    )
-    (folder / "elsewhere").write_text("monday")
-    (folder / "data").mkdir()
-    dvc = [sys.executable, "-m", "dvc"]
-    subprocess.run([*dvc, "import-url", "-q", str(folder / "elsewhere"), "data/new"], check=True)
+def test_a_nightly_run_updates_data_runs_stale_stages_and_promotes(folder, monkeypatch):
+    stage = {"cmd": "cp data/new package", "deps": ["data/new"], "outs": ["package"]}
+    write(tiny_project(folder, {"package_model": stage}), {"elsewhere": "monday", "data/.keep": ""})
+    import_url = [sys.executable, "-m", "dvc", "import-url", "-q", str(folder / "elsewhere"), "data/new"]
+    subprocess.run(import_url, check=True)
     champions = []
     replace_registry(
         monkeypatch,
@@ -68,15 +64,13 @@ def test_a_nightly_run_updates_data_runs_stale_stages_and_promotes(folder, monke
 
 def test_a_version_that_the_gate_rejects_is_reported_and_is_no_failure(folder, monkeypatch, server):
     tiny_project(folder, {"package_model": {"cmd": "touch package", "outs": ["package"]}})
+    reason = "- psnr_hard is 20.1, the champion's 30.1"
 
     def reject(root, version):
-        raise UserError(
-            "version 8 was not promoted against champion 7:\n- psnr_hard is 20.1, the champion's 30.1"
-        )
+        raise UserError(f"version 8 was not promoted against champion 7:\n{reason}")
 
     replace_registry(monkeypatch, register=lambda root: "8", promote=reject)
-    result = nightly.nightly()
-    assert "- psnr_hard is 20.1, the champion's 30.1" in result["refusals"]
+    assert reason in nightly.nightly()["refusals"]
     query = {"artifacts": {"key": {"any_": ["champion"]}}, "sort": "CREATED_DESC"}
     decision = server.ask("artifacts/filter", query)[0]["data"]
     assert "version 8 was not promoted" in decision and "psnr_hard is 20.1" in decision
@@ -93,9 +87,7 @@ def test_a_pipeline_that_fails_registers_nothing(folder, monkeypatch):
 @pytest.fixture
 def clone(tmp_path):
     """A committed project with an imported file."""
-    for name in ("dvc.lock", "data/photos.dvc", "params.yaml"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("1")
+    write(tmp_path, dict.fromkeys(("dvc.lock", "data/photos.dvc", "params.yaml"), "1"))
     for args in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"]):
         run_git(tmp_path, *args)
     return tmp_path
@@ -103,20 +95,14 @@ def clone(tmp_path):
 
 def test_a_nightly_run_commits_its_outputs_and_no_change_of_a_user(clone):
     assert commit_if_all(nightly.is_run_output, "night", clone) is None
-    (clone / "dvc.lock").write_text("2")
-    (clone / "data/photos.dvc").write_text("2")
-    (clone / "notes.txt").write_text("not tracked by git")
+    write(clone, {"dvc.lock": "2", "data/photos.dvc": "2", "notes.txt": "not tracked by git"})
     commit = commit_if_all(nightly.is_run_output, "night", clone)
     assert commit and run_git(clone, "log", "--format=%s") == "night\nfirst"
     assert changed_files(root=clone) == ["notes.txt"]
 
-    (clone / "dvc.lock").write_text("3")
-    (clone / "params.yaml").write_text("3")
+    write(clone, {"dvc.lock": "3", "params.yaml": "3"})
     assert commit_if_all(nightly.is_run_output, "night", clone) is None
     assert changed_files("-uno", root=clone) == ["dvc.lock", "params.yaml"]
-
-
-# --- generate -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_champion_generates_images_of_each_prompt(folder, monkeypatch, package_folder):
@@ -127,24 +113,17 @@ def test_the_champion_generates_images_of_each_prompt(folder, monkeypatch, packa
         return package_folder
 
     replace_registry(monkeypatch, FETCHED=Path(".store/registry"), fetch=fetch)
-    prompts = ["a small red star", "--help me"]
-    list_grids = generate.generate(prompts, candidates=2, seed=3)
-    assert fetched == [("champion", ".store/registry")] and len(list_grids) == 2
-    for grid in list_grids:
+    grids = generate.generate(["a small red star", "--help me"], candidates=2, seed=3)
+    assert fetched == [("champion", ".store/registry")] and len(grids) == 2
+    for grid in grids:
         assert Path(grid).is_file() and len(list(Path(grid).with_suffix("").glob("*.png"))) == 2
 
 
-# --- sweep ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_sweep_compares_its_experiments_and_leaves_the_folder_unchanged(folder, monkeypatch):
-    (folder / "square.sh").write_text("x=$(cut -d' ' -f2 params.yaml); echo '{\"y\": '$((x * x))'}' > m.json")
-    tiny_project(
-        folder,
-        {"evaluate": {"cmd": "sh square.sh", "params": ["x"], "metrics": [{"m.json": {"cache": False}}]}},
-    )
-    (folder / "params.yaml").write_text("x: 1\n")
-    (folder / ".gitignore").write_text("/.mlflow/\n/.prefect/\n")
+def test_a_sweep_compares_its_experiments_and_leaves_the_folder_unchanged(folder):
+    square = "x=$(cut -d' ' -f2 params.yaml); echo '{\"y\": '$((x * x))'}' > m.json"
+    stage = {"cmd": "sh square.sh", "params": ["x"], "metrics": [{"m.json": {"cache": False}}]}
+    tiny_project(folder, {"evaluate": stage})
+    write(folder, {"square.sh": square, "params.yaml": "x: 1\n", ".gitignore": "/.mlflow/\n/.prefect/\n"})
     run_git(folder, "add", "-A")
     run_git(folder, "commit", "-qm", "all")
 
@@ -153,14 +132,9 @@ def test_a_sweep_compares_its_experiments_and_leaves_the_folder_unchanged(folder
     assert [(row["x"], row["y"]) for row in rows] == [(2, 4), (3, 9)]
     assert yaml.safe_load((folder / "params.yaml").read_text()) == {"x": 1}
     assert not (folder / "m.json").exists()
-    import mlflow
-
     client = mlflow.MlflowClient(f"sqlite:///{folder}/.mlflow/mlflow.db")
     runs = client.search_runs(["1"], "tags.sweep LIKE 'sweep-%'")
     assert {run.data.params["x"]: run.data.metrics for run in runs} == {"2": {"y": 4.0}, "3": {"y": 9.0}}
-
-
-# --- status -----------------------------------------------------------------------------------------------------------
 
 
 def test_status_shows_runs_champion_and_stale_stages(folder, monkeypatch):
@@ -174,17 +148,20 @@ def test_status_shows_runs_champion_and_stale_stages(folder, monkeypatch):
     assert "stages    stale: first" in output and "metrics   none yet" in output
 
 
-def test_status_works_without_a_server_and_says_so(folder, monkeypatch):
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("", "none (PREFECT_API_URL is not set)"),
+        ("http://127.0.0.1:9/api", "http://127.0.0.1:9/api does not answer (ConnectError)"),
+    ],
+)
+def test_status_works_without_a_server_and_says_so(tmp_path, monkeypatch, url, message):
     def show():
         raise UserError("the registry does not answer")
 
+    monkeypatch.chdir(tmp_path)
     replace_registry(monkeypatch, show=show)
-    silent = "http://127.0.0.1:9/api"
-    for url, message in (
-        ("", "none (PREFECT_API_URL is not set)"),
-        (silent, f"{silent} does not answer (ConnectError)"),
-    ):
-        with prefect.settings.temporary_settings({prefect.settings.PREFECT_API_URL: url}):
-            assert message in status.status()
-    assert "champion  the registry does not answer" in status.status()
-    assert "stages    unknown: " in status.status()
+    with temporary_settings({PREFECT_API_URL: url}):
+        output = status.status()
+    assert message in output and "champion  the registry does not answer" in output
+    assert "stages    unknown: " in output

@@ -1,5 +1,6 @@
 """Notifications of ended runs, from a real Prefect server to a webhook and a mailbox on this machine."""
 
+import contextlib
 import email
 import email.policy
 import http.server
@@ -30,12 +31,10 @@ class Mailbox(socketserver.StreamRequestHandler):
     """As much of SMTP as one mail needs."""
 
     def handle(self):
+        codes = {"EHLO": "250-here\r\n250 AUTH PLAIN", "AUTH": "235 welcome", "QUIT": "221 bye"}
         self.say("220 here")
-        password, to = "", ""
         for line in self.rfile:
             word, _, rest = line.decode().strip().partition(" ")
-            if word.upper() == "AUTH":
-                password = rest
             if word.upper() == "RCPT":
                 to = rest
             if word.upper() == "DATA":
@@ -43,8 +42,7 @@ class Mailbox(socketserver.StreamRequestHandler):
                 lines = b"".join(iter(self.rfile.readline, b".\r\n"))
                 mail = email.message_from_bytes(lines, policy=email.policy.default)
                 text = mail.get_body(("plain", "html")).get_content()
-                received.append({"password": password, "to": to, "subject": mail["Subject"], "text": text})
-            codes = {"EHLO": "250-here\r\n250 AUTH PLAIN", "AUTH": "235 welcome", "QUIT": "221 bye"}
+                received.append({"to": to, "subject": mail["Subject"], "text": text})
             self.say(codes.get(word.upper(), "250 fine"))
 
     def say(self, line: str) -> None:
@@ -55,41 +53,34 @@ class Mailbox(socketserver.StreamRequestHandler):
 def listen():
     """A function that starts a server of that kind on a free port, which it returns."""
     received.clear()
-    listeners = []
+    with contextlib.ExitStack() as listeners:
 
-    def start(kind: type) -> int:
-        server_class = http.server.HTTPServer if kind is Hook else socketserver.ThreadingTCPServer
-        listeners.append(server_class(("127.0.0.1", 0), kind))
-        threading.Thread(target=listeners[-1].serve_forever, daemon=True).start()
-        return listeners[-1].server_address[1]
+        def start(kind: type) -> int:
+            server_class = http.server.HTTPServer if kind is Hook else socketserver.ThreadingTCPServer
+            listener = listeners.enter_context(server_class(("127.0.0.1", 0), kind))
+            threading.Thread(target=listener.serve_forever, daemon=True).start()
+            listeners.callback(listener.shutdown)
+            return listener.server_address[1]
 
-    yield start
-    for listener in listeners:
-        listener.shutdown()
-        listener.server_close()
+        yield start
 
 
-@pytest.fixture
-def at_server(server):
-    with temporary_settings({PREFECT_API_URL: server.api}):
-        yield server
-
-
-def test_a_failed_run_is_reported_to_a_webhook_and_a_mailbox(at_server, listen, monkeypatch, capfd):
+def test_a_failed_run_is_reported_to_a_webhook_and_a_mailbox(server, listen, monkeypatch, capfd):
     assert deploy.notification_automations() == []
     monkeypatch.setenv("THOUSANDWORDS_WEBHOOK_URL", f"http://127.0.0.1:{listen(Hook)}/")
     address = f"mailto://robot:hush@127.0.0.1:{listen(Mailbox)}?from=robot@example.org&to=team@example.org"
     monkeypatch.setenv("THOUSANDWORDS_MAIL_URL", address)
-    with get_client(sync_client=True) as client:
-        for automation in deploy.notification_automations():
-            deploy.replace_automation(client, automation)
 
     @prefect.flow(name="a night")
     def fails():
         raise RuntimeError("the lights went out")
 
-    with pytest.raises(RuntimeError):
-        fails()
+    with temporary_settings({PREFECT_API_URL: server.api}):
+        with get_client(sync_client=True) as client:
+            for automation in deploy.notification_automations():
+                deploy.replace_automation(client, automation)
+        with pytest.raises(RuntimeError):
+            fails()
 
     wait_for(lambda: len(received) >= 2, 60)
     mail, call = sorted(received, key=lambda message: "flow" in message)
@@ -97,7 +88,7 @@ def test_a_failed_run_is_reported_to_a_webhook_and_a_mailbox(at_server, listen, 
     assert mail["to"] == "TO:<team@example.org>" and mail["subject"] == "a night: Failed"
     reason = "Flow run encountered an exception: RuntimeError: the lights went out"
     assert f"of a night ended: Failed. {reason}" in mail["text"]
-    stored = [at_server.ask(f"{kind}/filter") for kind in ("block_documents", "automations")]
+    stored = [server.ask(f"{kind}/filter") for kind in ("block_documents", "automations")]
     assert "hush" not in json.dumps([*capfd.readouterr(), stored])
 
 
@@ -105,15 +96,11 @@ def test_a_failed_run_is_reported_to_a_webhook_and_a_mailbox(at_server, listen, 
     ("name", "address", "message"),
     [
         ("THOUSANDWORDS_WEBHOOK_URL", "hooks.example/secret", "must be an address that begins with http"),
-        (
-            "THOUSANDWORDS_MAIL_URL",
-            "me:secret@example.org",
-            "must be an address in apprise's format, mailtos:",
-        ),
+        ("THOUSANDWORDS_MAIL_URL", "me:secret@example.org", "must be an address in apprise's format, mailtos:"),
         ("THOUSANDWORDS_MAIL_URL", "mailto://:secret", "must be an address in apprise's format"),
         ("THOUSANDWORDS_MAIL_URL", "https://secret", "must be an address in apprise's format"),
     ],
-)
+)  # fmt: skip
 def test_an_invalid_address_is_rejected_without_showing_it(monkeypatch, capfd, name, address, message):
     monkeypatch.setenv(name, address)
     with pytest.raises(UserError, match=f"^{name} {message}") as caught:

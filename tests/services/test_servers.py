@@ -58,22 +58,20 @@ def test_flows_use_the_running_servers_of_their_folder_unless_the_environment_na
     settings.folder.mkdir()
     specs.ensure_passwords(settings.folder)
     others = ("PREFECT_", "MLFLOW_", "SERVERS_")
-    bare = {name: value for name, value in os.environ.items() if not name.startswith(others)}
-    own = {**bare, "PYTHONPATH": str(ROOT), "SERVERS_PREFECT_PORT": "4321", "SERVERS_MLFLOW_PORT": "5432"}
-    elsewhere = {**own, "PREFECT_API_URL": "http://elsewhere/api"}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(others)}
+    own |= {"PYTHONPATH": str(ROOT), "SERVERS_PREFECT_PORT": "4321", "SERVERS_MLFLOW_PORT": "5432"}
+
+    def addresses(**more: str) -> list[str]:
+        command = [sys.executable, "-c", PRINT_VARIABLES]
+        return subprocess.check_output(command, cwd=folder, env=own | more, text=True).split()
 
     with socket.socket(socket.AF_UNIX) as supervisor:
         supervisor.bind(str(specs.socket_file(settings.folder)))
         if is_up:
             supervisor.listen()
-        command = [sys.executable, "-c", PRINT_VARIABLES]
-        addresses = [
-            subprocess.check_output(command, cwd=folder, env=environment, text=True).split()
-            for environment in (own, elsewhere)
-        ]
-
-    expected = ["http://127.0.0.1:4321/api", "http://127.0.0.1:5432"] if is_up else ["None", "None"]
-    assert addresses == [expected, ["http://elsewhere/api", "None"]]
+        expected = ["http://127.0.0.1:4321/api", "http://127.0.0.1:5432"] if is_up else ["None", "None"]
+        assert addresses() == expected
+        assert addresses(PREFECT_API_URL="http://elsewhere/api") == ["http://elsewhere/api", "None"]
 
 
 FAMILY = """
@@ -105,8 +103,8 @@ def with_fakes(folder: Path, monkeypatch, mlflow: str, prefect: str) -> Services
     return free_settings(folder)
 
 
-@pytest.mark.parametrize("killed", [None, "supervisord", "all leaders"])
-def test_a_stop_leaves_no_process_even_if_a_leader_was_killed(folder, monkeypatch, capsys, killed):
+@pytest.mark.parametrize("are_killed", [False, True])
+def test_a_stop_leaves_no_process_even_if_all_leaders_were_killed(folder, monkeypatch, capsys, are_killed):
     settings = with_fakes(folder, monkeypatch, FAMILY, FAMILY)
     start(settings)
     start(settings)
@@ -114,8 +112,7 @@ def test_a_stop_leaves_no_process_even_if_a_leader_was_killed(folder, monkeypatc
     everyone = processes_of(folder)
     assert len(everyone) == 7 and commands.status(settings)
     for process in everyone:
-        is_supervisor = "supervisor.supervisord" in process.cmdline()
-        if (killed == "supervisord" and is_supervisor) or (killed and process.ppid() == 1):
+        if are_killed and ("supervisor.supervisord" in process.cmdline() or process.ppid() == 1):
             process.send_signal(signal.SIGKILL)
     stop(settings)
     stop(settings)
