@@ -6,9 +6,11 @@ final weights. With {"is_scorer": true} a CLIP is trained, without further setti
 VQ-VAE, with settings of its model, and an adversary with the settings in "adversary".
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
@@ -53,80 +55,71 @@ def train_generator(
     def batches_of(step: int) -> list:
         batch = positions(step, config.batch_size)
         parts = [rows_at(share) for share in world.micro_batches(batch, config.gradient_accumulation)]
-        indices = rows_at(batch)
-        num_text_tokens = int((text[indices] != PAD).sum()) / (world.size * config.gradient_accumulation)
+        num_text_tokens = int((text[rows_at(batch)] != PAD).sum()) / (
+            world.size * config.gradient_accumulation
+        )
         batches.append(parts)
         return [(text[part], tokens[part], num_text_tokens) for part in parts]
 
-    def loss_of(model, batch, step, rng):
-        return model.loss(*batch[:2], step, rng, num_text_tokens=batch[2])
-
-    def evaluate(model):
-        return {"loss": model.loss(text[:4], tokens[:4], 0, torch.Generator())[0]}
-
-    try:
+    with contextlib.suppress(Stopped):
         state, history = fit(
             generator,
             config,
             batches_of=batches_of,
-            loss_of=loss_of,
+            loss_of=lambda model, batch, step, rng: model.loss(
+                *batch[:2], step, rng, num_text_tokens=batch[2]
+            ),
             seed=0,
-            evaluate=evaluate,
+            evaluate=lambda model: {"loss": model.loss(text[:4], tokens[:4], 0, torch.Generator())[0]},
             world=world,
             checkpoints=Checkpoints(folder / "checkpoints" / (resume or name)),
             progress=lambda step, note: done.append(step),
             is_stopped=lambda: bool(done) and done[-1] == stop,
         )
-    except Stopped:
-        return
-    write_results(name, folder, world, state, history, batches=batches)
+        write_results(name, folder, world, state, history, batches=batches)
 
 
 def train_scorer(name: str, folder: Path, world: World) -> None:
     """Train the tiny CLIP, whose loss compares all images and captions of a batch."""
-    config = TrainingConfig(steps=STEPS, **{**BASE, "checkpoint_every": STEPS})
-    scorer = tiny_models.tiny("scorers", "clip")
     images, captions = tiny_models.random_images(ROWS), [f"{row} red stars on sand" for row in range(ROWS)]
 
-    def batches_of(step: int) -> list:
-        (share,) = world.micro_batches(positions(step, config.batch_size))
-        rows = rows_at(share)
-        return [(images[rows], [captions[row] for row in rows])]
+    def batch_of(rows: list[int]) -> tuple:
+        return images[rows], [captions[row] for row in rows]
 
     def loss_of(model, batch, step, rng):
         return model.loss(*batch, step, rng, world.gather_rows)
 
-    state, history = fit(scorer, config, batches_of=batches_of, loss_of=loss_of, seed=0, world=world)
-    write_results(name, folder, world, state, history)
+    train_on_images(name, folder, world, tiny_models.tiny("scorers", "clip"), batch_of, loss_of)
 
 
 def train_image_tokenizer(
     name: str, folder: Path, world: World, adversary: dict | None = None, **model
 ) -> None:
     """Train the tiny VQ-VAE, whose codes follow the latents of all processes."""
-    config = TrainingConfig(steps=STEPS, **{**BASE, "checkpoint_every": STEPS, "learning_rate": 0.003})
-    first = tiny_models.tiny("image_tokenizers", "vqvae")
-    sizes = tiny_models.ARGUMENTS["image_tokenizers"]
+    config = dataclasses.replace(tiny_models.tiny("image_tokenizers", "vqvae").config, **model)
     torch.manual_seed(0)
-    tokenizer = components.build(
-        "image_tokenizers", "vqvae", dataclasses.replace(first.config, **model), **sizes
-    )
+    sizes = tiny_models.ARGUMENTS["image_tokenizers"]
+    tokenizer = components.build("image_tokenizers", "vqvae", config, **sizes)
     if adversary:
-        losses = ImageLossConfig(AdversaryConfig(**adversary))
-        tokenizer.training_only = ImageLosses(losses)
+        tokenizer.training_only = ImageLosses(ImageLossConfig(AdversaryConfig(**adversary)))
     images = tiny_models.random_images(ROWS)
     tokenizer.prepare([images], torch.Generator().manual_seed(0))
 
-    state, history = fit(
-        tokenizer,
-        config,
-        batches_of=lambda step: [
-            images[rows_at(share)] for share in world.micro_batches(positions(step, config.batch_size))
-        ],
-        loss_of=lambda model, batch, step, rng: model.loss(batch, step, rng),
-        seed=0,
-        world=world,
-    )
+    def loss_of(model, batch, step, rng):
+        return model.loss(batch, step, rng)
+
+    train_on_images(name, folder, world, tokenizer, images.__getitem__, loss_of, learning_rate=0.003)
+
+
+def train_on_images(
+    name: str, folder: Path, world: World, model, batch_of: Callable, loss_of: Callable, **settings
+) -> None:
+    config = TrainingConfig(steps=STEPS, **{**BASE, "checkpoint_every": STEPS, **settings})
+
+    def batches_of(step: int) -> list:
+        return [batch_of(rows_at(share)) for share in world.micro_batches(positions(step, config.batch_size))]
+
+    state, history = fit(model, config, batches_of=batches_of, loss_of=loss_of, seed=0, world=world)
     write_results(name, folder, world, state, history)
 
 

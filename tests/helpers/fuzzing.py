@@ -44,9 +44,6 @@ def _encoded(suffix: str, image: Image.Image, **options: object) -> tuple[str, b
     return suffix, buffer.getvalue()
 
 
-# ---- damages: bytes -> bytes
-
-
 def flip_bits(data: bytes, rng: np.random.Generator) -> bytes:
     damaged = bytearray(data)
     for position in rng.integers(len(data), size=2 ** rng.integers(0, 7)):

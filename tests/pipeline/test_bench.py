@@ -11,7 +11,6 @@ import yaml
 from bench import _peer, growth, sampling, tokenizers, training
 from bench import _results as results
 from bench._results import Row
-from tests.helpers.mlflow_server import new_mlflow_database
 from thousandwords import components
 from thousandwords.core.errors import UserError
 from thousandwords.planning import estimate
@@ -63,11 +62,10 @@ def test_without_a_registry_the_peer_is_left_out_with_a_message(tmp_path, monkey
 
     assert not _peer.install()
 
-    message = capsys.readouterr().err
-    assert message.startswith(
+    message = (
         "left out: everything against dalle-pytorch. pip could not install bench/peer.lock into .bench/peer: "
     )
-    assert "dalle-pytorch" in message.splitlines()[0].rpartition(": ")[2]
+    assert capsys.readouterr().err.startswith(message)
     assert not (tmp_path / ".bench" / "peer" / "lock").exists()
 
 
@@ -85,8 +83,7 @@ def test_each_tokenizer_of_the_benchmark_has_valid_settings_and_the_seed(kind):
 
 
 def test_a_failed_stage_of_the_tokenizers_benchmark_names_itself_and_the_cause(tmp_path, monkeypatch):
-    new_mlflow_database(tmp_path / "mlflow.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "unknown://x")  # a database of its own takes three seconds
     params = tokenizers.settings("dvae", 0, {"data": {"source": "folder", "path": "nowhere"}})
     with pytest.raises(UserError, match="^prepare_pairs failed: prepare_pairs: .*nowhere"):
         tokenizers.run_stages(tmp_path, params, ["prepare_pairs"])
@@ -103,19 +100,19 @@ def test_an_image_is_read_right_only_if_every_attribute_of_its_caption_is():
 @pytest.mark.slow  # the stages of a whole run, each in its own process
 def test_the_tokenizers_benchmark_records_the_figures_of_a_whole_run_and_prints_the_table(tmp_path, capsys):
     few = {"warmup_steps": 5, "log_every": 10, "evaluate_every": 20, "checkpoint_every": 20}
+    training = {"training": {"steps": 20, **few}}
     changes = {
         "data": {"scenes": {"count": 300, "validation_count": 40, "unseen_count": 40}},
         "image_tokenizer": {"training": {"steps": 40, **few}},
-        "decoder": {"training": {"steps": 20, **few}},
-        "generator": {"training": {"steps": 20, **few}},
+        "decoder": training,
+        "generator": training,
         "sampling": {"candidates": 2, "prompts_per_split": 8},
         "evaluation": {"kmeans_images": 100},
     }
     (tmp_path / "changes.yaml").write_text(yaml.safe_dump(changes))
-    tokenizers.main(
-        ["--kinds", "vqvae", "--settings", str(tmp_path / "changes.yaml"), "--folder", str(tmp_path / "runs")]
-        + ["--out", str(tmp_path / "results.jsonl")]
-    )
+    paths = {"settings": "changes.yaml", "folder": "runs", "out": "results.jsonl"}
+    options = [word for name, path in paths.items() for word in (f"--{name}", str(tmp_path / path))]
+    tokenizers.main(["--kinds", "vqvae", *options])
 
     (row,) = read_rows(tmp_path / "results.jsonl")
     names = {figure.partition(" ")[0] for figure in row["what"].split(", ")}
@@ -124,4 +121,3 @@ def test_the_tokenizers_benchmark_records_the_figures_of_a_whole_run_and_prints_
     assert row["id"] == "tokenizer_vqvae" and row["limit"] > row["figure"] > 5
     header, _, line = capsys.readouterr().out.strip().splitlines()
     assert header.startswith("| tokenizer | seed | tokens |") and line.startswith("| vqvae | 0 | 64 |")
-    assert line.count("|") == header.count("|")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -9,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,15 +17,14 @@ import yaml
 from stages import sample_images, tokenize_pairs
 from tests.helpers import work_items
 from tests.helpers.paths import ROOT
-from tests.helpers.tiny_models import CAPTIONS, SIDE, tiny, tiny_text
+from tests.helpers.sources import files_of, folder_config, write_folder
+from tests.helpers.tiny_models import SIDE, fitting_package
 from tests.pipeline.test_data_stages import stage
-from thousandwords import components, preflight
+from thousandwords import preflight
 from thousandwords.core.config import ConfigError
 from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import DamagedArtefact
-from thousandwords.data.images import encode_png
 from thousandwords.ingest import ingest
-from thousandwords.ingest.config import DataConfig
 from thousandwords.parallel.engine import (
     Engine,
     EngineConfig,
@@ -34,7 +33,6 @@ from thousandwords.parallel.engine import (
     run_items,
 )
 from thousandwords.planning.presets import read_preset
-from thousandwords.text.bpe import save
 
 TWO = {"workers": 2}
 TOKENS = {"rows_per_shard": 7, "batch_size": 3, "augmentation": "paper", "views_per_image": 2}
@@ -60,61 +58,42 @@ def temporary_folder(tmp_path, monkeypatch):
 def folder(tmp_path_factory) -> Path:
     """12 pairs in shards of 4, and models that fit together; read-only."""
     folder = tmp_path_factory.mktemp("engine")
-    (folder / "images").mkdir()
-    for number in range(12):
-        pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE + 4, 3), np.uint8)
-        (folder / "images" / f"{number:04d}.png").write_bytes(encode_png(pixels))
-        (folder / "images" / f"{number:04d}.txt").write_text(f"{CAPTIONS[number % 4]}\nimage {number}")
-    config = DataConfig(
-        source="folder",
-        path=str(folder / "images"),
-        image_size=SIDE,
-        min_side=8,
-        validation_share=0.2,
-        rows_per_shard=4,
-        keep="whole",
-    )
+    config = folder_config(write_folder(folder / "images"), image_size=SIDE, keep="whole", rows_per_shard=4)
     ingest.write_pairs(config, 0, folder / "pairs")
-    text_tokenizer = save(tiny_text(), folder / "text_tokenizer")
-    image_tokenizer = components.save(tiny("image_tokenizers", "dvae"), folder / "image_tokenizer")
-    components.save(tiny("decoders", "unet"), folder / "decoder", image_tokenizer=image_tokenizer)
-    components.save(
-        tiny("generators", "transformer"),
-        folder / "generator",
-        text_tokenizer=text_tokenizer,
-        image_tokenizer=image_tokenizer,
-    )
+    fitting_package(folder)
     return folder
-
-
-def files_in(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def tokenize(folder: Path, out: str, **sections: object) -> tuple[dict[str, bytes], int]:
     """(the written files, the number of encoded shards)"""
     context = stage("tokenize_pairs", tokens=TOKENS, **sections)
     tokenize_pairs.tokenize_pairs(folder / "pairs", folder / "image_tokenizer", Path(out), context)
-    return files_in(Path(out)), context.tracker.figures["shards_encoded"]
+    return files_of(Path(out)), context.tracker.figures["shards_encoded"]
 
 
 def sample(folder: Path, out: str, **sections: object) -> dict[str, bytes]:
-    context = stage(
-        "sample_images",
-        sampling={**SAMPLING, "inpaint": str(folder / "images"), **sections.pop("sampling", {})},
-        **sections,
-    )
+    sampling = {**SAMPLING, "inpaint": str(folder / "images")}
+    context = stage("sample_images", sampling=sampling, **sections)
     sample_images.sample_images(folder / "pairs", *(folder / name for name in MODELS), Path(out), context)
-    return files_in(Path(out))
+    return files_of(Path(out))
 
 
-# --- the same bytes ------------------------------------------------------------
+@pytest.fixture(params=["two processes", "two machines"])
+def two(request) -> dict[str, object]:
+    """Settings of two workers."""
+    return TWO if request.param == "two processes" else ray_settings(request.getfixturevalue("cluster"))
 
 
-def test_images_are_the_same_bytes_from_one_process_and_from_two(folder):
+def test_images_are_the_same_bytes_from_one_worker_and_from_two(folder, two):
     expected = sample(folder, "alone")
     assert len([name for name in expected if name.startswith("samples-")]) > 4
-    assert sample(folder, "two", engine=TWO) == expected
+    assert sample(folder, "two", engine=two) == expected
+
+
+def test_tokens_of_two_machines_are_those_of_one(folder, cluster):
+    expected = tokenize(folder, "alone")
+    shutil.rmtree(".store")
+    assert tokenize(folder, "ray", engine=ray_settings(cluster)) == expected
 
 
 AS_A_COMMAND = """
@@ -126,35 +105,26 @@ runpy.run_module("stages.tokenize_pairs", run_name="__main__", alter_sys=True)
 
 
 def test_tokens_and_cache_are_the_same_from_a_command_with_two_processes_and_from_one(folder):
-    Path("params.yaml").write_text(
-        yaml.safe_dump({"seed": 0, "device": "cpu", "tokens": TOKENS, "engine": TWO})
-    )
+    settings = {"seed": 0, "device": "cpu", "tokens": TOKENS, "engine": TWO}
+    Path("params.yaml").write_text(yaml.safe_dump(settings))
     options = ["--pairs", folder / "pairs", "--tokenizer", folder / "image_tokenizer", "--out", "tokens"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", AS_A_COMMAND, *options]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    expected = files_in(Path("tokens"))
+    output = subprocess.check_output(command, env=environment, text=True)
+    expected = files_of(Path("tokens"))
     shutil.rmtree(".store")
     files, count = tokenize(folder, "alone")
     assert files == expected and count > 2
-    message = f"tokenize_pairs: {count} of {count} shards encoded, the others were in the cache\n"
-    assert process.stdout == message
+    assert output == f"tokenize_pairs: {count} of {count} shards encoded, the others were in the cache\n"
     assert tokenize(folder, "again", engine={"workers": 3}) == (expected, 0)  # all from the cache
 
 
-# --- processes ------------------------------------------------------------
-
-
-def test_without_a_section_this_process_does_all_work():
+def test_without_a_section_this_process_does_all_work_and_else_each_worker_with_as_many_threads():
+    own = (os.getpid(), torch.get_num_threads(), "cpu")
     assert read_engine_config({}) == EngineConfig(kind="local", workers=1, address="auto")
-    assert results_of(work_items.environments, [0, 1]) == [(os.getpid(), torch.get_num_threads(), "cpu")] * 2
-
-
-def test_each_worker_has_as_many_threads_as_a_single_process():
-    environments = results_of(work_items.environments, [0], **TWO)
-    assert {(threads, device) for _, threads, device in environments} == {(torch.get_num_threads(), "cpu")}
-    assert os.getpid() not in {process for process, *_ in environments}
+    assert results_of(work_items.environments, [0, 1]) == [own] * 2
+    ((process, *rest),) = results_of(work_items.environments, [0], **TWO)
+    assert process != os.getpid() and tuple(rest) == own[1:]
 
 
 @pytest.mark.parametrize("settings", [{}, TWO])
@@ -168,20 +138,17 @@ def test_an_error_of_an_item_or_of_opening_is_raised_unchanged(settings):
         results_of(work_items.damaged_model, [0], **settings)
 
 
-def test_an_item_whose_worker_dies_is_tried_twice_more(tmp_path, capfd):
-    assert results_of(work_items.KillsWorker(tmp_path, 2), [0, 1, 2, 3], **TWO) == [0, 1, 2, 3]
-    messages = [line for line in capfd.readouterr().err.splitlines() if line.startswith("test: a worker")]
-    assert messages == [f"test: a worker died at 1 (SIGKILL), attempt {attempt} of 3" for attempt in (1, 2)]
+def test_an_item_whose_worker_dies_is_tried_twice_more(tmp_path, capfd, two):
+    assert results_of(work_items.KillsWorker(tmp_path, 2), [0, 1, 2, 3], **two) == [0, 1, 2, 3]
+    reason = r"\(SIGKILL\)" if two is TWO else r"\(.*\)"
+    attempts = re.findall(rf"(?m)^test: a worker died at 1 {reason}, attempt (.*)$", capfd.readouterr().err)
+    assert attempts == ["1 of 3", "2 of 3"]
 
 
 def test_an_item_that_ends_every_worker_is_named(tmp_path):
-    with pytest.raises(
-        UserError, match="^1 has ended 3 workers, which is often a lack of memory. Lower engine.workers"
-    ):
+    message = "^1 has ended 3 workers, which is often a lack of memory. Lower engine.workers"
+    with pytest.raises(UserError, match=message):
         results_of(work_items.KillsWorker(tmp_path, 9), [1], **TWO)
-
-
-# --- settings ------------------------------------------------------------
 
 
 def test_each_worker_has_its_own_cores_or_gpu():
@@ -199,35 +166,25 @@ def test_each_worker_has_its_own_cores_or_gpu():
     [
         ({"worker": 2}, "engine has no key 'worker'. Did you mean 'workers'?"),
         ({"kind": "dask"}, "engine.kind is 'dask'; it can be: local, ray"),
+        ({"kind": "ray"}, "engine.kind is ray, but Ray is not installed. Run on every machine: make ray"),
         ({"workers": 0}, "engine.workers is 0; it needs to be 1 or more, or auto"),
         ({"workers": "many"}, "engine.workers should be"),
-        (
-            {"address": "host:6379"},
-            "engine.address is 'host:6379', but engine.kind is local. Set engine.kind: ray",
-        ),
+        ({"address": "host:1"}, "address is 'host:1', but engine.kind is local. Set engine.kind: ray"),
         (None, "engine should be a block of keys, found None"),
     ],
 )
-def test_the_check_reads_the_engine_before_any_long_work(settings, message):
+def test_the_check_reads_the_engine_before_any_long_work(monkeypatch, settings, message):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     params = read_preset("smoke", ROOT / "presets")
     with pytest.raises(ConfigError) as caught:
         preflight.check_params({**params, "engine": settings}, 0)
     assert message in str(caught.value)
 
 
-def test_the_error_for_missing_ray_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="engine.kind is ray, but Ray is not installed. .* make ray"):
-        read_engine_config({"engine": {"kind": "ray"}})
-
-
 def test_no_stage_depends_on_the_engine():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert not [name for name, stage in stages.items() if "engine" in str(stage.get("params", []))]
     assert [name for name, stage in stages.items() if "params.yaml" in stage["deps"]] == ["check_params"]
-
-
-# --- a Ray cluster ------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -251,33 +208,13 @@ def ray_settings(cluster, workers: int | str = 2) -> dict[str, object]:
     return {"kind": "ray", "workers": workers, "address": cluster.address}
 
 
-def test_two_nodes_give_the_same_tokens_as_one_process(cluster, folder):
-    expected, count = tokenize(folder, "alone")
-    shutil.rmtree(".store")
-    assert tokenize(folder, "ray", engine=ray_settings(cluster)) == (expected, count)
-
-
-def test_two_nodes_give_the_same_images_as_one_process(cluster, folder):
-    assert sample(folder, "ray", engine=ray_settings(cluster, "auto")) == sample(folder, "alone")
-
-
 def test_both_nodes_work(cluster):
     assert len(set(results_of(work_items.nodes, [0.5] * 6, **ray_settings(cluster)))) == 2
 
 
-def test_an_item_whose_actor_dies_is_tried_twice_more(cluster, tmp_path, capfd):
-    work = work_items.KillsWorker(tmp_path, 2)
-    assert results_of(work, [0, 1, 2, 3], **ray_settings(cluster)) == [0, 1, 2, 3]
-    messages = [
-        line for line in capfd.readouterr().err.splitlines() if line.startswith("test: a worker died at 1 ")
-    ]
-    assert [line[-14:] for line in messages] == ["attempt 1 of 3", "attempt 2 of 3"]
-
-
 def test_an_error_on_another_machine_names_the_machine(cluster):
-    with pytest.raises(
-        DamagedArtefact, match=f"^on {socket.gethostname()}: shard 2 is damaged. Run: dvc checkout$"
-    ):
+    message = f"^on {socket.gethostname()}: shard 2 is damaged. Run: dvc checkout$"
+    with pytest.raises(DamagedArtefact, match=message):
         results_of(work_items.damaged_item, [2], **ray_settings(cluster))
 
 
@@ -291,21 +228,16 @@ def test_the_error_for_a_full_cluster_says_what_is_free(cluster, monkeypatch):
         list(run_items(work_items.nodes, [0.0], five_threads, "test"))
 
 
+OTHER = {"torch": "2.11.0", "arithmetic": "NEON"}
+
+
 @pytest.mark.parametrize(
-    "name, value, message",
+    ("name", "value", "message"),
     [
-        (
-            "machine",
-            lambda device: {"torch": "2.11.0", "arithmetic": "NEON"},
-            "found torch .*, but the machine that started this has torch 2.11.0, arithmetic NEON",
-        ),
-        (
-            "Path.cwd",
-            lambda: Path("/elsewhere"),
-            "there is no folder /elsewhere. Every machine of a cluster needs this project",
-        ),
+        ("machine", lambda device: OTHER, "but the machine that started this has torch 2.11.0, arithmetic NEON"),
+        ("Path.cwd", lambda: Path("/elsewhere"), "no folder /elsewhere. Every machine of a cluster needs this project"),
     ],
-)
+)  # fmt: skip
 def test_a_machine_of_another_kind_or_without_the_project_is_rejected(
     cluster, monkeypatch, name, value, message
 ):
@@ -315,9 +247,8 @@ def test_a_machine_of_another_kind_or_without_the_project_is_rejected(
 
 
 def test_the_error_for_a_missing_cluster_says_how_to_start_one(cluster):
-    with pytest.raises(
-        UserError, match="no Ray cluster answers at engine.address '127.0.0.1:1'. Start one here: ray start"
-    ):
+    message = "no Ray cluster answers at engine.address '127.0.0.1:1'. Start one here: ray start"
+    with pytest.raises(UserError, match=message):
         results_of(work_items.nodes, [0.0], kind="ray", address="127.0.0.1:1")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.helpers.prefect_server import environment, run, tiny_project, wait_for
+from tests.helpers.prefect_server import environment, processes_in, run, tiny_project, wait_for
 from thousandwords.core.processes import STOP_SIGNALS, on_signals
 
 # the way of a stage: a signal asks for a last checkpoint
@@ -47,20 +47,14 @@ def terminal(project: Path, *command: str) -> Iterator[int]:
     finally:
         with contextlib.suppress(OSError):
             os.close(screen)
-        for left in processes_in(project):
+        for left in left_in(project):
             left.kill()
         process.wait(10)
 
 
-def processes_in(project: Path) -> list[psutil.Process]:
+def left_in(project: Path) -> list[psutil.Process]:
     """All processes that work in the project, but the shell of the terminal."""
-    processes = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            is_shell = process.name() in ("bash", "setsid") and "--norc" in process.cmdline()
-            if process.cwd() == str(project) and process.status() != psutil.STATUS_ZOMBIE and not is_shell:
-                processes.append(process)
-    return processes
+    return processes_in(project, without="--norc")
 
 
 @pytest.mark.parametrize("how", ["the terminal is closed", "Ctrl-C", "SIGTERM", "kill -9"])
@@ -71,16 +65,16 @@ def test_a_stopped_run_saves_and_leaves_no_process_however_it_is_stopped(tmp_pat
     (project / "saving.py").write_text(SAVING)
     with terminal(project, sys.executable, "-m flows.run_local; echo $? > code") as screen:
         wait_for((project / "begun").exists, 90)
-        sleeps = wait_for(lambda: [p for p in processes_in(project) if p.name() == "sleep"][1:], 60)
+        sleeps = wait_for(lambda: [p for p in left_in(project) if p.name() == "sleep"][1:], 60)
         start = time.monotonic()
-        (running,) = [p for p in processes_in(project) if p.cmdline()[1:] == ["-m", "flows.run_local"]]
+        (running,) = [p for p in left_in(project) if p.cmdline()[1:] == ["-m", "flows.run_local"]]
         if how == "the terminal is closed":
             os.close(screen)
         elif how == "Ctrl-C":
             os.write(screen, b"\x03")
         else:
             running.send_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGKILL)
-        wait_for(lambda: not processes_in(project), 20, f"{sleeps} are left")
+        wait_for(lambda: not left_in(project), 20, f"{sleeps} are left")
     assert (project / "saved").exists() or how == "kill -9"  # then its output has no reader
     if how == "SIGTERM":
         assert (project / "code").read_text() == "143\n"
@@ -96,7 +90,7 @@ def test_a_stage_in_a_closed_terminal_saves_and_ends(tmp_path):
     with terminal(project, sys.executable, "-m", "dvc", "repro") as screen:
         wait_for((project / "begun").exists, 90)
         os.close(screen)
-        wait_for(lambda: not processes_in(project), 20)
+        wait_for(lambda: not left_in(project), 20)
     assert (project / "saved").exists()
 
 
