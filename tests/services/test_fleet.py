@@ -12,8 +12,8 @@ import yaml
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.dvc.graph import Graph
-from flows.fleet import CPU_DEPLOYMENT, check_workers, find_submitted_run, submit_stages
+from flows.fleet import CPU_DEPLOYMENT, check_workers, find_submitted_run
+from flows.fleet import fleet as coordinate
 from tests.helpers import clones
 from tests.helpers.postgres import postgres
 from tests.helpers.prefect_server import ROOT, Server, environment, wait_for
@@ -114,23 +114,26 @@ def test_a_coordinator_stopped_by_ctrl_c_cancels_its_submitted_runs_which_anothe
 ):
     """In this process, and without a worker: no one takes the run before it is cancelled."""
     monkeypatch.chdir(deployed.coordinator)
+    for name, value in clones.environment(deployed.coordinator).items():
+        monkeypatch.setenv(name, value)
+    revision = clones.must(deployed.coordinator, "git", "rev-parse", "HEAD").strip()
     monkeypatch.setattr("flows.fleet.check_workers", lambda *_: None)
     found = []
 
     def interrupt() -> None:
         wait_for(lambda: prefect.runs("stage-cpu"), 60)
-        names = (("first", "abc"), ("first", "another"), ("other", "abc"))
+        names = (("first", revision), ("first", "another"), ("other", revision))
         found.extend(find_submitted_run(client, *name) for name in names)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     threading.Thread(target=contextvars.copy_context().run, args=(interrupt,)).start()
     with pytest.raises(KeyboardInterrupt):
-        submit_stages(Graph({"first": []}, frozenset({"first"})), list(NEEDS), "abc")
+        coordinate(["first"])
 
     (run,) = prefect.runs("stage-cpu")
     assert str(found[0].id) == run["id"] and found[1:] == [None, None]
     assert run["state_type"] == "CANCELLED"
-    assert find_submitted_run(client, "first", "abc") is None
+    assert find_submitted_run(client, "first", revision) is None
     client.delete_flow_run(found[0].id)
 
 
