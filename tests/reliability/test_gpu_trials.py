@@ -1,4 +1,4 @@
-"""Many kills of flows, workers and servers: rows E2, E4, E5, E7 and E12 of the reliability plan.
+"""Many kills of flows, workers and servers: rows E2, E4, E5, E7, E11 and E12 of the reliability plan.
 
 By default as many trials of each as the target asks for, hours in all; THOUSANDWORDS_KILLS=1 tries each once.
 They print results. Quick tests of each row: tests/services/test_gpu_workers.py and test_heartbeat.py,
@@ -133,6 +133,40 @@ def test_a_gpu_never_has_two_runs_whatever_is_killed(testbed):
             stops += 1
     print(f"E5: {runs} runs, {kills} kills, {stops} stops")
     assert testbed.count("clashes") == 0 and testbed.count("begun") > runs // 3
+
+
+@with_testbed(UNTIL_GO, projects=2)
+def test_a_suspended_holder_keeps_its_gpu_for_longer_than_the_heartbeat_timeout(testbed):
+    """E5: Prefect counts the first run as dead and starts the next one; the kernel's lock makes it wait."""
+    for _ in range(min(len(trials(3)), 3)):
+        run_id, before = testbed.create_run(), testbed.count("begun")
+        testbed.wait_until_working(run_id)
+        with stopped([*testbed.flows(), *testbed.processes("flows.workers.supervisor"), *testbed.on_gpu()]):
+            following = testbed.create_run()
+            testbed.wait_for_state(run_id, "CRASHED", seconds=150)
+            testbed.wait_for_state(following, "RUNNING", seconds=60)
+            time.sleep(20)
+            assert testbed.count("begun") == before + 1
+        (testbed.logs / "go").touch()
+        wait_for(
+            lambda before=before: testbed.count("begun") == before + 2, 60, "the next stage does not begin"
+        )
+        (testbed.logs / "go").touch()
+        testbed.wait_for_state(following, "COMPLETED", seconds=60)
+    assert testbed.count("clashes") == 0
+
+
+@with_testbed("sleep 150")
+def test_a_working_run_is_not_marked_as_dead(testbed):
+    """E11: longer than the heartbeat timeout, and suspended for 60 s in the middle."""
+    for _ in trials(2):
+        run_id = testbed.create_run()
+        testbed.wait_until_working(run_id)
+        time.sleep(35)
+        with stopped(testbed.flows()):
+            time.sleep(60)
+        testbed.wait_for_state(run_id, *ENDS, seconds=200)
+        assert testbed.state(run_id) == "COMPLETED" and "CRASHED" not in testbed.history(run_id)
 
 
 @with_testbed(f"{sys.executable} -m tests.helpers.steps {{logs}}/checkpoint.json {{logs}}/target")
