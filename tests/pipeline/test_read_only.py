@@ -88,7 +88,6 @@ def test_the_status_of_a_read_only_project_is_shown(project):
         ["scripts.print_run_summary"],
         ["scripts.verify_artifacts"],
         ["scripts.use_preset", "smoke"],
-        ["flows.workers", "list"],
         ["flows.run_local"],
     ],
     ids=" ".join,

@@ -141,7 +141,7 @@ def test_each_stage_runs_once_on_any_free_worker_and_an_unchanged_one_on_none(wo
     fleet = working
     output = fleet.must(fleet.coordinator, "flows.fleet")
 
-    assert output.endswith("fleet: 3 of 3 stages went to workers: first, last, other\n")
+    assert output.endswith("fleet: 3 of 3 stages went to workers: first, other, last\n")
     order = clones.ran(fleet.origin)
     assert sorted(order) == sorted(NEEDS) and order.index("first") < order.index("last")
     assert set(yaml.safe_load((fleet.coordinator / "dvc.lock").read_text())["stages"]) == set(NEEDS)

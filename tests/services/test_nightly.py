@@ -48,17 +48,13 @@ def test_a_nightly_run_updates_data_runs_stale_stages_and_promotes(folder, monke
     import_url = [sys.executable, "-m", "dvc", "import-url", "-q", str(folder / "elsewhere"), "data/new"]
     subprocess.run(import_url, check=True)
     champions = []
-    replace_registry(
-        monkeypatch,
-        register=lambda root: "7",
-        promote=lambda root, version: champions.append((str(root), version)),
-    )
+    replace_registry(monkeypatch, register=lambda: "7", promote=lambda version: champions.append(version))
     (folder / "elsewhere").write_text("tuesday")
 
     first = nightly.nightly()
 
     assert first == {"ran": ["package_model"], "version": "7", "refusals": []}
-    assert (folder / "package").read_text() == "tuesday" and champions == [(".", "7")]
+    assert (folder / "package").read_text() == "tuesday" and champions == ["7"]
     assert nightly.nightly()["ran"] == []
 
 
@@ -66,10 +62,10 @@ def test_a_version_that_the_gate_rejects_is_reported_and_is_no_failure(folder, m
     tiny_project(folder, {"package_model": {"cmd": "touch package", "outs": ["package"]}})
     reason = "- psnr_hard is 20.1, the champion's 30.1"
 
-    def reject(root, version):
+    def reject(version):
         raise UserError(f"version 8 was not promoted against champion 7:\n{reason}")
 
-    replace_registry(monkeypatch, register=lambda root: "8", promote=reject)
+    replace_registry(monkeypatch, register=lambda: "8", promote=reject)
     assert reason in nightly.nightly()["refusals"]
     query = {"artifacts": {"key": {"any_": ["champion"]}}, "sort": "CREATED_DESC"}
     decision = server.ask("artifacts/filter", query)[0]["data"]
@@ -79,7 +75,7 @@ def test_a_version_that_the_gate_rejects_is_reported_and_is_no_failure(folder, m
 
 def test_a_pipeline_that_fails_registers_nothing(folder, monkeypatch):
     tiny_project(folder, {"package_model": {"cmd": "exit 2", "outs": ["package"]}})
-    replace_registry(monkeypatch, register=lambda root: pytest.fail("it was registered"))
+    replace_registry(monkeypatch, register=lambda: pytest.fail("it was registered"))
     with pytest.raises(RuntimeError, match="stage package_model failed with code 2"):
         nightly.nightly()
 

@@ -110,6 +110,16 @@ def test_a_run_that_was_asked_to_stop_resumes_as_if_never_stopped(never_stopped,
     assert_equal_runs(run(linear(seed=9), folder=tmp_path), never_stopped)
 
 
+def test_without_the_optimizers_moments_a_resumed_run_is_another(never_stopped, tmp_path):
+    """The test above would notice a missing part: what a checkpoint holds is needed."""
+    stopped(folder=tmp_path)
+    saved = Checkpoints(tmp_path).newest()
+    zeroed = {name: tensor * 0 if "exp_avg" in name else tensor for name, tensor in saved.tensors.items()}
+    Checkpoints(tmp_path).save(1, zeroed, saved.state)
+
+    assert not run(folder=tmp_path)[0].weight.equal(never_stopped[0].weight)
+
+
 @pytest.fixture
 def not_trained_again(tmp_path):
     """Checks that the finished run in this folder loads no batch and gives the same."""
