@@ -105,7 +105,8 @@ def test_two_clones_with_one_cache_give_equal_results_and_a_third_runs_nothing(t
         cache = f"[cache]\n    dir = {tmp_path}/cache\n    type = hardlink,copy\n    shared = group\n"
         (clone / ".dvc/config").write_text((clone / ".dvc/config").read_text() + cache)
     both = [start(clone, *DVC, "repro") for clone in clones[:2]]
-    assert [wait(process)[0] for process in both] == [0, 0]
+    results = [wait(process) for process in both]
+    assert [code for code, _ in results] == [0, 0], results
     assert "Stage 'first' is cached - skipping run" in repro(clones[2]) and begun(clones[2]) == []
     locks = {(clone / "dvc.lock").read_text() for clone in clones}
     assert len(locks) == 1 and {(clone / "second").read_text() for clone in clones} == {"second\n"}
