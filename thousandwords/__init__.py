@@ -1,6 +1,27 @@
 """thousandwords: a picture is worth a thousand words. Captioned images in, a text-to-image model out.
 
-DALL-E (arXiv 2102.12092) as a library: tensors and rows in, tensors and rows out. It does not depend on DVC,
-Prefect or MLflow; `stages/` and `flows/` do. `thousandwords.inference.package.load_package(folder)` loads a
-trained model that generates images.
+    model = thousandwords.load("models/package")
+    best = model.generate("a small red star on sand", candidates=16, seed=7)[0]
+
+DALL-E (arXiv 2102.12092) as a library, without DVC, Prefect and MLflow: those are for `stages/` and `flows/`. The
+names below come from `api.py`, which loads torch; it is imported when the first of them is used.
 """
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+__all__ = ["GeneratedImage", "Model", "from_pretrained", "load"]
+
+if TYPE_CHECKING:
+    from thousandwords.api import GeneratedImage, Model, from_pretrained, load
+else:
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from thousandwords import api
+
+        return getattr(api, name)
+
+    def __dir__() -> list[str]:
+        return sorted([*globals(), *__all__])

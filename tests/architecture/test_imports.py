@@ -16,7 +16,9 @@ from tests.helpers.tracked_files import tracked
 
 PACKAGES = ("thousandwords", "stages", "scripts", "flows", "studio")
 # these set or list something when they are imported; every other __init__.py is a docstring
-INIT_WITH_CODE = {"flows/__init__.py", "stages/__init__.py", "thousandwords/ingest/sources/__init__.py"}
+INIT_WITH_CODE = {
+    "flows/__init__.py", "stages/__init__.py", "thousandwords/__init__.py", "thousandwords/ingest/sources/__init__.py",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,11 @@ import shutil
 import pytest
 import yaml
 
+import thousandwords
 from flows.registry.__main__ import main
 from flows.registry.commands import PromotionRejected, fetch, promote, register, rollback, show
 from flows.registry.versions import NAME
+from tests.helpers.paths import ROOT
 from tests.helpers.registered_models import champion, client, package_images, plant, run_rollback
 from tests.helpers.registering import METRICS, run_git, train
 from tests.helpers.tiny_models import flipped
@@ -72,6 +74,20 @@ def test_a_fetched_package_is_not_fetched_again_unless_it_is_damaged(project, tm
     weights.write_bytes(flipped(weights.read_bytes(), 1000))
     assert package_images(fetch("1", tmp_path / "fetched", project))
     assert [path.name for path in (tmp_path / "fetched").iterdir()] == [package.parent.parent.name]
+
+
+def test_the_library_loads_a_version_by_the_clone_that_it_runs_in(project, monkeypatch):
+    (project / "dvc.yaml").touch()
+    (project / "flows").mkdir()  # empty: its code is found at PYTHONPATH
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    model = thousandwords.load("models:/thousandwords@champion", device="cpu")
+    assert model.package.fingerprint == read_manifest(project / "models/package")["sha256"]
+    message = (
+        "^models:/thousandwords/7 was not fetched: the registry has no version '7' of thousandwords. Run: "
+    )
+    with pytest.raises(UserError, match=message):
+        thousandwords.load("models:/thousandwords/7")
 
 
 @pytest.mark.parametrize("version", ["7", "production"])

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from thousandwords.cli.inputs import add_package_options, positive, read_image, read_prompts
+from thousandwords.api import kept_cells, read_image
+from thousandwords.cli.inputs import add_package_options, positive, read_prompts
 from thousandwords.core.errors import UserError
 from thousandwords.core.filenames import distinct_slugs
 from thousandwords.core.files import write_bytes
 from thousandwords.data.contact_sheet import make_contact_sheet
 from thousandwords.data.images import encode_png, fit_square
 from thousandwords.inference.config import SamplingConfig, check_guidance, replace_settings
-from thousandwords.inference.inpainting import cells_from_mask, fixed_tokens_of, gray_out, grid_side, top_rows
+from thousandwords.inference.inpainting import fixed_tokens_of, gray_out
 from thousandwords.inference.package import Candidate, load_package
 from thousandwords.inference.provenance import Provenance, encode_png_with_provenance, read_provenance
 
@@ -55,8 +56,7 @@ def run(options: argparse.Namespace) -> None:
     package = load_package(options.package, options.device)
     fixed_tokens = kept_part = None
     if image is not None:
-        side = grid_side(package.image_tokenizer.scales, package.generator.keeps_parts)
-        is_kept = _kept_cells(side, mask, options.keep_rows)
+        is_kept = kept_cells(package, mask, options.keep_rows)
         image = fit_square(image, package.image_tokenizer.image_size)
         fixed_tokens = fixed_tokens_of(package.image_tokenizer, image, is_kept)
         kept_part = gray_out(image, is_kept)
@@ -134,10 +134,3 @@ def _read_images(options: argparse.Namespace) -> tuple[np.ndarray | None, np.nda
     # transparent parts of a mask count as black: they are not kept
     mask = None if options.keep_mask is None else read_image(options.keep_mask, background=(0, 0, 0))
     return read_image(options.inpaint), mask
-
-
-def _kept_cells(side: int, mask: np.ndarray | None, num_rows: int | None) -> np.ndarray:
-    """Which cells (side, side) stay; raises UserError where no cell or every cell would."""
-    if mask is not None:
-        return cells_from_mask(mask, side)
-    return top_rows(side, side // 2 if num_rows is None else num_rows)

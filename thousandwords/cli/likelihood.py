@@ -9,7 +9,8 @@ import csv
 import io
 from pathlib import Path
 
-from thousandwords.cli.inputs import add_package_options, read_image
+from thousandwords.api import read_image
+from thousandwords.cli.inputs import add_package_options
 from thousandwords.core.files import write_bytes
 from thousandwords.inference.config import check_prompt
 from thousandwords.inference.likelihood import Likelihood, likelihood

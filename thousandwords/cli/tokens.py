@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thousandwords.cli.inputs import add_package_options, positive, read_image
+from thousandwords.api import read_image
+from thousandwords.cli.inputs import add_package_options, positive
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import write_bytes, write_json
 from thousandwords.data.contact_sheet import make_contact_sheet

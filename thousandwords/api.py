@@ -1,0 +1,337 @@
+"""What `import thousandwords` gives: load a trained model; generate, encode, decode, score; share it on a model hub.
+
+Images are taken as Pillow images, files, or uint8 arrays (H, W, 3) of any size, and given as Pillow images. An image
+follows from package, prompt, settings and seed, and is the same to the bit as that of the command line.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import huggingface_hub  # loads its parts when they are used
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageOps
+
+from thousandwords.core.errors import InvalidInput, UserError
+from thousandwords.core.files import write_bytes
+from thousandwords.core.init_models import REGISTERED
+from thousandwords.core.manifest import DamagedArtefact, copy_artifact, read_manifest
+from thousandwords.data.image_decoding import DEEP_MODES, FORMATS, WHITE, decode_image
+from thousandwords.data.images import fit_square, to_float, to_uint8
+from thousandwords.inference.batched import decode_in_batches, encode_in_batches
+from thousandwords.inference.config import check_guidance, check_prompt, replace_settings
+from thousandwords.inference.inpainting import cells_from_mask, fixed_tokens_of, grid_side, top_rows
+from thousandwords.inference.likelihood import Likelihood, likelihood
+from thousandwords.inference.package import Package, load_package
+from thousandwords.inference.provenance import Provenance, encode_png_with_provenance
+
+StrPath: TypeAlias = str | os.PathLike[str]
+Pixels: TypeAlias = NDArray[np.uint8]  # (H, W, 3)
+AnyImage: TypeAlias = Image.Image | StrPath | Pixels
+Images: TypeAlias = AnyImage | Sequence[AnyImage]
+
+FETCHED = ".store/registry"  # that of flows.registry; may be deleted at any time
+SCORE_BATCH = 64  # images scored at a time
+HUB_FILES = ["*.json", "*.safetensors"]  # what is fetched from a hub
+CARD = """\
+---
+{header}
+---
+
+# {name}
+
+A text-to-image model in two steps, after DALL-E (arXiv 2102.12092): a generator samples image tokens for a caption, and an image
+tokenizer decodes them to pixels. A CLIP model ranks the candidates. It generates images like those it was trained on, from
+captions like theirs.
+
+```python
+import thousandwords
+
+model = thousandwords.from_pretrained("{name}")
+model.generate("a small red star on sand", seed=7)[0].save("image.png")  # the best of 32
+```
+
+| part | kind | fingerprint |
+|---|---|---|
+{parts}
+
+Package `{fingerprint}`. The weights are safetensors, and every file is compared with its manifest before it is used.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedImage:
+    """One image of a prompt, its score, and all that it follows from."""
+
+    image: Image.Image
+    score: float  # CLIP's cosine with the prompt
+    tokens: NDArray[np.int64]  # (L,)
+    provenance: Provenance  # prompt, seed, number of the candidate, package and settings
+
+    def save(self, path: StrPath) -> None:
+        """Write a PNG that records how it was generated: the same bytes as the command line's, which the studio reads."""
+        write_bytes(Path(path), encode_png_with_provenance(np.asarray(self.image), self.provenance))
+
+
+class Model:
+    """A trained model: prompts in, ranked images out. `load` and `from_pretrained` give one."""
+
+    def __init__(self, folder: Path, package: Package) -> None:
+        self.folder, self.package = folder, package
+
+    def generate(
+        self,
+        prompt: str,
+        candidates: int = 32,
+        seed: int = 0,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance: float | None = None,
+        inpaint: AnyImage | None = None,
+        keep_rows: int | None = None,
+        keep_mask: AnyImage | None = None,
+    ) -> list[GeneratedImage]:
+        """The candidates of a prompt, best first. A setting that is None is the package's own.
+
+        Of the image `inpaint` the upper half stays, or `keep_rows` rows of tokens, or what is white in `keep_mask`; the
+        rest is sampled. Warns of words that no training caption has. Raises UserError.
+        """
+        package, prompt = self.package, check_prompt(prompt)
+        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+        changes: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+        sampling = replace_settings(package.settings, candidates=candidates, **changes)
+        check_guidance(sampling.guidance, package.generator.config)
+        fixed_tokens = self._fixed_tokens(inpaint, keep_rows, keep_mask)
+        fixed_numbers = None if fixed_tokens is None else tuple(fixed_tokens.tolist())
+        provenance = Provenance(prompt, seed, 0, package.fingerprint, sampling, fixed_numbers)
+        for note in package.text_tokenizer.describe_prompt(prompt):
+            warnings.warn(f'"{prompt}": {note}', stacklevel=2)
+        return [
+            GeneratedImage(
+                Image.fromarray(candidate.image),
+                candidate.score,
+                candidate.tokens.numpy(),
+                replace(provenance, candidate=candidate.candidate),
+            )
+            for candidate in package.generate(prompt, candidates, seed, fixed_tokens, **changes)
+        ]
+
+    def encode(self, images: Images) -> NDArray[np.int64]:
+        """The tokens (B, L) of images, of which the middle square is taken as in training."""
+        tokens: NDArray[np.int64] = encode_in_batches(
+            self.package.image_tokenizer, read_images(images)
+        ).numpy()
+        return tokens
+
+    def decode(self, tokens: ArrayLike) -> list[Image.Image]:
+        """The images of tokens (B, L), or of one image's (L,)."""
+        rows = torch.from_numpy(np.atleast_2d(np.asarray(tokens)).astype(np.int64, casting="safe"))
+        tokenizer: Any = self.package.image_tokenizer
+        tokenizer.check_tokens(rows)
+        return [Image.fromarray(pixels) for pixels in to_uint8(decode_in_batches(tokenizer, rows))]
+
+    def score(self, images: Images, captions: str | Sequence[str]) -> NDArray[np.float32]:
+        """CLIP's cosine of each image with its caption, or with the only one: (B,)."""
+        pixels = read_images(images)
+        texts = [check_prompt(text, "the caption") for text in _one_each(captions, len(pixels))]
+        tokenizer: Any = self.package.image_tokenizer
+        scorer: Any = self.package.scorer
+        squares = np.stack([fit_square(image, tokenizer.image_size) for image in pixels])
+        device = next(scorer.parameters()).device
+        batches = [slice(first, first + SCORE_BATCH) for first in range(0, len(texts), SCORE_BATCH)]
+        scores = [scorer.score(to_float(squares[rows], device), texts[rows]).cpu() for rows in batches]
+        return np.concatenate([batch.numpy() for batch in scores])
+
+    def likelihood(self, images: Images, captions: str | Sequence[str]) -> list[Likelihood]:
+        """How likely the tokens of each image are under its caption, or the only one: `image_bits`, `bits_per_token`."""
+        pixels = read_images(images)
+        if isinstance(captions, str):
+            return likelihood(self.package, captions, pixels)
+        pairs = zip(_one_each(captions, len(pixels)), pixels, strict=True)
+        return [likelihood(self.package, caption, [image])[0] for caption, image in pairs]
+
+    def save_pretrained(
+        self, folder: StrPath, repo_id: str | None = None, license: str | None = None
+    ) -> None:
+        """Write the package as a model hub shows it: safetensors, configs and manifests, and a card, README.md."""
+        folder, manifest = Path(folder), read_manifest(self.folder, verify=False)
+        if manifest["sha256"] != self.package.fingerprint:
+            raise UserError(
+                f"{self.folder} holds another package than the one that was loaded. Load it again"
+            )
+        rows = []
+        for name, sha256 in manifest["facts"]["parts"].items():
+            copy_artifact(self.folder / name, folder / name)
+            kind = json.loads((folder / name / "config.json").read_bytes()).get("kind", "byte-level BPE")
+            rows.append(f"| {name} | {kind} | `{sha256[:12]}` |")
+        copy_artifact(self.folder, folder)
+        header = huggingface_hub.ModelCardData(
+            library_name="thousandwords", pipeline_tag="text-to-image", license=license
+        ).to_yaml()
+        name, fingerprint = repo_id or folder.resolve().name, manifest["sha256"][:12]
+        card = CARD.format(header=header, name=name, parts="\n".join(rows), fingerprint=fingerprint)
+        write_bytes(folder / "README.md", card.encode())
+
+    def push(
+        self, repo_id: str, *, private: bool = True, license: str | None = None, token: str | None = None
+    ) -> str:
+        """Upload the package to a repository on the Hugging Face Hub, made if there is none; the commit's URL.
+
+        A new repository is yours alone, unless `private` is False.
+        """
+        hub = huggingface_hub.HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, repo_id, license)
+            hub.create_repo(repo_id, private=private, exist_ok=True)
+            message = f"Package {self.package.fingerprint[:12]}"
+            commit = hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
+        return str(commit.commit_url)
+
+    def _fixed_tokens(
+        self, image: AnyImage | None, keep_rows: int | None, keep_mask: AnyImage | None
+    ) -> torch.Tensor | None:
+        """The tokens that stay of an image, -1 elsewhere; None without an image."""
+        if image is None and (keep_rows is not None or keep_mask is not None):
+            raise UserError(
+                "keep_rows and keep_mask say what stays of an image, but no image is given. Name it with inpaint"
+            )
+        if image is None:
+            return None
+        if keep_rows is not None and keep_mask is not None:
+            raise UserError("keep_rows and keep_mask both say what stays. Give one of them")
+        # transparent parts of a mask are not kept
+        mask = None if keep_mask is None else read_image(keep_mask, background=(0, 0, 0))
+        is_kept = kept_cells(self.package, mask, keep_rows)
+        return fixed_tokens_of(self.package.image_tokenizer, read_image(image), is_kept)
+
+
+def load(path_or_uri: StrPath, device: str = "auto") -> Model:
+    """The model in a package's folder, or in the registry: models:/thousandwords@champion, models:/thousandwords/3.
+
+    Every file is verified, and no code of the package is run. `device` is auto (a GPU where there is one), cpu or cuda.
+    Raises UserError.
+    """
+    source = os.fspath(path_or_uri)
+    folder = fetch_registered(source) if source.startswith("models:") else Path(source)
+    return Model(folder, load_package(folder, device))
+
+
+def from_pretrained(
+    folder_or_repo_id: StrPath, device: str = "auto", revision: str | None = None, **options: Any
+) -> Model:
+    """The model that `save_pretrained` or `push` wrote; `load` verifies it.
+
+    `options` are those of huggingface_hub.snapshot_download: token, cache_dir, force_download. Raises UserError.
+    """
+    source = os.fspath(folder_or_repo_id)
+    if Path(source).is_dir():
+        return load(source, device)
+    try:
+        folder = huggingface_hub.snapshot_download(
+            source, revision=revision, allow_patterns=HUB_FILES, **options
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{source} is no folder here, and the Hub gave no model of that name: {' '.join(str(error).split())[:300]}"
+        ) from error
+    try:
+        return load(folder, device)
+    except DamagedArtefact as error:
+        reason = str(error).rpartition(" Run: ")[0]
+        raise DamagedArtefact(f"{source}: {reason} Download it again, with force_download=True") from error
+
+
+def fetch_registered(uri: str) -> Path:
+    """The folder of a package in the MLflow registry, fetched and verified by the clone that this process runs in."""
+    match = REGISTERED.fullmatch(uri)
+    if not match:
+        raise UserError(
+            f"{uri} names no package of the registry. Give models:/thousandwords@champion (or another alias), or "
+            "models:/thousandwords/3 (its number)"
+        )
+    command = ["-m", "flows.registry", "fetch", match[1]]
+    check_clone(uri, f"python {' '.join(command)}; then load the folder that it prints")
+    done = subprocess.run([sys.executable, *command, "--out", FETCHED], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.splitlines() or ["no reason is known"])[-1]
+        raise UserError(f"{uri} was not fetched: {reason.removeprefix('registry: ')}")
+    return Path(done.stdout.splitlines()[-1])
+
+
+def check_clone(what: str, fix: str) -> None:
+    """Raise UserError unless this process runs in a clone of the project: the pipeline is no part of the library."""
+    if not (Path("dvc.yaml").is_file() and Path("flows").is_dir()):
+        raise UserError(
+            f"{what} needs a clone of thousandwords, but {Path.cwd()} is none. In a clone run: {fix}"
+        )
+
+
+def read_images(images: Images) -> list[Pixels]:
+    """One image or several, each as `read_image` gives it."""
+    if isinstance(images, Image.Image | str | os.PathLike) or getattr(images, "ndim", 4) == 3:
+        images = [images]  # type: ignore[list-item]
+    pixels = [read_image(image) for image in images]
+    if not pixels:
+        raise UserError("no image was given. Give one or more")
+    return pixels
+
+
+def read_image(image: AnyImage, background: Sequence[int] = WHITE) -> Pixels:
+    """An image, or that in a file, as uint8 (H, W, 3), upright and without transparency; raises UserError."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise UserError(f"an image is {image.dtype} {image.shape}. Give uint8 (H, W, 3)")
+        return image
+    if isinstance(image, Image.Image):
+        return _flatten(image, background)
+    path = Path(image)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}. Give an image ({', '.join(FORMATS)})")
+    try:
+        return decode_image(path.read_bytes(), background)
+    except InvalidInput as problem:
+        raise UserError(
+            f"{path} cannot be used as an image: {problem.detail}. Save it again, for example as PNG"
+        ) from problem
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}. Check its permissions") from error
+
+
+def kept_cells(package: Package, mask: Pixels | None, num_rows: int | None) -> NDArray[np.bool_]:
+    """Which cells (side, side) of the tokens stay: white ones, or rows, half of them if neither is given. Raises UserError."""
+    tokenizer: Any = package.image_tokenizer
+    generator: Any = package.generator
+    side = grid_side(tokenizer.scales, generator.keeps_parts)
+    if mask is not None:
+        return cells_from_mask(mask, side)
+    return top_rows(side, side // 2 if num_rows is None else num_rows)
+
+
+def _flatten(image: Image.Image, background: Sequence[int]) -> Pixels:
+    if image.mode in DEEP_MODES:  # Pillow would clip the values
+        raise UserError(
+            f"an image has pixels of mode {image.mode!r}. Give its file instead, or convert it to 8 bits"
+        )
+    upright = ImageOps.exif_transpose(image)
+    if upright.has_transparency_data:
+        canvas = Image.new("RGBA", upright.size, (*background, 255))
+        upright = Image.alpha_composite(canvas, upright.convert("RGBA"))
+    return np.array(upright.convert("RGB"))
+
+
+def _one_each(captions: str | Sequence[str], count: int) -> list[str]:
+    texts = [captions] * count if isinstance(captions, str) else list(captions)
+    if len(texts) != count:
+        raise UserError(f"there are {len(texts)} captions for {count} images. Give one each, or one for all")
+    return texts
