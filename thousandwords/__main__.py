@@ -1,12 +1,12 @@
-"""python -m thousandwords COMMAND: generate images, inspect their tokens, compare runs, import weights.
+"""thousandwords COMMAND: generate images, inspect their tokens, compare runs, import weights; run the pipeline.
 
-The commands are in `cli/`, each with what adds its options and what runs it.
+The same as python -m thousandwords. The commands are in `cli/`, each with what adds its options and what runs it.
 """
 
-import argparse
 import sys
 
-from thousandwords.cli import compare, generate, human_eval, import_weights, likelihood, tokens
+from thousandwords import __version__
+from thousandwords.cli import clone, compare, generate, human_eval, import_weights, likelihood, tokens
 from thousandwords.core.command_line import one_sentence, parser
 
 COMMANDS = {  # name: what adds its options, what runs it, its help
@@ -29,12 +29,15 @@ COMMANDS = {  # name: what adds its options, what runs it, its help
         import_weights.run,
         "published weights in (DALL-E, taming-transformers, LlamaGen), an image tokenizer out",
     ),
+    "run": (clone.add_run_options, clone.run, "in a clone: train all models, as make run"),
+    "studio": (clone.add_studio_options, clone.studio, "in a clone: the page in the browser, as make studio"),
 }
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command; an error that the user can fix ends it with one sentence and exit code 2."""
-    arguments = argparse.ArgumentParser(prog="python -m thousandwords", description=__doc__)
+    arguments = parser(__doc__, prog="thousandwords")
+    arguments.add_argument("--version", action="version", version=f"thousandwords {__version__}")
     subparsers = arguments.add_subparsers(
         required=True, dest="command", metavar="command", parser_class=parser
     )
