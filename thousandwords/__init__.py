@@ -7,7 +7,7 @@ DALL-E (arXiv 2102.12092) as a library, without DVC, Prefect and MLflow: those a
 names below come from `api.py`, which loads torch; it is imported when the first of them is used.
 """
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # for type checkers it is true; importing it would take longer than all of this file
 
 __version__ = "0.1.0"
 __all__ = ["GeneratedImage", "Model", "from_pretrained", "load"]

@@ -6,8 +6,6 @@ follows from package, prompt, settings and seed, and is the same to the bit as t
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -21,9 +19,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps
 
+from thousandwords.clone import fetch_registered
 from thousandwords.core.errors import InvalidInput, UserError
 from thousandwords.core.files import write_bytes
-from thousandwords.core.init_models import REGISTERED
 from thousandwords.core.manifest import DamagedArtefact, copy_artifact, read_manifest
 from thousandwords.data.image_decoding import DEEP_MODES, FORMATS, WHITE, decode_image
 from thousandwords.data.images import fit_square, to_float, to_uint8
@@ -39,7 +37,6 @@ Pixels: TypeAlias = NDArray[np.uint8]  # (H, W, 3)
 AnyImage: TypeAlias = Image.Image | StrPath | Pixels
 Images: TypeAlias = AnyImage | Sequence[AnyImage]
 
-FETCHED = ".store/registry"  # that of flows.registry; may be deleted at any time
 SCORE_BATCH = 64  # images scored at a time
 HUB_FILES = ["*.json", "*.safetensors"]  # what is fetched from a hub
 CARD = """\
@@ -250,31 +247,6 @@ def from_pretrained(
     except DamagedArtefact as error:
         reason = str(error).rpartition(" Run: ")[0]
         raise DamagedArtefact(f"{source}: {reason} Download it again, with force_download=True") from error
-
-
-def fetch_registered(uri: str) -> Path:
-    """The folder of a package in the MLflow registry, fetched and verified by the clone that this process runs in."""
-    match = REGISTERED.fullmatch(uri)
-    if not match:
-        raise UserError(
-            f"{uri} names no package of the registry. Give models:/thousandwords@champion (or another alias), or "
-            "models:/thousandwords/3 (its number)"
-        )
-    command = ["-m", "flows.registry", "fetch", match[1]]
-    check_clone(uri, f"python {' '.join(command)}; then load the folder that it prints")
-    done = subprocess.run([sys.executable, *command, "--out", FETCHED], capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.splitlines() or ["no reason is known"])[-1]
-        raise UserError(f"{uri} was not fetched: {reason.removeprefix('registry: ')}")
-    return Path(done.stdout.splitlines()[-1])
-
-
-def check_clone(what: str, fix: str) -> None:
-    """Raise UserError unless this process runs in a clone of the project: the pipeline is no part of the library."""
-    if not (Path("dvc.yaml").is_file() and Path("flows").is_dir()):
-        raise UserError(
-            f"{what} needs a clone of thousandwords, but {Path.cwd()} is none. In a clone run: {fix}"
-        )
 
 
 def read_images(images: Images) -> list[Pixels]:

@@ -83,11 +83,6 @@ def test_the_library_loads_a_version_by_the_clone_that_it_runs_in(project, monke
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     model = thousandwords.load("models:/thousandwords@champion", device="cpu")
     assert model.package.fingerprint == read_manifest(project / "models/package")["sha256"]
-    message = (
-        "^models:/thousandwords/7 was not fetched: the registry has no version '7' of thousandwords. Run: "
-    )
-    with pytest.raises(UserError, match=message):
-        thousandwords.load("models:/thousandwords/7")
 
 
 @pytest.mark.parametrize("version", ["7", "production"])

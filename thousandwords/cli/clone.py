@@ -4,7 +4,7 @@ import argparse
 import os
 import shlex
 
-from thousandwords.api import check_clone
+from thousandwords.clone import check_clone
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

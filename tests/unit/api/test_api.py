@@ -1,6 +1,7 @@
 """The library from Python: what `import thousandwords` gives, with the bits of the command line."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,15 @@ def test_what_is_no_package_is_an_error_with_the_fix(tmp_path, monkeypatch):
         thousandwords.load("models:/cats@champion")
     fetch = "python -m flows.registry fetch 3; then load the folder that it prints"
     message = f"models:/thousandwords/3 needs a clone of thousandwords, but {tmp_path} is none. In a clone run: {fetch}"
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        thousandwords.load("models:/thousandwords/3")
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "dvc.yaml").touch()
+    failed = subprocess.CompletedProcess(
+        [], 2, "", "a warning\nregistry: the registry has no version '3'. Run: it\n"
+    )
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    message = "models:/thousandwords/3 was not fetched: the registry has no version '3'. Run: it"
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         thousandwords.load("models:/thousandwords/3")
     with pytest.raises(AttributeError, match="module 'thousandwords' has no attribute 'laod'"):
