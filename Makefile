@@ -147,6 +147,7 @@ studio: $(READY)  ## a page to generate, inpaint, edit tokens, browse and compar
 	@python -m studio $(OPTIONS)
 
 ui: $(READY)  ## MLflow: every run with its curves and images, at http://127.0.0.1:5000
+	@python -c 'from stages.runtime.tracking import repair_moved_store; repair_moved_store()'
 	@mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/.mlflow/mlflow.db}"
 
 plan: $(READY)  ## time, memory and disk of a run before it starts: make plan PRESET=gpu PAIRS=1000000, or DATA=/your/images MINUTES=20

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 
 from flows.command_line import one_sentence, parse_targets
 from flows.dvc import repro
@@ -46,6 +47,8 @@ def pipeline(targets: list[str] | None = None) -> dict[str, str]:
     with run_lock(log):
         # one MLflow parent run for all stages
         os.environ.setdefault("THOUSANDWORDS_PIPELINE", f"flow-{os.getpid()}-{int(time.time())}")
+        address = str(flow_run.ui_url)  # "None/..." of a server that runs for this flow only
+        os.environ["THOUSANDWORDS_FLOW_RUN"] = address if address.startswith("http") else ""
         whole = read_graph_when_free(log)
         placement = read_placement(list(whole.needs))
 

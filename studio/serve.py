@@ -1,13 +1,12 @@
 """python -m studio.serve PACKAGE: a package as a service, prompts in, ranked images out (`make serve`).
 
-    POST /invocations {"inputs": [{"prompt": "a small red star on sand", "candidates": 4, "keep": 1, "seed": 7}]}
-    -> {"predictions": [{"prompt": …, "images": [{"png": base64, "score": 0.31, "candidate": 2, "seed": 7}], …}]}
+    POST /invocations {"inputs": ["a large blue ring", {"prompt": "a small red star", "candidates": 4, "seed": 7}]}
+    -> {"predictions": [{"prompt": …, "images": [{"png": base64, "score": 0.31, "candidate": 2, …}, …], …}, …]}
 
 The form is that of `mlflow models serve`, which is not used: it runs code that it finds in a version, and
 reads bodies of any size.
 """
 
-import base64
 import contextlib
 import threading
 from pathlib import Path
@@ -20,22 +19,14 @@ from studio.api.schema import MAX_CANDIDATES
 from studio.http import server
 from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.core.errors import UserError
-from thousandwords.data.images import encode_png
-from thousandwords.inference.config import check_prompt
 from thousandwords.inference.package import Package, load_package
+from thousandwords.mlflow_model import Request, answer, read_requests
 
 MAX_WAITING = 16  # requests, with the one that runs; further ones get 429
 
 
-class Request(BaseModel):
-    prompt: str
-    candidates: int = 8
-    keep: int | None = None  # the number of best images to return; None: all
-    seed: int = 0
-
-
 class Invocation(BaseModel):
-    inputs: list[Request]
+    inputs: list[str | dict]  # read by thousandwords.mlflow_model
 
 
 def make_app(package: Package) -> FastAPI:
@@ -53,9 +44,10 @@ def make_app(package: Package) -> FastAPI:
         if not places.acquire(blocking=False):
             raise ApiError(429, f"{MAX_WAITING} requests wait. Try again in a moment")
         try:
-            check(body.inputs)
+            requests = read_requests(body.inputs)
+            check_count(requests)
             with one_at_a_time:
-                return {"predictions": [generate(package, request) for request in body.inputs]}
+                return {"predictions": [answer(package, request) for request in requests]}
         except UserError as error:
             raise ApiError(422, str(error)) from error
         finally:
@@ -64,24 +56,12 @@ def make_app(package: Package) -> FastAPI:
     return app
 
 
-def check(requests: list[Request]) -> None:
+def check_count(requests: list[Request]) -> None:
     """Raises UserError before anything is generated: a late error would discard the images before it."""
-    for request in requests:
-        check_prompt(request.prompt)
-        if request.candidates < 1 or (request.keep is not None and request.keep < 1):
-            raise UserError("candidates and keep must be 1 or more. Leave keep out to get all candidates")
     count = sum(request.candidates for request in requests)
     if count > MAX_CANDIDATES:
         found = f"the request asks for {count} candidates; the limit is {MAX_CANDIDATES}"
         raise UserError(f"{found}. Ask for fewer candidates, or in several requests")
-
-
-def generate(package: Package, request: Request) -> dict:
-    images = []
-    for each in package.generate(request.prompt, request.candidates, request.seed)[: request.keep]:
-        png, score = base64.b64encode(encode_png(each.image)).decode(), round(each.score, 6)
-        images.append({"png": png, "score": score, "candidate": each.candidate, "seed": each.seed})
-    return {"prompt": request.prompt, "images": images, "package": package.fingerprint}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,8 +5,8 @@ They hold no time and no path, so the same evidence gives the same cards.
 
 from pathlib import Path
 
-from flows.registry.evidence import data_metadata
 from flows.templates import render
+from stages.runtime.tracking import data_metadata
 
 
 def model_card(name: str, evidence: dict, settings: dict[str, dict]) -> str:

@@ -19,16 +19,27 @@ from mlflow.exceptions import MlflowException
 
 from flows.registry import version_files, versions
 from flows.registry.cards import data_card, model_card
-from flows.registry.evidence import PACKAGE, PAIRS, gate_evidence, gather_evidence, params_of, sound_manifest
+from flows.registry.evidence import (
+    METRICS,
+    PACKAGE,
+    PAIRS,
+    gate_evidence,
+    gather_evidence,
+    params_of,
+    sound_manifest,
+)
+from flows.registry.pyfunc_model import write_pyfunc_model
 from flows.registry.versions import NAME, VersionSummary, number_of, registry_client, resolve, turn_to_move
-from stages.runtime.tracking import experiment_of
+from stages.runtime.tracking import experiment_of, fit, log_headline, log_params
 from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
-from thousandwords.core.files import failpoint, fingerprint, write_bytes
+from thousandwords.core.files import failpoint, fingerprint, write_bytes, write_json
 from thousandwords.core.manifest import DamagedArtefact, write_manifest
 from thousandwords.evaluation.gate import PARTS, GateConfig, decide
 
 FETCHED = Path(".store/registry")  # may be deleted at any time
+MODEL_CARD, OVERVIEW = "model_card.md", "results/ranked/overview.png"
+MAX_DESCRIPTION, CUT = 5000, "\n\n*Cut here: model_card.md of this version has all of it.*"  # MLflow's limit
 # equal in these: the same version, whatever commit or run
 IDENTITY = ("package", "metrics", "prompts", "problems")
 
@@ -58,32 +69,33 @@ def register(root: Path = Path(".")) -> str:
 
 def _add_version(client: mlflow.MlflowClient, root: Path, evidence: dict, digest: str) -> str:
     """Upload everything to a new MLflow run, then create the version; returns its number."""
-    tags = {"mlflow.runName": "register", "stage": "register"}
+    tags = {"mlflow.runName": "register", "stage": "register", **_parent_tag(client, root)}
     run = client.create_run(experiment_of(client, root), tags=tags)
     status = "FAILED"
     try:
         source = f"{run.info.artifact_uri}/model"
         with tempfile.TemporaryDirectory() as folder:
             manifest = _write_files(root, Path(folder), evidence)
+            description = fit(Path(folder, MODEL_CARD).read_text("utf-8"), MAX_DESCRIPTION, CUT)
             client.log_artifacts(run.info.run_id, folder, "model")
         failpoint("version-stored")
         version_files.check_stored(client, source, manifest, "the new version")
+        _describe_run(client, run.info.run_id, root)
         with contextlib.suppress(MlflowException):  # it exists already; if not, the next call says why
             client.create_registered_model(NAME, description="captions in, ranked images out")
         licences = {origin["licence"] for origin in (evidence["data"] or {}).get("origins", [])}
         tags = {
-            versions.EVIDENCE: json.dumps(evidence, sort_keys=True, ensure_ascii=False),
             versions.PINNED: manifest["sha256"],
             versions.CONTENT: digest,
-            # what a user searches for in MLflow's pages
-            "package.sha256": evidence["package"],
-            "git.commit": evidence["git"].get("commit", "none"),
-            "git.is_dirty": str(evidence["git"].get("is_dirty", "unknown")).lower(),
-            "dvc.lock.sha256": evidence["lock"] or "none",
+            # what a user searches for in MLflow's pages; all other hashes are in evidence.json
+            versions.PACKAGE: evidence["package"],
+            versions.COMMIT: evidence["git"].get("commit", "none"),
+            versions.SOUNDNESS: versions.soundness(evidence["problems"]),
             "data.licence": ", ".join(sorted(licences)) or "not stated",
-            **{f"run.{stage}": run_id for stage, run_id in evidence["runs"].items()},
         }
-        version = client.create_model_version(NAME, source, run.info.run_id, tags=tags)
+        version = client.create_model_version(
+            NAME, source, run.info.run_id, tags=tags, description=description
+        )
         failpoint("version-created")
         status = "FINISHED"
         return number_of(version)
@@ -91,10 +103,28 @@ def _add_version(client: mlflow.MlflowClient, root: Path, evidence: dict, digest
         client.set_terminated(run.info.run_id, status)
 
 
+def _parent_tag(client: mlflow.MlflowClient, root: Path) -> dict[str, str]:
+    """The tag that shows a run below the pipeline's run that evaluated the package, if it is in the same store."""
+    with contextlib.suppress(OSError, ValueError, KeyError, MlflowException):
+        record = json.loads((root / "results/runs/evaluate.json").read_bytes())
+        return {"mlflow.parentRunId": client.get_run(record["parent_run_id"]).info.run_id}
+    return {}
+
+
+def _describe_run(client: mlflow.MlflowClient, run_id: str, root: Path) -> None:
+    """Log what MLflow's page *Compare* shows of versions: settings and headline figures; and an image."""
+    log_params(client, run_id, params_of(root))
+    if (root / METRICS).is_file():
+        log_headline(client, run_id, root / METRICS)
+    if (root / OVERVIEW).is_file():
+        client.log_artifact(run_id, str(root / OVERVIEW))
+
+
 def _write_files(root: Path, folder: Path, evidence: dict) -> dict:
     """Write all files of a version to `folder`; returns their manifest."""
     from thousandwords.data.pair_shards import caption_counts  # late: it loads the shard readers
 
+    write_pyfunc_model(folder)
     shutil.copytree(root / PACKAGE, folder / version_files.PACKAGE)
     configs = {name: json.loads((root / PACKAGE / name / "config.json").read_bytes()) for name in PARTS}
     settings = {  # the text tokenizer's file holds settings only
@@ -106,8 +136,9 @@ def _write_files(root: Path, folder: Path, evidence: dict) -> dict:
         DamagedArtefact
     ):  # captions of a damaged shard are not counted; `make verify` names it
         captions = caption_counts(root / PAIRS)
-    write_bytes(folder / "model_card.md", model_card(NAME, evidence, settings).encode())
+    write_bytes(folder / MODEL_CARD, model_card(NAME, evidence, settings).encode())
     write_bytes(folder / "data_card.md", data_card(NAME, sound_manifest(root / PAIRS), captions).encode())
+    write_json(folder / version_files.EVIDENCE, evidence)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return write_manifest(folder, dict.fromkeys(names), {"package": evidence["package"]})
 
@@ -140,8 +171,8 @@ def _champions_before(
     if number_of(candidate) in champions[-1:]:
         return None
     champion = resolve(client, champions[-1]) if champions else None
-    before = champion and gate_evidence(champion)
-    if reasons := decide(config, gate_evidence(candidate), before):
+    before = champion and gate_evidence(client, champion)
+    if reasons := decide(config, gate_evidence(client, candidate), before):
         against = f"against champion {champion.version}" if champion else "as the first champion"
         lines = "".join(f"\n- {reason}" for reason in reasons)
         raise PromotionRejected(f"version {candidate.version} was not promoted {against}:{lines}")

@@ -9,12 +9,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import yaml
 from mlflow.entities.model_registry import ModelVersion
 
 from flows.dvc.damage import dvc_digest
-from flows.registry.versions import EVIDENCE, pinned_sha256
-from stages.runtime.tracking import git_revision
+from flows.registry.version_files import EVIDENCE, read_file
+from stages.runtime.tracking import data_metadata, git_revision
 from thousandwords.core.files import sha256_of
 from thousandwords.core.manifest import DamagedArtefact, read_manifest
 from thousandwords.core.params import flatten, read_params
@@ -32,7 +33,7 @@ RUN_AGAIN = "Run: dvc repro, then register it again"
 def gather_evidence(root: Path) -> dict:
     """The evidence for `root`'s package, as JSON. Raises DamagedArtefact if there is no complete package."""
     fix = "dvc repro package_model"
-    package = read_manifest(root / PACKAGE, fix=fix)
+    package, pairs = read_manifest(root / PACKAGE, fix=fix), sound_manifest(root / PAIRS)
     parts = {name: read_manifest(root / PACKAGE / name, fix=fix)["sha256"] for name in PARTS}
     text = (root / LOCK).read_text(encoding="utf-8") if (root / LOCK).is_file() else ""
     lock, git, metrics = (yaml.safe_load(text) or {}).get("stages", {}), git_revision(root), None
@@ -63,14 +64,14 @@ def gather_evidence(root: Path) -> dict:
         "git": git,
         "lock": sha256_of(root / LOCK) if lock else None,
         "runs": {run["stage"]: run["run_id"] for run in runs if run.get("run_id")},
-        "data": data_metadata(sound_manifest(root / PAIRS)),
+        "data": data_metadata(pairs) if pairs else None,  # which images, how many, under which license
     }
 
 
-def gate_evidence(version: ModelVersion) -> Evidence:
+def gate_evidence(client: mlflow.MlflowClient, version: ModelVersion) -> Evidence:
     """What the gate reads of the evidence at registration. Raises DamagedArtefact if the version pins no files."""
-    pinned_sha256(version)
-    evidence = json.loads(version.tags[EVIDENCE])
+    # a version of an earlier commit has it as a tag
+    evidence = json.loads(version.tags.get("evidence") or read_file(client, version, EVIDENCE))
     return Evidence(evidence["metrics"], evidence["prompts"], evidence["parts"], tuple(evidence["problems"]))
 
 
@@ -141,30 +142,6 @@ def _normalize(value: object) -> object:
     with contextlib.suppress(ValueError):
         return float(value) if isinstance(value, str) else value
     return value
-
-
-def data_metadata(manifest: dict | None) -> dict | None:
-    """Which images, how many, under which license; None if the pairs are not here."""
-    if manifest is None:
-        return None
-    metadata, settings = manifest["facts"], manifest["facts"].get("settings", {})
-    sources = settings.get("sources") or [{"source": metadata["source"], **settings}]
-    return {
-        "source": metadata["source"],
-        "image_size": metadata["image_size"],
-        "splits": metadata["counts"]["splits"],
-        "origins": [_origin(source) for source in sources],
-        "fingerprint": manifest["sha256"],
-    }
-
-
-def _origin(source: dict) -> dict[str, str]:
-    if source["source"] == "scenes":
-        return {"source": "scenes", "licence": "Apache-2.0", "origin": "drawn by this project"}
-    path = source.get("path") or ""
-    path = "" if Path(path).is_absolute() else path  # elsewhere on the machine: it stays private
-    origin = source.get("origin") or source.get("url") or path or "not stated"
-    return {"source": source["source"], "licence": source.get("licence") or "not stated", "origin": origin}
 
 
 def params_of(root: Path) -> dict:

@@ -1,8 +1,9 @@
 """The files of a version, in its store or fetched, checked against the manifest that its tag pins.
 
-A version holds models as safetensors and JSON, their manifests, and two cards: no code, no pickles. A
-forged version, even one with valid hashes, is rejected by the names of its files and the headers of its tensors;
-nothing of it is imported, run or unpickled.
+A version holds models as safetensors and JSON, their manifests, its evidence, two cards, and what MLflow needs to
+load it elsewhere: a description of the environment and the library's code, but no pickles. This project fetches
+neither of the last two: nothing of a version is imported, run or unpickled here. A forged version, even one with
+valid hashes, is rejected by the names of its files and the headers of its tensors.
 """
 
 import contextlib
@@ -26,10 +27,17 @@ from thousandwords.core.files import write_bytes
 from thousandwords.core.manifest import MANIFEST, DamagedArtefact, check_file, read_manifest
 from thousandwords.evaluation.gate import PARTS
 
-PACKAGE = "artifacts/package"
-ALLOWED = re.compile(
-    rf"{MANIFEST}|(model|data)_card\.md|{PACKAGE}/(({'|'.join(PARTS)})/)?[a-z_]+\.(json|safetensors)"
+PACKAGE, EVIDENCE = "artifacts/package", "evidence.json"
+FETCHED = re.compile(
+    rf"{EVIDENCE}|(model|data)_card\.md|{PACKAGE}/(({'|'.join(PARTS)})/)?[a-z_]+\.(json|safetensors)"
 )
+# read by MLflow's load_model and `mlflow models serve` only (flows/registry/pyfunc_model.py)
+FOR_MLFLOW = re.compile(
+    r"MLmodel|conda\.yaml|python_env\.yaml|requirements\.txt|code/thousandwords/([a-z0-9_]+/)*[a-z0-9_]+\.py"
+)
+BYTECODE = re.compile(
+    r"code/(\w+/)*__pycache__"
+)  # Python writes it beside the code that MLflow loads from a local store
 FORGED = "Do not use it; register a package of your own"
 MLFLOW_METADATA = "registered_model_meta"  # MLflow's own download adds it to a local store; it is not fetched
 MAX_MANIFEST_BYTES = 2**22  # the manifest is read before its hash is checked
@@ -46,10 +54,8 @@ def fetch_version(client: mlflow.MlflowClient, version: ModelVersion, folder: Pa
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as temporary:
         partial = Path(temporary) / "version"
-        for name, entry in manifest["files"].items():
-            path = partial / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _download(repository, name, partial, label)
+        for name, entry in _fetched_files(manifest).items():
+            path = _download(repository, name, partial, label)
             check_file(path, entry, FIX)
             if name.endswith(".safetensors"):
                 _check_tensors(path, f"{label}: {name}")
@@ -73,8 +79,28 @@ def _check_tensors(path: Path, label: str) -> None:
 
 def _is_complete(folder: Path, sha256: str) -> bool:
     with contextlib.suppress(DamagedArtefact):
-        return read_manifest(folder)["sha256"] == sha256
+        manifest = read_manifest(folder, verify=False)
+        for name, entry in _fetched_files(manifest).items():
+            check_file(folder / name, entry, FIX)
+        return manifest["sha256"] == sha256
     return False
+
+
+def _fetched_files(manifest: dict) -> dict[str, dict]:
+    return {name: entry for name, entry in manifest["files"].items() if FETCHED.fullmatch(name)}
+
+
+def read_file(client: mlflow.MlflowClient, version: ModelVersion, name: str) -> bytes:
+    """One file of a version, verified, whether or not the others are complete. Raises DamagedArtefact."""
+    repository, label = _repository(client, version.source), label_of(version)
+    sizes = {entry.path: entry.file_size for entry in repository.list_artifacts()}
+    manifest = _read_manifest(repository, sizes, version)
+    if name not in manifest["files"]:
+        raise DamagedArtefact(f"{label} holds no {name}. {FIX}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = _download(repository, name, Path(folder), label)
+        check_file(path, manifest["files"][name], FIX)
+        return path.read_bytes()
 
 
 def read_pinned_manifest(client: mlflow.MlflowClient, version: ModelVersion) -> dict:
@@ -82,8 +108,17 @@ def read_pinned_manifest(client: mlflow.MlflowClient, version: ModelVersion) -> 
 
     Raises DamagedArtefact if it is another manifest, or if the store or the manifest names a forbidden file.
     """
-    repository, label, pinned = _repository(client, version.source), label_of(version), pinned_sha256(version)
+    repository, label = _repository(client, version.source), label_of(version)
     sizes = _list_files(repository, label)
+    manifest = _read_manifest(repository, sizes, version)
+    _check_list(sizes, manifest, label)
+    return manifest
+
+
+def _read_manifest(
+    repository: ArtifactRepository, sizes: dict[str, int | None], version: ModelVersion
+) -> dict:
+    label, pinned = label_of(version), pinned_sha256(version)
     if not 0 < sizes.get(MANIFEST, 0) <= MAX_MANIFEST_BYTES:
         raise DamagedArtefact(f"{label} has no manifest of its files. {FIX}")
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +127,6 @@ def read_pinned_manifest(client: mlflow.MlflowClient, version: ModelVersion) -> 
     if manifest["sha256"] != pinned:
         found = manifest["sha256"][:12]
         raise DamagedArtefact(f"{label}: its manifest is {found}, but its tag pins {pinned[:12]}. {FIX}")
-    _check_list(sizes, manifest, label)
     return manifest
 
 
@@ -104,7 +138,7 @@ def check_stored(client: mlflow.MlflowClient, source: str, manifest: dict, label
 def _check_list(sizes: dict[str, int | None], manifest: dict, label: str) -> None:
     expected = {name: entry["bytes"] for name, entry in manifest["files"].items()}
     for name in (*sizes, *expected):
-        if not ALLOWED.fullmatch(name):  # above all code that MLflow would run
+        if name != MANIFEST and not FETCHED.fullmatch(name) and not FOR_MLFLOW.fullmatch(name):
             raise DamagedArtefact(f"{label} holds {name!r}, which is no part of a package. {FORGED}")
     for name in sorted(sizes.keys() - expected.keys() - {MANIFEST}):
         raise DamagedArtefact(f"{label} holds {name!r}, which its manifest does not name. {FIX}")
@@ -126,7 +160,8 @@ def _list_files(repository: ArtifactRepository, label: str) -> dict[str, int | N
     while folders:
         for entry in repository.list_artifacts(folders.pop()):
             if entry.is_dir:
-                folders.append(entry.path)
+                if not BYTECODE.fullmatch(entry.path):
+                    folders.append(entry.path)
             elif entry.path != MLFLOW_METADATA:
                 sizes[entry.path] = entry.file_size
     return sizes
@@ -136,8 +171,10 @@ def _repository(client: mlflow.MlflowClient, source: str) -> ArtifactRepository:
     return get_artifact_repository(source, client.tracking_uri, client.tracking_uri)
 
 
-def _download(repository: ArtifactRepository, name: str, folder: Path, label: str) -> None:
+def _download(repository: ArtifactRepository, name: str, folder: Path, label: str) -> Path:
     try:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         repository.download_artifacts(name, str(folder))
     except (MlflowException, OSError) as error:
         raise DamagedArtefact(f"{label}: {name} cannot be fetched ({str(error)[:200]}). {FIX}") from error
+    return folder / name

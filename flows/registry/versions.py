@@ -1,7 +1,7 @@
 """Versions of the package in the registry: looked up by alias or number, the content of their tags, the champion.
 
 The champion is an alias, with a tag of the registered model that holds the champions so far. Promotions and
-rollbacks take turns. A turn is a version of a second registered model, `thousandwords-moves`: the next version
+rollbacks take turns. A turn is a version of a second registered model, which is only a lock: the next version
 number is the one thing in MLflow that two clients cannot both get. The lowest open number has the turn. No lock
 file, which other machines do not see, and no limit of Prefect, whose server a registry can lack.
 
@@ -20,7 +20,7 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from stages.runtime.tracking import tracking_uri
+from stages.runtime.tracking import repair_moved_store, tracking_uri
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import failpoint, translate_write_errors
 from thousandwords.core.manifest import DamagedArtefact
@@ -28,9 +28,12 @@ from thousandwords.core.manifest import DamagedArtefact
 NAME = "thousandwords"
 CHALLENGER, CHAMPION = "challenger", "champion"
 PINNED = "files.sha256"  # tag of each version that `register` made: the hash of the manifest of all files
-EVIDENCE = "evidence"
 CONTENT = "content.sha256"  # tag: equal in two versions of the same package, metrics and problems
-TURNS = f"{NAME}-moves"
+PACKAGE, COMMIT, SOUNDNESS = "package.sha256", "git.commit", "soundness"  # tags that `show` prints
+TURNS = f"{NAME} lock (not a model)"  # MLflow's pages list it beside the model
+LOCK = (
+    f"Not a model: a lock. While @champion of {NAME} moves, a version of this says which command may move it."
+)
 CHAMPIONS = "champions"  # tag of the registered model: oldest first
 TURN_SECONDS = 30  # after which the turn of a process that died, or hangs, is over
 PAUSE_SECONDS = 0.1
@@ -45,6 +48,7 @@ def registry_client(root: Path) -> Iterator[mlflow.MlflowClient]:
         if uri.startswith(f"sqlite:///{folder}/"):
             with translate_write_errors(folder.parent):
                 folder.mkdir(exist_ok=True)
+                repair_moved_store(Path(root))
         yield mlflow.MlflowClient(uri, uri)
     except MlflowException as error:
         fix = "Start it, or unset MLFLOW_TRACKING_URI"
@@ -114,11 +118,14 @@ class VersionSummary:
 def summarize(version: ModelVersion, aliases: dict[str, str]) -> VersionSummary:
     """`aliases` are all of the registered model: {alias: number}."""
     tags, number = version.tags, number_of(version)
-    count = len(json.loads(tags.get(EVIDENCE, "{}")).get("problems", []))
-    soundness = f"{count} problem{'s' * (count > 1)}" if count else "sound"
     own = tuple(alias for alias, other in sorted(aliases.items()) if str(other) == number)
-    package, commit = tags.get("package.sha256", "none"), tags.get("git.commit", "none")
-    return VersionSummary(number, own, package, commit, soundness)
+    package, commit = tags.get(PACKAGE, "none"), tags.get(COMMIT, "none")
+    return VersionSummary(number, own, package, commit, tags.get(SOUNDNESS, "of an earlier commit"))
+
+
+def soundness(problems: list[str]) -> str:
+    """soundness([]) -> "sound"; with one problem "1 problem"."""
+    return f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "sound"
 
 
 def read_champions(client: mlflow.MlflowClient) -> tuple[str, ...]:
@@ -168,7 +175,7 @@ def remove_champion(client: mlflow.MlflowClient, turn: str, champions: tuple[str
 def turn_to_move(client: mlflow.MlflowClient, version: str) -> Iterator[str]:
     """Wait until no other process moves the champion; `version` is any that exists."""
     with contextlib.suppress(MlflowException):  # it exists already; if not, the next call says why
-        client.create_registered_model(TURNS, description=f"Who may move the champion of {NAME}")
+        client.create_registered_model(TURNS, description=LOCK)
     created = client.create_model_version(TURNS, f"models:/{NAME}/{version}", await_creation_for=0)
     turn, holder, since = number_of(created), "", 0.0
     try:

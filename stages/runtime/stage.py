@@ -136,6 +136,7 @@ def stage(name: str, options: argparse.Namespace, *sections: str) -> Iterator[St
         ):
             logged_params = {key: params.get(key) for key in ("seed", *sections)}
             tracker = open_tracker(name, logged_params) if world.is_main_process else NoTracker()
+            tracker.log_pipeline_params(params)
             context = Stage(name, params, tracker, world)
             record = options.record or RECORDS / f"{name}.json"
             with _signals(context), _recorded(context, record if world.is_main_process else None):
@@ -167,6 +168,7 @@ def _recorded(context: Stage, record: Path | None) -> Iterator[None]:
         status = "FINISHED"
         if record:
             write_json(record, _record(context))
+            context.tracker.summarize_pipeline()
     except (Stopped, KeyboardInterrupt):
         status = "KILLED"
         raise

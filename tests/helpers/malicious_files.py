@@ -118,7 +118,7 @@ def replacing(make: Callable[[Path], bytes]) -> Callable[[Path, Path], None]:
 
 def with_loader_module(folder: Path, marker: Path) -> None:
     """MLmodel names a loader module in code/."""
-    (folder / "code").mkdir()
+    (folder / "code").mkdir(exist_ok=True)
     (folder / "code/evil.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
     flavor = {"loader_module": "evil", "code": "code"}
     (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": flavor}}))

@@ -73,7 +73,8 @@ def check_champions(margin: float = 0.3) -> tuple[str, ...]:
 
 
 def psnr_of(version: str) -> float:
-    evidence = json.loads(client().get_model_version(NAME, version).tags["evidence"])
+    source = client().get_model_version(NAME, version).source
+    evidence = json.loads((Path(local_file_uri_to_path(source)) / "evidence.json").read_bytes())
     return evidence["metrics"]["reconstruction.psnr_hard"]
 
 

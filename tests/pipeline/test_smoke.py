@@ -13,6 +13,7 @@ from tests.helpers.preloaded_python import preloaded_python
 from tests.helpers.registering import commit
 from tests.helpers.smoke_project import change, command, environment, new_project, ran
 from thousandwords.core.files import sha256_of
+from thousandwords.core.params import flatten
 from thousandwords.data.images import decode_png
 from thousandwords.inference.package import load_package
 from thousandwords.planning.presets import preset_text
@@ -127,6 +128,21 @@ def test_each_stage_has_its_mlflow_run_under_one_parent(project):
     again = ("check_params", "evaluate")
     (first,) = {record["parent_run_id"] for record in records if record["stage"] not in again}
     assert run.data.tags["mlflow.parentRunId"] == first
+
+
+def test_the_run_of_a_pipeline_shows_its_figures_data_and_images_also_where_one_stage_ran(project):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{project}/.mlflow/mlflow.db")
+    experiment = client.get_experiment_by_name("thousandwords").experiment_id
+    evaluations = client.search_runs([experiment], "tags.stage = 'evaluate'")
+    settings = flatten(yaml.safe_load(preset_text("smoke", ROOT / "presets")))
+    for run in (client.get_run(evaluation.data.tags["mlflow.parentRunId"]) for evaluation in evaluations):
+        assert set(run.data.params) == set(settings)
+        assert len(run.data.metrics) >= 10 and len(run.inputs.dataset_inputs) == 1
+        files = {entry.path for entry in client.list_artifacts(run.info.run_id)}
+        assert files >= {"overview.png", "report.html", "params.yaml"}
+    assert len(evaluations) == 2  # of the whole pipeline, and with another setting of its own
 
 
 def test_a_wrong_setting_stops_before_anything_is_lost(project):

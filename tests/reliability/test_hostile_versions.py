@@ -69,12 +69,14 @@ def test_a_manifest_that_is_not_the_pinned_one_is_rejected(project, tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        *("_served_model.py", "MLmodel", "conda.yaml", "requirements.txt", "python_model.pkl"),
+        *("_served_model.py", "python_model.pkl", "code/evil.py", "code/thousandwords/evil.so"),
         *("artifacts/package/evil.py", "artifacts/package/generator/data.pkl"),
         "artifacts/package/other/config.json",
     ],
 )
-def test_a_version_holds_no_file_that_mlflow_would_run_or_install(project, tmp_path, name):
+def test_a_version_holds_no_file_that_is_neither_of_the_package_nor_code_of_the_library(
+    project, tmp_path, name
+):
     pins = {}
 
     def change(folder: Path) -> None:
@@ -85,6 +87,21 @@ def test_a_version_holds_no_file_that_mlflow_would_run_or_install(project, tmp_p
     message = re.escape(f"version 3 of thousandwords holds '{name}', which is no part of a package")
     with pytest.raises(DamagedArtefact, match=message):
         fetch("3", tmp_path / "fetched", project)
+
+
+def test_code_in_a_version_is_neither_fetched_nor_run(project, tmp_path):
+    """A stranger can register code under the names of the library's own; only MLflow's load_model would run it."""
+    marker, pins = tmp_path / "marker", {}
+
+    def change(folder: Path) -> None:
+        for name in ("__init__.py", "mlflow_model.py", "inference/package.py"):
+            (folder / "code/thousandwords" / name).write_text(f"open({str(marker)!r}, 'w').close()")
+        pins.update(seal(folder))
+
+    plant(tmp_path, change, pins)
+    assert package_images(fetch("3", tmp_path / "fetched", project))
+    fetched = {path.suffix for path in (tmp_path / "fetched").rglob("*") if path.is_file()}
+    assert fetched == {".json", ".md", ".safetensors"} and not marker.exists()
 
 
 def test_a_version_sealed_again_without_a_payload_is_accepted(project, tmp_path):

@@ -3,6 +3,7 @@
 Rows F3 and F4 of the reliability plan.
 """
 
+import json
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 import thousandwords
 from flows.registry.__main__ import main
 from flows.registry.commands import PromotionRejected, fetch, promote, register, rollback, show
+from flows.registry.version_files import read_file
 from flows.registry.versions import NAME
 from tests.helpers.paths import ROOT
 from tests.helpers.registered_models import champion, client, package_images, plant, run_rollback
@@ -19,19 +21,41 @@ from tests.helpers.tiny_models import flipped
 from tests.services.test_registry_evidence import write_other_tokens
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import write_json
-from thousandwords.core.manifest import DamagedArtefact, read_manifest
+from thousandwords.core.manifest import DamagedArtefact, read_manifest, write_manifest
 
 
 def test_a_version_records_what_it_was_made_from_and_the_list_shows_its_aliases(project):
     newest, oldest = show(project)
     assert newest.startswith("version 2  package ") and newest.endswith("  sound @challenger @champion")
     assert oldest.endswith("  sound")
-    tags = client().get_model_version(NAME, "2").tags
-    assert tags["package.sha256"] == read_manifest(project / "models/package")["sha256"]
-    assert tags["git.commit"] == run_git(project, "rev-parse", "HEAD") and tags["git.is_dirty"] == "false"
-    assert len(tags["dvc.lock.sha256"]) == 64 and tags["data.licence"] == "CC-BY-4.0"
-    assert tags["run.train_generator"] == "run-of-train_generator"
-    assert tags["run.evaluate"] == "run-of-evaluate"
+    version = client().get_model_version(NAME, "2")
+    assert version.tags == {
+        "package.sha256": read_manifest(project / "models/package")["sha256"],
+        "git.commit": run_git(project, "rev-parse", "HEAD"),
+        "data.licence": "CC-BY-4.0",
+        "soundness": "sound",
+        **{tag: version.tags[tag] for tag in ("files.sha256", "content.sha256")},
+    }
+    evidence = json.loads(read_file(client(), version, "evidence.json"))
+    assert evidence["runs"]["train_generator"] == "run-of-train_generator" and len(evidence["lock"]) == 64
+    card = read_file(client(), version, "model_card.md").decode()
+    assert version.description == card and "## Intended use" in card
+
+
+def test_mlflow_can_compare_versions_by_their_settings_and_figures(project):
+    run = client().get_run(client().get_model_version(NAME, "2").run_id)
+    assert run.data.params == {"seed": "0", "sampling.candidates": "4"}
+    assert run.data.metrics["reconstruction.psnr_hard"] == 30 and run.data.metrics["clip_score.best"] == 0.9
+
+
+def test_a_card_that_is_too_long_for_mlflow_ends_with_a_note(project):
+    manifest = read_manifest(project / "data/pairs", verify=False)
+    settings = {"path": "data/own", "licence": "CC-BY-4.0", "origin": "https://example.org/" + "cats" * 2000}
+    write_manifest(project / "data/pairs", {}, {**manifest["facts"], "settings": settings})
+    write_json(project / "results/metrics.json", {**METRICS, "n": 5})  # another version
+    version = client().get_model_version(NAME, register(project))
+    assert len(version.description) == 5000
+    assert version.description.endswith("cats\n\n*Cut here: model_card.md of this version has all of it.*")
 
 
 def test_only_another_package_or_other_metrics_are_another_version(project):

@@ -107,19 +107,45 @@ def http(package_folder):
             [{"prompt": "a star", "candidates": 40}] * 2,
             "the request asks for 80 candidates; the limit is 64.",
         ),
-        (["a bare text"], "inputs.0: "),
+        (
+            [{"prompt": "a star", "temprature": 2}],
+            "the request: inputs[0] has no key 'temprature'. Did you mean",
+        ),
+        (["a ring", {"prompt": "a star", "top_p": 2}], "sampling.top_p is 2.0; it needs to be in (0, 1]"),
+        ([{"prompt": "a star", "seed": -1}], "the request: seed is -1; it needs to be 0 or more"),
+        (
+            [{"prompt": "a star", "fixed_tokens": [-1, 0.5]}],
+            "inputs[0].fixed_tokens[1] should be a whole number",
+        ),
+        ([7], "inputs.0."),
     ],
 )
 def test_a_wrong_request_is_rejected_before_anything_is_generated(http, monkeypatch, requests, message):
-    monkeypatch.setattr(serve, "generate", lambda *_: pytest.fail("it generated"))
+    monkeypatch.setattr(serve, "answer", lambda *_: pytest.fail("it generated"))
     answer = http.post("/invocations", json={"inputs": requests})
     assert answer.status_code == 422 and message in answer.json()["error"]
 
 
+def test_an_answered_image_is_inpainted_by_its_tokens(http):
+    def images(**request: object) -> list[dict]:
+        answer = http.post("/invocations", json={"inputs": [{"prompt": PROMPT, "candidates": 1, **request}]})
+        assert answer.status_code == 200, answer.json()["error"]
+        return answer.json()["predictions"][0]["images"]
+
+    (first,) = images()
+    half = len(first["tokens"]) // 2
+    (again,) = images(seed=1, fixed_tokens=first["tokens"][:half] + [-1] * (len(first["tokens"]) - half))
+    assert again["tokens"][:half] == first["tokens"][:half] and again["tokens"] != first["tokens"]
+    answer = http.post("/invocations", json={"inputs": [{"prompt": PROMPT, "fixed_tokens": [-1]}]})
+    assert (
+        answer.status_code == 422 and "fixed_tokens is torch.int64 of shape (1, 1)" in answer.json()["error"]
+    )
+
+
 def test_of_a_crowd_some_are_served_and_the_rest_get_retry_after(http, monkeypatch):
-    monkeypatch.setattr(serve, "generate", lambda *_: time.sleep(0.2) or {})
+    monkeypatch.setattr(serve, "answer", lambda *_: time.sleep(0.2) or {})
     with concurrent.futures.ThreadPoolExecutor(40) as pool:
-        body = {"inputs": [{"prompt": PROMPT}]}
+        body = {"inputs": [PROMPT]}
         answers = list(pool.map(lambda _: http.post("/invocations", json=body), range(40)))
     statuses = [answer.status_code for answer in answers]
     assert statuses.count(200) >= 16 and set(statuses) == {200, 429}
