@@ -25,6 +25,7 @@ from thousandwords.reporting.page import image_element, page_environment, thumbn
 MAX_PAGE_BYTES = 8_000_000  # so that the page can be mailed
 IMAGE_SIZE = 128  # pixels of an image on the page
 PARTS = ("text_tokenizer", "image_tokenizer", "scorer")  # figures depend on them
+NO_PROMPTS = "no common prompts"
 PAIRED = ("caption_match", "clip_score")  # blocks of figures that are compared prompt by prompt
 TOKENIZERS = ("text_tokenizer", "image_tokenizer")
 MADE_BY = {  # block of metrics.json -> the models behind it; of all others those of samples
@@ -117,12 +118,12 @@ def _figure(headline: Headline, a: FinishedRun, b: FinishedRun, same_parts: Sequ
             because = "intervals overlap" if do_overlap else "intervals do not overlap"
         if headline.name.split(".")[0] in PAIRED and a.prompts and b.prompts:
             pairs = paired(a.prompts, b.prompts, headline.name)
-            is_clear, because = False, "no prompt in common"
-            if num_pairs := pairs.shape[1]:
+            num_pairs, is_clear = pairs.shape[1], False
+            because = f"{num_pairs} common prompt{'s' * (num_pairs != 1)}" if num_pairs else NO_PROMPTS
+            if num_pairs:
                 values, intervals = pairs.mean(axis=1).tolist(), [None, None]
                 change_interval = bootstrap_interval(pairs[1] - pairs[0], np.random.default_rng(0))
                 is_clear = num_pairs >= FEW_PAIRS and change_interval[0] * change_interval[1] > 0
-                because = f"{num_pairs} common prompt{'s' * (num_pairs > 1)}"
         difference = values[1] - values[0]
         change = headline.change(difference)
         verdict, tone = _judge(headline, difference, is_clear, because, same_parts)
@@ -157,7 +158,7 @@ def _judge(
     elif set(makers) <= set(same_parts):
         word, tone = "made by the same weights: chance, or other settings", ""
     elif not is_clear:
-        word, tone = "no clear difference", ""
+        word, tone = "no clear difference" if because != NO_PROMPTS else "not comparable", ""
     else:
         word, tone = ("better", "good") if change * headline.better > 0 else ("worse", "bad")
     return ", ".join(filter(None, (word, because))), tone

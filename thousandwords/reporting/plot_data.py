@@ -54,8 +54,8 @@ def best_of_n(figures: dict) -> list[dict]:
 
 
 def codebook_use(counts: dict[str, np.ndarray]) -> list[dict]:
-    """Rows {"token": its place by use, **its share of all tokens}, at places on a log scale: counts (V,) per name."""
-    shares = {name: np.sort(count)[::-1] / max(1, count.sum()) for name, count in counts.items()}
+    """Rows {"token": how many of the most used, **their share of all tokens}, on a log scale: counts (V,) per name."""
+    shares = {name: np.cumsum(np.sort(count)[::-1]) / max(1, count.sum()) for name, count in counts.items()}
     size = min(map(len, counts.values()))
     places = np.unique(np.geomspace(1, size, MAX_ROWS).round().astype(int)).tolist()
     return [

@@ -123,7 +123,7 @@ def test_runs_without_images_or_a_common_prompt_are_compared_by_figures_and_the_
     missing = "the images of 0 are not here (results/samples is missing; dvc repro rank_images makes it)"
     assert lines[-1] == missing and "<img" not in page
     assert f"No images side by side: {missing}." in text_of(page) and "figures only" in page
-    assert any(line.endswith("no clear difference, no prompt in common") for line in lines)
+    assert any(line.endswith("not comparable, no common prompts") for line in lines)
 
 
 def test_differences_that_may_be_chance_or_round_to_zero_or_are_unknown(runs):

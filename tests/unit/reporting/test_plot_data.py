@@ -25,7 +25,7 @@ def test_a_table_has_a_row_per_point_and_nulls_for_what_a_run_does_not_have():
     assert tables["decoder"] == [{"step": 0, "psnr": None}]
     assert tables["best_of_n"][1] == {"n": 2, "clip_score": 0.5, "match_seen": 1.0, "match_unseen": None}
     shares = [(row["share"], row["share_kmeans"]) for row in tables["codebook"]]
-    assert shares == [(0.75, 0.25), (0.25, 0.25), (0, 0.25), (0, 0.25)]
+    assert shares == [(0.75, 0.25), (1, 0.5), (1, 0.75), (1, 1)]
 
 
 def test_dvc_yaml_shows_columns_of_these_tables():
