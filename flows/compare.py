@@ -6,6 +6,7 @@ sheet, on which people vote without knowing which run is which.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,10 +18,12 @@ from flows.dvc.damage import LOCK, locked_outputs, outputs_of
 from flows.dvc.git import NO_REPOSITORY, git, git_succeeds
 from flows.dvc.repro import DVC
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import write_bytes
 
 PAGE = Path("results/compare.html")
 WORKSPACE = "workspace"  # as DVC calls it
-REQUIRED, OPTIONAL = ("results/samples", "results/ranked"), ("results/metrics.json",)
+IMAGES, METRICS = ("results/samples", "results/ranked"), "results/metrics.json"
+IN_GIT = ("results/headline.json", "results/prompts.csv")
 LIST_RUNS = f"git log --oneline -- {LOCK}"
 
 
@@ -41,28 +44,31 @@ def compare(names: tuple[str, str], command: list[str], root: Path = Path(".")) 
     if a.commit is not None and a.commit == b.commit:
         found = f"{a.name} and {b.name} are the same run: there is nothing to compare"
         raise UserError(f"{found}. Choose another one: {LIST_RUNS}")
+    is_page = command[0] == "compare"
     with tempfile.TemporaryDirectory() as folder:
-        folders = [fetch(run, Path(folder) / side, root) for run, side in ((a, "a"), (b, "b"))]
+        folders = [fetch(run, Path(folder) / side, root, is_page) for run, side in ((a, "a"), (b, "b"))]
         metadata = Path(folder) / "metadata.json"
-        metadata.write_text(json.dumps(describe_runs(a, b, root, command[0] == "compare")), encoding="utf-8")
+        metadata.write_text(json.dumps(describe_runs(a, b, root, is_page)), encoding="utf-8")
         runs = ["--a", str(folders[0]), "--b", str(folders[1]), "--metadata", str(metadata)]
         line = [sys.executable, "-m", "thousandwords", command[0], *runs, *command[1:]]
         return subprocess.run(line, cwd=root).returncode
 
 
-def describe_runs(a: RunOutputs, b: RunOutputs, root: Path, with_differences: bool = True) -> dict:
+def describe_runs(a: RunOutputs, b: RunOutputs, root: Path, with_params: bool = True) -> dict:
     """The metadata of both runs, as `thousandwords.reporting.comparison.compare` takes it. Raises UserError."""
     same = [path for path, md5 in sorted(a.lock.items()) if b.lock.get(path) == md5]
     parts = [Path(path).name for path in same if path.startswith("models/")]
     metadata = {"a": a.description, "b": b.description, "same_parts": parts}
-    for kind in ("metrics", "params") if with_differences and a.commit and b.commit else ():
-        command = [*DVC, "--wait-for-lock", kind, "diff", "--json", a.commit, b.commit]
+    if with_params and a.commit and b.commit:
+        command = [*DVC, "--wait-for-lock", "params", "diff", "--json", a.commit, b.commit]
         result = subprocess.run(command, cwd=root, capture_output=True, text=True)
         if result.returncode:
-            line, reason = f"dvc {kind} diff {a.commit} {b.commit}", " ".join(result.stderr.split())
+            line, reason = f"dvc params diff {a.commit} {b.commit}", " ".join(result.stderr.split())
             raise UserError(f"`{line}` failed with code {result.returncode}: {reason}")
         files = json.loads(result.stdout).values()
-        metadata[kind] = {name: row for file in files for name, row in file.items()}  # "old", "new", "diff"
+        metadata["params"] = {
+            name: row for file in files for name, row in file.items()
+        }  # "old", "new", "diff"
     return metadata
 
 
@@ -87,7 +93,7 @@ def find(name: str, root: Path) -> RunOutputs:
         found = f"{name} has no {LOCK}, so no run was recorded there"
         raise UserError(f"{found}. Choose a commit that has one: {LIST_RUNS}")
     lock = outputs_of(git("show", f"{name}:./{LOCK}", root=root))
-    if missing := [path for path in REQUIRED if path not in lock]:
+    if missing := [path for path in IMAGES if path not in lock]:
         found = f"the {LOCK} of {name} has no {missing[0]}: that run did not get so far"
         raise UserError(f"{found}. Choose another one: {LIST_RUNS}")
     commit = git("rev-parse", f"{name}^{{commit}}", root=root)
@@ -99,22 +105,32 @@ def _describe(name: str, revision: str, root: Path) -> dict[str, str]:
     return {"name": name, "commit": commit, "date": date, "subject": subject}
 
 
-def fetch(run: RunOutputs, target: Path, root: Path) -> Path:
-    """The folder with the run's results/: its own, or `target`, filled by DVC. Raises UserError."""
+def fetch(run: RunOutputs, target: Path, root: Path, is_page: bool = True) -> Path:
+    """The folder with the run's results/: its own, or `target`, filled by git and DVC. For a page, what git has is
+    enough. Raises UserError."""
     if run.folder is not None:
         return run.folder
-    for path in (*REQUIRED, *(path for path in OPTIONAL if path in run.lock)):
-        out = target / path
-        out.parent.mkdir(parents=True, exist_ok=True)
-        args = ("get", str(root.resolve()), path, "--rev", run.commit, "--out", str(out.resolve()))
+    in_git = [path for path in IN_GIT if git_succeeds("cat-file", "-e", f"{run.commit}:./{path}", root=root)]
+    for path in in_git:
+        write_bytes(target / path, git("show", f"{run.commit}:./{path}", root=root).encode())
+    for path in (*IMAGES, *([METRICS] if METRICS in run.lock else [])):
+        out = (target / path).resolve()
+        args = ("get", str(root.resolve()), path, "--rev", run.commit, "--out", str(out))
         result = subprocess.run([*DVC, *args], cwd=root, capture_output=True, text=True)
-        if result.returncode:
-            lines = result.stderr.splitlines() or ["nothing"]
-            raise UserError(
-                f"{path} of {run.name} is neither in DVC's cache nor in its remote. With a remote, run: dvc fetch "
-                f"--all-commits {' '.join(REQUIRED)}; else make that run again: git checkout {run.description['commit']}, "
-                f"make run. DVC said: {([line for line in lines if line.startswith('ERROR')] or lines)[-1]}"
-            )
+        if not result.returncode:
+            continue
+        missing = f"{path} of {run.name} is neither in DVC's cache nor in its remote"
+        if is_page and IN_GIT[0] in in_git:
+            print(f"{missing}: its figures are compared, without images", file=sys.stderr, flush=True)
+            for fetched in IMAGES:
+                shutil.rmtree(target / fetched, ignore_errors=True)
+            break
+        lines = result.stderr.splitlines() or ["nothing"]
+        raise UserError(
+            f"{missing}. With a remote, run: dvc fetch --all-commits {' '.join(IMAGES)}; else make that run again: "
+            f"git checkout {run.description['commit']}, make run. DVC said: "
+            f"{([line for line in lines if line.startswith('ERROR')] or lines)[-1]}"
+        )
     return target
 
 

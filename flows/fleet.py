@@ -29,6 +29,7 @@ from flows.dvc.graph import read_graph, run_graph
 from flows.dvc.repro import RAN, PermanentStageFailure, StageFailed, stage_error, stream
 from flows.pipeline import unless
 from flows.prefect_artifacts import publish_results
+from flows.run_name import run_name
 from flows.workers.placement import Place, read_placement
 from flows.workers.run_lock import lock_handles, run_lock
 from flows.workers.supervisor import supervised
@@ -71,7 +72,7 @@ def run_and_push(stage: str, revision: str, gpus: int) -> list[str]:
         raise PermanentStageFailure(str(error)) from error
 
 
-@flow(name="fleet", log_prints=True)
+@flow(name="fleet", flow_run_name=run_name, log_prints=True)
 def fleet(targets: list[str] | None = None) -> dict[str, str]:
     """Run all stages, or `targets` and what they need, on free workers: {stage: "ran" or "unchanged"}.
 

@@ -40,7 +40,7 @@ def generate_images(package: str, prompts: list[str], candidates: int, seed: int
     return [line.rpartition(" -> ")[2] for line in lines if " -> " in line]
 
 
-@flow(name="generate")
+@flow(name="generate", flow_run_name="{alias} seed {seed}")
 def generate(
     prompts: list[str], candidates: int = 32, seed: int = 0, alias: str = "champion", out: str = str(OUT)
 ) -> list[str]:

@@ -12,10 +12,10 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.command_line import one_sentence
-from flows.dvc.git import changed_files, commit_if_all
-from flows.dvc.remote_repro import LOCK
+from flows.dvc.git import changed_files, commit_if_all, is_run_output
 from flows.dvc.repro import DVC
 from flows.pipeline import pipeline
+from flows.run_name import run_name
 from flows.workers.run_lock import run_lock, run_locked
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import check_writable
@@ -35,18 +35,18 @@ def update_data() -> list[str]:
 @task(cache_policy=NO_CACHE)
 def commit() -> str | None:
     """The commit that records this run; None if nothing changed, or if a user changed something, too."""
-    log, commit_id = get_run_logger(), commit_if_all(is_run_output, "Record a nightly run")
+    log, commit_id = get_run_logger(), commit_if_all(may_commit, "Record a nightly run")
     if commit_id:
         log.info("committed the outputs of this run as %s", commit_id)
-    elif others := [name for name in changed_files("-uno") if not is_run_output(name)]:
+    elif others := [name for name in changed_files("-uno") if not may_commit(name)]:
         log.warning("not committed, since this folder has changes of a user: %s", ", ".join(others))
     return commit_id
 
 
-def is_run_output(name: str) -> bool:
-    """Whether a run writes this file: is_run_output("data/photos.dvc") -> True"""
+def may_commit(name: str) -> bool:
+    """Whether a nightly run writes this file: may_commit("data/photos.dvc") -> True"""
     path = Path(name)
-    return name == LOCK or (path.suffix == ".dvc" and path.parent == DATA)
+    return is_run_output(name) or (path.suffix == ".dvc" and path.parent == DATA)
 
 
 @task(cache_policy=NO_CACHE)
@@ -68,7 +68,7 @@ def promote(version: str) -> list[str]:
     return []
 
 
-@flow(name="nightly")
+@flow(name="nightly", flow_run_name=run_name)
 def nightly() -> dict:
     """{"ran": stages that ran, "version": its number, "refusals": []}; a rejected version is no failure"""
     with run_lock(get_run_logger().info):

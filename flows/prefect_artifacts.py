@@ -1,34 +1,68 @@
-"""The Prefect artifacts of a finished run: a table of its metrics, its best images, a link to its report."""
+"""The Prefect artifacts of a finished run: its main figures, its best images, links to MLflow and to its report."""
 
 import base64
 import json
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL
 
-from thousandwords.core.params import flatten
+from thousandwords.evaluation.headline import headline
 
 RESULTS = Path("results")
+LOCAL_MLFLOW = "http://127.0.0.1:5000"  # of `make ui`
 MAX_BYTES = 2_000_000  # of images in one artifact: they are stored in Prefect's database
 MAX_GRIDS = 4
 
 
 def publish_results() -> None:
     """Publish the outputs of `evaluate` that exist."""
-    metrics, report = RESULTS / "metrics.json", RESULTS / "report.html"
+    metrics, report, record = (
+        RESULTS / name for name in ("metrics.json", "report.html", "runs/evaluate.json")
+    )
     if metrics.is_file():
-        values = flatten(json.loads(metrics.read_bytes())).items()  # lists are only in the report
-        numbers = [(name, round(value, 4)) for name, value in values if isinstance(value, int | float)]
-        rows = [{"figure": name, "value": value} for name, value in numbers]
-        create_table_artifact(table=rows, key="metrics", description=f"The metrics of this run ({metrics})")
+        numbers = headline(json.loads(metrics.read_bytes())).items()
+        rows = [{"figure": name, "value": round(value, 4)} for name, value in numbers]
+        create_table_artifact(
+            table=rows, key="headline", description=f"The main figures of this run, of {metrics}"
+        )
     if images := list_grids(RESULTS / "ranked"):
         page = image_page(images)
         create_markdown_artifact(markdown=page, key="images", description="Best first, one row per prompt")
+    links = mlflow_links(json.loads(record.read_bytes())) if record.is_file() else {}
     if report.is_file():
-        link = report.resolve().as_uri()
-        text = {"link_text": str(report), "description": f"On this machine: {link}"}
-        create_link_artifact(link=link, key="report", **text)
+        links.setdefault("report", (report.resolve().as_uri(), "On the machine of this run only"))
+    for key, (link, description) in links.items():
+        create_link_artifact(link=link, key=key, link_text=key, description=description)
+
+
+def mlflow_links(record: dict) -> dict[str, tuple[str, str]]:
+    """{"mlflow": (address of the run, description), "report": likewise} by the record of `evaluate`; the MLflow run
+    gets the address of this flow run as a tag. Empty without MLflow."""
+    from stages.runtime import tracking  # late: it loads MLflow
+
+    def experiment_id() -> str | None:
+        client = tracking.client()
+        experiment = tracking.experiment_of(client)
+        if not client.search_runs([experiment], f"attributes.run_id = '{record['run_id']}'", max_results=1):
+            return None  # it was recorded elsewhere
+        if PREFECT_API_URL.value():  # else the server ends with this run
+            client.set_tag(record["parent_run_id"], "prefect.flow_run", flow_run.ui_url)
+        return experiment
+
+    if not record.get("run_id") or not (experiment := tracking.if_usable("pipeline", experiment_id)):
+        return {}
+    url, where = urlsplit(tracking.tracking_uri()), "On the MLflow server"
+    if url.scheme not in ("http", "https"):
+        url, where = urlsplit(LOCAL_MLFLOW), "After `make ui` on the machine of this run"
+    runs = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}/#/experiments/{experiment}/runs"
+    return {
+        "mlflow": (f"{runs}/{record['parent_run_id']}", f"{where}: settings, curves and all figures"),
+        "report": (f"{runs}/{record['run_id']}/artifacts/report.html", where),
+    }
 
 
 def list_grids(folder: Path) -> list[Path]:

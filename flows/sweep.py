@@ -19,6 +19,7 @@ from flows.command_line import one_sentence, parser
 from flows.dvc.git import git
 from flows.dvc.graph import Graph, run_graph
 from flows.dvc.repro import DVC, RAN
+from flows.run_name import run_name
 from flows.workers.placement import read_placement
 from flows.workers.run_lock import run_lock, run_locked
 from flows.workers.supervisor import supervised
@@ -95,7 +96,7 @@ def run_experiment(name: str, values: dict[str, object], inputs: list[str]) -> s
     return RAN
 
 
-@flow(name="sweep")
+@flow(name="sweep", flow_run_name=run_name)
 def sweep(grid: dict[str, list]) -> list[dict]:
     """Run every combination; a row for each with its name, its values and its metrics."""
     settings = combinations(grid)

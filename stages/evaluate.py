@@ -1,5 +1,5 @@
 """Pairs + models + samples -> all figures (results/metrics.json), plots, and a page to look at
-(results/report.html)."""
+(results/report.html). What compares runs is small and in git: headline.json, prompts.csv, plot_data/."""
 
 import json
 from pathlib import Path
@@ -19,10 +19,13 @@ from thousandwords.data.pair_shards import open_pairs
 from thousandwords.evaluation.config import EvaluationConfig
 from thousandwords.evaluation.evaluate_run import EvaluationInputs, evaluate_run
 from thousandwords.evaluation.features import load_extractor
+from thousandwords.evaluation.headline import headline
+from thousandwords.evaluation.prompt_figures import prompt_csv
 from thousandwords.evaluation.verdict import verdicts
 from thousandwords.inference.sample_shards import read_samples
 from thousandwords.reporting import report_data
 from thousandwords.reporting.html_report import render_report
+from thousandwords.reporting.plot_data import plot_data
 from thousandwords.reporting.training_strip import training_images
 
 
@@ -69,11 +72,16 @@ def evaluate(
     plots = report_data.render_plots(evaluation, curves)
     for name, png in plots.items():
         write_bytes(out / "plots" / f"{name}.png", png)
+    write_bytes(out / "plots/samples.png", (ranked / "overview.png").read_bytes())
+    for name, rows in plot_data(evaluation, curves).items():
+        write_json(out / "plot_data" / f"{name}.json", rows)
     data = report_data.gather(config.report_images, context.params, inputs, evaluation, plots, pairs, records)
     data["training_images"] = training_images(history / "training", records)
     data["runs"] = report_data.mlflow_runs(records, context.tracker.run_id, tracking_uri())
     write_bytes(out / "report.html", render_report(data).encode())
     write_json(out / "metrics.json", figures)
+    write_json(out / "headline.json", headline(figures))
+    write_bytes(out / "prompts.csv", prompt_csv(inputs.samples, inputs.scores, evaluation.matches))
     numbers = {name: value for name, value in flatten(figures).items() if isinstance(value, int | float)}
     context.record_metrics(numbers)
     context.tracker.tags({f"verdict.{model}": text for model, text in figures["verdicts"].items()})

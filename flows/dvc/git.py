@@ -6,6 +6,7 @@ from pathlib import Path
 
 from thousandwords.core.errors import UserError
 
+LOCK, RESULTS = "dvc.lock", "results/"  # what a run writes and git tracks: .gitignore names what of results/
 NO_REPOSITORY = "this folder is not a git repository, which DVC needs. Run: git init"
 # used where git has no user configured
 DEFAULT_IDENTITY = {"user.name": "thousandwords", "user.email": "thousandwords@localhost"}
@@ -27,6 +28,21 @@ def git_succeeds(*args: str, root: Path = Path(".")) -> bool:
 def changed_files(*options: str, root: Path = Path(".")) -> list[str]:
     """Files that differ from the last commit; with "-uno" only files that git tracks."""
     return [line[3:] for line in git("status", "--porcelain", *options, root=root).splitlines()]
+
+
+def is_run_output(name: str) -> bool:
+    """Whether a run writes this file: is_run_output("results/headline.json") -> True"""
+    return name == LOCK or name.startswith(RESULTS)
+
+
+def discard_run_outputs() -> None:
+    """Make what runs write, and git tracks, as it is in the last commit."""
+    for path in (LOCK, RESULTS):
+        if git("ls-tree", "--name-only", "HEAD", path):
+            git("checkout", "--quiet", "HEAD", "--", path)
+        else:
+            git("rm", "--quiet", "-r", "--cached", "--force", "--ignore-unmatch", path)
+        git("clean", "-dfq", "--", path)
 
 
 def commit_if_all(may_commit: Callable[[str], bool], message: str, root: Path = Path(".")) -> str | None:

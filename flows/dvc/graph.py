@@ -6,7 +6,7 @@ import contextvars
 import graphlib
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,12 @@ class Graph:
                 queue += self.needs[name]
         needs = {name: others for name, others in self.needs.items() if name in selected}
         return Graph(needs, self.stale & selected)
+
+    def nearest(self, stage: str, others: Collection[str]) -> list[str]:
+        """Those of the others that the stage needs, without what these need: the edges of a graph that can be read."""
+        above = {name: self.part([name]).needs.keys() - {name} for name in (*others, stage)}
+        needed = [name for name in others if name in above[stage]]
+        return [name for name in needed if not any(name in above[other] for other in needed)]
 
 
 def read_graph() -> Graph:

@@ -14,11 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flows.command_line import one_sentence, parser
-from flows.dvc.git import changed_files, git, git_succeeds
+from flows.dvc.git import changed_files, discard_run_outputs, git, git_succeeds, is_run_output
 from flows.dvc.repro import DVC, discard_damaged, stream
 from thousandwords.core.errors import UserError
-
-LOCK = "dvc.lock"
 
 
 class CommandFailed(UserError):
@@ -32,12 +30,7 @@ def work(stage: str, revision: str | None = None, repro: Callable[..., list[str]
     origin has that revision.
     """
     check_clone()
-    # this clone's own dvc.lock is discarded: the run-cache has all of it, and another revision may be checked out
-    if git("ls-tree", "--name-only", "HEAD", LOCK):
-        git("checkout", "--quiet", "HEAD", "--", LOCK)
-    else:
-        git("rm", "--quiet", "--cached", "--force", "--ignore-unmatch", LOCK)
-        Path(LOCK).unlink(missing_ok=True)
+    discard_run_outputs()  # the run-cache has all of them, and another revision may be checked out
     if revision:
         exists = functools.partial(git_succeeds, "rev-parse", "--verify", f"{revision}^{{commit}}")
         if not exists():
@@ -50,7 +43,18 @@ def work(stage: str, revision: str | None = None, repro: Callable[..., list[str]
     ran = repro_sound(repro or run, stage)
     # with the stages it needs: if this worker had to run those too, no other worker has their outputs
     run(*DVC, "push", "--run-cache", "--with-deps", stage)
+    push_uncached()
     return ran
+
+
+def push_uncached() -> None:
+    """Push the outputs with `cache: false`, which `dvc push` leaves to git: without them no other machine can take their
+    stage from the run-cache."""
+    from dvc.repo import Repo  # late: loading takes a second
+
+    with Repo() as repo:
+        outs = [out for out in repo.index.outs if not out.use_cache and out.hash_info]
+        repo.cloud.push({out.hash_info for out in outs if repo.cache.local.exists(out.hash_info.value)})
 
 
 def collect(targets: Sequence[str] | None = None) -> list[str]:
@@ -93,7 +97,7 @@ def check_clone() -> None:
     if not git_succeeds("rev-parse", "--is-inside-work-tree"):
         fix = "Clone the project, so that every machine has the same revision"
         raise UserError(f"this folder is not a git clone. {fix}")
-    if files := [name for name in changed_files() if name != LOCK]:
+    if files := [name for name in changed_files() if not is_run_output(name)]:
         raise UserError(
             f"this clone has changes that no other machine has: {', '.join(files)}. Commit them and check that revision "
             "out everywhere, or stash them"

@@ -3,9 +3,13 @@
 import argparse
 from pathlib import Path
 
+import mlflow
+
 from flows.command_line import one_sentence, parser
 from flows.registry.commands import fetch, promote, register, rollback, serve, show
-from flows.registry.versions import CHALLENGER, CHAMPION
+from flows.registry.evidence import gate_evidence
+from flows.registry.versions import CHALLENGER, CHAMPION, newest_first, registry_client, resolve
+from stages.runtime.tracking import tracking_uri
 from thousandwords.core.files import check_writable
 
 HELP = {
@@ -40,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(options: argparse.Namespace) -> str:
     if options.command == "register":
-        return f"version {register()} is the challenger"
+        return _describe_challenger(register())
     if options.command == "promote":
         return f"version {promote(version=options.version)} is the champion"
     if options.command == "rollback":
@@ -49,7 +53,34 @@ def _run(options: argparse.Namespace) -> str:
         return str(fetch(options.version, options.out))
     if options.command == "serve":
         serve(options.version, options.port, options.allowed_host)
-    return "\n".join(show()) or "nothing has been registered yet. Run: python -m flows.registry register"
+    nothing = "nothing has been registered yet. Run: python -m flows.registry register"
+    return "\n".join([*(show() or [nothing]), *_describe_local_registry()])
+
+
+def _describe_challenger(version: str) -> str:
+    """With everything that already speaks against promoting it, such as a git tree with uncommitted changes."""
+    with registry_client(Path(".")) as client:
+        problems = gate_evidence(resolve(client, version)).problems
+    rejected = "".join(f"\n- {problem}" for problem in problems)
+    return f"version {version} is the challenger" + (
+        f"; promote would reject it:{rejected}" if rejected else ""
+    )
+
+
+def _describe_local_registry() -> list[str]:
+    """A line if this folder's own registry has versions while another one, such as that of `make servers`, is used."""
+    database = Path(".mlflow/mlflow.db").resolve()
+    own = f"sqlite:///{database}"
+    if (
+        tracking_uri() == own
+        or not database.is_file()
+        or not (found := newest_first(mlflow.MlflowClient(own, own)))
+    ):
+        return []
+    return [
+        f"{len(found)} more in this folder's own registry, not on {tracking_uri()}. To list them: MLFLOW_TRACKING_URI={own} "
+        "python -m flows.registry show. To register the model of this folder here: make register"
+    ]
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def stop() -> list[str]:
                 has_runs = bool(process.children())
             if time.monotonic() - began > (PATIENCE if has_runs else IDLE_PATIENCE):
                 process.kill()  # its runs end with it (flows/workers/run_lock.py)
-                result = "was killed"
+                result = "was killed" if has_runs else result
                 break
             time.sleep(0.1)
         path.unlink(missing_ok=True)

@@ -83,6 +83,17 @@ def test_after_an_edit_of_the_evaluation_nothing_is_trained_again(package, stage
     assert found == stages_that_run
 
 
+def test_the_metrics_of_dvc_are_the_headline_numbers_and_what_compares_runs_is_in_git_not_in_the_cache():
+    evaluate = stages()["evaluate"]
+    assert evaluate["metrics"] == [{"results/headline.json": {"cache": False}}]
+    assert not any("metrics" in stage for name, stage in stages().items() if name != "evaluate")
+    uncached = [path for out in evaluate["outs"] if isinstance(out, dict) for path in out]
+    for path in ("results/headline.json", *uncached):
+        assert f"\n!/{path}\n" in (ROOT / ".gitignore").read_text()
+    artifacts = yaml.safe_load((ROOT / "dvc.yaml").read_text())["artifacts"]
+    assert [artifact["path"] for artifact in artifacts.values()] == [stages()["package_model"]["outs"][0]]
+
+
 def test_dvc_yaml_stays_short():
     assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 200
 

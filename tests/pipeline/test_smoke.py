@@ -15,6 +15,7 @@ from tests.helpers.smoke_project import change, command, environment, new_projec
 from thousandwords.core.files import sha256_of
 from thousandwords.core.params import flatten
 from thousandwords.data.images import decode_png
+from thousandwords.evaluation.headline import headline
 from thousandwords.inference.package import load_package
 from thousandwords.planning.presets import preset_text
 
@@ -56,6 +57,27 @@ def test_metrics_have_the_stable_layout(project):
         for part in ("all", "scene"):
             assert {"n1", "best"} <= set(figures["caption_match"][split][part])
     assert set(figures["seconds"]) >= {"prepare_pairs", "train_generator", "sample_images", "evaluate"}
+
+
+def test_dvc_shows_twelve_metrics_curves_and_images(project):
+    """And git sees the small files that compare runs, but none of the outputs in DVC's cache."""
+    (shown,) = json.loads(command(project, "dvc", "metrics", "show", "--json").stdout)[""]["data"].values()
+    assert shown["data"] == headline(json.loads((project / "results/metrics.json").read_text()))
+    assert len(shown["data"]) == 12
+
+    plots = command(project, "dvc", "plots", "show", "--json")
+    found = json.loads(plots.stdout)
+    assert "errors" not in found and plots.stderr == ""
+    types = [plot["type"] for plots in found["data"].values() for plot in plots]
+    assert (
+        types.count("vega") == 5
+        and types.count("image") == len(list((project / "results/plots").iterdir())) > 8
+    )
+
+    status = command(project, "git", "status", "--porcelain", "-uall", "results").stdout
+    names = {line[3:] for line in status.splitlines()}
+    assert {"results/headline.json", "results/prompts.csv", "results/plot_data/generator.json"} <= names
+    assert len(names) == 10
 
 
 def test_a_changed_setting_reruns_what_it_touches_with_the_same_digits_and_going_back_runs_nothing(

@@ -83,21 +83,23 @@ def test_a_pipeline_that_fails_registers_nothing(folder, monkeypatch):
 @pytest.fixture
 def clone(tmp_path):
     """A committed project with an imported file."""
-    write(tmp_path, dict.fromkeys(("dvc.lock", "data/photos.dvc", "params.yaml"), "1"))
+    write(
+        tmp_path, dict.fromkeys(("dvc.lock", "data/photos.dvc", "results/headline.json", "params.yaml"), "1")
+    )
     for args in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"]):
         run_git(tmp_path, *args)
     return tmp_path
 
 
 def test_a_nightly_run_commits_its_outputs_and_no_change_of_a_user(clone):
-    assert commit_if_all(nightly.is_run_output, "night", clone) is None
-    write(clone, {"dvc.lock": "2", "data/photos.dvc": "2", "notes.txt": "not tracked by git"})
-    commit = commit_if_all(nightly.is_run_output, "night", clone)
+    assert commit_if_all(nightly.may_commit, "night", clone) is None
+    write(clone, dict.fromkeys(("dvc.lock", "data/photos.dvc", "results/headline.json", "notes.txt"), "2"))
+    commit = commit_if_all(nightly.may_commit, "night", clone)
     assert commit and run_git(clone, "log", "--format=%s") == "night\nfirst"
     assert changed_files(root=clone) == ["notes.txt"]
 
     write(clone, {"dvc.lock": "3", "params.yaml": "3"})
-    assert commit_if_all(nightly.is_run_output, "night", clone) is None
+    assert commit_if_all(nightly.may_commit, "night", clone) is None
     assert changed_files("-uno", root=clone) == ["dvc.lock", "params.yaml"]
 
 

@@ -3,16 +3,28 @@
 import json
 from datetime import datetime
 
+import mlflow
 import pytest
 
+from tests.helpers.images import write
+from tests.helpers.mlflow_server import new_mlflow_database
 from tests.helpers.prefect_server import Server, run, tiny_project
 from tests.pipeline.test_run_local import meeting
 
 
 def test_the_flow_runs_what_changed_publishes_it_and_then_finds_nothing_to_do(tmp_path, server):
-    metrics = json.dumps({"generator": {"loss": 1.5}})
-    write = f"mkdir -p results && echo '{metrics}' > results/metrics.json && cat d >> /dev/null"
-    evaluate = {"cmd": write, "deps": ["d"], "outs": ["results/metrics.json"]}
+    new_mlflow_database(tmp_path / ".mlflow/mlflow.db")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/.mlflow/mlflow.db")
+    experiment = client.create_experiment("thousandwords", artifact_location=str(tmp_path))
+    parent, child = (client.create_run(experiment).info.run_id for _ in range(2))
+    files = {
+        "metrics.json": {"generator": {"val_loss_image": 1.5, "other": 2}},
+        "runs/evaluate.json": {"run_id": child, "parent_run_id": parent},
+        "report.html": "",
+    }
+    write(tmp_path / "made", {name: json.dumps(content) for name, content in files.items()})
+    # of two stages before it, b and c, and a, which these need
+    evaluate = {"cmd": "cp -r made results", "deps": ["a", "d"], "outs": ["results"]}
     stages = {**meeting(), "evaluate": evaluate}  # two of them end only if both run at the same time
     project = tiny_project(tmp_path, stages)
 
@@ -24,9 +36,32 @@ def test_the_flow_runs_what_changed_publishes_it_and_then_finds_nothing_to_do(tm
     task_runs = server.task_runs(latest["id"])
     states = {name: task_run["state_name"] for name, task_run in task_runs.items()}
     assert states == dict.fromkeys(stages, "Completed")
-    artifacts = server.ask("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [latest["id"]]}}})
-    (table,) = [json.loads(artifact["data"]) for artifact in artifacts if artifact["key"] == "metrics"]
-    assert table == [{"figure": "generator.loss", "value": 1.5}]
+    names = {task_run["id"]: name for name, task_run in task_runs.items()}
+    edges = {
+        (names[upstream["id"]], name)
+        for name, task_run in task_runs.items()
+        for upstream in task_run["task_inputs"].get("wait_for", [])
+    }
+    assert edges == {
+        ("first", "left"),
+        ("first", "right"),
+        ("left", "last"),
+        ("right", "last"),
+        ("last", "evaluate"),
+    }
+    assert latest["name"] == "unknown settings no commit seed unknown"
+
+    found = server.ask("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [latest["id"]]}}})
+    artifacts = {artifact["key"]: artifact["data"] for artifact in found}
+    assert json.loads(artifacts["headline"]) == [{"figure": "generator.val_loss_image", "value": 1.5}]
+    runs = f"http://127.0.0.1:5000/#/experiments/{experiment}/runs"
+    assert (
+        f"{runs}/{parent})" in artifacts["mlflow"]
+        and f"{runs}/{child}/artifacts/report.html)" in artifacts["report"]
+    )
+    assert (
+        client.get_run(parent).data.tags["prefect.flow_run"].endswith(f"/flow-runs/flow-run/{latest['id']}")
+    )
     assert any("left | " in line for line in server.lines(latest["id"]))
 
     second = run(project, "flows.pipeline", PREFECT_API_URL=server.api)

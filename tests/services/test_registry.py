@@ -65,6 +65,25 @@ def test_only_another_package_or_other_metrics_are_another_version(project):
     assert register(project) == "3"
 
 
+def test_register_says_what_promote_would_reject_and_show_names_versions_of_this_folder_elsewhere(
+    project, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(project)
+    (project / "params.yaml").write_text("seed: 0\nsampling: {candidates: 4}\n# edited\n")
+    main(["register"])
+    reasons = "- the git tree has uncommitted changes. Commit them (dvc.lock too), then register it again"
+    assert capsys.readouterr().out == f"version 3 is the challenger; promote would reject it:\n{reasons}\n"
+
+    (project / ".mlflow").mkdir(exist_ok=True)
+    shutil.copy(tmp_path / "mlflow.db", project / ".mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/empty.db")
+    main(["show"])
+    nothing, local = capsys.readouterr().out.splitlines()
+    assert nothing.startswith("nothing has been registered yet") and local.startswith(
+        "3 more in this folder's own"
+    )
+
+
 def test_without_a_package_there_is_nothing_to_register(project):
     shutil.rmtree(project / "models/package")
     message = "models/package/manifest.json is missing.* Run: dvc repro package_model"

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.helpers.clones import STAGE, clone, command, make_origin, must, ran
 
@@ -59,6 +60,19 @@ def test_a_clone_that_cannot_share_is_rejected_with_the_fix_before_anything_runs
         result = remote_repro(worker, *words)
         assert result.returncode == 1 and result.stderr.startswith(f"remote_repro: {message}")
     assert ran(origin) == []
+
+
+def test_what_git_tracks_of_a_run_reaches_the_coordinator_and_is_no_change_of_a_user(tmp_path):
+    path = "results/headline.json"
+    stage = {"cmd": f"mkdir -p results; python stage.py {path}", "deps": ["stage.py"]}
+    stage["metrics"] = [{path: {"cache": False}}]
+    files = {"dvc.yaml": yaml.safe_dump({"stages": {"evaluate": stage}}), path: "of another run"}
+    origin = make_origin(tmp_path, {}, files)
+    worker, coordinator = clone(origin, "worker"), clone(origin, "coordinator")
+    for _ in range(2):
+        assert remote_repro(worker, "work", "--stage", "evaluate").returncode == 0
+    assert remote_repro(coordinator, "collect").returncode == 0
+    assert (coordinator / path).read_text() == path and ran(origin) == [path]
 
 
 def test_a_stage_that_fails_is_reported_and_pushes_nothing(origin):

@@ -1,22 +1,40 @@
 """Two runs side by side as one page: images of the same prompts, figures, settings. Runs in, a single html
 file out.
 
-Like the report it loads nothing and runs nothing, and the same runs give the same bytes. A figure that depends
-on a part of the pipeline (the scorer, a tokenizer) is called better or worse only where both runs share it.
+Like the report it loads nothing and runs nothing, and the same runs give the same bytes. Figures of samples are compared
+on the prompts that both runs have. Better or worse is said only where the difference is clear, the part that measures it
+(the scorer, a tokenizer) is the same in both runs, and the models that made it are not: with the same weights a
+difference is one of chance or of sampling settings.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from thousandwords.core.errors import UserError
 from thousandwords.evaluation.config import split_name
-from thousandwords.reporting.finished_run import CommonPrompt, FinishedRun, common_prompts
+from thousandwords.evaluation.headline import figure
+from thousandwords.evaluation.metrics import bootstrap_interval
+from thousandwords.evaluation.prompt_figures import paired
+from thousandwords.evaluation.verdict import FEW_PAIRS
+from thousandwords.reporting.finished_run import CommonPrompt, FinishedRun, NoCommonPrompts, common_prompts
 from thousandwords.reporting.html_report import flatten, get
 from thousandwords.reporting.page import image_element, page_environment, thumbnail
 
 MAX_PAGE_BYTES = 8_000_000  # so that the page can be mailed
 IMAGE_SIZE = 128  # pixels of an image on the page
 PARTS = ("text_tokenizer", "image_tokenizer", "scorer")  # figures depend on them
+NO_PROMPTS = "no common prompts"
+PAIRED = ("caption_match", "clip_score")  # blocks of figures that are compared prompt by prompt
+TOKENIZERS = ("text_tokenizer", "image_tokenizer")
+MADE_BY = {  # block of metrics.json -> the models behind it; of all others those of samples
+    "reconstruction": ("image_tokenizer",),
+    "codebook": ("image_tokenizer",),
+    "decoder": ("image_tokenizer", "decoder"),
+    "generator": (*TOKENIZERS, "generator"),
+}
+SAMPLES = (*TOKENIZERS, "decoder", "generator")
 MINUS = str.maketrans("-", "−")
 
 
@@ -34,6 +52,19 @@ class Headline:
     def text(self, value: float) -> str:
         """A value as text, without its unit."""
         return format(value, self.format).translate(MINUS)
+
+    def change(self, value: float) -> str:
+        """A difference as text: "+2.0 points", "0"."""
+        if self.is_zero(value):
+            return "0"
+        return "+" * (value >= 0) + self.text(value).replace("%", " points") + self.unit
+
+    def is_zero(self, change: float) -> bool:
+        """Whether it is zero in the digits that are shown."""
+        return self.text(abs(change)) == self.text(0)
+
+    def interval(self, ends: Sequence[float]) -> str:
+        return "{} to {}".format(self.text(ends[0]).removesuffix("%"), self.text(ends[1]))
 
 
 # fmt: off
@@ -53,7 +84,9 @@ HEADLINES = (
     Headline("fidelity.inception_score.mean", "Inception Score", ".2f", 1),
     Headline("fidelity.precision.precision", "precision by Inception", ".1%", 1),
     Headline("fidelity.precision.recall", "recall by Inception", ".1%", 1),
+    Headline("fidelity.caption_found.found", "caption found by CLIP, best of all candidates", ".1%", 1, "scorer"),
     Headline("reconstruction.psnr_hard", "hard PSNR of held-out images", ".2f", 1, None, " dB"),
+    Headline("decoder.psnr_hard", "the same by the decoder", ".2f", 1, None, " dB"),
     Headline("codebook.perplexity", "codebook perplexity", ".1f", 0),
     Headline("generator.val_loss_image", "validation loss per image token", ".4f", -1, "image_tokenizer", " nats"),
     Headline("generator.val_loss_text", "validation loss per text token", ".4f", -1, "text_tokenizer", " nats"),
@@ -70,29 +103,39 @@ def plain(value: object) -> str:
 
 def figures(a: FinishedRun, b: FinishedRun, same_parts: Sequence[str]) -> list[dict]:
     """Rows of the headline figures that at least one run has, as `comparison.html.j2` shows them."""
-    rows = [_figure(headline, a.metrics, b.metrics, same_parts) for headline in HEADLINES]
+    rows = [_figure(headline, a, b, same_parts) for headline in HEADLINES]
     return [row for row in rows if (row["old"], row["new"]) != ("–", "–")]
 
 
-def _figure(headline: Headline, old: Mapping, new: Mapping, same_parts: Sequence[str]) -> dict:
-    values = [_value(metrics, headline.name) for metrics in (old, new)]
-    intervals = [_interval(metrics, headline.name) for metrics in (old, new)]
-    change, verdict, tone = "–", "measured in one run only", ""
+def _figure(headline: Headline, a: FinishedRun, b: FinishedRun, same_parts: Sequence[str]) -> dict:
+    values = [figure(run.metrics, headline.name) for run in (a, b)]
+    intervals = [_interval(run.metrics, headline.name) for run in (a, b)]
+    change, change_interval, verdict, tone = "–", None, "measured in one run only", ""
     if None not in values:
         do_overlap = None if None in intervals else intervals_overlap(*intervals)
-        is_comparable = headline.depends_on is None or headline.depends_on in same_parts
-        change, verdict, tone = _judge(headline, values[1] - values[0], do_overlap, is_comparable)
+        is_clear, because = not do_overlap, ""
+        if do_overlap is not None:
+            because = "intervals overlap" if do_overlap else "intervals do not overlap"
+        if headline.name.split(".")[0] in PAIRED and a.prompts and b.prompts:
+            pairs = paired(a.prompts, b.prompts, headline.name)
+            num_pairs, is_clear = pairs.shape[1], False
+            because = f"{num_pairs} common prompt{'s' * (num_pairs != 1)}" if num_pairs else NO_PROMPTS
+            if num_pairs:
+                values, intervals = pairs.mean(axis=1).tolist(), [None, None]
+                change_interval = bootstrap_interval(pairs[1] - pairs[0], np.random.default_rng(0))
+                is_clear = num_pairs >= FEW_PAIRS and change_interval[0] * change_interval[1] > 0
+        difference = values[1] - values[0]
+        change = headline.change(difference)
+        verdict, tone = _judge(headline, difference, is_clear, because, same_parts)
     value_texts = ["–" if value is None else headline.text(value) + headline.unit for value in values]
-    interval_texts = [
-        "{} to {}".format(headline.text(each[0]).removesuffix("%"), headline.text(each[1])) if each else ""
-        for each in intervals
-    ]
+    interval_texts = [headline.interval(each) if each else "" for each in intervals]
     return {
         "name": headline.name,
         "label": headline.label,
         **dict(zip(("old", "new"), value_texts, strict=True)),
         **dict(zip(("old_interval", "new_interval"), interval_texts, strict=True)),
         "change": change,
+        "change_interval": headline.interval(change_interval) if change_interval else "",
         "better": {1: "↑", -1: "↓", 0: ""}[headline.better],
         "verdict": verdict,
         "tone": tone,
@@ -100,28 +143,25 @@ def _figure(headline: Headline, old: Mapping, new: Mapping, same_parts: Sequence
 
 
 def _judge(
-    headline: Headline, change: float, do_overlap: bool | None, is_comparable: bool
-) -> tuple[str, str, str]:
-    """(a difference as text, the verdict, its tone: "good", "bad", "same" or, where it may be chance, "")."""
-    is_zero = headline.text(abs(change)) == headline.text(0)  # in the digits that are shown
-    text = "+" * (change >= 0) + headline.text(change).replace("%", " points") + headline.unit
-    text = "0" if is_zero else text
-    if change and not is_comparable:
-        return text, f"not comparable without the same {headline.depends_on.replace('_', ' ')}", ""
-    tone, words = "", []
-    if is_comparable and headline.better:
-        tone = "same" if is_zero else "good" if change * headline.better > 0 else "bad"
-        words.append({"good": "better", "bad": "worse", "same": "the same"}[tone])
-    if tone != "same" and do_overlap is not None:
-        words.append("intervals overlap" if do_overlap else "intervals do not overlap")
-    return text, ", ".join(words), "" if do_overlap else tone
-
-
-def _value(metrics: Mapping, name: str) -> float | None:
-    """A figure; for a curve its first point, which is the figure."""
-    value = get(metrics, name)
-    value = value[0] if isinstance(value, list) and value else value
-    return value if isinstance(value, int | float) else None
+    headline: Headline, change: float, is_clear: bool, because: str, same_parts: Sequence[str]
+) -> tuple[str, str]:
+    """(the verdict, its tone: "good", "bad", "same" or ""); `because` says what it was compared on."""
+    is_zero = headline.is_zero(change)
+    if change and headline.depends_on not in (None, *same_parts):
+        return f"not comparable without the same {headline.depends_on.replace('_', ' ')}", ""
+    chooser = ("scorer",) if headline.name.endswith(".best") else ()
+    makers = (*MADE_BY.get(headline.name.split(".")[0], SAMPLES), *chooser)
+    if not headline.better:
+        word, tone = "", ""
+    elif is_zero:
+        return "the same", "same"
+    elif set(makers) <= set(same_parts):
+        word, tone = "made by the same weights: chance, or other settings", ""
+    elif not is_clear:
+        word, tone = "no clear difference" if because != NO_PROMPTS else "not comparable", ""
+    else:
+        word, tone = ("better", "good") if change * headline.better > 0 else ("worse", "bad")
+    return ", ".join(filter(None, (word, because))), tone
 
 
 def _interval(metrics: Mapping, name: str) -> list[float] | None:
@@ -136,15 +176,16 @@ def intervals_overlap(first: Sequence[float], second: Sequence[float]) -> bool:
     return first[0] <= second[1] and second[0] <= first[1]
 
 
-def other_figures(a: FinishedRun, b: FinishedRun, differences: Mapping | None = None) -> list[dict]:
-    """All other numbers that differ; `differences` are those of `dvc metrics diff`."""
+def other_figures(a: FinishedRun, b: FinishedRun) -> list[dict]:
+    """All other numbers of both runs that differ."""
     headlines = {headline.name for headline in HEADLINES}
-    rows = differences if differences is not None else _differences(a.metrics, b.metrics)
+    old, new = dict(flatten(a.metrics)), dict(flatten(b.metrics))
+    names = [name for name in old if old[name] != new.get(name) and name not in headlines]
     return _rows(
         {
-            name: row
-            for name, row in rows.items()
-            if name not in headlines and (_is_number(row.get("old")) or _is_number(row.get("new")))
+            name: {"old": old[name], "new": new[name], "diff": new[name] - old[name]}
+            for name in names
+            if _is_number(old[name]) and _is_number(new.get(name))
         }
     )
 
@@ -162,17 +203,6 @@ def _rows(differences: Mapping[str, Mapping]) -> list[dict]:
     ]
 
 
-def _differences(old: Mapping, new: Mapping) -> dict[str, dict]:
-    """The same as `dvc metrics diff`, for runs that are in no revision."""
-    old, new = dict(flatten(old)), dict(flatten(new))
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    rows = {name: {"old": old.get(name), "new": new.get(name)} for name in names}
-    for row in rows.values():
-        if all(map(_is_number, row.values())):
-            row["diff"] = row["new"] - row["old"]
-    return rows
-
-
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -183,11 +213,19 @@ def compare(
     """(the page, lines for a terminal), with at most so many `prompts` and the `best` images of each run.
 
     `metadata` is what git and DVC know of the runs, as `flows.compare` gathers it; each part may be missing.
-    Raises UserError where the runs have no prompt in common, are equal, or the page would be too large.
+    Raises UserError where the runs are equal, have neither figures nor a prompt in common, or the page would be too large.
     """
     metadata = metadata or {}
     same_parts = metadata.get("same_parts") or ()
-    common, rows, params = common_prompts(a, b), figures(a, b, same_parts), metadata.get("params")
+    rows, params = figures(a, b, same_parts), metadata.get("params")
+    common, only, no_images = [], (0, 0), ""
+    try:
+        common = common_prompts(a, b)
+        only = (len(a.prompt_numbers()) - len(common), len(b.prompt_numbers()) - len(common))
+    except NoCommonPrompts as error:
+        if not rows:
+            raise
+        no_images = str(error)
     page = (
         page_environment()
         .get_template("comparison.html.j2")
@@ -195,11 +233,12 @@ def compare(
             a=_run_card(a, metadata.get("a")),
             b=_run_card(b, metadata.get("b")),
             figures=rows,
-            others=other_figures(a, b, metadata.get("metrics")),
+            others=other_figures(a, b),
             params=None if params is None else _rows(params),  # None: not compared
             prompts=[_prompt_row(a, b, prompt, best) for prompt in evenly_spaced(common, prompts)],
             common=len(common),
-            only=(len(a.prompt_numbers()) - len(common), len(b.prompt_numbers()) - len(common)),
+            only=only,
+            no_images=no_images,
             best=best,
             different_parts=[part.replace("_", " ") for part in PARTS if part not in same_parts],
         )
@@ -210,10 +249,10 @@ def compare(
             f"the page would be {size / 1e6:.1f} MB, but at most {MAX_PAGE_BYTES / 1e6:.0f} MB are allowed. "
             f"Show fewer prompts than {prompts} (--prompts), or fewer images of each than {best} (--best)"
         )
-    return page, lines(a.name, b.name, rows, len(common))
+    return page, lines(a.name, b.name, rows, no_images or f"{len(common)} prompts in common")
 
 
-def lines(a: str, b: str, rows: Sequence[Mapping], num_common: int) -> list[str]:
+def lines(a: str, b: str, rows: Sequence[Mapping], images: str) -> list[str]:
     """The table of figures for a terminal."""
     table = [("figure", a[:18], b[:18], "difference")]
     table += [
@@ -224,7 +263,7 @@ def lines(a: str, b: str, rows: Sequence[Mapping], num_common: int) -> list[str]
         f"{label:{widths[0]}}  {old:>{widths[1]}}  {new:>{widths[2]}}  {rest}"
         for label, old, new, rest in table
     ]
-    return [*(texts if rows else ["neither run has figures"]), f"{num_common} prompts in common"]
+    return [*(texts if rows else ["neither run has figures"]), images]
 
 
 def evenly_spaced(prompts: Sequence[CommonPrompt], count: int) -> list[CommonPrompt]:
@@ -235,7 +274,8 @@ def evenly_spaced(prompts: Sequence[CommonPrompt], count: int) -> list[CommonPro
 
 def _run_card(run: FinishedRun, metadata: Mapping | None) -> dict:
     defaults = {"commit": None, "subject": None, "date": None}
-    return {**defaults, **(metadata or {}), "name": run.name, "candidates": run.samples.candidates}
+    candidates = run.samples.candidates if run.samples else None
+    return {**defaults, **(metadata or {}), "name": run.name, "candidates": candidates}
 
 
 def _prompt_row(a: FinishedRun, b: FinishedRun, prompt: CommonPrompt, best: int) -> dict:

@@ -8,10 +8,12 @@ import pytest
 
 from tests.helpers.two_runs import BETTER, METRICS, write_run, write_scores
 from thousandwords.core.errors import UserError
+from thousandwords.core.files import write_json
 from thousandwords.reporting.comparison import compare, evenly_spaced, figures, other_figures
 from thousandwords.reporting.finished_run import CommonPrompt, common_prompts, read_run
 
-PARTS = ["text_tokenizer", "image_tokenizer", "scorer"]
+PARTS = ["text_tokenizer", "scorer"]
+WEIGHTS = ["text_tokenizer", "image_tokenizer", "decoder", "generator", "scorer"]
 
 
 @pytest.fixture
@@ -61,9 +63,67 @@ def test_a_figure_has_both_values_the_difference_and_a_verdict(runs, name, expec
 
 @pytest.mark.parametrize("name", ["clip_score.n1", FRECHET])
 def test_a_figure_of_another_scorer_is_called_neither_better_nor_worse(runs, name):
-    row = row_of(runs, name, ["image_tokenizer"])
+    row = row_of(runs, name, [])
     assert (row["verdict"], row["tone"]) == ("not comparable without the same scorer", "")
-    assert row_of(runs, PSNR, ["image_tokenizer"])["verdict"] == "worse"
+    assert row_of(runs, PSNR, [])["verdict"] == "worse"
+
+
+@pytest.mark.parametrize("name", [MATCH, "clip_score.n1", FRECHET, PSNR])
+def test_a_figure_that_the_same_weights_made_is_never_called_better_or_worse(runs, name):
+    row = row_of(runs, name, WEIGHTS)
+    assert (
+        row["verdict"].startswith("made by the same weights: chance, or other settings") and row["tone"] == ""
+    )
+    assert row_of(runs, "caption_match.seen.all.best", WEIGHTS)["verdict"] == "the same"
+
+
+def paired_runs(tmp_path, *rows: list[str]):
+    """Two runs without images: what git has of each, with these rows of prompts.csv."""
+    header = "prompt,split,clip_score.n1,clip_score.best,caption_match.n1,caption_match.best"
+    for number, (score, lines) in enumerate(zip((0.25, 0.35), rows, strict=True)):
+        results = tmp_path / str(number) / "results"
+        results.mkdir(parents=True)
+        (results / "prompts.csv").write_text("\n".join([header, *lines]) + "\n")
+        write_json(results / "headline.json", {"clip_score.n1": score, "caption_match.seen.all.n1": score})
+    return tuple(read_run(tmp_path / str(number), str(number)) for number in (0, 1))
+
+
+def test_figures_of_samples_are_compared_on_the_prompts_of_both_runs(tmp_path):
+    """20 prompts gain 0.1 to 0.2 each; those that only one run has do not count, and neither does another split."""
+    common = [
+        [f"cat {n},validation,{0.2 + gain},,{0.5 + gain * (n % 2)}," for n in range(20)] for gain in (0, 0.1)
+    ]
+    runs = paired_runs(
+        tmp_path,
+        [*common[0], "a dog,validation,0.9,,1,", "a cow,unseen,0.2,,1,"],
+        [*common[1], "a cow,unseen,0.3,,0,"],
+    )
+    row = row_of(runs, "clip_score.n1")
+    assert (row["old"], row["new"], row["change"]) == ("0.200", "0.300", "+0.100")
+    assert (row["change_interval"], row["verdict"]) == ("0.100 to 0.100", "better, 21 common prompts")
+    row = row_of(runs, MATCH)
+    assert (row["old"], row["new"], row["change"]) == ("50.0%", "55.0%", "+5.0 points")
+    assert (row["verdict"], row["tone"]) == ("better, 20 common prompts", "good")
+
+
+def test_few_common_prompts_or_differences_both_ways_are_no_clear_difference(tmp_path):
+    signs = [[f"cat {n},validation,{0.2 + gain * (-1) ** n},,," for n in range(20)] for gain in (0, 0.1)]
+    signs[1][0] = "cat 0,validation,0.9,,,"
+    assert row_of(paired_runs(tmp_path / "a", *signs), "clip_score.n1")["verdict"] == (
+        "no clear difference, 20 common prompts"
+    )
+    few = [[f"cat {n},validation,{score},,," for n in range(3)] for score in (0.2, 0.3)]
+    assert row_of(paired_runs(tmp_path / "b", *few), "clip_score.n1")["verdict"] == (
+        "no clear difference, 3 common prompts"
+    )
+
+
+def test_runs_without_images_or_a_common_prompt_are_compared_by_figures_and_the_page_says_so(tmp_path):
+    page, lines = compare(*paired_runs(tmp_path, ["a cat,validation,0.2,,,"], ["a dog,validation,0.3,,,"]))
+    missing = "the images of 0 are not here (results/samples is missing; dvc repro rank_images makes it)"
+    assert lines[-1] == missing and "<img" not in page
+    assert f"No images side by side: {missing}." in text_of(page) and "figures only" in page
+    assert any(line.endswith("not comparable, no common prompts") for line in lines)
 
 
 def test_differences_that_may_be_chance_or_round_to_zero_or_are_unknown(runs):
@@ -72,7 +132,10 @@ def test_differences_that_may_be_chance_or_round_to_zero_or_are_unknown(runs):
     del first["reconstruction"]
     second["fidelity"]["clip_frechet"]["distance"][0] = 0.04000004
 
-    assert [row_of(runs, MATCH)[key] for key in ("verdict", "tone")] == ["better, intervals overlap", ""]
+    assert [row_of(runs, MATCH)[key] for key in ("verdict", "tone")] == [
+        "no clear difference, intervals overlap",
+        "",
+    ]
     row = row_of(runs, PSNR)
     assert (row["old"], row["change"], row["verdict"]) == ("–", "–", "measured in one run only")
     row = row_of(runs, FRECHET)
@@ -83,15 +146,14 @@ def test_a_curve_has_the_interval_of_its_first_point(runs):
     for run, distance in zip(runs, (0.04, 0.05), strict=True):
         run.metrics["fidelity"]["clip_frechet"]["interval"] = [distance - 0.02, distance + 0.02]
     row = row_of(runs, FRECHET)
-    assert (row["old_interval"], row["verdict"]) == ("0.0200 to 0.0600", "worse, intervals overlap")
+    assert (row["old_interval"], row["verdict"]) == (
+        "0.0200 to 0.0600",
+        "no clear difference, intervals overlap",
+    )
 
 
 def test_all_other_numbers_that_differ_are_listed_but_no_texts(runs):
-    """From the metrics themselves, or from the differences of DVC where there are any."""
     assert other_figures(*runs) == [{"name": "seconds.evaluate", "old": "3", "new": "2", "change": "−1"}]
-    differences = {"a.b": {"old": 1, "new": 2, "diff": 1}, "c": {"old": "x", "new": "y"}}
-    differences["clip_score.n1"] = {"old": 0, "new": 1}
-    assert other_figures(*runs, differences) == [{"name": "a.b", "old": "1", "new": "2", "change": "1"}]
 
 
 def test_prompts_are_evenly_spaced():
