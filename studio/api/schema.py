@@ -17,11 +17,14 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 PACKAGE_VALUE = "null: the package's value"
 NO_LIMIT = "null: all tokens; left out: the package's value"
 Token = Annotated[int, Field(ge=-1, lt=2**31, strict=True)]
-Grid = Annotated[
-    list[Annotated[list[Token], Field(max_length=256)]], Field(max_length=256, description="rows of tokens")
-]
+ROWS = "rows of tokens; those of several grids are in one row, the coarsest grid first"
+Row = Annotated[list[Token], Field(max_length=2**16)]
+Grid = Annotated[list[Row], Field(max_length=256, description=ROWS)]
 Caption = Annotated[str, Field(min_length=1, max_length=20_000, description="what the image shows")]
-FIXED = "inpainting: tokens that all candidates have, -1 for each token to sample"
+FIXED = (
+    "inpainting: tokens that all candidates have, -1 for each token to sample; of several grids only cells of the finest, "
+    "the last `side` x `side` tokens, can be -1, and the image stays elsewhere"
+)
 VERSION = "package, a version number or an alias of the registry; null: the default"
 VersionName = Annotated[str, Field(max_length=64, description=VERSION)]
 Png = Annotated[str, Field(description="a PNG file in base64")]
@@ -109,7 +112,12 @@ class Model(BaseModel):
     version: str
     fingerprint: str = Field(description="sha256 of the package's manifest")
     image_size: int
-    side: int | None = Field(description="rows, and columns, of the token grid")
+    side: int | None = Field(
+        description="rows, and columns, of the grid of cells to keep in inpainting; null: not by this model"
+    )
+    can_edit: bool = Field(
+        description="whether the tokens form one grid, so that they can be edited and measured"
+    )
     vocab_size: int
     text_length: int
     settings: SamplingSettings

@@ -12,7 +12,7 @@ export function createStitch(part, { editorImage, apply }) {
   async function load(image) {
     try {
       clearNotice(part.secondNotice);
-      const second = await loadEditorImage(image);
+      const second = await loadEditorImage(image, 'can_edit');
       showSecond(part.second, second, editorImage().model.side, (columns) =>
         apply(
           { stitch: { tokens: second.tokens, columns } },

@@ -21,7 +21,7 @@ export function createInpaintView(view) {
   let editorImage = null;
   let keepMask = null;
 
-  const loadImage = (image) => loadFrom(() => loadEditorImage(image));
+  const loadImage = (image) => loadFrom(() => loadEditorImage(image, 'side'));
 
   /** Show the editor image that `read` gives. */
   async function loadFrom(read) {
@@ -91,7 +91,7 @@ export function createInpaintView(view) {
   });
   form.elements.rows.addEventListener('input', () => keepTopRows(Number(form.elements.rows.value)));
   versionChange.addEventListener('change', async () => {
-    if (editorImage && editorImage.version !== (await currentVersion())) loadFrom(() => reloadEditorImage(editorImage));
+    if (editorImage && editorImage.version !== (await currentVersion())) loadFrom(() => reloadEditorImage(editorImage, 'side'));
   });
 
   return {
@@ -124,7 +124,7 @@ function presetButtons(side, select) {
 }
 
 function showKeepCount(place, count, side) {
-  place.textContent = `${count} of ${side * side} tokens are kept, ${side * side - count} are generated.`;
+  place.textContent = `${count} of ${side * side} cells are kept, ${side * side - count} are generated.`;
 }
 
 function checkMask(mask) {
@@ -134,9 +134,14 @@ function checkMask(mask) {
     throw new ApiError('All cells are kept, so there is nothing to generate. Leave some cells out.', { status: 422 });
 }
 
-/** The tokens where the mask is true, -1 elsewhere: [[5, 9], [2, 4]] and the top row -> [[5, 9], [-1, -1]]. */
-const fixedTokensOf = (tokens, mask) =>
-  tokens.map((row, y) => row.map((token, x) => (mask[y * row.length + x] ? token : UNKNOWN)));
+/**
+ * The tokens where the mask is true, -1 elsewhere: [[5, 9], [2, 4]] and the top row -> [[5, 9], [-1, -1]].
+ * Of several grids the mask is of the finest, the last tokens; those before it are all kept.
+ */
+function fixedTokensOf(tokens, mask) {
+  let cell = mask.length - tokens.flat().length;
+  return tokens.map((row) => row.map((token) => ((mask[cell++] ?? true) ? token : UNKNOWN)));
+}
 
 /** The image, faded where it is not kept. */
 function showKeptPart(place, { source, model }, mask) {

@@ -31,7 +31,7 @@ export function createTokensView(view) {
     apply: (change, message) => edit(change, message),
   });
 
-  const loadImage = (image) => loadFrom(() => loadEditorImage(image));
+  const loadImage = (image) => loadFrom(() => loadEditorImage(image, 'can_edit'));
 
   async function loadFrom(read) {
     try {
@@ -102,7 +102,7 @@ export function createTokensView(view) {
   });
   view.addEventListener('keydown', (event) => undoByKeyboard(event, editor, undoOrRedo));
   versionChange.addEventListener('change', async () => {
-    if (editor.image && editor.image.version !== (await currentVersion())) loadFrom(() => reloadEditorImage(editor.image));
+    if (editor.image && editor.image.version !== (await currentVersion())) loadFrom(() => reloadEditorImage(editor.image, 'can_edit'));
   });
 
   return {
