@@ -219,6 +219,7 @@ class GalleryEntry(BaseModel):
     candidates: int
     version: str
     is_inpainted: bool
+    is_starred: bool
 
 
 class ListedEntry(GalleryEntry):

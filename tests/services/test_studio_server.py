@@ -107,6 +107,7 @@ def test_the_api_is_described_by_openapi(studio):
             assert operation["description"] and "422" in operation["responses"]
     assert "temperature" in description["components"]["schemas"]["GenerateRequest"]["properties"]
     assert "Event" in description["components"]["schemas"]
+    assert studio.client.get("/docs").headers["location"] == "/#/api"
 
 
 def test_the_settings_of_a_request_are_used(studio):
