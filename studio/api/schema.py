@@ -137,6 +137,10 @@ class Event(BaseModel):
     text_used: str | None = Field(None, description="started: the part of the caption that the model uses")
     truncated: bool | None = Field(None, description="started: whether the caption is longer than that")
     unseen_words: list[str] | None = Field(None, description="started: words that no training caption has")
+    max_words: int | None = Field(
+        None,
+        description="started, if this caption has more words: those of the longest training caption here",
+    )
     candidates: int | None = Field(None, description="started")
     seed: int | None = Field(None, description="started")
     candidate: int | None = Field(None, description="candidate: its number, from 0")
