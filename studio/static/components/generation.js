@@ -43,14 +43,33 @@ export function createGeneration(root, onChange = () => {}) {
 }
 
 async function readEvents(ui, request, signal, form) {
-  const state = { request, images: [], slots: emptySlots(request.candidates), version: request.version };
-  let isRanked = false;
+  const state = { request, images: [], slots: emptySlots(request.candidates) };
   showStart(ui, state, form);
-  for await (const event of postForEvents('/api/generate', request, signal)) {
-    EVENT_HANDLERS[event.event]?.(ui, state, event); // a newer server may send other events: ignore them
-    isRanked ||= event.event === 'ranked'; // read on to the end: the server takes a closed connection for a stop
+  await followEvents(state, signal, (event) => EVENT_HANDLERS[event.event]?.(ui, state, event)); // ignore newer events
+}
+
+/** A whole generation without its own place on the page -> {started, images: best first}. */
+export async function generateImages(request, signal) {
+  const state = { request, images: [] };
+  await followEvents(state, signal);
+  return { started: state.started, images: inOrder(state) };
+}
+
+/** Read the events to the end, because the server takes a closed connection for a stop. Throws ApiError. */
+async function followEvents(state, signal, onEvent = () => {}) {
+  for await (const event of postForEvents('/api/generate', state.request, signal)) {
+    if (event.event === 'error') throw new ApiError(event.error, { status: 500 });
+    if (event.event === 'started') state.started = event;
+    if (event.event === 'candidate') state.images[event.candidate] = imageOf(state, event);
+    if (event.event === 'ranked') state.order = event.order;
+    onEvent(event);
   }
-  if (!isRanked) throw new ApiError('The server’s answer is not complete. Generate again.', { status: 500 });
+  if (!state.order) throw new ApiError('The server’s answer is not complete. Generate again.', { status: 500 });
+}
+
+function imageOf({ started, request }, { candidate, png, tokens, score }) {
+  const { prompt: caption, seed, version, candidates } = started;
+  return { candidate, png, tokens, score, caption, seed, version, candidates, fixedTokens: request.fixed_tokens ?? null };
 }
 
 function showStart(ui, state, form) {
@@ -69,32 +88,19 @@ const EVENT_HANDLERS = {
   },
 
   started(ui, state, event) {
-    Object.assign(state, { caption: event.prompt, seed: event.seed, version: event.version });
     setSlotCount(ui, state, event.candidates);
     showProgress(ui, state);
     showUnusedText(ui.note, event);
   },
 
-  candidate(ui, state, { candidate, png, tokens, score }) {
-    const image = {
-      candidate,
-      png,
-      tokens,
-      score,
-      caption: state.caption,
-      seed: state.seed,
-      version: state.version,
-      candidates: state.slots.length,
-      fixedTokens: state.request.fixed_tokens ?? null,
-    };
-    state.images[candidate] = image;
+  candidate(ui, state, event) {
+    const image = state.images[event.candidate];
     const open = () => openImageDialog(inOrder(state), inOrder(state).indexOf(image));
-    fillSlot(state.slots[candidate], candidateButton(image, open));
+    fillSlot(state.slots[event.candidate], candidateButton(image, open));
     showProgress(ui, state);
   },
 
   ranked(ui, state, { order, seconds, id }) {
-    state.order = order;
     reorderSlots(
       ui.list,
       order.map((candidate) => state.slots[candidate]),
@@ -104,10 +110,6 @@ const EVENT_HANDLERS = {
     const unsaved = id ? '' : '; the gallery could not save them';
     ui.status.textContent = `${pluralize(order.length, 'candidate')} in ${seconds.toFixed(1)} s, best first${unsaved}`;
     announce(ui.status.textContent);
-  },
-
-  error(ui, state, { error }) {
-    throw new ApiError(error, { status: 500 });
   },
 };
 
@@ -125,9 +127,11 @@ function showProgress(ui, state) {
   ui.status.textContent = `${done} of ${state.slots.length}`;
 }
 
-function showUnusedText(note, { truncated, text_used: usedText, unseen_words: unseenWords = [] }) {
+/** What the model cannot use of a caption, or has not seen in training. */
+export function showUnusedText(note, { truncated, text_used: usedText, unseen_words: unseenWords = [], max_words: maxWords }) {
   note.replaceChildren();
   if (truncated) note.append('The caption is too long for the model. It reads only: ', el('q', {}, usedText), '. ');
+  if (maxWords) note.append(`It is longer than the training captions, which have up to ${pluralize(maxWords, 'word')}. `);
   if (unseenWords.length) note.append(`No training caption has: ${unseenWords.join(', ')}.`);
   note.hidden = !note.hasChildNodes();
 }

@@ -15,6 +15,7 @@ const NO_ANSWER = 'The studio’s server does not answer. Is it still running?';
 
 export const getJson = async (path) => (await request(path)).json();
 export const postJson = async (path, value, signal) => (await request(path, jsonPost(value, signal))).json();
+export const putResource = (path) => request(path, { method: 'PUT' });
 export const deleteResource = (path) => request(path, { method: 'DELETE' });
 
 /** POST the bytes of a file -> JSON. */

@@ -20,7 +20,7 @@ export function parts(root) {
 }
 
 /** "1 candidate", "16 candidates". */
-export const pluralize = (number, noun) => `${number} ${noun}${number === 1 ? '' : 's'}`;
+export const pluralize = (number, noun, plural = `${noun}s`) => `${number} ${number === 1 ? noun : plural}`;
 
 /** "top_k" -> "Top k". */
 export const labelOf = (key) => (key[0].toUpperCase() + key.slice(1)).replaceAll('_', ' ');
@@ -44,31 +44,6 @@ export function svgElement(tag, attributes, ...children) {
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   element.append(...children);
   return element;
-}
-
-/** The icon of a die that shows five; SVG, because some fonts lack the character. */
-function dieIcon() {
-  const dots = [
-    [8, 8],
-    [16, 8],
-    [12, 12],
-    [8, 16],
-    [16, 16],
-  ].map(([cx, cy]) => svgElement('circle', { cx, cy, r: 1.6 }));
-  const frame = svgElement('rect', { x: 3.5, y: 3.5, width: 17, height: 17, rx: 4 });
-  return svgElement('svg', { viewBox: '0 0 24 24', 'aria-hidden': 'true' }, frame, ...dots);
-}
-
-/** A short seed, easy to read aloud; the server accepts far larger ones. */
-const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000;
-
-/** Give the button its icon and let it fill the form's seed. */
-export function initSeedButton(button, form) {
-  button.append(dieIcon());
-  button.addEventListener('click', () => {
-    form.elements.seed.value = randomSeed();
-    form.elements.seed.dispatchEvent(new Event('input', { bubbles: true }));
-  });
 }
 
 /**

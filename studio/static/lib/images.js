@@ -36,10 +36,13 @@ function fileName({ caption, seed, candidate }) {
 }
 
 /** Save an image on the user's disk. */
-export async function download(image) {
-  const address = URL.createObjectURL(await bytesOf(image));
+export const download = async (image) => saveFile(await bytesOf(image), fileName(image));
+
+/** Save bytes on the user's disk. */
+export function saveFile(blob, name) {
+  const address = URL.createObjectURL(blob);
   const link = document.createElement('a');
-  Object.assign(link, { href: address, download: fileName(image) });
+  Object.assign(link, { href: address, download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(address), 10_000); // some browsers read the file after the click
 }

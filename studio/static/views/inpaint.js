@@ -5,9 +5,10 @@ import { dropZone } from '../components/image_input.js';
 import { createKeepMask } from '../components/keep_mask.js';
 import { clearNotice, showError } from '../components/notice.js';
 import { initSettings, requestOf } from '../components/sampling_settings.js';
+import { initSeed } from '../components/seed.js';
 import { currentVersion, versionChange } from '../components/version_select.js';
 import { ApiError } from '../lib/api.js';
-import { el, img, initSeedButton, initStopButton, parts } from '../lib/dom.js';
+import { el, img, initStopButton, parts } from '../lib/dom.js';
 
 const UNKNOWN = -1; // in the fixed tokens: a token to generate
 
@@ -18,6 +19,7 @@ export function createInpaintView(view) {
     view.querySelector('.generation'),
     initStopButton(view, part.stop, () => generation.stop()),
   );
+  const seed = initSeed(form, part.randomSeed);
   let editorImage = null;
   let keepMask = null;
 
@@ -64,6 +66,7 @@ export function createInpaintView(view) {
       clearNotice(part.inputNotice, form);
       const mask = keepMask.mask();
       checkMask(mask);
+      seed.next();
       const fixedTokens = fixedTokensOf(editorImage.tokens, mask);
       const request = { ...requestOf(form), version: await currentVersion(), fixed_tokens: fixedTokens };
       showKeptPart(part.keptPart, editorImage, mask);
@@ -76,8 +79,6 @@ export function createInpaintView(view) {
   }
 
   form.elements.candidates.value = 8;
-  form.elements.seed.value = 0;
-  initSeedButton(part.randomSeed, form);
   part.input.append(
     dropZone({
       label: 'Choose an image',
