@@ -3,6 +3,7 @@ import { watchHealth } from './components/health_banner.js';
 import { openStudioImage } from './components/image_dialog.js';
 import { acceptDrops } from './components/image_input.js';
 import { initShortcuts } from './components/shortcuts.js';
+import { translatePage } from './lib/language.js';
 import { currentRoute, takePayload } from './lib/router.js';
 import { createApiDocsView } from './views/api_docs.js';
 import { createBatchView } from './views/batch.js';
@@ -25,6 +26,7 @@ const VIEW_FACTORIES = {
   training: createTrainingView,
   api: createApiDocsView,
 };
+translatePage(document.getElementById('language'));
 const views = new Map(); // created when first shown, then kept with their state
 const main = document.getElementById('main');
 let current = null;

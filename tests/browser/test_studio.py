@@ -338,6 +338,17 @@ def test_shortcuts_open_their_list_and_views_and_generate(page):
     wait_for_ranking(page, 1)
 
 
+def test_the_page_is_translated_and_works_in_chinese(page):
+    page.get_by_test_id("language").select_option("zh")
+    expect(page.get_by_test_id("generate-button")).to_have_text("生成")
+    page.get_by_test_id("caption").fill(PROMPT)
+    page.get_by_test_id("candidates").fill("2")
+    page.get_by_test_id("generate-button").click()
+    expect(page.get_by_test_id("status")).to_contain_text("2 幅候选图,用时")
+    page.get_by_test_id("candidate").first.click()
+    expect(page.get_by_test_id("download")).to_have_text("下载")
+
+
 def test_the_gallery_is_searched_by_image_content(page, studio):
     for seed in range(3):
         studio.generate(prompt=PROMPT, candidates=2, seed=seed)

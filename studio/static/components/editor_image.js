@@ -1,13 +1,13 @@
 // The image that an editor works on: its tokens by the current model, and how well they reconstruct it.
 import { ApiError, postBytes, withQuery } from '../lib/api.js';
 import { bytesOf, pngSource, sourceOf } from '../lib/images.js';
+import { t } from '../lib/language.js';
 import { currentVersion, describeModel, selectVersion } from './version_select.js';
 
 const REFUSALS = {
-  side: 'The tokens of this model form several grids, and its generator cannot keep a part of such an image. Choose another model.',
+  side: t`The tokens of this model form several grids, and its generator cannot keep a part of such an image. Choose another model.`,
   can_edit:
-    'The tokens of this model form several grids, and a coarse token covers many cells, so they cannot be edited one by one. ' +
-    'Choose a model with one grid.',
+    t`The tokens of this model form several grids, and a coarse token covers many cells, so they cannot be edited one by one. Choose a model with one grid.`,
 };
 
 /**

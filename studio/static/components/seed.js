@@ -1,6 +1,7 @@
 // The seed of a form: a new random one for each request, or a fixed one. The die switches between them; a seed that is typed
 // or comes from an address is fixed.
 import { svgElement } from '../lib/dom.js';
+import { t } from '../lib/language.js';
 
 /** Set up the field and its button -> {fix(value), next()}; call next() before each request. */
 export function initSeed(form, button) {
@@ -10,7 +11,7 @@ export function initSeed(form, button) {
 
   function setRandom(random) {
     button.setAttribute('aria-pressed', String(random));
-    label.textContent = random ? 'Seed (random)' : 'Seed (fixed)';
+    label.textContent = random ? t`Seed (random)` : t`Seed (fixed)`;
   }
 
   button.append(dieIcon());
@@ -19,7 +20,7 @@ export function initSeed(form, button) {
     if (isRandom()) seed.value = '';
   });
   seed.addEventListener('input', () => setRandom(seed.value === ''));
-  seed.placeholder = 'random';
+  seed.placeholder = t`random`;
   setRandom(true);
   return {
     fix(value) {

@@ -1,4 +1,5 @@
 // Helpers that all views use: elements, formatted values, announcements to screen readers, the confirm dialog.
+import { language, t, translate } from './language.js';
 
 /** An element with attributes, listeners (onclick: f) and children. Strings become text nodes and are never parsed as HTML. */
 export function el(tag, attributes = {}, ...children) {
@@ -20,10 +21,10 @@ export function parts(root) {
 }
 
 /** "1 candidate", "16 candidates". */
-export const pluralize = (number, noun, plural = `${noun}s`) => `${number} ${number === 1 ? noun : plural}`;
+export const pluralize = (number, noun, plural = `${noun}s`) => translate(`{0} ${number === 1 ? noun : plural}`, number);
 
 /** "top_k" -> "Top k". */
-export const labelOf = (key) => (key[0].toUpperCase() + key.slice(1)).replaceAll('_', ' ');
+export const labelOf = (key) => translate((key[0].toUpperCase() + key.slice(1)).replaceAll('_', ' '));
 
 /** Announce an event to screen readers; not for every step of a progress bar. */
 export function announce(text) {
@@ -66,7 +67,7 @@ export function initStopButton(view, button, stop) {
 export function formatDate(iso) {
   const date = new Date(iso);
   const format = { weekday: 'short', day: 'numeric', month: 'short', hour: '2-digit', minute: '2-digit' };
-  return Number.isNaN(date.getTime()) ? iso : date.toLocaleString(undefined, format);
+  return Number.isNaN(date.getTime()) ? iso : date.toLocaleString(language === 'en' ? undefined : language, format);
 }
 
 /** A definition list of [name, value] pairs; pairs without a value are left out. */
@@ -92,7 +93,7 @@ export function confirmAction(question, confirmLabel) {
         el(
           'div',
           { class: 'controls' },
-          el('button', { value: '' }, 'Cancel'),
+          el('button', { value: '' }, t`Cancel`),
           el('button', { value: 'yes', class: 'primary', 'data-testid': 'confirm-yes' }, confirmLabel),
         ),
       ),

@@ -1,6 +1,7 @@
 // Image objects that views exchange: {png | url | file, tokens, version, caption, seed, candidate, candidates, score, fixedTokens}.
 // png is base64, url is a path of this server, file is a Blob from the user.
 import { getBytes } from './api.js';
+import { t } from './language.js';
 
 export const pngSource = (png) => `data:image/png;base64,${png}`;
 
@@ -20,7 +21,7 @@ export async function bytesOf(image) {
 
 /** The alternative text. */
 export const altOf = (image) =>
-  image.candidate === undefined ? (image.caption ?? 'The image') : `Candidate ${image.candidate} of “${image.caption}”`;
+  image.candidate === undefined ? (image.caption ?? t`The image`) : t`Candidate ${image.candidate} of “${image.caption}”`;
 
 /** "a red star", seed 7, candidate 3 -> "a-red-star-seed-7-candidate-3.png". */
 function fileName({ caption, seed, candidate }) {

@@ -8,6 +8,7 @@ import { initSeed } from '../components/seed.js';
 import { currentVersion } from '../components/version_select.js';
 import { ApiError } from '../lib/api.js';
 import { announce, el, initStopButton, labelOf, parts, pluralize } from '../lib/dom.js';
+import { t } from '../lib/language.js';
 
 export function createBatchView(view) {
   const form = view.querySelector('form');
@@ -43,11 +44,11 @@ export function createBatchView(view) {
         part.status.textContent = progressOf(cells);
         await fill(cell, signal);
       }
-      part.status.textContent = `${progressOf(cells)}, all of them in the gallery`;
+      part.status.textContent = t`${progressOf(cells)}, all of them in the gallery`;
       announce(part.status.textContent);
     } catch (error) {
       if (signal !== controller.signal) return; // a newer batch uses this place now
-      part.status.textContent = signal.aborted ? `Stopped after ${progressOf(cells)}` : progressOf(cells);
+      part.status.textContent = signal.aborted ? t`Stopped after ${progressOf(cells)}` : progressOf(cells);
       if (error.field && error.field === vary.value) error.field = 'values';
       showError(part.notice, error, { retry: proceed, form });
     } finally {
@@ -68,13 +69,13 @@ export function createBatchView(view) {
   return { enter() {} };
 }
 
-const progressOf = (cells) => `${cells.filter(({ isDone }) => isDone).length} of ${pluralize(cells.length, 'generation')}`;
+const progressOf = (cells) => t`${cells.filter(({ isDone }) => isDone).length} of ${pluralize(cells.length, 'generation')}`;
 
 /** The numbers of the field: "0.5, 1" -> [0.5, 1]; throws ApiError. */
 function valuesOf(form) {
   const values = form.elements.values.value.split(/[\s,;]+/).filter(Boolean).map(Number);
   if (values.length && !values.some(Number.isNaN)) return values;
-  throw new ApiError('Enter numbers, separated by commas.', { status: 422, field: 'values' });
+  throw new ApiError(t`Enter numbers, separated by commas.`, { status: 422, field: 'values' });
 }
 
 /** An empty table, a row for each caption and a column for each value -> its cells. */

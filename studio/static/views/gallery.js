@@ -6,6 +6,7 @@ import { currentVersion } from '../components/version_select.js';
 import { deleteResource, getBytes, getJson, putResource, withQuery } from '../lib/api.js';
 import { announce, confirmAction, el, formatDate, img, labelOf, metadataList, parts, pluralize } from '../lib/dom.js';
 import { saveFile } from '../lib/images.js';
+import { t } from '../lib/language.js';
 import { openView } from '../lib/router.js';
 
 const PAGE_SIZE = 24;
@@ -40,7 +41,7 @@ export function createGalleryView(view) {
       const isSame = !query && shown === filter() && entries[0]?.id === part.entries.firstElementChild?.dataset.id;
       if (!before && entries.length && isSame) return; // nothing new
       shown = filter();
-      part.status.textContent = query ? `Images nearest to “${query}”, best first` : '';
+      part.status.textContent = query ? t`Images nearest to “${query}”, best first` : '';
       next = nextPage;
       const cards = entries.map((entry) => card(entry, actions));
       if (before) part.entries.append(...cards);
@@ -61,7 +62,7 @@ export function createGalleryView(view) {
     if (isListShown()) listScroll = scrollY;
     view.replaceChildren(part.entry);
     scrollTo(0, 0);
-    part.entry.replaceChildren(el('p', { class: 'status busy' }, 'Loading …'));
+    part.entry.replaceChildren(el('p', { class: 'status busy' }, t`Loading …`));
     try {
       part.entry.replaceChildren(...entryPage(await getJson(addressInApi(id)), actions));
       part.entry.querySelector('h1').focus({ preventScroll: true });
@@ -73,10 +74,10 @@ export function createGalleryView(view) {
 
   async function deleteEntries(entries) {
     const [{ candidates, prompt }] = entries;
-    const ofOne = `the ${pluralize(candidates, 'candidate')} of “${prompt}”`;
-    const what = entries.length > 1 ? `${entries.length} entries with all their images` : ofOne;
-    const hint = 'This cannot be undone, but the same caption and seed generate them again.';
-    if (!(await confirmAction(`Delete ${what}? ${hint}`, 'Delete'))) return;
+    const ofOne = t`the ${pluralize(candidates, 'candidate')} of “${prompt}”`;
+    const what = entries.length > 1 ? t`${entries.length} entries with all their images` : ofOne;
+    const hint = t`This cannot be undone, but the same caption and seed generate them again.`;
+    if (!(await confirmAction(t`Delete ${what}? ${hint}`, t`Delete`))) return;
     const left = [...entries];
     try {
       clearNotice(noticePlace());
@@ -88,7 +89,7 @@ export function createGalleryView(view) {
         removeCard(id);
         left.shift();
       }
-      announce('Deleted.');
+      announce(t`Deleted.`);
       if (!isListShown()) openView('gallery');
     } catch (error) {
       showError(noticePlace(), error, { retry: () => deleteEntries(left) });
@@ -124,7 +125,7 @@ export function createGalleryView(view) {
     if (isSelected) selected.set(entry.id, entry);
     else selected.delete(entry.id);
     part.selection.hidden = !selected.size;
-    part.count.textContent = `${pluralize(selected.size, 'entry', 'entries')} selected`;
+    part.count.textContent = t`${pluralize(selected.size, 'entry', 'entries')} selected`;
   }
 
   function clearSelection() {
@@ -177,24 +178,24 @@ function emptyGallery() {
   return el(
     'li',
     { class: 'empty', 'data-testid': 'empty' },
-    el('p', { class: 'lead' }, 'The gallery is empty.'),
-    el('p', {}, 'All images that you generate are saved here, with the settings to generate them again.'),
-    el('a', { class: 'button primary', href: '#/generate' }, 'Generate images'),
+    el('p', { class: 'lead' }, t`The gallery is empty.`),
+    el('p', {}, t`All images that you generate are saved here, with the settings to generate them again.`),
+    el('a', { class: 'button primary', href: '#/generate' }, t`Generate images`),
   );
 }
 
-const noStars = () => el('li', { class: 'empty', 'data-testid': 'empty' }, el('p', { class: 'lead' }, 'No entry has a star.'));
+const noStars = () => el('li', { class: 'empty', 'data-testid': 'empty' }, el('p', { class: 'lead' }, t`No entry has a star.`));
 const addressInApi = (id) => `/api/gallery/${encodeURIComponent(id)}`;
-const backLink = () => el('a', { class: 'back', href: '#/gallery' }, '‹ Gallery');
-const kindOf = ({ is_inpainted: isInpainted }) => (isInpainted ? 'inpainted' : null);
-const versionName = ({ version }) => (/^\d+$/.test(version) ? `version ${version}` : version);
+const backLink = () => el('a', { class: 'back', href: '#/gallery' }, t`‹ Gallery`);
+const kindOf = ({ is_inpainted: isInpainted }) => (isInpainted ? t`inpainted` : null);
+const versionName = ({ version }) => (/^\d+$/.test(version) ? t`version ${version}` : version);
 const addressOf = ({ id }) => `#/gallery?${new URLSearchParams({ id })}`;
 
 function card(entry, actions) {
   const summary = [
     formatDate(entry.when),
     pluralize(entry.candidates, 'candidate'),
-    `seed ${entry.seed}`,
+    t`seed ${entry.seed}`,
     versionName(entry),
     kindOf(entry),
   ];
@@ -203,17 +204,17 @@ function card(entry, actions) {
     { class: 'card', 'data-testid': 'gallery-item', 'data-id': entry.id },
     el(
       'label',
-      { class: 'select-entry', title: 'Select' },
+      { class: 'select-entry', title: t`Select` },
       el('input', {
         type: 'checkbox',
         'data-testid': 'select-entry',
-        'aria-label': `Select “${entry.prompt}”`,
+        'aria-label': t`Select “${entry.prompt}”`,
         onchange: (event) => actions.select(entry, event.target.checked),
       }),
     ),
     el(
       'a',
-      { class: 'best-four', href: addressOf(entry), 'aria-label': `Open all candidates of “${entry.prompt}”` },
+      { class: 'best-four', href: addressOf(entry), 'aria-label': t`Open all candidates of “${entry.prompt}”` },
       entry.best.map(({ url }) => img(url, '', { loading: 'lazy' })),
     ),
     el(
@@ -227,7 +228,7 @@ function card(entry, actions) {
       { class: 'card-actions' },
       useAgainButton(entry),
       starButton(entry, actions),
-      deleteButton(entry, actions, { 'aria-label': `Delete “${entry.prompt}”` }),
+      deleteButton(entry, actions, { 'aria-label': t`Delete “${entry.prompt}”` }),
     ),
   );
 }
@@ -235,20 +236,20 @@ function card(entry, actions) {
 function useAgainButton({ prompt, seed, version, settings, candidates }) {
   const onclick = () =>
     openView('generate', { caption: prompt, seed, version }, { settings: settings && { ...settings, candidates } });
-  return el('button', { type: 'button', 'data-testid': 'use-again', onclick }, 'Use this caption again');
+  return el('button', { type: 'button', 'data-testid': 'use-again', onclick }, t`Use this caption again`);
 }
 
 const deleteButton = (entry, { deleteEntries }, attributes = {}) =>
   el(
     'button',
     { type: 'button', class: 'muted', 'data-testid': 'delete', ...attributes, onclick: () => deleteEntries([entry]) },
-    'Delete',
+    t`Delete`,
   );
 
 function starButton(entry, { toggleStar }) {
   const onclick = () => toggleStar(entry, button);
-  const button = el('button', { type: 'button', class: 'icon star', 'data-testid': 'star', title: 'Star', onclick });
-  button.setAttribute('aria-label', `Star “${entry.prompt}”`);
+  const button = el('button', { type: 'button', class: 'icon star', 'data-testid': 'star', title: t`Star`, onclick });
+  button.setAttribute('aria-label', t`Star “${entry.prompt}”`);
   showStar(button, entry);
   return button;
 }
@@ -265,10 +266,10 @@ function entryPage(entry, actions) {
     backLink(),
     el('header', { class: 'intro' }, el('h1', { tabindex: '-1' }, caption)),
     metadataList([
-      ['Generated', formatDate(entry.when)],
-      ['Seed', seed],
-      ['Model', version],
-      ['Kind', kindOf(entry)],
+      [t`Generated`, formatDate(entry.when)],
+      [t`Seed`, seed],
+      [t`Model`, version],
+      [t`Kind`, kindOf(entry)],
       ...Object.entries(entry.settings ?? {})
         .filter(([, value]) => typeof value !== 'object')
         .map(([name, value]) => [labelOf(name), value]),
@@ -277,7 +278,7 @@ function entryPage(entry, actions) {
       'div',
       { class: 'controls' },
       useAgainButton(entry),
-      el('button', { type: 'button', 'data-testid': 'zip', onclick: () => actions.downloadZip([entry]) }, 'Download ZIP'),
+      el('button', { type: 'button', 'data-testid': 'zip', onclick: () => actions.downloadZip([entry]) }, t`Download ZIP`),
       starButton(entry, actions),
       deleteButton(entry, actions),
     ),

@@ -7,6 +7,7 @@ import { exampleChips, initSettings, requestOf, SAMPLING_FIELDS } from '../compo
 import { initSeed } from '../components/seed.js';
 import { currentModel, currentVersion, selectVersion, versionChange } from '../components/version_select.js';
 import { initStopButton, parts } from '../lib/dom.js';
+import { t } from '../lib/language.js';
 import { updateAddress } from '../lib/router.js';
 import { load, store } from '../lib/session_storage.js';
 
@@ -64,8 +65,8 @@ export function createGenerateView(view) {
   });
   part.openFile.append(
     dropZone({
-      label: 'Open an image from the studio',
-      hint: 'to generate it again from its provenance',
+      label: t`Open an image from the studio`,
+      hint: t`to generate it again from its provenance`,
       testid: 'upload-studio',
       onFile: openStudioImage,
     }),

@@ -9,6 +9,7 @@ import { initSeed } from '../components/seed.js';
 import { currentVersion, versionChange } from '../components/version_select.js';
 import { ApiError } from '../lib/api.js';
 import { el, img, initStopButton, parts } from '../lib/dom.js';
+import { t } from '../lib/language.js';
 
 const UNKNOWN = -1; // in the fixed tokens: a token to generate
 
@@ -57,7 +58,7 @@ export function createInpaintView(view) {
 
   function keepTopRows(rows) {
     form.elements.rows.value = rows;
-    part.rowsLabel.textContent = rows === 1 ? 'The top row' : `The top ${rows} rows`;
+    part.rowsLabel.textContent = rows === 1 ? t`The top row` : t`The top ${rows} rows`;
     keepMask.select((row) => row < rows);
   }
 
@@ -81,8 +82,8 @@ export function createInpaintView(view) {
   form.elements.candidates.value = 8;
   part.input.append(
     dropZone({
-      label: 'Choose an image',
-      hint: 'or drop one here; for a generated image, use its “Inpaint” button',
+      label: t`Choose an image`,
+      hint: t`or drop one here; for a generated image, use its “Inpaint” button`,
       onFile: (file) => loadImage({ file }),
     }),
   );
@@ -104,35 +105,35 @@ export function createInpaintView(view) {
 }
 
 function presetButtons(side, select) {
-  const button = (label, rule) =>
+  const button = (testid, label, rule) =>
     el(
       'button',
       {
         type: 'button',
         class: 'chip',
-        'data-testid': `keep-${label.toLowerCase().replace(' ', '-')}`,
+        'data-testid': testid,
         onclick: () => select(rule),
       },
       label,
     );
   return [
-    button('Top half', (row) => row < side / 2),
-    button('Left half', (row, column) => column < side / 2),
-    button('Invert', (row, column, isKept) => !isKept),
-    button('All', () => true),
-    button('None', () => false),
+    button('keep-top-half', t`Top half`, (row) => row < side / 2),
+    button('keep-left-half', t`Left half`, (row, column) => column < side / 2),
+    button('keep-invert', t`Invert`, (row, column, isKept) => !isKept),
+    button('keep-all', t`All`, () => true),
+    button('keep-none', t`None`, () => false),
   ];
 }
 
 function showKeepCount(place, count, side) {
-  place.textContent = `${count} of ${side * side} cells are kept, ${side * side - count} are generated.`;
+  place.textContent = t`${count} of ${side * side} cells are kept, ${side * side - count} are generated.`;
 }
 
 function checkMask(mask) {
   if (!mask.includes(true))
-    throw new ApiError('No cell is kept. Keep some cells, or use Generate for a whole image.', { status: 422 });
+    throw new ApiError(t`No cell is kept. Keep some cells, or use Generate for a whole image.`, { status: 422 });
   if (!mask.includes(false))
-    throw new ApiError('All cells are kept, so there is nothing to generate. Leave some cells out.', { status: 422 });
+    throw new ApiError(t`All cells are kept, so there is nothing to generate. Leave some cells out.`, { status: 422 });
 }
 
 /**
@@ -153,7 +154,7 @@ function showKeptPart(place, { source, model }, mask) {
   );
   overlay.style.gridTemplateColumns = `repeat(${model.side}, 1fr)`;
   place.replaceChildren(
-    el('div', { class: 'token-grid' }, img(source, 'The image; parts that are not kept are faded'), overlay),
-    el('figcaption', {}, 'Kept part'),
+    el('div', { class: 'token-grid' }, img(source, t`The image; parts that are not kept are faded`), overlay),
+    el('figcaption', {}, t`Kept part`),
   );
 }
