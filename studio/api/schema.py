@@ -224,6 +224,7 @@ class GalleryEntry(BaseModel):
     version: str
     is_inpainted: bool
     is_starred: bool
+    settings: dict
 
 
 class ListedEntry(GalleryEntry):
@@ -231,7 +232,6 @@ class ListedEntry(GalleryEntry):
 
 
 class WholeEntry(GalleryEntry):
-    settings: dict
     images: list[GalleryImage]
 
 

@@ -119,7 +119,7 @@ class Gallery:
         summary = self._summary(name, metadata, len(tokens))
         best = summary.pop("best")
         images = [image | {"tokens": grid_of(torch.tensor(tokens[image["candidate"]]))} for image in best]
-        return summary | {"settings": dataclasses.asdict(metadata["provenance"].settings), "images": images}
+        return summary | {"images": images}
 
     def image(self, name: str, candidate: int) -> bytes:
         """One image as a PNG with its provenance. Raises NoSuchEntry or DamagedArtefact."""
@@ -208,6 +208,7 @@ class Gallery:
             "seed": provenance.seed,
             "is_inpainted": provenance.fixed_tokens is not None,
             "is_starred": self._is_starred(name),
+            "settings": dataclasses.asdict(provenance.settings),
             "best": [
                 {"candidate": number, "score": scores[number], "url": f"/api/gallery/{name}/{number}.png"}
                 for number in metadata["order"][:count]

@@ -316,9 +316,14 @@ def test_a_batch_fills_a_table_of_captions_and_values_of_a_setting(page):
     expect(page.get_by_test_id("batch-results").locator("th[scope=col]")).to_have_text(
         ["Temperature 0.5", "Temperature 1"]
     )
-    expect(page.get_by_test_id("truncated").last).to_contain_text("longer than the training captions")
+    expect(page.get_by_test_id("truncated").last).to_contain_text("longer than those of training")
     page.get_by_test_id("candidate").nth(1).click()
     expect(page.get_by_test_id("image-dialog")).to_contain_text("1 of 2")
+    page.get_by_test_id("close").click()
+    page.goto("/#/gallery")
+    card = page.get_by_test_id("gallery-item").filter(has_text="temperature 0.5").first
+    card.get_by_test_id("use-again").click()
+    expect(page.get_by_test_id("temperature")).to_have_value("0.5")
 
 
 def test_shortcuts_open_their_list_and_views_and_generate(page):
@@ -344,7 +349,7 @@ def test_the_page_is_translated_and_works_in_chinese(page):
     page.get_by_test_id("caption").fill(PROMPT)
     page.get_by_test_id("candidates").fill("2")
     page.get_by_test_id("generate-button").click()
-    expect(page.get_by_test_id("status")).to_contain_text("2 幅候选图,用时")
+    expect(page.get_by_test_id("status")).to_contain_text("2 幅候选图，用时")
     page.get_by_test_id("candidate").first.click()
     expect(page.get_by_test_id("download")).to_have_text("下载")
 

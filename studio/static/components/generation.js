@@ -132,7 +132,7 @@ function showProgress(ui, state) {
 export function showUnusedText(note, { truncated, text_used: usedText, unseen_words: unseenWords = [], max_words: maxWords }) {
   note.replaceChildren();
   if (truncated) note.append(t`The caption is too long for the model. It reads only:`, ' ', el('q', {}, usedText), '. ');
-  if (maxWords) note.append(t`It is longer than the training captions, which have up to ${pluralize(maxWords, 'word')}.`, ' ');
+  if (maxWords) note.append(t`The caption is longer than those of training, which have up to ${pluralize(maxWords, 'word')}.`, ' ');
   if (unseenWords.length) note.append(t`No training caption has: ${unseenWords.join(', ')}.`);
   note.hidden = !note.hasChildNodes();
 }

@@ -10,6 +10,7 @@ import { t } from '../lib/language.js';
 import { openView } from '../lib/router.js';
 
 const PAGE_SIZE = 24;
+const NEUTRAL_SETTINGS = { temperature: 1, top_k: null, top_p: null, guidance: 1 };
 
 export function createGalleryView(view) {
   const part = parts(view);
@@ -198,6 +199,9 @@ function card(entry, actions) {
     t`seed ${entry.seed}`,
     versionName(entry),
     kindOf(entry),
+    ...Object.entries(NEUTRAL_SETTINGS).map(([name, neutral]) =>
+      entry.settings[name] === neutral ? null : `${labelOf(name).toLowerCase()} ${entry.settings[name]}`,
+    ),
   ];
   return el(
     'li',
@@ -235,8 +239,8 @@ function card(entry, actions) {
 
 function useAgainButton({ prompt, seed, version, settings, candidates }) {
   const onclick = () =>
-    openView('generate', { caption: prompt, seed, version }, { settings: settings && { ...settings, candidates } });
-  return el('button', { type: 'button', 'data-testid': 'use-again', onclick }, t`Use this caption again`);
+    openView('generate', { caption: prompt, seed, version }, { settings: { ...settings, candidates } });
+  return el('button', { type: 'button', 'data-testid': 'use-again', onclick }, t`Use again`);
 }
 
 const deleteButton = (entry, { deleteEntries }, attributes = {}) =>
@@ -270,7 +274,7 @@ function entryPage(entry, actions) {
       [t`Seed`, seed],
       [t`Model`, version],
       [t`Kind`, kindOf(entry)],
-      ...Object.entries(entry.settings ?? {})
+      ...Object.entries(entry.settings)
         .filter(([, value]) => typeof value !== 'object')
         .map(([name, value]) => [labelOf(name), value]),
     ]),
