@@ -17,7 +17,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi import Path as PathValue
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 
@@ -43,6 +43,8 @@ EVENT_LINES = {200: {"description": "a line of JSON per event", "model": schema.
 WHAT_TO_SHOW = "what the images should show, for a search by CLIP"
 SearchText = Annotated[str | None, Query(max_length=1000, description=WHAT_TO_SHOW)]
 PNG_FILE = {"response_class": Response, "responses": {200: {"content": {"image/png": {}}}}}
+ZIP_FILE = {200: {"content": {"application/zip": {}}}}
+MAX_ZIPPED = 200  # entries: their names fit into the header of a request
 
 
 class JsonLines(StreamingResponse):
@@ -110,6 +112,10 @@ def make_app(studio: Studio) -> FastAPI:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return RedirectResponse("/#/api")  # Swagger UI would come from another host
 
     return app
 
@@ -224,12 +230,21 @@ def gallery_routes(studio: Studio) -> APIRouter:
         before: Annotated[str | None, Query(max_length=64, description="`next` of the previous page")] = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 24,
         version: schema.VersionName | None = None,
+        starred: Annotated[
+            bool, Query(description="only those with a star, in a list without a search")
+        ] = False,
     ) -> dict:
         """Past generations, newest first; or those whose best images match a text best."""
         if not (query or "").strip():
-            return await run_in_threadpool(studio.gallery.page, before, limit)
+            return await run_in_threadpool(studio.gallery.page, before, limit, starred)
         result = await studio.ask(request, "search_gallery", version, query=query.strip(), limit=limit)
         return {"entries": await run_in_threadpool(studio.gallery.entries, result["names"]), "next": None}
+
+    @routes.get("/api/gallery.zip", response_class=StreamingResponse, responses=ZIP_FILE)
+    async def download(name: Annotated[list[str], Query(min_length=1, max_length=MAX_ZIPPED)]) -> Response:
+        """The images of some entries in one ZIP file, a folder for each entry, best first."""
+        file = await run_in_threadpool(studio.gallery.zip_file, name)
+        return StreamingResponse(iter(lambda: file.read(2**16), b""), media_type="application/zip")
 
     @routes.get("/api/gallery/{name}", response_model=schema.WholeEntry)
     async def entry(name: str) -> dict:
@@ -242,6 +257,16 @@ def gallery_routes(studio: Studio) -> APIRouter:
         data = await run_in_threadpool(studio.gallery.image, name, candidate)
         headers = {"Content-Disposition": f'inline; filename="{name}-{candidate}.png"'}
         return Response(data, media_type="image/png", headers=headers)
+
+    @routes.put("/api/gallery/{name}/star", status_code=204)
+    async def star(name: str) -> None:
+        """Give an entry a star."""
+        await run_in_threadpool(studio.gallery.star, name, True)
+
+    @routes.delete("/api/gallery/{name}/star", status_code=204)
+    async def unstar(name: str) -> None:
+        """Take the star of an entry away."""
+        await run_in_threadpool(studio.gallery.star, name, False)
 
     @routes.delete("/api/gallery/{name}", status_code=204)
     async def remove(name: str) -> None:

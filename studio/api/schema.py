@@ -17,11 +17,14 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 PACKAGE_VALUE = "null: the package's value"
 NO_LIMIT = "null: all tokens; left out: the package's value"
 Token = Annotated[int, Field(ge=-1, lt=2**31, strict=True)]
-Grid = Annotated[
-    list[Annotated[list[Token], Field(max_length=256)]], Field(max_length=256, description="rows of tokens")
-]
+ROWS = "rows of tokens; those of several grids are in one row, the coarsest grid first"
+Row = Annotated[list[Token], Field(max_length=2**16)]
+Grid = Annotated[list[Row], Field(max_length=256, description=ROWS)]
 Caption = Annotated[str, Field(min_length=1, max_length=20_000, description="what the image shows")]
-FIXED = "inpainting: tokens that all candidates have, -1 for each token to sample"
+FIXED = (
+    "inpainting: tokens that all candidates have, -1 for each token to sample; of several grids only cells of the finest, "
+    "the last `side` x `side` tokens, can be -1, and the image stays elsewhere"
+)
 VERSION = "package, a version number or an alias of the registry; null: the default"
 VersionName = Annotated[str, Field(max_length=64, description=VERSION)]
 Png = Annotated[str, Field(description="a PNG file in base64")]
@@ -109,7 +112,12 @@ class Model(BaseModel):
     version: str
     fingerprint: str = Field(description="sha256 of the package's manifest")
     image_size: int
-    side: int | None = Field(description="rows, and columns, of the token grid")
+    side: int | None = Field(
+        description="rows, and columns, of the grid of cells to keep in inpainting; null: not by this model"
+    )
+    can_edit: bool = Field(
+        description="whether the tokens form one grid, so that they can be edited and measured"
+    )
     vocab_size: int
     text_length: int
     settings: SamplingSettings
@@ -129,6 +137,10 @@ class Event(BaseModel):
     text_used: str | None = Field(None, description="started: the part of the caption that the model uses")
     truncated: bool | None = Field(None, description="started: whether the caption is longer than that")
     unseen_words: list[str] | None = Field(None, description="started: words that no training caption has")
+    max_words: int | None = Field(
+        None,
+        description="started, if this caption has more words: those of the longest training caption here",
+    )
     candidates: int | None = Field(None, description="started")
     seed: int | None = Field(None, description="started")
     candidate: int | None = Field(None, description="candidate: its number, from 0")
@@ -211,6 +223,8 @@ class GalleryEntry(BaseModel):
     candidates: int
     version: str
     is_inpainted: bool
+    is_starred: bool
+    settings: dict
 
 
 class ListedEntry(GalleryEntry):
@@ -218,7 +232,6 @@ class ListedEntry(GalleryEntry):
 
 
 class WholeEntry(GalleryEntry):
-    settings: dict
     images: list[GalleryImage]
 
 

@@ -23,7 +23,7 @@ from thousandwords.core.errors import UserError
 from thousandwords.core.files import fingerprint, write_bytes
 from thousandwords.core.manifest import MANIFEST, DamagedArtefact, read_manifest, write_manifest
 from thousandwords.data.images import encode_png, fit_square, to_float
-from thousandwords.data.pair_shards import PairReader, splits
+from thousandwords.data.pair_shards import PairReader, caption_counts, splits
 
 MAX_INDEXED = 50_000  # images that a search covers, the held-out ones first
 NUM_EXAMPLES = 3  # example captions,
@@ -58,7 +58,7 @@ class DatasetIndex:
 
     def __init__(self, folder: Path, store: Path) -> None:
         self.folder, self.store = Path(folder), Store(Path(store), keep_runs=4)
-        self._pairs_sha256 = ""
+        self._pairs_sha256, self._max_words = "", None
         self._readers: dict[str, PairReader] = {}
         self._embeddings: dict[str, Embeddings] = {}  # by scorer, the last used at the end
 
@@ -77,6 +77,14 @@ class DatasetIndex:
             captions = {reader.captions(row)[0]: row for row in range(min(len(reader), MAX_EXAMPLE_ROWS))}
             return sorted(captions, key=len)[-NUM_EXAMPLES:]  # short captions say little
         return []
+
+    def max_words(self) -> int | None:
+        """The words of the longest caption in the first training shard; None without a data set."""
+        with contextlib.suppress(DamagedArtefact):
+            self._check_for_changes()
+            if self._max_words is None and (counts := caption_counts(self.folder)):
+                self._max_words = counts["words"]["most"]
+        return self._max_words
 
     def page(self, split: str | None, offset: int, limit: int) -> Event:
         """Images in the order of the data set. Raises DamagedArtefact."""
@@ -134,7 +142,7 @@ class DatasetIndex:
         """Called once per request: if the folder was written again, read all of it again."""
         sha256 = read_manifest(self.folder, verify=False, fix="dvc repro prepare_pairs")["sha256"]
         if sha256 != self._pairs_sha256:
-            self._pairs_sha256, self._readers, self._embeddings = sha256, {}, {}
+            self._pairs_sha256, self._readers, self._embeddings, self._max_words = sha256, {}, {}, None
 
     def _reader(self, split: str) -> PairReader:
         """The pairs of a split, as of the last check for changes."""

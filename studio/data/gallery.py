@@ -1,7 +1,8 @@
 """The gallery of past generations, folders of sample shards with their ranking, and its search by what they show.
 
-An entry appears complete or not at all, and is verified when it is read. The provenance is added to an image
-when it is read, so that a PNG from the gallery is byte for byte the one that was sent when it was generated.
+An entry appears complete or not at all, and is verified when it is read. The same request gives the same images, so it
+has one entry. The provenance is added to an image when it is read, so that a PNG from the gallery is byte for byte the
+one that was sent when it was generated.
 """
 
 import contextlib
@@ -9,10 +10,13 @@ import dataclasses
 import datetime
 import os
 import re
-import secrets
 import shutil
+import tempfile
+import threading
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -21,14 +25,16 @@ from torch import Tensor, nn
 from studio.worker.handlers import device_of, grid_of
 from studio.worker.process import Event
 from thousandwords.core.errors import UserError
-from thousandwords.core.files import sync_folder, translate_write_errors
+from thousandwords.core.filenames import distinct_slugs
+from thousandwords.core.files import fingerprint, sync_folder, translate_write_errors
 from thousandwords.core.manifest import DamagedArtefact, read_manifest
 from thousandwords.data.images import to_float
 from thousandwords.inference.candidates import candidate_seed
 from thousandwords.inference.provenance import Provenance, encode_png_with_provenance
 from thousandwords.inference.sample_shards import INPAINTED, read_samples, sample_table, write_samples
 
-NAME = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}")  # time and a random part: names sort by time
+NAME = re.compile(r"\d{8}T\d{6,12}-[0-9a-f]{8}")  # time, so that names sort by it, and the request's hash
+STAR = "star"  # an empty file in the folder of an entry that has one
 NOT_FOUND = "there is no such entry in the gallery. It may have been deleted; reload the gallery"
 METADATA = ("candidates", "provenance", "version", "scores", "order", "when")  # stored beside the images
 NUM_BEST = 4  # images of an entry in a list of entries
@@ -55,12 +61,21 @@ class Gallery:
     """The entries in a folder. Thread-safe; two studios can share a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+        self.folder, self._adding = Path(folder), threading.Lock()
 
     def add(self, entry: GalleryEntry) -> str:
-        """Save an entry; returns its name. Raises UserError if the disk is full."""
+        """Save an entry unless it is there; returns its name. Raises UserError if the disk is full."""
+        request = fingerprint(entry.provenance.to_dict())[:8]
+        with self._adding:
+            for path in self.folder.glob(f"*-{request}"):
+                with contextlib.suppress(NoSuchEntry, DamagedArtefact):
+                    if self._metadata(path.name)["provenance"] == entry.provenance:
+                        return path.name
+            return self._add(entry, request)
+
+    def _add(self, entry: GalleryEntry, request: str) -> str:
         now = datetime.datetime.now(datetime.UTC)
-        name = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+        name = f"{now:%Y%m%dT%H%M%S%f}-{request}"
         provenance, count = entry.provenance, len(entry.tokens)
         when = now.isoformat(timespec="seconds")
         values = (count, provenance.to_dict(), entry.version, entry.scores, entry.order, when)
@@ -78,10 +93,12 @@ class Gallery:
         sync_folder(self.folder)
         return name
 
-    def page(self, before: str | None, limit: int) -> Event:
+    def page(self, before: str | None, limit: int, only_starred: bool = False) -> Event:
         """The newest entries, or those before `before`; damaged entries are left out."""
         entries, last = [], None
         for name in [name for name in self.names() if before is None or name < before]:
+            if only_starred and not self._is_starred(name):
+                continue
             if len(entries) == limit:
                 return {"entries": entries, "next": last}
             entries, last = entries + self.entries([name]), name
@@ -102,7 +119,7 @@ class Gallery:
         summary = self._summary(name, metadata, len(tokens))
         best = summary.pop("best")
         images = [image | {"tokens": grid_of(torch.tensor(tokens[image["candidate"]]))} for image in best]
-        return summary | {"settings": dataclasses.asdict(metadata["provenance"].settings), "images": images}
+        return summary | {"images": images}
 
     def image(self, name: str, candidate: int) -> bytes:
         """One image as a PNG with its provenance. Raises NoSuchEntry or DamagedArtefact."""
@@ -110,9 +127,34 @@ class Gallery:
         if not 0 <= candidate < metadata["candidates"]:
             last = metadata["candidates"] - 1
             raise NoSuchEntry(f"the entry {name} has no image {candidate}; its images are 0 to {last}")
-        pixels = read_samples(self.folder / name).images(0)[candidate]
-        provenance = dataclasses.replace(metadata["provenance"], candidate=candidate)
-        return encode_png_with_provenance(pixels, provenance)
+        pixels = read_samples(self.folder / name).image(0, candidate)
+        return encode_png_with_provenance(
+            pixels, dataclasses.replace(metadata["provenance"], candidate=candidate)
+        )
+
+    def zip_file(self, names: list[str]) -> IO[bytes]:
+        """A ZIP file with a folder per entry: its PNGs as `image` gives them, best first. Raises as `image`."""
+        entries = [self._metadata(name) for name in names]
+        folders = distinct_slugs([metadata["provenance"].caption for metadata in entries])
+        file = tempfile.TemporaryFile()  # noqa: SIM115  the caller reads and closes it
+        with zipfile.ZipFile(file, "w") as archive:  # PNGs are compressed already
+            for name, metadata, folder in zip(names, entries, folders, strict=True):
+                provenance, images = metadata["provenance"], read_samples(self.folder / name).images(0)
+                for rank, number in enumerate(metadata["order"]):
+                    png = encode_png_with_provenance(
+                        images[number], dataclasses.replace(provenance, candidate=number)
+                    )
+                    archive.writestr(f"{folder}-seed-{provenance.seed}/{rank:03d}.png", png)
+        file.seek(0)
+        return file
+
+    def star(self, name: str, is_starred: bool) -> None:
+        """Give an entry a star, or take it away. Raises NoSuchEntry, or CannotWrite."""
+        folder = self._entry_folder(name)
+        if not folder.is_dir():
+            raise NoSuchEntry(NOT_FOUND)
+        with translate_write_errors(self.folder):
+            (folder / STAR).touch() if is_starred else (folder / STAR).unlink(missing_ok=True)
 
     def best_image(self, name: str) -> np.ndarray:
         """The image with the highest score, uint8 (H, W, 3). Raises NoSuchEntry or DamagedArtefact."""
@@ -133,6 +175,9 @@ class Gallery:
         """All entries, newest first."""
         names = (path.name for path in self.folder.glob("*"))
         return sorted((name for name in names if NAME.fullmatch(name)), reverse=True)
+
+    def _is_starred(self, name: str) -> bool:
+        return (self.folder / name / STAR).is_file()
 
     def _entry_folder(self, name: str) -> Path:
         if not NAME.fullmatch(name):
@@ -162,6 +207,8 @@ class Gallery:
             "prompt": provenance.caption,
             "seed": provenance.seed,
             "is_inpainted": provenance.fixed_tokens is not None,
+            "is_starred": self._is_starred(name),
+            "settings": dataclasses.asdict(provenance.settings),
             "best": [
                 {"candidate": number, "score": scores[number], "url": f"/api/gallery/{name}/{number}.png"}
                 for number in metadata["order"][:count]

@@ -2,8 +2,11 @@
 import { watchHealth } from './components/health_banner.js';
 import { openStudioImage } from './components/image_dialog.js';
 import { acceptDrops } from './components/image_input.js';
+import { initShortcuts } from './components/shortcuts.js';
+import { translatePage } from './lib/language.js';
 import { currentRoute, takePayload } from './lib/router.js';
 import { createApiDocsView } from './views/api_docs.js';
+import { createBatchView } from './views/batch.js';
 import { createCompareView } from './views/compare.js';
 import { createDatasetView } from './views/dataset.js';
 import { createGalleryView } from './views/gallery.js';
@@ -14,6 +17,7 @@ import { createTrainingView } from './views/training.js';
 
 const VIEW_FACTORIES = {
   generate: createGenerateView,
+  batch: createBatchView,
   inpaint: createInpaintView,
   tokens: createTokensView,
   gallery: createGalleryView,
@@ -22,6 +26,7 @@ const VIEW_FACTORIES = {
   training: createTrainingView,
   api: createApiDocsView,
 };
+translatePage(document.getElementById('language'));
 const views = new Map(); // created when first shown, then kept with their state
 const main = document.getElementById('main');
 let current = null;
@@ -68,5 +73,6 @@ document.querySelector('.skip-link').addEventListener('click', (event) => {
   main.focus();
 });
 window.addEventListener('hashchange', showView);
+initShortcuts(main, tabs);
 watchHealth();
 showView();

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from studio.worker.process import Event, FieldError, Grid
 from thousandwords.core.errors import InvalidInput, UserError
+from thousandwords.core.special_tokens import UNKNOWN
 from thousandwords.data.image_decoding import decode_image
 from thousandwords.data.images import encode_png, fit_square, to_float, to_uint8
 from thousandwords.inference import token_editing
@@ -37,12 +38,13 @@ def describe(package: Package) -> Event:
     """Metadata of a package that a client needs to send requests."""
     names = ("temperature", "top_k", "top_p", "guidance")
     side = None
-    with contextlib.suppress(UserError):  # a tokenizer with several scales has no single grid
-        side = grid_side(package.image_tokenizer.scales)
+    with contextlib.suppress(UserError):  # this generator keeps no part of an image with several grids
+        side = grid_side(package.image_tokenizer.scales, package.generator.keeps_parts)
     return {
         "fingerprint": package.fingerprint,
         "image_size": package.image_tokenizer.image_size,
         "side": side,
+        "can_edit": len(package.image_tokenizer.scales) == 1,
         "vocab_size": package.image_tokenizer.vocab_size,
         "text_length": package.text_tokenizer.text_length,
         "settings": {name: getattr(package.settings, name) for name in names},
@@ -57,10 +59,14 @@ def generate(
     prompt, tokenizer = prompt_of(prompt), package.text_tokenizer
     settings, fixed = settings_of(package, candidates, changes), None
     if fixed_tokens is not None:  # (L,), -1 for a token to sample
-        fixed = tokens_of(package, fixed_tokens, "fixed_tokens", first=-1).flatten()
+        with _field_errors("fixed_tokens"):
+            grid_side(package.image_tokenizer.scales, package.generator.keeps_parts)
+        fixed = flat_tokens_of(package, fixed_tokens, "fixed_tokens", first=UNKNOWN)
         if (fixed >= 0).all() or (fixed < 0).all():
             message = "fixed_tokens fixes all tokens or none. Fix some of them, and set the others to -1"
             raise FieldError("fixed_tokens", message)
+        with _field_errors("fixed_tokens"):
+            package.generator.check_fixed_tokens(fixed[None], 1)
     fixed_numbers = None if fixed is None else tuple(fixed.tolist())
     provenance = Provenance(prompt, seed, 0, package.fingerprint, settings, fixed_numbers)
     yield {
@@ -214,29 +220,34 @@ def settings_of(package: Package, candidates: int, changes: dict) -> SamplingCon
     return settings
 
 
-def tokens_of(package: Package, grid: Grid, field: str, first: int = 0) -> Tensor:
-    """A grid of tokens as int64 (side, side), each from `first` to vocab_size - 1. Raises FieldError."""
-    side, vocab_size = grid_side(package.image_tokenizer.scales), package.image_tokenizer.vocab_size
-    if len(grid) != side or any(len(row) != side for row in grid):
+def tokens_of(package: Package, grid: Grid, field: str) -> Tensor:
+    """The tokens of an image that has one grid of them, as int64 (side, side). Raises FieldError."""
+    if len(scales := package.image_tokenizer.scales) > 1:
+        raise FieldError(
+            field,
+            f"the tokens of this model form {len(scales)} grids, of {', '.join(map(str, scales))} cells a side, and a "
+            "coarse token covers many cells, so single tokens are not edited or measured here. Choose a model whose "
+            "image tokenizer has one grid",
+        )
+    return flat_tokens_of(package, grid, field).reshape(scales[0], scales[0])
+
+
+def flat_tokens_of(package: Package, grid: Grid, field: str, first: int = 0) -> Tensor:
+    """The tokens of an image as int64 (L,), each from `first` to vocab_size - 1: rows of one grid, or of several
+    grids one after the other in rows of any length. Raises FieldError."""
+    tokenizer, side = package.image_tokenizer, package.image_tokenizer.scales[0]
+    if len(tokenizer.scales) == 1 and (len(grid) != side or any(len(row) != side for row in grid)):
         message = f"{field} must be {side} rows of {side} tokens each, the grid of this model's images"
         raise FieldError(field, message)
-    tokens = torch.tensor(grid)
-    if tokens.min() < first or tokens.max() >= vocab_size:
-        found = f"{field} has tokens from {int(tokens.min())} to {int(tokens.max())}"
-        raise FieldError(field, f"{found}; this model's tokens are from {first} to {vocab_size - 1}")
-    return tokens
-
-
-def flat_tokens_of(package: Package, grid: Grid, field: str) -> Tensor:
-    """As `tokens_of`, in one line (L,); tokens of several grids come in rows of any length. Raises FieldError."""
-    tokenizer = package.image_tokenizer
-    if len(tokenizer.scales) == 1:
-        return tokens_of(package, grid, field).flatten()
     tokens = torch.tensor([token for row in grid for token in row], dtype=torch.int64)
-    with _field_errors(field):
-        if (count := tokens.numel()) != tokenizer.num_tokens:
-            raise ValueError(f"{field} has {count} tokens; images of this model have {tokenizer.num_tokens}")
-        tokenizer.check_tokens(tokens[None])
+    if (count := tokens.numel()) != tokenizer.num_tokens:
+        message = f"{field} has {count} tokens; images of this model have {tokenizer.num_tokens}"
+        raise FieldError(field, message)
+    if tokens.min() < first or tokens.max() >= tokenizer.vocab_size:
+        found = f"{field} has tokens from {int(tokens.min())} to {int(tokens.max())}"
+        raise FieldError(
+            field, f"{found}; this model's tokens are from {first} to {tokenizer.vocab_size - 1}"
+        )
     return tokens
 
 

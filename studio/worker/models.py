@@ -1,6 +1,7 @@
 """The models and the data set in the worker process, and what a request does with them."""
 
 import functools
+import math
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,13 @@ class ModelWorker:
 
     def describe(self, folder: str) -> Iterator[Event]:
         yield handlers.describe(self.package(folder)) | {"examples": self.dataset.examples()}
+
+    def generate(self, folder: str, prompt: str, **fields: object) -> Iterator[Event]:
+        """As `handlers.generate`; a caption longer than those of the data set comes with the words that these have."""
+        for event in handlers.generate(self.package(folder), prompt, **fields):
+            if event["event"] == "started" and len(prompt.split()) > (self.dataset.max_words() or math.inf):
+                event["max_words"] = self.dataset.max_words()
+            yield event
 
     def warm_up(self, folder: str) -> Iterator[Event]:
         """Generate one image so that no user waits for first-call initialization."""

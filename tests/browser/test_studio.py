@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -253,6 +254,106 @@ def test_the_gallery_keeps_an_entry_until_it_is_deleted(page):
     expect(item).to_have_count(0)
 
 
+def test_a_seed_is_random_unless_it_is_fixed_and_the_same_request_is_kept_once(page, studio):
+    def generate_again() -> str:
+        page.evaluate("document.querySelector('[data-testid=candidate]')?.setAttribute('data-old', '')")
+        page.get_by_test_id("generate-button").click()
+        expect(page.locator("[data-testid=candidate]:not([data-old])")).to_have_count(1)
+        wait_for_ranking(page, 1)
+        return page.get_by_test_id("seed").input_value()
+
+    page.get_by_test_id("caption").fill("a caption with seeds")
+    page.get_by_test_id("candidates").fill("1")
+    seeds = [generate_again(), generate_again()]
+    assert seeds[0] != seeds[1] and f"seed={seeds[1]}" in page.url
+    page.get_by_test_id("random-seed").click()
+    assert [generate_again(), generate_again()] == [seeds[1]] * 2
+    entries = studio.client.get("/api/gallery").json()["entries"]
+    kept = [str(entry["seed"]) for entry in entries if entry["prompt"] == "a caption with seeds"]
+    assert kept == seeds[::-1]
+
+
+def test_entries_are_starred_downloaded_and_deleted_together(page, studio):
+    for seed in range(3):
+        studio.generate(prompt="one of three", candidates=2, seed=seed)
+    page.goto("/#/gallery")
+    items = page.get_by_test_id("gallery-item").filter(has_text="one of three")
+    items.nth(1).get_by_test_id("star").click()
+    expect(items.nth(1).get_by_test_id("star")).to_have_attribute("aria-pressed", "true")
+    page.get_by_test_id("only-starred").click()
+    expect(page.get_by_test_id("gallery-item")).to_have_count(1)
+    page.get_by_test_id("only-starred").click()
+    expect(items).to_have_count(3)
+    for item in items.all():
+        item.get_by_test_id("select-entry").check()
+    expect(page.get_by_test_id("selected-count")).to_have_text("3 entries selected")
+    with page.expect_download() as event:
+        page.get_by_test_id("zip-selected").click()
+    archive = zipfile.ZipFile(event.value.path())
+    folders = ("one-of-three-seed-2", "one-of-three-2-seed-1", "one-of-three-3-seed-0")  # newest first
+    assert archive.namelist() == [f"{folder}/00{rank}.png" for folder in folders for rank in range(2)]
+    assert read_provenance(archive.read("one-of-three-2-seed-1/000.png")).seed == 1
+    page.get_by_test_id("delete-selected").click()
+    page.get_by_test_id("confirm-yes").click()
+    expect(items).to_have_count(0)
+
+
+def test_a_batch_fills_a_table_of_captions_and_values_of_a_setting(page):
+    page.goto("/#/batch")
+    page.get_by_test_id("caption").fill(
+        f"{PROMPT}\n\n a caption of many words that no training caption has " + "at all " * 9
+    )
+    page.get_by_test_id("candidates").fill("2")
+    page.get_by_test_id("vary").select_option("temperature")
+    page.get_by_test_id("values").fill("0.5, -1")
+    page.get_by_test_id("generate-button").click()
+    expect(page.get_by_test_id("field-error")).to_contain_text("greater than 0")
+    expect(page.get_by_test_id("candidate")).to_have_count(1)
+    page.get_by_test_id("values").fill("0.5 1")
+    page.get_by_test_id("generate-button").click()
+    expect(page.get_by_test_id("status")).to_contain_text("4 of 4 generations, all of them in the gallery")
+    expect(page.get_by_test_id("batch-results").locator("tbody tr")).to_have_count(2)
+    expect(page.get_by_test_id("batch-results").locator("th[scope=col]")).to_have_text(
+        ["Temperature 0.5", "Temperature 1"]
+    )
+    expect(page.get_by_test_id("truncated").last).to_contain_text("longer than those of training")
+    page.get_by_test_id("candidate").nth(1).click()
+    expect(page.get_by_test_id("image-dialog")).to_contain_text("1 of 2")
+    page.get_by_test_id("close").click()
+    page.goto("/#/gallery")
+    card = page.get_by_test_id("gallery-item").filter(has_text="temperature 0.5").first
+    card.get_by_test_id("use-again").click()
+    expect(page.get_by_test_id("temperature")).to_have_value("0.5")
+
+
+def test_shortcuts_open_their_list_and_views_and_generate(page):
+    page.get_by_test_id("caption").blur()
+    page.keyboard.press("?")
+    expect(page.get_by_test_id("shortcuts")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.press("5")
+    expect(page.get_by_test_id("gallery-search")).to_be_visible()
+    page.keyboard.press("1")
+    page.get_by_test_id("caption").blur()
+    page.keyboard.press("/")
+    page.keyboard.type("5?")
+    expect(page.get_by_test_id("caption")).to_have_value("5?")
+    page.get_by_test_id("candidates").fill("1")
+    page.keyboard.press("Control+Enter")
+    wait_for_ranking(page, 1)
+
+
+def test_the_page_is_translated_and_works_in_chinese(page):
+    page.get_by_test_id("language").select_option("zh")
+    expect(page.get_by_test_id("generate-button")).to_have_text("生成")
+    page.get_by_test_id("caption").fill(PROMPT)
+    page.get_by_test_id("candidates").fill("2")
+    page.get_by_test_id("generate-button").click()
+    expect(page.get_by_test_id("status")).to_contain_text("2 幅候选图，用时")
+    page.get_by_test_id("candidate").first.click()
+    expect(page.get_by_test_id("download")).to_have_text("下载")
+
+
 def test_the_gallery_is_searched_by_image_content(page, studio):
     for seed in range(3):
         studio.generate(prompt=PROMPT, candidates=2, seed=seed)
@@ -351,7 +452,17 @@ def test_every_operation_of_the_api_is_listed(page, studio):
 @pytest.mark.parametrize("width", [360, 1440])
 def test_no_view_is_wider_than_the_window(page, width):
     page.set_viewport_size({"width": width, "height": 740})
-    for view in ("generate", "inpaint", "tokens", "gallery", "dataset", "compare", "training", "api"):
+    for view in (
+        "generate",
+        "batch",
+        "inpaint",
+        "tokens",
+        "gallery",
+        "dataset",
+        "compare",
+        "training",
+        "api",
+    ):
         page.goto(f"/#/{view}")
         page.wait_for_load_state("networkidle")
         expect(page.locator("main h1, main label").first).to_be_visible()

@@ -5,6 +5,7 @@ import concurrent.futures
 import dataclasses
 import io
 import json
+import shutil
 import socket
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from studio.data.gallery import Gallery
 from studio.data.versions import Version, Versions
 from tests.helpers.prefect_server import wait_for
 from tests.helpers.studio_process import StudioProcess, make_project
-from tests.helpers.tiny_models import flipped, write_parts
+from tests.helpers.tiny_models import fitting_package, flipped, tiny, write_parts
 from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import DamagedArtefact
 from thousandwords.data.images import decode_png
@@ -106,6 +107,7 @@ def test_the_api_is_described_by_openapi(studio):
             assert operation["description"] and "422" in operation["responses"]
     assert "temperature" in description["components"]["schemas"]["GenerateRequest"]["properties"]
     assert "Event" in description["components"]["schemas"]
+    assert studio.client.get("/docs").headers["location"] == "/#/api"
 
 
 def test_the_settings_of_a_request_are_used(studio):
@@ -289,6 +291,25 @@ def test_a_package_that_was_written_again_is_used_from_then_on(home, studio):
     train_again(home, seed=1)
     after = studio.client.get("/api/model").json()["fingerprint"]
     assert after != before and studio.generate(prompt=PROMPT, candidates=1)[0]["fingerprint"] == after
+
+
+def test_an_image_of_several_grids_is_inpainted_by_cells_of_the_finest_and_found(home, studio, tmp_path):
+    package = fitting_package(tmp_path, tiny("image_tokenizers", "multi_scale"), "next_scale")
+    shutil.rmtree(home / "models/package")
+    shutil.copytree(package, home / "models/package")
+    model = studio.client.get("/api/model").json()
+    assert (model["side"], model["can_edit"]) == (4, False)
+    (tokens,) = studio.client.post("/api/images", content=image()).json()["tokens"]
+    upper_half = [[*tokens[:-8], *[-1] * 8]]
+    *_, inpainted, ranked = studio.generate(prompt=PROMPT, candidates=1, fixed_tokens=upper_half)
+    assert studio.client.get(f"/api/gallery/{ranked['id']}").json()["is_inpainted"]
+    data = base64.b64decode(inpainted["png"])
+    assert studio.client.post("/api/reproduce", content=data).json()["same"]
+    wait_for(lambda: dataset_page(studio, query="a star")["state"] == "ready", 60)
+    assert studio.client.post("/api/nearest", json={"tokens": inpainted["tokens"]}).json()["images"]
+    for path, fields in {"tokens": {}, "likelihood": {"prompt": PROMPT}}.items():
+        answer = studio.client.post(f"/api/{path}", json={"tokens": [tokens], **fields})
+        assert answer.status_code == 422 and "a coarse token covers many cells" in answer.json()["error"]
 
 
 def test_a_damaged_package_is_not_used_and_the_fix_is_named(home, studio):

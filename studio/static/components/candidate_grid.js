@@ -1,6 +1,7 @@
 // A grid of candidates: empty slots first, images as they arrive, then an animated move into the order of their scores.
 import { el, img } from '../lib/dom.js';
 import { altOf, sourceOf } from '../lib/images.js';
+import { t } from '../lib/language.js';
 
 const MOVE = { duration: 520, easing: 'cubic-bezier(.2, .7, .2, 1)' };
 const APPEAR = { duration: 240, easing: 'ease-out' };
@@ -23,7 +24,7 @@ export function candidateButton(image, open) {
       'data-testid': 'candidate',
       'data-candidate': image.candidate,
       'data-score': image.score,
-      'aria-label': `${altOf(image)}${score ? `, score ${score}` : ''}`,
+      'aria-label': `${altOf(image)}${score ? t`, score ${score}` : ''}`,
       onclick: open,
     },
     img(sourceOf(image), ''),

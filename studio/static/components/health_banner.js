@@ -1,6 +1,7 @@
 // The banner at the top: the server does not answer, or its models are loading. It polls /health until all is well.
 import { connection } from '../lib/api.js';
 import { announce, el } from '../lib/dom.js';
+import { t } from '../lib/language.js';
 
 const POLL_INTERVAL = 2000; // milliseconds
 let timer = null;
@@ -28,9 +29,9 @@ async function fetchHealth() {
 }
 
 function messageOf({ status, error }) {
-  if (status === 'loading') return ['loading', 'The models are loading', 'This page continues as soon as they are ready.'];
-  if (status === 'broken') return ['broken', 'The studio cannot generate images', error ?? 'The server gives no reason.'];
-  return ['no-answer', 'The studio’s server does not answer', 'Is it still running? This page tries again every two seconds.'];
+  if (status === 'loading') return ['loading', t`The models are loading`, t`This page continues as soon as they are ready.`];
+  if (status === 'broken') return ['broken', t`The studio cannot generate images`, error ?? t`The server gives no reason.`];
+  return ['no-answer', t`The studio’s server does not answer`, t`Is it still running? This page tries again every two seconds.`];
 }
 
 function showBanner(kind, title, text) {
@@ -39,7 +40,7 @@ function showBanner(kind, title, text) {
   banner.dataset.kind = kind;
   banner.replaceChildren(
     el('div', {}, el('strong', {}, title), el('span', {}, text)),
-    el('button', { type: 'button', 'data-testid': 'banner-retry', onclick: checkHealth }, 'Check again'),
+    el('button', { type: 'button', 'data-testid': 'banner-retry', onclick: checkHealth }, t`Check again`),
   );
   banner.hidden = false;
 }
@@ -49,6 +50,6 @@ function hideBanner() {
   if (banner.hidden) return;
   banner.hidden = true;
   delete banner.dataset.kind;
-  announce('The studio is ready.');
+  announce(t`The studio is ready.`);
   connection.dispatchEvent(new Event('back'));
 }

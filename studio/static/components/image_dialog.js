@@ -2,6 +2,7 @@
 import { postBytes, postJson, withQuery } from '../lib/api.js';
 import { announce, el, img } from '../lib/dom.js';
 import { altOf, bytesOf, download, pngSource, sourceOf } from '../lib/images.js';
+import { t } from '../lib/language.js';
 import { openView } from '../lib/router.js';
 import { clearNotice, showError } from './notice.js';
 import { provenanceList, reproduce } from './reproduce.js';
@@ -42,7 +43,7 @@ export function openStudioImage(file) {
 
 function fillDialog(image, signal) {
   const results = el('div', { class: 'results' });
-  const title = el('h2', { id: 'image-dialog-title', tabindex: '-1' }, image.caption ?? 'An image');
+  const title = el('h2', { id: 'image-dialog-title', tabindex: '-1' }, image.caption ?? t`An image`);
   const metadata = el('div', {}, provenanceList(metadataOf(image)));
   const addProvenance = ({ caption, fixed_tokens: fixedTokens, ...provenance }) => {
     title.textContent = caption ?? title.textContent;
@@ -55,7 +56,7 @@ function fillDialog(image, signal) {
       title,
       el(
         'button',
-        { type: 'button', class: 'icon', 'aria-label': 'Close', 'data-testid': 'close', onclick: () => dialog.close() },
+        { type: 'button', class: 'icon', 'aria-label': t`Close`, 'data-testid': 'close', onclick: () => dialog.close() },
         '×',
       ),
       stepper(),
@@ -89,9 +90,9 @@ function stepper() {
   return el(
     'div',
     { class: 'stepper' },
-    button(-1, 'Previous image', '‹'),
-    el('span', {}, `${index + 1} of ${images.length}`),
-    button(1, 'Next image', '›'),
+    button(-1, t`Previous image`, '‹'),
+    el('span', {}, t`${index + 1} of ${images.length}`),
+    button(1, t`Next image`, '›'),
   );
 }
 
@@ -115,19 +116,19 @@ function actions(image, results, addProvenance, signal) {
     'div',
     { class: 'actions' },
     button(
-      'Download',
+      t`Download`,
       'download',
       run(() => download(image)),
     ),
     button(
-      'Reproduce, byte for byte',
+      t`Reproduce, byte for byte`,
       'reproduce',
       run(() => showReproduced(image, results, addProvenance, signal)),
     ),
-    button('Inpaint', 'to-inpaint', sendTo('inpaint')),
-    button('Edit tokens', 'to-tokens', sendTo('tokens')),
+    button(t`Inpaint`, 'to-inpaint', sendTo('inpaint')),
+    button(t`Edit tokens`, 'to-tokens', sendTo('tokens')),
     button(
-      'Find nearest training images',
+      t`Find nearest training images`,
       'nearest',
       run(() => showNearest(image, results, signal)),
     ),
@@ -145,7 +146,7 @@ async function runAction(results, action) {
 }
 
 async function showReproduced(image, results, addProvenance, signal) {
-  results.replaceChildren(el('p', { class: 'status busy' }, 'Generating it again …'));
+  results.replaceChildren(el('p', { class: 'status busy' }, t`Generating it again …`));
   const { element, answer } = await reproduce(await bytesOf(image), sourceOf(image), signal);
   addProvenance(answer.provenance);
   if (image.file && answer.same) addTokens(image, answer);
@@ -163,7 +164,7 @@ async function showNearest(image, results, signal) {
   for (;;) {
     const answer = await postJson('/api/nearest', { tokens, version }, signal);
     results.replaceChildren(nearestOf(answer));
-    if (answer.state !== 'indexing') return announce('The nearest training images are shown.');
+    if (answer.state !== 'indexing') return announce(t`The nearest training images are shown.`);
     await new Promise((resolve) => setTimeout(resolve, INDEXING_POLL_INTERVAL));
     signal.throwIfAborted();
   }
@@ -171,12 +172,12 @@ async function showNearest(image, results, signal) {
 
 function nearestOf({ state, done, total, images }) {
   if (state === 'indexing')
-    return el('p', { class: 'status busy', 'data-testid': 'indexing' }, `Encoding the training images: ${done} of ${total}`);
-  if (state === 'none') return el('p', { class: 'status' }, 'There are no training images here to compare with.');
+    return el('p', { class: 'status busy', 'data-testid': 'indexing' }, t`Encoding the training images: ${done} of ${total}`);
+  if (state === 'none') return el('p', { class: 'status' }, t`There are no training images here to compare with.`);
   return el(
     'section',
     { 'data-testid': 'nearest-result' },
-    el('h3', {}, 'Nearest training images'),
+    el('h3', {}, t`Nearest training images`),
     el(
       'ul',
       { class: 'image-grid small' },

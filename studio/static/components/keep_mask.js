@@ -1,11 +1,12 @@
 // The keep mask of inpainting: which cells are kept and which are generated. A cell is toggled by a click, or painted by
 // dragging or with Shift and the arrow keys.
+import { t } from '../lib/language.js';
 import { createTokenGrid } from './token_grid.js';
 
 /** A grid of toggle buttons, none kept at first; `onChange(count)` gets the number of kept cells. */
 export function createKeepMask(side, source, onChange) {
   const grid = createTokenGrid(side, source, {
-    label: 'Cells of the image: pressed cells are kept, the others are generated',
+    label: t`Cells of the image: pressed cells are kept, the others are generated`,
     onMove: (from, to, event) => {
       if (event.shiftKey) paint(to, isKept(from));
     },

@@ -2,6 +2,7 @@
 // time that the server asks for.
 import { connection } from '../lib/api.js';
 import { announce, el, uniqueId } from '../lib/dom.js';
+import { t } from '../lib/language.js';
 
 const QUEUE_WAIT = 5; // seconds, if a full queue names no time
 
@@ -31,7 +32,7 @@ function notice(error, place, retry) {
     clearNotice(place);
     retry();
   };
-  box.append(el('button', { type: 'button', 'data-testid': 'retry', onclick: tryAgain }, 'Try again'));
+  box.append(el('button', { type: 'button', 'data-testid': 'retry', onclick: tryAgain }, t`Try again`));
   if (error.status === 429) startCountdown(box, text, error.retryAfter ?? QUEUE_WAIT, tryAgain, place);
   if (error.status === 0 || error.status === 503) retryWhenBack(box, tryAgain);
   return box;
@@ -43,7 +44,7 @@ const isRetryable = (status) => status === 0 || status === 408 || status === 429
 function startCountdown(box, text, seconds, tryAgain, place) {
   const countdown = el('p', { class: 'countdown', 'data-testid': 'countdown' });
   const show = () => {
-    countdown.textContent = `Trying again in ${seconds} s.`;
+    countdown.textContent = t`Trying again in ${seconds} s.`;
   };
   const timer = setInterval(() => {
     seconds -= 1;
@@ -51,7 +52,7 @@ function startCountdown(box, text, seconds, tryAgain, place) {
     if (seconds <= 0) tryAgain();
   }, 1000);
   box.addEventListener('removed', () => clearInterval(timer));
-  box.append(el('button', { type: 'button', class: 'muted', onclick: () => clearNotice(place) }, 'Cancel'));
+  box.append(el('button', { type: 'button', class: 'muted', onclick: () => clearNotice(place) }, t`Cancel`));
   text.after(countdown);
   show();
 }

@@ -2,9 +2,10 @@
 import { postBytes } from '../lib/api.js';
 import { announce, el, img, labelOf, metadataList } from '../lib/dom.js';
 import { pngSource } from '../lib/images.js';
+import { t } from '../lib/language.js';
 
-const SAME = 'The same image, byte for byte.';
-const DIFFERENT = 'A different image. The model, its settings or the machine are not the same as before.';
+const SAME = t`The same image, byte for byte.`;
+const DIFFERENT = t`A different image. The model, its settings or the machine are not the same as before.`;
 
 /** Generate again -> {element: the result for the page; answer: the server's}. `source` is the src of the first image. */
 export async function reproduce(blob, source, signal) {
@@ -18,7 +19,7 @@ function resultOf({ same, png }, source) {
     'section',
     { class: `reproduce-result ${same ? 'good' : 'bad'}`, 'data-testid': 'reproduce-result', 'data-same': String(same) },
     el('p', {}, el('span', { class: 'mark', 'aria-hidden': 'true' }, same ? '✓' : '≠'), same ? SAME : DIFFERENT),
-    el('div', { class: 'before-after' }, figure(source, 'The file'), figure(pngSource(png), 'Generated now')),
+    el('div', { class: 'before-after' }, figure(source, t`The file`), figure(pngSource(png), t`Generated now`)),
   );
 }
 
@@ -27,10 +28,10 @@ const figure = (source, text) => el('figure', {}, img(source, text), el('figcapt
 /** The provenance of an image as a list: with the settings, without the fixed tokens; long fingerprints are shortened. */
 export function provenanceList({ settings, fixedTokens, ...provenance }) {
   return metadataList(
-    Object.entries({ ...provenance, kind: fixedTokens ? 'inpainted' : null, ...settings })
+    Object.entries({ ...provenance, kind: fixedTokens ? t`inpainted` : null, ...settings })
       .filter(([, value]) => typeof value !== 'object')
       .map(([key, value]) => [
-        key === 'version' ? 'Model' : labelOf(key),
+        key === 'version' ? t`Model` : labelOf(key),
         /^[0-9a-f]{24,}$/.test(value) ? `${value.slice(0, 12)}…` : value,
       ]),
   );

@@ -1,6 +1,7 @@
 // Stitch: the left columns of the edited image, and the other columns of a second image.
 import { getJson } from '../lib/api.js';
 import { el, img } from '../lib/dom.js';
+import { t } from '../lib/language.js';
 import { loadEditorImage } from './editor_image.js';
 import { dropZone } from './image_input.js';
 import { clearNotice, showError } from './notice.js';
@@ -12,11 +13,11 @@ export function createStitch(part, { editorImage, apply }) {
   async function load(image) {
     try {
       clearNotice(part.secondNotice);
-      const second = await loadEditorImage(image);
+      const second = await loadEditorImage(image, 'can_edit');
       showSecond(part.second, second, editorImage().model.side, (columns) =>
         apply(
           { stitch: { tokens: second.tokens, columns } },
-          `The left ${columns} columns are from this image, the others from the second.`,
+          t`The left ${columns} columns are from this image, the others from the second.`,
         ),
       );
     } catch (error) {
@@ -32,7 +33,7 @@ export function createStitch(part, { editorImage, apply }) {
       part.secondInput.append(
         el(
           'div',
-          { class: 'picks', role: 'group', 'aria-label': 'Or choose one from the gallery' },
+          { class: 'picks', role: 'group', 'aria-label': t`Or choose one from the gallery` },
           usable.map((entry) => pickButton(entry, load)),
         ),
       );
@@ -40,8 +41,8 @@ export function createStitch(part, { editorImage, apply }) {
 
   part.secondInput.append(
     dropZone({
-      label: 'Choose the second image',
-      hint: 'or drop it here',
+      label: t`Choose the second image`,
+      hint: t`or drop it here`,
       testid: 'upload-second',
       onFile: (file) => load({ file }),
     }),
@@ -81,17 +82,17 @@ function showSecond(place, second, side, stitch) {
     'data-testid': 'columns',
   });
   const showColumns = () => {
-    label.textContent = `Keep the left ${slider.value} of ${side} columns`;
+    label.textContent = t`Keep the left ${slider.value} of ${side} columns`;
   };
   slider.addEventListener('input', showColumns);
   showColumns();
   place.replaceChildren(
-    img(second.reconstruction, 'The second image'),
+    img(second.reconstruction, t`The second image`),
     el(
       'div',
       {},
       el('label', { class: 'field slider' }, label, slider),
-      el('button', { type: 'button', 'data-testid': 'stitch', onclick: () => stitch(Number(slider.value)) }, 'Stitch'),
+      el('button', { type: 'button', 'data-testid': 'stitch', onclick: () => stitch(Number(slider.value)) }, t`Stitch`),
     ),
   );
   place.hidden = false;

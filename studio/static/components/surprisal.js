@@ -2,6 +2,7 @@
 import { postJson } from '../lib/api.js';
 import { announce, el, img, metadataList } from '../lib/dom.js';
 import { pngSource } from '../lib/images.js';
+import { t } from '../lib/language.js';
 import { clearNotice, showError } from './notice.js';
 
 /** Set up the form; `currentTokens()` gives {tokens, version}, `showCell(row, column)` selects a cell of the grid. */
@@ -46,27 +47,27 @@ function showResult(place, answer, showCell) {
       el(
         'button',
         { type: 'button', class: 'chip', 'data-testid': 'least-likely', onclick: () => showCell(row, column) },
-        el('span', {}, `Row ${row + 1}, column ${column + 1}`),
-        el('span', { class: 'muted' }, `token ${token}`),
-        el('b', {}, `${bits.toFixed(1)} bits`),
+        el('span', {}, t`Row ${row + 1}, column ${column + 1}`),
+        el('span', { class: 'muted' }, t`token ${token}`),
+        el('b', {}, t`${bits.toFixed(1)} bits`),
       ),
     ),
   );
   place.replaceChildren(
-    img(pngSource(answer.png), 'Heat map: bright cells have a high surprisal', { class: '', 'data-testid': 'heat-map' }),
+    img(pngSource(answer.png), t`Heat map: bright cells have a high surprisal`, { class: '', 'data-testid': 'heat-map' }),
     el(
       'div',
       { 'data-testid': 'bits' },
       metadataList([
-        ['Image', `${answer.image_bits.toFixed(1)} bits`],
-        ...(answer.caption_bits === null ? [] : [['Caption', `${answer.caption_bits.toFixed(1)} bits`]]),
-        ['Per token', `${answer.bits_per_token.toFixed(2)} bits`],
-        ['Random guess', `${answer.uniform_bits_per_token.toFixed(2)} bits`],
+        [t`Image`, t`${answer.image_bits.toFixed(1)} bits`],
+        ...(answer.caption_bits === null ? [] : [[t`Caption`, t`${answer.caption_bits.toFixed(1)} bits`]]),
+        [t`Per token`, t`${answer.bits_per_token.toFixed(2)} bits`],
+        [t`Random guess`, t`${answer.uniform_bits_per_token.toFixed(2)} bits`],
       ]),
     ),
-    el('h3', {}, 'Least likely tokens'),
+    el('h3', {}, t`Least likely tokens`),
     el('ul', { class: 'least-likely' }, leastLikely),
   );
   place.hidden = false;
-  announce(`The image costs ${answer.image_bits.toFixed(0)} bits.`);
+  announce(t`The image costs ${answer.image_bits.toFixed(0)} bits.`);
 }

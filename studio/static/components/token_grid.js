@@ -1,5 +1,6 @@
 // An image with a grid of buttons over it, one per token. One cell is in the tab order; the arrow keys move inside the grid.
 import { el, img } from '../lib/dom.js';
+import { t } from '../lib/language.js';
 
 const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 const EDGES = { Home: (row) => [row, 0], End: (row, column, last) => [row, last] };
@@ -57,7 +58,7 @@ const createCell = (row, column) =>
     'data-testid': 'cell',
     'data-row': row,
     'data-column': column,
-    'aria-label': `Row ${row + 1}, column ${column + 1}`,
+    'aria-label': t`Row ${row + 1}, column ${column + 1}`,
   });
 
 /** [row, column] of a cell. */
@@ -75,7 +76,7 @@ export function showTokens(grid, tokens) {
     const cell = grid.cells[index];
     const [row, column] = positionOf(cell);
     cell.dataset.token = token;
-    cell.setAttribute('aria-label', `Row ${row + 1}, column ${column + 1}: token ${token}`);
+    cell.setAttribute('aria-label', t`Row ${row + 1}, column ${column + 1}: token ${token}`);
     cell.replaceChildren(el('span', {}, String(token)));
   });
 }

@@ -1,4 +1,5 @@
 // HTTP client of the studio's server: JSON, bytes, and answers that arrive line by line. Every failure is an ApiError.
+import { t } from './language.js';
 
 /** An error message; `status` is 0 when there was no answer, `field` names the form input with the wrong value. */
 export class ApiError extends Error {
@@ -11,10 +12,11 @@ export class ApiError extends Error {
 /** Fires 'trouble' when the server does not answer or is not ready, 'back' when it is ready again (health_banner.js). */
 export const connection = new EventTarget();
 
-const NO_ANSWER = 'The studio’s server does not answer. Is it still running?';
+const NO_ANSWER = t`The studio’s server does not answer. Is it still running?`;
 
 export const getJson = async (path) => (await request(path)).json();
 export const postJson = async (path, value, signal) => (await request(path, jsonPost(value, signal))).json();
+export const putResource = (path) => request(path, { method: 'PUT' });
 export const deleteResource = (path) => request(path, { method: 'DELETE' });
 
 /** POST the bytes of a file -> JSON. */
@@ -80,7 +82,7 @@ const reportTrouble = () => connection.dispatchEvent(new Event('trouble'));
 async function errorOf(response) {
   const body = await response.json().catch(() => ({}));
   const message =
-    typeof body.error === 'string' ? body.error : `The server answered ${response.status} ${response.statusText}`.trim();
+    typeof body.error === 'string' ? body.error : t`The server answered ${response.status} ${response.statusText}`.trim();
   const seconds = Number(response.headers.get('Retry-After'));
   return new ApiError(message, { status: response.status, field: body.field ?? null, retryAfter: seconds > 0 ? seconds : null });
 }

@@ -1,4 +1,5 @@
 // Helpers that all views use: elements, formatted values, announcements to screen readers, the confirm dialog.
+import { language, t, translate } from './language.js';
 
 /** An element with attributes, listeners (onclick: f) and children. Strings become text nodes and are never parsed as HTML. */
 export function el(tag, attributes = {}, ...children) {
@@ -20,10 +21,10 @@ export function parts(root) {
 }
 
 /** "1 candidate", "16 candidates". */
-export const pluralize = (number, noun) => `${number} ${noun}${number === 1 ? '' : 's'}`;
+export const pluralize = (number, noun, plural = `${noun}s`) => translate(`{0} ${number === 1 ? noun : plural}`, number);
 
 /** "top_k" -> "Top k". */
-export const labelOf = (key) => (key[0].toUpperCase() + key.slice(1)).replaceAll('_', ' ');
+export const labelOf = (key) => translate((key[0].toUpperCase() + key.slice(1)).replaceAll('_', ' '));
 
 /** Announce an event to screen readers; not for every step of a progress bar. */
 export function announce(text) {
@@ -46,31 +47,6 @@ export function svgElement(tag, attributes, ...children) {
   return element;
 }
 
-/** The icon of a die that shows five; SVG, because some fonts lack the character. */
-function dieIcon() {
-  const dots = [
-    [8, 8],
-    [16, 8],
-    [12, 12],
-    [8, 16],
-    [16, 16],
-  ].map(([cx, cy]) => svgElement('circle', { cx, cy, r: 1.6 }));
-  const frame = svgElement('rect', { x: 3.5, y: 3.5, width: 17, height: 17, rx: 4 });
-  return svgElement('svg', { viewBox: '0 0 24 24', 'aria-hidden': 'true' }, frame, ...dots);
-}
-
-/** A short seed, easy to read aloud; the server accepts far larger ones. */
-const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000;
-
-/** Give the button its icon and let it fill the form's seed. */
-export function initSeedButton(button, form) {
-  button.append(dieIcon());
-  button.addEventListener('click', () => {
-    form.elements.seed.value = randomSeed();
-    form.elements.seed.dispatchEvent(new Event('input', { bubbles: true }));
-  });
-}
-
 /**
  * Let the button and Escape call `stop` -> onChange(isRunning), which shows the button only while something runs.
  * Escape closes an open dialog first, and does nothing for a view that is not shown.
@@ -91,7 +67,7 @@ export function initStopButton(view, button, stop) {
 export function formatDate(iso) {
   const date = new Date(iso);
   const format = { weekday: 'short', day: 'numeric', month: 'short', hour: '2-digit', minute: '2-digit' };
-  return Number.isNaN(date.getTime()) ? iso : date.toLocaleString(undefined, format);
+  return Number.isNaN(date.getTime()) ? iso : date.toLocaleString(language === 'en' ? undefined : language, format);
 }
 
 /** A definition list of [name, value] pairs; pairs without a value are left out. */
@@ -117,7 +93,7 @@ export function confirmAction(question, confirmLabel) {
         el(
           'div',
           { class: 'controls' },
-          el('button', { value: '' }, 'Cancel'),
+          el('button', { value: '' }, t`Cancel`),
           el('button', { value: 'yes', class: 'primary', 'data-testid': 'confirm-yes' }, confirmLabel),
         ),
       ),

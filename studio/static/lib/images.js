@@ -1,6 +1,7 @@
 // Image objects that views exchange: {png | url | file, tokens, version, caption, seed, candidate, candidates, score, fixedTokens}.
 // png is base64, url is a path of this server, file is a Blob from the user.
 import { getBytes } from './api.js';
+import { t } from './language.js';
 
 export const pngSource = (png) => `data:image/png;base64,${png}`;
 
@@ -20,7 +21,7 @@ export async function bytesOf(image) {
 
 /** The alternative text. */
 export const altOf = (image) =>
-  image.candidate === undefined ? (image.caption ?? 'The image') : `Candidate ${image.candidate} of “${image.caption}”`;
+  image.candidate === undefined ? (image.caption ?? t`The image`) : t`Candidate ${image.candidate} of “${image.caption}”`;
 
 /** "a red star", seed 7, candidate 3 -> "a-red-star-seed-7-candidate-3.png". */
 function fileName({ caption, seed, candidate }) {
@@ -36,10 +37,13 @@ function fileName({ caption, seed, candidate }) {
 }
 
 /** Save an image on the user's disk. */
-export async function download(image) {
-  const address = URL.createObjectURL(await bytesOf(image));
+export const download = async (image) => saveFile(await bytesOf(image), fileName(image));
+
+/** Save bytes on the user's disk. */
+export function saveFile(blob, name) {
+  const address = URL.createObjectURL(blob);
   const link = document.createElement('a');
-  Object.assign(link, { href: address, download: fileName(image) });
+  Object.assign(link, { href: address, download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(address), 10_000); // some browsers read the file after the click
 }

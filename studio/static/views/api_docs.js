@@ -2,6 +2,7 @@
 import { clearNotice, showError } from '../components/notice.js';
 import { getJson } from '../lib/api.js';
 import { el, parts } from '../lib/dom.js';
+import { t } from '../lib/language.js';
 
 // used if the description has no example; a real grid has as many rows as the model
 const EXAMPLES = {
@@ -56,12 +57,12 @@ function section(operation, description) {
     text && text !== summary ? el('p', { class: 'muted' }, text) : null,
     parameters.length
       ? table(
-          ['Parameter', 'In', 'Type', 'Description'],
+          [t`Parameter`, t`In`, t`Type`, t`Description`],
           parameters.map((parameter) => parameterRow(parameter, description)),
         )
       : null,
-    body?.fields?.length ? table(['Field', 'Type', 'Description'], body.fields) : null,
-    el('pre', { tabindex: '0', 'aria-label': 'Example' }, el('code', {}, curlCommand(operation, body))),
+    body?.fields?.length ? table([t`Field`, t`Type`, t`Description`], body.fields) : null,
+    el('pre', { tabindex: '0', 'aria-label': t`Example` }, el('code', {}, curlCommand(operation, body))),
   );
 }
 

@@ -2,13 +2,15 @@
 import { createGeneration } from '../components/generation.js';
 import { clearNotice, showError } from '../components/notice.js';
 import { requestOf } from '../components/sampling_settings.js';
+import { initSeed } from '../components/seed.js';
 import { describeModel, fillVersions, listVersions, nameOf, versionOf } from '../components/version_select.js';
-import { initSeedButton, initStopButton, parts } from '../lib/dom.js';
+import { initStopButton, parts } from '../lib/dom.js';
 import { updateAddress } from '../lib/router.js';
 
 export function createCompareView(view) {
   const part = parts(view);
   const { form } = part;
+  const seed = initSeed(form, part.randomSeed);
   const running = new Set();
   const stop = () => generations.forEach((generation) => generation.stop());
   const onRunningChange = initStopButton(view, part.stop, stop);
@@ -29,7 +31,8 @@ export function createCompareView(view) {
       const second = otherVersions.find(({ aliases }) => aliases.includes('champion')) ?? otherVersions[0];
       await fillVersions(form.elements.left, query.left ?? defaultId);
       await fillVersions(form.elements.right, query.right ?? second?.id);
-      fillForm(form, { prompt: query.caption, seed: query.seed });
+      form.elements.prompt.value = query.caption ?? form.elements.prompt.value;
+      if (query.seed !== form.elements.seed.value) seed.fix(query.seed); // Back, with the seed of the last images, does not
       await showExample(form);
     } catch (error) {
       showError(part.notice, error, { retry: () => load(query) });
@@ -39,6 +42,7 @@ export function createCompareView(view) {
   async function generateBoth() {
     try {
       clearNotice(part.notice, form);
+      seed.next();
       const request = requestOf(form);
       const versions = [form.elements.left.value, form.elements.right.value];
       await showName(part.leftName, versions[0]);
@@ -52,11 +56,11 @@ export function createCompareView(view) {
   }
 
   function storeInAddress() {
-    const { prompt, seed, left, right } = form.elements;
-    updateAddress('compare', { caption: prompt.value, seed: seed.value, left: left.value, right: right.value });
+    const { elements } = form;
+    const [left, right] = [elements.left.value, elements.right.value];
+    updateAddress('compare', { caption: elements.prompt.value, seed: elements.seed.value, left, right });
   }
 
-  initSeedButton(part.randomSeed, form);
   form.addEventListener('submit', (event) => {
     event.preventDefault();
     generateBoth();
@@ -70,10 +74,6 @@ export function createCompareView(view) {
       return load(query);
     },
   };
-}
-
-function fillForm(form, values) {
-  for (const [name, value] of Object.entries(values)) if (value !== undefined) form.elements[name].value = value;
 }
 
 /** Show one of the model's example captions as the placeholder. */

@@ -4,6 +4,7 @@ import { currentVersion, initVersionSelect, versionChange } from '../components/
 import { getJson, withQuery } from '../lib/api.js';
 import { announce, el, img, parts } from '../lib/dom.js';
 import { pngSource } from '../lib/images.js';
+import { t } from '../lib/language.js';
 import { openView, updateAddress } from '../lib/router.js';
 
 const PAGE_SIZE = 24;
@@ -82,7 +83,7 @@ export function createDatasetView(view) {
 
 function fillSplits(select, splits) {
   const value = select.value;
-  select.replaceChildren(el('option', { value: '' }, 'All'), ...splits.map((split) => el('option', { value: split }, split)));
+  select.replaceChildren(el('option', { value: '' }, t`All`), ...splits.map((split) => el('option', { value: split }, split)));
   select.value = splits.includes(value) ? value : '';
 }
 
@@ -93,14 +94,14 @@ function setSplit(select, split) {
 }
 
 function statusOf({ state, done, total }, query, numShown) {
-  if (state === 'none') return ['There is no dataset here. Create one with ', el('code', {}, 'make run'), '.'];
+  if (state === 'none') return [t`There is no dataset here. Create one with:`, ' ', el('code', {}, 'make run')];
   if (state === 'indexing')
     return [
-      el('span', { 'data-testid': 'indexing' }, `Encoding the images: ${done} of ${total} `),
-      el('progress', { class: 'progress inline', max: total, value: done, 'aria-label': 'Encoded so far' }),
+      el('span', { 'data-testid': 'indexing' }, t`Encoding the images: ${done} of ${total}`, ' '),
+      el('progress', { class: 'progress inline', max: total, value: done, 'aria-label': t`Encoded so far` }),
     ];
-  if (!numShown) return [query ? 'No image matches. Try another text, or all splits.' : 'This split is empty.'];
-  return [query ? `Images nearest to “${query}”, best first` : 'In dataset order'];
+  if (!numShown) return [query ? t`No image matches. Try another text, or all splits.` : t`This split is empty.`];
+  return [query ? t`Images nearest to “${query}”, best first` : t`In dataset order`];
 }
 
 function datasetItem({ key, caption, split, score, png }) {
@@ -124,10 +125,10 @@ function datasetItem({ key, caption, split, score, png }) {
         type: 'button',
         class: 'chip',
         'data-testid': 'generate-caption',
-        'aria-label': `Generate from this caption: ${caption}`,
+        'aria-label': t`Generate from this caption: ${caption}`,
         onclick: () => openView('generate', { caption }, { generateNow: true }),
       },
-      'Generate from this caption',
+      t`Generate from this caption`,
     ),
   );
 }

@@ -4,12 +4,14 @@ import { openStudioImage } from '../components/image_dialog.js';
 import { dropZone } from '../components/image_input.js';
 import { clearNotice, showError } from '../components/notice.js';
 import { exampleChips, initSettings, requestOf, SAMPLING_FIELDS } from '../components/sampling_settings.js';
+import { initSeed } from '../components/seed.js';
 import { currentModel, currentVersion, selectVersion, versionChange } from '../components/version_select.js';
-import { initSeedButton, initStopButton, parts } from '../lib/dom.js';
+import { initStopButton, parts } from '../lib/dom.js';
+import { t } from '../lib/language.js';
 import { updateAddress } from '../lib/router.js';
 import { load, store } from '../lib/session_storage.js';
 
-const STORED_FIELDS = ['prompt', 'candidates', 'seed', ...SAMPLING_FIELDS];
+const STORED_FIELDS = ['prompt', 'candidates', ...SAMPLING_FIELDS];
 
 export function createGenerateView(view) {
   const form = view.querySelector('form');
@@ -19,13 +21,14 @@ export function createGenerateView(view) {
     initStopButton(view, part.stop, () => generation.stop()),
   );
   const notices = view.querySelector('.notices');
+  const seed = initSeed(form, part.randomSeed);
   const stored = load('generate');
 
   async function loadModel() {
     try {
       clearNotice(notices);
       await initSettings(form);
-      fillForm(form, { ...stored, prompt: undefined, candidates: undefined, seed: undefined }); // filled at the start
+      fillForm(form, { ...stored, prompt: undefined, candidates: undefined }); // filled at the start
       await showExamples(part.examples, form);
     } catch (error) {
       showError(notices, error, { retry: loadModel });
@@ -35,6 +38,7 @@ export function createGenerateView(view) {
   async function generate() {
     try {
       clearNotice(notices, form);
+      seed.next();
       const request = { ...requestOf(form), version: await currentVersion() };
       part.empty.hidden = true;
       storeForm();
@@ -61,20 +65,20 @@ export function createGenerateView(view) {
   });
   part.openFile.append(
     dropZone({
-      label: 'Open an image from the studio',
-      hint: 'to generate it again from its provenance',
+      label: t`Open an image from the studio`,
+      hint: t`to generate it again from its provenance`,
       testid: 'upload-studio',
       onFile: openStudioImage,
     }),
   );
-  initSeedButton(part.randomSeed, form);
   fillForm(form, stored);
   let modelLoaded = null;
 
   return {
     async enter(query, payload) {
       selectVersion(query.version);
-      fillForm(form, { prompt: query.caption, seed: query.seed });
+      fillForm(form, { prompt: query.caption });
+      if (payload || query.seed !== form.elements.seed.value) seed.fix(query.seed); // Back, with the seed of the last images, does not
       if (!payload && hasKeyboard()) form.elements.prompt.focus({ preventScroll: true });
       await (modelLoaded ??= loadModel());
       if (payload?.settings) fillForm(form, await fieldValuesOf(payload.settings));
@@ -98,9 +102,9 @@ async function fieldValuesOf(settings) {
 /** On a phone, the focus would open a keyboard over half of the page. */
 const hasKeyboard = () => matchMedia('(pointer: fine)').matches;
 
-/** Set the fields that have a value; empty number fields get their defaults. */
+/** Set the fields that have a value. */
 function fillForm(form, values) {
-  const defaults = { candidates: form.elements.candidates.value || 16, seed: form.elements.seed.value || 0 };
+  const defaults = { candidates: form.elements.candidates.value || 16 };
   for (const name of STORED_FIELDS) {
     const value = values[name] ?? defaults[name];
     if (value !== undefined && form.elements[name]) form.elements[name].value = value;

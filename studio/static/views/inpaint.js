@@ -5,9 +5,11 @@ import { dropZone } from '../components/image_input.js';
 import { createKeepMask } from '../components/keep_mask.js';
 import { clearNotice, showError } from '../components/notice.js';
 import { initSettings, requestOf } from '../components/sampling_settings.js';
+import { initSeed } from '../components/seed.js';
 import { currentVersion, versionChange } from '../components/version_select.js';
 import { ApiError } from '../lib/api.js';
-import { el, img, initSeedButton, initStopButton, parts } from '../lib/dom.js';
+import { el, img, initStopButton, parts } from '../lib/dom.js';
+import { t } from '../lib/language.js';
 
 const UNKNOWN = -1; // in the fixed tokens: a token to generate
 
@@ -18,10 +20,11 @@ export function createInpaintView(view) {
     view.querySelector('.generation'),
     initStopButton(view, part.stop, () => generation.stop()),
   );
+  const seed = initSeed(form, part.randomSeed);
   let editorImage = null;
   let keepMask = null;
 
-  const loadImage = (image) => loadFrom(() => loadEditorImage(image));
+  const loadImage = (image) => loadFrom(() => loadEditorImage(image, 'side'));
 
   /** Show the editor image that `read` gives. */
   async function loadFrom(read) {
@@ -55,7 +58,7 @@ export function createInpaintView(view) {
 
   function keepTopRows(rows) {
     form.elements.rows.value = rows;
-    part.rowsLabel.textContent = rows === 1 ? 'The top row' : `The top ${rows} rows`;
+    part.rowsLabel.textContent = rows === 1 ? t`The top row` : t`The top ${rows} rows`;
     keepMask.select((row) => row < rows);
   }
 
@@ -64,6 +67,7 @@ export function createInpaintView(view) {
       clearNotice(part.inputNotice, form);
       const mask = keepMask.mask();
       checkMask(mask);
+      seed.next();
       const fixedTokens = fixedTokensOf(editorImage.tokens, mask);
       const request = { ...requestOf(form), version: await currentVersion(), fixed_tokens: fixedTokens };
       showKeptPart(part.keptPart, editorImage, mask);
@@ -76,12 +80,10 @@ export function createInpaintView(view) {
   }
 
   form.elements.candidates.value = 8;
-  form.elements.seed.value = 0;
-  initSeedButton(part.randomSeed, form);
   part.input.append(
     dropZone({
-      label: 'Choose an image',
-      hint: 'or drop one here; for a generated image, use its “Inpaint” button',
+      label: t`Choose an image`,
+      hint: t`or drop one here; for a generated image, use its “Inpaint” button`,
       onFile: (file) => loadImage({ file }),
     }),
   );
@@ -91,7 +93,7 @@ export function createInpaintView(view) {
   });
   form.elements.rows.addEventListener('input', () => keepTopRows(Number(form.elements.rows.value)));
   versionChange.addEventListener('change', async () => {
-    if (editorImage && editorImage.version !== (await currentVersion())) loadFrom(() => reloadEditorImage(editorImage));
+    if (editorImage && editorImage.version !== (await currentVersion())) loadFrom(() => reloadEditorImage(editorImage, 'side'));
   });
 
   return {
@@ -103,40 +105,45 @@ export function createInpaintView(view) {
 }
 
 function presetButtons(side, select) {
-  const button = (label, rule) =>
+  const button = (testid, label, rule) =>
     el(
       'button',
       {
         type: 'button',
         class: 'chip',
-        'data-testid': `keep-${label.toLowerCase().replace(' ', '-')}`,
+        'data-testid': testid,
         onclick: () => select(rule),
       },
       label,
     );
   return [
-    button('Top half', (row) => row < side / 2),
-    button('Left half', (row, column) => column < side / 2),
-    button('Invert', (row, column, isKept) => !isKept),
-    button('All', () => true),
-    button('None', () => false),
+    button('keep-top-half', t`Top half`, (row) => row < side / 2),
+    button('keep-left-half', t`Left half`, (row, column) => column < side / 2),
+    button('keep-invert', t`Invert`, (row, column, isKept) => !isKept),
+    button('keep-all', t`All`, () => true),
+    button('keep-none', t`None`, () => false),
   ];
 }
 
 function showKeepCount(place, count, side) {
-  place.textContent = `${count} of ${side * side} tokens are kept, ${side * side - count} are generated.`;
+  place.textContent = t`${count} of ${side * side} cells are kept, ${side * side - count} are generated.`;
 }
 
 function checkMask(mask) {
   if (!mask.includes(true))
-    throw new ApiError('No cell is kept. Keep some cells, or use Generate for a whole image.', { status: 422 });
+    throw new ApiError(t`No cell is kept. Keep some cells, or use Generate for a whole image.`, { status: 422 });
   if (!mask.includes(false))
-    throw new ApiError('All cells are kept, so there is nothing to generate. Leave some cells out.', { status: 422 });
+    throw new ApiError(t`All cells are kept, so there is nothing to generate. Leave some cells out.`, { status: 422 });
 }
 
-/** The tokens where the mask is true, -1 elsewhere: [[5, 9], [2, 4]] and the top row -> [[5, 9], [-1, -1]]. */
-const fixedTokensOf = (tokens, mask) =>
-  tokens.map((row, y) => row.map((token, x) => (mask[y * row.length + x] ? token : UNKNOWN)));
+/**
+ * The tokens where the mask is true, -1 elsewhere: [[5, 9], [2, 4]] and the top row -> [[5, 9], [-1, -1]].
+ * Of several grids the mask is of the finest, the last tokens; those before it are all kept.
+ */
+function fixedTokensOf(tokens, mask) {
+  let cell = mask.length - tokens.flat().length;
+  return tokens.map((row) => row.map((token) => ((mask[cell++] ?? true) ? token : UNKNOWN)));
+}
 
 /** The image, faded where it is not kept. */
 function showKeptPart(place, { source, model }, mask) {
@@ -147,7 +154,7 @@ function showKeptPart(place, { source, model }, mask) {
   );
   overlay.style.gridTemplateColumns = `repeat(${model.side}, 1fr)`;
   place.replaceChildren(
-    el('div', { class: 'token-grid' }, img(source, 'The image; parts that are not kept are faded'), overlay),
-    el('figcaption', {}, 'Kept part'),
+    el('div', { class: 'token-grid' }, img(source, t`The image; parts that are not kept are faded`), overlay),
+    el('figcaption', {}, t`Kept part`),
   );
 }

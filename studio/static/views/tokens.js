@@ -10,6 +10,7 @@ import { currentVersion, initVersionSelect, versionChange } from '../components/
 import { postJson } from '../lib/api.js';
 import { announce, el, img, parts } from '../lib/dom.js';
 import { download, pngSource } from '../lib/images.js';
+import { t } from '../lib/language.js';
 import { openView } from '../lib/router.js';
 import { createUndoHistory } from '../lib/undo_history.js';
 
@@ -31,7 +32,7 @@ export function createTokensView(view) {
     apply: (change, message) => edit(change, message),
   });
 
-  const loadImage = (image) => loadFrom(() => loadEditorImage(image));
+  const loadImage = (image) => loadFrom(() => loadEditorImage(image, 'can_edit'));
 
   async function loadFrom(read) {
     try {
@@ -69,7 +70,7 @@ export function createTokensView(view) {
 
   function undoOrRedo(step) {
     editor.history[step]();
-    showState(editor, step === 'undo' ? 'Undone.' : 'Redone.');
+    showState(editor, step === 'undo' ? t`Undone.` : t`Redone.`);
     surprisal.clear();
   }
 
@@ -80,7 +81,7 @@ export function createTokensView(view) {
       const token = integerOf(form, 'token', 0, editor.image.model.vocab_size - 1);
       const [row, column] = positionOf(editor.cell);
       editor.grid.focus(row, column); // so that the arrow keys work again
-      edit({ set: [{ row, column, token }] }, `Row ${row + 1}, column ${column + 1} is now token ${token}.`);
+      edit({ set: [{ row, column, token }] }, t`Row ${row + 1}, column ${column + 1} is now token ${token}.`);
     } catch (error) {
       showError(part.notice, error, { form });
     }
@@ -89,7 +90,7 @@ export function createTokensView(view) {
   initImageInput(part, loadImage);
   part.undo.addEventListener('click', () => undoOrRedo('undo'));
   part.redo.addEventListener('click', () => undoOrRedo('redo'));
-  part.flip.addEventListener('click', () => edit({ flip: true }, 'Flipped left to right.'));
+  part.flip.addEventListener('click', () => edit({ flip: true }, t`Flipped left to right.`));
   part.numbers.addEventListener('click', () => showNumbers(editor, part.numbers.getAttribute('aria-pressed') !== 'true'));
   part.download.addEventListener('click', () => download(editedImage(editor)));
   part.inpaint.addEventListener('click', () => openView('inpaint', {}, { image: editedImage(editor) }));
@@ -102,7 +103,7 @@ export function createTokensView(view) {
   });
   view.addEventListener('keydown', (event) => undoByKeyboard(event, editor, undoOrRedo));
   versionChange.addEventListener('change', async () => {
-    if (editor.image && editor.image.version !== (await currentVersion())) loadFrom(() => reloadEditorImage(editor.image));
+    if (editor.image && editor.image.version !== (await currentVersion())) loadFrom(() => reloadEditorImage(editor.image, 'can_edit'));
   });
 
   return {
@@ -117,11 +118,11 @@ function initImageInput(part, loadImage) {
   const select = el('select', { class: 'version', 'data-testid': 'version' });
   part.input.append(
     dropZone({
-      label: 'Choose an image',
-      hint: 'or drop one here; for a generated image, use its “Edit tokens” button',
+      label: t`Choose an image`,
+      hint: t`or drop one here; for a generated image, use its “Edit tokens” button`,
       onFile: (file) => loadImage({ file }),
     }),
-    el('label', { class: 'field' }, el('span', {}, 'Model'), select),
+    el('label', { class: 'field' }, el('span', {}, t`Model`), select),
   );
   const fill = () => initVersionSelect(select).catch((error) => showError(part.notice, error, { retry: fill }));
   fill();
@@ -148,13 +149,13 @@ function startEditor(editor) {
   editor.history = createUndoHistory({ tokens: image.tokens, source: image.reconstruction });
   editor.cell = null;
   editor.grid = createTokenGrid(image.model.side, image.reconstruction, {
-    label: 'Tokens of the image. Press Enter to change one',
+    label: t`Tokens of the image. Press Enter to change one`,
   });
   editor.grid.layer.addEventListener('click', (event) => {
     const cell = event.target.closest('.cell');
     if (cell) openTokenForm(editor, ...positionOf(cell));
   });
-  part.original.replaceChildren(img(image.source, image.caption || 'The image as the model sees it'));
+  part.original.replaceChildren(img(image.source, image.caption || t`The image as the model sees it`));
   part.grid.replaceChildren(editor.grid.element);
   part.tokenForm.hidden = true;
   part.editor.hidden = false;
@@ -171,13 +172,13 @@ function showState(editor, message) {
   if (editor.cell) selectCell(editor, ...positionOf(editor.cell));
   part.undo.disabled = !history.canUndo();
   part.redo.disabled = !history.canRedo();
-  part.reconstruction.textContent = history.canUndo() ? 'Decoded from the changed tokens' : reconstructionText(image);
+  part.reconstruction.textContent = history.canUndo() ? t`Decoded from the changed tokens` : reconstructionText(image);
   part.status.textContent = message;
   if (message) announce(message);
 }
 
 const reconstructionText = ({ psnr }) =>
-  psnr === null ? 'Its tokens: the model generated them, so nothing is lost' : `Reconstruction (PSNR ${psnr.toFixed(1)} dB)`;
+  psnr === null ? t`Its tokens: the model generated them, so nothing is lost` : t`Reconstruction (PSNR ${psnr.toFixed(1)} dB)`;
 
 function showNumbers(editor, isShown) {
   editor.part.numbers.setAttribute('aria-pressed', String(isShown));
@@ -190,7 +191,7 @@ function selectCell(editor, row, column) {
   editor.cell?.classList.remove('selected');
   editor.cell = grid.at(row, column);
   editor.cell.classList.add('selected');
-  part.selectedCell.textContent = `Row ${row + 1}, column ${column + 1} is token ${editor.cell.dataset.token}.`;
+  part.selectedCell.textContent = t`Row ${row + 1}, column ${column + 1} is token ${editor.cell.dataset.token}.`;
   part.tokenForm.elements.token.max = image.model.vocab_size - 1;
   part.tokenForm.hidden = false;
 }

@@ -2,6 +2,7 @@
 import { clearNotice, showError } from '../components/notice.js';
 import { getJson } from '../lib/api.js';
 import { el, labelOf, parts, svgElement } from '../lib/dom.js';
+import { t, translate } from '../lib/language.js';
 
 const POLL_INTERVAL = 2000; // milliseconds, while the view is shown
 const HELD_OUT = 'validation/';
@@ -9,10 +10,10 @@ const MAX_CHOICES = 12; // steps whose images can be selected
 const WIDTH = 320;
 const HEIGHT = 120;
 const TITLES = {
-  train_image_tokenizer: ['Image tokenizer', 'Held-out images above their reconstructions'],
-  train_decoder: ['Decoder', 'Held-out images above their reconstructions by the tokenizer, and by the decoder'],
-  train_generator: ['Generator', 'One sample for each of eight held-out captions, always with the same seeds'],
-  train_scorer: ['Scorer', ''],
+  train_image_tokenizer: [t`Image tokenizer`, t`Held-out images above their reconstructions`],
+  train_decoder: [t`Decoder`, t`Held-out images above their reconstructions by the tokenizer, and by the decoder`],
+  train_generator: [t`Generator`, t`One sample for each of eight held-out captions, always with the same seeds`],
+  train_scorer: [t`Scorer`, ''],
 };
 
 export function createTrainingView(view) {
@@ -47,9 +48,9 @@ export function createTrainingView(view) {
 }
 
 function statusOf(running, trainings) {
-  if (running.length) return ['Running now: ', ...running.flatMap((name, i) => [i ? ', ' : '', el('code', {}, name)])];
-  const start = [el('code', {}, 'make run'), ' in another terminal starts one; it appears here.'];
-  return trainings.length ? ['Nothing runs in this folder now. ', ...start] : ['No training has run in this folder yet. ', ...start];
+  if (running.length) return [t`Running now:`, ' ', ...running.flatMap((name, i) => [i ? ', ' : '', el('code', {}, name)])];
+  const start = [el('code', {}, 'make run'), ' ', t`in another terminal starts one; it appears here.`];
+  return trainings.length ? [t`Nothing runs in this folder now.`, ' ', ...start] : [t`No training has run in this folder yet.`, ' ', ...start];
 }
 
 /** One training -> {element, update(training)}. */
@@ -58,12 +59,12 @@ function createCard() {
   let chosenStep = null; // null: the newest
   const heading = el('h2');
   const status = el('p', { class: 'status', 'data-testid': 'training-status' });
-  const bar = el('progress', { class: 'progress', 'aria-label': 'Steps done' });
+  const bar = el('progress', { class: 'progress', 'aria-label': t`Steps done` });
   const curves = el('div', { class: 'curves' });
   const image = el('img', { class: 'pixels', 'data-testid': 'training-image', alt: '' });
   const caption = el('figcaption');
   const figure = el('figure', { class: 'training-image' }, image, caption);
-  const choices = el('div', { class: 'chips', role: 'group', 'aria-label': 'Images of the step' });
+  const choices = el('div', { class: 'chips', role: 'group', 'aria-label': t`Images of the step` });
   const element = el('article', { class: 'panel training', 'data-testid': 'training' }, heading, status, bar, figure, choices, curves);
 
   function update(news) {
@@ -85,8 +86,8 @@ function createCard() {
     if (!shown) return;
     if (image.getAttribute('src') !== shown.url) image.src = shown.url;
     const what = TITLES[stage]?.[1] ?? '';
-    image.alt = `${what}, at step ${shown.step}`;
-    caption.textContent = `Step ${shown.step}. ${what}`;
+    image.alt = t`${what}, at step ${shown.step}`;
+    caption.textContent = t`Step ${shown.step}. ${what}`;
     const offered = evenly(images, MAX_CHOICES);
     const steps = offered.map(({ step }) => String(step));
     if (steps.join() !== [...choices.children].map((button) => button.textContent).join())
@@ -115,8 +116,8 @@ function createCard() {
 function statusText({ state, step, steps, seconds_left: seconds, curves }) {
   const loss = curves.loss?.at(-1)?.[1];
   const time = seconds < 60 ? `${seconds} s` : `${Math.round(seconds / 60)} min`;
-  const words = { running: seconds === null ? 'running' : `about ${time} left`, finished: 'finished', stopped: 'stopped' };
-  return [`Step ${step} of ${steps}`, words[state], typeof loss === 'number' ? `loss ${loss.toFixed(3)}` : null].filter(Boolean).join(' · ');
+  const words = { running: seconds === null ? t`running` : t`about ${time} left`, finished: t`finished`, stopped: t`stopped` };
+  return [t`Step ${step} of ${steps}`, words[state], typeof loss === 'number' ? t`loss ${loss.toFixed(3)}` : null].filter(Boolean).join(' · ');
 }
 
 /** `count` of the items, evenly, with the first and the last one. */
@@ -139,7 +140,7 @@ function plot(name, curves, steps) {
   const x = (step) => (WIDTH * step) / steps;
   const y = (value) => HEIGHT - 6 - ((HEIGHT - 12) * (value - low)) / (high - low || 1);
   const given = Object.entries(lines).filter(([, points]) => points.length);
-  const newest = given.map(([label, points]) => `${label} ${short(points.at(-1)[1])}`).join(', ');
+  const newest = given.map(([label, points]) => `${translate(label)} ${short(points.at(-1)[1])}`).join(', ');
   const shapes = given.flatMap(([label, points]) => {
     const css = label === 'training' ? 'line' : 'line held-out';
     const [lastStep, lastValue] = points.at(-1);
@@ -153,7 +154,7 @@ function plot(name, curves, steps) {
     { class: 'curve', 'data-testid': 'training-curve' },
     el('figcaption', {}, el('strong', {}, labelOf(name)), el('span', {}, newest)),
     svgElement('svg', { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: 'img', 'aria-label': `${labelOf(name)}: ${newest}` }, ...shapes),
-    el('small', {}, values.length ? `${short(low)} to ${short(high)}, steps 0 to ${steps}` : 'no finite value'),
+    el('small', {}, values.length ? t`${short(low)} to ${short(high)}, steps 0 to ${steps}` : t`no finite value`),
   );
 }
 

@@ -55,7 +55,10 @@ def test_every_pair_is_on_exactly_one_page_and_examples_are_held_out_captions(da
         assert (decode_png(base64.b64decode(image["png"])) == reader.images([row])[0]).all()
         held_out.add(image["caption"])
     assert len(dataset.examples()) == 3 and set(dataset.examples()) <= held_out
-    assert DatasetIndex(tmp_path / "nowhere", tmp_path / "store").examples() == []
+    captions = [image["caption"] for image in images if image["split"] == "train"]
+    assert dataset.max_words() >= max(len(caption.split()) for caption in captions)
+    nowhere = DatasetIndex(tmp_path / "nowhere", tmp_path / "store")
+    assert (nowhere.examples(), nowhere.max_words()) == ([], None)
 
 
 def test_of_very_many_images_the_held_out_ones_are_indexed_first(dataset, scorer, monkeypatch):

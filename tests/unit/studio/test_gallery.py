@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -94,6 +95,35 @@ def test_damaged_deleted_and_unfinished_entries_are_left_out_and_hide_no_other(g
             read(deleted)
     monkeypatch.setattr(gallery, "names", lambda: names)  # it is deleted while a page is made
     assert listed(gallery) == [intact]
+
+
+def test_the_same_request_has_one_entry_and_another_one_its_own(gallery):
+    name, other = gallery.add(make_entry()), gallery.add(make_entry(fixed_tokens=(-1, 1, 2, 3)))
+    assert gallery.add(make_entry()) == name and sorted(listed(gallery)) == sorted([name, other])
+    gallery.remove(name)
+    assert gallery.add(make_entry()) in listed(gallery)
+
+
+def test_stars_select_entries_and_are_taken_away(gallery):
+    starred, other = gallery.add(make_entry(1)), gallery.add(make_entry(2))
+    gallery.star(starred, True)
+    assert [entry["id"] for entry in gallery.page(None, 10, only_starred=True)["entries"]] == [starred]
+    assert [gallery.entry(name)["is_starred"] for name in (starred, other)] == [True, False]
+    gallery.star(starred, False)
+    assert gallery.page(None, 10, only_starred=True)["entries"] == []
+    assert gallery.image(starred, 0)  # its files are verified
+    gallery.remove(starred)
+    with pytest.raises(NoSuchEntry):
+        gallery.star(starred, True)
+
+
+def test_a_zip_file_has_the_images_of_entries_best_first(gallery):
+    names = [gallery.add(make_entry(seed)) for seed in (1, 2)]
+    archive = zipfile.ZipFile(gallery.zip_file(names))
+    assert archive.namelist() == [
+        f"a-b-red-b-star{number}/00{rank}.png" for number in ("-seed-1", "-2-seed-2") for rank in range(3)
+    ]
+    assert archive.read("a-b-red-b-star-2-seed-2/000.png") == gallery.image(names[1], 1)
 
 
 def test_a_gallery_without_write_permission_says_so(gallery, monkeypatch):

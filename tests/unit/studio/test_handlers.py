@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+from studio.api import schema
 from studio.worker import handlers
 from studio.worker.process import FieldError
 from tests.helpers.tiny_models import IMAGE_VOCAB_SIZE, fitting_package, tiny, two_grids
-from thousandwords.core.errors import UserError
 from thousandwords.data.images import decode_png
 from thousandwords.inference import token_editing
 from thousandwords.inference.likelihood import likelihood_of_tokens
@@ -199,9 +199,9 @@ def test_any_grid_is_tokens_or_is_rejected(package, grid):
 
 @pytest.mark.parametrize("kind", ["transformer", "next_scale"])
 def test_of_a_model_with_several_grids_images_are_generated_and_found_but_not_edited(tmp_path, kind):
-    tokenizer = two_grids() if kind == "transformer" else tiny("image_tokenizers", "multi_scale")
-    package = load_package(fitting_package(tmp_path, tokenizer, kind))
-    assert handlers.describe(package)["side"] is None
+    package = several_grids(tmp_path, kind)
+    tokenizer, description = package.image_tokenizer, handlers.describe(package)
+    assert (description["side"], description["can_edit"]) == (4 if kind == "next_scale" else None, False)
 
     _, candidate, _ = generate(package, candidates=1)
 
@@ -215,9 +215,35 @@ def test_of_a_model_with_several_grids_images_are_generated_and_found_but_not_ed
     for request in (
         lambda: handlers.edit_tokens(package, tokens, None, True, []),
         lambda: handlers.likelihood(package, PROMPT, tokens),
-        lambda: generate(package, fixed_tokens=tokens),
     ):
         with pytest.raises(
-            UserError, match="grids, of .*2, 4 cells a side; here cells can be kept of one grid"
+            FieldError, match="2, 4 cells a side, and a coarse token covers many cells, so single"
         ):
             request()
+
+
+def several_grids(folder, kind: str) -> Package:
+    tokenizer = two_grids() if kind == "transformer" else tiny("image_tokenizers", "multi_scale")
+    return load_package(fitting_package(folder, tokenizer, kind))
+
+
+def test_of_several_grids_cells_of_the_finest_are_kept_if_the_generator_can(tmp_path):
+    package = several_grids(tmp_path / "next", "next_scale")
+    _, original, _ = generate(package, candidates=1)
+    (tokens,) = original["tokens"]
+    upper_half = [[*tokens[:-8], *[-1] * 8]]  # of the 4 x 4 cells of the finest grid
+
+    _, *inpainted, _ = generate(package, seed=1, fixed_tokens=upper_half)
+
+    assert {str(event["tokens"]) for event in inpainted} != {str(original["tokens"])}
+    expected = package.generate(PROMPT, 4, 1, torch.tensor(upper_half[0]), batch_size=8)
+    assert {candidate.candidate: candidate.tokens.tolist() for candidate in expected} == {
+        event["candidate"]: event["tokens"][0] for event in inpainted
+    }
+    assert all(handlers.reproduce(package, png(event))["same"] for event in inpainted)
+    assert schema.GenerateRequest(prompt=PROMPT, fixed_tokens=[[0] * 407])  # as in the preset multi_scale
+    with pytest.raises(FieldError, match=r"^fixed_tokens has -1 among the first \d+ tokens"):
+        generate(package, fixed_tokens=[[-1, *tokens[1:]]])
+    other = several_grids(tmp_path / "token", "transformer")
+    with pytest.raises(FieldError, match="2, 4 cells a side; here cells can be kept of one grid"):
+        generate(other, fixed_tokens=upper_half)
