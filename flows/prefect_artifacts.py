@@ -7,8 +7,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
-from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL
 
 from thousandwords.evaluation.headline import headline
 
@@ -40,8 +38,8 @@ def publish_results() -> None:
 
 
 def mlflow_links(record: dict) -> dict[str, tuple[str, str]]:
-    """{"mlflow": (address of the run, description), "report": likewise} by the record of `evaluate`; the MLflow run
-    gets the address of this flow run as a tag. Empty without MLflow."""
+    """{"mlflow": (address of the run, description), "report": likewise} by the record of `evaluate`. Empty
+    without MLflow; the link back is a tag of the MLflow run (flows/pipeline.py)."""
     from stages.runtime import tracking  # late: it loads MLflow
 
     def experiment_id() -> str | None:
@@ -49,8 +47,6 @@ def mlflow_links(record: dict) -> dict[str, tuple[str, str]]:
         experiment = tracking.experiment_of(client)
         if not client.search_runs([experiment], f"attributes.run_id = '{record['run_id']}'", max_results=1):
             return None  # it was recorded elsewhere
-        if PREFECT_API_URL.value():  # else the server ends with this run
-            client.set_tag(record["parent_run_id"], "prefect.flow_run", flow_run.ui_url)
         return experiment
 
     if not record.get("run_id") or not (experiment := tracking.if_usable("pipeline", experiment_id)):
