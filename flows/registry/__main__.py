@@ -60,7 +60,7 @@ def _run(options: argparse.Namespace) -> str:
 def _describe_challenger(version: str) -> str:
     """With everything that already speaks against promoting it, such as a git tree with uncommitted changes."""
     with registry_client(Path(".")) as client:
-        problems = gate_evidence(resolve(client, version)).problems
+        problems = gate_evidence(client, resolve(client, version)).problems
     rejected = "".join(f"\n- {problem}" for problem in problems)
     return f"version {version} is the challenger" + (
         f"; promote would reject it:{rejected}" if rejected else ""

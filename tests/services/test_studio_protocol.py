@@ -1,5 +1,6 @@
 """The studio's server on a real socket: malformed requests, endless bodies, slow and many clients."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -104,7 +105,8 @@ MALICIOUS = {
 def test_malicious_requests_are_rejected_at_once(port, sent):
     began = time.monotonic()
     with connect(port) as client:
-        client.sendall(sent)
+        with contextlib.suppress(ConnectionError):  # the answer may come before all has been sent
+            client.sendall(sent)
         status = int(client.recv(65536).split()[1])
     assert status == MALICIOUS[sent]
     assert time.monotonic() - began < 1
