@@ -71,7 +71,8 @@ def test_a_flow_whose_parent_is_not_a_worker_has_lost_its_worker(monkeypatch):
 
 @pytest.fixture(scope="module")
 def scheduled(tmp_path_factory):
-    work = "setsid sleep 600 & trap 'echo saved >>checkpoint; exit 143' TERM; while true; do sleep 0.1; done"
+    # a second TERM may come before the shell has ended
+    work = "setsid sleep 600 & trap 'echo saved >checkpoint; exit 143' TERM; while true; do sleep 0.1; done"
     testbed = GpuTestbed(tmp_path_factory.mktemp("testbed"), work, schedules=({"interval": 10},))
     yield testbed
     testbed.close()
