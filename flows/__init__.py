@@ -1,7 +1,7 @@
 """Prefect flows over the DVC graph. They decide when and where a stage runs; `dvc.yaml` alone decides what runs.
 
-Prefect reads its settings once, when it is imported, so they are set here: no telemetry, an own database, heartbeats,
-no pickles. If the servers of this folder are running (`make servers`), they are used, unless the environment names
+Prefect reads its settings once, when it is imported, so they are set here: an own database, heartbeats, no
+pickles. If the servers of this folder are running (`make servers`), they are used, unless the environment names
 others.
 """
 
@@ -9,10 +9,9 @@ import os
 import warnings
 from pathlib import Path
 
+from stages.runtime import environment  # noqa: F401  no telemetry
+
 SETTINGS = {
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "true",
-    "DVC_NO_ANALYTICS": "1",
     "PREFECT_HOME": str(Path(".prefect").resolve()),  # this project's own database and settings
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # 20 s is too short on a busy machine
     "PREFECT_LOGGING_LEVEL": "INFO",

@@ -65,10 +65,8 @@ def describe_runs(a: RunOutputs, b: RunOutputs, root: Path, with_params: bool = 
         if result.returncode:
             line, reason = f"dvc params diff {a.commit} {b.commit}", " ".join(result.stderr.split())
             raise UserError(f"`{line}` failed with code {result.returncode}: {reason}")
-        files = json.loads(result.stdout).values()
-        metadata["params"] = {
-            name: row for file in files for name, row in file.items()
-        }  # "old", "new", "diff"
+        files = json.loads(result.stdout).values()  # {name: {"old", "new", "diff"}} of each
+        metadata["params"] = {name: row for file in files for name, row in file.items()}
     return metadata
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import httpx
 import prefect
-from apprise import Apprise
 from prefect.automations import Automation, EventTrigger, Posture
 from prefect.blocks.notifications import SlackWebhook
 from prefect.blocks.webhook import Webhook
@@ -49,16 +48,14 @@ BODY = "Run {{ flow_run.name }} of {{ flow.name }} ended: {{ flow_run.state.name
 
 def notification_automations() -> list[Automation]:
     """An automation per address in the environment. Raises UserError, which does not show the address."""
-    description, automations = "Runs that ended", []
     ended = {"expect": END_EVENTS, "posture": Posture.Reactive, "within": timedelta(0)}
     # the names are those on servers that were set up before: another would be a second automation
-    if url := os.environ.get(WEBHOOK):
-        automations.append(
-            run_automation("thousandwords: tell a webhook", description, webhook(url), **ended)
-        )
-    if url := os.environ.get(MAIL):
-        automations.append(run_automation("thousandwords: tell a mailbox", description, mail(url), **ended))
-    return automations
+    ways = {"tell a webhook": (WEBHOOK, webhook), "tell a mailbox": (MAIL, mail)}
+    return [
+        run_automation(f"thousandwords: {name}", "Runs that ended", action(os.environ[variable]), **ended)
+        for name, (variable, action) in ways.items()
+        if os.environ.get(variable)
+    ]
 
 
 def webhook(url: str) -> CallWebhook:
@@ -75,6 +72,8 @@ def mail(url: str) -> SendNotification:
     By Slack's block, which passes any other address to apprise, which mails: the server cannot import a block of
     this project, and Prefect's own mail blocks need a commercial service.
     """
+    from apprise import Apprise  # late: every command about workers imports this module, and few mail
+
     log = logging.getLogger("apprise")
     before, log.disabled = log.disabled, True  # it would log the address
     is_valid = url.startswith(("mailto://", "mailtos://")) and Apprise().add(url)
@@ -121,16 +120,13 @@ def prepare_server(root: Path = Path(".")) -> list[str]:
         try:
             version = client.request("GET", "/admin/version").json()
         except httpx.HTTPError as error:
-            name = type(error).__name__
-            raise UserError(f"no Prefect server answers at {url} ({name}). Start it, {fix}") from error
+            found = f"no Prefect server answers at {url} ({type(error).__name__})"
+            raise UserError(f"{found}. Start it, {fix}") from error
         except ValueError as error:
-            raise UserError(
-                f"the server at {url} is not Prefect. Give Prefect another port, {fix}"
-            ) from error
-        if version != prefect.__version__:
-            found = (
-                f"the server at {url} runs Prefect {version}, but this project needs {prefect.__version__}"
-            )
+            found = f"the server at {url} is not Prefect"
+            raise UserError(f"{found}. Give Prefect another port, {fix}") from error
+        if version != (own := prefect.__version__):
+            found = f"the server at {url} runs Prefect {version}, but this project needs {own}"
             fix = "Start this project's own on another port, and fix PREFECT_API_URL"
             raise UserError(f"{found}: it belongs to another project. {fix}")
         owner = Variable.get(OWNER)
@@ -187,9 +183,8 @@ def zombie_automation() -> Automation:
 
 def replace_automation(client: SyncPrefectClient, automation: Automation) -> None:
     """Create the automation; any others of the same name are deleted."""
-    for old in client.request("POST", "/automations/filter", json={}).json():
-        if old["name"] == automation.name:
-            client.request("DELETE", "/automations/{id}", path_params={"id": old["id"]})
+    for old in client.read_automations_by_name(automation.name):
+        client.delete_automation(old.id)
     automation.create(_sync=True)
 
 

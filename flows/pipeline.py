@@ -10,14 +10,14 @@ import os
 import time
 from collections.abc import Callable
 
-from prefect import Task, flow, get_run_logger, task
+from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
 from flows.command_line import one_sentence, parse_targets
 from flows.dvc import repro
-from flows.dvc.graph import Graph, read_graph_when_free, run_graph
+from flows.dvc.graph import read_graph_when_free, run_graph
 from flows.prefect_artifacts import publish_results
 from flows.run_name import run_name
 from flows.workers.placement import read_placement
@@ -41,20 +41,6 @@ def run_stage(stage: str, gpus: int) -> str:
     return repro.run_stage(stage, on_line, log, command, pass_fds=lock_handles())
 
 
-class LinkedTasks:
-    """Runs the task of each stage, with an edge in Prefect's graph from the nearest stages before it that ran."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph, self.states = graph, {}
-
-    def run(self, stage: str, task_of_stage: Task, *arguments: object) -> str:
-        before = [self.states[name] for name in self.graph.nearest(stage, [*self.states])]
-        state = task_of_stage(stage, *arguments, return_state=True, wait_for=before)
-        result = state.result()
-        self.states[stage] = state
-        return result
-
-
 @flow(name="pipeline", flow_run_name=run_name)
 def pipeline(targets: list[str] | None = None) -> dict[str, str]:
     """Run all stages, or `targets` and what they need, in parallel: {stage: "ran" or "unchanged"}."""
@@ -66,11 +52,17 @@ def pipeline(targets: list[str] | None = None) -> dict[str, str]:
         os.environ["THOUSANDWORDS_FLOW_RUN"] = address if address.startswith("http") else ""
         whole = read_graph_when_free(log)
         placement, graph = read_placement(list(whole.needs)), whole.part(targets)
-        tasks = LinkedTasks(graph)
+        states: dict[str, State] = {}
 
         def run_with_retries(stage: str) -> str:
             place = placement.of(stage)
-            return tasks.run(stage, run_stage.with_options(name=stage, **place.retry_options), place.gpus)
+            task_of_stage = run_stage.with_options(name=stage, **place.retry_options)
+            # edges in Prefect's graph, from the nearest stages before this one that ran
+            before = [states[name] for name in graph.nearest(stage, [*states])]
+            state = task_of_stage(stage, place.gpus, return_state=True, wait_for=before)
+            result = state.result()
+            states[stage] = state
+            return result
 
         results = run_graph(graph, run_with_retries, placement.parallel)
         for stage in (stage for stage, result in results.items() if result == repro.CACHED):

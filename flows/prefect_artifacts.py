@@ -18,18 +18,16 @@ MAX_GRIDS = 4
 
 def publish_results() -> None:
     """Publish the outputs of `evaluate` that exist."""
-    metrics, report, record = (
-        RESULTS / name for name in ("metrics.json", "report.html", "runs/evaluate.json")
-    )
+    names = ("metrics.json", "report.html", "runs/evaluate.json")
+    metrics, report, record = (RESULTS / name for name in names)
     if metrics.is_file():
         numbers = headline(json.loads(metrics.read_bytes())).items()
         rows = [{"figure": name, "value": round(value, 4)} for name, value in numbers]
-        create_table_artifact(
-            table=rows, key="headline", description=f"The main figures of this run, of {metrics}"
-        )
+        title = f"The main figures of this run, of {metrics}"
+        create_table_artifact(table=rows, key="headline", description=title)
     if images := list_grids(RESULTS / "ranked"):
-        page = image_page(images)
-        create_markdown_artifact(markdown=page, key="images", description="Best first, one row per prompt")
+        page, title = image_page(images), "Best first, one row per prompt"
+        create_markdown_artifact(markdown=page, key="images", description=title)
     links = mlflow_links(json.loads(record.read_bytes())) if record.is_file() else {}
     if report.is_file():
         links.setdefault("report", (report.resolve().as_uri(), "On the machine of this run only"))
@@ -45,9 +43,8 @@ def mlflow_links(record: dict) -> dict[str, tuple[str, str]]:
     def experiment_id() -> str | None:
         client = tracking.client()
         experiment = tracking.experiment_of(client)
-        if not client.search_runs([experiment], f"attributes.run_id = '{record['run_id']}'", max_results=1):
-            return None  # it was recorded elsewhere
-        return experiment
+        is_here = client.search_runs([experiment], f"attributes.run_id = '{record['run_id']}'", max_results=1)
+        return experiment if is_here else None
 
     if not record.get("run_id") or not (experiment := tracking.if_usable("pipeline", experiment_id)):
         return {}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from thousandwords.core.command_line import one_sentence
 from thousandwords.core.params import read_params
-from thousandwords.evaluation.verdict import FEW_PAIRS, few_pairs
+from thousandwords.evaluation.verdict import few_pairs
 
 RESULTS = Path("results")
 
@@ -34,7 +34,7 @@ def headline(metrics: dict) -> str:
             f"match, {name:9} every attribute {rates['all']['n1']:.1%}, best of {metrics['n']} {rates['all']['best']:.1%}; "
             f"colors, background, relation {rates['scene']['n1']:.1%} and {rates['scene']['best']:.1%}"
         )
-    fidelity = metrics.get("fidelity", {})
+    fidelity = metrics["fidelity"]
     if found := fidelity.get("caption_found"):
         lines.append(
             f"captions found   {found['found']:.0%} by CLIP from the best of {metrics['n']}, among {found['among']} of "
@@ -46,9 +46,9 @@ def headline(metrics: dict) -> str:
             f"closer to the true image than to the nearest training image, {closeness['closer_than_neighbor']:.0%} than to the "
             "training image nearest to the true one"
         )
-    verdicts = metrics.get("verdicts", {}).items()
+    verdicts = metrics["verdicts"].items()
     lines += [f"{model.replace('_', ' '):16} {sentence}" for model, sentence in verdicts]
-    if few := few_pairs(metrics.get("held_out_pairs", FEW_PAIRS)):
+    if few := few_pairs(metrics["held_out_pairs"]):
         lines.append(f"held out         figures of held-out images and captions mean little: they are {few}")
     minutes, seconds = divmod(sum(metrics["seconds"].values()), 60)
     lines.append(f"time             {int(minutes)} min {seconds:.0f} s for all stages together")

@@ -17,24 +17,25 @@ import yaml
 
 from scripts.use_preset import PARAMS, replace_params
 from stages.check_params import fetch
+from thousandwords.api import LAST_RUN, read_package
 from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.core.config import ConfigError, section
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import unit_hash
-from thousandwords.core.init_models import SECTIONS, registered_version
+from thousandwords.core.init_models import REGISTERED, SECTIONS, registered_version
 from thousandwords.core.manifest import copy_artifact
 from thousandwords.core.params import read_params
-from thousandwords.inference.package import PARTS, Package, load_package
+from thousandwords.inference.package import PARTS, Package
 from thousandwords.ingest.config import DataConfig, SourceConfig
-from thousandwords.ingest.ingest import check_source, group_of, prepare_all, resolve_source
+from thousandwords.ingest.counts import check_rejections, histogram
+from thousandwords.ingest.ingest import check_path, check_source, group_of, prepare_all, resolve_source
 from thousandwords.ingest.near_duplicates import ExactDuplicates
-from thousandwords.ingest.records import Pair
+from thousandwords.ingest.records import Pair, Rejection
 from thousandwords.planning import budget as planning
 from thousandwords.planning.budget import BudgetConfig, Device, Seconds, measure_update
 from thousandwords.planning.presets import read_preset
 from thousandwords.preflight import build_models
 
-LAST_RUN = Path("models/package")  # the pipeline writes it anew
 OF_ONE_SOURCE = {each.name for each in fields(SourceConfig)} & {each.name for each in fields(DataConfig)}
 OF_ONE_SOURCE -= {"source", "path"}
 COUNTED = 2_000  # inputs; up to here all are prepared once, so that the held-out pairs are counted and not estimated
@@ -66,9 +67,13 @@ class Resolved:
 def use_data(path: str, minutes: float, size: str, device: str, start: str | None = None) -> Resolved:
     """Count the pairs, measure this device, resolve; `start` names the package that the run goes on from."""
     base = read_preset("default")
-    budget = section({"minutes": minutes, "size": size}, "budget", BudgetConfig)
+    try:
+        BudgetConfig(minutes, size)
+    except ValueError as error:
+        raise UserError(str(error).replace("budget.minutes", "MINUTES")) from error
     if _is_missing(path):
-        fix = "Give the path of your captioned images"
+        dvc_file = Path(f"{path.rstrip('/')}.dvc")
+        fix = f"Run: dvc pull {dvc_file}" if dvc_file.is_file() else "Give the path of your captioned images"
         raise UserError(f"DATA is {path}, and there is no such file or folder. {fix}")
     if start and size != "auto":
         raise UserError(f"SIZE is {size}, but with FROM the sizes are those of the model. Leave SIZE out")
@@ -77,9 +82,11 @@ def use_data(path: str, minutes: float, size: str, device: str, start: str | Non
     image_size = package.image_tokenizer.image_size if package else base["data"]["image_size"]
     base = base | {"data": {"source": "auto", "path": path}} | (with_data_before(path) if start else {})
     data, seed = base["data"] | {"image_size": image_size}, base["seed"]
-    config, _ = resolve_source(section(data, "data", DataConfig))  # as prepare_pairs: the groups depend on it
+    config = section(data, "data", DataConfig)
+    check_path(config)
+    config, detected = resolve_source(config)  # as prepare_pairs: the groups depend on it
     num_pairs = check_source(config)
-    num_words = 16
+    num_words, lines = 16, [detected] if detected else []
     with contextlib.closing(prepare_all(config, seed)) as outcomes:
         first = [*itertools.islice(outcomes, 1)]
         began = time.perf_counter()  # now the worker processes run
@@ -91,6 +98,11 @@ def use_data(path: str, minutes: float, size: str, device: str, start: str | Non
             if isinstance(pair, Pair) and not duplicates.is_duplicate(pair, split):
                 groups.append(group_of(pair, config))
                 words.append(max(len(caption.split()) for caption in pair.captions))
+        rejections = [outcome for _, outcome in prepared if isinstance(outcome, Rejection)]
+        check_rejections(len(prepared), len(groups), rejections, config)
+        if rejections or duplicates.count:
+            reasons = (histogram(rejections), f"{duplicates.count} duplicate" if duplicates.count else "")
+            lines.append(f"left out of {len(prepared):,} inputs: {', '.join(filter(None, reasons))}")
         num_pairs = len(groups)
         if not any(unit_hash(group, seed) < data.get("validation_share", 0) for group in groups):
             data["validation_share"] = planning.validation_share(groups, seed)
@@ -107,27 +119,32 @@ def use_data(path: str, minutes: float, size: str, device: str, start: str | Non
     machine = Device(measure, is_parallel, preparing)
     if package:
         params, seconds = planning.resolve_from(package, str(folder), base, data, budget, machine)
-        return Resolved(params, init, f"goes on from {init}: {describe(params)}", seconds)
-    params, seconds = planning.resolve(base, data, budget, num_words, machine)
-    return Resolved(params, None, describe(params), seconds)
+        lines.append(f"goes on from {init}: {describe(params)}")
+    else:
+        params, seconds = planning.resolve(base, data, budget, num_words, machine)
+        lines.append(describe(params))
+    return Resolved(params, init, "\n".join(lines), seconds)
 
 
 def find_package(start: str) -> tuple[str, Path, Package]:
     """(what `init` of params.yaml says, its folder here, the package), verified; the last run's own is copied."""
     init = f"models:/thousandwords@{start}" if start in ("champion", "challenger") else start
+    if start.startswith("models:") and not REGISTERED.fullmatch(start):
+        fix = "Give champion, or models:/thousandwords/3 for a number"
+        raise UserError(f"FROM is {start}, which names no package of this project's registry. {fix}")
     if version := registered_version({"init": init}, "generator"):
         try:
             folder = fetch(version, f"FROM is {start}")
         except ConfigError as error:
             raise UserError(f"{error}. To go on from your own last run: FROM={LAST_RUN}") from error
-        return init, folder, load_package(folder)
+        return init, folder, read_package(folder, "cpu")
     folder = Path(start).expanduser()
     hint = f"Give the folder of a package, such as {LAST_RUN} of your last run, or champion"
     if not folder.is_dir():
         raise UserError(f"FROM is {start}, and there is no such folder. {hint}")
     if not (folder / "package.json").is_file():
         raise UserError(f"FROM is {start}, which is not a package: it has no package.json. {hint}")
-    package = load_package(folder)
+    package = read_package(folder, "cpu")
     if folder.resolve() == LAST_RUN.resolve():
         copy = LAST_RUN.with_name(f"start-{package.fingerprint[:12]}")
         parts = [part for part in PARTS if (folder / part).is_dir()]  # an earlier version's has no decoder

@@ -26,7 +26,6 @@ from thousandwords.inference.sample_shards import read_samples
 from thousandwords.reporting import report_data
 from thousandwords.reporting.html_report import render_report
 from thousandwords.reporting.plot_data import plot_data
-from thousandwords.reporting.training_strip import training_images
 
 
 def evaluate(
@@ -76,7 +75,7 @@ def evaluate(
     for name, rows in plot_data(evaluation, curves).items():
         write_json(out / "plot_data" / f"{name}.json", rows)
     data = report_data.gather(config.report_images, context.params, inputs, evaluation, plots, pairs, records)
-    data["training_images"] = training_images(history / "training", records)
+    data["training_images"] = report_data.training_images(history / "training", records)
     data["runs"] = report_data.mlflow_runs(records, context.tracker.run_id, tracking_uri())
     write_bytes(out / "report.html", render_report(data).encode())
     write_json(out / "metrics.json", figures)

@@ -1,6 +1,6 @@
 """python -m studio: a page to generate images from a caption, inpaint them, edit tokens and compare models.
 
-It uses the registry's champion, or models/package if there is none. Nothing is sent to other machines. Everyone who
+It uses the registry's champion, or models/package if there is none, or before a first run the example model. Nothing is sent to other machines. Everyone who
 reaches the port can generate images, so it listens on this machine only unless --host says otherwise.
 """
 
@@ -16,11 +16,11 @@ import torch
 import stages.runtime.environment  # noqa: F401  first: no telemetry of any tool
 from studio.api.routes import Studio, make_app
 from studio.data.gallery import Gallery
-from studio.data.training import has_run
-from studio.data.versions import Versions
+from studio.data.versions import EXAMPLE_ID, Versions
 from studio.http import server
 from studio.worker.process import StudioPaths
 from studio.worker.queue import RequestQueue
+from thousandwords.api import EXAMPLE_ANSWERS
 from thousandwords.core.command_line import one_sentence, parser
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import check_writable, translate_write_errors
@@ -39,7 +39,7 @@ WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__, prog="python -m studio")
     add, name = arguments.add_argument, "a further host name to answer to"
-    add("--package", type=Path, default=Path("models/package"), help="(default: models/package)")
+    add("--package", type=Path, help="(default: models/package, or before a first run the example model)")
     add("--version", help="the default model: package, a number or an alias (default: champion)")
     add("--pairs", type=Path, default=Path("data/pairs"), help="the data set to show (default: data/pairs)")
     gallery = Path("generated/gallery")
@@ -68,12 +68,8 @@ def serve(options: argparse.Namespace) -> None:
         options.gallery.mkdir(parents=True, exist_ok=True)
     check_writable(options.gallery)
     versions = Versions(Path("."), options.package, options.version)
-    try:
-        versions.find()
-    except UserError as error:
-        if options.version or not has_run(versions.root):  # during a first run there is no model yet
-            raise
-        print(f"studio: {error}. Until then only the view Training works", flush=True)
+    if versions.find().id == EXAMPLE_ID:
+        print(f"studio: {EXAMPLE_ANSWERS}", flush=True)
     with server.open_socket("the studio", options.host, options.port) as listener:
         port = listener.getsockname()[1]
         address = page_address(options.host, port)

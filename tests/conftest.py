@@ -12,7 +12,6 @@ from hypothesis import settings
 from tests.helpers.browser import chromium
 from tests.helpers.fork_server import RegistryProcess
 from tests.helpers.mlflow_server import new_mlflow_database
-from tests.helpers.prefect_server import Server
 from tests.helpers.tiny_models import write_parts
 from thousandwords.inference.config import SamplingConfig
 from thousandwords.inference.package import write_package
@@ -59,14 +58,6 @@ def package_folder(parts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "package"
     write_package(folder, parts, SamplingConfig(candidates=4, batch_size=3), {"seed": 0})
     return folder
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    """A Prefect server; what a test finds in it may be another's."""
-    server = Server(tmp_path_factory.mktemp("prefect"))
-    yield server
-    server.stop(signal.SIGKILL)  # one that is asked takes five seconds
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """thousandwords: a picture is worth a thousand words. Captioned images in, a text-to-image model out.
 
-    model = thousandwords.load("models/package")
+    model = thousandwords.load()  # the last run's, or the example model
     best = model.generate("a small red star on sand", candidates=16, seed=7)[0]
 
 DALL-E (arXiv 2102.12092) as a library, without DVC, Prefect and MLflow: those are for `stages/` and `flows/`. The

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,6 +37,13 @@ Pixels: TypeAlias = NDArray[np.uint8]  # (H, W, 3)
 AnyImage: TypeAlias = Image.Image | StrPath | Pixels
 Images: TypeAlias = AnyImage | Sequence[AnyImage]
 
+LAST_RUN = Path("models/package")  # the only package that this project can make again
+EXAMPLE = Path(__file__).parent / "example"  # a small trained package, which ships with the library
+EXAMPLE_ANSWERS = (
+    f"there is no {LAST_RUN} here, so the example model answers: scenes of two shapes, 64×64. "
+    "Train your own: make run DATA=/path/to/images"
+)
+MAX_SEED = 2**63 - 1
 SCORE_BATCH = 64  # images scored at a time
 HUB_FILES = ["*.json", "*.safetensors"]  # what is fetched from a hub
 CARD = """\
@@ -105,11 +112,16 @@ class Model:
         rest is sampled. Warns of words that no training caption has. Raises UserError.
         """
         package, prompt = self.package, check_prompt(prompt)
+        seed = check_seed(seed)
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
         changes: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         sampling = replace_settings(package.settings, candidates=candidates, **changes)
         check_guidance(sampling.guidance, package.generator.config)
-        fixed_tokens = self._fixed_tokens(inpaint, keep_rows, keep_mask)
+        image, mask = read_inpainted(inpaint, keep_rows, keep_mask)
+        fixed_tokens = None
+        if image is not None:
+            is_kept = kept_cells(package, mask, keep_rows)
+            fixed_tokens = fixed_tokens_of(package.image_tokenizer, image, is_kept)
         fixed_numbers = None if fixed_tokens is None else tuple(fixed_tokens.tolist())
         provenance = Provenance(prompt, seed, 0, package.fingerprint, sampling, fixed_numbers)
         for note in package.text_tokenizer.describe_prompt(prompt):
@@ -133,7 +145,10 @@ class Model:
 
     def decode(self, tokens: ArrayLike) -> list[Image.Image]:
         """The images of tokens (B, L), or of one image's (L,)."""
-        rows = torch.from_numpy(np.atleast_2d(np.asarray(tokens)).astype(np.int64, casting="safe"))
+        array = np.atleast_2d(np.asarray(tokens))
+        if not np.can_cast(array.dtype, np.int64):
+            raise UserError(f"tokens are {array.dtype}. Give them as int64 (B, L)")
+        rows = torch.from_numpy(array.astype(np.int64))
         tokenizer: Any = self.package.image_tokenizer
         tokenizer.check_tokens(rows)
         return [Image.fromarray(pixels) for pixels in to_uint8(decode_in_batches(tokenizer, rows))]
@@ -173,9 +188,8 @@ class Model:
             kind = json.loads((folder / name / "config.json").read_bytes()).get("kind", "byte-level BPE")
             rows.append(f"| {name} | {kind} | `{sha256[:12]}` |")
         copy_artifact(self.folder, folder)
-        header = huggingface_hub.ModelCardData(
-            library_name="thousandwords", pipeline_tag="text-to-image", license=license
-        ).to_yaml()
+        metadata = {"library_name": "thousandwords", "pipeline_tag": "text-to-image", "license": license}
+        header = huggingface_hub.ModelCardData(**metadata).to_yaml()
         name, fingerprint = repo_id or folder.resolve().name, manifest["sha256"][:12]
         card = CARD.format(header=header, name=name, parts="\n".join(rows), fingerprint=fingerprint)
         write_bytes(folder / "README.md", card.encode())
@@ -195,33 +209,43 @@ class Model:
             commit = hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
         return str(commit.commit_url)
 
-    def _fixed_tokens(
-        self, image: AnyImage | None, keep_rows: int | None, keep_mask: AnyImage | None
-    ) -> torch.Tensor | None:
-        """The tokens that stay of an image, -1 elsewhere; None without an image."""
-        if image is None and (keep_rows is not None or keep_mask is not None):
-            raise UserError(
-                "keep_rows and keep_mask say what stays of an image, but no image is given. Name it with inpaint"
-            )
-        if image is None:
-            return None
-        if keep_rows is not None and keep_mask is not None:
-            raise UserError("keep_rows and keep_mask both say what stays. Give one of them")
-        # transparent parts of a mask are not kept
-        mask = None if keep_mask is None else read_image(keep_mask, background=(0, 0, 0))
-        is_kept = kept_cells(self.package, mask, keep_rows)
-        return fixed_tokens_of(self.package.image_tokenizer, read_image(image), is_kept)
 
-
-def load(path_or_uri: StrPath, device: str = "auto") -> Model:
+def load(path_or_uri: StrPath | None = None, device: str = "auto") -> Model:
     """The model in a package's folder, or in the registry: models:/thousandwords@champion, models:/thousandwords/3.
 
+    Without one: that of the last run, models/package, or with a warning the example model that ships with the library.
     Every file is verified, and no code of the package is run. `device` is auto (a GPU where there is one), cpu or cuda.
     Raises UserError.
     """
-    source = os.fspath(path_or_uri)
+    source = "" if path_or_uri is None else os.fspath(path_or_uri)
     folder = fetch_registered(source) if source.startswith("models:") else Path(source)
-    return Model(folder, load_package(folder, device))
+    if path_or_uri is None and (folder := default_package()) == EXAMPLE:
+        warnings.warn(EXAMPLE_ANSWERS, stacklevel=2)
+    return Model(folder, read_package(folder, device))
+
+
+def default_package() -> Path:
+    """The package of the last run in this folder, or the example if there was none."""
+    return LAST_RUN if LAST_RUN.exists() else EXAMPLE
+
+
+def read_package(folder: Path, device: str = "auto") -> Package:
+    """The package in a folder, verified. For one that was copied here, "make repair" would change nothing."""
+    try:
+        return load_package(folder, device)
+    except DamagedArtefact as error:
+        if folder.resolve() == LAST_RUN.resolve():
+            raise
+        reason = str(error).partition(" Run: ")[0]
+        fix = "Install thousandwords" if folder == EXAMPLE else f"Copy the whole package to {folder}"
+        raise DamagedArtefact(f"{reason} {fix} again") from error
+
+
+def check_seed(seed: int) -> int:
+    """The seed as an int of Python; raises UserError for one that no image can record."""
+    if not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
+        raise UserError(f"the seed is {seed!r}; seeds run from 0 to 2^63 - 1. Give another one")
+    return int(seed)
 
 
 def from_pretrained(
@@ -245,7 +269,7 @@ def from_pretrained(
     try:
         return load(folder, device)
     except DamagedArtefact as error:
-        reason = str(error).rpartition(" Run: ")[0]
+        reason = str(error).rpartition(" Copy the whole package ")[0]
         raise DamagedArtefact(f"{source}: {reason} Download it again, with force_download=True") from error
 
 
@@ -253,7 +277,7 @@ def read_images(images: Images) -> list[Pixels]:
     """One image or several, each as `read_image` gives it."""
     if isinstance(images, Image.Image | str | os.PathLike) or getattr(images, "ndim", 4) == 3:
         images = [images]  # type: ignore[list-item]
-    pixels = [read_image(image) for image in images]
+    pixels = [read_image(image) for image in (images if isinstance(images, Iterable) else [images])]
     if not pixels:
         raise UserError("no image was given. Give one or more")
     return pixels
@@ -267,6 +291,8 @@ def read_image(image: AnyImage, background: Sequence[int] = WHITE) -> Pixels:
         return image
     if isinstance(image, Image.Image):
         return _flatten(image, background)
+    if not isinstance(image, str | os.PathLike):
+        raise UserError(f"an image is {image!r}. Give a PIL image, uint8 (H, W, 3), or the path of a file")
     path = Path(image)
     if not path.is_file():
         raise UserError(f"there is no file {path}. Give an image ({', '.join(FORMATS)})")
@@ -278,6 +304,26 @@ def read_image(image: AnyImage, background: Sequence[int] = WHITE) -> Pixels:
         ) from problem
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}. Check its permissions") from error
+
+
+def read_inpainted(
+    image: AnyImage | None,
+    keep_rows: int | None,
+    keep_mask: AnyImage | None,
+    names: Sequence[str] = ("inpaint", "keep_rows", "keep_mask"),
+) -> tuple[Pixels | None, Pixels | None]:
+    """The image to inpaint and the mask of what stays, None where not given; raises UserError with these `names`."""
+    keeps = zip(names[1:], (keep_rows, keep_mask), strict=True)
+    given = [name for name, value in keeps if value is not None]
+    if given and image is None:
+        raise UserError(
+            f"{given[0]} says what stays of an image, but no image is given. Name it with {names[0]}"
+        )
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} both say what stays. Give one of them")
+    # transparent parts of a mask are not kept
+    mask = None if keep_mask is None else read_image(keep_mask, background=(0, 0, 0))
+    return None if image is None else read_image(image), mask
 
 
 def kept_cells(package: Package, mask: Pixels | None, num_rows: int | None) -> NDArray[np.bool_]:
@@ -303,7 +349,8 @@ def _flatten(image: Image.Image, background: Sequence[int]) -> Pixels:
 
 
 def _one_each(captions: str | Sequence[str], count: int) -> list[str]:
-    texts = [captions] * count if isinstance(captions, str) else list(captions)
+    is_one = isinstance(captions, str) or not isinstance(captions, Iterable)
+    texts = [captions] * count if is_one else list(captions)
     if len(texts) != count:
         raise UserError(f"there are {len(texts)} captions for {count} images. Give one each, or one for all")
     return texts

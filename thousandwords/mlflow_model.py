@@ -80,8 +80,16 @@ def _plain(value: object) -> object:
 
 def answer(package: Package, request: Request) -> dict:
     """Generate the images of a request, best first."""
-    fixed_tokens, settings = _fixed_tokens(package, request), request.settings
-    candidates = package.generate(request.prompt, request.candidates, request.seed, fixed_tokens, **settings)
+    fixed_tokens = None
+    if request.fixed_tokens is not None:
+        fixed_tokens = torch.tensor(request.fixed_tokens, dtype=torch.int64)
+        try:
+            package.generator.check_fixed_tokens(fixed_tokens[None], 1)
+        except ValueError as error:
+            raise UserError(f"the request: {error}") from error
+    candidates = package.generate(
+        request.prompt, request.candidates, request.seed, fixed_tokens, **request.settings
+    )
     images = [
         {
             "png": base64.b64encode(encode_png(each.image)).decode(),
@@ -93,17 +101,6 @@ def answer(package: Package, request: Request) -> dict:
         for each in candidates[: request.keep]
     ]
     return {"prompt": request.prompt, "images": images, "package": package.fingerprint}
-
-
-def _fixed_tokens(package: Package, request: Request) -> torch.Tensor | None:
-    if request.fixed_tokens is None:
-        return None
-    tokens = torch.tensor(request.fixed_tokens, dtype=torch.int64)
-    try:
-        package.generator.check_fixed_tokens(tokens[None], 1)
-    except ValueError as error:
-        raise UserError(f"the request: {error}") from error
-    return tokens
 
 
 @dataclass(frozen=True)

@@ -43,12 +43,7 @@ SECTIONS = (
 )  # fmt: skip
 # no output of a stage depends on them: conditions for a champion, the processes that do the work, and a record
 OPTIONAL = ("gate", "engine", "budget")
-TRAINED = {
-    "image_tokenizer": "image_tokenizers",
-    "decoder": "decoders",
-    "generator": "generators",
-    "scorer": "scorers",
-}
+TRAINED = {name: f"{name}s" for name in ("image_tokenizer", "decoder", "generator", "scorer")}
 
 
 def check_params(params: dict, seed: int) -> None:
@@ -94,7 +89,10 @@ def check_models(params: dict) -> None:
         else:
             config = components.model_config(family, block, name)
             if getattr(config, "pretrained", None):
-                check_pretrained(config, name)
+                try:
+                    config.check_weights()
+                except ValueError as error:
+                    raise ConfigError(f"params.yaml: {name}.{error}") from error
         if name == "image_tokenizer":
             image_losses[name] = tokenizer_init.check_block(block)
         elif name == "generator":
@@ -132,14 +130,6 @@ def check_models(params: dict) -> None:
         raise ConfigError(f"params.yaml: {error}") from error
 
 
-def check_pretrained(config: object, name: str) -> None:
-    """Check that the weights that a model's config names are there, and fit."""
-    try:
-        config.check_weights()
-    except ValueError as error:
-        raise ConfigError(f"params.yaml: {name}.{error}") from error
-
-
 def build_models(params: dict) -> dict[str, torch.nn.Module]:
     """The models of params.yaml on torch's meta device, by their sections; without a pretrained scorer."""
     image_size = section(params["data"], "data", DataConfig).image_size
@@ -156,13 +146,12 @@ def build_models(params: dict) -> dict[str, torch.nn.Module]:
             tokenizer = tokenizer_init.architecture(params["image_tokenizer"], image_size)
         else:
             tokenizer = build("image_tokenizer", image_size=image_size)
+        grids = {"vocab_size": tokenizer.vocab_size, "scales": tokenizer.scales}
         sizes = {"text_vocab_size": text.vocab_size, "text_length": text.text_length}
         sizes |= {"image_vocab_size": tokenizer.vocab_size, "scales": tokenizer.scales}
         sizes |= components.component("generators", params["generator"]["kind"])[0].sizes_for(tokenizer)
         models = {"image_tokenizer": tokenizer, "generator": build("generator", **sizes)}
-        models["decoder"] = build(
-            "decoder", image_size=image_size, vocab_size=tokenizer.vocab_size, scales=tokenizer.scales
-        )
+        models["decoder"] = build("decoder", image_size=image_size, **grids)
         if not (params["scorer"].get(params["scorer"]["kind"]) or {}).get("pretrained"):
             models["scorer"] = build("scorer", image_size=image_size)
     return models
@@ -178,16 +167,14 @@ def check_trained_on(params: dict) -> None:
         given = init_folder(params[name], name)
         if expected is None or (given and fingerprint_of(given) == expected):
             continue
-        found = (
-            f"{name}.init is {given} (fingerprint {fingerprint_of(given)[:12]})"
-            if given
-            else (f"this run trains another one ({name}.init is null)")
-        )
+        found = f"this run trains another one ({name}.init is null)"
+        if given:
+            found = f"{name}.init is {given} (fingerprint {fingerprint_of(given)[:12]})"
         inside = Path(str(block["init"]))
-        is_package = (
-            inside.is_dir() and part_of(inside, name) != inside or registered_version(block, "generator")
-        )
-        fix = block["init"] if is_package else f"the folder of the {name} that it was trained with"
+        is_package = inside.is_dir() and part_of(inside, name) != inside
+        fix = f"the folder of the {name} that it was trained with"
+        if is_package or registered_version(block, "generator"):
+            fix = block["init"]
         raise ConfigError(
             f"params.yaml: generator.init, {block['init']}, was trained on the tokens of the {name} with the "
             f"fingerprint {expected[:12]}, but {found}. Set {name}.init: {fix}"

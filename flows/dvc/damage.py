@@ -57,15 +57,19 @@ def locked_outputs(root: Path = Path("."), stages: Collection[str] | None = None
 
 def outputs_of(lock: str, stages: Collection[str] | None = None) -> dict[str, str]:
     """{output: md5} of these stages, or of all, in the text of a dvc.lock. Raises UserError if it is not YAML."""
+    chosen = [entry for name, entry in stages_of(lock).items() if stages is None or name in stages]
+    return {out["path"]: out["md5"] for entry in chosen for out in entry.get("outs", []) if "md5" in out}
+
+
+def stages_of(lock: str) -> dict[str, dict]:
+    """{stage: what it read and wrote} in the text of a dvc.lock. Raises UserError if it is not YAML."""
     try:
-        entries = (yaml.safe_load(lock) or {}).get("stages", {}).items()
-    except (yaml.YAMLError, AttributeError) as error:
+        return {**(yaml.safe_load(lock) or {}).get("stages", {})}
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
         raise UserError(
             f"{LOCK} is not valid ({' '.join(str(error).split())[:120]}). "
             f"After a merge take one side: git checkout --theirs {LOCK}; else run: python -m flows.dvc.repair"
         ) from error
-    chosen = [entry for name, entry in entries if stages is None or name in stages]
-    return {out["path"]: out["md5"] for entry in chosen for out in entry.get("outs", []) if "md5" in out}
 
 
 def find_damage(stages: Collection[str] | None = None) -> list[Damage]:

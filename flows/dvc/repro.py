@@ -12,6 +12,8 @@ from flows.dvc.repair import can_hold_locks, repair
 CACHED, RAN = "unchanged", "ran"
 DVC = (sys.executable, "-m", "dvc")
 TAKEN_FROM_CACHE = re.compile(r"Stage '(.+)' is cached - skipping run|Pulling data for stage: '(.+)'")
+# DVC 3.67 asks for the age of each file in its run cache, and fails if another run with that cache just renamed one
+RUN_CACHE_RACE = re.compile(r"No such file or directory: '.*/runs/.*\.tmp'")
 Log = Callable[[str], None]
 
 
@@ -35,16 +37,22 @@ def stream(
     on_start: Callable[[subprocess.Popen], object] = lambda process: None,
     **options: object,
 ) -> tuple[int, list[str]]:
-    """Run a command, which inherits `pass_fds`, and call `on_line` for each line of output; exit code and lines."""
+    """Run a command, which inherits `pass_fds`, and call `on_line` for each line of output; exit code and lines.
+    If it fails because another run just wrote to DVC's run cache, it says so and runs again."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-    process = subprocess.Popen(command, pass_fds=tuple(pass_fds), **pipes, **options)
-    on_start(process)
     lines = []
-    for line in process.stdout:
-        if line.strip():
-            lines.append(line.rstrip())
-            on_line(lines[-1])
-    return process.wait(), lines
+    for _ in range(10):
+        earlier = len(lines)
+        process = subprocess.Popen(command, pass_fds=tuple(pass_fds), **pipes, **options)
+        on_start(process)
+        for line in process.stdout:
+            if line.strip():
+                lines.append(line.rstrip())
+                on_line(lines[-1])
+        if process.wait() == 0 or not any(map(RUN_CACHE_RACE.search, lines[earlier:])):
+            break
+        on_line("another run just wrote to DVC's run cache; the command runs again")
+    return process.returncode, lines
 
 
 def run_stage(stage: str, on_line: Log, log: Log, command: Sequence[str], **options: object) -> str:

@@ -11,9 +11,11 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
@@ -30,7 +32,7 @@ from flows.registry.evidence import (
 )
 from flows.registry.pyfunc_model import write_pyfunc_model
 from flows.registry.versions import NAME, VersionSummary, number_of, registry_client, resolve, turn_to_move
-from stages.runtime.tracking import experiment_of, fit, log_headline, log_params
+from stages.runtime.tracking import experiment_of, fit, log_headline, log_metrics, log_params
 from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import failpoint, fingerprint, write_bytes, write_json
@@ -38,7 +40,7 @@ from thousandwords.core.manifest import DamagedArtefact, write_manifest
 from thousandwords.evaluation.gate import PARTS, GateConfig, decide
 
 FETCHED = Path(".store/registry")  # may be deleted at any time
-MODEL_CARD, OVERVIEW = "model_card.md", "results/ranked/overview.png"
+MODEL, MODEL_CARD, OVERVIEW = "model", "model_card.md", "results/ranked/overview.png"
 MAX_DESCRIPTION, CUT = 5000, "\n\n*Cut here: model_card.md of this version has all of it.*"  # MLflow's limit
 # equal in these: the same version, whatever commit or run
 IDENTITY = ("package", "metrics", "prompts", "problems")
@@ -69,20 +71,8 @@ def register(root: Path = Path(".")) -> str:
 
 def _add_version(client: mlflow.MlflowClient, root: Path, evidence: dict, digest: str) -> str:
     """Upload everything to a new MLflow run, then create the version; returns its number."""
-    tags = {"mlflow.runName": "register", "stage": "register", **_parent_tag(client, root)}
-    run = client.create_run(experiment_of(client, root), tags=tags)
-    status = "FAILED"
-    try:
-        source = f"{run.info.artifact_uri}/model"
-        with tempfile.TemporaryDirectory() as folder:
-            manifest = _write_files(root, Path(folder), evidence)
-            description = fit(Path(folder, MODEL_CARD).read_text("utf-8"), MAX_DESCRIPTION, CUT)
-            client.log_artifacts(run.info.run_id, folder, "model")
-        failpoint("version-stored")
-        version_files.check_stored(client, source, manifest, "the new version")
-        _describe_run(client, run.info.run_id, root)
-        with contextlib.suppress(MlflowException):  # it exists already; if not, the next call says why
-            client.create_registered_model(NAME, description="captions in, ranked images out")
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = _write_files(root, Path(folder), evidence)
         licences = {origin["licence"] for origin in (evidence["data"] or {}).get("origins", [])}
         tags = {
             versions.PINNED: manifest["sha256"],
@@ -93,14 +83,89 @@ def _add_version(client: mlflow.MlflowClient, root: Path, evidence: dict, digest
             versions.SOUNDNESS: versions.soundness(evidence["problems"]),
             "data.licence": ", ".join(sorted(licences)) or "not stated",
         }
-        version = client.create_model_version(
-            NAME, source, run.info.run_id, tags=tags, description=description
-        )
-        failpoint("version-created")
+        with _uploaded(client, root, folder, manifest, _parent_tag(client, root)) as run:
+            _describe_run(client, run.info.run_id, root)
+            return _create_version(client, run, folder, tags)
+
+
+@contextlib.contextmanager
+def _uploaded(
+    client: mlflow.MlflowClient, root: Path, folder: str, manifest: dict, tags: dict[str, str]
+) -> Iterator[Run]:
+    """A new MLflow run with the files of a version; it is finished if nothing fails until the end of the block."""
+    tags = {"mlflow.runName": "register", "stage": "register", **tags}
+    run = client.create_run(experiment_of(client, root), tags=tags)
+    status = "FAILED"
+    try:
+        client.log_artifacts(run.info.run_id, folder, MODEL)
+        failpoint("version-stored")
+        version_files.check_stored(client, f"{run.info.artifact_uri}/{MODEL}", manifest, "the new version")
+        yield run
         status = "FINISHED"
-        return number_of(version)
     finally:
         client.set_terminated(run.info.run_id, status)
+
+
+def _create_version(client: mlflow.MlflowClient, run: Run, folder: str, tags: dict[str, str]) -> str:
+    """The version of a run with its files; returns its number."""
+    with contextlib.suppress(MlflowException):  # it exists already; if not, the next call says why
+        client.create_registered_model(NAME, description="captions in, ranked images out")
+    description = fit(Path(folder, MODEL_CARD).read_text("utf-8"), MAX_DESCRIPTION, CUT)
+    source = f"{run.info.artifact_uri}/{MODEL}"
+    version = client.create_model_version(NAME, source, run.info.run_id, tags=tags, description=description)
+    failpoint("version-created")
+    return number_of(version)
+
+
+def copy_versions(uri: str, root: Path = Path(".")) -> list[str]:
+    """Copy the versions of the registry at `uri` that this one lacks, oldest first, every file verified; their numbers.
+
+    Its champion and challenger become those of a registry that has none. Raises DamagedArtefact before the first
+    damaged version, with those before it copied, and UserError if MLflow does not answer.
+    """
+    root = Path(root)
+    with registry_client(root) as client:
+        other = mlflow.MlflowClient(uri, uri)
+        present = [each for each in versions.newest_first(client) if versions.PINNED in each.tags]
+        numbers = {_content_of(version): number_of(version) for version in present}
+        copied, same = [], {}
+        for version in reversed(versions.newest_first(other)):
+            content = _content_of(version)
+            if content not in numbers:
+                numbers[content] = _copy_version(client, root, other, version)
+                copied.append(numbers[content])
+            same[number_of(version)] = numbers[content]
+        if not copied:
+            return []
+        aliases = client.get_registered_model(NAME).aliases
+        missing = {
+            alias: same[str(number)]
+            for alias, number in other.get_registered_model(NAME).aliases.items()
+            if alias not in aliases
+        }
+        if challenger := missing.get(versions.CHALLENGER):
+            versions.move_alias(client, versions.CHALLENGER, challenger)
+        if champion := missing.get(versions.CHAMPION):
+            with turn_to_move(client, champion) as turn:
+                versions.add_champion(client, turn, (), champion)
+        return copied
+
+
+def _content_of(version: ModelVersion) -> str:
+    """Equal in two versions of the same content; raises DamagedArtefact for one that pins no files."""
+    return version.tags.get(versions.CONTENT) or versions.pinned_sha256(version)
+
+
+def _copy_version(
+    client: mlflow.MlflowClient, root: Path, other: mlflow.MlflowClient, version: ModelVersion
+) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = version_files.fetch_all(other, version, Path(folder))
+        data = other.get_run(version.run_id).data
+        with _uploaded(client, root, folder, manifest, {"copied.from": f"version {version.version}"}) as run:
+            log_params(client, run.info.run_id, data.params)
+            log_metrics(client, run.info.run_id, data.metrics)
+            return _create_version(client, run, folder, dict(version.tags))
 
 
 def _parent_tag(client: mlflow.MlflowClient, root: Path) -> dict[str, str]:
@@ -132,9 +197,7 @@ def _write_files(root: Path, folder: Path, evidence: dict) -> dict:
         for name, config in configs.items()
     }
     captions = None
-    with contextlib.suppress(
-        DamagedArtefact
-    ):  # captions of a damaged shard are not counted; `make verify` names it
+    with contextlib.suppress(DamagedArtefact):  # of a damaged shard, which `make verify` names
         captions = caption_counts(root / PAIRS)
     write_bytes(folder / MODEL_CARD, model_card(NAME, evidence, settings).encode())
     write_bytes(folder / "data_card.md", data_card(NAME, sound_manifest(root / PAIRS), captions).encode())

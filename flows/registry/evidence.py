@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
-import yaml
 from mlflow.entities.model_registry import ModelVersion
 
-from flows.dvc.damage import dvc_digest
+from flows.dvc.damage import dvc_digest, stages_of
 from flows.registry.version_files import EVIDENCE, read_file
 from stages.runtime.tracking import data_metadata, git_revision
 from thousandwords.core.files import sha256_of
@@ -36,9 +35,9 @@ def gather_evidence(root: Path) -> dict:
     package, pairs = read_manifest(root / PACKAGE, fix=fix), sound_manifest(root / PAIRS)
     parts = {name: read_manifest(root / PACKAGE / name, fix=fix)["sha256"] for name in PARTS}
     text = (root / LOCK).read_text(encoding="utf-8") if (root / LOCK).is_file() else ""
-    lock, git, metrics = (yaml.safe_load(text) or {}).get("stages", {}), git_revision(root), None
+    lock, git, metrics = stages_of(text), git_revision(root), None
     if (root / METRICS).is_file():  # every number, under its dotted name
-        flat = flatten(json.loads((root / METRICS).read_bytes())).items()
+        flat = flatten(_read_output(root / METRICS)).items()
         metrics = {name: value for name, value in flat if type(value) in (int, float)}
     problems = [
         *part_problems(root, package["facts"]["parts"], parts),
@@ -53,7 +52,7 @@ def gather_evidence(root: Path) -> dict:
         fix = "Commit them (dvc.lock too), then register it again"
         problems.append(f"the git tree has uncommitted changes. {fix}")
     samples = (sound_manifest(root / "results/samples") or {"facts": {}})["facts"]
-    runs = [json.loads(path.read_bytes()) for path in sorted((root / "results/runs").glob("*.json"))]
+    runs = [_read_output(path) for path in sorted((root / "results/runs").glob("*.json"))]
     return {
         "package": package["sha256"],
         "parts": parts,
@@ -66,6 +65,14 @@ def gather_evidence(root: Path) -> dict:
         "runs": {run["stage"]: run["run_id"] for run in runs if run.get("run_id")},
         "data": data_metadata(pairs) if pairs else None,  # which images, how many, under which license
     }
+
+
+def _read_output(path: Path) -> dict:
+    """The JSON that a stage wrote. Raises DamagedArtefact if it is none."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DamagedArtefact(f"{path} is damaged ({error}). Run: make repair") from error
 
 
 def gate_evidence(client: mlflow.MlflowClient, version: ModelVersion) -> Evidence:

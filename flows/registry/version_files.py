@@ -23,7 +23,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from safetensors import SafetensorError, safe_open
 
 from flows.registry.versions import FIX, label_of, pinned_sha256
-from thousandwords.core.files import write_bytes
+from thousandwords.core.files import translate_write_errors, write_bytes
 from thousandwords.core.manifest import MANIFEST, DamagedArtefact, check_file, read_manifest
 from thousandwords.evaluation.gate import PARTS
 
@@ -35,9 +35,8 @@ FETCHED = re.compile(
 FOR_MLFLOW = re.compile(
     r"MLmodel|conda\.yaml|python_env\.yaml|requirements\.txt|code/thousandwords/([a-z0-9_]+/)*[a-z0-9_]+\.py"
 )
-BYTECODE = re.compile(
-    r"code/(\w+/)*__pycache__"
-)  # Python writes it beside the code that MLflow loads from a local store
+# Python writes it beside the code that MLflow loads from a local store
+BYTECODE = re.compile(r"code/(\w+/)*__pycache__")
 FORGED = "Do not use it; register a package of your own"
 MLFLOW_METADATA = "registered_model_meta"  # MLflow's own download adds it to a local store; it is not fetched
 MAX_MANIFEST_BYTES = 2**22  # the manifest is read before its hash is checked
@@ -51,7 +50,8 @@ def fetch_version(client: mlflow.MlflowClient, version: ModelVersion, folder: Pa
         return target / PACKAGE
     manifest, repository = read_pinned_manifest(client, version), _repository(client, version.source)
     shutil.rmtree(target, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    with translate_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as temporary:
         partial = Path(temporary) / "version"
         for name, entry in _fetched_files(manifest).items():
@@ -66,6 +66,15 @@ def fetch_version(client: mlflow.MlflowClient, version: ModelVersion, folder: Pa
             if not _is_complete(target, sha256):
                 raise
     return target / PACKAGE
+
+
+def fetch_all(client: mlflow.MlflowClient, version: ModelVersion, folder: Path) -> dict:
+    """Fetch and verify every file of a version, for a copy of it, into an empty folder; its manifest."""
+    manifest, repository = read_pinned_manifest(client, version), _repository(client, version.source)
+    for name, entry in manifest["files"].items():
+        check_file(_download(repository, name, folder, label_of(version)), entry, FIX)
+    write_bytes(folder / MANIFEST, json.dumps(manifest).encode())
+    return manifest
 
 
 def _check_tensors(path: Path, label: str) -> None:

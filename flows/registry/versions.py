@@ -19,8 +19,9 @@ from pathlib import Path
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
-from stages.runtime.tracking import repair_moved_store, tracking_uri
+from stages.runtime.tracking import describe_unusable, repair_moved_store, tracking_uri
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import failpoint, translate_write_errors
 from thousandwords.core.manifest import DamagedArtefact
@@ -31,12 +32,11 @@ PINNED = "files.sha256"  # tag of each version that `register` made: the hash of
 CONTENT = "content.sha256"  # tag: equal in two versions of the same package, metrics and problems
 PACKAGE, COMMIT, SOUNDNESS = "package.sha256", "git.commit", "soundness"  # tags that `show` prints
 TURNS = f"{NAME} lock (not a model)"  # MLflow's pages list it beside the model
-LOCK = (
-    f"Not a model: a lock. While @champion of {NAME} moves, a version of this says which command may move it."
-)
+LOCK = f"Not a model: a lock. While @champion of {NAME} moves, a version says which command may move it."
 CHAMPIONS = "champions"  # tag of the registered model: oldest first
 TURN_SECONDS = 30  # after which the turn of a process that died, or hangs, is over
 PAUSE_SECONDS = 0.1
+RESTORE = "Bring back a copy of that file, or move it away: its versions are then gone, models/package stays"
 FIX = "Do not use it: register the package again, or roll back"
 
 
@@ -50,9 +50,8 @@ def registry_client(root: Path) -> Iterator[mlflow.MlflowClient]:
                 folder.mkdir(exist_ok=True)
                 repair_moved_store(Path(root))
         yield mlflow.MlflowClient(uri, uri)
-    except MlflowException as error:
-        fix = "Start it, or unset MLFLOW_TRACKING_URI"
-        raise UserError(f"MLflow at {uri} rejected the request: {str(error)[:300]}. {fix}") from error
+    except (MlflowException, SQLAlchemyError) as error:  # a damaged file is met before MLflow's own errors
+        raise UserError(describe_unusable(uri, error, RESTORE)) from error
 
 
 def resolve(client: mlflow.MlflowClient, version: str) -> ModelVersion:
@@ -64,7 +63,8 @@ def resolve(client: mlflow.MlflowClient, version: str) -> ModelVersion:
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        fix = "make promote" if version == CHAMPION else "python -m flows.registry register"
+        fixes = {CHAMPION: "make promote", CHALLENGER: "make register"}
+        fix = fixes.get(version, "python -m flows.registry show, which lists them")
         raise UserError(f"the registry has no version {version!r} of {NAME}. Run: {fix}") from error
 
 

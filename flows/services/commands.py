@@ -96,12 +96,10 @@ def _supervisor(folder: Path) -> ServerProxy:
 
 def is_running(folder: Path) -> bool:
     """Whether the folder's servers are supervised now."""
-    with socket.socket(socket.AF_UNIX) as client:
-        try:
-            client.connect(str(specs.socket_file(folder)))
-        except OSError:
-            return False
-    return True
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(specs.socket_file(folder)))
+        return True
+    return False
 
 
 def _states(folder: Path) -> dict[str, int]:
@@ -123,14 +121,10 @@ def check_ports(settings: ServicesConfig) -> None:
 
 def is_free(port: int) -> bool:
     """Whether a server could listen on this port of 127.0.0.1 now."""
-    with socket.socket() as probe:
-        # as servers do: a recently closed connection is no obstacle
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+    with contextlib.suppress(OSError):
+        socket.create_server(("127.0.0.1", port)).close()
+        return True
+    return False
 
 
 def stop(settings: ServicesConfig) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from flows.services import postgres_server
 from flows.services.postgres_server import USER, write_secret
 from flows.templates import render
+from stages.runtime.environment import VARIABLES
 from thousandwords.core.errors import UserError
 
 S3_USER = "thousandwords:team"
@@ -24,11 +25,6 @@ PACKAGES = ("supervisor", "mlflow", "flask_wtf", "prefect")
 TEAM_PACKAGES = ("swift", "boto3", "dvc_s3", "psycopg2", "asyncpg")
 MARK = "THOUSANDWORDS_SERVERS"  # the folder of the servers, in the environment of each of their processes
 CLIENT_PREFIXES = ("AWS_", "MLFLOW_", "PREFECT_", "PG", "SERVERS_")  # client settings are not for the servers
-NO_TELEMETRY = {
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-}
 
 
 @dataclass(frozen=True)
@@ -59,8 +55,7 @@ class ServicesConfig:
 
 
 def socket_file(folder: Path) -> Path:
-    """Where the folder's supervisord answers."""
-    return folder / "supervisor.sock"
+    return folder / "supervisor.sock"  # where the folder's supervisord answers
 
 
 def read_settings(environ: dict[str, str]) -> ServicesConfig:
@@ -117,7 +112,7 @@ def environment(**extra: str) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(CLIENT_PREFIXES)}
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, inherited.get("PYTHONPATH")]))
-    return {**inherited, **NO_TELEMETRY, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **extra}
+    return {**inherited, **VARIABLES, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **extra}
 
 
 def supervisor_file(settings: ServicesConfig, passwords: Passwords) -> str:

@@ -59,9 +59,8 @@ def output_lock(out: Path) -> contextlib.AbstractContextManager[None]:
     """Only one stage writes an output at a time, wherever it was started. The lock lies beside the output:
     DVC removes an output before it is made again, and all that is in it."""
     path = Path(out).resolve()
-    return hold_lock(
-        path.with_name(f".{path.name}.lock"), f"{out} is being written by {{holder}}. Wait for it, or stop it"
-    )
+    message = f"{out} is being written by {{holder}}. Wait for it, or stop it"
+    return hold_lock(path.with_name(f".{path.name}.lock"), message)
 
 
 def end_with_launchers() -> None:
@@ -74,9 +73,8 @@ def end_with_launchers() -> None:
     launchers = _launchers(process)
     has_lost_them = not launchers and len(process.parents()) < 2
     if has_lost_them and (is_started_by_torchrun() or "DVC_STAGE" in os.environ):
-        raise UserError(
-            "the process that started this one has already ended, so this one ends too. Run the same again"
-        )
+        found = "the process that started this one has already ended"
+        raise UserError(f"{found}, so this one ends too. Run the same again")
     end_with(*launchers, grace=GRACE_SECONDS)
 
 

@@ -87,9 +87,6 @@ def count_processes(params: Path, section: str) -> int:
     except (UserError, KeyError, TypeError, AttributeError):
         return 1
     if num_processes == "auto":
-        return (
-            max(1, torch.cuda.device_count())
-            if device_kind(settings) == "cuda"
-            else min(2, torch.get_num_threads())
-        )
+        has_gpu = device_kind(settings) == "cuda"
+        return max(1, torch.cuda.device_count()) if has_gpu else min(2, torch.get_num_threads())
     return num_processes if isinstance(num_processes, int) else 1

@@ -64,9 +64,8 @@ def train(
 
     context.is_stoppable = True
     try:
-        with Prefetcher(
-            micro_batches_of, config.steps, config.num_loader_workers(world.device)
-        ) as micro_batches:
+        num_workers = config.num_loader_workers(world.device)
+        with Prefetcher(micro_batches_of, config.steps, num_workers) as micro_batches:
             weights, rows = fit(
                 model,
                 config,

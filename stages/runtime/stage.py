@@ -31,9 +31,8 @@ from thousandwords.training.distributed import SINGLE_PROCESS, World, init_proce
 from thousandwords.training.loop import Stopped
 from thousandwords.training.train_state import NotFinite
 
-STATE_FOLDER = Path(
-    ".ckpt"
-)  # resumable state, outside DVC: DVC removes a stage's outputs before it runs it again
+# resumable state, outside DVC: DVC removes a stage's outputs before it runs it again
+STATE_FOLDER = Path(".ckpt")
 RECORDS = Path("results/runs")
 # modules that watch, log and distribute work, and change no result
 NOT_CODE = ("stages.runtime", "thousandwords.parallel", "thousandwords.core.progress")

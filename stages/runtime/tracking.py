@@ -1,5 +1,4 @@
-"""MLflow: one parent run per pipeline run, a child run per stage. The only module of the stages that imports
-mlflow.
+"""MLflow: one parent run per pipeline run, a child run per stage.
 
 The parent run has what a user looks for first: all settings, the headline figures, the data, images, the report. The
 children have the curves and every figure. No stage depends on what is logged here: DVC is the source of truth about
@@ -65,14 +64,19 @@ def if_usable(program: str, use: Callable[[], Any]) -> Any:
     except Exception as error:
         if getattr(error, "errno", None) in DISK_FULL_ERRNOS:
             raise
-        reason = " ".join(str(error).split("[SQL", 1)[0].split())[:200]
-        fix = "Start it, or unset MLFLOW_TRACKING_URI"
-        fix = fix if os.environ.get("MLFLOW_TRACKING_URI") else "Move that file away"
-        message = f"MLflow at {tracking_uri()} cannot be used ({reason}). {fix}"
+        message = describe_unusable(tracking_uri(), error, "Move that file away")
         if os.environ.get(REQUIRED) == "required":
             raise UserError(message) from error
         print(f"{program}: {message}; the work goes on without tracking", file=sys.stderr, flush=True)
         return None
+
+
+def describe_unusable(uri: str, error: Exception, fix_of_file: str) -> str:
+    """One sentence: which store cannot be used, why, and the fix, which differs for a server and for a file here."""
+    reason = " ".join(str(error).split("[SQL", 1)[0].split())[:200]
+    is_server = os.environ.get("MLFLOW_TRACKING_URI")
+    fix = "Start it, or unset MLFLOW_TRACKING_URI" if is_server else fix_of_file
+    return f"MLflow at {uri} cannot be used ({reason}). {fix}"
 
 
 def _check_store(uri: str) -> None:
@@ -135,9 +139,7 @@ class Tracker:
         self.run_id = run_id
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        now = int(time.time() * 1000)
-        points = [Metric(name.replace("/", "."), float(value), now, step) for name, value in values.items()]
-        self._try(self.client.log_batch, self.run_id, metrics=points)
+        self._try(log_metrics, self.client, self.run_id, values, step)
 
     def files(self, paths: tuple[Path, ...], folder: str | None = None) -> None:
         for path in paths:
@@ -162,9 +164,8 @@ class Tracker:
         # late: a short stage should not pay for the import
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        self.system_monitor = SystemMetricsMonitor(
-            self.run_id, SECONDS_BETWEEN_SYSTEM_METRICS, resume_logging=True, tracking_uri=tracking_uri()
-        )
+        options = {"resume_logging": True, "tracking_uri": tracking_uri()}
+        self.system_monitor = SystemMetricsMonitor(self.run_id, SECONDS_BETWEEN_SYSTEM_METRICS, **options)
         self.system_monitor.start()
 
     def _log_dataset(self) -> None:
@@ -220,12 +221,17 @@ def log_params(client: mlflow.MlflowClient, run_id: str, params: dict) -> None:
         client.log_batch(run_id, params=params[first : first + MAX_PARAMS])
 
 
+def log_metrics(client: mlflow.MlflowClient, run_id: str, values: dict[str, float], step: int = 0) -> None:
+    now, names = int(time.time() * 1000), str.maketrans("/:", "..")
+    points = [Metric(name.translate(names), float(value), now, step) for name, value in values.items()]
+    client.log_batch(run_id, points)
+
+
 def log_headline(client: mlflow.MlflowClient, run_id: str, metrics: Path) -> None:
     """Log the headline figures of a metrics.json."""
     from thousandwords.evaluation.headline import headline  # late: it is in no checkpoint's fingerprint
 
-    now, figures = int(time.time() * 1000), headline(json.loads(metrics.read_bytes()))
-    client.log_batch(run_id, [Metric(name, value, now, 0) for name, value in figures.items()])
+    log_metrics(client, run_id, headline(json.loads(metrics.read_bytes())))
 
 
 def fit(text: str, limit: int, note: str) -> str:
@@ -274,10 +280,7 @@ def log_experiment(title: str, name: str, values: dict[str, object], metrics: di
     mlflow_client = client()
     run_id, is_new = _parent_run(mlflow_client, experiment_of(mlflow_client), name)
     mlflow_client.set_tag(run_id, "sweep", title)
-    now = int(time.time() * 1000)
-    names = {key: key.replace("/", ".").replace(":", ".") for key in metrics}
-    points = [Metric(names[key], value, now, 0) for key, value in metrics.items()]
-    mlflow_client.log_batch(run_id, points)
+    log_metrics(mlflow_client, run_id, metrics)
     if is_new:  # no stage ran, so none has logged the settings
         log_params(mlflow_client, run_id, values)
     mlflow_client.set_terminated(run_id)
@@ -304,18 +307,14 @@ def repair_moved_store(root: Path = Path(".")) -> None:
         for table, columns in PATH_COLUMNS.items():
             for column in columns:
                 update = (
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE instr({column}, ?) = 1"
                 )
-                connection.execute(update, (here, len(before) + 1, len(before), before))
+                connection.execute(update, (here, len(before) + 1, before))
+        folder = urllib.request.url2pathname(before.removeprefix("file://"))
+        found = f"this project was moved or copied from {folder}"
         print(
-            f"tracking: this project was moved or copied from {_path_of(before)}, so its MLflow records "
-            "now point to the files in this folder",
-            file=sys.stderr,
+            f"tracking: {found}, so its MLflow records now point to the files in this folder", file=sys.stderr
         )
-
-
-def _path_of(uri: str) -> str:
-    return urllib.request.url2pathname(uri.removeprefix("file://"))
 
 
 def experiment_of(client: mlflow.MlflowClient, root: Path = Path(".")) -> str:

@@ -44,7 +44,6 @@ class TrainingView:
         self.step, self.first_step, self.written = 0, None, 0.0
         # seconds: spent on images, and of that on the last sheet
         self.started, self.spent, self.cost = time.monotonic(), 0.0, 0.0
-        self.rows: Path | None = None
         if self.writes:
             self._clear_other_run()
 
@@ -104,7 +103,7 @@ class TrainingView:
         rate = (self.step - self.first_step) / max(elapsed, 1e-9)
         content = {
             "stage": self.context.name,
-            "run": self._run(),
+            "run": self.context.state.name,  # by its settings, inputs and code
             "run_id": self.context.tracker.run_id,
             "step": self.step,
             "steps": self.steps,
@@ -116,18 +115,13 @@ class TrainingView:
         with self._warned():
             _replace(self.folder / "progress.json", json.dumps(content).encode())
 
-    def _run(self) -> str:
-        """The run of this training: its settings, inputs and code."""
-        return self.context.state.name if self.context.state else ""
-
     def _clear_other_run(self) -> None:
         """A resumed run keeps its curves and images; those of another run are removed."""
         with self._warned():
-            try:
-                is_same = json.loads((self.folder / "progress.json").read_bytes())["run"] == self._run()
-            except (OSError, ValueError, KeyError):
-                is_same = False
-            if not is_same:
+            run = None
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                run = json.loads((self.folder / "progress.json").read_bytes())["run"]
+            if run != self.context.state.name:
                 shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
 

@@ -1,6 +1,7 @@
 """The studio as one ASGI application: a route checks a request, queues it for the worker process, and answers.
 
-Described at /openapi.json. Without torch.
+Described at /openapi.json. Without torch. A route that may wait for a file or the registry is no coroutine: FastAPI calls
+it in a thread.
 """
 
 import asyncio
@@ -14,10 +15,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Annotated
 
+import fastapi_offline
 import numpy as np
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi import Path as PathValue
-from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 
@@ -36,6 +38,9 @@ from thousandwords.inference.config import SamplingConfig
 from thousandwords.inference.provenance import read_provenance
 
 STATIC = Path(__file__).parents[1] / "static"
+SWAGGER = (
+    Path(fastapi_offline.__file__).parent / "static"
+)  # its own page has a script within, which the studio's policy forbids
 ERROR_RESPONSES = {code: {"model": schema.ErrorResponse} for code in (400, 403, 413, 415, 422, 429, 503)}
 IMAGE_FILE = {"schema": {"type": "string", "format": "binary"}}
 IMAGE_BODY = {"requestBody": {"required": True, "content": {"image/*": IMAGE_FILE}}}
@@ -107,6 +112,7 @@ def make_app(studio: Studio) -> FastAPI:
     for routes in (model_routes, image_routes, gallery_routes, training_routes):
         app.include_router(routes(studio))
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.mount("/swagger", StaticFiles(directory=SWAGGER), name="swagger")
     add_error_handlers(app)
 
     @app.get("/", include_in_schema=False)
@@ -115,7 +121,7 @@ def make_app(studio: Studio) -> FastAPI:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return RedirectResponse("/#/api")  # Swagger UI would come from another host
+        return FileResponse(STATIC / "swagger.html")
 
     return app
 
@@ -132,11 +138,10 @@ def model_routes(studio: Studio) -> APIRouter:
         return JSONResponse(body) if queue.status == "ready" else JSONResponse(body, 503, RETRY)
 
     @routes.get("/api/versions", response_model=schema.Versions)
-    async def versions() -> dict:
+    def versions() -> dict:
         """The models: models/package and the registry's versions."""
         try:
-            default = await run_in_threadpool(studio.versions.find)
-            return {"default": default.id, "versions": await run_in_threadpool(studio.versions.all)}
+            return {"default": studio.versions.find().id, "versions": studio.versions.all()}
         except UserError as error:
             raise ApiError(503, str(error)) from error
 
@@ -184,8 +189,8 @@ def image_routes(studio: Studio) -> APIRouter:
         """An image of yours as the model sees it: its center square, its tokens and their reconstruction."""
         data = await request.body()
         if not data:
-            fix = "Send the bytes of a PNG, JPEG or WebP file as the body"
-            raise ApiError(422, f"the body is empty. {fix}", "image")
+            message = "the body is empty. Send the bytes of a PNG, JPEG or WebP file as the body"
+            raise ApiError(422, message, "image")
         return await studio.ask(request, "encode_image", version, data=data)
 
     @routes.post("/api/tokens", response_model=schema.EditedTokens)
@@ -230,9 +235,7 @@ def gallery_routes(studio: Studio) -> APIRouter:
         before: Annotated[str | None, Query(max_length=64, description="`next` of the previous page")] = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 24,
         version: schema.VersionName | None = None,
-        starred: Annotated[
-            bool, Query(description="only those with a star, in a list without a search")
-        ] = False,
+        starred: Annotated[bool, Query(description="only those with a star; not in a search")] = False,
     ) -> dict:
         """Past generations, newest first; or those whose best images match a text best."""
         if not (query or "").strip():
@@ -241,37 +244,36 @@ def gallery_routes(studio: Studio) -> APIRouter:
         return {"entries": await run_in_threadpool(studio.gallery.entries, result["names"]), "next": None}
 
     @routes.get("/api/gallery.zip", response_class=StreamingResponse, responses=ZIP_FILE)
-    async def download(name: Annotated[list[str], Query(min_length=1, max_length=MAX_ZIPPED)]) -> Response:
+    def download(name: Annotated[list[str], Query(min_length=1, max_length=MAX_ZIPPED)]) -> Response:
         """The images of some entries in one ZIP file, a folder for each entry, best first."""
-        file = await run_in_threadpool(studio.gallery.zip_file, name)
+        file = studio.gallery.zip_file(name)
         return StreamingResponse(iter(lambda: file.read(2**16), b""), media_type="application/zip")
 
     @routes.get("/api/gallery/{name}", response_model=schema.WholeEntry)
-    async def entry(name: str) -> dict:
+    def entry(name: str) -> dict:
         """One entry with all its candidates, best first."""
-        return await run_in_threadpool(studio.gallery.entry, name)
+        return studio.gallery.entry(name)
 
     @routes.get("/api/gallery/{name}/{candidate}.png", **PNG_FILE)
-    async def image(name: str, candidate: int) -> Response:
+    def image(name: str, candidate: int) -> Response:
         """One image as a PNG with its provenance."""
-        data = await run_in_threadpool(studio.gallery.image, name, candidate)
         headers = {"Content-Disposition": f'inline; filename="{name}-{candidate}.png"'}
-        return Response(data, media_type="image/png", headers=headers)
+        return Response(studio.gallery.image(name, candidate), media_type="image/png", headers=headers)
 
     @routes.put("/api/gallery/{name}/star", status_code=204)
-    async def star(name: str) -> None:
+    def star(name: str) -> None:
         """Give an entry a star."""
-        await run_in_threadpool(studio.gallery.star, name, True)
+        studio.gallery.star(name, True)
 
     @routes.delete("/api/gallery/{name}/star", status_code=204)
-    async def unstar(name: str) -> None:
+    def unstar(name: str) -> None:
         """Take the star of an entry away."""
-        await run_in_threadpool(studio.gallery.star, name, False)
+        studio.gallery.star(name, False)
 
     @routes.delete("/api/gallery/{name}", status_code=204)
-    async def remove(name: str) -> None:
+    def remove(name: str) -> None:
         """Delete an entry for good."""
-        await run_in_threadpool(studio.gallery.remove, name)
+        studio.gallery.remove(name)
 
     return routes
 
@@ -280,12 +282,12 @@ def training_routes(studio: Studio) -> APIRouter:
     routes = APIRouter(tags=["training"])
 
     @routes.get("/api/training", response_model=schema.TrainingStatus)
-    async def training() -> dict:
+    def training() -> dict:
         """The stages that run now, and of each training its progress, curves and images. Ask again for news."""
-        return await run_in_threadpool(training_status, studio.versions.root)
+        return training_status(studio.versions.root)
 
     @routes.get("/api/training/{stage}/{step}.png", **PNG_FILE)
-    async def training_image(stage: str, step: Annotated[int, PathValue(ge=0, lt=2**31)]) -> Response:
+    def training_image(stage: str, step: Annotated[int, PathValue(ge=0, lt=2**31)]) -> Response:
         """The images that a training drew at a step."""
         path = image_file(studio.versions.root, stage, step)
         if not path.is_file():
@@ -311,8 +313,8 @@ async def stream_lines(
             if event["event"] == "candidate":
                 candidates.append(event)
             if event["event"] == "ranked":
-                saved = (gallery, version, candidates, event["order"], event.pop("settings"))
-                name = await run_in_threadpool(_save_entry, *saved)
+                arguments = (gallery, version, candidates, event["order"], event.pop("settings"))
+                name = await run_in_threadpool(_save_entry, *arguments)
                 event |= {"id": name, "seconds": round(time.monotonic() - started, 3)}
             event.pop("status", None)
             yield json.dumps(event, separators=(",", ":")).encode() + b"\n"

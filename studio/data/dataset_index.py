@@ -153,8 +153,8 @@ class DatasetIndex:
     def _item(self, row: Row, score: float | None) -> Event:
         split, index = row
         reader, png = self._reader(split), base64_of(encode_png(self._square(row)))
-        caption = reader.captions(index)[0]
-        return {"key": reader.key(index), "caption": caption, "split": split, "score": score, "png": png}
+        texts = {"key": reader.key(index), "caption": reader.captions(index)[0], "split": split}
+        return texts | {"score": score, "png": png}
 
     def _square(self, row: Row) -> np.ndarray:
         """The center square, uint8 (H, W, 3). Not cached: the models need the memory."""

@@ -81,8 +81,8 @@ class Gallery:
         values = (count, provenance.to_dict(), entry.version, entry.scores, entry.order, when)
         metadata = dict(zip(METADATA, values, strict=True))
         split = INPAINTED if provenance.fixed_tokens else "asked"
-        row, seed = {"prompt_id": 0, "split": split, "prompt": provenance.caption}, provenance.seed
-        seeds = [candidate_seed(seed, provenance.caption, number) for number in range(count)]
+        row = {"prompt_id": 0, "split": split, "prompt": provenance.caption}
+        seeds = [candidate_seed(provenance.seed, provenance.caption, number) for number in range(count)]
         rows = [row | {"candidate": number, "seed": seed} for number, seed in enumerate(seeds)]
         partial = self.folder / f".{name}.tmp"
         try:
@@ -96,8 +96,8 @@ class Gallery:
     def page(self, before: str | None, limit: int, only_starred: bool = False) -> Event:
         """The newest entries, or those before `before`; damaged entries are left out."""
         entries, last = [], None
-        for name in [name for name in self.names() if before is None or name < before]:
-            if only_starred and not self._is_starred(name):
+        for name in self.names():
+            if (before and name >= before) or (only_starred and not self._is_starred(name)):
                 continue
             if len(entries) == limit:
                 return {"entries": entries, "next": last}
@@ -128,9 +128,7 @@ class Gallery:
             last = metadata["candidates"] - 1
             raise NoSuchEntry(f"the entry {name} has no image {candidate}; its images are 0 to {last}")
         pixels = read_samples(self.folder / name).image(0, candidate)
-        return encode_png_with_provenance(
-            pixels, dataclasses.replace(metadata["provenance"], candidate=candidate)
-        )
+        return _png(pixels, metadata, candidate)
 
     def zip_file(self, names: list[str]) -> IO[bytes]:
         """A ZIP file with a folder per entry: its PNGs as `image` gives them, best first. Raises as `image`."""
@@ -139,12 +137,10 @@ class Gallery:
         file = tempfile.TemporaryFile()  # noqa: SIM115  the caller reads and closes it
         with zipfile.ZipFile(file, "w") as archive:  # PNGs are compressed already
             for name, metadata, folder in zip(names, entries, folders, strict=True):
-                provenance, images = metadata["provenance"], read_samples(self.folder / name).images(0)
+                seed, images = metadata["provenance"].seed, read_samples(self.folder / name).images(0)
                 for rank, number in enumerate(metadata["order"]):
-                    png = encode_png_with_provenance(
-                        images[number], dataclasses.replace(provenance, candidate=number)
-                    )
-                    archive.writestr(f"{folder}-seed-{provenance.seed}/{rank:03d}.png", png)
+                    png = _png(images[number], metadata, number)
+                    archive.writestr(f"{folder}-seed-{seed}/{rank:03d}.png", png)
         file.seek(0)
         return file
 
@@ -214,6 +210,12 @@ class Gallery:
                 for number in metadata["order"][:count]
             ],
         }
+
+
+def _png(pixels: np.ndarray, metadata: dict, candidate: int) -> bytes:
+    return encode_png_with_provenance(
+        pixels, dataclasses.replace(metadata["provenance"], candidate=candidate)
+    )
 
 
 class GallerySearch:

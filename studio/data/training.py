@@ -17,18 +17,14 @@ STAGE = re.compile("[a-z_]+")
 MAX_POINTS = 300  # of a curve
 
 
-def has_run(root: Path) -> bool:
-    return (root / LOCKS).is_dir()
-
-
 def training_status(root: Path) -> Event:
     """{"running": names of stages, "trainings": newest first}."""
     # not by trying the locks: a stage that starts at that moment would find its lock taken
     locks = sorted(path for path in (root / LOCKS).glob("*") if STAGE.fullmatch(path.name))
-    running = [path.name for path in locks if psutil.pid_exists(int(read_note(path).get("pid", -1)))]
+    running = [path.name for path in locks if psutil.pid_exists(int(read_note(path).get("pid") or -1))]
     found = []
     for path in (root / TRAININGS).glob("*/progress.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # it is removed when another run begins
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # damaged, or just removed
             progress = json.loads(path.read_bytes())
             found.append((progress["updated"], _training(path.parent, progress, running)))
     found.sort(key=operator.itemgetter(0), reverse=True)
@@ -59,7 +55,7 @@ def _training(folder: Path, progress: dict, running: list[str]) -> Event:
 def _curves(path: Path) -> dict[str, list]:
     """{name: [(step, value), ...]}, thinned; values that are not finite are null."""
     curves: dict[str, list] = {}
-    with contextlib.suppress(OSError, ValueError):  # the last line may be half written
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # half written, or damaged
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             for name in row.keys() - {"step"}:

@@ -1,4 +1,4 @@
-"""The packages that the studio can use: models/package, and the registry's versions, each fetched and verified.
+"""The packages that the studio can use: models/package, the registry's versions, each fetched and verified, and the example.
 
 One version answers a whole request: an alias that moves meanwhile affects later requests only.
 """
@@ -10,12 +10,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from thousandwords.api import EXAMPLE, LAST_RUN
 from thousandwords.core.errors import UserError
 from thousandwords.core.manifest import MANIFEST, read_manifest
 
 log = logging.getLogger("studio")
 
-PACKAGE = "package"
+PACKAGE, EXAMPLE_ID = "package", "example"
 CACHE_SECONDS = 2.0  # for which the registry's list is reused
 RETRY_SECONDS = 30.0  # for which a registry that failed is not asked again: a user waits for each try
 # MLflow's own are minutes
@@ -25,7 +26,7 @@ MAX_VERSIONS = 50  # of the registry, the newest
 
 @dataclass(frozen=True)
 class Version:
-    id: str  # "package", or a version number of the registry
+    id: str  # "package", "example", or a version number of the registry
     label: str
     fingerprint: str  # sha256 of the package's manifest
     aliases: tuple[str, ...] = ()
@@ -33,28 +34,35 @@ class Version:
 
 
 class Versions:
-    """All packages: that of a folder, and the registry's if there is one. May be slow; thread-safe."""
+    """All packages: that of a folder, and the registry's if there is one; without a folder models/package, and after all
+    others the example. May be slow; thread-safe."""
 
-    def __init__(self, root: Path, package: Path, selected: str | None = None) -> None:
-        self.root, self.package, self.selected = Path(root), Path(package), selected
+    def __init__(self, root: Path, package: Path | None, selected: str | None = None) -> None:
+        self.root, self.package, self.selected = Path(root), Path(package or LAST_RUN), selected
+        self._has_example = package is None
         # two locks: a fetch takes long, and other requests read the list meanwhile
         self._list_lock, self._fetch_lock = threading.Lock(), threading.Lock()
         self._registered: tuple[float, list[Version]] = (float("-inf"), [])  # valid until, list
         self._folders: dict[str, str] = {}
 
     def all(self) -> list[Version]:
-        """models/package, then the registry's, newest first. A registry that does not answer has none."""
+        """models/package, the registry's, newest first, and the example. A registry that does not answer has none."""
         with self._list_lock:
             if time.monotonic() > self._registered[0]:
                 self._registered = self._list_registered()
-            if not (self.package / MANIFEST).is_file():
-                return self._registered[1]
-            manifest = read_manifest(self.package, verify=False, fix="dvc repro package_model")
-            local = Version(PACKAGE, str(self.package), manifest["sha256"], note="trained here")
-            return [local, *self._registered[1]]
+            versions = [*self._registered[1]]
+            if (self.package / MANIFEST).is_file():
+                manifest = read_manifest(self.package, verify=False, fix="dvc repro package_model")
+                versions.insert(
+                    0, Version(PACKAGE, str(self.package), manifest["sha256"], note="trained here")
+                )
+            if self._has_example:
+                sha256 = read_manifest(EXAMPLE, verify=False)["sha256"]
+                versions.append(Version(EXAMPLE_ID, "example", sha256, note="ships with thousandwords"))
+            return versions
 
     def find(self, name: str | None = None) -> Version:
-        """The version with an id or alias; None: the selected one, else the champion, else models/package."""
+        """The version with an id or alias; None: the selected one, else the champion, else the first of `all`."""
         versions, name = self.all(), self.selected if name is None else name
         if name is None and not versions:
             found = f"there is no model: no package at {self.package}, and none in the registry"
@@ -80,8 +88,8 @@ class Versions:
 
     def folder(self, version: Version) -> str:
         """The folder of its package, fetched and verified if needed (slow). Raises UserError."""
-        if version.id == PACKAGE:
-            return str(self.package)
+        if version.id in (PACKAGE, EXAMPLE_ID):
+            return str(self.package if version.id == PACKAGE else EXAMPLE)
         with self._fetch_lock:
             if version.id not in self._folders:
                 # imported late: it loads MLflow, which is not needed without a registry

@@ -103,23 +103,21 @@ def reproduce(package: Package, data: bytes) -> Event:
     provenance, pixels = read_provenance(data), pixels_of(data)
     batch_size = min(provenance.settings.batch_size, provenance.settings.candidates)
     if batch_size > MAX_BATCH_SIZE:
-        raise FieldError(
-            "image",
-            f"this image's provenance says that {batch_size} images were generated at a time; "
-            f"the maximum here is {MAX_BATCH_SIZE}. The file was changed; use another copy of it",
-        )
+        found = f"this image's provenance says that {batch_size} images were generated at a time"
+        fix = f"the maximum here is {MAX_BATCH_SIZE}. The file was changed; use another copy of it"
+        raise FieldError("image", f"{found}; {fix}")
+    numbers = provenance.fixed_tokens
+    fixed = None if numbers is None else torch.tensor(numbers, dtype=torch.int64)
     try:
         check_prompt(provenance.caption, "its caption")
         check_guidance(provenance.settings.guidance, package.generator.config)
-        if provenance.fixed_tokens is not None:
-            fixed = torch.tensor(provenance.fixed_tokens, dtype=torch.int64)[None]
-            package.generator.check_fixed_tokens(fixed, 1)
+        if fixed is not None:
+            package.generator.check_fixed_tokens(fixed[None], 1)
     except ValueError as error:
         raise FieldError("image", f"this image's provenance does not fit this model: {error}") from error
     number, place = divmod(provenance.candidate, provenance.settings.batch_size)
-    fixed = None if provenance.fixed_tokens is None else torch.tensor(provenance.fixed_tokens)
-    batch = package.generate_batch(provenance.caption, provenance.settings, provenance.seed, number, fixed)
-    candidate = batch[place]
+    request = (provenance.caption, provenance.settings, provenance.seed, number, fixed)
+    candidate = package.generate_batch(*request)[place]
     reproduced = encode_png_with_provenance(candidate.image, provenance)
     return {
         "same": reproduced == data,
@@ -245,9 +243,8 @@ def flat_tokens_of(package: Package, grid: Grid, field: str, first: int = 0) -> 
         raise FieldError(field, message)
     if tokens.min() < first or tokens.max() >= tokenizer.vocab_size:
         found = f"{field} has tokens from {int(tokens.min())} to {int(tokens.max())}"
-        raise FieldError(
-            field, f"{found}; this model's tokens are from {first} to {tokenizer.vocab_size - 1}"
-        )
+        message = f"{found}; this model's tokens are from {first} to {tokenizer.vocab_size - 1}"
+        raise FieldError(field, message)
     return tokens
 
 

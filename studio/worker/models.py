@@ -30,9 +30,7 @@ class ModelWorker:
         self.paths = paths
         self.dataset = DatasetIndex(paths.pairs, paths.store)
         self.gallery_search = GallerySearch(Gallery(paths.gallery))
-        self._load = functools.lru_cache(MAX_PACKAGES)(
-            lambda folder, _: load_package(Path(folder), paths.device)
-        )
+        self._load = functools.lru_cache(MAX_PACKAGES)(lambda folder, _: load_package(folder, paths.device))
 
     def events(self, name: str, folder: str, **fields: object) -> Iterator[Event]:
         """The events of a request for the package in a folder."""
@@ -84,11 +82,10 @@ class ModelWorker:
             raise FieldError("split", f"there is no split {split!r}, only {', '.join(splits)}")
         elif query:
             scorer = self.package(folder).scorer
-            page = self.dataset.search(scorer, query, split, limit)
+            page = self.dataset.search(scorer, query, split, limit)  # first: it begins the index
             yield self.dataset.state(scorer) | page
         else:
-            page = self.dataset.page(split, offset, limit)
-            yield self.dataset.state(None) | page
+            yield self.dataset.state(None) | self.dataset.page(split, offset, limit)
 
     def nearest_images(self, folder: str, grid: Grid, limit: int) -> Iterator[Event]:
         if not self.dataset.exists():

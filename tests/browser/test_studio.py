@@ -478,3 +478,13 @@ def test_a_stopped_server_is_reported_and_found_again(page):
     page.unroute_all()
     page.get_by_test_id("generate-button").click()
     wait_for_ranking(page, 16)
+
+
+def test_swagger_shows_the_operations_and_runs_one(page):
+    page.goto("/docs")
+    operation = page.locator(".opblock", has_text="/api/versions")
+    operation.click()
+    operation.get_by_role("button", name="Try it out").click()
+    operation.get_by_role("button", name="Execute").click()
+    expect(operation.locator(".live-responses-table")).to_contain_text('"default": "package"')
+    assert page.locator(".opblock").count() > 10

@@ -117,6 +117,13 @@ WRONG = {
         ({"absolute_error_weight": -1.0}, "unet.absolute_error_weight is -1.0; it needs to be 0 or more"),
         ({"widths": [8] * 5}, "image_size is 16, no multiple of the 32 pixels of a position of the coarsest"),
     ],
+    ("decoders", "flow"): [
+        ({"widths": []}, "flow.widths is []; give one multiple of 8 for each level"),
+        ({"token_width": 0}, f"flow.token_width is 0; it {COUNTS}"),
+        ({"sigma": -0.1}, "flow.sigma is -0.1; it needs to be 0 or more"),
+        ({"steps": 0}, f"flow.steps is 0; it {COUNTS}"),
+        ({"widths": [8] * 5}, "(flow.patch 2 * 2 ** (5 flow.widths - 1))"),
+    ],
     ("generators", "transformer"): [
         ({"num_layers": 0}, f"transformer.num_layers is 0; it {COUNTS}"),
         ({"width": 100, "num_heads": 3}, "transformer.width is 100, which 3 heads cannot share evenly"),

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -221,11 +222,34 @@ def test_an_error_on_another_machine_names_the_machine(cluster):
 def test_the_error_for_a_full_cluster_says_what_is_free(cluster, monkeypatch):
     from thousandwords.parallel import ray_workers
 
-    monkeypatch.setattr(ray_workers, "START_SECONDS", 3.0)
+    monkeypatch.setattr(ray_workers, "PLACE_SECONDS", 3.0)
     five_threads = Engine(EngineConfig(**ray_settings(cluster)), "cpu", threads=5)
-    message = "no place for a worker, which needs num_cpus 5, in 3 seconds.*Lower engine.workers"
+    message = "no place for a worker, which needs CPU 5, in 3 seconds.*Lower engine.workers"
     with pytest.raises(UserError, match=message):
         list(run_items(work_items.nodes, [0.0], five_threads, "test"))
+
+
+def test_a_worker_that_has_a_place_but_does_not_start_is_replaced(cluster, monkeypatch, capfd, tmp_path):
+    from thousandwords.parallel import ray_workers
+    from thousandwords.parallel.pool import WorkerDied
+
+    has_died = tmp_path / "died"
+
+    class StartsTheSecondTime(ray_workers.TaskRunner):
+        def __init__(self) -> None:
+            if not has_died.exists():
+                time.sleep(600.0)
+
+    def died(reason: str) -> WorkerDied:
+        has_died.touch()
+        ray_workers.START_SECONDS = 300.0  # all the time that the second needs on a busy machine
+        return WorkerDied(reason)
+
+    monkeypatch.setattr(ray_workers, "TaskRunner", StartsTheSecondTime)
+    monkeypatch.setattr(ray_workers, "WorkerDied", died)
+    monkeypatch.setattr(ray_workers, "START_SECONDS", 5.0)
+    assert len(results_of(work_items.nodes, [0.0], **ray_settings(cluster, 1))) == 1
+    assert "a worker died at 0.0 (it did not start in 5 seconds), attempt 1 of 3" in capfd.readouterr().err
 
 
 OTHER = {"torch": "2.11.0", "arithmetic": "NEON"}
@@ -260,7 +284,7 @@ def test_a_lost_node_loses_only_the_work_in_progress(cluster, monkeypatch, capfd
     workers = engine(**ray_settings(cluster, 3))
     results = run_items(work_items.WaitsForLoss(tmp_path), range(8), workers, "test")
     before = [next(results)[1] for _ in range(3)]
-    monkeypatch.setattr(ray_workers, "START_SECONDS", 5.0)
+    monkeypatch.setattr(ray_workers, "PLACE_SECONDS", 5.0)
     cluster.remove_node(lost, allow_graceful=False)
     (tmp_path / "writing").write_text(lost.node_id)
     (tmp_path / "writing").rename(tmp_path / "lost")

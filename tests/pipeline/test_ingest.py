@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.registry.cards import data_card
-from tests.helpers.images import write
+from tests.helpers.images import png, write
 from tests.helpers.sources import folder_config, pixels, write_folder
 from thousandwords.core.manifest import DamagedArtefact, read_manifest, write_manifest
 from thousandwords.data.images import area_resize, encode_png, fit_square
@@ -97,6 +97,22 @@ def test_only_bad_inputs_is_always_an_error(tmp_path):
     with pytest.raises(BadData, match=r"2 of the 2 inputs .* were rejected \(100%\)") as caught:
         write_pairs(folder_config(own, max_refused_share=1.0), 0, tmp_path / "pairs")
     assert str(caught.value).endswith(". Fix them")
+
+
+def test_images_that_are_all_left_out_by_a_setting_name_it(tmp_path):
+    own = write_folder(tmp_path / "own", 2)
+    with pytest.raises(BadData, match=r"2 too_small .*. Fix them, or lower data.min_side$"):
+        write_pairs(folder_config(own, min_side=500), 0, tmp_path / "pairs")
+
+
+def test_one_pair_is_too_few_whatever_the_share(tmp_path):
+    own = write(
+        tmp_path / "own",
+        {f"{n}.{suffix}": data for n in range(3) for suffix, data in (("png", png()), ("txt", "a"))},
+    )
+    message = r"own has 1 pair \(2 more have the same image and caption, 0 were rejected\). Training needs 2 or more"
+    with pytest.raises(BadData, match=message):
+        write_pairs(folder_config(own), 0, tmp_path / "pairs")
 
 
 def test_an_empty_split_is_rejected_with_the_fix(tmp_path):

@@ -17,6 +17,9 @@ METRICS = {
     "codebook": {"perplexity": 1, "perplexity_kmeans": 1, "used": 1, "vocab_size": 2},
     "generator": {"val_loss_image": 1, "val_loss_text": 1},
     "clip_score": {"n1": 1, "best": 1},
+    "fidelity": {},
+    "verdicts": {},
+    "held_out_pairs": 100,
     "seconds": {},
     "n": 1,
 }

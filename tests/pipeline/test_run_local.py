@@ -173,6 +173,7 @@ READING = {"train": {"cmd": "cp a b", "deps": ["${data.path}"], "params": ["data
         ({"params.yaml": "- 1\n"}, "params.yaml should be a set of named sections, found list"),
         ({"params.yaml": b"\xff\xfe\x00"}, "params.yaml is not valid YAML: "),
         ({}, "params.yaml is missing. Start from one of presets/: cp presets/default.yaml params.yaml"),
+        ({"params.yaml/a": ""}, "params.yaml is a folder, not a file. Start from one of presets/: cp presets/"),
         ({"params.yaml": "data: {}\n"}, "params.yaml: data.path is null or absent, but dvc.yaml watches"),
         ({"params.yaml": "data: {path: a}\ndata: {path: b}\n"}, "DVC cannot read this project: .*params.yaml"),
         ({"params.yaml": "data: {path: a}\n", "dvc.yaml": "["}, "DVC cannot read this project: .*dvc.yaml"),

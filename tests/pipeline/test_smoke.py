@@ -23,11 +23,16 @@ pytestmark = pytest.mark.pipeline
 
 
 @pytest.fixture(scope="module")
-def repro():
-    """`dvc repro` in a project, each stage in a process that has PyTorch and MLflow imported already."""
+def path():
+    """A PATH whose `python` has PyTorch and MLflow imported already."""
     own = environment()
     with preloaded_python(own) as first:
-        yield functools.partial(smoke_project.repro, PATH=f"{first}:{own['PATH']}")
+        yield f"{first}:{own['PATH']}"
+
+
+@pytest.fixture(scope="module")
+def repro(path):
+    return functools.partial(smoke_project.repro, PATH=path)
 
 
 @pytest.fixture(scope="module")
@@ -167,10 +172,10 @@ def test_the_run_of_a_pipeline_shows_its_figures_data_and_images_also_where_one_
     assert len(evaluations) == 3  # whole, another setting, going back
 
 
-def test_a_wrong_setting_stops_before_anything_is_lost(project):
+def test_a_wrong_setting_stops_before_anything_is_lost(project, path):
     before = sha256_of(project / "results/metrics.json")
     change(project, "generator.transformer.layers", 3)
-    done = command(project, "dvc", "repro")
+    done = command(project, "dvc", "repro", PATH=path)
     assert done.returncode != 0
     sentence = "generator.transformer has no key 'layers'. Did you mean 'num_layers'?"
     assert sentence in done.stdout + done.stderr

@@ -227,6 +227,21 @@ def test_own_images_get_whole_settings_and_the_users_own_are_backed_up(own_proje
     assert "20 pairs, about 2 held out; 8 × 8 tokens of 512" in capsys.readouterr().out
 
 
+def test_what_is_left_out_is_said_before_the_run_and_too_much_ends_it(own_project, capsys):
+    write(
+        Path("own"), {"20.png": png(seed=20), "21.png": png(seed=0), "21.txt": Path("own/0.txt").read_text()}
+    )
+    settings_for("own", "--minutes", "5")
+    text = capsys.readouterr().out
+    assert text.startswith(
+        "own is a folder of images with texts beside them (source folder)\nleft out of 22 inputs: "
+    )
+    assert ": 1 missing_pair (20.png: there is no 20.txt), 1 duplicate\n20 pairs, about 2 held out; " in text
+
+    write(Path("own"), {f"{n}.png": b"" for n in range(20, 40)})
+    assert "data: 20 of the 40 inputs of own were rejected (50%): " in rejected(use_data.main, capsys, "own")
+
+
 def test_as_many_pairs_are_held_out_as_were_announced_also_of_several_lists(own_project, capsys):
     for split in ("train", "val"):
         rows = "".join(f"{split}{n}.png,a {split} {n}\n" for n in range(10))
@@ -350,11 +365,13 @@ def test_a_plan_says_before_the_start_what_a_run_on_own_images_takes(own_project
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["own/*.tar"], "data: data.path is 'own/*.tar', a pattern, which DVC cannot follow. Set it to the folder"),
         (["nowhere"], "data: DATA is nowhere, and there is no such file or folder. Give the path"),
         (["own", "--from", "modles/package"], "FROM is modles/package, and there is no such folder. Give the folder of a"),
         (["own", "--from", "own"], "FROM is own, which is not a package: it has no package.json. Give the folder of a"),
         (["own", "--from", "models/package", "--size", "large"], "SIZE is large, but with FROM the sizes are those of"),
-        (["own", "--from", "models:/other@x"], "; a registered package is models:/thousandwords@champion"),
+        (["own", "--from", "models:/other@x"], "FROM is models:/other@x, which names no package of this project's"),
+        (["own", "--minutes", "1"], "data: MINUTES is 1; it needs to be 2 or more"),
     ],
 )  # fmt: skip
 def test_what_a_run_cannot_go_on_from_is_said_before_any_work(own_project, capsys, arguments, message):

@@ -34,16 +34,19 @@ def wheel(tmp_path_factory):
     return next(out.glob("*.whl"))
 
 
-def test_the_wheel_holds_the_library_alone_and_is_small(wheel):
-    assert wheel.name == f"thousandwords-{__version__}-py3-none-any.whl" and wheel.stat().st_size < 1_000_000
-    names = zipfile.ZipFile(wheel).namelist()
+def test_the_wheel_holds_the_library_and_its_example_and_is_small(wheel):
+    assert wheel.name == f"thousandwords-{__version__}-py3-none-any.whl"
+    entries = zipfile.ZipFile(wheel).infolist()
+    names, example = [entry.filename for entry in entries], "thousandwords/example/"
+    assert sum(each.compress_size for each in entries if not each.filename.startswith(example)) < 1_000_000
     assert {name.partition("/")[0] for name in names} == {
         "thousandwords", f"thousandwords-{__version__}.dist-info"
     }  # fmt: skip
     packaged = {name for name in names if name.startswith("thousandwords/")}
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "thousandwords").rglob("*.py")}
     templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "thousandwords").rglob("*.j2")}
-    assert packaged == sources | templates | {"thousandwords/py.typed"}
+    model = {path.relative_to(ROOT).as_posix() for path in (ROOT / example).rglob("*") if path.is_file()}
+    assert packaged == sources | templates | model | {"thousandwords/py.typed"}
 
 
 def test_the_wheel_is_imported_in_another_folder_at_once_and_without_torch(wheel, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from flows.dvc import repair
+from flows.dvc.repro import stream
 from tests.helpers.prefect_server import environment, run, tiny_project, wait_for
 from tests.helpers.sources import folder_config, write_folder
 from tests.helpers.tiny_models import SIDE, tiny
@@ -104,7 +105,7 @@ def test_two_clones_with_one_cache_give_equal_results_and_a_third_runs_nothing(t
         (clone / "seed").touch()
         cache = f"[cache]\n    dir = {tmp_path}/cache\n    type = hardlink,copy\n    shared = group\n"
         (clone / ".dvc/config").write_text((clone / ".dvc/config").read_text() + cache)
-    both = [start(clone, *DVC, "repro") for clone in clones[:2]]
+    both = [start(clone, sys.executable, "-m", "flows.run_local") for clone in clones[:2]]
     results = [wait(process) for process in both]
     assert [code for code, _ in results] == [0, 0], results
     assert "Stage 'first' is cached - skipping run" in repro(clones[2]) and begun(clones[2]) == []
@@ -114,19 +115,29 @@ def test_two_clones_with_one_cache_give_equal_results_and_a_third_runs_nothing(t
         assert_lock_file_is_sound(clone, tmp_path / "cache")
 
 
-def test_a_flow_waits_for_a_plain_dvc_and_then_finds_all_stages_done(tmp_path, server):
-    stages = {"first": writer("first", work=UNTIL_GO), "second": writer("second", "first")}
-    project = tiny_project(tmp_path, stages)
-    dvc = start(project, *DVC, "repro")
-    wait_for(lambda: begun(project), 60)
-    flow = start(project, sys.executable, "-m", "flows.pipeline", PREFECT_API_URL=server.api)
-    line = next(line for line in flow.stdout if "waits for it" in line)
-    assert f"another `dvc` is running in this folder (process {dvc.pid}); this run waits for it" in line
-    (project / "go").touch()
-    assert wait(dvc)[0] == 0
-    code, output = wait(flow)
-    assert code == 0 and output.count("| unchanged") == 2, output
-    assert begun(project) == ["first", "second"] and not (project / "clashes").exists()
+def test_an_entry_that_another_clone_just_renames_in_the_run_cache_fails_no_run(tmp_path):
+    project = tiny_project(tmp_path, {"first": writer("first", "seed")})
+    (project / "seed").touch()
+    repro(project)
+    (folder,) = (project / ".dvc/cache/runs").glob("*/*")
+    renamed = folder / ".entry.tmp"
+    renamed.symlink_to("gone")  # listed, but no longer there, as between DVC's two looks at it
+    lines = []
+
+    def on_line(line: str) -> None:
+        lines.append(line)
+        if str(renamed) in line:
+            renamed.unlink()
+
+    (project / "dvc.lock").unlink()
+    options = {"cwd": project, "env": environment(project / ".prefect")}
+    code, all_lines = stream([*DVC, "repro"], on_line, **options)
+    assert code == 0, lines
+    # else DVC no longer fails, and nothing has to run again
+    assert any("failed to reproduce" in line for line in lines), lines
+    notice = "another run just wrote to DVC's run cache; the command runs again"
+    assert lines == [*all_lines[: lines.index(notice)], notice, *all_lines[lines.index(notice) :]]
+    assert begun(project) == ["first"]
 
 
 SETTINGS = {"seed": 0, "device": "cpu", "tokens": {"rows_per_shard": 4, "batch_size": 4}}

@@ -1,7 +1,7 @@
 """Many kills of flows, workers and servers: rows E2, E4, E5, E7, E11 and E12 of the reliability plan.
 
 By default as many trials of each as the target asks for, hours in all; THOUSANDWORDS_KILLS=1 tries each once.
-They print results. Quick tests of each row: tests/services/test_gpu_workers.py and test_heartbeat.py,
+They print results. Quick tests of each row: tests/services/test_gpu_workers.py and test_prefect_flows.py,
 tests/pipeline/test_supervisor.py.
 """
 

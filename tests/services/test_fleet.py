@@ -159,6 +159,7 @@ def test_each_stage_runs_once_on_any_free_worker_and_an_unchanged_one_on_none(wo
 def test_a_failed_stage_is_named_with_its_worker_and_stages_that_need_it_are_not_submitted(working, prefect):
     fleet = working
     (fleet.coordinator / "stage.py").write_text("raise SystemExit(2)\n")
+    (fleet.coordinator / "flows/workers/placement.yaml").write_text("stages: {first: {retries: 0}}\n")
     clones.must(fleet.coordinator, "git", "commit", "-qam", "a mistake")
     clones.must(fleet.coordinator, "git", "push", "-q", "origin", "HEAD:refs/heads/a-mistake")
     earlier = {run["id"] for run in prefect.runs()}

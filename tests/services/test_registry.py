@@ -6,12 +6,13 @@ Rows F3 and F4 of the reliability plan.
 import json
 import shutil
 
+import mlflow
 import pytest
 import yaml
 
 import thousandwords
 from flows.registry.__main__ import main
-from flows.registry.commands import PromotionRejected, fetch, promote, register, rollback, show
+from flows.registry.commands import PromotionRejected, fetch, list_versions, promote, register, rollback, show
 from flows.registry.version_files import read_file
 from flows.registry.versions import NAME
 from tests.helpers.paths import ROOT
@@ -103,8 +104,25 @@ def test_an_empty_registry_says_what_to_do(project, tmp_path, monkeypatch):
 def test_the_address_of_an_mlflow_that_does_not_answer_is_named(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(UserError, match="MLflow at http://127.0.0.1:9 rejected the request"):
+    with pytest.raises(UserError, match="MLflow at http://127.0.0.1:9 cannot be used .* Start it, or unset"):
         show(project)
+
+
+@pytest.mark.parametrize("command", ["show", "promote", "rollback", "fetch"])
+def test_a_damaged_database_is_one_sentence(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".mlflow").mkdir()
+    (tmp_path / ".mlflow/mlflow.db").write_bytes(b"damaged" * 1000)
+    with pytest.raises(SystemExit) as ended:
+        main([command])
+    message = capsys.readouterr().err
+    assert ended.value.code == 2 and message.count("\n") == 1
+    assert message.startswith(f"registry: MLflow at sqlite:///{tmp_path}/.mlflow/mlflow.db cannot be used (")
+    assert (
+        "file is not a database). Bring back a copy of that file, or move it away: its versions are"
+        in message
+    )
 
 
 def test_a_fetched_package_is_not_fetched_again_unless_it_is_damaged(project, tmp_path):
@@ -117,6 +135,12 @@ def test_a_fetched_package_is_not_fetched_again_unless_it_is_damaged(project, tm
     weights.write_bytes(flipped(weights.read_bytes(), 1000))
     assert package_images(fetch("1", tmp_path / "fetched", project))
     assert [path.name for path in (tmp_path / "fetched").iterdir()] == [package.parent.parent.name]
+
+
+def test_a_package_is_not_fetched_into_a_file(project, tmp_path):
+    (tmp_path / "taken").touch()
+    with pytest.raises(UserError, match="/taken cannot be written: File exists. Check that"):
+        fetch("1", tmp_path / "taken", project)
 
 
 def test_the_library_loads_a_version_by_the_clone_that_it_runs_in(project, monkeypatch):
@@ -136,7 +160,7 @@ def test_a_failed_command_ends_with_one_sentence(project, monkeypatch, capsys, v
     assert ended.value.code == 2
     assert capsys.readouterr().err == (
         f"registry: the registry has no version '{version}' of thousandwords. "
-        "Run: python -m flows.registry register\n"
+        "Run: python -m flows.registry show, which lists them\n"
     )
 
 
@@ -237,3 +261,47 @@ def test_the_problems_of_a_version_are_stored_with_it(project):
     version = fetch("3", project / "fetched", project).parent.parent
     assert "**Problems**" in (version / "model_card.md").read_text()
     assert "| folder | CC-BY-4.0 | https://example.org/cats |" in (version / "data_card.md").read_text()
+
+
+@pytest.fixture
+def other_registry(project, tmp_path, monkeypatch):
+    """The folder has a registry of its own, with two versions, and uses another one, which is empty."""
+    (project / ".mlflow").mkdir()
+    shutil.copy(tmp_path / "mlflow.db", project / ".mlflow/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/team.db")
+    monkeypatch.chdir(project)
+    return project
+
+
+@pytest.mark.parametrize("is_old", [False, True])  # versions of an earlier commit have no such tag
+def test_the_folders_own_versions_are_copied_to_the_registry_in_use_with_their_aliases(
+    other_registry, two_versions, capsys, is_old
+):
+    own = mlflow.MlflowClient(f"sqlite:///{other_registry}/.mlflow/mlflow.db")
+    for number in ("1", "2") if is_old else ():
+        own.delete_model_version_tag(NAME, number, "content.sha256")
+    main(["copy"])
+    assert capsys.readouterr().out == "copied: versions 1, 2\n"
+    second, first = list_versions()
+    assert (first.aliases, second.aliases) == ((), ("challenger", "champion"))
+    package = fetch("champion", other_registry / "fetched")
+    assert package_images(package) == package_images(two_versions / "models/package")
+    data = client().get_run(client().get_model_version(NAME, "2").run_id).data
+    assert data.tags["copied.from"] == "version 2" and data.params and data.metrics
+    main(["copy"])
+    assert capsys.readouterr().out == "all versions were there already\n"
+
+
+def test_a_damaged_version_is_not_copied_and_without_another_registry_copy_says_so(
+    other_registry, monkeypatch, capsys
+):
+    own = mlflow.MlflowClient(f"sqlite:///{other_registry}/.mlflow/mlflow.db")
+    own.set_model_version_tag(NAME, "2", "files.sha256", "0" * 64)
+    with pytest.raises(SystemExit, match="2"):
+        main(["copy"])
+    assert "version 2 of thousandwords: its manifest is" in capsys.readouterr().err
+    assert [version.number for version in list_versions()] == ["1"]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(SystemExit, match="2"):
+        main(["copy"])
+    assert "there is no other registry to copy from" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from flows.registry import evidence
 from tests.helpers.registering import METRICS
 from tests.helpers.tiny_models import HEADER, tiny, write_shards
 from thousandwords import components
+from thousandwords.core.errors import UserError
 from thousandwords.core.files import write_json
 
 
@@ -76,6 +77,24 @@ def test_parts_that_do_not_belong_together_are_a_problem(project, change, messag
     assert evidence.gather_evidence(project)["problems"] == []
     change(project)
     assert any(problem.startswith(message) for problem in evidence.gather_evidence(project)["problems"])
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "message"),
+    [
+        ("results/metrics.json", '{"n"', r"/results/metrics.json is damaged \(.*\). Run: make repair$"),
+        (
+            "results/runs/evaluate.json",
+            "",
+            r"/results/runs/evaluate.json is damaged \(.*\). Run: make repair$",
+        ),
+        ("dvc.lock", "<<<<<<< HEAD\nstages: [", r"^dvc.lock is not valid \(.*git checkout --theirs dvc.lock"),
+    ],
+)
+def test_a_damaged_file_of_the_run_is_one_sentence(project, path, text, message):
+    (project / path).write_text(text)
+    with pytest.raises(UserError, match=message):
+        evidence.gather_evidence(project)
 
 
 def test_a_small_number_is_the_same_in_params_yaml_and_as_dvc_writes_it():

@@ -117,6 +117,7 @@ def test_a_stop_leaves_no_process_even_if_all_leaders_were_killed(folder, monkey
     stop(settings)
     stop(settings)
     assert processes_of(folder) == [] and "stopped (0 processes)" in capsys.readouterr().out
+    psutil.wait_procs(everyone, timeout=2)  # a killed process has no environment before it is gone
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in everyone)
 
 

@@ -117,6 +117,11 @@ def test_no_request_is_accepted_without_the_password(team):
     )
 
 
+def test_prefects_page_finds_its_server_at_any_port(team):
+    with urllib.request.urlopen(f"http://127.0.0.1:{team.settings.prefect_port}/ui-settings") as answer:
+        assert json.load(answer)["api_url"] == "/api"
+
+
 def test_only_the_four_servers_listen_and_each_asks_for_a_password(team):
     """Probed by what is stored: the paths under which the store's own servers give a list or an object."""
     own = {process.pid for process in processes_of(team.settings.folder)}

@@ -5,12 +5,11 @@ Two finished runs side by side, each a folder with results/ in it: images of the
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from thousandwords.cli.inputs import positive
 from thousandwords.core.files import write_bytes
-from thousandwords.reporting.finished_run import FinishedRun, read_run
+from thousandwords.reporting.finished_run import FinishedRun, read_json, read_run
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +31,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def read_runs(options: argparse.Namespace) -> tuple[FinishedRun, FinishedRun, dict]:
     """Both runs, verified, and the metadata about them."""
-    metadata = json.loads(options.metadata.read_bytes()) if options.metadata else {}
+    metadata = read_json(options.metadata) if options.metadata else {}
     names = [metadata.get(side, {}).get("name", str(getattr(options, side))) for side in ("a", "b")]
     return read_run(options.a, names[0]), read_run(options.b, names[1]), metadata
 

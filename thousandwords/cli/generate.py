@@ -7,14 +7,15 @@ Each image records how it was generated, so the same command goes on where an ea
 
 import argparse
 import dataclasses
+import hashlib
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-from thousandwords.api import kept_cells, read_image
-from thousandwords.cli.inputs import add_package_options, positive, read_prompts
+from thousandwords.api import check_seed, kept_cells, read_inpainted
+from thousandwords.cli.inputs import add_package_options, positive, read_chosen_package, read_prompts
 from thousandwords.core.errors import UserError
 from thousandwords.core.filenames import distinct_slugs
 from thousandwords.core.files import write_bytes
@@ -22,7 +23,7 @@ from thousandwords.data.contact_sheet import make_contact_sheet
 from thousandwords.data.images import encode_png, fit_square
 from thousandwords.inference.config import SamplingConfig, check_guidance, replace_settings
 from thousandwords.inference.inpainting import fixed_tokens_of, gray_out
-from thousandwords.inference.package import Candidate, load_package
+from thousandwords.inference.package import Candidate
 from thousandwords.inference.provenance import Provenance, encode_png_with_provenance, read_provenance
 
 
@@ -49,11 +50,13 @@ def run(options: argparse.Namespace) -> None:
     One grid per prompt, best first, and the single images in a folder beside it.
     """
     prompts = read_prompts(options.prompt, options.prompts)
+    check_seed(options.seed)
     names = ("temperature", "top_k", "top_p", "guidance")
     changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     replace_settings(SamplingConfig(), **changes)
-    image, mask = _read_images(options)
-    package = load_package(options.package, options.device)
+    flags = ("--inpaint", "--keep-rows", "--keep-mask")
+    image, mask = read_inpainted(options.inpaint, options.keep_rows, options.keep_mask, flags)
+    package = read_chosen_package(options, "generate")
     fixed_tokens = kept_part = None
     if image is not None:
         is_kept = kept_cells(package, mask, options.keep_rows)
@@ -67,7 +70,10 @@ def run(options: argparse.Namespace) -> None:
         position = f"[{number + 1}/{len(prompts)}] " if len(prompts) > 1 else ""
         for note in package.text_tokenizer.describe_prompt(prompt):
             print(f'generate: {position}"{prompt}": {note}', file=sys.stderr, flush=True)
-        path = options.out / f"{name}{'' if image is None else '-inpainted'}-seed{options.seed}.png"
+        end = f"{'' if image is None else '-inpainted'}-seed{options.seed}.png"
+        path = options.out / f"{name}{end}"
+        if is_of_other_prompt(path, prompt):  # "a star!" after "a star"
+            path = options.out / f"{name}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}{end}"
         provenance = Provenance(prompt, options.seed, 0, package.fingerprint, settings, fixed_numbers)
         if is_finished(path, provenance):
             print(f"{position}{prompt}: finished before, kept -> {path}", flush=True)
@@ -78,16 +84,13 @@ def run(options: argparse.Namespace) -> None:
         start = time.monotonic()
         candidates = package.generate(prompt, options.candidates, options.seed, fixed_tokens, **changes)
         for rank, candidate in enumerate(candidates):
-            data = encode_png_with_provenance(
-                candidate.image, dataclasses.replace(provenance, candidate=candidate.candidate)
-            )
+            own = dataclasses.replace(provenance, candidate=candidate.candidate)
+            data = encode_png_with_provenance(candidate.image, own)
             write_bytes(path.with_suffix("") / f"{rank:03d}.png", data)
         # the grid comes last: where there is one, its images are complete
         write_bytes(path, encode_png(candidate_sheet(candidates, kept_part)))
-        print(
-            f"{position}{prompt}: {len(candidates)} candidates in {time.monotonic() - start:.1f} s -> {path}",
-            flush=True,
-        )
+        took = f"{len(candidates)} candidates in {time.monotonic() - start:.1f} s"
+        print(f"{position}{prompt}: {took} -> {path}", flush=True)
 
 
 def is_finished(grid: Path, provenance: Provenance) -> bool:
@@ -99,6 +102,14 @@ def is_finished(grid: Path, provenance: Provenance) -> bool:
         return False
     expected = {dataclasses.replace(provenance, candidate=number) for number in range(len(images))}
     return set(found) == expected
+
+
+def is_of_other_prompt(grid: Path, prompt: str) -> bool:
+    """Whether the images of this grid were generated for another prompt, which has the same name of a file."""
+    try:
+        return read_provenance((grid.with_suffix("") / "000.png").read_bytes()).caption != prompt
+    except (OSError, UserError):
+        return False
 
 
 def remove_images(grid: Path) -> bool:
@@ -118,19 +129,3 @@ def candidate_sheet(candidates: list[Candidate], kept_part: np.ndarray | None = 
         images, labels = [kept_part, *images], ["kept", *labels]
     zoom = max(1, 128 // images[0].shape[0])
     return make_contact_sheet(np.stack(images), columns=min(8, len(images)), labels=labels, zoom=zoom)
-
-
-def _read_images(options: argparse.Namespace) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The image to inpaint and its mask, None where not requested; raises UserError."""
-    if options.inpaint is None:
-        for flag, value in (("--keep-rows", options.keep_rows), ("--keep-mask", options.keep_mask)):
-            if value is not None:
-                raise UserError(
-                    f"{flag} says what stays of an image, but no image is given. Name it with --inpaint"
-                )
-        return None, None
-    if options.keep_rows is not None and options.keep_mask is not None:
-        raise UserError("--keep-rows and --keep-mask both say what stays. Give one of them")
-    # transparent parts of a mask count as black: they are not kept
-    mask = None if options.keep_mask is None else read_image(options.keep_mask, background=(0, 0, 0))
-    return read_image(options.inpaint), mask

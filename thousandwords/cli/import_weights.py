@@ -48,30 +48,26 @@ def run(options: argparse.Namespace) -> None:
     names = ["encoder", "decoder"] if options.source == "dalle" else ["weights"]
     files = {name: getattr(options, name) for name in names}
     expected_sha256 = {name: getattr(options, f"{name}_sha256") for name in names}
+    weights, sha256, model = options.weights, options.weights_sha256, out
     if options.source == "dalle":
         fingerprint = dalle_release.import_weights(files, out, expected_sha256)
     elif options.source == "var":
-        fingerprint = var_weights.import_weights(files["weights"], out, expected_sha256["weights"])
+        fingerprint = var_weights.import_weights(weights, out, sha256)
     elif options.source == "var_transformer":
-        fingerprint = var_transformer_weights.import_weights(
-            files["weights"], options.image_tokenizer, out, expected_sha256["weights"]
-        )
+        fingerprint = var_transformer_weights.import_weights(weights, options.image_tokenizer, out, sha256)
+        model = out / "generator"
     else:
-        fingerprint = vqgan_weights.import_weights(
-            files["weights"], options.source, out, expected_sha256["weights"]
-        )
-    is_generator = options.source == "var_transformer"
-    header = json.loads(((out / "generator" if is_generator else out) / "config.json").read_bytes())
+        fingerprint = vqgan_weights.import_weights(weights, options.source, out, sha256)
+    header = json.loads((model / "config.json").read_bytes())
     for name, path in files.items():
         print(f"{name}: {path}, sha256 {header['pickle_sha256'][name]}")
         if is_legacy(path) and expected_sha256[name] is None:
-            print(
-                f"{name}: torch's legacy container has no checksum; only --{name}-sha256 sees a damaged number in it"
-            )
+            note = f"only --{name}-sha256 sees a damaged number in it"
+            print(f"{name}: torch's legacy container has no checksum; {note}")
     if part := header.get("pickle_part"):
         print(f"weights: those under {part!r} in the checkpoint")
     use = f"image_tokenizer: {{kind: {header['kind']}, init: {out}}}"
-    if is_generator:
+    if options.source == "var_transformer":
         use = (
             f"text_tokenizer: {{init: {out}/text_tokenizer}}, image_tokenizer: {{kind: multi_scale, init: "
             f"{options.image_tokenizer}}}, generator: {{kind: {header['kind']}, init: {out}/generator}}"

@@ -1,10 +1,13 @@
 """Inputs of the commands: prompts, numbers, and the package."""
 
 import argparse
+import sys
 from pathlib import Path
 
+from thousandwords.api import EXAMPLE, EXAMPLE_ANSWERS, default_package, read_package
 from thousandwords.core.errors import UserError
 from thousandwords.inference.config import check_prompt
+from thousandwords.inference.package import Package
 
 
 def positive(text: str) -> int:
@@ -17,11 +20,20 @@ def positive(text: str) -> int:
 
 def add_package_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which models are used, and where."""
-    package = Path("models/package")
-    parser.add_argument("--package", type=Path, default=package, help="(default: models/package)")
+    parser.add_argument(
+        "--package", type=Path, help="(default: models/package, or before a first run the example model)"
+    )
     parser.add_argument(
         "--device", default="auto", help="auto, cpu or cuda (default: auto, a GPU where there is one)"
     )
+
+
+def read_chosen_package(options: argparse.Namespace, command: str) -> Package:
+    """The package of `add_package_options`, verified; a line says if it is the example. Raises UserError."""
+    folder = options.package or default_package()
+    if not options.package and folder == EXAMPLE:
+        print(f"{command}: {EXAMPLE_ANSWERS}", file=sys.stderr, flush=True)
+    return read_package(folder, options.device)
 
 
 def read_prompts(prompts: list[str], file: Path | None) -> list[str]:

@@ -10,11 +10,10 @@ import io
 from pathlib import Path
 
 from thousandwords.api import read_image
-from thousandwords.cli.inputs import add_package_options
+from thousandwords.cli.inputs import add_package_options, read_chosen_package
 from thousandwords.core.files import write_bytes
 from thousandwords.inference.config import check_prompt
 from thousandwords.inference.likelihood import Likelihood, likelihood
-from thousandwords.inference.package import load_package
 
 COLUMNS = ("image", "bits_per_image", "bits_per_token", "caption_bits")
 
@@ -31,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
     """Print one line per image; a bad request is rejected before a model is loaded."""
     caption = check_prompt(options.caption, "the caption")
     images = [read_image(path) for path in options.images]
-    package = load_package(options.package, options.device)
+    package = read_chosen_package(options, "likelihood")
     results = zip(options.images, likelihood(package, caption, images), strict=True)
     ranked = sorted(results, key=lambda pair: pair[1].image_bits)
     print(f"{'bits per image':>14}  {'bits per token':>14}  {'bits of the caption':>19}  image")

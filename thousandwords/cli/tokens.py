@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from thousandwords.api import read_image
-from thousandwords.cli.inputs import add_package_options, positive
+from thousandwords.cli.inputs import add_package_options, positive, read_chosen_package
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import write_bytes, write_json
 from thousandwords.data.contact_sheet import make_contact_sheet
@@ -26,7 +26,7 @@ from thousandwords.inference.batched import decode_in_batches, encode_in_batches
 from thousandwords.inference.config import check_prompt
 from thousandwords.inference.inpainting import grid_side
 from thousandwords.inference.likelihood import likelihood_of_tokens
-from thousandwords.inference.package import Package, load_package
+from thousandwords.inference.package import Package
 
 NUM_LISTED = 5  # most surprising cells that are printed
 
@@ -69,34 +69,21 @@ def run(options: argparse.Namespace) -> None:
         )
     first = read_source(options.image)
     second = None if options.stitch is None else read_source(options.stitch)
-    package = load_package(options.package, options.device)
-    before = grid_of(package, first)
-    other = None if second is None else grid_of(package, second)
-    after = edit(before, other, options, edits, package.image_tokenizer.vocab_size)
+    package = read_chosen_package(options, "tokens")
+    before = after = grid_of(package, first)
+    try:
+        if second is not None:
+            after = token_editing.stitch(after, grid_of(package, second), options.columns)
+        if options.flip:
+            after = token_editing.flip(after)
+        for row, column, token in edits:
+            after = token_editing.set_token(after, row, column, token, package.image_tokenizer.vocab_size)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     write_results(package, first, before, after, options.out)
     if caption is not None:
         write_surprisal(package, caption, after, options.out)
     print(f"tokens and images -> {options.out}")
-
-
-def edit(
-    grid: Tensor,
-    other: Tensor | None,
-    options: argparse.Namespace,
-    edits: list[tuple[int, int, int]],
-    vocab_size: int,
-) -> Tensor:
-    """The grid stitched, then flipped, then with single tokens set; raises UserError."""
-    try:
-        if other is not None:
-            grid = token_editing.stitch(grid, other, options.columns)
-        if options.flip:
-            grid = token_editing.flip(grid)
-        for row, column, token in edits:
-            grid = token_editing.set_token(grid, row, column, token, vocab_size)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    return grid
 
 
 def write_results(package: Package, source: Source, before: Tensor, after: Tensor, out: Path) -> None:

@@ -43,7 +43,7 @@ RENAMED_KEYS = {
 
 
 def section(values: dict, name: str, cls: type[T], file: str = "params.yaml") -> T:
-    """The dataclass `cls` filled from `values`, the part of `file` called `name`.
+    """The dataclass `cls` filled from `values`, the part of `file` (if they are from one) called `name`.
 
     Raises ConfigError with one sentence: section({"vocabsize": 2}, "image_tokenizer.dvae", DVAEConfig) ->
     "params.yaml: image_tokenizer.dvae has no key 'vocabsize'. Did you mean 'vocab_size'?"
@@ -51,7 +51,7 @@ def section(values: dict, name: str, cls: type[T], file: str = "params.yaml") ->
     try:
         return _fill(values, name, cls)
     except _Invalid as error:
-        raise ConfigError(f"{file}: {error}") from error.__cause__
+        raise ConfigError(f"{file}: {error}" if file else str(error)) from error.__cause__
 
 
 def check_keys(
@@ -212,5 +212,13 @@ def _scalar_hint(value: Any, expected: type) -> str:
 
 
 def _type_name(expected: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    """tuple[int, ...] | None -> "a list of whole numbers or null" """
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_type_name, arguments))
+    if origin in (tuple, list):
+        item = _type_name(arguments[0]).removeprefix("a ")
+        count = f"{len(arguments)} " if origin is tuple and arguments[-1] is not ... else ""
+        return f"a list of {count}{item}{'' if item == 'text' else 's'}"
     return names.get(expected) or str(expected).replace("typing.", "")

@@ -55,7 +55,8 @@ def flatten(values: dict, prefix: str = "") -> dict[str, object]:
 def read_params(path: Path) -> dict:
     """params.yaml as a dict; raises ConfigError if it is missing or not valid YAML."""
     if not Path(path).is_file():
-        raise ConfigError(f"{path} is missing. Start from one of presets/: cp presets/default.yaml {path}")
+        found = "is a folder, not a file" if Path(path).is_dir() else "is missing"
+        raise ConfigError(f"{path} {found}. Start from one of presets/: cp presets/default.yaml {path}")
     try:
         params = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -87,51 +87,40 @@ class Evaluation:
     reconstructions: Reconstructions
     neighbors: NearestNeighbors | None
     matches: Matches  # scenes only
-    true_or_nearest: dict[
-        int, TrueOrNearest
-    ]  # prompt -> its best sample between the true and a training image
+    true_or_nearest: dict[int, TrueOrNearest]  # prompt -> its best sample
 
 
 def evaluate_run(
     inputs: EvaluationInputs, config: EvaluationConfig, seed: int, extractor: Extractor | None = None
 ) -> Evaluation:
     """The figures of a run; `extractor` is the network of `evaluation.features`, None for the own scorer."""
+    samples, scores = inputs.samples, inputs.scores
     validation = ChosenPairs(inputs.validation, config.num_images)
     training = ChosenPairs(inputs.training, config.overlap_images)
     for_kmeans = ChosenPairs(inputs.training, config.kmeans_images)
-    places = range(len(validation))
+    places, num_train = range(len(validation)), len(training)
     images = to_float(validation.images(places))
     kmeans_images = to_float(for_kmeans.images(range(len(for_kmeans))))
+
+    def read_training(places: list[int]) -> Tensor:
+        return to_float(training.images(places))
+
     # caption match reads scenes in Python while torch, which releases the lock, compares images
     with ThreadPoolExecutor(1) as pool:
-        matching = pool.submit(caption_match, inputs.samples, inputs.scores, seed)
+        matching = pool.submit(caption_match, samples, scores, seed)
         reconstructions = reconstruct(
             inputs.tokenizer, images, kmeans_images, config.kmeans_iterations, seed, inputs.decoder
         )
         captions = [normalize(validation.caption(place)) for place in places]
         held_out = HeldOut(images, captions, reconstructions.psnr_hard)
-
-        def read_training(places: list[int]) -> Tensor:
-            return to_float(training.images(places))
-
-        closeness = true_or_nearest(inputs.samples, inputs.scores, held_out, read_training, len(training))
+        closeness = true_or_nearest(samples, scores, held_out, read_training, num_train)
         fidelity, neighbors, counts = measure(
-            inputs.scorer,
-            held_out,
-            read_training,
-            len(training),
-            inputs.samples,
-            inputs.scores,
-            config,
-            seed,
-            extractor,
+            inputs.scorer, held_out, read_training, num_train, samples, scores, config, seed, extractor
         )
         caption_rates, matches = matching.result()
-    if neighbors and (rates := match_without_overlap(neighbors, captions, inputs.samples, matches)):
+    if neighbors and (rates := match_without_overlap(neighbors, captions, samples, matches)):
         fidelity["overlap"]["caption_match"] = rates
-    figures = collect(
-        reconstructions, caption_rates, inputs.samples, inputs.scores, inputs.generator_curve, seed
-    )
+    figures = collect(reconstructions, caption_rates, samples, scores, inputs.generator_curve, seed)
     if scales := figures_by_scale(inputs.tokenizer, images, reconstructions.tokens):
         figures["scales"] = {str(side): values for side, values in scales.items()}
     if inputs.decoder:
@@ -152,14 +141,12 @@ def collect(
 ) -> dict:
     """The nested layout of metrics.json; prompts that inpaint an image count in no figure of samples."""
     losses = kept_row(generator_curve, "validation/image_loss")
+    names = {f"val_loss_{part}": f"validation/{part}_loss" for part in ("text", "image")}
     figures = {
         "reconstruction": reconstructions.psnr(seed),
         "codebook": reconstructions.codebook(),
-        "generator": {
-            f"val_loss_{part}": losses[f"validation/{part}_loss"]
-            for part in ("text", "image")
-            if f"validation/{part}_loss" in losses  # not every kind models text
-        },
+        # not every kind models text
+        "generator": {name: losses[key] for name, key in names.items() if key in losses},
         "clip_score": clip_score(scores[samples.text_only_prompts()], seed),
         "n": int(scores.shape[1]),
     }
@@ -226,7 +213,5 @@ def match_without_overlap(
         return {}
     overlapping = overlapping_captions(neighbors, captions)
     without = [rate for prompt, rate in rates.items() if samples.prompts[prompt] not in overlapping]
-    return {
-        "with": float(np.mean([*rates.values()])),
-        "without": float(np.mean(without)) if without else None,
-    }
+    mean = float(np.mean([*rates.values()]))
+    return {"with": mean, "without": float(np.mean(without)) if without else None}

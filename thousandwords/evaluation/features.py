@@ -93,9 +93,8 @@ def load_extractor(setting: str) -> Extractor:
 def scorer_extractor(scorer: nn.Module) -> Extractor:
     """The pipeline's own scorer as an extractor."""
     description = "the image tower of models/scorer, this pipeline's own CLIP, unit vectors; not Inception: no FID, no KID"
-    return Extractor(
-        scorer, _unit_vectors, CLIP_FIGURES, description, "floats in [0, 1], as the scorer takes them"
-    )
+    preprocessing = "floats in [0, 1], as the scorer takes them"
+    return Extractor(scorer, _unit_vectors, CLIP_FIGURES, description, preprocessing)
 
 
 def _load_open_clip(setting: str, location: Path) -> Extractor:
@@ -104,21 +103,14 @@ def _load_open_clip(setting: str, location: Path) -> Extractor:
         # the checkpoint's own image size replaces the 224
         network = components.build("scorers", "clip", config_class(pretrained=setting), image_size=224)
     except ValueError as error:
-        raise ConfigError(
-            f"params.yaml: {_one_line(error)}".replace("clip.pretrained", "evaluation.features")
-        ) from error
+        message = f"params.yaml: {_one_line(error)}"
+        raise ConfigError(message.replace("clip.pretrained", "evaluation.features")) from error
     name = setting.partition(":")[0]
     description = f"the image tower of {name} from {location.name}, by open_clip, unit vectors; not Inception: no FID, no KID"
     height, width = network.image_size
-    resizing = f"resized to {height} x {width} by {network.interpolation} with antialiasing"
-    return Extractor(
-        network.eval().requires_grad_(False),
-        _unit_vectors,
-        CLIP_FIGURES,
-        description,
-        f"{resizing}, normalized as the checkpoint says",
-        _sha256(location),
-    )
+    preprocessing = f"resized to {height} x {width} by {network.interpolation} with antialiasing, normalized as the checkpoint says"
+    network.eval().requires_grad_(False)
+    return Extractor(network, _unit_vectors, CLIP_FIGURES, description, preprocessing, _sha256(location))
 
 
 def _unit_vectors(scorer: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -113,24 +113,19 @@ def measure(
     distances, None for those of the scorer. A figure with too few images, or turned off, is absent.
     """
     own, real = scorer_extractor(scorer), held_out.images[: config.fid_images]
-
-    def embed_unblurred(extractor: Extractor, read_images: ReadImages, count: int) -> Tensor:
-        return embed(extractor, read_images, count, [0])[0][0]  # (count, D)
-
-    held_out_features = embed_unblurred(own, held_out.images.__getitem__, len(held_out.images))
-    train_features = embed_unblurred(own, read_training, num_train_images) if num_train_images else None
+    held_out_features = embed(own, held_out.images.__getitem__, len(held_out.images))[0][0]
+    train_features = embed(own, read_training, num_train_images)[0][0] if num_train_images else None
     sets = embed_feature_sets(extractor or own, real, samples)
     counts = {"held_out": len(held_out.images), "training": num_train_images}
-    figures: dict = {
-        "retrieval": retrieval(held_out_features, embed_captions(scorer, held_out.captions), seed)
-    }
+    caption_features = embed_captions(scorer, held_out.captions)
+    figures: dict = {"retrieval": retrieval(held_out_features, caption_features, seed)}
     if found := caption_found(scorer, samples, scores, seed):
         figures["caption_found"] = found
     if sets:
         counts |= {"real": len(real), "drawn": len(sets.sample_ids), "captions": len(set(sets.prompts))}
         figures |= distance_figures(sets, seed)
         if num_train_images >= len(real):  # the distance of real images is not 0 either
-            training = embed_unblurred(extractor, read_training, len(real)) if extractor else train_features
+            training = embed(extractor, read_training, len(real))[0][0] if extractor else train_features
             baseline = fid.frechet_distance(sets.real[0], training[: len(real)])
             figures[sets.names.frechet]["training"] = baseline
         if curve := best_of_n(extractor or own, sets, samples, scores, seed):
@@ -140,19 +135,25 @@ def measure(
 
     by_chance = chance_threshold(held_out_features, train_features)
     threshold = by_chance if config.overlap_threshold is None else config.overlap_threshold
-    sample_features = sets.samples[0] if sets else None
-    if sets and extractor:
-        sample_features = embed_samples(own, samples, sets.sample_ids, [0])[0][0]
+    sample_overlap = None
+    if sets:
+        features = embed_samples(own, samples, sets.sample_ids)[0][0] if extractor else sets.samples[0]
+        sample_overlap = Overlap(*nearest(features, train_features), threshold)
     neighbors = NearestNeighbors(
         Overlap(*nearest(held_out_features, train_features), threshold),
         Overlap(*nearest(train_features), threshold) if num_train_images > 1 else None,
-        Overlap(*nearest(sample_features, train_features), threshold) if sets else None,
+        sample_overlap,
         sets.sample_ids if sets else [],
     )
     counted = {"training": num_train_images, "by_chance": by_chance}
     figures["overlap"] = _overlap_figures(neighbors, held_out) | counted
     if sets:
-        _add_overlap_of_samples(figures, neighbors, held_out, samples, sets)
+        overlapping = overlapping_captions(neighbors, held_out.captions)
+        kept = torch.tensor([samples.prompts[prompt] not in overlapping for prompt in sets.prompts])
+        frechet, unseen = figures[sets.names.frechet], ~neighbors.held_out.is_overlapping[: len(real)]
+        frechet["without_overlap"] = sets.distances(unseen, kept)
+        ends = {"with": frechet["distance"][0], "without": frechet["without_overlap"][0]}
+        figures["overlap"][sets.names.frechet] = ends
         figures["memorisation"] = _memorization(neighbors, counts)
     return figures, neighbors, counts
 
@@ -184,54 +185,34 @@ def distance_figures(sets: FeatureSets, seed: int) -> dict:
         }
     if sets.logits.shape[2] and len(samples) >= fid.SPLITS:
         by_radius = list(map(fid.inception_score, sets.logits))
-        figures[sets.names.inception_score] = {
-            **by_radius[0],
-            "drawn": len(samples),
-            "radius": list(fid.RADII),
-            "score": [score["mean"] for score in by_radius],
-        }
+        scores = {"radius": list(fid.RADII), "score": [score["mean"] for score in by_radius]}
+        figures[sets.names.inception_score] = {**by_radius[0], "drawn": len(samples), **scores}
     return figures
-
-
-def _add_overlap_of_samples(
-    figures: dict, neighbors: NearestNeighbors, held_out: HeldOut, samples: Samples, sets: FeatureSets
-) -> None:
-    """Add the Fréchet distance without overlapping images and the samples for their captions."""
-    frechet, without = figures[sets.names.frechet], overlapping_captions(neighbors, held_out.captions)
-    kept = torch.tensor([samples.prompts[prompt] not in without for prompt in sets.prompts])
-    unseen = ~neighbors.held_out.is_overlapping[: sets.real.shape[1]]
-    frechet["without_overlap"] = sets.distances(unseen, kept)
-    figures["overlap"][sets.names.frechet] = {
-        "with": frechet["distance"][0],
-        "without": frechet["without_overlap"][0],
-    }
 
 
 def _memorization(neighbors: NearestNeighbors, counts: dict[str, int]) -> dict:
     """The block `memorisation` of metrics.json."""
     overlaps = {"drawn": neighbors.samples, "held_out": neighbors.held_out}
-    medians = {which: float(overlap.similarity.quantile(0.5)) for which, overlap in overlaps.items()}
     return {
         "threshold": neighbors.samples.threshold,
         **{name: counts[name] for name in ("drawn", "captions", "training")},
-        "share": {which: overlap.share for which, overlap in overlaps.items()},
-        "median_similarity": medians,
+        "share": {name: overlap.share for name, overlap in overlaps.items()},
+        "median_similarity": {
+            name: float(overlap.similarity.quantile(0.5)) for name, overlap in overlaps.items()
+        },
     }
 
 
 def _overlap_figures(neighbors: NearestNeighbors, held_out: HeldOut) -> dict:
     """The part of the block `overlap` of metrics.json that is about held-out and training images alone."""
-    without = held_out.psnr[~neighbors.held_out.is_overlapping]
-    within_training = neighbors.within_training
+    without, within = held_out.psnr[~neighbors.held_out.is_overlapping], neighbors.within_training
+    ends = {"with": float(held_out.psnr.mean()), "without": float(without.mean()) if len(without) else None}
     return {
         "threshold": neighbors.held_out.threshold,
         "held_out": len(held_out.images),
         "share": neighbors.held_out.share,
-        "share_within_training": within_training.share if within_training else None,
-        "psnr_hard": {
-            "with": float(held_out.psnr.mean()),
-            "without": float(without.mean()) if len(without) else None,
-        },
+        "share_within_training": within.share if within else None,
+        "psnr_hard": ends,
     }
 
 
@@ -288,20 +269,15 @@ def closeness_figures(found: Mapping[int, TrueOrNearest], seed: int) -> dict:
     """The block `true_or_nearest` of metrics.json; empty without held-out captions among the prompts."""
     if not found:
         return {}
-    rows = [*found.values()]
-    return {
-        "true_or_nearest": {
-            "prompts": len(rows),
-            **with_interval("closer_to_true", [row.is_closer_to_true for row in rows], seed),
-            **with_interval(
-                "closer_than_neighbor", [row.psnr_true > row.psnr_neighbor for row in rows], seed
-            ),
-            **{
-                name: float(np.mean([getattr(row, name) for row in rows]))
-                for name in ("psnr_true", "psnr_nearest", "psnr_neighbor")
-            },
-        }
+    rows, names = [*found.values()], ("psnr_true", "psnr_nearest", "psnr_neighbor")
+    than_neighbor = [row.psnr_true > row.psnr_neighbor for row in rows]
+    figures = {
+        "prompts": len(rows),
+        **with_interval("closer_to_true", [row.is_closer_to_true for row in rows], seed),
+        **with_interval("closer_than_neighbor", than_neighbor, seed),
+        **{name: float(np.mean([getattr(row, name) for row in rows])) for name in names},
     }
+    return {"true_or_nearest": figures}
 
 
 def best_of_n(
@@ -316,7 +292,7 @@ def best_of_n(
     features, logits = sets.samples[0], sets.logits[0]
     new = sorted(set(chain.from_iterable(best)) - set(sets.sample_ids))
     if new:
-        more = embed_samples(extractor, samples, new, [0])
+        more = embed_samples(extractor, samples, new)
         features, logits = torch.cat([features, more[0][0]]), torch.cat([logits, more[1][0]])
     row_of = {sample_id: row for row, sample_id in enumerate([*sets.sample_ids, *new])}
     chosen = [[row_of[sample_id] for sample_id in sample_ids] for sample_ids in best]  # rows for each n
@@ -342,7 +318,7 @@ def caption_found(scorer: nn.Module, samples: Samples, scores: np.ndarray, seed:
     if len(prompts) < 2:
         return {}
     best = [(prompt, int(scores[prompt].argmax())) for prompt in prompts.values()]
-    images = embed_samples(scorer_extractor(scorer), samples, best, [0])[0][0]
+    images = embed_samples(scorer_extractor(scorer), samples, best)[0][0]
     similarity = (images @ embed_captions(scorer, list(prompts)).T).numpy()
     return {"captions": len(prompts), **found_among(similarity, AMONG, seed)}
 
@@ -360,14 +336,13 @@ def embed_feature_sets(extractor: Extractor, real: Tensor, samples: Samples) -> 
     sample_ids = first_samples(samples, len(real))
     if min(len(real), len(sample_ids)) < 2:
         return None
-    real_features = embed(extractor, real.__getitem__, len(real), fid.RADII)[0]
-    return FeatureSets(
-        extractor.names, real_features, *embed_samples(extractor, samples, sample_ids, fid.RADII), sample_ids
-    )
+    real_features, _ = embed(extractor, real.__getitem__, len(real), fid.RADII)
+    features, logits = embed_samples(extractor, samples, sample_ids, fid.RADII)
+    return FeatureSets(extractor.names, real_features, features, logits, sample_ids)
 
 
 def embed(
-    extractor: Extractor, read_images: ReadImages, count: int, radii: Sequence[int]
+    extractor: Extractor, read_images: ReadImages, count: int, radii: Sequence[int] = (0,)
 ) -> tuple[Tensor, Tensor]:
     """Features (R, N, D) and logits (R, N, K) of the first N images, blurred by each radius; on the CPU."""
     features, logits = [], []
@@ -381,7 +356,7 @@ def embed(
 
 
 def embed_samples(
-    extractor: Extractor, samples: Samples, sample_ids: Sequence[SampleId], radii: Sequence[int]
+    extractor: Extractor, samples: Samples, sample_ids: Sequence[SampleId], radii: Sequence[int] = (0,)
 ) -> tuple[Tensor, Tensor]:
     """Features (R, M, D) and logits (R, M, K) of samples, blurred by each radius; on the CPU."""
 

@@ -8,6 +8,7 @@ learned nothing. Arrays in, dicts out.
 from dataclasses import dataclass
 
 import faiss
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,7 +18,7 @@ from thousandwords.evaluation.features import scorer_extractor
 from thousandwords.evaluation.fid import frechet_distance
 from thousandwords.evaluation.image_fidelity import embed
 from thousandwords.evaluation.metrics import with_interval
-from thousandwords.nn.metrics import codebook_usage, psnr
+from thousandwords.nn.metrics import codebook_counts, codebook_usage, psnr
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Reconstructions:
             **with_interval("psnr_hard", self.psnr_hard.numpy(), seed),
             **with_interval("psnr_kmeans", self.psnr_kmeans.numpy(), seed),
         }
+
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """How often each token occurs, (V,), of the tokenizer and of k-means."""
+        tokens = (self.tokens, self.kmeans_tokens)
+        return tuple(codebook_counts(each, self.vocab_size).numpy() for each in tokens)
 
     def codebook(self) -> dict:
         """The block `codebook` of metrics.json."""
@@ -77,12 +83,10 @@ def decoder_figures(reconstructions: Reconstructions, images: Tensor, scorer: nn
     distance to these images by the scorer's features, each also of the tokenizer's own reconstructions."""
 
     def features(batch: Tensor) -> Tensor:
-        return embed(scorer_extractor(scorer), batch.__getitem__, len(batch), [0])[0][0]
+        return embed(scorer_extractor(scorer), batch.__getitem__, len(batch))[0][0]
 
-    figures, real = (
-        with_interval("psnr_hard", psnr(images, reconstructions.decoded).numpy(), seed),
-        features(images),
-    )
+    figures = with_interval("psnr_hard", psnr(images, reconstructions.decoded).numpy(), seed)
+    real = features(images)
     for name, decoded in (("", reconstructions.decoded), ("_tokenizer", reconstructions.hard)):
         figures[f"sharpness{name}"] = sharpness(decoded) / sharpness(images)
         if len(images) > 1:

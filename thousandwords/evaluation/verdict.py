@@ -1,12 +1,15 @@
 """One verdict per model in words, from its training and held-out curves: pure functions.
 
-collapsed: few codes in use that reconstruct worse than k-means, or a training loss that never fell. memorizing since step N: the held-out loss rose
-from its minimum at N while the training loss fell, or is far above the training loss, or samples are near duplicates
-of training images. too short, learning, fine: how much of the whole gain came in the last quarter of the steps.
+collapsed: few codes in use that reconstruct worse than k-means, a generator of such tokens that would be called learning
+or fine, or a training loss that never fell. memorizing since step N: the held-out loss rose from its minimum at N while
+the training loss fell, or is far above the training loss, or samples are near duplicates of training images. too short,
+learning, fine: how much of the whole gain came in the last quarter of the steps.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 Rows = Sequence[Mapping[str, float]]  # of the curves of a training
 
@@ -17,7 +20,8 @@ RISE = 0.02  # of the held-out loss from its minimum, relative
 PSNR_FALL = 0.2  # dB
 GAP = 1.5  # held-out loss above so many times the training loss of image tokens
 COPIES = 0.2  # more near duplicates of training images among samples than among held-out images
-COLLAPSED = 0.05  # perplexity, as a share of the codebook
+COLLAPSED = "collapsed"
+COLLAPSED_SHARE = 0.05  # perplexity, as a share of the codebook
 PLAIN_PSNR = 10.0  # dB, about that of a plain image: where a tokenizer starts
 
 
@@ -46,6 +50,10 @@ def verdicts(curves: Mapping[str, Rows], figures: Mapping, num_held_out: int) ->
         "generator": _generator(curves.get("train_generator", ()), figures.get("fidelity", {})),
         "scorer": _by_loss(curves.get("train_scorer", ()), "loss", "held-out loss"),
     }
+    tokenizer, generator = found["image_tokenizer"], found["generator"]
+    if tokenizer and tokenizer.word == COLLAPSED and generator and generator.word in ("learning", "fine"):
+        because = f"the image tokenizer collapsed, so its few tokens are easy to predict; {generator.because}"
+        found["generator"] = Verdict(COLLAPSED, because)
     few = f" (means little: {few_pairs(num_held_out)})" if few_pairs(num_held_out) else ""
     return {
         model: Verdict(verdict.word, verdict.because + _kept(curves[f"train_{model}"]) + few)
@@ -67,23 +75,23 @@ def few_pairs(num_held_out: int) -> str:
 
 def _tokenizer(rows: Rows, figures: Mapping) -> Verdict | None:
     codebook, psnr = figures["codebook"], figures["reconstruction"]
-    points = _points(rows, "validation/psnr_hard")
-    if not points or not _points(rows, "loss"):
+    points = points_of(rows, "validation/psnr_hard")
+    if not points or not points_of(rows, "loss"):
         return None
     use = (
         f"codebook perplexity {codebook['perplexity']:.0f}, {codebook['used']:.0%} of {codebook['vocab_size']} "
         "codes in use"
     )
     is_worse = psnr["psnr_hard"] < psnr["psnr_kmeans"]  # few codes that reconstruct better are no fault
-    if is_worse and codebook["perplexity"] < COLLAPSED * codebook["vocab_size"]:
+    if is_worse and codebook["perplexity"] < COLLAPSED_SHARE * codebook["vocab_size"]:
         worse = f"{psnr['psnr_hard']:.2f} dB, k-means of raw patches {psnr['psnr_kmeans']:.2f} dB"
-        return Verdict("collapsed", f"held-out PSNR {worse}; {use}")
+        return Verdict(COLLAPSED, f"held-out PSNR {worse}; {use}")
     return _by_psnr(rows, PLAIN_PSNR, f"; {use}")
 
 
 def _by_psnr(rows: Rows, start: float, more: str) -> Verdict | None:
     """The verdict on held-out PSNR, which was `start` dB before the training; the sentence ends with `more`."""
-    points = _points(rows, "validation/psnr_hard")
+    points = points_of(rows, "validation/psnr_hard")
     if not points:
         return None
     best_step, best = max(points, key=lambda point: point[1])
@@ -110,14 +118,14 @@ def _generator(rows: Rows, fidelity: Mapping) -> Verdict | None:
 
 def _by_loss(rows: Rows, name: str, title: str, gap: float | None = None) -> Verdict | None:
     """The verdict on a loss that is logged in training as `name` and held out as "validation/name"."""
-    points, training = _points(rows, f"validation/{name}"), _points(rows, name)
+    points, training = points_of(rows, f"validation/{name}"), points_of(rows, name)
     if not points or not training:
         return None
     last_step, last = points[-1]
     best_step, best = min(points, key=lambda point: point[1])
     at = f"{title} {last:.3f} at step {last_step}, training {_training(training, last_step):.3f}"
     if len(training) > 2 and _training(training, last_step) >= training[0][1]:
-        return Verdict("collapsed", f"{at}, at step {training[0][0]} {training[0][1]:.3f}: it never fell")
+        return Verdict(COLLAPSED, f"{at}, at step {training[0][0]} {training[0][1]:.3f}: it never fell")
     falls = _training(training, last_step) < _training(training, best_step)
     if last - best > RISE * abs(best) and falls:
         at = f"{title} {best:.3f} at step {best_step}, {last:.3f} at step {last_step}, "
@@ -136,18 +144,10 @@ def _progress(points: Sequence[tuple[int, float]]) -> tuple[str, str]:
     if len(points) < 3:
         return "too short", "evaluated once, so whether it still gains is not known"
     (_, start), (last_step, last) = points[0], points[-1]
-    late = last - _interpolate(points, LAST_PART * last_step)
+    late = last - float(np.interp(LAST_PART * last_step, *zip(*points, strict=True)))
     share = max(0.0, late / (last - start)) if last != start else 0.0
     word = "too short" if share >= TOO_SHORT else "learning" if share >= FINE else "fine"
     return word, f"{share:.1%} of its gain in the last quarter of the steps"
-
-
-def _interpolate(points: Sequence[tuple[int, float]], step: float) -> float:
-    before = max((point for point in points if point[0] <= step), default=points[0])
-    after = min(point for point in points if point[0] >= step)
-    if before[0] == after[0]:
-        return after[1]
-    return before[1] + (after[1] - before[1]) * (step - before[0]) / (after[0] - before[0])
 
 
 def _training(training: Sequence[tuple[int, float]], step: int) -> float:
@@ -156,5 +156,6 @@ def _training(training: Sequence[tuple[int, float]], step: int) -> float:
     return sum(near) / len(near) if near else training[0][1]
 
 
-def _points(rows: Rows, name: str) -> list[tuple[int, float]]:
+def points_of(rows: Rows, name: str) -> list[tuple[int, float]]:
+    """[(step, value), …] of the rows that have a figure."""
     return [(int(row["step"]), row[name]) for row in rows if name in row]

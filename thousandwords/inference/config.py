@@ -5,7 +5,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from thousandwords.core.config import ConfigError
+import numpy as np
+
+from thousandwords.core.config import ConfigError, section
 from thousandwords.core.errors import UserError
 from thousandwords.text.normalize import normalize
 
@@ -62,11 +64,9 @@ class PromptsConfig(SamplingConfig):
 
 
 def replace_settings(settings: SamplingConfig, **changes: object) -> SamplingConfig:
-    """The settings with some of them replaced; raises ConfigError where one is out of range."""
-    try:
-        return dataclasses.replace(settings, **changes)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    """The settings with some of them replaced; raises ConfigError where one is of another type or out of range."""
+    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in changes.items()}
+    return section(dataclasses.asdict(settings) | plain, "sampling", type(settings), file="")
 
 
 def check_guidance(guidance: float, generator_config: object) -> None:
@@ -85,7 +85,9 @@ class EmptyPrompt(UserError):
 
 
 def check_prompt(prompt: str, where: str = "the prompt") -> str:
-    """The prompt, normalized as the models read it; raises EmptyPrompt."""
+    """The prompt, normalized as the models read it; raises EmptyPrompt, or UserError for what is no text."""
+    if not isinstance(prompt, str):
+        raise UserError(f"{where} is {prompt!r}. Give it as text")
     clean = normalize(prompt)
     if not clean:
         raise EmptyPrompt(f'{where} is empty. Say what to generate, for example "a small red star on sand"')

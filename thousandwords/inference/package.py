@@ -18,7 +18,7 @@ from thousandwords import components
 from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import write_json
-from thousandwords.core.manifest import copy_artifact, read_manifest, write_manifest
+from thousandwords.core.manifest import MANIFEST, copy_artifact, read_manifest, write_manifest
 from thousandwords.data.images import to_uint8
 from thousandwords.inference.batched import decode_in_batches, score_in_batches
 from thousandwords.inference.candidates import count_batches, sample_batch
@@ -33,6 +33,7 @@ FAMILIES = {
 }
 PARTS = ("text_tokenizer", *FAMILIES)
 FIX = "dvc repro package_model"
+HOW_TO_GIVE = f"Give the folder that `{FIX}` writes"
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,14 @@ def write_package(folder: Path, parts: dict[str, Path], settings: SamplingConfig
 def load_package(folder: Path, device: str = "cpu") -> Package:
     """The package in `folder`, every file verified, on `device`. Raises DamagedArtefact or UserError."""
     folder, device = Path(folder), check_device(device)
-    if not folder.is_dir():
+    if not folder.exists():
         raise UserError(f"there is no package at {folder}: nothing has been trained here yet. Run: make run")
+    if not (folder / "package.json").is_file() and not (folder / MANIFEST).is_file():
+        found = "has neither manifest.json nor package.json" if folder.is_dir() else "is a file"
+        raise UserError(f"{folder} is not a package: it {found}. {HOW_TO_GIVE}")
     manifest = read_manifest(folder, fix=FIX)
     if "parts" not in manifest["facts"]:
-        raise UserError(
-            f"{folder} is not a package: its manifest describes something else. Give the folder that `{FIX}` writes"
-        )
+        raise UserError(f"{folder} is not a package: its manifest describes something else. {HOW_TO_GIVE}")
     metadata = json.loads((folder / "package.json").read_bytes())
     for name, expected_sha256 in manifest["facts"]["parts"].items():
         sha256 = read_manifest(folder / name, verify=False, fix=FIX)["sha256"]

@@ -13,6 +13,8 @@ UNLISTED = "not_listed"  # an image beside a list that does not name it
 # reasons due to a setting or to the list, not to a bad input
 FILTERS = ("too_small", "bad_aspect", UNLISTED, *caption_filter.REASONS)
 
+FIXES = {"too_small": "lower data.min_side", "bad_aspect": "raise data.max_aspect"}
+
 
 class BadData(UserError):
     """The source is readable, but its data cannot be used for training."""
@@ -67,28 +69,8 @@ def counts_of(splits: dict[str, int], rejections: Sequence[Rejection], duplicate
 def check_counts(
     counts: dict, rejections: Sequence[Rejection], config: DataConfig, needed_share: Callable[[], float]
 ) -> None:
-    """Raise BadData if too many inputs were rejected, or nothing is left, or a split is empty.
-
-    Caption filters are off by default, so the inputs that they remove are no sign of bad data and are left
-    out of the share, like images that the list does not name.
-    """
-    no_fault = (UNLISTED, *caption_filter.REASONS)
-    rejected = [rejection for rejection in rejections if rejection.reason not in no_fault]
-    checked = counts["n_in"] - (len(rejections) - len(rejected))
-    if rejections and not checked:
-        raise BadData(
-            f"The caption filters leave none of the {counts['n_in']} inputs of {config.source_name}: "
-            f"{_histogram(rejections)}. "
-            "Change data.min_caption_words, data.boilerplate or data.language"
-        )
-    share = len(rejected) / max(1, checked)
-    limit = config.max_refused_share
-    if share > limit or share == 1:
-        raise BadData(
-            f"{len(rejected)} of the {checked} inputs of {config.source_name} were rejected "
-            f"({share:.0%}): {_histogram(rejected)}. "
-            + ("Fix them" if share == 1 else f"Fix them, or raise data.max_refused_share (now {limit:g})")
-        )
+    """Raise BadData if too many inputs were rejected, or nothing is left, or a split is empty."""
+    check_rejections(counts["n_in"], counts["n_ok"], rejections, config)
     for split in ("train", "validation"):
         if split not in counts["splits"]:
             raise BadData(
@@ -99,7 +81,40 @@ def check_counts(
             )
 
 
-def _histogram(rejections: Sequence[Rejection]) -> str:
+def check_rejections(num_in: int, num_ok: int, rejections: Sequence[Rejection], config: DataConfig) -> None:
+    """Raise BadData if too many inputs were rejected, or fewer than two pairs are left.
+
+    Caption filters are off by default, so the inputs that they remove are no sign of bad data and are left
+    out of the share, like images that the list does not name.
+    """
+    no_fault = (UNLISTED, *caption_filter.REASONS)
+    rejected = [rejection for rejection in rejections if rejection.reason not in no_fault]
+    checked = num_in - (len(rejections) - len(rejected))
+    if rejections and not checked:
+        raise BadData(
+            f"The caption filters leave none of the {num_in} inputs of {config.source_name}: "
+            f"{histogram(rejections)}. "
+            "Change data.min_caption_words, data.boilerplate or data.language"
+        )
+    share = len(rejected) / max(1, checked)
+    limit = config.max_refused_share
+    if share > limit or share == 1:
+        reasons = {rejection.reason for rejection in rejected}
+        fixes = ["Fix them", *(fix for reason, fix in FIXES.items() if reason in reasons)]
+        fixes += [f"raise data.max_refused_share (now {limit:g})"] if share < 1 else []
+        raise BadData(
+            f"{len(rejected)} of the {checked} inputs of {config.source_name} were rejected "
+            f"({share:.0%}): {histogram(rejected)}. {', or '.join(fixes)}"
+        )
+    if num_ok < 2:
+        same = num_in - num_ok - len(rejections)
+        raise BadData(
+            f"{config.source_name} has {num_ok} pair ({same} more have the same image and caption, {len(rejections)} were "
+            "rejected). Training needs 2 or more: one to learn from, one held out. Add images"
+        )
+
+
+def histogram(rejections: Sequence[Rejection]) -> str:
     """Each reason with its count and first case: "2 truncated (cat.png: image file is truncated)"."""
     first = {rejection.reason: rejection for rejection in reversed(rejections)}
     reasons = Counter(rejection.reason for rejection in rejections)

@@ -41,7 +41,6 @@ from thousandwords.parallel.process_pool import Fault, Limits, make_batches, num
 from thousandwords.scenes.render import scene_pairs
 
 LIMITS = Limits()  # of one input
-DETECTED = ("source", "image_column", "caption_column", "image_folder", "delimiter", "columns")
 
 
 # ---- one pair
@@ -83,7 +82,7 @@ def resolve_source(config: DataConfig) -> tuple[DataConfig, str]:
             for each in parts
         ]
     if config.source != "mixture" and len(sources) == 1:
-        changes = {name: parts[0][name] for name in (*DETECTED, "path", "url")}
+        changes = {name: parts[0][name] for name in (*detect.DETECTED, "source", "path", "url")}
     else:
         names = [field.name for field in fields(SourceConfig)]
         parts = tuple(SourceConfig(**{name: source[name] or None for name in names}) for source in sources)

@@ -17,6 +17,8 @@ from typing import Any
 import ray
 import torch
 from ray import exceptions
+from ray.util import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from thousandwords.core.errors import UserError
 from thousandwords.parallel.pool import NoCapacity, Worker, WorkerDied
@@ -24,7 +26,8 @@ from thousandwords.parallel.ray_address import check_address, no_cluster
 from thousandwords.parallel.worker import Opener, Outcome, outcome_of
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 120.0  # a cluster may take this long to find capacity for a worker
+PLACE_SECONDS = 120.0  # a cluster may take this long to find capacity for a worker
+START_SECONDS = 300.0  # and then this long to start its process, on machines with much other work
 
 
 @contextlib.contextmanager
@@ -41,7 +44,7 @@ def cluster_workers(
     try:
         capacity = ray.cluster_resources()
         arguments = (open_worker, device, threads, str(Path.cwd()), machine(device))
-        resources = {"num_gpus": 1, "num_cpus": 1} if device == "cuda" else {"num_cpus": threads}
+        resources = {"GPU": 1, "CPU": 1} if device == "cuda" else {"CPU": threads}
         count = num_workers(capacity.get("CPU", 0), capacity.get("GPU", 0))
         yield lambda _: RayWorker(arguments, resources), count
     finally:
@@ -49,23 +52,29 @@ def cluster_workers(
 
 
 class RayWorker:
-    """An actor on some machine of the cluster."""
+    """An actor on some machine of the cluster, in a place that is reserved first: so a cluster without capacity
+    differs from one that only starts processes slowly."""
 
     def __init__(self, arguments: tuple, resources: dict[str, int]) -> None:
         self.arguments, self.resources = arguments, resources
-        self.actor = ray.remote(TaskRunner).options(**resources, scheduling_strategy="SPREAD").remote()
+        self.place = placement_group([resources])
+        options = {f"num_{name.lower()}s": count for name, count in resources.items()}
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self.place)
+        self.actor = ray.remote(TaskRunner).options(**options).remote()
 
     def open(self) -> Outcome:
-        try:
-            self._get(self.actor.__ray_ready__.remote(), START_SECONDS)
-        except exceptions.GetTimeoutError as error:
+        if not self.place.wait(PLACE_SECONDS):
             available = ray.available_resources()
             free = {name: value for name, value in available.items() if name in ("CPU", "GPU")}
             raise NoCapacity(
                 f"the Ray cluster found no place for a worker, which needs {_describe(self.resources)}, in "
-                f"{START_SECONDS:g} seconds; free: {_describe(free) or 'nothing'}. "
+                f"{PLACE_SECONDS:g} seconds; free: {_describe(free) or 'nothing'}. "
                 "Lower engine.workers, or add machines"
-            ) from error
+            )
+        try:
+            self._get(self.actor.__ray_ready__.remote(), START_SECONDS)
+        except exceptions.GetTimeoutError as error:
+            raise WorkerDied(f"it did not start in {START_SECONDS:g} seconds") from error
         return self._get(self.actor.open.remote(*self.arguments))
 
     def run(self, items: Sequence) -> Iterator[Outcome]:
@@ -73,6 +82,7 @@ class RayWorker:
 
     def end(self) -> None:
         ray.kill(self.actor)
+        remove_placement_group(self.place)
 
     def _get(self, reference: ray.ObjectRef, timeout: float | None = None) -> Any:
         try:
@@ -124,5 +134,5 @@ def machine(device: str) -> dict[str, str]:
 
 
 def _describe(values: dict) -> str:
-    """{"num_cpus": 1} -> "num_cpus 1"."""
+    """{"CPU": 1} -> "CPU 1"."""
     return ", ".join(f"{name} {value}" for name, value in values.items())

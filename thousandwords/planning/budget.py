@@ -5,6 +5,7 @@ a whole params.yaml; nothing is resolved later. docs/training.md has the table.
 """
 
 import copy
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -161,21 +162,18 @@ def resolve(
         if chosen and left["generator"] / measured.updates["generator"] < ENOUGH_UPDATES:
             break
         chosen, seconds = params, measured
-    scorer = {"scorer": device.measure(chosen, "scorer")}
-    decoder = {}
     if "training" in chosen["decoder"]:
-        decoder = {"decoder": device.measure(chosen, "decoder")}
+        seconds.updates["decoder"] = device.measure(chosen, "decoder")
         left = training_seconds(budget.minutes, device.parallel, seconds.data)["image_tokenizer"]
-        if DECODER_SHARE * left < ENOUGH_DECODER_UPDATES * decoder["decoder"]:
-            chosen["decoder"], decoder = {"kind": "none"}, {}
-    seconds = Seconds(seconds.updates | decoder | scorer, seconds.data)
+        if DECODER_SHARE * left < ENOUGH_DECODER_UPDATES * seconds.updates["decoder"]:
+            chosen["decoder"] = {"kind": "none"}
+            del seconds.updates["decoder"]
+    seconds.updates["scorer"] = device.measure(chosen, "scorer")
     num_train = _set_lengths(chosen, budget, device, seconds)
     steps = chosen["image_tokenizer"]["training"]["steps"]
     chosen["image_tokenizer"]["dvae"] |= dict.fromkeys(
         ("temperature_steps", "decoder_only_from"), steps * 9 // 10
     )
-    for name in {"image_tokenizer", "decoder"} & seconds.updates.keys():
-        chosen[name]["training"]["stop_after"] = None  # the last tenth, of the decoder alone, counts
     transformer = chosen["generator"]
     epochs = transformer["training"]["steps"] * transformer["training"]["batch_size"] / num_train
     transformer["transformer"]["dropout"] = 0.1 if epochs > 10 else 0.0
@@ -213,9 +211,6 @@ def resolve_from(
         params["sampling"][name] = getattr(package.settings, name)
     seconds = _measured(params, device, names)
     _set_lengths(params, budget, device, seconds)
-    # they get worse while the rate is high, and are best at the end
-    for name in {"image_tokenizer", "decoder"} & seconds.updates.keys():
-        params[name]["training"]["stop_after"] = None
     return params, seconds
 
 
@@ -245,6 +240,9 @@ def _set_lengths(params: dict, budget: BudgetConfig, device: Device, seconds: Se
     for name, rate in seconds.updates.items():
         training = params[name]["training"]
         training |= _schedule(steps_for(name, left[name], rate, num_train, training["batch_size"]))
+        if name in ("image_tokenizer", "decoder"):
+            # the last tenth, of the decoder alone, counts; and going on they are worse while the rate is high
+            training["stop_after"] = None
     return num_train
 
 
@@ -286,7 +284,7 @@ def _with_batches(base: dict, data: dict, budget: BudgetConfig) -> dict:
     """The settings of `base` with the data, the batches, and what else follows from the number of pairs."""
     params = copy.deepcopy(base)
     params["data"] = data
-    params["budget"] = {"minutes": budget.minutes, "size": budget.size, "pairs": budget.pairs}
+    params["budget"] = dataclasses.asdict(budget)
     params["generator"]["bpe_dropout"] = 0.1 if budget.pairs < 20_000 else 0.0
     num_train = budget.pairs - num_held_out(budget.pairs)
     batches = {"image_tokenizer": 16, "generator": 32, "scorer": 64}
@@ -295,8 +293,8 @@ def _with_batches(base: dict, data: dict, budget: BudgetConfig) -> dict:
     for name, batch_size in batches.items():
         params[name]["training"]["batch_size"] = batch_of(batch_size, num_train)
         params[name]["training"]["precision"] = "bfloat16_if_supported"
-    sampling = {"prompts": [], "candidates": 16}
-    params["sampling"] |= sampling | {"prompts_per_split": 16 if budget.minutes < 10 else 32}
+    prompts_per_split = 16 if budget.minutes < 10 else 32
+    params["sampling"] |= {"prompts": [], "candidates": 16, "prompts_per_split": prompts_per_split}
     return params
 
 
@@ -315,28 +313,22 @@ def measure_update(params: dict, name: str, device: str, seconds: float = 2.0) -
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.02)
     for buffer in model.buffers():
-        if buffer.is_floating_point():
-            buffer.fill_(1.0)
-        else:
-            buffer.zero_()
+        buffer.fill_(int(buffer.is_floating_point()))
     model.train()
     optimizers = build_optimizers(model, config)
     dtype = autocast_dtype(config.precision, device)
     size = params["data"]["image_size"]
     images = torch.rand(config.batch_size, 3, size, size, device=device)
-    if name == "generator":
-        texts = torch.zeros(config.batch_size, model.text_length, dtype=torch.int64, device=device)
-        tokens = torch.zeros(
-            config.batch_size, sum(side**2 for side in model.scales), dtype=torch.int64, device=device
-        )
-        inputs = (texts, tokens)
-    elif name == "decoder":
-        num_tokens = sum(side**2 for side in model.scales)
-        inputs = (images, torch.zeros(len(images), num_tokens, dtype=torch.int64, device=device), images)
-    elif name == "image_tokenizer":
-        inputs = (images,)
-    else:
+
+    def zeros(length: int) -> torch.Tensor:
+        return torch.zeros(config.batch_size, length, dtype=torch.int64, device=device)
+
+    inputs: tuple = (images,)
+    if name == "scorer":
         inputs = (images, ["a caption of some words"] * config.batch_size)
+    elif name != "image_tokenizer":
+        tokens = zeros(sum(side**2 for side in model.scales))
+        inputs = (images, tokens, images) if name == "decoder" else (zeros(model.text_length), tokens)
     if is_tuned := params[name].get("tune") == "decoder":
         freeze(model, ("decoder.*",), name)
 

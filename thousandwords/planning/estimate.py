@@ -39,6 +39,9 @@ PROGRAM_BYTES = 600e6  # Python, torch and its libraries: the resident memory of
 BACKWARD = 2  # times the work of a forward pass
 
 
+Unit = Literal["hours", "minutes"]
+
+
 @dataclass(frozen=True)
 class Rate:
     """An amount of work per second, and where the number comes from."""
@@ -168,9 +171,8 @@ def _model(block: dict, name: str, model: torch.nn.Module, flops: float, kept: f
     is_recomputed = bool((block.get(block["kind"]) or {}).get("activation_checkpointing"))
     rows, passes = config.steps * config.batch_size, 1 + BACKWARD + is_recomputed
     processes = config.num_processes if isinstance(config.num_processes, int) else 1
-    activations = (
-        0.0 if is_recomputed else kept * config.batch_size / config.gradient_accumulation / processes
-    )
+    batch_size = config.batch_size / config.gradient_accumulation / processes
+    activations = 0.0 if is_recomputed else kept * batch_size
     return Model(flops, parameters, rows, activations, passes, config.keep == "best")
 
 
@@ -205,14 +207,12 @@ def steps(sizes: Sizes, bytes_per_pixel: float, sampling_share: float) -> list[S
     pixels = sizes.stored_side**2
     image_bytes = pixels * bytes_per_pixel
     megapixels = pairs * pixels / 1e6
-    found = [
-        Step("prepare_pairs", pairs, megapixels, "megapixels", "data/pairs", shards, pairs * image_bytes)
-    ]
+    packed = pairs * image_bytes
+    found = [Step("prepare_pairs", pairs, megapixels, "megapixels", "data/pairs", shards, packed)]
     if train_pairs * image_bytes > pair_shards.MAX_BYTES_IN_MEMORY:
         found.append(Step("", train_pairs, folder=".store/pairs", files=1, bytes=train_pairs * image_bytes))
     found.append(Step("train_text_tokenizer", train_pairs, train_pairs, "captions"))
-    found += _training_step("image_tokenizer", models)
-    found += _training_step("decoder", models)
+    found += _training_step("image_tokenizer", models) + _training_step("decoder", models)
     work = encoded_images * sizes.encode
     found += [
         Step("tokenize_pairs", encoded_images, work, "flops", "data/tokens", token_shards, token_bytes),
@@ -245,14 +245,9 @@ def choose_rates(
     sizes: Sizes, device: str, tflops: float | None, results: Path, benchmarks: Sequence[dict] = ()
 ) -> dict[str, Rate]:
     """The rate of each unit of work: given, from the records in `results`, from benchmarks, or assumed."""
-    rates = {
-        "megapixels": ASSUMED["megapixels"],
-        "captions": ASSUMED["captions"],
-        "flops": ASSUMED[device],
-        "bytes_per_pixel": ASSUMED["bytes_per_pixel"],
-        "sampling_share": ASSUMED["sampling_share"],
-        **benchmarked_rates(benchmarks, device),
-    }
+    names = ("megapixels", "captions", "flops", "bytes_per_pixel", "sampling_share")
+    rates = {name: ASSUMED[device if name == "flops" else name] for name in names}
+    rates |= benchmarked_rates(benchmarks, device)
     records = [json.loads(path.read_bytes()) for path in sorted(results.glob("runs/*.json"))]
     seconds = {record["stage"]: record["seconds"] for record in records}
     manifest_path = results.parent / "data/pairs/manifest.json"
@@ -283,9 +278,8 @@ def measured_rate(sizes: Sizes, seconds: dict[str, float]) -> Rate | None:
     if not taken:
         return None
     name = max(taken, key=taken.get)
-    return Rate(
-        sizes.models[name].work / taken[name], f"measured: train_{name} took {taken[name]:,.0f} s here"
-    )
+    source = f"measured: train_{name} took {taken[name]:,.0f} s here"
+    return Rate(sizes.models[name].work / taken[name], source)
 
 
 def benchmarked_rates(rows: Sequence[dict], device: str) -> dict[str, Rate]:
@@ -306,42 +300,34 @@ def _benchmark(row: dict) -> str:
     return f"benchmark of {row['date'][:10]} on {row['machine']}"
 
 
-def table(
-    steps: Sequence[Step], rates: dict[str, Rate], devices: int, unit: Literal["hours", "minutes"] = "hours"
-) -> str:
+def table(steps: Sequence[Step], rates: dict[str, Rate], devices: int, unit: Unit = "hours") -> str:
     """The steps as lines of aligned columns; the last line is the sum: one stage after the other, all files on
     disk. A step without a model takes one CPU. A rate of the stage itself comes before that of its unit."""
-    lines = [("stage", "rows", "keeps", "files", "disk", "FLOP", f"device {unit}", unit)]
     seconds_per_unit = {"hours": 3600, "minutes": 60}[unit]
-    total_flops = total_device_hours = total_hours = 0.0
+    numbers = []  # of each step, as `_cells` takes them
     for step in steps:
-        device_hours = step.work / rates.get(step.stage, rates[step.unit]).value / seconds_per_unit
+        hours = step.work / rates.get(step.stage, rates[step.unit]).value / seconds_per_unit
         flops = step.work if step.unit == "flops" else 0
-        hours = device_hours / devices if flops else device_hours
-        total_hours += hours
-        total_flops += flops
-        total_device_hours += device_hours if flops else 0
-        lines.append(
-            (
-                step.stage,
-                f"{step.rows:,}",
-                step.folder,
-                f"{step.files:,}" if step.files else "",
-                format_bytes(step.bytes) if step.bytes else "",
-                f"{flops:.2e}" if flops else "",
-                format_hours(device_hours) if flops else "",
-                format_hours(hours) if step.work else "",
-            )
-        )
-    sums = (
-        f"{sum(step.files for step in steps):,}",
-        format_bytes(sum(step.bytes for step in steps)),
-        f"{total_flops:.2e}",
-    )
-    lines.append(("total", "", "", *sums, format_hours(total_device_hours), format_hours(total_hours)))
+        device_hours = hours if flops else 0
+        numbers.append((step.files, step.bytes, flops, device_hours, hours / devices if flops else hours))
+    lines = [("stage", "rows", "keeps", "files", "disk", "FLOP", f"device {unit}", unit)]
+    for step, row in zip(steps, numbers, strict=True):
+        lines.append((step.stage, f"{step.rows:,}", step.folder, *_cells(*row)))
+    lines.append(("total", "", "", *_cells(*map(sum, zip(*numbers, strict=True)))))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     row = "  ".join(f"{{:{'<' if column in (0, 2) else '>'}{width}}}" for column, width in enumerate(widths))
     return "\n".join(row.format(*line).rstrip() for line in lines)
+
+
+def _cells(files: int, size: float, flops: float, device_hours: float, hours: float) -> tuple[str, ...]:
+    """The numbers of a line as text, "" for 0."""
+    return (
+        f"{files:,}" if files else "",
+        format_bytes(size) if size else "",
+        f"{flops:.2e}" if flops else "",
+        format_hours(device_hours) if flops else "",
+        format_hours(hours) if hours else "",
+    )
 
 
 def format_bytes(count: float) -> str:
@@ -380,9 +366,8 @@ def format_estimate(options: Namespace) -> str:
 def format_own_images(params: dict, seconds: Seconds, options: Namespace) -> str:
     """The estimate of a run on own images, whose settings were resolved with the measured seconds."""
     sizes = read_sizes(params, params["budget"]["pairs"])
-    rates = choose_rates(
-        sizes, options.on, None, Path("nowhere/results"), read_benchmarks(options.benchmarks)
-    )
+    benchmarks = read_benchmarks(options.benchmarks)
+    rates = choose_rates(sizes, options.on, None, Path("nowhere/results"), benchmarks)
     for name, value in seconds.updates.items():
         work = sizes.models[name].work / params[name]["training"]["steps"]
         rates[f"train_{name}"] = Rate(work / value, f"measured: {value:.3g} s for an update here")
@@ -397,40 +382,30 @@ def format_own_images(params: dict, seconds: Seconds, options: Namespace) -> str
     updates = {name: params[name]["training"]["steps"] for name in trained}
     planned, minutes = planned_minutes(params, seconds), params["budget"]["minutes"]
     note = "" if planned > 0.9 * minutes else "; with more pairs it would take all of them"
-    return format_plan(
-        [
-            f"epochs: {epochs}; {tokens:,} image tokens in all, {sizes.num_image_tokens} an image",
-            f"time: about {planned:.0f} of the {minutes:g} minutes{note}",
-            expectation(read_runs(options.runs), max(sizes.scales), sizes.pairs, updates),
-        ],
-        sizes,
-        rates,
-        1,
-        "minutes",
-    )
+    first = [
+        f"epochs: {epochs}; {tokens:,} image tokens in all, {sizes.num_image_tokens} an image",
+        f"time: about {planned:.0f} of the {minutes:g} minutes{note}",
+        expectation(read_runs(options.runs), max(sizes.scales), sizes.pairs, updates),
+    ]
+    return format_plan(first, sizes, rates, 1, "minutes")
 
 
 def format_plan(
-    first: list[str],
-    sizes: Sizes,
-    rates: dict[str, Rate],
-    devices: int,
-    unit: Literal["hours", "minutes"] = "hours",
+    first: list[str], sizes: Sizes, rates: dict[str, Rate], devices: int, unit: Unit = "hours"
 ) -> str:
     """The first lines, memory, the table and where its rates come from."""
     weights = [f"{name.replace('_', ' ')} {_memory(model)}" for name, model in sizes.models.items()]
     planned = steps(sizes, rates["bytes_per_pixel"].value, rates["sampling_share"].value)
-    return "\n".join(
-        [
-            *first,
-            f"weights: {', '.join(weights)}; a stage's program takes some {format_bytes(PROGRAM_BYTES)} besides",
-            "",
-            table(planned, rates, devices, unit),
-            "",
-            *(f"{unit}: {_format_rate(unit, rate.value)} ({rate.source})" for unit, rate in rates.items()),
-            "DVC's cache holds data/ and models/ a second time, unless its links are reflinks or hard links.",
-        ]
-    )
+    lines = [
+        *first,
+        f"weights: {', '.join(weights)}; a stage's program takes some {format_bytes(PROGRAM_BYTES)} besides",
+        "",
+        table(planned, rates, devices, unit),
+        "",
+        *(f"{name}: {_format_rate(name, rate.value)} ({rate.source})" for name, rate in rates.items()),
+        "DVC's cache holds data/ and models/ a second time, unless its links are reflinks or hard links.",
+    ]
+    return "\n".join(lines)
 
 
 def read_benchmarks(path: Path) -> list[dict]:
@@ -450,4 +425,5 @@ def _memory(model: Model) -> str:
 def _format_rate(unit: str, value: float) -> str:
     if unit == "flops" or unit.startswith("train_"):
         return f"{value / 1e12:.3g} TFLOP/s on each device"
-    return f"{value:,.3g}" + ("" if unit in ("bytes_per_pixel", "sampling_share") else " a second")
+    per_second = " a second" if unit in ("megapixels", "captions") else ""
+    return f"{value:,.3g}{per_second}"

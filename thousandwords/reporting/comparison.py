@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from thousandwords.core.errors import UserError
+from thousandwords.core.params import flatten
 from thousandwords.evaluation.config import split_name
 from thousandwords.evaluation.headline import figure
 from thousandwords.evaluation.metrics import bootstrap_interval
 from thousandwords.evaluation.prompt_figures import paired
 from thousandwords.evaluation.verdict import FEW_PAIRS
 from thousandwords.reporting.finished_run import CommonPrompt, FinishedRun, NoCommonPrompts, common_prompts
-from thousandwords.reporting.html_report import flatten, get
 from thousandwords.reporting.page import image_element, page_environment, thumbnail
 
 MAX_PAGE_BYTES = 8_000_000  # so that the page can be mailed
@@ -112,10 +112,10 @@ def _figure(headline: Headline, a: FinishedRun, b: FinishedRun, same_parts: Sequ
     intervals = [_interval(run.metrics, headline.name) for run in (a, b)]
     change, change_interval, verdict, tone = "–", None, "measured in one run only", ""
     if None not in values:
-        do_overlap = None if None in intervals else intervals_overlap(*intervals)
-        is_clear, because = not do_overlap, ""
-        if do_overlap is not None:
-            because = "intervals overlap" if do_overlap else "intervals do not overlap"
+        is_clear, because = True, ""
+        if None not in intervals:
+            is_clear = intervals[0][0] > intervals[1][1] or intervals[1][0] > intervals[0][1]
+            because = "intervals do not overlap" if is_clear else "intervals overlap"
         if headline.name.split(".")[0] in PAIRED and a.prompts and b.prompts:
             pairs = paired(a.prompts, b.prompts, headline.name)
             num_pairs, is_clear = pairs.shape[1], False
@@ -127,15 +127,15 @@ def _figure(headline: Headline, a: FinishedRun, b: FinishedRun, same_parts: Sequ
         difference = values[1] - values[0]
         change = headline.change(difference)
         verdict, tone = _judge(headline, difference, is_clear, because, same_parts)
-    value_texts = ["–" if value is None else headline.text(value) + headline.unit for value in values]
-    interval_texts = [headline.interval(each) if each else "" for each in intervals]
+    old, new = ("–" if value is None else headline.text(value) + headline.unit for value in values)
+    texts = (headline.interval(ends) if ends else "" for ends in (*intervals, change_interval))
     return {
         "name": headline.name,
         "label": headline.label,
-        **dict(zip(("old", "new"), value_texts, strict=True)),
-        **dict(zip(("old_interval", "new_interval"), interval_texts, strict=True)),
+        "old": old,
+        "new": new,
+        **dict(zip(("old_interval", "new_interval", "change_interval"), texts, strict=True)),
         "change": change,
-        "change_interval": headline.interval(change_interval) if change_interval else "",
         "better": {1: "↑", -1: "↓", 0: ""}[headline.better],
         "verdict": verdict,
         "tone": tone,
@@ -146,14 +146,13 @@ def _judge(
     headline: Headline, change: float, is_clear: bool, because: str, same_parts: Sequence[str]
 ) -> tuple[str, str]:
     """(the verdict, its tone: "good", "bad", "same" or ""); `because` says what it was compared on."""
-    is_zero = headline.is_zero(change)
     if change and headline.depends_on not in (None, *same_parts):
         return f"not comparable without the same {headline.depends_on.replace('_', ' ')}", ""
     chooser = ("scorer",) if headline.name.endswith(".best") else ()
     makers = (*MADE_BY.get(headline.name.split(".")[0], SAMPLES), *chooser)
     if not headline.better:
         word, tone = "", ""
-    elif is_zero:
+    elif headline.is_zero(change):
         return "the same", "same"
     elif set(makers) <= set(same_parts):
         word, tone = "made by the same weights: chance, or other settings", ""
@@ -166,39 +165,29 @@ def _judge(
 
 def _interval(metrics: Mapping, name: str) -> list[float] | None:
     """The interval of a figure; for a curve that of its first point."""
-    if name.endswith(".distance"):
-        return get(metrics, f"{name.removesuffix('.distance')}.interval")
-    return get(metrics, f"{name}_interval")
-
-
-def intervals_overlap(first: Sequence[float], second: Sequence[float]) -> bool:
-    """Whether two intervals share a point: intervals_overlap([1, 2], [2, 3]) -> True"""
-    return first[0] <= second[1] and second[0] <= first[1]
+    block = name.removesuffix(".distance")
+    return flatten(metrics).get(f"{name}_interval" if block == name else f"{block}.interval")
 
 
 def other_figures(a: FinishedRun, b: FinishedRun) -> list[dict]:
     """All other numbers of both runs that differ."""
-    headlines = {headline.name for headline in HEADLINES}
-    old, new = dict(flatten(a.metrics)), dict(flatten(b.metrics))
-    names = [name for name in old if old[name] != new.get(name) and name not in headlines]
+    old, new = flatten(a.metrics), flatten(b.metrics)
+    names = old.keys() & new.keys() - {headline.name for headline in HEADLINES}
+    numbers = [name for name in names if _is_number(old[name]) and _is_number(new[name])]
     return _rows(
         {
             name: {"old": old[name], "new": new[name], "diff": new[name] - old[name]}
-            for name in names
-            if _is_number(old[name]) and _is_number(new.get(name))
+            for name in numbers
+            if old[name] != new[name]
         }
     )
 
 
 def _rows(differences: Mapping[str, Mapping]) -> list[dict]:
     """Differences as rows of the page, sorted by name."""
+    columns = {"old": "old", "new": "new", "change": "diff"}
     return [
-        {
-            "name": name,
-            "old": plain(row.get("old")),
-            "new": plain(row.get("new")),
-            "change": plain(row.get("diff")),
-        }
+        {"name": name} | {column: plain(row.get(key)) for column, key in columns.items()}
         for name, row in sorted(differences.items())
     ]
 
@@ -226,22 +215,18 @@ def compare(
         if not rows:
             raise
         no_images = str(error)
-    page = (
-        page_environment()
-        .get_template("comparison.html.j2")
-        .render(
-            a=_run_card(a, metadata.get("a")),
-            b=_run_card(b, metadata.get("b")),
-            figures=rows,
-            others=other_figures(a, b),
-            params=None if params is None else _rows(params),  # None: not compared
-            prompts=[_prompt_row(a, b, prompt, best) for prompt in evenly_spaced(common, prompts)],
-            common=len(common),
-            only=only,
-            no_images=no_images,
-            best=best,
-            different_parts=[part.replace("_", " ") for part in PARTS if part not in same_parts],
-        )
+    page = (page_environment().get_template("comparison.html.j2")).render(
+        a=_run_card(a, metadata.get("a")),
+        b=_run_card(b, metadata.get("b")),
+        figures=rows,
+        others=other_figures(a, b),
+        params=None if params is None else _rows(params),  # None: not compared
+        prompts=[_prompt_row(a, b, prompt, best) for prompt in evenly_spaced(common, prompts)],
+        common=len(common),
+        only=only,
+        no_images=no_images,
+        best=best,
+        different_parts=[part.replace("_", " ") for part in PARTS if part not in same_parts],
     )
     size = len(page.encode())
     if size > MAX_PAGE_BYTES:
@@ -255,14 +240,11 @@ def compare(
 def lines(a: str, b: str, rows: Sequence[Mapping], images: str) -> list[str]:
     """The table of figures for a terminal."""
     table = [("figure", a[:18], b[:18], "difference")]
-    table += [
-        (row["label"], row["old"], row["new"], f"{row['change']}  {row['verdict']}".rstrip()) for row in rows
-    ]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    texts = [
-        f"{label:{widths[0]}}  {old:>{widths[1]}}  {new:>{widths[2]}}  {rest}"
-        for label, old, new, rest in table
-    ]
+    for row in rows:
+        difference = f"{row['change']}  {row['verdict']}".rstrip()
+        table.append((row["label"], row["old"], row["new"], difference))
+    first, second, third, _ = (max(map(len, column)) for column in zip(*table, strict=True))
+    texts = [f"{name:{first}}  {old:>{second}}  {new:>{third}}  {rest}" for name, old, new, rest in table]
     return [*(texts if rows else ["neither run has figures"]), images]
 
 

@@ -62,9 +62,13 @@ class CommonPrompt:
 def read_run(folder: Path, name: str) -> FinishedRun:
     """The run whose outputs are in `folder`/results, verified; raises UserError that names the run."""
     results = Path(folder) / "results"
+    if not results.is_dir():
+        raise UserError(
+            f"{name} has no results/, so no run has ended there. Give the folder of a finished run"
+        )
     prompts, small = read_prompts(results / "prompts.csv"), results / "headline.json"
     if small.is_file() and not (results / "samples").exists():
-        metrics = json.loads(small.read_bytes())
+        metrics = read_json(small)
         return FinishedRun(name, None, None, metrics, prompts, fingerprint([None, None, metrics]))
     try:
         samples, ranked = read_samples(results / "samples"), read_manifest(results / "ranked", fix=FIX)
@@ -78,11 +82,23 @@ def read_run(folder: Path, name: str) -> FinishedRun:
             f"{samples.candidates} candidates each, so they are of different runs. Run: {FIX}"
         )
     path = results / "metrics.json"
-    metrics = json.loads(path.read_bytes()) if path.is_file() else {}
+    metrics = read_json(path) if path.is_file() else {}
     samples_sha256 = read_manifest(results / "samples", verify=False)["sha256"]
     all_of_it = fingerprint([samples_sha256, ranked["sha256"], metrics])
-    scores = scores.reshape(count, samples.candidates)
-    return FinishedRun(name, samples, scores, metrics, prompts, all_of_it)
+    return FinishedRun(name, samples, scores.reshape(count, -1), metrics, prompts, all_of_it)
+
+
+def read_json(path: Path) -> dict:
+    """What a stage or command wrote there; raises UserError if it is missing or damaged."""
+    try:
+        values = json.loads(path.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError(f"a {type(values).__name__} in place of keys and values")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be used ({error}). If a run wrote it, run there: make repair"
+        ) from error
+    return values
 
 
 def common_prompts(a: FinishedRun, b: FinishedRun) -> list[CommonPrompt]:

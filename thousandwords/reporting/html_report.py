@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from thousandwords.core.params import flatten
 from thousandwords.evaluation.verdict import few_pairs
 from thousandwords.reporting.page import image_element, page_environment
 from thousandwords.reporting.plots import duration
 
 NUM_UNFOLDED = 8  # candidates of a prompt that are not folded away
-# parts of the data that are missing without a search for near duplicates of training images
-NEAREST = ("near_duplicates", "borderline", "memorized", "within_training")
+# parts of the data that some runs do not have
+OPTIONAL = ("near_duplicates", "borderline", "memorized", "within_training", "scale_rows", "training_images")
 MATCH_ROWS = {
     "all": "everything",
     "scene": "color, background and relation",
@@ -63,23 +64,6 @@ def decibel(value: float | None) -> str:
     return "–" if value is None else f"{number(value, digits=1)} dB"
 
 
-def get(metrics: Mapping, dotted_name: str) -> Any:
-    """A value by its dotted name, or None: get({"a": {"b": 1}}, "a.b") -> 1."""
-    value: Any = metrics
-    for name in dotted_name.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
-def flatten(nested: Mapping, prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested settings as dotted rows: {"a": {"b": 1}} -> [("a.b", 1)]."""
-    rows: list[tuple[str, Any]] = []
-    for name, value in nested.items():
-        is_nested = isinstance(value, Mapping) and value
-        rows += flatten(value, f"{prefix}{name}.") if is_nested else [(f"{prefix}{name}", value)]
-    return rows
-
-
 def _interval(interval: Sequence[float] | None, to_text: ToText = rate) -> str:
     """ "38–47%", "29.1–29.4 dB", or "" where no interval was measured."""
     if not interval:
@@ -94,14 +78,13 @@ def _intervals(figures: Mapping, names: Sequence[str], to_text: ToText = rate) -
 
 
 def headline_cards(metrics: Mapping) -> list[dict]:
-    """The figures of the first screen, each card {"title", "section", "figures", "verdict", "tone"}."""
+    """The figures of the first screen: cards {"title", "section", "figures": (value, label, small print), "verdict",
+    "tone": "good", "bad" or "plain"}."""
     matches = [_match_card(metrics, split) for split in metrics.get("caption_match", {})]
     if not matches:
         matches = [_card("Caption match", "match", [("–", "not measured", "")], FREE_CAPTIONS)]
-    score = metrics["clip_score"]
-    figures = [_figure(score, "best", _best_of(metrics), cosine), _figure(score, "n1", "one sample", cosine)]
     verdict = "Cosine of image and caption, by the scorer that also ranks."
-    clip_score = _card("CLIP score", "match", figures, verdict)
+    clip_score = _card("CLIP score", "match", _both_ends(metrics, metrics["clip_score"], cosine), verdict)
     cards = [
         *matches,
         clip_score,
@@ -109,9 +92,7 @@ def headline_cards(metrics: Mapping) -> list[dict]:
         _reconstruction_card(metrics),
         _codebook_card(metrics),
     ]
-    if not few_pairs(metrics["held_out_pairs"]):
-        return cards
-    return [card | {"tone": "plain" if card["tone"] == "good" else card["tone"]} for card in cards]
+    return [card | {"tone": _tone(metrics, card["tone"])} for card in cards]
 
 
 def verdict_rows(metrics: Mapping) -> list[dict]:
@@ -119,14 +100,17 @@ def verdict_rows(metrics: Mapping) -> list[dict]:
     rows = []
     for model, sentence in metrics["verdicts"].items():
         word, _, because = sentence.partition(": ")
-        tone = VERDICT_TONES.get(word, "bad")
-        tone = "plain" if tone == "good" and few_pairs(metrics["held_out_pairs"]) else tone
+        tone = _tone(metrics, VERDICT_TONES.get(word, "bad"))
         rows.append({"model": model.replace("_", " "), "word": word, "because": because, "tone": tone})
     return rows
 
 
+def _tone(metrics: Mapping, tone: str) -> str:
+    """Nothing is good by figures over a few pairs."""
+    return "plain" if tone == "good" and few_pairs(metrics["held_out_pairs"]) else tone
+
+
 def _card(title: str, section: str, figures: list[tuple], verdict: str, tone: str = "plain") -> dict:
-    """A card; figures are (value, label, small print) and tone is "good", "bad" or "plain"."""
     return {"title": title, "section": section, "figures": figures, "verdict": verdict, "tone": tone}
 
 
@@ -135,42 +119,36 @@ def _figure(figures: Mapping, name: str, label: str, to_text: ToText) -> tuple[s
     return to_text(figures[name]), label, f"CI {interval}" if interval else ""
 
 
-def _best_of(metrics: Mapping) -> str:
-    return f"best of {metrics['n']}"
+def _both_ends(metrics: Mapping, figures: Mapping, to_text: ToText) -> list[tuple[str, str, str]]:
+    labels = {"best": f"best of {metrics['n']}", "n1": "one sample"}
+    return [_figure(figures, end, label, to_text) for end, label in labels.items()]
 
 
 def _match_card(metrics: Mapping, split: str) -> dict:
     rates = metrics["caption_match"][split]
-    figures = [
-        _figure(rates["all"], "best", _best_of(metrics), rate),
-        _figure(rates["all"], "n1", "one sample", rate),
-    ]
-    scene = {end: rate(rates["scene"][end]) for end in ("best", "n1")}
-    verdict = "Color, background and relation alone: {best} for the best, {n1} for one sample."
-    return _card(f"Caption match, {split}", "match", figures, verdict.format_map(scene))
+    best, one = (rate(rates["scene"][end]) for end in ("best", "n1"))
+    verdict = f"Color, background and relation alone: {best} for the best, {one} for one sample."
+    return _card(f"Caption match, {split}", "match", _both_ends(metrics, rates["all"], rate), verdict)
 
 
 def _loss_card(metrics: Mapping) -> dict:
     text, image = (metrics["generator"].get(f"val_loss_{kind}") for kind in ("text", "image"))
     figures = [(number(image, 3), "image, nats per token", "")]
-    if text is not None:
-        figures.append((number(text, 3), "text, nats per token", ""))
     vocab_size = metrics["codebook"]["vocab_size"]
     guess = math.log(vocab_size)
     verdict = f"A random guess among {vocab_size:,} image tokens costs {number(guess)}; less is better."
     if text is None:
         verdict += " This generator gives captions no probability, so text has no loss."
-    rows = {row["model"]: row for row in verdict_rows(metrics)}
-    tone = rows["generator"]["tone"] if "generator" in rows else "plain"
-    return _card("Validation loss", "training", figures, verdict, tone if image < guess else "bad")
+    else:
+        figures.append((number(text, 3), "text, nats per token", ""))
+    tones = {row["model"]: row["tone"] for row in verdict_rows(metrics)}
+    tone = tones.get("generator", "plain") if image < guess else "bad"
+    return _card("Validation loss", "training", figures, verdict, tone)
 
 
 def _reconstruction_card(metrics: Mapping) -> dict:
-    block = metrics["reconstruction"]
-    figures = [
-        _figure(block, "psnr_hard", "hard PSNR", decibel),
-        _figure(block, "psnr_kmeans", "k-means", decibel),
-    ]
+    block, labels = metrics["reconstruction"], {"psnr_hard": "hard PSNR", "psnr_kmeans": "k-means"}
+    figures = [_figure(block, name, label, decibel) for name, label in labels.items()]
     difference = block["psnr_hard"] - block["psnr_kmeans"]
     verdict, tone = f"{decibel(difference)} better than k-means with as many tokens.", "good"
     if difference <= 0:
@@ -183,18 +161,16 @@ def _codebook_card(metrics: Mapping) -> dict:
     codebook = metrics["codebook"]
     perplexity, kmeans = (number(codebook[name], 0) for name in ("perplexity", "perplexity_kmeans"))
     used, used_kmeans = (rate(codebook[name]) for name in ("used", "used_kmeans"))
-    figures = [
-        (perplexity, "perplexity", f"k-means: {kmeans}"),
-        (used, f"of {codebook['vocab_size']:,} tokens used", f"k-means: {used_kmeans}"),
-    ]
-    share = codebook["perplexity"] / codebook["vocab_size"]
-    verdict = f"Equivalent to {rate(share)} of the tokens, used evenly. More is no goal in itself: consistent tokens are easier to predict."
+    label = f"of {codebook['vocab_size']:,} tokens used"
+    figures = [(perplexity, "perplexity", f"k-means: {kmeans}"), (used, label, f"k-means: {used_kmeans}")]
+    share = rate(codebook["perplexity"] / codebook["vocab_size"])
+    verdict = f"Equivalent to {share} of the tokens, used evenly. More is no goal in itself: consistent tokens are easier to predict."
     return _card("Codebook", "tokens", figures, verdict)
 
 
 def overlap_rows(metrics: Mapping) -> list[dict]:
     """Rows of the figures with and without overlapping images: {"title", "with", "without"}, as text."""
-    overlap = get(metrics, "fidelity.overlap") or {}
+    overlap = metrics["fidelity"].get("overlap", {})
     figures = {
         "psnr_hard": ("hard PSNR of held-out images", decibel),
         **{name: (title, cosine) for name, title in DISTANCES.items()},
@@ -211,7 +187,7 @@ def frechet_summary(metrics: Mapping) -> dict:
     """The block of the Fréchet distance with its title, and whether it is FID; empty if not measured."""
     for name, title in DISTANCES.items():
         if block := metrics["fidelity"].get(name):
-            is_own = not get(metrics, "protocol.features_sha256")
+            is_own = not metrics["protocol"]["features_sha256"]
             return {**block, "title": title, "is_fid": name == "fid", "is_own": is_own}
     return {}
 
@@ -229,10 +205,8 @@ def fidelity_rows(metrics: Mapping) -> list[dict]:
     best_of = fidelity.get("best_of", {})
     for name in DISTANCES.keys() & best_of.keys():
         distances = best_of[name]
-        note = (
-            f"of the best of {best_of['n'][-1]} for each of {best_of['captions']:,} captions; "
-            f"a single sample for each: {cosine(distances[0])}"
-        )
+        note = f"of the best of {best_of['n'][-1]} for each of {best_of['captions']:,} captions; "
+        note += f"a single sample for each: {cosine(distances[0])}"
         interval = _interval(best_of[f"{name}_interval"][-1], cosine)
         add(f"{DISTANCES[name]}, best of n", cosine(distances[-1]), interval, note)
     if block := fidelity.get("inception_score"):
@@ -255,7 +229,7 @@ def fidelity_rows(metrics: Mapping) -> list[dict]:
         note = "from the best-scored sample, by the scorer, among {among} of {captions} held-out captions; by chance {chance:.0%}"
         add("caption found", rate(block["found"]), _intervals(block, ["found"]), note.format_map(block))
     scaled, ends, to_text = metrics["clip_score"]["scaled"], ("n1", "best"), partial(number, digits=1)
-    note = f"100 max(cosine, 0); one sample → {_best_of(metrics)}"
+    note = f"100 max(cosine, 0); one sample → best of {metrics['n']}"
     value = " → ".join(to_text(scaled[end]) for end in ends)
     add("CLIP score, scaled", value, _intervals(scaled, ends, to_text), note)
     return rows
@@ -265,28 +239,27 @@ def protocol_rows(metrics: Mapping) -> dict[str, Any]:
     """What must be equal for equal digits; versions and fingerprints have tables of their own."""
     protocol = metrics["protocol"].items()
     rows = flatten({name: value for name, value in protocol if name not in ("versions", "checkpoints")})
-    return {name.replace("_", " ").replace(".", ": "): value for name, value in rows if value is not None}
+    return {
+        name.replace("_", " ").replace(".", ": "): value for name, value in rows.items() if value is not None
+    }
 
 
 def count_rows(counts: Mapping[str, int]) -> dict:
     """What became of the inputs: {"rows": [{"name", "count", "share"}], "missing": those in no row}."""
-    n_in = counts.get("n_in", 0)
-    rows = [
-        {"name": name, "count": (count := counts.get(f"n_{name}", 0)), "share": count / n_in if n_in else 0}
-        for name in ("ok", "quarantined", "duplicate", "filtered")
-    ]
+    n_in, rows = counts["n_in"], []
+    for name in ("ok", "quarantined", "duplicate", "filtered"):
+        count = counts.get(f"n_{name}", 0)
+        rows.append({"name": name, "count": count, "share": count / n_in})
     return {"rows": rows, "missing": n_in - sum(row["count"] for row in rows)}
 
 
 def render_report(data: Mapping[str, Any]) -> str:
     """The page of the data that `report_data.gather` makes."""
     environment, metrics = page_environment(), data["metrics"]
-    environment.filters |= {
-        **{"rate": rate, "cosine": cosine, "decibel": decibel},
-        **{"count": "{:,}".format, "duration": duration},
-    }
+    environment.filters |= {"rate": rate, "cosine": cosine, "decibel": decibel}
+    environment.filters |= {"count": "{:,}".format, "duration": duration}
     return environment.get_template("report.html.j2").render(
-        **dict.fromkeys(NEAREST, ()) | data,
+        **dict.fromkeys(OPTIONAL, ()) | data,
         cards=headline_cards(metrics),
         verdicts=verdict_rows(metrics),
         few_pairs=few_pairs(metrics["held_out_pairs"]),
@@ -297,7 +270,7 @@ def render_report(data: Mapping[str, Any]) -> str:
         frechet=frechet_summary(metrics),
         protocol=protocol_rows(metrics),
         count_rows=count_rows(data["counts"]),
-        flat_params=dict(flatten(data["params"])),
+        flat_params=flatten(data["params"]),
         no_caption_match=FREE_CAPTIONS,
         num_unfolded=NUM_UNFOLDED,
         image=image_element,

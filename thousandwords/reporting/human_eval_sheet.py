@@ -27,16 +27,15 @@ def make_sheet(a: FinishedRun, b: FinishedRun, num_prompts: int, seed: int) -> t
     size = max(run.samples.images(0).shape[1] for run in (a, b))  # of all images, so that size reveals no run
     pairs, prompts, num_identical = [], [], 0
     for prompt in sorted(common_prompts(a, b), key=lambda prompt: unit_hash(f"order {prompt.caption}", seed)):
-        image_a = encode_image(a.best(prompt.a)[0][0], size)
-        image_b = encode_image(b.best(prompt.b)[0][0], size)
-        if image_a == image_b:
+        images = {"a": a.best(prompt.a)[0][0], "b": b.best(prompt.b)[0][0]}
+        images = {run: encode_image(pixels, size) for run, pixels in images.items()}
+        if images["a"] == images["b"]:
             num_identical += 1
             continue
-        left = "a" if unit_hash(f"side {prompt.caption}", seed) < 0.5 else "b"
-        sides = (image_a, image_b) if left == "a" else (image_b, image_a)
-        sources = [image_element(image)["src"] for image in sides]
-        pairs.append({"caption": prompt.caption, "left": sources[0], "right": sources[1]})
-        prompts.append({"number": len(pairs), "caption": prompt.caption, "left": left})
+        sides = "ab" if unit_hash(f"side {prompt.caption}", seed) < 0.5 else "ba"
+        left, right = (image_element(images[run])["src"] for run in sides)
+        pairs.append({"caption": prompt.caption, "left": left, "right": right})
+        prompts.append({"number": len(pairs), "caption": prompt.caption, "left": sides[0]})
         if len(pairs) == num_prompts:
             break
     if not pairs:

@@ -69,7 +69,7 @@ def _read_file(path: Path, key: Mapping) -> tuple[list[Vote], list[str]]:
     except (OSError, UnicodeDecodeError) as error:
         return [], [f"{path} cannot be read ({error.__class__.__name__}); {fix}"]
     except csv.Error as error:
-        return [], [f"{path} is not a CSV file ({error}); give a file that the sheet saved"]
+        return [], [f"{path} is not a CSV file ({error}); {fix}"]
     if missing:
         return [], [f"{path} lacks the column {missing[0]!r}; {fix}"]
     if others := sorted({str(row["sheet"]) for row in rows} - {key["sheet"]}):
@@ -114,17 +114,17 @@ def _vote(row: Mapping, prompts: Mapping[str, Mapping]) -> Vote:
 
 def count_votes(votes: Sequence[Vote], key: Mapping, rng: np.random.Generator) -> dict:
     """The content of votes.json: shares of `a` per question, agreement, raters and their missing votes."""
-    raters = sorted({vote.rater for vote in votes})
+    raters = {rater: [] for rater in sorted({vote.rater for vote in votes})}
+    for vote in votes:
+        raters[vote.rater].append(vote)
+    questions = {name: [vote for vote in votes if vote.question == name] for name in QUESTIONS}
+    missing = {rater: _missing(own, key) for rater, own in raters.items()}
     return {
-        "sheet": key["sheet"],
-        "a": key["a"],
-        "b": key["b"],
+        **{name: key[name] for name in ("sheet", "a", "b")},
         "prompts": len(key["prompts"]),
-        "questions": {
-            name: _answers([vote for vote in votes if vote.question == name], rng) for name in QUESTIONS
-        },
-        "raters": {rater: _rater([vote for vote in votes if vote.rater == rater]) for rater in raters},
-        "missing": {rater: missing for rater in raters if (missing := _missing(votes, key, rater))},
+        "questions": {name: _answers(own, rng) for name, own in questions.items()},
+        "raters": {rater: _rater(own) for rater, own in raters.items()},
+        "missing": {rater: names for rater, names in missing.items() if names},
     }
 
 
@@ -142,7 +142,7 @@ def _answers(votes: Sequence[Vote], rng: np.random.Generator) -> dict:
         "interval": bootstrap_interval(majorities, rng),
         "ties": int((majorities == 0.5).sum()),
         "a_votes": {
-            f"{chose_a} of {count}": prompts for (chose_a, count), prompts in sorted(Counter(table).items())
+            f"{chosen} of {count}": prompts for (chosen, count), prompts in sorted(Counter(table).items())
         },
         **agreement(table),
     }
@@ -170,9 +170,9 @@ def _rater(votes: Sequence[Vote]) -> dict:
     }
 
 
-def _missing(votes: Sequence[Vote], key: Mapping, rater: str) -> list[str]:
-    """["3 realism", ...]: what this rater has not answered."""
-    answered = {(vote.number, vote.question) for vote in votes if vote.rater == rater}
+def _missing(votes: Sequence[Vote], key: Mapping) -> list[str]:
+    """["3 realism", ...]: what the rater of these votes has not answered."""
+    answered = {(vote.number, vote.question) for vote in votes}
     questions = [(prompt["number"], question) for prompt in key["prompts"] for question in QUESTIONS]
     return [f"{number} {question}" for number, question in questions if (number, question) not in answered]
 
@@ -182,14 +182,12 @@ def lines(result: Mapping) -> list[str]:
     texts = [_line(QUESTIONS[name], answers, result) for name, answers in result["questions"].items()]
     num_raters = len(result["raters"])
     if num_raters < PAPER_RATERS:
-        texts.append(
-            f"only {num_raters} of {PAPER_RATERS} raters: the paper had {PAPER_RATERS}, so few may not be representative"
-        )
+        few = f"only {num_raters} of {PAPER_RATERS} raters: the paper had {PAPER_RATERS}, so few may not be representative"
+        texts.append(few)
     for rater, missing in result["missing"].items():
         more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
-        texts.append(
-            f"{rater} left out {len(missing)} votes (prompt {', '.join(missing[:MAX_LISTED])}{more}); the others are counted"
-        )
+        listed = f"prompt {', '.join(missing[:MAX_LISTED])}{more}"
+        texts.append(f"{rater} left out {len(missing)} votes ({listed}); the others are counted")
     return texts
 
 
@@ -211,9 +209,8 @@ def markdown(result: Mapping) -> str:
     notes = [f"- {_escape(line)}" for line in lines(result)]
     for name, answers in result["questions"].items():
         if answers["prompts"]:
-            votes = ", ".join(
-                f"{votes} at {prompts} prompts" for votes, prompts in answers["a_votes"].items()
-            )
+            counts = answers["a_votes"].items()
+            votes = ", ".join(f"{votes} at {prompts} prompts" for votes, prompts in counts)
             notes.append(f"- {QUESTIONS[name]} Raters for {_escape(result['a'])}: {votes}")
     raters = "".join(
         f"| {_escape(rater)} | {row['votes']} | {row['left_share']:.0%} | {row['median_seconds']:.1f} s |\n"

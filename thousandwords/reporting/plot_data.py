@@ -7,7 +7,7 @@ is a row without values.
 import numpy as np
 
 from thousandwords.evaluation.evaluate_run import Evaluation
-from thousandwords.nn.metrics import codebook_counts
+from thousandwords.evaluation.verdict import points_of
 
 CURVES = {  # table -> stage, value in its curves, column
     "image_tokenizer": ("train_image_tokenizer", "validation/psnr_hard", "psnr"),
@@ -22,23 +22,11 @@ MAX_ROWS = 64  # of a codebook of any size: every run commits these tables
 
 def plot_data(evaluation: Evaluation, curves: dict[str, list[dict]]) -> dict[str, list[dict]]:
     """{table: its rows}"""
-    tables = {
-        name: [
-            {"step": row["step"], column: row[value]}
-            for row in curves.get(stage, ())
-            if row.get(value) is not None
-        ]
-        or [{"step": 0, column: None}]
-        for name, (stage, value, column) in CURVES.items()
-    }
-    reconstructions = evaluation.reconstructions
-    counts = {
-        name: codebook_counts(tokens, reconstructions.vocab_size).numpy()
-        for name, tokens in (
-            ("share", reconstructions.tokens),
-            ("share_kmeans", reconstructions.kmeans_tokens),
-        )
-    }
+    tables = {}
+    for name, (stage, value, column) in CURVES.items():
+        rows = [{"step": step, column: number} for step, number in points_of(curves.get(stage, ()), value)]
+        tables[name] = rows or [{"step": 0, column: None}]
+    counts = dict(zip(("share", "share_kmeans"), evaluation.reconstructions.counts(), strict=True))
     return tables | {"best_of_n": best_of_n(evaluation.figures), "codebook": codebook_use(counts)}
 
 
@@ -47,9 +35,8 @@ def best_of_n(figures: dict) -> list[dict]:
     score, matches = figures["clip_score"]["curve"], figures.get("caption_match", {})
     columns = {"n": score["n"], "clip_score": score["score"]}
     for split in ("seen", "unseen"):
-        columns[f"match_{split}"] = (
-            matches[split]["curve"]["all"] if split in matches else [None] * len(score["n"])
-        )
+        none = [None] * len(score["n"])
+        columns[f"match_{split}"] = matches[split]["curve"]["all"] if split in matches else none
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

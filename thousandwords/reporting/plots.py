@@ -147,8 +147,7 @@ def similarity_histogram(axes: Axes, similarities: Mapping[str, Sequence[float]]
     for (name, values), color in zip(similarities.items(), COLORS, strict=False):
         counts, _ = np.histogram(np.clip(values, edges[0], 1), edges)
         axes.stairs(counts / max(1, len(values)), edges, color=color, linewidth=3, label=name)
-    label = "threshold of near duplicates"
-    axes.axvline(threshold, color=GREY, linestyle=":", linewidth=2.5, label=label)
+    axes.axvline(threshold, color=GREY, linestyle=":", linewidth=2.5, label="threshold of near duplicates")
     axes.set(xlabel="cosine to the nearest training image", ylabel="share of images")
     axes.legend()
 
@@ -187,12 +186,11 @@ def duration(seconds: float) -> str:
     """A time as text: 0.42 -> "0.4 s", 75 -> "1 min 15 s", 7260 -> "2 h 1 min"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
+    minutes, whole = divmod(round(seconds), 60)
+    if minutes == 0:
         return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole} s"
 
 
 def _best_of_axis(axes: Axes, steps: Sequence[int]) -> None:

@@ -1,5 +1,7 @@
 """What the report shows, with its images and plots; `html_report` makes the page. An image is PNG or WebP bytes."""
 
+import contextlib
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,15 +13,17 @@ import torch
 from torch import nn
 
 from thousandwords.core.manifest import read_manifest
+from thousandwords.data.image_decoding import InvalidImage, decode_image
 from thousandwords.data.images import to_uint8
 from thousandwords.data.pair_shards import PairReader, open_pairs
 from thousandwords.evaluation.config import split_name
 from thousandwords.evaluation.evaluate_run import ChosenPairs, Evaluation, EvaluationInputs, Matches
 from thousandwords.evaluation.image_fidelity import NearestNeighbors
 from thousandwords.evaluation.overlap import Overlap
+from thousandwords.evaluation.verdict import points_of
 from thousandwords.inference.sample_shards import Samples
 from thousandwords.ingest.near_duplicates import DUPLICATES
-from thousandwords.nn.metrics import codebook_counts, psnr
+from thousandwords.nn.metrics import psnr
 from thousandwords.reporting import plots
 from thousandwords.reporting.page import thumbnail
 
@@ -27,6 +31,8 @@ MAX_BEST_SAMPLES = 12  # on the first screen
 LARGE, SMALL = 256, 128  # pixels of a single image, and of one among all candidates
 MAX_SCALE_ROWS = 4  # images shown after each grid of tokens
 MAX_NEAREST = 4  # images of each kind beside their nearest training images
+MAX_STEPS = 6  # of a training whose images are shown, evenly, with the first and the last one
+MAX_WIDTH = 1060  # pixels of a sheet of these
 ImageAndCaption = tuple[bytes, str]
 
 PLOTS = {  # section of the page -> plot -> its alt text
@@ -57,27 +63,22 @@ PLOTS = {  # section of the page -> plot -> its alt text
 
 def render_plots(evaluation: Evaluation, curves: dict[str, list[dict]]) -> dict[str, bytes]:
     """Render all plots: {name: PNG}."""
-    figures, reconstructions = evaluation.figures, evaluation.reconstructions
-    counts = {
-        "image tokenizer": codebook_counts(reconstructions.tokens, reconstructions.vocab_size).numpy(),
-        "k-means": codebook_counts(reconstructions.kmeans_tokens, reconstructions.vocab_size).numpy(),
-    }
+    figures, counts = evaluation.figures, evaluation.reconstructions.counts()
     image, text = (_losses(curves["train_generator"], name) for name in ("image_loss", "text_loss"))
     pngs = {
-        "codebook": plots.codebook_curve(counts),
+        "codebook": plots.codebook_curve(dict(zip(("image tokenizer", "k-means"), counts, strict=True))),
         "clip_score": plots.score_curve(figures["clip_score"]["curve"]),
         "stages": plots.stage_bars(figures["seconds"]),
         "generator_image": plots.loss_curve(image, title="Generator, image tokens"),
     }
     if any(text.values()):  # not every kind of generator models text
         pngs["generator_text"] = plots.loss_curve(text, title="Generator, text tokens")
-    if tokenizer := _points(curves["train_image_tokenizer"], "validation/psnr_hard"):
-        title = "Image tokenizer, hard reconstruction"
-        pngs["tokenizer"] = plots.loss_curve({"validation": tokenizer}, "PSNR, dB", title=title)
-    if decoder := _points(curves.get("train_decoder", []), "validation/psnr_hard"):
-        pngs["decoder"] = plots.loss_curve(
-            {"validation": decoder}, "PSNR, dB", title="Decoder, from the same tokens"
-        )
+    for name, stage, title in (
+        ("tokenizer", "train_image_tokenizer", "Image tokenizer, hard reconstruction"),
+        ("decoder", "train_decoder", "Decoder, from the same tokens"),
+    ):
+        if psnrs := points_of(curves.get(stage, ()), "validation/psnr_hard"):
+            pngs[name] = plots.loss_curve({"validation": psnrs}, "PSNR, dB", title=title)
     if scorer := curves.get("train_scorer"):
         pngs["scorer"] = plots.loss_curve(_losses(scorer, "loss"), "nats", title="CLIP, contrastive loss")
     pngs |= fidelity_plots(figures["fidelity"])
@@ -101,18 +102,13 @@ def fidelity_plots(fidelity: dict) -> dict[str, bytes]:
     if score := fidelity.get("inception_score"):
         pngs["blur_score"] = plots.blurred_scores(score)
     if "inception_score" in best_of:
-        curve = {"n": best_of["n"], "score": best_of["inception_score"]}
-        title = "Inception Score, best of n"
+        curve, title = {"n": best_of["n"], "score": best_of["inception_score"]}, "Inception Score, best of n"
         pngs["best_of_score"] = plots.score_curve(curve, "Inception Score", title=title)
     return pngs
 
 
-def _losses(rows: list[dict], name: str) -> dict[str, list[tuple[float, float]]]:
-    return {"train": _points(rows, name), "validation": _points(rows, f"validation/{name}")}
-
-
-def _points(rows: list[dict], name: str) -> list[tuple[float, float]]:
-    return [(row["step"], row[name]) for row in rows if name in row]
+def _losses(rows: list[dict], name: str) -> dict[str, list[tuple[int, float]]]:
+    return {"train": points_of(rows, name), "validation": points_of(rows, f"validation/{name}")}
 
 
 def mlflow_runs(records: dict[str, dict], evaluate_run_id: str | None, address: str) -> dict[str, dict]:
@@ -140,24 +136,22 @@ def gather(
 ) -> dict:
     """The data of the page, except for MLflow's runs."""
     figures, samples, scores = evaluation.figures, inputs.samples, inputs.scores
-    reconstructions = evaluation.reconstructions
-    summary = (
-        f"{params['data']['image_size']} × {params['data']['image_size']} images as "
-        f"{reconstructions.tokens.shape[1]} tokens of a codebook of {reconstructions.vocab_size}, generated "
-        f"from a caption, {figures['n']} candidates each, and ranked by CLIP."
-    )
+    num_tokens, size = evaluation.reconstructions.tokens.shape[1], params["data"]["image_size"]
+    summary = f"{size} × {size} images as {num_tokens} tokens of a codebook of {evaluation.reconstructions.vocab_size}, "
+    summary += f"generated from a caption, {figures['n']} candidates each, and ranked by CLIP."
     used = "{:.1f} GB of memory at most, {} threads"
+    more = partial(_true_and_nearest, evaluation)
     data = {
         "title": "A picture is worth a thousand words",
         "summary": summary,
         "metrics": figures,
         "best_samples": best_samples(samples, scores),
         "reconstructions": _reconstructions(evaluation, report_images),
-        "prompts": prompt_rows(
-            report_images, samples, scores, evaluation.matches, partial(_true_and_nearest, evaluation)
-        ),
+        "prompts": prompt_rows(report_images, samples, scores, evaluation.matches, more),
         "plots": {
-            section: [{"image": plots[name], "title": titles[name]} for name in titles if name in plots]
+            section: [
+                {"image": plots[name], "title": title} for name, title in titles.items() if name in plots
+            ]
             for section, titles in PLOTS.items()
         },
         "counts": read_manifest(pairs)["facts"]["counts"],
@@ -201,9 +195,8 @@ def _reconstructions(evaluation: Evaluation, count: int) -> list[dict]:
         for before, after, psnr in zip(held_out, hard, evaluation.held_out.psnr, strict=False)
     ]
     if decoded is not None:
-        for row, image, value in zip(
-            rows, to_uint8(decoded[:count]), psnr(images, decoded[:count]), strict=True
-        ):
+        values = psnr(images, decoded[:count])
+        for row, image, value in zip(rows, to_uint8(decoded[:count]), values, strict=True):
             row |= {"decoded": thumbnail(image, LARGE), "psnr_decoded": float(value)}
     return rows
 
@@ -229,15 +222,12 @@ def prompt_rows(
     more: Callable[[int], dict] = lambda prompt: {},
 ) -> list[dict]:
     """The first `count` prompts of each split, each with all its candidates, best first, and what `more` adds."""
-    splits = np.array(samples.splits)
-    prompts = [
-        prompt
-        for split in dict.fromkeys(samples.splits)
-        for prompt in np.flatnonzero(splits == split)[:count].tolist()
-    ]
-    return [
-        _prompt_row(prompt, samples, scores[prompt], matches.get(prompt)) | more(prompt) for prompt in prompts
-    ]
+    splits, rows = np.array(samples.splits), []
+    for split in dict.fromkeys(samples.splits):
+        for prompt in np.flatnonzero(splits == split)[:count].tolist():
+            row = _prompt_row(prompt, samples, scores[prompt], matches.get(prompt))
+            rows.append(row | more(prompt))
+    return rows
 
 
 def _true_and_nearest(evaluation: Evaluation, prompt: int) -> dict:
@@ -290,16 +280,20 @@ def nearest_pairs(
         return thumbnail(samples.image(prompt, candidate), LARGE), samples.prompts[prompt]
 
     def pairs(overlap: Overlap, rows: list[int], show: Callable[[int], ImageAndCaption]) -> list[dict]:
-        return [pair(overlap, row, show(row), show_training(int(overlap.index[row]))) for row in rows]
-
-    def pair(overlap: Overlap, row: int, first: ImageAndCaption, second: ImageAndCaption) -> dict:
-        return {
-            "image": first[0],
-            "training_image": second[0],
-            "similarity": float(overlap.similarity[row]),
-            "is_near_duplicate": bool(overlap.is_overlapping[row]),
-            "captions": [first[1], second[1]],
-        }
+        shown = []
+        for row in rows:
+            image, caption = show(row)
+            training_image, training_caption = show_training(int(overlap.index[row]))
+            shown.append(
+                {
+                    "image": image,
+                    "training_image": training_image,
+                    "similarity": float(overlap.similarity[row]),
+                    "is_near_duplicate": bool(overlap.is_overlapping[row]),
+                    "captions": [caption, training_caption],
+                }
+            )
+        return shown
 
     nearest = neighbors.held_out.closest(MAX_NEAREST)
     at_threshold = [row for row in neighbors.held_out.around_threshold(MAX_NEAREST) if row not in nearest]
@@ -346,3 +340,27 @@ def _duplicate(row: dict, readers: dict[str, PairReader]) -> dict:
         "is_dropped": row["is_dropped"],
         "captions": [caption, earlier_caption],
     }
+
+
+def training_images(folder: Path, records: dict[str, dict]) -> dict[str, list[dict]]:
+    """{stage: [{"step", "image"}, ...]}, without trainings whose images belong to another run than its record's:
+    DVC restores a model, but not its images."""
+    found = {}
+    for path in sorted(folder.glob("*/progress.json")):
+        stage, progress = path.parent.name, {}
+        with contextlib.suppress(OSError, ValueError):
+            progress = json.loads(path.read_bytes())
+        if stage in records and progress.get("run_id", "") == records[stage].get("run_id"):
+            with contextlib.suppress(InvalidImage):  # these files are not written durably
+                found[stage] = [_sheet(file) for file in _choose(sorted(path.parent.glob("step-*.png")))]
+    return {stage: sheets for stage, sheets in found.items() if sheets}
+
+
+def _choose(files: list[Path]) -> list[Path]:
+    places = np.linspace(0, len(files) - 1, min(MAX_STEPS, len(files))).round().astype(int)
+    return [files[place] for place in places]
+
+
+def _sheet(file: Path) -> dict:
+    image = thumbnail(decode_image(file.read_bytes()), MAX_WIDTH)
+    return {"step": int(file.stem.removeprefix("step-")), "image": image}

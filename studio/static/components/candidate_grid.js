@@ -1,5 +1,5 @@
 // A grid of candidates: empty slots first, images as they arrive, then an animated move into the order of their scores.
-import { el, img } from '../lib/dom.js';
+import { button, el, img } from '../lib/dom.js';
 import { altOf, sourceOf } from '../lib/images.js';
 import { t } from '../lib/language.js';
 
@@ -15,33 +15,19 @@ export function emptySlots(number) {
 
 /** A candidate as a button; a click calls `open`. */
 export function candidateButton(image, open) {
-  const score = typeof image.score === 'number' ? image.score.toFixed(3) : null;
-  return el(
-    'button',
-    {
-      type: 'button',
-      class: 'candidate',
-      'data-testid': 'candidate',
-      'data-candidate': image.candidate,
-      'data-score': image.score,
-      'aria-label': `${altOf(image)}${score ? t`, score ${score}` : ''}`,
-      onclick: open,
-    },
-    img(sourceOf(image), ''),
-    el('span', { class: 'score' }, score ?? ' '),
-  );
+  const score = image.score.toFixed(3);
+  return button([img(sourceOf(image), ''), el('span', { class: 'score' }, score)], 'candidate', open, {
+    class: 'candidate',
+    'data-candidate': image.candidate,
+    'data-score': image.score,
+    'aria-label': altOf(image) + t`, score ${score}`,
+  });
 }
 
-export function fillSlot(slot, button) {
-  slot.replaceChildren(button);
-  if (isMotionAllowed())
-    button.animate(
-      [
-        { opacity: 0, transform: 'scale(.96)' },
-        { opacity: 1, transform: 'none' },
-      ],
-      APPEAR,
-    );
+export function fillSlot(slot, candidate) {
+  slot.replaceChildren(candidate);
+  const steps = [{ opacity: 0, transform: 'scale(.96)' }, { opacity: 1, transform: 'none' }];
+  if (isMotionAllowed()) candidate.animate(steps, APPEAR);
 }
 
 /** Reorder the slots and animate each one from its old to its new position (FLIP: first, last, invert, play). */

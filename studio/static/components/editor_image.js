@@ -2,13 +2,57 @@
 import { ApiError, postBytes, withQuery } from '../lib/api.js';
 import { bytesOf, pngSource, sourceOf } from '../lib/images.js';
 import { t } from '../lib/language.js';
-import { currentVersion, describeModel, selectVersion } from './version_select.js';
+import { dropZone } from './image_input.js';
+import { clearNotice, showError } from './notice.js';
+import { currentVersion, describeModel, selectVersion, versionChange } from './version_select.js';
 
 const REFUSALS = {
   side: t`The tokens of this model form several grids, and its generator cannot keep a part of such an image. Choose another model.`,
   can_edit:
     t`The tokens of this model form several grids, and a coarse token covers many cells, so they cannot be edited one by one. Choose a model with one grid.`,
 };
+
+/**
+ * Let an image be chosen in `place`, dropped, sent by another view, or encoded again when another model is selected ->
+ * what a view returns: {enter, acceptFile}. `show(editorImage)` shows it; `needed` is as for loadEditorImage.
+ */
+export function createEditorInput(place, notice, { needed, hint, show }) {
+  let current = null;
+
+  async function load(read) {
+    const before = current;
+    current = null; // an image selects its own model, which must not load the image before it again
+    try {
+      clearNotice(notice);
+      place.classList.add('busy');
+      const next = await read();
+      await show(next);
+      current = next;
+      place.classList.add('used');
+    } catch (error) {
+      current = before;
+      showError(notice, error, { retry: () => load(read) });
+    } finally {
+      place.classList.remove('busy');
+    }
+  }
+
+  const loadImage = (image) => load(() => loadEditorImage(image, needed));
+  const acceptFile = (file) => loadImage({ file });
+  place.append(dropZone({ label: t`Choose an image`, hint, onFile: acceptFile }));
+  versionChange.addEventListener('change', async () => {
+    const version = await currentVersion();
+    if (!current || current.version === version) return;
+    const { image } = current;
+    load(() => fromPixels(image, version, needed)); // the tokens of one model mean nothing to another
+  });
+  return {
+    enter(query, payload) {
+      if (payload?.image) loadImage(payload.image);
+    },
+    acceptFile,
+  };
+}
 
 /**
  * Any image -> {tokens, source, reconstruction, psnr, version, model, caption, image}.
@@ -18,9 +62,6 @@ const REFUSALS = {
 export async function loadEditorImage(image, needed) {
   return image.tokens ? fromTokens(image, needed) : fromPixels(image, await currentVersion(), needed);
 }
-
-/** The same image, encoded by the current version: the tokens of one model mean nothing to another. */
-export const reloadEditorImage = async ({ image }, needed) => fromPixels(image, await currentVersion(), needed);
 
 async function fromTokens(image, needed) {
   const version = image.version ?? (await currentVersion());

@@ -36,9 +36,7 @@ export function createGeneration(root, onChange = () => {}) {
     }
   }
 
-  function stop() {
-    controller?.abort();
-  }
+  const stop = () => controller?.abort();
 
   return { start, stop };
 }
@@ -102,10 +100,7 @@ const EVENT_HANDLERS = {
   },
 
   ranked(ui, state, { order, seconds, id }) {
-    reorderSlots(
-      ui.list,
-      order.map((candidate) => state.slots[candidate]),
-    );
+    reorderSlots(ui.list, order.map((candidate) => state.slots[candidate]));
     state.slots[order[0]].classList.add('best');
     ui.progress.hidden = true;
     const unsaved = id ? '' : t`; the gallery could not save them`;

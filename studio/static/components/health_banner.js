@@ -1,6 +1,6 @@
 // The banner at the top: the server does not answer, or its models are loading. It polls /health until all is well.
 import { connection } from '../lib/api.js';
-import { announce, el } from '../lib/dom.js';
+import { announce, button, el } from '../lib/dom.js';
 import { t } from '../lib/language.js';
 
 const POLL_INTERVAL = 2000; // milliseconds
@@ -40,7 +40,7 @@ function showBanner(kind, title, text) {
   banner.dataset.kind = kind;
   banner.replaceChildren(
     el('div', {}, el('strong', {}, title), el('span', {}, text)),
-    el('button', { type: 'button', 'data-testid': 'banner-retry', onclick: checkHealth }, t`Check again`),
+    button(t`Check again`, 'banner-retry', checkHealth),
   );
   banner.hidden = false;
 }

@@ -1,6 +1,6 @@
 // The dialog of one image: large, with its provenance and all actions on it.
 import { postBytes, postJson, withQuery } from '../lib/api.js';
-import { announce, el, img } from '../lib/dom.js';
+import { announce, button, captionedImage, el, img } from '../lib/dom.js';
 import { altOf, bytesOf, download, pngSource, sourceOf } from '../lib/images.js';
 import { t } from '../lib/language.js';
 import { openView } from '../lib/router.js';
@@ -50,20 +50,12 @@ function fillDialog(image, signal) {
     metadata.replaceChildren(provenanceList({ ...metadataOf(image), ...provenance, fixedTokens }));
   };
   dialog.replaceChildren(
-    el(
-      'div',
-      { class: 'dialog-header' },
+    el('div', { class: 'dialog-header' },
       title,
-      el(
-        'button',
-        { type: 'button', class: 'icon', 'aria-label': t`Close`, 'data-testid': 'close', onclick: () => dialog.close() },
-        '×',
-      ),
+      button('×', 'close', () => dialog.close(), { class: 'icon', 'aria-label': t`Close` }),
       stepper(),
     ),
-    el(
-      'div',
-      { class: 'dialog-body' },
+    el('div', { class: 'dialog-body' },
       img(sourceOf(image), altOf(image), { 'data-testid': 'dialog-image' }),
       el('div', {}, metadata, actions(image, results, addProvenance, signal)),
     ),
@@ -74,64 +66,32 @@ function fillDialog(image, signal) {
 function stepper() {
   const { images, index } = current;
   if (images.length < 2) return null;
-  const button = (step, label, sign) =>
-    el(
-      'button',
-      {
-        type: 'button',
-        class: 'icon',
-        'aria-label': label,
-        'data-step': step,
-        disabled: !images[index + step],
-        onclick: () => openImageDialog(images, index + step),
-      },
-      sign,
-    );
-  return el(
-    'div',
-    { class: 'stepper' },
-    button(-1, t`Previous image`, '‹'),
+  const to = (step, testid, label, sign) => {
+    const attributes = { class: 'icon', 'aria-label': label, 'data-step': step, disabled: !images[index + step] };
+    return button(sign, testid, () => openImageDialog(images, index + step), attributes);
+  };
+  return el('div', { class: 'stepper' },
+    to(-1, 'previous', t`Previous image`, '‹'),
     el('span', {}, t`${index + 1} of ${images.length}`),
-    button(1, t`Next image`, '›'),
+    to(1, 'next', t`Next image`, '›'),
   );
 }
 
-const metadataOf = ({ seed, candidate, candidates, version, score, fixedTokens }) => ({
-  seed,
-  candidate,
-  candidates,
-  version,
-  fixedTokens,
-  score: score?.toFixed(3),
-});
+const metadataOf = ({ seed, candidate, candidates, version, score, fixedTokens }) =>
+  ({ seed, candidate, candidates, version, fixedTokens, score: score?.toFixed(3) });
 
 function actions(image, results, addProvenance, signal) {
-  const button = (label, testid, onclick) => el('button', { type: 'button', 'data-testid': testid, onclick }, label);
   const run = (action) => () => runAction(results, action);
   const sendTo = (view) => () => {
     dialog.close();
     openView(view, {}, { image });
   };
-  return el(
-    'div',
-    { class: 'actions' },
-    button(
-      t`Download`,
-      'download',
-      run(() => download(image)),
-    ),
-    button(
-      t`Reproduce, byte for byte`,
-      'reproduce',
-      run(() => showReproduced(image, results, addProvenance, signal)),
-    ),
+  return el('div', { class: 'actions' },
+    button(t`Download`, 'download', run(() => download(image))),
+    button(t`Reproduce, byte for byte`, 'reproduce', run(() => showReproduced(image, results, addProvenance, signal))),
     button(t`Inpaint`, 'to-inpaint', sendTo('inpaint')),
     button(t`Edit tokens`, 'to-tokens', sendTo('tokens')),
-    button(
-      t`Find nearest training images`,
-      'nearest',
-      run(() => showNearest(image, results, signal)),
-    ),
+    button(t`Find nearest training images`, 'nearest', run(() => showNearest(image, results, signal))),
   );
 }
 
@@ -149,13 +109,12 @@ async function showReproduced(image, results, addProvenance, signal) {
   results.replaceChildren(el('p', { class: 'status busy' }, t`Generating it again …`));
   const { element, answer } = await reproduce(await bytesOf(image), sourceOf(image), signal);
   addProvenance(answer.provenance);
-  if (image.file && answer.same) addTokens(image, answer);
+  if (image.file && answer.same) {
+    // the file has the tokens of the new image exactly, so it need not be encoded from pixels
+    const { tokens, version, provenance: { caption, seed, candidate } } = answer;
+    Object.assign(image, { tokens, version, caption, seed, candidate });
+  }
   results.replaceChildren(element);
-}
-
-/** A file that was reproduced has the tokens of the new image exactly, so it need not be encoded from pixels. */
-function addTokens(image, { tokens, version, provenance: { caption, seed, candidate } }) {
-  Object.assign(image, { tokens, version, caption, seed, candidate });
 }
 
 async function showNearest(image, results, signal) {
@@ -174,25 +133,10 @@ function nearestOf({ state, done, total, images }) {
   if (state === 'indexing')
     return el('p', { class: 'status busy', 'data-testid': 'indexing' }, t`Encoding the training images: ${done} of ${total}`);
   if (state === 'none') return el('p', { class: 'status' }, t`There are no training images here to compare with.`);
-  return el(
-    'section',
-    { 'data-testid': 'nearest-result' },
+  const items = images.map(({ png, caption, key, score }) =>
+    el('li', {}, captionedImage(pngSource(png), caption, `${key} · ${score.toFixed(3)}`)));
+  return el('section', { 'data-testid': 'nearest-result' },
     el('h3', {}, t`Nearest training images`),
-    el(
-      'ul',
-      { class: 'image-grid small' },
-      images.map(({ png, caption, key, score }) =>
-        el(
-          'li',
-          {},
-          el(
-            'figure',
-            { class: 'captioned-image' },
-            img(pngSource(png), caption),
-            el('figcaption', {}, caption, el('small', {}, `${key} · ${score.toFixed(3)}`)),
-          ),
-        ),
-      ),
-    ),
+    el('ul', { class: 'image-grid small' }, items),
   );
 }

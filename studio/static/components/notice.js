@@ -1,7 +1,7 @@
 // Errors, shown where they happened or beside the field with the wrong value, with a way to try again: now, or after the
 // time that the server asks for.
 import { connection } from '../lib/api.js';
-import { announce, el, uniqueId } from '../lib/dom.js';
+import { announce, button, el, uniqueId } from '../lib/dom.js';
 import { t } from '../lib/language.js';
 
 const QUEUE_WAIT = 5; // seconds, if a full queue names no time
@@ -32,7 +32,7 @@ function notice(error, place, retry) {
     clearNotice(place);
     retry();
   };
-  box.append(el('button', { type: 'button', 'data-testid': 'retry', onclick: tryAgain }, t`Try again`));
+  box.append(button(t`Try again`, 'retry', tryAgain));
   if (error.status === 429) startCountdown(box, text, error.retryAfter ?? QUEUE_WAIT, tryAgain, place);
   if (error.status === 0 || error.status === 503) retryWhenBack(box, tryAgain);
   return box;
@@ -52,7 +52,7 @@ function startCountdown(box, text, seconds, tryAgain, place) {
     if (seconds <= 0) tryAgain();
   }, 1000);
   box.addEventListener('removed', () => clearInterval(timer));
-  box.append(el('button', { type: 'button', class: 'muted', onclick: () => clearNotice(place) }, t`Cancel`));
+  box.append(button(t`Cancel`, 'cancel-retry', () => clearNotice(place), { class: 'muted' }));
   text.after(countdown);
   show();
 }

@@ -15,9 +15,8 @@ export async function reproduce(blob, source, signal) {
 }
 
 function resultOf({ same, png }, source) {
-  return el(
-    'section',
-    { class: `reproduce-result ${same ? 'good' : 'bad'}`, 'data-testid': 'reproduce-result', 'data-same': String(same) },
+  const attributes = { class: `reproduce-result ${same ? 'good' : 'bad'}`, 'data-same': String(same) };
+  return el('section', { 'data-testid': 'reproduce-result', ...attributes },
     el('p', {}, el('span', { class: 'mark', 'aria-hidden': 'true' }, same ? '✓' : '≠'), same ? SAME : DIFFERENT),
     el('div', { class: 'before-after' }, figure(source, t`The file`), figure(pngSource(png), t`Generated now`)),
   );
@@ -27,12 +26,8 @@ const figure = (source, text) => el('figure', {}, img(source, text), el('figcapt
 
 /** The provenance of an image as a list: with the settings, without the fixed tokens; long fingerprints are shortened. */
 export function provenanceList({ settings, fixedTokens, ...provenance }) {
-  return metadataList(
-    Object.entries({ ...provenance, kind: fixedTokens ? t`inpainted` : null, ...settings })
-      .filter(([, value]) => typeof value !== 'object')
-      .map(([key, value]) => [
-        key === 'version' ? t`Model` : labelOf(key),
-        /^[0-9a-f]{24,}$/.test(value) ? `${value.slice(0, 12)}…` : value,
-      ]),
-  );
+  const values = Object.entries({ ...provenance, kind: fixedTokens ? t`inpainted` : null, ...settings });
+  const shorten = (value) => (/^[0-9a-f]{24,}$/.test(value) ? `${value.slice(0, 12)}…` : value);
+  const shown = values.filter(([, value]) => typeof value !== 'object');
+  return metadataList(shown.map(([key, value]) => [key === 'version' ? t`Model` : labelOf(key), shorten(value)]));
 }

@@ -1,6 +1,5 @@
 // The foldable "Settings" of a form, and the request that a form describes. An empty field means the package's own value.
 import { ApiError } from '../lib/api.js';
-import { el } from '../lib/dom.js';
 import { t } from '../lib/language.js';
 import { currentModel, initVersionSelect, versionChange, versionOf } from './version_select.js';
 
@@ -63,9 +62,3 @@ export function integerOf(form, name, min, max) {
   if (Number.isInteger(value) && value >= min && value <= max) return value;
   throw new ApiError(t`${LABELS[name]} must be a whole number from ${min} to ${max}.`, { status: 422, field: name });
 }
-
-/** Example captions as buttons; a click calls `use(caption)`. */
-export const exampleChips = (examples, use) =>
-  examples.map((caption) =>
-    el('button', { type: 'button', class: 'chip', 'data-testid': 'example', onclick: () => use(caption) }, caption),
-  );

@@ -1,6 +1,6 @@
 // Surprisal: how many bits each token of an image costs, given a caption.
 import { postJson } from '../lib/api.js';
-import { announce, el, img, metadataList } from '../lib/dom.js';
+import { announce, button, el, img, metadataList, onSubmit } from '../lib/dom.js';
 import { pngSource } from '../lib/images.js';
 import { t } from '../lib/language.js';
 import { clearNotice, showError } from './notice.js';
@@ -23,10 +23,7 @@ export function createSurprisal(part, { currentTokens, showCell }) {
     }
   }
 
-  form.addEventListener('submit', (event) => {
-    event.preventDefault();
-    measure();
-  });
+  onSubmit(form, measure);
   return {
     start(caption) {
       form.elements.prompt.value = caption;
@@ -40,31 +37,22 @@ export function createSurprisal(part, { currentTokens, showCell }) {
 }
 
 function showResult(place, answer, showCell) {
-  const leastLikely = answer.least_likely.map(({ row, column, token, bits }) =>
-    el(
-      'li',
-      {},
-      el(
-        'button',
-        { type: 'button', class: 'chip', 'data-testid': 'least-likely', onclick: () => showCell(row, column) },
-        el('span', {}, t`Row ${row + 1}, column ${column + 1}`),
-        el('span', { class: 'muted' }, t`token ${token}`),
-        el('b', {}, t`${bits.toFixed(1)} bits`),
-      ),
-    ),
-  );
+  const leastLikely = answer.least_likely.map(({ row, column, token, bits }) => {
+    const content = [
+      el('span', {}, t`Row ${row + 1}, column ${column + 1}`),
+      el('span', { class: 'muted' }, t`token ${token}`),
+      el('b', {}, t`${bits.toFixed(1)} bits`),
+    ];
+    return el('li', {}, button(content, 'least-likely', () => showCell(row, column), { class: 'chip' }));
+  });
   place.replaceChildren(
     img(pngSource(answer.png), t`Heat map: bright cells have a high surprisal`, { class: '', 'data-testid': 'heat-map' }),
-    el(
-      'div',
-      { 'data-testid': 'bits' },
-      metadataList([
-        [t`Image`, t`${answer.image_bits.toFixed(1)} bits`],
-        ...(answer.caption_bits === null ? [] : [[t`Caption`, t`${answer.caption_bits.toFixed(1)} bits`]]),
-        [t`Per token`, t`${answer.bits_per_token.toFixed(2)} bits`],
-        [t`Random guess`, t`${answer.uniform_bits_per_token.toFixed(2)} bits`],
-      ]),
-    ),
+    metadataList([
+      [t`Image`, t`${answer.image_bits.toFixed(1)} bits`],
+      [t`Caption`, answer.caption_bits === null ? null : t`${answer.caption_bits.toFixed(1)} bits`],
+      [t`Per token`, t`${answer.bits_per_token.toFixed(2)} bits`],
+      [t`Random guess`, t`${answer.uniform_bits_per_token.toFixed(2)} bits`],
+    ]),
     el('h3', {}, t`Least likely tokens`),
     el('ul', { class: 'least-likely' }, leastLikely),
   );

@@ -1,12 +1,12 @@
 // An image with a grid of buttons over it, one per token. One cell is in the tab order; the arrow keys move inside the grid.
-import { el, img } from '../lib/dom.js';
+import { button, el, img } from '../lib/dom.js';
 import { t } from '../lib/language.js';
 
 const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 const EDGES = { Home: (row) => [row, 0], End: (row, column, last) => [row, last] };
 
 /**
- * A grid of side x side cells over the image at `source`.
+ * A grid of side x side cells over the image at `source`: {element, image, layer, cells, at(row, column), focus(row, column)}.
  * `onMove(from, to, event)` is called for each step by keyboard, before the focus moves.
  */
 export function createTokenGrid(side, source, { label, onMove = () => {} }) {
@@ -38,28 +38,13 @@ export function createTokenGrid(side, source, { label, onMove = () => {} }) {
   });
   layer.addEventListener('focusin', (event) => setTabStop(event.target)); // a mouse moves the focus, too
   setTabStop(at(0, 0));
-  return {
-    element,
-    layer,
-    cells,
-    at,
-    focus,
-    setImage: (next) => {
-      image.src = next;
-    },
-  };
+  return { element, image, layer, cells, at, focus };
 }
 
-const createCell = (row, column) =>
-  el('button', {
-    type: 'button',
-    class: 'cell',
-    tabindex: '-1',
-    'data-testid': 'cell',
-    'data-row': row,
-    'data-column': column,
-    'aria-label': t`Row ${row + 1}, column ${column + 1}`,
-  });
+function createCell(row, column) {
+  const label = t`Row ${row + 1}, column ${column + 1}`;
+  return button(null, 'cell', null, { class: 'cell', tabindex: '-1', 'data-row': row, 'data-column': column, 'aria-label': label });
+}
 
 /** [row, column] of a cell. */
 export const positionOf = (cell) => [Number(cell.dataset.row), Number(cell.dataset.column)];

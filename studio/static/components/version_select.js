@@ -27,13 +27,11 @@ export async function currentVersion() {
 /** The answer of /api/model for a version. */
 export function describeModel(version) {
   if (!models.has(version)) {
-    models.set(
-      version,
-      getJson(withQuery('/api/model', { version })).catch((error) => {
-        models.delete(version);
-        throw error;
-      }),
-    );
+    const description = getJson(withQuery('/api/model', { version })).catch((error) => {
+      models.delete(version);
+      throw error;
+    });
+    models.set(version, description);
   }
   return models.get(version);
 }

@@ -13,6 +13,18 @@ export function el(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** A button; `testid` names it for tests, a click calls `onclick`. */
+export const button = (content, testid, onclick, attributes = {}) =>
+  el('button', { type: 'button', 'data-testid': testid, onclick, ...attributes }, content);
+
+/** Call `action` in place of the browser's own request when a form is submitted. */
+export function onSubmit(form, action) {
+  form.addEventListener('submit', (event) => {
+    event.preventDefault();
+    action();
+  });
+}
+
 /** The elements of a view by their data-part, in camel case: parts(view).leftName. */
 export function parts(root) {
   const camelCase = (name) => name.replace(/-(\w)/g, (_, letter) => letter.toUpperCase());
@@ -70,14 +82,15 @@ export function formatDate(iso) {
   return Number.isNaN(date.getTime()) ? iso : date.toLocaleString(language === 'en' ? undefined : language, format);
 }
 
+/** An image with its caption, and a note in small letters. */
+export const captionedImage = (source, caption, note) =>
+  el('figure', { class: 'captioned-image' }, img(source, caption), el('figcaption', {}, caption, el('small', {}, note)));
+
 /** A definition list of [name, value] pairs; pairs without a value are left out. */
 export function metadataList(pairs) {
   const withValue = pairs.filter(([, value]) => value !== undefined && value !== null && value !== '');
-  return el(
-    'dl',
-    { class: 'metadata' },
-    withValue.map(([name, value]) => el('div', {}, el('dt', {}, name), el('dd', {}, String(value)))),
-  );
+  const rows = withValue.map(([name, value]) => el('div', {}, el('dt', {}, name), el('dd', {}, String(value))));
+  return el('dl', { class: 'metadata' }, rows);
 }
 
 /** Ask before something is deleted -> true if the user confirms. */
@@ -86,13 +99,9 @@ export function confirmAction(question, confirmLabel) {
   return new Promise((resolve) => {
     dialog.returnValue = '';
     dialog.replaceChildren(
-      el(
-        'form',
-        { method: 'dialog' },
+      el('form', { method: 'dialog' },
         el('p', {}, question),
-        el(
-          'div',
-          { class: 'controls' },
+        el('div', { class: 'controls' },
           el('button', { value: '' }, t`Cancel`),
           el('button', { value: 'yes', class: 'primary', 'data-testid': 'confirm-yes' }, confirmLabel),
         ),

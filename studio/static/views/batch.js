@@ -3,17 +3,17 @@ import { candidateButton } from '../components/candidate_grid.js';
 import { generateImages, showUnusedText } from '../components/generation.js';
 import { openImageDialog } from '../components/image_dialog.js';
 import { clearNotice, showError } from '../components/notice.js';
+import { initRequestFields } from '../components/request_fields.js';
 import { initSettings, requestOf } from '../components/sampling_settings.js';
-import { initSeed } from '../components/seed.js';
 import { currentVersion } from '../components/version_select.js';
 import { ApiError } from '../lib/api.js';
-import { announce, el, initStopButton, labelOf, parts, pluralize } from '../lib/dom.js';
+import { announce, el, initStopButton, labelOf, onSubmit, parts, pluralize } from '../lib/dom.js';
 import { t } from '../lib/language.js';
 
 export function createBatchView(view) {
   const form = view.querySelector('form');
   const part = parts(view);
-  const seed = initSeed(form, part.randomSeed);
+  const seed = initRequestFields(form, part.requestFields, 4);
   const { vary } = form.elements;
   let controller = null;
   let cells = []; // {request, place, note, isDone}, in the order of the table
@@ -60,10 +60,7 @@ export function createBatchView(view) {
     part.valuesField.hidden = !vary.value;
     form.elements.values.value = '';
   });
-  form.addEventListener('submit', (event) => {
-    event.preventDefault();
-    start();
-  });
+  onSubmit(form, start);
   const loadModel = () => initSettings(form).catch((error) => showError(part.notice, error, { retry: loadModel }));
   loadModel();
   return { enter() {} };

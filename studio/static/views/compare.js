@@ -1,16 +1,16 @@
 // Compare: two models side by side, with the same caption and seed.
 import { createGeneration } from '../components/generation.js';
 import { clearNotice, showError } from '../components/notice.js';
+import { initRequestFields } from '../components/request_fields.js';
 import { requestOf } from '../components/sampling_settings.js';
-import { initSeed } from '../components/seed.js';
 import { describeModel, fillVersions, listVersions, nameOf, versionOf } from '../components/version_select.js';
-import { initStopButton, parts } from '../lib/dom.js';
+import { initStopButton, onSubmit, parts } from '../lib/dom.js';
 import { updateAddress } from '../lib/router.js';
 
 export function createCompareView(view) {
   const part = parts(view);
   const { form } = part;
-  const seed = initSeed(form, part.randomSeed);
+  const seed = initRequestFields(form, part.requestFields, 8);
   const running = new Set();
   const stop = () => generations.forEach((generation) => generation.stop());
   const onRunningChange = initStopButton(view, part.stop, stop);
@@ -61,10 +61,7 @@ export function createCompareView(view) {
     updateAddress('compare', { caption: elements.prompt.value, seed: elements.seed.value, left, right });
   }
 
-  form.addEventListener('submit', (event) => {
-    event.preventDefault();
-    generateBoth();
-  });
+  onSubmit(form, generateBoth);
   let isLoaded = false;
 
   return {

@@ -2,7 +2,7 @@
 import { clearNotice, showError } from '../components/notice.js';
 import { currentVersion, initVersionSelect, versionChange } from '../components/version_select.js';
 import { getJson, withQuery } from '../lib/api.js';
-import { announce, el, img, parts } from '../lib/dom.js';
+import { announce, button, captionedImage, el, onSubmit, parts } from '../lib/dom.js';
 import { pngSource } from '../lib/images.js';
 import { t } from '../lib/language.js';
 import { openView, updateAddress } from '../lib/router.js';
@@ -41,7 +41,7 @@ export function createDatasetView(view) {
     if (offset) part.images.append(...items);
     else part.images.replaceChildren(...items);
     next = page.next;
-    part.more.hidden = next === null || next === undefined;
+    part.more.hidden = next === null;
     part.status.replaceChildren(...statusOf(page, search.query, part.images.childElementCount));
     if (page.state === 'indexing')
       timer = setTimeout(() => {
@@ -56,10 +56,7 @@ export function createDatasetView(view) {
     load();
   }
 
-  form.addEventListener('submit', (event) => {
-    event.preventDefault();
-    submitSearch();
-  });
+  onSubmit(form, submitSearch);
   form.elements.split.addEventListener('change', submitSearch);
   part.more.addEventListener('click', () => load(next));
   versionChange.addEventListener('change', () => {
@@ -105,30 +102,11 @@ function statusOf({ state, done, total }, query, numShown) {
 }
 
 function datasetItem({ key, caption, split, score, png }) {
-  return el(
-    'li',
-    { 'data-testid': 'dataset-item', 'data-key': key },
-    el(
-      'figure',
-      { class: 'captioned-image' },
-      img(pngSource(png), caption),
-      el(
-        'figcaption',
-        {},
-        caption,
-        el('small', {}, [key, split, typeof score === 'number' ? score.toFixed(3) : null].filter(Boolean).join(' · ')),
-      ),
-    ),
-    el(
-      'button',
-      {
-        type: 'button',
-        class: 'chip',
-        'data-testid': 'generate-caption',
-        'aria-label': t`Generate from this caption: ${caption}`,
-        onclick: () => openView('generate', { caption }, { generateNow: true }),
-      },
-      t`Generate from this caption`,
-    ),
+  const note = [key, split, score?.toFixed(3)].filter(Boolean).join(' · ');
+  const generate = () => openView('generate', { caption }, { generateNow: true });
+  const attributes = { class: 'chip', 'aria-label': t`Generate from this caption: ${caption}` };
+  return el('li', { 'data-testid': 'dataset-item', 'data-key': key },
+    captionedImage(pngSource(png), caption, note),
+    button(t`Generate from this caption`, 'generate-caption', generate, attributes),
   );
 }

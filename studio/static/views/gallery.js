@@ -4,7 +4,8 @@ import { openImageDialog } from '../components/image_dialog.js';
 import { clearNotice, showError } from '../components/notice.js';
 import { currentVersion } from '../components/version_select.js';
 import { deleteResource, getBytes, getJson, putResource, withQuery } from '../lib/api.js';
-import { announce, confirmAction, el, formatDate, img, labelOf, metadataList, parts, pluralize } from '../lib/dom.js';
+import { announce, button, confirmAction, el, formatDate, img, labelOf, metadataList } from '../lib/dom.js';
+import { onSubmit, parts, pluralize } from '../lib/dom.js';
 import { saveFile } from '../lib/images.js';
 import { t } from '../lib/language.js';
 import { openView } from '../lib/router.js';
@@ -34,10 +35,7 @@ export function createGalleryView(view) {
   async function load(before = null) {
     try {
       clearNotice(part.notice);
-      if (!part.entries.childElementCount)
-        part.entries.replaceChildren(
-          ...Array.from({ length: 3 }, () => el('li', { class: 'card pending', 'aria-hidden': 'true' })),
-        );
+      if (!part.entries.childElementCount) part.entries.replaceChildren(...Array.from({ length: 3 }, emptyCard));
       const { entries, next: nextPage } = await getJson(withQuery('/api/gallery', await pageRequest(before)));
       const isSame = !query && shown === filter() && entries[0]?.id === part.entries.firstElementChild?.dataset.id;
       if (!before && entries.length && isSame) return; // nothing new
@@ -107,15 +105,15 @@ export function createGalleryView(view) {
     }
   }
 
-  async function toggleStar(entry, button) {
+  async function toggleStar(entry, star) {
     try {
       clearNotice(noticePlace());
       await (entry.is_starred ? deleteResource : putResource)(`${addressInApi(entry.id)}/star`);
       entry.is_starred = !entry.is_starred;
-      showStar(button, entry);
+      showStar(star, entry);
       shown = ''; // the list is loaded again when it is opened
     } catch (error) {
-      showError(noticePlace(), error, { retry: () => toggleStar(entry, button) });
+      showError(noticePlace(), error, { retry: () => toggleStar(entry, star) });
     }
   }
 
@@ -157,8 +155,7 @@ export function createGalleryView(view) {
     query = part.search.elements.query.value = '';
     load();
   });
-  part.search.addEventListener('submit', (event) => {
-    event.preventDefault();
+  onSubmit(part.search, () => {
     query = part.search.elements.query.value.trim();
     part.onlyStarred.setAttribute('aria-pressed', 'false');
     load();
@@ -175,17 +172,18 @@ export function createGalleryView(view) {
   };
 }
 
-function emptyGallery() {
-  return el(
-    'li',
-    { class: 'empty', 'data-testid': 'empty' },
-    el('p', { class: 'lead' }, t`The gallery is empty.`),
+const emptyCard = () => el('li', { class: 'card pending', 'aria-hidden': 'true' });
+
+const emptyList = (text, ...more) =>
+  el('li', { class: 'empty', 'data-testid': 'empty' }, el('p', { class: 'lead' }, text), ...more);
+const noStars = () => emptyList(t`No entry has a star.`);
+const emptyGallery = () =>
+  emptyList(
+    t`The gallery is empty.`,
     el('p', {}, t`All images that you generate are saved here, with the settings to generate them again.`),
     el('a', { class: 'button primary', href: '#/generate' }, t`Generate images`),
   );
-}
 
-const noStars = () => el('li', { class: 'empty', 'data-testid': 'empty' }, el('p', { class: 'lead' }, t`No entry has a star.`));
 const addressInApi = (id) => `/api/gallery/${encodeURIComponent(id)}`;
 const backLink = () => el('a', { class: 'back', href: '#/gallery' }, t`‹ Gallery`);
 const kindOf = ({ is_inpainted: isInpainted }) => (isInpainted ? t`inpainted` : null);
@@ -203,33 +201,21 @@ function card(entry, actions) {
       entry.settings[name] === neutral ? null : `${labelOf(name).toLowerCase()} ${entry.settings[name]}`,
     ),
   ];
-  return el(
-    'li',
-    { class: 'card', 'data-testid': 'gallery-item', 'data-id': entry.id },
-    el(
-      'label',
-      { class: 'select-entry', title: t`Select` },
-      el('input', {
-        type: 'checkbox',
-        'data-testid': 'select-entry',
-        'aria-label': t`Select “${entry.prompt}”`,
-        onchange: (event) => actions.select(entry, event.target.checked),
-      }),
-    ),
-    el(
-      'a',
-      { class: 'best-four', href: addressOf(entry), 'aria-label': t`Open all candidates of “${entry.prompt}”` },
-      entry.best.map(({ url }) => img(url, '', { loading: 'lazy' })),
-    ),
-    el(
-      'div',
-      { class: 'card-text' },
+  const selection = el('input', {
+    type: 'checkbox',
+    'data-testid': 'select-entry',
+    'aria-label': t`Select “${entry.prompt}”`,
+    onchange: (event) => actions.select(entry, event.target.checked),
+  });
+  const link = { class: 'best-four', href: addressOf(entry), 'aria-label': t`Open all candidates of “${entry.prompt}”` };
+  return el('li', { class: 'card', 'data-testid': 'gallery-item', 'data-id': entry.id },
+    el('label', { class: 'select-entry', title: t`Select` }, selection),
+    el('a', link, entry.best.map(({ url }) => img(url, '', { loading: 'lazy' }))),
+    el('div', { class: 'card-text' },
       el('h2', {}, el('a', { href: addressOf(entry) }, entry.prompt)),
       el('p', { class: 'muted' }, summary.filter((item) => item !== null).join(' · ')),
     ),
-    el(
-      'div',
-      { class: 'card-actions' },
+    el('div', { class: 'card-actions' },
       useAgainButton(entry),
       starButton(entry, actions),
       deleteButton(entry, actions, { 'aria-label': t`Delete “${entry.prompt}”` }),
@@ -238,34 +224,30 @@ function card(entry, actions) {
 }
 
 function useAgainButton({ prompt, seed, version, settings, candidates }) {
-  const onclick = () =>
-    openView('generate', { caption: prompt, seed, version }, { settings: { ...settings, candidates } });
-  return el('button', { type: 'button', 'data-testid': 'use-again', onclick }, t`Use again`);
+  const payload = { settings: { ...settings, candidates } };
+  return button(t`Use again`, 'use-again', () => openView('generate', { caption: prompt, seed, version }, payload));
 }
 
 const deleteButton = (entry, { deleteEntries }, attributes = {}) =>
-  el(
-    'button',
-    { type: 'button', class: 'muted', 'data-testid': 'delete', ...attributes, onclick: () => deleteEntries([entry]) },
-    t`Delete`,
-  );
+  button(t`Delete`, 'delete', () => deleteEntries([entry]), { class: 'muted', ...attributes });
 
 function starButton(entry, { toggleStar }) {
-  const onclick = () => toggleStar(entry, button);
-  const button = el('button', { type: 'button', class: 'icon star', 'data-testid': 'star', title: t`Star`, onclick });
-  button.setAttribute('aria-label', t`Star “${entry.prompt}”`);
-  showStar(button, entry);
-  return button;
+  const attributes = { class: 'icon star', title: t`Star`, 'aria-label': t`Star “${entry.prompt}”` };
+  const star = button('', 'star', () => toggleStar(entry, star), attributes);
+  showStar(star, entry);
+  return star;
 }
 
-function showStar(button, { is_starred: isStarred }) {
-  button.setAttribute('aria-pressed', String(isStarred));
-  button.textContent = isStarred ? '★' : '☆';
+function showStar(star, { is_starred: isStarred }) {
+  star.setAttribute('aria-pressed', String(isStarred));
+  star.textContent = isStarred ? '★' : '☆';
 }
 
 function entryPage(entry, actions) {
   const { prompt: caption, seed, candidates, version } = entry;
   const images = entry.images.map((image) => ({ ...image, caption, seed, candidates, version }));
+  const slots = images.map((image, index) =>
+    el('li', { class: `slot${index ? '' : ' best'}` }, candidateButton(image, () => openImageDialog(images, index))));
   return [
     backLink(),
     el('header', { class: 'intro' }, el('h1', { tabindex: '-1' }, caption)),
@@ -278,25 +260,13 @@ function entryPage(entry, actions) {
         .filter(([, value]) => typeof value !== 'object')
         .map(([name, value]) => [labelOf(name), value]),
     ]),
-    el(
-      'div',
-      { class: 'controls' },
+    el('div', { class: 'controls' },
       useAgainButton(entry),
-      el('button', { type: 'button', 'data-testid': 'zip', onclick: () => actions.downloadZip([entry]) }, t`Download ZIP`),
+      button(t`Download ZIP`, 'zip', () => actions.downloadZip([entry])),
       starButton(entry, actions),
       deleteButton(entry, actions),
     ),
     el('div', { class: 'notices' }),
-    el(
-      'ul',
-      { class: 'image-grid' },
-      images.map((image, index) =>
-        el(
-          'li',
-          { class: `slot${index ? '' : ' best'}` },
-          candidateButton(image, () => openImageDialog(images, index)),
-        ),
-      ),
-    ),
+    el('ul', { class: 'image-grid' }, slots),
   ];
 }

@@ -3,10 +3,10 @@ import { createGeneration } from '../components/generation.js';
 import { openStudioImage } from '../components/image_dialog.js';
 import { dropZone } from '../components/image_input.js';
 import { clearNotice, showError } from '../components/notice.js';
-import { exampleChips, initSettings, requestOf, SAMPLING_FIELDS } from '../components/sampling_settings.js';
-import { initSeed } from '../components/seed.js';
+import { initRequestFields } from '../components/request_fields.js';
+import { initSettings, requestOf, SAMPLING_FIELDS } from '../components/sampling_settings.js';
 import { currentModel, currentVersion, selectVersion, versionChange } from '../components/version_select.js';
-import { initStopButton, parts } from '../lib/dom.js';
+import { button, initStopButton, onSubmit, parts } from '../lib/dom.js';
 import { t } from '../lib/language.js';
 import { updateAddress } from '../lib/router.js';
 import { load, store } from '../lib/session_storage.js';
@@ -16,12 +16,10 @@ const STORED_FIELDS = ['prompt', 'candidates', ...SAMPLING_FIELDS];
 export function createGenerateView(view) {
   const form = view.querySelector('form');
   const part = parts(view);
-  const generation = createGeneration(
-    view.querySelector('.generation'),
-    initStopButton(view, part.stop, () => generation.stop()),
-  );
+  const onRunningChange = initStopButton(view, part.stop, () => generation.stop());
+  const generation = createGeneration(view.querySelector('.generation'), onRunningChange);
   const notices = view.querySelector('.notices');
-  const seed = initSeed(form, part.randomSeed);
+  const seed = initRequestFields(form, part.requestFields, 16);
   const stored = load('generate');
 
   async function loadModel() {
@@ -54,23 +52,14 @@ export function createGenerateView(view) {
     storeInAddress(form);
   }
 
-  form.addEventListener('submit', (event) => {
-    event.preventDefault();
-    generate();
-  });
+  onSubmit(form, generate);
   form.addEventListener('input', storeForm);
   versionChange.addEventListener('change', () => {
     storeInAddress(form);
     showExamples(part.examples, form).catch((error) => showError(notices, error, { retry: loadModel }));
   });
-  part.openFile.append(
-    dropZone({
-      label: t`Open an image from the studio`,
-      hint: t`to generate it again from its provenance`,
-      testid: 'upload-studio',
-      onFile: openStudioImage,
-    }),
-  );
+  const texts = { label: t`Open an image from the studio`, hint: t`to generate it again from its provenance` };
+  part.openFile.append(dropZone({ ...texts, testid: 'upload-studio', onFile: openStudioImage }));
   fillForm(form, stored);
   let modelLoaded = null;
 
@@ -92,11 +81,8 @@ export function createGenerateView(view) {
 async function fieldValuesOf(settings) {
   const { settings: packageSettings, vocab_size: vocabSize } = await currentModel();
   const allTokens = { top_k: vocabSize, top_p: 1 };
-  const values = SAMPLING_FIELDS.map((name) => [
-    name,
-    settings[name] === packageSettings[name] ? '' : (settings[name] ?? allTokens[name]),
-  ]);
-  return { ...settings, ...Object.fromEntries(values) };
+  const valueOf = (name) => (settings[name] === packageSettings[name] ? '' : (settings[name] ?? allTokens[name]));
+  return { ...settings, ...Object.fromEntries(SAMPLING_FIELDS.map((name) => [name, valueOf(name)])) };
 }
 
 /** On a phone, the focus would open a keyboard over half of the page. */
@@ -104,22 +90,19 @@ const hasKeyboard = () => matchMedia('(pointer: fine)').matches;
 
 /** Set the fields that have a value. */
 function fillForm(form, values) {
-  const defaults = { candidates: form.elements.candidates.value || 16 };
-  for (const name of STORED_FIELDS) {
-    const value = values[name] ?? defaults[name];
-    if (value !== undefined && form.elements[name]) form.elements[name].value = value;
-  }
+  for (const name of STORED_FIELDS)
+    if (values[name] !== undefined && form.elements[name]) form.elements[name].value = values[name];
 }
 
 async function showExamples(place, form) {
   const { examples } = await currentModel();
-  place.replaceChildren(
-    ...exampleChips(examples, (caption) => {
-      form.elements.prompt.value = caption;
-      form.elements.prompt.dispatchEvent(new Event('input', { bubbles: true }));
-      form.elements.prompt.focus();
-    }),
-  );
+  const { prompt } = form.elements;
+  const use = (caption) => {
+    prompt.value = caption;
+    prompt.dispatchEvent(new Event('input', { bubbles: true }));
+    prompt.focus();
+  };
+  place.replaceChildren(...examples.map((caption) => button(caption, 'example', () => use(caption), { class: 'chip' })));
 }
 
 async function storeInAddress(form) {

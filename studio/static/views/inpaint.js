@@ -1,14 +1,13 @@
 // Inpaint: a part of an image is kept, the model generates the rest.
-import { loadEditorImage, reloadEditorImage } from '../components/editor_image.js';
+import { createEditorInput } from '../components/editor_image.js';
 import { createGeneration } from '../components/generation.js';
-import { dropZone } from '../components/image_input.js';
 import { createKeepMask } from '../components/keep_mask.js';
 import { clearNotice, showError } from '../components/notice.js';
+import { initRequestFields } from '../components/request_fields.js';
 import { initSettings, requestOf } from '../components/sampling_settings.js';
-import { initSeed } from '../components/seed.js';
-import { currentVersion, versionChange } from '../components/version_select.js';
+import { currentVersion } from '../components/version_select.js';
 import { ApiError } from '../lib/api.js';
-import { el, img, initStopButton, parts } from '../lib/dom.js';
+import { button, el, img, initStopButton, onSubmit, parts } from '../lib/dom.js';
 import { t } from '../lib/language.js';
 
 const UNKNOWN = -1; // in the fixed tokens: a token to generate
@@ -16,35 +15,17 @@ const UNKNOWN = -1; // in the fixed tokens: a token to generate
 export function createInpaintView(view) {
   const form = view.querySelector('form');
   const part = parts(view);
-  const generation = createGeneration(
-    view.querySelector('.generation'),
-    initStopButton(view, part.stop, () => generation.stop()),
-  );
-  const seed = initSeed(form, part.randomSeed);
+  const onRunningChange = initStopButton(view, part.stop, () => generation.stop());
+  const generation = createGeneration(view.querySelector('.generation'), onRunningChange);
+  const seed = initRequestFields(form, part.requestFields, 8);
   let editorImage = null;
   let keepMask = null;
 
-  const loadImage = (image) => loadFrom(() => loadEditorImage(image, 'side'));
-
-  /** Show the editor image that `read` gives. */
-  async function loadFrom(read) {
-    try {
-      clearNotice(part.inputNotice);
-      part.input.classList.add('busy');
-      const next = await read();
-      await initSettings(form);
-      editorImage = next;
-      generation.stop();
-      part.results.hidden = true;
-      showEditorImage();
-    } catch (error) {
-      showError(part.inputNotice, error, { retry: () => loadFrom(read) });
-    } finally {
-      part.input.classList.remove('busy');
-    }
-  }
-
-  function showEditorImage() {
+  async function show(next) {
+    await initSettings(form);
+    editorImage = next;
+    generation.stop();
+    part.results.hidden = true;
     const { side } = editorImage.model;
     form.elements.rows.max = side - 1;
     keepMask = createKeepMask(side, editorImage.source, (count) => showKeepCount(part.keepCount, count, side));
@@ -53,7 +34,6 @@ export function createInpaintView(view) {
     keepTopRows(Math.max(1, Math.floor(side / 2)));
     if (editorImage.caption) form.elements.prompt.value = editorImage.caption;
     form.hidden = false;
-    part.input.classList.add('used');
   }
 
   function keepTopRows(rows) {
@@ -79,49 +59,20 @@ export function createInpaintView(view) {
     }
   }
 
-  form.elements.candidates.value = 8;
-  part.input.append(
-    dropZone({
-      label: t`Choose an image`,
-      hint: t`or drop one here; for a generated image, use its “Inpaint” button`,
-      onFile: (file) => loadImage({ file }),
-    }),
-  );
-  form.addEventListener('submit', (event) => {
-    event.preventDefault();
-    inpaint();
-  });
+  onSubmit(form, inpaint);
   form.elements.rows.addEventListener('input', () => keepTopRows(Number(form.elements.rows.value)));
-  versionChange.addEventListener('change', async () => {
-    if (editorImage && editorImage.version !== (await currentVersion())) loadFrom(() => reloadEditorImage(editorImage, 'side'));
-  });
-
-  return {
-    enter(query, payload) {
-      if (payload?.image) loadImage(payload.image);
-    },
-    acceptFile: (file) => loadImage({ file }),
-  };
+  const hint = t`or drop one here; for a generated image, use its “Inpaint” button`;
+  return createEditorInput(part.input, part.inputNotice, { needed: 'side', hint, show });
 }
 
 function presetButtons(side, select) {
-  const button = (testid, label, rule) =>
-    el(
-      'button',
-      {
-        type: 'button',
-        class: 'chip',
-        'data-testid': testid,
-        onclick: () => select(rule),
-      },
-      label,
-    );
+  const preset = (testid, label, rule) => button(label, testid, () => select(rule), { class: 'chip' });
   return [
-    button('keep-top-half', t`Top half`, (row) => row < side / 2),
-    button('keep-left-half', t`Left half`, (row, column) => column < side / 2),
-    button('keep-invert', t`Invert`, (row, column, isKept) => !isKept),
-    button('keep-all', t`All`, () => true),
-    button('keep-none', t`None`, () => false),
+    preset('keep-top-half', t`Top half`, (row) => row < side / 2),
+    preset('keep-left-half', t`Left half`, (row, column) => column < side / 2),
+    preset('keep-invert', t`Invert`, (row, column, isKept) => !isKept),
+    preset('keep-all', t`All`, () => true),
+    preset('keep-none', t`None`, () => false),
   ];
 }
 
@@ -147,11 +98,8 @@ function fixedTokensOf(tokens, mask) {
 
 /** The image, faded where it is not kept. */
 function showKeptPart(place, { source, model }, mask) {
-  const overlay = el(
-    'div',
-    { class: 'cells', 'aria-hidden': 'true' },
-    mask.map((isKept) => el('span', { class: isKept ? '' : 'faded' })),
-  );
+  const cells = mask.map((isKept) => el('span', { class: isKept ? '' : 'faded' }));
+  const overlay = el('div', { class: 'cells', 'aria-hidden': 'true' }, cells);
   overlay.style.gridTemplateColumns = `repeat(${model.side}, 1fr)`;
   place.replaceChildren(
     el('div', { class: 'token-grid' }, img(source, t`The image; parts that are not kept are faded`), overlay),

@@ -1,14 +1,13 @@
 // Tokens: an image as a grid of token ids. Set one, flip the image, stitch it with another, measure the surprisal.
-import { loadEditorImage, reloadEditorImage } from '../components/editor_image.js';
-import { dropZone } from '../components/image_input.js';
+import { createEditorInput } from '../components/editor_image.js';
 import { clearNotice, showError } from '../components/notice.js';
 import { integerOf } from '../components/sampling_settings.js';
 import { createStitch } from '../components/stitch.js';
 import { createSurprisal } from '../components/surprisal.js';
 import { createTokenGrid, positionOf, showTokens } from '../components/token_grid.js';
-import { currentVersion, initVersionSelect, versionChange } from '../components/version_select.js';
+import { initVersionSelect } from '../components/version_select.js';
 import { postJson } from '../lib/api.js';
-import { announce, el, img, parts } from '../lib/dom.js';
+import { announce, el, img, onSubmit, parts } from '../lib/dom.js';
 import { download, pngSource } from '../lib/images.js';
 import { t } from '../lib/language.js';
 import { openView } from '../lib/router.js';
@@ -27,26 +26,13 @@ export function createTokensView(view) {
       editor.grid.focus(row, column);
     },
   });
-  const stitch = createStitch(part, {
-    editorImage: () => editor.image,
-    apply: (change, message) => edit(change, message),
-  });
+  const stitch = createStitch(part, { editorImage: () => editor.image, apply: edit });
 
-  const loadImage = (image) => loadFrom(() => loadEditorImage(image, 'can_edit'));
-
-  async function loadFrom(read) {
-    try {
-      clearNotice(part.notice);
-      part.input.classList.add('busy');
-      editor.image = await read();
-      startEditor(editor);
-      surprisal.start(editor.image.caption);
-      stitch.start();
-    } catch (error) {
-      showError(part.notice, error, { retry: () => loadFrom(read) });
-    } finally {
-      part.input.classList.remove('busy');
-    }
+  function show(image) {
+    editor.image = image;
+    startEditor(editor);
+    surprisal.start(image.caption);
+    stitch.start();
   }
 
   /** One change after the other: each change starts from the tokens of the previous one. */
@@ -87,43 +73,26 @@ export function createTokensView(view) {
     }
   }
 
-  initImageInput(part, loadImage);
   part.undo.addEventListener('click', () => undoOrRedo('undo'));
   part.redo.addEventListener('click', () => undoOrRedo('redo'));
   part.flip.addEventListener('click', () => edit({ flip: true }, t`Flipped left to right.`));
   part.numbers.addEventListener('click', () => showNumbers(editor, part.numbers.getAttribute('aria-pressed') !== 'true'));
   part.download.addEventListener('click', () => download(editedImage(editor)));
   part.inpaint.addEventListener('click', () => openView('inpaint', {}, { image: editedImage(editor) }));
-  part.tokenForm.addEventListener('submit', (event) => {
-    event.preventDefault();
-    setToken();
-  });
+  onSubmit(part.tokenForm, setToken);
   part.tokenForm.addEventListener('keydown', (event) => {
     if (event.key === 'Escape') editor.grid.focus(...positionOf(editor.cell));
   });
   view.addEventListener('keydown', (event) => undoByKeyboard(event, editor, undoOrRedo));
-  versionChange.addEventListener('change', async () => {
-    if (editor.image && editor.image.version !== (await currentVersion())) loadFrom(() => reloadEditorImage(editor.image, 'can_edit'));
-  });
-
-  return {
-    enter(query, payload) {
-      if (payload?.image) loadImage(payload.image);
-    },
-    acceptFile: (file) => loadImage({ file }),
-  };
+  const hint = t`or drop one here; for a generated image, use its “Edit tokens” button`;
+  const input = createEditorInput(part.input, part.notice, { needed: 'can_edit', hint, show });
+  appendVersionSelect(part);
+  return input;
 }
 
-function initImageInput(part, loadImage) {
+function appendVersionSelect(part) {
   const select = el('select', { class: 'version', 'data-testid': 'version' });
-  part.input.append(
-    dropZone({
-      label: t`Choose an image`,
-      hint: t`or drop one here; for a generated image, use its “Edit tokens” button`,
-      onFile: (file) => loadImage({ file }),
-    }),
-    el('label', { class: 'field' }, el('span', {}, t`Model`), select),
-  );
+  part.input.append(el('label', { class: 'field' }, el('span', {}, t`Model`), select));
   const fill = () => initVersionSelect(select).catch((error) => showError(part.notice, error, { retry: fill }));
   fill();
 }
@@ -135,22 +104,16 @@ const currentTokens = ({ history, image }) => ({ ...history.current(), version: 
 function editedImage({ history, image }) {
   const { tokens, png, source } = history.current();
   const currentPng = png ?? (source.startsWith('data:') ? source.split(',')[1] : undefined);
-  return {
-    tokens,
-    png: currentPng,
-    url: currentPng ? undefined : source,
-    version: image.version,
-    caption: image.caption || undefined,
-  };
+  const url = currentPng ? undefined : source;
+  return { tokens, png: currentPng, url, version: image.version, caption: image.caption || undefined };
 }
 
 function startEditor(editor) {
   const { part, image } = editor;
   editor.history = createUndoHistory({ tokens: image.tokens, source: image.reconstruction });
   editor.cell = null;
-  editor.grid = createTokenGrid(image.model.side, image.reconstruction, {
-    label: t`Tokens of the image. Press Enter to change one`,
-  });
+  const label = t`Tokens of the image. Press Enter to change one`;
+  editor.grid = createTokenGrid(image.model.side, image.reconstruction, { label });
   editor.grid.layer.addEventListener('click', (event) => {
     const cell = event.target.closest('.cell');
     if (cell) openTokenForm(editor, ...positionOf(cell));
@@ -159,7 +122,6 @@ function startEditor(editor) {
   part.grid.replaceChildren(editor.grid.element);
   part.tokenForm.hidden = true;
   part.editor.hidden = false;
-  part.input.classList.add('used');
   showNumbers(editor, image.model.side <= MAX_NUMBERED_SIDE);
   showState(editor, '');
 }
@@ -167,7 +129,7 @@ function startEditor(editor) {
 function showState(editor, message) {
   const { part, history, image } = editor;
   const { tokens, source } = history.current();
-  editor.grid.setImage(source);
+  editor.grid.image.src = source;
   showTokens(editor.grid, tokens);
   if (editor.cell) selectCell(editor, ...positionOf(editor.cell));
   part.undo.disabled = !history.canUndo();

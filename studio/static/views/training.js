@@ -1,7 +1,7 @@
 // Training: the run in this folder, in whichever terminal it was started: its stages, progress, curves and newest images.
 import { clearNotice, showError } from '../components/notice.js';
 import { getJson } from '../lib/api.js';
-import { el, labelOf, parts, svgElement } from '../lib/dom.js';
+import { button, el, labelOf, parts, svgElement } from '../lib/dom.js';
 import { t, translate } from '../lib/language.js';
 
 const POLL_INTERVAL = 2000; // milliseconds, while the view is shown
@@ -90,25 +90,18 @@ function createCard() {
     caption.textContent = t`Step ${shown.step}. ${what}`;
     const offered = evenly(images, MAX_CHOICES);
     const steps = offered.map(({ step }) => String(step));
-    if (steps.join() !== [...choices.children].map((button) => button.textContent).join())
+    if (steps.join() !== [...choices.children].map((choice) => choice.textContent).join())
       choices.replaceChildren(...offered.map(({ step }) => choiceButton(step)));
-    for (const button of choices.children) button.setAttribute('aria-pressed', button.textContent === String(shown.step));
+    for (const choice of choices.children) choice.setAttribute('aria-pressed', choice.textContent === String(shown.step));
   }
 
-  const choiceButton = (step) =>
-    el(
-      'button',
-      {
-        type: 'button',
-        class: 'chip',
-        'data-testid': 'training-step',
-        onclick: () => {
-          chosenStep = step === training.images.at(-1).step ? null : step;
-          showImages();
-        },
-      },
-      String(step),
-    );
+  function choiceButton(step) {
+    const choose = () => {
+      chosenStep = step === training.images.at(-1).step ? null : step;
+      showImages();
+    };
+    return button(String(step), 'training-step', choose, { class: 'chip' });
+  }
 
   return { element, update };
 }
@@ -149,9 +142,7 @@ function plot(name, curves, steps) {
       svgElement('circle', { class: css, cx: x(lastStep), cy: y(lastValue), r: 3 }),
     ];
   });
-  return el(
-    'figure',
-    { class: 'curve', 'data-testid': 'training-curve' },
+  return el('figure', { class: 'curve', 'data-testid': 'training-curve' },
     el('figcaption', {}, el('strong', {}, labelOf(name)), el('span', {}, newest)),
     svgElement('svg', { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: 'img', 'aria-label': `${labelOf(name)}: ${newest}` }, ...shapes),
     el('small', {}, values.length ? t`${short(low)} to ${short(high)}, steps 0 to ${steps}` : t`no finite value`),

@@ -1,6 +1,7 @@
 """The library from Python: what `import thousandwords` gives, with the bits of the command line."""
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from PIL import Image
 
 import thousandwords
 from tests.helpers.paths import ROOT
+from tests.helpers.tiny_models import flipped
 from thousandwords import __main__ as command
 from thousandwords.api import read_image
 from thousandwords.core.errors import UserError
+from thousandwords.core.manifest import DamagedArtefact
 from thousandwords.inference.likelihood import likelihood
 
 STAR, SQUARE = "a red star", "a blue square"
@@ -62,6 +65,15 @@ def test_the_example_of_the_page_about_python_runs(project, image):
     image.save("cat.png")
     exec(example_of("docs/python.md"), {})
     assert Path("star.png").is_file() and Path("cat-from-its-tokens.png").is_file()
+
+
+def test_numbers_of_numpy_are_taken_as_those_of_python(model, project):
+    for name, number, seed, temperature in (
+        ("a", 2, 7, 0.5),
+        ("b", np.int64(2), np.uint32(7), np.float32(0.5)),
+    ):
+        model.generate(STAR, number, seed, temperature=temperature)[0].save(f"{name}.png")
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 
 def test_an_image_is_inpainted_as_on_the_command_line(model, image, project):
@@ -116,7 +128,7 @@ def test_words_that_the_model_never_saw_are_a_warning(model):
 
 
 BOTH = "keep_rows and keep_mask both say what stays. Give one of them"
-NO_IMAGE = "keep_rows and keep_mask say what stays of an image, but no image is given. Name it with inpaint"
+NO_IMAGE = "keep_rows says what stays of an image, but no image is given. Name it with inpaint"
 CAPTIONS = "there are 2 captions for 1 images. Give one each, or one for all"
 
 
@@ -126,6 +138,19 @@ CAPTIONS = "there are 2 captions for 1 images. Give one each, or one for all"
         (lambda model, image: model.generate(" "), "the prompt is empty. Say what to generate"),
         (lambda model, image: model.generate(STAR, temperature=0.0), "sampling.temperature is 0.0; it needs"),
         (lambda model, image: model.generate(STAR, guidance=2.0), "sampling.guidance is 2.0, but"),
+        (
+            lambda model, image: model.generate(STAR, seed=-1),
+            "the seed is -1; seeds run from 0 to 2^63 - 1. Give",
+        ),
+        (lambda model, image: model.generate(None), "the prompt is None. Give it as text"),
+        (
+            lambda model, image: model.generate(STAR, "4"),
+            "sampling.candidates should be a whole number, found '4'",
+        ),
+        (lambda model, image: model.generate(STAR, seed="7"), "the seed is '7'; seeds run from 0"),
+        (lambda model, image: model.encode(None), "an image is None. Give a PIL image, uint8 (H, W, 3), or"),
+        (lambda model, image: model.score(image, None), "the caption is None. Give it as text"),
+        (lambda model, image: model.decode(None), "tokens are object. Give them as int64 (B, L)"),
         (lambda model, image: model.generate(STAR, keep_rows=2), NO_IMAGE),
         (lambda model, image: model.generate(STAR, inpaint=image, keep_rows=2, keep_mask=image), BOTH),
         (lambda model, image: model.encode("none.png"), "there is no file none.png. Give an image (JPEG,"),
@@ -147,10 +172,31 @@ def test_a_wrong_request_is_an_error_with_the_fix(model, image, request_of, sent
         request_of(model, image)
 
 
+def test_the_fix_of_a_damaged_package_fits_the_place_where_it_is(package_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, fix in (
+        ("copy", "Copy the whole package to copy again"),
+        ("models/package", "Run: make repair"),
+    ):
+        shutil.copytree(package_folder, folder)
+        weights = Path(folder, "generator/weights.safetensors")
+        weights.write_bytes(flipped(weights.read_bytes(), 1000))
+        with pytest.raises(DamagedArtefact, match=rf"^{weights} is damaged: .*, found \w+\. {fix}$"):
+            thousandwords.load(folder)
+
+
 def test_what_is_no_package_is_an_error_with_the_fix(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="there is no package at none: nothing has been trained here yet"):
         thousandwords.load("none")
+    (tmp_path / "image.png").touch()
+    (tmp_path / "folder").mkdir()
+    for name, found in (("image.png", "is a file"), ("folder", "has neither manifest.json nor package.json")):
+        message = (
+            f"{name} is not a package: it {found}. Give the folder that `dvc repro package_model` writes"
+        )
+        with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+            thousandwords.load(name)
     message = r"models:/cats@champion names no package of the registry. Give models:/thousandwords@champion"
     with pytest.raises(UserError, match=message):
         thousandwords.load("models:/cats@champion")

@@ -33,7 +33,7 @@ def generate(package_folder, tmp_path):
 def rejected(monkeypatch, capsys, tmp_path):
     """Runs a command that has to end with code 2 before any model is loaded; returns its one sentence."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(generate_command, "load_package", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(generate_command, "read_chosen_package", lambda *_: pytest.fail("a model was loaded"))
     return lambda *arguments: commands.rejected(capsys, "generate", *arguments)
 
 
@@ -84,6 +84,18 @@ def test_other_settings_generate_anew_and_leave_no_old_image(generate, tmp_path,
     assert len(generate("a star", "--temperature", "0.5")) == 4  # the grid and three images
     assert (tmp_path / "generated/a-star-seed0/000.png").read_bytes() != before
     assert "it is generated anew" in capsys.readouterr().out
+
+
+def test_another_prompt_of_the_same_name_leaves_the_images_before(generate, tmp_path):
+    first = generate("a star")
+    before = (tmp_path / "generated/a-star-seed0/000.png").read_bytes()
+    both = generate("a star!")
+    assert generate("a star!") == both and len(both) == 2 * len(first)  # found again
+    assert {name.partition("/")[0] for name in both if "/" in name} == {
+        "a-star-seed0",
+        "a-star-c2e1ca48-seed0",
+    }
+    assert (tmp_path / "generated/a-star-seed0/000.png").read_bytes() == before
 
 
 def test_a_damaged_image_is_generated_again(generate, tmp_path):
@@ -228,6 +240,12 @@ def test_what_only_the_models_can_refuse_is_rejected_before_anything_is_generate
         generate("a star", "--inpaint", str(image), *arguments)
     assert caught.value.code == 2 and not (tmp_path / "generated").exists()
     assert capsys.readouterr().err.startswith(f"generate: {sentence}")
+
+
+def test_a_seed_that_no_image_can_record_is_rejected(rejected):
+    assert rejected("a star", "--seed", "-1").startswith(
+        "generate: the seed is -1; seeds run from 0 to 2^63 - 1"
+    )
 
 
 @pytest.mark.parametrize("arguments", [["-n", "0"], ["--top-k", "0"], ["--keep-rows", "0"]])

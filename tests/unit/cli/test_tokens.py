@@ -155,7 +155,7 @@ def test_a_wrong_request_ends_with_one_sentence_before_a_model_is_loaded(
     rejected, monkeypatch, arguments, sentence
 ):
     for module in (tokens_command, likelihood_command):
-        monkeypatch.setattr(module, "load_package", None)
+        monkeypatch.setattr(module, "read_chosen_package", None)
     assert rejected(*arguments) == f"{arguments[0]}: {sentence}"
 
 
@@ -186,7 +186,7 @@ def test_an_edit_that_does_not_fit_the_grid_is_rejected_before_anything_is_writt
     ],
 )
 def test_a_file_that_is_not_a_grid_of_tokens_is_rejected(rejected, here, content, monkeypatch):
-    monkeypatch.setattr(tokens_command, "load_package", None)
+    monkeypatch.setattr(tokens_command, "read_chosen_package", None)
     (here / "wrong.json").write_text(content, encoding="utf-8", errors="surrogatepass")
     sentence = rejected("tokens", "wrong.json")
     assert sentence.startswith("tokens: wrong.json is not a tokens.json that `tokens` wrote (")

@@ -31,6 +31,15 @@ def test_the_distance_is_that_of_torch_fidelity_to_the_sixth_digit(count, width)
     assert fid.frechet_distance(b, a) == pytest.approx(reference, rel=1e-6)
 
 
+def test_a_distance_does_not_depend_on_the_order_of_rounding():
+    a, b = gaussian(300, 24, seed=1), gaussian(305, 24, seed=2)
+    orders = [torch.randperm(300, generator=rng(seed)) for seed in range(20)]
+    for scale in (1e-3, 1, 1e3):
+        distances = {fid.frechet_distance(scale * a[order], scale * b) for order in orders}
+        assert distances == {fid.frechet_distance(scale * a, scale * b)} != {0.0}
+    assert {fid.frechet_distance(a[order], a) for order in orders} == {0.0}
+
+
 def test_an_interval_contains_the_distance_and_is_as_wide_as_the_scatter_of_other_sets():
     sets = [
         (torch.randn(60, 6, generator=rng(2 * seed)), torch.randn(80, 6, generator=rng(2 * seed + 1)) + 1)

@@ -105,6 +105,21 @@ def test_few_codes_are_a_collapse_only_where_k_means_reconstructs_better(psnr_km
     assert text.startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("rows", "word"), [(LEVEL, "collapsed"), (FALLING, "collapsed"), (STEEP, "too short"), (RISING, "memorizing since step 120")]
+)  # fmt: skip
+def test_a_generator_of_collapsed_tokens_is_not_called_fine(rows, word):
+    curves = {"train_image_tokenizer": psnr_curve(PSNRS), "train_generator": rows}
+    figures = {
+        "codebook": CODEBOOK | {"perplexity": 15.0},
+        "reconstruction": {"psnr_hard": 17.7, "psnr_kmeans": 23.7},
+    }
+    found = verdicts(curves, figures, 100)["generator"]
+    assert found.word == word
+    reason = "the image tokenizer collapsed, so its few tokens are easy to predict; held-out image loss "
+    assert found.because.startswith(reason) == (word == "collapsed")
+
+
 def test_the_kept_weights_are_named_and_their_figures_used():
     rows = [row | ({"is_kept": 1.0} if row["step"] == 120 else {}) for row in RISING]
     assert verdict(rows).endswith("; the weights of step 120 are kept")

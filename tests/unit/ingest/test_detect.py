@@ -20,6 +20,7 @@ from thousandwords.data.image_decoding import decode_image
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.ingest import open_source, resolve_source
 from thousandwords.ingest.prepare import prepare_pair
+from thousandwords.ingest.sources import CsvSource
 from thousandwords.ingest.sources.base import RawPair, SourceError
 
 REPORTS = SHARED / "data/reports"
@@ -102,6 +103,12 @@ LAYOUTS = {
     "conversations": {**A, **B, "chat.json": CHAT},
     "names without suffix": {"images/1.png": png(1), "images/2.png": png(2), "t.csv": "id,kind,caption\n1,x,a cat\n2,y,a bee\n"},
     "json by name without suffix": {**A, **B, "meta.json": '{"a": {"caption": "a cat"}, "b": {"caption": "a bee"}}'},
+    "json by name, images in a folder": {"images/a.png": png(1), "images/b.png": png(2), "meta.json": '{"a": {"caption": "a cat"}, "b": {"caption": "a bee"}}'},
+    "json, splits": {**A, **B, "t.json": json.dumps({"v": 1, "train": ROWS[:1], "val": ROWS[1:], "tags": ["a", "b", "c"]})},
+    "json, image objects": {**A, **B, "t.json": json.dumps([{"image": {"path": row["file_name"]}, "text": row["text"]} for row in ROWS])},
+    "csv, Excel's delimiter": {**A, **B, "t.csv": "sep=;\nimage;text\na.png;a cat\nb.png;a bee\n"},
+    "csv, UTF-16": {**A, **B, "t.csv": "image\tcaption\r\na.png\ta cat\r\nb.png\ta bee\r\n".encode("utf-16")},
+    "csv, two columns of captions": {**A, **B, "t.csv": "file,caption_1,caption_2\na.png,a cat,x\nb.png,a bee,y\n"},
     "flickr30k .token": {**A, **B, "results_20130124.token": "a.png#0\ta cat\nb.png#0\ta bee\n"},
     "csv, caption_str": {**A, **B, "t.csv": "image_path,class,caption_str\na.png,animal,a cat\nb.png,animal,a bee\n"},
     "coco": {"val2017/a.png": png(1), "val2017/b.png": png(2), "annotations/captions_val2017.json": COCO},
@@ -184,6 +191,49 @@ def test_a_damaged_archive_is_reported(tmp_path, suffix, data):
         read(tmp_path / f"own.{suffix}")
 
 
+def test_the_tars_of_all_folders_are_read(tmp_path):
+    for split, text in (("train", "a cat"), ("val", "a bee")):
+        (tmp_path / split).mkdir()
+        write_tar(tmp_path / split / "0.tar", [(f"{split}.png", png()), (f"{split}.txt", text)])
+    assert read(tmp_path) == {"train": ("a cat",), "val": ("a bee",)}
+
+
+@pytest.mark.parametrize(
+    ("field", "captions"),
+    [
+        ('"[\'a cat\', ""a bee\'s""]"', ("a cat", "a bee's")),  # pandas
+        ("['a cat' 'a bee']", ("a cat", "a bee")),  # numpy
+        ('"[""a cat"", null]"', ('["a cat", null]',)),
+        ("[cat] on a mat]", ("[cat] on a mat]",)),
+        ('"[' + "'f', " * 20_000 + ']"', "caption_too_long"),  # not parsed
+        ("NaN", "caption_empty"),
+        ("none", "caption_empty"),
+    ],
+)
+def test_a_field_of_a_table_may_be_a_list_or_stand_for_no_value(tmp_path, field, captions):
+    write(tmp_path, {**A, **B, "t.csv": f"image,caption\na.png,{field}\nb.png,a bee\n"})
+    pairs = {
+        pair.key: pair.problem.reason if pair.problem else pair.captions
+        for pair in CsvSource(tmp_path / "t.csv")
+    }
+    assert pairs == {"a.png": captions, "b.png": ("a bee",)}
+
+
+def test_a_comma_in_a_caption_of_a_table_without_header_is_no_column(tmp_path):
+    write(tmp_path, {**A, **B, "t.csv": "a.png,a cat, a tree\nb.png,a bee\n"})
+    assert read(tmp_path) == {"a.png": ("a cat, a tree",), "b.png": ("a bee",)}
+
+
+def test_an_image_whose_row_is_bad_is_counted_once(tmp_path):
+    lines = [
+        '{"image": "a.png", "caption": 7}',
+        '{"image": "b.png", "caption": NaN}',
+        '{"image": "c.png", "caption": "a cow"}',
+    ]
+    write(tmp_path, {**A, **B, "c.png": png(3), "t.jsonl": "\n".join(lines)})
+    assert read(tmp_path) == {"line 1": "bad_row", "b.png": "caption_empty", "c.png": ("a cow",)}
+
+
 def test_webdataset_is_found_and_names_with_dots_are_read(tmp_path):
     write_tar(tmp_path / "a.tar", [("000_v1.5.png", png(1)), ("000_v1.5.txt", "a cat"), ("1.png", png(2)),
                                    ("1.seg.png", png(3)), ("1.json", '{"text": "a bee"}')])  # fmt: skip
@@ -259,7 +309,7 @@ def zipped(files: dict[str, bytes | str], encrypted: bool = False) -> bytes:
 
 URLS = "image,caption\nhttps://host/1.jpg,a cat\nhttps://host/2.jpg,a bee\n"
 REFUSED = {
-    "nothing": ({}, "has no captioned images, no files. They can be: images with a .txt beside each, a table"),
+    "nothing": ({}, "has no captioned images, no files. They can be: images .PNG, JPEG.* with a .txt beside each, a tab"),
     "URLs": ({"t.csv": URLS}, "t.csv: its column 'image' holds URLs, and nothing is fetched.* with img2dataset, then"),
     "URLs in JSON": ({"t.jsonl": '{"url": "https://x/y", "text": "a"}'}, "t.jsonl: its column 'url' holds URLs"),
     "no captions": (A, "has 1 images, like a.png, but no captions. Put a text of the same name beside each, like"),
@@ -270,6 +320,15 @@ REFUSED = {
     "other files": ({"model.bin": b"x"}, "has no captioned images, only files like model.bin. They can be"),
     "two lists": ({**A, "x.csv": "image,text\na.png,a", "y.csv": "image,text\na.png,b"},
                   "has several lists of images with captions: .*x.csv, .*y.csv. Set data.path to one of them"),
+    "URLs under a header": ({"t.csv": "url\nhttps://x/1.jpg\n"}, "t.csv is a list of URLs, and nothing is fetched"),
+    "numbers of classes": ({**A, "metadata.csv": "file_name,label\na.png,3\n"},
+                           "metadata.csv has no column 'caption', only 'file_name', 'label'. Set data.caption_column"),
+    "unknown columns": ({"t.csv": "bild,nummer\n1,2\n"}, "t.csv has no column 'image', only 'bild', 'nummer'. Set data.ima"),
+    "a spreadsheet": ({**A, "captions.xlsx": b"x"}, "but no captions. .* file_name,text. captions.xlsx is no such table"),
+    "another machine's paths": ({**A, "t.csv": "image,caption\nC:\\pics\\a.png,a cat\n"},
+                                "no C:.pics.a.png. Such a path holds on one machine only: write the paths relative to the"),
+    "images in a table": ({"t.csv": f"image,caption\n{'x' * 5000},a cat\n"}, "no x{100}. Set data.image_folder to"),
+    "images in a zip": ({"t.csv": TABLE, "images.zip": b"PK"}, "no a.png. Unpack images.zip, or set data.image_folder"),
     "a list of URLs": ({"urls.txt": "https://x/1.jpg\nhttps://x/2.jpg\n"}, "urls.txt is a list of URLs, and nothing is fet"),
     "URLs without header": ({"t.tsv": "a cat\thttps://x/1.jpg\na bee\thttps://x/2.jpg\n"}, "t.tsv: its column .* holds URLs"),
     "zip of URLs": ({"own.zip": zipped({"list/urls.csv": URLS})}, "own.zip/list/urls.csv: its column 'image' holds URLs"),
@@ -299,13 +358,25 @@ def test_what_cannot_be_used_is_refused_with_the_cause_and_the_fix(tmp_path, cas
         ("nowhere", "data.path: there is nothing at .*nowhere. Set it to your folder, table or archive"),
         ("a.png", "a.png is a single image. Set data.path to the folder that it is in"),
         ("x.rar", "x.rar is packed in a way that is not read. Unpack it, and set data.path to the folder"),
-        ("x.bin", "x.bin is no source of captioned images. They can be: images with a .txt"),
+        ("x.bin", "x.bin is no source of captioned images. They can be: images .PNG, JPEG"),
     ],
 )
 def test_a_file_that_is_no_source_is_refused_with_the_fix(tmp_path, name, message):
     write(tmp_path, {**A, "x.rar": b"x", "x.bin": b"x"})
     with pytest.raises(SourceError, match=message):
         read(tmp_path / name)
+
+
+def test_what_is_there_only_by_name_is_refused_with_the_fix(tmp_path):
+    write(tmp_path, {"pics.dvc": "outs:\n- path: pics\n", "more/a.png": png()})
+    with pytest.raises(
+        SourceError, match=f"there is nothing at {tmp_path}/pics. Run: dvc pull {tmp_path}/pics.dvc"
+    ):
+        read(tmp_path / "pics")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/x").symlink_to(tmp_path / "more")
+    with pytest.raises(SourceError, match="links has only links to folders, like x, which are not followed"):
+        read(tmp_path / "links")
 
 
 def test_a_table_without_a_header_gets_its_columns_from_a_setting(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers.images import by_reason, details, outcome, png, write
 from thousandwords.data import image_decoding
-from thousandwords.ingest.sources import CocoSource, CsvSource, JsonLinesSource, ParquetSource, coco
+from thousandwords.ingest.sources import CocoSource, CsvSource, JsonLinesSource, ParquetSource, table
 from thousandwords.ingest.sources.base import SourceError
 
 # ---- JSON lines
@@ -152,10 +152,10 @@ def test_bad_entries_are_rejected_and_do_not_affect_their_neighbors(tmp_path):
 
 
 def test_a_coco_file_over_the_limit_is_rejected_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr(coco, "MAX_JSON", 50)
+    monkeypatch.setattr(table, "MAX_JSON", 50)
     path = write_coco(tmp_path, [], [])
     with pytest.raises(
-        SourceError, match="captions.json has 61 bytes; the limit is 50. Convert it to JSON lin"
+        SourceError, match="captions.json is one JSON value of 61 bytes; the limit is 50. Write JSON li"
     ):
         CocoSource(path).check()
 

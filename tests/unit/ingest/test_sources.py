@@ -35,7 +35,7 @@ def test_a_folder_pairs_each_image_with_the_text_of_its_name(tmp_path):
         (b"", "caption_empty"),
         (b" \n\t\n", "caption_empty"),
         (b"caf\xe9", "caption_encoding"),
-        ("a cat".encode("utf-16"), "caption_encoding"),
+        ("a cat\rtwo".encode("utf-16"), ("a cat", "two")),
         (b"a\0cat", "caption_encoding"),
         (b"\xed\xa0\x80", "caption_encoding"),
         (("e" + "\u0301" * 5_000).encode(), "caption_too_long"),

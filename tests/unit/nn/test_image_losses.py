@@ -14,6 +14,7 @@ from thousandwords.nn.perceptual import VGG16, PerceptualDistance
 KINDS = [
     *(("image_tokenizers", kind) for kind in ("dvae", "vqvae", "vqgan", "multi_scale")),
     ("decoders", "unet"),
+    ("decoders", "flow"),
 ]
 SMALL = {"start": 5, "width": 16, "layers": 1}
 

@@ -18,6 +18,7 @@ from thousandwords.planning.budget import (
     SIZES,
     BudgetConfig,
     Device,
+    measure_update,
     num_held_out,
     planned_minutes,
     resolve,
@@ -125,6 +126,11 @@ def test_a_decoder_is_trained_where_it_gets_enough_updates(minutes, kind):
     if kind == "unet":
         assert 400 <= params["decoder"]["training"]["steps"] < params["image_tokenizer"]["training"]["steps"]
     build_models(params)
+
+
+@pytest.mark.parametrize("name", ["image_tokenizer", "decoder", "generator", "scorer"])
+def test_updates_of_every_model_are_measured(name):
+    assert 0 < measure_update(read_preset("smoke"), name, "cpu", seconds=0) < 60
 
 
 def test_the_seconds_of_an_update_are_those_of_the_chosen_size():

@@ -102,7 +102,10 @@ def test_every_preset_can_be_planned(preset, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--preset nothing", "plan: there is no preset 'nothing'. There is: default, emoji, gpu, "),
+        (
+            "--preset nothing",
+            "plan: there is no preset 'nothing'. There is: default, emoji, example, flow, gpu, ",
+        ),
         ("--tflops -1", "plan: --tflops is -1; it needs to be above 0\n"),
     ],
 )

@@ -235,3 +235,20 @@ def test_damaged_outputs_and_scores_of_other_samples_are_rejected_by_name(tmp_pa
         UserError, match="the outputs of HEAD~1 cannot be used: .*00000.parquet is damaged: sha"
     ):
         read_run(folder, "HEAD~1")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\x00"])
+def test_damaged_figures_are_named(tmp_path, text):
+    folder = write_run(tmp_path / "run", ["a cat"], 10)
+    (folder / "results/metrics.json").write_text(text)
+    with pytest.raises(
+        UserError, match=r"^.*/results/metrics.json cannot be used \(.*\). .* run there: make repair$"
+    ):
+        read_run(folder, "HEAD~1")
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(
+        UserError, match=r"^/nope has no results/, so no run has ended there. Give the folder"
+    ):
+        read_run(tmp_path, "/nope")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from thousandwords.evaluation.metrics import match_rates
 from thousandwords.reporting import plots
-from thousandwords.reporting.html_report import flatten, number, rate, render_report
+from thousandwords.reporting.html_report import number, rate, render_report
 from thousandwords.reporting.page import image_element, thumbnail
 from thousandwords.scenes.render import scene_pairs
 
@@ -372,7 +372,6 @@ def test_shares_numbers_and_durations_as_text():
     shares = {0.413: "41%", 0: "0%", 1: "100%", 0.004: "0.4%", 0.0001: "<0.1%", 0.99996: ">99.9%", None: "–"}
     assert {share: rate(share) for share in shares} == shares
     assert [number(value) for value in (-1.5, 1234.5, None)] == ["−1.50", "1,234.50", "–"]
-    assert flatten({"a": {"b": 1}, "c": {}}) == [("a.b", 1), ("c", {})]
     durations = {0.42: "0.4 s", 9.99: "10 s", 59.7: "1 min 0 s", 75: "1 min 15 s", 7260: "2 h 1 min"}
     assert {seconds: plots.duration(seconds) for seconds in durations} == durations
 

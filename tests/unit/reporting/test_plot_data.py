@@ -6,6 +6,7 @@ import torch
 import yaml
 
 from tests.helpers.paths import ROOT
+from thousandwords.evaluation.reconstruction import Reconstructions
 from thousandwords.reporting.plot_data import plot_data
 
 SCORES = {"clip_score": {"curve": {"n": [1, 2], "score": [0.25, 0.5]}}}
@@ -13,8 +14,9 @@ SEEN = {"caption_match": {"seen": {"curve": {"n": [1, 2], "all": [0.5, 1.0]}}}}
 
 
 def evaluation(figures: dict):
-    tokens = {"tokens": torch.tensor([3, 3, 3, 1]), "kmeans_tokens": torch.tensor([0, 1, 2, 3])}
-    return SimpleNamespace(figures=figures, reconstructions=SimpleNamespace(vocab_size=4, **tokens))
+    tokens, kmeans_tokens = torch.tensor([3, 3, 3, 1]), torch.tensor([0, 1, 2, 3])
+    reconstructions = Reconstructions(*[torch.empty(0)] * 3, tokens, kmeans_tokens, vocab_size=4)
+    return SimpleNamespace(figures=figures, reconstructions=reconstructions)
 
 
 def test_a_table_has_a_row_per_point_and_nulls_for_what_a_run_does_not_have():

@@ -226,6 +226,7 @@ def test_a_reduced_vocabulary_splits_rare_words_and_loses_none():
         ("ViT-B-23:openai", "a model that open_clip does not know. Did you mean 'ViT-B-32'?"),
         ("local-dir:nowhere", "but there is no folder nowhere. Write 'local-dir:FOLDER'"),
         ("ViT-B-32:nowhere.safetensors", "but there is no file nowhere.safetensors. Write"),
+        (f"ViT-B-32:{__file__}", "test_clip.py' is neither a file that ends in .safetensors,"),
         ("ViT-B-32:nowhere", "nor one of the tags of ViT-B-32: openai, laion400m_e31"),
     ],
 )

@@ -38,6 +38,16 @@ def test_a_training_that_was_killed_is_stopped(project):
     assert training_status(project)["trainings"][0]["state"] == "stopped"
 
 
+@pytest.mark.parametrize("damage", ["[]", "null", '{"step": 1, "loss": "x"}', '{"st', "\0"])
+def test_damaged_files_of_a_training_do_not_close_the_view(project, damage):
+    folder = project / "results/training/train_generator"
+    (project / ".ckpt/locks/train_generator").write_text('{"pid": null}')
+    (folder / "curves.jsonl").write_text(damage + "\n")
+    assert training_status(project)["trainings"][0]["state"] == "stopped"
+    (folder / "progress.json").write_text(damage)
+    assert training_status(project) == {"running": [], "trainings": []}
+
+
 @pytest.mark.parametrize("stage", ["../..", "train_generator/..", "."])
 def test_an_image_outside_the_trainings_has_no_file(project, stage):
     assert not image_file(project, stage, 10).is_file()

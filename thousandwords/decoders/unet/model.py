@@ -1,157 +1,47 @@
 """A U-Net that corrects the tokenizer's image in one step, from that image and the tokens' vectors at every level.
 
-Residual blocks as in diffusion U-Nets (arXiv 2006.11239, appendix B), without attention and without time. Squared error
-makes the mean of all images with these tokens; the absolute error beside it keeps edges. No paper is followed.
+Squared error makes the mean of all images with these tokens; the absolute error beside it keeps edges. No paper is
+followed.
 """
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from thousandwords.core.config import check_minimums
 from thousandwords.decoders.base import Decoder, Logs
-
-GROUPS = 8  # of the group normalization
-CHANNELS = 3
-TOKEN_STD = 0.02  # of the tokens' vectors at first
+from thousandwords.nn.token_unet import TokenUNet, TokenUNetConfig
 
 
 @dataclass(frozen=True)
-class UNetConfig:
-    patch: int = 2  # side of the square of pixels that is one position of the finest level
-    widths: tuple[int, ...] = (
-        32,
-        64,
-        128,
-    )  # channels of each level; each has half the side of the one before
-    blocks: int = 1  # residual blocks of a level, on the way down and on the way up
-    token_width: int = 32  # channels of a token's vector
+class UNetConfig(TokenUNetConfig):
     absolute_error_weight: float = 0.1  # of the mean absolute error, beside the mean squared error
 
     def __post_init__(self) -> None:
-        check_minimums(self, "unet", patch=1, blocks=1, token_width=1, absolute_error_weight=0)
-        if not self.widths or any(width < GROUPS or width % GROUPS for width in self.widths):
-            raise ValueError(
-                f"unet.widths is {list(self.widths)}; give one multiple of {GROUPS} for each level"
-            )
+        check_minimums(self, "unet", absolute_error_weight=0)
+        self.check_sizes("unet")
 
 
-class UNetDecoder(Decoder):
+class UNetDecoder(TokenUNet, Decoder):
     """Tokens (B, L) and the tokenizer's images (B, 3, H, W) in [0, 1] -> images (B, 3, H, W) in [0, 1]."""
 
     config_class = UNetConfig
 
     def __init__(self, config: UNetConfig, image_size: int, vocab_size: int, scales: tuple[int, ...]):
-        super().__init__()
-        cell = config.patch * 2 ** (len(config.widths) - 1)
-        if image_size % cell:
-            raise ValueError(
-                f"image_size is {image_size}, no multiple of the {cell} pixels of a position of the coarsest level "
-                f"(unet.patch {config.patch} * 2 ** ({len(config.widths)} unet.widths - 1))"
-            )
-        self.config, self.scales = config, tuple(scales)
-        self.codes = nn.ModuleList(nn.Embedding(vocab_size, config.token_width) for _ in scales)
-        first, *others = config.widths
-        self.input = convolution(CHANNELS * config.patch**2, first)
-        token_channels = config.token_width * len(scales)
-        self.tokens_in = nn.ModuleList(nn.Conv2d(token_channels, width, 1) for width in config.widths)
-        self.down = nn.ModuleList(_blocks(width, width, config.blocks) for width in config.widths)
-        self.shrink = nn.ModuleList(
-            convolution(fine, coarse, stride=2) for fine, coarse in zip(config.widths, others, strict=False)
-        )
-        self.middle = ResidualBlock(config.widths[-1], config.widths[-1])
-        self.up = nn.ModuleList(_blocks(2 * width, width, config.blocks) for width in config.widths)
-        self.enlarge = nn.ModuleList(
-            convolution(coarse, fine) for fine, coarse in zip(config.widths, others, strict=False)
-        )
-        self.output = nn.Sequential(
-            nn.GroupNorm(GROUPS, first), nn.SiLU(), convolution(first, CHANNELS * config.patch**2)
-        )
-        for codes in self.codes:
-            # small beside the image: with the usual 1 it took over 900 updates to use the tokens
-            nn.init.normal_(codes.weight, std=TOKEN_STD)
-        nn.init.zeros_(self.output[-1].weight)  # the first images are the tokenizer's own
-        nn.init.zeros_(self.output[-1].bias)
-        self.to(memory_format=torch.channels_last)  # faster on a CPU
+        super().__init__(config, "unet", image_size, vocab_size, scales)
 
     def decode(self, tokens: Tensor, images: Tensor) -> Tensor:
         """Token ids (B, L) int64 and the tokenizer's images of them (B, 3, H, W) -> images (B, 3, H, W) in [0, 1]."""
-        return self._correct(tokens, images).clamp(0, 1)
+        return (images + self.correction(tokens, images)).clamp(0, 1)
 
     def loss(
         self, images: Tensor, tokens: Tensor, decoded: Tensor, step: int, rng: torch.Generator
     ) -> tuple[Tensor, Logs]:
         """The mean squared error of a color channel in [0, 1], plus `absolute_error_weight` times the absolute one."""
-        corrected = self._correct(tokens, decoded)
+        corrected = decoded + self.correction(tokens, decoded)
         error = corrected - images
         squared, absolute = error.square().mean(), error.abs().mean()
         loss = squared + self.config.absolute_error_weight * absolute
         loss, logged = self.training_only(loss, images, corrected, self.output[-1].weight, step)
         return loss, {"squared_error": squared.detach(), "absolute_error": absolute.detach(), **logged}
-
-    def muon_parameters(self) -> list[nn.Parameter]:
-        """All 3 x 3 kernels but the first and the last one."""
-        inner = nn.ModuleList([self.down, self.shrink, self.middle, self.up, self.enlarge])
-        return [weight for weight in inner.parameters() if weight.ndim == 4 and weight.shape[-1] == 3]
-
-    def _correct(self, tokens: Tensor, images: Tensor) -> Tensor:
-        """The images plus what the network adds, not limited to [0, 1]: (B, 3, H, W) float32."""
-        pixels = functional.pixel_unshuffle(2 * images - 1, self.config.patch)
-        features = self.input(pixels.contiguous(memory_format=torch.channels_last))
-        vectors, skips = self._vectors(tokens), []
-        for level, blocks in enumerate(self.down):
-            side = features.shape[-1]
-            resized = [functional.interpolate(each, size=(side, side), mode="nearest") for each in vectors]
-            features = blocks(features + self.tokens_in[level](torch.cat(resized, dim=1)))
-            skips.append(features)
-            if level < len(self.shrink):
-                features = self.shrink[level](features)
-        features = self.middle(features)
-        for level in reversed(range(len(self.up))):
-            features = self.up[level](torch.cat([features, skips[level]], dim=1))
-            if level:
-                features = self.enlarge[level - 1](functional.interpolate(features, scale_factor=2.0))
-        return images + functional.pixel_shuffle(self.output(features).float(), self.config.patch)
-
-    def _vectors(self, tokens: Tensor) -> list[Tensor]:
-        """The tokens' vectors of each scale: (B, token_width, side, side)."""
-        grids = tokens.split([side * side for side in self.scales], dim=1)
-        return [
-            codes(grid).movedim(2, 1).unflatten(2, (side, side))
-            for codes, grid, side in zip(self.codes, grids, self.scales, strict=True)
-        ]
-
-
-class ResidualBlock(nn.Module):
-    """x + path(x), the path two times (group normalization, SiLU, convolution), the second one 0 at first."""
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__()
-        self.identity = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-        self.path = nn.Sequential(
-            nn.GroupNorm(GROUPS, inputs),
-            nn.SiLU(),
-            convolution(inputs, outputs),
-            nn.GroupNorm(GROUPS, outputs),
-            nn.SiLU(),
-            convolution(outputs, outputs),
-        )
-        nn.init.zeros_(self.path[-1].weight)
-        nn.init.zeros_(self.path[-1].bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, inputs, h, w) -> (B, outputs, h, w)."""
-        return self.identity(features) + self.path(features)
-
-
-def _blocks(inputs: int, outputs: int, count: int) -> nn.Sequential:
-    return nn.Sequential(
-        ResidualBlock(inputs, outputs), *(ResidualBlock(outputs, outputs) for _ in range(count - 1))
-    )
-
-
-def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """A 3 x 3 convolution that keeps height and width, or halves them with stride 2."""
-    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)

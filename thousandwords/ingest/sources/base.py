@@ -4,6 +4,7 @@ No image is decoded here. An input that cannot be used becomes a RawPair with a 
 fault that makes the whole source unreliable (a truncated tar) raises SourceError; a source never just ends early.
 """
 
+import codecs
 import hashlib
 import json
 import os
@@ -16,26 +17,14 @@ from typing import ClassVar
 from thousandwords.core.errors import InvalidInput, UserError
 from thousandwords.core.files import LFS_FIX, LFS_POINTER
 
-IMAGE_SUFFIXES = (
-    "png",
-    "jpg",
-    "jpeg",
-    "jpe",
-    "webp",
-    "gif",
-    "bmp",
-    "tif",
-    "tiff",
-    "jfif",
-    "jif",
-    "pjpeg",
-    "pjp",
-)
+IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "jpe", "webp", "gif", "bmp", "tif", "tiff")
+IMAGE_SUFFIXES += ("jfif", "jif", "pjpeg", "pjp")  # JPEG too
 # read, so that the decoder rejects them by name
 OTHER_IMAGES = ("heic", "heif", "avif", "jxl", "jp2", "psd", "dng", "cr2", "cr3", "nef", "arw")
 # keys of an object that stands for a text, as in Karpathy's splits and in conversations; who asks in these
 TEXT_KEYS = ("raw", "caption", "text", "sentence", "value", "content")
 ASKS = ("human", "user", "system")
+UTF16_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE  # as Excel and Notepad write
 MAX_CAPTION = 4_000  # characters
 MAX_CAPTION_BYTES = 1_000_000  # of a caption file, and of a line of a table
 
@@ -85,7 +74,7 @@ def clean_captions(texts: Iterable[str]) -> tuple[str, ...]:
                 "caption_too_long", f"{len(caption):,} characters; the limit is {MAX_CAPTION:,}"
             )
         if re.search("[\0\ud800-\udfff]", caption):
-            raise InvalidInput("caption_encoding", f"not UTF-8 text: {ascii(caption[:60])}")
+            raise InvalidInput("caption_encoding", f"not UTF-8 text: {ascii(caption[:60])}. Save it as UTF-8")
     return captions
 
 
@@ -104,10 +93,11 @@ def captions_in_text(data: bytes, caption_lines: str = "separate") -> tuple[str,
     if data.startswith(LFS_POINTER):
         raise InvalidInput("lfs_pointer", f"its caption file is {LFS_FIX}")
     try:
-        text = data.decode("utf-8-sig").replace("\r\n", "\n")
-        return clean_captions([" ".join(text.split())] if caption_lines == "joined" else text.split("\n"))
+        text = data.decode("utf-16" if data.startswith(UTF16_MARKS) else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidInput("caption_encoding", f"not UTF-8 text: {error}") from error
+        raise InvalidInput("caption_encoding", f"not UTF-8 text: {error}. Save it as UTF-8") from error
+    lines = re.split("\r\n|\r|\n", text)
+    return clean_captions([" ".join(text.split())] if caption_lines == "joined" else lines)
 
 
 def json_object(data: bytes | str) -> dict:
@@ -122,11 +112,11 @@ def json_object(data: bytes | str) -> dict:
 
 
 def as_texts(value: object) -> tuple[str, ...] | None:
-    """A text, a list of texts or None as texts: "a" -> ("a",), None -> (). None for any other value.
+    """A text, a list of texts or None as texts: "a" -> ("a",), None or NaN -> (). None for any other value.
 
     An object stands for the text in it: [{"raw": "a"}] -> ("a",); in a conversation what a person asks is left out.
     """
-    texts = () if value is None else (value,) if isinstance(value, str | dict) else value
+    texts = () if value is None or value != value else (value,) if isinstance(value, str | dict) else value
     if not isinstance(texts, list | tuple):
         return None
     texts = [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from thousandwords.core.errors import InvalidInput
 from thousandwords.ingest.sources.base import SourceError, json_object
-from thousandwords.ingest.sources.table import MAX_JSON, Row, TableSource, image_name
+from thousandwords.ingest.sources.table import Row, TableSource, image_name
 
 
 class CocoSource(TableSource):
@@ -35,6 +35,7 @@ class CocoSource(TableSource):
                         "duplicate_id", f"images[{number}] repeats the file {name} under another id"
                     )
                 names.add(name)
+                self.listed.add(name)
                 problem = InvalidInput("missing_pair", "no annotation has a caption for this image")
                 texts = tuple(captions.get(identity, ()))
                 yield Row(name, texts, problem=None if texts else problem)
@@ -47,18 +48,12 @@ class CocoSource(TableSource):
             yield Row(f"image_id {identity!r}", problem=InvalidInput("missing_pair", detail))
 
     def _content(self) -> dict:
-        if (size := self.folder.size(self.file_name)) > MAX_JSON:
+        try:
+            content = json_object(self.whole_json())
+        except ValueError as error:
             raise SourceError(
-                f"{self.address} has {size:,} bytes; the limit is {MAX_JSON:,}. "
-                "Convert it to JSON lines, which are read one by one (data.source: jsonl)"
-            )
-        with self.folder.local_copy(self.file_name) as path:
-            try:
-                content = json_object(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-            except ValueError as error:
-                raise SourceError(
-                    f"{self.address} is not a COCO JSON, or is truncated ({error}). Fetch it again"
-                ) from error
+                f"{self.address} is not a COCO JSON, or is truncated ({error}). Fetch it again"
+            ) from error
         for name in ("images", "annotations"):
             if not isinstance(content.get(name), list):
                 raise SourceError(

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 import pyarrow.parquet as pq
 
 from thousandwords.core.errors import InvalidInput
+from thousandwords.ingest.sources import open_kind
 from thousandwords.ingest.sources.archive import ARCHIVES
 from thousandwords.ingest.sources.base import IMAGE_SUFFIXES, OTHER_IMAGES, SourceError, as_texts, suffix_of
-from thousandwords.ingest.sources.coco import CocoSource
 from thousandwords.ingest.sources.filesystem import open_folder, open_parent_folder
 from thousandwords.ingest.sources.folder import FolderSource
 from thousandwords.ingest.sources.local_folder import Folder
 from thousandwords.ingest.sources.parquet import ParquetSource, holds_images, holds_texts, url_columns
-from thousandwords.ingest.sources.table import DOWNLOAD, CsvSource, JsonLinesSource, lines_of, spellings
+from thousandwords.ingest.sources.table import DOWNLOAD, JsonLinesSource, lines_of, spellings
 from thousandwords.ingest.sources.webdataset import WebDatasetSource
 
 IMAGES = (
@@ -91,9 +91,10 @@ def _pick(names: Sequence[str], rows: list[dict], place: str, stems: Callable[[]
             image = name
             break
     image = image or next((name for name in by_name if base_of(name) not in ("id", "name", "image_id")), None)
-    captions = [lower[word] for word in CAPTIONS if word in lower and lower[word] != image]
-    captions += [lower[word] for word in lower if "caption" in word and _are(values[lower[word]], _has_words)]
     texts = [name for name in names if name not in (image, *urls, *paths) and _are(values[name], _has_words)]
+    captions = [lower[word] for word in CAPTIONS if word in lower and lower[word] != image]
+    captions = [name for name in captions if name in texts or "label" not in name.lower()]  # a class's number
+    captions += [name for name in texts if "caption" in name.lower()]
     caption = next(iter(captions), None) or (texts[0] if len(texts) == 1 else None)
     if image is None and urls and caption:
         raise SourceError(
@@ -129,8 +130,9 @@ def _csv_columns(folder: Folder, name: str, part: dict, stems: Callable[[], Set[
     lines = [line for _, line in itertools.islice(lines_of(folder, name), SAMPLE) if line and line.strip()]
     texts = [line.decode("utf-8", "replace").rstrip("\r\n") for line in lines]
     default = part.get("delimiter") or ("\t" if name.lower().endswith((".tsv", ".tab")) else None)
-    place, problem = folder.address_of(name), None
-    if texts and all(re.match(r"\s*[a-z0-9]+://\S+\s*$", text) for text in texts):
+    place, problem, partial = folder.address_of(name), None, {}
+    # a first line that is none is the header
+    if texts and all(re.match(r"\s*[a-z0-9]+://\S+\s*$", text) for text in texts[1:] or texts):
         raise SourceError(f"{place} is a list of URLs, and nothing is fetched from a list. {DOWNLOAD}")
     for delimiter in [default] if default else [",", "\t", ";", "|"]:
         found = {} if delimiter in (part.get("delimiter"), ",") or default else {"delimiter": delimiter}
@@ -139,7 +141,7 @@ def _csv_columns(folder: Folder, name: str, part: dict, stems: Callable[[], Set[
             continue
         header = list(part.get("columns") or [field.strip() for field in rows[0]])
         if not part.get("columns") and any(map(_is_image_name, rows[0])):
-            header = _names(rows[0])
+            header = _names(_without_prose(rows[0]) if delimiter == "," else rows[0])
             found["columns"] = tuple(header)
         start = not (part.get("columns") or "columns" in found)
         records = [dict(zip(header, row, strict=False)) for row in rows[start:]]
@@ -150,9 +152,10 @@ def _csv_columns(folder: Folder, name: str, part: dict, stems: Callable[[], Set[
             continue
         if columns["image_column"] and columns["caption_column"]:
             return {**columns, **found}
+        partial = partial or {**columns, **found} if columns["image_column"] else partial
     if problem and not part.get("image_column"):
         raise problem
-    return {}
+    return partial
 
 
 def _split(texts: list[str], delimiter: str) -> list[list[str]]:
@@ -161,6 +164,13 @@ def _split(texts: list[str], delimiter: str) -> list[list[str]]:
         return [row for row in csv.reader(texts, delimiter=delimiter, quoting=quoting) if row]
     except csv.Error:
         return []
+
+
+def _without_prose(row: list[str]) -> list[str]:
+    """["a.jpg", "a cat", " a tree"] -> ["a.jpg", "a cat"]: what follows a comma and a blank is of the caption."""
+    while row[-1].startswith(" ") and not all(field.startswith(" ") for field in row[1:]):
+        row = row[:-1]
+    return row
 
 
 def _names(row: list[str]) -> list[str]:
@@ -238,14 +248,7 @@ def _exists(folder: Folder, path: str, name: str) -> bool:
 
 def _image_names(part: dict, place: str) -> Iterator[str]:
     """The first image names of a list."""
-    settings = {name: part[name] for name in ("image_column", "caption_column") if part.get(name)}
-    if part["source"] == "coco":
-        source = CocoSource(place)
-    elif part["source"] == "csv":
-        settings |= {name: part[name] for name in ("delimiter", "columns") if part.get(name)}
-        source = CsvSource(place, **settings)
-    else:
-        source = JsonLinesSource(place, **settings)
+    source = open_kind({**part, "url": None, "path": place})
     try:
         for row in itertools.islice(source.rows(), SAMPLE):
             if row.problem is None:

@@ -3,6 +3,7 @@
 Only names and a few rows are read; the class of the kind then checks the rest. A set setting is never changed.
 """
 
+import contextlib
 import itertools
 import json
 import posixpath
@@ -10,6 +11,7 @@ import re
 from collections.abc import Sequence
 
 from thousandwords.core.errors import InvalidInput
+from thousandwords.ingest.sources import open_kind
 from thousandwords.ingest.sources.archive import ARCHIVES, ArchiveFolder
 from thousandwords.ingest.sources.base import IMAGE_SUFFIXES, OTHER_IMAGES, SourceError, suffix_of
 from thousandwords.ingest.sources.coco import CocoSource
@@ -31,11 +33,12 @@ TABLES = {
 TABLES |= {"json": "jsonl", "parquet": "parquet"}
 MEANINGS = {"folder": "a folder of images with texts beside them", "webdataset": "WebDataset tars"}
 MEANINGS |= {"csv": "a table", "jsonl": "a list in JSON", "parquet": "Parquet", "coco": "COCO captions"}
+DETECTED = ("image_column", "caption_column", "image_folder", "delimiter", "columns")
 SPLITS = r"(^|(?<=[/._-]))(training|train|validation|valid|val|dev|test)[0-9]*(?=[/._-]|$)"
 PACKED = (".zst", ".7z", ".rar", ".gz", ".xz", ".bz2")
 UNPACK = "is packed in a way that is not read. Unpack it, and set data.path to the folder"
 MAX_TABLES = 40  # that are looked at
-FORMS = "images with a .txt beside each, a table (.csv, .tsv, .jsonl, .json, .parquet), WebDataset tars or COCO captions"
+FORMS = "images (PNG, JPEG, WebP, GIF, BMP, TIFF) with a .txt beside each, a table (.csv, .tsv, .jsonl, .json, .parquet), WebDataset tars or COCO captions"
 
 
 def resolve(settings: dict) -> tuple[list[dict], str]:
@@ -55,18 +58,9 @@ def resolve(settings: dict) -> tuple[list[dict], str]:
 
 def describe(part: dict, place: str, settings: dict) -> str:
     """ "data: a/t.csv is a table (csv), images in column 'file_name', in folder images, captions in column 'text'"."""
-    names = {
-        "image_column": "image_column",
-        "caption_column": "caption_column",
-        "image_folder": "image_folder",
-    }
-    names |= {"delimiter": "delimiter", "columns": "columns"}
-    found = [
-        f"{name} {part[name]!r}" for name in names if part.get(name) and part[name] != settings.get(name)
-    ]
-    return f"{place} is {MEANINGS[part['source']]} (source {part['source']})" + "".join(
-        f", {text}" for text in found
-    )
+    found = [name for name in DETECTED if part.get(name) and part[name] != settings.get(name)]
+    more = "".join(f", {name} {part[name]!r}" for name in found)
+    return f"{place} is {MEANINGS[part['source']]} (source {part['source']}){more}"
 
 
 # ---- the kind
@@ -86,7 +80,10 @@ def find(address: str) -> list[tuple[str, str]]:
 
 
 def _missing(folder: Folder, address: str) -> str:
-    return f"{folder.setting}: there is nothing at {address}. Set it to your folder, table or archive"
+    fix = "Set it to your folder, table or archive"
+    if folder.kind(f"{posixpath.basename(address)}.dvc"):
+        fix = f"Run: dvc pull {address}.dvc"
+    return f"{folder.setting}: there is nothing at {address}. {fix}"
 
 
 def _is_archive(folder: Folder, name: str) -> bool:
@@ -158,6 +155,10 @@ def _is_coco(folder: Folder, name: str) -> bool:
 
 def _find_in_folder(folder: Folder, address: str) -> list[tuple[str, str]]:
     """What is in a folder, in this order: metadata.*, texts beside images, tars, tables, Parquet, one archive."""
+    try:
+        links = [entry.name for entry in folder.entries() if entry.is_link]
+    except InvalidInput as problem:
+        raise SourceError(f"{address} {problem.detail}") from problem
     files = list(folder.walk(MAX_FOLDERS))
     suffixes: dict[str, list[str]] = {}
     for name in files:
@@ -181,11 +182,10 @@ def _find_in_folder(folder: Folder, address: str) -> list[tuple[str, str]]:
     if num_pairs and 4 * num_pairs >= len(stems):
         return [("folder", address)]
     if tars := suffixes.get("tar"):
-        where = posixpath.dirname(tars[0])
-        tars = [name for name in tars if posixpath.dirname(name) == where]
         check_not_pointer(folder, tars[0])
         if _is_webdataset(folder, tars[0]):
-            return [("webdataset", posixpath.join(address, where).rstrip("/"))]
+            places = dict.fromkeys(posixpath.dirname(name) for name in tars)
+            return [("webdataset", posixpath.join(address, place).rstrip("/")) for place in places]
     parquet = [name for name in lists if suffix_of(name) == "parquet"]
     tables = [name for name in lists if suffix_of(name) != "parquet"]
     for names in (parquet, sorted(tables, key=lambda name: ("caption" not in name.lower(), name))):
@@ -201,6 +201,14 @@ def _find_in_folder(folder: Folder, address: str) -> list[tuple[str, str]]:
         raise SourceError(f"{address} has several archives: {names}. Unpack them, or set data.path to one")
     if arrows := suffixes.get("arrow"):
         raise SourceError(_arrow(posixpath.join(address, arrows[0])))
+    tables = [name for name in lists if suffix_of(name) not in ("txt", "token", "json")]
+    if len(tables) == 1 and not (images or problems):  # its class says what it lacks
+        return [(TABLES[suffix_of(tables[0])], posixpath.join(address, tables[0]))]
+    if links and not files:
+        raise SourceError(
+            f"{address} has only links to folders, like {links[0]}, which are not followed. Set data.path to the folder "
+            "itself"
+        )
     return _refuse(address, problems, images, files)
 
 
@@ -208,9 +216,12 @@ def _refuse(address: str, problems: list[str], images: Sequence = (), files: Seq
     if problems:
         raise SourceError(problems[0])
     if images:
+        lists = [name for name in files if suffix_of(name) in (*TABLES, "xlsx", "xls", "ods", "gz")]
+        lists = [name for name in lists if "caption" in name.lower() or suffix_of(name) != "txt"]
         raise SourceError(
             f"{address} has {len(images)} images, like {images[0]}, but no captions. Put a text of the same name "
             "beside each, like cat.txt beside cat.png, or a table metadata.csv with the columns file_name,text"
+            + "".join(f". {name} is no such table" for name in lists[:1])
         )
     if packed := [name for name in files if name.lower().endswith(PACKED)]:
         raise SourceError(f"{posixpath.join(address, packed[0])} {UNPACK}")
@@ -245,6 +256,9 @@ def _tables(folder: Folder, address: str, names: list[str], problems: list[str])
             continue
         if columns.get("image_column") and columns.get("caption_column"):
             usable.append((kind, place, name))
+        elif columns.get("image_column") or base_of(name).startswith("metadata."):
+            with contextlib.suppress(InvalidInput):
+                problems.append(_why_unusable(kind, place, columns))
     if not usable:
         return []
     if usable[0][0] == "parquet":
@@ -263,6 +277,15 @@ def _tables(folder: Folder, address: str, names: list[str], problems: list[str])
             f"{address} has several lists of images with captions: {names}. Set data.path to one of them"
         )
     return [(kind, place) for kind, place, _ in usable]
+
+
+def _why_unusable(kind: str, place: str, columns: dict) -> str:
+    """What the class of the kind says of a list without a column of images or of captions."""
+    try:
+        open_kind({"source": kind, "url": None, "path": place, **columns}).check()
+    except SourceError as error:
+        return str(error)
+    return f"{place} has no column of captions with a name. Name it in the header"
 
 
 def _coco(place: str) -> str:

@@ -46,7 +46,16 @@ class Folder:
     def kind(self, name: str = "") -> str | None:
         """ "file", "folder", "other" (pipes, devices), or None if it does not exist."""
         path = self.root / name
-        return "file" if path.is_file() else "folder" if path.is_dir() else "other" if path.exists() else None
+        with contextlib.suppress(OSError):  # a name that is too long to be one
+            return (
+                "file"
+                if path.is_file()
+                else "folder"
+                if path.is_dir()
+                else "other"
+                if path.exists()
+                else None
+            )
 
     def entries(self, folder: str = "") -> list[Entry]:
         """The entries, sorted by the bytes of their names; raises InvalidInput if there is no list."""
@@ -63,7 +72,9 @@ class Folder:
             return self._read(path, limit)
         except FileNotFoundError as error:
             if path.is_symlink():
-                raise InvalidInput("not_regular", f"{path.name} is a link to nothing") from error
+                raise InvalidInput(
+                    "not_regular", f"{path.name} is a link to nothing: fetch what it leads to"
+                ) from error
             raise InvalidInput("missing_pair", f"there is no {path.name}") from error
         except OSError as error:
             raise InvalidInput("io_error", f"{path.name}: {error.strerror}") from error

@@ -4,7 +4,10 @@ Paths are relative to the list, or to `data.image_folder`. Several rows of one i
 JSON may also be one list of objects, or one object that gives each image's name its captions.
 """
 
+import ast
+import contextlib
 import csv
+import io
 import json
 import os
 import posixpath
@@ -12,12 +15,15 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from thousandwords.core.errors import InvalidInput
+from thousandwords.ingest.sources.archive import ARCHIVES
 from thousandwords.ingest.sources.base import (
     IMAGE_SUFFIXES,
     MAX_CAPTION_BYTES,
     OTHER_IMAGES,
+    UTF16_MARKS,
     RawPair,
     Source,
     SourceError,
@@ -34,6 +40,8 @@ from thousandwords.ingest.sources.local_folder import Folder
 MAX_JSON = (
     500_000_000  # bytes of one JSON value; the captions of COCO's 118,287 training images take 92 million
 )
+MAX_LISTED = 40_000  # characters of a list in a field; Python's parser may need seconds for more
+NO_VALUE = ("nan", "none", "null", "n/a")  # as pandas and databases write a field without a value
 DOWNLOAD = (
     "Download the images first, for example with img2dataset, then set data.path to the folder of its tars "
     "(data.source: webdataset)"
@@ -72,7 +80,7 @@ class TableSource(Source):
         self.columns = {setting: column for setting, column in columns.items() if column is not None}
         self.folder, self.file_name = open_parent_folder(path, link_roots)
         self.image_folder = open_image_folder(self.folder, image_folder, link_roots)
-        self.listed: set[str] = set()  # names of the images, after all rows were read
+        self.listed: set[str] = set()  # names of the images of the rows that were read
 
     def records(self) -> Iterator[tuple[str, dict | InvalidInput]]:
         """(position, values by column, or why there are none) of each row; SourceError if the rest is not reliable."""
@@ -112,21 +120,37 @@ class TableSource(Source):
         if not has_caption:
             raise self.no_captions()
         listed = [name for name, problem in names.items() if problem is None]
-        self.listed = set(listed)
         self._check_images(listed[: 20 if self.image_folder.parallel_reads else 200])
         return len(names)
 
     def _check_images(self, names: list[str]) -> None:
         """Raise SourceError if none of these first images is there: the folder is wrong, not the data."""
-        names = [name for name in names if _is_inside(name)]
+        is_absolute = re.compile("$." if self.image_folder.parallel_reads else r"/|[A-Za-z]:[/\\]").match
+        names = [name for name in names if _is_inside(name) or is_absolute(name)]
         if names and all(self.image_folder.kind(name) is None for name in names):
-            folder = self.image_folder.address
+            if all(map(is_absolute, names)):
+                fix = "Such a path holds on one machine only: write the paths relative to the list"
+            else:
+                packed = [name for name in self.folder.walk(1) if name.lower().endswith(ARCHIVES)]
+                fix = f"Unpack {packed[0]}, or set" if packed else "Set"
+                fix += (
+                    " data.image_folder to the folder that the list's paths start from, relative to the list"
+                )
             raise SourceError(
-                f"There are no images of {self.address} in {folder}: no {names[0]}. Set data.image_folder to the "
-                "folder that the list's paths start from, relative to the list"
+                f"There are no images of {self.address} in {self.image_folder.address}: no {names[0][:100]}. {fix}"
             )
         for name in names[:1]:
             check_not_pointer(self.image_folder, name)
+
+    def whole_json(self) -> bytes:
+        """The bytes of a file that is one JSON value; SourceError if they are too many."""
+        if (size := self.folder.size(self.file_name)) > MAX_JSON:
+            raise SourceError(
+                f"{self.address} is one JSON value of {size:,} bytes; the limit is {MAX_JSON:,}. "
+                "Write JSON lines, one object a line, which are read one by one (data.source: jsonl)"
+            )
+        with self.folder.local_copy(self.file_name) as path:
+            return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
 
     def images_beside(self) -> tuple[set[str], set[str]]:
         folder = self.image_folder
@@ -146,8 +170,10 @@ class TableSource(Source):
             try:
                 if isinstance(values, InvalidInput):
                     raise values
+                image = self.image_path(values)
+                self.listed.add(image)
                 yield Row(
-                    self.image_path(values),
+                    image,
                     self.texts(values, "caption_column"),
                     self.texts(values, "recaption_column"),
                     self.texts(values, "sha256_column"),
@@ -157,7 +183,11 @@ class TableSource(Source):
 
     def image_path(self, values: dict) -> str:
         column = self.columns["image_column"]
-        name = image_name(values.get(column), f"{self.column_word} {column!r}")
+        value = values.get(column)
+        value = (
+            value.get("path") if isinstance(value, dict) else value
+        )  # as the library datasets writes an image
+        name = image_name(value, f"{self.column_word} {column!r}")
         return self.existing(name)
 
     def existing(self, name: str) -> str:
@@ -194,7 +224,6 @@ class TableSource(Source):
         rows_of: dict[str, list[Row]] = {}
         for row in self.rows():
             rows_of.setdefault(row.image, []).append(row)
-        self.listed = {image for image, rows in rows_of.items() if any(not row.problem for row in rows)}
         for image, rows in rows_of.items():
             captions = tuple(text for row in rows for text in row.captions)
             recaptions = tuple(text for row in rows for text in row.recaptions)
@@ -261,6 +290,11 @@ class CsvSource(TableSource):
             where = f"{self.address}, line {rows.line_num}"
             raise SourceError(f"{where}: {error}. Fix the quotes or line ends") from error
 
+    def texts(self, values: dict, setting: str) -> tuple[str, ...]:
+        """The texts of a field: "['a', 'b']", as pandas writes a list, are two, and what stands for no value is none."""
+        texts = [text for field in super().texts(values, setting) for text in _listed_texts(field)]
+        return tuple(text for text in texts if text.strip().lower() not in NO_VALUE)
+
     def _lines(self) -> Iterator[str]:
         """Lines as text; bytes that are not UTF-8 become surrogates, for which the row is rejected later."""
         for number, line in lines_of(self.folder, self.file_name):
@@ -300,13 +334,7 @@ class JsonLinesSource(TableSource):
         is_line, value = _parse(first)
         if is_line and (second is not None or isinstance(value, dict) and not self._is_whole(value)):
             return None
-        if (size := self.folder.size(self.file_name)) > MAX_JSON:
-            raise SourceError(
-                f"{self.address} is one JSON value of {size:,} bytes; the limit is {MAX_JSON:,}. "
-                "Write JSON lines, one object a line, which are read one by one"
-            )
-        with self.folder.local_copy(self.file_name) as path:
-            is_whole, value = _parse(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        is_whole, value = _parse(self.whole_json())
         if is_whole and isinstance(value, list):
             return value
         if is_whole and isinstance(value, dict):
@@ -318,15 +346,17 @@ class JsonLinesSource(TableSource):
         return None
 
     def _of_object(self, value: dict) -> list:
-        """{"a.png": "a cat", …} as one object for each image; else the longest list of objects in it."""
+        """{"a.png": "a cat", …} as one object for each image; else the longest list of objects in it, and
+        those of the same keys: {"train": […], "val": […]}."""
         image, caption = self.columns["image_column"], self.columns["caption_column"]
         if self._is_by_name(value):
             return [
                 {image: name, **(entry if isinstance(entry, dict) else {caption: entry})}
                 for name, entry in value.items()
             ]
-        lists = [entry for entry in value.values() if isinstance(entry, list)]
-        return max(lists, key=len) if lists else [value]
+        lists = [entry for entry in value.values() if isinstance(entry, list) and _keys(entry)]
+        longest = max(lists, key=len, default=[value])
+        return [row for rows in lists if _keys(rows) == _keys(longest) for row in rows] or longest
 
     def _is_whole(self, value: dict) -> bool:
         """Whether an object on one line is all of the list, and not a row: by name, or around a list of objects."""
@@ -337,8 +367,10 @@ class JsonLinesSource(TableSource):
         return not names_image and any(isinstance(entry[0], dict) for entry in lists)
 
     def _is_by_name(self, value: dict) -> bool:
-        """Whether the keys are names of images, with or without their suffix."""
+        """Whether the keys are names of images, with or without their suffix: {"a.png": …} or {"a": {"caption": …}}."""
         if value and all(suffix_of(name) in IMAGE_SUFFIXES for name in value):
+            return True
+        if value and all(isinstance(entry, dict) for entry in value.values()):
             return True
         names = list(value)[:20]
         return bool(names) and all(self.existing(os.path.normpath(name)) != name for name in names)
@@ -366,11 +398,27 @@ class JsonLinesSource(TableSource):
             self.check_column(setting, sorted(keys)[:20], "line with the key")
 
 
+def _listed_texts(field: str) -> tuple[str, ...]:
+    """The texts of a list that is written as JSON or by Python, else the field itself: '["a", "b"]' -> ("a", "b")."""
+    if not field.startswith("[") or len(field) > MAX_LISTED:
+        return (field,)
+    with_commas = re.sub(r"(['\"])\s+(['\"])", r"\1, \2", field)  # numpy writes none
+    for parse, text in ((json.loads, field), (ast.literal_eval, with_commas)):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            if texts := as_texts(parse(text)):
+                return texts
+    return (field,)
+
+
 def _with_whole_caption(row: list[str], count: int, delimiter: str) -> list[str]:
     """The fields of a row whose last one is a caption: ["a.png", "a bee", " a tree"] -> ["a.png", "a bee, a tree"]."""
     if len(row) <= count or not all(field.startswith(" ") for field in row[count:]):
         return row
     return [*row[: count - 1], delimiter.join(row[count - 1 :])]
+
+
+def _keys(rows: list) -> set:
+    return set(rows[0]) if rows and isinstance(rows[0], dict) else set()
 
 
 def _parse(data: bytes) -> tuple[bool, object]:
@@ -396,14 +444,22 @@ def _json_record(line: bytes | None) -> dict | InvalidInput:
 
 def lines_of(folder: Folder, name: str) -> Iterator[tuple[int, bytes | None]]:
     """(number, line) of each line of a file; None for a line over the limit, which is skipped in pieces."""
-    with folder.local_copy(name) as path, open(path, "rb") as file:
+    with folder.local_copy(name) as path, _open_as_utf8(path) as file:
         number, line = 1, file.readline(MAX_CAPTION_BYTES).removeprefix(b"\xef\xbb\xbf")
         while line:
             is_long = len(line) == MAX_CAPTION_BYTES and not line.endswith(b"\n")
-            yield number, None if is_long else line
+            if number > 1 or not re.fullmatch(rb"sep=.\s*", line):  # Excel's name of the delimiter
+                yield number, None if is_long else line
             while is_long and (piece := file.readline(MAX_CAPTION_BYTES)) and not piece.endswith(b"\n"):
                 pass
             number, line = number + 1, file.readline(MAX_CAPTION_BYTES)
+
+
+def _open_as_utf8(path: Path) -> BinaryIO:
+    file = open(path, "rb")  # noqa: SIM115 - who reads it closes it
+    is_utf16 = file.read(2) in UTF16_MARKS
+    file.seek(0)
+    return io.BytesIO(file.read().decode("utf-16", "replace").encode()) if is_utf16 else file
 
 
 def spellings(name: str) -> list[str]:

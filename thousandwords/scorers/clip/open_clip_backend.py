@@ -145,7 +145,7 @@ def _check_weights(pretrained: str, name: str, weights: str | None) -> Path | No
         if path.suffix not in SUFFIXES or not path.exists():
             missing = (
                 f"there is no file {weights}"
-                if "/" in weights or path.suffix in SUFFIXES
+                if not path.exists() and ("/" in weights or path.suffix in SUFFIXES)
                 else (
                     f"{weights!r} is neither a file that ends in {', '.join(SUFFIXES)} nor one of the tags of {name}: "
                     f"{', '.join(tags) or 'there are none'}"

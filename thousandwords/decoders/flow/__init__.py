@@ -1,0 +1,1 @@
+"""Rectified flow from the tokenizer's image plus noise to the true image."""
