@@ -101,7 +101,13 @@ class GpuTestbed:
         self.server.ask(f"flow_runs/{run_id}/set_state", body)
 
     def pause_schedule(self) -> None:
-        """Stop scheduled runs; created ones still start."""
+        """Stop scheduled runs; created ones still start.
+
+        The scheduler reads the deployments in one transaction and writes their runs in another: runs that it wrote
+        after the first pause (3 of 60 pauses) would hold the GPU. The second pause deletes them.
+        """
+        self.server.ask(f"{self.deployment()}/pause_deployment")
+        time.sleep(10)
         self.server.ask(f"{self.deployment()}/pause_deployment")
 
     def count(self, what: str) -> int:
