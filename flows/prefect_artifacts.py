@@ -18,8 +18,9 @@ MAX_GRIDS = 4
 
 def publish_results() -> None:
     """Publish the outputs of `evaluate` that exist."""
-    names = ("metrics.json", "report.html", "runs/evaluate.json")
-    metrics, report, record = (RESULTS / name for name in names)
+    from stages.runtime.tracking import find_records  # late: it loads MLflow
+
+    metrics, report = RESULTS / "metrics.json", RESULTS / "report.html"
     if metrics.is_file():
         numbers = headline(json.loads(metrics.read_bytes())).items()
         rows = [{"figure": name, "value": round(value, 4)} for name, value in numbers]
@@ -28,7 +29,8 @@ def publish_results() -> None:
     if images := list_grids(RESULTS / "ranked"):
         page, title = image_page(images), "Best first, one row per prompt"
         create_markdown_artifact(markdown=page, key="images", description=title)
-    links = mlflow_links(json.loads(record.read_bytes())) if record.is_file() else {}
+    records = find_records(stages=["evaluate"])
+    links = mlflow_links(records["evaluate"]) if records else {}
     if report.is_file():
         links.setdefault("report", (report.resolve().as_uri(), "On the machine of this run only"))
     for key, (link, description) in links.items():

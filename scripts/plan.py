@@ -26,7 +26,12 @@ def main(argv: list[str] | None = None) -> None:
     add("--on", choices=("cpu", "gpu"), default=device)
     add("--gpus", type=int, default=1, help="number of devices (default: 1)")
     add("--tflops", type=float, help="sustained speed of one GPU, in 10^12 operations a second")
-    add("--results", type=Path, default=Path("results"), help="folder with the records of the last run")
+    add(
+        "--project",
+        type=Path,
+        default=Path("."),
+        help="the folder whose last run gives the rates (default: this one)",
+    )
     add("--benchmarks", type=Path, default=Path("bench/results.jsonl"), help="results of make bench")
     add("--runs", type=Path, default=Path("bench/runs.yaml"), help="recorded runs, to say what to expect")
     options = arguments.parse_args(argv)

@@ -1,10 +1,13 @@
 """python -m scripts.print_run_summary: the metrics of the last run in a few lines, and the paths of its results."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from thousandwords.core.command_line import one_sentence
+from thousandwords.core.files import write_bytes
 from thousandwords.core.params import read_params
+from thousandwords.core.run_records import RECORDS, output_paths, read_records
 from thousandwords.evaluation.verdict import few_pairs
 
 RESULTS = Path("results")
@@ -50,16 +53,37 @@ def headline(metrics: dict) -> str:
     lines += [f"{model.replace('_', ' '):16} {sentence}" for model, sentence in verdicts]
     if few := few_pairs(metrics["held_out_pairs"]):
         lines.append(f"held out         figures of held-out images and captions mean little: they are {few}")
-    minutes, seconds = divmod(sum(metrics["seconds"].values()), 60)
-    lines.append(f"time             {int(minutes)} min {seconds:.0f} s for all stages together")
     return "\n".join(lines)
+
+
+def time_line(stages: Sequence[str], records: Mapping[str, dict]) -> str:
+    """The time of all stages that have a record, and which have none."""
+    minutes, seconds = divmod(sum(record["seconds"] for record in records.values()), 60)
+    unknown = [stage for stage in stages if stage not in records]
+    which = f"the {len(records)} of {len(stages)} stages" if unknown else "all stages"
+    line = f"time             {int(minutes)} min {seconds:.0f} s for {which} together"
+    return f"{line}; not known of {', '.join(unknown)}, made elsewhere" if unknown else line
+
+
+def is_current(page: Path, records: Mapping[str, dict]) -> bool:
+    """Whether the page of the run is about these records: `evaluate`, which writes it, ran here, and no stage after it."""
+    written = [path.stat().st_mtime for path in RECORDS.glob("*.json")]
+    return page.is_file() and "evaluate" in records and page.stat().st_mtime >= max(written)
 
 
 def main() -> None:
     with one_sentence("summary"):
         metrics = json.loads((RESULTS / "metrics.json").read_bytes())
+        stages, records, page = list(output_paths()), read_records(), RESULTS / "runs.html"
+        if len(records) < len(stages) or not is_current(page, records):
+            # late: they load MLflow and matplotlib
+            from stages.runtime.tracking import find_records, tracking_uri
+            from thousandwords.reporting.runs_page import render_runs
+
+            records = find_records()
+            write_bytes(page, render_runs(stages, records, RESULTS / "training", tracking_uri()).encode())
         overview, params = RESULTS / "ranked/overview.png", read_params(Path("params.yaml"))
-        print(f"\n{headline(metrics)}\n")
+        print(f"\n{headline(metrics)}\n{time_line(stages, records)}\n")
         print(f"look at          {(RESULTS / 'report.html').resolve()}")
         print(f"                 {overview.resolve()}, and one grid per prompt in the same folder")
         print(f'generate         make studio, or make generate PROMPT="{example(params)}"')

@@ -1,6 +1,6 @@
 """python -m scripts.verify_artifacts [--repair]: hash every artifact here again and compare.
 
-Folders and checkpoints are compared with their manifests; pages, curves, plots and records, which have none,
+Folders and checkpoints are compared with their manifests; pages, curves and plots, which have none,
 and DVC's cache with dvc.lock. With --repair the damaged outputs are removed, here and in the cache.
 """
 

@@ -1,5 +1,8 @@
 """Pairs + models + samples -> all figures (results/metrics.json), plots, and a page to look at
-(results/report.html). What compares runs is small and in git: headline.json, prompts.csv, plot_data/."""
+(results/report.html). What compares runs is small and in git: headline.json, prompts.csv, plot_data/.
+
+None of it says when, where or how fast it was made: the same run gives the same bytes. results/runs.html does, and is
+no output of DVC."""
 
 import json
 from pathlib import Path
@@ -9,12 +12,13 @@ import pyarrow.parquet as pq
 
 from stages.runtime.program import program
 from stages.runtime.stage import Stage
-from stages.runtime.tracking import tracking_uri
+from stages.runtime.tracking import find_records, tracking_uri
 from thousandwords import components
 from thousandwords.core.config import section
 from thousandwords.core.files import write_bytes, write_json
 from thousandwords.core.manifest import read_manifest
 from thousandwords.core.params import flatten
+from thousandwords.core.run_records import output_paths
 from thousandwords.data.pair_shards import open_pairs
 from thousandwords.evaluation.config import EvaluationConfig
 from thousandwords.evaluation.evaluate_run import EvaluationInputs, evaluate_run
@@ -26,6 +30,7 @@ from thousandwords.inference.sample_shards import read_samples
 from thousandwords.reporting import report_data
 from thousandwords.reporting.html_report import render_report
 from thousandwords.reporting.plot_data import plot_data
+from thousandwords.reporting.runs_page import render_runs
 
 
 def evaluate(
@@ -45,7 +50,9 @@ def evaluate(
     extractor = load_extractor(config.features) if config.features else None
     if extractor:
         extractor.network.to(device)
-    curves, records = read_json_files(history / "curves"), read_json_files(history / "runs")
+    curves = {
+        path.stem: json.loads(path.read_bytes()) for path in sorted((history / "curves").glob("*.json"))
+    }
     # the exact bytes that the figures are about
     folders = {"pairs": pairs, "image_tokenizer": image_tokenizer, "decoder": decoder, "scorer": scorer}
     folders |= {"samples": samples, "ranked": ranked}
@@ -63,8 +70,6 @@ def evaluate(
     )
     evaluation = evaluate_run(inputs, config, context.seed, extractor)
     figures = evaluation.figures
-    figures["seconds"] = {name: record["seconds"] for name, record in records.items()}
-    figures["seconds"]["evaluate"] = round(context.seconds, 2)
     figures["held_out_pairs"] = len(validation)
     found = verdicts(curves, figures, len(validation))
     figures["verdicts"] = {model: str(verdict) for model, verdict in found.items()}
@@ -74,9 +79,7 @@ def evaluate(
     write_bytes(out / "plots/samples.png", (ranked / "overview.png").read_bytes())
     for name, rows in plot_data(evaluation, curves).items():
         write_json(out / "plot_data" / f"{name}.json", rows)
-    data = report_data.gather(config.report_images, context.params, inputs, evaluation, plots, pairs, records)
-    data["training_images"] = report_data.training_images(history / "training", records)
-    data["runs"] = report_data.mlflow_runs(records, context.tracker.run_id, tracking_uri())
+    data = report_data.gather(config.report_images, context.params, inputs, evaluation, plots, pairs)
     write_bytes(out / "report.html", render_report(data).encode())
     write_json(out / "metrics.json", figures)
     write_json(out / "headline.json", headline(figures))
@@ -84,12 +87,10 @@ def evaluate(
     numbers = {name: value for name, value in flatten(figures).items() if isinstance(value, int | float)}
     context.record_metrics(numbers)
     context.tracker.tags({f"verdict.{model}": text for model, text in figures["verdicts"].items()})
-    context.record_files(out / "report.html", out / "metrics.json")
-
-
-def read_json_files(folder: Path) -> dict:
-    """{name: content} of the JSON files in a folder."""
-    return {path.stem: json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))}
+    records = find_records() | {context.name: context.record()}
+    runs = render_runs(list(output_paths()), records, history / "training", tracking_uri())
+    write_bytes(out / "runs.html", runs.encode())
+    context.record_files(*(out / name for name in ("report.html", "runs.html", "metrics.json")))
 
 
 def read_scores(ranked: Path) -> np.ndarray:

@@ -32,7 +32,7 @@ from flows.registry.evidence import (
 )
 from flows.registry.pyfunc_model import write_pyfunc_model
 from flows.registry.versions import NAME, VersionSummary, number_of, registry_client, resolve, turn_to_move
-from stages.runtime.tracking import experiment_of, fit, log_headline, log_metrics, log_params
+from stages.runtime.tracking import experiment_of, find_records, fit, log_headline, log_metrics, log_params
 from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import failpoint, fingerprint, write_bytes, write_json
@@ -170,9 +170,10 @@ def _copy_version(
 
 def _parent_tag(client: mlflow.MlflowClient, root: Path) -> dict[str, str]:
     """The tag that shows a run below the pipeline's run that evaluated the package, if it is in the same store."""
-    with contextlib.suppress(OSError, ValueError, KeyError, MlflowException):
-        record = json.loads((root / "results/runs/evaluate.json").read_bytes())
-        return {"mlflow.parentRunId": client.get_run(record["parent_run_id"]).info.run_id}
+    record = find_records(root, ["evaluate"]).get("evaluate", {})
+    with contextlib.suppress(MlflowException):
+        if parent_id := record.get("parent_run_id"):
+            return {"mlflow.parentRunId": client.get_run(parent_id).info.run_id}
     return {}
 
 

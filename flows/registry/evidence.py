@@ -14,7 +14,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from flows.dvc.damage import dvc_digest, stages_of
 from flows.registry.version_files import EVIDENCE, read_file
-from stages.runtime.tracking import data_metadata, git_revision
+from stages.runtime.tracking import data_metadata, find_records, git_revision
 from thousandwords.core.files import sha256_of
 from thousandwords.core.manifest import DamagedArtefact, read_manifest
 from thousandwords.core.params import flatten, read_params
@@ -37,7 +37,7 @@ def gather_evidence(root: Path) -> dict:
     text = (root / LOCK).read_text(encoding="utf-8") if (root / LOCK).is_file() else ""
     lock, git, metrics = stages_of(text), git_revision(root), None
     if (root / METRICS).is_file():  # every number, under its dotted name
-        flat = flatten(_read_output(root / METRICS)).items()
+        flat = flatten(_read_metrics(root / METRICS)).items()
         metrics = {name: value for name, value in flat if type(value) in (int, float)}
     problems = [
         *part_problems(root, package["facts"]["parts"], parts),
@@ -52,7 +52,7 @@ def gather_evidence(root: Path) -> dict:
         fix = "Commit them (dvc.lock too), then register it again"
         problems.append(f"the git tree has uncommitted changes. {fix}")
     samples = (sound_manifest(root / "results/samples") or {"facts": {}})["facts"]
-    runs = [_read_output(path) for path in sorted((root / "results/runs").glob("*.json"))]
+    runs = {stage: record.get("run_id") for stage, record in find_records(root).items()}
     return {
         "package": package["sha256"],
         "parts": parts,
@@ -62,13 +62,13 @@ def gather_evidence(root: Path) -> dict:
         "problems": problems,
         "git": git,
         "lock": sha256_of(root / LOCK) if lock else None,
-        "runs": {run["stage"]: run["run_id"] for run in runs if run.get("run_id")},
+        "runs": {stage: run_id for stage, run_id in runs.items() if run_id},  # as far as they are known
         "data": data_metadata(pairs) if pairs else None,  # which images, how many, under which license
     }
 
 
-def _read_output(path: Path) -> dict:
-    """The JSON that a stage wrote. Raises DamagedArtefact if it is none."""
+def _read_metrics(path: Path) -> dict:
+    """Raises DamagedArtefact if it is no JSON."""
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:

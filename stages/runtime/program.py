@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from stages.runtime.stage import RECORDS, device_kind, stage
+from stages.runtime.stage import device_kind, stage
 from thousandwords.core.errors import UserError
 from thousandwords.core.params import read_params
 from thousandwords.training.distributed import is_started_by_torchrun
@@ -37,7 +37,6 @@ def program(
         add("--params", type=Path, default=Path("params.yaml"), help="the settings (default: params.yaml)")
         for path in paths:
             add(f"--{path.replace('_', '-')}", type=Path, required=True, metavar="PATH")
-        add("--record", type=Path, help=f"the record of this run (default: {RECORDS}/<stage>.json)")
         options = parser.parse_args(argv)
         if shares_cores:
             share_cores()

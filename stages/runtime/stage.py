@@ -27,21 +27,26 @@ from thousandwords.core.errors import UserError
 from thousandwords.core.files import DISK_FULL_ERRNOS, fingerprint, sha256_of, write_json
 from thousandwords.core.params import read_params
 from thousandwords.core.processes import STOP_SIGNALS, on_signals
+from thousandwords.core.run_records import RECORDS, output_paths, outputs_digest
 from thousandwords.training.distributed import SINGLE_PROCESS, World, init_processes
 from thousandwords.training.loop import Stopped
 from thousandwords.training.train_state import NotFinite
 
 # resumable state, outside DVC: DVC removes a stage's outputs before it runs it again
 STATE_FOLDER = Path(".ckpt")
-RECORDS = Path("results/runs")
 # modules that watch, log and distribute work, and change no result
-NOT_CODE = ("stages.runtime", "thousandwords.parallel", "thousandwords.core.progress")
+NOT_CODE = (
+    "stages.runtime",
+    "thousandwords.parallel",
+    "thousandwords.core.progress",
+    "thousandwords.core.run_records",
+)
 MAX_RESUMABLE_RUNS = 4  # kept per stage; older ones are removed
 
 
 @dataclass
 class Stage:
-    """A running stage: `params`, `log`, `record_metrics`, `record_files`, `state_folder`."""
+    """A running stage: `params`, `log`, `record_metrics`, `record_files`, `state_folder`, `record`."""
 
     name: str
     params: dict
@@ -78,6 +83,23 @@ class Stage:
     def record_files(self, *paths: Path, folder: str | None = None) -> None:
         """Log images and pages as artifacts, in a folder of the run's artifacts."""
         self.tracker.files(paths, folder)
+
+    def record(self) -> dict:
+        """This run's id, time, memory, machine, versions and commit: enough to run the same again."""
+        return {
+            "stage": self.name,
+            "run_id": self.tracker.run_id,
+            "parent_run_id": self.tracker.parent_id,
+            "tracking_uri": "server" if os.environ.get("MLFLOW_TRACKING_URI") else "local",
+            **({"continued_from": self.continued_from} if self.continued_from else {}),
+            "seconds": round(self.seconds, 2),
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "threads": torch.get_num_threads(),
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "python": platform.python_version(),
+            "versions": {name: importlib.metadata.version(name) for name in ("torch", "pyarrow", "pillow")},
+            "git": git_revision(),
+        }
 
     def state_folder(self, settings: object, *inputs: str) -> Path:
         """The folder of this run's state, named by its settings, inputs' fingerprints and code."""
@@ -137,8 +159,7 @@ def stage(name: str, options: argparse.Namespace, *sections: str) -> Iterator[St
             tracker = open_tracker(name, logged_params) if world.is_main_process else NoTracker()
             tracker.log_pipeline_params(params)
             context = Stage(name, params, tracker, world)
-            record = options.record or RECORDS / f"{name}.json"
-            with _signals(context), _recorded(context, record if world.is_main_process else None):
+            with _signals(context), _recorded(context, options.out if world.is_main_process else None):
                 yield context
         end_when_done()
     except (UserError, FileNotFoundError, NotFinite) as error:
@@ -159,14 +180,16 @@ def stage(name: str, options: argparse.Namespace, *sections: str) -> Iterator[St
 
 
 @contextlib.contextmanager
-def _recorded(context: Stage, record: Path | None) -> Iterator[None]:
+def _recorded(context: Stage, out: Path | None) -> Iterator[None]:
     status = "FAILED"
     try:
         yield
         check_inputs()
         status = "FINISHED"
-        if record:
-            write_json(record, _record(context))
+        if out:
+            record = context.record() | {"outputs": _written(context.name, out)}
+            write_json(RECORDS / f"{context.name}.json", record)
+            context.tracker.record(record)
             context.tracker.summarize_pipeline()
     except (Stopped, KeyboardInterrupt):
         status = "KILLED"
@@ -179,22 +202,11 @@ def _recorded(context: Stage, record: Path | None) -> Iterator[None]:
             context.tracker.end(status)
 
 
-def _record(context: Stage) -> dict:
-    """The run's id, time, memory, machine, versions and commit: enough to run the same again."""
-    return {
-        "stage": context.name,
-        "run_id": context.tracker.run_id,
-        "parent_run_id": context.tracker.parent_id,
-        "tracking_uri": "server" if os.environ.get("MLFLOW_TRACKING_URI") else "local",
-        **({"continued_from": context.continued_from} if context.continued_from else {}),
-        "seconds": round(context.seconds, 2),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "threads": torch.get_num_threads(),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "pyarrow", "pillow")},
-        "git": git_revision(),
-    }
+def _written(stage: str, out: Path) -> str | None:
+    """The digest of the stage's outputs; None if it wrote to another folder than dvc.yaml says."""
+    path = Path(os.path.relpath(out))
+    is_usual = any(Path(output).is_relative_to(path) for output in output_paths().get(stage, ()))
+    return outputs_digest(stage) if is_usual else None
 
 
 def device_kind(params: dict) -> str:

@@ -2,8 +2,8 @@
 
 The parent run has what a user looks for first: all settings, the headline figures, the data, images, the report. The
 children have the curves and every figure. No stage depends on what is logged here: DVC is the source of truth about
-data, MLflow only logs. The run id is written to `results/runs/<stage>.json`, an output of the stage, so a stage that
-DVC skips or restores keeps the run that made it.
+data, MLflow only logs. A stage's run has its record as a tag, and the digest of the outputs that it is about: another
+clone, which DVC gave these outputs, finds how they were made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from thousandwords.core.errors import UserError
 from thousandwords.core.files import DISK_FULL_ERRNOS
 from thousandwords.core.manifest import DamagedArtefact, read_manifest
 from thousandwords.core.params import flatten
+from thousandwords.core.run_records import output_paths, outputs_digest, read_records
 
 EXPERIMENT = "thousandwords"
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -56,15 +57,16 @@ def open_tracker(stage_name: str, params: dict) -> Tracker | NoTracker:
     return if_usable(stage_name, lambda: Tracker(stage_name, params)) or NoTracker()
 
 
-def if_usable(program: str, use: Callable[[], Any]) -> Any:
+def if_usable(program: str, use: Callable[[], Any], root: Path = Path(".")) -> Any:
     """What `use` returns; None, after a warning, if MLflow cannot be used. Raises UserError if it is required."""
+    uri = tracking_uri(root)
     try:
-        _check_store(tracking_uri())
+        _check_store(uri)
         return use()
     except Exception as error:
         if getattr(error, "errno", None) in DISK_FULL_ERRNOS:
             raise
-        message = describe_unusable(tracking_uri(), error, "Move that file away")
+        message = describe_unusable(uri, error, "Move that file away")
         if os.environ.get(REQUIRED) == "required":
             raise UserError(message) from error
         print(f"{program}: {message}; the work goes on without tracking", file=sys.stderr, flush=True)
@@ -151,6 +153,12 @@ class Tracker:
             for run_id in (self.run_id, self.parent_id):
                 self._try(self.client.set_tag, run_id, name, value)
 
+    def record(self, record: dict) -> None:
+        """Keep the record of this run where `find_records` looks for it."""
+        if record["outputs"]:
+            for name, value in (("record", json.dumps(record)), ("outputs", record["outputs"])):
+                self._try(self.client.set_tag, self.run_id, name, value)
+
     def end(self, status: str) -> None:
         self.system_timer.cancel()
         if self.system_timer.is_alive():  # it is starting the monitor
@@ -175,7 +183,7 @@ class Tracker:
 
     def _log_results(self) -> None:
         log_headline(self.client, self.parent_id, RESULTS / "metrics.json")
-        for path in (RESULTS / "ranked/overview.png", RESULTS / "report.html"):
+        for path in (RESULTS / name for name in ("ranked/overview.png", "report.html", "runs.html")):
             if path.is_file():
                 self.client.log_artifact(self.parent_id, str(path))
         for folder in sorted((RESULTS / "training").glob("*")):
@@ -210,6 +218,38 @@ def tracking_uri(root: Path = Path(".")) -> str:
 
 def client() -> mlflow.MlflowClient:
     return mlflow.MlflowClient(tracking_uri())
+
+
+def find_records(root: Path = Path("."), stages: Iterable[str] | None = None) -> dict[str, dict]:
+    """{stage: the record of the run that made its outputs here}, of these stages or of all in dvc.yaml.
+
+    The record is the file here or, of outputs that came from DVC's cache or another clone, that of the newest MLflow run
+    with the same outputs. A stage of which neither is known is left out.
+    """
+    names = list(stages or output_paths(root))
+    records, uri = read_records(root, names), tracking_uri(root)
+    digests = {stage: outputs_digest(stage, root) for stage in names if stage not in records}
+    unknown = {stage: digest for stage, digest in digests.items() if digest}
+    if unknown and (not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).is_file()):
+        records |= if_usable("records", lambda: _search_records(uri, unknown), root) or {}
+    return records
+
+
+def _search_records(uri: str, outputs: dict[str, str]) -> dict[str, dict]:
+    """The records of stages with these outputs, as far as MLflow has them."""
+    mlflow_client, records = mlflow.MlflowClient(uri), {}
+    experiment = mlflow_client.get_experiment_by_name(EXPERIMENT)
+    if not experiment:
+        return {}
+    for stage, digest in outputs.items():
+        query, newest = (
+            f"tags.stage = '{stage}' and tags.outputs = '{digest}'",
+            ["attributes.start_time DESC"],
+        )
+        runs = mlflow_client.search_runs([experiment.experiment_id], query, order_by=newest, max_results=1)
+        if runs:
+            records[stage] = json.loads(runs[0].data.tags["record"])
+    return records
 
 
 def log_params(client: mlflow.MlflowClient, run_id: str, params: dict) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from flows.dvc.damage import dvc_digest
+from tests.helpers.records import write_record
 from tests.helpers.tiny_models import HEADER, tiny, write_parts, write_shards
 from thousandwords import components
 from thousandwords.core.files import write_json
@@ -59,14 +60,14 @@ def train(folder: Path, seed: int, **metrics: dict) -> None:
     write_manifest(folder / "data/pairs", {}, pairs)
     write_manifest(folder / "results/samples", {}, {"prompts": 100, "candidates": 4, "seed": seed})
     write_json(folder / "results/metrics.json", {**METRICS, **metrics})
-    for stage in (*PARTS.values(), "evaluate"):
-        write_json(folder / f"results/runs/{stage}.json", {"stage": stage, "run_id": f"run-of-{stage}"})
     lock(folder)
+    for stage in (*PARTS.values(), "evaluate"):
+        write_record(folder, stage, run_id=f"run-of-{stage}")
     commit(folder)
 
 
 def lock(folder: Path) -> None:
-    """Write dvc.lock as `dvc repro` would."""
+    """Write dvc.yaml, and dvc.lock as `dvc repro` would."""
     outs = {name: [f"models/{part}"] for part, name in PARTS.items()}
     outs |= {
         "tokenize_pairs": ["data/tokens"],
@@ -88,6 +89,8 @@ def lock(folder: Path) -> None:
     }
     stages["sample_images"]["params"] = {"params.yaml": {"sampling": {"candidates": 4}, "seed": 0}}
     (folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    commands = {name: {"cmd": "true", "outs": paths} for name, paths in outs.items()}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": commands}))
 
 
 def commit(folder: Path) -> None:

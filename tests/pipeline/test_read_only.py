@@ -20,7 +20,6 @@ METRICS = {
     "fidelity": {},
     "verdicts": {},
     "held_out_pairs": 100,
-    "seconds": {},
     "n": 1,
 }
 only_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a folder read-only")

@@ -407,13 +407,12 @@ def test_the_headline_has_each_metric():
         "clip_score": {"n1": 0.6, "best": 0.75},
         "n": 32,
         "caption_match": {"seen": {"all": {"n1": 0.8, "best": 0.975}, "scene": {"n1": 0.99, "best": 1.0}}},
-        "seconds": {"evaluate": 61.0, "train_generator": 120.0},
         "fidelity": {"true_or_nearest": {"prompts": 6, "closer_to_true": 0.5, "closer_than_neighbor": 0.75}},
         "held_out_pairs": 6,
         "verdicts": {"generator": "memorizing since step 120: held-out image loss 0.852"},
     }
     text = print_run_summary.headline(metrics)
-    for expected in ("25.50 dB", "22.25 dB", "perplexity 210 (k-means 100)", "88% of 512", "3 min 1 s"):
+    for expected in ("25.50 dB", "22.25 dB", "perplexity 210 (k-means 100)", "88% of 512"):
         assert expected in text
     assert "every attribute 80.0%" in text
     assert "generator        memorizing since step 120: held-out image loss 0.852" in text
@@ -422,6 +421,15 @@ def test_the_headline_has_each_metric():
     assert "held-out loss    1.250 nats per image token, 0.500 per text token\n" in text
     without_text = metrics | {"generator": {"val_loss_image": 1.25}}
     assert "held-out loss    1.250 nats per image token\n" in print_run_summary.headline(without_text)
+
+
+def test_the_time_of_a_run_is_that_of_its_stages_and_those_that_were_made_elsewhere_are_named():
+    records = {"evaluate": {"seconds": 61.0}, "train_generator": {"seconds": 120.0}}
+    line = print_run_summary.time_line
+    assert line([*records], records) == "time             3 min 1 s for all stages together"
+    assert line(["prepare_pairs", *records, "package_model"], records) == (
+        "time             3 min 1 s for the 2 of 4 stages together; not known of prepare_pairs, package_model, made elsewhere"
+    )
 
 
 def test_a_second_sigterm_does_not_cut_short_the_checkpoint_that_the_first_one_requested():

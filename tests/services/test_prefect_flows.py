@@ -29,6 +29,7 @@ from flows.workers import heartbeat
 from tests.helpers.images import write
 from tests.helpers.mlflow_server import new_mlflow_database
 from tests.helpers.prefect_server import ROOT, Server, run, tiny_project, wait_for
+from tests.helpers.records import write_record
 from tests.helpers.registering import run_git
 from tests.pipeline.test_run_local import meeting
 from tests.reliability.test_concurrency import DVC, UNTIL_GO, begun, start, wait, writer
@@ -144,15 +145,15 @@ def test_the_flow_runs_what_changed_publishes_it_and_then_finds_nothing_to_do(tm
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/.mlflow/mlflow.db")
     experiment = client.create_experiment("thousandwords", artifact_location=str(tmp_path))
     parent, child = (client.create_run(experiment).info.run_id for _ in range(2))
-    files = {
-        "metrics.json": {"generator": {"val_loss_image": 1.5, "other": 2}},
-        "runs/evaluate.json": {"run_id": child, "parent_run_id": parent},
-        "report.html": "",
-    }
-    write(tmp_path / "made", {name: json.dumps(content) for name, content in files.items()})
+    files = {"metrics.json": {"generator": {"val_loss_image": 1.5, "other": 2}}, "report.html": ""}
+    outs = [f"results/{name}" for name in files]
+    write(tmp_path / "made/results", {name: json.dumps(content) for name, content in files.items()})
+    write(tmp_path / "made", {"dvc.yaml": yaml.safe_dump({"stages": {"evaluate": {"outs": outs}}})})
+    write_record(tmp_path / "made", "evaluate", run_id=child, parent_run_id=parent)
+    (tmp_path / "made/dvc.yaml").unlink()  # DVC would read it, too
     # of two stages before it, b and c, and a, which these need
     link = "echo $THOUSANDWORDS_FLOW_RUN > link"  # a tag of the MLflow run
-    evaluate = {"cmd": f"cp -r made results && {link}", "deps": ["a", "d"], "outs": ["results", "link"]}
+    evaluate = {"cmd": f"cp -r made/results . && {link}", "deps": ["a", "d"], "outs": outs}
     stages = {**meeting(), "evaluate": evaluate}  # two of them end only if both run at the same time
     project = tiny_project(tmp_path, stages)
 

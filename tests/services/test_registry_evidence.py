@@ -83,11 +83,6 @@ def test_parts_that_do_not_belong_together_are_a_problem(project, change, messag
     ("path", "text", "message"),
     [
         ("results/metrics.json", '{"n"', r"/results/metrics.json is damaged \(.*\). Run: make repair$"),
-        (
-            "results/runs/evaluate.json",
-            "",
-            r"/results/runs/evaluate.json is damaged \(.*\). Run: make repair$",
-        ),
         ("dvc.lock", "<<<<<<< HEAD\nstages: [", r"^dvc.lock is not valid \(.*git checkout --theirs dvc.lock"),
     ],
 )

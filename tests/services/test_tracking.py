@@ -12,7 +12,9 @@ import yaml
 
 from flows.registry.commands import fetch, register
 from stages.runtime import tracking
+from tests.helpers.images import write
 from tests.helpers.mlflow_server import new_mlflow_database
+from tests.helpers.records import write_record
 from tests.helpers.registering import METRICS, train
 from thousandwords.core.files import write_json
 from thousandwords.core.manifest import write_manifest
@@ -114,6 +116,41 @@ def test_a_training_shows_what_the_machine_does_and_a_short_stage_never_asks(fol
     for tracker in trackers:
         tracker.end("FINISHED")
     assert "system/cpu_utilization_percentage" in metrics[0] and metrics[1] == {}
+
+
+def write_outputs(root: Path, text: str) -> None:
+    stages = {stage: {"outs": [stage]} for stage in ("train_scorer", "rank_images")}
+    write(root, {"dvc.yaml": yaml.safe_dump({"stages": stages}), **dict.fromkeys(stages, text)})
+
+
+def test_the_record_of_outputs_that_dvc_brought_is_found_in_mlflow_by_what_they_are(folder, tmp_path):
+    for text, seconds in (("1", 5.0), ("1", 6.0), ("2", 7.0)):
+        write_outputs(folder, text)
+        tracker = tracking.Tracker("train_scorer", {})
+        tracker.record(write_record(folder, "train_scorer", run_id=tracker.run_id, seconds=seconds))
+        tracker.end("FINISHED")
+    assert tracking.find_records()["train_scorer"]["seconds"] == 7.0
+
+    write_outputs(folder, "1")  # as `dvc checkout` does, which leaves the record of the last run
+    assert {stage: record["seconds"] for stage, record in tracking.find_records().items()} == {
+        "train_scorer": 6.0
+    }
+    assert tracking.find_records(stages=["rank_images"]) == {}
+
+    write_outputs(folder, "made elsewhere")
+    assert tracking.find_records() == {}
+
+
+def test_where_nothing_was_tracked_records_are_not_known_and_no_database_is_made(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write_outputs(tmp_path, "pulled")
+    assert tracking.find_records(tmp_path) == {} and not (tmp_path / ".mlflow").exists()
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert tracking.find_records(tmp_path) == {}
+    assert capsys.readouterr().err.startswith("records: MLflow at http://127.0.0.1:9 cannot be used (")
 
 
 def listing(folder: Path) -> set[Path]:

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
 from thousandwords.core.params import read_params
+from thousandwords.core.run_records import read_records
 from thousandwords.data import pair_shards
 from thousandwords.data.token_shards import MAX_BYTES_IN_MEMORY, TEXT_BYTES_PER_ROW, TokensConfig
 from thousandwords.ingest import ingest
@@ -242,19 +243,21 @@ def token_row_bytes(num_tokens: int, vocab_size: int) -> float:
 
 
 def choose_rates(
-    sizes: Sizes, device: str, tflops: float | None, results: Path, benchmarks: Sequence[dict] = ()
+    sizes: Sizes, device: str, tflops: float | None, project: Path, benchmarks: Sequence[dict] = ()
 ) -> dict[str, Rate]:
-    """The rate of each unit of work: given, from the records in `results`, from benchmarks, or assumed."""
+    """The rate of each unit of work: given, from the records of a project's run, from benchmarks, or assumed."""
     names = ("megapixels", "captions", "flops", "bytes_per_pixel", "sampling_share")
     rates = {name: ASSUMED[device if name == "flops" else name] for name in names}
     rates |= benchmarked_rates(benchmarks, device)
-    records = [json.loads(path.read_bytes()) for path in sorted(results.glob("runs/*.json"))]
-    seconds = {record["stage"]: record["seconds"] for record in records}
-    manifest_path = results.parent / "data/pairs/manifest.json"
+    records = read_records(project)
+    seconds = {stage: record["seconds"] for stage, record in records.items()}
+    manifest_path = project / "data/pairs/manifest.json"
     is_stored = manifest_path.is_file()
     if tflops is not None:
         rates["flops"] = Rate(tflops * 1e12, f"given: {tflops:g} TFLOP/s")
-    elif is_stored and records and records[0]["device"] == {"gpu": "cuda"}.get(device, device):
+    elif is_stored and {"gpu": "cuda"}.get(device, device) in {
+        record["device"] for record in records.values()
+    }:
         rates["flops"] = measured_rate(sizes, seconds) or rates["flops"]
     if is_stored and seconds.get("prepare_pairs"):
         manifest = json.loads(manifest_path.read_bytes())
@@ -355,8 +358,8 @@ def format_estimate(options: Namespace) -> str:
             raise UserError(f"{error}. {fix}") from error
     sizes = read_sizes(params, options.pairs)
     is_in_use = options.params.is_file() and params == read_params(options.params)
-    results = options.results if is_in_use else Path("nowhere/results")
-    rates = choose_rates(sizes, options.on, options.tflops, results, read_benchmarks(options.benchmarks))
+    project = options.project if is_in_use else Path("nowhere")
+    rates = choose_rates(sizes, options.on, options.tflops, project, read_benchmarks(options.benchmarks))
     epochs = sizes.models["generator"].rows / max(1, sizes.train_pairs)
     devices = f"{options.gpus} {options.on.upper()}{'s' if options.gpus > 1 else ''}"
     first = f"{sizes.pairs:,} pairs, {path}, on {devices}; the generator sees each training pair {epochs:.3g} times"
@@ -367,7 +370,7 @@ def format_own_images(params: dict, seconds: Seconds, options: Namespace) -> str
     """The estimate of a run on own images, whose settings were resolved with the measured seconds."""
     sizes = read_sizes(params, params["budget"]["pairs"])
     benchmarks = read_benchmarks(options.benchmarks)
-    rates = choose_rates(sizes, options.on, None, Path("nowhere/results"), benchmarks)
+    rates = choose_rates(sizes, options.on, None, Path("nowhere"), benchmarks)
     for name, value in seconds.updates.items():
         work = sizes.models[name].work / params[name]["training"]["steps"]
         rates[f"train_{name}"] = Rate(work / value, f"measured: {value:.3g} s for an update here")

@@ -12,11 +12,10 @@ from typing import Any
 from thousandwords.core.params import flatten
 from thousandwords.evaluation.verdict import few_pairs
 from thousandwords.reporting.page import image_element, page_environment
-from thousandwords.reporting.plots import duration
 
 NUM_UNFOLDED = 8  # candidates of a prompt that are not folded away
 # parts of the data that some runs do not have
-OPTIONAL = ("near_duplicates", "borderline", "memorized", "within_training", "scale_rows", "training_images")
+OPTIONAL = ("near_duplicates", "borderline", "memorized", "within_training", "scale_rows")
 MATCH_ROWS = {
     "all": "everything",
     "scene": "color, background and relation",
@@ -256,8 +255,7 @@ def count_rows(counts: Mapping[str, int]) -> dict:
 def render_report(data: Mapping[str, Any]) -> str:
     """The page of the data that `report_data.gather` makes."""
     environment, metrics = page_environment(), data["metrics"]
-    environment.filters |= {"rate": rate, "cosine": cosine, "decibel": decibel}
-    environment.filters |= {"count": "{:,}".format, "duration": duration}
+    environment.filters |= {"rate": rate, "cosine": cosine, "decibel": decibel, "count": "{:,}".format}
     return environment.get_template("report.html.j2").render(
         **dict.fromkeys(OPTIONAL, ()) | data,
         cards=headline_cards(metrics),

@@ -1,11 +1,8 @@
 """What the report shows, with its images and plots; `html_report` makes the page. An image is PNG or WebP bytes."""
 
-import contextlib
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +10,6 @@ import torch
 from torch import nn
 
 from thousandwords.core.manifest import read_manifest
-from thousandwords.data.image_decoding import InvalidImage, decode_image
 from thousandwords.data.images import to_uint8
 from thousandwords.data.pair_shards import PairReader, open_pairs
 from thousandwords.evaluation.config import split_name
@@ -31,8 +27,6 @@ MAX_BEST_SAMPLES = 12  # on the first screen
 LARGE, SMALL = 256, 128  # pixels of a single image, and of one among all candidates
 MAX_SCALE_ROWS = 4  # images shown after each grid of tokens
 MAX_NEAREST = 4  # images of each kind beside their nearest training images
-MAX_STEPS = 6  # of a training whose images are shown, evenly, with the first and the last one
-MAX_WIDTH = 1060  # pixels of a sheet of these
 ImageAndCaption = tuple[bytes, str]
 
 PLOTS = {  # section of the page -> plot -> its alt text
@@ -57,7 +51,6 @@ PLOTS = {  # section of the page -> plot -> its alt text
         "generator_text": "Loss of the transformer on text tokens",
         "scorer": "Contrastive loss of CLIP",
     },
-    "stages": {"stages": "Time per stage"},
 }
 
 
@@ -68,7 +61,6 @@ def render_plots(evaluation: Evaluation, curves: dict[str, list[dict]]) -> dict[
     pngs = {
         "codebook": plots.codebook_curve(dict(zip(("image tokenizer", "k-means"), counts, strict=True))),
         "clip_score": plots.score_curve(figures["clip_score"]["curve"]),
-        "stages": plots.stage_bars(figures["seconds"]),
         "generator_image": plots.loss_curve(image, title="Generator, image tokens"),
     }
     if any(text.values()):  # not every kind of generator models text
@@ -111,20 +103,6 @@ def _losses(rows: list[dict], name: str) -> dict[str, list[tuple[int, float]]]:
     return {"train": points_of(rows, name), "validation": points_of(rows, f"validation/{name}")}
 
 
-def mlflow_runs(records: dict[str, dict], evaluate_run_id: str | None, address: str) -> dict[str, dict]:
-    """{stage: {"run_id", "link"}} of MLflow; a link only where the run is on the server at `address`, and
-    without the server's password."""
-    url = urlsplit(address)
-    server = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}/#/runs/"
-    records = {name: record for name, record in records.items() if name != "evaluate"}
-    records["evaluate"] = {"run_id": evaluate_run_id, "tracking_uri": "server"}
-    runs = {name: {"run_id": record["run_id"]} for name, record in records.items() if record.get("run_id")}
-    for name, run in runs.items():
-        if records[name].get("tracking_uri") == "server" and url.scheme in ("http", "https"):
-            run["link"] = server + run["run_id"]
-    return runs
-
-
 def gather(
     report_images: int,
     params: dict,
@@ -132,14 +110,12 @@ def gather(
     evaluation: Evaluation,
     plots: dict[str, bytes],
     pairs: Path,
-    records: dict[str, dict],
 ) -> dict:
-    """The data of the page, except for MLflow's runs."""
+    """The data of the page."""
     figures, samples, scores = evaluation.figures, inputs.samples, inputs.scores
     num_tokens, size = evaluation.reconstructions.tokens.shape[1], params["data"]["image_size"]
     summary = f"{size} × {size} images as {num_tokens} tokens of a codebook of {evaluation.reconstructions.vocab_size}, "
     summary += f"generated from a caption, {figures['n']} candidates each, and ranked by CLIP."
-    used = "{:.1f} GB of memory at most, {} threads"
     more = partial(_true_and_nearest, evaluation)
     data = {
         "title": "A picture is worth a thousand words",
@@ -157,10 +133,6 @@ def gather(
         "counts": read_manifest(pairs)["facts"]["counts"],
         "params": params,
         "seeds": {"seed": params["seed"]},
-        "stages": {
-            name: used.format(record["peak_memory_mb"] / 1024, record["threads"])
-            for name, record in records.items()
-        },
         "duplicates": duplicates(pairs),
         "versions": figures["protocol"]["versions"],
         "fingerprints": figures["protocol"]["checkpoints"],
@@ -340,27 +312,3 @@ def _duplicate(row: dict, readers: dict[str, PairReader]) -> dict:
         "is_dropped": row["is_dropped"],
         "captions": [caption, earlier_caption],
     }
-
-
-def training_images(folder: Path, records: dict[str, dict]) -> dict[str, list[dict]]:
-    """{stage: [{"step", "image"}, ...]}, without trainings whose images belong to another run than its record's:
-    DVC restores a model, but not its images."""
-    found = {}
-    for path in sorted(folder.glob("*/progress.json")):
-        stage, progress = path.parent.name, {}
-        with contextlib.suppress(OSError, ValueError):
-            progress = json.loads(path.read_bytes())
-        if stage in records and progress.get("run_id", "") == records[stage].get("run_id"):
-            with contextlib.suppress(InvalidImage):  # these files are not written durably
-                found[stage] = [_sheet(file) for file in _choose(sorted(path.parent.glob("step-*.png")))]
-    return {stage: sheets for stage, sheets in found.items() if sheets}
-
-
-def _choose(files: list[Path]) -> list[Path]:
-    places = np.linspace(0, len(files) - 1, min(MAX_STEPS, len(files))).round().astype(int)
-    return [files[place] for place in places]
-
-
-def _sheet(file: Path) -> dict:
-    image = thumbnail(decode_image(file.read_bytes()), MAX_WIDTH)
-    return {"step": int(file.stem.removeprefix("step-")), "image": image}

@@ -9,6 +9,7 @@ import yaml
 from scripts import plan
 from tests.helpers.images import write
 from tests.helpers.paths import ROOT
+from tests.helpers.records import write_record
 from thousandwords.planning import estimate
 from thousandwords.planning.estimate import ASSUMED, Model, Rate, Sizes
 from thousandwords.planning.presets import preset_text, read_preset
@@ -53,32 +54,36 @@ def test_a_benchmark_gives_the_rate_of_training_and_of_sampling_and_the_newest_c
 
 
 @pytest.fixture
-def results(tmp_path):
+def project(tmp_path):
     """The records of a run, whose longest training is the generator's, beside its pairs."""
     seconds = {"train_generator": 600, "train_image_tokenizer": 100, "prepare_pairs": 11, "evaluate": 9999}
+    write(tmp_path, {name: name for name in seconds})
+    write(tmp_path, {"dvc.yaml": yaml.safe_dump({"stages": {name: {"outs": [name]} for name in seconds}})})
     for name, value in seconds.items():
-        record = {"stage": name, "seconds": float(value), "device": "cpu"}
-        write(tmp_path, {f"results/runs/{name}.json": json.dumps(record)})
+        write_record(tmp_path, name, seconds=float(value), device="cpu")
     files = {"train-00000.parquet": {"bytes": 22_000 * 300 * 300}}
     manifest = {"facts": {"counts": {"n_ok": 22_000}}, "files": files}
     write(tmp_path, {"data/pairs/manifest.json": json.dumps(manifest)})
-    return tmp_path / "results"
+    return tmp_path
 
 
-def test_rates_come_from_the_last_run_then_from_benchmarks_and_else_are_assumed(results):
-    measured = estimate.choose_rates(SIZES, "cpu", None, results, BENCHMARKS)
+def test_rates_come_from_the_last_run_then_from_benchmarks_and_else_are_assumed(project):
+    measured = estimate.choose_rates(SIZES, "cpu", None, project, BENCHMARKS)
     assert measured["flops"] == Rate(2.4e19 / 600, "measured: train_generator took 600 s here")
     assert measured["megapixels"].value == pytest.approx(22_000 * 300 * 300 / 1e6 / 11)
     assert measured["bytes_per_pixel"].value == 1.0
 
-    nowhere = results.parent / "none"
+    nowhere = project / "none"
     benchmarked = estimate.choose_rates(SIZES, "cpu", None, nowhere, BENCHMARKS)
     assert (benchmarked["flops"].value, benchmarked["sampling_share"].value) == (0.2e12, 0.25)
     assumed = estimate.choose_rates(SIZES, "cpu", None, nowhere)
     expected = {name: rate for name, rate in ASSUMED.items() if name not in ("cpu", "gpu")}
     assert assumed == expected | {"flops": ASSUMED["cpu"]}
-    assert estimate.choose_rates(SIZES, "gpu", None, results)["flops"] == ASSUMED["gpu"]
-    assert estimate.choose_rates(SIZES, "cpu", 3.0, results)["flops"].source == "given: 3 TFLOP/s"
+    assert estimate.choose_rates(SIZES, "gpu", None, project)["flops"] == ASSUMED["gpu"]
+    assert estimate.choose_rates(SIZES, "cpu", 3.0, project)["flops"].source == "given: 3 TFLOP/s"
+    write(project, {"train_generator": "of another run, which DVC restored"})
+    restored = estimate.choose_rates(SIZES, "cpu", None, project)["flops"]
+    assert restored.source == "measured: train_image_tokenizer took 100 s here"
 
 
 def planned(capsys, arguments: str) -> str:
@@ -133,7 +138,7 @@ def test_the_default_preset_is_planned_without_further_options(monkeypatch, tmp_
     monkeypatch.chdir(tmp_path)  # params.yaml of the project may hold other settings
     Path("params.yaml").write_text(preset_text("default", ROOT / "presets"))
     Path("data/inpaint").mkdir(parents=True)
-    text = planned(capsys, "--on cpu --results nowhere")
+    text = planned(capsys, "--on cpu --project nowhere")
     assert text.startswith(
         "22,000 pairs, params.yaml, on 1 CPU; the generator sees each training pair 3.84 times"
     )
@@ -147,7 +152,7 @@ def test_the_plan_of_the_papers_run_in_the_docs_is_the_output_of_the_command(mon
     table, counted = estimate.table, []
     monkeypatch.setattr(estimate, "table", lambda *arguments: counted.append(arguments) or table(*arguments))
 
-    text = planned(capsys, "--preset paper --pairs 250000000 --on gpu --gpus 256 --results nowhere")
+    text = planned(capsys, "--preset paper --pairs 250000000 --on gpu --gpus 256 --project nowhere")
 
     lines = text.split("\n\n")[1].splitlines()
     page = (ROOT / "docs/scale.md").read_text(encoding="utf-8").splitlines()
