@@ -119,3 +119,17 @@ def dense_attention(mask: Tensor) -> Attend:
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
     return attend
+
+
+def attention(queries: Tensor, keys: Tensor, values: Tensor, is_key: Tensor | None = None) -> Tensor:
+    """Attention of queries that are scaled already, to all keys or those where `is_key` (B, n) is True.
+
+    On a CPU by plain products: torch's fused kernel is made for long sequences, and took half of an update in bfloat16.
+    """
+    mask = None if is_key is None else is_key[:, None, None]
+    if queries.device.type != "cpu":
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=1.0)
+    scores = queries @ keys.mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(dim=-1) @ values

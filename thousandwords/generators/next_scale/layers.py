@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thousandwords.nn.transformer_layers import MLP, Attend, Attention
+from thousandwords.nn.transformer_layers import MLP, Attend, Attention, attention
 
 NORM_EPSILON = 1e-6  # VAR
 FIRST_SCALE, MAX_SCALE = 4.0, 100.0  # of the products of unit queries and keys (VAR)
@@ -124,17 +124,3 @@ class Modulation(nn.Module):
 def modulate(normalized: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Normalized states (B, n, D), scaled and shifted by (B, 1, D)."""
     return normalized * (1 + scale) + shift
-
-
-def attention(queries: Tensor, keys: Tensor, values: Tensor, is_key: Tensor | None = None) -> Tensor:
-    """Attention of queries that are scaled already, to all keys or those where `is_key` (B, n) is True.
-
-    On a CPU by plain products: torch's fused kernel is made for long sequences, and took half of an update in bfloat16.
-    """
-    mask = None if is_key is None else is_key[:, None, None]
-    if queries.device.type != "cpu":
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=1.0)
-    scores = queries @ keys.mT
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return scores.softmax(dim=-1) @ values

@@ -20,20 +20,13 @@ from thousandwords.core.config import check_minimums, check_positive
 from thousandwords.core.special_tokens import PAD, UNKNOWN
 from thousandwords.generators.base import Generator, check_rngs, drop_captions
 from thousandwords.generators.next_scale.latents import FrozenLatents, KeptPart
-from thousandwords.generators.next_scale.layers import (
-    NORM_EPSILON,
-    Caption,
-    Modulation,
-    ScaleLayer,
-    attention,
-    modulate,
-)
+from thousandwords.generators.next_scale.layers import NORM_EPSILON, Caption, Modulation, ScaleLayer, modulate
 from thousandwords.nn.chunked_cross_entropy import output_logits, output_loss
 from thousandwords.nn.grid_positions import cells_of, rotary_angles, rotate
 from thousandwords.nn.logits import apply_guidance, log_prob, sample_token, truncate, uniforms
 from thousandwords.nn.quantizers import without_autocast
 from thousandwords.nn.residual_scales import area_means
-from thousandwords.nn.transformer_layers import Attend, Layer
+from thousandwords.nn.transformer_layers import Attend, Layer, attention
 
 # of AdaLN's first weights, times init_std (VAR); its gates start at 1, where VAR's are near 0
 ADAPTIVE_STD = 0.5
