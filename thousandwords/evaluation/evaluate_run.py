@@ -32,7 +32,7 @@ from thousandwords.evaluation.verdict import kept_row
 from thousandwords.inference.sample_shards import Samples
 from thousandwords.nn.metrics import figures_by_scale
 from thousandwords.scenes.parse import match_caption
-from thousandwords.scenes.render import parse_caption
+from thousandwords.scenes.render import is_scene_caption
 from thousandwords.text.normalize import normalize
 
 VERSIONS_OF = (
@@ -188,15 +188,6 @@ def caption_match(samples: Samples, scores: np.ndarray, seed: int) -> tuple[dict
             tables = {key: [[match[key] for match in matches[row]] for row in rows] for key in attributes}
             rates[name] = match_rates(scores[rows], tables, seed)
     return rates, matches
-
-
-def is_scene_caption(caption: str) -> bool:
-    """Whether it is a caption of the built-in scenes, which images can be read against."""
-    try:
-        parse_caption(caption)
-    except ValueError:
-        return False
-    return True
 
 
 def match_without_overlap(

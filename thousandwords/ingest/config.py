@@ -24,11 +24,16 @@ class SceneCounts:
     count: int = 20_000  # for training
     validation_count: int = 1_000
     unseen_count: int = 1_000  # with combinations of color and shape that are not in training
+    thin_share: float = (
+        0.0  # of the training captions name one attribute only, as many captions of the web do
+    )
 
     def __post_init__(self) -> None:
         for name, minimum in (("count", 1), ("validation_count", 1), ("unseen_count", 0)):
             if getattr(self, name) < minimum:
                 raise ValueError(f"data.scenes.{name} is {getattr(self, name)}; it needs {minimum} or more")
+        if not 0 <= self.thin_share <= 1:
+            raise ValueError(f"data.scenes.thin_share is {self.thin_share}; it lies between 0 and 1")
 
     def by_split(self) -> dict[str, int]:
         return {"train": self.count, "validation": self.validation_count, "unseen": self.unseen_count}
@@ -210,6 +215,8 @@ def _check_supported(settings: DataConfig | SourceConfig, name: str, kind: str) 
 def active_settings(config: DataConfig) -> dict:
     """The settings that change what is written; those of unused features are left out, so manifests stay as they are."""
     settings = asdict(config)
+    if not config.scenes.thin_share:
+        del settings["scenes"]["thin_share"]
     unused = ["workers", *(name for name in SOURCE_SETTINGS if not settings[name])]
     if config.keep != "whole":
         unused += ["keep", "keep_side"]

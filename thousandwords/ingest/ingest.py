@@ -147,7 +147,8 @@ def prepare_all(config: DataConfig, seed: int) -> Iterator[tuple[str, Pair | Rej
     """(split, outcome) of each input in order; the split of a rejection is "quarantine"."""
     if config.source == "scenes":
         for split, count in config.scenes.by_split().items():
-            for key, pixels, caption in scene_pairs(count, seed, split, config.image_size):
+            thin_share = config.scenes.thin_share if split == "train" else 0.0
+            for key, pixels, caption in scene_pairs(count, seed, split, config.image_size, thin_share):
                 yield split, Pair(key, encode_png(pixels), (caption,), f"scenes, seed {seed}")
         return
     for raw_pair, outcome in _outcomes(config, seed):

@@ -134,6 +134,13 @@ def caption(scene: Scene, rng: np.random.Generator, reading_order_share: float =
     return fill_phrasing(scene, _pick(rng, phrasings))
 
 
+def thin_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """One attribute of the scene, as alt texts often are: "a star", "something red", "something small", "on sand"."""
+    thing = _pick(rng, scene.things)
+    named = (f"a {thing.shape}", f"something {thing.color}", f"something {thing.size}")
+    return _pick(rng, (*named, GROUNDS[scene.background].place))
+
+
 def fill_phrasing(scene: Scene, phrasing: str) -> str:
     """The phrasing with its slots filled from the scene."""
     things = [f"a {thing.size} {thing.color} {thing.shape}" for thing in scene.things]
@@ -153,6 +160,15 @@ def parse_caption(caption: str) -> Scene:
         f"with sizes {'/'.join(SIZES)}, colors {'/'.join(COLORS)}, shapes {'/'.join(SHAPES)}, "
         f"relations {'/'.join(RELATIONS)} and backgrounds {'/'.join(BACKGROUNDS)}"
     )
+
+
+def is_scene_caption(caption: str) -> bool:
+    """Whether it is a caption of the built-in scenes, which images can be read against."""
+    try:
+        parse_caption(caption)
+    except ValueError:
+        return False
+    return True
 
 
 def _scene_from(words: dict[str, str]) -> Scene:
@@ -265,16 +281,17 @@ _INSIDE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def scene_pairs(
-    count: int, seed: int, split: str, image_size: int = REFERENCE_SIZE
+    count: int, seed: int, split: str, image_size: int = REFERENCE_SIZE, thin_share: float = 0.0
 ) -> Iterator[tuple[str, np.ndarray, str]]:
-    """`count` times (key, image, caption); pair number n is the same for every count."""
+    """`count` times (key, image, caption); pair number n is the same for every count. `thin_share` of the captions are
+    those of `thin_caption`, and the others are the same without it."""
     if split not in SPLITS:
         raise ValueError(f"there is no split {split!r} of the scenes; choose one of {', '.join(SPLITS)}")
     for number in range(count):
         rng = np.random.default_rng((seed, SPLITS.index(split), number))
         scene = random_scene(rng, unseen=split == "unseen")
-        yield (
-            f"scene-{split}-{number:06d}",
-            render(scene, rng, image_size),
-            caption(scene, rng, READING_ORDER_SHARES[split]),
-        )
+        image = render(scene, rng, image_size)
+        text = caption(scene, rng, READING_ORDER_SHARES[split])
+        if thin_share and rng.random() < thin_share:
+            text = thin_caption(scene, rng)
+        yield f"scene-{split}-{number:06d}", image, text

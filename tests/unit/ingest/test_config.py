@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from thousandwords.core.config import ConfigError, section
-from thousandwords.ingest.config import DataConfig
+from thousandwords.ingest.config import DataConfig, SceneCounts, active_settings
 
 CASES = """
 source: folders -> data.source is 'folders'; it can be: scenes, folder, csv, webdataset
@@ -35,6 +35,7 @@ language: English -> data.language is 'English'; it is a code of two or three le
 language: false -> data.language should be text, found False
 language_margin: 1.0 -> data.language_margin is 1.0; it lies between 0 and 1
 scenes: {validation_count: 0} -> data.scenes.validation_count is 0; it needs 1 or more
+scenes: {thin_share: 2.0} -> data.scenes.thin_share is 2.0; it lies between 0 and 1
 scenes: {cuont: 3} -> data.scenes has no key 'cuont'. Did you mean 'count'?
 source: mixture -> data.source is mixture, but data.sources is empty. List the sources there
 source: folder, sources: [{source: csv, path: x}] -> data.sources is set, but data.source is folder. Set data.source: mixture, or remove data.sources
@@ -67,3 +68,8 @@ def test_settings_are_checked(case):
     settings, message = case.split(" -> ")
     with pytest.raises(ConfigError, match=re.escape(message)):
         section(yaml.safe_load(f"{{{settings}}}"), "data", DataConfig)
+
+
+def test_a_manifest_names_the_share_of_thin_captions_only_where_there_are_some():
+    assert "thin_share" not in active_settings(DataConfig())["scenes"]
+    assert active_settings(DataConfig(scenes=SceneCounts(thin_share=0.5)))["scenes"]["thin_share"] == 0.5

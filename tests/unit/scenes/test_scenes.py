@@ -83,6 +83,18 @@ def test_no_image_is_in_two_splits_or_twice_in_one_and_captions_keep_the_unseen_
     assert len(images) == 900
 
 
+def test_a_thin_caption_names_one_attribute_of_its_scene_and_the_others_stay_as_they_were():
+    thin, full = (list(scene_pairs(400, 3, "train", thin_share=share)) for share in (0.5, 0.0))
+    changed = [(new[2], old[2]) for new, old in zip(thin, full, strict=True) if new[2] != old[2]]
+    assert 160 < len(changed) < 240
+    named = {word for text, _ in changed for word in text.split()} - {"a", "something", "on", "in", "at"}
+    assert named == {*SHAPES, *COLORS, *SIZES, *BACKGROUNDS}
+    for text, full_text in changed:
+        assert len(text.split()) == 2
+        assert text.split()[1] in full_text or text.split()[1] in BACKGROUNDS  # it may leave that out
+    assert all((new[1] == old[1]).all() and new[0] == old[0] for new, old in zip(thin, full, strict=True))
+
+
 def test_an_unknown_split_is_rejected():
     with pytest.raises(ValueError, match="no split 'test' of the scenes; choose one of train, validation,"):
         next(scene_pairs(1, 0, "test"))
