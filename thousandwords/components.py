@@ -25,6 +25,7 @@ CONTRACTS = {
     "decoders": "Decoder",
     "generators": "Generator",
     "scorers": "Scorer",
+    "captioners": "Captioner",
 }
 
 

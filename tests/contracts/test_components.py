@@ -48,6 +48,7 @@ SECTIONS = {
     "generators": "generator",
     "decoders": "decoder",
     "scorers": "scorer",
+    "captioners": "captioner",
 }
 COUNTS = "needs to be 1 or more"
 WRONG = {
@@ -152,6 +153,14 @@ WRONG = {
         ({"vocab_size": 512}, "clip.vocab_size is 512; CLIP's vocabulary can be cut to 514 tokens or more"),
         ({"vocab_size": 50_000}, "50000; CLIP's vocabulary can be cut to 514 tokens or more, and has 49408"),
         ({"vision_patch_size": 5}, "image_size is 16; it must be a multiple of clip.vision_patch_size, 5"),
+    ],
+    ("captioners", "cross_attention"): [
+        ({"num_layers": 0}, f"cross_attention.num_layers is 0; it {COUNTS}"),
+        ({"trunk_width": 10}, "cross_attention.trunk_width is 10; a bottleneck is a quarter of it"),
+        ({"width": 10, "num_heads": 4}, "cross_attention.width is 10, which 4 heads cannot share evenly"),
+        ({"image_dropout": 0.0}, "cross_attention.image_dropout is 0.0; it needs to be above 0 and below 1"),
+        ({"init_std": 0.0}, "cross_attention.init_std is 0.0; it needs to be above 0"),
+        ({"patch": 3}, "image_size is 16, no multiple of the 3 pixels of a feature's cell; set captioner.cross"),
     ],
 }  # fmt: skip
 WRONG_SETTINGS = [(*model, *case) for model, cases in WRONG.items() for case in cases]

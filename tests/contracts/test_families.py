@@ -24,6 +24,7 @@ from tests.helpers.tiny_models import (
     two_grids,
 )
 from thousandwords import components
+from thousandwords.captioners.base import PRIOR_WEIGHT
 from thousandwords.training.checkpoints import Checkpoints
 from thousandwords.training.config import TrainingConfig
 from thousandwords.training.loop import Stopped
@@ -41,6 +42,8 @@ every_model = pytest.mark.parametrize(("family", "kind"), ALL)
 TRAINED = [(family, kind) for family, kind in ALL if kind != "none"]
 every_trained_model = pytest.mark.parametrize(("family", "kind"), TRAINED)
 every_decoder = pytest.mark.parametrize("kind", every_kind("decoders"))
+CAPTIONERS = [kind for kind in every_kind("captioners") if kind != "none"]
+every_captioner = pytest.mark.parametrize("kind", CAPTIONERS)
 
 
 def batch_for(family: str) -> tuple:
@@ -50,6 +53,7 @@ def batch_for(family: str) -> tuple:
         "decoders": (random_images(4), image_tokens(4), random_images(4, seed=1)),
         "generators": (captions_as_tokens(4), image_tokens(4)),
         "scorers": (random_images(4), CAPTIONS),
+        "captioners": (random_images(4), captions_as_tokens(4)),
     }[family]
 
 
@@ -62,6 +66,8 @@ def outputs(family: str, model: torch.nn.Module) -> list[torch.Tensor]:
         return [model.decode(image_tokens(3), random_images(3))]
     if family == "generators":
         return [model.sample(captions_as_tokens(3), rngs(3))]
+    if family == "captioners":
+        return [model.caption(random_images(3), rngs(3), candidates=4)] if model.is_trainable else []
     return [model.score(random_images(4), CAPTIONS)]
 
 
@@ -69,7 +75,7 @@ def outputs(family: str, model: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def test_every_family_has_a_kind_and_every_kind_has_tiny_sizes():
-    assert {family for family, _ in ALL} == {"image_tokenizers", "decoders", "generators", "scorers"}
+    assert {family for family, _ in ALL} == set(TINY) == set(components.CONTRACTS)
     assert {(family, kind) for family, kinds in TINY.items() for kind in kinds} == set(ALL)
 
 
@@ -525,3 +531,69 @@ def test_images_of_any_size_are_embedded_as_unit_vectors(kind):
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4))
     torch.testing.assert_close(separate, vectors, rtol=0, atol=1e-6)
     assert (vectors @ vectors.T).fill_diagonal_(-1).max() < 1  # no two images have the same vector
+
+
+# --- captioners ---------------------------------------------------------------------------------------------
+
+
+@every_captioner
+def test_a_caption_depends_on_its_image_and_its_generator_only(kind):
+    captioner, images = tiny("captioners", kind), random_images(5)
+
+    together = captioner.caption(images, rngs(5), candidates=3)
+
+    assert together.shape == (5, TEXT.shape[1]) and together.dtype == torch.int64
+    assert -1 <= together.min() and together.max() < TEXT_VOCAB_SIZE
+    for row in range(5):
+        alone = captioner.caption(images[[row]], [rng(row)], candidates=3)
+        assert alone.equal(together[[row]])
+    assert not captioner.caption(images, rngs(5, first=9), candidates=3).equal(together)
+
+
+@every_captioner
+def test_a_sampled_caption_has_pads_only_after_its_end_and_the_probability_that_it_is_said_to_have(kind):
+    captioner = tiny("captioners", kind)
+    image_states = captioner.read_images(random_images(3))
+
+    text, log_probs = captioner.sample(image_states, rngs(12))
+
+    assert (text[:, 0] >= 0).all() and ((text[:, 1:] < 0) | (text[:, :-1] >= 0)).all()
+    of_image = image_states.repeat_interleave(4, dim=0)
+    torch.testing.assert_close(log_probs, captioner.log_probabilities(of_image, text), atol=1e-4, rtol=0)
+    assert log_probs.dtype == torch.float32 and log_probs.max() < 0
+
+
+@every_captioner
+def test_the_loss_is_the_mean_of_minus_the_log_probabilities_with_the_end_of_a_caption(kind):
+    captioner, images, text = tiny("captioners", kind), random_images(4), captions_as_tokens(4)
+    log_probs = captioner.log_probabilities(captioner.read_images(images), text)
+
+    loss, _ = captioner.loss(images, text, 0, rng())
+
+    tokens = ((text >= 0).sum(dim=1) + (text[:, -1] < 0)).sum()  # one that fills all places has no end
+    torch.testing.assert_close(loss, -log_probs.sum() / tokens, atol=1e-5, rtol=0)
+
+
+@every_captioner
+def test_of_the_candidates_the_one_is_kept_that_the_image_makes_most_probable_against_no_image(kind):
+    captioner, images = tiny("captioners", kind), random_images(2)
+    repeated = [each for each in rngs(2) for _ in range(6)]
+    text, log_probs = captioner.sample(captioner.read_images(images), repeated)
+    gain = (log_probs - PRIOR_WEIGHT * captioner.log_probabilities(None, text)).view(2, 6)
+
+    kept = captioner.caption(images, rngs(2), candidates=6)
+
+    assert kept.equal(torch.stack([text[gain[0].argmax()], text[6 + gain[1].argmax()]]))
+
+
+@every_captioner
+def test_what_does_not_fit_a_captioner_is_rejected(kind):
+    captioner = tiny("captioners", kind)
+    with pytest.raises(
+        ValueError, match=rf"takes \(B, 3, {SIDE}, {SIDE}\) in \[0, 1\], not \(2, 3, 16, 15\)"
+    ):
+        captioner.caption(random_images(2)[..., 1:], rngs(2))
+    with pytest.raises(ValueError, match=r"text has shape \(2, 5\), expected \(B, 8\); pad or cut captions"):
+        captioner.loss(random_images(2), TEXT[:, :5], 0, rng())
+    with pytest.raises(ValueError, match="2 images came with 3 random generators; give each the same number"):
+        captioner.sample(captioner.read_images(random_images(2)), rngs(3))

@@ -45,6 +45,7 @@ ARGUMENTS = {
     },
     "decoders": {"image_size": SIDE, "vocab_size": IMAGE_VOCAB_SIZE, "scales": SCALES},
     "scorers": {"image_size": SIDE},
+    "captioners": {"image_size": SIDE, "text_vocab_size": TEXT_VOCAB_SIZE, "text_length": TEXT_LENGTH},
 }
 CAPTIONS = [
     "a red square above a blue circle",

@@ -1,0 +1,1 @@
+"""A convolutional encoder and a text decoder that attends to its features."""

@@ -1,0 +1,1 @@
+"""No captioner: captions stay those of the data."""
