@@ -20,6 +20,7 @@ from thousandwords.core.manifest import read_manifest
 from thousandwords.core.params import flatten
 from thousandwords.core.run_records import output_paths
 from thousandwords.data.pair_shards import open_pairs
+from thousandwords.data.recaptions import open_recaptions
 from thousandwords.evaluation.config import EvaluationConfig
 from thousandwords.evaluation.evaluate_run import EvaluationInputs, evaluate_run
 from thousandwords.evaluation.features import load_extractor
@@ -43,6 +44,7 @@ def evaluate(
     history: Path,
     out: Path,
     context: Stage,
+    recaptions: Path | None = None,
 ) -> None:
     config = section(context.params.get("evaluation"), "evaluation", EvaluationConfig)
     training, validation = open_pairs(pairs, "train"), open_pairs(pairs, "validation")
@@ -71,6 +73,8 @@ def evaluate(
     evaluation = evaluate_run(inputs, config, context.seed, extractor)
     figures = evaluation.figures
     figures["held_out_pairs"] = len(validation)
+    if captions := open_recaptions(recaptions, pairs).metadata.get("figures"):
+        figures["captioner"] = captions
     found = verdicts(curves, figures, len(validation))
     figures["verdicts"] = {model: str(verdict) for model, verdict in found.items()}
     plots = report_data.render_plots(evaluation, curves)

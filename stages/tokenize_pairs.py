@@ -2,7 +2,8 @@
 
 Each shard of pairs is encoded separately, and its rows are cached in `.store/tokens`, outside DVC, by
 everything that its tokens depend on. So if one of a hundred shards has changed, one is encoded, and a run
-that was killed resumes at the shard where it was. Token shards are then written from the cached rows.
+that was killed resumes at the shard where it was. Token shards are then written from the cached rows, with the second
+captions that a captioner wrote (stage `recaption`).
 """
 
 from functools import partial
@@ -20,6 +21,7 @@ from thousandwords.core.files import fingerprint, write_bytes
 from thousandwords.core.manifest import read_manifest, write_manifest
 from thousandwords.core.parquet import table_bytes
 from thousandwords.data.pair_shards import FIX, shard_names, splits
+from thousandwords.data.recaptions import open_recaptions, replace_captions
 from thousandwords.data.sampler import MIXTURES
 from thousandwords.data.token_shards import TokenHeader, TokensConfig, TokenShardWriter, read_shard
 from thousandwords.inference.tokenize_shard import EncodeTask, is_cropped, make_encoder, open_encoder
@@ -28,10 +30,12 @@ from thousandwords.parallel.engine import engine_from_params, run_items
 ROWS = "rows.parquet"  # the file of a store's entry: the token rows of one shard
 
 
-def tokenize_pairs(pairs: Path, tokenizer: Path, out: Path, context: Stage) -> None:
+def tokenize_pairs(
+    pairs: Path, tokenizer: Path, out: Path, context: Stage, recaptions: Path | None = None
+) -> None:
     config = section(context.params.get("tokens"), "tokens", TokensConfig)
     engine = engine_from_params(context.params, context.world.device)
-    manifest = read_manifest(pairs, fix=FIX)
+    manifest, second_captions = read_manifest(pairs, fix=FIX), open_recaptions(recaptions, pairs)
     model = components.load("image_tokenizers", tokenizer, fix="dvc repro train_image_tokenizer")
     described = model.header["kind"], model.fingerprint, model.vocab_size, model.scales, model.image_size
     header = TokenHeader(*described, config.views_per_image)
@@ -55,7 +59,8 @@ def tokenize_pairs(pairs: Path, tokenizer: Path, out: Path, context: Stage) -> N
             def encode_again(entry: Path, name: str = name) -> None:  # if the entry is damaged
                 _write_entry(entry, header, encoder_here(context.world.device)(name))
 
-            shards.add(split, read_shard(store.get(keys[name], encode_again) / ROWS, header))
+            table = read_shard(store.get(keys[name], encode_again) / ROWS, header)
+            shards.add(split, replace_captions(table, second_captions.of_shard(name)))
     rows = sum(manifest["files"][name]["rows"] for name in keys)
     encoded = f"{len(missing)} of {len(keys)} shards encoded, the others were in the cache"
     print(f"tokenize_pairs: {encoded}", flush=True)

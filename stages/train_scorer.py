@@ -17,6 +17,7 @@ from thousandwords.core.rng import step_rng
 from thousandwords.data.images import to_float
 from thousandwords.data.loader import ImageLoader
 from thousandwords.data.pair_shards import open_pairs
+from thousandwords.data.recaptions import open_recaptions
 from thousandwords.data.sampler import first_rows
 from thousandwords.nn import metrics
 from thousandwords.text.normalize import normalize
@@ -25,11 +26,14 @@ from thousandwords.training.config import TrainingConfig
 VALIDATION_PAIRS = 256  # evaluated during training
 
 
-def train_scorer(pairs: Path, out: Path, curves: Path, context: Stage) -> None:
+def train_scorer(
+    pairs: Path, out: Path, curves: Path, context: Stage, recaptions: Path | None = None
+) -> None:
     block = context.params.get("scorer") or {}
     model_block(block, "scorer", ModelConfig)
     config = section(block["training"], "scorer.training", TrainingConfig)
-    reader, held_out = open_pairs(pairs, "train"), open_pairs(pairs, "validation")
+    reader = open_pairs(pairs, "train", open_recaptions(recaptions, pairs))
+    held_out = open_pairs(pairs, "validation")
     device = context.world.device
     torch.manual_seed(context.seed)
     model, origin = components.first_model("scorers", block, "scorer", image_size=reader.image_size)

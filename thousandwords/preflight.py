@@ -19,6 +19,7 @@ from thousandwords.core.init_models import (
 from thousandwords.core.model_files import read_header
 from thousandwords.core.params import paths_in
 from thousandwords.data.loader import CaptionConfig, DecoderConfig
+from thousandwords.data.recaptions import RecaptionConfig
 from thousandwords.data.token_shards import TokensConfig
 from thousandwords.evaluation.config import EvaluationConfig
 from thousandwords.evaluation.features import load_extractor
@@ -38,12 +39,12 @@ from thousandwords.training.loop import check_model
 from thousandwords.training.tuning import freeze
 
 SECTIONS = (
-    "seed", "device", "data", "text_tokenizer", "image_tokenizer", "decoder", "tokens", "generator", "scorer",
+    "seed", "device", "data", "text_tokenizer", "captioner", "image_tokenizer", "decoder", "tokens", "generator", "scorer",
     "sampling", "evaluation",
 )  # fmt: skip
 # no output of a stage depends on them: conditions for a champion, the processes that do the work, and a record
 OPTIONAL = ("gate", "engine", "budget")
-TRAINED = {name: f"{name}s" for name in ("image_tokenizer", "decoder", "generator", "scorer")}
+TRAINED = {name: f"{name}s" for name in ("image_tokenizer", "decoder", "generator", "scorer", "captioner")}
 
 
 def check_params(params: dict, seed: int) -> None:
@@ -97,6 +98,8 @@ def check_models(params: dict) -> None:
             image_losses[name] = tokenizer_init.check_block(block)
         elif name == "generator":
             tune = model_block(block, name, CaptionConfig).tune
+        elif name == "captioner":
+            check_captioner(block, params)
         elif name == "decoder":
             image_losses[name] = model_block(block, name, DecoderConfig)
         else:
@@ -152,9 +155,23 @@ def build_models(params: dict) -> dict[str, torch.nn.Module]:
         sizes |= components.component("generators", params["generator"]["kind"])[0].sizes_for(tokenizer)
         models = {"image_tokenizer": tokenizer, "generator": build("generator", **sizes)}
         models["decoder"] = build("decoder", image_size=image_size, **grids)
+        sizes = {"text_vocab_size": text.vocab_size, "text_length": text.text_length}
+        models["captioner"] = build("captioner", image_size=image_size, **sizes)
         if not (params["scorer"].get(params["scorer"]["kind"]) or {}).get("pretrained"):
             models["scorer"] = build("scorer", image_size=image_size)
     return models
+
+
+def check_captioner(block: dict, params: dict) -> None:
+    """Check the section `captioner`, and that one kind of second captions is asked for."""
+    settings = model_block(block, "captioner", RecaptionConfig)
+    data = section(params["data"], "data", DataConfig)
+    if block["kind"] != "none" and settings.recaption_share and data.recaption_share:
+        raise ConfigError(
+            f"params.yaml: data.recaption_share is {data.recaption_share} and captioner.recaption_share is "
+            f"{settings.recaption_share}, but a pair has one second caption: a column of your data, or a captioner's. Set one "
+            "of them to 0"
+        )
 
 
 def check_trained_on(params: dict) -> None:

@@ -1,4 +1,5 @@
-"""The command line of a stage, made from its function: each parameter is a path, `pair_shards` is --pair-shards.
+"""The command line of a stage, made from its function: each parameter is a path, `pair_shards` is --pair-shards;
+one with a default may be left out.
 
 A stage that trains in several processes replaces itself by torchrun, which starts it once per process; so
 `dvc repro` and the flows need not know about it. On several machines start torchrun yourself: `torchrun --nnodes 2
@@ -23,10 +24,14 @@ from thousandwords.training.distributed import is_started_by_torchrun
 def program(
     work: Callable[..., None], *sections: str, trains: str | None = None, shares_cores: bool = False
 ) -> Callable[[list[str] | None], None]:
-    """The `main` of a stage, which calls `work(*paths, context)`; `sections` of params.yaml are logged.
+    """The `main` of a stage, which calls `work(**paths, context=context)`; `sections` of params.yaml are logged.
     `trains` is the section that says how many processes train together."""
     name = work.__name__
-    paths = [path for path in inspect.signature(work).parameters if path != "context"]
+    paths = {
+        name: parameter.default
+        for name, parameter in inspect.signature(work).parameters.items()
+        if name != "context"
+    }
 
     def main(argv: list[str] | None = None) -> None:
         parser = argparse.ArgumentParser(
@@ -35,15 +40,16 @@ def program(
         )
         add = parser.add_argument
         add("--params", type=Path, default=Path("params.yaml"), help="the settings (default: params.yaml)")
-        for path in paths:
-            add(f"--{path.replace('_', '-')}", type=Path, required=True, metavar="PATH")
+        for path, default in paths.items():
+            is_required = default is inspect.Parameter.empty
+            add(f"--{path.replace('_', '-')}", type=Path, required=is_required, metavar="PATH")
         options = parser.parse_args(argv)
         if shares_cores:
             share_cores()
         if trains:
             launch_processes(name, options.params, trains, argv)
         with stage(name, options, *sections) as context:
-            work(*(getattr(options, path) for path in paths), context)
+            work(**{path: getattr(options, path) for path in paths}, context=context)
 
     return main
 

@@ -8,7 +8,7 @@ from tests.helpers.paths import ROOT
 from thousandwords.planning.presets import read_preset
 from thousandwords.preflight import OPTIONAL, SECTIONS
 
-FAMILIES = ("image_tokenizer", "decoder", "generator", "scorer")
+FAMILIES = ("image_tokenizer", "decoder", "generator", "scorer", "captioner")
 # stages.runtime changes no byte, so no stage depends on it; run_training alone brings in code that does: the training loop
 RUNTIME, TRAINING = "stages.runtime", "stages.runtime.run_training"
 
@@ -75,7 +75,10 @@ def test_the_stage_files_are_the_stages_and_each_says_what_it_does():
     [
         ("evaluation", {"evaluate"}),
         ("reporting", {"evaluate"}),
-        ("training", {"train_image_tokenizer", "train_decoder", "train_generator", "train_scorer"}),
+        (
+            "training",
+            {"recaption", "train_image_tokenizer", "train_decoder", "train_generator", "train_scorer"},
+        ),
     ],
 )
 def test_after_an_edit_of_the_evaluation_nothing_is_trained_again(package, stages_that_run):

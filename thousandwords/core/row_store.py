@@ -71,8 +71,10 @@ def unpack_rows(
     num_bytes: int,
     batches: Iterable[RowBatch],
     fix: str,
+    changes: str | None = None,
 ) -> RowStore:
-    """The rows of the shards `names`, unpacked to the store once, under the sha256 of their manifest."""
+    """The rows of the shards `names`, unpacked to the store once, under the sha256 of their manifest, and the fingerprint of
+    what `changes` them on the way."""
     manifest = read_manifest(folder, verify=False, fix=fix)
     count = sum(manifest["files"][name]["rows"] for name in names)
 
@@ -82,7 +84,8 @@ def unpack_rows(
             check_file(Path(folder) / name, manifest["files"][name], fix)
         write_rows(entry, batches)
 
-    key = fingerprint({"shards": manifest["sha256"], "split": split, "layout": 1})
+    identity = {"shards": manifest["sha256"], "split": split, "layout": 1}
+    key = fingerprint(identity | ({"changes": changes} if changes else {}))
     store.begin([key])
     return RowStore(store.get(key, make), verify=False)
 

@@ -17,9 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from thousandwords.core.cache import STORE, Store
+from thousandwords.core.files import fingerprint
 from thousandwords.core.manifest import DamagedArtefact, check_file, read_manifest
 from thousandwords.core.row_store import RowBatch, RowStore, unpack_rows
 from thousandwords.data.images import decode_png, fit_square
+from thousandwords.data.recaptions import Recaptions, replace_captions
 from thousandwords.data.sampler import Mixture
 
 FIX = "dvc repro prepare_pairs"
@@ -73,7 +75,8 @@ class PairReader:
     """The pairs of one split, each file verified; `images` decodes the requested rows.
 
     The encoded images are in memory. With a `store`, a split of more than `max_bytes_in_memory` bytes is
-    unpacked to the store once and read from there row by row.
+    unpacked to the store once and read from there row by row. With `recaptions`, pairs that have a second caption have
+    that one only.
     """
 
     def __init__(
@@ -82,18 +85,28 @@ class PairReader:
         split: str,
         store: Store | None = None,
         max_bytes_in_memory: int = MAX_BYTES_IN_MEMORY,
+        recaptions: Recaptions | None = None,
     ):
         manifest = read_manifest(folder, verify=False, fix=FIX)
+        second_captions = recaptions.fingerprint if recaptions else None
         names = _required_shards(folder, manifest, split)
         num_bytes = sum(manifest["files"][name]["bytes"] for name in names)
         if store is None or num_bytes <= max_bytes_in_memory:
             read_manifest(folder, fix=FIX)
-            shards = [_read_shard(Path(folder) / name, manifest["files"][name]["rows"]) for name in names]
+            shards = [
+                replace_captions(
+                    _read_shard(Path(folder) / name, manifest["files"][name]["rows"]),
+                    recaptions.of_shard(name) if recaptions else {},
+                )
+                for name in names
+            ]
             self._set_rows(manifest, pa.concat_tables(shards))
         else:
-            parts = (part for name in names for part in _parts(Path(folder) / name))
-            rows = unpack_rows(store, folder, split, names, "pairs", num_bytes, parts, FIX)
+            parts = (part for name in names for part in _parts(Path(folder) / name, recaptions))
+            rows = unpack_rows(store, folder, split, names, "pairs", num_bytes, parts, FIX, second_captions)
             self._set_rows(manifest, rows)
+        if second_captions:
+            self.fingerprint = fingerprint([self.fingerprint, second_captions])
         self.mixture = Mixture.from_metadata(manifest["facts"], split)
 
     @classmethod
@@ -160,11 +173,13 @@ class PairReader:
         return (decode_png(self._read("image", row)) for row in rows)
 
 
-def _parts(path: Path) -> Iterator[RowBatch]:
+def _parts(path: Path, recaptions: Recaptions | None) -> Iterator[RowBatch]:
     """The rows of a shard in batches: a whole shard of whole images may take a gigabyte."""
+    second = recaptions.of_shard(path.name) if recaptions else {}
     file = pq.ParquetFile(path, page_checksum_verification=True)
     _check_schema(path, file.schema_arrow)
-    for group in file.iter_batches(batch_size=256, columns=["key", "captions", "image"]):
+    for batch in file.iter_batches(batch_size=256, columns=["key", "captions", "image"]):
+        group = replace_captions(pa.Table.from_batches([batch]), second)
         yield {
             "key": [key.encode() for key in group["key"].to_pylist()],
             "captions": [
@@ -187,9 +202,10 @@ def _check_schema(path: Path, schema: pa.Schema) -> None:
         raise DamagedArtefact(f"{path} has columns {schema.names}, not those of a pair shard. Run: {FIX}")
 
 
-def open_pairs(folder: Path, split: str) -> PairReader:
+def open_pairs(folder: Path, split: str, recaptions: Recaptions | None = None) -> PairReader:
     """Open a verified split with at most MAX_BYTES_IN_MEMORY bytes of it in memory."""
-    return PairReader(folder, split, Store(STORE / "pairs", keep_runs=STORED_SPLITS))
+    store = Store(STORE / "pairs", keep_runs=STORED_SPLITS)
+    return PairReader(folder, split, store, recaptions=recaptions)
 
 
 def caption_counts(folder: Path) -> dict | None:

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from thousandwords.core.errors import InvalidInput
-from thousandwords.core.files import unit_hash
 from thousandwords.data.image_decoding import decode_with_flags
 from thousandwords.data.images import area_resize, encode_png, fit_square
+from thousandwords.data.recaptions import is_recaptioned
 from thousandwords.ingest import caption_filter
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.perceptual_hash import image_hash_of
@@ -70,7 +70,7 @@ def stored_pixels(pixels: np.ndarray, config: DataConfig) -> np.ndarray:
 def select_captions(raw_pair: RawPair, seed: int, recaption_share: float) -> RawPair:
     """The pair with the captions to train on: for a share of the keys its recaptions, if it has any."""
     texts = [text for text in raw_pair.recaptions if text.strip()]
-    if raw_pair.problem or not texts or unit_hash(f"recaption\0{raw_pair.key}", seed) >= recaption_share:
+    if raw_pair.problem or not texts or not is_recaptioned(raw_pair.key, seed, recaption_share):
         return replace(raw_pair, recaptions=())
     try:
         return replace(raw_pair, captions=clean_captions(texts))

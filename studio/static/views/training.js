@@ -10,6 +10,7 @@ const MAX_CHOICES = 12; // steps whose images can be selected
 const WIDTH = 320;
 const HEIGHT = 120;
 const TITLES = {
+  recaption: [t`Captioner`, ''],
   train_image_tokenizer: [t`Image tokenizer`, t`Held-out images above their reconstructions`],
   train_decoder: [t`Decoder`, t`Held-out images above their reconstructions by the tokenizer, and by the decoder`],
   train_generator: [t`Generator`, t`One sample for each of eight held-out captions, always with the same seeds`],
