@@ -6,6 +6,7 @@ from pathlib import Path
 from stages.runtime.program import program
 from stages.runtime.stage import Stage
 from thousandwords.core.config import section
+from thousandwords.core.model_files import read_header
 from thousandwords.inference.config import PromptsConfig, SamplingConfig
 from thousandwords.inference.package import load_package, write_package
 
@@ -18,6 +19,7 @@ def package_model(
     scorer: Path,
     out: Path,
     context: Stage,
+    captioner: Path | None = None,
 ) -> None:
     config = dataclasses.asdict(section(context.params.get("sampling"), "sampling", PromptsConfig))
     names = [field.name for field in dataclasses.fields(SamplingConfig)]
@@ -29,6 +31,8 @@ def package_model(
         "generator": generator,
         "scorer": scorer,
     }
+    if captioner and read_header(captioner, "dvc repro recaption")["kind"] != "none":
+        parts["captioner"] = captioner
     write_package(out, parts, settings, {"seed": context.seed})
     load_package(out)  # fails if the package cannot be read
 

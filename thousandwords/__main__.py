@@ -14,6 +14,7 @@ COMMANDS = {  # name: its module in cli/, what adds its options, what runs it, i
     "generate": ("generate", "add_options", "run", "prompts in, ranked images out"),
     "tokens": ("tokens", "add_options", "run", "show and edit the tokens of an image"),
     "likelihood": ("likelihood", "add_options", "run", "how likely images are under a caption"),
+    "caption": ("caption", "add_options", "run", "captions of images, of a package with a captioner"),
     "compare": ("compare", "add_options", "run", "two finished runs side by side, as a page"),
     "human-eval-sheet": (
         "human_eval",

@@ -165,6 +165,13 @@ class Model:
         scores = [scorer.score(to_float(squares[rows], device), texts[rows]).cpu() for rows in batches]
         return np.concatenate([batch.numpy() for batch in scores])
 
+    def caption(self, images: Images, seed: int = 0) -> list[str]:
+        """A caption of each image, of which the middle square is read; it depends on the image, the package and the seed.
+
+        Raises UserError if the package has no captioner: few have one (docs/data.md, second captions).
+        """
+        return self.package.caption(read_images(images), check_seed(seed))
+
     def likelihood(self, images: Images, captions: str | Sequence[str]) -> list[Likelihood]:
         """How likely the tokens of each image are under its caption, or the only one: `image_bits`, `bits_per_token`."""
         pixels = read_images(images)

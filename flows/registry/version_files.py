@@ -29,7 +29,7 @@ from thousandwords.evaluation.gate import PARTS
 
 PACKAGE, EVIDENCE = "artifacts/package", "evidence.json"
 FETCHED = re.compile(
-    rf"{EVIDENCE}|(model|data)_card\.md|{PACKAGE}/(({'|'.join(PARTS)})/)?[a-z_]+\.(json|safetensors)"
+    rf"{EVIDENCE}|(model|data)_card\.md|{PACKAGE}/(({'|'.join((*PARTS, 'captioner'))})/)?[a-z_]+\.(json|safetensors)"
 )
 # read by MLflow's load_model and `mlflow models serve` only (flows/registry/pyfunc_model.py)
 FOR_MLFLOW = re.compile(

@@ -7,6 +7,7 @@ runs no code from the folder.
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import write_json
 from thousandwords.core.manifest import MANIFEST, copy_artifact, read_manifest, write_manifest
-from thousandwords.data.images import to_uint8
+from thousandwords.data.images import fit_square, to_uint8
+from thousandwords.data.recaptions import RecaptionConfig
 from thousandwords.inference.batched import decode_in_batches, score_in_batches
 from thousandwords.inference.candidates import count_batches, sample_batch
+from thousandwords.inference.captions import caption_images
 from thousandwords.inference.config import SamplingConfig, check_guidance, check_prompt, replace_settings
 from thousandwords.text.bpe import TextTokenizer, load
 
@@ -30,8 +33,10 @@ FAMILIES = {
     "decoder": "decoders",
     "generator": "generators",
     "scorer": "scorers",
+    "captioner": "captioners",
 }
-PARTS = ("text_tokenizer", *FAMILIES)
+OPTIONAL_PARTS = ("captioner",)  # a package has one only if it was trained
+PARTS = ("text_tokenizer", *(name for name in FAMILIES if name not in OPTIONAL_PARTS))
 FIX = "dvc repro package_model"
 HOW_TO_GIVE = f"Give the folder that `{FIX}` writes"
 
@@ -57,6 +62,7 @@ class Package:
     scorer: torch.nn.Module
     settings: SamplingConfig
     fingerprint: str
+    captioner: torch.nn.Module | None = None
 
     def generate(
         self,
@@ -98,6 +104,20 @@ class Package:
         rows = zip(to_uint8(images), scores, batch.candidates, batch.tokens, strict=True)
         return [Candidate(image, score, candidate, seed, tokens) for image, score, candidate, tokens in rows]
 
+    def caption(self, images: Sequence[np.ndarray], seed: int = 0) -> list[str]:
+        """A caption of each image uint8 (H, W, 3), whose middle square is read; another seed may give another one.
+
+        Raises UserError if the package has no captioner.
+        """
+        if self.captioner is None:
+            raise UserError(
+                "this package has no captioner: it was trained with captioner.kind none. Train one: "
+                "make run PRESET=recaption"
+            )
+        squares = np.stack([fit_square(image, self.captioner.image_size) for image in images])
+        config = RecaptionConfig(**self.captioner.header["captions"])
+        return caption_images(self.captioner, self.text_tokenizer, squares, [seed] * len(images), config)
+
 
 def rank_candidates(candidates: list[Candidate]) -> list[Candidate]:
     """Candidates by score, best first; of equal ones the first sampled."""
@@ -107,10 +127,11 @@ def rank_candidates(candidates: list[Candidate]) -> list[Candidate]:
 def write_package(folder: Path, parts: dict[str, Path], settings: SamplingConfig, metadata: dict) -> str:
     """Copy the folders of the models, verified, into `folder`, bound together; returns the fingerprint."""
     folder, fingerprints = Path(folder), {}
-    for name in PARTS:
+    names = [*PARTS, *(name for name in OPTIONAL_PARTS if name in parts)]
+    for name in names:
         fingerprints[name] = copy_artifact(parts[name], folder / name)
     for path in folder.iterdir():
-        if path.is_dir() and path.name not in PARTS:
+        if path.is_dir() and path.name not in names:
             shutil.rmtree(path)
     metadata = {"parts": fingerprints, "sampling": dataclasses.asdict(settings), **metadata}
     write_json(folder / "package.json", metadata)
