@@ -54,7 +54,7 @@ QUICK := tests/unit tests/contracts tests/architecture
 
 help:  ## this list
 	@awk -F ':.*## ' '/^##@ /{print "\n" substr($$0, 5)} /^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo; echo '  PRESET=smoke|default|example|vqvae|multi_scale|next_scale|vqgan|flow|emoji|photos|gpu|paper  a whole set of settings, e.g. make run PRESET=smoke'
+	@echo; echo '  PRESET=smoke|default|example|vqvae|multi_scale|next_scale|vqgan|flow|consistency|recaption|emoji|photos|gpu|paper  a whole set of settings, e.g. make run PRESET=smoke'
 
 ##@ Train and generate
 

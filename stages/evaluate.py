@@ -64,7 +64,7 @@ def evaluate(
         validation=validation,
         tokenizer=components.load("image_tokenizers", image_tokenizer, fix="dvc repro train_image_tokenizer"),
         scorer=components.load("scorers", scorer, fix="dvc repro train_scorer").to(device),
-        samples=read_samples(samples),
+        samples=read_samples(samples, ranked),
         scores=read_scores(ranked),
         generator_curve=curves["train_generator"],
         checkpoints={name: read_manifest(path, verify=False)["sha256"] for name, path in folders.items()},

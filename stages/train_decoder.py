@@ -56,7 +56,7 @@ def train_decoder(pairs: Path, image_tokenizer: Path, out: Path, curves: Path, c
             to_device=lambda batches: [with_tokens(tokenizer, batch.to(device)) for batch in batches],
             loss_of=lambda model, batch, step, rng: model.loss(*batch, step, rng),
             evaluate=lambda model: evaluate(model, *validation),
-            settings=block,
+            settings={key: block[key] for key in block if key != "paint"},  # it changes no weight
             inputs=(
                 reader.fingerprint,
                 *origin.values(),
@@ -65,7 +65,8 @@ def train_decoder(pairs: Path, image_tokenizer: Path, out: Path, curves: Path, c
             make_sheet=decoded_images(*validation),
         )
     if context.world.is_main_process:
-        components.save(model, out, state, **origin)
+        paint = {"paint": settings.paint} if settings.paint != "all" else {}
+        components.save(model, out, state, **origin, **paint)
         write_json(curves, history)
         if model.is_trainable:
             saved = components.load("decoders", out).to(device)

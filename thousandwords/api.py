@@ -98,6 +98,7 @@ class Model:
         candidates: int = 32,
         seed: int = 0,
         *,
+        keep: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -106,13 +107,15 @@ class Model:
         keep_rows: int | None = None,
         keep_mask: AnyImage | None = None,
     ) -> list[GeneratedImage]:
-        """The candidates of a prompt, best first. A setting that is None is the package's own.
+        """The candidates of a prompt, or the `keep` best, best first. A setting that is None is the package's own.
 
         Of the image `inpaint` the upper half stays, or `keep_rows` rows of tokens, or what is white in `keep_mask`; the
         rest is sampled. Warns of words that no training caption has. Raises UserError.
         """
         package, prompt = self.package, check_prompt(prompt)
         seed = check_seed(seed)
+        if keep is not None and keep < 1:
+            raise UserError(f"keep is {keep}; it needs to be 1 or more. Leave it out to get all candidates")
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
         changes: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         sampling = replace_settings(package.settings, candidates=candidates, **changes)
@@ -133,7 +136,7 @@ class Model:
                 candidate.tokens.numpy(),
                 replace(provenance, candidate=candidate.candidate),
             )
-            for candidate in package.generate(prompt, candidates, seed, fixed_tokens, **changes)
+            for candidate in package.generate(prompt, candidates, seed, fixed_tokens, keep, **changes)
         ]
 
     def encode(self, images: Images) -> NDArray[np.int64]:

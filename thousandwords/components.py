@@ -151,6 +151,11 @@ class WithDecoder(nn.Module):
         super().__init__()
         self.tokenizer, self.decoder = tokenizer, decoder
 
+    @property
+    def paints_kept(self) -> bool:
+        """Whether candidates are ranked by the tokenizer's images, and the decoder makes the kept ones (`decoder.paint`)."""
+        return self.decoder.header.get("paint") == "kept"
+
     def decode(self, tokens: Tensor) -> Tensor:
         """Decode token ids (B, L) int64 to images (B, 3, H, W) in [0, 1]."""
         return self.decoder.decode(tokens, self.tokenizer.decode(tokens))
@@ -160,6 +165,11 @@ class WithDecoder(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(self.tokenizer, name)
+
+
+def ranked_by(image_tokenizer: nn.Module) -> nn.Module:
+    """What makes the images that candidates are ranked by: without the decoder where that makes the kept ones only."""
+    return image_tokenizer.tokenizer if getattr(image_tokenizer, "paints_kept", False) else image_tokenizer
 
 
 def with_decoder(tokenizer: nn.Module, decoder: nn.Module, fix: str = "dvc repro train_decoder") -> nn.Module:

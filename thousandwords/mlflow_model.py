@@ -88,7 +88,7 @@ def answer(package: Package, request: Request) -> dict:
         except ValueError as error:
             raise UserError(f"the request: {error}") from error
     candidates = package.generate(
-        request.prompt, request.candidates, request.seed, fixed_tokens, **request.settings
+        request.prompt, request.candidates, request.seed, fixed_tokens, request.keep, **request.settings
     )
     images = [
         {
@@ -98,7 +98,7 @@ def answer(package: Package, request: Request) -> dict:
             "seed": each.seed,
             "tokens": each.tokens.tolist(),
         }
-        for each in candidates[: request.keep]
+        for each in candidates
     ]
     return {"prompt": request.prompt, "images": images, "package": package.fingerprint}
 

@@ -148,6 +148,17 @@ ROWS = (
     Row("next_scale", "VAR's classes", "C", "1,000 and a further one for none; a caption is the number of a class, one token each, looked up: start and AdaLN"),
     Row("next_scale", "VAR's keys", "C", "class_emb, pos_start, pos_1LC, lvl_embed, word_embed, blocks.{i}.{attn, ffn, ada_lin.1}, head_nm, head; shared AdaLN (512²) refused"),
     Row("next_scale", "VAR's sizes", "D", "d16 310,299,904, d20 600,942,736, d24 1,033,436,224, d30 2,010,077,956 (published: 310M, 600M, 1.0B, 2.0B)"),
+    # decoders: P DALL-E 3's report, C the released consistency decoder for SD latents and FlowMo (arXiv 2503.11056);
+    # consistency models 2303.01469, rectified flow 2209.03003
+    Row("decoders", "network", "P C", "U-Net of convolutions only; latents beside the noisy image (SD's nearest × 8; here the tokenizer's image, and tokens at every level)"),
+    Row("decoders", "size", "C", "320, 640, 1,024, 1,024 wide, 3 blocks a level (SD's): settings"),
+    Row("decoders", "flow", "C", "a line from noise to the image, velocity noise − image (FlowMo); here from the tokenizer's image + σ noise, by its end, which says the velocity; Euler"),
+    Row("decoders", "times", "C", "more of the noisy ones: logit-normal + 10 % uniform (FlowMo); here t → 3t / (1 + 2t)"),
+    Row("decoders", "training", "C", "Adam 1e-4, .9, .95, EMA .9999, LPIPS × .1, 25 Euler steps (FlowMo): settings"),
+    Row("decoders", "distillation", "P", "the student's image of a point = its own one of the point to which the teacher steps, without gradient; teacher: 4 Euler steps (SD: 1,024 times, cosine ᾱ)"),
+    Row("decoders", "teacher", "?", "the same network in another role, trained along; in the papers a finished model"),
+    Row("decoders", "boundary", "P C", "at time 0 the point itself: the target there (c_skip, c_out with σ_data .5 in SD's)"),
+    Row("decoders", "one or two steps", "P C", "jumps from noise, then from between image and new noise: times 1 and ½ (SD's: 1,008 and 512 of 1,024)"),
     # samples, ranking, evaluation
     Row("evaluation", "sampling", "P", "temperature 1, no truncation; 512 candidates, ranked by CLIP's cosine"),
     Row("evaluation", "best of N", "P", "exact expectation over all subsets, for N = 1, 2, 4, …"),

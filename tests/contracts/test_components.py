@@ -125,6 +125,13 @@ WRONG = {
         ({"steps": 0}, f"flow.steps is 0; it {COUNTS}"),
         ({"widths": [8] * 5}, "(flow.patch 2 * 2 ** (5 flow.widths - 1))"),
     ],
+    ("decoders", "consistency"): [
+        ({"widths": []}, "consistency.widths is []; give one multiple of 8 for each level"),
+        ({"sigma": -0.1}, "consistency.sigma is -0.1; it needs to be 0 or more"),
+        ({"teacher_steps": 0}, f"consistency.teacher_steps is 0; it {COUNTS}"),
+        ({"distill_from": -1}, "consistency.distill_from is -1; it needs to be 0 or more"),
+        ({"steps": 3}, "consistency.steps is 3, but the student learns to jump from the 4 times of"),
+    ],
     ("generators", "transformer"): [
         ({"num_layers": 0}, f"transformer.num_layers is 0; it {COUNTS}"),
         ({"width": 100, "num_heads": 3}, "transformer.width is 100, which 3 heads cannot share evenly"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from bench import _peer, growth, sampling, tokenizers, training
+from bench import _peer, decoders, growth, sampling, tokenizers, training
 from bench import _results as results
 from bench._results import Row
 from thousandwords import components
@@ -93,6 +93,18 @@ def test_each_tokenizer_of_the_benchmark_has_valid_settings_and_the_seed(kind):
     assert block["training"]["steps"] == 7 and block["training"]["batch_size"] == 16
 
 
+@pytest.mark.parametrize("kind", decoders.KINDS)
+def test_each_decoder_of_the_benchmark_has_its_presets_settings_scaled_to_its_updates(kind):
+    params = decoders.settings(decoders.Training(kind, 90, 3), {"training": {"batch_size": 4}})
+
+    block = params["decoder"]
+    assert params["seed"] == 3 and block["kind"] == kind and block["training"]["batch_size"] == 4
+    assert block["training"]["steps"] == block["training"]["evaluate_every"] == 90
+    assert block["training"]["warmup_steps"] == 15
+    if kind == "consistency":
+        assert block[kind]["distill_from"] == 45  # 450 of 900
+
+
 def test_a_failed_stage_of_the_tokenizers_benchmark_names_itself_and_the_cause(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "unknown://x")  # a database of its own takes three seconds
     params = tokenizers.settings("dvae", 0, {"data": {"source": "folder", "path": "nowhere"}})
@@ -132,3 +144,35 @@ def test_the_tokenizers_benchmark_records_the_figures_of_a_whole_run_and_prints_
     assert row["id"] == "tokenizer_vqvae" and row["limit"] > row["figure"] > 5
     header, _, line = capsys.readouterr().out.strip().splitlines()
     assert header.startswith("| tokenizer | seed | tokens |") and line.startswith("| vqvae | 0 | 64 |")
+
+
+@pytest.mark.slow  # trains three decoders on the example's tokenizer
+def test_the_decoders_benchmark_prints_a_line_for_each_number_of_steps_and_writes_the_sheet(tmp_path, capsys):
+    data = {"scenes": {"count": 60, "validation_count": 40, "unseen_count": 20}}
+    tiny_default = decoders.read_preset("default")
+    tiny_default["data"] |= data
+    decoders.run_stages(tmp_path / "scenes", tiny_default, ["prepare_pairs"])
+    paths = {
+        "pairs": tmp_path / "scenes/data/pairs",
+        "folder": tmp_path / "runs",
+        "out": tmp_path / "results.jsonl",
+    }
+    options = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
+
+    decoders.main(["--updates", "3", *options])
+
+    header, _, *lines, sheet = capsys.readouterr().out.strip().splitlines()
+    assert header.startswith("| decoder | updates | seed | dB |")
+    names = ["tokenizer", "unet"]
+    for kind in ("flow", "consistency"):
+        names += [f"{kind}, 1 step", f"{kind}, 2 steps", f"{kind}, 4 steps"]
+    assert [line.split(" | ")[0][2:] for line in lines] == names
+    cells = [line.strip("| ").split(" | ") for line in lines[1:]]
+    assert all(len(row) == 3 + len(decoders.COLUMNS) and all(row) for row in cells)
+    rows = read_rows(tmp_path / "results.jsonl")
+    assert {row["id"] for row in rows} == {"decoder_unet", "decoder_flow", "decoder_consistency"}
+    assert abs(rows[0]["limit"] - rows[0]["figure"]) < 3  # hardly trained: near the tokenizer's images
+    assert sheet.startswith(
+        f"{tmp_path}/runs/sheet.png, from above: true; tokenizer; unet, 3 updates, seed 0;"
+    )
+    assert (tmp_path / "runs/sheet.png").stat().st_size > 10_000

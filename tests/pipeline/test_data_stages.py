@@ -215,6 +215,27 @@ def test_a_decoder_is_trained_for_the_tokenizer_that_it_names_and_shown_beside_i
     assert json.loads((tmp_path / "none.json").read_bytes()) == [] and not (tmp_path / "none.png").exists()
 
 
+def test_which_images_a_decoder_makes_is_written_beside_it_and_trains_nothing_again(
+    folder, tmp_path, monkeypatch
+):
+    def train(**paint: str) -> dict:
+        context = stage(
+            "train_decoder", decoder={"kind": "unet", "unet": unet, "training": TRAINING, **paint}
+        )
+        inputs = folder / "pairs", folder / "image_tokenizer", tmp_path / "decoder", tmp_path / "curves.json"
+        train_decoder.train_decoder(*inputs, context)
+        return components.load("decoders", tmp_path / "decoder")
+
+    unet = TINY["decoders"]["unet"]
+    every = train()
+    monkeypatch.setattr(type(every), "loss", lambda *_: pytest.fail("it was trained again"))
+    monkeypatch.setattr(train_decoder, "evaluate", lambda *_: pytest.fail("it was evaluated again"))
+    kept = train(paint="kept")
+
+    assert "paint" not in every.header and kept.header["paint"] == "kept"
+    assert all(tensor.equal(every.state_dict()[name]) for name, tensor in kept.state_dict().items())
+
+
 def test_a_scorer_gets_each_caption_of_an_image_in_turn(folder, tmp_path, monkeypatch):
     captions, captions_at = [], ImageLoader.captions
 

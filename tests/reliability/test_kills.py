@@ -64,7 +64,16 @@ WORK = {
         ("--pairs", "data/pairs", *PARTS, *DECODING, "--out", "results/samples"), ("results/samples",)
     ),
     "rank_images": Work(
-        ("--samples", "results/samples", "--scorer", "models/scorer", "--out", "results/ranked"),
+        (
+            "--samples",
+            "results/samples",
+            *PARTS[2:],
+            *DECODING[:2],
+            "--scorer",
+            "models/scorer",
+            "--out",
+            "results/ranked",
+        ),
         ("results/ranked",),
     ),
 }

@@ -33,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--prompts", type=Path, help="a text file with one prompt per line")
     add("--out", type=Path, default=Path("generated"), help="output folder (default: generated)")
     add("--candidates", "-n", type=positive, default=32, help="per prompt (default: 32)")
+    add("--keep", type=positive, metavar="K", help="the number of best images to write (default: all)")
     add("--seed", type=int, default=0, help="another seed, other images (default: 0)")
     add("--guidance", type=float, help="above 1: closer to the caption (default: as trained)")
     add("--temperature", type=float, help="below 1: safer, above: bolder (default: as trained)")
@@ -75,33 +76,39 @@ def run(options: argparse.Namespace) -> None:
         if is_of_other_prompt(path, prompt):  # "a star!" after "a star"
             path = options.out / f"{name}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}{end}"
         provenance = Provenance(prompt, options.seed, 0, package.fingerprint, settings, fixed_numbers)
-        if is_finished(path, provenance):
+        if is_finished(path, provenance, min(options.keep or options.candidates, options.candidates)):
             print(f"{position}{prompt}: finished before, kept -> {path}", flush=True)
             continue
         if remove_images(path):
             reason = "with other models or settings, or not to the end"
             print(f"{position}{prompt}: {path} was generated {reason}; it is generated anew", flush=True)
         start = time.monotonic()
-        candidates = package.generate(prompt, options.candidates, options.seed, fixed_tokens, **changes)
+        candidates = package.generate(
+            prompt, options.candidates, options.seed, fixed_tokens, options.keep, **changes
+        )
         for rank, candidate in enumerate(candidates):
             own = dataclasses.replace(provenance, candidate=candidate.candidate)
             data = encode_png_with_provenance(candidate.image, own)
             write_bytes(path.with_suffix("") / f"{rank:03d}.png", data)
         # the grid comes last: where there is one, its images are complete
         write_bytes(path, encode_png(candidate_sheet(candidates, kept_part)))
-        took = f"{len(candidates)} candidates in {time.monotonic() - start:.1f} s"
+        kept = f"{len(candidates)} of " if len(candidates) < options.candidates else ""
+        took = f"{kept}{options.candidates} candidates in {time.monotonic() - start:.1f} s"
         print(f"{position}{prompt}: {took} -> {path}", flush=True)
 
 
-def is_finished(grid: Path, provenance: Provenance) -> bool:
-    """Whether the grid and all its images are there, generated just so (`provenance.candidate` does not matter)."""
-    images = [grid.with_suffix("") / f"{rank:03d}.png" for rank in range(provenance.settings.candidates)]
+def is_finished(grid: Path, provenance: Provenance, keep: int) -> bool:
+    """Whether the grid and its `keep` images are there, no more, generated just so (`provenance.candidate` does not matter)."""
+    images = [grid.with_suffix("") / f"{rank:03d}.png" for rank in range(keep)]
+    if (grid.with_suffix("") / f"{keep:03d}.png").exists():
+        return False
     try:
         found = [read_provenance(image.read_bytes()) for image in images if grid.is_file()]
     except (OSError, UserError):
         return False
-    expected = {dataclasses.replace(provenance, candidate=number) for number in range(len(images))}
-    return set(found) == expected
+    candidates = {each.candidate for each in found if each}
+    expected = {dataclasses.replace(provenance, candidate=number) for number in candidates}
+    return len(candidates) == keep and set(found) == expected
 
 
 def is_of_other_prompt(grid: Path, prompt: str) -> bool:

@@ -34,6 +34,9 @@ class ImageConfig(ImageLossConfig):
 class DecoderConfig(ImageLossConfig, ModelConfig):
     """The section `decoder` of params.yaml beside the model and its training."""
 
+    # all: candidates are ranked by the decoder's images; kept: by the tokenizer's, and only the kept ones are decoded by it
+    paint: Literal["all", "kept"] = "all"
+
 
 @dataclass(frozen=True)
 class CaptionConfig:

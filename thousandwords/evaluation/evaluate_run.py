@@ -157,8 +157,10 @@ def _protocol(inputs: EvaluationInputs, seed: int) -> dict:
     """What must be equal for equal digits, besides the features and counts."""
     size = inputs.training.image_size
     versions = {name: importlib.metadata.version(name) for name in VERSIONS_OF}
+    kept = "; ranked by the tokenizer's images, the best of a prompt then made by the decoder"
+    painted = kept if inputs.samples.painted else ""
     return {
-        "preprocessing": f"held-out and training images: the middle square at {size} pixels; samples: as decoded; uint8",
+        "preprocessing": f"held-out and training images: the middle square at {size} pixels; samples: as decoded{painted}; uint8",
         "blur": "a Gaussian of that standard deviation in pixels on both sets, reflected at the edges",
         "intervals": "95 %, by bootstrap over images, for samples over captions; that of a Fréchet distance is centered at it",
         "clip_score": "raw cosine; scaled: 100 max(cosine, 0)",

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thousandwords.data.images import fit_square, to_float
+from thousandwords.data.images import fit_square, to_float, to_uint8
 
 
 @torch.no_grad()
@@ -25,6 +25,12 @@ def decode_in_batches(tokenizer: nn.Module, tokens: Tensor, batch_size: int | No
     device = next(tokenizer.parameters()).device
     batches = tokens.split(batch_size or tokenizer.max_batch_size)
     return torch.cat([tokenizer.decode(batch.to(device)).cpu() for batch in batches])
+
+
+@torch.no_grad()
+def paint(tokenizer: nn.Module, tokens: Tensor) -> np.ndarray:
+    """Decode the tokens (B, L) of kept candidates to uint8 (B, H, W, 3), each alone: the same bytes whatever else is kept."""
+    return to_uint8(decode_in_batches(tokenizer, tokens, batch_size=1))
 
 
 def score_in_batches(scorer: nn.Module, images: Tensor, prompt: str, batch_size: int = 64) -> Tensor:

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from thousandwords.core.files import write_json
 from thousandwords.core.manifest import MANIFEST, copy_artifact, read_manifest, write_manifest
 from thousandwords.data.images import fit_square, to_uint8
 from thousandwords.data.recaptions import RecaptionConfig
-from thousandwords.inference.batched import decode_in_batches, score_in_batches
+from thousandwords.inference.batched import decode_in_batches, paint, score_in_batches
 from thousandwords.inference.candidates import count_batches, sample_batch
 from thousandwords.inference.captions import caption_images
 from thousandwords.inference.config import SamplingConfig, check_guidance, check_prompt, replace_settings
@@ -46,7 +46,7 @@ class Candidate:
     """One image of a prompt, and all that is needed to generate it again."""
 
     image: np.ndarray  # uint8 (H, W, 3)
-    score: float  # CLIP's cosine with the prompt
+    score: float  # CLIP's cosine with the prompt, of the tokenizer's image where `decoder.paint` is kept
     candidate: int
     seed: int  # the seed that `generate` was called with
     tokens: Tensor  # (L,) int64
@@ -70,21 +70,21 @@ class Package:
         candidates: int | None = None,
         seed: int = 0,
         fixed_tokens: Tensor | None = None,
+        keep: int | None = None,
         **changes: object,
     ) -> list[Candidate]:
-        """Candidates of one prompt, best first. `changes` replaces settings: temperature=0.8, top_p=0.9;
-        `fixed_tokens` (L,) are those of `inpainting.fixed_tokens_of`, -1 where one is to be sampled."""
+        """The `keep` best candidates of one prompt (None: all), best first. `changes` replaces settings: temperature=0.8,
+        top_p=0.9; `fixed_tokens` (L,) are those of `inpainting.fixed_tokens_of`, -1 where one is to be sampled."""
         prompt = check_prompt(prompt)
         if candidates is not None:
             changes["candidates"] = candidates
         settings = replace_settings(self.settings, **changes)
         batches = [
-            self.generate_batch(prompt, settings, seed, number, fixed_tokens)
+            self._score_batch(prompt, settings, seed, number, fixed_tokens)
             for number in range(count_batches(1, settings))
         ]
-        return rank_candidates([candidate for batch in batches for candidate in batch])
+        return self._paint(rank_candidates([candidate for batch in batches for candidate in batch])[:keep])
 
-    @torch.no_grad()
     def generate_batch(
         self,
         prompt: str,
@@ -93,13 +93,20 @@ class Package:
         number: int,
         fixed_tokens: Tensor | None = None,
     ) -> list[Candidate]:
-        """Batch `number` of a prompt's candidates, by number: the same bits, with or without those before it."""
+        """Batch `number` of a prompt's candidates, all kept, by number: the same bits, with or without those before it."""
+        return self._paint(self._score_batch(prompt, settings, seed, number, fixed_tokens))
+
+    @torch.no_grad()
+    def _score_batch(
+        self, prompt: str, settings: SamplingConfig, seed: int, number: int, fixed_tokens: Tensor | None
+    ) -> list[Candidate]:
+        """Batch `number` of a prompt's candidates, with the images that they are ranked by."""
         check_guidance(settings.guidance, self.generator.config)
         fixed_tokens = None if fixed_tokens is None else fixed_tokens[None]
         batch = sample_batch(
             self.generator, self.text_tokenizer, [prompt], settings, seed, number, fixed_tokens
         )
-        images = decode_in_batches(self.image_tokenizer, batch.tokens)
+        images = decode_in_batches(components.ranked_by(self.image_tokenizer), batch.tokens)
         scores = score_in_batches(self.scorer, images, prompt).tolist()
         rows = zip(to_uint8(images), scores, batch.candidates, batch.tokens, strict=True)
         return [Candidate(image, score, candidate, seed, tokens) for image, score, candidate, tokens in rows]
@@ -117,6 +124,13 @@ class Package:
         squares = np.stack([fit_square(image, self.captioner.image_size) for image in images])
         config = RecaptionConfig(**self.captioner.header["captions"])
         return caption_images(self.captioner, self.text_tokenizer, squares, [seed] * len(images), config)
+
+    def _paint(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Kept candidates with the decoder's images, if they do not have them yet."""
+        if not getattr(self.image_tokenizer, "paints_kept", False):
+            return candidates
+        images = paint(self.image_tokenizer, torch.stack([candidate.tokens for candidate in candidates]))
+        return [replace(candidate, image=image) for candidate, image in zip(candidates, images, strict=True)]
 
 
 def rank_candidates(candidates: list[Candidate]) -> list[Candidate]:

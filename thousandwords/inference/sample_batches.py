@@ -89,7 +89,7 @@ def make_sampler(models: Models, task: SampleTask, device: str) -> Callable[[int
         batch = sample_batch(
             models.generator, models.text_tokenizer, prompts, task.settings, task.seed, number, fixed_tokens
         )
-        images = to_uint8(decode_in_batches(models.image_tokenizer, batch.tokens))
+        images = to_uint8(decode_in_batches(components.ranked_by(models.image_tokenizer), batch.tokens))
         rows = [
             dict(zip(COLUMNS, (prompt, *task.prompts[prompt], candidate, seed), strict=True))
             for prompt, candidate, seed in zip(batch.prompt_ids, batch.candidates, batch.seeds, strict=True)

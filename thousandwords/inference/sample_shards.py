@@ -4,12 +4,13 @@ Beside them is a PNG for each prompt with an image to inpaint: its kept cells, t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
 from thousandwords.core.files import write_bytes
@@ -19,6 +20,7 @@ from thousandwords.data.images import decode_png, encode_png
 
 FIX = "dvc repro sample_images"
 COLUMNS = ("prompt_id", "split", "prompt", "candidate", "seed")  # and image_tokens, image
+PAINTED = "painted.parquet"
 INPAINTED = "completed"  # the split of prompts with an image to inpaint, under its name in earlier files
 
 
@@ -57,15 +59,22 @@ class Samples:
     table: pa.Table
     metadata: dict
     kept_parts: dict[int, np.ndarray]  # {prompt: the image it inpaints, grayed out where sampled}
+    # PNGs by the decoder, in place of the tokenizer's images, by (prompt, candidate); only with `decoder.paint: kept`
+    painted: dict[tuple[int, int], bytes] = field(default_factory=dict)
 
     def images(self, prompt: int) -> np.ndarray:
         """The N candidates of one prompt: uint8 (N, H, W, 3)."""
-        rows = self.table["image"].slice(prompt * self.candidates, self.candidates)
-        return np.stack([decode_png(data) for data in rows.to_pylist()])
+        return np.stack([self.image(prompt, candidate) for candidate in range(self.candidates)])
 
     def image(self, prompt: int, candidate: int) -> np.ndarray:
         """One candidate: uint8 (H, W, 3)."""
-        return decode_png(self.table["image"][prompt * self.candidates + candidate].as_py())
+        row = self.table["image"][prompt * self.candidates + candidate]
+        return decode_png(self.painted.get((prompt, candidate)) or row.as_py())
+
+    def tokens(self, prompt: int) -> Tensor:
+        """The tokens of the N candidates of one prompt: (N, L) int64."""
+        rows = self.table["image_tokens"].slice(prompt * self.candidates, self.candidates)
+        return torch.tensor(rows.to_pylist())
 
     def text_only_prompts(self) -> list[int]:
         """The prompts without an image to inpaint, which the metrics use; all prompts if each has one."""
@@ -73,8 +82,23 @@ class Samples:
         return text_only or list(range(len(self.prompts)))
 
 
-def read_samples(folder: Path) -> Samples:
-    """The samples of `folder`, verified."""
+def painted_table(painted: Mapping[tuple[int, int], bytes]) -> pa.Table:
+    """{(prompt, candidate): PNG} as a table, the file PAINTED in the folder of `rank_images`."""
+    prompts, candidates = zip(*painted, strict=True)
+    images = pa.array(painted.values(), pa.binary())
+    return pa.table({"prompt_id": pa.array(prompts), "candidate": pa.array(candidates), "image": images})
+
+
+def _read_painted(ranked: Path) -> dict[tuple[int, int], bytes]:
+    """What `painted_table` was made of, verified; nothing where all samples are as they were decoded first."""
+    if PAINTED not in read_manifest(ranked, fix="dvc repro rank_images")["files"]:
+        return {}
+    rows = pq.read_table(Path(ranked) / PAINTED, page_checksum_verification=True).to_pylist()
+    return {(row["prompt_id"], row["candidate"]): row["image"] for row in rows}
+
+
+def read_samples(folder: Path, ranked: Path | None = None) -> Samples:
+    """The samples of `folder`, verified, with the images that were made in `ranked` for the kept ones."""
     manifest = read_manifest(folder, fix=FIX)
     names = sorted(name for name in manifest["files"] if name.endswith(".parquet"))
     table = pa.concat_tables(
@@ -86,4 +110,5 @@ def read_samples(folder: Path) -> Samples:
         int(name[len("given-") : -len(".png")]): decode_png((Path(folder) / name).read_bytes())
         for name in sorted(set(manifest["files"]) - set(names))
     }
-    return Samples(prompts, splits, count, table, manifest["facts"], kept_parts)
+    painted = _read_painted(ranked) if ranked else {}
+    return Samples(prompts, splits, count, table, manifest["facts"], kept_parts, painted)

@@ -1,7 +1,7 @@
 """A U-Net over images that sees the vectors of their tokens at every level: the network of the decoders.
 
 Residual blocks as in diffusion U-Nets (arXiv 2006.11239, appendix B), without attention; patch * patch pixels become
-channels first. Where it has a time, each level sees that beside the tokens' vectors.
+channels first. Where it has a time or a role, each level sees them beside the tokens' vectors.
 """
 
 import math
@@ -51,6 +51,7 @@ class TokenUNet(nn.Module):
         scales: tuple[int, ...],
         images_seen: int = 1,
         has_time: bool = False,
+        has_role: bool = False,
     ):
         """`name` is that of the section of `config`, for messages."""
         super().__init__()
@@ -64,7 +65,7 @@ class TokenUNet(nn.Module):
         self.codes = nn.ModuleList(nn.Embedding(vocab_size, config.token_width) for _ in scales)
         first, *others = config.widths
         self.input = convolution(images_seen * CHANNELS * config.patch**2, first)
-        seen = config.token_width * len(scales) + (2 * TIME_FREQUENCIES if has_time else 0)
+        seen = config.token_width * len(scales) + 2 * TIME_FREQUENCIES * has_time + has_role
         self.tokens_in = nn.ModuleList(nn.Conv2d(seen, width, 1) for width in config.widths)
         self.down = nn.ModuleList(_blocks(width, width, config.blocks) for width in config.widths)
         self.shrink = nn.ModuleList(
@@ -83,6 +84,9 @@ class TokenUNet(nn.Module):
             nn.init.normal_(codes.weight, std=TOKEN_STD)
         nn.init.zeros_(self.output[-1].weight)  # the first images are the tokenizer's own
         nn.init.zeros_(self.output[-1].bias)
+        if has_role:
+            for layer in self.tokens_in:
+                nn.init.zeros_(layer.weight[:, -1])  # both roles start as one
         self.to(memory_format=torch.channels_last)  # faster on a CPU
 
     def muon_parameters(self) -> list[nn.Parameter]:
@@ -90,14 +94,18 @@ class TokenUNet(nn.Module):
         inner = nn.ModuleList([self.down, self.shrink, self.middle, self.up, self.enlarge])
         return [weight for weight in inner.parameters() if weight.ndim == 4 and weight.shape[-1] == 3]
 
-    def correction(self, tokens: Tensor, images: Tensor, time: Tensor | None = None) -> Tensor:
+    def correction(
+        self, tokens: Tensor, images: Tensor, time: Tensor | None = None, role: Tensor | None = None
+    ) -> Tensor:
         """What to add to an image, (B, 3, H, W) float32, from the tokens (B, L), the images seen (B, 3 * images_seen, H, W)
-        and the time (B,) in [0, 1], if it has one."""
+        and, if it has them, the time (B,) in [0, 1] and the role (B,), 0 or 1."""
         pixels = functional.pixel_unshuffle(2 * images - 1, self.config.patch)
         features = self.input(pixels.contiguous(memory_format=torch.channels_last))
         vectors, skips = self._vectors(tokens), []
         if time is not None:
             vectors.append(time_features(time)[:, :, None, None])
+        if role is not None:
+            vectors.append(role[:, None, None, None])
         for level, blocks in enumerate(self.down):
             side = features.shape[-1]
             resized = [functional.interpolate(each, size=(side, side), mode="nearest") for each in vectors]

@@ -130,7 +130,7 @@ def read_sizes(params: dict, num_pairs: int | None = None) -> Sizes:
     validation_share = 1 - data.scenes.count / num_stored if is_scenes else data.validation_share
     prompts = sampling.get("prompts_per_split", 64) * (2 if is_scenes else 1)
     models = build_models(params)
-    tokenizer, decoder, generator, scorer = (models.get(name) for name in TRAINED)
+    tokenizer, decoder, generator, scorer, captioner = (models.get(name) for name in TRAINED)
     with torch.device("meta"):
         image, rng = torch.empty(1, 3, side, side), torch.Generator()
         caption = torch.zeros(1, text.text_length, dtype=torch.int64)
@@ -142,6 +142,8 @@ def read_sizes(params: dict, num_pairs: int | None = None) -> Sizes:
         }
         if decoder.is_trainable:  # each update encodes and decodes its images
             forwards["decoder"] = lambda: decoder.loss(image, image_tokens, image, 0, rng)
+        if captioner.is_trainable:
+            forwards["captioner"] = lambda: captioner.loss(image, caption, 0, rng)
         if scorer:
             scorer.eval()  # a batch of one has no variance
             forwards["scorer"] = lambda: (scorer.embed_images(image), scorer.embed_captions(["a"]))
@@ -213,6 +215,7 @@ def steps(sizes: Sizes, bytes_per_pixel: float, sampling_share: float) -> list[S
     if train_pairs * image_bytes > pair_shards.MAX_BYTES_IN_MEMORY:
         found.append(Step("", train_pairs, folder=".store/pairs", files=1, bytes=train_pairs * image_bytes))
     found.append(Step("train_text_tokenizer", train_pairs, train_pairs, "captions"))
+    found += _training_step("captioner", models, "recaption")
     found += _training_step("image_tokenizer", models) + _training_step("decoder", models)
     work = encoded_images * sizes.encode
     found += [
@@ -228,10 +231,10 @@ def steps(sizes: Sizes, bytes_per_pixel: float, sampling_share: float) -> list[S
     return [*found, Step("sample_images", sizes.samples, work)]
 
 
-def _training_step(name: str, models: dict[str, Model]) -> list[Step]:
+def _training_step(name: str, models: dict[str, Model], stage: str | None = None) -> list[Step]:
     if name not in models or not models[name].rows:
         return []
-    model, stage = models[name], f"train_{name}"
+    model, stage = models[name], stage or f"train_{name}"
     # weights, their average, two moments and, with `keep: best`, the best weights, in float32
     size = NUM_CHECKPOINTS * (20 if model.keeps_best else 16) * model.parameters
     return [Step(stage, model.rows, model.work, "flops", f".ckpt/{stage}", NUM_CHECKPOINTS, size)]

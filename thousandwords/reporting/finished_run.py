@@ -71,7 +71,8 @@ def read_run(folder: Path, name: str) -> FinishedRun:
         metrics = read_json(small)
         return FinishedRun(name, None, None, metrics, prompts, fingerprint([None, None, metrics]))
     try:
-        samples, ranked = read_samples(results / "samples"), read_manifest(results / "ranked", fix=FIX)
+        samples = read_samples(results / "samples", results / "ranked")
+        ranked = read_manifest(results / "ranked", fix=FIX)
     except DamagedArtefact as error:
         raise UserError(f"the outputs of {name} cannot be used: {error}") from error
     table = pq.read_table(results / "ranked/scores.parquet", page_checksum_verification=True)

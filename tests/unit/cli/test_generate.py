@@ -98,6 +98,21 @@ def test_another_prompt_of_the_same_name_leaves_the_images_before(generate, tmp_
     assert (tmp_path / "generated/a-star-seed0/000.png").read_bytes() == before
 
 
+def test_of_many_candidates_the_best_are_kept_and_found_again(generate, package, tmp_path, capsys):
+    keep = ("a star", "-n", "5", "--keep", "2")
+    assert generate(*keep) == ["a-star-seed0.png", "a-star-seed0/000.png", "a-star-seed0/001.png"]
+    for number, candidate in enumerate(package.generate("a star", 5)[:2]):
+        data = (tmp_path / f"generated/a-star-seed0/{number:03d}.png").read_bytes()
+        assert (decode_png(data) == candidate.image).all()
+        assert read_provenance(data).candidate == candidate.candidate
+    assert "a star: 2 of 5 candidates in " in capsys.readouterr().out
+    generate(*keep)
+    assert "finished before" in capsys.readouterr().out
+    for other in ("3", "1"):
+        assert len(generate(*keep[:-1], other)) == 1 + int(other)
+        assert "it is generated anew" in capsys.readouterr().out
+
+
 def test_a_damaged_image_is_generated_again(generate, tmp_path):
     generate("a star")
     image = tmp_path / "generated/a-star-seed0/001.png"

@@ -4,24 +4,26 @@ import pytest
 import torch
 
 from tests.helpers.tiny_models import fit_batch, image_tokens, random_images, rng, tiny
-from thousandwords.decoders.flow.model import noise_of
+from thousandwords.nn.rectified_flow import noise_of
 from thousandwords.training.config import TrainingConfig
 
 
 def test_the_noise_of_an_image_is_a_function_of_its_tokens_alone():
     tokens, images = image_tokens(3), random_images(3)
 
-    noise = noise_of(tokens, images)
+    noise, other = noise_of(tokens, images, 2)
 
-    assert noise_of(tokens[[2, 2]], images[:2]).equal(noise[[2, 2]])
+    assert noise_of(tokens[[2, 2]], images[:2])[0].equal(noise[[2, 2]])
+    assert abs((noise * other).mean()) < 0.1  # independent
     changed = tokens[:1].clone()
     changed[0, 0] = (changed[0, 0] + 1) % 12
-    assert (noise_of(changed, images[:1]) - noise[:1]).abs().mean() > 0.5
+    assert (noise_of(changed, images[:1])[0] - noise[:1]).abs().mean() > 0.5
     assert noise.shape == images.shape and abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
     # the bytes of the tokens, little-endian: the same on every machine
     assert noise[0, 0, 0, 0].item() == pytest.approx(-0.75324, abs=1e-5)
 
 
+@pytest.mark.paper("decoders: flow")
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_decoding_goes_along_a_straight_line_to_the_image_that_is_predicted(monkeypatch, steps):
     """The network sees the tokenizer's image and the point reached, at equal steps of time from 1 towards 0."""
@@ -35,7 +37,7 @@ def test_decoding_goes_along_a_straight_line_to_the_image_that_is_predicted(monk
     monkeypatch.setattr(model, "correction", correction)
 
     torch.testing.assert_close(model.decode(tokens, images), truth)
-    start = images + 0.2 * noise_of(tokens, images)
+    start = images + 0.2 * noise_of(tokens, images)[0]
     for step, (stacked, time) in enumerate(seen):
         left = 1 - step / steps
         torch.testing.assert_close(time, torch.full((2,), left))
@@ -66,6 +68,7 @@ def test_the_loss_is_the_squared_error_of_the_image_predicted_from_a_random_poin
     assert logged["squared_error"].equal(loss.detach())
 
 
+@pytest.mark.paper("decoders: times")
 def test_three_of_four_training_times_are_nearer_to_the_noise_than_to_the_image(monkeypatch):
     model, times = tiny("decoders", "flow"), []
     monkeypatch.setattr(model, "correction", lambda tokens, stacked, time: times.append(time) or 0.0)

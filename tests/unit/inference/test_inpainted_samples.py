@@ -60,7 +60,8 @@ def both(folder):
     for name, more in (("plain", {}), ("inpainted", inpaint)):
         context = stage_context({**SETTINGS, **more})
         sample_images(*(folder / part for part in PARTS), folder / name / "samples", context)
-        rank_images(folder / name / "samples", folder / "scorer", folder / name / "ranked", context)
+        models = (folder / part for part in ("image_tokenizer", "decoder", "scorer"))
+        rank_images(folder / name / "samples", *models, folder / name / "ranked", context)
         samples = read_samples(folder / name / "samples")
         scores = pq.read_table(folder / name / "ranked/scores.parquet")["score"].to_numpy().reshape(-1, 3)
         results[name] = (samples, scores, context.figures)

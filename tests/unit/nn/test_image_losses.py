@@ -15,6 +15,7 @@ KINDS = [
     *(("image_tokenizers", kind) for kind in ("dvae", "vqvae", "vqgan", "multi_scale")),
     ("decoders", "unet"),
     ("decoders", "flow"),
+    ("decoders", "consistency"),
 ]
 SMALL = {"start": 5, "width": 16, "layers": 1}
 

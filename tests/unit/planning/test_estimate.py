@@ -109,7 +109,7 @@ def test_every_preset_can_be_planned(preset, monkeypatch, capsys):
     [
         (
             "--preset nothing",
-            "plan: there is no preset 'nothing'. There is: default, emoji, example, flow, gpu, ",
+            "plan: there is no preset 'nothing'. There is: consistency, default, emoji, example, ",
         ),
         ("--tflops -1", "plan: --tflops is -1; it needs to be above 0\n"),
     ],

@@ -6,7 +6,6 @@ image is the mean of all images with these tokens, as the kind unet makes it; mo
 the fine detail that a mean lacks. An image's noise is a function of its tokens alone.
 """
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +13,8 @@ from torch import Tensor
 
 from thousandwords.core.config import check_minimums
 from thousandwords.decoders.base import Decoder, Logs
+from thousandwords.nn.rectified_flow import noise_of, point_at, random_noise, random_times
 from thousandwords.nn.token_unet import TokenUNet, TokenUNetConfig
-
-# Of the times in training towards 1, t -> shift * t / (1 + (shift - 1) * t) (arXiv 2403.03206 §5.3.2): there the network has
-# to say most. With 3 it gained 0.8 dB in 300 updates over uniform times.
-TIME_SHIFT = 3.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class FlowDecoder(TokenUNet, Decoder):
 
     def decode(self, tokens: Tensor, images: Tensor) -> Tensor:
         """Token ids (B, L) int64 and the tokenizer's images of them (B, 3, H, W) -> images (B, 3, H, W) in [0, 1]."""
-        current, steps = images + self.config.sigma * noise_of(tokens, images), self.config.steps
+        current, steps = images + self.config.sigma * noise_of(tokens, images)[0], self.config.steps
         for step in range(steps):
             left = steps - step  # steps to the end of the line, this one included
             time = images.new_full((len(images),), left / steps)
@@ -53,11 +49,9 @@ class FlowDecoder(TokenUNet, Decoder):
         self, images: Tensor, tokens: Tensor, decoded: Tensor, step: int, rng: torch.Generator
     ) -> tuple[Tensor, Logs]:
         """The mean squared error of the predicted image, of a color channel in [0, 1], at a random time of each row."""
-        noise = torch.randn(images.shape, generator=rng, device=rng.device).to(images.device)
-        time = torch.rand(len(images), generator=rng, device=rng.device).to(images.device)
-        time = TIME_SHIFT * time / (1 + (TIME_SHIFT - 1) * time)
-        start = decoded + self.config.sigma * noise
-        predicted = self._predict(tokens, decoded, images.lerp(start, time[:, None, None, None]), time)
+        start = decoded + self.config.sigma * random_noise(images, rng)
+        time = random_times(images, rng)
+        predicted = self._predict(tokens, decoded, point_at(time, start, images), time)
         squared = (predicted - images).square().mean()
         loss, logged = self.training_only(squared, images, predicted, self.output[-1].weight, step)
         return loss, {"squared_error": squared.detach(), **logged}
@@ -66,16 +60,3 @@ class FlowDecoder(TokenUNet, Decoder):
         """The true images (B, 3, H, W), not limited to [0, 1], from the tokenizer's `images` and the points `current` of
         the lines at each row's time (B,)."""
         return images + self.correction(tokens, torch.cat([images, current], dim=1), time)
-
-
-def noise_of(tokens: Tensor, images: Tensor) -> Tensor:
-    """Standard normal noise of the shape of `images` (B, 3, H, W), each row's a function of its tokens (L,) alone.
-
-    It is drawn on the CPU, so that it is the same on every device.
-    """
-    rows = []
-    for row in tokens.cpu().numpy().astype("<i8"):
-        seed = int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:7], "little")
-        rng = torch.Generator().manual_seed(seed)
-        rows.append(torch.randn(images.shape[1:], generator=rng, device=rng.device))
-    return torch.stack(rows).to(images.device)

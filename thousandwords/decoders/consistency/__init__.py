@@ -1,0 +1,1 @@
+"""The flow decoder distilled to one or two steps."""
