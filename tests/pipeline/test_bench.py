@@ -102,7 +102,7 @@ def test_each_decoder_of_the_benchmark_has_its_presets_settings_scaled_to_its_up
     assert block["training"]["steps"] == block["training"]["evaluate_every"] == 90
     assert block["training"]["warmup_steps"] == 15
     if kind == "consistency":
-        assert block[kind]["distill_from"] == 45  # 450 of 900
+        assert block[kind]["distill_from"] == 60  # 600 of 900
 
 
 def test_a_failed_stage_of_the_tokenizers_benchmark_names_itself_and_the_cause(tmp_path, monkeypatch):

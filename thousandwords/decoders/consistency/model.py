@@ -30,7 +30,7 @@ class ConsistencyConfig(TokenUNetConfig):
         1  # jumps of decoding, each after the first from between its image and a noisy one; DALL-E 3's has 2
     )
     teacher_steps: int = 4  # Euler steps of the teacher, whose end the student learns
-    distill_from: int = 450  # update from which half of a batch teaches the student
+    distill_from: int = 600  # update from which half of a batch teaches the student
 
     def __post_init__(self) -> None:
         check_minimums(self, "consistency", sigma=0, steps=1, teacher_steps=1, distill_from=0)
