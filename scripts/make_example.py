@@ -48,7 +48,7 @@ def write_half(package: Path, out: Path) -> None:
     others = {key: value for key, value in metadata.items() if key not in ("parts", "sampling")}
     fingerprints: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        parts = {name: Path(folder) / name for name in FAMILIES}
+        parts = {name: Path(folder) / name for name in FAMILIES if name in metadata["parts"]}
         for name, part in parts.items():
             saved = read_model(package / name)
             state = {

@@ -46,7 +46,7 @@ def test_a_damaged_example_is_not_used(tmp_path, monkeypatch):
 def test_half_precision_takes_half_and_keeps_the_models_bound_together(tmp_path):
     whole = fitting_package(tmp_path)
     write_half(whole, tmp_path / "half")
-    for name in FAMILIES:
+    for name in [family for family in FAMILIES if (whole / family).is_dir()]:
         before, after = read_model(whole / name).state, read_model(tmp_path / "half" / name).state
         for key, tensor in before.items():
             torch.testing.assert_close(after[key].float(), tensor.float(), atol=1e-3, rtol=1e-3)
