@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 
 from bench import _results as results
@@ -35,15 +34,14 @@ from thousandwords.data.contact_sheet import make_contact_sheet
 from thousandwords.data.images import encode_png, to_float, to_uint8
 from thousandwords.data.pair_shards import PairReader, open_pairs, splits
 from thousandwords.data.sampler import first_rows
-from thousandwords.evaluation.evaluate_run import is_scene_caption
 from thousandwords.evaluation.features import scorer_extractor
 from thousandwords.evaluation.fid import frechet_distance
 from thousandwords.evaluation.reconstruction import sharpness
 from thousandwords.inference.batched import decode_in_batches
 from thousandwords.nn.metrics import mean_psnr
 from thousandwords.planning.presets import read_preset
+from thousandwords.scenes.render import is_scene_caption
 
-RUNS = Path(".bench/decoders")
 KINDS = {"unet": "default", "flow": "flow", "consistency": "consistency"}  # kind: its preset
 SHEET_IMAGES = 10
 STEPS = (1, 2, 4)  # that a decoder with steps is judged with
@@ -227,24 +225,18 @@ def row_of(name: str, training: Training, figures: dict[str, float], of_tokenize
 
 def main(argv: list[str] | None = None) -> None:
     arguments = results.parser_of(__doc__)
+    results.add_runs(arguments, KINDS, "decoders", "`decoder`")
     add = arguments.add_argument
-    add("--kinds", default=",".join(KINDS), help=f"default: {','.join(KINDS)}")
     add("--updates", help="of each training, as in 300,900 (default: those of the preset)")
     add("--minutes", help="of each training, as in 2,6, in place of updates")
-    add("--seeds", default="0", help="numbers, as in 0,1")
     add("--package", type=Path, default=EXAMPLE, help="its image tokenizer and scorer (default: the example)")
     add("--pairs", type=Path, help="pairs of your own (default: the built-in scenes)")
     add("--images", type=int, default=1000, help="of each held-out split that is decoded (default: 1000)")
-    add("--settings", type=Path, help="a YAML file whose settings replace those of `decoder`")
-    add("--folder", type=Path, default=RUNS, help=f"of the runs (default: {RUNS})")
     options = arguments.parse_args(argv)
-    kinds, seeds = options.kinds.split(","), [int(seed) for seed in options.seeds.split(",")]
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        arguments.error(f"there is no kind {unknown[0]}; there is {', '.join(KINDS)}")
     if options.updates and options.minutes:
         arguments.error("give --updates or --minutes, not both")
-    changes = yaml.safe_load(options.settings.read_text(encoding="utf-8")) if options.settings else {}
-    shutil.rmtree(options.folder, ignore_errors=True)
+    runs = results.read_runs(arguments, options, KINDS)
+    changes = runs.changes
     shared = options.folder / "shared"
     if options.pairs:
         shutil.copytree(options.pairs, shared / "data/pairs")
@@ -265,7 +257,7 @@ def main(argv: list[str] | None = None) -> None:
     lines, sheet = [line("tokenizer", "", "", own)], {"true": judged.first.images}
     sheet["tokenizer"] = judged.first.decoded
     for training in [
-        Training(kind, count, seed) for kind in kinds for count in lengths(kind) for seed in seeds
+        Training(kind, count, seed) for kind in runs.kinds for count in lengths(kind) for seed in runs.seeds
     ]:
         started, folder = time.monotonic(), options.folder / str(training)
         train(training, folder, shared, changes)

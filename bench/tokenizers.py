@@ -38,17 +38,16 @@ from thousandwords.core.errors import UserError
 from thousandwords.data.images import to_float, to_uint8
 from thousandwords.data.pair_shards import open_pairs, splits
 from thousandwords.evaluation.config import EvaluationConfig
-from thousandwords.evaluation.evaluate_run import caption_match, is_scene_caption
+from thousandwords.evaluation.evaluate_run import caption_match
 from thousandwords.evaluation.reconstruction import reconstruct
 from thousandwords.evaluation.verdict import kept_row
 from thousandwords.inference.sample_shards import Samples, read_samples
 from thousandwords.nn.metrics import mean_psnr
 from thousandwords.planning.presets import preset_text
 from thousandwords.scenes.parse import match_caption
-from thousandwords.scenes.render import UNSEEN_PAIRS, parse_caption
+from thousandwords.scenes.render import UNSEEN_PAIRS, is_scene_caption, parse_caption
 
 ROOT = Path(__file__).parents[1]
-RUNS = Path(".bench/tokenizers")
 SHARED = {
     "prepare_pairs": "data/pairs",
     "train_text_tokenizer": "models/text_tokenizer",
@@ -251,20 +250,14 @@ def row_of(run: Run) -> Row:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = results.parser_of(__doc__)
+    results.add_runs(arguments, KINDS, "tokenizers", "the presets")
     add = arguments.add_argument
-    add("--kinds", default=",".join(KINDS), help=f"default: {','.join(KINDS)}")
-    add("--seeds", default="0", help="numbers, as in 0,1")
     add("--until", default=STAGES[-1], choices=STAGES[len(SHARED) :], help="the last stage that is run")
     add("--parallel", type=int, default=1, help="runs at the same time")
-    add("--settings", type=Path, help="a YAML file whose settings replace those of the presets")
-    add("--folder", type=Path, default=RUNS, help=f"of the runs (default: {RUNS})")
     options = arguments.parse_args(argv)
-    kinds, seeds = options.kinds.split(","), [int(seed) for seed in options.seeds.split(",")]
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        arguments.error(f"there is no kind {unknown[0]}; there is {', '.join(KINDS)}")
-    changes = yaml.safe_load(options.settings.read_text(encoding="utf-8")) if options.settings else {}
+    asked = results.read_runs(arguments, options, KINDS)
+    kinds, seeds, changes = asked.kinds, asked.seeds, asked.changes
     stages = STAGES[len(SHARED) : STAGES.index(options.until) + 1]
-    shutil.rmtree(options.folder, ignore_errors=True)
 
     def prepare(seed: int) -> None:
         run_stages(options.folder / f"shared-{seed}", settings(kinds[0], seed, changes), tuple(SHARED))

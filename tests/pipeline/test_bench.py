@@ -120,6 +120,15 @@ def test_an_image_is_read_right_only_if_every_attribute_of_its_caption_is():
     assert tokenizers.share_read(torch.cat([image, image]), [caption, other]) == 0.5
 
 
+@pytest.mark.parametrize("benchmark", [tokenizers, decoders])
+def test_a_folder_with_files_that_is_no_folder_of_benchmarks_is_never_emptied(benchmark, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        benchmark.main(["--folder", str(tmp_path)])
+    assert f"--folder: {tmp_path} is not empty. Remove it, or give a new folder" in capsys.readouterr().err
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
 @pytest.mark.slow  # the stages of a whole run, each in its own process
 def test_the_tokenizers_benchmark_records_the_figures_of_a_whole_run_and_prints_the_table(tmp_path, capsys):
     few = {"warmup_steps": 5, "log_every": 10, "evaluate_every": 20, "checkpoint_every": 20}
