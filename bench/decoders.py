@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from bench import _results as results
 from bench._results import Row
+from bench._runs import add_runs, read_runs
 from bench.tokenizers import READ_IMAGES, merged, run_stages, share_read
 from thousandwords import components
 from thousandwords.api import EXAMPLE
@@ -225,7 +226,7 @@ def row_of(name: str, training: Training, figures: dict[str, float], of_tokenize
 
 def main(argv: list[str] | None = None) -> None:
     arguments = results.parser_of(__doc__)
-    results.add_runs(arguments, KINDS, "decoders", "`decoder`")
+    add_runs(arguments, KINDS, "decoders", "`decoder`")
     add = arguments.add_argument
     add("--updates", help="of each training, as in 300,900 (default: those of the preset)")
     add("--minutes", help="of each training, as in 2,6, in place of updates")
@@ -235,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments.parse_args(argv)
     if options.updates and options.minutes:
         arguments.error("give --updates or --minutes, not both")
-    runs = results.read_runs(arguments, options, KINDS)
+    runs = read_runs(arguments, options, KINDS)
     changes = runs.changes
     shared = options.folder / "shared"
     if options.pairs:

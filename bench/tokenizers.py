@@ -31,6 +31,7 @@ from torch import Tensor
 
 from bench import _results as results
 from bench._results import Row
+from bench._runs import add_runs, read_runs
 from thousandwords import components
 from thousandwords.core.command_line import one_sentence
 from thousandwords.core.config import section
@@ -250,12 +251,12 @@ def row_of(run: Run) -> Row:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = results.parser_of(__doc__)
-    results.add_runs(arguments, KINDS, "tokenizers", "the presets")
+    add_runs(arguments, KINDS, "tokenizers", "the presets")
     add = arguments.add_argument
     add("--until", default=STAGES[-1], choices=STAGES[len(SHARED) :], help="the last stage that is run")
     add("--parallel", type=int, default=1, help="runs at the same time")
     options = arguments.parse_args(argv)
-    asked = results.read_runs(arguments, options, KINDS)
+    asked = read_runs(arguments, options, KINDS)
     kinds, seeds, changes = asked.kinds, asked.seeds, asked.changes
     stages = STAGES[len(SHARED) : STAGES.index(options.until) + 1]
 
