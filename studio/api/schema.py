@@ -163,6 +163,7 @@ class EncodedImage(EditedTokens):
     png: Png = Field(description="the center square, in the model's size")
     reconstruction: Png = Field(description="decoded from the tokens")
     psnr: float = Field(description="of the reconstruction, in dB")
+    caption: str | None = Field(description="written by the model's captioner; null if it has none")
     provenance: dict | None = Field(description="how the image was generated, if the file says so")
 
 

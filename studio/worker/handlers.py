@@ -131,8 +131,10 @@ def reproduce(package: Package, data: bytes) -> Event:
 
 @torch.no_grad()
 def encode_image(package: Package, data: bytes) -> Event:
-    """Encode an image file: its center square, its tokens, and their reconstruction. Raises FieldError."""
-    square = fit_square(pixels_of(data), package.image_tokenizer.image_size)
+    """Encode an image file: its center square, its tokens and their reconstruction; and its caption by the captioner, if
+    the package has one. Raises FieldError."""
+    pixels = pixels_of(data)
+    square = fit_square(pixels, package.image_tokenizer.image_size)
     tokens = encode_in_batches(package.image_tokenizer, [square])
     reconstruction = _decode(package, tokens[0])
     provenance = read_provenance(data)
@@ -141,6 +143,7 @@ def encode_image(package: Package, data: bytes) -> Event:
         "png": base64_of(encode_png(square)),
         "reconstruction": base64_of(encode_png(reconstruction)),
         "psnr": round(metrics.mean_psnr(to_float(square[None]), to_float(reconstruction[None])), 2),
+        "caption": None if package.captioner is None else package.caption([pixels])[0],
         "provenance": None if provenance is None else dataclasses.asdict(provenance),
     }
 

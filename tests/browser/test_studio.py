@@ -201,6 +201,18 @@ def test_an_image_is_inpainted_from_the_kept_cells(page):
     assert [position for position, token in enumerate(fixed_tokens) if token >= 0] == [*range(8), 12]
 
 
+def test_a_caption_written_by_the_model_is_shown_and_can_be_generated_from(page):
+    def add_caption(route):
+        response = route.fetch()
+        route.fulfill(response=response, json=response.json() | {"caption": "a red star"})
+
+    page.route("**/api/images*", add_caption)
+    page.goto("/#/inpaint")
+    page.get_by_test_id("upload").set_input_files(image_file())
+    expect(page.get_by_test_id("written-caption")).to_have_text("Caption written by the model: a red star")
+    expect(page.get_by_test_id("caption")).to_have_value("a red star")
+
+
 def test_a_file_that_is_no_image_and_inpainting_without_a_kept_cell_are_rejected(page):
     page.goto("/#/inpaint")
     page.get_by_test_id("upload").set_input_files(png_file(b"nothing"))

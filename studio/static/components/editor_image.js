@@ -1,5 +1,6 @@
 // The image that an editor works on: its tokens by the current model, and how well they reconstruct it.
 import { ApiError, postBytes, withQuery } from '../lib/api.js';
+import { el } from '../lib/dom.js';
 import { bytesOf, pngSource, sourceOf } from '../lib/images.js';
 import { t } from '../lib/language.js';
 import { dropZone } from './image_input.js';
@@ -18,6 +19,7 @@ const REFUSALS = {
  */
 export function createEditorInput(place, notice, { needed, hint, show }) {
   let current = null;
+  const written = el('p', { class: 'muted', 'data-testid': 'written-caption', hidden: true });
 
   async function load(read) {
     const before = current;
@@ -28,6 +30,8 @@ export function createEditorInput(place, notice, { needed, hint, show }) {
       const next = await read();
       await show(next);
       current = next;
+      written.hidden = !next.isCaptionWritten;
+      written.textContent = t`Caption written by the model: ${next.caption}`;
       place.classList.add('used');
     } catch (error) {
       current = before;
@@ -39,7 +43,7 @@ export function createEditorInput(place, notice, { needed, hint, show }) {
 
   const loadImage = (image) => load(() => loadEditorImage(image, needed));
   const acceptFile = (file) => loadImage({ file });
-  place.append(dropZone({ label: t`Choose an image`, hint, onFile: acceptFile }));
+  place.append(dropZone({ label: t`Choose an image`, hint, onFile: acceptFile }), written);
   versionChange.addEventListener('change', async () => {
     const version = await currentVersion();
     if (!current || current.version === version) return;
@@ -55,8 +59,9 @@ export function createEditorInput(place, notice, { needed, hint, show }) {
 }
 
 /**
- * Any image -> {tokens, source, reconstruction, psnr, version, model, caption, image}.
- * A generated image has its tokens and selects its own model; any other image is encoded by the current model.
+ * Any image -> {tokens, source, reconstruction, psnr, version, model, caption, isCaptionWritten, image}.
+ * A generated image has its tokens and selects its own model; any other image is encoded by the current model, which also
+ * writes a caption if it has a captioner and the image comes without one.
  * Throws ApiError if the model has not what the view needs: `side` to inpaint, `can_edit` to edit tokens.
  */
 export async function loadEditorImage(image, needed) {
@@ -75,6 +80,7 @@ async function fromTokens(image, needed) {
 async function fromPixels(image, version, needed) {
   const model = await modelWith(needed, version);
   const answer = await postBytes(withQuery('/api/images', { version }), await bytesOf(image));
+  const known = answer.provenance?.caption ?? (image.file ? '' : (image.caption ?? ''));
   return {
     tokens: answer.tokens,
     source: pngSource(answer.png),
@@ -82,7 +88,8 @@ async function fromPixels(image, version, needed) {
     psnr: answer.psnr,
     version,
     model,
-    caption: answer.provenance?.caption ?? (image.file ? '' : (image.caption ?? '')),
+    caption: known || (answer.caption ?? ''),
+    isCaptionWritten: !known && answer.caption !== null,
     image,
   };
 }

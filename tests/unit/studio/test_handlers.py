@@ -17,7 +17,7 @@ from studio.api import schema
 from studio.worker import handlers
 from studio.worker.process import FieldError
 from tests.helpers.tiny_models import IMAGE_VOCAB_SIZE, fitting_package, tiny, two_grids
-from thousandwords.data.images import decode_png
+from thousandwords.data.images import decode_png, encode_png
 from thousandwords.inference import token_editing
 from thousandwords.inference.likelihood import likelihood_of_tokens
 from thousandwords.inference.package import Package, load_package
@@ -91,9 +91,18 @@ def test_an_image_is_cropped_encoded_and_reconstructed(package):
     Image.new("RGB", (40, 20), (200, 30, 40)).save(buffer := io.BytesIO(), "JPEG")
     answer = handlers.encode_image(package, buffer.getvalue())
     assert pixels(answer).shape == pixels(answer, "reconstruction").shape == (16, 16, 3)
-    assert answer["provenance"] is None and np.isfinite(answer["psnr"])
+    assert answer["provenance"] is None and answer["caption"] is None and np.isfinite(answer["psnr"])
     decoded = handlers.edit_tokens(package, answer["tokens"], None, False, [])
     assert decoded["png"] == answer["reconstruction"]
+
+
+def test_an_image_comes_with_the_caption_that_the_captioner_of_the_package_writes(package):
+    captioner = tiny("captioners", "cross_attention")
+    captioner.header = {"captions": {"candidates": 2, "top_p": 0.9}}
+    with_captioner = dataclasses.replace(package, captioner=captioner)
+    image = np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8)
+    answer = handlers.encode_image(with_captioner, encode_png(image))
+    assert answer["caption"] == with_captioner.caption([image])[0]
 
 
 def test_tokens_are_stitched_then_flipped_then_set(package):
