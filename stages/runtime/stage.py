@@ -64,8 +64,10 @@ class Stage:
     @property
     def seed(self) -> int:
         seed = self.params.get("seed")
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise ConfigError(f"params.yaml: seed should be a whole number from 0 on, found {seed!r}")
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+            raise ConfigError(
+                f"params.yaml: seed should be a whole number from 0 to 2**63 - 1, found {seed!r}"
+            )
         return seed
 
     @property

@@ -114,6 +114,15 @@ def test_the_stage_itself_ends_with_one_sentence_and_code_2(tmp_path, monkeypatc
     assert not Path("data/checked").exists()
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63, True, "7"])
+def test_a_wrong_seed_is_named_with_its_range(tmp_path, monkeypatch, capsys, seed):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump(smoke(seed=seed)))
+    error = rejected(check_params.main, capsys, "--out", "data/checked")
+    expected = f"params.yaml: seed should be a whole number from 0 to 2**63 - 1, found {seed!r}"
+    assert error == f"check_params: {expected}\n"
+
+
 def test_a_full_disk_ends_with_one_sentence_also_where_nothing_durable_is_written(
     tmp_path, monkeypatch, capsys
 ):
