@@ -70,6 +70,18 @@ def test_settings_are_checked(case):
         section(yaml.safe_load(f"{{{settings}}}"), "data", DataConfig)
 
 
+def test_a_manifest_names_the_settings_of_a_feature_only_where_it_is_used():
+    """Every setting in it changes what reads it, so new features leave old manifests as they are."""
+    of_all = {
+        "source", "path", "image_size", "validation_share", "group_by", "background", "min_side", "max_aspect",
+        "max_refused_share", "rows_per_shard", "image_column", "caption_column", "delimiter", "scenes",
+    }  # fmt: skip
+    assert set(active_settings(DataConfig())) == of_all
+    assert set(active_settings(DataConfig(keep="whole"))) - of_all == {"keep", "keep_side"}
+    assert set(active_settings(DataConfig(caption_lines="joined"))) - of_all == {"caption_lines"}
+    assert set(active_settings(DataConfig(licence="MIT"))) - of_all == {"licence"}
+
+
 def test_a_manifest_names_the_share_of_thin_captions_only_where_there_are_some():
     assert "thin_share" not in active_settings(DataConfig())["scenes"]
     assert active_settings(DataConfig(scenes=SceneCounts(thin_share=0.5)))["scenes"]["thin_share"] == 0.5
