@@ -120,6 +120,8 @@ def use_data(path: str, minutes: float, size: str, device: str, start: str | Non
     if package:
         params, seconds = planning.resolve_from(package, str(folder), base, data, budget, machine)
         lines.append(f"goes on from {init}: {describe(params)}")
+        if package.captioner:
+            lines.append(f"its captioner is not part of that: only {init} goes on writing captions")
     else:
         params, seconds = planning.resolve(base, data, budget, num_words, machine)
         lines.append(describe(params))

@@ -19,12 +19,14 @@ from stages.runtime import stage, tracking
 from tests.helpers.images import png, write
 from tests.helpers.paths import ROOT
 from tests.helpers.smoke_project import set_value
-from tests.helpers.tiny_models import fitting_package
-from thousandwords import preflight
+from tests.helpers.tiny_models import fitting_package, tiny
+from thousandwords import components, preflight
 from thousandwords.core.config import section
 from thousandwords.core.errors import UserError
 from thousandwords.core.files import DiskFull
 from thousandwords.core.init_models import SECTIONS
+from thousandwords.inference.config import SamplingConfig
+from thousandwords.inference.package import PARTS, write_package
 from thousandwords.ingest.config import DataConfig
 from thousandwords.ingest.ingest import prepare_all, write_pairs
 from thousandwords.planning.presets import read_preset
@@ -277,6 +279,20 @@ def test_a_run_goes_on_from_the_last_ones_package_which_is_copied_first(own_proj
     assert params["generator"]["training"]["keep"] == "best"
     assert f"goes on from {copy}: 20 pairs, about 2 held out; 4 × 4 tokens" in capsys.readouterr().out
     assert "FROM=models/package`. Edit any value" in Path("params.yaml").read_text()
+
+
+def test_a_run_paints_what_the_one_before_painted_and_says_that_it_has_no_captioner(own_project, capsys):
+    parts = {name: Path("models/package", name) for name in PARTS}
+    decoder = components.load("decoders", parts["decoder"])
+    tokenizer = components.load("image_tokenizers", parts["image_tokenizer"])
+    components.save(decoder, Path("kept"), image_tokenizer=tokenizer.fingerprint, paint="kept")
+    components.save(tiny("captioners", "cross_attention"), Path("captioner"), captions={"candidates": 1})
+    write_package(
+        Path("other"), parts | {"decoder": Path("kept"), "captioner": Path("captioner")}, SamplingConfig(), {}
+    )
+    assert settings_for("own", "--from", "models/package")["decoder"]["paint"] == "all"
+    assert settings_for("own", "--from", "other")["decoder"]["paint"] == "kept"
+    assert "its captioner is not part of that: only " in capsys.readouterr().out
 
 
 def test_from_champion_the_settings_name_the_registry_and_have_the_sizes_of_what_was_fetched(

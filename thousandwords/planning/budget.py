@@ -196,7 +196,8 @@ def resolve_from(
         training = params["decoder"]["training"]
         training["learning_rate"] *= MIXTURE_RATE
         kind = package.image_tokenizer.decoder.built_as["kind"]
-        params["decoder"] = {"kind": kind, "init": init, "training": training}
+        paint = package.image_tokenizer.decoder.header.get("paint", "all")
+        params["decoder"] = {"kind": kind, "init": init, "paint": paint, "training": training}
         names.append("decoder")
     else:
         params["decoder"] = {"kind": "none"}
