@@ -256,6 +256,14 @@ def test_images_that_no_list_names_are_counted_and_do_not_stop_the_run(tmp_path)
     assert read(tmp_path) == {"a.png": ("a cat",), "b.png": ("a bee",), "c.png": "not_listed"}
 
 
+def test_images_beside_a_table_with_images_of_its_own_are_no_inputs(tmp_path):
+    """The file may lie in a folder of downloads."""
+    table = {"image": [{"bytes": png(), "path": None}], "text": ["a cat"]}
+    pq.write_table(pa.table(table), tmp_path / "own.parquet")
+    write(tmp_path, {**A, "holiday/b.jpg": png(2)})
+    assert list(read(tmp_path / "own.parquet").values()) == [("a cat",)]
+
+
 def test_a_text_can_be_one_caption(tmp_path):
     write(tmp_path, {**A, "a.txt": "A cat.\n\nColours: red\n- simple\n"})
     assert read(tmp_path) == {"a.png": ("A cat.", "Colours: red", "- simple")}

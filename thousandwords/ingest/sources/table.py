@@ -154,7 +154,8 @@ class TableSource(Source):
 
     def images_beside(self) -> tuple[set[str], set[str]]:
         folder = self.image_folder
-        if folder.parallel_reads:  # a URL: listing it may take long
+        # images within the table have nothing to do with those beside it; and to list a URL may take long
+        if folder.parallel_reads or not self.listed:
             return set(), set()
         address = os.path.normpath(folder.address)
         found = {name for name in folder.walk() if suffix_of(name) in IMAGE_SUFFIXES}
