@@ -37,6 +37,7 @@ DETECTED = ("image_column", "caption_column", "image_folder", "delimiter", "colu
 SPLITS = r"(^|(?<=[/._-]))(training|train|validation|valid|val|dev|test)[0-9]*(?=[/._-]|$)"
 PACKED = (".zst", ".7z", ".rar", ".gz", ".xz", ".bz2")
 UNPACK = "is packed in a way that is not read. Unpack it, and set data.path to the folder"
+SPREADSHEETS = ("xlsx", "xls", "ods")
 MAX_TABLES = 40  # that are looked at
 FORMS = "images (PNG, JPEG, WebP, GIF, BMP, TIFF) with a .txt beside each, a table (.csv, .tsv, .jsonl, .json, .parquet), WebDataset tars or COCO captions"
 
@@ -212,16 +213,24 @@ def _find_in_folder(folder: Folder, address: str) -> list[tuple[str, str]]:
     return _refuse(address, problems, images, files)
 
 
+def _why_no_table(name: str) -> str:
+    if suffix_of(name) == "gz":
+        return "is packed: unpack it first (gunzip)"
+    if suffix_of(name) in SPREADSHEETS:
+        return "is a spreadsheet: save it as CSV, with these columns"
+    return "is no such table"
+
+
 def _refuse(address: str, problems: list[str], images: Sequence = (), files: Sequence = ()) -> list:
     if problems:
         raise SourceError(problems[0])
     if images:
-        lists = [name for name in files if suffix_of(name) in (*TABLES, "xlsx", "xls", "ods", "gz")]
+        lists = [name for name in files if suffix_of(name) in (*TABLES, *SPREADSHEETS, "gz")]
         lists = [name for name in lists if "caption" in name.lower() or suffix_of(name) != "txt"]
         raise SourceError(
             f"{address} has {len(images)} images, like {images[0]}, but no captions. Put a text of the same name "
             "beside each, like cat.txt beside cat.png, or a table metadata.csv with the columns file_name,text"
-            + "".join(f". {name} is no such table" for name in lists[:1])
+            + "".join(f". {name} {_why_no_table(name)}" for name in lists[:1])
         )
     if packed := [name for name in files if name.lower().endswith(PACKED)]:
         raise SourceError(f"{posixpath.join(address, packed[0])} {UNPACK}")
