@@ -15,16 +15,12 @@ def decoder(scales: tuple[int, ...] = (4,), **settings) -> UNetDecoder:
 
 
 @pytest.mark.parametrize(
-    ("kind", "updates", "final_rate", "settings", "share"),
-    # the student of the last one learns from itself: it settles late, as the rate falls
-    [
-        ("unet", 100, 0.01, {}, 0.1),
-        ("flow", 200, 0.01, {}, 0.1),
-        ("consistency", 150, 0.0, {"distill_from": 100}, 0.3),
-    ],
+    ("kind", "updates", "final_rate", "settings"),
+    # the student of the last one learns from itself: it settles as the rate falls
+    [("unet", 100, 0.01, {}), ("flow", 200, 0.01, {}), ("consistency", 300, 0.0, {"distill_from": 200})],
 )
 @pytest.mark.parametrize("scales", [(4,), (1, 2, 4)])
-def test_it_learns_what_only_the_tokens_of_each_scale_say(scales, kind, updates, final_rate, settings, share):
+def test_it_learns_what_only_the_tokens_of_each_scale_say(scales, kind, updates, final_rate, settings):
     """Each scale's first token brightens the whole image; the tokenizer's images are all the same gray."""
     model = tiny("decoders", kind, settings=settings, scales=scales, vocab_size=6)
     gray = torch.full((16, 3, 16, 16), 0.5)
@@ -36,7 +32,7 @@ def test_it_learns_what_only_the_tokens_of_each_scale_say(scales, kind, updates,
 
     before, after = (gray - images).square().mean(), (model.decode(tokens, gray) - images).square().mean()
 
-    assert after < share * before
+    assert after < before / 10
     assert "squared_error" in rows[-1]
 
 
